@@ -1,0 +1,202 @@
+"""Auctions: who wins, what the winner pays, what the seller receives.
+
+`clear` turns sealed bids into an `Outcome`. A `Mechanism` is two pure functions of an outcome. Nothing
+else in the library decides a price, so a new auction is two lines::
+
+    >>> third_price = Mechanism(
+    ...     "third-price",
+    ...     price=lambda o: jnp.sort(jnp.where(o.eligible, o.bids, 0.0))[-3],
+    ...     resale=lambda o: jnp.sort(jnp.where(o.eligible, o.bids, 0.0))[-3],
+    ... )
+    >>> outcome = clear(jnp.array([0.2, 0.9, 0.5]))
+    >>> float(third_price.price(outcome)), float(VICKREY.price(outcome))
+    (0.2..., 0.5)
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarket.types import NOBODY, Array, Outcome, real
+
+__all__ = [
+    "BUCKET_BRIGADE",
+    "CREDIT_CONSERVING_VICKREY",
+    "ENVIRONMENT_REWARD",
+    "MECHANISMS",
+    "VICKREY",
+    "Mechanism",
+    "award",
+    "choose",
+    "clear",
+    "mechanism",
+    "pick",
+]
+
+
+def pick(key: Array | None, candidates: Array) -> Array:
+    """One of the candidates: uniformly at random by ``key``, the lowest id without one.
+
+    Args:
+        key: a typed PRNG key, or None.
+        candidates: bool [A].
+
+    Returns:
+        i32 []: a bidder id, `NOBODY` if there is no candidate.
+    """
+    if key is None:
+        rank = 0
+    else:
+        count = candidates.sum()
+        # One uniform number for the whole auction: the rank of the chosen one among the candidates.
+        rank = jnp.minimum((jax.random.uniform(key) * count).astype(count.dtype), count - 1)
+    position = jnp.cumsum(candidates) - 1
+    chosen = jnp.argmax(candidates & (position == rank)).astype(jnp.int32)
+    return jnp.where(candidates.any(), chosen, NOBODY)
+
+
+def choose(bids: Array, key: Array | None, eligible: Array) -> Array:
+    """The winner: an eligible bidder with the highest bid, ties broken by `pick`. i32 []."""
+    highest = jnp.max(jnp.where(eligible, bids, -jnp.inf))
+    return pick(key, eligible & (bids == highest))
+
+
+def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 0.0) -> Outcome:
+    """The outcome of an auction won by ``winner``, whoever that is.
+
+    Exploration goes through here: it replaces the winner after the bids were made and leaves the
+    bids alone.
+
+    Args:
+        bids: f [A].
+        winner: i32 [], an eligible bidder or `NOBODY`.
+        eligible: bool [A].
+        reserve: f [], stands in for the highest other bid where nobody else is eligible.
+    """
+    ids = jnp.arange(bids.shape[0])
+    sold = winner >= 0
+    others = eligible & (ids != winner)
+    highest_other = jnp.max(jnp.where(others, bids, -jnp.inf))
+    highest_other = jnp.where(others.any(), highest_other, jnp.asarray(reserve, bids.dtype))
+    # A masked sum rather than a gather: the same to the bit, and it vectorises over instances.
+    winning = jnp.sum(jnp.where(ids == winner, bids, 0))
+    return Outcome(
+        winner=winner,
+        winning_bid=winning,
+        highest_other_bid=jnp.where(sold, highest_other, 0),
+        bids=bids,
+        eligible=eligible,
+    )
+
+
+def clear(
+    bids: Array,
+    key: Array | None = None,
+    eligible: Array | None = None,
+    *,
+    reserve: Array | float = 0.0,
+) -> Outcome:
+    """Clear one sealed-bid auction.
+
+    Args:
+        bids: f [A], any finite numbers; a bid that is NaN or infinite is not eligible.
+        key: breaks ties uniformly at random; without it the lowest id wins.
+        eligible: bool [A], everyone by default.
+        reserve: f [], the other bid where fewer than two bidders are eligible. It does not keep a
+            lower bid from winning.
+
+    Returns:
+        An `Outcome`; with nobody eligible ``winner`` is `NOBODY` (-1) and both bids are 0.
+
+    Raises:
+        ValueError: ``bids`` is not a vector of at least one bid, or ``eligible`` is not its mask.
+
+    >>> outcome = clear(jnp.array([0.2, 0.9, 0.5]))
+    >>> int(outcome.winner), float(outcome.winning_bid), float(outcome.highest_other_bid)
+    (1, 0.8999999761581421, 0.5)
+    """
+    bids = jnp.asarray(bids)
+    if not jnp.issubdtype(bids.dtype, jnp.floating):
+        bids = bids.astype(real())
+    if bids.ndim != 1 or bids.shape[0] == 0:
+        raise ValueError(
+            f"bids: an auction takes a vector of at least one bid, got shape {bids.shape}; "
+            "use jax.vmap(clear) for many auctions at once"
+        )
+    if eligible is None:
+        eligible = jnp.ones(bids.shape, bool)
+    eligible = jnp.asarray(eligible)
+    if eligible.shape != bids.shape or eligible.dtype != bool:
+        raise ValueError(
+            f"eligible: expected a boolean mask of shape {bids.shape}, one entry per bid, "
+            f"got {eligible.dtype} {eligible.shape}"
+        )
+    eligible = eligible & jnp.isfinite(bids)
+    return award(bids, choose(bids, key, eligible), eligible, reserve)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """How money follows from an outcome.
+
+    Attributes:
+        name: short name, as used on the command line.
+        price: ``Outcome -> f []``, what the winner pays for the state.
+        resale: ``Outcome -> f []``, what the owner of the state receives for it.
+
+    Both are 0 by convention where ``outcome.winner`` is `NOBODY`; the society makes sure of it.
+    """
+
+    name: str
+    price: Callable[[Outcome], Array]
+    resale: Callable[[Outcome], Array]
+
+
+def _own(outcome: Outcome) -> Array:
+    return outcome.winning_bid
+
+
+def _other(outcome: Outcome) -> Array:
+    return outcome.highest_other_bid
+
+
+def _highest(outcome: Outcome) -> Array:
+    return jnp.maximum(outcome.winning_bid, outcome.highest_other_bid)
+
+
+def _nothing(outcome: Outcome) -> Array:
+    return jnp.zeros_like(outcome.winning_bid)
+
+
+BUCKET_BRIGADE = Mechanism("bb", price=_own, resale=_own)
+"""First price (Holland 1985): the winner pays its own bid to the owner."""
+
+VICKREY = Mechanism("vickrey", price=_other, resale=_highest)
+"""Second price (Chang et al. 2020): the winner pays the other bid, the owner receives the highest
+bid, and the auctioneer mints the difference."""
+
+CREDIT_CONSERVING_VICKREY = Mechanism("ccv", price=_other, resale=_other)
+"""Second price paid to the owner (Chang et al. 2020): truthful in one auction and conserving."""
+
+ENVIRONMENT_REWARD = Mechanism("env", price=_nothing, resale=_nothing)
+"""No market (Chang et al. 2020, ablation): the winner keeps its reward and that is all."""
+
+MECHANISMS = {
+    m.name: m for m in (BUCKET_BRIGADE, VICKREY, CREDIT_CONSERVING_VICKREY, ENVIRONMENT_REWARD)
+}
+"""The paper's mechanisms by short name."""
+
+
+def mechanism(auction: str | Mechanism) -> Mechanism:
+    """The mechanism of that short name; a `Mechanism` is returned as it is.
+
+    Raises:
+        ValueError: there is no mechanism of that name.
+    """
+    if isinstance(auction, Mechanism):
+        return auction
+    if auction not in MECHANISMS:
+        raise ValueError(f"auction: unknown mechanism {auction!r}; choose from {', '.join(MECHANISMS)}")
+    return MECHANISMS[auction]

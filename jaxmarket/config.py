@@ -1,0 +1,261 @@
+"""The typed settings of a training run: what the command line is built from."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from jaxmarket import auctions
+from jaxmarket.auctions import Mechanism
+from jaxmarket.environments import adapt, make
+from jaxmarket.environments.adapter import Adapter
+from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforce, Valuation
+from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, Torso, ValueHead, ValueNetwork, cnn, linear, mlp
+from jaxmarket.settlement import TIME_LIMITS, TimeLimits
+from jaxmarket.society import Society
+
+__all__ = ["PRESETS", "Defaults", "TrainConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a setting of `TrainConfig` left at None becomes, for one learner."""
+
+    steps: int
+    instances: int
+    horizon: int
+    minibatch: int
+    epochs: int
+    learning_rate: float
+    bids: str
+    trace_decay: float | None = None
+    exploration: float | None = None
+    exploration_final: float | None = None
+
+
+_PPO = Defaults(
+    # Chang et al. (2020): 4,096 steps per update, 256 transitions per minibatch (128 auctions × 2 clones).
+    steps=3_072_000,
+    instances=32,
+    horizon=128,
+    minibatch=128,
+    epochs=1,
+    learning_rate=4e-5,
+    bids="kumaraswamy",
+)
+_DEFAULTS = {
+    "ppo": _PPO,
+    "reinforce": dataclasses.replace(_PPO, learning_rate=1e-3),
+    "valuation": Defaults(
+        steps=2_048_000,
+        instances=32,
+        horizon=32,
+        minibatch=128,
+        epochs=1,
+        learning_rate=3e-2,
+        bids="value",
+        trace_decay=0.65,
+        exploration=1.0,
+        exploration_final=0.1,
+    ),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"learner": "ppo", "bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
+}
+"""Settings by name; ``paper`` is the published learner with Beta bids and time-outs as terminal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. A setting left at None takes the learner's default.
+
+    Args:
+        env: an environment id, such as Chain-v0 or CartPole-v1 (or an environment object).
+        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey) or env (reward only).
+        learner: ppo, valuation or reinforce.
+        clones: bidders per primitive.
+        seeds: independent runs, trained in one vmapped call.
+        steps: environment steps per seed (rounded up to whole rollouts).
+        gamma: discount; the environment's own if it names one, else 0.99.
+        share_clones: whether clones of one primitive share parameters.
+        instances: parallel market instances per seed.
+        horizon: auctions per instance and update.
+        minibatch: auctions per gradient step.
+        epochs: passes over each rollout (ppo, valuation).
+        learning_rate: of the bidding policies.
+        value_learning_rate: of the value networks (ppo).
+        entropy: weight of the bids' entropy (ppo, reinforce).
+        clip: range of the policy ratio (ppo).
+        trace_decay: λ of the contract between buyer and seller (valuation).
+        exploration: probability that a random bidder wins, at the start of training.
+        exploration_final: the same from half of training on.
+        dropout: probability that a bidder sits out an episode; two always stay.
+        reserve: the other bid where a bidder has no rival.
+        bids: kumaraswamy, beta or value (deterministic, valuation only).
+        bid_low: lowest possible bid.
+        bid_high: highest possible bid.
+        hidden: widths of the bid network's layers; none at all makes a table.
+        time_limits: shadow (a time-out's resale is estimated) or terminal (it counts as 0).
+        ties: random or lowest.
+        preset: paper (published settings); what is given beside it wins.
+    """
+
+    env: Any
+    auction: str | Mechanism = "ccv"
+    learner: str = "ppo"
+    clones: int = 2
+    seeds: int = 1
+    steps: int | None = None
+    gamma: float | None = None
+    share_clones: bool = True
+    instances: int | None = None
+    horizon: int | None = None
+    minibatch: int | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    value_learning_rate: float = 5e-3
+    entropy: float = 0.1
+    clip: float = 0.2
+    trace_decay: float | None = None
+    exploration: float | None = None
+    exploration_final: float | None = None
+    dropout: float | None = None
+    reserve: float | None = None
+    bids: str | None = None
+    bid_low: float | None = None
+    bid_high: float | None = None
+    hidden: tuple[int, ...] | None = None
+    time_limits: TimeLimits | None = None
+    ties: Literal["random", "lowest"] = "random"
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset is not None:
+            _choice("preset", self.preset, PRESETS)
+            for field, value in PRESETS[self.preset].items():
+                if getattr(self, field) is None:
+                    object.__setattr__(self, field, value)
+        _choice("learner", self.learner, LEARNERS)
+        defaults = _DEFAULTS[self.learner]
+        adapter = self.adapter
+        auctions.mechanism(self.auction)
+        fill = dataclasses.asdict(defaults) | {
+            "gamma": adapter.gamma if adapter.gamma is not None else 0.99,
+            "time_limits": "shadow",
+        }
+        for field, value in fill.items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, value)
+        if self.hidden is not None:
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        self._validate()
+        self.society  # noqa: B018  whatever is wrong with the parts is wrong now
+
+    def _validate(self) -> None:
+        for field in ("clones", "seeds", "steps", "instances", "horizon", "minibatch", "epochs"):
+            _whole(field, getattr(self, field))
+        for width in self.hidden or ():
+            _whole("hidden", width)
+        for field in ("gamma", "trace_decay", "exploration", "exploration_final", "dropout"):
+            _number(field, getattr(self, field), 0, 1)
+        for field in ("learning_rate", "value_learning_rate", "entropy", "clip"):
+            _number(field, getattr(self, field), 0, math.inf)
+        for field in ("reserve", "bid_low", "bid_high"):
+            _number(field, getattr(self, field), -math.inf, math.inf)
+        if self.gamma == 1 and self.adapter.gamma is not None:
+            raise ValueError("gamma: 1 leaves the values of an endless process undefined; use a discount below 1")
+        _choice("time_limits", self.time_limits, TIME_LIMITS)
+        _choice("bids", self.bids, _HEADS)
+        if (self.learner == "valuation") != (self.bids == "value"):
+            raise ValueError(
+                f"bids: learner {self.learner} cannot train {self.bids} bids; "
+                "valuation takes value, ppo and reinforce take kumaraswamy or beta"
+            )
+        if (self.instances * self.horizon) % self.minibatch:  # type: ignore[operator]
+            raise ValueError(
+                f"minibatch: {self.minibatch} does not divide instances × horizon = "
+                f"{self.instances} × {self.horizon} auctions; choose a divisor"
+            )
+        if self.dropout is not None and self.primitives * self.clones < 3:
+            raise ValueError(
+                f"dropout: {self.primitives * self.clones} bidders leave nobody to drop, two always stay; "
+                "use more clones, or no dropout"
+            )
+
+    @property
+    def adapter(self) -> Adapter:
+        """The environment as the society sees it."""
+        return adapt(make(self.env)[0] if isinstance(self.env, str) else self.env)
+
+    @property
+    def primitives(self) -> int:
+        """P."""
+        return self.adapter.num_actions
+
+    @property
+    def updates(self) -> int:
+        """Rollouts that make up ``steps``, rounded up."""
+        return -(-self.steps // (self.instances * self.horizon))  # type: ignore[operator]
+
+    @property
+    def society(self) -> Society:
+        """The static society these settings describe."""
+        limits = {
+            name: limit for name, limit in (("low", self.bid_low), ("high", self.bid_high)) if limit is not None
+        }
+        return Society(
+            env=self.adapter,
+            policy=BidPolicy(torso=self._torso, head=_HEADS[self.bids](**limits)),  # type: ignore[index]
+            mechanism=self.auction,
+            clones=self.clones,
+            share=self.share_clones,
+            ties=self.ties,
+        )
+
+    @property
+    def learner_rule(self) -> Learner:
+        """The local update rule these settings describe."""
+        policy = self.society.policy
+        if self.learner == "valuation":
+            return Valuation(policy, minibatch=self.minibatch, epochs=self.epochs)  # type: ignore[arg-type]
+        if self.learner == "reinforce":
+            return Reinforce(policy, minibatch=self.minibatch)  # type: ignore[arg-type]
+        torso = mlp(*policy.torso.hidden) if not policy.torso.convolutions else policy.torso  # type: ignore[attr-defined]
+        return PPO(policy, ValueNetwork(torso), minibatch=self.minibatch, epochs=self.epochs)  # type: ignore[arg-type]
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The traced settings, as numbers; replace any of them with an array to sweep over it."""
+        names = {field.name for field in dataclasses.fields(Hyperparameters)} - {"discount"}
+        return Hyperparameters(discount=self.gamma, **{name: getattr(self, name) for name in names})  # type: ignore[arg-type]
+
+    @property
+    def _torso(self) -> Torso:
+        obs = Society(self.adapter, BidPolicy(linear(), ValueHead())).observation
+        value = self.learner == "valuation"
+        if len(obs.shape) == 3:
+            return cnn(*(self.hidden or (128,)), layer_norm=value)
+        if self.adapter.one_hot:
+            return linear(*(self.hidden if self.hidden is not None else () if value else (16,)))
+        return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)
+
+
+_HEADS: dict[str, Any] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
+
+
+def _choice(field: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{field}: unknown value {value!r}; choose from {', '.join(known)}")
+
+
+def _whole(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+
+
+def _number(field: str, value: Any, low: float, high: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+        limits = f" in [{low:g}, {high:g}]" if math.isfinite(high) else " >= 0" if low == 0 else ""
+        raise ValueError(f"{field}: expected a finite number{limits}, got {value!r}")

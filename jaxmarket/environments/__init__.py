@@ -1,0 +1,67 @@
+"""Environments: our own, gymnax's by id, and the adapter through which a society sees any of them.
+
+Importing this package is cheap; gymnax (which imports matplotlib, pandas and gymnasium) is loaded when
+an environment is first made.
+"""
+
+import difflib
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxmarket.environments.adapter import Adapter, Step, adapt
+from jaxmarket.types import PyTree
+
+if TYPE_CHECKING:
+    from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
+
+__all__ = ["Adapter", "Bandit", "Chain", "Duality", "FiniteMDP", "Step", "adapt", "environment_ids", "make"]
+
+_OURS = {"Bandit-v0": "Bandit", "Chain-v0": "Chain", "Duality-v0": "Duality"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Bandit", "Chain", "Duality", "FiniteMDP"):
+        return getattr(importlib.import_module("jaxmarket.environments.tabular"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def environment_ids() -> tuple[str, ...]:
+    """Every id `make` knows; gymnax's with continuous actions are listed too, and refused by `make`."""
+    import gymnax  # noqa: PLC0415  two seconds of imports, only for those who ask
+
+    return (*_OURS, *gymnax.registered_envs)
+
+
+def make(env_id: str) -> tuple[Any, PyTree]:
+    """An environment and its default parameters, as gymnax's own ``make`` returns them.
+
+    The same id always gives the same environment object, so equal ids never compile twice.
+
+    Args:
+        env_id: ``Bandit-v0``, ``Chain-v0``, ``Duality-v0``, or a gymnax id with discrete actions.
+
+    Raises:
+        ValueError: the id is unknown, its actions are not discrete, or it cannot be built here.
+    """
+    env = _make(env_id)
+    return env, adapt(env).default_params
+
+
+@functools.cache
+def _make(env_id: str) -> Any:
+    if env_id in _OURS:
+        return __getattr__(_OURS[env_id])()
+    import gymnax  # noqa: PLC0415
+
+    known = environment_ids()
+    if env_id not in known:
+        close = difflib.get_close_matches(str(env_id), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+        raise ValueError(f"env: unknown environment {env_id!r}; {hint}")
+    try:
+        env, _ = gymnax.make(env_id)
+    except OSError as error:
+        raise ValueError(f"env: {env_id} cannot be built here, it reads data that is not available ({error})") from error
+    adapt(env)
+    return env

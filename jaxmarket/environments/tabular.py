@@ -1,0 +1,258 @@
+"""Finite decision processes: any of a user's own, and the paper's three numerical tasks."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmarket.types import Array, real
+
+__all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState"]
+
+
+class MDPState(struct.PyTreeNode):
+    """State of a `FiniteMDP`."""
+
+    index: Array  # i32 [] state
+    time: Array  # i32 [] steps since the reset
+
+
+class MDPParams(struct.PyTreeNode):
+    """Parameters of a `FiniteMDP`; the arrays are traced, the process can change without a recompile."""
+
+    transitions: Array  # f [S, A, S] P(s' | s, a)
+    rewards: Array  # f [S, A] expected reward
+    start: Array  # f [S] distribution of the first state
+    terminal: Array  # bool [S] entering it ends the episode
+    max_steps_in_episode: int = 100
+
+
+class FiniteMDP(environment.Environment[Any, Any]):
+    """A finite Markov decision process as a gymnax environment with one-hot observations.
+
+    Args:
+        P: transition probabilities, f [S, A, S].
+        R: reward of taking an action in a state, f [S, A].
+        gamma: discount, in [0, 1).
+        start: distribution of the first state, f [S].
+        horizon: steps after which an episode is truncated.
+        terminal: bool [S], states whose entering ends the episode; none by default.
+        name: shown in tables.
+
+    Instances compare and hash by value.
+
+    Raises:
+        ValueError: an array has the wrong shape, is not finite, or is not a distribution within 1e-5.
+    """
+
+    def __init__(
+        self,
+        P: Any,
+        R: Any,
+        gamma: float,
+        start: Any,
+        horizon: int = 100,
+        *,
+        terminal: Any = None,
+        name: str = "FiniteMDP",
+    ) -> None:
+        super().__init__()
+        transitions = _array("P", P, 3)
+        states, actions = transitions.shape[:2]
+        if transitions.shape != (states, actions, states) or states == 0 or actions == 0:
+            raise ValueError(f"P: expected shape [S, A, S] with S, A >= 1, got {transitions.shape}")
+        rewards = _array("R", R, 2, (states, actions))
+        first = _array("start", start, 1, (states,))
+        ends = np.zeros(states, bool) if terminal is None else np.asarray(terminal)
+        if ends.shape != (states,) or ends.dtype != bool:
+            raise ValueError(f"terminal: expected a boolean mask of shape {(states,)}, got {ends.dtype} {ends.shape}")
+        _distribution("P", transitions)
+        _distribution("start", first)
+        if not 0 <= gamma < 1:
+            raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma}")
+        if int(horizon) != horizon or horizon < 1:
+            raise ValueError(f"horizon: expected a whole number of steps >= 1, got {horizon}")
+        self.gamma = float(gamma)
+        self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
+        self.horizon = int(horizon)
+        self._name = name
+        self._identity = (
+            type(self),
+            name,
+            self.gamma,
+            self.horizon,
+            *(array.tobytes() for array in (transitions, rewards, first, ends)),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FiniteMDP) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def name(self) -> str:
+        """Environment name."""
+        return self._name
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.rewards.shape[0]
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return self.rewards.shape[1]
+
+    @property
+    def default_params(self) -> MDPParams:
+        """The arrays given at construction."""
+        return MDPParams(
+            transitions=jnp.asarray(self.transitions, real()),
+            rewards=jnp.asarray(self.rewards, real()),
+            start=jnp.asarray(self.start, real()),
+            terminal=jnp.asarray(self.terminal),
+            max_steps_in_episode=self.horizon,
+        )
+
+    def reset_env(self, key: Array, params: MDPParams) -> tuple[Array, MDPState]:
+        """A first state drawn from ``start``."""
+        index = _draw(key, params.start)
+        state = MDPState(index=index, time=jnp.zeros((), jnp.int32))
+        return self.get_obs(state), state
+
+    def step_env(
+        self, key: Array, state: MDPState, action: Any, params: MDPParams
+    ) -> tuple[Array, MDPState, Array, Array, dict[Any, Any]]:
+        """One transition; time limits are `is_truncated`'s business."""
+        reward = params.rewards[state.index, action]
+        index = _draw(key, params.transitions[state.index, action])
+        state = MDPState(index=index, time=state.time + 1)
+        terminated = self.is_terminated(state, params)
+        return self.get_obs(state), state, reward, terminated, {"discount": self.discount(state, params)}
+
+    def get_obs(self, state: MDPState, params: Any = None, key: Any = None) -> Array:
+        """One-hot state: f [S]."""
+        return jax.nn.one_hot(state.index, self.num_states, dtype=real())
+
+    def is_terminated(self, state: MDPState, params: MDPParams) -> Array:
+        """Whether the state is terminal."""
+        return params.terminal[state.index]
+
+    def action_space(self, params: Any = None) -> spaces.Discrete:
+        """The A actions."""
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: Any = None) -> spaces.Box:
+        """One-hot vectors."""
+        return spaces.Box(0, 1, (self.num_states,), real())
+
+    def optimal_q(self, gamma: float | None = None) -> np.ndarray:
+        """Q* of the untruncated process, f64 [S, A], by policy iteration with exact linear solves.
+
+        Raises:
+            ValueError: ``gamma`` is not in [0, 1).
+        """
+        gamma = self.gamma if gamma is None else float(gamma)
+        if not 0 <= gamma < 1:
+            raise ValueError(f"gamma: an untruncated process needs a discount in [0, 1), got {gamma}")
+        rewards = self.rewards
+        # Entering a terminal state earns the reward of the step, and nothing follows.
+        onward = gamma * self.transitions * ~self.terminal
+        states = np.arange(self.num_states)
+        policy = rewards.argmax(1)
+        while True:
+            value = np.linalg.solve(np.eye(self.num_states) - onward[states, policy], rewards[states, policy])
+            q = rewards + onward @ value
+            # Strict improvement only, else two equal actions could alternate for ever.
+            better = q.max(1) > q[states, policy] + 1e-12 * np.maximum(1.0, np.abs(q).max(1))
+            if not better.any():
+                return q
+            policy = np.where(better, q.argmax(1), policy)
+
+
+def _draw(key: Array, probabilities: Array) -> Array:
+    """One index by inverting the cumulative distribution; exact for a one-hot one. i32 []."""
+    u = jax.random.uniform(key, (), probabilities.dtype)
+    # The sum counts the states passed over. Rounding can leave the total just under u: stay inside.
+    index = jnp.sum(u >= jnp.cumsum(probabilities))
+    last = probabilities.shape[0] - 1 - jnp.argmax(probabilities[::-1] > 0)
+    return jnp.minimum(index, last).astype(jnp.int32)
+
+
+def _array(field: str, value: Any, ndim: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}: expected an array of numbers, got {value!r}") from error
+    if array.ndim != ndim or (shape is not None and array.shape != shape):
+        wanted = f"shape {shape}" if shape is not None else f"{ndim} axes"
+        raise ValueError(f"{field}: expected {wanted}, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{field}: every entry must be finite, {field}[{where}] is {array[where]}")
+    return array
+
+
+def _distribution(field: str, array: np.ndarray) -> None:
+    if (array < 0).any():
+        where = tuple(int(i) for i in np.argwhere(array < 0)[0])
+        raise ValueError(f"{field}: probabilities cannot be negative, {field}[{where}] is {array[where]}")
+    wrong = np.argwhere(np.abs(array.sum(-1) - 1) > 1e-5)
+    if len(wrong):
+        where = tuple(int(i) for i in wrong[0])
+        label = f"{field}[{', '.join(map(str, where))}]" if where else field
+        raise ValueError(f"{label}: probabilities must sum to one within 1e-5, they sum to {array[where].sum()}")
+
+
+def _deterministic(successors: Any, states: int) -> np.ndarray:
+    return np.eye(states)[np.asarray(successors)]
+
+
+@functools.cache
+def Bandit() -> FiniteMDP:  # noqa: N802  reads as the environment's name
+    """Market bandit (Chang et al. 2020): one state, one step, rewards .2 .4 .6 .8.
+
+    Agent dropout is a rule of the market: ``Rules(dropout=...)``.
+    """
+    return FiniteMDP(
+        P=_deterministic([[0] * 4], 1),
+        R=[[0.2, 0.4, 0.6, 0.8]],
+        gamma=0.99,
+        start=[1],
+        horizon=1,
+        terminal=np.array([True]),
+        name="Bandit-v0",
+    )
+
+
+@functools.cache
+def Chain() -> FiniteMDP:  # noqa: N802
+    """Chain (Chang et al. 2020): states 0..5, left and right, .8 on entering state 5, limit 20."""
+    return FiniteMDP(
+        P=_deterministic([[max(s - 1, 0), s + 1] for s in range(5)] + [[5, 5]], 6),
+        R=[[0, 0], [0, 0], [0, 0], [0, 0], [0, 0.8], [0, 0]],
+        gamma=0.99,
+        start=[1, 0, 0, 0, 0, 0],
+        horizon=20,
+        terminal=np.arange(6) == 5,
+        name="Chain-v0",
+    )
+
+
+@functools.cache
+def Duality() -> FiniteMDP:  # noqa: N802
+    """Duality (Chang et al. 2020): greed now leads to the absorbing state 2; never ends, limit 10."""
+    return FiniteMDP(
+        P=_deterministic([[2, 1], [0, 1], [2, 2]], 3),
+        R=[[0, 0.5], [0.5, 0.3], [-1, -1]],
+        gamma=0.99,
+        start=[1, 0, 0],
+        horizon=10,
+        name="Duality-v0",
+    )

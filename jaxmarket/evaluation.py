@@ -1,0 +1,69 @@
+"""Evaluation: fresh episodes, no learning, no exploration."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from jaxmarket.society import Society, reset, step
+from jaxmarket.types import Array, PyTree, Transition
+from jaxmarket.rollouts import rollout
+
+__all__ = ["Episodes", "bids_by_state", "evaluate", "watch"]
+
+_MOST_STEPS = 100_000
+
+
+class Episodes(struct.PyTreeNode):
+    """Fresh episodes, one per parallel instance."""
+
+    returns: Array  # f [episodes] undiscounted
+    lengths: Array  # i32 [episodes]
+    finished: Array  # bool [episodes] False where the step limit of the evaluation came first
+
+
+def evaluate(
+    society: Society, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = _MOST_STEPS
+) -> Episodes:
+    """Play ``episodes`` fresh episodes in parallel and return each one's outcome.
+
+    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones.
+    """
+    key_reset, key_steps = jax.random.split(key)
+    states, _ = jax.vmap(lambda k: reset(society, k, env_params))(jax.random.split(key_reset, episodes))
+    blank = Episodes(
+        returns=states.episode_return, lengths=states.episode_length, finished=jnp.zeros(episodes, bool)
+    )
+
+    def unfinished(carry: tuple) -> Array:
+        _, result, t = carry
+        return ~result.finished.all() & (t < max_steps)
+
+    def body(carry: tuple) -> tuple:
+        states, result, t = carry
+        keys = jax.random.split(jax.random.fold_in(key_steps, t), episodes)
+        states, row = jax.vmap(lambda k, s: step(society, k, params, s, env_params))(keys, states)
+        running = ~result.finished
+        result = Episodes(
+            returns=jnp.where(running, row.episode_return, result.returns),
+            lengths=jnp.where(running, row.episode_length, result.lengths),
+            finished=result.finished | row.done,
+        )
+        return states, result, t + 1
+
+    _, result, _ = jax.lax.while_loop(unfinished, body, (states, blank, jnp.zeros((), jnp.int32)))
+    return result
+
+
+def bids_by_state(society: Society, params: PyTree, states: int) -> Array:
+    """Mean (greedy) bid of every module in every one-hot state: f [states, M]."""
+    distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))
+    return distribution.mean()
+
+
+def watch(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
+    """The rows of one fresh episode, cut after ``max_steps``; not for use inside ``jit``."""
+    key_reset, key_roll = jax.random.split(key)
+    state, _ = reset(society, key_reset, env_params)
+    _, rows = jax.jit(rollout, static_argnums=(0, 5))(society, key_roll, params, state, env_params, max_steps)
+    length = int(jnp.argmax(rows.done)) + 1 if bool(rows.done.any()) else max_steps
+    return jax.tree.map(lambda x: x[:length], rows)

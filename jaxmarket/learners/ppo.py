@@ -1,0 +1,108 @@
+"""PPO on the one-step problem each auction poses (Chang et al. 2020)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, moments, optimizer, over_minibatches
+from jaxmarket.policies import BidPolicy, ValueNetwork
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["PPO", "PPOState"]
+
+
+class PPOState(struct.PyTreeNode):
+    """Parameters and optimizer states of one module."""
+
+    params: PyTree
+    opt: PyTree
+    value_params: PyTree
+    value_opt: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """The paper's learner: every bidder, winner or loser, learns from (state, own bid, own utility).
+
+    Memoryless: the advantage is utility - V(s), the value's target is the utility, and nothing is
+    bootstrapped from a network. Credit travels only through the next auction's price.
+
+    Attributes:
+        policy: bidding policy with a density.
+        value: expected utility of one bidder of the module.
+        minibatch: auctions per gradient step (each holds R bids).
+        epochs: passes over a rollout.
+        value_l2: weight of the squared value parameters in the value loss.
+        max_norm: clip of the policy gradient's global norm.
+        decay_after, decay_every, decay: both learning rates shrink by ``decay`` every ``decay_every``
+            updates after update ``decay_after``.
+    """
+
+    policy: BidPolicy
+    value: ValueNetwork
+    minibatch: int = 128
+    epochs: int = 1
+    value_l2: float = 1e-3
+    max_norm: float = 40.0
+    decay_after: int = 500
+    decay_every: int = 100
+    decay: float = 0.99
+
+    def init(self, key: Array, obs: Array) -> PPOState:
+        """Fresh networks and optimizers."""
+        key_policy, key_value = jax.random.split(key)
+        params, value_params = self.policy.init(key_policy, obs), self.value.init(key_value, obs)
+        return PPOState(
+            params=params,
+            opt=optimizer(self.max_norm).init(params),
+            value_params=value_params,
+            value_opt=optimizer(jnp.inf).init(value_params),
+        )
+
+    def update(
+        self, state: PPOState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
+    ) -> tuple[PPOState, dict[str, Array]]:
+        """One pass of clipped policy gradient and value regression over a rollout."""
+        del progress
+        steps = jnp.maximum(0, (update - self.decay_after) // self.decay_every)
+        shrink = jnp.asarray(self.decay, experience.utility.dtype) ** steps
+
+        def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
+            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            log_prob = jax.vmap(type(distribution).log_prob, (None, 1), 1)(distribution, bid)
+            return log_prob, distribution.entropy().mean()
+
+        def value(params: PyTree, obs: Array) -> Array:
+            return jax.vmap(self.value.apply, (None, 0))(params, obs)[:, None]
+
+        def policy_loss(params: PyTree, mini: Experience, before: Array, advantage: Array) -> Array:
+            log_prob, entropy = log_prob_and_entropy(params, mini.obs, mini.bid)
+            ratio = jnp.exp(log_prob - before)
+            clipped = jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip)
+            return -jnp.minimum(ratio * advantage, clipped * advantage).mean() - hyper.entropy * entropy
+
+        def value_loss(params: PyTree, mini: Experience) -> Array:
+            penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+            return jnp.mean((value(params, mini.obs) - mini.utility) ** 2) + self.value_l2 * penalty
+
+        before, _ = log_prob_and_entropy(state.params, experience.obs, experience.bid)
+        advantage = experience.utility - value(state.value_params, experience.obs)
+        mean, std = moments(advantage)
+
+        def step(state: PPOState, batch: tuple[Experience, Array, Array]) -> tuple[PPOState, Array]:
+            mini, before, advantage = batch
+            loss, gradient = jax.value_and_grad(policy_loss)(state.params, mini, before, advantage)
+            params, opt = adam_step(
+                optimizer(self.max_norm), state.params, state.opt, gradient, hyper.learning_rate * shrink
+            )
+            gradient = jax.grad(value_loss)(state.value_params, mini)
+            value_params, value_opt = adam_step(
+                optimizer(jnp.inf), state.value_params, state.value_opt, gradient, hyper.value_learning_rate * shrink
+            )
+            return PPOState(params=params, opt=opt, value_params=value_params, value_opt=value_opt), loss
+
+        batch = (experience, before, (advantage - mean) / std)
+        state, loss = over_minibatches(step, state, batch, self.minibatch, self.epochs)
+        return state, {"loss": loss}

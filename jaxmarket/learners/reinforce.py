@@ -1,0 +1,60 @@
+"""REINFORCE: the plainest local learner (Williams 1992)."""
+
+import dataclasses
+
+import jax
+from flax import struct
+
+from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, moments, optimizer, over_minibatches
+from jaxmarket.policies import BidPolicy
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["Reinforce", "ReinforceState"]
+
+
+class ReinforceState(struct.PyTreeNode):
+    """Parameters and optimizer state of one module."""
+
+    params: PyTree
+    opt: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce:
+    """Score-function gradient of the utility, standardised over the rollout, with an entropy bonus.
+
+    Attributes:
+        policy: bidding policy with a density.
+        minibatch: auctions per gradient step.
+        max_norm: clip of the gradient's global norm.
+    """
+
+    policy: BidPolicy
+    minibatch: int = 128
+    max_norm: float = 40.0
+
+    def init(self, key: Array, obs: Array) -> ReinforceState:
+        """A fresh network and optimizer."""
+        params = self.policy.init(key, obs)
+        return ReinforceState(params=params, opt=optimizer(self.max_norm).init(params))
+
+    def update(
+        self, state: ReinforceState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
+    ) -> tuple[ReinforceState, dict[str, Array]]:
+        """One pass over a rollout."""
+        del update, progress
+        mean, std = moments(experience.utility)
+
+        def loss(params: PyTree, mini: Experience) -> Array:
+            distribution = jax.vmap(self.policy.apply, (None, 0))(params, mini.obs)
+            log_prob = jax.vmap(type(distribution).log_prob, (None, 1), 1)(distribution, mini.bid)
+            advantage = (mini.utility - mean) / std
+            return -(log_prob * advantage).mean() - hyper.entropy * distribution.entropy().mean()
+
+        def step(state: ReinforceState, mini: Experience) -> tuple[ReinforceState, Array]:
+            value, gradient = jax.value_and_grad(loss)(state.params, mini)
+            params, opt = adam_step(optimizer(self.max_norm), state.params, state.opt, gradient, hyper.learning_rate)
+            return ReinforceState(params=params, opt=opt), value
+
+        state, value = over_minibatches(step, state, experience, self.minibatch, epochs=1)
+        return state, {"loss": value}

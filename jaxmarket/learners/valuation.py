@@ -1,0 +1,68 @@
+"""Valuation: each bidder learns what winning is worth, and bids just that."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, optimizer, over_minibatches
+from jaxmarket.policies import BidPolicy
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["Valuation", "ValuationState"]
+
+
+class ValuationState(struct.PyTreeNode):
+    """Parameters and optimizer state of one module."""
+
+    params: PyTree
+    opt: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Valuation:
+    """Each bidder regresses its bid on the revenue it in fact received when it won.
+
+    Revenue is utility + price, both the bidder's own. With Vickrey prices and two clones this is
+    Q-learning, with first prices expected SARSA (see the identities in the tests). The learning rate
+    falls linearly to zero over training, so noise averages out.
+
+    Attributes:
+        policy: bidding policy with a value head.
+        minibatch: auctions per gradient step.
+        epochs: passes over a rollout.
+        max_norm: clip of the gradient's global norm.
+    """
+
+    policy: BidPolicy
+    minibatch: int = 128
+    epochs: int = 1
+    max_norm: float = 10.0
+
+    def init(self, key: Array, obs: Array) -> ValuationState:
+        """A fresh network and optimizer."""
+        params = self.policy.init(key, obs)
+        return ValuationState(params=params, opt=optimizer(self.max_norm).init(params))
+
+    def update(
+        self, state: ValuationState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
+    ) -> tuple[ValuationState, dict[str, Array]]:
+        """Regress over one rollout."""
+        del update
+        revenue = experience.utility + experience.price
+
+        def loss(params: PyTree, batch: tuple[Array, Array, Array]) -> Array:
+            obs, won, revenue = batch
+            value = jax.vmap(self.policy.apply, (None, 0))(params, obs).mean()
+            return jnp.sum(jnp.where(won, (value[:, None] - revenue) ** 2, 0)) / obs.shape[0]
+
+        def step(state: ValuationState, batch: tuple[Array, Array, Array]) -> tuple[ValuationState, Array]:
+            value, gradient = jax.value_and_grad(loss)(state.params, batch)
+            rate = hyper.learning_rate * (1 - progress)
+            params, opt = adam_step(optimizer(self.max_norm), state.params, state.opt, gradient, rate)
+            return ValuationState(params=params, opt=opt), value
+
+        batch = (experience.obs, experience.won, revenue)
+        state, value = over_minibatches(step, state, batch, self.minibatch, self.epochs)
+        return state, {"loss": value}

@@ -1,0 +1,364 @@
+"""Bidding policies: Flax networks that turn an observation into a distribution over bids.
+
+Everything here is written for one module (bidders that share parameters); the society stacks modules
+with `jax.vmap`. A `BidPolicy` is a torso (any Flax module ``obs -> features``) and a head (a family of
+bid distributions). Policies are frozen and compare by value.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.scipy.special import betaln, digamma
+
+from jaxmarket.types import Array, PyTree, real
+
+__all__ = [
+    "Beta",
+    "BetaHead",
+    "BidDistribution",
+    "BidPolicy",
+    "Head",
+    "Kumaraswamy",
+    "KumaraswamyHead",
+    "Point",
+    "Torso",
+    "ValueHead",
+    "ValueNetwork",
+    "cnn",
+    "linear",
+    "mlp",
+]
+
+# Bids are kept this far inside (0, 1): float32 cannot tell 1 - 1e-8 from 1, where log-densities blow up.
+_EDGE = 1e-6
+
+
+class BidDistribution(Protocol):
+    """A distribution over bids; every array leaf has the same batch shape ``[...]``."""
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent bids: f [*shape, ...]."""
+        ...
+
+    def mean(self) -> Array:
+        """The greedy bid: f [...]."""
+        ...
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-density of ``bid`` [..., ]: f [...]."""
+        ...
+
+    def entropy(self) -> Array:
+        """Differential entropy: f [...]."""
+        ...
+
+
+class _Bounded(struct.PyTreeNode):
+    """A two-parameter distribution on (0, 1) stretched to (low, high)."""
+
+    a: Array  # f [...] > 0
+    b: Array  # f [...] > 0
+    low: float = struct.field(pytree_node=False, default=0.0)
+    high: float = struct.field(pytree_node=False, default=1.0)
+
+    def _stretch(self, unit: Array) -> Array:
+        return self.low + (self.high - self.low) * unit
+
+    def _unit(self, bid: Array) -> Array:
+        return jnp.clip((bid - self.low) / (self.high - self.low), _EDGE, 1 - _EDGE)
+
+    @property
+    def _log_width(self) -> float:
+        return math.log(self.high - self.low)
+
+
+class Kumaraswamy(_Bounded):
+    """Density ``a b x^(a-1) (1 - x^a)^(b-1)``: close to Beta(a, b), with a closed-form inverse CDF.
+
+    Source: Kumaraswamy (1980); moments and entropy after Jones (2009).
+    """
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent bids: f [*shape, ...]."""
+        u = jax.random.uniform(key, (*shape, *self.a.shape), self.a.dtype, _EDGE, 1 - _EDGE)
+        # x = (1 - (1-u)^(1/b))^(1/a), and 1 - u is as uniform as u.
+        tail = -jnp.expm1(jnp.log(u) / self.b)
+        unit = jnp.exp(jnp.log(jnp.maximum(tail, _EDGE)) / self.a)
+        return self._stretch(jnp.clip(unit, _EDGE, 1 - _EDGE))
+
+    def mean(self) -> Array:
+        """``b B(1 + 1/a, b)``, not a/(a+b): f [...]."""
+        return self._stretch(self.b * jnp.exp(betaln(1 + 1 / self.a, self.b)))
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-density: f [...]."""
+        log_x = jnp.log(self._unit(bid))
+        log_rest = jnp.log(jnp.maximum(-jnp.expm1(self.a * log_x), _EDGE))
+        return (
+            jnp.log(self.a)
+            + jnp.log(self.b)
+            + (self.a - 1) * log_x
+            + (self.b - 1) * log_rest
+            - self._log_width
+        )
+
+    def entropy(self) -> Array:
+        """``(1 - 1/b) + (1 - 1/a) H_b - log(ab)`` with the harmonic number H_b: f [...]."""
+        return (
+            (1 - 1 / self.b)
+            + (1 - 1 / self.a) * _harmonic(self.b)
+            - jnp.log(self.a)
+            - jnp.log(self.b)
+            + self._log_width
+        )
+
+
+def _harmonic(b: Array) -> Array:
+    """The harmonic number H_b = digamma(b + 1) + γ for b > 0, to 1e-7.
+
+    A shift by six and the asymptotic series: its gradient is a few divisions, where digamma's is the
+    costliest operation of a training step.
+    """
+    x = b + 6
+    shifted = sum(1 / (b + k) for k in range(1, 7))
+    return jnp.log(x) + jnp.euler_gamma + 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - shifted
+
+
+class Beta(_Bounded):
+    """Beta(a, b), as published (Chang et al. 2020)."""
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent bids: f [*shape, ...]."""
+        unit = jax.random.beta(key, self.a, self.b, (*shape, *self.a.shape), self.a.dtype)
+        return self._stretch(jnp.clip(unit, _EDGE, 1 - _EDGE))
+
+    def mean(self) -> Array:
+        """``a / (a + b)``: f [...]."""
+        return self._stretch(self.a / (self.a + self.b))
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-density: f [...]."""
+        x = self._unit(bid)
+        return (
+            (self.a - 1) * jnp.log(x)
+            + (self.b - 1) * jnp.log1p(-x)
+            - betaln(self.a, self.b)
+            - self._log_width
+        )
+
+    def entropy(self) -> Array:
+        """Differential entropy: f [...]."""
+        a, b = self.a, self.b
+        return (
+            betaln(a, b)
+            - (a - 1) * digamma(a)
+            - (b - 1) * digamma(b)
+            + (a + b - 2) * digamma(a + b)
+            + self._log_width
+        )
+
+
+class Point(struct.PyTreeNode):
+    """All mass on one value: a bidder that bids what it thinks the state is worth to it."""
+
+    value: Array  # f [...]
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """The value itself, broadcast: f [*shape, ...]."""
+        del key
+        return jnp.broadcast_to(self.value, (*shape, *self.value.shape))
+
+    def mean(self) -> Array:
+        """The value: f [...]."""
+        return self.value
+
+    def log_prob(self, bid: Array) -> Array:
+        """Undefined for a point mass."""
+        raise ValueError("head: a value head bids one number and has no density; use a kumaraswamy or beta head")
+
+    def entropy(self) -> Array:
+        """Undefined for a point mass."""
+        raise ValueError("head: a value head bids one number and has no entropy; use a kumaraswamy or beta head")
+
+
+class Head(Protocol):
+    """How many numbers a bid network puts out, and which distribution they stand for."""
+
+    low: float
+    high: float
+
+    @property
+    def outputs(self) -> int:
+        """Network outputs per observation."""
+        ...
+
+    def distribution(self, raw: Array) -> BidDistribution:
+        """The distribution with parameters ``raw`` [..., outputs]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _BoundedHead:
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(
+                f"bid_low, bid_high: a bid distribution needs finite limits with low < high, "
+                f"got {self.low} and {self.high}"
+            )
+
+    @property
+    def outputs(self) -> int:
+        return 2
+
+    def _parameters(self, raw: Array) -> tuple[Array, Array]:
+        """(m ν, (1-m) ν) with m a sigmoid and ν a softplus; zeros give (1, 1), the uniform bid."""
+        mean = jax.nn.sigmoid(raw[..., 0])
+        spread = jax.nn.softplus(raw[..., 1] + math.log(math.e**2 - 1))
+        return jnp.maximum(mean * spread, _EDGE), jnp.maximum((1 - mean) * spread, _EDGE)
+
+
+class KumaraswamyHead(_BoundedHead):
+    """Kumaraswamy bids in (low, high)."""
+
+    def distribution(self, raw: Array) -> Kumaraswamy:
+        """The distribution with parameters ``raw`` [..., 2]."""
+        return Kumaraswamy(*self._parameters(raw), low=self.low, high=self.high)
+
+
+class BetaHead(_BoundedHead):
+    """Beta bids in (low, high), as published."""
+
+    def distribution(self, raw: Array) -> Beta:
+        """The distribution with parameters ``raw`` [..., 2]."""
+        return Beta(*self._parameters(raw), low=self.low, high=self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueHead:
+    """One number per observation: unbounded, or clipped where limits are given."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"bid_low, bid_high: need low < high, got {self.low} and {self.high}")
+
+    @property
+    def outputs(self) -> int:
+        """One."""
+        return 1
+
+    def distribution(self, raw: Array) -> Point:
+        """The bid ``raw`` [..., 1]."""
+        value = raw[..., 0]
+        if math.isfinite(self.low) or math.isfinite(self.high):
+            # Straight-through: a bid at its limit can still be taught to come back.
+            value = value + jax.lax.stop_gradient(jnp.clip(value, self.low, self.high) - value)
+        return Point(value)
+
+
+class Torso(nn.Module):
+    """Convolutions, then dense layers, over one observation [...] -> features [hidden[-1]].
+
+    With no layer at all the features are the flattened observation: a head on top of a one-hot
+    observation is then a table.
+    """
+
+    convolutions: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    activation: bool = True
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Features of one observation."""
+        x = obs.astype(real())
+        for channels in self.convolutions:
+            x = nn.relu(nn.Conv(channels, (3, 3), param_dtype=real())(x))
+        x = x.reshape(-1)
+        for width in self.hidden:
+            x = nn.Dense(width, param_dtype=real())(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(param_dtype=real())(x)
+            if self.activation:
+                x = nn.relu(x)
+        return x
+
+
+def linear(*hidden: int) -> Torso:
+    """Dense layers without activation: the paper's tabular network is ``linear(16)``, a table ``linear()``."""
+    return Torso(hidden=hidden, activation=False)
+
+
+def mlp(*hidden: int, layer_norm: bool = False) -> Torso:
+    """Dense layers with ReLU."""
+    return Torso(hidden=hidden, layer_norm=layer_norm)
+
+
+def cnn(*hidden: int, convolutions: tuple[int, ...] = (16,), layer_norm: bool = False) -> Torso:
+    """3 × 3 convolutions over an image [height, width, channels], then dense layers, with ReLU."""
+    return Torso(convolutions=convolutions, hidden=hidden, layer_norm=layer_norm)
+
+
+class _Readout(nn.Module):
+    torso: nn.Module
+    outputs: int
+    zero: bool
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        return nn.Dense(self.outputs, kernel_init=init, param_dtype=real())(self.torso(obs))
+
+
+@dataclasses.dataclass(frozen=True)
+class BidPolicy:
+    """One module's bidding policy: ``obs -> distribution over bids``.
+
+    The head's weights start at zero, so that every bidder starts with the same bids everywhere:
+    uniform on (low, high) for a distribution, 0 for a value.
+    """
+
+    torso: nn.Module
+    head: Head
+
+    @property
+    def _network(self) -> nn.Module:
+        return _Readout(self.torso, self.head.outputs, zero=True)
+
+    def init(self, key: Array, obs: Array) -> PyTree:
+        """Parameters for observations shaped like ``obs``."""
+        return self._network.init(key, obs)
+
+    def apply(self, params: PyTree, obs: Array) -> BidDistribution:
+        """The distribution of bids at one observation; batch shape []."""
+        return self.head.distribution(self._network.apply(params, obs))
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueNetwork:
+    """One module's estimate of the utility it can expect: ``obs -> f []``."""
+
+    torso: nn.Module
+
+    @property
+    def _network(self) -> nn.Module:
+        return _Readout(self.torso, 1, zero=False)
+
+    def init(self, key: Array, obs: Array) -> PyTree:
+        """Parameters for observations shaped like ``obs``."""
+        return self._network.init(key, obs)
+
+    def apply(self, params: PyTree, obs: Array) -> Array:
+        """Expected utility at one observation: f []."""
+        return self._network.apply(params, obs)[..., 0]

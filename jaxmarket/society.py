@@ -1,0 +1,234 @@
+"""The society: bidders, an auction and primitives over an environment, as one pure step.
+
+observe → every bidder bids → the auction clears → the buyer pays, the owner is paid → the winner's
+primitive transforms the environment → its reward is credited. `reset` and `step` act on one market
+instance; `jax.vmap` runs many.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarket import auctions
+from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
+from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.policies import BidPolicy
+from jaxmarket.settlement import transfer
+from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, Transition, real
+
+__all__ = ["Society", "auction", "reset", "step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Society:
+    """The static description of a society; frozen, compares by value, never compiled twice.
+
+    Bidder ``a`` is clone ``a % clones`` of primitive ``a // clones``.
+
+    Attributes:
+        env: an environment, or its `Adapter`.
+        policy: how one module bids.
+        mechanism: a `Mechanism`, or its short name.
+        clones: bidders per primitive.
+        share: whether the clones of a primitive share parameters (and so form one module).
+        ties: how an auction breaks ties: at random, or for the lowest id.
+        greedy: bid the mean of the bid distribution instead of a sample.
+    """
+
+    env: Any
+    policy: BidPolicy
+    mechanism: Mechanism | str = CREDIT_CONSERVING_VICKREY
+    clones: int = 2
+    share: bool = True
+    ties: Literal["random", "lowest"] = "random"
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "env", adapt(self.env))
+        object.__setattr__(self, "mechanism", auctions.mechanism(self.mechanism))
+        if isinstance(self.clones, bool) or not isinstance(self.clones, int) or self.clones < 1:
+            raise ValueError(f"clones: a society needs at least one bidder per primitive, got {self.clones!r}")
+        if self.ties not in ("random", "lowest"):
+            raise ValueError(f"ties: unknown rule {self.ties!r}; choose from random, lowest")
+
+    @property
+    def primitives(self) -> int:
+        """P."""
+        return self.env.num_actions
+
+    @property
+    def bidders(self) -> int:
+        """A = P · clones."""
+        return self.primitives * self.clones
+
+    @property
+    def modules(self) -> int:
+        """M: sets of parameters, P if clones share them, else A."""
+        return self.primitives if self.share else self.bidders
+
+    @property
+    def members(self) -> int:
+        """R: bidders per module."""
+        return self.bidders // self.modules
+
+    @functools.cached_property
+    def observation(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an encoded observation."""
+        obs, _ = jax.eval_shape(self.env.reset, jax.random.key(0), self.env.default_params)
+        return obs
+
+    def init(self, key: Array) -> PyTree:
+        """Bid-network parameters with a leading module axis [M]."""
+        obs = jnp.zeros(self.observation.shape, self.observation.dtype)
+        return jax.vmap(self.policy.init, (0, None))(jax.random.split(key, self.modules), obs)
+
+    def bids(self, params: PyTree, key: Array, obs: Array) -> Array:
+        """Sealed bids of every bidder for one state: f [A].
+
+        Members of a module see the same and know the same, but draw their bids independently.
+        """
+        distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
+        if self.greedy:
+            return jnp.repeat(distribution.mean(), self.members)
+        return distribution.sample(key, (self.members,)).T.reshape(-1)
+
+    def eligible(self, active: Array, env_state: PyTree, env_params: PyTree) -> Array:
+        """Who may bid: active bidders of legal primitives. bool [A]."""
+        return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
+
+
+def auction(
+    society: Society, key: Array, params: PyTree, obs: Array, eligible: Array, rules: Rules
+) -> Outcome:
+    """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money."""
+    key_bid, key_tie, key_explore = jax.random.split(key, 3)
+    outcome = auctions.clear(
+        society.bids(params, key_bid, obs),
+        key_tie if society.ties == "random" else None,
+        eligible,
+        reserve=0.0 if rules.reserve is None else rules.reserve,
+    )
+    if rules.exploration is None:
+        return outcome
+    key_whether, key_whom = jax.random.split(key_explore)
+    explore = jax.random.uniform(key_whether) < rules.exploration
+    winner = jnp.where(explore, auctions.pick(key_whom, outcome.eligible), outcome.winner)
+    return auctions.award(
+        outcome.bids, winner, outcome.eligible, 0.0 if rules.reserve is None else rules.reserve
+    )
+
+
+def reset(
+    society: Society, key: Array, env_params: PyTree, rules: Rules | None = None
+) -> tuple[State, Array]:
+    """Open a market instance: empty accounts, the house owns the first state.
+
+    Returns:
+        ``(state, obs)``, obs encoded.
+    """
+    key_env, key_active = jax.random.split(key)
+    obs, env_state = society.env.reset(key_env, env_params)
+    money = jnp.zeros((), real())
+    state = State(
+        env_state=env_state,
+        obs=obs,
+        owner=jnp.asarray(HOUSE, jnp.int32),
+        active=_who_takes_part(key_active, society.bidders, rules or Rules()),
+        wealth=jnp.zeros(society.bidders, real()),
+        house=money,
+        episode_return=money,
+        episode_length=jnp.zeros((), jnp.int32),
+    )
+    return state, obs
+
+
+def step(
+    society: Society,
+    key: Array,
+    params: PyTree,
+    state: State,
+    env_params: PyTree,
+    rules: Rules | None = None,
+) -> tuple[State, Transition]:
+    """One auction, its payments, and the environment step of the winner.
+
+    Where nobody is eligible no money moves between bidders: primitive 0 acts for the house.
+    When an episode ends the next state belongs to a new one, and to the house.
+
+    Args:
+        society: the static description.
+        key: a typed PRNG key, used up.
+        params: bid-network parameters, leaves [M, ...].
+        state: the market instance.
+        env_params: the environment's parameters.
+        rules: traced rules; none by default.
+
+    Returns:
+        The next state (after a reset, where the episode ended) and the row for the books.
+    """
+    rules = rules or Rules()
+    mechanism: Mechanism = society.mechanism  # type: ignore[assignment]  a name is resolved at construction
+    env: Adapter = society.env
+    key_auction, key_env, key_reset = jax.random.split(key, 3)
+
+    eligible = society.eligible(state.active, state.env_state, env_params)
+    outcome = auction(society, key_auction, params, state.obs, eligible, rules)
+    sold = outcome.winner >= 0
+    price = jnp.where(sold, mechanism.price(outcome), 0)
+    resale = jnp.where(sold, mechanism.resale(outcome), 0)
+
+    primitive = jnp.maximum(outcome.winner, 0) // society.clones
+    after = env.step(key_env, state.env_state, primitive, env_params)
+    wealth, house = transfer(
+        state.wealth,
+        state.house,
+        buyer=outcome.winner,
+        seller=state.owner,
+        price=price,
+        resale=resale,
+        reward=after.reward,
+    )
+    transition = Transition(
+        obs=state.obs,
+        outcome=outcome,
+        owner=state.owner,
+        price=price,
+        resale=resale,
+        reward=after.reward,
+        duration=after.duration,
+        terminated=after.terminated,
+        truncated=after.truncated,
+        next_obs=after.obs,
+        next_eligible=society.eligible(state.active, after.env_state, env_params),
+        shadow=jnp.zeros_like(price),
+        wealth=wealth,
+        house=house,
+        episode_return=state.episode_return + after.reward,
+        episode_length=state.episode_length + after.duration.astype(jnp.int32),
+    )
+    onward = State(
+        env_state=after.env_state,
+        obs=after.obs,
+        owner=outcome.winner,
+        active=state.active,
+        wealth=wealth,
+        house=house,
+        episode_return=transition.episode_return,
+        episode_length=transition.episode_length,
+    )
+    fresh, _ = reset(society, key_reset, env_params, rules)
+    fresh = fresh.replace(wealth=wealth, house=house)
+    return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
+
+
+def _who_takes_part(key: Array, bidders: int, rules: Rules) -> Array:
+    """Everyone, or a random subset of at least two under dropout. bool [A]."""
+    if rules.dropout is None:
+        return jnp.ones(bidders, bool)
+    draw = jax.random.uniform(key, (bidders,))
+    # The two highest draws always stay, so that there is a market left.
+    two = auctions.clear(draw)
+    return (draw >= rules.dropout) | (draw >= two.highest_other_bid)

@@ -1,0 +1,94 @@
+"""The structs that flow through a market, and the axes they carry.
+
+Axes, in the order they appear: ``T`` time, ``B`` parallel market instances, ``A`` bidders
+(``A = P * clones``), ``P`` primitives, ``M`` modules (bidders that share parameters form one module),
+``S`` seeds. Core functions are unbatched, so a shape such as ``[A]`` is the shape inside one market
+instance at one moment; `jax.vmap` and `jax.lax.scan` put ``B`` and ``T`` in front.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+__all__ = ["HOUSE", "NOBODY", "Array", "Outcome", "PyTree", "Rules", "State", "Transition", "real"]
+
+Array = jax.Array
+PyTree = Any
+
+NOBODY = -1
+"""The ``winner`` of an auction that had no eligible bidder."""
+
+HOUSE = -1
+"""The ``owner`` of a state no bidder has bought: the first state of an episode belongs to the house."""
+
+
+def real() -> jnp.dtype:
+    """The floating dtype of money: float32, or float64 when JAX runs with x64 enabled."""
+    return jnp.zeros(()).dtype
+
+
+class Outcome(struct.PyTreeNode):
+    """What one sealed-bid auction decided.
+
+    ``winning_bid`` and ``highest_other_bid`` are the winner's own bid and the highest bid among the
+    *other* eligible bidders, as in Chang et al. (2020), so that ``winning_bid >= highest_other_bid``
+    unless exploration picked the winner.
+    """
+
+    winner: Array  # i32 [] bidder id, NOBODY if no bidder was eligible
+    winning_bid: Array  # f [] the winner's own bid, 0 if nobody won
+    highest_other_bid: Array  # f [] the reserve if there is no other bidder, 0 if nobody won
+    bids: Array  # f [A] sealed bids as they were made
+    eligible: Array  # bool [A] who was allowed to win (a non-finite bid is never eligible)
+
+
+class Rules(struct.PyTreeNode):
+    """The traced rules of a market; sweeping over them needs no new compilation.
+
+    A rule left at ``None`` is not part of the compiled program at all.
+    """
+
+    exploration: Array | float | None = None  # f [] probability that a random eligible bidder wins instead
+    reserve: Array | float | None = None  # f [] stands in for the highest other bid where there is none
+    dropout: Array | float | None = None  # f [] probability that a bidder sits out an episode
+
+
+class State(struct.PyTreeNode):
+    """One running market instance."""
+
+    env_state: PyTree
+    obs: Array  # f [...] encoded observation of the state now for sale
+    owner: Array  # i32 [] who sells it: the last winner of this episode, or HOUSE
+    active: Array  # bool [A] bidders that take part in this episode
+    wealth: Array  # f [A] money of each bidder since the market opened, may be negative
+    house: Array  # f [] money of the house
+    episode_return: Array  # f [] undiscounted reward of the running episode
+    episode_length: Array  # i32 [] environment steps of the running episode
+
+
+class Transition(struct.PyTreeNode):
+    """One row of a market's books: an auction, the payments it caused and the step its winner made."""
+
+    obs: Array  # f [...] encoded observation of the state that was sold
+    outcome: Outcome
+    owner: Array  # i32 [] the seller, HOUSE for the first sale of an episode
+    price: Array  # f [] what the winner paid
+    resale: Array  # f [] what the seller received; resale - price is minted by the auctioneer
+    reward: Array  # f [] credited to the winner
+    duration: Array  # f [] environment steps the winner's primitive took (k; 1 for literal actions)
+    terminated: Array  # bool [] the episode ended for good; wins over truncated where both are set
+    truncated: Array  # bool [] the episode was cut by a limit
+    next_obs: Array  # f [...] encoded observation of the state reached, before any reset
+    next_eligible: Array  # bool [A] who could have bid for the state reached
+    shadow: Array  # f [] estimated resale where an auction that will never be held is needed, else 0
+    wealth: Array  # f [A] after this row
+    house: Array  # f [] after this row
+    episode_return: Array  # f [] of the episode so far, this row included
+    episode_length: Array  # i32 [] of the episode so far, this row included
+
+    @property
+    def done(self) -> Array:
+        """bool []: the episode ended with this row."""
+        return self.terminated | self.truncated
