@@ -183,9 +183,7 @@ CREDIT_CONSERVING_VICKREY = Mechanism("ccv", price=_other, resale=_other)
 ENVIRONMENT_REWARD = Mechanism("env", price=_nothing, resale=_nothing)
 """No market (Chang et al. 2020, ablation): the winner keeps its reward and that is all."""
 
-MECHANISMS = {
-    m.name: m for m in (BUCKET_BRIGADE, VICKREY, CREDIT_CONSERVING_VICKREY, ENVIRONMENT_REWARD)
-}
+MECHANISMS = {m.name: m for m in (BUCKET_BRIGADE, VICKREY, CREDIT_CONSERVING_VICKREY, ENVIRONMENT_REWARD)}
 """The paper's mechanisms by short name."""
 
 

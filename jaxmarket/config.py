@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
@@ -12,6 +12,11 @@ from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforc
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, Torso, ValueHead, ValueNetwork, cnn, linear, mlp
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society
+
+if TYPE_CHECKING:
+    Auction = str | Mechanism
+else:
+    Auction = str  # the command line reads this annotation, and offers names only
 
 __all__ = ["PRESETS", "Defaults", "TrainConfig"]
 
@@ -101,7 +106,8 @@ class TrainConfig:
     """
 
     env: Any
-    auction: str | Mechanism = "ccv"
+    _: dataclasses.KW_ONLY
+    auction: Auction = "ccv"
     learner: str = "ppo"
     clones: int = 2
     seeds: int = 1
@@ -200,13 +206,11 @@ class TrainConfig:
     @property
     def society(self) -> Society:
         """The static society these settings describe."""
-        limits = {
-            name: limit for name, limit in (("low", self.bid_low), ("high", self.bid_high)) if limit is not None
-        }
+        limits = {name: limit for name, limit in (("low", self.bid_low), ("high", self.bid_high)) if limit is not None}
         return Society(
             env=self.adapter,
             policy=BidPolicy(torso=self._torso, head=_HEADS[self.bids](**limits)),  # type: ignore[index]
-            mechanism=self.auction,
+            mechanism=auctions.mechanism(self.auction),
             clones=self.clones,
             share=self.share_clones,
             ties=self.ties,

@@ -1,12 +1,12 @@
 """Evaluation: fresh episodes, no learning, no exploration."""
 
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
+from jaxmarket.rollouts import rollout
 from jaxmarket.society import Society, reset, step
 from jaxmarket.types import Array, PyTree, Transition
-from jaxmarket.rollouts import rollout
 
 __all__ = ["Episodes", "bids_by_state", "evaluate", "watch"]
 
@@ -30,9 +30,7 @@ def evaluate(
     """
     key_reset, key_steps = jax.random.split(key)
     states, _ = jax.vmap(lambda k: reset(society, k, env_params))(jax.random.split(key_reset, episodes))
-    blank = Episodes(
-        returns=states.episode_return, lengths=states.episode_length, finished=jnp.zeros(episodes, bool)
-    )
+    blank = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=jnp.zeros(episodes, bool))
 
     def unfinished(carry: tuple) -> Array:
         _, result, t = carry

@@ -100,13 +100,7 @@ class Kumaraswamy(_Bounded):
         """Log-density: f [...]."""
         log_x = jnp.log(self._unit(bid))
         log_rest = jnp.log(jnp.maximum(-jnp.expm1(self.a * log_x), _EDGE))
-        return (
-            jnp.log(self.a)
-            + jnp.log(self.b)
-            + (self.a - 1) * log_x
-            + (self.b - 1) * log_rest
-            - self._log_width
-        )
+        return jnp.log(self.a) + jnp.log(self.b) + (self.a - 1) * log_x + (self.b - 1) * log_rest - self._log_width
 
     def entropy(self) -> Array:
         """``(1 - 1/b) + (1 - 1/a) H_b - log(ab)`` with the harmonic number H_b: f [...]."""
@@ -145,22 +139,13 @@ class Beta(_Bounded):
     def log_prob(self, bid: Array) -> Array:
         """Log-density: f [...]."""
         x = self._unit(bid)
-        return (
-            (self.a - 1) * jnp.log(x)
-            + (self.b - 1) * jnp.log1p(-x)
-            - betaln(self.a, self.b)
-            - self._log_width
-        )
+        return (self.a - 1) * jnp.log(x) + (self.b - 1) * jnp.log1p(-x) - betaln(self.a, self.b) - self._log_width
 
     def entropy(self) -> Array:
         """Differential entropy: f [...]."""
         a, b = self.a, self.b
         return (
-            betaln(a, b)
-            - (a - 1) * digamma(a)
-            - (b - 1) * digamma(b)
-            + (a + b - 2) * digamma(a + b)
-            + self._log_width
+            betaln(a, b) - (a - 1) * digamma(a) - (b - 1) * digamma(b) + (a + b - 2) * digamma(a + b) + self._log_width
         )
 
 
@@ -190,8 +175,15 @@ class Point(struct.PyTreeNode):
 class Head(Protocol):
     """How many numbers a bid network puts out, and which distribution they stand for."""
 
-    low: float
-    high: float
+    @property
+    def low(self) -> float:
+        """Lowest possible bid."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Highest possible bid."""
+        ...
 
     @property
     def outputs(self) -> int:
@@ -333,7 +325,7 @@ class BidPolicy:
     head: Head
 
     @property
-    def _network(self) -> nn.Module:
+    def _network(self) -> _Readout:
         return _Readout(self.torso, self.head.outputs, zero=True)
 
     def init(self, key: Array, obs: Array) -> PyTree:
@@ -342,7 +334,7 @@ class BidPolicy:
 
     def apply(self, params: PyTree, obs: Array) -> BidDistribution:
         """The distribution of bids at one observation; batch shape []."""
-        return self.head.distribution(self._network.apply(params, obs))
+        return self.head.distribution(jnp.asarray(self._network.apply(params, obs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,7 +344,7 @@ class ValueNetwork:
     torso: nn.Module
 
     @property
-    def _network(self) -> nn.Module:
+    def _network(self) -> _Readout:
         return _Readout(self.torso, 1, zero=False)
 
     def init(self, key: Array, obs: Array) -> PyTree:
@@ -361,4 +353,4 @@ class ValueNetwork:
 
     def apply(self, params: PyTree, obs: Array) -> Array:
         """Expected utility at one observation: f []."""
-        return self._network.apply(params, obs)[..., 0]
+        return jnp.asarray(self._network.apply(params, obs))[..., 0]

@@ -101,9 +101,7 @@ class Settlement(struct.PyTreeNode):
     estimated: Array  # bool [T] the resale ahead is a shadow estimate; that money never moved
 
 
-def resale_ahead(
-    trajectory: Transition, time_limits: TimeLimits = "shadow"
-) -> tuple[Array, Array]:
+def resale_ahead(trajectory: Transition, time_limits: TimeLimits = "shadow") -> tuple[Array, Array]:
     """The boundary rule: what the state bought at t was sold for afterwards.
 
     - *terminated* (it wins where both flags are set): nothing is ever sold, 0;

@@ -7,10 +7,11 @@ instance; `jax.vmap` runs many.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
@@ -19,7 +20,7 @@ from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import transfer
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, Transition, real
 
-__all__ = ["Society", "auction", "reset", "step"]
+__all__ = ["MarketPolicy", "Society", "auction", "reset", "step"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +32,16 @@ class Society:
     Attributes:
         env: an environment, or its `Adapter`.
         policy: how one module bids.
-        mechanism: a `Mechanism`, or its short name.
+        mechanism: what the winner pays and the owner receives.
         clones: bidders per primitive.
         share: whether the clones of a primitive share parameters (and so form one module).
         ties: how an auction breaks ties: at random, or for the lowest id.
         greedy: bid the mean of the bid distribution instead of a sample.
     """
 
-    env: Any
+    env: Adapter
     policy: BidPolicy
-    mechanism: Mechanism | str = CREDIT_CONSERVING_VICKREY
+    mechanism: Mechanism = CREDIT_CONSERVING_VICKREY
     clones: int = 2
     share: bool = True
     ties: Literal["random", "lowest"] = "random"
@@ -48,7 +49,8 @@ class Society:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
-        object.__setattr__(self, "mechanism", auctions.mechanism(self.mechanism))
+        if not isinstance(self.mechanism, Mechanism):
+            raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
         if isinstance(self.clones, bool) or not isinstance(self.clones, int) or self.clones < 1:
             raise ValueError(f"clones: a society needs at least one bidder per primitive, got {self.clones!r}")
         if self.ties not in ("random", "lowest"):
@@ -100,9 +102,7 @@ class Society:
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
 
 
-def auction(
-    society: Society, key: Array, params: PyTree, obs: Array, eligible: Array, rules: Rules
-) -> Outcome:
+def auction(society: Society, key: Array, params: PyTree, obs: Array, eligible: Array, rules: Rules) -> Outcome:
     """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money."""
     key_bid, key_tie, key_explore = jax.random.split(key, 3)
     outcome = auctions.clear(
@@ -116,14 +116,10 @@ def auction(
     key_whether, key_whom = jax.random.split(key_explore)
     explore = jax.random.uniform(key_whether) < rules.exploration
     winner = jnp.where(explore, auctions.pick(key_whom, outcome.eligible), outcome.winner)
-    return auctions.award(
-        outcome.bids, winner, outcome.eligible, 0.0 if rules.reserve is None else rules.reserve
-    )
+    return auctions.award(outcome.bids, winner, outcome.eligible, 0.0 if rules.reserve is None else rules.reserve)
 
 
-def reset(
-    society: Society, key: Array, env_params: PyTree, rules: Rules | None = None
-) -> tuple[State, Array]:
+def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None = None) -> tuple[State, Array]:
     """Open a market instance: empty accounts, the house owns the first state.
 
     Returns:
@@ -170,18 +166,16 @@ def step(
         The next state (after a reset, where the episode ended) and the row for the books.
     """
     rules = rules or Rules()
-    mechanism: Mechanism = society.mechanism  # type: ignore[assignment]  a name is resolved at construction
-    env: Adapter = society.env
     key_auction, key_env, key_reset = jax.random.split(key, 3)
 
     eligible = society.eligible(state.active, state.env_state, env_params)
     outcome = auction(society, key_auction, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
-    price = jnp.where(sold, mechanism.price(outcome), 0)
-    resale = jnp.where(sold, mechanism.resale(outcome), 0)
+    price = jnp.where(sold, society.mechanism.price(outcome), 0)
+    resale = jnp.where(sold, society.mechanism.resale(outcome), 0)
 
     primitive = jnp.maximum(outcome.winner, 0) // society.clones
-    after = env.step(key_env, state.env_state, primitive, env_params)
+    after = society.env.step(key_env, state.env_state, primitive, env_params)
     wealth, house = transfer(
         state.wealth,
         state.house,
@@ -232,3 +226,37 @@ def _who_takes_part(key: Array, bidders: int, rules: Rules) -> Array:
     # The two highest draws always stay, so that there is a market left.
     two = auctions.clear(draw)
     return (draw >= rules.dropout) | (draw >= two.highest_other_bid)
+
+
+class MarketPolicy(struct.PyTreeNode):
+    """A trained society as a policy: ``obs -> action``. A pytree, so it passes through ``scan`` and ``vmap``.
+
+    Attributes:
+        params: bid-network parameters, leaves [M, ...].
+        society: the society that learned them; its ``greedy`` says whether bids are sampled.
+    """
+
+    params: PyTree
+    society: Society = struct.field(pytree_node=False)
+
+    def __call__(self, obs: PyTree, key: Array | None = None, legal: Array | None = None) -> Array:
+        """The primitive whose bidder wins the auction for the state behind ``obs``.
+
+        Args:
+            obs: one raw observation of the environment, as its ``reset`` and ``step`` return it.
+            key: draws bids and breaks ties; a greedy society does without (ties: lowest id).
+            legal: bool [P], legal primitives; all by default.
+
+        Returns:
+            i32 []: an action.
+
+        Raises:
+            ValueError: a sampling society was given no key.
+        """
+        if key is None and not self.society.greedy:
+            raise ValueError("key: a society that samples its bids needs a key; give one, or use a greedy policy")
+        key_bid, key_tie = (None, None) if key is None else jax.random.split(key)
+        bids = self.society.bids(self.params, key_bid, self.society.env.encode(obs))  # type: ignore[arg-type]
+        eligible = None if legal is None else jnp.repeat(legal, self.society.clones)
+        winner = auctions.clear(bids, key_tie, eligible).winner
+        return jnp.maximum(winner, 0) // self.society.clones

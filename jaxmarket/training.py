@@ -88,7 +88,7 @@ def init(program: Program, key: Array, env_params: PyTree, hyper: Hyperparameter
     society = program.society
     obs = jnp.zeros(society.observation.shape, society.observation.dtype)
     start = functools.partial(reset, society, env_params=env_params, rules=rules_at(hyper, jnp.zeros((), real())))
-    market, _ = jax.vmap(lambda k: start(k))(jax.random.split(key_market, program.instances))
+    market, _ = jax.vmap(start)(jax.random.split(key_market, program.instances))
     return TrainState(
         learner=jax.vmap(program.learner.init, (0, None))(jax.random.split(key_learner, society.modules), obs),
         market=market,
@@ -175,9 +175,7 @@ def chunk(
     return state, total.means()
 
 
-def train(
-    config: TrainConfig, key: Array, hyper: Hyperparameters | None = None
-) -> tuple[TrainState, dict[str, Array]]:
+def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None) -> tuple[TrainState, dict[str, Array]]:
     """The whole run of one seed as one pure function.
 
     ``jax.jit(train, static_argnums=0)`` it, ``vmap`` it over keys, or over ``hyper``
@@ -257,6 +255,11 @@ def fit(
         on_chunk: called after each chunk with (environment steps per seed so far, in all, metrics).
             Ctrl-C ends the training there, and the rest goes on with what was learned.
     """
+    folder = None
+    if out is not None:
+        from jaxmarket.runs import Folder  # noqa: PLC0415  matplotlib only for those who write files
+
+        folder = Folder(out, config)
     program, env_params = Program.of(config), config.adapter.default_params
     hyper = _as_arrays(config.hyperparameters)
     key_eval = jax.random.fold_in(key, 1)
@@ -272,8 +275,11 @@ def fit(
         for done in range(1, program.chunks + 1):
             state, metrics = compiled(state, env_params, hyper)
             rows.append(jax.device_get(metrics))
+            steps = done * program.env_steps // program.chunks
+            if folder is not None:
+                folder.add(done, steps, rows[-1])
             if on_chunk is not None:
-                on_chunk(done * program.env_steps // program.chunks, program.env_steps, rows[-1])
+                on_chunk(steps, program.env_steps, rows[-1])
     except KeyboardInterrupt:
         pass
     jax.block_until_ready(state)
@@ -289,10 +295,8 @@ def fit(
         steps_per_second=steps / run_seconds,
         interrupted=len(rows) < program.chunks,
     )
-    if out is not None:
-        from jaxmarket import files  # noqa: PLC0415  matplotlib and orbax only for those who write files
-
-        files.write(Path(out), result)
+    if folder is not None:
+        folder.finish(result)
     return result
 
 
@@ -307,7 +311,7 @@ def _assess(
     returns = np.asarray(greedy.returns.mean(1))
     summary: dict[str, Any] = {
         "env": config.adapter.name,
-        "auction": society.mechanism.name,  # type: ignore[union-attr]
+        "auction": society.mechanism.name,
         "learner": config.learner,
         "clones": config.clones,
         "seeds": config.seeds,

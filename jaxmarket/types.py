@@ -90,5 +90,5 @@ class Transition(struct.PyTreeNode):
 
     @property
     def done(self) -> Array:
-        """bool []: the episode ended with this row."""
+        """Whether the episode ended with this row: bool []."""
         return self.terminated | self.truncated

@@ -62,6 +62,8 @@ def _make(env_id: str) -> Any:
     try:
         env, _ = gymnax.make(env_id)
     except OSError as error:
-        raise ValueError(f"env: {env_id} cannot be built here, it reads data that is not available ({error})") from error
+        raise ValueError(
+            f"env: {env_id} cannot be built here, it reads data that is not available ({error})"
+        ) from error
     adapt(env)
     return env

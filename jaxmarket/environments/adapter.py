@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmarket.types import Array, PyTree, real
 
@@ -124,7 +125,7 @@ class Adapter:
     def longest_episode(self, params: PyTree) -> int | None:
         """Steps after which an episode is cut, where that is known now and is the only cut there is."""
         limit = getattr(params, "max_steps_in_episode", None)
-        if limit is None or isinstance(limit, jax.core.Tracer) or not self._cut_by_clock_only:
+        if limit is None or isinstance(limit, Tracer) or not self._cut_by_clock_only:
             return None
         return int(limit)
 
@@ -197,7 +198,8 @@ def adapt(env: Any) -> Adapter:
         return env
     if not all(hasattr(env, name) or hasattr(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
-            f"env: {env!r} is not a gymnax-style environment; it needs reset(key, params) and step(key, state, action, params)"
+            f"env: {env!r} is not a gymnax-style environment; "
+            "it needs reset(key, params) and step(key, state, action, params)"
         )
     adapter = Adapter(env)
     adapter.num_actions  # noqa: B018  refuse a continuous environment now rather than inside jit

@@ -110,7 +110,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
         return self.rewards.shape[1]
 
     @property
-    def default_params(self) -> MDPParams:
+    def default_params(self) -> MDPParams:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The arrays given at construction."""
         return MDPParams(
             transitions=jnp.asarray(self.transitions, real()),
@@ -215,7 +215,7 @@ def _deterministic(successors: Any, states: int) -> np.ndarray:
 
 
 @functools.cache
-def Bandit() -> FiniteMDP:  # noqa: N802  reads as the environment's name
+def Bandit() -> FiniteMDP:
     """Market bandit (Chang et al. 2020): one state, one step, rewards .2 .4 .6 .8.
 
     Agent dropout is a rule of the market: ``Rules(dropout=...)``.
@@ -232,7 +232,7 @@ def Bandit() -> FiniteMDP:  # noqa: N802  reads as the environment's name
 
 
 @functools.cache
-def Chain() -> FiniteMDP:  # noqa: N802
+def Chain() -> FiniteMDP:
     """Chain (Chang et al. 2020): states 0..5, left and right, .8 on entering state 5, limit 20."""
     return FiniteMDP(
         P=_deterministic([[max(s - 1, 0), s + 1] for s in range(5)] + [[5, 5]], 6),
@@ -246,7 +246,7 @@ def Chain() -> FiniteMDP:  # noqa: N802
 
 
 @functools.cache
-def Duality() -> FiniteMDP:  # noqa: N802
+def Duality() -> FiniteMDP:
     """Duality (Chang et al. 2020): greed now leads to the absorbing state 2; never ends, limit 10."""
     return FiniteMDP(
         P=_deterministic([[2, 1], [0, 1], [2, 2]], 3),

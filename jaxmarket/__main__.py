@@ -1,0 +1,5 @@
+"""``python -m jaxmarket``."""
+
+from jaxmarket.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import jax
+import numpy as np
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from jaxmarket import auctions, runs, tables
+from jaxmarket.config import PRESETS, TrainConfig
+from jaxmarket.environments import environment_ids, make
+from jaxmarket.evaluation import watch as watch_episode
+from jaxmarket.learners import LEARNERS
+from jaxmarket.training import evaluate_seeds, fit
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="jaxmarket",
+    help="Societies of agents that buy and sell the right to act.",
+    result_action="return_value",
+    help_format="markdown",
+)
+
+Json = Annotated[bool, Parameter(negative=())]
+
+
+@app.command
+def train(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Train a society, evaluate it, and show what its agents learned to bid.
+
+    Args:
+        config: settings.
+        seed: of all randomness; the same seed gives the same bits on the same device.
+        out: a folder for the settings, metrics, parameters and figures.
+        json: make the last line of standard output one JSON object.
+    """
+    with tables.progress(config.adapter.name) as on_chunk:
+        result = fit(config, jax.random.key(seed), out, on_chunk=on_chunk)
+    console = Console()
+    console.print(tables.returns_table(result))
+    bids = tables.bids_table(result)
+    if bids is not None:
+        console.print(bids)
+    s = result.summary
+    console.print(
+        f"{s['env_steps']:,} environment steps in {s['run_seconds']:.1f} s "
+        f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
+    )
+    if s["interrupted"]:
+        console.print("[yellow]interrupted: the figures are those of the training so far[/]")
+    if out is not None:
+        console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}", highlight=False)
+    if json:
+        print(runs.to_json(s))
+
+
+@app.command
+def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
+    """Play fresh episodes with a trained society, with greedy and with sampled bids.
+
+    Args:
+        folder: the --out of a finished run.
+        seed: of the episodes.
+        json: make the last line of standard output one JSON object.
+    """
+    run = runs.read(folder)
+    keys = jax.random.split(jax.random.key(seed), run.config.seeds)
+    table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
+    for column in ("bids", "mean", "± over seeds", "lowest seed", "highest seed", "mean length", "unfinished"):
+        table.add_column(column, justify="right")
+    summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
+    for bids in ("greedy", "sampled"):
+        society = dataclasses.replace(run.config.society, greedy=bids == "greedy")
+        episodes = jax.device_get(evaluate_seeds(society, run.params, keys, run.config.adapter.default_params))
+        per_seed = episodes.returns.mean(1)
+        numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
+        table.add_row(bids, *(f"{x:.3f}" for x in numbers), str(int(np.sum(~episodes.finished))))
+        summary |= {f"{bids}_return_mean": float(numbers[0]), f"{bids}_return_std": float(numbers[1])}
+    Console().print(table)
+    if json:
+        print(runs.to_json(summary))
+
+
+@app.command
+def watch(folder: Path, *, seed: int = 0, sampled: bool = False, steps: int = 60) -> None:
+    """Show one episode: who bid what, who won, who paid whom.
+
+    Args:
+        folder: the --out of a finished run.
+        seed: of the episode.
+        sampled: sample the bids instead of bidding their means.
+        steps: cut the episode after so many auctions.
+    """
+    run = runs.read(folder)
+    if steps < 1:
+        raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
+    policy = runs.load(folder, greedy=not sampled)
+    rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
+    Console().print(tables.trace_table(policy.society, rows))
+
+
+@app.command(name="list")
+def list_names() -> None:
+    """List the environments, auctions, learners and presets."""
+    table = Table(show_header=False)
+    refused = []
+    for env_id in environment_ids():
+        try:
+            make(env_id)
+        except ValueError:
+            refused.append(env_id)
+    table.add_row("environments", ", ".join(i for i in environment_ids() if i not in refused))
+    table.add_row("not usable here", ", ".join(refused))
+    table.add_row("auctions", ", ".join(auctions.MECHANISMS))
+    table.add_row("learners", ", ".join(LEARNERS))
+    table.add_row("presets", ", ".join(PRESETS))
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except (cyclopts.CycloptsError, ValueError) as error:
+        print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,71 @@
+"""Figures. Matplotlib is imported when the first one is drawn, and no window is ever opened."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from jaxmarket.training import FitResult
+
+__all__ = ["draw_bids", "draw_learning_curve", "figure", "save"]
+
+
+def figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
+    """An empty figure with panels side by side."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    fig = Figure(figsize=(width * columns, height), layout="constrained", dpi=130)
+    axes = [fig.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    return fig, axes
+
+
+def save(fig: "Figure", path: str | Path) -> None:
+    """Write a figure as PNG."""
+    fig.savefig(path)
+
+
+def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
+    """Return against environment steps: every seed thin, their mean thick, the optimum dashed."""
+    returns = result.metrics["return_mean"]
+    steps = result.summary["env_steps"] / result.config.seeds * np.arange(1, len(returns) + 1) / len(returns)
+    ax.plot(steps, returns, color="tab:blue", alpha=0.3, linewidth=1)
+    finished = ~np.isnan(returns).all(axis=1)
+    if finished.any():
+        mean = np.nanmean(returns[finished], axis=1)
+        ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="while learning, mean of seeds")
+    ax.axhline(
+        result.summary["return_mean"], color="tab:green", linestyle="--", linewidth=1.2, label="greedy, in the end"
+    )
+    ax.set(
+        xlabel="environment steps per seed",
+        ylabel="undiscounted return",
+        title=f"{result.summary['env']} · {result.summary['auction']} · {result.summary['learner']}",
+    )
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_bids(ax: "Axes", result: "FitResult") -> None:
+    """Greedy bid of every primitive in every visited state (bars: spread over seeds) beside Q* (dashes)."""
+    if result.bids is None or result.visited is None:
+        raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
+    q = np.asarray(result.config.adapter.optimal_q(result.config.gamma))
+    shown = np.flatnonzero(result.visited.any(0))
+    primitives = q.shape[1]
+    width = 0.8 / primitives
+    for p in range(primitives):
+        x = np.arange(len(shown)) + (p - (primitives - 1) / 2) * width
+        bids = result.bids[:, shown, p]
+        error = np.abs(np.stack([bids.min(0), bids.max(0)]) - bids.mean(0))
+        ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
+        ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)
+    ax.plot([], [], color="black", linewidth=2, label="Q*")
+    ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
+    ax.set(xlabel="state", ylabel="greedy bid", title="What agents bid, and what the state is worth")
+    ax.legend(frameon=False, fontsize=8)

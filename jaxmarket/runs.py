@@ -1,0 +1,159 @@
+"""A run's folder: configuration, metrics, parameters and figures; and the way back to a policy.
+
+``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
+``params/`` bid-network parameters of every seed · ``summary.json`` · ``learning_curve.png`` ·
+``bids.png`` where Q* is known.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from jaxmarket import checkpoint, plotting
+from jaxmarket.auctions import Mechanism
+from jaxmarket.config import TrainConfig
+from jaxmarket.society import MarketPolicy
+from jaxmarket.training import FitResult
+from jaxmarket.types import PyTree
+
+__all__ = ["Folder", "SavedRun", "load", "read", "to_json"]
+
+
+def to_json(value: Any) -> str:
+    """One line of strict JSON: NaN and infinities become null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(value), allow_nan=False)
+
+
+class Folder:
+    """Writes a run into a folder: the settings at once, metrics as they come, the rest at the end.
+
+    Raises:
+        ValueError: the folder holds a finished run, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, config: TrainConfig) -> None:
+        self.path = Path(path)
+        if (self.path / "summary.json").exists():
+            raise ValueError(f"out: {self.path} holds a finished run; choose another folder or remove it")
+        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        if not isinstance(config.env, str):
+            settings["env"] = {"object": config.adapter.name}
+        if isinstance(config.auction, Mechanism):
+            settings["auction"] = config.auction.name
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            self._metrics: TextIO = (self.path / "metrics.csv").open("w", newline="")
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {self.path} ({error.strerror}); choose another folder") from error
+        self._writer: csv.DictWriter[str] | None = None
+
+    def add(self, chunk: int, steps: int, metrics: dict[str, np.ndarray]) -> None:
+        """Append one row per seed."""
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._metrics, ["chunk", "env_steps", "seed", *metrics])
+            self._writer.writeheader()
+        for seed in range(len(next(iter(metrics.values())))):
+            row = {name: float(values[seed]) for name, values in metrics.items()}
+            self._writer.writerow({"chunk": chunk, "env_steps": steps, "seed": seed, **row})
+        self._metrics.flush()
+
+    def finish(self, result: FitResult) -> None:
+        """Write parameters, figures and, last, the summary."""
+        self._metrics.close()
+        checkpoint.save(self.path / "params", result.state.learner.params)
+        if result.metrics:
+            fig, (ax,) = plotting.figure()
+            plotting.draw_learning_curve(ax, result)
+            plotting.save(fig, self.path / "learning_curve.png")
+        if result.bids is not None:
+            fig, (ax,) = plotting.figure()
+            plotting.draw_bids(ax, result)
+            plotting.save(fig, self.path / "bids.png")
+        (self.path / "summary.json").write_text(to_json(result.summary) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A finished run, read back.
+
+    Attributes:
+        config: its settings.
+        params: bid-network parameters, leaves [seeds, M, ...].
+        summary: what ``summary.json`` says.
+    """
+
+    config: TrainConfig
+    params: PyTree
+    summary: dict[str, Any]
+
+    @property
+    def best_seed(self) -> int:
+        """The seed with the highest greedy return."""
+        return int(np.argmax(self.summary["return_seeds"]))
+
+
+def read(folder: str | Path, **replace: Any) -> SavedRun:
+    """Read a finished run; ``replace`` gives back what a file cannot hold (``env=``, ``auction=`` objects).
+
+    Raises:
+        ValueError: the folder holds no finished run, or another society's.
+    """
+    folder = Path(folder)
+    documents = {}
+    for name in ("config.json", "summary.json"):
+        try:
+            documents[name] = json.loads((folder / name).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{folder}: no finished run here, {name} cannot be read; give the --out of a run"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / name}: not valid JSON ({error})") from error
+        if not isinstance(documents[name], dict):
+            raise ValueError(f"{folder / name}: expected a JSON object")
+    settings = documents["config.json"] | replace
+    if isinstance(settings.get("env"), dict):
+        raise ValueError(
+            f"{folder}: the run was trained on an environment object ({settings['env'].get('object')}); "
+            "give it again as env="
+        )
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    if "env" not in settings or set(settings) - fields:
+        unknown = ", ".join(sorted(set(settings) - fields)) or "no env"
+        raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({unknown})")
+    config = TrainConfig(**settings)
+    like = jax.eval_shape(lambda k: jax.vmap(config.society.init)(jax.random.split(k, config.seeds)), jax.random.key(0))
+    params = checkpoint.restore(folder / "params", like)
+    return SavedRun(config, params, documents["summary.json"])
+
+
+def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **replace: Any) -> MarketPolicy:
+    """The policy a run learned: ``policy(obs, key) -> action``, usable inside ``jit``, ``vmap`` and ``scan``.
+
+    Args:
+        folder: the ``--out`` of a finished run.
+        seed: which of its seeds; the one with the highest greedy return by default.
+        greedy: whether bidders bid the mean of their distribution, or sample.
+        replace: ``env=`` or ``auction=``, where the run was trained with objects of the user's own.
+    """
+    run = read(folder, **replace)
+    chosen = run.best_seed if seed is None else seed
+    if not 0 <= chosen < run.config.seeds:
+        raise ValueError(f"seed: the run has seeds 0 to {run.config.seeds - 1}, got {seed}")
+    society = dataclasses.replace(run.config.society, greedy=greedy)
+    return MarketPolicy(params=jax.tree.map(lambda x: x[chosen], run.params), society=society)

@@ -1,0 +1,116 @@
+"""What a person reads on a terminal: tables, and a progress bar. All by rich."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from jaxmarket.society import Society
+from jaxmarket.training import FitResult
+from jaxmarket.types import Transition
+
+__all__ = ["bids_table", "progress", "returns_table", "trace_table"]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} steps/s", style="cyan")
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Any]:
+    """A progress bar on standard error with rate and ETA; yields an ``on_chunk`` for `fit`."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        _Rate(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(f"{label}: compiling", total=None, note="")
+
+        def on_chunk(steps: int, total: int, metrics: dict[str, np.ndarray]) -> None:
+            returns = metrics["return_mean"]
+            ended = returns[~np.isnan(returns)]
+            note = f"return {ended.mean():.3f}" if len(ended) else ""
+            bar.update(task, description=f"{label}: training", completed=steps, total=total, note=note)
+
+        yield on_chunk
+
+
+def returns_table(result: FitResult) -> Table:
+    """Return over seeds with its spread."""
+    s = result.summary
+    table = Table(title=f"{s['env']} · {s['auction']} auction · {s['learner']} · {s['clones']} clones")
+    for column in ("seeds", "greedy return", "± over seeds", "lowest", "highest", "sampled return", "bid error"):
+        table.add_column(column, justify="right")
+    error = "–" if s["bid_error"] is None else f"{s['bid_error']:.4f}"
+    numbers = (s["return_mean"], s["return_std"], min(s["return_seeds"]), max(s["return_seeds"]))
+    table.add_row(str(s["seeds"]), *(f"{x:.3f}" for x in (*numbers, s["sampled_return_mean"])), error)
+    return table
+
+
+def bids_table(result: FitResult) -> Table | None:
+    """Each primitive's greedy bid per state, mean over seeds, beside Q*; None where Q* is unknown."""
+    if result.bids is None or result.visited is None:
+        return None
+    q = np.asarray(result.config.adapter.optimal_q(result.config.gamma))
+    table = Table(title="greedy bids beside Q* (mean ± std over seeds)", caption="• visited late in training")
+    table.add_column("state")
+    for p in range(q.shape[1]):
+        table.add_column(f"bid {p}", justify="right", style="cyan")
+        table.add_column(f"Q* {p}", justify="right")
+    mean, std = result.bids.mean(0), result.bids.std(0)
+    for s in range(q.shape[0]):
+        cells = [f"{s} {'•' if result.visited[:, s].any() else ''}"]
+        for p in range(q.shape[1]):
+            cells += [f"{mean[s, p]:.3f} ±{std[s, p]:.3f}", f"{q[s, p]:.3f}"]
+        table.add_row(*cells)
+    return table
+
+
+def trace_table(society: Society, rows: Transition) -> Table:
+    """An episode, auction by auction: who bid what, who won, who paid whom."""
+    rows = jax.device_get(rows)
+    table = Table(title=f"one episode of {society.env.name}, {society.mechanism.name} auction")
+    for column in ("t", "state", "bids", "winner", "acts", "pays", "to", "receives", "reward", "end"):
+        table.add_column(column, justify="right" if column in ("t", "pays", "receives", "reward") else "left")
+    for t in range(len(rows.reward)):
+        winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
+        bids = " ".join(
+            f"[bold green]{bid:.3f}[/]" if a == winner else f"{bid:.3f}" if rows.outcome.eligible[t, a] else "·"
+            for a, bid in enumerate(rows.outcome.bids[t])
+        )
+        table.add_row(
+            str(t),
+            _describe(np.asarray(rows.obs[t])),
+            bids,
+            "nobody" if winner < 0 else f"bidder {winner}",
+            f"action {max(winner, 0) // society.clones}",
+            f"{rows.price[t]:.3f}",
+            "house" if owner < 0 else f"bidder {owner}",
+            f"{rows.resale[t]:.3f}",
+            f"{rows.reward[t]:.3f}",
+            "terminated" if rows.terminated[t] else "truncated" if rows.truncated[t] else "",
+        )
+    return table
+
+
+def _describe(obs: np.ndarray) -> str:
+    """A state index for a one-hot observation, else its numbers, shortened."""
+    flat = np.asarray(obs).reshape(-1)
+    if set(np.unique(flat)) <= {0.0, 1.0} and flat.sum() == 1:
+        return f"s{int(flat.argmax())}"
+    return " ".join(f"{x:.2f}" for x in flat[:4]) + (" …" if len(flat) > 4 else "")
