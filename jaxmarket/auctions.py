@@ -36,31 +36,31 @@ __all__ = [
 ]
 
 
-def pick(key: Array | None, candidates: Array) -> Array:
-    """One of the candidates: uniformly at random by ``key``, the lowest id without one.
+def pick(draw: Array | None, candidates: Array) -> Array:
+    """One of the candidates: uniformly at random by a uniform draw, the lowest id without one.
 
     Args:
-        key: a typed PRNG key, or None.
+        draw: f [], uniform on [0, 1), or None.
         candidates: bool [A].
 
     Returns:
         i32 []: a bidder id, `NOBODY` if there is no candidate.
     """
-    if key is None:
+    if draw is None:
         rank = 0
     else:
         count = candidates.sum()
-        # One uniform number for the whole auction: the rank of the chosen one among the candidates.
-        rank = jnp.minimum((jax.random.uniform(key) * count).astype(count.dtype), count - 1)
+        # One number for the whole auction: the rank of the chosen one among the candidates.
+        rank = jnp.minimum((draw * count).astype(count.dtype), count - 1)
     position = jnp.cumsum(candidates) - 1
     chosen = jnp.argmax(candidates & (position == rank)).astype(jnp.int32)
     return jnp.where(candidates.any(), chosen, NOBODY)
 
 
-def choose(bids: Array, key: Array | None, eligible: Array) -> Array:
+def choose(bids: Array, draw: Array | None, eligible: Array) -> Array:
     """The winner: an eligible bidder with the highest bid, ties broken by `pick`. i32 []."""
     highest = jnp.max(jnp.where(eligible, bids, -jnp.inf))
-    return pick(key, eligible & (bids == highest))
+    return pick(draw, eligible & (bids == highest))
 
 
 def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 0.0) -> Outcome:
@@ -134,7 +134,8 @@ def clear(
             f"got {eligible.dtype} {eligible.shape}"
         )
     eligible = eligible & jnp.isfinite(bids)
-    return award(bids, choose(bids, key, eligible), eligible, reserve)
+    draw = None if key is None else jax.random.uniform(key)
+    return award(bids, choose(bids, draw, eligible), eligible, reserve)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,9 +65,9 @@ _DEFAULTS = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"learner": "ppo", "bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
+    "paper": {"bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
 }
-"""Settings by name; ``paper`` is the published learner with Beta bids and time-outs as terminal."""
+"""Settings by name; ``paper`` gives ppo the published Beta bids and counts time-outs as terminal."""
 
 
 @dataclasses.dataclass(frozen=True)

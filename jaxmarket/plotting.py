@@ -32,7 +32,9 @@ def save(fig: "Figure", path: str | Path) -> None:
 
 
 def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
-    """Return against environment steps: every seed thin, their mean thick, the optimum dashed."""
+    """Return against environment steps: every seed thin, their mean thick, the final greedy return dashed."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
     returns = result.metrics["return_mean"]
     steps = result.summary["env_steps"] / result.config.seeds * np.arange(1, len(returns) + 1) / len(returns)
     ax.plot(steps, returns, color="tab:blue", alpha=0.3, linewidth=1)
@@ -48,6 +50,7 @@ def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
         ylabel="undiscounted return",
         title=f"{result.summary['env']} · {result.summary['auction']} · {result.summary['learner']}",
     )
+    ax.xaxis.set_major_formatter(EngFormatter())
     ax.legend(frameon=False, fontsize=8)
 
 
@@ -66,6 +69,7 @@ def draw_bids(ax: "Axes", result: "FitResult") -> None:
         ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
         ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)
     ax.plot([], [], color="black", linewidth=2, label="Q*")
+    ax.margins(y=0.25)  # room for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
     ax.set(xlabel="state", ylabel="greedy bid", title="What agents bid, and what the state is worth")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")

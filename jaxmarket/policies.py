@@ -40,7 +40,11 @@ _EDGE = 1e-6
 
 
 class BidDistribution(Protocol):
-    """A distribution over bids; every array leaf has the same batch shape ``[...]``."""
+    """A distribution over bids; every array leaf has the same batch shape ``[...]``.
+
+    One with an inverse CDF offers it as ``quantile(u)``, u uniform on (0, 1) [*shape, ...]; a society
+    then draws the uniforms of a whole rollout in one call instead of sampling step by step.
+    """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent bids: f [*shape, ...]."""
@@ -86,7 +90,11 @@ class Kumaraswamy(_Bounded):
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent bids: f [*shape, ...]."""
-        u = jax.random.uniform(key, (*shape, *self.a.shape), self.a.dtype, _EDGE, 1 - _EDGE)
+        return self.quantile(jax.random.uniform(key, (*shape, *self.a.shape), self.a.dtype))
+
+    def quantile(self, u: Array) -> Array:
+        """Inverse CDF, from the upper tail: f [..., of ``u``]."""
+        u = jnp.clip(u, _EDGE, 1 - _EDGE)
         # x = (1 - (1-u)^(1/b))^(1/a), and 1 - u is as uniform as u.
         tail = -jnp.expm1(jnp.log(u) / self.b)
         unit = jnp.exp(jnp.log(jnp.maximum(tail, _EDGE)) / self.a)
@@ -158,6 +166,10 @@ class Point(struct.PyTreeNode):
         """The value itself, broadcast: f [*shape, ...]."""
         del key
         return jnp.broadcast_to(self.value, (*shape, *self.value.shape))
+
+    def quantile(self, u: Array) -> Array:
+        """The value itself, broadcast to ``u``: f [...]."""
+        return jnp.broadcast_to(self.value, u.shape)
 
     def mean(self) -> Array:
         """The value: f [...]."""

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmarket.society import Society, auction, step
+from jaxmarket.society import Draws, Society, auction, draw, step_with
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
 
 __all__ = ["rollout"]
@@ -36,10 +36,10 @@ def rollout(
     rules = rules or Rules()
     key_steps, key_shadow = jax.random.split(key)
 
-    def body(state: State, key: Array) -> tuple[State, Transition]:
-        return step(society, key, params, state, env_params, rules)
+    def body(state: State, draws: Draws) -> tuple[State, Transition]:
+        return step_with(society, draws, params, state, env_params, rules)
 
-    state, trajectory = jax.lax.scan(body, state, jax.random.split(key_steps, steps))
+    state, trajectory = jax.lax.scan(body, state, draw(society, key_steps, (steps,)))
     if not shadow:
         return state, trajectory
 
@@ -51,11 +51,11 @@ def rollout(
     cut = ~trajectory.terminated & (trajectory.truncated | last)
     (rows,) = jnp.nonzero(cut, size=most, fill_value=steps)
 
-    def hold(key: Array, obs: Array, eligible: Array) -> Array:
-        outcome = auction(society, key, params, obs, eligible, rules)
+    def hold(draws: Draws, obs: Array, eligible: Array) -> Array:
+        outcome = auction(society, draws, params, obs, eligible, rules)
         return jnp.where(outcome.winner >= 0, society.mechanism.resale(outcome), 0)
 
     estimates = jax.vmap(hold)(
-        jax.random.split(key_shadow, most), trajectory.next_obs[rows], trajectory.next_eligible[rows]
+        draw(society, key_shadow, (most,)), trajectory.next_obs[rows], trajectory.next_eligible[rows]
     )
     return state, trajectory.replace(shadow=trajectory.shadow.at[rows].set(estimates, mode="drop"))

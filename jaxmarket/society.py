@@ -7,7 +7,7 @@ instance; `jax.vmap` runs many.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import transfer
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, Transition, real
 
-__all__ = ["MarketPolicy", "Society", "auction", "reset", "step"]
+__all__ = ["Draws", "MarketPolicy", "Society", "auction", "draw", "reset", "step", "step_with"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,36 +87,65 @@ class Society:
         obs = jnp.zeros(self.observation.shape, self.observation.dtype)
         return jax.vmap(self.policy.init, (0, None))(jax.random.split(key, self.modules), obs)
 
-    def bids(self, params: PyTree, key: Array, obs: Array) -> Array:
-        """Sealed bids of every bidder for one state: f [A].
+    def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Array:
+        """Sealed bids of every bidder for one state: f [A]. A greedy society needs no draws.
 
         Members of a module see the same and know the same, but draw their bids independently.
         """
         distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
-        if self.greedy:
+        if self.greedy or draws is None:
             return jnp.repeat(distribution.mean(), self.members)
-        return distribution.sample(key, (self.members,)).T.reshape(-1)
+        quantile = getattr(distribution, "quantile", None)
+        sampled = distribution.sample(draws.key("bid"), (self.members,)) if quantile is None else quantile(draws.bid)
+        return sampled.T.reshape(-1)
 
     def eligible(self, active: Array, env_state: PyTree, env_params: PyTree) -> Array:
         """Who may bid: active bidders of legal primitives. bool [A]."""
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
 
 
-def auction(society: Society, key: Array, params: PyTree, obs: Array, eligible: Array, rules: Rules) -> Outcome:
-    """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money."""
-    key_bid, key_tie, key_explore = jax.random.split(key, 3)
-    outcome = auctions.clear(
-        society.bids(params, key_bid, obs),
-        key_tie if society.ties == "random" else None,
-        eligible,
-        reserve=0.0 if rules.reserve is None else rules.reserve,
+class Draws(struct.PyTreeNode):
+    """All the randomness of one step.
+
+    Keys are kept as their words (`Draws.key` gives them back): jax 0.10's key-reuse checker takes typed
+    keys scanned over under ``vmap`` for used ones.
+    """
+
+    bid: Array  # f [R, M] uniform, for bid distributions with an inverse CDF
+    tie: Array  # f [] uniform
+    explore: Array  # f [2] uniform: whether to explore, and who wins then
+    words: Array  # u32 [3, ...] keys for bid distributions without an inverse CDF, the environment, its reset
+    implementation: Any = struct.field(pytree_node=False)
+
+    def key(self, use: Literal["bid", "env", "reset"]) -> Array:
+        """The key for that use."""
+        words = self.words[("bid", "env", "reset").index(use)]
+        return jax.random.wrap_key_data(words, impl=self.implementation)
+
+
+def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
+    """Draw the randomness of ``shape`` steps at once, which is far cheaper than step by step."""
+    key_numbers, key_keys = jax.random.split(key)
+    bids = society.bidders
+    numbers = jax.random.uniform(key_numbers, (*shape, bids + 3), real())
+    return Draws(
+        bid=numbers[..., :bids].reshape(*shape, society.members, society.modules),
+        tie=numbers[..., bids],
+        explore=numbers[..., bids + 1 :],
+        words=jax.random.key_data(jax.random.split(key_keys, (*shape, 3))),
+        implementation=jax.random.key_impl(key),
     )
-    if rules.exploration is None:
-        return outcome
-    key_whether, key_whom = jax.random.split(key_explore)
-    explore = jax.random.uniform(key_whether) < rules.exploration
-    winner = jnp.where(explore, auctions.pick(key_whom, outcome.eligible), outcome.winner)
-    return auctions.award(outcome.bids, winner, outcome.eligible, 0.0 if rules.reserve is None else rules.reserve)
+
+
+def auction(society: Society, draws: Draws, params: PyTree, obs: Array, eligible: Array, rules: Rules) -> Outcome:
+    """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money."""
+    bids = society.bids(params, draws, obs)
+    eligible = eligible & jnp.isfinite(bids)
+    winner = auctions.choose(bids, draws.tie if society.ties == "random" else None, eligible)
+    if rules.exploration is not None:
+        explore = draws.explore[0] < rules.exploration
+        winner = jnp.where(explore, auctions.pick(draws.explore[1], eligible), winner)
+    return auctions.award(bids, winner, eligible, 0.0 if rules.reserve is None else rules.reserve)
 
 
 def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None = None) -> tuple[State, Array]:
@@ -125,14 +154,18 @@ def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None 
     Returns:
         ``(state, obs)``, obs encoded.
     """
-    key_env, key_active = jax.random.split(key)
-    obs, env_state = society.env.reset(key_env, env_params)
+    rules = rules or Rules()
+    active = jnp.ones(society.bidders, bool)
+    if rules.dropout is not None:
+        key, key_active = jax.random.split(key)
+        active = _who_takes_part(key_active, society.bidders, rules.dropout)
+    obs, env_state = society.env.reset(key, env_params)
     money = jnp.zeros((), real())
     state = State(
         env_state=env_state,
         obs=obs,
         owner=jnp.asarray(HOUSE, jnp.int32),
-        active=_who_takes_part(key_active, society.bidders, rules or Rules()),
+        active=active,
         wealth=jnp.zeros(society.bidders, real()),
         house=money,
         episode_return=money,
@@ -165,17 +198,21 @@ def step(
     Returns:
         The next state (after a reset, where the episode ended) and the row for the books.
     """
-    rules = rules or Rules()
-    key_auction, key_env, key_reset = jax.random.split(key, 3)
+    return step_with(society, draw(society, key), params, state, env_params, rules or Rules())
 
+
+def step_with(
+    society: Society, draws: Draws, params: PyTree, state: State, env_params: PyTree, rules: Rules
+) -> tuple[State, Transition]:
+    """`step` with its randomness drawn beforehand; a rollout draws that of all its steps in one call."""
     eligible = society.eligible(state.active, state.env_state, env_params)
-    outcome = auction(society, key_auction, params, state.obs, eligible, rules)
+    outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
     price = jnp.where(sold, society.mechanism.price(outcome), 0)
     resale = jnp.where(sold, society.mechanism.resale(outcome), 0)
 
     primitive = jnp.maximum(outcome.winner, 0) // society.clones
-    after = society.env.step(key_env, state.env_state, primitive, env_params)
+    after = society.env.step(draws.key("env"), state.env_state, primitive, env_params)
     wealth, house = transfer(
         state.wealth,
         state.house,
@@ -213,19 +250,17 @@ def step(
         episode_return=transition.episode_return,
         episode_length=transition.episode_length,
     )
-    fresh, _ = reset(society, key_reset, env_params, rules)
+    fresh, _ = reset(society, draws.key("reset"), env_params, rules)
     fresh = fresh.replace(wealth=wealth, house=house)
     return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
 
 
-def _who_takes_part(key: Array, bidders: int, rules: Rules) -> Array:
-    """Everyone, or a random subset of at least two under dropout. bool [A]."""
-    if rules.dropout is None:
-        return jnp.ones(bidders, bool)
-    draw = jax.random.uniform(key, (bidders,))
+def _who_takes_part(key: Array, bidders: int, dropout: Array | float) -> Array:
+    """A random subset of at least two. bool [A]."""
+    numbers = jax.random.uniform(key, (bidders,))
     # The two highest draws always stay, so that there is a market left.
-    two = auctions.clear(draw)
-    return (draw >= rules.dropout) | (draw >= two.highest_other_bid)
+    two = auctions.clear(numbers)
+    return (numbers >= dropout) | (numbers >= two.highest_other_bid)
 
 
 class MarketPolicy(struct.PyTreeNode):
@@ -255,8 +290,10 @@ class MarketPolicy(struct.PyTreeNode):
         """
         if key is None and not self.society.greedy:
             raise ValueError("key: a society that samples its bids needs a key; give one, or use a greedy policy")
-        key_bid, key_tie = (None, None) if key is None else jax.random.split(key)
-        bids = self.society.bids(self.params, key_bid, self.society.env.encode(obs))  # type: ignore[arg-type]
-        eligible = None if legal is None else jnp.repeat(legal, self.society.clones)
-        winner = auctions.clear(bids, key_tie, eligible).winner
+        draws = None if key is None else draw(self.society, key)
+        bids = self.society.bids(self.params, draws, self.society.env.encode(obs))
+        eligible = jnp.isfinite(bids)
+        if legal is not None:
+            eligible &= jnp.repeat(legal, self.society.clones)
+        winner = auctions.choose(bids, None if draws is None else draws.tie, eligible)
         return jnp.maximum(winner, 0) // self.society.clones

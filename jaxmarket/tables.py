@@ -54,8 +54,9 @@ def returns_table(result: FitResult) -> Table:
     """Return over seeds with its spread."""
     s = result.summary
     table = Table(title=f"{s['env']} · {s['auction']} auction · {s['learner']} · {s['clones']} clones")
-    for column in ("seeds", "greedy return", "± over seeds", "lowest", "highest", "sampled return", "bid error"):
+    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", "bid error"):
         table.add_column(column, justify="right")
+    table.caption = "return: greedy bids, mean over seeds; sampled: with sampled bids"
     error = "–" if s["bid_error"] is None else f"{s['bid_error']:.4f}"
     numbers = (s["return_mean"], s["return_std"], min(s["return_seeds"]), max(s["return_seeds"]))
     table.add_row(str(s["seeds"]), *(f"{x:.3f}" for x in (*numbers, s["sampled_return_mean"])), error)
@@ -84,9 +85,10 @@ def bids_table(result: FitResult) -> Table | None:
 def trace_table(society: Society, rows: Transition) -> Table:
     """An episode, auction by auction: who bid what, who won, who paid whom."""
     rows = jax.device_get(rows)
-    table = Table(title=f"one episode of {society.env.name}, {society.mechanism.name} auction")
-    for column in ("t", "state", "bids", "winner", "acts", "pays", "to", "receives", "reward", "end"):
-        table.add_column(column, justify="right" if column in ("t", "pays", "receives", "reward") else "left")
+    table = Table(title=f"one episode of {society.env.name}, {society.mechanism.name} auction", caption="bids of bidders #0, #1, … in order")
+    for column in ("t", "state", "bids", "winner", "acts", "pays", "to", "gets", "reward", "end"):
+        numeric = column in ("t", "pays", "gets", "reward")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column != "bids")
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
         bids = " ".join(
@@ -97,10 +99,10 @@ def trace_table(society: Society, rows: Transition) -> Table:
             str(t),
             _describe(np.asarray(rows.obs[t])),
             bids,
-            "nobody" if winner < 0 else f"bidder {winner}",
-            f"action {max(winner, 0) // society.clones}",
+            "nobody" if winner < 0 else f"#{winner}",
+            str(max(winner, 0) // society.clones),
             f"{rows.price[t]:.3f}",
-            "house" if owner < 0 else f"bidder {owner}",
+            "house" if owner < 0 else f"#{owner}",
             f"{rows.resale[t]:.3f}",
             f"{rows.reward[t]:.3f}",
             "terminated" if rows.terminated[t] else "truncated" if rows.truncated[t] else "",

@@ -209,6 +209,12 @@ def _chunk_seeds(
     return jax.vmap(lambda state: chunk(program, state, env_params, hyper))(state)
 
 
+@functools.lru_cache(maxsize=64)
+def _compiled(program: Program, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    """The executable of `_chunk_seeds`, apart from running it, so that compile time can be told apart."""
+    return _chunk_seeds.lower(program, *jax.tree.unflatten(tree, leaves)).compile()
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def evaluate_seeds(society: Society, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
     """`evaluate` for every seed: leaves [S, episodes]."""
@@ -223,16 +229,15 @@ class FitResult:
         summary: the fields of the command line's ``--json``.
         state: the final `TrainState`, leaves [seeds, ...].
         metrics: arrays [chunks, seeds] by name.
-        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.
-        visited: bool [seeds, S], where Q* is known.
         config: the settings.
+        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.
+        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known.
     """
 
     summary: dict[str, Any]
     state: TrainState
     metrics: dict[str, np.ndarray]
     config: TrainConfig
-    returns: np.ndarray
     bids: np.ndarray | None = None
     visited: np.ndarray | None = None
 
@@ -266,7 +271,8 @@ def fit(
     state = _init_seeds(program, jax.random.split(key, config.seeds), env_params, hyper)
 
     began = time.perf_counter()
-    compiled = _chunk_seeds.lower(program, state, env_params, hyper).compile()
+    leaves, tree = jax.tree.flatten((state, env_params, hyper))
+    compiled = _compiled(program, tree, tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves))
     compile_seconds = time.perf_counter() - began
 
     rows: list[dict[str, np.ndarray]] = []
@@ -305,9 +311,9 @@ def _assess(
 ) -> FitResult:
     """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
     society, params, env_params = program.society, state.learner.params, config.adapter.default_params
-    keys = jax.random.split(key, config.seeds)
-    greedy = evaluate_seeds(dataclasses.replace(society, greedy=True), params, keys, env_params)
-    sampled = evaluate_seeds(society, params, keys, env_params)
+    key_greedy, key_sampled = jax.random.split(key, (2, config.seeds))
+    greedy = evaluate_seeds(dataclasses.replace(society, greedy=True), params, key_greedy, env_params)
+    sampled = evaluate_seeds(society, params, key_sampled, env_params)
     returns = np.asarray(greedy.returns.mean(1))
     summary: dict[str, Any] = {
         "env": config.adapter.name,
@@ -332,4 +338,4 @@ def _assess(
             every = functools.partial(bid_error, every_bidder=True)
             summary["bid_error_all"] = float(jax.vmap(every, (0, None, 0))(bids, q, visited).max())
         bids, visited = np.asarray(bids), np.asarray(visited)
-    return FitResult(summary, state, metrics, config, returns, bids, visited)
+    return FitResult(summary, state, metrics, config, bids, visited)

@@ -22,11 +22,15 @@ class MDPState(struct.PyTreeNode):
 
 
 class MDPParams(struct.PyTreeNode):
-    """Parameters of a `FiniteMDP`; the arrays are traced, the process can change without a recompile."""
+    """Parameters of a `FiniteMDP`; the arrays are traced, the process can change without a recompile.
 
-    transitions: Array  # f [S, A, S] P(s' | s, a)
+    Where every transition (or the first state) is certain, indices stand in for distributions: a step
+    then draws no random number.
+    """
+
+    transitions: Array  # f [S, A, S] P(s' | s, a), or i32 [S, A] successors
     rewards: Array  # f [S, A] expected reward
-    start: Array  # f [S] distribution of the first state
+    start: Array  # f [S] distribution of the first state, or i32 [] the state
     terminal: Array  # bool [S] entering it ends the episode
     max_steps_in_episode: int = 100
 
@@ -113,9 +117,9 @@ class FiniteMDP(environment.Environment[Any, Any]):
     def default_params(self) -> MDPParams:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The arrays given at construction."""
         return MDPParams(
-            transitions=jnp.asarray(self.transitions, real()),
+            transitions=_compact(self.transitions),
             rewards=jnp.asarray(self.rewards, real()),
-            start=jnp.asarray(self.start, real()),
+            start=_compact(self.start),
             terminal=jnp.asarray(self.terminal),
             max_steps_in_episode=self.horizon,
         )
@@ -176,8 +180,17 @@ class FiniteMDP(environment.Environment[Any, Any]):
             policy = np.where(better, q.argmax(1), policy)
 
 
+def _compact(distributions: np.ndarray) -> Array:
+    """Distributions along the last axis; their indices, where each is certain."""
+    if ((distributions == 0) | (distributions == 1)).all():
+        return jnp.asarray(distributions.argmax(-1), jnp.int32)
+    return jnp.asarray(distributions, real())
+
+
 def _draw(key: Array, probabilities: Array) -> Array:
-    """One index by inverting the cumulative distribution; exact for a one-hot one. i32 []."""
+    """One index by inverting the cumulative distribution; an index is itself. i32 []."""
+    if jnp.issubdtype(probabilities.dtype, jnp.integer):
+        return probabilities
     u = jax.random.uniform(key, (), probabilities.dtype)
     # The sum counts the states passed over. Rounding can leave the total just under u: stay inside.
     index = jnp.sum(u >= jnp.cumsum(probabilities))

@@ -69,7 +69,7 @@ class Learner(Protocol):
 
 def optimizer(max_norm: float) -> optax.GradientTransformation:
     """Adam behind a clipped global norm; the learning rate is traced and applied by `adam_step`."""
-    return optax.chain(optax.clip_by_global_norm(max_norm), optax.scale_by_adam(eps=1e-8))
+    return optax.chain(optax.clip_by_global_norm(max_norm), optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
 
 
 def adam_step(

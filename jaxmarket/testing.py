@@ -1,0 +1,304 @@
+"""Contract checks for auctions, environments and learners of your own, to be called from your tests.
+
+Each runs the object the way a market does, and raises an `AssertionError` that says what was wrong and
+what to do. A check takes seconds, most of them compilation::
+
+    >>> from jaxmarket.auctions import VICKREY
+    >>> check_mechanism(VICKREY, truthful=True, conserving=False)
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket.auctions import Mechanism, award, clear
+from jaxmarket.environments.adapter import Adapter, Step, adapt
+from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner
+from jaxmarket.types import Array, Outcome, PyTree, real
+
+__all__ = ["check_environment", "check_learner", "check_mechanism"]
+
+_PURE = "it must be a pure function of its arguments, written in jax.numpy (jnp.where in place of if)"
+
+
+def check_mechanism(
+    mechanism: Mechanism, *, conserving: bool | None = None, truthful: bool = False, bidders: int = 4
+) -> None:
+    """Check that a mechanism's price and resale are sound functions of an outcome.
+
+    Both must be finite scalars of the bids' dtype, the same under ``jit``, ``vmap`` and in a plain
+    loop, and independent of the bids [A] of ineligible bidders (which may be NaN). The outcomes tried
+    include ties, lone bidders, and winners who were outbid (exploration).
+
+    Args:
+        mechanism: the mechanism.
+        conserving: whether the seller receives just what the buyer pays; not checked if None.
+        truthful: check that in one isolated auction nobody gains by a bid other than its value.
+        bidders: A, at least 2. Bids lie in (0, 1].
+
+    Raises:
+        AssertionError: the mechanism breaks one of these promises.
+    """
+    outcomes = jax.jit(_outcomes, static_argnums=(0, 1))(64, bidders)
+    price, resale = (_amounts(f"{mechanism.name}.{f}", getattr(mechanism, f), outcomes) for f in ("price", "resale"))
+    gap = np.abs(price - resale).max()
+    _require(
+        conserving is None or conserving == (gap <= 1e-6),
+        f"{mechanism.name}: price and resale differ by up to {gap:.3g}, and conserving={conserving} was claimed; "
+        "let both be one function of the outcome, or correct the claim",
+    )
+    if truthful:
+        _check_truthful(mechanism, bidders)
+
+
+def check_environment(env: Any, params: PyTree = None, *, steps: int = 64, instances: int = 4) -> None:
+    """Check that a society can trade on an environment, by random legal play through `adapt`.
+
+    The environment must be discrete, run under ``jit``, ``vmap`` and ``scan``, keep the shapes and
+    dtypes of observation and state, give the same result for the same key, return finite scalars
+    (reward, terminated, truncated, duration) and a legal mask bool [P] with at least one legal choice,
+    and leave the reset after an episode to its caller.
+
+    Args:
+        env: a gymnax-style environment, or its `Adapter`.
+        params: its parameters; ``default_params`` if None.
+        steps, instances: T and B of the random play; an episode must end within T for its end to be checked.
+
+    Raises:
+        AssertionError: the environment breaks one of these promises.
+    """
+    adapter = _attempt("adapt", "see jaxmarket.environments.Adapter for what an environment needs", adapt, env)
+    params = adapter.default_params if params is None else params
+    name, key, action = f"env {adapter.name}", jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
+    obs, state = _attempt(f"{name}: reset under jit", _PURE, jax.eval_shape, adapter.reset, key, params)
+    after = _attempt(f"{name}: step under jit", _PURE, jax.eval_shape, adapter.step, key, state, action, params)
+    legal = _attempt(f"{name}: legal_actions under jit", _PURE, jax.eval_shape, adapter.legal, state, params)
+    _require_same_types(f"{name}: the observation after a step", obs, after.obs)
+    _require_same_types(f"{name}: the state after a step", state, after.env_state)
+    _require(after.duration.shape == (), f"{name}: info['duration'] has shape {after.duration.shape}; return a scalar")
+    mask = (adapter.num_actions,)
+    _require(
+        legal.shape == mask, f"{name}: legal_actions has shape {legal.shape}; return one boolean per action, {mask}"
+    )
+
+    keys = jax.random.split(key, instances)
+    play = jax.jit(jax.vmap(functools.partial(_play, adapter, params=params, steps=steps)))
+    first, fresh, rows, legal = _attempt(f"{name}: jit(vmap(scan)) of random play", _PURE, play, keys)
+    _require(
+        bool(legal.any(-1).all()), f"{name}: no action was legal in some state; keep one legal, or end the episode"
+    )
+    for field, values in (("observation", rows.obs), ("reward", rows.reward)):
+        _require(bool(jnp.isfinite(values).all()), f"{name}: a NaN or infinite {field}; return finite numbers")
+    _require(bool((rows.duration >= 1).all()), f"{name}: a duration below 1; info['duration'] counts environment steps")
+
+    alone = jax.jit(functools.partial(_first_step, adapter))(keys[0], params)
+    pairs = zip(_numbers(alone), _numbers(jax.tree.map(lambda x: x[0], first)), strict=True)
+    _require(
+        all(np.allclose(one, other, 1e-4, 1e-4, equal_nan=True) for one, other in pairs),
+        f"{name}: the same key gave two different steps, one under vmap and one without; draw all randomness from the "
+        "key (not from numpy or random), and let no step depend on another call",
+    )
+    if not _reports_its_reset(adapter.env, fresh, params):
+        _check_no_reset(name, fresh, rows)
+
+
+def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: int = 128, members: int = 2) -> None:
+    """Check that a learner is a local update rule, as training maps it over modules.
+
+    ``init`` and ``update`` must run under ``jit`` and ``vmap``; the new state must have the old one's
+    shapes and dtypes, and a field ``params`` (finite) that the policy can apply. One module's new
+    state must react to its own utility [N, R], and to another module's not at all: the same bits
+    whatever the other earned, and a gradient of exactly zero.
+
+    Args:
+        learner: the learner.
+        obs_shape: shape of one encoded observation.
+        rows: N, auctions in the rollout; a multiple of the learner's minibatch.
+        members: R, bidders per module.
+
+    Raises:
+        AssertionError: the learner breaks one of these promises.
+    """
+    name, modules = type(learner).__name__, 2
+    static = "make the learner a frozen dataclass: it is a static argument, and equal ones must not compile twice"
+    _attempt(f"{name}: hash", static, hash, learner)
+    _require(copy.copy(learner) == learner, f"{name}: it does not compare by value; {static}")
+    key_init, key_obs, key_bid, key_win, key_money = jax.random.split(jax.random.key(0), 5)
+    obs = jax.random.normal(key_obs, (rows, *obs_shape), real())
+    init, keys = jax.jit(jax.vmap(learner.init, (0, None))), jax.random.split(key_init, modules)
+    state = _attempt(f"{name}.init under jit and vmap", _PURE, init, keys, obs[0])
+    _require(hasattr(state, "params"), f"{name}: the state of init has no field `params`; keep the policy's there")
+
+    def draw(params: PyTree, keys: Array) -> Array:
+        return jax.vmap(lambda obs, key: learner.policy.apply(params, obs).sample(key, (members,)))(obs, keys)
+
+    keys, remedy = jax.random.split(key_bid, (modules, rows)), "state.params must be the parameters of learner.policy"
+    bids = _attempt(f"{name}.policy", remedy, jax.jit(jax.vmap(draw)), state.params, keys)
+    winner = jax.random.randint(key_win, (rows, 1), 0, modules * members)
+    won = (winner == jnp.arange(modules * members)).reshape(rows, modules, members).swapaxes(0, 1)
+    price, utility, change = jax.random.normal(key_money, (3, *won.shape), real())
+    price, utility = price * won, utility * won
+    axes = Experience(obs=None, bid=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays
+    hyper, count, progress = Hyperparameters(learning_rate=1e-2), jnp.zeros((), jnp.int32), jnp.zeros((), real())
+
+    @jax.jit
+    def update(utility: Array, direction: Array) -> tuple[PyTree, PyTree, PyTree]:
+        def new_numbers(utility: Array) -> tuple[list[Array], PyTree]:
+            experience = Experience(obs=obs, bid=bids, won=won, price=price, utility=utility)
+            learn = jax.vmap(lambda s, e: learner.update(s, e, hyper, count, progress), (0, axes))
+            after, metrics = learn(state, experience)
+            return [x for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)], (after, metrics)
+
+        _, slope, (after, metrics) = jax.jvp(new_numbers, (utility,), (direction,), has_aux=True)
+        return after, metrics, slope
+
+    mine, theirs = (change * won).at[1:].set(0), change.at[0].set(0)
+    after, metrics, slope = _attempt(f"{name}.update under jit and vmap", _PURE, update, utility, theirs)
+    _require_same_types(f"{name}: the state after an update", state, after)
+    for path, value in jax.tree_util.tree_leaves_with_path(metrics):
+        _require(value.shape == (modules,), f"{name}: metric {jax.tree_util.keystr(path)} is no scalar; reduce it")
+    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after.params))
+    _require(finite, f"{name}: NaN or infinite parameters after one update; check its logarithms and divisions")
+
+    def unmoved(direction: Array) -> bool:
+        # The whole state: Adam's first step has the size of the learning rate whatever the utility, its moments do not.
+        pairs = zip(_numbers(after), _numbers(update(utility + direction, direction)[0]), strict=True)
+        return all(np.array_equal(one[0], other[0], equal_nan=True) for one, other in pairs)
+
+    _require(not unmoved(mine), f"{name}: the update does not react to the module's own utility; learn from it")
+    local = "use nothing but the module's own experience (no global variable, no batching rule)"
+    _require(unmoved(theirs), f"{name}: a module's update depends on another module's utility; {local}")
+    # A square root at zero (Adam's, of an unused weight) has slope 0 * inf = NaN; the bits above speak for it.
+    leak = sum(float(jnp.abs(jnp.where(jnp.isnan(leaf[0]), 0, leaf[0])).sum()) for leaf in slope)
+    _require(leak == 0, f"{name}: a module's update has a gradient {leak:.3g} in another module's utility; {local}")
+
+
+def _outcomes(count: int, bidders: int) -> Outcome:
+    """Auctions [count] with ties and ineligible bidders, every second one won by a bidder picked at random."""
+
+    def one(key: Array, explored: Array) -> Outcome:
+        key_bid, key_eligible, key_one, key_win = jax.random.split(key, 4)
+        bids = jax.random.randint(key_bid, (bidders,), 1, 9).astype(real()) / 8
+        eligible = jax.random.bernoulli(key_eligible, 0.5, (bidders,))
+        eligible = eligible.at[jax.random.randint(key_one, (), 0, bidders)].set(True)
+        winner = jnp.where(explored, _pick(key_win, eligible), clear(bids, key_win, eligible).winner)
+        return award(bids, winner, eligible)
+
+    return jax.vmap(one)(jax.random.split(jax.random.key(0), count), jnp.arange(count) % 2 == 0)
+
+
+def _amounts(name: str, rule: Callable[[Outcome], Array], outcomes: Outcome) -> np.ndarray:
+    """What a price or resale rule gives for each outcome, once it has kept every promise. f [count]."""
+    some = [jax.tree.map(lambda x, i=i: x[i], outcomes) for i in range(8)]
+    kind, dtype = _attempt(f"{name} under jit", _PURE, jax.eval_shape, rule, some[0]), outcomes.bids.dtype
+    scalar = getattr(kind, "shape", None) == () and getattr(kind, "dtype", None) == dtype
+    _require(scalar, f"{name}: expected one amount, a scalar of the bids' dtype {dtype}, got {kind}; return that")
+    vmapped = jax.jit(jax.vmap(rule))
+    amounts = np.asarray(_attempt(f"{name} under vmap", _PURE, vmapped, outcomes))
+    _require(bool(np.isfinite(amounts).all()), f"{name}: NaN or infinite for some outcome; give every sale an amount")
+    for how, call in (("eager", rule), ("jit", jax.jit(rule))):
+        same = np.allclose([_attempt(f"{name}, {how}", _PURE, call, o) for o in some], amounts[:8], 1e-5, 1e-6)
+        _require(same, f"{name}: {how} differs from jit(vmap); {_PURE}")
+    for junk in (jnp.nan, 1e3, -1e3):
+        other = vmapped(outcomes.replace(bids=jnp.where(outcomes.eligible, outcomes.bids, junk)))
+        masked = np.array_equal(np.asarray(other), amounts)
+        _require(masked, f"{name}: depends on the bid of an ineligible bidder; mask it: where(o.eligible, o.bids, 0)")
+    return amounts
+
+
+def _check_truthful(mechanism: Mechanism, bidders: int) -> None:
+    def utility(bid: Array, value: Array, rivals: Array) -> Array:
+        outcome = clear(jnp.concatenate([bid[None], rivals]))
+        return jnp.where(outcome.winner == 0, value - mechanism.price(outcome), 0)
+
+    value, deviation, *others = jax.random.uniform(jax.random.key(1), (bidders + 1, 2048), real())
+    rivals, utility = jnp.stack(others, -1), jax.jit(jax.vmap(utility))
+    gain = utility(deviation, value, rivals) - utility(value, value, rivals)
+    best = int(gain.argmax())
+    _require(
+        bool(gain[best] <= 1e-6),
+        f"{mechanism.name}: not truthful: against {np.round(rivals[best], 3)} a bidder of value {value[best]:.3f} "
+        f"gains {gain[best]:.3f} by bidding {deviation[best]:.3f}; let a winner pay the least bid that would have won",
+    )
+
+
+def _first_step(adapter: Adapter, key: Array, params: PyTree) -> tuple[Array, PyTree, Step]:
+    key_reset, key_step = jax.random.split(key)
+    obs, state = adapter.reset(key_reset, params)
+    return obs, state, adapter.step(key_step, state, jnp.argmax(adapter.legal(state, params)), params)
+
+
+def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[Any, PyTree, Step, Array]:
+    """Random legal play: a `_first_step`; then [steps] of first states, steps, and legal masks."""
+
+    def body(state: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Step, Array]]:
+        key_action, key_step, key_reset = jax.random.split(key, 3)
+        legal = adapter.legal(state, params)
+        after = adapter.step(key_step, state, _pick(key_action, legal), params)
+        _, fresh = adapter.reset(key_reset, params)
+        onward = jax.tree.map(functools.partial(jnp.where, after.terminated | after.truncated), fresh, after.env_state)
+        return onward, (fresh, after, legal)
+
+    _, state = adapter.reset(key, params)
+    return _first_step(adapter, key, params), *jax.lax.scan(body, state, jax.random.split(key, steps))[1]
+
+
+def _reports_its_reset(env: Any, fresh: PyTree, params: PyTree) -> bool:
+    """Whether a bare ``step`` resets by itself, and says where the episode ended."""
+    state = jax.tree.map(lambda x: x[0, 0], fresh)
+    return not hasattr(env, "step_env") and "final_observation" in env.step(jax.random.key(0), state, 0, params)[-1]
+
+
+def _check_no_reset(name: str, fresh: PyTree, rows: Step) -> None:
+    """A state that looks new at every end of an episode and at no other time was reset by its own step."""
+    done = np.asarray(rows.terminated | rows.truncated).reshape(-1)
+    new = np.ones(done.shape, bool)
+    for starts, states in zip(_numbers(fresh), _numbers(rows.env_state), strict=True):
+        if (starts == starts[0, 0]).all():  # what every episode starts with, such as a clock at zero
+            new &= (states == starts[0, 0]).reshape(done.size, -1).all(-1)
+    _require(
+        not done.any() or bool(done.all()) or bool((new != done).any()),
+        f"{name}: the step that ends an episode returns the first state of the next one; let step_env return the last "
+        "state itself, or let step put the last observation into info['final_observation']",
+    )
+
+
+def _pick(key: Array, allowed: Array) -> Array:
+    return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf)).astype(jnp.int32)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _attempt(what: str, remedy: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise AssertionError(f"{what} failed with {type(error).__name__}: {reason}; {remedy}") from error
+
+
+def _require_same_types(what: str, before: PyTree, after: PyTree) -> None:
+    """Structure, shapes and dtypes must agree."""
+    old, new = jax.tree.structure(before), jax.tree.structure(after)
+    _require(old == new, f"{what} has the structure {new}, before {old}; return the same fields")
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        _require(
+            (old.shape, old.dtype) == (new.shape, new.dtype),
+            f"{what} is {new.dtype}{list(new.shape)} at {jax.tree_util.keystr(path) or 'its root'}, before it was "
+            f"{old.dtype}{list(old.shape)}; keep shapes and dtypes (jnp.asarray(x, dtype))",
+        )
+
+
+def _numbers(tree: PyTree) -> list[np.ndarray]:
+    """The leaves as NumPy arrays, typed keys as their bits."""
+    keyed = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(tree)]
+    leaves = zip(jax.tree.leaves(tree), keyed, strict=True)
+    return [np.asarray(jax.random.key_data(leaf) if is_key else leaf) for leaf, is_key in leaves]

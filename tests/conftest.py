@@ -1,0 +1,26 @@
+"""Shared by all tests: small configurations, trained once."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and run little: without the backend's optimisations they take half the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import pytest
+
+from jaxmarket import TrainConfig, fit
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Settings that train in a moment."""
+    return {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32}
+
+
+@pytest.fixture(scope="session")
+def bandit_run(tmp_path_factory):
+    """A solved bandit, two seeds, with its folder."""
+    out = tmp_path_factory.mktemp("runs") / "bandit"
+    config = TrainConfig("Bandit-v0", learner="valuation", seeds=2, steps=40_000)
+    return fit(config, jax.random.key(0), out), out

@@ -1,0 +1,106 @@
+"""The command line as a person or a script meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxmarket.cli import main
+
+QUICK = ["--steps", "4096", "--instances", "8", "--horizon", "16", "--minibatch", "32"]
+
+
+def test_train_ends_with_one_json_line(capsys, tmp_path):
+    main(
+        ["train", "Bandit-v0", "--learner", "valuation", "--seeds", "2", "--json", "--out", str(tmp_path / "r"), *QUICK]
+    )
+    printed, bar = capsys.readouterr()
+    summary = json.loads(printed.splitlines()[-1])
+    assert summary["env"] == "Bandit-v0"
+    assert (summary["seeds"], summary["clones"], summary["auction"]) == (2, 2, "ccv")
+    assert "Q*" in printed
+    assert "bid error" in printed
+    assert "Bandit-v0" in bar
+
+
+def test_evaluate_and_watch_a_saved_run(capsys, bandit_run):
+    main(["evaluate", str(bandit_run[1]), "--json"])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["greedy_return_mean"] == pytest.approx(0.8)
+    main(["watch", str(bandit_run[1])])
+    printed = capsys.readouterr().out
+    assert "house" in printed
+    assert "terminated" in printed
+    assert "0.800" in printed
+
+
+def test_list_names_everything(capsys):
+    main(["list"])
+    printed = capsys.readouterr().out
+    for name in ("Chain-v0", "CartPole-v1", "ccv", "valuation", "paper"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train"], "env"),
+        (["train", "Chain-v1"], "did you mean 'Chain-v0'"),
+        (["train", "Pendulum-v1"], "discrete"),
+        (["train", "Chain-v0", "--auction", "dutch"], "bb, vickrey, ccv, env"),
+        (["train", "Chain-v0", "--learner", "sarsa"], "ppo, valuation, reinforce"),
+        (["train", "Chain-v0", "--clones", "0"], "clones"),
+        (["train", "Chain-v0", "--seeds", "two"], "--seeds"),
+        (["train", "Chain-v0", "--steps", "-5"], "steps"),
+        (["train", "Chain-v0", "--gamma", "1.5"], "gamma"),
+        (["train", "Chain-v0", "--gamma", "nan"], "gamma"),
+        (["train", "Chain-v0", "--minibatch", "1000"], "minibatch"),
+        (["train", "Chain-v0", "--bids", "value"], "bids"),
+        (["train", "Chain-v0", "--bid-low", "2"], "bid_low"),
+        (["train", "Chain-v0", "--time-limits", "never"], "time-limits"),
+        (["train", "Chain-v0", "--preset", "mine"], "preset"),
+        (["train", "Chain-v0", "--dropout", "0.5", "--clones", "1"], "dropout"),
+        (["train", "Chain-v0", "--colour", "red"], "--colour"),
+        (["evaluate", "/nowhere"], "/nowhere"),
+        (["watch", "/nowhere"], "/nowhere"),
+        (["trian"], "train"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    printed, error = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed == ""
+    assert error.startswith("jaxmarket: ")
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_module_entry_and_exit_code():
+    run = subprocess.run([sys.executable, "-m", "jaxmarket", "train", "Nowhere-v0"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+
+
+def test_import_is_inert_and_light():
+    """No JAX backend is started, and nothing heavy or graphical comes along."""
+    code = (
+        "import sys, jaxmarket, jaxmarket.auctions, jaxmarket.environments, jaxmarket.learners, jaxmarket.policies, "
+        "jaxmarket.metrics, jaxmarket.testing\n"
+        "from jax._src import xla_bridge\n"
+        "heavy = {'matplotlib', 'gymnasium', 'pandas', 'gymnax', 'orbax', 'cyclopts'} & set(sys.modules)\n"
+        "print(sorted(heavy), dict(xla_bridge._backends))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[] {}"
+
+
+def test_public_names_exist_and_are_few():
+    import jaxmarket  # noqa: PLC0415
+
+    assert len(jaxmarket.__all__) <= 40
+    assert sorted(jaxmarket.__all__, key=str.lower) == sorted(set(jaxmarket.__all__), key=str.lower)
+    for name in jaxmarket.__all__:
+        assert getattr(jaxmarket, name).__doc__

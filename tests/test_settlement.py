@@ -1,0 +1,323 @@
+"""Settlement: who pays whom, what a purchase earned in the end, and the boundary rule, on numbers done by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket.settlement import TIME_LIMITS, flows, per_bidder, resale_ahead, settle, transfer
+from jaxmarket.types import HOUSE, NOBODY, Outcome, Transition
+
+A, STEPS = 3, 24
+MONEY = ("reward", "price", "resale", "shadow")
+
+
+def books(
+    winner,
+    *,
+    reward=0.0,
+    price=0.0,
+    resale=0.0,
+    shadow=0.0,
+    duration=1,
+    terminated=(),
+    truncated=(),
+    forced=(),
+    dtype=np.float32,
+):
+    """Rows of a market. Scalars stand for every row; ``terminated``, ``truncated``, ``forced`` list rows."""
+    steps = len(winner)
+    rows, winner = np.arange(steps), np.asarray(winner, np.int32)
+
+    def column(value):
+        return jnp.asarray(np.broadcast_to(value, (steps,)).astype(dtype))
+
+    done = np.isin(rows, [*terminated, *truncated])
+    owner = np.where(np.roll(done, 1) | (rows == 0), HOUSE, np.roll(winner, 1)).astype(np.int32)
+    blank = jnp.zeros((steps, A), dtype)
+    own = np.where(winner < 0, 0, np.where(np.isin(rows, forced), 1, 3))  # outbid where exploration forced the sale
+    return Transition(
+        obs=blank,
+        outcome=Outcome(
+            winner=jnp.asarray(winner),
+            winning_bid=column(own),
+            highest_other_bid=column(np.where(winner < 0, 0, 2)),
+            bids=blank,
+            eligible=jnp.ones((steps, A), bool),
+        ),
+        owner=jnp.asarray(owner),
+        price=column(price),
+        resale=column(resale),
+        reward=column(reward),
+        duration=column(duration),
+        terminated=jnp.asarray(np.isin(rows, terminated)),
+        truncated=jnp.asarray(np.isin(rows, truncated)),
+        next_obs=blank,
+        next_eligible=jnp.ones((steps, A), bool),
+        shadow=column(shadow),
+        wealth=blank,
+        house=column(0),
+        episode_return=column(0),
+        episode_length=jnp.zeros(steps, jnp.int32),
+    )
+
+
+def example(**changes):
+    """Three episodes: rows 0-1 end for good, rows 2-3 at a limit, row 4 goes on after the rollout.
+
+    Row 1 has a shadow estimate that nobody may read.
+    """
+    columns = {
+        "reward": [10, 20, 30, 40, 50],
+        "price": [1, 2, 3, 4, 5],
+        "resale": [1.5, 2.5, 3.5, 4.5, 5.5],
+        "shadow": [0, 7, 0, 8, 9],
+        "terminated": [1],
+        "truncated": [3],
+    }
+    return books([0, 1, 0, 1, 2], **(columns | changes))
+
+
+def trade(**changes):
+    """One chain of sales without an end: 0 sells to 1, 1 to 2, and 8 is the estimate for what 2 holds."""
+    columns = {"reward": [1, 2, 3], "resale": [99, 2, 4], "shadow": [0, 0, 8]}
+    return books([0, 1, 2], **(columns | changes))
+
+
+def scrambled(seed=0, *, lowest=NOBODY, **changes):
+    """Random rows with random ends, both flags at times, for comparisons where the numbers do not matter."""
+    rng = np.random.default_rng(seed)
+    columns = {name: rng.normal(size=STEPS) for name in MONEY}
+    columns |= {"duration": rng.integers(1, 4, STEPS)}
+    columns |= {name: np.flatnonzero(rng.random(STEPS) < 0.2) for name in ("terminated", "truncated", "forced")}
+    return books(rng.integers(lowest, A, STEPS), **(columns | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "time_limits", "ahead", "utility"),
+    [
+        ({}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),
+        ({}, "terminal", [2.5, 0, 4.5, 0, 0], [10.25, 18, 29.25, 36, 45]),
+        ({"truncated": [1, 3]}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),  # terminated wins
+        ({"terminated": [1, 4]}, "shadow", [2.5, 0, 4.5, 8, 0], [10.25, 18, 29.25, 40, 45]),  # ended on the last row
+        ({"truncated": [3, 4]}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),
+        # γ^k: .5, .25, .125, .25, .5
+        ({"duration": [1, 2, 3, 2, 1]}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 27.5625, 38, 49.5]),
+    ],
+)
+def test_utilities_by_hand(changes, time_limits, ahead, utility):
+    """reward + .5^k · resale ahead - price, and the three ways in which there is no row ahead."""
+    rows = example(**changes)
+    resale, estimated = resale_ahead(rows, time_limits)
+    settlement = settle(rows, 0.5, time_limits=time_limits)
+    assert resale.tolist() == ahead
+    assert settlement.utility.tolist() == utility
+    np.testing.assert_array_equal(settlement.revenue, settlement.utility + rows.price)
+    wanted = time_limits == "shadow" and (rows.truncated | (jnp.arange(5) == 4)) & ~rows.terminated
+    np.testing.assert_array_equal(estimated, np.broadcast_to(wanted, 5))
+    np.testing.assert_array_equal(settlement.estimated, estimated)
+
+
+@pytest.mark.parametrize(("discount", "utility"), [(0.0, [9, 18, 27, 36, 45]), (1.0, [11.5, 18, 31.5, 44, 54])])
+def test_the_edges_of_patience(discount, utility):
+    assert settle(example(), discount).utility.tolist() == utility
+
+
+def test_a_state_nobody_buys_earns_its_last_owner_nothing():
+    """Row 1 has no eligible bidder: row 0 is not resold, and row 2 is the house's sale."""
+    rows = books([0, NOBODY, 1], reward=[1, 2, 3], price=[1, 0, 1], resale=[1, 0, 4], terminated=[2])
+    settlement = settle(rows, 0.5)
+    assert settlement.utility[0] == 1 + 0.5 * 0 - 1
+    assert per_bidder(settlement.utility, rows.outcome.winner, A).tolist() == [[0, 0, 0], [0, 0, 0], [0, 2, 0]]
+    money = flows(rows)
+    assert money.house.tolist() == [1, 2, 4]  # sells row 0, earns row 1 for want of a buyer, sells row 2
+    assert money.sale.tolist() == [[0, 0, 0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("trace_decay", "changes", "revenue"),
+    [
+        # Backwards at γ = .5: 3 + .5 · 8 = 7; then reward + .5 · ((1-λ) resale + λ · revenue of the next).
+        (0.0, {}, [2, 4, 7]),
+        (0.5, {}, [2.6875, 4.75, 7]),
+        (1.0, {}, [3.75, 5.5, 7]),  # Monte Carlo: 1 + .5 · 2 + .25 · 3 + .125 · 8
+        (1.0, {"forced": [1]}, [2, 5.5, 7]),  # 0 was bought out by exploration: paid, and the contract is void
+        (1.0, {"forced": [2]}, [3, 4, 7]),
+        (1.0, {"forced": [0]}, [3.75, 5.5, 7]),  # how the chain began does not matter
+        (0.5, {"forced": [1]}, [2, 4.75, 7]),
+        (1.0, {"terminated": [1]}, [2, 2, 7]),
+        (1.0, {"truncated": [1], "shadow": [0, 6, 8]}, [3.5, 5, 7]),
+        (1.0, {"duration": [2, 1, 3]}, [2.0, 4.0, 4.0]),  # 3 + 8/8; 2 + .5 · 4; 1 + .25 · 4
+    ],
+)
+def test_traces_by_hand(trace_decay, changes, revenue):
+    assert settle(trade(**changes), 0.5, trace_decay=trace_decay).revenue.tolist() == revenue
+
+
+def test_a_trace_ends_where_nobody_buys():
+    """The row nobody bought is worth 51 to nobody, and none of it flows back to the owner before."""
+    rows = books([0, NOBODY, 2], reward=[1, 50, 2], resale=[9, 0, 4], terminated=[2])
+    assert settle(rows, 0.5, trace_decay=1.0).revenue[0] == 1
+
+
+@pytest.mark.parametrize("time_limits", TIME_LIMITS)
+def test_no_trace_is_a_trace_of_zero(time_limits):
+    rows = scrambled()
+    without = settle(rows, 0.9, time_limits=time_limits)
+    np.testing.assert_allclose(
+        settle(rows, 0.9, trace_decay=0.0, time_limits=time_limits).utility, without.utility, rtol=1e-6, atol=1e-6
+    )
+    assert not np.allclose(settle(rows, 0.9, trace_decay=0.5, time_limits=time_limits).utility, without.utility)
+
+
+def test_a_full_trace_is_the_discounted_reward_to_the_end_of_the_episode():
+    """λ = 1, every state sold by bid: Monte Carlo with the shadow as the tail, in a plain loop."""
+    rows = scrambled(forced=(), lowest=0)
+    wanted = []
+    for start in range(STEPS):
+        total, patience = 0.0, 1.0
+        for t in range(start, STEPS):
+            total += patience * float(rows.reward[t])
+            patience *= 0.9 ** float(rows.duration[t])
+            if rows.done[t] or t == STEPS - 1:
+                total += 0.0 if rows.terminated[t] else patience * float(rows.shadow[t])
+                break
+        wanted.append(total)
+    np.testing.assert_allclose(settle(rows, 0.9, trace_decay=1.0).revenue, wanted, rtol=1e-5, atol=1e-6)
+
+
+def _episodes(rows):
+    """Which episode each row belongs to."""
+    return np.cumsum(np.roll(np.where(np.arange(STEPS) == STEPS - 1, False, rows.done), 1))
+
+
+@pytest.mark.parametrize("trace_decay", [None, 0.7])
+@pytest.mark.parametrize("time_limits", TIME_LIMITS)
+def test_no_derivative_crosses_a_reset(time_limits, trace_decay):
+    """∂ utility[t] / ∂ any money of row s is exactly 0 unless s is t or a later row of its episode."""
+    rows = scrambled()
+    episode, steps = _episodes(rows), np.arange(STEPS)
+    assert episode[-1] > 5
+
+    def utility(money):
+        return settle(rows.replace(**money), 0.9, trace_decay=trace_decay, time_limits=time_limits).utility
+
+    jacobian = jax.jit(jax.jacrev(utility))({name: getattr(rows, name) for name in MONEY})
+    reachable = (episode[:, None] == episode) & (steps[:, None] <= steps)
+    for name in MONEY:
+        assert not np.any(np.where(reachable, 0, jacobian[name])), name
+    # Within an episode the derivatives are there, so that the zeros mean something.
+    np.testing.assert_array_equal(np.diag(jacobian["reward"]), 1)
+    np.testing.assert_array_equal(np.diag(jacobian["price"]), -1)
+    ahead = np.diag(jacobian["resale"], 1)[episode[1:] == episode[:-1]]
+    assert (ahead > 0).all() and ahead.size > 5
+    cut = ~rows.terminated & (rows.truncated | (steps == STEPS - 1))
+    estimated = np.asarray(cut) & (time_limits == "shadow")
+    np.testing.assert_array_equal(np.diag(jacobian["shadow"]) > 0, estimated)
+
+
+@pytest.mark.parametrize("trace_decay", [None, 0.7])
+def test_what_happens_after_a_reset_changes_nothing_before_it(trace_decay):
+    """Other rows altogether after each end: the utilities up to it keep every bit."""
+    settling = jax.jit(lambda rows: settle(rows, 0.9, trace_decay=trace_decay).utility)
+    rows, others = scrambled(), scrambled(seed=1)
+    before = np.asarray(settling(rows))
+    ends = np.flatnonzero(rows.done)[:-1]
+    assert len(ends) > 3
+    for end in ends:
+        kept = np.arange(STEPS) <= end
+        changed = jax.tree.map(
+            lambda x, y, kept=kept: jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, y), rows, others
+        )
+        after = np.asarray(settling(changed))
+        np.testing.assert_array_equal(after[: end + 1], before[: end + 1])
+        assert (after[end + 1 :] != before[end + 1 :]).any()
+
+
+@pytest.mark.parametrize(
+    ("buyer", "seller", "wealth", "house"),
+    [
+        (1, 2, [0, 97, 5], 0),  # 1 pays 4 and earns 1, 2 receives 5
+        (1, HOUSE, [0, 97, 0], 5),
+        (1, 1, [0, 102, 0], 0),  # buys from itself
+        (NOBODY, HOUSE, [0, 100, 0], 6),  # the reward of a step nobody bought is the house's
+    ],
+)
+def test_transfer_by_hand(buyer, seller, wealth, house):
+    got = transfer(
+        jnp.array([0.0, 100.0, 0.0]),
+        jnp.zeros(()),
+        buyer=jnp.int32(buyer),
+        seller=jnp.int32(seller),
+        price=jnp.float32(4),
+        resale=jnp.float32(5),
+        reward=jnp.float32(1),
+    )
+    assert (got[0].tolist(), float(got[1])) == (wealth, house)
+
+
+def test_flows_by_hand():
+    money = flows(example())
+    assert money.purchase.tolist() == [[-1, 0, 0], [0, -2, 0], [-3, 0, 0], [0, -4, 0], [0, 0, -5]]
+    assert money.sale.tolist() == [[0, 0, 0], [2.5, 0, 0], [0, 0, 0], [4.5, 0, 0], [0, 0, 0]]
+    assert money.reward.tolist() == [[10, 0, 0], [0, 20, 0], [30, 0, 0], [0, 40, 0], [0, 0, 50]]
+    assert money.house.tolist() == [1.5, 0, 3.5, 0, 5.5]
+    assert money.subsidy.tolist() == [0.5] * 5
+    assert money.earned.tolist() == [10, 20, 30, 40, 50]
+
+
+def test_flows_name_all_the_money_that_transfer_moves():
+    """Row by row, for every account; and together they are the reward and what the auctioneer minted."""
+    rows = scrambled()
+    money = flows(rows)
+    wealth, house = jnp.zeros((STEPS, A)), jnp.zeros(STEPS)  # one market per row
+    wealth, house = jax.vmap(
+        lambda wealth, house, row: transfer(
+            wealth,
+            house,
+            buyer=row.outcome.winner,
+            seller=row.owner,
+            price=row.price,
+            resale=row.resale,
+            reward=row.reward,
+        )
+    )(wealth, house, rows)
+    sold = np.asarray(rows.outcome.winner) >= 0
+    np.testing.assert_allclose(money.purchase + money.sale + money.reward, wealth, atol=1e-6)
+    np.testing.assert_allclose(money.house, house, atol=1e-6)
+    np.testing.assert_allclose((wealth.sum(1) + house)[sold], (money.earned + money.subsidy)[sold], atol=1e-6)
+
+
+def test_per_bidder_books_one_account_only():
+    values = per_bidder(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[0, 2], [NOBODY, 1]]), A)
+    assert values.tolist() == [[[1, 0, 0], [0, 0, 2]], [[0, 0, 0], [0, 4, 0]]]
+
+
+def test_jit_vmap_and_a_loop_agree():
+    """And discount and λ are traced: a sweep over both is one call."""
+    batch = [scrambled(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
+    discounts, decays = jnp.array([0.5, 0.9, 1.0]), jnp.array([0.0, 0.5, 1.0])
+
+    def settling(rows, discount, decay):
+        return settle(rows, discount, trace_decay=decay), settle(rows, discount)
+
+    got = jax.jit(jax.vmap(settling))(stacked, discounts, decays)
+    wanted = [settling(*row) for row in zip(batch, discounts, decays, strict=True)]
+    for a, b in zip(jax.tree.leaves(got), zip(*map(jax.tree.leaves, wanted), strict=True), strict=True):
+        np.testing.assert_allclose(a, np.stack(b), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtypes_are_stable_under_x64(dtype):
+    with jax.enable_x64(True):
+        rows = example(dtype=dtype)
+        for settlement in (settle(rows, 0.9), settle(rows, 0.9, trace_decay=0.5)):
+            assert settlement.revenue.dtype == settlement.utility.dtype == dtype
+        money = flows(rows)
+        assert {x.dtype for x in jax.tree.leaves(money)} == {np.dtype(dtype)}
+
+
+def test_an_unknown_time_limit_rule_is_refused():
+    with pytest.raises(ValueError, match="time_limits: unknown rule 'ignore'; choose from shadow, terminal"):
+        settle(example(), 0.9, time_limits="ignore")
