@@ -4,21 +4,17 @@ Start with `fit` and `TrainConfig`; build your own loop from `Society`, `reset`,
 `settle`. Importing this package starts no JAX backend.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from jaxmarket.auctions import MECHANISMS, Mechanism, clear
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments import make
+from jaxmarket.fitting import fit
 from jaxmarket.policies import BidPolicy
 from jaxmarket.rollouts import rollout
+from jaxmarket.runs import load
 from jaxmarket.settlement import flows, settle
 from jaxmarket.society import MarketPolicy, Society, reset, step
-from jaxmarket.training import FitResult, fit, train
+from jaxmarket.training import FitResult, train
 from jaxmarket.types import Outcome, Rules, State, Transition
-
-if TYPE_CHECKING:
-    from jaxmarket.runs import load
 
 __version__ = "0.1.0"
 
@@ -45,9 +41,3 @@ __all__ = [
     "step",
     "train",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        return importlib.import_module("jaxmarket.runs").load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,8 +16,8 @@ from jaxmarket import auctions, runs, tables
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
+from jaxmarket.fitting import evaluate_seeds, fit
 from jaxmarket.learners import LEARNERS
-from jaxmarket.training import evaluate_seeds, fit
 
 __all__ = ["app", "main"]
 
@@ -47,8 +47,7 @@ def train(
         out: a folder for the settings, metrics, parameters and figures.
         json: make the last line of standard output one JSON object.
     """
-    with tables.progress(config.adapter.name) as on_chunk:
-        result = fit(config, jax.random.key(seed), out, on_chunk=on_chunk)
+    result = fit(config, jax.random.key(seed), out)
     console = Console()
     console.print(tables.returns_table(result))
     bids = tables.bids_table(result)

@@ -32,6 +32,7 @@ class Defaults:
     epochs: int
     learning_rate: float
     bids: str
+    table_learning_rate: float | None = None  # where the bid network is a table, if it differs
     trace_decay: float | None = None
     exploration: float | None = None
     exploration_final: float | None = None
@@ -56,7 +57,8 @@ _DEFAULTS = {
         horizon=32,
         minibatch=128,
         epochs=1,
-        learning_rate=3e-2,
+        learning_rate=5e-3,
+        table_learning_rate=3e-2,
         bids="value",
         trace_decay=0.65,
         exploration=1.0,
@@ -145,7 +147,11 @@ class TrainConfig:
         defaults = _DEFAULTS[self.learner]
         adapter = self.adapter
         auctions.mechanism(self.auction)
-        fill = dataclasses.asdict(defaults) | {
+        fill = dataclasses.asdict(defaults)
+        table_rate = fill.pop("table_learning_rate")
+        if table_rate is not None and adapter.one_hot and not self.hidden:
+            fill["learning_rate"] = table_rate
+        fill |= {
             "gamma": adapter.gamma if adapter.gamma is not None else 0.99,
             "time_limits": "shadow",
         }

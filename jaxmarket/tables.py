@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -25,8 +26,8 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Any]:
-    """A progress bar on standard error with rate and ETA; yields an ``on_chunk`` for `fit`."""
+def progress(label: str, *, shown: bool = True) -> Iterator[Any]:
+    """A progress bar on standard error with rate and ETA; yields what reports a chunk, as `fit` calls it."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -37,6 +38,7 @@ def progress(label: str) -> Iterator[Any]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        disable=not shown,
     )
     with bar:
         task = bar.add_task(f"{label}: compiling", total=None, note="")
@@ -85,10 +87,20 @@ def bids_table(result: FitResult) -> Table | None:
 def trace_table(society: Society, rows: Transition) -> Table:
     """An episode, auction by auction: who bid what, who won, who paid whom."""
     rows = jax.device_get(rows)
-    table = Table(title=f"one episode of {society.env.name}, {society.mechanism.name} auction", caption="bids of bidders #0, #1, … in order")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
+        caption="bids of bidders #0, #1, … in order",
+    )
     for column in ("t", "state", "bids", "winner", "acts", "pays", "to", "gets", "reward", "end"):
         numeric = column in ("t", "pays", "gets", "reward")
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=column != "bids")
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            no_wrap=column != "bids",
+            min_width=17 if column == "bids" else None,
+        )
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
         bids = " ".join(
@@ -105,7 +117,7 @@ def trace_table(society: Society, rows: Transition) -> Table:
             "house" if owner < 0 else f"#{owner}",
             f"{rows.resale[t]:.3f}",
             f"{rows.reward[t]:.3f}",
-            "terminated" if rows.terminated[t] else "truncated" if rows.truncated[t] else "",
+            "ends" if rows.terminated[t] else "cut" if rows.truncated[t] else "",
         )
     return table
 
@@ -115,4 +127,4 @@ def _describe(obs: np.ndarray) -> str:
     flat = np.asarray(obs).reshape(-1)
     if set(np.unique(flat)) <= {0.0, 1.0} and flat.sum() == 1:
         return f"s{int(flat.argmax())}"
-    return " ".join(f"{x:.2f}" for x in flat[:4]) + (" …" if len(flat) > 4 else "")
+    return " ".join(f"{x:.2f}" for x in flat[:2]) + (" …" if len(flat) > 2 else "")

@@ -1,0 +1,150 @@
+"""Fitting: a host loop over the compiled chunk, with a progress bar, evaluation and files around it."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import tables
+from jaxmarket.config import TrainConfig
+from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
+from jaxmarket.learners import Hyperparameters
+from jaxmarket.metrics import bid_error
+from jaxmarket.runs import Folder
+from jaxmarket.society import Society
+from jaxmarket.training import FitResult, Program, TrainState, as_arrays, chunk, init
+from jaxmarket.types import Array, PyTree, real
+
+__all__ = ["evaluate_seeds", "fit"]
+
+_EPISODES = 128
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_seeds(program: Program, keys: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
+    return jax.vmap(lambda key: init(program, key, env_params, hyper))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _chunk_seeds(
+    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters
+) -> tuple[TrainState, dict[str, Array]]:
+    return jax.vmap(lambda state: chunk(program, state, env_params, hyper))(state)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(program: Program, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    """The executable of `_chunk_seeds`, apart from running it, so that compile time can be told apart."""
+    return _chunk_seeds.lower(program, *jax.tree.unflatten(tree, leaves)).compile()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate_seeds(society: Society, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
+    """`evaluate` for every seed: leaves [S, episodes]."""
+    return jax.vmap(lambda params, key: evaluate(society, params, key, env_params, _EPISODES))(params, keys)
+
+
+def fit(
+    config: TrainConfig,
+    key: Array,
+    out: str | Path | None = None,
+    *,
+    progress: bool = True,
+    on_chunk: Callable[[int, int, dict[str, np.ndarray]], None] | None = None,
+) -> FitResult:
+    """Train ``config.seeds`` seeds, evaluate them, and write the results.
+
+    Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``.
+
+    Args:
+        config: the settings.
+        key: a typed PRNG key.
+        out: a folder for the configuration, metrics, parameters and figures; nothing is written without.
+        progress: whether to show a progress bar with rate and ETA on standard error.
+        on_chunk: called after each chunk with (environment steps per seed so far, in all, metrics).
+            Ctrl-C ends the training there, and the rest goes on with what was learned.
+    """
+    folder = None if out is None else Folder(out, config)
+    program, env_params = Program.of(config), config.adapter.default_params
+    hyper = as_arrays(config.hyperparameters)
+    key_eval = jax.random.fold_in(key, 1)
+    state = _init_seeds(program, jax.random.split(key, config.seeds), env_params, hyper)
+
+    rows: list[dict[str, np.ndarray]] = []
+    with tables.progress(config.adapter.name, shown=progress) as show:
+        began = time.perf_counter()
+        leaves, tree = jax.tree.flatten((state, env_params, hyper))
+        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+        compiled = _compiled(program, tree, shapes)
+        compile_seconds = time.perf_counter() - began
+
+        began = time.perf_counter()
+        try:
+            for done in range(1, program.chunks + 1):
+                state, metrics = compiled(state, env_params, hyper)
+                rows.append(jax.device_get(metrics))
+                steps = done * program.env_steps // program.chunks
+                if folder is not None:
+                    folder.add(done, steps, rows[-1])
+                for report in (show, on_chunk):
+                    if report is not None:
+                        report(steps, program.env_steps, rows[-1])
+        except KeyboardInterrupt:
+            pass
+    jax.block_until_ready(state)
+    run_seconds = time.perf_counter() - began
+    metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+    steps = config.seeds * program.env_steps * len(rows) // program.chunks
+    result = _assess(config, program, state, metrics, key_eval)
+    result.summary.update(
+        env_steps=steps,
+        compile_seconds=compile_seconds,
+        run_seconds=run_seconds,
+        steps_per_second=steps / run_seconds,
+        interrupted=len(rows) < program.chunks,
+    )
+    if folder is not None:
+        folder.finish(result)
+    return result
+
+
+def _assess(
+    config: TrainConfig, program: Program, state: TrainState, metrics: dict[str, np.ndarray], key: Array
+) -> FitResult:
+    """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
+    society, params, env_params = program.society, state.learner.params, config.adapter.default_params
+    key_greedy, key_sampled = jax.random.split(key, (2, config.seeds))
+    greedy = evaluate_seeds(dataclasses.replace(society, greedy=True), params, key_greedy, env_params)
+    sampled = evaluate_seeds(society, params, key_sampled, env_params)
+    returns = np.asarray(greedy.returns.mean(1))
+    summary: dict[str, Any] = {
+        "env": config.adapter.name,
+        "auction": society.mechanism.name,
+        "learner": config.learner,
+        "clones": config.clones,
+        "seeds": config.seeds,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "return_seeds": [float(r) for r in returns],
+        "sampled_return_mean": float(sampled.returns.mean()),
+        "bid_error": None,
+    }
+    bids = visited = None
+    if program.states is not None:
+        q = jnp.asarray(config.adapter.optimal_q(config.gamma), real())
+        modules = jax.vmap(lambda p: bids_by_state(society, p, q.shape[0]))(params)
+        bids = modules.reshape(*modules.shape[:2], society.primitives, -1).max(-1)
+        visited = state.visits > 0
+        summary["bid_error"] = float(jax.vmap(bid_error, (0, None, 0))(bids, q, visited).max())
+        if config.learner == "valuation":
+            every = functools.partial(bid_error, every_bidder=True)
+            summary["bid_error_all"] = float(jax.vmap(every, (0, None, 0))(bids, q, visited).max())
+        bids, visited = np.asarray(bids), np.asarray(visited)
+    return FitResult(summary, state, metrics, config, bids, visited)
