@@ -37,6 +37,8 @@ __all__ = [
 
 # Bids are kept this far inside (0, 1): float32 cannot tell 1 - 1e-8 from 1, where log-densities blow up.
 _EDGE = 1e-6
+# A distribution's parameters stay above this: Beta's density has no float32 gradient much below.
+_FLOOR = 1e-4
 
 
 class BidDistribution(Protocol):
@@ -97,17 +99,17 @@ class Kumaraswamy(_Bounded):
         u = jnp.clip(u, _EDGE, 1 - _EDGE)
         # x = (1 - (1-u)^(1/b))^(1/a), and 1 - u is as uniform as u.
         tail = -jnp.expm1(jnp.log(u) / self.b)
-        unit = jnp.exp(jnp.log(jnp.maximum(tail, _EDGE)) / self.a)
+        unit = jnp.exp(jnp.log(tail) / self.a)
         return self._stretch(jnp.clip(unit, _EDGE, 1 - _EDGE))
 
     def mean(self) -> Array:
         """``b B(1 + 1/a, b)``, not a/(a+b): f [...]."""
-        return self._stretch(self.b * jnp.exp(betaln(1 + 1 / self.a, self.b)))
+        return self._stretch(jnp.minimum(self.b * jnp.exp(betaln(1 + 1 / self.a, self.b)), 1))
 
     def log_prob(self, bid: Array) -> Array:
         """Log-density: f [...]."""
         log_x = jnp.log(self._unit(bid))
-        log_rest = jnp.log(jnp.maximum(-jnp.expm1(self.a * log_x), _EDGE))
+        log_rest = jnp.log(-jnp.expm1(self.a * log_x))
         return jnp.log(self.a) + jnp.log(self.b) + (self.a - 1) * log_x + (self.b - 1) * log_rest - self._log_width
 
     def entropy(self) -> Array:
@@ -227,7 +229,7 @@ class _BoundedHead:
         """(m ν, (1-m) ν) with m a sigmoid and ν a softplus; zeros give (1, 1), the uniform bid."""
         mean = jax.nn.sigmoid(raw[..., 0])
         spread = jax.nn.softplus(raw[..., 1] + math.log(math.e**2 - 1))
-        return jnp.maximum(mean * spread, _EDGE), jnp.maximum((1 - mean) * spread, _EDGE)
+        return jnp.maximum(mean * spread, _FLOOR), jnp.maximum((1 - mean) * spread, _FLOOR)
 
 
 class KumaraswamyHead(_BoundedHead):

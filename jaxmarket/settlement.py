@@ -155,13 +155,15 @@ def settle(
     if trace_decay is None:
         revenue = t.reward + patience * resale
     else:
-        won_by_bid = (t.outcome.winner >= 0) & (t.outcome.winning_bid >= t.outcome.highest_other_bid)
+        highest = jnp.where(t.outcome.eligible, t.outcome.bids, -jnp.inf).max(-1)
+        won_by_bid = (t.outcome.winner >= 0) & (t.outcome.winning_bid >= highest)
         last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
         share = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1))
 
         def backward(ahead: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
             reward, patience, resale, share = row
-            revenue = reward + patience * ((1 - share) * resale + share * ahead)
+            # Where there is no contract nothing ahead may leak in, not even a NaN.
+            revenue = reward + patience * ((1 - share) * resale + jnp.where(share > 0, share * ahead, 0))
             return revenue, revenue
 
         rows = (t.reward, patience, resale, share.astype(t.reward.dtype))

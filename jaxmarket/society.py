@@ -151,6 +151,8 @@ def auction(society: Society, draws: Draws, params: PyTree, obs: Array, eligible
 def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None = None) -> tuple[State, Array]:
     """Open a market instance: empty accounts, the house owns the first state.
 
+    ``rules`` matter here only for dropout: give the same ones as to `step`.
+
     Returns:
         ``(state, obs)``, obs encoded.
     """

@@ -80,7 +80,6 @@ def check_environment(env: Any, params: PyTree = None, *, steps: int = 64, insta
     legal = _attempt(f"{name}: legal_actions under jit", _PURE, jax.eval_shape, adapter.legal, state, params)
     _require_same_types(f"{name}: the observation after a step", obs, after.obs)
     _require_same_types(f"{name}: the state after a step", state, after.env_state)
-    _require(after.duration.shape == (), f"{name}: info['duration'] has shape {after.duration.shape}; return a scalar")
     mask = (adapter.num_actions,)
     _require(
         legal.shape == mask, f"{name}: legal_actions has shape {legal.shape}; return one boolean per action, {mask}"
@@ -250,8 +249,12 @@ def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[
 
 def _reports_its_reset(env: Any, fresh: PyTree, params: PyTree) -> bool:
     """Whether a bare ``step`` resets by itself, and says where the episode ended."""
+    if hasattr(type(env), "step_env") or "step_env" in getattr(
+        env, "__dict__", ()
+    ):  # its own, and not one a wrapper passes on
+        return False
     state = jax.tree.map(lambda x: x[0, 0], fresh)
-    return not hasattr(env, "step_env") and "final_observation" in env.step(jax.random.key(0), state, 0, params)[-1]
+    return "final_observation" in env.step(jax.random.key(0), state, 0, params)[-1]
 
 
 def _check_no_reset(name: str, fresh: PyTree, rows: Step) -> None:

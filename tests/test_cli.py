@@ -79,7 +79,9 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, says, capsys):
 
 
 def test_module_entry_and_exit_code():
-    run = subprocess.run([sys.executable, "-m", "jaxmarket", "train", "Nowhere-v0"], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxmarket", "train", "Nowhere-v0"], check=False, capture_output=True, text=True
+    )
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
 

@@ -108,11 +108,7 @@ def test_samples_follow_the_distribution(family):
     ("head", "spreads"),
     [
         (KumaraswamyHead, (-80.0, -12.0, 0.0, 80.0, 1e4)),
-        (BetaHead, (-8.0, 0.0, 80.0, 1e4)),
-        # The gradient of betaln is NaN in float32 where both parameters are below 1e-4.
-        pytest.param(
-            BetaHead, (-80.0, -12.0), marks=pytest.mark.xfail(reason="Beta's parameters have too low a floor")
-        ),
+        (BetaHead, (-80.0, -12.0, -8.0, 0.0, 80.0, 1e4)),
     ],
 )
 def test_extreme_parameters_stay_finite(head, spreads):

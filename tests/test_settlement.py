@@ -36,13 +36,14 @@ def books(
     owner = np.where(np.roll(done, 1) | (rows == 0), HOUSE, np.roll(winner, 1)).astype(np.int32)
     blank = jnp.zeros((steps, A), dtype)
     own = np.where(winner < 0, 0, np.where(np.isin(rows, forced), 1, 3))  # outbid where exploration forced the sale
+    bids = np.where(np.arange(A) == winner[:, None], own[:, None], 2)
     return Transition(
         obs=blank,
         outcome=Outcome(
             winner=jnp.asarray(winner),
             winning_bid=column(own),
             highest_other_bid=column(np.where(winner < 0, 0, 2)),
-            bids=blank,
+            bids=jnp.asarray(bids, dtype),
             eligible=jnp.ones((steps, A), bool),
         ),
         owner=jnp.asarray(owner),
@@ -160,6 +161,19 @@ def test_a_trace_ends_where_nobody_buys():
     assert settle(rows, 0.5, trace_decay=1.0).revenue[0] == 1
 
 
+def test_a_lone_bidder_under_the_reserve_was_not_forced():
+    """Its own bid is the highest there is, though the reserve stands above it: the contract holds."""
+    rows = books([0, 1], reward=[1, 10], terminated=[1])
+    alone = rows.outcome.replace(
+        bids=jnp.full((2, A), -5.0),
+        eligible=jnp.arange(A) == rows.outcome.winner[:, None],
+        winning_bid=jnp.full(2, -5.0),
+        highest_other_bid=jnp.zeros(2),
+    )
+    revenue = settle(rows.replace(outcome=alone), 1.0, trace_decay=1.0).revenue
+    np.testing.assert_allclose(revenue, [11, 10])
+
+
 @pytest.mark.parametrize("time_limits", TIME_LIMITS)
 def test_no_trace_is_a_trace_of_zero(time_limits):
     rows = scrambled()
@@ -232,6 +246,12 @@ def test_what_happens_after_a_reset_changes_nothing_before_it(trace_decay):
         after = np.asarray(settling(changed))
         np.testing.assert_array_equal(after[: end + 1], before[: end + 1])
         assert (after[end + 1 :] != before[end + 1 :]).any()
+
+
+@pytest.mark.parametrize("trace_decay", [None, 0.7])
+def test_not_even_a_nan_crosses_a_reset(trace_decay):
+    rows = books([0, 1], reward=[1, np.nan], terminated=[0])
+    assert settle(rows, 0.9, trace_decay=trace_decay).revenue[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def make(env_id: str) -> tuple[Any, PyTree]:
     Raises:
         ValueError: the id is unknown, its actions are not discrete, or it cannot be built here.
     """
+    if not isinstance(env_id, str):
+        raise ValueError(f"env: expected the id of an environment, got {env_id!r}")
     env = _make(env_id)
     return env, adapt(env).default_params
 
@@ -65,5 +67,4 @@ def _make(env_id: str) -> Any:
         raise ValueError(
             f"env: {env_id} cannot be built here, it reads data that is not available ({error})"
         ) from error
-    adapt(env)
     return env

@@ -78,7 +78,7 @@ class Adapter:
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray | None:
         """Q* [states, P] if the environment knows it (and observes its states one-hot), else None."""
-        if not hasattr(self.env, "optimal_q"):
+        if not _has(self.env, "optimal_q"):
             return None
         return np.asarray(self.env.optimal_q(gamma))
 
@@ -89,22 +89,22 @@ class Adapter:
 
     def step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
         """Take one choice; the state after the last step of an episode is *not* reset."""
-        if hasattr(self.env, "step_env"):
+        if _has(self.env, "step_env"):
             result = self.env.step_env(key, env_state, action, params)
         else:
             result = self.env.step(key, env_state, action, params)
-        if len(result) == 6:
-            obs, state, reward, terminated, truncated, info = result
-        elif len(result) == 5:
-            obs, state, reward, terminated, info = result
-            if hasattr(self.env, "is_truncated"):
-                truncated = self.env.is_truncated(state, params)
-            else:
-                truncated = jnp.asarray(info.get("truncated", False), bool)
-                terminated = jnp.asarray(terminated, bool) & ~truncated
-        else:
+        if len(result) not in (5, 6):
             raise ValueError(f"env: a step of {self.name} returned {len(result)} values; expected gymnax's 6 or 5")
-        if not hasattr(self.env, "step_env"):
+        obs, state, reward, terminated = result[:4]
+        info = result[-1] or {}
+        if len(result) == 6:
+            truncated = result[4]
+        elif _has(self.env, "is_truncated"):
+            truncated = self.env.is_truncated(state, params)
+        else:
+            truncated = jnp.asarray(info.get("truncated", False), bool)
+            terminated = jnp.asarray(terminated, bool) & ~truncated
+        if not _has(self.env, "step_env"):
             # A bare `step` may have reset already; gymnax keeps the last observation here.
             obs = info.get("final_observation", obs)
         return Step(
@@ -113,11 +113,15 @@ class Adapter:
             reward=jnp.asarray(reward).astype(real()).reshape(()),
             terminated=jnp.asarray(terminated, bool).reshape(()),
             truncated=jnp.asarray(truncated, bool).reshape(()),
-            duration=jnp.asarray(info.get("duration", 1)).astype(real()),
+            duration=jnp.asarray(info.get("duration", 1)).astype(real()).reshape(()),
         )
 
     def legal(self, env_state: PyTree, params: PyTree) -> Array:
-        """Which choices are legal: bool [P]."""
+        """Which choices are legal: bool [P].
+
+        After the last step of an episode this is asked of the state reached; an environment with only a
+        bare ``step`` that resets by itself answers for the next episode's first state instead.
+        """
         if hasattr(self.env, "legal_actions"):
             return jnp.asarray(self.env.legal_actions(env_state, params), bool)
         return jnp.ones(self.num_actions, bool)
@@ -148,7 +152,7 @@ class Adapter:
         return leaf.astype(real()) if leaf.ndim == 3 else leaf.astype(real()).reshape(-1)
 
     def _raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        reset = getattr(self.env, "reset_env", None) or self.env.reset
+        reset = self.env.reset_env if _has(self.env, "reset_env") else self.env.reset
         return reset(key, params)
 
     def _space(self, which: str) -> Any:
@@ -170,11 +174,16 @@ class Adapter:
     def one_hot(self) -> bool:
         """Whether an encoded observation is one-hot: a state index, or the state of a known finite process."""
         space = self._space("observation_space")
-        return hasattr(self.env, "optimal_q") or (space is not None and hasattr(space, "n"))
+        return _has(self.env, "optimal_q") or (space is not None and hasattr(space, "n"))
 
     @property
     def _cut_by_clock_only(self) -> bool:
-        return type(self.env).__module__.split(".")[0] in ("gymnax", "jaxmarket")
+        return type(self.env).__module__.startswith(("gymnax.environments", "jaxmarket.environments"))
+
+
+def _has(env: Any, name: str) -> bool:
+    """Whether ``env`` itself has the method; a wrapper that passes on its inner environment's has not."""
+    return hasattr(type(env), name) or name in getattr(env, "__dict__", ())
 
 
 def _categories_of(leaf: jax.ShapeDtypeStruct, space: Any) -> tuple[int, int] | None:
@@ -196,11 +205,13 @@ def adapt(env: Any) -> Adapter:
     """
     if isinstance(env, Adapter):
         return env
-    if not all(hasattr(env, name) or hasattr(env, f"{name}_env") for name in ("reset", "step")):
+    if not all(_has(env, name) or _has(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {env!r} is not a gymnax-style environment; "
             "it needs reset(key, params) and step(key, state, action, params)"
         )
     adapter = Adapter(env)
-    adapter.num_actions  # noqa: B018  refuse a continuous environment now rather than inside jit
+    # Now rather than inside jit, where a space's bounds would be tracers: refuse continuous actions, and
+    # find out how to encode observations.
+    adapter.num_actions, adapter._categories  # noqa: B018
     return adapter

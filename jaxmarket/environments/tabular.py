@@ -1,6 +1,7 @@
 """Finite decision processes: any of a user's own, and the paper's three numerical tasks."""
 
 import functools
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -76,10 +77,10 @@ class FiniteMDP(environment.Environment[Any, Any]):
             raise ValueError(f"terminal: expected a boolean mask of shape {(states,)}, got {ends.dtype} {ends.shape}")
         _distribution("P", transitions)
         _distribution("start", first)
-        if not 0 <= gamma < 1:
-            raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma}")
-        if int(horizon) != horizon or horizon < 1:
-            raise ValueError(f"horizon: expected a whole number of steps >= 1, got {horizon}")
+        if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 <= gamma < 1:
+            raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma!r}")
+        if isinstance(horizon, bool) or not isinstance(horizon, Integral) or horizon < 1:
+            raise ValueError(f"horizon: expected a whole number of steps >= 1, got {horizon!r}")
         self.gamma = float(gamma)
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
         self.horizon = int(horizon)
@@ -208,19 +209,24 @@ def _array(field: str, value: Any, ndim: int, shape: tuple[int, ...] | None = No
         raise ValueError(f"{field}: expected {wanted}, got shape {array.shape}")
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{field}: every entry must be finite, {field}[{where}] is {array[where]}")
+        raise ValueError(f"{field}: every entry must be finite, {_entry(field, where)} is {array[where]}")
     return array
 
 
 def _distribution(field: str, array: np.ndarray) -> None:
     if (array < 0).any():
         where = tuple(int(i) for i in np.argwhere(array < 0)[0])
-        raise ValueError(f"{field}: probabilities cannot be negative, {field}[{where}] is {array[where]}")
+        raise ValueError(f"{field}: probabilities cannot be negative, {_entry(field, where)} is {array[where]}")
     wrong = np.argwhere(np.abs(array.sum(-1) - 1) > 1e-5)
     if len(wrong):
         where = tuple(int(i) for i in wrong[0])
-        label = f"{field}[{', '.join(map(str, where))}]" if where else field
-        raise ValueError(f"{label}: probabilities must sum to one within 1e-5, they sum to {array[where].sum()}")
+        raise ValueError(
+            f"{_entry(field, where)}: probabilities must sum to one within 1e-5, they sum to {array[where].sum()}"
+        )
+
+
+def _entry(field: str, where: tuple[int, ...]) -> str:
+    return f"{field}[{', '.join(map(str, where))}]" if where else field
 
 
 def _deterministic(successors: Any, states: int) -> np.ndarray:
