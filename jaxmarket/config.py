@@ -227,7 +227,8 @@ class TrainConfig:
         """The local update rule these settings describe."""
         policy = self.society.policy
         if self.learner == "valuation":
-            return Valuation(policy, minibatch=self.minibatch, epochs=self.epochs)  # type: ignore[arg-type]
+            table = not (policy.torso.hidden or policy.torso.convolutions)  # type: ignore[attr-defined]
+            return Valuation(policy, minibatch=self.minibatch, epochs=self.epochs, relative=table)  # type: ignore[arg-type]
         if self.learner == "reinforce":
             return Reinforce(policy, minibatch=self.minibatch)  # type: ignore[arg-type]
         torso = mlp(*policy.torso.hidden) if not policy.torso.convolutions else policy.torso  # type: ignore[attr-defined]

@@ -200,11 +200,12 @@ def test_valuation_learns_the_bandit_exactly(bandit_run):
     assert bandit_run[0].summary["return_mean"] == pytest.approx(0.8)
 
 
-def test_valuation_learns_a_stochastic_process():
-    """Bids come to Q* of a random process the library has no names for (bid_error <= .05)."""
+@pytest.mark.parametrize("scale", [1, 100])
+def test_valuation_learns_a_stochastic_process(scale):
+    """Bids come to Q* of a random process the library has no names for (bid_error <= .05), in any currency."""
     rng = np.random.default_rng(0)
-    mdp = FiniteMDP(rng.dirichlet(np.ones(4), (4, 3)), rng.normal(size=(4, 3)), 0.8, np.ones(4) / 4)
-    result = fit(TrainConfig(mdp, learner="valuation", steps=300_000), jax.random.key(0))
+    mdp = FiniteMDP(rng.dirichlet(np.ones(4), (4, 3)), scale * rng.normal(size=(4, 3)), 0.8, np.ones(4) / 4)
+    result = fit(TrainConfig(mdp, learner="valuation", steps=400_000), jax.random.key(0))
     assert result.summary["bid_error"] <= 0.05
     assert result.summary["bid_error_all"] <= 0.05
 

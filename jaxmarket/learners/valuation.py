@@ -8,7 +8,7 @@ from flax import struct
 
 from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, optimizer, over_minibatches
 from jaxmarket.policies import BidPolicy
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Valuation", "ValuationState"]
 
@@ -18,6 +18,7 @@ class ValuationState(struct.PyTreeNode):
 
     params: PyTree
     opt: PyTree
+    scale: Array  # f [] the largest revenue seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +34,20 @@ class Valuation:
         minibatch: auctions per gradient step.
         epochs: passes over a rollout.
         max_norm: clip of the gradient's global norm.
+        relative: whether the learning rate grows with the largest revenue seen, beyond 10. Adam's steps do
+            not grow with the error, so a table needs it to reach values in the hundreds in the same time.
     """
 
     policy: BidPolicy
     minibatch: int = 128
     epochs: int = 1
     max_norm: float = 10.0
+    relative: bool = False
 
     def init(self, key: Array, obs: Array) -> ValuationState:
         """A fresh network and optimizer."""
         params = self.policy.init(key, obs)
-        return ValuationState(params=params, opt=optimizer(self.max_norm).init(params))
+        return ValuationState(params=params, opt=optimizer(self.max_norm).init(params), scale=jnp.zeros((), real()))
 
     def update(
         self, state: ValuationState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
@@ -51,6 +55,8 @@ class Valuation:
         """Regress over one rollout."""
         del update
         revenue = experience.utility + experience.price
+        scale = jnp.maximum(state.scale, jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)))
+        rate = hyper.learning_rate * (1 - progress) * (jnp.maximum(1, scale / 10) if self.relative else 1)
 
         def loss(params: PyTree, batch: tuple[Array, Array, Array]) -> Array:
             obs, won, revenue = batch
@@ -59,10 +65,9 @@ class Valuation:
 
         def step(state: ValuationState, batch: tuple[Array, Array, Array]) -> tuple[ValuationState, Array]:
             value, gradient = jax.value_and_grad(loss)(state.params, batch)
-            rate = hyper.learning_rate * (1 - progress)
             params, opt = adam_step(optimizer(self.max_norm), state.params, state.opt, gradient, rate)
-            return ValuationState(params=params, opt=opt), value
+            return ValuationState(params=params, opt=opt, scale=scale), value
 
         batch = (experience.obs, experience.won, revenue)
-        state, value = over_minibatches(step, state, batch, self.minibatch, self.epochs)
+        state, value = over_minibatches(step, state.replace(scale=scale), batch, self.minibatch, self.epochs)
         return state, {"loss": value}
