@@ -27,7 +27,7 @@ class Valuation:
 
     Revenue is utility + price, both the bidder's own. With Vickrey prices and two clones this is
     Q-learning, with first prices expected SARSA (see the identities in the tests). The learning rate
-    falls linearly to zero over training, so noise averages out.
+    falls to zero over training, as (1 - progress)², so noise averages out.
 
     Attributes:
         policy: bidding policy with a value head.
@@ -56,7 +56,7 @@ class Valuation:
         del update
         revenue = experience.utility + experience.price
         scale = jnp.maximum(state.scale, jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)))
-        rate = hyper.learning_rate * (1 - progress) * (jnp.maximum(1, scale / 10) if self.relative else 1)
+        rate = hyper.learning_rate * (1 - progress) ** 2 * (jnp.maximum(1, scale / 10) if self.relative else 1)
 
         def loss(params: PyTree, batch: tuple[Array, Array, Array]) -> Array:
             obs, won, revenue = batch
