@@ -26,7 +26,7 @@ class Valuation:
     """Each bidder regresses its bid on the revenue it in fact received when it won.
 
     Revenue is utility + price, both the bidder's own. With Vickrey prices and two clones this is
-    Q-learning, with first prices expected SARSA (see the identities in the tests). The learning rate
+    Q-learning; with first prices, expected SARSA. The learning rate
     falls to zero over training, as (1 - progress)², so noise averages out.
 
     Attributes:
