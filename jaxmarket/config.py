@@ -161,7 +161,7 @@ class TrainConfig:
         if self.hidden is not None:
             object.__setattr__(self, "hidden", tuple(self.hidden))
         self._validate()
-        self.society  # noqa: B018  whatever is wrong with the parts is wrong now
+        _ = self.society  # whatever is wrong with the parts is wrong now
 
     def _validate(self) -> None:
         for field in ("clones", "seeds", "steps", "instances", "horizon", "minibatch", "epochs"):

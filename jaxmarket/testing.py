@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.auctions import Mechanism, award, clear
-from jaxmarket.environments.adapter import Adapter, Step, adapt
+from jaxmarket.auctions import Mechanism, award, clear, pick
+from jaxmarket.environments.adapter import Adapter, Step, adapt, owns
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner
 from jaxmarket.types import Array, Outcome, PyTree, real
 
@@ -185,7 +185,7 @@ def _outcomes(count: int, bidders: int) -> Outcome:
         bids = jax.random.randint(key_bid, (bidders,), 1, 9).astype(real()) / 8
         eligible = jax.random.bernoulli(key_eligible, 0.5, (bidders,))
         eligible = eligible.at[jax.random.randint(key_one, (), 0, bidders)].set(True)
-        winner = jnp.where(explored, _pick(key_win, eligible), clear(bids, key_win, eligible).winner)
+        winner = jnp.where(explored, pick(jax.random.uniform(key_win), eligible), clear(bids, key_win, eligible).winner)
         return award(bids, winner, eligible)
 
     return jax.vmap(one)(jax.random.split(jax.random.key(0), count), jnp.arange(count) % 2 == 0)
@@ -238,7 +238,7 @@ def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[
     def body(state: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Step, Array]]:
         key_action, key_step, key_reset = jax.random.split(key, 3)
         legal = adapter.legal(state, params)
-        after = adapter.step(key_step, state, _pick(key_action, legal), params)
+        after = adapter.step(key_step, state, pick(jax.random.uniform(key_action), legal), params)
         _, fresh = adapter.reset(key_reset, params)
         onward = jax.tree.map(functools.partial(jnp.where, after.terminated | after.truncated), fresh, after.env_state)
         return onward, (fresh, after, legal)
@@ -249,9 +249,7 @@ def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[
 
 def _reports_its_reset(env: Any, fresh: PyTree, params: PyTree) -> bool:
     """Whether a bare ``step`` resets by itself, and says where the episode ended."""
-    if hasattr(type(env), "step_env") or "step_env" in getattr(
-        env, "__dict__", ()
-    ):  # its own, and not one a wrapper passes on
+    if owns(env, "step_env"):
         return False
     state = jax.tree.map(lambda x: x[0, 0], fresh)
     return "final_observation" in env.step(jax.random.key(0), state, 0, params)[-1]
@@ -269,10 +267,6 @@ def _check_no_reset(name: str, fresh: PyTree, rows: Step) -> None:
         f"{name}: the step that ends an episode returns the first state of the next one; let step_env return the last "
         "state itself, or let step put the last observation into info['final_observation']",
     )
-
-
-def _pick(key: Array, allowed: Array) -> Array:
-    return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf)).astype(jnp.int32)
 
 
 def _require(condition: bool, message: str) -> None:

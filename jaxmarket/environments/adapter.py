@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["Adapter", "Step", "adapt"]
+__all__ = ["Adapter", "Step", "adapt", "owns"]
 
 # An integer observation with at most this many values per entry is one-hot encoded.
 _MOST_CATEGORIES = 1024
@@ -78,7 +78,7 @@ class Adapter:
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray | None:
         """Q* [states, P] if the environment knows it (and observes its states one-hot), else None."""
-        if not _has(self.env, "optimal_q"):
+        if not owns(self.env, "optimal_q"):
             return None
         return np.asarray(self.env.optimal_q(gamma))
 
@@ -89,7 +89,7 @@ class Adapter:
 
     def step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
         """Take one choice; the state after the last step of an episode is *not* reset."""
-        if _has(self.env, "step_env"):
+        if owns(self.env, "step_env"):
             result = self.env.step_env(key, env_state, action, params)
         else:
             result = self.env.step(key, env_state, action, params)
@@ -99,12 +99,12 @@ class Adapter:
         info = result[-1] or {}
         if len(result) == 6:
             truncated = result[4]
-        elif _has(self.env, "is_truncated"):
+        elif owns(self.env, "is_truncated"):
             truncated = self.env.is_truncated(state, params)
         else:
             truncated = jnp.asarray(info.get("truncated", False), bool)
             terminated = jnp.asarray(terminated, bool) & ~truncated
-        if not _has(self.env, "step_env"):
+        if not owns(self.env, "step_env"):
             # A bare `step` may have reset already; gymnax keeps the last observation here.
             obs = info.get("final_observation", obs)
         return Step(
@@ -152,7 +152,7 @@ class Adapter:
         return leaf.astype(real()) if leaf.ndim == 3 else leaf.astype(real()).reshape(-1)
 
     def _raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        reset = self.env.reset_env if _has(self.env, "reset_env") else self.env.reset
+        reset = self.env.reset_env if owns(self.env, "reset_env") else self.env.reset
         return reset(key, params)
 
     def _space(self, which: str) -> Any:
@@ -174,14 +174,14 @@ class Adapter:
     def one_hot(self) -> bool:
         """Whether an encoded observation is one-hot: a state index, or the state of a known finite process."""
         space = self._space("observation_space")
-        return _has(self.env, "optimal_q") or (space is not None and hasattr(space, "n"))
+        return owns(self.env, "optimal_q") or (space is not None and hasattr(space, "n"))
 
     @property
     def _cut_by_clock_only(self) -> bool:
         return type(self.env).__module__.startswith(("gymnax.environments", "jaxmarket.environments"))
 
 
-def _has(env: Any, name: str) -> bool:
+def owns(env: Any, name: str) -> bool:
     """Whether ``env`` itself has the method; a wrapper that passes on its inner environment's has not."""
     return hasattr(type(env), name) or name in getattr(env, "__dict__", ())
 
@@ -205,7 +205,7 @@ def adapt(env: Any) -> Adapter:
     """
     if isinstance(env, Adapter):
         return env
-    if not all(_has(env, name) or _has(env, f"{name}_env") for name in ("reset", "step")):
+    if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {env!r} is not a gymnax-style environment; "
             "it needs reset(key, params) and step(key, state, action, params)"
@@ -213,5 +213,5 @@ def adapt(env: Any) -> Adapter:
     adapter = Adapter(env)
     # Now rather than inside jit, where a space's bounds would be tracers: refuse continuous actions, and
     # find out how to encode observations.
-    adapter.num_actions, adapter._categories  # noqa: B018
+    _ = adapter.num_actions, adapter._categories
     return adapter
