@@ -1,0 +1,138 @@
+"""The society as a pure function: jit, vmap, equality by value, evaluation and metrics around it."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket import MECHANISMS, Rules, Society, TrainConfig, evaluation, fit, make, metrics, reset, rollout, step
+from jaxmarket.environments import FiniteMDP
+from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, linear
+
+
+@pytest.fixture(scope="module")
+def chain():
+    env, env_params = make("Chain-v0")
+    society = Society(env, BidPolicy(linear(4), KumaraswamyHead()))
+    return society, society.init(jax.random.key(0)), env_params
+
+
+def test_jit_equals_eager(chain):
+    society, params, env_params = chain
+    rules = Rules(exploration=0.3, reserve=0.1, dropout=0.4)
+    state, _ = reset(society, jax.random.key(1), env_params, rules)
+    eager = step(society, jax.random.key(2), params, state, env_params, rules)
+    jitted = jax.jit(step, static_argnums=0)(society, jax.random.key(2), params, state, env_params, rules)
+    chex.assert_trees_all_close(eager, jitted, rtol=1e-6)
+
+
+def test_vmap_equals_a_loop(chain):
+    society, params, env_params = chain
+    keys = jax.random.split(jax.random.key(1), 3)
+    states, _ = jax.vmap(lambda k: reset(society, k, env_params))(keys)
+    run = jax.jit(lambda key, state: rollout(society, key, params, state, env_params, 25))
+    together = jax.jit(jax.vmap(run))(keys, states)
+    for i in range(3):
+        alone = run(keys[i], jax.tree.map(lambda x, i=i: x[i], states))
+        chex.assert_trees_all_close(alone, jax.tree.map(lambda x, i=i: x[i], together), rtol=1e-5, atol=1e-6)
+
+
+def test_equal_societies_are_traced_once(chain):
+    society, params, env_params = chain
+    state, _ = reset(society, jax.random.key(1), env_params)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=1)
+    def run(society, key):
+        return step(society, key, params, state, env_params)
+
+    again = Society(make("Chain-v0")[0], BidPolicy(linear(4), KumaraswamyHead()), MECHANISMS["ccv"])
+    assert again == society
+    assert hash(again) == hash(society)
+    run(society, jax.random.key(0))
+    run(again, jax.random.key(1))
+    assert dataclasses.replace(society, clones=3) != society
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"clones": 0}, "clones"),
+        ({"clones": 1.5}, "clones"),
+        ({"ties": "coin"}, "ties"),
+        ({"mechanism": "ccv"}, "mechanism"),
+        ({"env": 3}, "env"),
+    ],
+)
+def test_a_society_is_validated_when_it_is_built(chain, changes, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(chain[0], **changes)
+
+
+def test_beta_bids_are_drawn_by_key_and_differ_between_clones():
+    """Beta has no cheap inverse CDF: its bids come from keys, not from the bulk uniforms."""
+    env, env_params = make("Chain-v0")
+    society = Society(env, BidPolicy(linear(4), BetaHead()))
+    params = society.init(jax.random.key(0))
+    state, _ = reset(society, jax.random.key(1), env_params)
+    _, rows = rollout(society, jax.random.key(2), params, state, env_params, 6)
+    assert len(np.unique(np.asarray(rows.outcome.bids))) == 6 * society.bidders
+
+
+def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
+    """Always-right bidders end Chain after 5 steps; always-left ones meet the limit of 20."""
+    env, env_params = make("Chain-v0")
+    society = Society(env, BidPolicy(linear(), ValueHead()), greedy=True)
+    zero = jax.tree.map(jnp.zeros_like, society.init(jax.random.key(0)))
+
+    def biased(right):
+        return jax.tree.map(lambda x: x.at[1].set(right) if x.ndim == 2 else x, zero)  # the bias of module 1
+
+    right = evaluation.evaluate(society, biased(1.0), jax.random.key(0), env_params, episodes=4)
+    np.testing.assert_allclose(right.returns, 0.8)
+    np.testing.assert_array_equal(right.lengths, 5)
+    left = evaluation.evaluate(society, biased(-1.0), jax.random.key(0), env_params, episodes=4)
+    np.testing.assert_array_equal(left.lengths, 20)
+    np.testing.assert_array_equal(left.returns, 0)
+    short = evaluation.evaluate(society, biased(1.0), jax.random.key(0), env_params, episodes=4, max_steps=3)
+    assert not short.finished.any()
+    rows = evaluation.watch(society, biased(1.0), jax.random.key(0), env_params)
+    assert rows.reward.shape == (5,)
+    assert bool(rows.terminated[-1])
+
+
+def test_gini_by_hand():
+    assert metrics.gini(jnp.ones(5)) == pytest.approx(0)
+    assert metrics.gini(jnp.array([0.0, 0.0, 0.0, 8.0])) == pytest.approx(3 / 4)
+    assert metrics.gini(jnp.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 9)
+    assert np.isnan(metrics.gini(jnp.zeros(3)))
+
+
+def test_bid_error_by_hand():
+    q, bids = jnp.array([[1.0, 4.0], [0.0, 2.0]]), jnp.array([[4.5, 1.0], [0.0, 9.0]])
+    assert metrics.bid_error(bids, q, jnp.array([True, False])) == pytest.approx(0.5 / 4)
+    assert metrics.bid_error(bids, q, jnp.array([True, False]), every_bidder=True) == pytest.approx(3.5 / 4)
+    assert metrics.bid_error(bids, q, jnp.array([True, True])) == pytest.approx(7 / 4)
+    assert metrics.bid_error(bids / 10, q / 10, jnp.array([True, False])) == pytest.approx(0.05)  # floor of 1
+
+
+def test_conservation_residual_sees_lost_money(chain):
+    society, params, env_params = chain
+    state, _ = reset(society, jax.random.key(1), env_params)
+    _, rows = rollout(society, jax.random.key(2), params, state, env_params, 50)
+    assert metrics.conservation_residual(rows) < 1e-6
+    robbed = rows.replace(house=rows.house - 1)
+    assert metrics.conservation_residual(robbed) > 1e-3
+
+
+def test_a_bid_range_lets_ppo_learn_values_above_one():
+    """Rewards of 2 to 8 lie outside (0, 1): with ``bid_high`` the best arm's bidder finds its price."""
+    mdp = FiniteMDP([[[1.0]] * 4], [[2.0, 4.0, 6.0, 8.0]], 0.9, [1.0], horizon=1, terminal=np.array([True]))
+    config = TrainConfig(mdp, bid_high=10.0, learning_rate=1e-3, steps=200_000)
+    result = fit(config, jax.random.key(0))
+    assert result.summary["return_mean"] == pytest.approx(8)
+    assert 6 < result.bids[0, 0].max() < 10
