@@ -78,7 +78,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     run = runs.read(folder)
     keys = jax.random.split(jax.random.key(seed), run.config.seeds)
     table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
-    for column in ("bids", "mean", "± over seeds", "lowest seed", "highest seed", "mean length", "unfinished"):
+    for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
         table.add_column(column, justify="right")
     summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
     for bids in ("greedy", "sampled"):
@@ -94,20 +94,23 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
 
 
 @app.command
-def watch(folder: Path, *, seed: int = 0, sampled: bool = False, steps: int = 60) -> None:
+def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: bool = False, steps: int = 60) -> None:
     """Show one episode: who bid what, who won, who paid whom.
 
     Args:
         folder: the --out of a finished run.
-        seed: of the episode.
+        seed: of the episode's randomness.
+        run_seed: which of the run's seeds to watch; the one with the highest greedy return by default.
         sampled: sample the bids instead of bidding their means.
         steps: cut the episode after so many auctions.
     """
     run = runs.read(folder)
     if steps < 1:
         raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
-    policy = runs.load(folder, greedy=not sampled)
+    policy = runs.load(folder, seed=run_seed, greedy=not sampled)
     rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
+    shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
+    Console().print(f"society: {shown}", justify="center")
     Console().print(tables.trace_table(policy.society, rows))
 
 

@@ -74,11 +74,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. A setting left at None takes the learner's default.
+    """Settings of a training run. A setting without a default takes one that fits learner and environment.
 
     Args:
-        env: an environment id, such as Chain-v0 or CartPole-v1 (or an environment object).
-        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey) or env (reward only).
+        env: an environment id, such as Chain-v0 or CartPole-v1 (in Python, also an environment object).
+        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey) or env (reward only); in Python,
+            also a Mechanism.
         learner: ppo, valuation or reinforce.
         clones: bidders per primitive.
         seeds: independent runs, trained in one vmapped call.
@@ -93,9 +94,9 @@ class TrainConfig:
         value_learning_rate: of the value networks (ppo).
         entropy: weight of the bids' entropy (ppo, reinforce).
         clip: range of the policy ratio (ppo).
-        trace_decay: λ of the contract between buyer and seller (valuation).
+        trace_decay: λ of the contract between buyer and seller.
         exploration: probability that a random bidder wins, at the start of training.
-        exploration_final: the same from half of training on.
+        exploration_final: that probability in the second half of training, reached linearly.
         dropout: probability that a bidder sits out an episode; two always stay.
         reserve: the other bid where a bidder has no rival.
         bids: kumaraswamy, beta or value (deterministic, valuation only).
@@ -121,9 +122,9 @@ class TrainConfig:
     minibatch: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
-    value_learning_rate: float = 5e-3
-    entropy: float = 0.1
-    clip: float = 0.2
+    value_learning_rate: float | None = None
+    entropy: float | None = None
+    clip: float | None = None
     trace_decay: float | None = None
     exploration: float | None = None
     exploration_final: float | None = None
@@ -176,6 +177,9 @@ class TrainConfig:
             _number(field, getattr(self, field), -math.inf, math.inf)
         if self.gamma == 1 and self.adapter.gamma is not None:
             raise ValueError("gamma: 1 leaves the values of an endless process undefined; use a discount below 1")
+        for field, learners in _ONLY_FOR.items():
+            if getattr(self, field) is not None and self.learner not in learners:
+                raise ValueError(f"{field}: learner {self.learner} has no such setting, only {' and '.join(learners)}")
         _choice("time_limits", self.time_limits, TIME_LIMITS)
         _choice("bids", self.bids, _HEADS)
         if (self.learner == "valuation") != (self.bids == "value"):
@@ -237,8 +241,9 @@ class TrainConfig:
     @property
     def hyperparameters(self) -> Hyperparameters:
         """The traced settings, as numbers; replace any of them with an array to sweep over it."""
-        names = {field.name for field in dataclasses.fields(Hyperparameters)} - {"discount"}
-        return Hyperparameters(discount=self.gamma, **{name: getattr(self, name) for name in names})  # type: ignore[arg-type]
+        given = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(Hyperparameters)}
+        given["discount"] = self.gamma
+        return Hyperparameters(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def _torso(self) -> Torso:
@@ -251,6 +256,7 @@ class TrainConfig:
         return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)
 
 
+_ONLY_FOR = {"value_learning_rate": ("ppo",), "clip": ("ppo",), "entropy": ("ppo", "reinforce")}
 _HEADS: dict[str, Any] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
 
 

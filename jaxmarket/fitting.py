@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ def fit(
                 steps = done * program.env_steps // program.chunks
                 if folder is not None:
                     folder.add(done, steps, rows[-1])
-                for report in (show, on_chunk):
-                    if report is not None:
-                        report(steps, program.env_steps, rows[-1])
+                show(config.seeds * steps, config.seeds * program.env_steps, rows[-1])
+                if on_chunk is not None:
+                    on_chunk(steps, program.env_steps, rows[-1])
         except KeyboardInterrupt:
             pass
     jax.block_until_ready(state)
@@ -109,6 +110,8 @@ def fit(
         run_seconds=run_seconds,
         steps_per_second=steps / run_seconds,
         interrupted=len(rows) < program.chunks,
+        key=jax.random.key_data(key).tolist(),
+        versions={name: version(name) for name in ("jaxmarket", "jax", "flax", "optax")},
     )
     if folder is not None:
         folder.finish(result)
@@ -142,9 +145,15 @@ def _assess(
         modules = jax.vmap(lambda p: bids_by_state(society, p, q.shape[0]))(params)
         bids = modules.reshape(*modules.shape[:2], society.primitives, -1).max(-1)
         visited = state.visits > 0
-        summary["bid_error"] = float(jax.vmap(bid_error, (0, None, 0))(bids, q, visited).max())
+        summary["bid_error"] = _worst(bid_error, bids, q, visited)
         if config.learner == "valuation":
             every = functools.partial(bid_error, every_bidder=True)
-            summary["bid_error_all"] = float(jax.vmap(every, (0, None, 0))(bids, q, visited).max())
+            summary["bid_error_all"] = _worst(every, bids, q, visited)
         bids, visited = np.asarray(bids), np.asarray(visited)
     return FitResult(summary, state, metrics, config, bids, visited)
+
+
+def _worst(error: Callable[..., Array], bids: Array, q: Array, visited: Array) -> float | None:
+    """The largest error over seeds, None where a seed visited no state while visits were counted."""
+    worst = float(jax.vmap(error, (0, None, 0))(bids, q, visited).max())
+    return None if np.isnan(worst) else worst

@@ -75,6 +75,10 @@ def bid_error(bids: Array, q: Array, visited: Array, *, every_bidder: bool = Fal
         q: f [S, P], Q*.
         visited: bool [S].
         every_bidder: compare each bid with its own Q*(s, a) instead of the highest with max Q*(s, ·).
+
+    Returns:
+        f []: NaN where no state was visited.
     """
     error = jnp.abs(bids - q).max(1) if every_bidder else jnp.abs(bids.max(1) - q.max(1))
-    return jnp.where(visited, error, 0).max() / jnp.maximum(1, jnp.abs(q).max())
+    worst = jnp.where(visited.any(), jnp.where(visited, error, 0).max(), jnp.nan)
+    return worst / jnp.maximum(1, jnp.abs(q).max())

@@ -37,13 +37,18 @@ def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
 
     returns = result.metrics["return_mean"]
     steps = result.summary["env_steps"] / result.config.seeds * np.arange(1, len(returns) + 1) / len(returns)
-    ax.plot(steps, returns, color="tab:blue", alpha=0.3, linewidth=1)
+    ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
+    ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
     finished = ~np.isnan(returns).all(axis=1)
     if finished.any():
         mean = np.nanmean(returns[finished], axis=1)
-        ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="while learning, mean of seeds")
+        ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="mean of seeds")
     ax.axhline(
-        result.summary["return_mean"], color="tab:green", linestyle="--", linewidth=1.2, label="greedy, in the end"
+        result.summary["return_mean"],
+        color="tab:green",
+        linestyle="--",
+        linewidth=1.2,
+        label="greedy, in the end (mean of seeds)",
     )
     ax.set(
         xlabel="environment steps per seed",
@@ -59,6 +64,7 @@ def draw_bids(ax: "Axes", result: "FitResult") -> None:
     if result.bids is None or result.visited is None:
         raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
     q = np.asarray(result.config.adapter.optimal_q(result.config.gamma))
+    name = f"{result.summary['env']} · {result.summary['auction']} · {result.summary['learner']}"
     shown = np.flatnonzero(result.visited.any(0))
     primitives = q.shape[1]
     width = 0.8 / primitives
@@ -71,5 +77,5 @@ def draw_bids(ax: "Axes", result: "FitResult") -> None:
     ax.plot([], [], color="black", linewidth=2, label="Q*")
     ax.margins(y=0.25)  # room for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
-    ax.set(xlabel="state", ylabel="greedy bid", title="What agents bid, and what the state is worth")
+    ax.set(xlabel="state", ylabel="greedy bid", title=f"{name}: greedy bids beside Q*, visited states")
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")

@@ -53,7 +53,7 @@ class Folder:
         if not isinstance(config.env, str):
             settings["env"] = {"object": config.adapter.name}
         if isinstance(config.auction, Mechanism):
-            settings["auction"] = config.auction.name
+            settings["auction"] = {"object": config.auction.name}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -80,7 +80,7 @@ class Folder:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
             plotting.save(fig, self.path / "learning_curve.png")
-        if result.bids is not None:
+        if result.bids is not None and result.visited is not None and result.visited.any():
             fig, (ax,) = plotting.figure()
             plotting.draw_bids(ax, result)
             plotting.save(fig, self.path / "bids.png")
@@ -127,11 +127,12 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         if not isinstance(documents[name], dict):
             raise ValueError(f"{folder / name}: expected a JSON object")
     settings = documents["config.json"] | replace
-    if isinstance(settings.get("env"), dict):
-        raise ValueError(
-            f"{folder}: the run was trained on an environment object ({settings['env'].get('object')}); "
-            "give it again as env="
-        )
+    for field in ("env", "auction"):
+        if isinstance(settings.get(field), dict):
+            raise ValueError(
+                f"{folder}: the run was trained with an object as its {field} ({settings[field].get('object')}), which "
+                f"a file cannot hold; in Python, give it again: jaxmarket.load(folder, {field}=...)"
+            )
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
     if "env" not in settings or set(settings) - fields:
         unknown = ", ".join(sorted(set(settings) - fields)) or "no env"

@@ -56,12 +56,23 @@ def returns_table(result: FitResult) -> Table:
     """Return over seeds with its spread."""
     s = result.summary
     table = Table(title=f"{s['env']} · {s['auction']} auction · {s['learner']} · {s['clones']} clones")
-    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", "bid error"):
+    errors = {"bid error": s["bid_error"]}
+    if "bid_error_all" in s:
+        errors["every bid"] = s["bid_error_all"]
+    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors):
         table.add_column(column, justify="right")
-    table.caption = "return: greedy bids, mean over seeds; sampled: with sampled bids"
-    error = "–" if s["bid_error"] is None else f"{s['bid_error']:.4f}"
+    notes = ["return: greedy bids, mean over seeds; sampled: with sampled bids"]
+    if s["bid_error"] is not None:
+        notes.append("bid error: highest greedy bid from max Q*, worst visited state and seed, over max(1, max |Q*|)")
+    if "every bid" in errors:
+        notes.append("every bid: the same of each agent's bid from its own Q*")
+    table.caption = "\n".join(notes)
     numbers = (s["return_mean"], s["return_std"], min(s["return_seeds"]), max(s["return_seeds"]))
-    table.add_row(str(s["seeds"]), *(f"{x:.3f}" for x in (*numbers, s["sampled_return_mean"])), error)
+    table.add_row(
+        str(s["seeds"]),
+        *(f"{x:.3f}" for x in (*numbers, s["sampled_return_mean"])),
+        *("–" if error is None else f"{error:.4f}" for error in errors.values()),
+    )
     return table
 
 
@@ -70,7 +81,9 @@ def bids_table(result: FitResult) -> Table | None:
     if result.bids is None or result.visited is None:
         return None
     q = np.asarray(result.config.adapter.optimal_q(result.config.gamma))
-    table = Table(title="greedy bids beside Q* (mean ± std over seeds)", caption="• visited late in training")
+    several = len(result.bids) > 1
+    spread = " (mean ± std over seeds)" if several else ""
+    table = Table(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
     table.add_column("state")
     for p in range(q.shape[1]):
         table.add_column(f"bid {p}", justify="right", style="cyan")
@@ -79,7 +92,7 @@ def bids_table(result: FitResult) -> Table | None:
     for s in range(q.shape[0]):
         cells = [f"{s} {'•' if result.visited[:, s].any() else ''}"]
         for p in range(q.shape[1]):
-            cells += [f"{mean[s, p]:.3f} ±{std[s, p]:.3f}", f"{q[s, p]:.3f}"]
+            cells += [f"{mean[s, p]:.3f}" + (f" ±{std[s, p]:.3f}" if several else ""), f"{q[s, p]:.3f}"]
         table.add_row(*cells)
     return table
 
@@ -91,15 +104,15 @@ def trace_table(society: Society, rows: Transition) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
-        caption="bids of bidders #0, #1, … in order",
+        caption="bids of #0, #1, … in order; #bidder→its action; gets: what the owner it pays receives",
     )
-    for column in ("t", "state", "bids", "winner", "acts", "pays", "to", "gets", "reward", "end"):
+    for column in ("t", "state", "bids", "wins", "pays", "to", "gets", "reward", "end"):
         numeric = column in ("t", "pays", "gets", "reward")
         table.add_column(
             column,
             justify="right" if numeric else "left",
             no_wrap=column != "bids",
-            min_width=17 if column == "bids" else None,
+            min_width=15 if column == "bids" else None,
         )
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
@@ -111,8 +124,7 @@ def trace_table(society: Society, rows: Transition) -> Table:
             str(t),
             _describe(np.asarray(rows.obs[t])),
             bids,
-            "nobody" if winner < 0 else f"#{winner}",
-            str(max(winner, 0) // society.clones),
+            "nobody" if winner < 0 else f"#{winner}→{winner // society.clones}",
             f"{rows.price[t]:.3f}",
             "house" if owner < 0 else f"#{owner}",
             f"{rows.resale[t]:.3f}",

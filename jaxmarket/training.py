@@ -147,7 +147,7 @@ def _update(
         return program.learner.update(learner, experience, hyper, state.update, progress)
 
     learner, _ = jax.vmap(learn, in_axes=(0, _AXES))(state.learner, experience)
-    late = state.update >= (1 - _VISITED_FRACTION) * program.updates
+    late = state.update >= int((1 - _VISITED_FRACTION) * program.updates)
     visits = state.visits
     if program.states is not None:
         visits = visits + jnp.where(late, experience.obs.sum(0), 0)
@@ -173,8 +173,9 @@ def chunk(
 def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None) -> tuple[TrainState, dict[str, Array]]:
     """The whole run of one seed as one pure function.
 
-    ``jax.jit(train, static_argnums=0)`` it, ``vmap`` it over keys, or over ``hyper``
-    (``config.hyperparameters`` with arrays in place of numbers).
+    ``jax.jit(train, static_argnums=0)`` it; ``jax.vmap(lambda key: train(config, key))(keys)`` runs many
+    seeds, and ``jax.vmap(lambda rate: train(config, key, config.hyperparameters.replace(learning_rate=rate)))(rates)``
+    sweeps over a traced setting, with one compilation.
 
     Returns:
         The final state, and metrics with one entry per chunk.

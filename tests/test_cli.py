@@ -60,6 +60,7 @@ def test_list_names_everything(capsys):
         (["train", "Chain-v0", "--bid-low", "2"], "bid_low"),
         (["train", "Chain-v0", "--time-limits", "never"], "time-limits"),
         (["train", "Chain-v0", "--preset", "mine"], "preset"),
+        (["train", "Chain-v0", "--learner", "valuation", "--clip", "0.3"], "clip"),
         (["train", "Chain-v0", "--dropout", "0.5", "--clones", "1"], "dropout"),
         (["train", "Chain-v0", "--colour", "red"], "--colour"),
         (["evaluate", "/nowhere"], "/nowhere"),

@@ -84,6 +84,14 @@ def test_objects_are_given_back_on_reading(tmp_path, small):
     assert int(jaxmarket.load(tmp_path / "run", env=mdp)(jnp.ones(1))) == 1
 
 
+def test_a_mechanism_of_ones_own_is_given_back_on_reading(tmp_path, small):
+    free = jaxmarket.Mechanism("free", price=lambda o: 0 * o.winning_bid, resale=lambda o: 0 * o.winning_bid)
+    fit(TrainConfig("Bandit-v0", auction=free, **small), jax.random.key(0), tmp_path / "run")
+    with pytest.raises(ValueError, match="auction="):
+        runs.read(tmp_path / "run")
+    assert runs.read(tmp_path / "run", auction=free).config.auction == free
+
+
 def damage_config(folder):
     (folder / "config.json").write_text("{")
 

@@ -117,6 +117,7 @@ def test_bid_error_by_hand():
     assert metrics.bid_error(bids, q, jnp.array([True, False])) == pytest.approx(0.5 / 4)
     assert metrics.bid_error(bids, q, jnp.array([True, False]), every_bidder=True) == pytest.approx(3.5 / 4)
     assert metrics.bid_error(bids, q, jnp.array([True, True])) == pytest.approx(7 / 4)
+    assert np.isnan(metrics.bid_error(bids, q, jnp.array([False, False])))
     assert metrics.bid_error(bids / 10, q / 10, jnp.array([True, False])) == pytest.approx(0.05)  # floor of 1
 
 

@@ -115,6 +115,8 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path, small):
     config = TrainConfig("Bandit-v0", learner="valuation", **small)
     result = fit(config, jax.random.key(0), tmp_path / "run", on_chunk=stop)
     assert result.summary["interrupted"]
+    assert result.summary["bid_error"] is None  # visits are counted at the end of training: nothing was measured
+    assert not (tmp_path / "run" / "bids.png").exists()
     assert 0 < result.summary["env_steps"] < config.steps
     assert jaxmarket.load(tmp_path / "run").society == dataclasses.replace(config.society, greedy=True)
 

@@ -26,6 +26,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def environment_ids() -> tuple[str, ...]:
     """Every id `make` knows; gymnax's with continuous actions are listed too, and refused by `make`."""
     import gymnax  # noqa: PLC0415  two seconds of imports, only for those who ask

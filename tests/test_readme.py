@@ -1,0 +1,20 @@
+"""The README's Python runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_snippet_runs(snippet):
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_there_are_snippets_and_the_two_commands():
+    assert len(SNIPPETS) == 3
+    commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
+    assert [("jaxmarket train" in c, "pytest" in c) for c in commands] == [(True, False), (False, True)]
