@@ -1,6 +1,5 @@
 """The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from jaxmarket import auctions, runs, tables
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
-from jaxmarket.fitting import evaluate_seeds, fit
+from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.learners import LEARNERS
 
 __all__ = ["app", "main"]
@@ -76,14 +75,13 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         json: make the last line of standard output one JSON object.
     """
     run = runs.read(folder)
-    keys = jax.random.split(jax.random.key(seed), run.config.seeds)
     table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
         table.add_column(column, justify="right")
     summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
-    for bids in ("greedy", "sampled"):
-        society = dataclasses.replace(run.config.society, greedy=bids == "greedy")
-        episodes = jax.device_get(evaluate_seeds(society, run.params, keys, run.config.adapter.default_params))
+    env_params = run.config.adapter.default_params
+    both = evaluate_both(run.config.society, run.params, jax.random.key(seed), run.config.seeds, env_params)
+    for bids, episodes in jax.device_get(both).items():
         per_seed = episodes.returns.mean(1)
         numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
         table.add_row(bids, *(f"{x:.3f}" for x in numbers), str(int(np.sum(~episodes.finished))))
@@ -107,7 +105,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     run = runs.read(folder)
     if steps < 1:
         raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
-    policy = runs.load(folder, seed=run_seed, greedy=not sampled)
+    policy = run.policy(run_seed, greedy=not sampled)
     rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     Console().print(f"society: {shown}", justify="center")

@@ -1,6 +1,7 @@
 """The typed settings of a training run: what the command line is built from."""
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -198,7 +199,7 @@ class TrainConfig:
                 "use more clones, or no dropout"
             )
 
-    @property
+    @functools.cached_property
     def adapter(self) -> Adapter:
         """The environment as the society sees it."""
         return adapt(make(self.env)[0] if isinstance(self.env, str) else self.env)
@@ -213,7 +214,7 @@ class TrainConfig:
         """Rollouts that make up ``steps``, rounded up."""
         return -(-self.steps // (self.instances * self.horizon))  # type: ignore[operator]
 
-    @property
+    @functools.cached_property
     def society(self) -> Society:
         """The static society these settings describe."""
         limits = {name: limit for name, limit in (("low", self.bid_low), ("high", self.bid_high)) if limit is not None}

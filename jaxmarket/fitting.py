@@ -22,7 +22,7 @@ from jaxmarket.society import Society
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, chunk, init
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["evaluate_seeds", "fit"]
+__all__ = ["evaluate_both", "fit"]
 
 _EPISODES = 128
 
@@ -46,9 +46,18 @@ def _compiled(program: Program, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, .
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def evaluate_seeds(society: Society, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
+def _evaluate_seeds(society: Society, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
     """`evaluate` for every seed: leaves [S, episodes]."""
     return jax.vmap(lambda params, key: evaluate(society, params, key, env_params, _EPISODES))(params, keys)
+
+
+def evaluate_both(society: Society, params: PyTree, key: Array, seeds: int, env_params: PyTree) -> dict[str, Episodes]:
+    """Fresh episodes of every seed with ``"greedy"`` and with ``"sampled"`` bids: leaves [S, episodes]."""
+    keys = jax.random.split(key, (2, seeds))
+    return {
+        bids: _evaluate_seeds(dataclasses.replace(society, greedy=bids == "greedy"), params, keys[i], env_params)
+        for i, bids in enumerate(("greedy", "sampled"))
+    }
 
 
 def fit(
@@ -123,10 +132,8 @@ def _assess(
 ) -> FitResult:
     """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
     society, params, env_params = program.society, state.learner.params, config.adapter.default_params
-    key_greedy, key_sampled = jax.random.split(key, (2, config.seeds))
-    greedy = evaluate_seeds(dataclasses.replace(society, greedy=True), params, key_greedy, env_params)
-    sampled = evaluate_seeds(society, params, key_sampled, env_params)
-    returns = np.asarray(greedy.returns.mean(1))
+    episodes = evaluate_both(society, params, key, config.seeds, env_params)
+    returns = np.asarray(episodes["greedy"].returns.mean(1))
     summary: dict[str, Any] = {
         "env": config.adapter.name,
         "auction": society.mechanism.name,
@@ -136,12 +143,13 @@ def _assess(
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std()),
         "return_seeds": [float(r) for r in returns],
-        "sampled_return_mean": float(sampled.returns.mean()),
+        "sampled_return_mean": float(episodes["sampled"].returns.mean()),
         "bid_error": None,
     }
+    exact = config.adapter.optimal_q(config.gamma)
     bids = visited = None
-    if program.states is not None:
-        q = jnp.asarray(config.adapter.optimal_q(config.gamma), real())
+    if exact is not None:
+        q = jnp.asarray(exact, real())
         modules = jax.vmap(lambda p: bids_by_state(society, p, q.shape[0]))(params)
         bids = modules.reshape(*modules.shape[:2], society.primitives, -1).max(-1)
         visited = state.visits > 0
@@ -150,7 +158,7 @@ def _assess(
             every = functools.partial(bid_error, every_bidder=True)
             summary["bid_error_all"] = _worst(every, bids, q, visited)
         bids, visited = np.asarray(bids), np.asarray(visited)
-    return FitResult(summary, state, metrics, config, bids, visited)
+    return FitResult(summary, state, metrics, config, exact, bids, visited)
 
 
 def _worst(error: Callable[..., Array], bids: Array, q: Array, visited: Array) -> float | None:

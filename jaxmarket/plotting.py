@@ -31,6 +31,10 @@ def save(fig: "Figure", path: str | Path) -> None:
     fig.savefig(path)
 
 
+def _name(result: "FitResult") -> str:
+    return " · ".join(result.summary[part] for part in ("env", "auction", "learner"))
+
+
 def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
     """Return against environment steps: every seed thin, their mean thick, the final greedy return dashed."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
@@ -53,7 +57,7 @@ def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
     ax.set(
         xlabel="environment steps per seed",
         ylabel="undiscounted return",
-        title=f"{result.summary['env']} · {result.summary['auction']} · {result.summary['learner']}",
+        title=_name(result),
     )
     ax.xaxis.set_major_formatter(EngFormatter())
     ax.legend(frameon=False, fontsize=8)
@@ -61,10 +65,9 @@ def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
 
 def draw_bids(ax: "Axes", result: "FitResult") -> None:
     """Greedy bid of every primitive in every visited state (bars: spread over seeds) beside Q* (dashes)."""
-    if result.bids is None or result.visited is None:
+    if result.q is None or result.bids is None or result.visited is None:
         raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
-    q = np.asarray(result.config.adapter.optimal_q(result.config.gamma))
-    name = f"{result.summary['env']} · {result.summary['auction']} · {result.summary['learner']}"
+    q = result.q
     shown = np.flatnonzero(result.visited.any(0))
     primitives = q.shape[1]
     width = 0.8 / primitives
@@ -77,5 +80,5 @@ def draw_bids(ax: "Axes", result: "FitResult") -> None:
     ax.plot([], [], color="black", linewidth=2, label="Q*")
     ax.margins(y=0.25)  # room for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
-    ax.set(xlabel="state", ylabel="greedy bid", title=f"{name}: greedy bids beside Q*, visited states")
+    ax.set(xlabel="state", ylabel="greedy bid", title=f"{_name(result)}: greedy bids beside Q*, visited states")
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")

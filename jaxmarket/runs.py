@@ -106,6 +106,14 @@ class SavedRun:
         """The seed with the highest greedy return."""
         return int(np.argmax(self.summary["return_seeds"]))
 
+    def policy(self, seed: int | None = None, *, greedy: bool = True) -> MarketPolicy:
+        """The policy of one seed, the best by default; see `load`."""
+        chosen = self.best_seed if seed is None else seed
+        if not 0 <= chosen < self.config.seeds:
+            raise ValueError(f"seed: the run has seeds 0 to {self.config.seeds - 1}, got {seed}")
+        society = dataclasses.replace(self.config.society, greedy=greedy)
+        return MarketPolicy(params=jax.tree.map(lambda x: x[chosen], self.params), society=society)
+
 
 def read(folder: str | Path, **replace: Any) -> SavedRun:
     """Read a finished run; ``replace`` gives back what a file cannot hold (``env=``, ``auction=`` objects).
@@ -152,9 +160,4 @@ def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **
         greedy: whether bidders bid the mean of their distribution, or sample.
         replace: ``env=`` or ``auction=``, where the run was trained with objects of the user's own.
     """
-    run = read(folder, **replace)
-    chosen = run.best_seed if seed is None else seed
-    if not 0 <= chosen < run.config.seeds:
-        raise ValueError(f"seed: the run has seeds 0 to {run.config.seeds - 1}, got {seed}")
-    society = dataclasses.replace(run.config.society, greedy=greedy)
-    return MarketPolicy(params=jax.tree.map(lambda x: x[chosen], run.params), society=society)
+    return read(folder, **replace).policy(seed, greedy=greedy)

@@ -137,12 +137,17 @@ def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
     )
 
 
-def auction(society: Society, draws: Draws, params: PyTree, obs: Array, eligible: Array, rules: Rules) -> Outcome:
-    """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money."""
+def auction(
+    society: Society, draws: Draws | None, params: PyTree, obs: Array, eligible: Array, rules: Rules
+) -> Outcome:
+    """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money.
+
+    Without draws bids are greedy, ties go to the lowest id, and nobody explores.
+    """
     bids = society.bids(params, draws, obs)
     eligible = eligible & jnp.isfinite(bids)
-    winner = auctions.choose(bids, draws.tie if society.ties == "random" else None, eligible)
-    if rules.exploration is not None:
+    winner = auctions.choose(bids, draws.tie if draws is not None and society.ties == "random" else None, eligible)
+    if draws is not None and rules.exploration is not None:
         explore = draws.explore[0] < rules.exploration
         winner = jnp.where(explore, auctions.pick(draws.explore[1], eligible), winner)
     return auctions.award(bids, winner, eligible, 0.0 if rules.reserve is None else rules.reserve)
@@ -293,9 +298,7 @@ class MarketPolicy(struct.PyTreeNode):
         if key is None and not self.society.greedy:
             raise ValueError("key: a society that samples its bids needs a key; give one, or use a greedy policy")
         draws = None if key is None else draw(self.society, key)
-        bids = self.society.bids(self.params, draws, self.society.env.encode(obs))
-        eligible = jnp.isfinite(bids)
-        if legal is not None:
-            eligible &= jnp.repeat(legal, self.society.clones)
-        winner = auctions.choose(bids, None if draws is None else draws.tie, eligible)
-        return jnp.maximum(winner, 0) // self.society.clones
+        legal = jnp.ones(self.society.primitives, bool) if legal is None else legal
+        eligible = jnp.repeat(legal, self.society.clones)
+        outcome = auction(self.society, draws, self.params, self.society.env.encode(obs), eligible, Rules())
+        return jnp.maximum(outcome.winner, 0) // self.society.clones

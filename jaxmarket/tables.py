@@ -78,9 +78,9 @@ def returns_table(result: FitResult) -> Table:
 
 def bids_table(result: FitResult) -> Table | None:
     """Each primitive's greedy bid per state, mean over seeds, beside Q*; None where Q* is unknown."""
-    if result.bids is None or result.visited is None:
+    if result.q is None or result.bids is None or result.visited is None:
         return None
-    q = np.asarray(result.config.adapter.optimal_q(result.config.gamma))
+    q = result.q
     several = len(result.bids) > 1
     spread = " (mean ± std over seeds)" if several else ""
     table = Table(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")

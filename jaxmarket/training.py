@@ -203,6 +203,7 @@ class FitResult:
         state: the final `TrainState`, leaves [seeds, ...].
         metrics: arrays [chunks, seeds] by name.
         config: the settings.
+        q: f [S, P], Q*, where the environment knows it.
         bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.
         visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known.
     """
@@ -211,5 +212,6 @@ class FitResult:
     state: TrainState
     metrics: dict[str, np.ndarray]
     config: TrainConfig
+    q: np.ndarray | None = None
     bids: np.ndarray | None = None
     visited: np.ndarray | None = None
