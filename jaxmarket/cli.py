@@ -130,6 +130,50 @@ def list_names() -> None:
     Console().print(table)
 
 
+@app.command
+def reproduce(
+    name: str | None = None,
+    *,
+    list_: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    full: Annotated[bool, Parameter(negative=())] = False,
+    seeds: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Run what a paper reports again, and say of each of its claims whether it came back.
+
+    Finished conditions are kept in the folder and skipped when run again.
+
+    Args:
+        name: of the experiment; --list shows them all.
+        list_: show the experiments and their sources.
+        quick: a smaller budget that ends within two minutes: shows that it works, and is no evidence.
+        full: everything as published; takes hours on a CPU.
+        seeds: independent seeds per condition; 16 by default.
+        seed: of all randomness.
+        out: folder for tables, figures and finished conditions; reproductions/NAME by default.
+        json: make the last line of standard output one JSON object with the table and the verdicts.
+    """
+    from jaxmarket import experiments  # noqa: PLC0415  half a second of imports, only where they are used
+
+    console = Console()
+    if list_ or name is None:
+        if not list_:
+            raise ValueError(f"name: which one? choose from {', '.join(experiments.EXPERIMENTS)}")
+        table = Table("name", "shows", "source", title="jaxmarket reproduce NAME")
+        for key, experiment in experiments.EXPERIMENTS.items():
+            table.add_row(key, experiment.shows, experiment.source)
+        console.print(table)
+        return
+    report = experiments.reproduce(name, out, quick=quick, full=full, seeds=seeds, seed=seed)
+    console.print(report.view())
+    console.print(f"written to {report.folder}: {', '.join(report.written)}", highlight=False)
+    if json:
+        print(report.to_json())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
     try:
@@ -137,3 +181,6 @@ def main(arguments: list[str] | None = None) -> None:
     except (cyclopts.CycloptsError, ValueError) as error:
         print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("jaxmarket: interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)

@@ -67,6 +67,8 @@ _DEFAULTS = {
     ),
 }
 
+_CHUNKS = 50
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
 }
@@ -89,6 +91,7 @@ class TrainConfig:
         share_clones: whether clones of one primitive share parameters.
         instances: parallel market instances per seed.
         horizon: auctions per instance and update.
+        log_every: updates per row of metrics; about a fiftieth of the run by default.
         minibatch: auctions per gradient step.
         epochs: passes over each rollout (ppo, valuation).
         learning_rate: of the bidding policies.
@@ -120,6 +123,7 @@ class TrainConfig:
     share_clones: bool = True
     instances: int | None = None
     horizon: int | None = None
+    log_every: int | None = None
     minibatch: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
@@ -168,6 +172,8 @@ class TrainConfig:
     def _validate(self) -> None:
         for field in ("clones", "seeds", "steps", "instances", "horizon", "minibatch", "epochs"):
             _whole(field, getattr(self, field))
+        if self.log_every is not None:
+            _whole("log_every", self.log_every)
         for width in self.hidden or ():
             _whole("hidden", width)
         for field in ("gamma", "trace_decay", "exploration", "exploration_final", "dropout"):
@@ -214,6 +220,16 @@ class TrainConfig:
         """Rollouts that make up ``steps``, rounded up."""
         return -(-self.steps // (self.instances * self.horizon))  # type: ignore[operator]
 
+    @property
+    def updates_per_chunk(self) -> int:
+        """Updates per compiled call, each of which gives one row of metrics."""
+        return min(self.updates, self.log_every or -(-self.updates // _CHUNKS))
+
+    @property
+    def chunks(self) -> int:
+        """Compiled calls that make up the run."""
+        return -(-self.updates // self.updates_per_chunk)
+
     @functools.cached_property
     def society(self) -> Society:
         """The static society these settings describe."""
@@ -243,7 +259,7 @@ class TrainConfig:
     def hyperparameters(self) -> Hyperparameters:
         """The traced settings, as numbers; replace any of them with an array to sweep over it."""
         given = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(Hyperparameters)}
-        given["discount"] = self.gamma
+        given |= {"discount": self.gamma, "updates": self.chunks * self.updates_per_chunk}
         return Hyperparameters(**{name: value for name, value in given.items() if value is not None})
 
     @property

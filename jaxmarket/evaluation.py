@@ -6,7 +6,7 @@ from flax import struct
 
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import Society, reset, step
-from jaxmarket.types import Array, PyTree, Transition
+from jaxmarket.types import Array, PyTree, Rules, Transition
 
 __all__ = ["Episodes", "bids_by_state", "evaluate", "watch"]
 
@@ -22,14 +22,21 @@ class Episodes(struct.PyTreeNode):
 
 
 def evaluate(
-    society: Society, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = _MOST_STEPS
+    society: Society,
+    params: PyTree,
+    key: Array,
+    env_params: PyTree,
+    episodes: int = 128,
+    max_steps: int = _MOST_STEPS,
+    rules: Rules | None = None,
 ) -> Episodes:
     """Play ``episodes`` fresh episodes in parallel and return each one's outcome.
 
-    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones.
+    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones. Nobody explores
+    and everybody takes part, unless ``rules`` say otherwise.
     """
     key_reset, key_steps = jax.random.split(key)
-    states, _ = jax.vmap(lambda k: reset(society, k, env_params))(jax.random.split(key_reset, episodes))
+    states, _ = jax.vmap(lambda k: reset(society, k, env_params, rules))(jax.random.split(key_reset, episodes))
     blank = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=jnp.zeros(episodes, bool))
 
     def unfinished(carry: tuple) -> Array:
@@ -39,7 +46,7 @@ def evaluate(
     def body(carry: tuple) -> tuple:
         states, result, t = carry
         keys = jax.random.split(jax.random.fold_in(key_steps, t), episodes)
-        states, row = jax.vmap(lambda k, s: step(society, k, params, s, env_params))(keys, states)
+        states, row = jax.vmap(lambda k, s: step(society, k, params, s, env_params, rules))(keys, states)
         running = ~result.finished
         result = Episodes(
             returns=jnp.where(running, row.episode_return, result.returns),

@@ -13,18 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import tables
+from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.config import TrainConfig
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Hyperparameters
-from jaxmarket.metrics import bid_error
+from jaxmarket.metrics import Oracle, bid_error
 from jaxmarket.runs import Folder
 from jaxmarket.society import Society
-from jaxmarket.training import FitResult, Program, TrainState, as_arrays, chunk, init
+from jaxmarket.training import FitResult, Program, TrainState, as_arrays, chunk, init, oracle_of
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["evaluate_both", "fit"]
+__all__ = ["compiles", "evaluate_both", "fit"]
 
 _EPISODES = 128
+
+
+def _without_prices(society: Society) -> Society:
+    """Who acts does not depend on who pays whom: where only that matters, one program serves all mechanisms."""
+    return dataclasses.replace(society, mechanism=ENVIRONMENT_REWARD)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -34,15 +40,20 @@ def _init_seeds(program: Program, keys: Array, env_params: PyTree, hyper: Hyperp
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _chunk_seeds(
-    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters
+    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None
 ) -> tuple[TrainState, dict[str, Array]]:
-    return jax.vmap(lambda state: chunk(program, state, env_params, hyper))(state)
+    return jax.vmap(lambda state: chunk(program, state, env_params, hyper, oracle))(state)
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(program: Program, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
     """The executable of `_chunk_seeds`, apart from running it, so that compile time can be told apart."""
     return _chunk_seeds.lower(program, *jax.tree.unflatten(tree, leaves)).compile()
+
+
+def compiles() -> int:
+    """Training programs compiled so far in this process."""
+    return _compiled.cache_info().misses
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,6 +65,7 @@ def _evaluate_seeds(society: Society, params: PyTree, keys: Array, env_params: P
 def evaluate_both(society: Society, params: PyTree, key: Array, seeds: int, env_params: PyTree) -> dict[str, Episodes]:
     """Fresh episodes of every seed with ``"greedy"`` and with ``"sampled"`` bids: leaves [S, episodes]."""
     keys = jax.random.split(key, (2, seeds))
+    society = _without_prices(society)
     return {
         bids: _evaluate_seeds(dataclasses.replace(society, greedy=bids == "greedy"), params, keys[i], env_params)
         for i, bids in enumerate(("greedy", "sampled"))
@@ -82,14 +94,15 @@ def fit(
     """
     folder = None if out is None else Folder(out, config)
     program, env_params = Program.of(config), config.adapter.default_params
-    hyper = as_arrays(config.hyperparameters)
+    hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
     key_eval = jax.random.fold_in(key, 1)
-    state = _init_seeds(program, jax.random.split(key, config.seeds), env_params, hyper)
+    unpriced = dataclasses.replace(program, society=_without_prices(program.society))
+    state = _init_seeds(unpriced, jax.random.split(key, config.seeds), env_params, hyper)
 
     rows: list[dict[str, np.ndarray]] = []
     with tables.progress(config.adapter.name, shown=progress) as show:
         began = time.perf_counter()
-        leaves, tree = jax.tree.flatten((state, env_params, hyper))
+        leaves, tree = jax.tree.flatten((state, env_params, hyper, oracle))
         shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
         compiled = _compiled(program, tree, shapes)
         compile_seconds = time.perf_counter() - began
@@ -97,12 +110,12 @@ def fit(
         began = time.perf_counter()
         try:
             for done in range(1, program.chunks + 1):
-                state, metrics = compiled(state, env_params, hyper)
+                state, metrics = compiled(state, env_params, hyper, oracle)
                 rows.append(jax.device_get(metrics))
                 steps = done * program.env_steps // program.chunks
                 if folder is not None:
                     folder.add(done, steps, rows[-1])
-                show(config.seeds * steps, config.seeds * program.env_steps, rows[-1])
+                show(config.seeds * steps, config.seeds * program.env_steps, tables.return_note(rows[-1]))
                 if on_chunk is not None:
                     on_chunk(steps, program.env_steps, rows[-1])
         except KeyboardInterrupt:

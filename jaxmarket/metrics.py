@@ -1,12 +1,39 @@
-"""Numbers that say how a market is doing. Pure functions of trajectories and accounts."""
+"""Numbers that say how a market is doing. Pure functions of trajectories and accounts.
+
+`summarize` reduces a trajectory to sums, inside the training scan; `Summary.means` turns the sums into the
+metrics below. ``[A]`` and ``[S]`` mark metrics per bidder and per state, the latter for finite processes
+with one-hot observations.
+
+| metric | meaning |
+|---|---|
+| ``return_mean``, ``length_mean`` | of the episodes that ended; NaN (never 0) before the first one |
+| ``regret`` | return of the optimal policy minus ``return_mean``, per episode (Lai and Robbins 1985) |
+| ``welfare`` | reward per auction, whoever earned it: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
+| ``auction_revenue`` | what the winner paid, per auction (Nisan et al. 2007, ch. 13) |
+| ``subsidy`` | what the auctioneer minted, per auction: resale - price; 0 where money is conserved (Chang et al. 2020) |
+| ``winner_utility`` | reward + γ^k · resale - price of the winner, per auction (Chang et al. 2020) |
+| ``winning_bid`` | the winner's own bid, per auction |
+| ``wins`` [A] | share of all auctions each bidder won |
+| ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
+| ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than winning is worth under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
+| ``gini`` | inequality of the bidders' wealth, see `gini` |
+| ``conservation_residual`` | money no named flow accounts for, see `conservation_residual` |
+"""  # noqa: E501  a table row is a line
 
 import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.settlement import Settlement, flows
-from jaxmarket.types import Array, Transition
+from jaxmarket.types import HOUSE, Array, Transition
 
-__all__ = ["Summary", "bid_error", "conservation_residual", "gini", "summarize"]
+__all__ = ["ACCOUNTS", "Oracle", "Summary", "bid_error", "conservation_residual", "gini", "ledger", "summarize"]
+
+
+class Oracle(struct.PyTreeNode):
+    """What only a solver knows about a finite process; metrics are held against it, no learner sees it."""
+
+    q: Array  # f [S, P] Q*
+    optimal_return: Array  # f [] expected undiscounted return of an episode under the optimal policy
 
 
 class Summary(struct.PyTreeNode):
@@ -17,54 +44,130 @@ class Summary(struct.PyTreeNode):
     episodes: Array  # f [] episodes that ended
     returns: Array  # f [] sum of their undiscounted returns
     lengths: Array  # f [] sum of their lengths
+    reward: Array  # f [] earned by anyone
     price: Array  # f [] money paid in auctions
     subsidy: Array  # f [] money minted by the auctioneer
     utility: Array  # f [] of winners
     bid: Array  # f [] winning bids
+    wins: Array  # f [A] auctions won
+    sales: Array  # f [S] times each state was sold; [0] without an oracle, like the next two
+    state_price: Array  # f [S] money paid for it
+    bid_gap: Array  # f [S] winning bid - Q*(s, winner's primitive)
 
-    def means(self) -> dict[str, Array]:
-        """Per-episode and per-auction means; NaN (never 0) before the first finished episode."""
+    def means(self, oracle: Oracle | None = None) -> dict[str, Array]:
+        """Per-episode, per-auction and per-state means, as the module's table defines them."""
         ended = jnp.where(self.episodes > 0, self.episodes, jnp.nan)
-        return {
+        means = {
             "episodes": self.episodes,
             "return_mean": self.returns / ended,
             "length_mean": self.lengths / ended,
-            "price": self.price / self.auctions,
+            "welfare": self.reward / self.auctions,
+            "auction_revenue": self.price / self.auctions,
             "subsidy": self.subsidy / self.auctions,
             "winner_utility": self.utility / self.auctions,
             "winning_bid": self.bid / self.auctions,
+            "wins": self.wins / self.auctions,
         }
+        if oracle is not None:
+            sold = jnp.where(self.sales > 0, self.sales, jnp.nan)
+            means |= {
+                "regret": oracle.optimal_return - means["return_mean"],
+                "state_price": self.state_price / sold,
+                "bid_gap": self.bid_gap / sold,
+            }
+        return means
 
 
-def summarize(trajectory: Transition, settlement: Settlement) -> Summary:
-    """Reduce a trajectory with any leading axes to a `Summary`."""
+def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | None = None) -> Summary:
+    """Reduce a trajectory with any leading axes to a `Summary`.
+
+    Args:
+        trajectory: rows [...].
+        settlement: of these rows.
+        oracle: where observations are one-hot states whose Q* is known.
+    """
     t = trajectory
+    sold = t.outcome.winner >= 0
+    bidders = t.wealth.shape[-1]
+    won = (t.outcome.winner[..., None] == jnp.arange(bidders)).astype(t.reward.dtype).reshape(-1, bidders)
+    sales = state_price = bid_gap = jnp.zeros(0, t.reward.dtype)
+    if oracle is not None:
+        states, primitives = oracle.q.shape
+        state = t.obs.reshape(-1, states) * sold.reshape(-1, 1)
+        by_primitive = won.reshape(-1, primitives, bidders // primitives).sum(-1)
+        truth = jnp.sum((state @ oracle.q) * by_primitive, -1)
+        sales = state.sum(0)
+        state_price = t.price.reshape(-1) @ state
+        bid_gap = (t.outcome.winning_bid.reshape(-1) - truth) @ state
     return Summary(
         steps=t.duration.sum(),
         auctions=jnp.asarray(t.reward.size, t.reward.dtype),
         episodes=t.done.sum().astype(t.reward.dtype),
         returns=jnp.where(t.done, t.episode_return, 0).sum(),
         lengths=jnp.where(t.done, t.episode_length, 0).sum().astype(t.reward.dtype),
+        reward=t.reward.sum(),
         price=t.price.sum(),
         subsidy=(t.resale - t.price).sum(),
-        utility=jnp.where(t.outcome.winner >= 0, settlement.utility, 0).sum(),
+        utility=jnp.where(sold, settlement.utility, 0).sum(),
         bid=t.outcome.winning_bid.sum(),
+        wins=won.sum(0),
+        sales=sales,
+        state_price=state_price,
+        bid_gap=bid_gap,
     )
 
 
 def gini(wealth: Array) -> Array:
-    """Gini coefficient of non-negative wealth [A]: 0 for equality, (A-1)/A if one owns all. NaN if all is 0."""
+    """Gini coefficient of wealth [A], debts included: 0 for equality, (A-1)/A if one owns all. f [].
+
+    The mean absolute difference over twice the mean *absolute* wealth, which is the usual coefficient
+    where nobody is in debt and stays within [0, 1] where somebody is (Raffinetti, Siletti and Vernizzi
+    2015, *Statistical Methods & Applications* 24). NaN if all is 0.
+    """
     n = wealth.shape[0]
     rank = jnp.arange(1, n + 1)
-    return jnp.sum((2 * rank - n - 1) * jnp.sort(wealth)) / (n * jnp.sum(wealth))
+    return jnp.sum((2 * rank - n - 1) * jnp.sort(wealth)) / (n * jnp.sum(jnp.abs(wealth)))
 
 
-def conservation_residual(trajectory: Transition) -> Array:
-    """|change of money - named flows| over money moved, for rows [T] of a market opened at the first row. f []."""
+def conservation_residual(trajectory: Transition, opening: Array | float = 0.0) -> Array:
+    """|change of money - named flows| over money moved or held, for rows [T] of one market. f [].
+
+    Rewards and the auctioneer's subsidy are the only sources of money (`settlement.flows`), so what is left
+    is rounding, or a bug.
+
+    Args:
+        trajectory: rows [T] of one market instance.
+        opening: f [], money of all bidders and the house before the first row; 0 for a new market.
+    """
     named = flows(trajectory)
-    change = trajectory.wealth[-1].sum() + trajectory.house[-1]
+    closing = trajectory.wealth[-1].sum() + trajectory.house[-1]
     moved = jnp.abs(trajectory.price).sum() + jnp.abs(trajectory.resale).sum() + jnp.abs(trajectory.reward).sum()
-    return jnp.abs(change - (named.earned + named.subsidy).sum()) / jnp.maximum(moved, 1)
+    held = jnp.abs(trajectory.wealth[-1]).sum() + jnp.abs(trajectory.house[-1])
+    unnamed = jnp.abs(closing - opening - (named.earned + named.subsidy).sum())
+    return unnamed / jnp.maximum(1, jnp.maximum(moved, held))
+
+
+ACCOUNTS = ("house", "auctioneer", "environment")
+"""The accounts of a `ledger` beside the bidders, in this order, after them."""
+
+
+def ledger(trajectory: Transition) -> Array:
+    """Who paid whom: f [A + 3, A + 3], payer × payee, summed over rows with any leading axes.
+
+    The last three accounts are the `ACCOUNTS`: the house sells first states, the auctioneer pays the part of
+    a resale that exceeds the price (and collects where it falls short: a negative entry), the environment
+    pays rewards. Row and column sums give each bidder's change of wealth.
+    """
+    t = trajectory
+    bidders = t.wealth.shape[-1]
+    house, auctioneer, environment = bidders + jnp.arange(len(ACCOUNTS))
+    buyer = jnp.where(t.outcome.winner < 0, house, t.outcome.winner).reshape(-1)
+    seller = jnp.where(t.owner == HOUSE, house, t.owner).reshape(-1)
+    price, resale, reward = (x.reshape(-1) for x in (t.price, t.resale, t.reward))
+    table = jnp.zeros((bidders + len(ACCOUNTS),) * 2, t.reward.dtype)
+    table = table.at[buyer, seller].add(price)
+    table = table.at[auctioneer, seller].add(resale - price)
+    return table.at[environment, buyer].add(reward)
 
 
 def bid_error(bids: Array, q: Array, visited: Array, *, every_bidder: bool = False) -> Array:

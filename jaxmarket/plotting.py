@@ -9,17 +9,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from jaxmarket.runs import SavedRun
     from jaxmarket.training import FitResult
+
+    Result = FitResult | SavedRun
 
 __all__ = ["draw_bids", "draw_learning_curve", "figure", "save"]
 
 
-def figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
-    """An empty figure with panels side by side."""
+def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
+    """An empty figure with panels side by side, row after row."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    fig = Figure(figsize=(width * columns, height), layout="constrained", dpi=130)
-    axes = [fig.add_subplot(1, columns, i + 1) for i in range(columns)]
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    axes = [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
@@ -31,11 +34,11 @@ def save(fig: "Figure", path: str | Path) -> None:
     fig.savefig(path)
 
 
-def _name(result: "FitResult") -> str:
+def _name(result: "Result") -> str:
     return " · ".join(result.summary[part] for part in ("env", "auction", "learner"))
 
 
-def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
+def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     """Return against environment steps: every seed thin, their mean thick, the final greedy return dashed."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
@@ -63,7 +66,7 @@ def draw_learning_curve(ax: "Axes", result: "FitResult") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_bids(ax: "Axes", result: "FitResult") -> None:
+def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
     """Greedy bid of every primitive in every visited state (bars: spread over seeds) beside Q* (dashes)."""
     if result.q is None or result.bids is None or result.visited is None:
         raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
@@ -80,5 +83,7 @@ def draw_bids(ax: "Axes", result: "FitResult") -> None:
     ax.plot([], [], color="black", linewidth=2, label="Q*")
     ax.margins(y=0.25)  # room for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
-    ax.set(xlabel="state", ylabel="greedy bid", title=f"{_name(result)}: greedy bids beside Q*, visited states")
+    ax.set(
+        xlabel="state", ylabel="greedy bid", title=title or f"{_name(result)}: greedy bids beside Q*, visited states"
+    )
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")

@@ -2,11 +2,12 @@
 
 ``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
 ``params/`` bid-network parameters of every seed · ``summary.json`` · ``learning_curve.png`` ·
-``bids.png`` where Q* is known.
+``bids.csv`` and ``bids.png`` where Q* is known.
 """
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -22,7 +23,7 @@ from jaxmarket.society import MarketPolicy
 from jaxmarket.training import FitResult
 from jaxmarket.types import PyTree
 
-__all__ = ["Folder", "SavedRun", "load", "read", "to_json"]
+__all__ = ["Folder", "SavedRun", "load", "read", "to_json", "write"]
 
 
 def to_json(value: Any) -> str:
@@ -63,12 +64,15 @@ class Folder:
         self._writer: csv.DictWriter[str] | None = None
 
     def add(self, chunk: int, steps: int, metrics: dict[str, np.ndarray]) -> None:
-        """Append one row per seed."""
+        """Append one row per seed; metrics per bidder or state take a column each, as ``wins[0]``."""
+        columns = {}
+        for name, values in metrics.items():
+            columns |= {name: values} if values.ndim == 1 else {f"{name}[{i}]": v for i, v in enumerate(values.T)}
         if self._writer is None:
-            self._writer = csv.DictWriter(self._metrics, ["chunk", "env_steps", "seed", *metrics])
+            self._writer = csv.DictWriter(self._metrics, ["chunk", "env_steps", "seed", *columns])
             self._writer.writeheader()
-        for seed in range(len(next(iter(metrics.values())))):
-            row = {name: float(values[seed]) for name, values in metrics.items()}
+        for seed in range(len(next(iter(columns.values())))):
+            row = {name: float(values[seed]) for name, values in columns.items()}
             self._writer.writerow({"chunk": chunk, "env_steps": steps, "seed": seed, **row})
         self._metrics.flush()
 
@@ -80,11 +84,30 @@ class Folder:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
             plotting.save(fig, self.path / "learning_curve.png")
+        if result.bids is not None and result.visited is not None and result.q is not None:
+            with (self.path / "bids.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["seed", "state", "primitive", "bid", "q", "visited"])
+                for (seed, s, p), bid in np.ndenumerate(result.bids):
+                    writer.writerow([seed, s, p, bid, result.q[s, p], int(result.visited[seed, s])])
         if result.bids is not None and result.visited is not None and result.visited.any():
             fig, (ax,) = plotting.figure()
             plotting.draw_bids(ax, result)
             plotting.save(fig, self.path / "bids.png")
         (self.path / "summary.json").write_text(to_json(result.summary) + "\n")
+
+
+def write(path: str | Path, result: FitResult) -> None:
+    """Write a whole run that was fitted without a folder, as `fit` would have.
+
+    Raises:
+        ValueError: the folder holds a finished run, or cannot be written.
+    """
+    folder, chunks = Folder(path, result.config), result.config.chunks
+    for chunk in range(len(next(iter(result.metrics.values())))):
+        steps = (chunk + 1) * result.summary["env_steps"] // (result.config.seeds * chunks)
+        folder.add(chunk + 1, steps, {name: values[chunk] for name, values in result.metrics.items()})
+    folder.finish(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +118,48 @@ class SavedRun:
         config: its settings.
         params: bid-network parameters, leaves [seeds, M, ...].
         summary: what ``summary.json`` says.
+        folder: where it was read from.
     """
 
     config: TrainConfig
     params: PyTree
     summary: dict[str, Any]
+    folder: Path
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """``metrics.csv`` as `FitResult.metrics`: [chunks, seeds], or [chunks, seeds, n] per bidder or state."""
+        rows = _columns(self.folder / "metrics.csv")
+        metrics: dict[str, Any] = {}
+        for column, flat in rows.items():
+            name, _, index = column.partition("[")
+            values = flat.reshape(-1, self.config.seeds)
+            if index:
+                metrics.setdefault(name, []).append(values)
+            elif name not in ("chunk", "env_steps", "seed"):
+                metrics[name] = values
+        return {name: np.stack(v, -1) if isinstance(v, list) else v for name, v in metrics.items()}
+
+    @functools.cached_property
+    def q(self) -> np.ndarray | None:
+        """As `FitResult.q`."""
+        return self.config.adapter.optimal_q(self.config.gamma)
+
+    @property
+    def bids(self) -> np.ndarray | None:
+        """As `FitResult.bids`."""
+        return None if self.q is None else self._bids["bid"].reshape(self.config.seeds, *self.q.shape)
+
+    @property
+    def visited(self) -> np.ndarray | None:
+        """As `FitResult.visited`."""
+        if self.q is None:
+            return None
+        return self._bids["visited"].reshape(self.config.seeds, *self.q.shape)[..., 0] > 0
+
+    @functools.cached_property
+    def _bids(self) -> dict[str, np.ndarray]:
+        return _columns(self.folder / "bids.csv")
 
     @property
     def best_seed(self) -> int:
@@ -148,7 +208,18 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
     config = TrainConfig(**settings)
     like = jax.eval_shape(lambda k: jax.vmap(config.society.init)(jax.random.split(k, config.seeds)), jax.random.key(0))
     params = checkpoint.restore(folder / "params", like)
-    return SavedRun(config, params, documents["summary.json"])
+    return SavedRun(config, params, documents["summary.json"], folder)
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """A CSV of numbers by column: f [rows] each."""
+    try:
+        with path.open(newline="") as file:
+            names, *rows = csv.reader(file)
+        values = np.array(rows, np.float64).reshape(-1, len(names))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a table of numbers ({error}); run it again") from error
+    return dict(zip(names, values.T, strict=True))
 
 
 def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **replace: Any) -> MarketPolicy:

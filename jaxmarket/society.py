@@ -156,16 +156,16 @@ def auction(
 def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None = None) -> tuple[State, Array]:
     """Open a market instance: empty accounts, the house owns the first state.
 
-    ``rules`` matter here only for dropout: give the same ones as to `step`.
+    ``rules`` matter here only for who takes part: give the same ones as to `step`.
 
     Returns:
         ``(state, obs)``, obs encoded.
     """
     rules = rules or Rules()
-    active = jnp.ones(society.bidders, bool)
+    active = jnp.ones(society.bidders, bool) if rules.present is None else rules.present
     if rules.dropout is not None:
         key, key_active = jax.random.split(key)
-        active = _who_takes_part(key_active, society.bidders, rules.dropout)
+        active = _who_takes_part(key_active, active, rules.dropout)
     obs, env_state = society.env.reset(key, env_params)
     money = jnp.zeros((), real())
     state = State(
@@ -262,12 +262,12 @@ def step_with(
     return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
 
 
-def _who_takes_part(key: Array, bidders: int, dropout: Array | float) -> Array:
-    """A random subset of at least two. bool [A]."""
-    numbers = jax.random.uniform(key, (bidders,))
+def _who_takes_part(key: Array, present: Array, dropout: Array | float) -> Array:
+    """A random subset of those present, at least two of them if there are. bool [A]."""
+    numbers = jax.random.uniform(key, present.shape)
     # The two highest draws always stay, so that there is a market left.
-    two = auctions.clear(numbers)
-    return (numbers >= dropout) | (numbers >= two.highest_other_bid)
+    two = auctions.clear(numbers, eligible=present)
+    return present & ((numbers >= dropout) | (numbers >= two.highest_other_bid))
 
 
 class MarketPolicy(struct.PyTreeNode):

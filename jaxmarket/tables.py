@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,24 +15,46 @@ from jaxmarket.society import Society
 from jaxmarket.training import FitResult
 from jaxmarket.types import Transition
 
-__all__ = ["bids_table", "progress", "returns_table", "trace_table"]
+__all__ = ["bids_table", "progress", "return_note", "returns_table", "trace_table"]
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} steps/s", style="cyan")
+        if speed is None:
+            return Text("")
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
+
+
+class _Show:
+    """Moves a progress bar, and speaks above it."""
+
+    def __init__(self, bar: Progress, label: str) -> None:
+        self._bar, self._label = bar, label
+        self._task = bar.add_task(f"{label}: compiling", total=None, note="")
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        self._bar.update(self._task, description=self._label, completed=done, total=total, note=note)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        if not self._bar.disable:
+            self._bar.console.print(line, highlight=False)
 
 
 @contextmanager
-def progress(label: str, *, shown: bool = True) -> Iterator[Any]:
-    """A progress bar on standard error with rate and ETA; yields what reports a chunk, as `fit` calls it."""
+def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[_Show]:
+    """A progress bar on standard error with rate and ETA; yields ``show(done, total, note)``, ``show.say(line)``."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        _Rate(),
+        _Rate(unit),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
@@ -41,15 +62,14 @@ def progress(label: str, *, shown: bool = True) -> Iterator[Any]:
         disable=not shown,
     )
     with bar:
-        task = bar.add_task(f"{label}: compiling", total=None, note="")
+        yield _Show(bar, label)
 
-        def on_chunk(steps: int, total: int, metrics: dict[str, np.ndarray]) -> None:
-            returns = metrics["return_mean"]
-            ended = returns[~np.isnan(returns)]
-            note = f"return {ended.mean():.3f}" if len(ended) else ""
-            bar.update(task, description=f"{label}: training", completed=steps, total=total, note=note)
 
-        yield on_chunk
+def return_note(metrics: dict[str, np.ndarray]) -> str:
+    """The mean return of the episodes that ended, for a progress bar."""
+    returns = metrics["return_mean"]
+    ended = returns[~np.isnan(returns)]
+    return f"return {ended.mean():.3f}" if len(ended) else ""
 
 
 def returns_table(result: FitResult) -> Table:

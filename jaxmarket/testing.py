@@ -142,13 +142,15 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
     won = (winner == jnp.arange(modules * members)).reshape(rows, modules, members).swapaxes(0, 1)
     price, utility, change = jax.random.normal(key_money, (3, *won.shape), real())
     price, utility = price * won, utility * won
-    axes = Experience(obs=None, bid=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays
+    axes = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays
     hyper, count, progress = Hyperparameters(learning_rate=1e-2), jnp.zeros((), jnp.int32), jnp.zeros((), real())
 
     @jax.jit
     def update(utility: Array, direction: Array) -> tuple[PyTree, PyTree, PyTree]:
         def new_numbers(utility: Array) -> tuple[list[Array], PyTree]:
-            experience = Experience(obs=obs, bid=bids, won=won, price=price, utility=utility)
+            experience = Experience(
+                obs=obs, bid=bids, eligible=jnp.ones(bids.shape, bool), won=won, price=price, utility=utility
+            )
             learn = jax.vmap(lambda s, e: learner.update(s, e, hyper, count, progress), (0, axes))
             after, metrics = learn(state, experience)
             return [x for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)], (after, metrics)

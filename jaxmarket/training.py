@@ -15,45 +15,54 @@ from flax import struct
 
 from jaxmarket.config import TrainConfig
 from jaxmarket.learners import Experience, Hyperparameters, Learner
-from jaxmarket.metrics import Summary, summarize
+from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import Society, reset
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
-__all__ = ["FitResult", "Program", "TrainState", "as_arrays", "chunk", "experience_of", "init", "rules_at", "train"]
+__all__ = [
+    "FitResult",
+    "Program",
+    "TrainState",
+    "as_arrays",
+    "chunk",
+    "experience_of",
+    "init",
+    "oracle_of",
+    "rules_at",
+    "train",
+]
 
-_CHUNKS = 50
 _VISITED_FRACTION = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The static part of a training run; equal programs share their compiled code."""
+    """The static part of a training run; equal programs share their compiled code, however long they run."""
 
     society: Society
     learner: Learner
     instances: int
     horizon: int
     updates_per_chunk: int
-    chunks: int
     time_limits: TimeLimits
     states: int | None  # S where the environment knows Q* over one-hot states, else None
+    chunks: int = dataclasses.field(compare=False)  # how often the host calls; not compiled in
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Program":
         """The program a configuration describes."""
-        per_chunk = -(-config.updates // min(_CHUNKS, config.updates))
         q = config.adapter.optimal_q(config.gamma)
         return cls(
             society=config.society,
             learner=config.learner_rule,
             instances=config.instances,  # type: ignore[arg-type]
             horizon=config.horizon,  # type: ignore[arg-type]
-            updates_per_chunk=per_chunk,
-            chunks=-(-config.updates // per_chunk),
+            updates_per_chunk=config.updates_per_chunk,
             time_limits=config.time_limits,  # type: ignore[arg-type]
             states=None if q is None else q.shape[0],
+            chunks=config.chunks,
         )
 
     @property
@@ -98,7 +107,7 @@ def rules_at(hyper: Hyperparameters, progress: Array) -> Rules:
     exploration = hyper.exploration
     if exploration is not None and hyper.exploration_final is not None:
         exploration = exploration + (hyper.exploration_final - exploration) * jnp.minimum(1, 2 * progress)
-    return Rules(exploration=exploration, reserve=hyper.reserve, dropout=hyper.dropout)
+    return Rules(exploration=exploration, reserve=hyper.reserve, dropout=hyper.dropout, present=hyper.present)
 
 
 def experience_of(society: Society, trajectory: Transition, utility: Array) -> Experience:
@@ -111,22 +120,27 @@ def experience_of(society: Society, trajectory: Transition, utility: Array) -> E
     return Experience(
         obs=t.obs.reshape(-1, *t.obs.shape[2:]),
         bid=by_module(t.outcome.bids),
+        eligible=by_module(t.outcome.eligible),
         won=by_module(winner[..., None] == jnp.arange(society.bidders)),
         price=by_module(per_bidder(t.price, winner, society.bidders)),
         utility=by_module(per_bidder(utility, winner, society.bidders)),
     )
 
 
-_AXES = Experience(obs=None, bid=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays
+_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays
 
 
 def _update(
-    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters
-) -> tuple[TrainState, Summary]:
-    """One rollout of every instance, its settlement, and every module's local update."""
+    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None
+) -> tuple[TrainState, tuple[Summary, Array]]:
+    """One rollout of every instance, its settlement, and every module's local update.
+
+    Returns:
+        The new state, the rollout's summary and its conservation residual.
+    """
     society = program.society
     key_roll, key = jax.random.split(state.key)
-    progress = state.update / jnp.asarray(program.updates, real())
+    progress = state.update / jnp.asarray(hyper.updates, real())
     rules = rules_at(hyper, progress)
 
     def roll(key: Array, market: State) -> tuple[State, Transition]:
@@ -147,27 +161,49 @@ def _update(
         return program.learner.update(learner, experience, hyper, state.update, progress)
 
     learner, _ = jax.vmap(learn, in_axes=(0, _AXES))(state.learner, experience)
-    late = state.update >= int((1 - _VISITED_FRACTION) * program.updates)
+    late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
     visits = state.visits
     if program.states is not None:
         visits = visits + jnp.where(late, experience.obs.sum(0), 0)
+    opening = state.market.wealth.sum(1) + state.market.house
+    residual = jax.vmap(conservation_residual, (1, 0))(rows, opening).max()
     state = TrainState(learner=learner, market=market, key=key, update=state.update + 1, visits=visits)
-    return state, summarize(rows, settlement)
+    return state, (summarize(rows, settlement, oracle), residual)
 
 
 def chunk(
-    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters
+    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
-    """``updates_per_chunk`` updates and the means over them."""
+    """``updates_per_chunk`` updates and the `metrics` over them.
 
-    def body(carry: tuple[TrainState, Summary], _: None) -> tuple[tuple[TrainState, Summary], None]:
-        state, total = carry
-        state, summary = _update(program, state, env_params, hyper)
-        return (state, jax.tree.map(jnp.add, total, summary)), None
+    Args:
+        program: the static part of the run.
+        state: of one seed.
+        env_params: the environment's parameters.
+        hyper: traced settings.
+        oracle: what a solver knows, for the metrics that need it; see `oracle_of`.
+    """
 
-    zero = Summary(*([jnp.zeros((), real())] * len(dataclasses.fields(Summary))))
-    (state, total), _ = jax.lax.scan(body, (state, zero), None, length=program.updates_per_chunk)
-    return state, total.means()
+    def body(carry: tuple[TrainState, Any], _: None) -> tuple[tuple[TrainState, Any], None]:
+        state, (total, worst) = carry
+        state, (summary, residual) = _update(program, state, env_params, hyper, oracle)
+        return (state, (jax.tree.map(jnp.add, total, summary), jnp.maximum(worst, residual))), None
+
+    one = jax.eval_shape(lambda s: _update(program, s, env_params, hyper, oracle)[1], state)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
+    (state, (total, worst)), _ = jax.lax.scan(body, (state, zero), None, length=program.updates_per_chunk)
+    accounts = {"gini": gini(state.market.wealth.sum(0)), "conservation_residual": worst}
+    return state, total.means(oracle) | accounts
+
+
+def oracle_of(config: TrainConfig) -> Oracle | None:
+    """What a solver knows about the environment at the configuration's discount; None if it knows nothing."""
+    q = config.adapter.optimal_q(config.gamma)
+    if q is None:
+        return None
+    return Oracle(
+        q=jnp.asarray(q, real()), optimal_return=jnp.asarray(config.adapter.optimal_return(config.gamma), real())
+    )
 
 
 def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None) -> tuple[TrainState, dict[str, Array]]:
@@ -175,23 +211,26 @@ def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None)
 
     ``jax.jit(train, static_argnums=0)`` it; ``jax.vmap(lambda key: train(config, key))(keys)`` runs many
     seeds, and ``jax.vmap(lambda rate: train(config, key, config.hyperparameters.replace(learning_rate=rate)))(rates)``
-    sweeps over a traced setting, with one compilation.
+    sweeps over a traced setting, with one compilation. Metrics that need Q* take the configuration's discount.
 
     Returns:
         The final state, and metrics with one entry per chunk.
     """
     program, env_params = Program.of(config), config.adapter.default_params
     hyper = as_arrays(config.hyperparameters if hyper is None else hyper)
+    oracle = oracle_of(config)
 
     def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
-        return chunk(program, state, env_params, hyper)
+        return chunk(program, state, env_params, hyper, oracle)
 
     return jax.lax.scan(body, init(program, key, env_params, hyper), None, length=program.chunks)
 
 
 def as_arrays(hyper: Hyperparameters) -> Hyperparameters:
-    """Settings as arrays of the working precision, so that equal shapes are equal programs."""
-    return jax.tree.map(lambda x: jnp.asarray(x, real()), hyper)
+    """Settings as arrays of the working precision (masks stay masks), so that equal shapes are equal programs."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, None if jnp.issubdtype(jnp.result_type(x), jnp.bool_) else real()), hyper
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +240,8 @@ class FitResult:
     Attributes:
         summary: the fields of the command line's ``--json``.
         state: the final `TrainState`, leaves [seeds, ...].
-        metrics: arrays [chunks, seeds] by name.
+        metrics: arrays [chunks, seeds], per bidder [chunks, seeds, A] or per state [chunks, seeds, S], by name;
+            `jaxmarket.metrics` defines them.
         config: the settings.
         q: f [S, P], Q*, where the environment knows it.
         bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.

@@ -53,6 +53,7 @@ class Rules(struct.PyTreeNode):
     exploration: Array | float | None = None  # f [] probability that a random eligible bidder wins instead
     reserve: Array | float | None = None  # f [] stands in for the highest other bid where there is none
     dropout: Array | float | None = None  # f [] probability that a bidder sits out an episode
+    present: Array | None = None  # bool [A] bidders in the market; the others sit out every episode
 
 
 class State(struct.PyTreeNode):

@@ -168,7 +168,9 @@ def test_locality_through_the_whole_update(learner, share, small):
     obs = jnp.ones((n, 1))
 
     def norm_of_module(utility, module):
-        experience = training.Experience(obs=obs, bid=bids, won=won, price=0.1 * won, utility=utility)
+        experience = training.Experience(
+            obs=obs, bid=bids, eligible=jnp.ones(shape, bool), won=won, price=0.1 * won, utility=utility
+        )
         update = lambda s, e: program.learner.update(s, e, hyper, jnp.zeros((), int), jnp.zeros(()))[0]  # noqa: E731
         learned = jax.vmap(update, in_axes=(0, training._AXES))(state.learner, experience)
         return sum(jnp.sum(leaf[module] ** 2) for leaf in jax.tree.leaves(learned.params))

@@ -13,15 +13,15 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import PyTree
 
 if TYPE_CHECKING:
-    from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
+    from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 
-__all__ = ["Adapter", "Bandit", "Chain", "Duality", "FiniteMDP", "Step", "adapt", "environment_ids", "make"]
+__all__ = ["Adapter", "Bandit", "Chain", "Duality", "FiniteMDP", "Step", "adapt", "environment_ids", "garnet", "make"]
 
 _OURS = {"Bandit-v0": "Bandit", "Chain-v0": "Chain", "Duality-v0": "Duality"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Bandit", "Chain", "Duality", "FiniteMDP"):
+    if name in ("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"):
         return getattr(importlib.import_module("jaxmarket.environments.tabular"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -82,6 +82,10 @@ class Adapter:
             return None
         return np.asarray(self.env.optimal_q(gamma))
 
+    def optimal_return(self, gamma: float | None = None) -> float:
+        """Expected undiscounted return of an episode under the optimal policy; NaN where it is not known."""
+        return float(self.env.optimal_return(gamma)) if owns(self.env, "optimal_return") else float("nan")
+
     def reset(self, key: Array, params: PyTree) -> tuple[Array, PyTree]:
         """A first ``(obs, env_state)``, obs encoded."""
         obs, state = self._raw_reset(key, params)

@@ -12,7 +12,7 @@ from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
 
-__all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState"]
+__all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "garnet"]
 
 
 class MDPState(struct.PyTreeNode):
@@ -179,6 +179,54 @@ class FiniteMDP(environment.Environment[Any, Any]):
             if not better.any():
                 return q
             policy = np.where(better, q.argmax(1), policy)
+
+    def episode_return(self, policy: Any, gamma: float = 1.0) -> float:
+        """Expected return of an episode from the start distribution to its end or the horizon, exactly.
+
+        Args:
+            policy: i [S], an action per state, or f [S, A], their probabilities.
+            gamma: discount; none by default, as returns are reported.
+        """
+        policy = np.asarray(policy)
+        if policy.ndim == 1:
+            policy = np.eye(self.num_actions)[policy]
+        reward = (policy * self.rewards).sum(1)
+        onward = np.einsum("sa,sat->st", policy, self.transitions * ~self.terminal)
+        value = np.zeros(self.num_states)
+        for _ in range(self.horizon):
+            value = reward + gamma * onward @ value
+        return float(self.start @ value)
+
+    def optimal_return(self, gamma: float | None = None) -> float:
+        """Undiscounted `episode_return` of the policy that is greedy in `optimal_q` (lowest action on ties)."""
+        return self.episode_return(self.optimal_q(gamma).argmax(1))
+
+
+def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | None = None) -> FiniteMDP:
+    """A random finite process that never ends (Archibald, McKinnon and Thomas 1995), as a test problem.
+
+    Args:
+        seed: equal seeds give equal processes.
+        states, actions: S, A.
+        gamma: discount.
+        branching: successors with positive probability per state and action; all states by default.
+
+    Probabilities are uniform spacings, rewards uniform on [0, 1), every state is an equally likely start.
+    """
+    rng = np.random.default_rng(seed)
+    branching = states if branching is None else branching
+    if not 1 <= branching <= states:
+        raise ValueError(f"branching: expected 1 to {states} successors, got {branching}")
+    transitions = np.zeros((states, actions, states))
+    for row in transitions.reshape(-1, states):
+        row[rng.choice(states, branching, replace=False)] = rng.dirichlet(np.ones(branching))
+    return FiniteMDP(
+        P=transitions,
+        R=rng.random((states, actions)),
+        gamma=gamma,
+        start=np.full(states, 1 / states),
+        name=f"Garnet-{seed}",
+    )
 
 
 def _compact(distributions: np.ndarray) -> Array:

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, moments, optimizer, over_minibatches
+from jaxmarket.learners.protocol import (
+    Experience,
+    Hyperparameters,
+    adam_step,
+    mean_where,
+    moments,
+    optimizer,
+    over_minibatches,
+)
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
@@ -81,15 +89,16 @@ class PPO:
             log_prob, entropy = log_prob_and_entropy(params, mini.obs, mini.bid)
             ratio = jnp.exp(log_prob - before)
             clipped = jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip)
-            return -jnp.minimum(ratio * advantage, clipped * advantage).mean() - hyper.entropy * entropy
+            gain = mean_where(jnp.minimum(ratio * advantage, clipped * advantage), mini.eligible)
+            return -gain - hyper.entropy * entropy
 
         def value_loss(params: PyTree, mini: Experience) -> Array:
             penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
-            return jnp.mean((value(params, mini.obs) - mini.utility) ** 2) + self.value_l2 * penalty
+            return mean_where((value(params, mini.obs) - mini.utility) ** 2, mini.eligible) + self.value_l2 * penalty
 
         before, _ = log_prob_and_entropy(state.params, experience.obs, experience.bid)
         advantage = experience.utility - value(state.value_params, experience.obs)
-        mean, std = moments(advantage)
+        mean, std = moments(advantage, experience.eligible)
 
         def step(state: PPOState, batch: tuple[Experience, Array, Array]) -> tuple[PPOState, Array]:
             mini, before, advantage = batch

@@ -15,7 +15,16 @@ from flax import struct
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["Experience", "Hyperparameters", "Learner", "adam_step", "moments", "optimizer", "over_minibatches"]
+__all__ = [
+    "Experience",
+    "Hyperparameters",
+    "Learner",
+    "adam_step",
+    "mean_where",
+    "moments",
+    "optimizer",
+    "over_minibatches",
+]
 
 Carry = TypeVar("Carry")
 
@@ -25,6 +34,7 @@ class Experience(struct.PyTreeNode):
 
     obs: Array  # f [N, ...] the states that were for sale
     bid: Array  # f [N, R] own bids
+    eligible: Array  # bool [N, R] whether the bid was admitted: nothing is to be learned from one that was not
     won: Array  # bool [N, R]
     price: Array  # f [N, R] paid; 0 for losers
     utility: Array  # f [N, R] earned; 0 for losers
@@ -37,6 +47,7 @@ class Hyperparameters(struct.PyTreeNode):
     """
 
     discount: Array | float = 0.99  # γ
+    updates: Array | float = 1  # of the whole run: what schedules over training are relative to
     trace_decay: Array | float | None = None  # λ of `settle`
     learning_rate: Array | float = 4e-5
     value_learning_rate: Array | float = 5e-3
@@ -46,6 +57,7 @@ class Hyperparameters(struct.PyTreeNode):
     exploration_final: Array | float | None = None  # ... and from half of it on, linear between
     reserve: Array | float | None = None
     dropout: Array | float | None = None
+    present: Array | None = None  # bool [A] bidders in the market, all by default
 
 
 class Learner(Protocol):
@@ -84,9 +96,15 @@ def adam_step(
     return jax.tree.map(lambda p, u: p - jnp.asarray(learning_rate, p.dtype) * u, params, updates), opt_state
 
 
-def moments(values: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (kept above 1e-8) of a whole batch."""
-    return values.mean(), values.std() + 1e-8
+def mean_where(values: Array, mask: Array) -> Array:
+    """Mean of the values a mask selects, 0 if it selects none. f []."""
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, mask.sum())
+
+
+def moments(values: Array, mask: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
+    mean = mean_where(values, mask)
+    return mean, jnp.sqrt(mean_where((values - mean) ** 2, mask)) + 1e-8
 
 
 def over_minibatches(

@@ -5,7 +5,15 @@ import dataclasses
 import jax
 from flax import struct
 
-from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, moments, optimizer, over_minibatches
+from jaxmarket.learners.protocol import (
+    Experience,
+    Hyperparameters,
+    adam_step,
+    mean_where,
+    moments,
+    optimizer,
+    over_minibatches,
+)
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree
 
@@ -43,13 +51,13 @@ class Reinforce:
     ) -> tuple[ReinforceState, dict[str, Array]]:
         """One pass over a rollout."""
         del update, progress
-        mean, std = moments(experience.utility)
+        mean, std = moments(experience.utility, experience.eligible)
 
         def loss(params: PyTree, mini: Experience) -> Array:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, mini.obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 1), 1)(distribution, mini.bid)
             advantage = (mini.utility - mean) / std
-            return -(log_prob * advantage).mean() - hyper.entropy * distribution.entropy().mean()
+            return -mean_where(log_prob * advantage, mini.eligible) - hyper.entropy * distribution.entropy().mean()
 
         def step(state: ReinforceState, mini: Experience) -> tuple[ReinforceState, Array]:
             value, gradient = jax.value_and_grad(loss)(state.params, mini)

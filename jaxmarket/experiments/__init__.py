@@ -1,0 +1,134 @@
+"""Named reproductions: what the papers claim, run again, and judged by numbers."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxmarket.experiments import identities, numerical, redundancy, truthfulness
+from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
+
+__all__ = [
+    "EXPERIMENTS",
+    "Estimate",
+    "Experiment",
+    "Options",
+    "Report",
+    "Sheet",
+    "Verdict",
+    "interquartile_mean",
+    "reproduce",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A reproduction by name.
+
+    Attributes:
+        shows: what it is about, in a line.
+        source: paper, section, figure.
+        run: does it.
+        quick_seeds: seeds where a quick look is wanted; 16 otherwise.
+    """
+
+    shows: str
+    source: str
+    run: Callable[[Options], Report]
+    quick_seeds: int
+
+
+_NUMERICAL = "Chang et al. (2020), §6.1"
+
+EXPERIMENTS = {
+    "identities": Experiment(
+        "auctions are temporal-difference rules: Q-learning, expected SARSA, the leak, TD(0)",
+        "Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
+        identities.run,
+        quick_seeds=6,
+    ),
+    "bandit": Experiment(
+        "four auctions, solitary and cloned, on the market bandit",
+        f"{_NUMERICAL}, Market Bandit",
+        functools.partial(numerical.run, "Bandit-v0"),
+        quick_seeds=4,
+    ),
+    "chain": Experiment(
+        "the same where the reward waits five steps away",
+        f"{_NUMERICAL}, Chain",
+        functools.partial(numerical.run, "Chain-v0"),
+        quick_seeds=4,
+    ),
+    "duality": Experiment(
+        "the same where greed leads into a trap",
+        f"{_NUMERICAL}, Duality",
+        functools.partial(numerical.run, "Duality-v0"),
+        quick_seeds=4,
+    ),
+    "redundancy": Experiment(
+        "a trained society loses its best agent, or any",
+        "Chang et al. (2020), §5 (redundancy) and §6.1 (dropout)",
+        redundancy.run,
+        quick_seeds=4,
+    ),
+    "truthfulness": Experiment(
+        "one auction, a whole episode, and why Vickrey fails on Chain",
+        "Vickrey (1961); Chang et al. (2020), §4-5",
+        truthfulness.run,
+        quick_seeds=4,
+    ),
+}
+"""The reproductions by name."""
+
+
+def reproduce(
+    name: str,
+    out: str | Path | None = None,
+    *,
+    quick: bool = False,
+    full: bool = False,
+    seeds: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Run a reproduction and write its tables and figures.
+
+    Args:
+        name: one of `EXPERIMENTS`.
+        out: folder for tables, figures and finished conditions, which are not run again;
+            ``reproductions/NAME`` by default, with ``-quick`` or ``-full``.
+        quick: a smaller budget: shows that it works, and is no evidence.
+        full: everything as published; takes hours on a CPU.
+        seeds: independent seeds per condition; 16 by default, fewer if quick.
+        seed: of all randomness.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: there is no such experiment, or the settings contradict each other.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"name: unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+    if quick and full:
+        raise ValueError("full: cannot be quick as well; choose one")
+    experiment = EXPERIMENTS[name]
+    if seeds is None:
+        seeds = experiment.quick_seeds if quick else 16
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
+        raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
+    suffix = "-quick" if quick else "-full" if full else ""
+    folder = Path("reproductions", name + suffix) if out is None else Path(out)
+    options = Options(folder, seeds, quick, full, seed, progress)
+    stamp = folder / "options.json"
+    wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if stamp.exists() and json.loads(stamp.read_text()) != wanted:
+            raise ValueError(
+                f"out: {folder} holds {stamp.read_text().strip()}, not {json.dumps(wanted)}; choose another"
+            )
+        stamp.write_text(json.dumps(wanted) + "\n")
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
+    report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+    return report.write(folder)

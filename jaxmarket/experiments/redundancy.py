@@ -1,0 +1,226 @@
+"""Robustness by redundancy: a trained society loses an agent (Chang et al. 2020, §5 and §6.1).
+
+Societies are trained, then one bidder is removed for good: the best-bidding one, or any one, or a whole primitive
+with all its clones. The return is measured at once, and after training on without it. Solitary bidders, clones that
+share parameters, and clones that do not; on Bandit also societies trained with agent dropout, where the paper has
+a random subset of the bidders sit out each episode.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import evaluation, plotting, tables, training
+from jaxmarket.config import TrainConfig
+from jaxmarket.experiments.numerical import SETTINGS
+from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.learners import Hyperparameters
+from jaxmarket.society import Society
+from jaxmarket.training import Program, TrainState
+from jaxmarket.types import Array, PyTree, Rules
+
+__all__ = ["Arm", "arms", "run"]
+
+_DROPOUT = 0.5
+_SOLVED = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A kind of society, and how long it trains before and after it loses an agent."""
+
+    name: str
+    config: TrainConfig
+    retrain: int  # chunks
+
+
+def arms(options: Options) -> list[Arm]:
+    """The societies compared."""
+    budget: dict[str, Any] = {"learner": "ppo", "auction": "ccv", "seeds": options.seeds, **SETTINGS["tuned"]}
+    kinds: dict[str, dict[str, Any]] = {"solitary": {"clones": 1}, "cloned": {"clones": 2}}
+    retrain = 5
+    if options.quick:
+        budget["steps"], retrain = 100 * 4096, 2
+    else:
+        kinds["own parameters"] = {"clones": 2, "share_clones": False}
+    chosen = [Arm(name, TrainConfig("Chain-v0", **budget, **kind), retrain) for name, kind in kinds.items()]
+    for name, kind in kinds.items():
+        # No dropout is a dropout of zero here, so that both are one program.
+        bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
+        chosen.append(Arm(name, TrainConfig("Bandit-v0", **bandit), retrain))
+        chosen.append(Arm(f"{name}, dropout", TrainConfig("Bandit-v0", **bandit | {"dropout": _DROPOUT}), retrain))
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(program: Program, keys: Array, hyper: Hyperparameters) -> TrainState:
+    return jax.vmap(lambda key: training.init(program, key, program.society.env.default_params, hyper))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _chunk(program: Program, states: TrainState, hyper: Hyperparameters, present: Array) -> tuple[TrainState, Array]:
+    """One chunk of every seed, each with its own bidders: states [seeds, ...], present bool [seeds, A]."""
+
+    def one(state: TrainState, present: Array) -> tuple[TrainState, Array]:
+        here, env_params = hyper.replace(present=present), program.society.env.default_params
+        state, metrics = training.chunk(program, state, env_params, here)
+        return state, metrics["return_mean"]
+
+    return jax.vmap(one)(states, present)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> Array:
+    """Mean return of fresh episodes with greedy bids, without the absent: f [seeds]."""
+    society = dataclasses.replace(society, greedy=True)
+
+    def one(params: PyTree, key: Array, present: Array) -> Array:
+        rules = Rules(present=present)
+        return evaluation.evaluate(society, params, key, society.env.default_params, 32, rules=rules).returns.mean()
+
+    return jax.vmap(one)(params, keys, present)
+
+
+def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
+    """Who is present in each case: masks bool [seeds, cases, A].
+
+    Args:
+        society: the bidders.
+        greedy: f [seeds, M], greedy bids for the first state of an episode.
+    """
+    seeds, bidders = len(greedy), society.bidders
+    bids = np.repeat(greedy, society.members, axis=1)
+    best = bids.argmax(1)
+    everyone = np.ones((seeds, 1, bidders), bool)
+    without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: everyone but a
+    primitive = np.arange(bidders) // society.clones
+    return {
+        "nobody": everyone,
+        "best bidder": without[np.arange(seeds), best][:, None],
+        "any other": np.stack([np.delete(w, b, axis=0) for w, b in zip(without, best, strict=True)]),
+        "best primitive": (primitive != primitive[best][:, None])[:, None],
+    }
+
+
+def _measure(arm: Arm, options: Options, show: Any) -> list[dict[str, Any]]:
+    config = arm.config
+    program, society = Program.of(config), config.society
+    hyper = training.as_arrays(config.hyperparameters)
+    key = jax.random.key(options.seed)
+    keys = jax.random.split(key, config.seeds)
+    everyone = jnp.ones((config.seeds, society.bidders), bool)
+    state = _start(program, keys, hyper.replace(present=everyone[0]))
+    label = f"{config.adapter.name} {arm.name}"
+    for _ in range(program.chunks):
+        state, returns = _chunk(program, state, hyper, everyone)
+        show(f"{label}: return {float(jnp.nanmean(returns)):.3f}")
+
+    q = config.adapter.optimal_q(config.gamma)
+    assert q is not None
+    greedy = jax.vmap(lambda p: evaluation.bids_by_state(society, p, q.shape[0]))(state.learner.params)
+    cases = absences(society, np.asarray(greedy[:, 0]))
+    optimum = config.adapter.optimal_return(config.gamma)
+    rows = []
+    for case, masks in cases.items():
+        at_once, retrained = [], []
+        for present in jnp.moveaxis(jnp.asarray(masks), 1, 0):  # [seeds, A] for each removal
+            at_once.append(_returns(society, state.learner.params, keys, present))
+            # Episodes under way end with everybody; the next ones start without.
+            after = state
+            for _ in range(arm.retrain):
+                after, returns = _chunk(program, after, hyper, present)
+                show(f"{label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
+            retrained.append(_returns(society, after.learner.params, keys, present))
+        # Of several removals the worst for each seed.
+        now, later = np.min(at_once, axis=0), np.min(retrained, axis=0)
+        rows.append(
+            {
+                "env": config.adapter.name,
+                "society": arm.name,
+                "removed": case,
+                "at once": interquartile_mean(now),
+                "lowest": float(now.min()),
+                "trained on": interquartile_mean(later),
+                "lowest after": float(later.min()),
+                "optimal at once": f"{int((now >= (1 - _SOLVED) * optimum).sum())}/{config.seeds}",
+                "optimal after": f"{int((later >= (1 - _SOLVED) * optimum).sum())}/{config.seeds}",
+            }
+        )
+    return rows
+
+
+def run(options: Options) -> Report:
+    """Train, remove, measure, train on, measure."""
+    chosen = arms(options)
+    total = sum(arm.config.chunks + arm.retrain * (arm.config.society.bidders + 2) for arm in chosen)
+    rows: list[dict[str, Any]] = []
+    done = 0
+    with tables.progress("redundancy", unit="chunks", shown=options.progress) as bar:
+
+        def show(note: str) -> None:
+            nonlocal done
+            done += 1
+            bar(done, total, note)
+
+        for arm in chosen:
+            rows += _measure(arm, options, show)
+
+    def find(env: str, society: str, removed: str) -> dict[str, Any]:
+        return next(r for r in rows if (r["env"], r["society"], r["removed"]) == (env, society, removed))
+
+    verdicts = []
+    for env in ("Chain-v0", "Bandit-v0"):
+        cloned, alone = find(env, "cloned", "best bidder"), find(env, "solitary", "best bidder")
+        any_other = find(env, "cloned", "any other")
+        verdicts += [
+            Verdict.of(
+                f"[{env}] a cloned society outlives its best bidder at once, a solitary one does not",
+                cloned["at once"].low > alone["at once"].high, cloned["at once"].value - alone["at once"].value,
+                f"return at once {cloned['at once']} against {alone['at once']}; "
+                f"after training on {cloned['trained on']} against {alone['trained on']}",
+            ),
+            Verdict.of(
+                f"[{env}] a cloned society outlives any other bidder",
+                any_other["optimal at once"] == any_other["optimal after"] == f"{options.seeds}/{options.seeds}",
+                any_other["lowest"],
+                f"worst removal of each seed: at once {any_other['at once']}, after {any_other['trained on']}",
+            ),
+        ]  # fmt: skip
+    dropped, plain = (find("Bandit-v0", name, "best primitive") for name in ("cloned, dropout", "cloned"))
+    verdicts.append(
+        Verdict.of(
+            "[Bandit-v0] dropout in training prepares for the loss of the best arm",
+            dropped["at once"].low > plain["at once"].high,
+            dropped["at once"].value - plain["at once"].value,
+            f"return at once without the best arm (.6 is best): {dropped['at once']}, "
+            f"without dropout {plain['at once']}",
+        )
+    )
+    fig, axes = plotting.figure(columns=2, width=6.5)
+    for ax, env in zip(axes, ("Chain-v0", "Bandit-v0"), strict=True):
+        societies = list(dict.fromkeys(r["society"] for r in rows if r["env"] == env))
+        cases = list(dict.fromkeys(r["removed"] for r in rows))
+        for i, society in enumerate(societies):
+            width = 0.8 / len(societies)
+            x = np.arange(len(cases)) + (i - (len(societies) - 1) / 2) * width
+            now, later = (
+                [find(env, society, case)[column].value for case in cases] for column in ("at once", "trained on")
+            )
+            ax.bar(x, now, width * 0.9, color=f"C{i}", label=society)
+            ax.bar(x, later, width * 0.9, facecolor="none", edgecolor="black")
+        ax.bar(0, 0, facecolor="none", edgecolor="black", label="after training on")
+        ax.set_xticks(range(len(cases)), cases)
+        ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after training on")
+        ax.legend(frameon=False, fontsize=7)
+    sheet = Sheet(
+        "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
+        "greedy return of fresh episodes, interquartile mean over seeds ± half the 95% bootstrap interval\n"
+        "any other: the worst removal of each seed · best bidder: highest greedy bid for the first state · "
+        "best primitive: it and all its clones",
+    )  # fmt: skip
+    settings = {"seeds": options.seeds, "quick": options.quick, "dropout": _DROPOUT, "tuned": SETTINGS["tuned"]}
+    return Report(settings=settings, sheets=[sheet], verdicts=verdicts, figures={"redundancy": fig})
