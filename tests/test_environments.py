@@ -13,7 +13,7 @@ from gymnax.environments.environment import Environment
 from gymnax.wrappers.purerl import LogWrapper, StickyActionWrapper
 
 from jaxmarket import TrainConfig, make
-from jaxmarket.environments import Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids
+from jaxmarket.environments import Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids, garnet
 from jaxmarket.environments.tabular import MDPState
 
 KEY = jax.random.key(0)
@@ -637,3 +637,50 @@ def test_only_environments_known_to_be_cut_by_the_clock_say_how_long_episodes_ar
     assert adapt(make("Chain-v0")[0]).longest_episode(make("Chain-v0")[1]) == 20
     for unknown in (Impatient(), LogWrapper(Impatient()), LogWrapper(env)):
         assert adapt(unknown).longest_episode(params) is None
+
+
+# --- exact returns, and random processes
+
+
+@pytest.mark.parametrize(("env", "optimum"), [("Bandit-v0", 0.8), ("Chain-v0", 0.8), ("Duality-v0", 5.0)])
+def test_optimal_return_of_the_papers_tasks(env, optimum):
+    assert make(env)[0].optimal_return() == pytest.approx(optimum)
+    assert adapt(make(env)[0]).optimal_return() == pytest.approx(optimum)
+
+
+def test_other_returns_by_hand():
+    duality = make("Duality-v0")[0]
+    assert duality.episode_return(np.array([1, 1, 0])) == pytest.approx(0.5 + 9 * 0.3)
+    assert duality.episode_return(np.array([0, 0, 0])) == pytest.approx(-9)
+    chain = make("Chain-v0")[0]
+    assert chain.episode_return(np.ones(6, int), gamma=0.99) == pytest.approx(0.8 * 0.99**4)
+    assert chain.episode_return(np.zeros(6, int)) == 0
+    half = np.full((6, 2), 0.5)
+    assert 0 < chain.episode_return(half) < 0.8
+
+
+def test_episode_return_is_the_mean_of_simulated_episodes():
+    process = FiniteMDP(**random_process(7), horizon=6)
+    policy = np.random.default_rng(0).dirichlet(np.ones(process.num_actions), process.num_states)
+    rng, returns = np.random.default_rng(1), []
+    for _ in range(4000):
+        state, total = rng.choice(process.num_states, p=process.start), 0.0
+        for _ in range(process.horizon):
+            action = rng.choice(process.num_actions, p=policy[state])
+            total += process.rewards[state, action]
+            state = rng.choice(process.num_states, p=process.transitions[state, action])
+            if process.terminal[state]:
+                break
+        returns.append(total)
+    error = np.std(returns) / np.sqrt(len(returns))
+    assert abs(np.mean(returns) - process.episode_return(policy)) < 5 * error
+
+
+@pytest.mark.parametrize("branching", [None, 1, 2])
+def test_garnets_are_processes_and_equal_seeds_give_equal_ones(branching):
+    process = garnet(3, 5, 2, 0.9, branching)
+    assert ((process.transitions > 0).sum(-1) == (branching or 5)).all()
+    assert process == garnet(3, 5, 2, 0.9, branching)
+    assert process != garnet(4, 5, 2, 0.9, branching)
+    with pytest.raises(ValueError, match="branching"):
+        garnet(0, 5, 2, 0.9, 6)

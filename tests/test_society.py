@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket import MECHANISMS, Rules, Society, TrainConfig, evaluation, fit, make, metrics, reset, rollout, step
+from jaxmarket import MECHANISMS, Rules, Society, TrainConfig, evaluation, fit, make, reset, rollout, step
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, linear
 
@@ -28,6 +28,25 @@ def test_jit_equals_eager(chain):
     eager = step(society, jax.random.key(2), params, state, env_params, rules)
     jitted = jax.jit(step, static_argnums=0)(society, jax.random.key(2), params, state, env_params, rules)
     chex.assert_trees_all_close(eager, jitted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.6])
+def test_the_absent_never_bid_again(chain, dropout):
+    """Whoever is not present wins no auction of any episode, and dropout chooses among the others."""
+    society, params, env_params = chain
+    rules = Rules(present=jnp.array([False, True, True, False]), dropout=dropout, exploration=0.5)
+    state, _ = reset(society, jax.random.key(1), env_params, rules)
+    assert not (state.active & ~rules.present).any()
+    _, rows = jax.jit(rollout, static_argnums=(0, 5))(society, jax.random.key(2), params, state, env_params, 200, rules)
+    assert int(rows.done.sum()) > 5
+    assert set(np.unique(rows.outcome.winner)) == {1, 2}
+    assert not rows.outcome.eligible[:, [0, 3]].any()
+    assert not rows.next_eligible[:, [0, 3]].any()
+    alone = evaluation.evaluate(
+        society, params, jax.random.key(3), env_params, 4, rules=Rules(present=jnp.array([True, False, False, False]))
+    )
+    np.testing.assert_array_equal(alone.lengths, 20)  # nobody is left to go right
+    np.testing.assert_array_equal(alone.returns, 0)
 
 
 def test_vmap_equals_a_loop(chain):
@@ -103,31 +122,6 @@ def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
     rows = evaluation.watch(society, biased(1.0), jax.random.key(0), env_params)
     assert rows.reward.shape == (5,)
     assert bool(rows.terminated[-1])
-
-
-def test_gini_by_hand():
-    assert metrics.gini(jnp.ones(5)) == pytest.approx(0)
-    assert metrics.gini(jnp.array([0.0, 0.0, 0.0, 8.0])) == pytest.approx(3 / 4)
-    assert metrics.gini(jnp.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 9)
-    assert np.isnan(metrics.gini(jnp.zeros(3)))
-
-
-def test_bid_error_by_hand():
-    q, bids = jnp.array([[1.0, 4.0], [0.0, 2.0]]), jnp.array([[4.5, 1.0], [0.0, 9.0]])
-    assert metrics.bid_error(bids, q, jnp.array([True, False])) == pytest.approx(0.5 / 4)
-    assert metrics.bid_error(bids, q, jnp.array([True, False]), every_bidder=True) == pytest.approx(3.5 / 4)
-    assert metrics.bid_error(bids, q, jnp.array([True, True])) == pytest.approx(7 / 4)
-    assert np.isnan(metrics.bid_error(bids, q, jnp.array([False, False])))
-    assert metrics.bid_error(bids / 10, q / 10, jnp.array([True, False])) == pytest.approx(0.05)  # floor of 1
-
-
-def test_conservation_residual_sees_lost_money(chain):
-    society, params, env_params = chain
-    state, _ = reset(society, jax.random.key(1), env_params)
-    _, rows = rollout(society, jax.random.key(2), params, state, env_params, 50)
-    assert metrics.conservation_residual(rows) < 1e-6
-    robbed = rows.replace(house=rows.house - 1)
-    assert metrics.conservation_residual(robbed) > 1e-3
 
 
 def test_a_bid_range_lets_ppo_learn_values_above_one():

@@ -47,12 +47,12 @@ def arms(options: Options) -> list[Arm]:
         budget["steps"], retrain = 100 * 4096, 2
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
-    chosen = [Arm(name, TrainConfig("Chain-v0", **budget, **kind), retrain) for name, kind in kinds.items()]
+    chosen = [Arm(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain) for name, kind in kinds.items()]
     for name, kind in kinds.items():
         # No dropout is a dropout of zero here, so that both are one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
         chosen.append(Arm(name, TrainConfig("Bandit-v0", **bandit), retrain))
-        chosen.append(Arm(f"{name}, dropout", TrainConfig("Bandit-v0", **bandit | {"dropout": _DROPOUT}), retrain))
+        chosen.append(Arm(f"{name}, dropout", TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT}), retrain))
     return chosen
 
 

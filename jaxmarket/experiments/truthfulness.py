@@ -198,13 +198,15 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
         "chain",
         "why vickrey fails on Chain (truth: bids of .77 to .80)",
         rows,
-        "bids: noise-x is ppo with entropy weight x, noiseless is valuation · minted per auction of fresh play: where the owner's own primitive bid highest, and where "
-        "another's did",
+        "bids: noise-x is ppo with entropy weight x, noiseless is valuation\n"
+        "minted: per auction of fresh play, where the owner's own primitive bid highest, and where another's did",
         aside=("learner", "updates", "greedy"),
     )
     first, exact = rows[0], rows[-1]
     own, other = first["minted, own"], first["minted, other"]
     fails, noiseless = findings[wanted[0].name], findings[wanted[-1].name]
+    # Ending the episode pays .8. Any other step pays the highest bid for the state it leads to, discounted.
+    ending, going_on = 0.8, wanted[0].config.gamma * first["winning bid"]  # type: ignore[operator]
     return sheet, [
         Verdict.of(
             "vickrey with the paper's settings fails on Chain",
@@ -214,10 +216,17 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
         ),
         Verdict.of(
             "owners overbidding for their own state is what makes it fail",
-            own > other and not noiseless.solved.all(),
+            own > 2 * other and not noiseless.solved.all(),
             own,
             f"minted per auction where the owner's own primitive bid highest {own:.3f}, elsewhere {other:.3f}; "
             f"without noise in the bids, under the same auction, {exact['solved']} seeds are solved",
+        ),
+        Verdict.of(
+            "paying sellers the highest of several noisy bids is what makes it fail",
+            going_on > ending and bool(noiseless.solved.all()),
+            going_on - ending,
+            f"ending the episode pays {ending:.3f}, selling any state pays {going_on:.3f} on average; "
+            f"without noise {exact['solved']} seeds are solved",
         ),
     ]
 

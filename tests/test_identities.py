@@ -1,0 +1,124 @@
+"""The identities of jaxmarket.experiments.identities, each with its negative control."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket.auctions import MECHANISMS
+from jaxmarket.environments import garnet
+from jaxmarket.experiments import identities
+from jaxmarket.experiments.identities import IDENTITIES
+
+TOLERANCE = 1e-6
+
+
+def name(identity):
+    return identity.rule
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("identity", IDENTITIES, ids=name)
+def test_the_market_bids_the_rules_fixed_point(identity, seed):
+    """Random sizes, discounts, branching and exploration; full backups in float64."""
+    mdp, rng = identities._draw_process(100 + seed)
+    exploration = rng.uniform(0.05, 1)
+    market = identities.expected_values(identity, mdp, exploration)
+    np.testing.assert_allclose(market, identity.oracle(mdp, exploration), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES, ids=name)
+def test_terminal_states_end_the_resale(identity):
+    mdp = garnet(5, 4, 3, 0.9)
+    mdp = type(mdp)(mdp.transitions, mdp.rewards, mdp.gamma, mdp.start, terminal=np.array([False, True, False, False]))
+    market = identities.expected_values(identity, mdp, 0.3)
+    np.testing.assert_allclose(market, identity.oracle(mdp, 0.3), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("exploration", [0.0, 0.3, 1.0])
+def test_vickrey_with_two_clones_is_q_learning_at_any_exploration(exploration):
+    mdp = garnet(1, 5, 3, 0.9)
+    market = identities.expected_values(IDENTITIES[0], mdp, exploration)
+    np.testing.assert_allclose(market, mdp.optimal_q(), atol=TOLERANCE)
+
+
+def test_neither_first_price_nor_a_lone_bidder_is_q_learning():
+    """Each rule's own fixed point is far from Q* and from the others': the agreement above is no accident."""
+    mdp = garnet(1, 5, 3, 0.9)
+    values = [identities.expected_values(identity, mdp, 0.4) for identity in IDENTITIES]
+    for i, one in enumerate(values):
+        for other in values[:i]:
+            assert np.abs(one - other).max() > 0.1
+    assert (values[2] < mdp.optimal_q() - 0.1).all()  # what leaks to the runner-up is lost to the seller
+    # The runner-up is what two clones are for: one of them pays what the other would have paid.
+    cloned = dataclasses.replace(IDENTITIES[2], clones=2)
+    np.testing.assert_allclose(identities.expected_values(cloned, mdp, 0.4), mdp.optimal_q(), atol=TOLERANCE)
+
+
+def test_first_price_without_exploration_is_q_learning():
+    mdp = garnet(2, 4, 2, 0.8)
+    np.testing.assert_allclose(identities.expected_values(IDENTITIES[1], mdp, 0.0), mdp.optimal_q(), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_oracle_of_expected_sarsa_is_that_of_slow_iteration(seed):
+    """Policy iteration with linear solves against the plain backup, many times."""
+    mdp, rng = identities._draw_process(seed, most_gamma=0.9)
+    exploration, q = rng.uniform(0, 1), np.zeros_like(mdp.rewards)
+    for _ in range(600):
+        value = (1 - exploration) * q.max(1) + exploration * q.mean(1)
+        q = mdp.rewards + mdp.gamma * mdp.transitions @ value
+    np.testing.assert_allclose(identities.expected_sarsa(mdp, exploration), q, atol=1e-9)
+
+
+def test_the_leak_by_hand():
+    """One state that leads to itself, bids 2 and 1 above a common value: the owner is paid the second, or the first."""
+    mdp = type(garnet(0, 1, 2, 0.5))(np.ones((1, 2, 1)), [[2.0, 1.0]], 0.5, [1.0])
+    epsilon = 0.4
+    p = 1 - epsilon + epsilon / 2
+    # v = r + γ (p v₂ + (1-p) v₁), and v₁ = v₂ + 1.
+    second = (1 + 0.5 * (1 - p)) / (1 - 0.5)
+    np.testing.assert_allclose(identities.leaky_values(mdp, epsilon), [[second + 1, second]], atol=1e-10)
+    np.testing.assert_allclose(
+        identities.expected_values(IDENTITIES[2], mdp, epsilon), [[second + 1, second]], atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=lambda m: m.name)
+def test_expected_resale_is_the_mean_over_who_wins(mechanism):
+    bids, epsilon = jnp.array([0.3, 0.9, 0.5]), 0.3
+    own = {"bb": bids, "vickrey": [0.9] * 3, "ccv": [0.9, 0.5, 0.9], "env": [0.0] * 3}[mechanism.name]
+    expected = 0.7 * own[1] + 0.3 * np.mean(own)
+    assert identities.expected_resale(mechanism, bids, epsilon) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bucket_brigade_with_tax_is_td_zero(seed):
+    """At every one of 2,000 random steps, self-transitions included, and in its fixed point."""
+    settled, path = identities.holland_errors(seed)
+    assert settled < TOLERANCE
+    assert path < TOLERANCE
+
+
+def test_td_zero_by_hand():
+    values = identities.td_zero(np.array([0.0, 1.0]), np.array([0, 1, 0]), np.array([2.0, 0.0]), 0.5, 0.9)
+    np.testing.assert_allclose(values, [[0.5 * (2 + 0.9), 1.0], [1.45, 0.5 + 0.5 * 0.9 * 1.45]])
+
+
+@pytest.mark.parametrize("identity", IDENTITIES, ids=name)
+def test_the_sampled_market_stays_within_its_stated_bound(identity):
+    """The real society, in phases: within the Hoeffding radius of its own rule, which is far tighter than a guess."""
+    mdp = garnet(11, 3, 2, 0.5)
+    effort = {"phases": 10, "instances": 128, "steps": 128}
+    values, radius = identities.sampled_fixed_point(identity, mdp, 0.5, jax.random.key(0), **effort)
+    distance = np.abs(values - identity.oracle(mdp, 0.5)).max()
+    assert distance <= radius < 0.2
+    assert distance < 0.03
+
+
+def test_a_state_nobody_buys_is_an_error():
+    mdp = type(garnet(0, 2, 2, 0.5))([[[1, 0], [1, 0]], [[0, 1], [0, 1]]], np.ones((2, 2)), 0.5, [1, 0])
+    with pytest.raises(ValueError, match="never won"):
+        identities.sampled_fixed_point(IDENTITIES[0], mdp, 0.5, jax.random.key(0), phases=1, instances=2, steps=8)
