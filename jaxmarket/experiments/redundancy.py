@@ -8,6 +8,7 @@ a random subset of the bidders sit out each episode.
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
@@ -36,6 +37,17 @@ class Arm:
     name: str
     config: TrainConfig
     retrain: int  # chunks
+
+    @property
+    def label(self) -> str:
+        """Environment and society."""
+        return f"{self.config.adapter.name} {self.name}"
+
+    @property
+    def chunks(self) -> int:
+        """Chunks to run in all: training, and training on after every removal."""
+        removals = 3 + self.config.society.bidders - 1
+        return self.config.chunks + self.retrain * removals
 
 
 def arms(options: Options) -> list[Arm]:
@@ -106,57 +118,58 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _measure(arm: Arm, options: Options, show: Any) -> list[dict[str, Any]]:
+Returns = dict[str, dict[str, list[float]]]
+"""By case and by ``at once`` or ``trained on``: the return of each seed, after the worst of several removals."""
+
+
+def _measure(arm: Arm, options: Options, show: Any) -> Returns:
+    """Train, remove, measure, train on, measure."""
     config = arm.config
     program, society = Program.of(config), config.society
     hyper = training.as_arrays(config.hyperparameters)
-    key = jax.random.key(options.seed)
-    keys = jax.random.split(key, config.seeds)
+    keys = jax.random.split(jax.random.key(options.seed), config.seeds)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
     state = _start(program, keys, hyper.replace(present=everyone[0]))
-    label = f"{config.adapter.name} {arm.name}"
     for _ in range(program.chunks):
         state, returns = _chunk(program, state, hyper, everyone)
-        show(f"{label}: return {float(jnp.nanmean(returns)):.3f}")
+        show(f"{arm.label}: return {float(jnp.nanmean(returns)):.3f}")
 
-    q = config.adapter.optimal_q(config.gamma)
-    assert q is not None
-    greedy = jax.vmap(lambda p: evaluation.bids_by_state(society, p, q.shape[0]))(state.learner.params)
-    cases = absences(society, np.asarray(greedy[:, 0]))
-    optimum = config.adapter.optimal_return(config.gamma)
-    rows = []
-    for case, masks in cases.items():
-        at_once, retrained = [], []
+    first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
+    measured: Returns = {}
+    for case, masks in absences(society, np.asarray(first)).items():
+        at_once, trained_on = [], []
         for present in jnp.moveaxis(jnp.asarray(masks), 1, 0):  # [seeds, A] for each removal
             at_once.append(_returns(society, state.learner.params, keys, present))
             # Episodes under way end with everybody; the next ones start without.
             after = state
             for _ in range(arm.retrain):
                 after, returns = _chunk(program, after, hyper, present)
-                show(f"{label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
-            retrained.append(_returns(society, after.learner.params, keys, present))
-        # Of several removals the worst for each seed.
-        now, later = np.min(at_once, axis=0), np.min(retrained, axis=0)
-        rows.append(
-            {
-                "env": config.adapter.name,
-                "society": arm.name,
-                "removed": case,
-                "at once": interquartile_mean(now),
-                "lowest": float(now.min()),
-                "trained on": interquartile_mean(later),
-                "lowest after": float(later.min()),
-                "optimal at once": f"{int((now >= (1 - _SOLVED) * optimum).sum())}/{config.seeds}",
-                "optimal after": f"{int((later >= (1 - _SOLVED) * optimum).sum())}/{config.seeds}",
-            }
-        )
-    return rows
+                show(f"{arm.label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
+            trained_on.append(_returns(society, after.learner.params, keys, present))
+        measured[case] = {"at once": np.min(at_once, 0).tolist(), "trained on": np.min(trained_on, 0).tolist()}
+    return measured
+
+
+def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
+    now, later = np.array(returns["at once"]), np.array(returns["trained on"])
+    enough = (1 - _SOLVED) * arm.config.adapter.optimal_return(arm.config.gamma)
+    return {
+        "env": arm.config.adapter.name,
+        "society": arm.name,
+        "removed": case,
+        "at once": interquartile_mean(now),
+        "lowest": float(now.min()),
+        "trained on": interquartile_mean(later),
+        "lowest after": float(later.min()),
+        "optimal at once": f"{int((now >= enough).sum())}/{len(now)}",
+        "optimal after": f"{int((later >= enough).sum())}/{len(now)}",
+    }
 
 
 def run(options: Options) -> Report:
-    """Train, remove, measure, train on, measure."""
+    """Measure every arm (those in ``options.folder`` already are read back) and judge."""
     chosen = arms(options)
-    total = sum(arm.config.chunks + arm.retrain * (arm.config.society.bidders + 2) for arm in chosen)
+    total = sum(arm.chunks for arm in chosen)
     rows: list[dict[str, Any]] = []
     done = 0
     with tables.progress("redundancy", unit="chunks", shown=options.progress) as bar:
@@ -167,7 +180,14 @@ def run(options: Options) -> Report:
             bar(done, total, note)
 
         for arm in chosen:
-            rows += _measure(arm, options, show)
+            path = options.folder / f"{arm.label.replace(', ', '-').replace(' ', '-')}.json"
+            if path.exists():
+                done += arm.chunks
+            else:
+                measured = json.dumps(_measure(arm, options, show))
+                path.write_text(measured + "\n")
+            for case, returns in json.loads(path.read_text()).items():
+                rows.append(_row(arm, case, returns))
 
     def find(env: str, society: str, removed: str) -> dict[str, Any]:
         return next(r for r in rows if (r["env"], r["society"], r["removed"]) == (env, society, removed))
@@ -221,6 +241,7 @@ def run(options: Options) -> Report:
         "greedy return of fresh episodes, interquartile mean over seeds ± half the 95% bootstrap interval\n"
         "any other: the worst removal of each seed · best bidder: highest greedy bid for the first state · "
         "best primitive: it and all its clones",
+        aside=("lowest", "lowest after"),
     )  # fmt: skip
     settings = {"seeds": options.seeds, "quick": options.quick, "dropout": _DROPOUT, "tuned": SETTINGS["tuned"]}
     return Report(settings=settings, sheets=[sheet], verdicts=verdicts, figures={"redundancy": fig})
