@@ -5,11 +5,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 
-from jaxmarket import MECHANISMS, TrainConfig, experiments, fitting, runs
+from jaxmarket import MECHANISMS, TrainConfig, experiments, fitting, runs, train
 from jaxmarket.cli import main
 from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
@@ -138,9 +139,14 @@ def test_finished_conditions_are_read_back_and_not_trained_again(finished, monke
         np.testing.assert_array_equal(again[name].bids, run.bids)
 
 
-def test_equal_programs_of_different_length_compile_once(finished):
-    _, wanted, _ = finished
+def test_equal_programs_of_different_length_compile_once_and_keep_their_own_schedules(finished):
+    """The learning rate falls over the run: the compiled chunk must not remember the length of the first one."""
+    options, wanted, found = finished
     assert len({numerical.Program.of(c.config) for c in wanted}) == 1
+    keys = jax.random.split(jax.random.key(options.seed), 2)
+    for condition in wanted:
+        state, _ = jax.jit(jax.vmap(lambda key, c=condition: train(c.config, key)))(keys)
+        chex.assert_trees_all_close(state.learner.params, found[condition.name].params, rtol=1e-5, atol=1e-6)
 
 
 def test_another_seed_or_other_settings_are_refused(finished):

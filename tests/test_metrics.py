@@ -102,7 +102,7 @@ def test_summary_by_hand():
         episode_return=jnp.array([1.0, 1.0, 0.5]),
         episode_length=jnp.array([1, 2, 1]),
     )
-    oracle = metrics.Oracle(q=jnp.array([[0.7, 0.1], [0.3, 0.8]]), optimal_return=jnp.asarray(3.0))
+    oracle = metrics.Oracle(q=jnp.array([[0.7, 1.1], [1.3, 0.8]]), optimal_return=jnp.asarray(3.0))
     means = metrics.summarize(rows, settle(rows, 0.5), oracle).means(oracle)
     assert means["return_mean"] == 1
     assert means["regret"] == 2

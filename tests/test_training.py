@@ -247,7 +247,7 @@ def test_claim_a_society_of_two_primitives_balances_the_pole():
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_nothing_is_learned_from_a_bid_that_was_not_admitted(learner, small):
-    """Whatever a bidder that sat out would have bid, the update is the same to the bit."""
+    """Whatever a bidder that sat out would have bid (or is said to have earned), the update is the same to the bit."""
     config = TrainConfig("Bandit-v0", learner=learner, **small)
     program, hyper = training.Program.of(config), config.hyperparameters
     state = training.init(program, jax.random.key(0), config.adapter.default_params, hyper)
@@ -255,16 +255,16 @@ def test_nothing_is_learned_from_a_bid_that_was_not_admitted(learner, small):
     key_bid, key_other, key_out, key_money = jax.random.split(jax.random.key(1), 4)
     bids, others = (jax.random.uniform(k, shape, minval=0.05, maxval=0.95) for k in (key_bid, key_other))
     eligible = jax.random.bernoulli(key_out, 0.7, shape)
-    utility = jnp.where(eligible, jax.random.normal(key_money, shape), 0)
+    utility = jax.random.normal(key_money, shape)
+    out = lambda x, y: jnp.where(eligible, x, y)  # noqa: E731
 
     @jax.jit
-    def learned(bids):
+    def learned(bids, utility):
         experience = training.Experience(
             obs=jnp.ones((shape[1], 1)), bid=bids, eligible=eligible, won=eligible, price=0 * bids, utility=utility
         )
         update = lambda s, e: program.learner.update(s, e, hyper, jnp.zeros((), int), jnp.zeros(()))[0]  # noqa: E731
         return jax.vmap(update, in_axes=(0, training._AXES))(state.learner, experience)
 
-    assert leaves_equal(learned(bids), learned(jnp.where(eligible, bids, others)))
-    if learner != "valuation":  # which does not look at its bids at all
-        assert not leaves_equal(learned(bids), learned(others))
+    assert leaves_equal(learned(bids, utility), learned(out(bids, others), out(utility, 7 + others)))
+    assert not leaves_equal(learned(bids, utility), learned(others, 7 + others))

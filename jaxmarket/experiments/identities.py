@@ -87,17 +87,20 @@ def expected_backup(mechanism: Mechanism, clones: int, mdp: FiniteMDP, explorati
     return jnp.asarray(mdp.rewards) + mdp.gamma * onward @ resale
 
 
-def fixed_point(backup: Callable[[Array], Array], values: Array, tolerance: float = 1e-13) -> Array:
-    """Iterate a contraction until it moves by less than ``tolerance``."""
+def fixed_point(
+    backup: Callable[[Array], Array], values: Array, tolerance: float = 1e-13, most: int = 100_000
+) -> Array:
+    """Iterate a contraction until it moves by less than ``tolerance`` (relative beyond 1), or ``most`` times."""
 
-    def unsettled(carry: tuple[Array, Array]) -> Array:
-        old, new = carry
-        return jnp.abs(new - old).max() > tolerance * jnp.maximum(1, jnp.abs(new).max())
+    def unsettled(carry: tuple[Array, Array, Array]) -> Array:
+        old, new, count = carry
+        return (jnp.abs(new - old).max() > tolerance * jnp.maximum(1, jnp.abs(new).max())) & (count < most)
 
-    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        return carry[1], backup(carry[1])
+    def again(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, new, count = carry
+        return new, backup(new), count + 1
 
-    return jax.lax.while_loop(unsettled, again, (values, backup(values)))[1]
+    return jax.lax.while_loop(unsettled, again, (values, backup(values), jnp.zeros((), int)))[1]
 
 
 # --- the dynamic programs, independent of any auction

@@ -231,7 +231,7 @@ class Finding:
             "lowest": float(self.greedy.min()),
             "solved": f"{int(self.solved.sum())}/{config.seeds}",
             "sampled": interquartile_mean(self.late("return_mean")),
-            "winner |bid-Q*|": error,
+            "|bid-Q*|": error,
             "every |bid-Q*|": every,
             "minted": float(self.late("subsidy").mean()),
             "residual": float(self.run.metrics["conservation_residual"].max()),
@@ -398,7 +398,10 @@ def run(env: str, options: Options) -> Report:
     finished = train(wanted, options, env)
     compiled = fitting.compiles() - before
     optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.gamma)
-    findings = {(c.settings, str(c.config.auction), c.society): Finding(c, finished[c.name], optimum) for c in wanted}
+    findings = {
+        (c.settings, str(c.config.auction), c.society): Finding(c, finished[c.name], optimum)
+        for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
+    }
     money = {
         name: who_paid_whom(findings["tuned", name, "cloned"].run, jax.random.key(options.seed))
         for name in auctions.MECHANISMS
@@ -409,15 +412,14 @@ def run(env: str, options: Options) -> Report:
             "conditions",
             f"{env}: {options.seeds} seeds per condition, optimum {optimum:.3f}",
             [finding.row() for finding in findings.values()],
-            "greedy, sampled: return with greedy bids in the end, and with sampled bids in the last tenth of training; "
             "interquartile mean over seeds ± half the 95% bootstrap interval\n"
-            "solved: seeds whose greedy return is within 1% of the optimum · minted: by the auctioneer, per auction · "
-            "residual: money unaccounted for\n"
-            "winner |bid-Q*|: of the highest bid, mean over visited states; – where bids cannot reach Q*\n"
-            "beta: the published settings with Beta bids, as published",
-            aside=("updates", "lowest", "every |bid-Q*|", "residual", "gini"),
+            "solved: seeds whose greedy return is within 1% of the optimum\n"
+            "sampled: return with sampled bids, in the last tenth of training\n"
+            "|bid-Q*|: of the highest bid, mean over visited states; – where bids cannot reach Q*\n"
+            "minted: by the auctioneer, per auction · beta: the published settings with Beta bids, as published",
+            aside=("updates", "greedy", "lowest", "every |bid-Q*|", "residual", "gini"),
         ),
-        Sheet("learning", f"{env}: sampled return while learning, cloned", list(_learning(env, findings)),
+        Sheet("learning", f"{env}: sampled return at updates 50 to 500, cloned", list(_learning(env, findings)),
               "reference: an independent restatement of the released code, Beta bids, one seed"),
         Sheet("bids", f"{env}: greedy bids", list(_bids(findings)), shown=False),
         Sheet("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", [
@@ -466,7 +468,7 @@ def _learning(env: str, findings: dict[tuple[str, str, str], Finding]) -> Iterat
 
 
 def _columns() -> list[str]:
-    return [f"update {at}" for at in _AT]
+    return [f"at {at}" for at in _AT]
 
 
 def _bids(findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:

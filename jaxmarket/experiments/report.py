@@ -126,7 +126,8 @@ class Sheet:
         )
         columns = [column for column in self.rows[0] if column not in self.aside]
         for column in columns:
-            table.add_column(column, justify="left" if isinstance(self.rows[0][column], str) else "right")
+            text = isinstance(self.rows[0][column], str)
+            table.add_column(column, justify="left" if text else "right", no_wrap=not text)
         for row in self.rows:
             table.add_row(*(_cell(row[column]) for column in columns))
         return table
@@ -191,7 +192,8 @@ class Report:
             head.append(Text(counts.format(**self.settings)))
         verdicts = Table(title="verdicts", box=None, show_header=False)
         for verdict in self.verdicts:
-            verdicts.add_row(Text(verdict.standing, style=_STYLES[verdict.standing]), verdict.claim, verdict.evidence)
+            standing = Text(verdict.standing, style=_STYLES[verdict.standing])
+            verdicts.add_row(standing, Text(verdict.claim), Text(verdict.evidence))
         return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)
 
 
