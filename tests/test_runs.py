@@ -26,7 +26,9 @@ def test_folder_holds_everything(bandit_run):
     chunks, seeds = result.metrics["return_mean"].shape
     assert len(rows) == chunks * seeds
     assert [int(r["seed"]) for r in rows[:4]] == [0, 1, 0, 1]
-    np.testing.assert_allclose([float(r["price"]) for r in rows], result.metrics["price"].reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(r["auction_revenue"]) for r in rows], result.metrics["auction_revenue"].reshape(-1), rtol=1e-6
+    )
     assert int(rows[-1]["env_steps"]) * seeds == result.summary["env_steps"]
 
 

@@ -60,7 +60,8 @@ class Estimate:
     @property
     def brief(self) -> str:
         """The number and the larger side of its interval."""
-        return f"{self.value:.3f} ±{max(self.high - self.value, self.value - self.low):.3f}"
+        side = f"{max(self.high - self.value, self.value - self.low):.3f}"
+        return f"{self.value:.3f} ±{side.removeprefix('0')}"
 
 
 def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
@@ -126,8 +127,8 @@ class Sheet:
         )
         columns = [column for column in self.rows[0] if column not in self.aside]
         for column in columns:
-            text = isinstance(self.rows[0][column], str)
-            table.add_column(column, justify="left" if text else "right", no_wrap=not text)
+            header = column.replace(" ", "\n") if len(column) > 8 else column
+            table.add_column(header, justify="left" if isinstance(self.rows[0][column], str) else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*(_cell(row[column]) for column in columns))
         return table
