@@ -18,8 +18,9 @@ from jaxmarket.environments import FiniteMDP
 def test_folder_holds_everything(bandit_run):
     result, out = bandit_run
     names = {p.name for p in out.iterdir()}
-    assert names == {"config.json", "metrics.csv", "summary.json", "params", "learning_curve.png", "bids.png"}
-    for figure in ("learning_curve.png", "bids.png"):
+    figures = {"learning_curve.png", "bids.png"}
+    assert names == {"config.json", "metrics.csv", "summary.json", "params", "bids.csv"} | figures
+    for figure in figures:
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
