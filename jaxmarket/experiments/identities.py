@@ -331,7 +331,7 @@ def run(options: Options) -> Report:
                 market, oracle = expected_values(identity, mdp, exploration), identity.oracle(mdp, exploration)
                 errors.append(np.abs(market - oracle).max())
                 gaps.append(np.abs(oracle - mdp.optimal_q()).max())
-                ax.plot(mdp.optimal_q(), oracle, ".", color="0.8", zorder=1)
+                ax.plot(mdp.optimal_q().ravel(), oracle.ravel(), ".", color="0.8", zorder=1)
                 ax.plot(oracle, market, ".", color="tab:blue", zorder=2)
                 count(f"{identity.auction}, expectation")
             for seed in range(first + 10_000, first + 10_000 + sampled):
@@ -367,7 +367,7 @@ def run(options: Options) -> Report:
             )
             low, high = ax.get_xlim()
             ax.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
-            ax.set(xlabel=identity.rule, ylabel="bids of the market", title=identity.auction)
+            ax.set(xlabel=f"{identity.rule} (grey: Q*)", ylabel="bids of the market", title=identity.auction)
 
         settled, walked = [], []
         for seed in range(first, first + options.seeds):
@@ -378,7 +378,7 @@ def run(options: Options) -> Report:
         worst = max(*settled, *walked)
         rows.append(
             {
-                "auction": "bb, bid share of strength, tax",
+                "auction": "bb with tax",
                 "rule": "TD(0)",
                 "processes": options.seeds,
                 "largest error": max(settled),
@@ -413,6 +413,7 @@ def run(options: Options) -> Report:
         "rule from Q*: how far the rule itself is from Q*, at most\n"
         "stated bound: holds with probability 0.999 for each process; shown for the one closest to it\n"
         "Q* excluded: sampled processes in which Q* lies outside the bound",
+        aside=("processes", "sampled processes", "outside the bound"),
     )
     return Report(
         settings={"processes": options.seeds, "sampled": effort, "quick": options.quick},

@@ -64,7 +64,9 @@ def arms(options: Options) -> list[Arm]:
         # No dropout is a dropout of zero here, so that both are one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
         chosen.append(Arm(name, TrainConfig("Bandit-v0", **bandit), retrain))
-        chosen.append(Arm(f"{name}, dropout", TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT}), retrain))
+        if kind.get("share_clones", True):
+            with_dropout = TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
+            chosen.append(Arm(f"{name}, dropout", with_dropout, retrain))
     return chosen
 
 
@@ -235,7 +237,7 @@ def run(options: Options) -> Report:
         ax.bar(0, 0, facecolor="none", edgecolor="black", label="after training on")
         ax.set_xticks(range(len(cases)), cases)
         ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after training on")
-        ax.legend(frameon=False, fontsize=7)
+        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     sheet = Sheet(
         "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
         "greedy return of fresh episodes, interquartile mean over seeds ± half the 95% bootstrap interval\n"
