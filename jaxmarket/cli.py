@@ -149,11 +149,12 @@ def reproduce(
     Args:
         name: of the experiment; --list shows them all.
         list_: show the experiments and their sources.
-        quick: a smaller budget that ends within two minutes: shows that it works, and is no evidence.
-        full: everything as published; takes hours on a CPU.
+        quick: a smaller budget, two minutes on two idle cores: shows that it works, and is no evidence.
+        full: the published settings with Beta bids and 2,000 updates throughout, beside the others; hours on a CPU.
         seeds: independent seeds per condition; 16 by default.
         seed: of all randomness.
-        out: folder for tables, figures and finished conditions; reproductions/NAME by default.
+        out: folder for tables, figures and finished conditions; reproductions/NAME by default, with -quick, -full and
+            the number of seeds where given.
         json: make the last line of standard output one JSON object with the table and the verdicts.
     """
     from jaxmarket import experiments  # noqa: PLC0415  half a second of imports, only where they are used
@@ -167,7 +168,11 @@ def reproduce(
             table.add_row(key, experiment.shows, experiment.source)
         console.print(table)
         return
-    report = experiments.reproduce(name, out, quick=quick, full=full, seeds=seeds, seed=seed)
+    try:
+        report = experiments.reproduce(name, out, quick=quick, full=full, seeds=seeds, seed=seed)
+    except KeyboardInterrupt:
+        print("jaxmarket: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
+        sys.exit(130)
     console.print(report.view())
     console.print(f"written to {report.folder}: {', '.join(report.written)}", highlight=False)
     if json:
@@ -181,6 +186,3 @@ def main(arguments: list[str] | None = None) -> None:
     except (cyclopts.CycloptsError, ValueError) as error:
         print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("jaxmarket: interrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(130)

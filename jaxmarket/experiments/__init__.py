@@ -97,9 +97,9 @@ def reproduce(
     Args:
         name: one of `EXPERIMENTS`.
         out: folder for tables, figures and finished conditions, which are not run again;
-            ``reproductions/NAME`` by default, with ``-quick`` or ``-full``.
+            ``reproductions/NAME`` by default, with ``-quick``, ``-full`` and the number of seeds where given.
         quick: a smaller budget: shows that it works, and is no evidence.
-        full: everything as published; takes hours on a CPU.
+        full: the published settings with Beta bids and 2,000 updates throughout, beside the others; hours on a CPU.
         seeds: independent seeds per condition; 16 by default, fewer if quick.
         seed: of all randomness.
         progress: whether to show a progress bar.
@@ -112,11 +112,13 @@ def reproduce(
     if quick and full:
         raise ValueError("full: cannot be quick as well; choose one")
     experiment = EXPERIMENTS[name]
+    suffix = "-quick" if quick else "-full" if full else ""
     if seeds is None:
         seeds = experiment.quick_seeds if quick else 16
+    else:
+        suffix += f"-{seeds}-seeds"
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
         raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
-    suffix = "-quick" if quick else "-full" if full else ""
     folder = Path("reproductions", name + suffix) if out is None else Path(out)
     options = Options(folder, seeds, quick, full, seed, progress)
     stamp = folder / "options.json"
@@ -124,9 +126,9 @@ def reproduce(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if stamp.exists() and json.loads(stamp.read_text()) != wanted:
-            raise ValueError(
-                f"out: {folder} holds {stamp.read_text().strip()}, not {json.dumps(wanted)}; choose another"
-            )
+            held = json.loads(stamp.read_text())
+            differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
+            raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
         stamp.write_text(json.dumps(wanted) + "\n")
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error

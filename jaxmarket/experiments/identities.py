@@ -362,7 +362,8 @@ def run(options: Options) -> Report:
                     bool(max(errors) < _TOLERANCE and (distances <= radii).all()),
                     max(errors),
                     f"largest error {max(errors):.1e} over {options.seeds} processes in expectation; "
-                    f"{distances.max():.4f} sampled, every one within its bound: {bool((distances <= radii).all())}",
+                    f"{distances.max():.4f} sampled, "
+                    f"{int((distances > radii).sum())} of {sampled} outside their bounds",
                 )
             )
             low, high = ax.get_xlim()
@@ -411,7 +412,8 @@ def run(options: Options) -> Report:
         rows,
         "largest error: market's fixed point from the rule's, over all states and actions, full backups in float64\n"
         "rule from Q*: how far the rule itself is from Q*, at most\n"
-        "stated bound: holds with probability 0.999 for each process; shown for the one closest to it\n"
+        "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ to .7), shown for the closest one;\n"
+        "TD(0) is compared step by step, and its bound is the tolerance\n"
         "Q* excluded: sampled processes in which Q* lies outside the bound",
         aside=("processes", "sampled processes", "outside the bound"),
     )

@@ -240,7 +240,7 @@ def run(options: Options) -> Report:
         ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     sheet = Sheet(
         "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
-        "greedy return of fresh episodes, interquartile mean over seeds ± half the 95% bootstrap interval\n"
+        "greedy return of fresh episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap\n"
         "any other: the worst removal of each seed · best bidder: highest greedy bid for the first state · "
         "best primitive: it and all its clones",
         aside=("lowest", "lowest after", "optimal at once", "optimal after"),

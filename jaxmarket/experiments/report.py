@@ -191,7 +191,8 @@ class Report:
         if "programs" in self.settings:
             counts = "{conditions} conditions, {programs} training programs, {compiled_now} compiled now"
             head.append(Text(counts.format(**self.settings)))
-        verdicts = Table(title="verdicts", box=None, show_header=False)
+        title = "verdicts (quick: no evidence)" if self.settings.get("quick") else "verdicts"
+        verdicts = Table(title=title, box=None, show_header=False)
         for verdict in self.verdicts:
             standing = Text(verdict.standing, style=_STYLES[verdict.standing])
             verdicts.add_row(standing, Text(verdict.claim), Text(verdict.evidence))

@@ -9,8 +9,8 @@ own included, by an auctioneer who mints the difference: overbidding for one's o
 Then, whether that is why `vickrey` fails on Chain. The paper's learner cannot strategise over the episode: a bid is
 credited with the purchase it makes, never with the sale it influences, and bidders do not see who owns the state. What
 is minted may also come from noise, since the seller is paid the *highest* of several sampled bids. So societies are
-trained with less and less noise, without any, and with contracts (`settle`, λ = .8) that keep most of the minted money
-out of the utilities and change nothing else.
+trained with smaller entropy weights, without noise, and with contracts (`settle`, λ = .8), which keep most of the
+minted money out of the utilities (and pass value on faster).
 """
 
 import dataclasses
@@ -220,7 +220,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
             f"{Chain().rewards.max():.2f}, selling on pays {Chain().gamma * fails['winning bid']:.2f}",
         ),
         Verdict.of(
-            "minted money is what makes it fail",
+            "minted money in the utilities is what makes it fail",
             cured["solved"] == noiseless["solved"] == all_seeds,
             own + other,
             f"{own + other:.3f} minted per auction; kept out of the utilities by contracts {cured['solved']} seeds are "
@@ -279,9 +279,12 @@ def run(options: Options) -> Report:
         heights = [row[auction] / row["bids up to"] for row in cloned]
         ax.bar(np.arange(len(cloned)) + 0.2 * (i - 1.5), heights, 0.18, label=auction)
     ax.set_xticks(range(len(cloned)), [row["process"] for row in cloned])
-    ax.set(ylabel="gain of the best deviation / highest bid", title="a whole episode against truthful clones")
+    ax.set(
+        ylabel="gain of the best deviation / highest bid, log scale",
+        title="a whole episode against truthful clones; no bar: nothing to gain",
+    )
     ax.set_yscale("symlog", linthresh=0.01)
-    ax.legend(frameon=False, ncol=4)
+    ax.legend(frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds},
         sheets=[
