@@ -412,7 +412,7 @@ def run(options: Options) -> Report:
         rows,
         "largest error: market's fixed point from the rule's, over all states and actions, full backups in float64\n"
         "rule from Q*: how far the rule itself is from Q*, at most\n"
-        "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ to .7), shown for the closest one;\n"
+        "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ to .7), the closest one shown;\n"
         "TD(0) is compared step by step, and its bound is the tolerance\n"
         "Q* excluded: sampled processes in which Q* lies outside the bound",
         aside=("processes", "sampled processes", "outside the bound"),
