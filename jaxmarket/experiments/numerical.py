@@ -124,11 +124,9 @@ def train(wanted: list[Condition], options: Options, label: str) -> dict[str, Sa
     key = jax.random.key(options.seed)
     waiting = [c for c in wanted if not _finished(options.folder / c.name, c, key)]
     total = sum(_steps(c.config) for c in waiting)
-    if not waiting:
-        return {c.name: runs.read(options.folder / c.name) for c in wanted}
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
     workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    with tables.progress(label, shown=options.progress) as show:
+    with tables.progress(label, shown=options.progress and bool(waiting)) as show:
         if len(waiting) < len(wanted):
             show.say(f"{len(wanted) - len(waiting)} of {len(wanted)} conditions are in {options.folder} already")
 
