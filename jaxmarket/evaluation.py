@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.rollouts import rollout
+from jaxmarket.rollouts import play
 from jaxmarket.society import Society, reset, step
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
@@ -67,8 +67,6 @@ def bids_by_state(society: Society, params: PyTree, states: int) -> Array:
 
 def watch(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
     """The rows of one fresh episode, cut after ``max_steps``; not for use inside ``jit``."""
-    key_reset, key_roll = jax.random.split(key)
-    state, _ = reset(society, key_reset, env_params)
-    _, rows = jax.jit(rollout, static_argnums=(0, 5))(society, key_roll, params, state, env_params, max_steps)
+    rows = jax.jit(play, static_argnums=(0, 4))(society, key, params, env_params, max_steps)
     length = int(jnp.argmax(rows.done)) + 1 if bool(rows.done.any()) else max_steps
     return jax.tree.map(lambda x: x[:length], rows)

@@ -23,7 +23,7 @@ from jaxmarket.society import Society
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, chunk, init, oracle_of
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["compiles", "evaluate_both", "fit"]
+__all__ = ["compiles", "evaluate_both", "fit", "init_seeds"]
 
 _EPISODES = 128
 
@@ -36,6 +36,11 @@ def _without_prices(society: Society) -> Society:
 @functools.partial(jax.jit, static_argnums=0)
 def _init_seeds(program: Program, keys: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
     return jax.vmap(lambda key: init(program, key, env_params, hyper))(keys)
+
+
+def init_seeds(program: Program, keys: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
+    """`init` for every key: leaves [S, ...]."""
+    return _init_seeds(dataclasses.replace(program, society=_without_prices(program.society)), keys, env_params, hyper)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -96,8 +101,7 @@ def fit(
     program, env_params = Program.of(config), config.adapter.default_params
     hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
     key_eval = jax.random.fold_in(key, 1)
-    unpriced = dataclasses.replace(program, society=_without_prices(program.society))
-    state = _init_seeds(unpriced, jax.random.split(key, config.seeds), env_params, hyper)
+    state = init_seeds(program, jax.random.split(key, config.seeds), env_params, hyper)
 
     rows: list[dict[str, np.ndarray]] = []
     with tables.progress(config.adapter.name, shown=progress) as show:

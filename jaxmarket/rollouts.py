@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmarket.society import Draws, Society, auction, draw, step_with
+from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
 
-__all__ = ["rollout"]
+__all__ = ["play", "rollout"]
 
 
 def rollout(
@@ -59,3 +59,19 @@ def rollout(
         draw(society, key_shadow, (most,)), trajectory.next_obs[rows], trajectory.next_eligible[rows]
     )
     return state, trajectory.replace(shadow=trajectory.shadow.at[rows].set(estimates, mode="drop"))
+
+
+def play(
+    society: Society,
+    key: Array,
+    params: PyTree,
+    env_params: PyTree,
+    steps: int,
+    rules: Rules | None = None,
+    *,
+    shadow: bool = True,
+) -> Transition:
+    """`rollout` of a market opened for it: the rows [T] of its first ``steps`` auctions."""
+    key_reset, key_roll = jax.random.split(key)
+    state, _ = reset(society, key_reset, env_params, rules)
+    return rollout(society, key_roll, params, state, env_params, steps, rules, shadow=shadow)[1]

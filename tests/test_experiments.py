@@ -213,7 +213,7 @@ def test_bids_out_of_range_cannot_be_judged():
     published = TrainConfig("Duality-v0", steps=4096, seeds=2, **{"time_limits": "terminal"})
     run = type("Run", (), {"q": np.array([[-99.0, 50], [50, 49]]), "visited": np.ones((2, 2), bool)})
     cells = {("ccv", "cloned"): Finding(Condition("published", published), run, 5.0)}
-    assert numerical._truthful(cells, 5.0).standing == "not testable"
+    assert numerical._truthful(cells).standing == "not testable"
 
 
 def test_the_sweep_is_every_mechanism_cloned_and_solitary(tmp_path):

@@ -85,6 +85,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
         self.horizon = int(horizon)
         self._name = name
+        self._solutions: dict[float, np.ndarray] = {}  # Q* by discount: many ask, a large process takes a while
         self._identity = (
             type(self),
             name,
@@ -166,6 +167,11 @@ class FiniteMDP(environment.Environment[Any, Any]):
         gamma = self.gamma if gamma is None else float(gamma)
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma: an untruncated process needs a discount in [0, 1), got {gamma}")
+        if gamma not in self._solutions:
+            self._solutions[gamma] = self._solve(gamma)
+        return self._solutions[gamma].copy()
+
+    def _solve(self, gamma: float) -> np.ndarray:
         rewards = self.rewards
         # Entering a terminal state earns the reward of the step, and nothing follows.
         onward = gamma * self.transitions * ~self.terminal

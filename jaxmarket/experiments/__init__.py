@@ -125,8 +125,8 @@ def reproduce(
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if stamp.exists() and json.loads(stamp.read_text()) != wanted:
-            held = json.loads(stamp.read_text())
+        held = json.loads(stamp.read_text()) if stamp.exists() else wanted
+        if held != wanted:
             differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
             raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
         stamp.write_text(json.dumps(wanted) + "\n")

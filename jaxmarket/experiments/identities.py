@@ -40,9 +40,9 @@ from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict
 from jaxmarket.policies import BidPolicy, ValueHead, linear
-from jaxmarket.rollouts import rollout
+from jaxmarket.rollouts import play
 from jaxmarket.settlement import settle
-from jaxmarket.society import Society, reset
+from jaxmarket.society import Society
 from jaxmarket.types import Array, Rules
 
 __all__ = [
@@ -181,15 +181,13 @@ def _mean_revenue(
     kernel = jnp.zeros((society.modules, values.shape[0], 1)).at[..., 0].set(values.T)
     params = {"params": {"Dense_0": {"kernel": kernel, "bias": jnp.zeros((society.modules, 1))}}}
 
-    def play(key: Array) -> tuple[Array, Array]:
-        key_reset, key_roll = jax.random.split(key)
-        state, _ = reset(society, key_reset, env_params, rules)
-        _, rows = rollout(society, key_roll, params, state, env_params, steps, rules)
+    def earned(key: Array) -> tuple[Array, Array]:
+        rows = play(society, key, params, env_params, steps, rules)
         revenue = settle(rows, gamma).revenue
         primitive = jax.nn.one_hot(rows.outcome.winner // society.clones, society.primitives)
         return jnp.einsum("ts,tp,t->sp", rows.obs, primitive, revenue), jnp.einsum("ts,tp->sp", rows.obs, primitive)
 
-    total, count = jax.tree.map(lambda x: x.sum(0), jax.vmap(play)(jax.random.split(key, instances)))
+    total, count = jax.tree.map(lambda x: x.sum(0), jax.vmap(earned)(jax.random.split(key, instances)))
     return total / count, count
 
 

@@ -19,15 +19,15 @@ import numpy as np
 
 from jaxmarket import auctions, fitting, plotting, runs, tables
 from jaxmarket.config import TrainConfig
-from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.metrics import ACCOUNTS, ledger
-from jaxmarket.rollouts import rollout
+from jaxmarket.rollouts import play
 from jaxmarket.runs import SavedRun
-from jaxmarket.society import Society, reset
+from jaxmarket.society import Society
 from jaxmarket.training import Program
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["REFERENCE", "SETTINGS", "Condition", "conditions", "run", "train"]
+__all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved", "train"]
 
 _UPDATE = 4096  # environment steps
 # The learner's own defaults are the paper's numbers; Kumaraswamy bids stand in for Beta's, six times faster.
@@ -40,6 +40,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """``published``: policy learning rate 4e-5, entropy weight .1, time-outs count as terminal. ``tuned``: learning rate
 ten times that, half the entropy weight, λ = .8 contracts of buyers with sellers (`settle`), 300 updates, not 500."""
+
+QUICK = {"steps": 100 * _UPDATE}
+"""What a quick run changes in any of the settings."""
 
 _AT = (50, 100, 200, 300, 500)
 REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
@@ -61,10 +64,15 @@ REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Returns at updates 50, 100, 200, 300, 500 of an independent restatement of the paper's released code (one seed)."""
 
-_SOLVED = 0.01  # of the optimum
+_WITHIN = 0.01  # of the optimum
 _TRUTHFUL = 0.05
 _CONSERVED = 1e-4
 _LEDGER_INSTANCES = 32
+
+
+def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
+    """Which returns are within 1% of the optimum: bool, shaped like ``returns``."""
+    return returns >= optimum - _WITHIN * abs(optimum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +112,7 @@ def conditions(env: str, options: Options) -> list[Condition]:
     def config(settings: str, auction: str, clones: int) -> TrainConfig:
         chosen = dict(SETTINGS[settings])
         if options.quick:
-            chosen["steps"] = 100 * _UPDATE
+            chosen |= QUICK
         elif options.full and settings in ("published", "beta"):
             chosen["steps"] = 2000 * _UPDATE
         return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
@@ -122,13 +130,14 @@ def train(wanted: list[Condition], options: Options, label: str) -> dict[str, Sa
         ValueError: the folder holds a condition of that name with other settings or another seed.
     """
     key = jax.random.key(options.seed)
-    waiting = [c for c in wanted if not _finished(options.folder / c.name, c, key)]
+    finished = {c.name: run for c in wanted if (run := _finished(options.folder / c.name, c, key)) is not None}
+    waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
     workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     with tables.progress(label, shown=options.progress and bool(waiting)) as show:
-        if len(waiting) < len(wanted):
-            show.say(f"{len(wanted) - len(waiting)} of {len(wanted)} conditions are in {options.folder} already")
+        if finished:
+            show.say(f"{len(finished)} of {len(wanted)} conditions are in {options.folder} already")
 
         def fit_one(condition: Condition) -> Any:
             def on_chunk(steps: int, _: int, metrics: dict[str, np.ndarray]) -> None:
@@ -145,6 +154,7 @@ def train(wanted: list[Condition], options: Options, label: str) -> dict[str, Sa
                 for future in concurrent.futures.as_completed(futures):
                     condition, result = futures[future], future.result()
                     runs.write(options.folder / condition.name, result)
+                    finished[condition.name] = runs.read(options.folder / condition.name)
                     s = result.summary
                     show.say(
                         f"{condition.name}: greedy return {s['return_mean']:.3f} "
@@ -155,20 +165,20 @@ def train(wanted: list[Condition], options: Options, label: str) -> dict[str, Sa
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-    return {c.name: runs.read(options.folder / c.name) for c in wanted}
+    return finished
 
 
 def _steps(config: TrainConfig) -> int:
     return config.seeds * Program.of(config).env_steps
 
 
-def _finished(folder: Path, condition: Condition, key: Array) -> bool:
+def _finished(folder: Path, condition: Condition, key: Array) -> SavedRun | None:
     if not (folder / "summary.json").exists():
-        return False
+        return None
     run = runs.read(folder)
     if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
-    return True
+    return run
 
 
 # --- what the runs show
@@ -190,7 +200,7 @@ class Finding:
     @property
     def solved(self) -> np.ndarray:
         """Greedy return within 1% of the optimum: bool [seeds]."""
-        return self.greedy >= self.optimum - _SOLVED * abs(self.optimum)
+        return solved(self.greedy, self.optimum)
 
     def late(self, metric: str) -> np.ndarray:
         """Mean over the last tenth of training: f [seeds, ...]."""
@@ -232,7 +242,7 @@ class Finding:
             "updates": config.updates,
             "greedy": interquartile_mean(self.greedy),
             "lowest": float(self.greedy.min()),
-            "solved": f"{int(self.solved.sum())}/{config.seeds}",
+            "solved": tally(self.solved),
             "sampled": interquartile_mean(self.late("return_mean")),
             "|bid-Q*|": error,
             "every |bid-Q*|": every,
@@ -246,16 +256,13 @@ class Finding:
 def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Array, Array]:
     """Ledgers of fresh episodes with sampled bids, summed over seeds and instances; and the episodes ended."""
 
-    def play(params: PyTree, key: Array) -> tuple[Array, Array]:
-        key_reset, key_roll = jax.random.split(key)
-        env_params = society.env.default_params
-        state, _ = reset(society, key_reset, env_params)
-        _, rows = rollout(society, key_roll, params, state, env_params, steps, shadow=False)
+    def money(params: PyTree, key: Array) -> tuple[Array, Array]:
+        rows = play(society, key, params, society.env.default_params, steps, shadow=False)
         return ledger(rows), rows.done.sum()
 
     seeds = jax.tree.leaves(params)[0].shape[0]
     keys = jax.random.split(key, (seeds, _LEDGER_INSTANCES))
-    tables, ended = jax.vmap(lambda p, ks: jax.vmap(lambda k: play(p, k))(ks))(params, keys)
+    tables, ended = jax.vmap(lambda p, ks: jax.vmap(lambda k: money(p, k))(ks))(params, keys)
     return tables.sum((0, 1)), ended.sum()
 
 
@@ -276,8 +283,7 @@ def account_names(society: Society) -> list[str]:
 # --- the paper's claims; each judges the cells (auction, society) of one settings
 
 
-def _truthful(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdict:
-    del optimum
+def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
     claim, ccv = "cloned ccv bids are truthful", cells["ccv", "cloned"]
     if not ccv.truth_in_range:
         return Verdict(claim, "not testable", None, "Q* lies outside the bids' range (0, 1)")
@@ -286,15 +292,14 @@ def _truthful(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdict:
     return Verdict.of(claim, error.value <= _TRUTHFUL, error.value, evidence)
 
 
-def _optimal(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdict:
+def _optimal(cells: dict[tuple[str, str], Finding]) -> Verdict:
     ccv = cells["ccv", "cloned"]
     solved, seeds = int(ccv.solved.sum()), len(ccv.solved)
-    evidence = f"{solved} of {seeds} seeds within 1% of {optimum:.2f}, lowest {ccv.greedy.min():.3f}"
+    evidence = f"{solved} of {seeds} seeds within 1% of {ccv.optimum:.2f}, lowest {ccv.greedy.min():.3f}"
     return Verdict.of("cloned ccv recovers the optimal policy", solved == seeds, solved / seeds, evidence)
 
 
-def _conserving(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdict:
-    del optimum
+def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
     minted = {
         auction: max(float(np.abs(cells[auction, society].late("subsidy")).max()) for society in ("cloned", "solitary"))
         for auction in ("bb", "ccv", "vickrey")
@@ -310,8 +315,7 @@ def _conserving(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdic
     )
 
 
-def _clones_matter(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdict:
-    del optimum
+def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
     cloned, alone = cells["ccv", "cloned"], cells["ccv", "solitary"]
     gain = interquartile_mean(cloned.late("return_mean") - alone.late("return_mean"))
     evidence = f"cloned minus solitary return {gain}"
@@ -322,25 +326,24 @@ def _clones_matter(cells: dict[tuple[str, str], Finding], optimum: float) -> Ver
     return Verdict.of("clones matter (ccv)", gain.low > 0 or nearer.low > 0, nearer.value, evidence)
 
 
-def _best(cells: dict[tuple[str, str], Finding], optimum: float) -> Verdict:
+def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
     finals = {
         auction: interquartile_mean(cells[auction, "cloned"].late("return_mean")) for auction in auctions.MECHANISMS
     }
     lead = finals["ccv"].value - max(finals["bb"].value, finals["vickrey"].value)  # env is no auction
+    beaten = lead < -_WITHIN * abs(cells["ccv", "cloned"].optimum)
     evidence = "late sampled return " + ", ".join(f"{auction} {value}" for auction, value in finals.items())
-    return Verdict.of(
-        "neither bb nor vickrey, cloned, beats ccv by 1%", lead >= -_SOLVED * abs(optimum), lead, evidence
-    )
+    return Verdict.of("neither bb nor vickrey, cloned, beats ccv by 1%", not beaten, lead, evidence)
 
 
 _ONE_CELL, _ALL_CELLS = (_truthful, _optimal), (_truthful, _optimal, _conserving, _clones_matter, _best)
 
 
-def _verdicts(findings: dict[tuple[str, str, str], Finding], optimum: float) -> Iterator[Verdict]:
+def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict]:
     for settings in dict.fromkeys(key[0] for key in findings):
         cells = {key[1:]: finding for key, finding in findings.items() if key[0] == settings}
         for claim in _ALL_CELLS if len(cells) > 1 else _ONE_CELL:
-            verdict = claim(cells, optimum)
+            verdict = claim(cells)
             yield dataclasses.replace(verdict, claim=f"[{settings}] {verdict.claim}")
 
 
@@ -447,7 +450,7 @@ def run(env: str, options: Options) -> Report:
             **{c.settings: SETTINGS[c.settings] | {"steps": c.config.steps} for c in wanted},
         },
         sheets=sheets,
-        verdicts=list(_verdicts(findings, optimum)),
+        verdicts=list(_verdicts(findings)),
         figures={
             "learning_curves": _draw_curves(findings, env, optimum),
             "bids": _draw_bids(findings, env),

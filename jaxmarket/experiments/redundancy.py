@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import evaluation, plotting, tables, training
+from jaxmarket import evaluation, fitting, plotting, tables, training
 from jaxmarket.config import TrainConfig
-from jaxmarket.experiments.numerical import SETTINGS
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
+from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.society import Society
 from jaxmarket.training import Program, TrainState
@@ -27,7 +27,6 @@ from jaxmarket.types import Array, PyTree, Rules
 __all__ = ["Arm", "arms", "run"]
 
 _DROPOUT = 0.5
-_SOLVED = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ def arms(options: Options) -> list[Arm]:
     kinds: dict[str, dict[str, Any]] = {"solitary": {"clones": 1}, "cloned": {"clones": 2}}
     retrain = 5
     if options.quick:
-        budget["steps"], retrain = 100 * 4096, 2
+        budget, retrain = budget | QUICK, 2
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
     chosen = [Arm(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain) for name, kind in kinds.items()]
@@ -68,11 +67,6 @@ def arms(options: Options) -> list[Arm]:
             with_dropout = TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
             chosen.append(Arm(f"{name}, dropout", with_dropout, retrain))
     return chosen
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _start(program: Program, keys: Array, hyper: Hyperparameters) -> TrainState:
-    return jax.vmap(lambda key: training.init(program, key, program.society.env.default_params, hyper))(keys)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,7 +125,7 @@ def _measure(arm: Arm, options: Options, show: Any) -> Returns:
     hyper = training.as_arrays(config.hyperparameters)
     keys = jax.random.split(jax.random.key(options.seed), config.seeds)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
-    state = _start(program, keys, hyper.replace(present=everyone[0]))
+    state = fitting.init_seeds(program, keys, config.adapter.default_params, hyper)
     for _ in range(program.chunks):
         state, returns = _chunk(program, state, hyper, everyone)
         show(f"{arm.label}: return {float(jnp.nanmean(returns)):.3f}")
@@ -154,7 +148,7 @@ def _measure(arm: Arm, options: Options, show: Any) -> Returns:
 
 def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
     now, later = np.array(returns["at once"]), np.array(returns["trained on"])
-    enough = (1 - _SOLVED) * arm.config.adapter.optimal_return(arm.config.gamma)
+    optimum = arm.config.adapter.optimal_return(arm.config.gamma)
     return {
         "env": arm.config.adapter.name,
         "society": arm.name,
@@ -163,8 +157,8 @@ def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]
         "lowest": float(now.min()),
         "trained on": interquartile_mean(later),
         "lowest after": float(later.min()),
-        "optimal at once": f"{int((now >= enough).sum())}/{len(now)}",
-        "optimal after": f"{int((later >= enough).sum())}/{len(now)}",
+        "optimal at once": tally(solved(now, optimum)),
+        "optimal after": tally(solved(later, optimum)),
     }
 
 

@@ -19,7 +19,7 @@ from jaxmarket.runs import to_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Estimate", "Options", "Report", "Sheet", "Verdict", "interquartile_mean"]
+__all__ = ["Estimate", "Options", "Report", "Sheet", "Verdict", "interquartile_mean", "tally"]
 
 Standing = Literal["confirmed", "not confirmed", "not testable"]
 _STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red", "not testable": "yellow"}
@@ -88,6 +88,11 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Estimate(value, float(interval.low), float(interval.high))
+
+
+def tally(hits: np.ndarray) -> str:
+    """How many of how many, as ``13/16``."""
+    return f"{int(hits.sum())}/{len(hits)}"
 
 
 @dataclasses.dataclass(frozen=True)

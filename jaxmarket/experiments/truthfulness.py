@@ -25,10 +25,10 @@ from jaxmarket import auctions, plotting
 from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
-from jaxmarket.experiments.numerical import SETTINGS, Condition, Finding, train
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean
-from jaxmarket.rollouts import rollout
-from jaxmarket.society import Society, reset
+from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding, train
+from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.rollouts import play
+from jaxmarket.society import Society
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["Seat", "one_shot_gain", "run"]
@@ -145,16 +145,13 @@ _ENTROPIES = (0.1, 0.03, 0.01, 0.003)
 def _minted(society: Society, params: PyTree, key: Array, steps: int, instances: int = 64) -> tuple[Array, Array]:
     """Money minted per auction where the owner's own clones bid highest, and where others did: f [] each."""
 
-    def play(key: Array) -> tuple[Array, Array]:
-        key_reset, key_roll = jax.random.split(key)
-        env_params = society.env.default_params
-        state, _ = reset(society, key_reset, env_params)
-        _, rows = rollout(society, key_roll, params, state, env_params, steps, shadow=False)
+    def money(key: Array) -> tuple[Array, Array]:
+        rows = play(society, key, params, society.env.default_params, steps, shadow=False)
         subsidy = rows.resale - rows.price
         own = (rows.owner >= 0) & (rows.owner // society.clones == rows.outcome.winner // society.clones)
         return jnp.where(own, subsidy, 0).mean(), jnp.where(own, 0, subsidy).mean()
 
-    own, others = jax.vmap(play)(jax.random.split(key, instances))
+    own, others = jax.vmap(money)(jax.random.split(key, instances))
     return own.mean(), others.mean()
 
 
@@ -162,7 +159,7 @@ def _chain_conditions(options: Options) -> dict[str, Condition]:
     """`vickrey` with ever less noise in the bids, without any, with contracts; and `ccv` beside it."""
     budget: dict[str, Any] = {"seeds": options.seeds, **SETTINGS["published"]}
     if options.quick:
-        budget["steps"] = 100 * 4096
+        budget |= QUICK
     changes: dict[str, dict[str, Any]] = {
         **{f"noise-{entropy}": {"entropy": entropy} for entropy in _ENTROPIES},
         "contract": {"trace_decay": 0.8},
@@ -194,7 +191,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
             "learner": config.learner,
             "updates": config.updates,
             "greedy": interquartile_mean(finding.greedy),
-            "solved": f"{int(finding.solved.sum())}/{config.seeds}",
+            "solved": tally(finding.solved),
             "sampled": interquartile_mean(finding.late("return_mean")),
             "winning bid": float(finding.late("winning_bid").mean()),
             "minted, own": float(own.mean()),
