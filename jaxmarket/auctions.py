@@ -46,21 +46,37 @@ def pick(draw: Array | None, candidates: Array) -> Array:
     Returns:
         i32 []: a bidder id, `NOBODY` if there is no candidate.
     """
-    if draw is None:
-        rank = 0
-    else:
-        count = candidates.sum()
-        # One number for the whole auction: the rank of the chosen one among the candidates.
-        rank = jnp.minimum((draw * count).astype(count.dtype), count - 1)
-    position = jnp.cumsum(candidates) - 1
-    chosen = jnp.argmax(candidates & (position == rank)).astype(jnp.int32)
-    return jnp.where(candidates.any(), chosen, NOBODY)
+    return choose(jnp.zeros(candidates.shape, real()), draw, candidates)
 
 
 def choose(bids: Array, draw: Array | None, eligible: Array) -> Array:
-    """The winner: an eligible bidder with the highest bid, ties broken by `pick`. i32 []."""
-    highest = jnp.max(jnp.where(eligible, bids, -jnp.inf))
-    return pick(draw, eligible & (bids == highest))
+    """The winner: an eligible bidder with the highest bid, ties broken like `pick`. i32 [].
+
+    One pass over the bidders, in which the higher bid wins, and of equal bids the higher rank.
+    """
+    ids = jnp.arange(bids.shape[0], dtype=jnp.int32)
+    bidders = (jnp.where(eligible, jax.lax.stop_gradient(bids), -jnp.inf), _ranks(draw, ids), ids)
+    nobody = (jnp.asarray(-jnp.inf, bids.dtype), jnp.zeros((), jnp.uint32), jnp.asarray(NOBODY, jnp.int32))
+
+    def better(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
+        stays = (one[0] > other[0]) | ((one[0] == other[0]) & (one[1] >= other[1]))
+        return tuple(jnp.where(stays, x, y) for x, y in zip(one, other, strict=True))
+
+    highest, _, winner = jax.lax.reduce(bidders, nobody, better, (0,))
+    return jnp.where(highest > -jnp.inf, winner, NOBODY)
+
+
+def _ranks(draw: Array | None, ids: Array) -> Array:
+    """Who goes first among equals: u32 [A], a hash of the draw and the id, or the lower id without a draw."""
+    ids = ids.astype(jnp.uint32)
+    if draw is None:
+        return ~ids
+    # Weyl increments through a 32-bit finalizer: as good as a permutation drawn afresh, for a few operations
+    # per bidder. Counting up to the n-th candidate instead needs a cumulative sum, ten times as long.
+    x = jax.lax.bitcast_convert_type(draw.astype(jnp.float32), jnp.uint32) + ids * jnp.uint32(0x9E3779B9)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 0.0) -> Outcome:
@@ -75,20 +91,24 @@ def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 
         eligible: bool [A].
         reserve: f [], stands in for the highest other bid where nobody else is eligible.
     """
-    ids = jnp.arange(bids.shape[0])
+    own = jnp.arange(bids.shape[0]) == winner
     sold = winner >= 0
-    others = eligible & (ids != winner)
-    highest_other = jnp.max(jnp.where(others, bids, -jnp.inf))
-    highest_other = jnp.where(others.any(), highest_other, jnp.asarray(reserve, bids.dtype))
-    # A masked sum rather than a gather: the same to the bit, and it vectorises over instances.
-    winning = jnp.sum(jnp.where(ids == winner, bids, 0))
+    # A masked maximum rather than a gather, and both in one pass.
+    winning, other = _maxima(jnp.where(own, bids, -jnp.inf), jnp.where(eligible & ~own, bids, -jnp.inf))
+    other = jnp.where(jnp.isfinite(other), other, jnp.asarray(reserve, bids.dtype))
     return Outcome(
         winner=winner,
-        winning_bid=winning,
-        highest_other_bid=jnp.where(sold, highest_other, 0),
+        winning_bid=jnp.where(sold, winning, 0),
+        highest_other_bid=jnp.where(sold, other, 0),
         bids=bids,
         eligible=eligible,
     )
+
+
+def _maxima(*vectors: Array) -> tuple[Array, ...]:
+    """The maximum of each vector [A], read side by side in one pass: f [] each."""
+    lowest = [jnp.asarray(-jnp.inf, v.dtype) for v in vectors]
+    return jax.lax.reduce(vectors, tuple(lowest), lambda a, b: tuple(map(jnp.maximum, a, b)), (0,))
 
 
 def clear(

@@ -79,8 +79,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
         table.add_column(column, justify="right")
     summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
-    env_params = run.config.adapter.default_params
-    both = evaluate_both(run.config.society, run.params, jax.random.key(seed), run.config.seeds, env_params)
+    both = evaluate_both(run.config.society, run.params, jax.random.key(seed), run.config.seeds)
     for bids, episodes in jax.device_get(both).items():
         per_seed = episodes.returns.mean(1)
         numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())

@@ -34,19 +34,21 @@ def _without_prices(society: Society) -> Society:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init_seeds(program: Program, keys: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
-    return jax.vmap(lambda key: init(program, key, env_params, hyper))(keys)
+def _init_seeds(program: Program, keys: Array, hyper: Hyperparameters) -> TrainState:
+    return jax.vmap(lambda key: init(program, key, program.society.env.default_params, hyper))(keys)
 
 
-def init_seeds(program: Program, keys: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
+def init_seeds(program: Program, keys: Array, hyper: Hyperparameters) -> TrainState:
     """`init` for every key: leaves [S, ...]."""
-    return _init_seeds(dataclasses.replace(program, society=_without_prices(program.society)), keys, env_params, hyper)
+    return _init_seeds(dataclasses.replace(program, society=_without_prices(program.society)), keys, hyper)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _chunk_seeds(
-    program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None
+    program: Program, state: TrainState, hyper: Hyperparameters, oracle: Oracle | None
 ) -> tuple[TrainState, dict[str, Array]]:
+    # The environment's parameters are constants here: a limit that is known spares shadow auctions.
+    env_params = program.society.env.default_params
     return jax.vmap(lambda state: chunk(program, state, env_params, hyper, oracle))(state)
 
 
@@ -62,17 +64,18 @@ def compiles() -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluate_seeds(society: Society, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
+def _evaluate_seeds(society: Society, params: PyTree, keys: Array) -> Episodes:
     """`evaluate` for every seed: leaves [S, episodes]."""
+    env_params = society.env.default_params
     return jax.vmap(lambda params, key: evaluate(society, params, key, env_params, _EPISODES))(params, keys)
 
 
-def evaluate_both(society: Society, params: PyTree, key: Array, seeds: int, env_params: PyTree) -> dict[str, Episodes]:
+def evaluate_both(society: Society, params: PyTree, key: Array, seeds: int) -> dict[str, Episodes]:
     """Fresh episodes of every seed with ``"greedy"`` and with ``"sampled"`` bids: leaves [S, episodes]."""
     keys = jax.random.split(key, (2, seeds))
     society = _without_prices(society)
     return {
-        bids: _evaluate_seeds(dataclasses.replace(society, greedy=bids == "greedy"), params, keys[i], env_params)
+        bids: _evaluate_seeds(dataclasses.replace(society, greedy=bids == "greedy"), params, keys[i])
         for i, bids in enumerate(("greedy", "sampled"))
     }
 
@@ -98,15 +101,15 @@ def fit(
             Ctrl-C ends the training there, and the rest goes on with what was learned.
     """
     folder = None if out is None else Folder(out, config)
-    program, env_params = Program.of(config), config.adapter.default_params
+    program = Program.of(config)
     hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
     key_eval = jax.random.fold_in(key, 1)
-    state = init_seeds(program, jax.random.split(key, config.seeds), env_params, hyper)
+    state = init_seeds(program, jax.random.split(key, config.seeds), hyper)
 
     rows: list[dict[str, np.ndarray]] = []
     with tables.progress(config.adapter.name, shown=progress) as show:
         began = time.perf_counter()
-        leaves, tree = jax.tree.flatten((state, env_params, hyper, oracle))
+        leaves, tree = jax.tree.flatten((state, hyper, oracle))
         shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
         compiled = _compiled(program, tree, shapes)
         compile_seconds = time.perf_counter() - began
@@ -114,7 +117,7 @@ def fit(
         began = time.perf_counter()
         try:
             for done in range(1, program.chunks + 1):
-                state, metrics = compiled(state, env_params, hyper, oracle)
+                state, metrics = compiled(state, hyper, oracle)
                 rows.append(jax.device_get(metrics))
                 steps = done * program.env_steps // program.chunks
                 if folder is not None:
@@ -148,8 +151,8 @@ def _assess(
     config: TrainConfig, program: Program, state: TrainState, metrics: dict[str, np.ndarray], key: Array
 ) -> FitResult:
     """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
-    society, params, env_params = program.society, state.learner.params, config.adapter.default_params
-    episodes = evaluate_both(society, params, key, config.seeds, env_params)
+    society, params = program.society, state.learner.params
+    episodes = evaluate_both(society, params, key, config.seeds)
     returns = np.asarray(episodes["greedy"].returns.mean(1))
     summary: dict[str, Any] = {
         "env": config.adapter.name,

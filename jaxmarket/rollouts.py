@@ -36,29 +36,49 @@ def rollout(
     rules = rules or Rules()
     key_steps, key_shadow = jax.random.split(key)
 
-    def body(state: State, draws: Draws) -> tuple[State, Transition]:
-        return step_with(society, draws, params, state, env_params, rules)
+    def body(state: State, ahead: tuple[Draws, State]) -> tuple[State, Transition]:
+        draws, fresh = ahead
+        return step_with(society, draws, params, state, fresh, env_params, rules)
 
-    state, trajectory = jax.lax.scan(body, state, draw(society, key_steps, (steps,)))
+    # Whatever does not depend on the running state is made for all steps at once: random numbers, and the
+    # first state of the episode that begins if one ends here.
+    draws = draw(society, key_steps, (steps,))
+    fresh, _ = jax.vmap(lambda draws: reset(society, draws.key("reset"), env_params, rules))(draws)
+    state, trajectory = jax.lax.scan(body, state, (draws, fresh))
     if not shadow:
         return state, trajectory
 
-    # Only cut rows need one. Where episodes are cut by a clock alone, T rows hold at most T // limit + 1
-    # such cuts, and the end of the rollout: far fewer auctions than T.
+    cut = ~trajectory.terminated & (trajectory.truncated | (jnp.arange(steps) == steps - 1))
+    # Where episodes are cut by a clock alone, T rows hold at most T // limit + 1 such cuts, and the end of the
+    # rollout: far fewer auctions than T.
     limit = society.env.longest_episode(env_params)
-    most = steps if limit is None else min(steps, steps // limit + 2)
-    last = jnp.arange(steps) == steps - 1
-    cut = ~trajectory.terminated & (trajectory.truncated | last)
-    (rows,) = jnp.nonzero(cut, size=most, fill_value=steps)
+    rows = _first(cut, steps if limit is None else min(steps, steps // limit + 2))
 
-    def hold(draws: Draws, obs: Array, eligible: Array) -> Array:
+    def hold(_: None, cut: tuple[Draws, Array, Array]) -> tuple[None, Array]:
+        draws, obs, eligible = cut
         outcome = auction(society, draws, params, obs, eligible, rules)
-        return jnp.where(outcome.winner >= 0, society.mechanism.resale(outcome), 0)
+        return None, jnp.where(outcome.winner >= 0, society.mechanism.resale(outcome), 0)
 
-    estimates = jax.vmap(hold)(
-        draw(society, key_shadow, (most,)), trajectory.next_obs[rows], trajectory.next_eligible[rows]
-    )
+    # One after the other, like the steps: vmap's further axis would not vectorise on a CPU.
+    cuts = (draw(society, key_shadow, rows.shape), trajectory.next_obs[rows], trajectory.next_eligible[rows])
+    _, estimates = jax.lax.scan(hold, None, cuts)
     return state, trajectory.replace(shadow=trajectory.shadow.at[rows].set(estimates, mode="drop"))
+
+
+def _first(mask: Array, count: int) -> Array:
+    """The first ``count`` set positions of a mask [T], T where there are no more: i32 [count].
+
+    One pass for each, which beats `jnp.nonzero` while they are few.
+    """
+    positions = jnp.arange(mask.shape[0])
+
+    def following(last: Array, _: None) -> tuple[Array, Array]:
+        position = jnp.min(jnp.where(mask & (positions > last), positions, mask.shape[0]))
+        return position, position
+
+    if count == mask.shape[0]:
+        return jnp.nonzero(mask, size=count, fill_value=count)[0]
+    return jax.lax.scan(following, jnp.full((), -1, positions.dtype), None, length=count)[1]
 
 
 def play(

@@ -7,6 +7,7 @@ instance; `jax.vmap` runs many.
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -95,9 +96,10 @@ class Society:
         distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
         if self.greedy or draws is None:
             return jnp.repeat(distribution.mean(), self.members)
-        quantile = getattr(distribution, "quantile", None)
-        sampled = distribution.sample(draws.key("bid"), (self.members,)) if quantile is None else quantile(draws.bid)
-        return sampled.T.reshape(-1)
+        if not hasattr(distribution, "quantile"):
+            return distribution.sample(draws.key("bid"), (self.members,)).T.reshape(-1)
+        # One vector of bidders: a module axis times a member axis would vectorise badly on a CPU.
+        return jax.tree.map(lambda x: jnp.repeat(x, self.members), distribution).quantile(draws.bid)
 
     def eligible(self, active: Array, env_state: PyTree, env_params: PyTree) -> Array:
         """Who may bid: active bidders of legal primitives. bool [A]."""
@@ -105,34 +107,44 @@ class Society:
 
 
 class Draws(struct.PyTreeNode):
-    """All the randomness of one step.
+    """All the randomness of one step. What a society does not use is never drawn: XLA drops it.
 
     Keys are kept as their words (`Draws.key` gives them back): jax 0.10's key-reuse checker takes typed
     keys scanned over under ``vmap`` for used ones.
     """
 
-    bid: Array  # f [R, M] uniform, for bid distributions with an inverse CDF
+    bid: Array  # f [A] uniform, for bid distributions with an inverse CDF
     tie: Array  # f [] uniform
     explore: Array  # f [2] uniform: whether to explore, and who wins then
-    words: Array  # u32 [3, ...] keys for bid distributions without an inverse CDF, the environment, its reset
+    words: dict[str, Array]  # u32 [...] of each of the `_KEYS`
     implementation: Any = struct.field(pytree_node=False)
 
-    def key(self, use: Literal["bid", "env", "reset"]) -> Array:
-        """The key for that use."""
-        words = self.words[("bid", "env", "reset").index(use)]
-        return jax.random.wrap_key_data(words, impl=self.implementation)
+    def key(self, use: str) -> Array:
+        """The key for that use: bid (distributions without an inverse CDF), env or reset."""
+        return jax.random.wrap_key_data(self.words[use], impl=self.implementation)
+
+
+_KEYS = ("bid", "env", "reset")
 
 
 def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
     """Draw the randomness of ``shape`` steps at once, which is far cheaper than step by step."""
-    key_numbers, key_keys = jax.random.split(key)
-    bids = society.bidders
-    numbers = jax.random.uniform(key_numbers, (*shape, bids + 3), real())
+    count = math.prod(shape)
+    key_bid, key_tie, key_explore, *keys = jax.random.split(key, 3 + len(_KEYS))
+
+    # Bits are drawn as one long vector: an axis of a few bidders, innermost, would not vectorise on a CPU.
+    def uniform(key: Array, *each: int) -> Array:
+        return jax.random.uniform(key, (count * math.prod(each),), real()).reshape(*shape, *each)
+
+    def words(key: Array) -> Array:
+        split = jax.random.key_data(jax.random.split(key, count))
+        return split.reshape(*shape, *split.shape[1:])
+
     return Draws(
-        bid=numbers[..., :bids].reshape(*shape, society.members, society.modules),
-        tie=numbers[..., bids],
-        explore=numbers[..., bids + 1 :],
-        words=jax.random.key_data(jax.random.split(key_keys, (*shape, 3))),
+        bid=uniform(key_bid, society.bidders),
+        tie=uniform(key_tie),
+        explore=uniform(key_explore, 2),
+        words={use: words(key) for use, key in zip(_KEYS, keys, strict=True)},
         implementation=jax.random.key_impl(key),
     )
 
@@ -205,13 +217,15 @@ def step(
     Returns:
         The next state (after a reset, where the episode ended) and the row for the books.
     """
-    return step_with(society, draw(society, key), params, state, env_params, rules or Rules())
+    draws, rules = draw(society, key), rules or Rules()
+    fresh, _ = reset(society, draws.key("reset"), env_params, rules)
+    return step_with(society, draws, params, state, fresh, env_params, rules)
 
 
 def step_with(
-    society: Society, draws: Draws, params: PyTree, state: State, env_params: PyTree, rules: Rules
+    society: Society, draws: Draws, params: PyTree, state: State, fresh: State, env_params: PyTree, rules: Rules
 ) -> tuple[State, Transition]:
-    """`step` with its randomness drawn beforehand; a rollout draws that of all its steps in one call."""
+    """`step` with its randomness drawn and its next episode opened beforehand; a rollout does so for all its steps."""
     eligible = society.eligible(state.active, state.env_state, env_params)
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
@@ -257,7 +271,6 @@ def step_with(
         episode_return=transition.episode_return,
         episode_length=transition.episode_length,
     )
-    fresh, _ = reset(society, draws.key("reset"), env_params, rules)
     fresh = fresh.replace(wealth=wealth, house=house)
     return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
 

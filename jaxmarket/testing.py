@@ -137,9 +137,9 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
         return jax.vmap(lambda obs, key: learner.policy.apply(params, obs).sample(key, (members,)))(obs, keys)
 
     keys, remedy = jax.random.split(key_bid, (modules, rows)), "state.params must be the parameters of learner.policy"
-    bids = _attempt(f"{name}.policy", remedy, jax.jit(jax.vmap(draw)), state.params, keys)
+    bids = _attempt(f"{name}.policy", remedy, jax.jit(jax.vmap(draw)), state.params, keys).swapaxes(1, 2)
     winner = jax.random.randint(key_win, (rows, 1), 0, modules * members)
-    won = (winner == jnp.arange(modules * members)).reshape(rows, modules, members).swapaxes(0, 1)
+    won = (winner == jnp.arange(modules * members)).reshape(rows, modules, members).transpose(1, 2, 0)
     price, utility, change = jax.random.normal(key_money, (3, *won.shape), real())
     price, utility = price * won, utility * won
     axes = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays

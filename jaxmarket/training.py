@@ -111,11 +111,11 @@ def rules_at(hyper: Hyperparameters, progress: Array) -> Rules:
 
 
 def experience_of(society: Society, trajectory: Transition, utility: Array) -> Experience:
-    """Each module's own view of rows [T, B]: obs [N, ...], the rest [M, N, R], with N = T · B."""
+    """Each module's own view of rows [T, B]: obs [N, ...], the rest [M, R, N], with N = T · B."""
     t, winner = trajectory, trajectory.outcome.winner
 
     def by_module(value: Array) -> Array:
-        return value.reshape(-1, society.modules, society.members).swapaxes(0, 1)
+        return value.reshape(-1, society.modules, society.members).transpose(1, 2, 0)
 
     return Experience(
         obs=t.obs.reshape(-1, *t.obs.shape[2:]),

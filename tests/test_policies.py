@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from flax import linen as nn
 
 from jaxmarket import BidPolicy, Rules, Society, TrainConfig, make, reset, step
 from jaxmarket.policies import (
+    Affine,
     Beta,
     BetaHead,
     Kumaraswamy,
@@ -211,11 +213,35 @@ def test_no_hidden_layer_makes_a_table():
     states, values = 5, jnp.array([3.0, -1.0, 0.5, 7.0, 2.0])
     policy = BidPolicy(linear(), ValueHead())
     params = policy.init(jax.random.key(0), jnp.zeros(states))
-    (kernel,) = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
-    assert kernel.shape == (states, 1)
-    table = jax.tree.map(lambda leaf: values[:, None] if leaf.ndim == 2 else leaf, params)
+    (kernel,) = jax.tree.leaves(params)
+    assert kernel.shape == (states + 1, 1)  # a row per state, and the bias
+    table = jax.tree.map(lambda leaf: leaf.at[:states].set(values[:, None]), params)
     bids = jax.vmap(lambda obs: policy.apply(table, obs).mean())(jnp.eye(states))
     np.testing.assert_array_equal(bids, values)
+
+
+def test_an_affine_layer_is_a_dense_layer():
+    """Same map, gradients and starting weights as flax's, alone and under vmap over inputs and over modules."""
+    layer, reference = Affine(3), nn.Dense(3)
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    params = jax.vmap(layer.init, (0, None))(jax.random.split(jax.random.key(1), 2), x[0])
+    kernel = params["params"]["kernel"]
+    assert kernel.shape == (2, 5, 3)
+    assert not kernel[:, -1].any()
+    expected = jax.vmap(reference.init, (0, None))(jax.random.split(jax.random.key(1), 2), x[0])["params"]["kernel"]
+    np.testing.assert_allclose(kernel[:, :-1].std(), expected.std(), rtol=0.5)
+    kernel = kernel.at[:, -1].set(jnp.array([[1.0, -2.0, 3.0], [0.5, 0.0, -0.5]]))
+
+    def ours(kernel):
+        return jax.vmap(jax.vmap(layer.apply, (None, 0)), (0, None))({"params": {"kernel": kernel}}, x)
+
+    def theirs(kernel):
+        dense = {"params": {"kernel": kernel[:, :-1], "bias": kernel[:, -1]}}
+        return jax.vmap(reference.apply, (0, None))(dense, x)
+
+    np.testing.assert_allclose(ours(kernel), theirs(kernel), rtol=1e-5, atol=1e-6)
+    gradients = [jax.grad(lambda k, f=f: jnp.sum(jnp.sin(f(k))))(kernel) for f in (ours, theirs)]
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("torso", "is_linear"), [(linear(4), True), (mlp(4), False)])
@@ -322,5 +348,5 @@ def test_sampled_bids_come_from_the_own_module(head, share):
 
 def test_unshared_clones_start_with_networks_of_their_own():
     params = society(torso=linear(3), clones=2, share=False).init(jax.random.key(0))
-    kernels = params["params"]["torso"]["Dense_0"]["kernel"].reshape(8, -1)
+    kernels = params["params"]["torso"]["Affine_0"]["kernel"].reshape(8, -1)
     assert len(np.unique(kernels, axis=0)) == 8

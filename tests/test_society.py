@@ -109,7 +109,7 @@ def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
     zero = jax.tree.map(jnp.zeros_like, society.init(jax.random.key(0)))
 
     def biased(right):
-        return jax.tree.map(lambda x: x.at[1].set(right) if x.ndim == 2 else x, zero)  # the bias of module 1
+        return jax.tree.map(lambda x: x.at[1, -1].set(right), zero)  # the bias of module 1
 
     right = evaluation.evaluate(society, biased(1.0), jax.random.key(0), env_params, episodes=4)
     np.testing.assert_allclose(right.returns, 0.8)

@@ -178,8 +178,8 @@ def _mean_revenue(
 ) -> tuple[Array, Array]:
     """Mean revenue of each winner in each state where all bid ``values``, and counts: f [S, P] each."""
     env_params, rules = society.env.default_params, Rules(exploration=exploration)
-    kernel = jnp.zeros((society.modules, values.shape[0], 1)).at[..., 0].set(values.T)
-    params = {"params": {"Dense_0": {"kernel": kernel, "bias": jnp.zeros((society.modules, 1))}}}
+    table = jnp.concatenate([values, jnp.zeros((1, values.shape[1]))]).T[..., None]
+    params = {"params": {"Affine_0": {"kernel": table}}}
 
     def earned(key: Array) -> tuple[Array, Array]:
         rows = play(society, key, params, env_params, steps, rules)

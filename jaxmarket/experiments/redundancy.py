@@ -125,7 +125,7 @@ def _measure(arm: Arm, options: Options, show: Any) -> Returns:
     hyper = training.as_arrays(config.hyperparameters)
     keys = jax.random.split(jax.random.key(options.seed), config.seeds)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
-    state = fitting.init_seeds(program, keys, config.adapter.default_params, hyper)
+    state = fitting.init_seeds(program, keys, hyper)
     for _ in range(program.chunks):
         state, returns = _chunk(program, state, hyper, everyone)
         show(f"{arm.label}: return {float(jnp.nanmean(returns)):.3f}")

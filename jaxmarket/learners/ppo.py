@@ -9,10 +9,11 @@ from flax import struct
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
-    adam_step,
+    adam,
+    clip,
+    descend,
     mean_where,
     moments,
-    optimizer,
     over_minibatches,
 )
 from jaxmarket.policies import BidPolicy, ValueNetwork
@@ -22,12 +23,11 @@ __all__ = ["PPO", "PPOState"]
 
 
 class PPOState(struct.PyTreeNode):
-    """Parameters and optimizer states of one module."""
+    """Parameters of one module, and the state of the one optimizer that moves them."""
 
     params: PyTree
-    opt: PyTree
     value_params: PyTree
-    value_opt: PyTree
+    opt: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +62,7 @@ class PPO:
         """Fresh networks and optimizers."""
         key_policy, key_value = jax.random.split(key)
         params, value_params = self.policy.init(key_policy, obs), self.value.init(key_value, obs)
-        return PPOState(
-            params=params,
-            opt=optimizer(self.max_norm).init(params),
-            value_params=value_params,
-            value_opt=optimizer(jnp.inf).init(value_params),
-        )
+        return PPOState(params=params, value_params=value_params, opt=adam((params, value_params)))
 
     def update(
         self, state: PPOState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
@@ -77,41 +72,47 @@ class PPO:
         steps = jnp.maximum(0, (update - self.decay_after) // self.decay_every)
         shrink = jnp.asarray(self.decay, experience.utility.dtype) ** steps
 
+        Rest = tuple[Array, Array, Array, Array, Array]  # bid, eligible, utility, advantage, log-probability before
+
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
-            log_prob = jax.vmap(type(distribution).log_prob, (None, 1), 1)(distribution, bid)
+            log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             return log_prob, distribution.entropy().mean()
 
         def value(params: PyTree, obs: Array) -> Array:
-            return jax.vmap(self.value.apply, (None, 0))(params, obs)[:, None]
+            return jax.vmap(self.value.apply, (None, 0))(params, obs)
 
-        def policy_loss(params: PyTree, mini: Experience, before: Array, advantage: Array) -> Array:
-            log_prob, entropy = log_prob_and_entropy(params, mini.obs, mini.bid)
+        def policy_loss(params: PyTree, obs: Array, rest: Rest) -> Array:
+            bid, eligible, _, advantage, before = rest
+            log_prob, entropy = log_prob_and_entropy(params, obs, bid)
             ratio = jnp.exp(log_prob - before)
-            clipped = jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip)
-            gain = mean_where(jnp.minimum(ratio * advantage, clipped * advantage), mini.eligible)
+            # min(ratio · advantage, clip(ratio) · advantage), written so that its gradient takes no division.
+            free = jnp.where(advantage > 0, ratio <= 1 + hyper.clip, ratio >= 1 - hyper.clip)
+            bounded = jax.lax.stop_gradient(jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip))
+            gain = mean_where(jnp.where(free, ratio, bounded) * advantage, eligible)
             return -gain - hyper.entropy * entropy
 
-        def value_loss(params: PyTree, mini: Experience) -> Array:
+        def value_loss(params: PyTree, obs: Array, rest: Rest) -> Array:
+            _, eligible, utility, _, _ = rest
             penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
-            return mean_where((value(params, mini.obs) - mini.utility) ** 2, mini.eligible) + self.value_l2 * penalty
+            return mean_where((value(params, obs) - utility) ** 2, eligible) + self.value_l2 * penalty
 
-        before, _ = log_prob_and_entropy(state.params, experience.obs, experience.bid)
-        advantage = experience.utility - value(state.value_params, experience.obs)
-        mean, std = moments(advantage, experience.eligible)
+        e = experience
+        before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
+        advantage = e.utility - value(state.value_params, e.obs)
+        mean, std = moments(advantage, e.eligible)
 
-        def step(state: PPOState, batch: tuple[Experience, Array, Array]) -> tuple[PPOState, Array]:
-            mini, before, advantage = batch
-            loss, gradient = jax.value_and_grad(policy_loss)(state.params, mini, before, advantage)
-            params, opt = adam_step(
-                optimizer(self.max_norm), state.params, state.opt, gradient, hyper.learning_rate * shrink
+        def step(state: PPOState, obs: Array, rest: Rest) -> tuple[PPOState, Array]:
+            loss, gradient = jax.value_and_grad(policy_loss)(state.params, obs, rest)
+            value_gradient = jax.grad(value_loss)(state.value_params, obs, rest)
+            (params, value_params), opt = descend(
+                (state.params, state.value_params),
+                state.opt,
+                (clip(gradient, self.max_norm), value_gradient),
+                (hyper.learning_rate * shrink, hyper.value_learning_rate * shrink),
             )
-            gradient = jax.grad(value_loss)(state.value_params, mini)
-            value_params, value_opt = adam_step(
-                optimizer(jnp.inf), state.value_params, state.value_opt, gradient, hyper.value_learning_rate * shrink
-            )
-            return PPOState(params=params, opt=opt, value_params=value_params, value_opt=value_opt), loss
+            return PPOState(params=params, value_params=value_params, opt=opt), loss
 
-        batch = (experience, before, (advantage - mean) / std)
-        state, loss = over_minibatches(step, state, batch, self.minibatch, self.epochs)
+        rest = (e.bid, e.eligible, e.utility, (advantage - mean) / std, before)
+        state, loss = over_minibatches(step, state, e.obs, rest, self.minibatch, self.epochs)
         return state, {"loss": loss}

@@ -19,10 +19,11 @@ __all__ = [
     "Experience",
     "Hyperparameters",
     "Learner",
-    "adam_step",
+    "adam",
+    "clip",
+    "descend",
     "mean_where",
     "moments",
-    "optimizer",
     "over_minibatches",
 ]
 
@@ -30,14 +31,17 @@ Carry = TypeVar("Carry")
 
 
 class Experience(struct.PyTreeNode):
-    """What one module lived through: N auctions of its R bidders."""
+    """What one module lived through: N auctions of its R bidders.
+
+    Auctions come last, so that arithmetic over them runs through memory in one go whatever R is.
+    """
 
     obs: Array  # f [N, ...] the states that were for sale
-    bid: Array  # f [N, R] own bids
-    eligible: Array  # bool [N, R] whether the bid was admitted: nothing is to be learned from one that was not
-    won: Array  # bool [N, R]
-    price: Array  # f [N, R] paid; 0 for losers
-    utility: Array  # f [N, R] earned; 0 for losers
+    bid: Array  # f [R, N] own bids
+    eligible: Array  # bool [R, N] whether the bid was admitted: nothing is to be learned from one that was not
+    won: Array  # bool [R, N]
+    price: Array  # f [R, N] paid; 0 for losers
+    utility: Array  # f [R, N] earned; 0 for losers
 
 
 class Hyperparameters(struct.PyTreeNode):
@@ -79,26 +83,39 @@ class Learner(Protocol):
         ...
 
 
-def optimizer(max_norm: float) -> optax.GradientTransformation:
-    """Adam behind a clipped global norm; the learning rate is traced and applied by `adam_step`."""
-    return optax.chain(optax.clip_by_global_norm(max_norm), optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
+_ADAM = optax.flatten(optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
 
 
-def adam_step(
-    transformation: optax.GradientTransformation,
-    params: PyTree,
-    opt_state: PyTree,
-    gradient: PyTree,
-    learning_rate: Array | float,
-) -> tuple[PyTree, PyTree]:
-    """One descent step: the new ``(params, opt_state)``."""
-    updates, opt_state = transformation.update(gradient, opt_state, params)
-    return jax.tree.map(lambda p, u: p - jnp.asarray(learning_rate, p.dtype) * u, params, updates), opt_state
+def adam(params: PyTree) -> PyTree:
+    """State of Adam for these parameters: its moments are two vectors, so a step is a few long operations."""
+    return _ADAM.init(params)
+
+
+def clip(gradient: PyTree, max_norm: float) -> PyTree:
+    """The gradient, shrunk to that global norm where it is longer."""
+    return optax.clip_by_global_norm(max_norm).update(gradient, optax.EmptyState())[0]
+
+
+def descend(params: PyTree, opt_state: PyTree, gradient: PyTree, learning_rate: PyTree) -> tuple[PyTree, PyTree]:
+    """One step of Adam down the gradient: the new ``(params, opt_state)``.
+
+    Args:
+        params: of a network, or a tuple of several.
+        opt_state: from `adam`.
+        gradient: like ``params``.
+        learning_rate: f [], or one per network.
+    """
+    updates, opt_state = _ADAM.update(gradient, opt_state, params)
+
+    def move(rate: Array | float, params: PyTree, updates: PyTree) -> PyTree:
+        return jax.tree.map(lambda p, u: p - jnp.asarray(rate, p.dtype) * u, params, updates)
+
+    return jax.tree.map(move, learning_rate, params, updates), opt_state
 
 
 def mean_where(values: Array, mask: Array) -> Array:
     """Mean of the values a mask selects, 0 if it selects none. f []."""
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, mask.sum())
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, jnp.sum(mask, dtype=values.dtype))
 
 
 def moments(values: Array, mask: Array) -> tuple[Array, Array]:
@@ -108,21 +125,37 @@ def moments(values: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def over_minibatches(
-    step: Callable[[Carry, Any], tuple[Carry, Array]], carry: Carry, batch: PyTree, size: int, epochs: int
+    step: Callable[[Carry, Array, Any], tuple[Carry, Array]],
+    carry: Carry,
+    obs: Array,
+    batch: PyTree,
+    size: int,
+    epochs: int,
 ) -> tuple[Carry, Array]:
-    """Fold ``step`` over consecutive minibatches of ``size`` rows, ``epochs`` times.
+    """Fold ``step`` over consecutive minibatches of ``size`` auctions, ``epochs`` times.
 
-    Rows come time-major with the parallel instances interleaved, so consecutive slices already mix
+    Auctions come time-major with the parallel instances interleaved, so consecutive slices already mix
     instances; shuffling would cost a third of a training step on a CPU and is left out.
+
+    Args:
+        step: ``(carry, obs, batch) -> (carry, loss)``.
+        carry: what is learned.
+        obs: f [N, ...].
+        batch: whatever else ``step`` needs, leaves [..., N].
+        size: auctions per minibatch; divides N.
+        epochs: passes.
 
     Returns:
         The carry and the mean of the steps' losses.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    cut = jax.tree.map(lambda x: x.reshape(rows // size, size, *x.shape[1:]), batch)
+    count = obs.shape[0] // size
+    cut = (
+        obs.reshape(count, size, *obs.shape[1:]),
+        jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], count, size), -2, 0), batch),
+    )
 
     def epoch(carry: Carry, _: None) -> tuple[Carry, Array]:
-        return jax.lax.scan(step, carry, cut)
+        return jax.lax.scan(lambda carry, mini: step(carry, *mini), carry, cut)
 
     if epochs == 1:
         carry, losses = epoch(carry, None)

@@ -8,10 +8,11 @@ from flax import struct
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
-    adam_step,
+    adam,
+    clip,
+    descend,
     mean_where,
     moments,
-    optimizer,
     over_minibatches,
 )
 from jaxmarket.policies import BidPolicy
@@ -44,7 +45,7 @@ class Reinforce:
     def init(self, key: Array, obs: Array) -> ReinforceState:
         """A fresh network and optimizer."""
         params = self.policy.init(key, obs)
-        return ReinforceState(params=params, opt=optimizer(self.max_norm).init(params))
+        return ReinforceState(params=params, opt=adam(params))
 
     def update(
         self, state: ReinforceState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
@@ -53,16 +54,17 @@ class Reinforce:
         del update, progress
         mean, std = moments(experience.utility, experience.eligible)
 
-        def loss(params: PyTree, mini: Experience) -> Array:
-            distribution = jax.vmap(self.policy.apply, (None, 0))(params, mini.obs)
-            log_prob = jax.vmap(type(distribution).log_prob, (None, 1), 1)(distribution, mini.bid)
-            advantage = (mini.utility - mean) / std
-            return -mean_where(log_prob * advantage, mini.eligible) - hyper.entropy * distribution.entropy().mean()
+        def loss(params: PyTree, obs: Array, mini: tuple[Array, Array, Array]) -> Array:
+            bid, eligible, advantage = mini
+            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
+            return -mean_where(log_prob * advantage, eligible) - hyper.entropy * distribution.entropy().mean()
 
-        def step(state: ReinforceState, mini: Experience) -> tuple[ReinforceState, Array]:
-            value, gradient = jax.value_and_grad(loss)(state.params, mini)
-            params, opt = adam_step(optimizer(self.max_norm), state.params, state.opt, gradient, hyper.learning_rate)
+        def step(state: ReinforceState, obs: Array, mini: tuple[Array, Array, Array]) -> tuple[ReinforceState, Array]:
+            value, gradient = jax.value_and_grad(loss)(state.params, obs, mini)
+            params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), hyper.learning_rate)
             return ReinforceState(params=params, opt=opt), value
 
-        state, value = over_minibatches(step, state, experience, self.minibatch, epochs=1)
+        batch = (experience.bid, experience.eligible, (experience.utility - mean) / std)
+        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, epochs=1)
         return state, {"loss": value}

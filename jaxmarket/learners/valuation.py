@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.learners.protocol import Experience, Hyperparameters, adam_step, optimizer, over_minibatches
+from jaxmarket.learners.protocol import Experience, Hyperparameters, adam, clip, descend, over_minibatches
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree, real
 
@@ -47,7 +47,7 @@ class Valuation:
     def init(self, key: Array, obs: Array) -> ValuationState:
         """A fresh network and optimizer."""
         params = self.policy.init(key, obs)
-        return ValuationState(params=params, opt=optimizer(self.max_norm).init(params), scale=jnp.zeros((), real()))
+        return ValuationState(params=params, opt=adam(params), scale=jnp.zeros((), real()))
 
     def update(
         self, state: ValuationState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
@@ -58,16 +58,18 @@ class Valuation:
         scale = jnp.maximum(state.scale, jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)))
         rate = hyper.learning_rate * (1 - progress) ** 2 * (jnp.maximum(1, scale / 10) if self.relative else 1)
 
-        def loss(params: PyTree, batch: tuple[Array, Array, Array]) -> Array:
-            obs, won, revenue = batch
+        def loss(params: PyTree, obs: Array, batch: tuple[Array, Array]) -> Array:
+            won, revenue = batch
             value = jax.vmap(self.policy.apply, (None, 0))(params, obs).mean()
-            return jnp.sum(jnp.where(won, (value[:, None] - revenue) ** 2, 0)) / obs.shape[0]
+            return jnp.sum(jnp.where(won, (value - revenue) ** 2, 0)) / obs.shape[0]
 
-        def step(state: ValuationState, batch: tuple[Array, Array, Array]) -> tuple[ValuationState, Array]:
-            value, gradient = jax.value_and_grad(loss)(state.params, batch)
-            params, opt = adam_step(optimizer(self.max_norm), state.params, state.opt, gradient, rate)
+        def step(state: ValuationState, obs: Array, batch: tuple[Array, Array]) -> tuple[ValuationState, Array]:
+            value, gradient = jax.value_and_grad(loss)(state.params, obs, batch)
+            params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
             return ValuationState(params=params, opt=opt, scale=scale), value
 
-        batch = (experience.obs, experience.won, revenue)
-        state, value = over_minibatches(step, state.replace(scale=scale), batch, self.minibatch, self.epochs)
+        batch = (experience.won, revenue)
+        state, value = over_minibatches(
+            step, state.replace(scale=scale), experience.obs, batch, self.minibatch, self.epochs
+        )
         return state, {"loss": value}
