@@ -94,11 +94,10 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     if oracle is not None:
         states, primitives = oracle.q.shape
         state = t.obs.reshape(-1, states) * sold.reshape(-1, 1)
-        by_primitive = won.reshape(-1, primitives, bidders // primitives).sum(-1)
-        truth = jnp.sum((state @ oracle.q) * by_primitive, -1)
-        sales = state.sum(0)
-        state_price = t.price.reshape(-1) @ state
-        bid_gap = (t.outcome.winning_bid.reshape(-1) - truth) @ state
+        # How often each primitive bought each state: everything about Q* follows from the counts.
+        bought = (state.T @ won).reshape(states, primitives, -1).sum(-1)
+        state_price, bid = jnp.stack([t.price.reshape(-1), t.outcome.winning_bid.reshape(-1)]) @ state
+        sales, bid_gap = bought.sum(1), bid - (bought * oracle.q).sum(1)
     return Summary(
         steps=t.duration.sum(),
         auctions=jnp.asarray(t.reward.size, t.reward.dtype),

@@ -184,14 +184,11 @@ def chunk(
         oracle: what a solver knows, for the metrics that need it; see `oracle_of`.
     """
 
-    def body(carry: tuple[TrainState, Any], _: None) -> tuple[tuple[TrainState, Any], None]:
-        state, (total, worst) = carry
-        state, (summary, residual) = _update(program, state, env_params, hyper, oracle)
-        return (state, (jax.tree.map(jnp.add, total, summary), jnp.maximum(worst, residual))), None
+    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Summary, Array]]:
+        return _update(program, state, env_params, hyper, oracle)
 
-    one = jax.eval_shape(lambda s: _update(program, s, env_params, hyper, oracle)[1], state)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
-    (state, (total, worst)), _ = jax.lax.scan(body, (state, zero), None, length=program.updates_per_chunk)
+    state, (summaries, residuals) = jax.lax.scan(body, state, None, length=program.updates_per_chunk)
+    total, worst = jax.tree.map(lambda x: x.sum(0), summaries), residuals.max()
     accounts = {"gini": gini(state.market.wealth.sum(0)), "conservation_residual": worst}
     return state, total.means(oracle) | accounts
 

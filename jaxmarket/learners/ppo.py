@@ -22,6 +22,10 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["PPO", "PPOState"]
 
 
+# Own bid, whether admitted, own utility, advantage, log-probability before: [R, N] each.
+_Rest = tuple[Array, Array, Array, Array, Array]
+
+
 class PPOState(struct.PyTreeNode):
     """Parameters of one module, and the state of the one optimizer that moves them."""
 
@@ -72,8 +76,6 @@ class PPO:
         steps = jnp.maximum(0, (update - self.decay_after) // self.decay_every)
         shrink = jnp.asarray(self.decay, experience.utility.dtype) ** steps
 
-        Rest = tuple[Array, Array, Array, Array, Array]  # bid, eligible, utility, advantage, log-probability before
-
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
@@ -82,7 +84,7 @@ class PPO:
         def value(params: PyTree, obs: Array) -> Array:
             return jax.vmap(self.value.apply, (None, 0))(params, obs)
 
-        def policy_loss(params: PyTree, obs: Array, rest: Rest) -> Array:
+        def policy_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             bid, eligible, _, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, bid)
             ratio = jnp.exp(log_prob - before)
@@ -92,7 +94,7 @@ class PPO:
             gain = mean_where(jnp.where(free, ratio, bounded) * advantage, eligible)
             return -gain - hyper.entropy * entropy
 
-        def value_loss(params: PyTree, obs: Array, rest: Rest) -> Array:
+        def value_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             _, eligible, utility, _, _ = rest
             penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
             return mean_where((value(params, obs) - utility) ** 2, eligible) + self.value_l2 * penalty
@@ -102,7 +104,7 @@ class PPO:
         advantage = e.utility - value(state.value_params, e.obs)
         mean, std = moments(advantage, e.eligible)
 
-        def step(state: PPOState, obs: Array, rest: Rest) -> tuple[PPOState, Array]:
+        def step(state: PPOState, obs: Array, rest: _Rest) -> tuple[PPOState, Array]:
             loss, gradient = jax.value_and_grad(policy_loss)(state.params, obs, rest)
             value_gradient = jax.grad(value_loss)(state.value_params, obs, rest)
             (params, value_params), opt = descend(
