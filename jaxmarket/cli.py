@@ -178,6 +178,41 @@ def reproduce(
         print(report.to_json())
 
 
+@app.command
+def bench(
+    name: str | None = None,
+    *,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+    out: Path = Path("bench"),
+    cores: int = 1,
+) -> None:
+    """Measure what jaxmarket costs on this machine.
+
+    Args:
+        name: step, train, scale, compile or roofline; all of them, one after the other, without a name.
+        quick: the headline numbers only, each benchmark within a minute.
+        json: make the last line of standard output one JSON object with the numbers.
+        out: folder for NAME.json, raw seconds included.
+        cores: on a CPU, cores this process may use; more than one is usually slower.
+    """
+    from jaxmarket import bench as benchmarks  # noqa: PLC0415  only where it is used
+
+    console = Console()
+    reports = []
+    for each in benchmarks.BENCHMARKS if name is None else [name]:
+        try:
+            reports.append(benchmarks.bench(each, out, quick=quick, cores=cores))
+        except KeyboardInterrupt:
+            print(f"jaxmarket: {each} interrupted; finished benchmarks are in {out}", file=sys.stderr)
+            sys.exit(130)
+        console.print(reports[-1].view())
+        console.print(f"written to {out / each}.json", highlight=False)
+    if json:
+        found = [report.to_json() for report in reports]
+        print(runs.to_json(found[0] if name is not None else {"benchmarks": found}))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
     try:

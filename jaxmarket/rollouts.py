@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
 
-__all__ = ["play", "rollout"]
+__all__ = ["cut_rows", "play", "rollout"]
 
 
 def rollout(
@@ -48,11 +48,7 @@ def rollout(
     if not shadow:
         return state, trajectory
 
-    cut = ~trajectory.terminated & (trajectory.truncated | (jnp.arange(steps) == steps - 1))
-    # Where episodes are cut by a clock alone, T rows hold at most T // limit + 1 such cuts, and the end of the
-    # rollout: far fewer auctions than T.
-    limit = society.env.longest_episode(env_params)
-    rows = _first(cut, steps if limit is None else min(steps, steps // limit + 2))
+    rows = cut_rows(trajectory.terminated, trajectory.truncated, society.env.longest_episode(env_params))
 
     def hold(_: None, cut: tuple[Draws, Array, Array]) -> tuple[None, Array]:
         draws, obs, eligible = cut
@@ -63,6 +59,24 @@ def rollout(
     cuts = (draw(society, key_shadow, rows.shape), trajectory.next_obs[rows], trajectory.next_eligible[rows])
     _, estimates = jax.lax.scan(hold, None, cuts)
     return state, trajectory.replace(shadow=trajectory.shadow.at[rows].set(estimates, mode="drop"))
+
+
+def cut_rows(terminated: Array, truncated: Array, limit: int | None) -> Array:
+    """Rows after which something goes on unseen: truncated ones, and the last unless it ended an episode.
+
+    Where episodes are cut by a clock alone, T rows hold at most T // limit + 1 such cuts and the end of the
+    rollout: far fewer than T.
+
+    Args:
+        terminated, truncated: bool [T].
+        limit: steps after which an episode is cut, if that is known and nothing else cuts one.
+
+    Returns:
+        i32 [K]: row numbers, T where there are fewer than K.
+    """
+    steps = terminated.shape[0]
+    cut = ~terminated & (truncated | (jnp.arange(steps) == steps - 1))
+    return _first(cut, steps if limit is None else min(steps, steps // limit + 2))
 
 
 def _first(mask: Array, count: int) -> Array:

@@ -21,6 +21,7 @@ __all__ = [
     "Settlement",
     "TimeLimits",
     "flows",
+    "lambda_returns",
     "per_bidder",
     "resale_ahead",
     "settle",
@@ -123,6 +124,27 @@ def resale_ahead(trajectory: Transition, time_limits: TimeLimits = "shadow") -> 
     return resale, cut & (time_limits == "shadow")
 
 
+def lambda_returns(reward: Array, patience: Array, estimate: Array, share: Array) -> Array:
+    """``reward + patience · ((1 - share) · estimate + share · the same of the next row)``: f [T].
+
+    λ-returns (Sutton 1988) where ``share`` is λ, and 0 where nothing of the next row belongs to this one.
+    With V(s') for the estimate, they are generalised advantages (Schulman et al. 2016) plus V(s).
+
+    Args:
+        reward, estimate: f [T].
+        patience: f [T], γ^k.
+        share: f [T], in [0, 1].
+    """
+
+    def backward(ahead: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, patience, estimate, share = row
+        # Where nothing is shared nothing ahead may leak in, not even a NaN.
+        revenue = reward + patience * ((1 - share) * estimate + jnp.where(share > 0, share * ahead, 0))
+        return revenue, revenue
+
+    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, patience, estimate, share), reverse=True)[1]
+
+
 def settle(
     trajectory: Transition,
     discount: Array | float,
@@ -160,12 +182,5 @@ def settle(
         last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
         share = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1))
 
-        def backward(ahead: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
-            reward, patience, resale, share = row
-            # Where there is no contract nothing ahead may leak in, not even a NaN.
-            revenue = reward + patience * ((1 - share) * resale + jnp.where(share > 0, share * ahead, 0))
-            return revenue, revenue
-
-        rows = (t.reward, patience, resale, share.astype(t.reward.dtype))
-        _, revenue = jax.lax.scan(backward, jnp.zeros_like(t.reward[0]), rows, reverse=True)
+        revenue = lambda_returns(t.reward, patience, resale, share.astype(t.reward.dtype))
     return Settlement(revenue=revenue, utility=revenue - t.price, estimated=estimated)

@@ -1,0 +1,143 @@
+"""What waiting costs before the first step: import, tracing and compiling, against the sizes of the program."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+from jaxmarket.bench.scale import market
+from jaxmarket.bench.timing import Report, every_core
+from jaxmarket.config import TrainConfig
+from jaxmarket.rollouts import rollout
+from jaxmarket.society import reset
+from jaxmarket.tables import progress
+from jaxmarket.training import Program, as_arrays, chunk, init, oracle_of
+
+__all__ = ["run"]
+
+
+def _child(code: str, repeats: int) -> list[float]:
+    """Seconds that ``code`` prints, each time in a fresh interpreter with every core and no compilation cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    everywhere = "import os; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, range(os.cpu_count()))\n"
+    command = [sys.executable, "-c", everywhere + code]
+    done = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(repeats)]
+    return [float(json.loads(run.stdout.splitlines()[-1])) for run in done]
+
+
+_IMPORT = """
+import time
+began = time.perf_counter()
+import {module}
+print(time.perf_counter() - began)
+"""
+_NO_BACKEND = """
+import jaxmarket
+from jax._src import xla_bridge
+print(len(xla_bridge._backends))
+"""
+_MAIN_JOB = """
+from jaxmarket.bench.compile import seconds_to_compile
+from jaxmarket.config import TrainConfig
+print(sum(seconds_to_compile(TrainConfig("Chain-v0"))))
+"""
+
+
+def seconds_to_compile(config: TrainConfig) -> tuple[float, float]:
+    """Seconds to trace and lower, and seconds to compile, the training chunk of a configuration."""
+    program, env_params = Program.of(config), config.adapter.default_params
+    hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
+    state = jax.eval_shape(lambda key: init(program, key, env_params, hyper), jax.random.key(0))
+    return _seconds(lambda state, hyper, oracle: chunk(program, state, env_params, hyper, oracle), state, hyper, oracle)
+
+
+def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
+    jax.clear_caches()  # else tracing would find what an earlier repeat left
+    with every_core():
+        began = time.perf_counter()
+        lowered = jax.jit(function).lower(*arguments)
+        traced = time.perf_counter()
+        lowered.compile()
+        return traced - began, time.perf_counter() - traced
+
+
+def _rollout_seconds(bidders: int, horizon: int) -> tuple[float, float]:
+    society = market(bidders)
+    env_params = society.env.default_params
+    params = jax.eval_shape(society.init, jax.random.key(0))
+    states = jax.eval_shape(
+        lambda key: jax.vmap(lambda k: reset(society, k, env_params)[0])(jax.random.split(key, 64)), jax.random.key(0)
+    )
+
+    def roll(key: Any, params: Any, states: Any) -> Any:
+        one = lambda key, state: rollout(society, key, params, state, env_params, horizon)  # noqa: E731
+        return jax.vmap(one)(jax.random.split(key, 64), states)
+
+    return _seconds(roll, jax.random.key(0), params, states)
+
+
+def run(quick: bool = False) -> Report:
+    """Import time, the main job, and sweeps over bidders, horizon and depth."""
+    report = Report("compile")
+    repeats = 3 if quick else 5
+
+    def depth(layers: int) -> tuple[float, float]:
+        return seconds_to_compile(TrainConfig("CartPole-v1", hidden=(64,) * layers))
+
+    def bidders_trained(clones: int) -> tuple[float, float]:
+        return seconds_to_compile(TrainConfig("Chain-v0", clones=clones))
+
+    sweeps: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "rollout, bidders": (lambda n: _rollout_seconds(n, 64), (2, 4096) if quick else (2, 64, 512, 4096)),
+        "rollout, horizon": (lambda n: _rollout_seconds(4, n), (16, 512) if quick else (16, 128, 1024)),
+    }
+    if not quick:
+        sweeps |= {
+            "training, bidders (clones of 2)": (bidders_trained, (1, 32, 2048)),
+            "training, hidden layers": (depth, (1, 2, 4)),
+        }
+    rows = report.tables.setdefault("seconds before the first step", [])
+    todo, done = sum(len(sizes) for _, sizes in sweeps.values()) + 3, 0
+    with progress("compile", unit="programs") as show:
+
+        def add(what: str, size: int | None, trace: float | None, total: list[float]) -> float:
+            nonlocal done
+            median = statistics.median(total)
+            rows.append({"what": what, "size": size, "trace s": trace, "in all s": median, "slowest s": max(total)})
+            report.timings[f"{what} {size}"] = {"seconds": total}
+            done += 1
+            show(done, todo, what)
+            return median
+
+        imported = add("import jaxmarket", None, None, _child(_IMPORT.format(module="jaxmarket"), repeats))
+        alone = add("import jax, flax.linen, optax", None, None, _child(_IMPORT.format(module="jax, flax.linen, optax"), repeats))
+        job = add("main job: train Chain-v0", None, None, _child(_MAIN_JOB, repeats))
+        growth: dict[str, float] = {}
+        for what, (seconds, sizes) in sweeps.items():
+            runs = {size: [] for size in sizes}
+            for _ in range(repeats):  # sizes take turns
+                for size in sizes:
+                    runs[size].append(seconds(size))
+            medians = [
+                add(what, size, statistics.median(t for t, _ in runs[size]), [sum(pair) for pair in runs[size]])
+                for size in sizes
+            ]
+            growth[what] = medians[-1] / medians[0]
+    report.headline = {
+        "import_seconds": imported,
+        "import_over_dependencies": imported - alone,
+        "backends_started_by_import": _child(_NO_BACKEND, 1)[0],
+        "main_job_compile_seconds": job,
+        "growth_with_bidders": growth["rollout, bidders"],
+        "growth_with_horizon": growth["rollout, horizon"],
+    }
+    if not quick:
+        report.headline["growth_with_bidders_training"] = growth["training, bidders (clones of 2)"]
+    report.notes.append("every core; import and main job in fresh interpreters")
+    report.notes.append("growth: largest size over smallest, medians")
+    return report

@@ -1,0 +1,153 @@
+"""How far training is from what the device could do at best.
+
+XLA's own cost analysis gives floating-point operations and bytes touched. It counts the body of a loop once, so
+one training update is put together from its loop bodies: a step of all instances times the horizon, and a gradient
+step times the minibatches. Over the device's measured matrix-product rate and copy bandwidth they give the time
+no program of these operations could beat; that over the measured time is the achieved fraction.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarket import training
+from jaxmarket.bench.timing import Report, measure
+from jaxmarket.config import TrainConfig
+from jaxmarket.rollouts import rollout
+from jaxmarket.settlement import settle
+from jaxmarket.society import draw, reset, step_with
+from jaxmarket.tables import progress
+from jaxmarket.training import Program, as_arrays, chunk, init
+from jaxmarket.types import Array, PyTree, Rules
+
+__all__ = ["copy_limit", "flops_limit", "run", "update_costs"]
+
+
+def flops_limit(size: int = 1024) -> float:
+    """Measured floating-point operations per second of a matrix product."""
+    matrix = jnp.ones((size, size))
+    return 2 * size**3 / measure({"": (jnp.matmul, (matrix, matrix))})[""].median
+
+
+def copy_limit(working_set: int, moved: int = 2**28) -> float:
+    """Measured bytes per second of a copy whose source and target together fill ``working_set`` bytes.
+
+    A program whose data fits a cache is held against that cache.
+    """
+    vector = jnp.ones(max(1, working_set // 8), jnp.float32)
+    times = max(1, moved // (2 * vector.nbytes))
+
+    def copies(vector: Array) -> Array:
+        # Two buffers in turn, so that each copy reads one and writes the other.
+        swap = lambda _, pair: (pair[1], pair[0] + 1)  # noqa: E731
+        return jax.lax.fori_loop(0, times, swap, (vector, vector * 2))[0]
+
+    return times * 2 * vector.nbytes / measure({"": (copies, (vector,))})[""].median
+
+
+def _cost(function: Any, *arguments: Any) -> tuple[float, float]:
+    """Floating-point operations and bytes of one call."""
+    analysis = jax.jit(function).lower(*arguments).compile().cost_analysis() or {}
+    return float(analysis.get("flops", 0)), float(analysis.get("bytes accessed", 0))
+
+
+def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
+    """Operations and bytes of one training update, by part, with loops counted as often as they run."""
+    program, env_params, society = Program.of(config), config.adapter.default_params, config.society
+    hyper = as_arrays(config.hyperparameters)
+    state = jax.jit(functools.partial(init, program))(jax.random.key(0), env_params, hyper)
+    keys = jax.random.split(jax.random.key(1), program.instances)
+    learner: Any = program.learner
+
+    def one_step(params: PyTree, keys: Array, states: PyTree) -> PyTree:
+        def one(key: Array, state: PyTree) -> PyTree:
+            fresh, _ = reset(society, key, env_params)
+            return step_with(society, draw(society, key), params, state, fresh, env_params, Rules())
+
+        return jax.vmap(one)(keys, states)
+
+    def roll(params: PyTree, keys: Array, states: PyTree) -> PyTree:
+        one = lambda key, state: rollout(society, key, params, state, env_params, program.horizon)[1]  # noqa: E731
+        return jax.vmap(one, out_axes=1)(keys, states)
+
+    def view(rows: PyTree) -> PyTree:
+        earned = jax.vmap(lambda rows: settle(rows, hyper.discount), in_axes=1, out_axes=1)(rows)
+        return training.experience_of(society, rows, earned.utility)
+
+    rows = jax.jit(roll)(state.learner.params, keys, state.market)
+    experience = jax.jit(view)(rows)
+    small = jax.tree.map(lambda x: x[..., : learner.minibatch], experience.replace(obs=None))
+    small = small.replace(obs=experience.obs[: learner.minibatch])
+
+    def gradient_step(learner_state: PyTree, experience: PyTree) -> PyTree:
+        learn = lambda state, e: learner.update(state, e, hyper, state_update, jnp.zeros(()))[0]  # noqa: E731
+        return jax.vmap(learn, in_axes=(0, training._AXES))(learner_state, experience)
+
+    state_update = jnp.zeros((), jnp.int32)
+    minibatches = program.instances * program.horizon // learner.minibatch
+    parts = {
+        "steps": (_cost(one_step, state.learner.params, keys, state.market), program.horizon),
+        "settlement": (_cost(view, rows), 1),
+        "gradients": (_cost(gradient_step, state.learner, small), minibatches * learner.epochs),
+    }
+    return {name: (times * flops, times * moved) for name, ((flops, moved), times) in parts.items()}
+
+
+def run(quick: bool = False) -> Report:
+    """The fraction of the limit for Chain and CartPole."""
+    report = Report("roofline")
+    configs = {
+        "Chain-v0": TrainConfig("Chain-v0", instances=128, horizon=32, steps=81_920, log_every=20),
+        "CartPole-v1": TrainConfig("CartPole-v1", instances=128, horizon=32, steps=81_920, log_every=20),
+        "CartPole-v1, 2 × 256": TrainConfig(
+            "CartPole-v1", hidden=(256, 256), instances=1024, horizon=32, minibatch=1024, steps=65_536, log_every=2
+        ),
+    }
+    if quick:
+        configs.pop("CartPole-v1, 2 × 256")
+    rows = report.tables.setdefault("one training update", [])
+    with progress("roofline", unit="programs") as show:
+        show(0, len(configs) + 1, "device")
+        arithmetic, memory = flops_limit(), copy_limit(2**28)
+        for done, (name, config) in enumerate(configs.items(), 1):
+            show(done, len(configs) + 1, name)
+            program, env_params = Program.of(config), config.adapter.default_params
+            hyper = as_arrays(config.hyperparameters)
+            state = jax.jit(functools.partial(init, program))(jax.random.key(0), env_params, hyper)
+            timed = lambda state, p=program, e=env_params, h=hyper: chunk(p, state, e, h)  # noqa: E731
+            timing = measure({name: (timed, (state,))})
+            report.keep("chunk", timing)
+            costs = update_costs(config)
+            flops, moved = (sum(part[i] for part in costs.values()) for i in (0, 1))
+            seconds = timing[name].median / program.updates_per_chunk
+            working_set = timing[name].memory_bytes or 2**28
+            bandwidth = copy_limit(working_set)
+            by_flops, by_bytes = flops / arithmetic, moved / bandwidth
+            rows.append(
+                {
+                    "training": name,
+                    "Mflop": flops / 1e6,
+                    "MB": moved / 1e6,
+                    "set MB": working_set / 1e6,
+                    "GB/s": bandwidth / 1e9,
+                    "by flops ms": 1e3 * by_flops,
+                    "by bytes ms": 1e3 * by_bytes,
+                    "took ms": 1e3 * seconds,
+                    "achieved": max(by_flops, by_bytes) / seconds,
+                }
+            )
+            report.timings[f"costs: {name}"] = {part: {"flops": f, "bytes": b} for part, (f, b) in costs.items()}
+        show(len(configs) + 1, len(configs) + 1)
+    report.headline = {
+        "gflops_limit": arithmetic / 1e9,
+        "gbytes_per_second_limit": memory / 1e9,
+        "achieved": rows[0]["achieved"],
+        "achieved_largest": rows[-1]["achieved"],
+    }
+    report.notes += [
+        "MB: bytes that operations read and write, loops counted; set: what the program holds in memory",
+        "GB/s: a copy of that size; achieved: the larger of the two limits over the time it took",
+    ]
+    return report

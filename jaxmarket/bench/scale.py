@@ -1,0 +1,73 @@
+"""How time and memory per step grow with bidders, instances and network width."""
+
+import jax
+
+from jaxmarket.bench.step import scrambled
+from jaxmarket.bench.timing import Report, exponent, in_a_row, measure
+from jaxmarket.environments import garnet
+from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
+from jaxmarket.rollouts import rollout
+from jaxmarket.society import Society, reset
+from jaxmarket.tables import progress
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["market", "run"]
+
+_HORIZON = 16
+
+
+def market(bidders: int, width: int = 16) -> Society:
+    """A society of so many bidders, two for each action of a random deterministic process of eight states."""
+    env = garnet(0, 8, bidders // 2, 0.9, branching=1)
+    return Society(env, BidPolicy(linear(width), KumaraswamyHead()), clones=2)
+
+
+def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[float, float, dict]:
+    """Seconds and bytes per environment step, and the raw timing."""
+    env_params = society.env.default_params
+    params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
+    states = jax.vmap(lambda key: reset(society, key, env_params)[0])(jax.random.split(jax.random.key(2), instances))
+
+    def roll(key: Array, states: PyTree) -> tuple[PyTree, PyTree]:
+        one = lambda key, state: rollout(society, key, params, state, env_params, _HORIZON)  # noqa: E731
+        return jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, instances), states)
+
+    count = max(1, budget // (instances * _HORIZON * society.bidders))
+    timing = measure({"": (in_a_row(roll, count), (jax.random.key(3), states))}, repeats)[""]
+    steps = instances * _HORIZON
+    return timing.median / (count * steps), (timing.memory_bytes or 0) / steps, timing.raw()
+
+
+def run(quick: bool = False) -> Report:
+    """Sweep one size at a time and fit the exponents."""
+    report = Report("scale")
+    few = {"bidders": (2, 32, 512, 4096), "instances": (1, 4096), "width": (16, 256)}
+    all_of_them = {
+        "bidders": tuple(2**k for k in range(1, 13)),
+        "instances": tuple(4**k for k in range(9)),
+        "width": (16, 32, 64, 128, 256, 512),
+    }
+    sweeps = few if quick else all_of_them
+    todo, done = sum(map(len, sweeps.values())), 0
+    with progress("scale", unit="sizes") as show:
+        for what, sizes in sweeps.items():
+            rows = report.tables.setdefault(f"growth with {what}", [])
+            for size in sizes:
+                show(done, todo, f"{size} {what}")
+                society = market(size if what == "bidders" else 4, size if what == "width" else 16)
+                instances = size if what == "instances" else 64
+                # A call makes at least one rollout, so the largest sizes take their time whatever the budget.
+                seconds, memory, raw = _time(society, instances, 10, 400_000 if quick else 4_000_000)
+                report.timings[f"{size} {what}"] = raw
+                rows.append({what: size, "µs per step": 1e6 * seconds, "bytes per step": memory})
+                done += 1
+        show(todo, todo)
+    rows = report.tables["growth with bidders"]
+    sizes = [row["bidders"] for row in rows]
+    report.headline = {
+        "exponent_time": exponent(sizes, [row["µs per step"] for row in rows]),
+        "exponent_memory": exponent(sizes, [row["bytes per step"] for row in rows]),
+    }
+    report.notes.append("exponents: of growth with bidders, 64 instances, fitted over all sizes")
+    report.notes.append("bytes: what XLA plans for arguments, results and temporaries of one call, per step of a rollout")
+    return report

@@ -1,0 +1,146 @@
+"""How fast a market rolls out, and what the market itself costs.
+
+One step is one auction and one environment step of one instance. Beside the society, in the same run: the same
+environment with random actions alone, and the same environment with the same stacked networks evaluated and the same
+bids sampled, but no market (a random primitive acts; no auction, no payments). The market tax is the society's time
+over that of the latter. All three write their rows to memory.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarket import baselines
+from jaxmarket.bench.timing import Report, Timing, in_a_row, measure
+from jaxmarket.config import TrainConfig
+from jaxmarket.rollouts import rollout
+from jaxmarket.society import Draws, Society, draw, reset
+from jaxmarket.tables import progress
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["Case", "run", "time_case"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One size of one society."""
+
+    env: str = "CartPole-v1"
+    clones: int = 2
+    instances: int = 1024
+    hidden: tuple[int, ...] = (64, 64)
+    share: bool = True
+    horizon: int = 128
+
+    @property
+    def society(self) -> Society:
+        """The paper's kind of society, of this size."""
+        shape: dict[str, Any] = {"instances": self.instances, "horizon": self.horizon, "minibatch": self.instances}
+        return TrainConfig(
+            self.env, clones=self.clones, share_clones=self.share, hidden=self.hidden, **shape
+        ).society  # fmt: skip
+
+
+TAX = Case()
+"""CartPole, four bidders, 1,024 instances, two hidden layers of 64."""
+
+
+def cases(quick: bool) -> list[Case]:
+    """The tax case first, then one thing changed at a time, and other environments."""
+    if quick:
+        return [TAX, Case("Chain-v0", hidden=(16,))]
+    vary = [
+        *({"clones": clones} for clones in (1, 8)),
+        {"share": False},
+        *({"instances": instances} for instances in (64, 8192)),
+        *({"hidden": hidden} for hidden in ((16,), (256, 256))),
+    ]
+    others = [
+        Case("Bandit-v0", hidden=(16,)),
+        Case("Chain-v0", hidden=(16,)),
+        Case("Duality-v0", hidden=(16,)),
+        Case("Acrobot-v1"),
+        Case("Breakout-MinAtar", hidden=(64,), instances=256, horizon=32),
+    ]
+    return [TAX, *(dataclasses.replace(TAX, **change) for change in vary), *others]
+
+
+def scrambled(params: PyTree, key: Array) -> PyTree:
+    """Untrained bidders all bid alike; these do not."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> tuple[dict[str, Timing], int]:
+    """Time the three programs: by ``society``, ``networks`` and ``environment``, and the steps each call makes."""
+    society, env, horizon = case.society, case.society.env, case.horizon
+    env_params = env.default_params
+    params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
+    keys = jax.random.split(jax.random.key(2), case.instances)
+
+    def market(key: Array, states: PyTree) -> tuple[PyTree, PyTree]:
+        one = lambda key, state: rollout(society, key, params, state, env_params, horizon)  # noqa: E731
+        return jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), states)
+
+    def without(networks: bool) -> Any:
+        def act(draws: Draws, obs: Array) -> tuple[Array, PyTree]:
+            action = (draws.tie * society.primitives).astype(jnp.int32)
+            return action, (action, society.bids(params, draws, obs)) if networks else action
+
+        def one(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
+            key_draw, key_env = jax.random.split(key)
+            return baselines.roam(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
+
+        return lambda key, running: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), running)
+
+    states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
+    running = jax.vmap(lambda key: baselines.start(env, key, env_params))(keys)
+    count = max(1, steps_per_call // (case.instances * horizon))
+    key = jax.random.key(3)
+    timings = measure(
+        {
+            "society": (in_a_row(market, count), (key, states)),
+            "networks": (in_a_row(without(networks=True), count), (key, running)),
+            "environment": (in_a_row(without(networks=False), count), (key, running)),
+        },
+        repeats,
+    )
+    return timings, count * case.instances * horizon
+
+
+def run(quick: bool = False) -> Report:
+    """Measure every case."""
+    report = Report("step")
+    rows = report.tables.setdefault("rollouts, million environment steps per second", [])
+    todo = cases(quick)
+    with progress("step", unit="cases") as show:
+        for done, case in enumerate(todo):
+            show(done, len(todo), f"{case.env}, {case.instances} instances")
+            timings, steps = time_case(case, repeats=20 if case == TAX else 10)
+            report.keep(str(case), timings)
+            society, networks, environment = (timings[n] for n in ("society", "networks", "environment"))
+            rows.append(
+                {
+                    "environment": case.env,
+                    "A": case.society.bidders,
+                    "B": case.instances,
+                    "network": "×".join(map(str, case.hidden)) + ("" if case.share else " each"),
+                    "M/s": steps / society.median / 1e6,
+                    "± IQR": steps * society.iqr / society.median**2 / 1e6,
+                    "no market": steps / networks.median / 1e6,
+                    "env only": steps / environment.median / 1e6,
+                    "tax": society.median / networks.median,
+                    "compile s": society.compile_seconds,
+                }
+            )
+        show(len(todo), len(todo))
+    report.headline = {"market_tax": rows[0]["tax"], "steps_per_second": 1e6 * rows[0]["M/s"]}
+    report.notes.append("A bidders, B instances; no market: same networks and bids; env only: random actions, no networks")
+    report.notes.append(
+        f"market_tax: {TAX.env}, {TAX.society.bidders} bidders (2 clones sharing), {TAX.instances} instances, "
+        f"horizon {TAX.horizon}, two hidden layers of 64"
+    )
+    return report

@@ -1,0 +1,251 @@
+"""One small timer for every benchmark, and what a benchmark reports.
+
+The protocol: compile apart and assert that it happened once; warm up; block on the result; ten repeats or more, those
+of rivals interleaved, so that a slow moment of the machine hits all alike; median and interquartile range; the raw
+seconds are kept, with device, versions and commit.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["REPEATS", "Report", "Timing", "every_core", "exponent", "in_a_row", "machine", "measure", "pin"]
+
+REPEATS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long one compiled call took.
+
+    Attributes:
+        seconds: of each repeat.
+        compile_seconds: tracing, lowering and compiling, with every core.
+        memory_bytes: arguments, results and temporaries of the program, as XLA planned them; None if it does not say.
+    """
+
+    seconds: tuple[float, ...]
+    compile_seconds: float
+    memory_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Median of the repeats."""
+        return float(np.median(self.seconds))
+
+    @property
+    def iqr(self) -> float:
+        """Interquartile range of the repeats."""
+        low, high = np.quantile(self.seconds, (0.25, 0.75))
+        return float(high - low)
+
+    def raw(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {**dataclasses.asdict(self), "median": self.median, "iqr": self.iqr}
+
+
+def measure(
+    candidates: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]], repeats: int = REPEATS
+) -> dict[str, Timing]:
+    """Compile each function for its arguments, warm it up, and time it, taking turns with the others.
+
+    Args:
+        candidates: by name, a pure function and its arguments.
+        repeats: timed calls of each.
+
+    Raises:
+        RuntimeError: a function was traced more than once.
+    """
+    programs, compile_seconds, memory = {}, {}, {}
+    for name, (function, arguments) in candidates.items():
+        traces = []
+
+        def counted(*arguments: Any, function: Callable = function, traces: list = traces) -> Any:
+            traces.append(1)
+            return function(*arguments)
+
+        began = time.perf_counter()
+        with every_core():
+            program = jax.jit(counted).lower(*arguments).compile()
+        compile_seconds[name] = time.perf_counter() - began
+        jax.block_until_ready(program(*arguments))
+        if len(traces) != 1:
+            raise RuntimeError(f"{name}: traced {len(traces)} times, a benchmark times one program")
+        plan = program.memory_analysis()
+        memory[name] = None if plan is None else int(
+            plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+        )
+        programs[name] = program
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, program in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(program(*candidates[name][1]))
+            seconds[name].append(time.perf_counter() - began)
+    return {name: Timing(tuple(seconds[name]), compile_seconds[name], memory[name]) for name in programs}
+
+
+def in_a_row(
+    rollout: Callable[[Array, PyTree], tuple[PyTree, PyTree]], count: int
+) -> Callable[[Array, PyTree], tuple[PyTree, PyTree]]:
+    """``count`` rollouts in one program, so that a call is long beside what it takes to make it.
+
+    The latest rows ride in the loop's carry: each rollout writes all of its rows to memory, as it would for a
+    learner, and XLA cannot leave out what nobody reads.
+
+    Args:
+        rollout: ``(key, state) -> (state, rows)``.
+        count: rollouts per call.
+    """
+
+    def rollouts(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rollout, key, state)[1])
+        body = lambda carry, key: (rollout(key, carry[0]), None)  # noqa: E731
+        return jax.lax.scan(body, (state, blank), jax.random.split(key, count))[0]
+
+    return rollouts
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The p of the least-squares fit ``value = c · size^p``, in logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+_ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def pin(cores: int = 1) -> None:
+    """Confine this process to its first cores; to be called before JAX starts its backend.
+
+    One core is how XLA runs these small operations best on a CPU, and what can be compared. Where the
+    backend turns out to be an accelerator all cores are given back. Without effect where the system has no
+    such call.
+    """
+    if _ALLOWED is None:
+        return
+    os.sched_setaffinity(0, set(sorted(_ALLOWED)[:cores]))
+    if jax.default_backend() != "cpu":
+        os.sched_setaffinity(0, _ALLOWED)
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Compile here: what runs is confined by `pin`, what is to be run need not wait for it."""
+    if _ALLOWED is None:
+        yield
+        return
+    confined = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _ALLOWED)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, confined)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    device = jax.devices()[0]
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if (
+        info.exists()
+    ) else []  # fmt: skip
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cpu": models[0] if models else platform.processor(),
+        "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jaxmarket", "jax", "jaxlib", "flax", "optax", "gymnax")},
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + where files differ from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout
+
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+
+
+@dataclasses.dataclass
+class Report:
+    """What a benchmark found.
+
+    Attributes:
+        name: of the benchmark.
+        headline: the numbers it is about, by name.
+        tables: rows of numbers under a title; shown in the order of their keys.
+        notes: sentences below the tables.
+        timings: raw seconds, by what was timed.
+    """
+
+    name: str
+    headline: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    timings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def keep(self, label: str, timings: Mapping[str, Timing]) -> None:
+        """Keep the raw seconds of a measurement."""
+        self.timings |= {f"{label}: {name}": timing.raw() for name, timing in timings.items()}
+
+    def view(self) -> Group:
+        """Tables for a terminal."""
+        shown: list[Any] = []
+        for title, rows in self.tables.items():
+            table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for column in rows[0] if rows else ():
+                table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
+            for row in rows:
+                table.add_row(*(_cell(value) for value in row.values()))
+            shown.append(table)
+        numbers = Table(show_header=False, box=SIMPLE_HEAD, title=self.name)
+        numbers.add_column()
+        numbers.add_column(justify="right")
+        for key, value in self.headline.items():
+            numbers.add_row(key, _cell(value))
+        return Group(*shown, numbers, *self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The headline, the tables and the machine; the raw seconds are in the file only."""
+        return {"benchmark": self.name, **self.headline, "machine": machine(), "tables": self.tables, "notes": self.notes}
+
+    def write(self, folder: Path) -> Path:
+        """Keep everything in ``folder/NAME.json``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
+        return path
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,331 @@
+"""How fast complete training is, beside a monolithic agent and what users would pick instead.
+
+A step is one auction, its environment step, and its share of settlement, learning and metrics. The monolithic PPO is
+`jaxmarket.baselines`: same networks, learner, instances and minibatches, as many parameters as the society in all.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import baselines
+from jaxmarket.bench.timing import REPEATS, Report, in_a_row, measure
+from jaxmarket.config import TrainConfig
+from jaxmarket.evaluation import evaluate
+from jaxmarket.rollouts import rollout
+from jaxmarket.tables import progress
+from jaxmarket.training import Program, TrainState, as_arrays, chunk, init, oracle_of
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["CHAIN", "equal_width", "run", "worker"]
+
+CHAIN = TrainConfig("Chain-v0", instances=128, horizon=32, steps=163_840, log_every=40)
+"""Chain with the paper's networks and PPO settings: 4,096 steps per update as published, from 128 instances."""
+
+
+def _training(config: TrainConfig) -> tuple[Callable[[TrainState], Any], Callable[[Array], TrainState]]:
+    """One seed's compiled-to-be chunk and initial state; the traced settings are constants here."""
+    program, env_params = Program.of(config), config.adapter.default_params
+    hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
+    return (
+        lambda state: chunk(program, state, env_params, hyper, oracle),
+        lambda key: init(program, key, env_params, hyper),
+    )
+
+
+def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable, Callable]:
+    """The same of a monolithic agent."""
+    monolith, env_params = baselines.Monolith.of(config, hidden), config.adapter.default_params
+    hyper = as_arrays(config.hyperparameters)
+    return (
+        lambda state: baselines.chunk(monolith, state, env_params, hyper),
+        lambda key: baselines.init(monolith, key, env_params),
+    )
+
+
+def _steps(config: TrainConfig) -> int:
+    """Environment steps of one chunk."""
+    return config.instances * config.horizon * config.updates_per_chunk  # type: ignore[operator]
+
+
+def equal_width(config: TrainConfig) -> tuple[int, ...]:
+    """Widths with which a monolithic agent has as many parameters as the society, as nearly as whole widths allow."""
+    key = jax.random.key(0)
+    wanted = baselines.parameters(jax.eval_shape(_training(config)[1], key).learner)
+    layers = len(config.society.policy.torso.hidden)  # type: ignore[attr-defined]
+
+    def count(width: int) -> int:
+        return baselines.parameters(jax.eval_shape(_monolithic(config, (width,) * layers)[1], key).learner)
+
+    width = 1
+    while count(2 * width) <= wanted:
+        width *= 2
+    low, high = width, 2 * width
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
+    return ((low if wanted - count(low) <= count(high) - wanted else high),) * layers
+
+
+def _chain(report: Report) -> None:
+    """Chain on one core: complete training, and the same run's rollouts alone."""
+    step, start = _training(CHAIN)
+    state = jax.jit(start)(jax.random.key(0))
+    society, env_params = CHAIN.society, CHAIN.adapter.default_params
+
+    def roll(key: Array, market: PyTree) -> tuple[PyTree, PyTree]:
+        one = lambda key, m: rollout(society, key, state.learner.params, m, env_params, CHAIN.horizon)  # noqa: E731  # type: ignore[arg-type]
+        return jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, CHAIN.instances), market)  # type: ignore[arg-type]
+
+    timings = measure(
+        {
+            "training": (step, (state,)),
+            "rollouts": (in_a_row(roll, CHAIN.updates_per_chunk), (jax.random.key(1), state.market)),
+        },
+        2 * REPEATS,
+    )
+    report.keep("Chain", timings)
+    rates = {name: _steps(CHAIN) / timing.median for name, timing in timings.items()}
+    report.headline |= {
+        "chain_steps_per_second": rates["training"],
+        "chain_rollout_steps_per_second": rates["rollouts"],
+        "train_over_rollout": rates["training"] / rates["rollouts"],
+    }
+
+
+def worker(seed: int) -> None:
+    """Train Chain when a line arrives on standard input; print the seconds of each chunk."""
+    step, start = _training(CHAIN)
+    state = jax.jit(start)(jax.random.key(seed))
+    program = jax.jit(lambda state: step(state)[0], donate_argnums=0).lower(state).compile()
+    state = jax.block_until_ready(program(state))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    seconds = []
+    for _ in range(4 * REPEATS):
+        began = time.perf_counter()
+        state = jax.block_until_ready(program(state))
+        seconds.append(time.perf_counter() - began)
+    print(json.dumps(seconds), flush=True)
+
+
+def _every_core(report: Report) -> None:
+    """One process per core, each with seeds of its own: throughput of the machine."""
+    cores = os.cpu_count() or 1
+    if cores < 2 or not hasattr(os, "sched_setaffinity"):
+        report.headline["chain_steps_per_second_every_core"] = None
+        return
+    # Confined before the import: a backend keeps the cores it was started on.
+    code = "import os; os.sched_setaffinity(0, {{{0}}}); from jaxmarket.bench.train import worker; worker({0})"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen([sys.executable, "-c", code.format(core)], **pipes) for core in range(cores)]
+    for process in workers:
+        process.stdout.readline()
+    for process in workers:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    seconds = [json.loads(process.communicate()[0]) for process in workers]
+    report.timings["Chain: every core, one process each"] = {"seconds": seconds}
+    report.headline["chain_steps_per_second_every_core"] = sum(_steps(CHAIN) / float(np.median(s)) for s in seconds)
+
+
+def _against_monolithic(report: Report) -> None:
+    """CartPole: a society and one agent with as many parameters, same settings."""
+    config = TrainConfig("CartPole-v1", instances=128, horizon=32, steps=32_768, log_every=8)
+    hidden = equal_width(config)
+    programs = {"society": _training(config), "monolithic": _monolithic(config, hidden)}
+    states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
+    timings = measure({name: (step, (states[name],)) for name, (step, _) in programs.items()}, 2 * REPEATS)
+    report.keep("CartPole", timings)
+    rates = {name: _steps(config) / timing.median for name, timing in timings.items()}
+    report.headline["society_over_monolithic"] = rates["society"] / rates["monolithic"]
+    rows = report.tables.setdefault("ppo on CartPole-v1, 128 instances × 32 steps, minibatch 128", [])
+    for name, timing in timings.items():
+        rows.append(
+            {
+                "agent": name,
+                "parameters": baselines.parameters(states[name].learner),
+                "steps/s": rates[name],
+                "± IQR": rates[name] * timing.iqr / timing.median,
+                "compile s": timing.compile_seconds,
+            }
+        )
+
+
+def _many_seeds(report: Report) -> None:
+    """64 seeds of Chain in one call, and one seed with 64 times the instances: the same steps, in as many minibatches."""
+    many = dataclasses.replace(CHAIN, steps=4_096, log_every=1)
+    single = dataclasses.replace(many, instances=64 * 128, steps=64 * 4_096)
+    (step, start), (step_one, start_one) = _training(many), _training(single)
+    states = jax.jit(jax.vmap(start))(jax.random.split(jax.random.key(0), 64))
+    timings = measure(
+        {
+            "64 seeds × 128 instances": (jax.vmap(step), (states,)),
+            "1 seed × 8,192 instances": (step_one, (jax.jit(start_one)(jax.random.key(0)),)),
+        }
+    )
+    report.keep("seeds", timings)
+    seeds, one = (_steps(single) / timing.median for timing in timings.values())
+    report.headline |= {"seeds64_over_single": seeds / one, "seeds64_steps_per_second": seeds}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contestant:
+    """Somebody who is to solve an environment."""
+
+    name: str
+    config: TrainConfig
+    monolithic: bool = False
+
+    def build(self) -> tuple[Callable, Callable, Callable[[Any, Array], Array]]:
+        """A chunk, an initial state, and the mean greedy return of 64 fresh episodes."""
+        env_params, horizon = self.config.adapter.default_params, 500
+        if self.monolithic:
+            monolith = baselines.Monolith.of(self.config, equal_width(self.config))
+            step, start = _monolithic(self.config, equal_width(self.config))
+            score = lambda s, key: baselines.greedy_return(monolith, s.learner, key, env_params, horizon)  # noqa: E731
+        else:
+            step, start = _training(self.config)
+            greedy = dataclasses.replace(self.config.society, greedy=True)
+            score = lambda s, key: evaluate(greedy, s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
+        return step, start, score
+
+
+def contests() -> list[tuple[str, float, list[_Contestant]]]:
+    """Environment, the return that counts as solved, and who tries; settings from docs/reproductions.md or tried by hand."""
+    chain: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 10}
+    tuned = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
+    alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01}
+    return [
+        (
+            "Chain-v0",
+            0.79,
+            [
+                _Contestant("society, ppo", TrainConfig("Chain-v0", **chain, **tuned)),
+                _Contestant("society, valuation", TrainConfig("Chain-v0", learner="valuation", log_every=20)),
+                _Contestant("monolithic ppo", TrainConfig("Chain-v0", **chain, **alone), monolithic=True),
+            ],
+        ),
+        (
+            "CartPole-v1",
+            475.0,
+            [
+                _Contestant("society, valuation", TrainConfig("CartPole-v1", learner="valuation", log_every=40)),
+                _Contestant(
+                    "monolithic ppo",
+                    TrainConfig(
+                        "CartPole-v1", learning_rate=3e-4, value_learning_rate=1e-3, entropy=0.01, epochs=4, log_every=4
+                    ),
+                    monolithic=True,
+                ),
+            ],
+        ),
+    ]
+
+
+def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
+    rows = report.tables.setdefault(f"until solved, {seeds} seeds one by one", [])
+    for env, threshold, contestants in contests():
+        for contestant in contestants:
+            config = contestant.config
+            step, start, score = contestant.build()
+            began = time.perf_counter()
+            state = jax.jit(start)(jax.random.key(0))
+            program = jax.jit(step).lower(state).compile()
+            compiled = time.perf_counter() - began
+            grade = jax.jit(score)
+            needed, steps = [], []
+            for seed in range(seeds):
+                show(f"{env}: {contestant.name}, seed {seed}")
+                state, seconds = jax.jit(start)(jax.random.key(seed)), 0.0
+                for done in range(1, config.chunks + 1):
+                    began = time.perf_counter()
+                    state = jax.block_until_ready(program(state)[0])
+                    seconds += time.perf_counter() - began
+                    if float(grade(state, jax.random.key(1))) >= threshold:
+                        needed.append(seconds)
+                        steps.append(done * _steps(config))
+                        break
+            rows.append(_row(env, contestant.name, threshold, needed, steps, seeds, compiled))
+            report.timings[f"{env}: {contestant.name} until solved"] = {"seconds": needed, "steps": steps}
+            report.headline[f"seconds_to_solved {env} {contestant.name}"] = rows[-1]["seconds (median)"]
+
+
+def _row(
+    env: str, name: str, threshold: float, seconds: list[float], steps: list[int], seeds: int, compiled: float | None
+) -> dict[str, Any]:
+    return {
+        "environment": env,
+        "agent": name,
+        "solved at": threshold,
+        "solved": f"{len(seconds)} of {seeds}",
+        "seconds (median)": float(np.median(seconds)) if seconds else None,
+        "slowest": max(seconds) if seconds else None,
+        "steps (median)": int(np.median(steps)) if steps else None,
+        "steps/s": sum(steps) / sum(seconds) if seconds else None,
+        "compile s": compiled,
+    }
+
+
+def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -> None:
+    """Stable-Baselines3's PPO as installed, eight environments, on the same core."""
+    try:
+        import torch  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+        from stable_baselines3 import PPO  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+        from stable_baselines3.common.env_util import make_vec_env  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+        from stable_baselines3.common.evaluation import evaluate_policy  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        report.notes.append("Stable-Baselines3 is not installed: pip install 'jaxmarket[rivals]' adds its PPO to the table")
+        return
+    torch.set_num_threads(1)
+    needed, steps = [], []
+    for seed in range(seeds):
+        show(f"CartPole-v1: Stable-Baselines3, seed {seed}")
+        model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=8, seed=seed), seed=seed, device="cpu")
+        seconds, done = 0.0, 0
+        while done < 500_000:
+            began = time.perf_counter()
+            model.learn(8 * 2048, reset_num_timesteps=False)
+            seconds, done = seconds + time.perf_counter() - began, done + 8 * 2048
+            if evaluate_policy(model, make_vec_env("CartPole-v1", n_envs=8), n_eval_episodes=64)[0] >= 475:
+                needed.append(seconds)
+                steps.append(done)
+                break
+    rows = next(rows for title, rows in report.tables.items() if title.startswith("until solved"))
+    rows.append(_row("CartPole-v1", "Stable-Baselines3 PPO", 475.0, needed, steps, seeds, None))
+    report.timings["CartPole-v1: Stable-Baselines3 PPO until solved"] = {"seconds": needed, "steps": steps}
+
+
+def run(quick: bool = False) -> Report:
+    """Chain, CartPole against one agent, many seeds, time to solved, and the rival if it is installed."""
+    report = Report("train")
+    parts: list[tuple[str, Callable[[], None]]] = [
+        ("Chain, one core", functools.partial(_chain, report)),
+        ("CartPole, society and one agent", functools.partial(_against_monolithic, report)),
+        ("64 seeds", functools.partial(_many_seeds, report)),
+    ]
+    if not quick:
+        parts.insert(1, ("Chain, every core", functools.partial(_every_core, report)))
+    with progress("train", unit="parts") as show:
+        total = len(parts) + (0 if quick else 2)
+        for done, (label, part) in enumerate(parts):
+            show(done, total, label)
+            part()
+        if quick:
+            report.notes.append("every core, time to solved and Stable-Baselines3: without --quick")
+        else:
+            _solve(report, 8, lambda note: show(len(parts), total, note))
+            _stable_baselines(report, 3, lambda note: show(len(parts) + 1, total, note))
+        show(total, total)
+    report.notes.append("Chain: paper's networks and PPO settings, 2 clones, 128 instances × 32 steps per update")
+    return report
