@@ -198,6 +198,7 @@ class Report:
 
     Attributes:
         name: of the benchmark.
+        machine: what it ran on.
         headline: the numbers it is about, by name.
         tables: rows of numbers under a title; shown in the order of their keys.
         notes: sentences below the tables.
@@ -205,6 +206,7 @@ class Report:
     """
 
     name: str
+    machine: dict[str, Any] = dataclasses.field(default_factory=machine)
     headline: dict[str, float | None] = dataclasses.field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -233,7 +235,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The headline, the tables and the machine; the raw seconds are in the file only."""
-        return {"benchmark": self.name, **self.headline, "machine": machine(), "tables": self.tables, "notes": self.notes}
+        return {"benchmark": self.name, **self.headline, "machine": self.machine, "tables": self.tables, "notes": self.notes}
 
     def write(self, folder: Path) -> Path:
         """Keep everything in ``folder/NAME.json``."""

@@ -60,21 +60,21 @@ def _steps(config: TrainConfig) -> int:
 
 def equal_width(config: TrainConfig) -> tuple[int, ...]:
     """Widths with which a monolithic agent has as many parameters as the society, as nearly as whole widths allow."""
-    key = jax.random.key(0)
-    wanted = baselines.parameters(jax.eval_shape(_training(config)[1], key).learner)
-    layers = len(config.society.policy.torso.hidden)  # type: ignore[attr-defined]
+    society = config.society
+    key, obs = jax.random.key(0), jnp.zeros(society.observation.shape, society.observation.dtype)
+    layers = len(society.policy.torso.hidden)  # type: ignore[attr-defined]
+    wanted = society.modules * baselines.parameters(jax.eval_shape(config.learner_rule.init, key, obs))
 
-    def count(width: int) -> int:
-        return baselines.parameters(jax.eval_shape(_monolithic(config, (width,) * layers)[1], key).learner)
+    def missing(width: int) -> int:
+        learner = baselines.Monolith.of(config, (width,) * layers).learner
+        return wanted - baselines.parameters(jax.eval_shape(learner.init, key, obs))
 
-    width = 1
-    while count(2 * width) <= wanted:
-        width *= 2
-    low, high = width, 2 * width
+    # Halving: parameters grow with the width.
+    low, high = 1, wanted
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
-    return ((low if wanted - count(low) <= count(high) - wanted else high),) * layers
+        low, high = (middle, high) if missing(middle) >= 0 else (low, middle)
+    return (min((low, high), key=lambda width: abs(missing(width))),) * layers
 
 
 def _chain(report: Report) -> None:
