@@ -1,4 +1,4 @@
-"""`jaxmarket bench compile` as a script: `python benchmarks/compile.py [--quick] [--json] [--out DIR] [--cores N]`."""
+"""The benchmark `compile` as a script; same options as `jaxmarket bench compile`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`jaxmarket bench roofline` as a script: `python benchmarks/roofline.py [--quick] [--json] [--out DIR] [--cores N]`."""
+"""The benchmark `roofline` as a script; same options as `jaxmarket bench roofline`."""
 
 import sys
 

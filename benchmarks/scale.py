@@ -1,4 +1,4 @@
-"""`jaxmarket bench scale` as a script: `python benchmarks/scale.py [--quick] [--json] [--out DIR] [--cores N]`."""
+"""The benchmark `scale` as a script; same options as `jaxmarket bench scale`."""
 
 import sys
 

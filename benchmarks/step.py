@@ -1,4 +1,4 @@
-"""`jaxmarket bench step` as a script: `python benchmarks/step.py [--quick] [--json] [--out DIR] [--cores N]`."""
+"""The benchmark `step` as a script; same options as `jaxmarket bench step`."""
 
 import sys
 

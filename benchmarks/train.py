@@ -1,4 +1,4 @@
-"""`jaxmarket bench train` as a script: `python benchmarks/train.py [--quick] [--json] [--out DIR] [--cores N]`."""
+"""The benchmark `train` as a script; same options as `jaxmarket bench train`."""
 
 import sys
 

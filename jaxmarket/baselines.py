@@ -21,7 +21,18 @@ from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["Monolith", "MonolithState", "Running", "Steps", "chunk", "greedy_return", "init", "parameters", "roam", "start"]
+__all__ = [
+    "Monolith",
+    "MonolithState",
+    "Running",
+    "Steps",
+    "chunk",
+    "greedy_return",
+    "init",
+    "parameters",
+    "roam",
+    "start",
+]
 
 
 class Running(struct.PyTreeNode):

@@ -207,7 +207,8 @@ def bench(
             print(f"jaxmarket: {each} interrupted; finished benchmarks are in {out}", file=sys.stderr)
             sys.exit(130)
         console.print(reports[-1].view())
-        console.print(f"written to {out / each}.json", highlight=False)
+        written = ", ".join(sorted(path.name for path in out.glob(f"{each}.*")))
+        console.print(f"written to {out}: {written}", highlight=False)
     if json:
         found = [report.to_json() for report in reports]
         print(runs.to_json(found[0] if name is not None else {"benchmarks": found}))

@@ -26,7 +26,9 @@ def _child(code: str, repeats: int) -> list[float]:
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     everywhere = "import os; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, range(os.cpu_count()))\n"
     command = [sys.executable, "-c", everywhere + code]
-    done = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(repeats)]
+    done = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(repeats)
+    ]
     return [float(json.loads(run.stdout.splitlines()[-1])) for run in done]
 
 
@@ -115,7 +117,12 @@ def run(quick: bool = False) -> Report:
             return median
 
         imported = add("import jaxmarket", None, None, _child(_IMPORT.format(module="jaxmarket"), repeats))
-        alone = add("import jax, flax.linen, optax", None, None, _child(_IMPORT.format(module="jax, flax.linen, optax"), repeats))
+        alone = add(
+            "import jax, flax.linen, optax",
+            None,
+            None,
+            _child(_IMPORT.format(module="jax, flax.linen, optax"), repeats),
+        )
         job = add("main job: train Chain-v0", None, None, _child(_MAIN_JOB, repeats))
         growth: dict[str, float] = {}
         for what, (seconds, sizes) in sweeps.items():
@@ -128,12 +135,13 @@ def run(quick: bool = False) -> Report:
                 for size in sizes
             ]
             growth[what] = medians[-1] / medians[0]
-    report.headline = {
+    report.headline |= {
         "import_seconds": imported,
         "import_over_dependencies": imported - alone,
         "backends_started_by_import": _child(_NO_BACKEND, 1)[0],
         "main_job_compile_seconds": job,
-    } | {f"growth: {what}": ratio for what, ratio in growth.items()}
+    }
+    report.headline |= {f"growth: {what}": ratio for what, ratio in growth.items()}
     report.notes.append("every core; import and main job in fresh interpreters")
     report.notes.append("growth: largest size over smallest, medians")
     return report

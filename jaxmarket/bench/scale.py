@@ -1,15 +1,21 @@
 """How time and memory per step grow with bidders, instances and network width."""
 
+from typing import TYPE_CHECKING
+
 import jax
 
 from jaxmarket.bench.step import scrambled
 from jaxmarket.bench.timing import Report, exponent, in_a_row, measure
-from jaxmarket.environments import garnet
+from jaxmarket.environments import adapt, garnet
+from jaxmarket.plotting import figure
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import Society, reset
 from jaxmarket.tables import progress
 from jaxmarket.types import Array, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["market", "run"]
 
@@ -19,7 +25,7 @@ _HORIZON = 16
 def market(bidders: int, width: int = 16) -> Society:
     """A society of so many bidders, two for each action of a random deterministic process of eight states."""
     env = garnet(0, 8, bidders // 2, 0.9, branching=1)
-    return Society(env, BidPolicy(linear(width), KumaraswamyHead()), clones=2)
+    return Society(adapt(env), BidPolicy(linear(width), KumaraswamyHead()), clones=2)
 
 
 def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[float, float, dict]:
@@ -68,6 +74,27 @@ def run(quick: bool = False) -> Report:
         "exponent_time": exponent(sizes, [row["µs per step"] for row in rows]),
         "exponent_memory": exponent(sizes, [row["bytes per step"] for row in rows]),
     }
+    report.figure = _draw(report)
     report.notes.append("exponents: of growth with bidders, 64 instances, fitted over all sizes")
-    report.notes.append("bytes: what XLA plans for arguments, results and temporaries of one call, per step of a rollout")
+    report.notes.append(
+        "bytes: what XLA plans for arguments, results and temporaries of one call, per step of a rollout"
+    )
     return report
+
+
+def _draw(report: Report) -> "Figure":
+    """Time and memory per step against each size, and the slope of proportional growth."""
+    fig, axes = figure(3, 2, width=4.2, height=3.2)
+    for column, (title, rows) in enumerate(report.tables.items()):
+        sizes = [next(iter(row.values())) for row in rows]
+        for row, (quantity, color) in enumerate((("µs per step", "tab:blue"), ("bytes per step", "tab:orange"))):
+            ax, values = axes[3 * row + column], [line[quantity] for line in rows]
+            ax.loglog(sizes, values, "o-", color=color)
+            ax.set(xlabel=title.removeprefix("growth with "), ylabel=quantity if column == 0 else None)
+            if column == 0:
+                start = values[-1] / sizes[-1]
+                ax.loglog(sizes, [start * size for size in sizes], color="gray", linestyle=":", label="proportional")
+                ax.legend(frameon=False, fontsize=8)
+    cpu = report.machine
+    fig.suptitle(f"rollouts: growth of time and memory per step ({cpu['cpu']}, {cpu['cores_used']} core)", fontsize=10)
+    return fig

@@ -71,7 +71,9 @@ def scrambled(params: PyTree, key: Array) -> PyTree:
     """Untrained bidders all bid alike; these do not."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(
+        tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
 
 
 def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> tuple[dict[str, Timing], int]:
@@ -138,7 +140,9 @@ def run(quick: bool = False) -> Report:
             )
         show(len(todo), len(todo))
     report.headline = {"market_tax": rows[0]["tax"], "steps_per_second": 1e6 * rows[0]["M/s"]}
-    report.notes.append("A bidders, B instances; no market: same networks and bids; env only: random actions, no networks")
+    report.notes.append(
+        "A bidders, B instances; no market: same networks and bids; env only: random actions, no networks"
+    )
     report.notes.append(
         f"market_tax: {TAX.env}, {TAX.society.bidders} bidders (2 clones sharing), {TAX.instances} instances, "
         f"horizon {TAX.horizon}, two hidden layers of 64"

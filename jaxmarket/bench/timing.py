@@ -24,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from jaxmarket.plotting import save
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["REPEATS", "Report", "Timing", "every_core", "exponent", "in_a_row", "machine", "measure", "pin"]
@@ -89,8 +90,10 @@ def measure(
         if len(traces) != 1:
             raise RuntimeError(f"{name}: traced {len(traces)} times, a benchmark times one program")
         plan = program.memory_analysis()
-        memory[name] = None if plan is None else int(
-            plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+        memory[name] = (
+            None
+            if plan is None
+            else int(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
         )
         programs[name] = program
     seconds: dict[str, list[float]] = {name: [] for name in programs}
@@ -163,9 +166,8 @@ def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     device = jax.devices()[0]
     info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if (
-        info.exists()
-    ) else []  # fmt: skip
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -203,6 +205,7 @@ class Report:
         tables: rows of numbers under a title; shown in the order of their keys.
         notes: sentences below the tables.
         timings: raw seconds, by what was timed.
+        figure: a Matplotlib figure, if there is one.
     """
 
     name: str
@@ -211,6 +214,7 @@ class Report:
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     timings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    figure: Any = None
 
     def keep(self, label: str, timings: Mapping[str, Timing]) -> None:
         """Keep the raw seconds of a measurement."""
@@ -235,14 +239,23 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The headline, the tables and the machine; the raw seconds are in the file only."""
-        return {"benchmark": self.name, **self.headline, "machine": self.machine, "tables": self.tables, "notes": self.notes}
+        return {
+            "benchmark": self.name,
+            **self.headline,
+            "machine": self.machine,
+            "tables": self.tables,
+            "notes": self.notes,
+        }
 
-    def write(self, folder: Path) -> Path:
-        """Keep everything in ``folder/NAME.json``."""
+    def write(self, folder: Path) -> list[Path]:
+        """Keep everything in ``folder/NAME.json``, and the figure beside it."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
-        path.write_text(json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
-        return path
+        written = [folder / f"{self.name}.json"]
+        written[0].write_text(json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
+        if self.figure is not None:
+            written.append(folder / f"{self.name}.png")
+            save(self.figure, written[1])
+        return written
 
 
 def _cell(value: Any) -> str:

@@ -127,10 +127,12 @@ def _every_core(report: Report) -> None:
         return
     # Confined before the import: a backend keeps the cores it was started on.
     code = "import os; os.sched_setaffinity(0, {{{0}}}); from jaxmarket.bench.train import worker; worker({0})"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen([sys.executable, "-c", code.format(core)], **pipes) for core in range(cores)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    workers: list[Any] = [
+        subprocess.Popen([sys.executable, "-c", code.format(core)], **pipes) for core in range(cores)
+    ]  # fmt: skip
     for process in workers:
-        process.stdout.readline()
+        process.stdout.readline()  # ready
     for process in workers:
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -163,7 +165,7 @@ def _against_monolithic(report: Report) -> None:
 
 
 def _many_seeds(report: Report) -> None:
-    """64 seeds of Chain in one call, and one seed with 64 times the instances: the same steps, in as many minibatches."""
+    """64 seeds of Chain in one call, and one seed with 64 times the instances: as many steps and minibatches."""
     many = dataclasses.replace(CHAIN, steps=4_096, log_every=1)
     single = dataclasses.replace(many, instances=64 * 128, steps=64 * 4_096)
     (step, start), (step_one, start_one) = _training(many), _training(single)
@@ -202,9 +204,10 @@ class _Contestant:
 
 
 def contests() -> list[tuple[str, float, list[_Contestant]]]:
-    """Environment, the return that counts as solved, and who tries; settings from docs/reproductions.md or tried by hand."""
+    """Environment, the return that counts as solved, and who tries."""
+    # The society's settings are the tuned ones of docs/reproductions.md, or defaults; the rivals' were tried by hand.
     chain: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 10}
-    tuned = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
+    tuned: dict[str, Any] = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
     alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01}
     return [
         (
@@ -285,7 +288,9 @@ def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -
         from stable_baselines3.common.env_util import make_vec_env  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
         from stable_baselines3.common.evaluation import evaluate_policy  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
-        report.notes.append("Stable-Baselines3 is not installed: pip install 'jaxmarket[rivals]' adds its PPO to the table")
+        report.notes.append(
+            "Stable-Baselines3 is not installed: pip install 'jaxmarket[rivals]' adds its PPO to the table"
+        )
         return
     torch.set_num_threads(1)
     needed, steps = [], []

@@ -1,0 +1,107 @@
+"""Monolithic agents: returns against a plain loop, rollouts against stepping by hand, learning against the optimum."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket import TrainConfig, baselines, make
+from jaxmarket.environments import adapt
+from jaxmarket.policies import Categorical
+from jaxmarket.settlement import lambda_returns
+from jaxmarket.training import as_arrays
+
+
+def test_lambda_returns_are_generalised_advantages_plus_values():
+    """Schulman et al. (2016), equation 16, by its sum of discounted temporal differences."""
+    rng = np.random.default_rng(0)
+    steps, gamma, decay = 12, 0.9, 0.7
+    reward, value = rng.normal(size=steps), rng.normal(size=steps + 1)
+    terminated = np.zeros(steps, bool)
+    terminated[4] = True
+    ahead = np.where(terminated, 0, value[1:])
+    share = np.where(terminated | (np.arange(steps) == steps - 1), 0, decay)
+    found = lambda_returns(*(jnp.asarray(x) for x in (reward, np.full(steps, gamma), ahead, share)))
+    delta = reward + gamma * ahead - value[:-1]
+    for t in range(steps):
+        end = 4 if t <= 4 else steps - 1
+        advantage = sum((gamma * decay) ** (k - t) * delta[k] for k in range(t, end + 1))
+        np.testing.assert_allclose(found[t], advantage + value[t], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_leaks_into_a_return_that_shares_nothing():
+    rows = (jnp.ones(3), jnp.full(3, 0.9), jnp.ones(3), jnp.array([0.5, 0.0, 0.5]))
+    spoilt = tuple(x.at[2].set(jnp.nan) for x in rows)
+    np.testing.assert_array_equal(lambda_returns(*rows)[:2], lambda_returns(*spoilt)[:2])
+
+
+def test_categorical_agrees_with_its_own_samples():
+    logits = jnp.array([0.3, -1.0, 2.0, 0.0])
+    distribution = Categorical(logits)
+    probability = np.asarray(jax.nn.softmax(logits))
+    choices = jnp.arange(4.0)
+    np.testing.assert_allclose(jnp.exp(distribution.log_prob(choices)), probability, rtol=1e-6)
+    np.testing.assert_allclose(distribution.entropy(), -(probability * np.log(probability)).sum(), rtol=1e-6)
+    assert float(distribution.mean()) == 2
+    grid = (jnp.arange(100_000) + 0.5) / 100_000
+    shares = np.bincount(np.asarray(distribution.quantile(grid), int), minlength=4) / grid.size
+    np.testing.assert_allclose(shares, probability, atol=2e-5)
+    assert float(distribution.quantile(jnp.float32(np.nextafter(np.float32(1), np.float32(0))))) == 3
+    drawn = np.asarray(distribution.sample(jax.random.key(0), (20_000,)), int)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / drawn.size, probability, atol=0.02)
+
+
+def test_roaming_is_stepping_by_hand():
+    """Chain with scripted actions: right five times ends an episode, left runs into the limit of twenty."""
+    env = adapt(make("Chain-v0")[0])
+    params = env.default_params
+    script = jnp.array([1] * 5 + [0] * 20 + [1] * 3)
+
+    def act(action, obs):
+        return action, action
+
+    running = baselines.start(env, jax.random.key(0), params)
+    running, rows = jax.jit(lambda r: baselines.roam(env, act, jax.random.key(1), r, params, script))(running)
+    assert np.flatnonzero(rows.terminated).tolist() == [4]
+    assert np.flatnonzero(rows.truncated).tolist() == [24]
+    assert rows.episode_length.tolist() == [*range(1, 6), *range(1, 21), 1, 2, 3]
+    np.testing.assert_allclose(rows.episode_return[4], 0.8)
+    assert not rows.episode_return[5:].any()
+    position = [0, 1, 2, 3, 4, *[0] * 20, 0, 1, 2]
+    assert rows.obs.argmax(1).tolist() == position
+    assert rows.next_obs.argmax(1).tolist() == [1, 2, 3, 4, 5, *[0] * 20, 1, 2, 3]
+    assert int(running.obs.argmax()) == 3
+    assert int(running.episode_length) == 3
+
+
+def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
+    config = TrainConfig("Bandit-v0", instances=32, horizon=32, steps=98_304, learning_rate=5e-3, entropy=0.01)
+    agent = baselines.Monolith.of(config)
+    params, hyper = config.adapter.default_params, as_arrays(config.hyperparameters)
+
+    @jax.jit
+    @jax.vmap
+    def trained(key):
+        state = baselines.init(agent, key, params)
+        state, metrics = jax.lax.scan(
+            lambda s, _: baselines.chunk(agent, s, params, hyper), state, None, length=config.chunks
+        )
+        return metrics["return_mean"], baselines.greedy_return(agent, state.learner, key, params, 3)
+
+    returns, greedy = trained(jax.random.split(jax.random.key(0), 8))
+    np.testing.assert_allclose(greedy, 0.8)
+    np.testing.assert_allclose(returns[:, 0], 0.5, atol=0.15)  # at first it acts at random
+
+
+def test_a_monolithic_agent_needs_a_ppo_society():
+    with pytest.raises(ValueError, match="learner: a monolithic agent is compared with ppo societies, got 'valuation'"):
+        baselines.Monolith.of(TrainConfig("Bandit-v0", learner="valuation"))
+
+
+def test_parameters_are_counted_in_both_networks():
+    agent = baselines.Monolith.of(TrainConfig("Chain-v0"), hidden=(5,))
+    state = jax.eval_shape(agent.learner.init, jax.random.key(0), jnp.zeros(6))
+    assert baselines.parameters(state) == (7 * 5 + 6 * 2) + (7 * 5 + 6 * 1)
+    assert dataclasses.replace(agent, instances=1) != agent

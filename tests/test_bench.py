@@ -1,0 +1,157 @@
+"""The timer, the fits and the comparisons that benchmarks rest on; the benchmarks themselves run as slow tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxmarket import TrainConfig, baselines, bench
+from jaxmarket.bench import roofline, step, timing, train
+from jaxmarket.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_timer_counts_calls_and_keeps_every_repeat():
+    calls = []
+
+    def noted(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x + 1
+
+    found = timing.measure({"one": (noted, (jnp.ones(3),)), "other": (jnp.sum, (jnp.ones(3),))}, repeats=11)
+    jax.effects_barrier()
+    assert len(calls) == 12  # a warm-up, then the repeats
+    assert set(found) == {"one", "other"}
+    for result in found.values():
+        assert len(result.seconds) == 11
+        assert result.compile_seconds > 0
+        assert result.memory_bytes is not None
+    odd = timing.Timing((3.0, 1.0, 2.0, 10.0, 4.0), 0.0)
+    assert (odd.median, odd.iqr) == (3.0, 2.0)
+
+
+def test_rollouts_in_a_row_write_every_row_and_go_on():
+    """Two rollouts of a counter: the second goes on from the first, and its rows are the ones returned."""
+
+    def rollout(key, state):
+        return state + 3, state + jnp.arange(3)
+
+    state, rows = jax.jit(timing.in_a_row(rollout, 2))(jax.random.key(0), jnp.int32(10))
+    assert int(state) == 16
+    assert rows.tolist() == [13, 14, 15]
+
+
+def test_exponents_of_known_growth():
+    sizes = [2, 8, 64, 1024]
+    assert timing.exponent(sizes, [5 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert timing.exponent(sizes, [7.0] * 4) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_tax_case_compares_the_same_networks_and_bids():
+    """Same parameters, same draws: the reference without a market makes the very bids the society makes."""
+    case = step.Case("Chain-v0", instances=2, hidden=(3,), horizon=4)
+    timings, steps = step.time_case(case, repeats=2, steps_per_call=16)
+    assert set(timings) == {"society", "networks", "environment"}
+    assert steps == 16
+    assert step.TAX.society.bidders == 4
+    assert (step.TAX.instances, step.TAX.hidden) == (1024, (64, 64))
+    params = step.scrambled(step.TAX.society.init(jax.random.key(0)), jax.random.key(1))
+    bids = step.TAX.society.bids(params, None, jnp.ones(4))
+    assert len(np.unique(np.asarray(bids).round(4))) == 2  # one for each primitive, unlike untrained ones
+
+
+def test_a_rival_of_equal_size():
+    config = TrainConfig("CartPole-v1")
+    (width, again) = train.equal_width(config)
+    assert width == again
+    society = config.society
+    wanted = society.modules * baselines.parameters(
+        jax.eval_shape(config.learner_rule.init, jax.random.key(0), jnp.zeros(4))
+    )
+    sizes = {
+        w: baselines.parameters(
+            jax.eval_shape(baselines.Monolith.of(config, (w, w)).learner.init, jax.random.key(0), jnp.zeros(4))
+        )
+        for w in (width - 1, width, width + 1)
+    }
+    assert min(sizes, key=lambda w: abs(sizes[w] - wanted)) == width
+    assert abs(sizes[width] / wanted - 1) < 0.02
+
+
+def test_roofline_counts_loops_as_often_as_they_run():
+    """Twice the instances, in minibatches of the same size: twice the gradient steps, twice the work."""
+    shape = {"horizon": 4, "minibatch": 8}
+    small, large = (roofline.update_costs(TrainConfig("Bandit-v0", instances=n, steps=n * 4, **shape)) for n in (8, 16))
+    assert set(small) == {"steps", "settlement", "gradients"}
+    assert large["gradients"][0] == pytest.approx(2 * small["gradients"][0])
+    assert large["steps"][0] == pytest.approx(2 * small["steps"][0], rel=0.1)
+    longer = roofline.update_costs(TrainConfig("Bandit-v0", instances=8, horizon=8, minibatch=8, steps=64))
+    assert longer["steps"][0] == pytest.approx(2 * small["steps"][0])
+    # Two matrix products of a 2-wide step: nothing is counted for free.
+    assert min(flops for flops, _ in small.values()) > 0
+
+
+def test_reports_are_tables_and_json(tmp_path, capsys):
+    report = timing.Report("step", headline={"market_tax": 1.25})
+    report.tables["rows"] = [{"name": "a", "M/s": 1234.5, "none": None}]
+    report.keep("case", {"one": timing.Timing((1.0, 2.0, 3.0), 0.5)})
+    (path,) = report.write(tmp_path)
+    kept = json.loads(path.read_text())
+    assert kept["market_tax"] == 1.25
+    assert kept["timings"]["case: one"]["seconds"] == [1, 2, 3]
+    assert kept["timings"]["case: one"]["median"] == 2
+    assert {"device", "commit", "jax", "cores_used"} <= set(kept["machine"])
+    Console(width=80).print(report.view())
+    shown = capsys.readouterr().out
+    assert "1,234" in shown
+    assert "market_tax" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["steps"], "name: unknown benchmark 'steps'; choose from step, train, scale, compile, roofline"),
+        (["step", "--cores", "0"], "cores: expected a whole number >= 1, got 0"),
+        (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["bench", *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_benchmark_has_a_script():
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(bench.BENCHMARKS)
+
+
+FIELDS = {
+    "step": {"market_tax"},
+    "train": {"train_over_rollout", "society_over_monolithic", "chain_steps_per_second", "seeds64_over_single"},
+    "scale": {"exponent_time", "exponent_memory"},
+    "compile": {"import_seconds", "main_job_compile_seconds"},
+    "roofline": {"achieved", "gflops_limit", "gbytes_per_second_limit"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIELDS)
+def test_quick_benchmarks_run_as_scripts(name, tmp_path):
+    """Their numbers are finite and positive; how large they are is not a matter for tests."""
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--json", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["benchmark"] == name
+    for field in FIELDS[name]:
+        assert found[field] > 0, field
+    assert json.loads((tmp_path / f"{name}.json").read_text())["timings"]
+    if name == "compile":
+        assert found["backends_started_by_import"] == 0
