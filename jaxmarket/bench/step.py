@@ -126,22 +126,22 @@ def run(quick: bool = False) -> Report:
             society, networks, environment = (timings[n] for n in ("society", "networks", "environment"))
             rows.append(
                 {
-                    "environment": case.env,
+                    "env": case.env,
                     "A": case.society.bidders,
                     "B": case.instances,
-                    "network": "×".join(map(str, case.hidden)) + ("" if case.share else " each"),
+                    "net": "×".join(map(str, case.hidden)) + ("" if case.share else " ×4"),
                     "M/s": steps / society.median / 1e6,
-                    "± IQR": steps * society.iqr / society.median**2 / 1e6,
+                    "± %": 100 * society.iqr / society.median,
                     "no market": steps / networks.median / 1e6,
                     "env only": steps / environment.median / 1e6,
                     "tax": society.median / networks.median,
-                    "compile s": society.compile_seconds,
                 }
             )
         show(len(todo), len(todo))
     report.headline = {"market_tax": rows[0]["tax"], "steps_per_second": 1e6 * rows[0]["M/s"]}
     report.notes.append(
-        "A bidders, B instances; no market: same networks and bids; env only: random actions, no networks"
+        "A bidders (64×64 ×4: a network each), B instances, ± interquartile range; no market: same networks and bids; "
+        "env only: random actions"
     )
     report.notes.append(
         f"market_tax: {TAX.env}, {TAX.society.bidders} bidders (2 clones sharing), {TAX.instances} instances, "

@@ -225,8 +225,9 @@ class Report:
         shown: list[Any] = []
         for title, rows in self.tables.items():
             table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-            for column in rows[0] if rows else ():
-                table.add_column(column, justify="right" if isinstance(rows[0][column], int | float) else "left")
+            for number, column in enumerate(rows[0] if rows else ()):
+                numeric = isinstance(rows[0][column], int | float)
+                table.add_column(column, justify="right" if numeric else "left", no_wrap=number == 0)
             for row in rows:
                 table.add_row(*(_cell(value) for value in row.values()))
             shown.append(table)
