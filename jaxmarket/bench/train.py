@@ -206,7 +206,7 @@ class _Contestant:
 def contests() -> list[tuple[str, float, list[_Contestant]]]:
     """Environment, the return that counts as solved, and who tries."""
     # The society's settings are the tuned ones of docs/reproductions.md, or defaults; the rivals' were tried by hand.
-    chain: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 10}
+    chain: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 1}
     tuned: dict[str, Any] = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
     alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01}
     return [
@@ -214,8 +214,8 @@ def contests() -> list[tuple[str, float, list[_Contestant]]]:
             "Chain-v0",
             0.79,
             [
-                _Contestant("society, ppo", TrainConfig("Chain-v0", **chain, **tuned)),
-                _Contestant("society, valuation", TrainConfig("Chain-v0", learner="valuation", log_every=20)),
+                _Contestant("society ppo", TrainConfig("Chain-v0", **chain, **tuned)),
+                _Contestant("society valuation", TrainConfig("Chain-v0", learner="valuation", log_every=4)),
                 _Contestant("monolithic ppo", TrainConfig("Chain-v0", **chain, **alone), monolithic=True),
             ],
         ),
@@ -223,7 +223,7 @@ def contests() -> list[tuple[str, float, list[_Contestant]]]:
             "CartPole-v1",
             475.0,
             [
-                _Contestant("society, valuation", TrainConfig("CartPole-v1", learner="valuation", log_every=40)),
+                _Contestant("society valuation", TrainConfig("CartPole-v1", learner="valuation", log_every=40)),
                 _Contestant(
                     "monolithic ppo",
                     TrainConfig(
@@ -237,7 +237,7 @@ def contests() -> list[tuple[str, float, list[_Contestant]]]:
 
 
 def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
-    rows = report.tables.setdefault(f"until solved, {seeds} seeds one by one", [])
+    rows = report.tables.setdefault(f"until solved, {seeds} seeds one after the other, compiling apart", [])
     for env, threshold, contestants in contests():
         for contestant in contestants:
             config = contestant.config
@@ -246,6 +246,7 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
             state = jax.jit(start)(jax.random.key(0))
             program = jax.jit(step).lower(state).compile()
             compiled = time.perf_counter() - began
+            jax.block_until_ready(program(state))  # warm-up
             grade = jax.jit(score)
             needed, steps = [], []
             for seed in range(seeds):
@@ -259,24 +260,21 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
                         needed.append(seconds)
                         steps.append(done * _steps(config))
                         break
-            rows.append(_row(env, contestant.name, threshold, needed, steps, seeds, compiled))
-            report.timings[f"{env}: {contestant.name} until solved"] = {"seconds": needed, "steps": steps}
-            report.headline[f"seconds_to_solved {env} {contestant.name}"] = rows[-1]["seconds (median)"]
+            rows.append(_row(env, contestant.name, needed, steps, seeds))
+            raw = {"seconds": needed, "steps": steps, "compile_seconds": compiled}
+            report.timings[f"{env}: {contestant.name} until solved"] = raw
+            report.headline[f"seconds_to_solved {env} {contestant.name}"] = rows[-1]["s, median"]
 
 
-def _row(
-    env: str, name: str, threshold: float, seconds: list[float], steps: list[int], seeds: int, compiled: float | None
-) -> dict[str, Any]:
+def _row(env: str, name: str, seconds: list[float], steps: list[int], seeds: int) -> dict[str, Any]:
     return {
-        "environment": env,
+        "env": env,
         "agent": name,
-        "solved at": threshold,
         "solved": f"{len(seconds)} of {seeds}",
-        "seconds (median)": float(np.median(seconds)) if seconds else None,
-        "slowest": max(seconds) if seconds else None,
-        "steps (median)": int(np.median(steps)) if steps else None,
+        "s, median": float(np.median(seconds)) if seconds else None,
+        "worst": max(seconds) if seconds else None,
+        "steps": int(np.median(steps)) if steps else None,
         "steps/s": sum(steps) / sum(seconds) if seconds else None,
-        "compile s": compiled,
     }
 
 
@@ -307,7 +305,7 @@ def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -
                 steps.append(done)
                 break
     rows = next(rows for title, rows in report.tables.items() if title.startswith("until solved"))
-    rows.append(_row("CartPole-v1", "Stable-Baselines3 PPO", 475.0, needed, steps, seeds, None))
+    rows.append(_row("CartPole-v1", "Stable-Baselines3", needed, steps, seeds))
     report.timings["CartPole-v1: Stable-Baselines3 PPO until solved"] = {"seconds": needed, "steps": steps}
 
 
@@ -332,5 +330,7 @@ def run(quick: bool = False) -> Report:
             _solve(report, 8, lambda note: show(len(parts), total, note))
             _stable_baselines(report, 3, lambda note: show(len(parts) + 1, total, note))
         show(total, total)
+    if not quick:
+        report.notes.append("solved: greedy return of 64 fresh episodes, .79 of .8 on Chain and 475 of 500 on CartPole")
     report.notes.append("Chain: paper's networks and PPO settings, 2 clones, 128 instances × 32 steps per update")
     return report
