@@ -7,7 +7,7 @@ rollout without a market; benchmarks measure against it.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,14 @@ from flax import struct
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import PPO, Experience, Hyperparameters
-from jaxmarket.policies import BidPolicy, ChoiceHead, ValueNetwork
+from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
+    "Categorical",
+    "ChoiceHead",
     "Monolith",
     "MonolithState",
     "Running",
@@ -32,6 +34,7 @@ __all__ = [
     "parameters",
     "roam",
     "start",
+    "utilities",
 ]
 
 
@@ -124,6 +127,57 @@ def roam(
     return jax.lax.scan(body, running, (draws, env_words, fresh))
 
 
+class Categorical(struct.PyTreeNode):
+    """One of P choices: what an agent has that acts instead of bidding."""
+
+    logits: Array  # f [..., P]
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent choices, as numbers: f [*shape, ...]."""
+        choices = jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1]))
+        return choices.astype(self.logits.dtype)
+
+    def quantile(self, u: Array) -> Array:
+        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``]."""
+        below = jnp.cumsum(jax.nn.softmax(self.logits), -1)[..., :-1]
+        return jnp.sum(u[..., None] >= below, -1).astype(self.logits.dtype)
+
+    def mean(self) -> Array:
+        """The likeliest choice, which is the greedy one: f [...]."""
+        return jnp.argmax(self.logits, -1).astype(self.logits.dtype)
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-probability of the choice ``bid``: f [...]."""
+        chosen = bid[..., None] == jnp.arange(self.logits.shape[-1], dtype=bid.dtype)
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), -1)
+
+    def entropy(self) -> Array:
+        """Entropy: f [...]."""
+        logs = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(logs) * logs, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceHead:
+    """One logit per choice."""
+
+    outputs: int
+
+    @property
+    def low(self) -> float:
+        """The first choice."""
+        return 0.0
+
+    @property
+    def high(self) -> float:
+        """The last choice."""
+        return self.outputs - 1.0
+
+    def distribution(self, raw: Array) -> Categorical:
+        """The distribution with logits ``raw`` [..., outputs]."""
+        return Categorical(raw)
+
+
 @dataclasses.dataclass(frozen=True)
 class Monolith:
     """The static part of a monolithic agent's training.
@@ -151,11 +205,17 @@ class Monolith:
                 parameters than the society (see `parameters`).
 
         Raises:
-            ValueError: the configuration's learner is not ppo.
+            ValueError: the configuration's learner is not ppo, or its environment or rules are none the agent knows.
         """
         rule = config.learner_rule
         if not isinstance(rule, PPO):
             raise ValueError(f"learner: a monolithic agent is compared with ppo societies, got {config.learner!r}")
+        if config.time_limits != "shadow":
+            raise ValueError(
+                f"time_limits: a monolithic agent estimates what a time-out cuts off, got {config.time_limits!r}"
+            )
+        if hasattr(config.adapter.env, "legal_actions"):
+            raise ValueError(f"env: {config.adapter.name} has illegal actions, which a monolithic agent would take")
         torsos = rule.policy.torso, rule.value.torso
         if hidden is not None:
             torsos = tuple(dataclasses.replace(torso, hidden=hidden) for torso in torsos)  # type: ignore[type-var]
@@ -232,6 +292,30 @@ def greedy_return(
     return jax.vmap(play)(jax.random.split(key, episodes)).mean()
 
 
+def utilities(
+    rows: Steps, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
+) -> Array:
+    """What each choice will have earned: the generalised advantage plus V(s). f [T].
+
+    Args:
+        rows: [T] of one environment.
+        values: f [T], V of the rows' observations.
+        value: observations [K, ...] -> V, f [K]; asked where an episode was cut, and for the end of the rollout.
+        hyper: the discount and λ (``trace_decay``, 0.95 by default).
+        limit: as in `rollouts.cut_rows`.
+    """
+    steps = rows.reward.shape[0]
+    cuts = cut_rows(rows.terminated, rows.truncated, limit)
+    ahead = jnp.roll(values, -1).at[cuts].set(value(rows.next_obs[cuts]), mode="drop")
+    decay = 0.95 if hyper.trace_decay is None else hyper.trace_decay
+    return lambda_returns(
+        rows.reward,
+        jnp.asarray(hyper.discount, real()) ** rows.duration,
+        jnp.where(rows.terminated, 0, ahead),
+        jnp.where(rows.done | (jnp.arange(steps) == steps - 1), 0, jnp.asarray(decay, real())),
+    )
+
+
 def _update(
     monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters
 ) -> tuple[MonolithState, tuple[Array, Array]]:
@@ -255,20 +339,8 @@ def _update(
     obs = rows.obs.reshape(-1, *rows.obs.shape[2:])
     values = value(obs).reshape(rows.reward.shape)
     limit = monolith.env.longest_episode(env_params)
-
-    def earned(rows: Steps, values: Array) -> Array:
-        cuts = cut_rows(rows.terminated, rows.truncated, limit)
-        ahead = jnp.roll(values, -1).at[cuts].set(value(rows.next_obs[cuts]), mode="drop")
-        last = jnp.arange(steps) == steps - 1
-        decay = 0.95 if hyper.trace_decay is None else hyper.trace_decay
-        return lambda_returns(
-            rows.reward,
-            jnp.asarray(hyper.discount, real()) ** rows.duration,
-            jnp.where(rows.terminated, 0, ahead),
-            jnp.where(rows.done | last, 0, jnp.asarray(decay, real())),
-        )
-
-    utility = jax.vmap(earned, (1, 1), 1)(rows, values).reshape(1, -1)
+    earned = jax.vmap(lambda rows, values: utilities(rows, values, value, hyper, limit), (1, 1), 1)
+    utility = earned(rows, values).reshape(1, -1)
     everywhere = jnp.ones(utility.shape, bool)
     experience = Experience(
         obs=obs,

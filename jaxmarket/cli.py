@@ -206,6 +206,7 @@ def bench(
         except KeyboardInterrupt:
             print(f"jaxmarket: {each} interrupted; finished benchmarks are in {out}", file=sys.stderr)
             sys.exit(130)
+        console.print(f"[bold]{each}[/]: {benchmarks.BENCHMARKS[each]}")
         console.print(reports[-1].view())
         written = ", ".join(sorted(path.name for path in out.glob(f"{each}.*")))
         console.print(f"written to {out}: {written}", highlight=False)

@@ -24,8 +24,6 @@ __all__ = [
     "BetaHead",
     "BidDistribution",
     "BidPolicy",
-    "Categorical",
-    "ChoiceHead",
     "Head",
     "Kumaraswamy",
     "KumaraswamyHead",
@@ -189,36 +187,6 @@ class Point(struct.PyTreeNode):
         raise ValueError("head: a value head bids one number and has no entropy; use a kumaraswamy or beta head")
 
 
-class Categorical(struct.PyTreeNode):
-    """One of P choices: the distribution of an agent that acts instead of bidding (`jaxmarket.baselines`)."""
-
-    logits: Array  # f [..., P]
-
-    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent choices, as numbers: f [*shape, ...]."""
-        choices = jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1]))
-        return choices.astype(self.logits.dtype)
-
-    def quantile(self, u: Array) -> Array:
-        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``]."""
-        below = jnp.cumsum(jax.nn.softmax(self.logits), -1)[..., :-1]
-        return jnp.sum(u[..., None] >= below, -1).astype(self.logits.dtype)
-
-    def mean(self) -> Array:
-        """The likeliest choice, which is the greedy one: f [...]."""
-        return jnp.argmax(self.logits, -1).astype(self.logits.dtype)
-
-    def log_prob(self, bid: Array) -> Array:
-        """Log-probability of the choice ``bid``: f [...]."""
-        chosen = bid[..., None] == jnp.arange(self.logits.shape[-1], dtype=bid.dtype)
-        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), -1)
-
-    def entropy(self) -> Array:
-        """Entropy: f [...]."""
-        logs = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(logs) * logs, -1)
-
-
 class Head(Protocol):
     """How many numbers a bid network puts out, and which distribution they stand for."""
 
@@ -304,27 +272,6 @@ class ValueHead:
             # Straight-through: a bid at its limit can still be taught to come back.
             value = value + jax.lax.stop_gradient(jnp.clip(value, self.low, self.high) - value)
         return Point(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChoiceHead:
-    """One logit per choice."""
-
-    outputs: int
-
-    @property
-    def low(self) -> float:
-        """The first choice."""
-        return 0.0
-
-    @property
-    def high(self) -> float:
-        """The last choice."""
-        return self.outputs - 1.0
-
-    def distribution(self, raw: Array) -> Categorical:
-        """The distribution with logits ``raw`` [..., outputs]."""
-        return Categorical(raw)
 
 
 class Affine(nn.Module):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmarket import TrainConfig, baselines, make
+from jaxmarket.baselines import Categorical
 from jaxmarket.environments import adapt
-from jaxmarket.policies import Categorical
+from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import as_arrays
 
@@ -76,6 +77,54 @@ def test_roaming_is_stepping_by_hand():
     assert int(running.episode_length) == 3
 
 
+@pytest.mark.parametrize("limit", [None, 1, 3, 7, 8, 9, 100])
+def test_cut_rows_are_those_that_go_on_unseen(limit):
+    """Against NumPy, for every pattern a clock of that limit allows, and for any pattern without one."""
+    rng = np.random.default_rng(0)
+    find = jax.jit(cut_rows, static_argnums=2)
+    for _ in range(30):
+        terminated, clock = rng.random(8) < 0.2, rng.integers(0, limit or 1)
+        truncated = np.zeros(8, bool)
+        for t in range(8):
+            clock += 1
+            truncated[t] = rng.random() < 0.5 if limit is None else clock == limit
+            clock = 0 if truncated[t] or terminated[t] else clock
+        expected = np.flatnonzero(~terminated & (truncated | (np.arange(8) == 7)))
+        rows = np.asarray(find(jnp.asarray(terminated), jnp.asarray(truncated), limit))
+        np.testing.assert_array_equal(rows[: len(expected)], expected)
+        assert (rows[len(expected) :] == 8).all()
+
+
+def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
+    """Against a loop, across an end, a time-out and the end of the rollout, from the middle of an episode on."""
+    env = adapt(make("Chain-v0")[0])
+    params = env.default_params
+    script = jnp.array([1, 1] + [0] * 20 + [1] * 5 + [1, 0])
+    running = baselines.start(env, jax.random.key(0), params)
+    act = lambda action, obs: (action, action)  # noqa: E731
+    running, _ = baselines.roam(env, act, jax.random.key(1), running, params, jnp.array([1, 1]))
+    _, rows = baselines.roam(env, act, jax.random.key(1), running, params, script)
+    weights = jnp.array([0.3, 0.5, -0.2, 0.7, 0.1, 9.0])
+    value = lambda obs: obs @ weights  # noqa: E731
+    hyper = TrainConfig("Chain-v0", trace_decay=0.8).hyperparameters
+    found = baselines.utilities(rows, value(rows.obs), value, hyper, env.longest_episode(params))
+    everywhere = baselines.utilities(rows, value(rows.obs), value, hyper, None)
+    np.testing.assert_allclose(found, everywhere, rtol=1e-6)
+    assert np.flatnonzero(rows.truncated).tolist() == [17]
+    assert np.flatnonzero(rows.terminated).tolist() == [26]
+    reward, done = np.asarray(rows.reward), np.asarray(rows.done)
+    after, last = np.asarray(value(rows.next_obs)), len(script) - 1
+    expected = np.zeros(len(script))
+    for t in range(last, -1, -1):
+        if rows.terminated[t]:
+            expected[t] = reward[t]
+        elif done[t] or t == last:
+            expected[t] = reward[t] + 0.99 * after[t]
+        else:
+            expected[t] = reward[t] + 0.99 * (0.2 * after[t] + 0.8 * expected[t + 1])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
     config = TrainConfig("Bandit-v0", instances=32, horizon=32, steps=98_304, learning_rate=5e-3, entropy=0.01)
     agent = baselines.Monolith.of(config)
@@ -95,9 +144,32 @@ def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
     np.testing.assert_allclose(returns[:, 0], 0.5, atol=0.15)  # at first it acts at random
 
 
-def test_a_monolithic_agent_needs_a_ppo_society():
-    with pytest.raises(ValueError, match="learner: a monolithic agent is compared with ppo societies, got 'valuation'"):
-        baselines.Monolith.of(TrainConfig("Bandit-v0", learner="valuation"))
+class Picky:
+    """An environment with illegal actions."""
+
+    num_actions = 2
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.zeros(())
+
+    def step(self, key, state, action, params):
+        return jnp.zeros(1), state, jnp.zeros(()), jnp.zeros((), bool), {}
+
+    def legal_actions(self, state, params):
+        return jnp.array([True, False])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainConfig("Bandit-v0", learner="valuation"), "learner: a monolithic agent is compared with ppo societies"),
+        (TrainConfig("Bandit-v0", time_limits="terminal"), "time_limits: a monolithic agent estimates"),
+        (TrainConfig(Picky()), "env: Picky has illegal actions"),
+    ],
+)
+def test_a_monolithic_agent_refuses_what_it_would_get_wrong(config, message):
+    with pytest.raises(ValueError, match=message):
+        baselines.Monolith.of(config)
 
 
 def test_parameters_are_counted_in_both_networks():

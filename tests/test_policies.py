@@ -221,7 +221,7 @@ def test_no_hidden_layer_makes_a_table():
 
 
 def test_an_affine_layer_is_a_dense_layer():
-    """Same map, gradients and starting weights as flax's, alone and under vmap over inputs and over modules."""
+    """Same map and gradients as flax's, and weights of the same spread, under vmap over inputs and over modules."""
     layer, reference = Affine(3), nn.Dense(3)
     x = jax.random.normal(jax.random.key(0), (5, 4))
     params = jax.vmap(layer.init, (0, None))(jax.random.split(jax.random.key(1), 2), x[0])

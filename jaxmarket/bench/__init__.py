@@ -1,29 +1,23 @@
 """Benchmarks: what jaxmarket costs on this machine, measured by one timer (`timing`) and kept as JSON."""
 
-import dataclasses
 import importlib
 from pathlib import Path
 
-from jaxmarket.bench.timing import Report, pin
+import jax
 
-__all__ = ["BENCHMARKS", "Benchmark", "bench"]
+from jaxmarket.bench.timing import Report, pinned
 
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """A benchmark by name: the module of that name has a ``run(quick) -> Report``."""
-
-    shows: str
+__all__ = ["BENCHMARKS", "bench"]
 
 
 BENCHMARKS = {
-    "step": Benchmark("rollouts beside the same environment and networks without a market"),
-    "train": Benchmark("complete training beside a monolithic agent, many seeds, and Stable-Baselines3"),
-    "scale": Benchmark("growth of time and memory with bidders, instances and width"),
-    "compile": Benchmark("import, tracing and compiling against the size of the program"),
-    "roofline": Benchmark("training beside the device's arithmetic and memory limits"),
+    "step": "rollouts beside the same environment and networks without a market",
+    "train": "complete training beside a monolithic agent, many seeds, and Stable-Baselines3",
+    "scale": "growth of time and memory with bidders, instances and width",
+    "compile": "import, tracing and compiling against the size of the program",
+    "roofline": "training beside the device's arithmetic and memory limits",
 }
-"""The benchmarks by name."""
+"""What each benchmark shows; the module of that name has ``run(quick) -> Report``."""
 
 
 def bench(name: str, out: str | Path | None = None, *, quick: bool = False, cores: int = 1) -> Report:
@@ -33,7 +27,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
         name: one of `BENCHMARKS`.
         out: folder, ``bench`` by default.
         quick: the headline numbers only, within a minute.
-        cores: on a CPU, cores this process may use; more than one is usually slower.
+        cores: on a CPU, cores to run on; more than one is usually slower. A backend that runs already keeps its own.
 
     Raises:
         ValueError: there is no such benchmark, or no such number of cores.
@@ -47,7 +41,12 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
-    pin(cores)
-    report = importlib.import_module(f"jaxmarket.bench.{name}").run(quick)
+    cached = jax.config.read("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be those of compiling
+    try:
+        with pinned(cores):
+            report = importlib.import_module(f"jaxmarket.bench.{name}").run(quick)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
     report.write(folder)
     return report

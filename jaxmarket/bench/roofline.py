@@ -1,9 +1,11 @@
-"""How far training is from what the device could do at best.
+"""Training beside the device's arithmetic and memory limits.
 
-XLA's own cost analysis gives floating-point operations and bytes touched. It counts the body of a loop once, so
-one training update is put together from its loop bodies: a step of all instances times the horizon, and a gradient
-step times the minibatches. Over the device's measured matrix-product rate and copy bandwidth they give the time
-no program of these operations could beat; that over the measured time is the achieved fraction.
+XLA's own cost analysis gives floating-point operations and bytes touched. It counts the body of a loop once, so one
+training update is put together from its loop bodies, compiled apart: a step of all instances times the horizon, the
+settlement, and a gradient step times the minibatches. Left out are shadow auctions, metrics, and all but one turn of
+the generator's own loop, so the counts are a little low. Over the measured rate of a matrix product, and the measured
+bandwidth of passes over an array as large as what the program holds, they give the time XLA's counted work would
+take at full speed; that over the measured time is the achieved fraction.
 """
 
 import functools
@@ -49,7 +51,7 @@ def _cost(function: Any, *arguments: Any) -> tuple[float, float]:
 
 
 def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
-    """Operations and bytes of one training update, by part, with loops counted as often as they run."""
+    """Operations and bytes of one training update (of one epoch), by part: steps, settlement and gradients."""
     program, env_params, society = Program.of(config), config.adapter.default_params, config.society
     hyper = as_arrays(config.hyperparameters)
     state = jax.jit(functools.partial(init, program))(jax.random.key(0), env_params, hyper)
@@ -85,7 +87,7 @@ def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
     parts = {
         "steps": (_cost(one_step, state.learner.params, keys, state.market), program.horizon),
         "settlement": (_cost(view, rows), 1),
-        "gradients": (_cost(gradient_step, state.learner, small), minibatches * learner.epochs),
+        "gradients": (_cost(gradient_step, state.learner, small), minibatches),
     }
     return {name: (times * flops, times * moved) for name, ((flops, moved), times) in parts.items()}
 

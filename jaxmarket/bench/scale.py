@@ -34,12 +34,14 @@ def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[
     params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
     states = jax.vmap(lambda key: reset(society, key, env_params)[0])(jax.random.split(jax.random.key(2), instances))
 
-    def roll(key: Array, states: PyTree) -> tuple[PyTree, PyTree]:
+    def roll(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
+        params, states = state
         one = lambda key, state: rollout(society, key, params, state, env_params, _HORIZON)  # noqa: E731
-        return jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, instances), states)
+        states, rows = jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, instances), states)
+        return (params, states), rows
 
     count = max(1, budget // (instances * _HORIZON * society.bidders))
-    timing = measure({"": (in_a_row(roll, count), (jax.random.key(3), states))}, repeats)[""]
+    timing = measure({"": (in_a_row(roll, count), (jax.random.key(3), (params, states)))}, repeats)[""]
     steps = instances * _HORIZON
     return timing.median / (count * steps), (timing.memory_bytes or 0) / steps, timing.raw()
 
@@ -63,7 +65,7 @@ def run(quick: bool = False) -> Report:
                 society = market(size if what == "bidders" else 4, size if what == "width" else 16)
                 instances = size if what == "instances" else 64
                 # A call makes at least one rollout, so the largest sizes take their time whatever the budget.
-                seconds, memory, raw = _time(society, instances, 10, 400_000 if quick else 4_000_000)
+                seconds, memory, raw = _time(society, instances, 10, 400_000 if quick else 1_000_000)
                 report.timings[f"{size} {what}"] = raw
                 rows.append({what: size, "µs per step": 1e6 * seconds, "bytes per step": memory})
                 done += 1
@@ -90,6 +92,10 @@ def _draw(report: Report) -> "Figure":
         for row, (quantity, color) in enumerate((("µs per step", "tab:blue"), ("bytes per step", "tab:orange"))):
             ax, values = axes[3 * row + column], [line[quantity] for line in rows]
             ax.loglog(sizes, values, "o-", color=color)
+            ax.set_xscale("log", base=2)
+            if max(values) < 10 * min(values):  # less than a decade: say where things are
+                ax.yaxis.set_minor_formatter("{x:g}")
+                ax.yaxis.set_major_formatter("{x:g}")
             ax.set(xlabel=title.removeprefix("growth with "), ylabel=quantity if column == 0 else None)
             if column == 0:
                 start = values[-1] / sizes[-1]

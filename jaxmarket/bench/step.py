@@ -7,6 +7,7 @@ over that of the latter. All three write their rows to memory.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxmarket.society import Draws, Society, draw, reset
 from jaxmarket.tables import progress
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["Case", "run", "time_case"]
+__all__ = ["Case", "programs", "run", "time_case"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +77,11 @@ def scrambled(params: PyTree, key: Array) -> PyTree:
     )
 
 
-def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> tuple[dict[str, Timing], int]:
-    """Time the three programs: by ``society``, ``networks`` and ``environment``, and the steps each call makes."""
+Rollout = Callable[[Array, PyTree], tuple[PyTree, PyTree]]
+
+
+def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
+    """One rollout of all instances, and where it begins: by ``society``, ``networks`` and ``environment``."""
     society, env, horizon = case.society, case.society.env, case.horizon
     env_params = env.default_params
     params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
@@ -100,17 +104,21 @@ def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> t
 
     states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
     running = jax.vmap(lambda key: baselines.start(env, key, env_params))(keys)
-    count = max(1, steps_per_call // (case.instances * horizon))
+    return {
+        "society": (market, states),
+        "networks": (without(networks=True), running),
+        "environment": (without(networks=False), running),
+    }
+
+
+def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> tuple[dict[str, Timing], int]:
+    """Time the three programs, and the steps each call makes."""
+    count = max(1, steps_per_call // (case.instances * case.horizon))
     key = jax.random.key(3)
     timings = measure(
-        {
-            "society": (in_a_row(market, count), (key, states)),
-            "networks": (in_a_row(without(networks=True), count), (key, running)),
-            "environment": (in_a_row(without(networks=False), count), (key, running)),
-        },
-        repeats,
+        {name: (in_a_row(rollout, count), (key, start)) for name, (rollout, start) in programs(case).items()}, repeats
     )
-    return timings, count * case.instances * horizon
+    return timings, count * case.instances * case.horizon
 
 
 def run(quick: bool = False) -> Report:
@@ -129,7 +137,7 @@ def run(quick: bool = False) -> Report:
                     "env": case.env,
                     "A": case.society.bidders,
                     "B": case.instances,
-                    "net": "×".join(map(str, case.hidden)) + ("" if case.share else " ×4"),
+                    "net": "×".join(map(str, case.hidden)) + ("" if case.share else f" ×{case.society.modules}"),
                     "M/s": steps / society.median / 1e6,
                     "± %": 100 * society.iqr / society.median,
                     "no market": steps / networks.median / 1e6,

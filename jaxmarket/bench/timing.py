@@ -1,8 +1,8 @@
 """One small timer for every benchmark, and what a benchmark reports.
 
-The protocol: compile apart and assert that it happened once; warm up; block on the result; ten repeats or more, those
-of rivals interleaved, so that a slow moment of the machine hits all alike; median and interquartile range; the raw
-seconds are kept, with device, versions and commit.
+The protocol of `measure`: compile ahead of time, so that nothing is traced while the clock runs; warm up; block on the
+result; ten repeats or more, those of rivals interleaved, so that a slow moment of the machine hits all alike; median
+and interquartile range; the raw seconds are kept, with device, versions and commit.
 """
 
 import dataclasses
@@ -27,7 +27,18 @@ from rich.table import Table
 from jaxmarket.plotting import save
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["REPEATS", "Report", "Timing", "every_core", "exponent", "in_a_row", "machine", "measure", "pin"]
+__all__ = [
+    "REPEATS",
+    "Report",
+    "Timing",
+    "allowed_cores",
+    "every_core",
+    "exponent",
+    "in_a_row",
+    "machine",
+    "measure",
+    "pinned",
+]
 
 REPEATS = 10
 
@@ -120,8 +131,13 @@ def in_a_row(
 
     def rollouts(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rollout, key, state)[1])
-        body = lambda carry, key: (rollout(key, carry[0]), None)  # noqa: E731
-        return jax.lax.scan(body, (state, blank), jax.random.split(key, count))[0]
+
+        def body(carry: tuple[Array, PyTree, PyTree], _: None) -> tuple[tuple[Array, PyTree, PyTree], None]:
+            key, key_rollout = jax.random.split(carry[0])
+            return (key, *rollout(key_rollout, carry[1])), None
+
+        (_, state, rows), _ = jax.lax.scan(body, (key, state, blank), None, length=count)
+        return state, rows
 
     return rollouts
 
@@ -134,23 +150,34 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 _ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def pin(cores: int = 1) -> None:
-    """Confine this process to its first cores; to be called before JAX starts its backend.
+@contextmanager
+def pinned(cores: int = 1) -> Iterator[None]:
+    """Run on the first cores only; to be entered before JAX starts its backend, which keeps what it finds.
 
     One core is how XLA runs these small operations best on a CPU, and what can be compared. Where the
-    backend turns out to be an accelerator all cores are given back. Without effect where the system has no
+    backend turns out to be an accelerator every core is given back. Without effect where the system has no
     such call.
     """
     if _ALLOWED is None:
+        yield
         return
-    os.sched_setaffinity(0, set(sorted(_ALLOWED)[:cores]))
-    if jax.default_backend() != "cpu":
+    os.sched_setaffinity(0, allowed_cores()[:cores])
+    try:
+        if jax.default_backend() != "cpu":
+            os.sched_setaffinity(0, _ALLOWED)
+        yield
+    finally:
         os.sched_setaffinity(0, _ALLOWED)
+
+
+def allowed_cores() -> list[int]:
+    """Numbers of the cores this process was given."""
+    return list(range(os.cpu_count() or 1)) if _ALLOWED is None else sorted(_ALLOWED)
 
 
 @contextmanager
 def every_core() -> Iterator[None]:
-    """Compile here: what runs is confined by `pin`, what is to be run need not wait for it."""
+    """Compile here: what runs is confined by `pinned`, what is to be run need not wait for it."""
     if _ALLOWED is None:
         yield
         return
