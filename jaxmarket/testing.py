@@ -111,7 +111,7 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
 
     ``init`` and ``update`` must run under ``jit`` and ``vmap``; the new state must have the old one's
     shapes and dtypes, and a field ``params`` (finite) that the policy can apply. One module's new
-    state must react to its own utility [N, R], and to another module's not at all: the same bits
+    state must react to its own utility [R, N], and to another module's not at all: the same bits
     whatever the other earned, and a gradient of exactly zero.
 
     Args:
