@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,20 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_bench_runs_writes_and_leaves_the_process_as_it_was(tmp_path, monkeypatch):
+    def run(quick):
+        assert quick
+        assert not jax.config.jax_enable_compilation_cache
+        return timing.Report("step", headline={"market_tax": 1.0})
+
+    monkeypatch.setattr(step, "run", run)
+    cores, cached = timing.allowed_cores(), jax.config.jax_enable_compilation_cache
+    assert bench.bench("step", tmp_path, quick=True).headline == {"market_tax": 1.0}
+    assert json.loads((tmp_path / "step.json").read_text())["market_tax"] == 1
+    assert jax.config.jax_enable_compilation_cache == cached
+    assert not hasattr(os, "sched_getaffinity") or sorted(os.sched_getaffinity(0)) == cores
+
+
 def test_every_benchmark_has_a_script():
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(bench.BENCHMARKS)
 
@@ -165,7 +180,8 @@ FIELDS = {
 def test_quick_benchmarks_run_as_scripts(name, tmp_path):
     """Their numbers are finite and positive; how large they are is not a matter for tests."""
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--json", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["benchmark"] == name
     for field in FIELDS[name]:
