@@ -41,7 +41,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be those of compiling
     try:
         with pinned(cores):
