@@ -13,6 +13,7 @@ import jaxmarket
 from jaxmarket import TrainConfig, fit, fitting, train, training
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.learners import LEARNERS
+from jaxmarket.learners.ppo import clipped_gain
 
 
 def leaves_equal(a, b):
@@ -268,3 +269,15 @@ def test_nothing_is_learned_from_a_bid_that_was_not_admitted(learner, small):
 
     assert leaves_equal(learned(bids, utility), learned(out(bids, others), out(utility, 7 + others)))
     assert not leaves_equal(learned(bids, utility), learned(others, 7 + others))
+
+
+def test_the_clipped_gain_and_its_gradient_are_those_of_min_and_clip():
+    ratio, advantage = jnp.meshgrid(jnp.linspace(0.5, 1.5, 23), jnp.linspace(-1, 1, 8))
+
+    def plain(ratio):
+        return jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
+
+    np.testing.assert_allclose(clipped_gain(ratio, advantage, 0.2), plain(ratio), rtol=1e-6, atol=1e-7)
+    slopes = [jax.grad(lambda r, f=f: f(r).sum())(ratio) for f in (lambda r: clipped_gain(r, advantage, 0.2), plain)]
+    np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-7)
+    assert float(jnp.abs(slopes[0] - advantage).max()) > 0.5  # somewhere it is clipped

@@ -19,11 +19,23 @@ from jaxmarket.learners.protocol import (
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["PPO", "PPOState"]
+__all__ = ["PPO", "PPOState", "clipped_gain"]
 
 
 # Own bid, whether admitted, own utility, advantage, log-probability before: [R, N] each.
 _Rest = tuple[Array, Array, Array, Array, Array]
+
+
+def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
+    """``min(ratio · advantage, clip(ratio) · advantage)`` (Schulman et al. 2017), whose gradient takes no division here.
+
+    Args:
+        ratio, advantage: f [...].
+        clip: f [], how far the ratio may be from 1.
+    """
+    free = jnp.where(advantage > 0, ratio <= 1 + clip, ratio >= 1 - clip)
+    bounded = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip, 1 + clip))
+    return jnp.where(free, ratio, bounded) * advantage
 
 
 class PPOState(struct.PyTreeNode):
@@ -88,10 +100,7 @@ class PPO:
             bid, eligible, _, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, bid)
             ratio = jnp.exp(log_prob - before)
-            # min(ratio · advantage, clip(ratio) · advantage), written so that its gradient takes no division.
-            free = jnp.where(advantage > 0, ratio <= 1 + hyper.clip, ratio >= 1 - hyper.clip)
-            bounded = jax.lax.stop_gradient(jnp.clip(ratio, 1 - hyper.clip, 1 + hyper.clip))
-            gain = mean_where(jnp.where(free, ratio, bounded) * advantage, eligible)
+            gain = mean_where(clipped_gain(ratio, advantage, hyper.clip), eligible)
             return -gain - hyper.entropy * entropy
 
         def value_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
