@@ -27,7 +27,7 @@ _Rest = tuple[Array, Array, Array, Array, Array]
 
 
 def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
-    """``min(ratio · advantage, clip(ratio) · advantage)`` (Schulman et al. 2017), whose gradient takes no division here.
+    """``min(ratio · advantage, clip(ratio) · advantage)`` (Schulman et al. 2017), with a gradient without division.
 
     Args:
         ratio, advantage: f [...].
