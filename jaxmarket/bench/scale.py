@@ -49,7 +49,7 @@ def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[
 def run(quick: bool = False) -> Report:
     """Sweep one size at a time and fit the exponents."""
     report = Report("scale")
-    few = {"bidders": (2, 64, 4096), "instances": (1, 4096), "width": (16, 256)}
+    few = {"bidders": (2, 64, 4096), "instances": (1, 4096)}
     all_of_them = {
         "bidders": tuple(2**k for k in range(1, 13)),
         "instances": tuple(4**k for k in range(9)),
@@ -86,11 +86,11 @@ def run(quick: bool = False) -> Report:
 
 def _draw(report: Report) -> "Figure":
     """Time and memory per step against each size, and the slope of proportional growth."""
-    fig, axes = figure(3, 2, width=4.2, height=3.2)
+    fig, axes = figure(len(report.tables), 2, width=4.2, height=3.2)
     for column, (title, rows) in enumerate(report.tables.items()):
         sizes = [next(iter(row.values())) for row in rows]
         for row, (quantity, color) in enumerate((("µs per step", "tab:blue"), ("bytes per step", "tab:orange"))):
-            ax, values = axes[3 * row + column], [line[quantity] for line in rows]
+            ax, values = axes[len(report.tables) * row + column], [line[quantity] for line in rows]
             ax.loglog(sizes, values, "o-", color=color)
             ax.set_xscale("log", base=2)
             if max(values) < 10 * min(values):  # less than a decade: say where things are
