@@ -193,8 +193,9 @@ class _Contestant:
         """A chunk, an initial state, and the mean greedy return of 64 fresh episodes."""
         env_params, horizon = self.config.adapter.default_params, 500
         if self.monolithic:
-            monolith = baselines.Monolith.of(self.config, equal_width(self.config))
-            step, start = _monolithic(self.config, equal_width(self.config))
+            hidden = equal_width(self.config)
+            monolith = baselines.Monolith.of(self.config, hidden)
+            step, start = _monolithic(self.config, hidden)
             score = lambda s, key: baselines.greedy_return(monolith, s.learner, key, env_params, horizon)  # noqa: E731
         else:
             step, start = _training(self.config)
