@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmarket import training
+from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import Report, measure
 from jaxmarket.config import TrainConfig
-from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
 from jaxmarket.tables import progress
@@ -65,15 +65,12 @@ def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
 
         return jax.vmap(one)(keys, states)
 
-    def roll(params: PyTree, keys: Array, states: PyTree) -> PyTree:
-        one = lambda key, state: rollout(society, key, params, state, env_params, program.horizon)[1]  # noqa: E731
-        return jax.vmap(one, out_axes=1)(keys, states)
-
     def view(rows: PyTree) -> PyTree:
         earned = jax.vmap(lambda rows: settle(rows, hyper.discount), in_axes=1, out_axes=1)(rows)
         return training.experience_of(society, rows, earned.utility)
 
-    rows = jax.jit(roll)(state.learner.params, keys, state.market)
+    roll = market_rollout(society, state.learner.params, program.instances, program.horizon)
+    rows = jax.jit(roll)(jax.random.key(2), state.market)[1]
     experience = jax.jit(view)(rows)
     small = jax.tree.map(lambda x: x[..., : learner.minibatch], experience.replace(obs=None))
     small = small.replace(obs=experience.obs[: learner.minibatch])

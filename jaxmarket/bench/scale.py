@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from jaxmarket.bench.step import scrambled
+from jaxmarket.bench.step import market_rollout, scrambled
 from jaxmarket.bench.timing import Report, exponent, in_a_row, measure
 from jaxmarket.environments import adapt, garnet
 from jaxmarket.plotting import figure
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
-from jaxmarket.rollouts import rollout
 from jaxmarket.society import Society, reset
 from jaxmarket.tables import progress
 from jaxmarket.types import Array, PyTree
@@ -36,8 +35,7 @@ def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[
 
     def roll(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
         params, states = state
-        one = lambda key, state: rollout(society, key, params, state, env_params, _HORIZON)  # noqa: E731
-        states, rows = jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, instances), states)
+        states, rows = market_rollout(society, params, instances, _HORIZON)(key, states)
         return (params, states), rows
 
     count = max(1, budget // (instances * _HORIZON * society.bidders))

@@ -21,7 +21,7 @@ from jaxmarket.society import Draws, Society, draw, reset
 from jaxmarket.tables import progress
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["Case", "programs", "run", "time_case"]
+__all__ = ["Case", "market_rollout", "programs", "run", "time_case"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +80,19 @@ def scrambled(params: PyTree, key: Array) -> PyTree:
 Rollout = Callable[[Array, PyTree], tuple[PyTree, PyTree]]
 
 
+def market_rollout(society: Society, params: PyTree, instances: int, horizon: int) -> Rollout:
+    """One rollout of all instances: states [B, ...], rows [T, B, ...]."""
+    env_params = society.env.default_params
+    one = lambda key, state: rollout(society, key, params, state, env_params, horizon)  # noqa: E731
+    return lambda key, states: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, instances), states)
+
+
 def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
     """One rollout of all instances, and where it begins: by ``society``, ``networks`` and ``environment``."""
     society, env, horizon = case.society, case.society.env, case.horizon
     env_params = env.default_params
     params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), case.instances)
-
-    def market(key: Array, states: PyTree) -> tuple[PyTree, PyTree]:
-        one = lambda key, state: rollout(society, key, params, state, env_params, horizon)  # noqa: E731
-        return jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), states)
 
     def without(networks: bool) -> Any:
         def act(draws: Draws, obs: Array) -> tuple[Array, PyTree]:
@@ -105,7 +108,7 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
     states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
     running = jax.vmap(lambda key: baselines.start(env, key, env_params))(keys)
     return {
-        "society": (market, states),
+        "society": (market_rollout(society, params, case.instances, horizon), states),
         "networks": (without(networks=True), running),
         "environment": (without(networks=False), running),
     }

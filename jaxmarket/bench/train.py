@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import baselines
+from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import REPEATS, Report, allowed_cores, in_a_row, measure
 from jaxmarket.config import TrainConfig
 from jaxmarket.evaluation import evaluate
-from jaxmarket.rollouts import rollout
 from jaxmarket.tables import progress
 from jaxmarket.training import Program, TrainState, as_arrays, chunk, init, oracle_of
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array
 
 __all__ = ["CHAIN", "equal_width", "run", "worker"]
 
@@ -81,12 +81,7 @@ def _chain(report: Report) -> None:
     """Chain on one core: complete training, and the same run's rollouts alone."""
     step, start = _training(CHAIN)
     state = jax.jit(start)(jax.random.key(0))
-    society, env_params = CHAIN.society, CHAIN.adapter.default_params
-
-    def roll(key: Array, market: PyTree) -> tuple[PyTree, PyTree]:
-        one = lambda key, m: rollout(society, key, state.learner.params, m, env_params, CHAIN.horizon)  # noqa: E731  # type: ignore[arg-type]
-        return jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, CHAIN.instances), market)  # type: ignore[arg-type]
-
+    roll = market_rollout(CHAIN.society, state.learner.params, CHAIN.instances, CHAIN.horizon)  # type: ignore[arg-type]
     timings = measure(
         {
             "training": (step, (state,)),
