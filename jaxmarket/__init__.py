@@ -10,7 +10,7 @@ from jaxmarket.environments import make
 from jaxmarket.fitting import fit
 from jaxmarket.policies import BidPolicy
 from jaxmarket.rollouts import rollout
-from jaxmarket.runs import load
+from jaxmarket.runs import as_policy, load
 from jaxmarket.settlement import flows, settle
 from jaxmarket.society import MarketPolicy, Society, reset, step
 from jaxmarket.training import FitResult, train
@@ -30,6 +30,7 @@ __all__ = [
     "State",
     "TrainConfig",
     "Transition",
+    "as_policy",
     "clear",
     "fit",
     "flows",

@@ -14,22 +14,26 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.config import TrainConfig
-from jaxmarket.environments.adapter import Adapter
+from jaxmarket.environments.adapter import Adapter, Step
+from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
+from jaxmarket.metrics import Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
+    "Agent",
     "Categorical",
     "ChoiceHead",
+    "ChoicePolicy",
     "Monolith",
     "MonolithState",
     "Running",
     "Steps",
     "chunk",
-    "greedy_return",
+    "evaluate",
     "init",
     "parameters",
     "roam",
@@ -104,27 +108,29 @@ def roam(
         draws, words, fresh = ahead
         action, choice = act(draws, running.obs)
         after = env.step(typed(words), running.env_state, action, env_params)
-        row = Steps(
-            obs=running.obs,
-            choice=choice,
-            reward=after.reward,
-            duration=after.duration,
-            terminated=after.terminated,
-            truncated=after.truncated,
-            next_obs=after.obs,
-            episode_return=running.episode_return + after.reward,
-            episode_length=running.episode_length + after.duration.astype(jnp.int32),
-        )
-        onward = Running(
-            env_state=after.env_state,
-            obs=after.obs,
-            episode_return=row.episode_return,
-            episode_length=row.episode_length,
-        )
-        return jax.tree.map(lambda new, old: jnp.where(row.done, new, old), fresh, onward), row
+        return _book(running, choice, after, fresh)
 
     fresh = jax.vmap(lambda words: start(env, typed(words), env_params))(reset_words)
     return jax.lax.scan(body, running, (draws, env_words, fresh))
+
+
+def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tuple[Running, Steps]:
+    """Where it goes on after a step, in the next episode where one has ended, and the row for the record."""
+    row = Steps(
+        obs=running.obs,
+        choice=choice,
+        reward=after.reward,
+        duration=after.duration,
+        terminated=after.terminated,
+        truncated=after.truncated,
+        next_obs=after.obs,
+        episode_return=running.episode_return + after.undiscounted,
+        episode_length=running.episode_length + after.duration.astype(jnp.int32),
+    )
+    onward = Running(
+        env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
+    )
+    return jax.tree.map(lambda new, old: jnp.where(row.done, new, old), fresh, onward), row
 
 
 class Categorical(struct.PyTreeNode):
@@ -179,14 +185,72 @@ class ChoiceHead:
 
 
 @dataclasses.dataclass(frozen=True)
+class Agent:
+    """The static description of an agent that acts by itself, as `Society` is that of a market.
+
+    Attributes:
+        env: the environment's `Adapter`.
+        policy: over choices, with a `ChoiceHead`.
+        greedy: take the likeliest choice instead of sampling.
+    """
+
+    env: Adapter
+    policy: BidPolicy
+    greedy: bool = False
+
+    def choose(self, params: PyTree, key: Array | None, obs: Array) -> Array:
+        """The choice for one encoded observation: i32 []. A greedy agent needs no key."""
+        distribution = self.policy.apply(params, obs)
+        choice = distribution.mean() if self.greedy or key is None else distribution.sample(key)
+        return choice.astype(jnp.int32)
+
+
+class ChoicePolicy(struct.PyTreeNode):
+    """A trained monolithic agent as a policy: ``obs -> action``, as `MarketPolicy` is a society.
+
+    Attributes:
+        params: of the policy network.
+        agent: whose ``greedy`` says whether it samples.
+    """
+
+    params: PyTree
+    agent: Agent = struct.field(pytree_node=False)
+
+    def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
+        """The choice for one raw observation of the environment: i32 [].
+
+        Raises:
+            ValueError: a sampling agent was given no key.
+        """
+        if key is None and not self.agent.greedy:
+            raise ValueError("key: an agent that samples its choices needs a key; give one, or use a greedy policy")
+        return self.agent.choose(self.params, key, self.agent.env.encode(obs))
+
+
+def evaluate(
+    agent: Agent, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
+) -> Episodes:
+    """`evaluation.evaluate` of a monolithic agent."""
+
+    def step(key: Array, running: Running) -> tuple[Running, Steps]:
+        key_act, key_env, key_reset = jax.random.split(key, 3)
+        choice = agent.choose(params, key_act, running.obs)
+        after = agent.env.step(key_env, running.env_state, choice, env_params)
+        return _book(running, choice, after, start(agent.env, key_reset, env_params))
+
+    return first_episodes(lambda key: start(agent.env, key, env_params), step, key, episodes, max_steps)
+
+
+@dataclasses.dataclass(frozen=True)
 class Monolith:
-    """The static part of a monolithic agent's training.
+    """The static part of a monolithic agent's training, as `Program` is that of a society's.
 
     Attributes:
         env: the environment.
         learner: `PPO` over choices.
         instances, horizon: parallel environments, and steps of each per update.
         updates_per_chunk: updates per `chunk`.
+        chunks: how often the host calls; not compiled in.
     """
 
     env: Adapter
@@ -194,28 +258,23 @@ class Monolith:
     instances: int
     horizon: int
     updates_per_chunk: int
+    chunks: int = dataclasses.field(compare=False)
 
     @classmethod
     def of(cls, config: TrainConfig, hidden: tuple[int, ...] | None = None) -> "Monolith":
-        """The agent to compare a ``ppo`` society with: same environment, instances and minibatches.
+        """The agent that ``config`` describes, or that is to be compared with the ``ppo`` society it describes.
 
         Args:
-            config: of the society.
+            config: the settings; environment, instances and minibatches are the same for both.
             hidden: widths of both networks; by default those of one bidder, with which the agent has fewer
                 parameters than the society (see `parameters`).
 
         Raises:
             ValueError: the configuration's learner is not ppo, or its environment or rules are none the agent knows.
         """
+        config = dataclasses.replace(config, agent="monolith")
         rule = config.learner_rule
-        if not isinstance(rule, PPO):
-            raise ValueError(f"learner: a monolithic agent is compared with ppo societies, got {config.learner!r}")
-        if config.time_limits != "shadow":
-            raise ValueError(
-                f"time_limits: a monolithic agent estimates what a time-out cuts off, got {config.time_limits!r}"
-            )
-        if hasattr(config.adapter.env, "legal_actions"):
-            raise ValueError(f"env: {config.adapter.name} has illegal actions, which a monolithic agent would take")
+        assert isinstance(rule, PPO)
         torsos = rule.policy.torso, rule.value.torso
         if hidden is not None:
             torsos = tuple(dataclasses.replace(torso, hidden=hidden) for torso in torsos)  # type: ignore[type-var]
@@ -226,7 +285,13 @@ class Monolith:
             instances=config.instances,  # type: ignore[arg-type]
             horizon=config.horizon,  # type: ignore[arg-type]
             updates_per_chunk=config.updates_per_chunk,
+            chunks=config.chunks,
         )
+
+    @property
+    def agent(self) -> Agent:
+        """The agent that is trained."""
+        return Agent(self.env, self.learner.policy)
 
 
 class MonolithState(struct.PyTreeNode):
@@ -238,8 +303,9 @@ class MonolithState(struct.PyTreeNode):
     update: Array  # i32 [] updates done
 
 
-def init(monolith: Monolith, key: Array, env_params: PyTree) -> MonolithState:
-    """The state before the first update."""
+def init(monolith: Monolith, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
+    """The state before the first update; ``hyper`` as in `training.init`, of no use here."""
+    del hyper
     key_learner, key_start, key = jax.random.split(key, 3)
     keys = jax.random.split(key_start, monolith.instances)
     running = jax.vmap(lambda key: start(monolith.env, key, env_params))(keys)
@@ -257,39 +323,20 @@ def parameters(learner_state: PyTree) -> int:
 
 
 def chunk(
-    monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters
+    monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters, oracle: None = None
 ) -> tuple[MonolithState, dict[str, Array]]:
-    """``updates_per_chunk`` updates, and the mean return of the episodes that ended (NaN if none did).
+    """``updates_per_chunk`` updates, and those of the `metrics` over them that need no market.
 
-    ``hyper.trace_decay`` is the λ of the generalised advantages, 0.95 by default.
+    ``hyper.trace_decay`` is the λ of the generalised advantages, 0.95 by default; ``oracle`` as in `training.chunk`, of
+    no use here.
     """
+    del oracle
 
-    def body(state: MonolithState, _: None) -> tuple[MonolithState, tuple[Array, Array]]:
+    def body(state: MonolithState, _: None) -> tuple[MonolithState, Totals]:
         return _update(monolith, state, env_params, hyper)
 
-    state, (returns, episodes) = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
-    ended = episodes.sum()
-    return state, {"return_mean": returns.sum() / jnp.where(ended > 0, ended, jnp.nan), "episodes": ended}
-
-
-def greedy_return(
-    monolith: Monolith, learner_state: PyTree, key: Array, env_params: PyTree, steps: int, episodes: int = 64
-) -> Array:
-    """Mean return of fresh episodes with the likeliest action, each cut after ``steps``. f []."""
-
-    def act(_: Array, obs: Array) -> tuple[Array, Array]:
-        choice = monolith.learner.policy.apply(learner_state.params, obs).mean()
-        return choice.astype(jnp.int32), choice
-
-    def play(key: Array) -> Array:
-        key_start, key_env = jax.random.split(key)
-        running = start(monolith.env, key_start, env_params)
-        _, rows = roam(monolith.env, act, key_env, running, env_params, jnp.zeros(steps))
-        # The first row that ends an episode, else the last one.
-        end = jnp.argmax(rows.done | (jnp.arange(steps) == steps - 1))
-        return rows.episode_return[end]
-
-    return jax.vmap(play)(jax.random.split(key, episodes)).mean()
+    state, totals = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
+    return state, jax.tree.map(lambda x: x.sum(0), totals).means()
 
 
 def utilities(
@@ -318,7 +365,7 @@ def utilities(
 
 def _update(
     monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters
-) -> tuple[MonolithState, tuple[Array, Array]]:
+) -> tuple[MonolithState, Totals]:
     learner, steps = monolith.learner, monolith.horizon
     key_act, key_env, key = jax.random.split(state.key, 3)
 
@@ -352,5 +399,4 @@ def _update(
     )
     progress = state.update / jnp.asarray(hyper.updates, real())
     after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
-    ended = (jnp.where(rows.done, rows.episode_return, 0).sum(), rows.done.sum())
-    return MonolithState(learner=after, running=running, key=key, update=state.update + 1), ended
+    return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)

@@ -17,6 +17,7 @@ from jaxmarket.environments import environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
 from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.learners import LEARNERS
+from jaxmarket.society import MarketPolicy
 
 __all__ = ["app", "main"]
 
@@ -79,7 +80,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
         table.add_column(column, justify="right")
     summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
-    both = evaluate_both(run.config.society, run.params, jax.random.key(seed), run.config.seeds)
+    both = evaluate_both(runs.player_of(run.config), run.params, jax.random.key(seed), run.config.seeds)
     for bids, episodes in jax.device_get(both).items():
         per_seed = episodes.returns.mean(1)
         numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
@@ -105,6 +106,8 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     if steps < 1:
         raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
     policy = run.policy(run_seed, greedy=not sampled)
+    if not isinstance(policy, MarketPolicy):
+        raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")
     rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     Console().print(f"society: {shown}", justify="center")

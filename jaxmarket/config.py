@@ -81,12 +81,15 @@ class TrainConfig:
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1 (in Python, also an environment object).
+        agent: society, or monolith: one PPO agent that acts by itself, to compare with; it has no use for the
+            settings of bids and auctions.
         auction: bb (first price), vickrey, ccv (credit-conserving Vickrey) or env (reward only); in Python,
             also a Mechanism.
         learner: ppo, valuation or reinforce.
         clones: bidders per primitive.
         seeds: independent runs, trained in one vmapped call.
-        steps: environment steps per seed (rounded up to whole rollouts).
+        steps: auctions per seed (rounded up to whole rollouts), each one environment step where primitives are
+            literal actions; a monolith's decisions.
         gamma: discount; the environment's own if it names one, else 0.99.
         share_clones: whether clones of one primitive share parameters.
         instances: parallel market instances per seed.
@@ -98,7 +101,7 @@ class TrainConfig:
         value_learning_rate: of the value networks (ppo).
         entropy: weight of the bids' entropy (ppo, reinforce).
         clip: range of the policy ratio (ppo).
-        trace_decay: λ of the contract between buyer and seller.
+        trace_decay: λ of the contract between buyer and seller; a monolith's λ of generalised advantages.
         exploration: probability that a random bidder wins, at the start of training.
         exploration_final: that probability in the second half of training, reached linearly.
         dropout: probability that a bidder sits out an episode; two always stay.
@@ -106,7 +109,8 @@ class TrainConfig:
         bids: kumaraswamy, beta or value (deterministic, valuation only).
         bid_low: lowest possible bid.
         bid_high: highest possible bid.
-        hidden: widths of the bid network's layers; none at all makes a table.
+        hidden: widths of the networks' dense layers; none at all makes a table.
+        convolutions: channels of the convolutions over images; none at all reads an image as a vector.
         time_limits: shadow (a time-out's resale is estimated) or terminal (it counts as 0).
         ties: random or lowest.
         preset: paper (published settings); what is given beside it wins.
@@ -114,6 +118,7 @@ class TrainConfig:
 
     env: Any
     _: dataclasses.KW_ONLY
+    agent: Literal["society", "monolith"] = "society"
     auction: Auction = "ccv"
     learner: str = "ppo"
     clones: int = 2
@@ -139,6 +144,7 @@ class TrainConfig:
     bid_low: float | None = None
     bid_high: float | None = None
     hidden: tuple[int, ...] | None = None
+    convolutions: tuple[int, ...] | None = None
     time_limits: TimeLimits | None = None
     ties: Literal["random", "lowest"] = "random"
     preset: str | None = None
@@ -164,24 +170,38 @@ class TrainConfig:
         for field, value in fill.items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
-        if self.hidden is not None:
-            object.__setattr__(self, "hidden", tuple(self.hidden))
+        for field in ("hidden", "convolutions"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, tuple(getattr(self, field)))
         self._validate()
         _ = self.society  # whatever is wrong with the parts is wrong now
 
-    def _validate(self) -> None:
+    def _validate_numbers(self) -> None:
         for field in ("clones", "seeds", "steps", "instances", "horizon", "minibatch", "epochs"):
             _whole(field, getattr(self, field))
         if self.log_every is not None:
             _whole("log_every", self.log_every)
-        for width in self.hidden or ():
-            _whole("hidden", width)
+        for field in ("hidden", "convolutions"):
+            for width in getattr(self, field) or ():
+                _whole(field, width)
         for field in ("gamma", "trace_decay", "exploration", "exploration_final", "dropout"):
             _number(field, getattr(self, field), 0, 1)
         for field in ("learning_rate", "value_learning_rate", "entropy", "clip"):
             _number(field, getattr(self, field), 0, math.inf)
         for field in ("reserve", "bid_low", "bid_high"):
             _number(field, getattr(self, field), -math.inf, math.inf)
+
+    def _validate(self) -> None:
+        self._validate_numbers()
+        _choice("agent", self.agent, ("society", "monolith"))
+        if self.agent == "monolith":
+            self._validate_monolith()
+        within = getattr(self.adapter.env, "discount_within", self.gamma)
+        if within != self.gamma:
+            raise ValueError(
+                f"gamma: the options of {self.adapter.name} discount within by {within:g}, not by {self.gamma:g}; give "
+                "both the same"
+            )
         if self.gamma == 1 and self.adapter.gamma is not None:
             raise ValueError("gamma: 1 leaves the values of an endless process undefined; use a discount below 1")
         for field, learners in _ONLY_FOR.items():
@@ -205,6 +225,19 @@ class TrainConfig:
                 "use more clones, or no dropout"
             )
 
+    def _validate_monolith(self) -> None:
+        if self.learner != "ppo":
+            raise ValueError(f"learner: a monolithic agent is compared with ppo societies, got {self.learner!r}")
+        if self.time_limits != "shadow":
+            raise ValueError(
+                f"time_limits: a monolithic agent estimates what a time-out cuts off, got {self.time_limits!r}"
+            )
+        if hasattr(self.adapter.env, "legal_actions"):
+            raise ValueError(f"env: {self.adapter.name} has illegal actions, which a monolithic agent would take")
+        for field in ("exploration", "dropout", "reserve", "bid_low", "bid_high"):
+            if getattr(self, field) is not None:
+                raise ValueError(f"{field}: a monolithic agent holds no auctions; leave it out")
+
     @functools.cached_property
     def adapter(self) -> Adapter:
         """The environment as the society sees it."""
@@ -224,6 +257,11 @@ class TrainConfig:
     def updates_per_chunk(self) -> int:
         """Updates per compiled call, each of which gives one row of metrics."""
         return min(self.updates, self.log_every or -(-self.updates // _CHUNKS))
+
+    @property
+    def auctions_per_chunk(self) -> int:
+        """Auctions of one seed between two rows of metrics."""
+        return self.instances * self.horizon * self.updates_per_chunk  # type: ignore[operator]
 
     @property
     def chunks(self) -> int:
@@ -266,8 +304,13 @@ class TrainConfig:
     def _torso(self) -> Torso:
         obs = Society(self.adapter, BidPolicy(linear(), ValueHead())).observation
         value = self.learner == "valuation"
+        if self.convolutions is not None and len(obs.shape) != 3:
+            raise ValueError(
+                f"convolutions: {self.adapter.name} observes shape {obs.shape}, no image [height, width, channels]"
+            )
         if len(obs.shape) == 3:
-            return cnn(*(self.hidden or (128,)), layer_norm=value)
+            convolutions = (16,) if self.convolutions is None else self.convolutions
+            return cnn(*(self.hidden or (128,)), convolutions=convolutions, layer_norm=value)
         if self.adapter.one_hot:
             return linear(*(self.hidden if self.hidden is not None else () if value else (16,)))
         return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)

@@ -1,5 +1,8 @@
 """Evaluation: fresh episodes, no learning, no exploration."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -8,7 +11,7 @@ from jaxmarket.rollouts import play
 from jaxmarket.society import Society, reset, step
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
-__all__ = ["Episodes", "bids_by_state", "evaluate", "watch"]
+__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "watch"]
 
 _MOST_STEPS = 100_000
 
@@ -17,8 +20,9 @@ class Episodes(struct.PyTreeNode):
     """Fresh episodes, one per parallel instance."""
 
     returns: Array  # f [episodes] undiscounted
-    lengths: Array  # i32 [episodes]
+    lengths: Array  # i32 [episodes] environment steps
     finished: Array  # bool [episodes] False where the step limit of the evaluation came first
+    terminated: Array  # bool [episodes] whether it ended for good, and was not cut
 
 
 def evaluate(
@@ -35,9 +39,35 @@ def evaluate(
     Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones. Nobody explores
     and everybody takes part, unless ``rules`` say otherwise.
     """
+    return first_episodes(
+        lambda key: reset(society, key, env_params, rules)[0],
+        lambda key, state: step(society, key, params, state, env_params, rules),
+        key,
+        episodes,
+        max_steps,
+    )
+
+
+def first_episodes(
+    reset: Callable[[Array], Any],
+    step: Callable[[Array, Any], tuple[Any, Any]],
+    key: Array,
+    episodes: int,
+    max_steps: int = _MOST_STEPS,
+) -> Episodes:
+    """The first episode of each of ``episodes`` instances, side by side until all have ended.
+
+    Args:
+        reset: ``key -> state``, with ``episode_return`` and ``episode_length``.
+        step: ``(key, state) -> (state, row)``; the row has these, too, and ``done`` and ``terminated``.
+        key: a typed PRNG key.
+        episodes: how many.
+        max_steps: steps after which the rest counts as unfinished.
+    """
     key_reset, key_steps = jax.random.split(key)
-    states, _ = jax.vmap(lambda k: reset(society, k, env_params, rules))(jax.random.split(key_reset, episodes))
-    blank = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=jnp.zeros(episodes, bool))
+    states = jax.vmap(reset)(jax.random.split(key_reset, episodes))
+    no = jnp.zeros(episodes, bool)
+    blank = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=no, terminated=no)
 
     def unfinished(carry: tuple) -> Array:
         _, result, t = carry
@@ -46,12 +76,13 @@ def evaluate(
     def body(carry: tuple) -> tuple:
         states, result, t = carry
         keys = jax.random.split(jax.random.fold_in(key_steps, t), episodes)
-        states, row = jax.vmap(lambda k, s: step(society, k, params, s, env_params, rules))(keys, states)
+        states, row = jax.vmap(step)(keys, states)
         running = ~result.finished
         result = Episodes(
             returns=jnp.where(running, row.episode_return, result.returns),
             lengths=jnp.where(running, row.episode_length, result.lengths),
             finished=result.finished | row.done,
+            terminated=jnp.where(running, row.terminated, result.terminated),
         )
         return states, result, t + 1
 

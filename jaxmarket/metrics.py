@@ -7,6 +7,8 @@ with one-hot observations.
 | metric | meaning |
 |---|---|
 | ``return_mean``, ``length_mean`` | of the episodes that ended; NaN (never 0) before the first one |
+| ``termination_rate`` | share of the episodes that ended which terminated, and were not cut; success, where only success terminates |
+| ``duration`` | environment steps per auction: 1 where primitives are literal actions |
 | ``regret`` | return of the optimal policy minus ``return_mean``, per episode (Lai and Robbins 1985) |
 | ``welfare`` | reward per auction, whoever earned it: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
 | ``auction_revenue`` | what the winner paid, per auction (Nisan et al. 2007, ch. 13) |
@@ -20,13 +22,28 @@ with one-hot observations.
 | ``conservation_residual`` | money no named flow accounts for, see `conservation_residual` |
 """  # noqa: E501  a table row is a line
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxmarket.settlement import Settlement, flows
 from jaxmarket.types import HOUSE, Array, Transition
 
-__all__ = ["ACCOUNTS", "Oracle", "Summary", "bid_error", "conservation_residual", "gini", "ledger", "summarize"]
+__all__ = [
+    "ACCOUNTS",
+    "Oracle",
+    "Summary",
+    "Totals",
+    "bid_error",
+    "conservation_residual",
+    "env_steps",
+    "gini",
+    "ledger",
+    "summarize",
+    "totals",
+]
 
 
 class Oracle(struct.PyTreeNode):
@@ -36,15 +53,61 @@ class Oracle(struct.PyTreeNode):
     optimal_return: Array  # f [] expected undiscounted return of an episode under the optimal policy
 
 
-class Summary(struct.PyTreeNode):
-    """Sums over the rows of a trajectory; add summaries with ``jax.tree.map(jnp.add, ...)``."""
+class Totals(struct.PyTreeNode):
+    """Sums over rows that need no market; add them with ``jax.tree.map(jnp.add, ...)``."""
 
     steps: Array  # f [] environment steps
-    auctions: Array  # f []
+    decisions: Array  # f [] auctions, where there are any
     episodes: Array  # f [] episodes that ended
     returns: Array  # f [] sum of their undiscounted returns
     lengths: Array  # f [] sum of their lengths
+    terminations: Array  # f [] how many of them terminated
     reward: Array  # f [] earned by anyone
+
+    def means(self) -> dict[str, Array]:
+        """The metrics of the module's table that follow from these."""
+        ended = jnp.where(self.episodes > 0, self.episodes, jnp.nan)
+        return {
+            "episodes": self.episodes,
+            "return_mean": self.returns / ended,
+            "length_mean": self.lengths / ended,
+            "termination_rate": self.terminations / ended,
+            "duration": self.steps / self.decisions,
+            "welfare": self.reward / self.decisions,
+        }
+
+
+def totals(rows: Any) -> Totals:
+    """Sums over rows with any leading axes: of a `Transition`, or of `baselines.Steps`."""
+
+    def count(flags: Array) -> Array:
+        return flags.sum().astype(rows.reward.dtype)
+
+    return Totals(
+        steps=rows.duration.sum(),
+        decisions=jnp.asarray(rows.reward.size, rows.reward.dtype),
+        episodes=count(rows.done),
+        returns=jnp.where(rows.done, rows.episode_return, 0).sum(),
+        lengths=jnp.where(rows.done, rows.episode_length, 0).sum().astype(rows.reward.dtype),
+        terminations=count(rows.terminated),
+        reward=rows.reward.sum(),
+    )
+
+
+def env_steps(duration: np.ndarray, auctions: int) -> np.ndarray:
+    """Environment steps of each seed up to the end of each chunk: [chunks, seeds].
+
+    Args:
+        duration: the metric of that name, [chunks, seeds].
+        auctions: per seed and chunk.
+    """
+    return np.round(np.cumsum(np.float64(duration) * auctions, axis=0))
+
+
+class Summary(struct.PyTreeNode):
+    """Sums over the rows of a trajectory; add summaries with ``jax.tree.map(jnp.add, ...)``."""
+
+    totals: Totals
     price: Array  # f [] money paid in auctions
     subsidy: Array  # f [] money minted by the auctioneer
     utility: Array  # f [] of winners
@@ -56,17 +119,13 @@ class Summary(struct.PyTreeNode):
 
     def means(self, oracle: Oracle | None = None) -> dict[str, Array]:
         """Per-episode, per-auction and per-state means, as the module's table defines them."""
-        ended = jnp.where(self.episodes > 0, self.episodes, jnp.nan)
-        means = {
-            "episodes": self.episodes,
-            "return_mean": self.returns / ended,
-            "length_mean": self.lengths / ended,
-            "welfare": self.reward / self.auctions,
-            "auction_revenue": self.price / self.auctions,
-            "subsidy": self.subsidy / self.auctions,
-            "winner_utility": self.utility / self.auctions,
-            "winning_bid": self.bid / self.auctions,
-            "wins": self.wins / self.auctions,
+        auctions = self.totals.decisions
+        means = self.totals.means() | {
+            "auction_revenue": self.price / auctions,
+            "subsidy": self.subsidy / auctions,
+            "winner_utility": self.utility / auctions,
+            "winning_bid": self.bid / auctions,
+            "wins": self.wins / auctions,
         }
         if oracle is not None:
             sold = jnp.where(self.sales > 0, self.sales, jnp.nan)
@@ -99,12 +158,7 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
         state_price, bid = jnp.stack([t.price.reshape(-1), t.outcome.winning_bid.reshape(-1)]) @ state
         sales, bid_gap = bought.sum(1), bid - (bought * oracle.q).sum(1)
     return Summary(
-        steps=t.duration.sum(),
-        auctions=jnp.asarray(t.reward.size, t.reward.dtype),
-        episodes=t.done.sum().astype(t.reward.dtype),
-        returns=jnp.where(t.done, t.episode_return, 0).sum(),
-        lengths=jnp.where(t.done, t.episode_length, 0).sum().astype(t.reward.dtype),
-        reward=t.reward.sum(),
+        totals=totals(t),
         price=t.price.sum(),
         subsidy=(t.resale - t.price).sum(),
         utility=jnp.where(sold, settlement.utility, 0).sum(),

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxmarket.metrics import env_steps
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ def save(fig: "Figure", path: str | Path) -> None:
 
 
 def _name(result: "Result") -> str:
-    return " · ".join(result.summary[part] for part in ("env", "auction", "learner"))
+    return " · ".join(result.summary[part] or "one agent" for part in ("env", "auction", "learner"))
 
 
 def draw_learning_curve(ax: "Axes", result: "Result") -> None:
@@ -43,7 +45,7 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     returns = result.metrics["return_mean"]
-    steps = result.summary["env_steps"] / result.config.seeds * np.arange(1, len(returns) + 1) / len(returns)
+    steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
     ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
     finished = ~np.isnan(returns).all(axis=1)

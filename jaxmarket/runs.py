@@ -1,7 +1,7 @@
 """A run's folder: configuration, metrics, parameters and figures; and the way back to a policy.
 
 ``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
-``params/`` bid-network parameters of every seed · ``summary.json`` · ``learning_curve.png`` ·
+``networks/`` parameters of every seed · ``summary.json`` · ``learning_curve.png`` ·
 ``bids.csv`` and ``bids.png`` where Q* is known.
 """
 
@@ -14,16 +14,33 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import checkpoint, plotting
 from jaxmarket.auctions import Mechanism
+from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
 from jaxmarket.config import TrainConfig
-from jaxmarket.society import MarketPolicy
+from jaxmarket.metrics import env_steps
+from jaxmarket.society import MarketPolicy, Society
 from jaxmarket.training import FitResult
+from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import PyTree
 
-__all__ = ["Folder", "SavedRun", "load", "read", "to_json", "write"]
+__all__ = [
+    "Folder",
+    "Policy",
+    "SavedRun",
+    "as_policy",
+    "best_seed",
+    "load",
+    "player_of",
+    "read",
+    "to_json",
+    "write",
+]
+
+Policy = MarketPolicy | ChoicePolicy
 
 
 def to_json(value: Any) -> str:
@@ -63,8 +80,14 @@ class Folder:
             raise ValueError(f"out: cannot write to {self.path} ({error.strerror}); choose another folder") from error
         self._writer: csv.DictWriter[str] | None = None
 
-    def add(self, chunk: int, steps: int, metrics: dict[str, np.ndarray]) -> None:
-        """Append one row per seed; metrics per bidder or state take a column each, as ``wins[0]``."""
+    def add(self, chunk: int, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
+        """Append one row per seed; metrics per bidder or state take a column each, as ``wins[0]``.
+
+        Args:
+            chunk: how many there are now.
+            steps: environment steps of each seed so far, [seeds].
+            metrics: of the chunk.
+        """
         columns = {}
         for name, values in metrics.items():
             columns |= {name: values} if values.ndim == 1 else {f"{name}[{i}]": v for i, v in enumerate(values.T)}
@@ -73,13 +96,13 @@ class Folder:
             self._writer.writeheader()
         for seed in range(len(next(iter(columns.values())))):
             row = {name: float(values[seed]) for name, values in columns.items()}
-            self._writer.writerow({"chunk": chunk, "env_steps": steps, "seed": seed, **row})
+            self._writer.writerow({"chunk": chunk, "env_steps": int(steps[seed]), "seed": seed, **row})
         self._metrics.flush()
 
     def finish(self, result: FitResult) -> None:
         """Write parameters, figures and, last, the summary."""
         self._metrics.close()
-        checkpoint.save(self.path / "params", result.state.learner.params)
+        checkpoint.save(self.path / "networks", result.networks)
         if result.metrics:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
@@ -103,9 +126,8 @@ def write(path: str | Path, result: FitResult) -> None:
     Raises:
         ValueError: the folder holds a finished run, or cannot be written.
     """
-    folder, chunks = Folder(path, result.config), result.config.chunks
-    for chunk in range(len(next(iter(result.metrics.values())))):
-        steps = (chunk + 1) * result.summary["env_steps"] // (result.config.seeds * chunks)
+    folder = Folder(path, result.config)
+    for chunk, steps in enumerate(env_steps(result.metrics["duration"], result.config.auctions_per_chunk)):
         folder.add(chunk + 1, steps, {name: values[chunk] for name, values in result.metrics.items()})
     folder.finish(result)
 
@@ -116,15 +138,21 @@ class SavedRun:
 
     Attributes:
         config: its settings.
-        params: bid-network parameters, leaves [seeds, M, ...].
+        networks: ``policy`` and, where the learner has one, ``value``: parameters, leaves [seeds, ...], of a society
+            [seeds, M, ...].
         summary: what ``summary.json`` says.
         folder: where it was read from.
     """
 
     config: TrainConfig
-    params: PyTree
+    networks: Networks
     summary: dict[str, Any]
     folder: Path
+
+    @property
+    def params(self) -> PyTree:
+        """Parameters of the policies (bid networks), leaves [seeds, ...]."""
+        return self.networks["policy"]
 
     @functools.cached_property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -164,15 +192,42 @@ class SavedRun:
     @property
     def best_seed(self) -> int:
         """The seed with the highest greedy return."""
-        return int(np.argmax(self.summary["return_seeds"]))
+        return best_seed(self)
 
-    def policy(self, seed: int | None = None, *, greedy: bool = True) -> MarketPolicy:
-        """The policy of one seed, the best by default; see `load`."""
-        chosen = self.best_seed if seed is None else seed
-        if not 0 <= chosen < self.config.seeds:
-            raise ValueError(f"seed: the run has seeds 0 to {self.config.seeds - 1}, got {seed}")
-        society = dataclasses.replace(self.config.society, greedy=greedy)
-        return MarketPolicy(params=jax.tree.map(lambda x: x[chosen], self.params), society=society)
+    def policy(self, seed: int | None = None, *, greedy: bool = True) -> Policy:
+        """The policy of one seed, the best by default; see `as_policy`."""
+        return as_policy(self, seed=seed, greedy=greedy)
+
+
+def best_seed(result: "FitResult | SavedRun") -> int:
+    """The seed with the highest greedy return."""
+    return int(np.argmax(result.summary["return_seeds"]))
+
+
+def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None = None, greedy: bool = True) -> Policy:
+    """What a run learned as a policy, ``(obs, key) -> action``: for use inside ``scan``, or as an `Option`.
+
+    Args:
+        source: a run, or the folder of one.
+        seed: which of its seeds; the one with the highest greedy return by default.
+        greedy: whether bidders bid the mean of their distribution (a monolithic agent: the likeliest choice), or
+            sample.
+
+    Raises:
+        ValueError: there is no run there, or no such seed.
+    """
+    run = read(source) if isinstance(source, str | Path) else source
+    chosen = best_seed(run) if seed is None else seed
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < run.config.seeds:
+        raise ValueError(f"seed: the run has seeds 0 to {run.config.seeds - 1}, got {seed!r}")
+    params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
+    player = dataclasses.replace(player_of(run.config), greedy=greedy)
+    return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
+
+
+def player_of(config: TrainConfig) -> Society | Agent:
+    """Who plays: the society, or the monolithic agent."""
+    return Monolith.of(config).agent if config.agent == "monolith" else config.society
 
 
 def read(folder: str | Path, **replace: Any) -> SavedRun:
@@ -206,9 +261,19 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         unknown = ", ".join(sorted(set(settings) - fields)) or "no env"
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({unknown})")
     config = TrainConfig(**settings)
-    like = jax.eval_shape(lambda k: jax.vmap(config.society.init)(jax.random.split(k, config.seeds)), jax.random.key(0))
-    params = checkpoint.restore(folder / "params", like)
-    return SavedRun(config, params, documents["summary.json"], folder)
+    like = jax.eval_shape(lambda: _fresh_networks(config))
+    return SavedRun(config, checkpoint.restore(folder / "networks", like), documents["summary.json"], folder)
+
+
+def _fresh_networks(config: TrainConfig) -> Networks:
+    """Networks of every seed of a run, untrained."""
+    keys = jax.random.split(jax.random.key(0), config.seeds)
+    obs = jnp.zeros(config.society.observation.shape, config.society.observation.dtype)
+    if config.agent == "monolith":
+        learner = Monolith.of(config).learner
+        return jax.vmap(lambda key: networks(learner.init(key, obs)))(keys)
+    modules, rule = config.society.modules, config.learner_rule
+    return jax.vmap(lambda key: jax.vmap(lambda k: networks(rule.init(k, obs)))(jax.random.split(key, modules)))(keys)
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -222,7 +287,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, values.T, strict=True))
 
 
-def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **replace: Any) -> MarketPolicy:
+def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **replace: Any) -> Policy:
     """The policy a run learned: ``policy(obs, key) -> action``, usable inside ``jit``, ``vmap`` and ``scan``.
 
     Args:

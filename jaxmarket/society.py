@@ -258,7 +258,7 @@ def step_with(
         shadow=jnp.zeros_like(price),
         wealth=wealth,
         house=house,
-        episode_return=state.episode_return + after.reward,
+        episode_return=state.episode_return + after.undiscounted,
         episode_length=state.episode_length + after.duration.astype(jnp.int32),
     )
     onward = State(

@@ -75,7 +75,9 @@ def return_note(metrics: dict[str, np.ndarray]) -> str:
 def returns_table(result: FitResult) -> Table:
     """Return over seeds with its spread."""
     s = result.summary
-    table = Table(title=f"{s['env']} · {s['auction']} auction · {s['learner']} · {s['clones']} clones")
+    who = "one agent" if s["auction"] is None else f"{s['auction']} auction"
+    clones = "" if s["clones"] is None else f" · {s['clones']} clones"
+    table = Table(title=f"{s['env']} · {who} · {s['learner']}{clones}")
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
         errors["every bid"] = s["bid_error_all"]

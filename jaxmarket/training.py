@@ -14,11 +14,13 @@ import numpy as np
 from flax import struct
 
 from jaxmarket.config import TrainConfig
+from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import Society, reset
+from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
 __all__ = [
@@ -64,6 +66,11 @@ class Program:
             states=None if q is None else q.shape[0],
             chunks=config.chunks,
         )
+
+    @property
+    def env(self) -> Adapter:
+        """The environment."""
+        return self.society.env
 
     @property
     def updates(self) -> int:
@@ -236,7 +243,7 @@ class FitResult:
 
     Attributes:
         summary: the fields of the command line's ``--json``.
-        state: the final `TrainState`, leaves [seeds, ...].
+        state: the final `TrainState` (a monolith's `MonolithState`), leaves [seeds, ...].
         metrics: arrays [chunks, seeds], per bidder [chunks, seeds, A] or per state [chunks, seeds, S], by name;
             `jaxmarket.metrics` defines them.
         config: the settings.
@@ -246,9 +253,14 @@ class FitResult:
     """
 
     summary: dict[str, Any]
-    state: TrainState
+    state: Any
     metrics: dict[str, np.ndarray]
     config: TrainConfig
     q: np.ndarray | None = None
     bids: np.ndarray | None = None
     visited: np.ndarray | None = None
+
+    @property
+    def networks(self) -> Networks:
+        """The trained networks, leaves [seeds, ...]."""
+        return networks(self.state.learner)

@@ -14,6 +14,7 @@ from gymnax.wrappers.purerl import LogWrapper, StickyActionWrapper
 
 from jaxmarket import TrainConfig, make
 from jaxmarket.environments import Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids, garnet
+from jaxmarket.environments.rooms import TASKS
 from jaxmarket.environments.tabular import MDPState
 
 KEY = jax.random.key(0)
@@ -287,6 +288,7 @@ def test_ours_are_gymnax_environments(env, action, steps, terminated, truncated)
 # --- make
 
 IMAGES = {
+    **dict.fromkeys(TASKS, (7, (7, 7, 3))),
     "Asterix-MinAtar": (5, (10, 10, 4)),
     "Breakout-MinAtar": (3, (10, 10, 4)),
     "Freeway-MinAtar": (3, (10, 10, 7)),
@@ -318,7 +320,7 @@ DOWNLOADS = ["MNISTBandit-bsuite"]
 
 
 def test_every_id_is_accounted_for():
-    ours = ["Bandit-v0", "Chain-v0", "Duality-v0"]
+    ours = ["Bandit-v0", "Chain-v0", "Duality-v0", *TASKS]
     assert set(environment_ids()) == {*ours, *gymnax.registered_envs}
     assert {*IMAGES, *VECTORS, *CONTINUOUS, *DOWNLOADS} == set(environment_ids())
 

@@ -19,7 +19,7 @@ def test_folder_holds_everything(bandit_run):
     result, out = bandit_run
     names = {p.name for p in out.iterdir()}
     figures = {"learning_curve.png", "bids.png"}
-    assert names == {"config.json", "metrics.csv", "summary.json", "params", "bids.csv"} | figures
+    assert names == {"config.json", "metrics.csv", "summary.json", "networks", "bids.csv"} | figures
     for figure in figures:
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     with (out / "metrics.csv").open() as file:
@@ -110,7 +110,7 @@ def another_society(folder):
 
 
 def no_parameters(folder):
-    shutil.rmtree(folder / "params")
+    shutil.rmtree(folder / "networks")
 
 
 def list_for_object(folder):

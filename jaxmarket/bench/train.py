@@ -53,11 +53,6 @@ def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable,
     )
 
 
-def _steps(config: TrainConfig) -> int:
-    """Environment steps of one chunk."""
-    return config.instances * config.horizon * config.updates_per_chunk  # type: ignore[operator]
-
-
 def equal_width(config: TrainConfig) -> tuple[int, ...]:
     """Widths with which a monolithic agent has as many parameters as the society, as nearly as whole widths allow."""
     society = config.society
@@ -90,7 +85,7 @@ def _chain(report: Report) -> None:
         2 * REPEATS,
     )
     report.keep("Chain", timings)
-    rates = {name: _steps(CHAIN) / timing.median for name, timing in timings.items()}
+    rates = {name: CHAIN.auctions_per_chunk / timing.median for name, timing in timings.items()}
     report.headline |= {
         "chain_steps_per_second": rates["training"],
         "chain_rollout_steps_per_second": rates["rollouts"],
@@ -133,7 +128,9 @@ def _every_core(report: Report) -> None:
         process.stdin.flush()
     seconds = [json.loads(process.communicate()[0]) for process in workers]
     report.timings["Chain: every core, one process each"] = {"seconds": seconds}
-    report.headline["chain_steps_per_second_every_core"] = sum(_steps(CHAIN) / float(np.median(s)) for s in seconds)
+    report.headline["chain_steps_per_second_every_core"] = sum(
+        CHAIN.auctions_per_chunk / float(np.median(s)) for s in seconds
+    )
 
 
 def _against_monolithic(report: Report) -> None:
@@ -144,7 +141,7 @@ def _against_monolithic(report: Report) -> None:
     states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
     timings = measure({name: (step, (states[name],)) for name, (step, _) in programs.items()}, 2 * REPEATS)
     report.keep("CartPole", timings)
-    rates = {name: _steps(config) / timing.median for name, timing in timings.items()}
+    rates = {name: config.auctions_per_chunk / timing.median for name, timing in timings.items()}
     report.headline["society_over_monolithic"] = rates["society"] / rates["monolithic"]
     rows = report.tables.setdefault("ppo on CartPole-v1, 128 instances × 32 steps, minibatch 128", [])
     for name, timing in timings.items():
@@ -172,7 +169,7 @@ def _many_seeds(report: Report) -> None:
         }
     )
     report.keep("seeds", timings)
-    seeds, one = (_steps(single) / timing.median for timing in timings.values())
+    seeds, one = (single.auctions_per_chunk / timing.median for timing in timings.values())
     report.headline |= {"seeds64_over_single": seeds / one, "seeds64_steps_per_second": seeds}
 
 
@@ -186,12 +183,13 @@ class _Contestant:
 
     def build(self) -> tuple[Callable, Callable, Callable[[Any, Array], Array]]:
         """A chunk, an initial state, and the mean greedy return of 64 fresh episodes."""
-        env_params, horizon = self.config.adapter.default_params, 500
+        env_params = self.config.adapter.default_params
         if self.monolithic:
             hidden = equal_width(self.config)
             monolith = baselines.Monolith.of(self.config, hidden)
             step, start = _monolithic(self.config, hidden)
-            score = lambda s, key: baselines.greedy_return(monolith, s.learner, key, env_params, horizon)  # noqa: E731
+            alone = dataclasses.replace(monolith.agent, greedy=True)
+            score = lambda s, key: baselines.evaluate(alone, s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
         else:
             step, start = _training(self.config)
             greedy = dataclasses.replace(self.config.society, greedy=True)
@@ -256,7 +254,7 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
                     # Twice, so that luck is not enough.
                     if all(float(grade(state, jax.random.key(k))) >= threshold for k in (done, -done)):
                         needed.append(seconds)
-                        steps.append(done * _steps(config))
+                        steps.append(done * config.auctions_per_chunk)
                         break
             rows.append(_row(env, contestant.name, needed, steps, seeds))
             raw = {"seconds": needed, "steps": steps, "compile_seconds": compiled}

@@ -13,16 +13,44 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import PyTree
 
 if TYPE_CHECKING:
+    from jaxmarket.environments.options import Option, Options
+    from jaxmarket.environments.rooms import TwoRooms
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 
-__all__ = ["Adapter", "Bandit", "Chain", "Duality", "FiniteMDP", "Step", "adapt", "environment_ids", "garnet", "make"]
+__all__ = [
+    "Adapter",
+    "Bandit",
+    "Chain",
+    "Duality",
+    "FiniteMDP",
+    "Option",
+    "Options",
+    "Step",
+    "TwoRooms",
+    "adapt",
+    "environment_ids",
+    "garnet",
+    "make",
+]
 
-_OURS = {"Bandit-v0": "Bandit", "Chain-v0": "Chain", "Duality-v0": "Duality"}
+_MODULES = {
+    "Option": "options",
+    "Options": "options",
+    "TwoRooms": "rooms",
+    **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
+}
+_TWO_ROOMS = ("Red", "Green", "Blue", "GreenTask", "BlueTask")
+_OURS = {
+    "Bandit-v0": ("Bandit",),
+    "Chain-v0": ("Chain",),
+    "Duality-v0": ("Duality",),
+    **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"):
-        return getattr(importlib.import_module("jaxmarket.environments.tabular"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"jaxmarket.environments.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -43,7 +71,8 @@ def make(env_id: str) -> tuple[Any, PyTree]:
     The same id always gives the same environment object, so equal ids never compile twice.
 
     Args:
-        env_id: ``Bandit-v0``, ``Chain-v0``, ``Duality-v0``, or a gymnax id with discrete actions.
+        env_id: ``Bandit-v0``, ``Chain-v0``, ``Duality-v0``, ``TwoRooms-GreenTask-v0`` or another of Two Rooms' tasks
+            (`rooms.TASKS`), or a gymnax id with discrete actions.
 
     Raises:
         ValueError: the id is unknown, its actions are not discrete, or it cannot be built here.
@@ -57,7 +86,8 @@ def make(env_id: str) -> tuple[Any, PyTree]:
 @functools.cache
 def _make(env_id: str) -> Any:
     if env_id in _OURS:
-        return __getattr__(_OURS[env_id])()
+        factory, *arguments = _OURS[env_id]
+        return __getattr__(factory)(*arguments)
     import gymnax  # noqa: PLC0415
 
     known = environment_ids()

@@ -24,12 +24,13 @@ _MOST_CATEGORIES = 1024
 class Step(NamedTuple):
     """One environment step, before any reset."""
 
-    obs: Array  # f [...] encoded
+    obs: PyTree  # f [...] encoded; as the environment gives it from `Adapter.raw_step`
     env_state: PyTree
     reward: Array  # f []
     terminated: Array  # bool []
     truncated: Array  # bool []
     duration: Array  # f [] environment steps taken (``info["duration"]``, else 1)
+    undiscounted: Array  # f [] the reward without the discount inside a primitive (``info["undiscounted"]``, else it)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Adapter:
       says otherwise;
     - ``default_params`` and ``action_space(params)``, or ``num_actions``;
     - optionally ``observation_space(params)``, ``legal_actions(state, params) -> bool [P]``,
-      ``gamma``, ``optimal_q(gamma)``.
+      ``gamma``, ``optimal_q(gamma)``;
+    - where a choice takes several steps, ``info["duration"]``, how many, and ``info["undiscounted"]``, their reward
+      for the record, where ``reward`` is discounted within (see `Options`).
     """
 
     env: Any
@@ -88,11 +91,21 @@ class Adapter:
 
     def reset(self, key: Array, params: PyTree) -> tuple[Array, PyTree]:
         """A first ``(obs, env_state)``, obs encoded."""
-        obs, state = self._raw_reset(key, params)
+        obs, state = self.raw_reset(key, params)
         return self.encode(obs), state
 
     def step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
         """Take one choice; the state after the last step of an episode is *not* reset."""
+        after = self.raw_step(key, env_state, action, params)
+        return after._replace(obs=self.encode(after.obs))
+
+    def raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        """`reset`, the observation as the environment gives it."""
+        reset = self.env.reset_env if owns(self.env, "reset_env") else self.env.reset
+        return reset(key, params)
+
+    def raw_step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
+        """`step`, the observation as the environment gives it."""
         if owns(self.env, "step_env"):
             result = self.env.step_env(key, env_state, action, params)
         else:
@@ -111,13 +124,15 @@ class Adapter:
         if not owns(self.env, "step_env"):
             # A bare `step` may have reset already; gymnax keeps the last observation here.
             obs = info.get("final_observation", obs)
+        reward = jnp.asarray(reward).astype(real()).reshape(())
         return Step(
-            obs=self.encode(obs),
+            obs=obs,
             env_state=state,
-            reward=jnp.asarray(reward).astype(real()).reshape(()),
+            reward=reward,
             terminated=jnp.asarray(terminated, bool).reshape(()),
             truncated=jnp.asarray(truncated, bool).reshape(()),
             duration=jnp.asarray(info.get("duration", 1)).astype(real()).reshape(()),
+            undiscounted=jnp.asarray(info.get("undiscounted", reward)).astype(real()).reshape(()),
         )
 
     def legal(self, env_state: PyTree, params: PyTree) -> Array:
@@ -140,8 +155,8 @@ class Adapter:
     def encode(self, obs: PyTree) -> Array:
         """The features of a raw observation: f [...].
 
-        Integers with known bounds become one-hot vectors (0/1 arrays stay as they are), arrays of
-        three axes stay images, everything else is flattened; several leaves are joined.
+        Arrays of three axes stay images; other integers with known bounds become one-hot vectors (0/1 arrays
+        stay as they are); everything else is flattened; several leaves are joined.
         """
         leaves = [self._encode_leaf(*pair) for pair in zip(jax.tree.leaves(obs), self._categories, strict=True)]
         if len(leaves) == 1:
@@ -155,10 +170,6 @@ class Adapter:
             return jax.nn.one_hot(leaf.astype(jnp.int32) - low, count, dtype=real()).reshape(-1)
         return leaf.astype(real()) if leaf.ndim == 3 else leaf.astype(real()).reshape(-1)
 
-    def _raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        reset = self.env.reset_env if owns(self.env, "reset_env") else self.env.reset
-        return reset(key, params)
-
     def _space(self, which: str) -> Any:
         method = getattr(self.env, which, None)
         try:
@@ -169,7 +180,7 @@ class Adapter:
     @functools.cached_property
     def _categories(self) -> tuple[tuple[int, int] | None, ...]:
         """Per observation leaf (lowest value, number of values) where it is to be one-hot, else None."""
-        shapes, _ = jax.eval_shape(self._raw_reset, jax.random.key(0), self.default_params)
+        shapes, _ = jax.eval_shape(self.raw_reset, jax.random.key(0), self.default_params)
         leaves = jax.tree.leaves(shapes)
         space = self._space("observation_space")
         return tuple(_categories_of(leaf, space if len(leaves) == 1 else None) for leaf in leaves)
@@ -191,7 +202,7 @@ def owns(env: Any, name: str) -> bool:
 
 
 def _categories_of(leaf: jax.ShapeDtypeStruct, space: Any) -> tuple[int, int] | None:
-    if not jnp.issubdtype(leaf.dtype, jnp.integer) or space is None:
+    if not jnp.issubdtype(leaf.dtype, jnp.integer) or space is None or len(leaf.shape) == 3:
         return None
     if hasattr(space, "n"):
         return 0, int(space.n)

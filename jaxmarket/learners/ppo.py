@@ -9,6 +9,7 @@ from flax import struct
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
+    Optimizer,
     adam,
     clip,
     descend,
@@ -43,7 +44,7 @@ class PPOState(struct.PyTreeNode):
 
     params: PyTree
     value_params: PyTree
-    opt: PyTree
+    opt: Optimizer
 
 
 @dataclasses.dataclass(frozen=True)

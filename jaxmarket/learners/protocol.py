@@ -19,6 +19,7 @@ __all__ = [
     "Experience",
     "Hyperparameters",
     "Learner",
+    "Optimizer",
     "adam",
     "clip",
     "descend",
@@ -86,9 +87,16 @@ class Learner(Protocol):
 _ADAM = optax.flatten(optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
 
 
-def adam(params: PyTree) -> PyTree:
+class Optimizer(struct.PyTreeNode):
+    """State of the optimizer of one module."""
+
+    adam: PyTree
+    movable: PyTree | None = None  # bool, like the parameters or broadcast to them; everything moves if None
+
+
+def adam(params: PyTree) -> Optimizer:
     """State of Adam for these parameters: its moments are two vectors, so a step is a few long operations."""
-    return _ADAM.init(params)
+    return Optimizer(_ADAM.init(params))
 
 
 def clip(gradient: PyTree, max_norm: float) -> PyTree:
@@ -96,21 +104,23 @@ def clip(gradient: PyTree, max_norm: float) -> PyTree:
     return optax.clip_by_global_norm(max_norm).update(gradient, optax.EmptyState())[0]
 
 
-def descend(params: PyTree, opt_state: PyTree, gradient: PyTree, learning_rate: PyTree) -> tuple[PyTree, PyTree]:
-    """One step of Adam down the gradient: the new ``(params, opt_state)``.
+def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyTree) -> tuple[PyTree, Optimizer]:
+    """One step of Adam down the gradient, of what may move: the new ``(params, opt)``.
 
     Args:
         params: of a network, or a tuple of several.
-        opt_state: from `adam`.
+        opt: from `adam`.
         gradient: like ``params``.
         learning_rate: f [], or one per network.
     """
-    updates, opt_state = _ADAM.update(gradient, opt_state, params)
+    updates, state = _ADAM.update(gradient, opt.adam, params)
+    if opt.movable is not None:
+        updates = jax.tree.map(lambda u, may: jnp.where(may, u, 0), updates, opt.movable)
 
     def move(rate: Array | float, params: PyTree, updates: PyTree) -> PyTree:
         return jax.tree.map(lambda p, u: p - jnp.asarray(rate, p.dtype) * u, params, updates)
 
-    return jax.tree.map(move, learning_rate, params, updates), opt_state
+    return jax.tree.map(move, learning_rate, params, updates), opt.replace(adam=state)
 
 
 def mean_where(values: Array, mask: Array) -> Array:

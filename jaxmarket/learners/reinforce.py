@@ -8,6 +8,7 @@ from flax import struct
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
+    Optimizer,
     adam,
     clip,
     descend,
@@ -25,7 +26,7 @@ class ReinforceState(struct.PyTreeNode):
     """Parameters and optimizer state of one module."""
 
     params: PyTree
-    opt: PyTree
+    opt: Optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.learners.protocol import Experience, Hyperparameters, adam, clip, descend, over_minibatches
+from jaxmarket.learners.protocol import Experience, Hyperparameters, Optimizer, adam, clip, descend, over_minibatches
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree, real
 
@@ -17,7 +17,7 @@ class ValuationState(struct.PyTreeNode):
     """Parameters and optimizer state of one module."""
 
     params: PyTree
-    opt: PyTree
+    opt: Optimizer
     scale: Array  # f [] the largest revenue seen
 
 

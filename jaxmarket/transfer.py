@@ -1,0 +1,144 @@
+"""Transfer: start from trained networks, freeze parts of them, and see which parts moved.
+
+A *part* is a layer of one network: ``policy/torso/Affine_0``, ``value/Affine_0`` (the output layer). In a society every
+module has its own, named ``module2/policy/Affine_0``; modules are primitives, or bidders where clones do not share.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket.types import PyTree
+
+__all__ = ["Networks", "freeze", "networks", "parts", "start_from", "weight_changes"]
+
+Networks = dict[str, PyTree]
+"""``policy`` and, where the learner has one, ``value``: parameters, with whatever leading axes the learner has."""
+
+
+def networks(learner_state: PyTree) -> Networks:
+    """The networks in a learner's state."""
+    found = {"policy": learner_state.params}
+    if hasattr(learner_state, "value_params"):
+        found["value"] = learner_state.value_params
+    return found
+
+
+def start_from(learner_state: PyTree, trained: Networks) -> PyTree:
+    """A fresh learner's state with the trained networks in it; optimizers start afresh.
+
+    Raises:
+        ValueError: the networks are not of this shape.
+    """
+    fresh = networks(learner_state)
+    wanted, given = (jax.tree.map(jnp.shape, tree) for tree in (fresh, {k: trained.get(k) for k in fresh}))
+    if wanted != given:
+        raise ValueError(
+            f"start: the trained networks do not fit this run: they have {_sizes(given)}, it needs {_sizes(wanted)}; "
+            "use the same kind of agent, primitives, clones, hidden layers and number of seeds"
+        )
+    new = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), fresh, {k: trained[k] for k in fresh})
+    learner_state = learner_state.replace(params=new["policy"])
+    return learner_state.replace(value_params=new["value"]) if "value" in new else learner_state
+
+
+def _sizes(shapes: PyTree) -> str:
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return ", ".join("×".join(map(str, shape)) for shape in leaves) or "none"
+
+
+def freeze(learner_state: PyTree, patterns: Sequence[str], *, modules: bool) -> PyTree:
+    """The learner's state with the parts of that name held where they are.
+
+    Args:
+        learner_state: of several seeds, leaves [S, ...], or [S, M, ...] with a module axis.
+        patterns: shell patterns of names, such as ``policy/torso/*`` (in every module), ``module2/*``, ``value/*``.
+        modules: whether there is a module axis.
+
+    Raises:
+        ValueError: a pattern names no part.
+    """
+    nets = networks(learner_state)
+    used: set[str] = set()
+
+    def matches(name: str) -> bool:
+        hits = {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
+        used.update(hits)
+        return bool(hits)
+
+    def movable(path: Any, leaf: Any) -> jax.Array:
+        name, shape = _name(path), np.shape(leaf)
+        if not modules:
+            return jnp.full((shape[0],) + (1,) * (len(shape) - 1), not matches(name))
+        held = [matches(name) | matches(f"module{m}/{name}") for m in range(shape[1])]
+        mask = ~np.array(held).reshape(1, -1, *(1,) * (len(shape) - 2))
+        return jnp.asarray(np.broadcast_to(mask, (shape[0], *mask.shape[1:])))
+
+    masks = jax.tree_util.tree_map_with_path(movable, nets)
+    missed = [pattern for pattern in patterns if pattern not in used]
+    if missed:
+        names = sorted({_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(nets)})
+        prefix = ", or of one module as module0/…" if modules else ""
+        raise ValueError(f"freeze: {missed[0]!r} names no part; there are {', '.join(names)}{prefix}")
+    mask = (masks["policy"], masks["value"]) if "value" in masks else masks["policy"]
+    return learner_state.replace(opt=learner_state.opt.replace(movable=mask))
+
+
+def _name(path: Any) -> str:
+    """``policy/torso/Affine_0`` for that layer's kernel; a layer with several arrays keeps their names."""
+    words = [str(getattr(key, "key", key)) for key in path]
+    words = [word for word in words if word != "params"]
+    return "/".join(words[:-1] if words[-1] == "kernel" else words)
+
+
+def parts(nets: Networks, *, modules: bool) -> dict[str, np.ndarray]:
+    """Every part by name: f [S, ...].
+
+    Args:
+        nets: leaves [S, ...], or [S, M, ...] with a module axis.
+        modules: whether there is a module axis.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nets):
+        name, array = _name(path), np.asarray(leaf)
+        if modules:
+            found |= {f"module{m}/{name}": array[:, m] for m in range(array.shape[1])}
+        else:
+            found[name] = array
+    return found
+
+
+def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by: float = 0.1) -> list[dict[str, Any]]:
+    """How far every part moved, one row per part and seed, and one (part ``all``) per seed for all of them.
+
+    ``change`` is |after - before| / |before| (Euclidean), ``moved`` the share of the part's weights that moved by more
+    than ``moved_by`` times the root mean square of the part's weights before, ``weights`` how many it has. The output
+    layers of bid networks start at zero: where a part was zero before, both are infinite or 1 as soon as it moves.
+
+    Args:
+        before, after: networks of the same shapes, see `parts`.
+        modules: whether there is a module axis.
+        moved_by: relative to a part's root mean square.
+    """
+    old, new = (parts(nets, modules=modules) for nets in (before, after))
+    rows = []
+    for seed in range(len(next(iter(old.values())))):
+        total = np.zeros(4)  # squared change, squared size before, weights moved, weights
+        for name in old:
+            was, now = (np.asarray(p[name][seed], np.float64).ravel() for p in (old, new))
+            moved = np.abs(now - was) > moved_by * np.sqrt(np.mean(was**2))
+            sums = np.array([np.sum((now - was) ** 2), np.sum(was**2), moved.sum(), was.size])
+            total += sums
+            rows.append(_row(seed, name, sums))
+        rows.append(_row(seed, "all", total))
+    return rows
+
+
+def _row(seed: int, part: str, sums: np.ndarray) -> dict[str, Any]:
+    change, size, moved, weights = sums
+    relative = np.sqrt(change / size) if size > 0 else (np.inf if change > 0 else 0.0)
+    return {"seed": seed, "part": part, "change": float(relative), "moved": moved / weights, "weights": int(weights)}
