@@ -21,6 +21,7 @@ from jaxmarket.experiments import (
     interquartile_mean,
     numerical,
     redundancy,
+    sweep,
     truthfulness,
 )
 from jaxmarket.experiments.numerical import Condition, Finding
@@ -127,13 +128,13 @@ def finished(tmp_path_factory):
         "Bandit-v0", learner="valuation", seeds=2, steps=4096, instances=8, horizon=16, minibatch=32, log_every=4
     )
     wanted = [Condition("small", config), Condition("longer", dataclasses.replace(config, steps=8192))]
-    return options, wanted, numerical.train(wanted, options, "bandit")
+    return options, wanted, sweep.train(wanted, options, "bandit")
 
 
 def test_finished_conditions_are_read_back_and_not_trained_again(finished, monkeypatch):
     options, wanted, first = finished
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
-    again = numerical.train(wanted, options, "bandit")
+    again = sweep.train(wanted, options, "bandit")
     for name, run in first.items():
         assert again[name].summary == run.summary
         np.testing.assert_array_equal(again[name].bids, run.bids)
@@ -152,16 +153,16 @@ def test_equal_programs_of_different_length_compile_once_and_keep_their_own_sche
 def test_another_seed_or_other_settings_are_refused(finished):
     options, wanted, _ = finished
     with pytest.raises(ValueError, match="another seed"):
-        numerical.train(wanted, dataclasses.replace(options, seed=1), "bandit")
+        sweep.train(wanted, dataclasses.replace(options, seed=1), "bandit")
     other = [Condition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
     with pytest.raises(ValueError, match="choose another folder"):
-        numerical.train(other, options, "bandit")
+        sweep.train(other, options, "bandit")
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
     _, wanted, complete = finished
     options, fit = Options(tmp_path, seeds=2, progress=False), fitting.fit
-    monkeypatch.setattr(numerical.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 1)
 
     def interrupted(config, key, **rest):
         if config.steps == 8192:
@@ -170,10 +171,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monke
 
     monkeypatch.setattr(fitting, "fit", interrupted)
     with pytest.raises((KeyboardInterrupt, concurrent.futures.CancelledError)):
-        numerical.train(wanted, options, "bandit")
+        sweep.train(wanted, options, "bandit")
     assert [p.name for p in tmp_path.iterdir()] == [wanted[0].name]
     monkeypatch.setattr(fitting, "fit", fit)
-    resumed = numerical.train(wanted, options, "bandit")
+    resumed = sweep.train(wanted, options, "bandit")
     for name, run in complete.items():
         assert resumed[name].summary["return_seeds"] == run.summary["return_seeds"]
         np.testing.assert_array_equal(resumed[name].bids, run.bids)

@@ -5,21 +5,18 @@ settings and with tuned ones, many seeds in one vmapped call. Learning rates, en
 run are traced, so both settings share one compiled program per mechanism and number of clones.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import os
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmarket import auctions, fitting, plotting, runs, tables
+from jaxmarket import auctions, fitting, plotting
 from jaxmarket.config import TrainConfig
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.sweep import train
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import play
 from jaxmarket.runs import SavedRun
@@ -27,7 +24,7 @@ from jaxmarket.society import Society
 from jaxmarket.training import Program
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved", "train"]
+__all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
 # The learner's own defaults are the paper's numbers; Kumaraswamy bids stand in for Beta's, six times faster.
@@ -118,67 +115,6 @@ def conditions(env: str, options: Options) -> list[Condition]:
         return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
     return [Condition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
-
-
-def train(wanted: list[Condition], options: Options, label: str) -> dict[str, SavedRun]:
-    """Train what is not in ``options.folder`` yet; every finished condition by name.
-
-    On CPU two conditions run side by side, each in its own thread. A condition is written when it is
-    complete, so after an interruption at most those under way are lost.
-
-    Raises:
-        ValueError: the folder holds a condition of that name with other settings or another seed.
-    """
-    key = jax.random.key(options.seed)
-    finished = {c.name: run for c in wanted if (run := _finished(options.folder / c.name, c, key)) is not None}
-    waiting = [c for c in wanted if c.name not in finished]
-    total = sum(_steps(c.config) for c in waiting)
-    stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
-    workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    with tables.progress(label, shown=options.progress and bool(waiting)) as show:
-        if finished:
-            show.say(f"{len(finished)} of {len(wanted)} conditions are in {options.folder} already")
-
-        def fit_one(condition: Condition) -> Any:
-            def on_chunk(steps: int, _: int, metrics: dict[str, np.ndarray]) -> None:
-                if stop.is_set():
-                    raise concurrent.futures.CancelledError
-                done[condition.name] = steps * condition.config.seeds
-                show(sum(done.values()), total, f"{condition.name} {tables.return_note(metrics)}")
-
-            return fitting.fit(condition.config, key, progress=False, on_chunk=on_chunk)
-
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            futures = {pool.submit(fit_one, condition): condition for condition in waiting}
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    condition, result = futures[future], future.result()
-                    runs.write(options.folder / condition.name, result)
-                    finished[condition.name] = runs.read(options.folder / condition.name)
-                    s = result.summary
-                    show.say(
-                        f"{condition.name}: greedy return {s['return_mean']:.3f} "
-                        f"({min(s['return_seeds']):.3f} … {max(s['return_seeds']):.3f}), {s['run_seconds']:.0f} s"
-                    )
-            except BaseException:
-                show.say("stopping: the conditions under way are given up, the finished ones are kept")
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-    return finished
-
-
-def _steps(config: TrainConfig) -> int:
-    return config.seeds * Program.of(config).env_steps
-
-
-def _finished(folder: Path, condition: Condition, key: Array) -> SavedRun | None:
-    if not (folder / "summary.json").exists():
-        return None
-    run = runs.read(folder)
-    if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
-        raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
-    return run
 
 
 # --- what the runs show

@@ -25,8 +25,9 @@ from jaxmarket import auctions, plotting
 from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
-from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding, train
+from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.sweep import train
 from jaxmarket.rollouts import play
 from jaxmarket.society import Society
 from jaxmarket.types import Array, PyTree
