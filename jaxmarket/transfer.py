@@ -41,7 +41,8 @@ def start_from(learner_state: PyTree, trained: Networks) -> PyTree:
             f"start: the trained networks do not fit this run: they have {_sizes(given)}, it needs {_sizes(wanted)}; "
             "use the same kind of agent, primitives, clones, hidden layers and number of seeds"
         )
-    new = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), fresh, {k: trained[k] for k in fresh})
+    # Copies: training donates its state, and the trained networks are still wanted afterwards.
+    new = jax.tree.map(lambda old, new: jnp.array(new, old.dtype), fresh, {k: trained[k] for k in fresh})
     learner_state = learner_state.replace(params=new["policy"])
     return learner_state.replace(value_params=new["value"]) if "value" in new else learner_state
 

@@ -26,7 +26,7 @@ class Option(struct.PyTreeNode):
         policy: ``(obs, key) -> action`` with one raw observation of the environment: a plain function, or a pytree
             with parameters such as `MarketPolicy` (see `as_policy`). Whether it samples is its own business.
         done: the action by which the policy says that it has finished.
-        length: stop after so many steps.
+        length: stop after so many actions (each a step, unless the environment beneath has options itself).
         until: ``obs -> bool []``, asked of the observation reached: stop where it is true.
     """
 
@@ -62,13 +62,15 @@ class _Function(struct.PyTreeNode):
 
 def _as_pytree(policy: Any) -> PyTree:
     """A pytree as it is; anything else that can be called as one without leaves."""
-    return _Function(policy) if jax.tree.leaves(policy) == [policy] else policy
+    leaves = jax.tree.leaves(policy)
+    return _Function(policy) if len(leaves) == 1 and leaves[0] is policy else policy
 
 
 class _Run(struct.PyTreeNode):
     """An option under way."""
 
-    after: Step  # reward: discounted so far; obs raw
+    after: Step  # obs raw; reward, duration and undiscounted of the option so far
+    taken: Array  # i32 [] actions so far
     stopped: Array  # bool []
 
 
@@ -83,7 +85,7 @@ class Options(environment.Environment[Any, Any]):
         env: the environment beneath, or its `Adapter`.
         options: one per choice.
         discount: γ within an option; give the agents the same.
-        bound: most steps of any option; it stops there. The episode goes on.
+        bound: most actions of any option; it stops there. The episode goes on.
         executes_done: whether the action by which a policy says that it has finished is also executed, as in Chang
             et al. (2020). If not, the option stops without it and without taking a step, save on its first step:
             an option takes at least one, so that time passes.
@@ -163,28 +165,29 @@ class Options(environment.Environment[Any, Any]):
         done, length = self._rules()
         done, length = done[action], length[action]
 
-        def one_step(run: _Run) -> _Run:
-            before, steps = run.after, run.after.duration
-            key_act, key_env = jax.random.split(jax.random.fold_in(key, steps.astype(jnp.int32)))
+        def one_action(run: _Run) -> _Run:
+            before = run.after
+            key_act, key_env = jax.random.split(jax.random.fold_in(key, run.taken))
             act = self._act(params.options, action, before.obs, key_act)
             after = self.adapter.raw_step(key_env, before.env_state, act, params.env)
-            finished = act == done
-            stopped = finished | (steps + 1 >= length) | after.terminated | after.truncated
+            finished, taken = act == done, run.taken + 1
+            stopped = finished | (taken >= length) | after.terminated | after.truncated
             stopped |= self._reached(action, after.obs)
             after = after._replace(
-                reward=before.reward + discount**steps * after.reward,
-                duration=steps + after.duration,
+                reward=before.reward + discount**before.duration * after.reward,
+                duration=before.duration + after.duration,
                 undiscounted=before.undiscounted + after.undiscounted,
             )
             if not self.executes_done:
-                withheld = finished & (steps > 0)
+                withheld = finished & (run.taken > 0)
                 after = jax.tree.map(lambda old, new: jnp.where(withheld, old, new), before, after)
-            return _Run(after=after, stopped=stopped)
+            return _Run(after=after, taken=taken, stopped=stopped)
 
         zero, no = jnp.zeros((), real()), jnp.zeros((), bool)
-        start = Step(state.obs, state.env_state, zero, no, no, duration=zero, undiscounted=zero)
+        before = Step(state.obs, state.env_state, zero, no, no, duration=zero, undiscounted=zero)
+        run = _Run(after=before, taken=jnp.zeros((), jnp.int32), stopped=no)
         # Under vmap the body runs for all instances until the last has stopped; the others' results are masked out.
-        run = jax.lax.while_loop(lambda run: ~run.stopped, one_step, _Run(after=start, stopped=no))
+        run = jax.lax.while_loop(lambda run: ~run.stopped, one_action, run)
         end = run.after
         info = {"duration": end.duration, "undiscounted": end.undiscounted}
         state = OptionsState(env_state=end.env_state, obs=end.obs)

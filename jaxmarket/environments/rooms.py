@@ -16,7 +16,7 @@ from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
 
-__all__ = ["ACTIONS", "TASKS", "Place", "RoomsParams", "RoomsState", "Task", "TwoRooms", "step_rule", "view"]
+__all__ = ["ACTIONS", "PLACES", "TASKS", "Place", "RoomsParams", "RoomsState", "Task", "TwoRooms", "step_rule", "view"]
 
 WIDTH, HEIGHT, SIGHT = 9, 5, 7
 DOOR, BLUE, GREEN = (4, 2), (7, 1), (7, 3)
@@ -126,7 +126,12 @@ class Task:
     """What is to be done, and where it starts: anywhere in that room, looking anywhere, the door closed."""
 
     goal: str  # "green" or "blue": stand on that tile; "red": stand in the right room with the door open
-    room: str
+    room: str  # "left" or "right"
+
+    def __post_init__(self) -> None:
+        for field, known in (("goal", ("red", "green", "blue")), ("room", tuple(_ROOMS))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}: expected one of {', '.join(known)}, got {getattr(self, field)!r}")
 
     def achieved(self, place: Place) -> bool:
         """Whether ``done`` would succeed here."""
@@ -182,7 +187,7 @@ class TwoRooms(environment.Environment[Any, Any]):
 
     def __init__(self, task: Task | str = "TwoRooms-GreenTask-v0") -> None:
         super().__init__()
-        if isinstance(task, str) and task not in TASKS:
+        if not isinstance(task, Task) and task not in TASKS:
             raise ValueError(f"task: unknown task {task!r}; choose from {', '.join(TASKS)}, or give a Task")
         self.task = TASKS[task] if isinstance(task, str) else task
         self._name = task if isinstance(task, str) else f"TwoRooms-{task.goal}-from-{task.room}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxmarket.experiments import identities, numerical, redundancy, truthfulness
+from jaxmarket.experiments import identities, modularity, numerical, redundancy, truthfulness, two_rooms
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
 
 __all__ = [
@@ -76,6 +76,18 @@ EXPERIMENTS = {
         "one auction, a whole episode, and why Vickrey fails on Chain",
         "Vickrey (1961); Chang et al. (2020), §4-5",
         truthfulness.run,
+        quick_seeds=4,
+    ),
+    "two-rooms": Experiment(
+        "transfer: a society over options against hierarchical and flat PPO",
+        "Chang et al. (2020), §6.2",
+        two_rooms.run,
+        quick_seeds=4,
+    ),
+    "modularity": Experiment(
+        "one decision changes: societies against monolithic agents, three topologies",
+        "Chang et al. (2021), §7",
+        modularity.run,
         quick_seeds=4,
     ),
 }

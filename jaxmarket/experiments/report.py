@@ -55,13 +55,23 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{_number(self.value)} [{_number(self.low)}, {_number(self.high)}]"
 
     @property
     def brief(self) -> str:
         """The number and the larger side of its interval."""
-        side = f"{max(self.high - self.value, self.value - self.low):.3f}"
-        return f"{self.value:.3f} ±{side.removeprefix('0')}"
+        side = max(self.high - self.value, self.value - self.low)
+        if abs(self.value) >= _LARGE:
+            return f"{self.value:,.0f} ±{side:,.0f}"
+        return f"{self.value:.3f} ±{f'{side:.3f}'.removeprefix('0')}"
+
+
+_LARGE = 1000
+
+
+def _number(value: float) -> str:
+    """Three decimals, or none for a count in the thousands."""
+    return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
 
 
 def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
@@ -222,5 +232,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        return f"{value:.1e}" if value != 0 and abs(value) < 1e-3 else f"{value:.3f}"
+        return f"{value:.1e}" if value != 0 and abs(value) < 1e-3 else _number(float(value))
     return str(value)

@@ -1,0 +1,147 @@
+"""What transfer experiments have in common: arms that learn one task, then another, and how they are compared.
+
+Success is `termination_rate`: the tasks terminate only where they are solved.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from jaxmarket import plotting
+from jaxmarket.experiments.report import Estimate, interquartile_mean, tally
+from jaxmarket.metrics import env_steps
+from jaxmarket.runs import SavedRun
+from jaxmarket.transfer import weight_changes
+
+__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "steps_to", "success_curve"]
+
+LEVEL = 0.9
+"""The success rate whose first reaching counts."""
+
+
+def success_curve(run: SavedRun) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps per seed so far, and the success rate of episodes that ended since: [chunks, seeds] each."""
+    return env_steps(run.metrics["duration"], run.config.auctions_per_chunk), run.metrics["termination_rate"]
+
+
+def steps_to(run: SavedRun, level: float = LEVEL) -> np.ndarray:
+    """Environment steps after which sampled behaviour first succeeded in that share of a chunk's episodes: f [seeds].
+
+    Counted to the end of that chunk; NaN for a seed that never did.
+    """
+    steps, success = success_curve(run)
+    reached = success >= level  # NaN, where no episode ended, is not
+    first = reached.argmax(0)
+    return np.where(reached.any(0), steps[first, np.arange(steps.shape[1])], np.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One kind of agent, what it learned first, and what it then learned from there.
+
+    Attributes:
+        name: shown in tables.
+        first: the run on the first task.
+        second: the run on the transfer task, started from ``first``.
+    """
+
+    name: str
+    first: SavedRun
+    second: SavedRun
+
+    @functools.cached_property
+    def weights(self) -> list[dict[str, Any]]:
+        """`weight_changes` of the transfer."""
+        modules = self.first.config.agent == "society"
+        return weight_changes(self.first.networks, self.second.networks, modules=modules)
+
+    def over_all(self, what: str) -> np.ndarray:
+        """``moved`` or ``change`` of all weights together: f [seeds]."""
+        return np.array([row[what] for row in self.weights if row["part"] == "all"])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The arm in the main table."""
+        return {
+            "arm": self.name,
+            "first task": _rate(self.first),
+            "steps to 90%": _reached(steps_to(self.first)),
+            "transfer": _rate(self.second),
+            "steps to 90% after transfer": _reached(steps_to(self.second)),
+            "reached": tally(~np.isnan(steps_to(self.second))),
+            "moved": interquartile_mean(self.over_all("moved")),
+            "change": interquartile_mean(self.over_all("change")),
+        }
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The arm in a report's ``arms``; steps are null where no seed got there."""
+        return {
+            "success_first": _spread(np.array(self.first.summary["sampled_termination_rate_seeds"])),
+            "success_first_greedy": _spread(np.array(self.first.summary["termination_rate_seeds"])),
+            "steps_to_90_first": _spread(steps_to(self.first)),
+            "success_transfer": _spread(np.array(self.second.summary["sampled_termination_rate_seeds"])),
+            "success_transfer_greedy": _spread(np.array(self.second.summary["termination_rate_seeds"])),
+            "steps_to_90_transfer": _spread(steps_to(self.second)),
+            "share_of_weights_moved": _spread(self.over_all("moved")),
+            "relative_weight_change": _spread(self.over_all("change")),
+            "env_steps_first": float(success_curve(self.first)[0][-1].max()),
+            "env_steps_transfer": float(success_curve(self.second)[0][-1].max()),
+        }
+
+
+def _rate(run: SavedRun) -> Estimate:
+    return interquartile_mean(run.summary["sampled_termination_rate_seeds"])
+
+
+def _reached(steps: np.ndarray) -> Estimate | None:
+    """Interquartile mean over the seeds that got there; None if none did."""
+    reached = steps[~np.isnan(steps)]
+    return interquartile_mean(reached) if len(reached) else None
+
+
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation and range over the seeds that have a value; null where none has."""
+    known = values[~np.isnan(values)]
+    none = len(known) == 0
+    return {
+        "mean": None if none else float(known.mean()),
+        "std": None if none else float(known.std()),
+        "lowest": None if none else float(known.min()),
+        "highest": None if none else float(known.max()),
+        "seeds": [None if np.isnan(v) else float(v) for v in values],
+        "never": int(np.isnan(values).sum()),
+    }
+
+
+def draw_curves(ax: Any, runs: dict[str, SavedRun], *, metric: str = "termination_rate", title: str = "") -> None:
+    """A metric against environment steps: median over seeds, and the middle half as a band."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    for i, (name, run) in enumerate(runs.items()):
+        steps, values = success_curve(run)[0], run.metrics[metric]
+        ended = ~np.isnan(values).all(1)
+        x = np.median(steps[ended], 1)
+        low, middle, high = np.nanpercentile(values[ended], (25, 50, 75), axis=1)
+        ax.plot(x, middle, color=f"C{i}", label=name)
+        ax.fill_between(x, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set(xlabel="environment steps per seed", title=title)
+
+
+def draw_weights(arms: list[Arm]) -> Any:
+    """A figure: relative change of every part of every arm, mean over seeds and the range as bars."""
+    fig, axes = plotting.figure(columns=len(arms), width=5.0, height=5.0)
+    for i, (ax, arm) in enumerate(zip(axes, arms, strict=True)):
+        names = list(dict.fromkeys(row["part"] for row in arm.weights))
+        values = np.array([[r["change"] for r in arm.weights if r["part"] == name] for name in names])
+        mean = values.mean(1)
+        error = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
+        ax.barh(names, mean, xerr=error, color=f"C{i}", alpha=0.8)
+        ax.invert_yaxis()
+        ax.tick_params(axis="y", labelsize=7)
+        ax.set(xlabel="relative change |after - before| / |before|", title=arm.name)
+    return fig

@@ -1,0 +1,429 @@
+"""Modularity (Chang et al. 2021, §7): one decision changes, and who has to learn how much again?
+
+Three ways in which decisions depend on each other (`environments.topologies`), a first task each, and transfer tasks in
+which the right action of a single state is another one. Societies, in which every primitive has its own networks and
+learns from its own profit, against one PPO agent whose networks all decisions share.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import fitting, plotting
+from jaxmarket.config import TrainConfig
+from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
+from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, steps_to, success_curve
+from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.sweep import train
+from jaxmarket.runs import Policy, SavedRun, as_policy
+from jaxmarket.types import Array
+
+__all__ = [
+    "ARMS",
+    "FIRST",
+    "GRIDS",
+    "TRANSFERS",
+    "Condition",
+    "Transfer",
+    "condition",
+    "correct",
+    "fewer_steps",
+    "less",
+    "run",
+    "settled",
+    "tune",
+]
+
+FIRST = "ABC"
+"""The first task of every topology: the right actions of its three states."""
+
+TRANSFERS: dict[str, dict[str, str]] = {
+    "linear chain": {"last": "ABD", "middle": "AEC", "first": "FBC"},
+    "common ancestor": {"ancestor": "DBC", "descendant": "ABE"},
+    "common descendant": {"descendant": "ABD", "ancestor": "EBC"},
+}
+"""By topology and by the decision that changes: the transfer tasks."""
+
+QUICK = ("linear chain", "common ancestor")
+"""The topologies of a quick run, with the first transfer task of each."""
+
+_UPDATE = 512  # environment steps
+_STEPS = 200 * _UPDATE
+_BUDGET: dict[str, Any] = {"instances": 32, "horizon": 16, "minibatch": 128, "log_every": 1, "steps": _STEPS}
+_KINDS: dict[str, dict[str, Any]] = {
+    "society": {"learner": "ppo"},
+    "society valuation": {"learner": "valuation"},
+    "flat": {"agent": "monolith"},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "society": {"learning_rate": 3e-2, "entropy": 0.03},
+    "society valuation": {"learning_rate": 3e-3, "exploration": 0.1, "exploration_final": 0.1},
+    "flat": {"learning_rate": 1e-2, "entropy": 0.01},
+}
+"""What each arm's grid chose (`tune`)."""
+
+_PPO_GRID = [
+    {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
+]
+GRIDS: dict[str, list[dict[str, float]]] = {
+    "society": _PPO_GRID,
+    "society valuation": [
+        {"learning_rate": lr, "exploration": e, "exploration_final": e}
+        for lr, e in itertools.product((3e-4, 1e-3, 3e-3, 1e-2), (0.03, 0.1, 0.2))
+    ],
+    "flat": _PPO_GRID,
+}
+"""Twelve settings per arm, all traced: one compiled program per arm."""
+
+_TUNING_SEED, _TUNING_SEEDS = 5, 8
+_SOLVED = 0.99  # success that a setting must end with to be chosen
+_EARLY = 10 * _UPDATE  # where a transfer is stopped to look at the decisions that did not change
+_STEADY = ("society", "flat")  # arms whose settings do not depend on the length of a run
+_DRAWS = 256  # choices per state and seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One arm on one task."""
+
+    name: str
+    config: TrainConfig
+
+
+def _name(arm: str, topology: str, task: str, stage: str = "") -> str:
+    """Of a condition; ``stage`` tells apart those of one arm on one task."""
+    return "-".join(filter(None, (arm, topology, task, stage))).replace(" ", "_")
+
+
+def condition(arm: str, topology: str, task: str, seeds: int, stage: str = "", **settings: Any) -> Condition:
+    """An arm on a task; ``settings`` replace the arm's own."""
+    chosen = _BUDGET | _KINDS[arm] | ARMS[arm] | settings
+    config = TrainConfig(TOPOLOGIES[topology](task), seeds=seeds, **chosen)
+    return Condition(_name(arm, topology, task, stage), config)
+
+
+def tasks(options: Options) -> list[tuple[str, str, str]]:
+    """The transfer tasks: topology, the decision that changes, the right actions."""
+    if options.quick:  # a task is a program of every arm, and compiling them takes most of the time
+        return [(topology, *next(iter(TRANSFERS[topology].items()))) for topology in QUICK]
+    return [(topology, change, task) for topology, changes in TRANSFERS.items() for change, task in changes.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """A transfer task and what every arm did there.
+
+    Attributes:
+        topology, change: which; ``change`` is the decision that became another one.
+        task: the right actions now.
+        arms: by name.
+        early: by name, the same transfer stopped early; not of all arms, and in a quick run of none.
+    """
+
+    topology: str
+    change: str
+    task: str
+    arms: dict[str, Arm]
+    early: dict[str, SavedRun]
+
+    @property
+    def name(self) -> str:
+        """Shown in figures and verdicts."""
+        return f"{self.topology}, {self.change}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The arms in the main table."""
+        for arm in self.arms.values():
+            yield {"topology": self.topology, "changes": self.change, **arm.row}
+
+    def early_rows(self) -> Iterator[dict[str, Any]]:
+        """How right decisions were when the transfer was stopped early, an arm a row."""
+        for name, run in self.early.items():
+            others, changed = self.split(correct(run, self.task))
+            yield {
+                "topology": self.topology,
+                "changes": self.change,
+                "arm": name,
+                "changed decision": interquartile_mean(changed),
+                "others": interquartile_mean(others),
+                "others, lowest seed": float(others.min()),
+            }
+
+    def split(self, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The less right of the decisions that did not change, and the one that did: f [seeds] each, of [seeds, 3]."""
+        same = np.array(list(FIRST)) == np.array(list(self.task))
+        return right[:, same].min(1), right[:, ~same][:, 0]
+
+
+@jax.jit
+def _actions(policy: Policy, keys: Array, obs: Array) -> Array:
+    """What a policy does for each key and observation: i32 [keys, states]."""
+    return jax.vmap(lambda key: jax.vmap(lambda o: policy(o, key))(obs))(keys)
+
+
+def correct(run: SavedRun, task: str) -> np.ndarray:
+    """How often each state's right action is taken, with sampled bids or choices: f [seeds, 3]."""
+    right = right_actions(task)
+    obs, keys = jnp.eye(len(right), len(right) + 1), jax.random.split(jax.random.key(0), _DRAWS)
+    policies = (as_policy(run, seed=seed, greedy=False) for seed in range(run.config.seeds))
+    return np.stack([np.mean(np.asarray(_actions(policy, keys, obs)) == right, axis=0) for policy in policies])
+
+
+# --- settings
+
+
+def settled(run: SavedRun) -> np.ndarray:
+    """Environment steps after which success no longer fell below 90%: f [seeds], NaN for a seed that ended below."""
+    steps, success = success_curve(run)
+    below = ~(success >= LEVEL)
+    since = np.where(below.any(0), len(below) - below[::-1].argmax(0), 0)  # chunks up to the last one below
+    return np.where(since < len(steps), steps[np.minimum(since, len(steps) - 1), 0], np.nan)
+
+
+def tune(options: Options) -> list[dict[str, Any]]:
+    """Every setting of every arm's grid on the linear chain, with seeds of its own: a row each, the chosen one marked.
+
+    Chosen is, of the settings with which the first task ends at 99% success, the one that first stays above 90%. The
+    transfer is shown, and has no say.
+    """
+    own = dataclasses.replace(options, seed=_TUNING_SEED)
+    cells = [(arm, f"grid{i}", setting) for arm, grid in GRIDS.items() for i, setting in enumerate(grid)]
+    topology, last = "linear chain", TRANSFERS["linear chain"]["last"]
+
+    def learn(task: str, start: dict[str, SavedRun]) -> dict[str, SavedRun]:
+        wanted = [condition(arm, topology, task, _TUNING_SEEDS, stage, **setting) for arm, stage, setting in cells]
+        return train(wanted, own, f"grids {task}", start)
+
+    first = learn(FIRST, {})
+    starts = {_name(a, topology, last, s): _copy(first[_name(a, topology, FIRST, s)]) for a, s, _ in cells}
+    second = learn(last, starts)
+    rows = []
+    for arm, stage, setting in cells:
+        run = Arm(arm, first[_name(arm, topology, FIRST, stage)], second[_name(arm, topology, last, stage)])
+        success, steps = np.mean(run.first.summary["sampled_termination_rate_seeds"]), settled(run.first).mean()
+        rows.append(
+            {
+                "arm": arm,
+                "learning rate": setting["learning_rate"],
+                "entropy": setting.get("entropy"),
+                "exploration": setting.get("exploration"),
+                "success": float(success),
+                "steps to stay above 90%": None if np.isnan(steps) else round(steps),  # NaN unless every seed does
+                "steps to 90% after transfer": run.row["steps to 90% after transfer"],
+                "reached": run.row["reached"],
+                "best": False,
+                "used": setting == ARMS[arm],
+            }
+        )
+    for arm in ARMS:
+        able = [row for row in rows if row["arm"] == arm and row["success"] >= _SOLVED]
+        able = [row for row in able if row["steps to stay above 90%"] is not None]
+        if able:
+            min(able, key=lambda row: row["steps to stay above 90%"])["best"] = True
+    return rows
+
+
+# --- verdicts
+
+
+def fewer_steps(claim: str, society: np.ndarray, flat: np.ndarray, most: float) -> Verdict:
+    """Whether a society needs fewer steps than the flat agent: intervals of the interquartile means do not overlap.
+
+    Args:
+        claim: what is claimed.
+        society, flat: steps to 90%, f [seeds]; NaN where never. One such seed refutes the society's claim; the
+            flat agent's count as the whole run, the least they can have needed.
+        most: steps of a whole run.
+    """
+    never = np.isnan(society)
+    theirs = interquartile_mean(np.where(np.isnan(flat), most, flat))
+    evidence = f"flat {theirs} steps"
+    if np.isnan(flat).any():
+        evidence += f" or more ({tally(~np.isnan(flat))} seeds got there)"
+    if never.any():
+        return Verdict.of(
+            claim, False, float(never.mean()), f"{tally(~never)} seeds of the society got there; {evidence}"
+        )
+    ours = interquartile_mean(society)
+    return Verdict.of(claim, ours.high < theirs.low, ours.value / theirs.value, f"{ours} steps; {evidence}")
+
+
+def less(claim: str, ours: np.ndarray, theirs: np.ndarray, what: str) -> Verdict:
+    """Whether a number is smaller for the society: intervals of the interquartile means do not overlap."""
+    a, b = interquartile_mean(ours), interquartile_mean(theirs)
+    return Verdict.of(claim, a.high < b.low, a.value / b.value if b.value else float("nan"), f"{what} {a}; flat {b}")
+
+
+def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
+    for society in ("society", "society valuation"):
+        for transfer in transfers:
+            ours, flat = transfer.arms[society], transfer.arms["flat"]
+            where = f"[{transfer.name}] the {'ppo' if society == 'society' else 'valuation'} society"
+            most = float(success_curve(flat.second)[0][-1].max())
+            yield fewer_steps(f"{where} relearns in fewer steps", steps_to(ours.second), steps_to(flat.second), most)
+            moved = ours.over_all("moved"), flat.over_all("moved")
+            yield less(f"{where} moves fewer of its weights", *moved, "share moved")
+    for transfer in transfers:
+        if transfer.early:
+            ours, flat = (
+                interquartile_mean(transfer.split(correct(transfer.early[arm], transfer.task))[0]) for arm in _STEADY
+            )
+            yield Verdict.of(
+                f"[{transfer.name}] meanwhile the ppo society's other decisions stay right",
+                ours.low >= LEVEL,
+                ours.value,
+                f"early in the transfer {ours}, wanted {LEVEL}; flat {flat}",
+            )
+
+
+# --- the report
+
+
+def _summary(transfers: list[Transfer], arm: str) -> dict[str, Any]:
+    """An arm over all transfer tasks: numbers over tasks and seeds together, and each task's own."""
+    tasks = {transfer.name: transfer.arms[arm].entry for transfer in transfers}
+
+    def pooled(key: str) -> dict[str, Any]:
+        values = [v for entry in tasks.values() for v in entry[key]["seeds"]]
+        known = [v for v in values if v is not None]
+        return {
+            "mean": float(np.mean(known)) if known else None,
+            "std": float(np.std(known)) if known else None,
+            "never": len(values) - len(known),
+        }
+
+    return {key: pooled(key) for key in _POOLED} | {"tasks": tasks}
+
+
+_POOLED = (
+    "success_first",
+    "steps_to_90_first",
+    "success_transfer",
+    "steps_to_90_transfer",
+    "share_of_weights_moved",
+    "relative_weight_change",
+)
+
+
+def _draw_transfers(transfers: list[Transfer]) -> Any:
+    """Success after the transfer, a panel per transfer task."""
+    fig, axes = plotting.figure(columns=4, rows=-(-(len(transfers) + 1) // 4), width=3.6, height=2.9)
+    for ax, transfer in zip(axes, transfers, strict=False):
+        title = f"{transfer.name}: {FIRST} → {transfer.task}"
+        draw_curves(ax, {name: arm.second for name, arm in transfer.arms.items()}, title=title)
+        ax.title.set_fontsize(9)
+        ax.axhline(LEVEL, color="black", linewidth=0.8)
+        ax.set_ylim(-0.03, 1.03)
+    for ax in axes[::4]:
+        ax.set_ylabel("success rate")
+    handles, labels = axes[0].get_legend_handles_labels()
+    for ax in axes[len(transfers) :]:
+        ax.set_axis_off()
+    axes[len(transfers)].legend(handles, labels, loc="center", frameon=False)
+    return fig
+
+
+def _draw_moved(transfers: list[Transfer]) -> Any:
+    """Share of the weights that moved: interquartile mean over seeds and its interval."""
+    fig, (ax,) = plotting.figure(width=7.5, height=1.2 + 0.6 * len(transfers))
+    for i, arm in enumerate(ARMS):
+        moved = [interquartile_mean(transfer.arms[arm].over_all("moved")) for transfer in transfers]
+        value = np.array([m.value for m in moved])
+        error = np.array([[m.value - m.low for m in moved], [m.high - m.value for m in moved]])
+        y = np.arange(len(transfers)) + (i - 1) * 0.27
+        ax.barh(y, value, 0.25, xerr=error, color=f"C{i}", alpha=0.8, label=arm)
+    ax.set_yticks(range(len(transfers)), [f"{t.name}\n{FIRST} → {t.task}" for t in transfers], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="share of all weights that moved", xlim=(0, 1))
+    fig.legend(loc="outside upper center", ncol=len(ARMS), frameon=False)
+    return fig
+
+
+def _copy(run: SavedRun) -> SavedRun:
+    # Training takes over the arrays it starts from: several transfers from one run, and the comparison with it, need
+    # their own.
+    return dataclasses.replace(run, networks=jax.tree.map(jnp.copy, run.networks))
+
+
+def run(options: Options) -> Report:
+    """Train every arm on the first tasks, then on the transfer tasks from there, and judge the paper's claims."""
+    cells, before = tasks(options), fitting.compiles()
+    topologies = dict.fromkeys(topology for topology, _, _ in cells)
+    first = [condition(arm, topology, FIRST, options.seeds) for arm in ARMS for topology in topologies]
+    trained = train(first, options, "first tasks")
+
+    second = [condition(arm, topology, task, options.seeds) for arm in ARMS for topology, _, task in cells]
+    early = [
+        condition(arm, topology, task, options.seeds, "early", steps=_EARLY)
+        for arm in (() if options.quick else _STEADY)
+        for topology, _, task in cells
+    ]
+    starts = {
+        _name(arm, topology, task, stage): _copy(trained[_name(arm, topology, FIRST)])
+        for arm in ARMS
+        for topology, _, task in cells
+        for stage in ("", "early")
+    }
+    moved = train([*second, *early], options, "transfer", starts)
+    transfers = [
+        Transfer(
+            topology,
+            change,
+            task,
+            {arm: Arm(arm, trained[_name(arm, topology, FIRST)], moved[_name(arm, topology, task)]) for arm in ARMS},
+            {arm: moved[_name(arm, topology, task, "early")] for arm in _STEADY if early},
+        )
+        for topology, change, task in cells
+    ]
+    sheets = [
+        Sheet(
+            "transfers",
+            f"one decision of {FIRST} changes: {options.seeds} seeds, {_STEPS / 1000:.0f} k steps on each task",
+            [row for transfer in transfers for row in transfer.rows()],
+            "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
+            "first task, transfer: success in fresh episodes, with sampled bids or choices, where nobody explores\n"
+            "steps: of the environment, while learning, until 90% of a chunk's episodes succeed; a valuation society\n"
+            "explores at a constant rate of .1 then, with which perfect bids succeed in more than 99%\n"
+            "moved: share of the weights that moved by more than a tenth of their layer's root mean square\n"
+            "change: |after - before| / |before|",
+        )
+    ]
+    if early:
+        sheets.append(
+            Sheet(
+                "early",
+                f"{_EARLY / 1000:.0f} k steps into the transfer: how often a decision is right, sampled",
+                [row for transfer in transfers for row in transfer.early_rows()],
+                "others: the less right of the two decisions that did not change\n"
+                "without the valuation society, whose learning rate depends on the length of the run",
+            )
+        )
+    if options.full:
+        note = "settings of the linear chain; best: soonest above 90% for good, success at least 99%"
+        sheets.append(Sheet("tuning", f"grids: {_TUNING_SEEDS} seeds of their own", tune(options), note))
+    return Report(
+        settings={
+            "seeds": options.seeds,
+            "quick": options.quick,
+            "full": options.full,
+            "conditions": len(trained) + len(moved),
+            "programs": len({fitting.program_of(c.config) for c in (*first, *second)}),
+            "compiled_now": fitting.compiles() - before,
+            "budget": _BUDGET,
+            "settings": ARMS,
+            "arms": {arm: _summary(transfers, arm) for arm in ARMS}
+            | {"hierarchical": dict.fromkeys(_POOLED) | {"tasks": {}, "note": "there are no options in these tasks"}},
+        },
+        sheets=sheets,
+        verdicts=list(_verdicts(transfers)),
+        figures={
+            "transfers": _draw_transfers(transfers),
+            "moved": _draw_moved(transfers),
+            "weights": draw_weights(list(transfers[0].arms.values())),
+        },
+    )

@@ -1,0 +1,299 @@
+"""Two Rooms (Chang et al. 2020, §6.2): who needs less experience for a new task that differs in one decision?
+
+Three options (open the door and enter, reach green, reach blue) are trained by flat PPO and frozen. Then three arms
+learn to reach green from the left room, and from there to reach blue: a society over the options (credit-conserving
+Vickrey, two clones), a hierarchical monolithic agent over the same options, a flat one over the seven actions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmarket import plotting
+from jaxmarket.config import TrainConfig
+from jaxmarket.environments import Option, Options, make
+from jaxmarket.environments.options import waste
+from jaxmarket.environments.rooms import ACTIONS
+from jaxmarket.experiments import report, sweep
+from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, steps_to, success_curve
+from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.rollouts import play
+from jaxmarket.runs import SavedRun
+from jaxmarket.society import Society
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["ARMS", "FIRST", "OPTIONS", "TRANSFER", "TUNED", "Condition", "over_options", "run", "train_options"]
+
+OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0", "reach blue": "TwoRooms-Blue-v0"}
+"""What each option was trained to do, and on which task."""
+FIRST, TRANSFER = "TwoRooms-GreenTask-v0", "TwoRooms-BlueTask-v0"
+ARMS = ("society", "hierarchical", "flat")
+GREEDY = True  # the frozen options take the likeliest action
+_SOLVED = 0.95
+_DONE = ACTIONS.index("done")
+_BOUND = 50  # actions of an option: the episode's own limit comes first
+
+# The same networks for everybody: two layers of 64 over the 7 × 7 × 3 view. MiniGrid's numbers need no convolutions.
+_NETWORKS: dict[str, Any] = {"convolutions": (), "hidden": (64, 64), "value_learning_rate": 1e-3, "epochs": 4}
+_LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "minibatch": 128}
+_CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
+_OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
+_BASE: dict[str, Any] = {
+    "society": _CHOOSING | {"agent": "society", "steps": 24_576},
+    "hierarchical": _CHOOSING | {"agent": "monolith", "steps": 24_576},
+    "flat": _LITERAL | {"steps": 2_048_000, "log_every": 2},
+}
+TUNED: dict[str, dict[str, Any]] = {
+    "society": {"learning_rate": 1e-3, "entropy": 0.03},
+    "hierarchical": {"learning_rate": 1e-3, "entropy": 0.03},
+    "flat": {"learning_rate": 1e-3, "entropy": 0.03},
+}
+"""The best of each arm's grid: see the sheet ``tuning`` of a ``--full`` run."""
+GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3, 3e-3) for weight in (0.01, 0.03, 0.1))
+"""Policy learning rates and entropy weights tried for every arm alike, on seeds of their own."""
+_TUNING_KEY, _TUNING_SEEDS = 5, 4
+_TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
+
+QUICK = {"options": 163_840, "society": 8_192, "hierarchical": 8_192, "flat": 262_144}
+"""Steps (auctions, decisions) of a quick run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One training run of all seeds, by the name of its folder."""
+
+    name: str
+    config: TrainConfig
+
+
+def train_options(options: report.Options) -> dict[str, SavedRun]:
+    """The options' own training, 8 seeds each: flat PPO on the three tasks."""
+    budget: dict[str, Any] = _OPTION | ({"steps": QUICK["options"]} if options.quick else {})
+    wanted = [
+        Condition(f"option-{task}", TrainConfig(task, seeds=min(8, options.seeds), **budget))
+        for task in OPTIONS.values()
+    ]
+    return sweep.train(wanted, options, "two-rooms, 1 of 3: options")
+
+
+def over_options(task: str, trained: dict[str, SavedRun]) -> Options:
+    """The task with a choice between the trained options: each is its best seed's policy, until its ``done``.
+
+    ``done`` is executed, as in the paper. Where it succeeds it ends the episode, anywhere else it does nothing.
+    """
+    runs = [trained[f"option-{name}"] for name in OPTIONS.values()]
+    return Options(make(task)[0], [Option(run.policy(greedy=GREEDY), done=_DONE) for run in runs], bound=_BOUND)
+
+
+def _config(arm: str, task: str, trained: dict[str, SavedRun], **settings: Any) -> TrainConfig:
+    env: Any = task if arm == "flat" else over_options(task, trained)
+    return TrainConfig(env, **(_BASE[arm] | TUNED[arm] | settings))
+
+
+def _arms(trained: dict[str, SavedRun], options: report.Options) -> dict[str, Arm]:
+    """Every arm on the first task, then from there on the transfer task."""
+
+    def conditions(task: str, stage: str) -> list[Condition]:
+        steps = (lambda arm: {"steps": QUICK[arm]}) if options.quick else (lambda arm: {})
+        return [
+            Condition(f"{stage}-{arm}", _config(arm, task, trained, seeds=options.seeds, **steps(arm)))
+            for arm in reversed(ARMS)  # the longest first
+        ]
+
+    first = sweep.train(conditions(FIRST, "first"), options, "two-rooms, 2 of 3: green")
+    start = {f"transfer-{arm}": first[f"first-{arm}"] for arm in ARMS}
+    second = sweep.train(conditions(TRANSFER, "transfer"), options, "two-rooms, 3 of 3: blue", start)
+    return {arm: Arm(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in ARMS}
+
+
+def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[str, Any]]:
+    """Every arm over the same grid, on the first task alone: the transfer task is the test."""
+    apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
+    rows = []
+    for arm in ARMS:
+        shorter = {"seeds": _TUNING_SEEDS, "steps": _TUNING[arm]}
+        wanted = [
+            Condition(
+                f"{arm}-{rate:g}-{weight:g}",
+                _config(arm, FIRST, trained, **shorter, learning_rate=rate, entropy=weight),
+            )
+            for rate, weight in GRID
+        ]
+        found = sweep.train(wanted, apart, f"two-rooms, tuning: {arm}")
+        for condition, (rate, weight) in zip(wanted, GRID, strict=True):
+            run = found[condition.name]
+            steps, success = steps_to(run), np.array(run.summary["sampled_termination_rate_seeds"])
+            rows.append(
+                {
+                    "arm": arm,
+                    "learning rate": rate,
+                    "entropy": weight,
+                    "reached 90%": tally(~np.isnan(steps)),
+                    "mean steps": None if np.isnan(steps).any() else float(steps.mean()),
+                    "success": float(success.mean()),
+                    "lowest": float(success.min()),
+                    "chosen": TUNED[arm] == {"learning_rate": rate, "entropy": weight},
+                }
+            )
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Array:
+    """How long each choice took, all seeds and instances side by side as in training: f [T, S · B]."""
+    env_params = society.env.default_params
+
+    def one(params: PyTree, key: Array) -> Array:
+        return play(society, key, params, env_params, steps, shadow=False).duration
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(params, keys).transpose(2, 0, 1).reshape(steps, -1)
+
+
+def _waste(run: SavedRun, key: Array) -> dict[str, float]:
+    """`waste` of vmapped options, of an untrained and of the trained society."""
+    society, config = run.config.society, run.config
+    keys = jax.random.split(key, (config.seeds, config.instances))  # type: ignore[arg-type]
+    untrained = jax.vmap(society.init)(jax.random.split(key, config.seeds))
+    return {
+        when: waste(_durations(society, params, keys, 64))
+        for when, params in (("untrained", untrained), ("trained", run.params))
+    }
+
+
+# --- the claims
+
+
+def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm]) -> Iterator[Verdict]:
+    for what, task in OPTIONS.items():
+        rate = trained[f"option-{task}"].summary["termination_rate_seeds"]
+        best = max(rate)
+        evidence = (
+            f"its best seed succeeds in {best:.1%} of episodes; all {len(rate)} seeds {min(rate):.1%} to {best:.1%}"
+        )
+        yield Verdict.of(f"the option to {what} solves its task", best >= _SOLVED, best, evidence)
+    for arm in ("society", "hierarchical"):
+        rates = np.array(arms[arm].first.summary["sampled_termination_rate_seeds"])
+        evidence = f"success {interquartile_mean(rates)}, lowest seed {rates.min():.3f}"
+        claim = f"{arm}: {_SOLVED:.0%} success on the first task, every seed"
+        yield Verdict.of(claim, bool((rates >= _SOLVED).all()), float(rates.min()), evidence)
+    for rival in ("hierarchical", "flat"):
+        yield _fewer_steps(arms["society"], arms[rival])
+    mine, theirs = (interquartile_mean(arms[arm].over_all("moved")) for arm in ("society", "hierarchical"))
+    yield Verdict.of(
+        "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
+        mine.high < theirs.low,
+        mine.value - theirs.value,
+        f"moved by more than a tenth of their layer's size: {mine} against {theirs}",
+    )
+
+
+def _fewer_steps(society: Arm, rival: Arm) -> Verdict:
+    """Seeds that never got there count as the whole budget, which favours whoever has more of them."""
+    found = {}
+    for arm in (society, rival):
+        steps = steps_to(arm.second)
+        found[arm.name] = np.where(np.isnan(steps), success_curve(arm.second)[0][-1], steps)
+    mine, theirs = (interquartile_mean(found[arm.name]) for arm in (society, rival))
+    never = int(np.isnan(steps_to(rival.second)).sum()), int(np.isnan(steps_to(society.second)).sum())
+    return Verdict.of(
+        f"the society needs fewer environment steps on the transfer task than the {rival.name} agent",
+        mine.high < theirs.low,
+        mine.value / theirs.value,
+        f"steps to {LEVEL:.0%}: {mine} against {theirs}; never: {never[1]} and {never[0]} seeds, "
+        "which count as the whole budget",
+    )
+
+
+# --- tables and figures
+
+
+def _option_row(what: str, task: str, run: SavedRun) -> dict[str, Any]:
+    rates = np.array(run.summary["termination_rate_seeds"])
+    steps = steps_to(run)
+    return {
+        "option": what,
+        "task": task,
+        "success": float(rates[run.best_seed]),
+        "lowest seed": float(rates.min()),
+        "return": run.summary["return_seeds"][run.best_seed],
+        "optimum": run.config.adapter.optimal_return(),
+        "steps to 90%": None if np.isnan(steps).all() else interquartile_mean(steps[~np.isnan(steps)]),
+        "reached": tally(~np.isnan(steps)),
+    }
+
+
+def _draw(arms: dict[str, Arm]) -> Any:
+    fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
+    stages = (("first", FIRST, "green task"), ("second", TRANSFER, "blue task, from there"))
+    for column, (stage, task, title) in enumerate(stages):
+        runs = {name: getattr(arm, stage) for name, arm in arms.items()}
+        for row, (metric, label) in enumerate((("termination_rate", "success rate"), ("return_mean", "return"))):
+            ax = axes[2 * row + column]
+            draw_curves(ax, runs, metric=metric, title=title)
+            line = LEVEL if row == 0 else make(task)[0].optimal_return()
+            ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label="90%" if row == 0 else "shortest ways")
+            ax.set_ylabel(f"{label}, while learning")
+            ax.set_ylim(-0.02, 1.05 if row == 0 else 0.85)
+            ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def run(options: report.Options) -> Report:
+    """Train options and arms (what is in ``options.folder`` already is read back) and judge."""
+    trained = train_options(options)
+    arms = _arms(trained, options)
+    wasted = _waste(arms["society"].first, jax.random.key(options.seed))
+    sheets = [
+        Sheet(
+            "arms",
+            f"Two Rooms: green, then blue from there; {options.seeds} seeds",
+            [arm.row for arm in arms.values()],
+            "interquartile mean over seeds ± the larger side of its 95% bootstrap interval; steps: of the environment\n"
+            "success: sampled behaviour, fresh episodes; steps to 90%: of the seeds that got there, while learning\n"
+            "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
+            "change: |after - before| / |before| of all weights\n"
+            f"work of vmapped options that is thrown away: {wasted['untrained']:.0%} before training, "
+            f"{wasted['trained']:.0%} after it",
+        ),
+        Sheet(
+            "options",
+            "the options, trained once by flat PPO",
+            [_option_row(what, task, trained[f"option-{task}"]) for what, task in OPTIONS.items()],
+            "success, return: greedy, of the best seed, which is the one that is used",
+        ),
+        Sheet(
+            "weights",
+            "how far every part moved in the transfer",
+            [{"arm": name, **row} for name, arm in arms.items() for row in arm.weights],
+            shown=False,
+        ),
+    ]
+    if options.full:
+        sheets.append(
+            Sheet(
+                "tuning",
+                f"the same grid for every arm: green task, {_TUNING_SEEDS} seeds of their own",
+                _tuning(trained, options),
+                "chosen: every seed at 90%, in the fewest steps on average; the transfer task was not looked at",
+            )
+        )
+    return Report(
+        settings={
+            "seeds": options.seeds,
+            "quick": options.quick,
+            "full": options.full,
+            "arms": {name: arm.entry for name, arm in arms.items()},
+            "waste": wasted,
+            "options_sample": not GREEDY,
+            "done_executes": True,
+            **{f"{name}_settings": _BASE[name] | TUNED[name] for name in ARMS},
+            "option_settings": _OPTION,
+        },
+        sheets=sheets,
+        verdicts=list(_verdicts(trained, arms)),
+        figures={"learning_curves": _draw(arms), "weights": draw_weights(list(arms.values()))},
+    )
