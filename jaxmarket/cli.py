@@ -11,13 +11,14 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from jaxmarket import auctions, runs, tables
+from jaxmarket import auctions, plotting, runs, tables
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
 from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.learners import LEARNERS
 from jaxmarket.society import MarketPolicy
+from jaxmarket.transfer import weight_changes
 
 __all__ = ["app", "main"]
 
@@ -37,6 +38,8 @@ def train(
     *,
     seed: int = 0,
     out: Path | None = None,
+    start: Path | None = None,
+    freeze: tuple[str, ...] = (),
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show what its agents learned to bid.
@@ -45,9 +48,11 @@ def train(
         config: settings.
         seed: of all randomness; the same seed gives the same bits on the same device.
         out: a folder for the settings, metrics, parameters and figures.
+        start: the --out of a finished run, of this task or another, whose networks to go on from.
+        freeze: parts of the networks to leave as they are, such as policy/torso/* or module0/*.
         json: make the last line of standard output one JSON object.
     """
-    result = fit(config, jax.random.key(seed), out)
+    result = fit(config, jax.random.key(seed), out, start=start, freeze=freeze)
     console = Console()
     console.print(tables.returns_table(result))
     bids = tables.bids_table(result)
@@ -112,6 +117,37 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     Console().print(f"society: {shown}", justify="center")
     Console().print(tables.trace_table(policy.society, rows))
+
+
+@app.command
+def compare(before: Path, after: Path, *, out: Path | None = None, json: Json = False) -> None:
+    """Show how far each part of the networks moved between two runs, such as a transfer and what it started from.
+
+    Args:
+        before: the --out of a finished run.
+        after: the --out of another, with the same kind of agent.
+        out: a PNG for the figure.
+        json: make the last line of standard output one JSON object.
+    """
+    old, new = runs.read(before), runs.read(after)
+    rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    table = Table("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
+    for column in ("weights", "relative change", "share moved"):
+        table.add_column(column, justify="right")
+    for part in parts:
+        mine = [row for row in rows if row["part"] == part]
+        change, moved = (np.mean([row[field] for row in mine]) for field in ("change", "moved"))
+        table.add_row(part, str(mine[0]["weights"]), f"{change:.3f}", f"{moved:.3f}")
+    table.caption = "change: |after - before| / |before| · moved: by more than a tenth of the part's root mean square"
+    Console().print(table)
+    if out is not None:
+        fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))
+        plotting.draw_weight_changes(ax, rows)
+        plotting.save(fig, out)
+        Console().print(f"written to {out}", highlight=False)
+    if json:
+        print(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
 
 
 @app.command(name="list")

@@ -1,7 +1,7 @@
 """Figures. Matplotlib is imported when the first one is drawn, and no window is ever opened."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Result = FitResult | SavedRun
 
-__all__ = ["draw_bids", "draw_learning_curve", "figure", "save"]
+__all__ = ["draw_bids", "draw_learning_curve", "draw_weight_changes", "figure", "save"]
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
@@ -89,3 +89,14 @@ def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
         xlabel="state", ylabel="greedy bid", title=title or f"{_name(result)}: greedy bids beside Q*, visited states"
     )
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")
+
+
+def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = "tab:blue", title: str = "") -> None:
+    """Relative change of every part (`transfer.weight_changes`): mean over seeds, and their range as bars."""
+    names = list(dict.fromkeys(row["part"] for row in rows))
+    values = np.array([[row["change"] for row in rows if row["part"] == name] for name in names])
+    mean = values.mean(1)
+    ax.barh(names, mean, xerr=np.abs(np.stack([values.min(1), values.max(1)]) - mean), color=color, alpha=0.8)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set(xlabel="|after - before| / |before|", title=title)

@@ -194,7 +194,7 @@ def wanderings(executes):
     rules = [(0, 6, None), (2, 50, None), (-1, 4, 3), (1, 5, 2)]
     options = [
         Option(
-            lambda obs, key, table=jnp.asarray(table): table[obs.argmax()],
+            functools.partial(lambda table, obs, key: table[obs.argmax()], jnp.asarray(table)),
             done=None if done < 0 else done,
             length=length,
             until=None if until is None else lambda obs, until=until: obs[until] > 0,

@@ -63,13 +63,13 @@ class Arm:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The arm in the main table."""
+        """The arm in the main table; steps in thousands."""
         return {
             "arm": self.name,
-            "first task": _rate(self.first),
-            "steps to 90%": _reached(steps_to(self.first)),
+            "first": _rate(self.first),
+            "k steps": _reached(steps_to(self.first) / 1000),
             "transfer": _rate(self.second),
-            "steps to 90% after transfer": _reached(steps_to(self.second)),
+            "k steps after": _reached(steps_to(self.second) / 1000),
             "reached": tally(~np.isnan(steps_to(self.second))),
             "moved": interquartile_mean(self.over_all("moved")),
             "change": interquartile_mean(self.over_all("change")),
@@ -136,12 +136,5 @@ def draw_weights(arms: list[Arm]) -> Any:
     """A figure: relative change of every part of every arm, mean over seeds and the range as bars."""
     fig, axes = plotting.figure(columns=len(arms), width=5.0, height=5.0)
     for i, (ax, arm) in enumerate(zip(axes, arms, strict=True)):
-        names = list(dict.fromkeys(row["part"] for row in arm.weights))
-        values = np.array([[r["change"] for r in arm.weights if r["part"] == name] for name in names])
-        mean = values.mean(1)
-        error = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
-        ax.barh(names, mean, xerr=error, color=f"C{i}", alpha=0.8)
-        ax.invert_yaxis()
-        ax.tick_params(axis="y", labelsize=7)
-        ax.set(xlabel="relative change |after - before| / |before|", title=arm.name)
+        plotting.draw_weight_changes(ax, arm.weights, color=f"C{i}", title=arm.name)
     return fig

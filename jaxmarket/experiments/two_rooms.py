@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmarket import plotting
+from jaxmarket import plotting, rendering
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
-from jaxmarket.environments.rooms import ACTIONS
+from jaxmarket.environments.rooms import ACTIONS, Place
 from jaxmarket.experiments import report, sweep
 from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, steps_to, success_curve
 from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean, tally
@@ -26,7 +26,18 @@ from jaxmarket.runs import SavedRun
 from jaxmarket.society import Society
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["ARMS", "FIRST", "OPTIONS", "TRANSFER", "TUNED", "Condition", "over_options", "run", "train_options"]
+__all__ = [
+    "ARMS",
+    "FIRST",
+    "OPTIONS",
+    "TRANSFER",
+    "TUNED",
+    "Condition",
+    "over_options",
+    "run",
+    "train_options",
+    "watch",
+]
 
 OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0", "reach blue": "TwoRooms-Blue-v0"}
 """What each option was trained to do, and on which task."""
@@ -213,7 +224,7 @@ def _fewer_steps(society: Arm, rival: Arm) -> Verdict:
 
 def _option_row(what: str, task: str, run: SavedRun) -> dict[str, Any]:
     rates = np.array(run.summary["termination_rate_seeds"])
-    steps = steps_to(run)
+    steps = steps_to(run) / 1000
     return {
         "option": what,
         "task": task,
@@ -221,7 +232,7 @@ def _option_row(what: str, task: str, run: SavedRun) -> dict[str, Any]:
         "lowest seed": float(rates.min()),
         "return": run.summary["return_seeds"][run.best_seed],
         "optimum": run.config.adapter.optimal_return(),
-        "steps to 90%": None if np.isnan(steps).all() else interquartile_mean(steps[~np.isnan(steps)]),
+        "k steps": None if np.isnan(steps).all() else interquartile_mean(steps[~np.isnan(steps)]),
         "reached": tally(~np.isnan(steps)),
     }
 
@@ -242,28 +253,50 @@ def _draw(arms: dict[str, Arm]) -> Any:
     return fig
 
 
+def watch(run: SavedRun) -> rendering.Episode:
+    """One greedy episode of the best society, from the far corner of the left room."""
+    start = Place(x=1, y=3, direction=3)
+    return rendering.episode(run.config.env, run.policy(), jax.random.key(0), start=start, names=list(OPTIONS))
+
+
+def _draw_ways(arm: Arm) -> Any:
+    fig, axes = plotting.figure(columns=2, width=5.0, height=3.2)
+    for ax, run, goal in zip(axes, (arm.first, arm.second), ("green", "blue, after the transfer"), strict=True):
+        played = watch(run)
+        chosen = [name for name, first in zip(played.labels, played.decided, strict=False) if first]
+        ways = ", ".join(label.partition(" · ")[0] for label in chosen)
+        rendering.draw_trajectory(ax, played.places, label=f"{goal}: {ways} ({played.labels[-1]})")
+    return fig
+
+
 def run(options: report.Options) -> Report:
     """Train options and arms (what is in ``options.folder`` already is read back) and judge."""
     trained = train_options(options)
     arms = _arms(trained, options)
+    played = watch(arms["society"].second)
+    rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
     wasted = _waste(arms["society"].first, jax.random.key(options.seed))
     sheets = [
         Sheet(
             "arms",
             f"Two Rooms: green, then blue from there; {options.seeds} seeds",
             [arm.row for arm in arms.values()],
-            "interquartile mean over seeds ± the larger side of its 95% bootstrap interval; steps: of the environment\n"
-            "success: sampled behaviour, fresh episodes; steps to 90%: of the seeds that got there, while learning\n"
+            "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
+            "first, transfer: success of sampled behaviour in fresh episodes, in the end\n"
+            "k steps: thousands of environment steps to 90% success while learning, of the seeds that got there\n"
             "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
             "change: |after - before| / |before| of all weights\n"
             f"work of vmapped options that is thrown away: {wasted['untrained']:.0%} before training, "
             f"{wasted['trained']:.0%} after it",
+            aside=("change",),
         ),
         Sheet(
             "options",
             "the options, trained once by flat PPO",
             [_option_row(what, task, trained[f"option-{task}"]) for what, task in OPTIONS.items()],
-            "success, return: greedy, of the best seed, which is the one that is used",
+            "success, return: greedy, of the best seed, which is the one that is used\n"
+            "optimum: the mean return of the shortest ways · k steps: thousands of steps to 90% success while learning",
+            aside=("task",),
         ),
         Sheet(
             "weights",
@@ -295,5 +328,9 @@ def run(options: report.Options) -> Report:
         },
         sheets=sheets,
         verdicts=list(_verdicts(trained, arms)),
-        figures={"learning_curves": _draw(arms), "weights": draw_weights(list(arms.values()))},
+        figures={
+            "learning_curves": _draw(arms),
+            "weights": draw_weights(list(arms.values())),
+            "ways": _draw_ways(arms["society"]),
+        },
     )
