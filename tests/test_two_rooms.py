@@ -52,8 +52,8 @@ def test_an_arm_as_json():
 
 
 def verdicts(arms, options=None):
-    trained = {f"option-{task}": made_up([[1.0]], rates=options or [0.96]) for task in two_rooms.OPTIONS.values()}
-    found = two_rooms._verdicts(trained, {arm.name: arm for arm in arms})
+    trained = {task: made_up([[1.0]], rates=options or [0.96]) for task in two_rooms.OPTIONS.values()}
+    found = two_rooms._verdicts(trained, {arm.name: arm for arm in arms}, made_up([[1.0]], rates=[0.95]))
     return [(v.standing == "confirmed", v.number) for v in found]
 
 
@@ -85,14 +85,14 @@ def test_claims_about_transfer(society, hierarchical, moved, expected):
     """Fewer steps than hierarchical, than flat (mostly never there), fewer weights moved; ties confirm nothing."""
     found = verdicts(arms_with(society, hierarchical, LATE if society is LATE else NEVER, moved))
     assert [confirmed for confirmed, _ in found[-3:]] == expected
-    assert all(confirmed for confirmed, _ in found[:5])
+    assert all(confirmed for confirmed, _ in found[:6])
 
 
 def test_claims_about_the_first_task_hold_for_every_seed():
     arms = arms_with(SOON, LATE, NEVER, {})
     low = dataclasses.replace(arms[0], first=made_up([[1.0] * 4], rates=[1, 1, 1, 0.94], agent="society"))
     found = verdicts([low, *arms[1:]], options=[0.5, 0.94])
-    assert [confirmed for confirmed, _ in found[:5]] == [False, False, False, False, True]
+    assert [confirmed for confirmed, _ in found[:6]] == [False, False, False, False, True, True]
     assert found[3][1] == 0.94
 
 

@@ -15,7 +15,7 @@ from jaxmarket.metrics import env_steps
 from jaxmarket.runs import SavedRun
 from jaxmarket.transfer import weight_changes
 
-__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "steps_to", "success_curve"]
+__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "first_task", "steps_to", "success_curve"]
 
 LEVEL = 0.9
 """The success rate whose first reaching counts."""
@@ -79,17 +79,24 @@ class Arm:
     def entry(self) -> dict[str, Any]:
         """The arm in a report's ``arms``; steps are null where no seed got there."""
         return {
-            "success_first": _spread(np.array(self.first.summary["sampled_termination_rate_seeds"])),
-            "success_first_greedy": _spread(np.array(self.first.summary["termination_rate_seeds"])),
-            "steps_to_90_first": _spread(steps_to(self.first)),
+            **first_task(self.first),
             "success_transfer": _spread(np.array(self.second.summary["sampled_termination_rate_seeds"])),
             "success_transfer_greedy": _spread(np.array(self.second.summary["termination_rate_seeds"])),
             "steps_to_90_transfer": _spread(steps_to(self.second)),
             "share_of_weights_moved": _spread(self.over_all("moved")),
             "relative_weight_change": _spread(self.over_all("change")),
-            "env_steps_first": float(success_curve(self.first)[0][-1].max()),
             "env_steps_transfer": float(success_curve(self.second)[0][-1].max()),
         }
+
+
+def first_task(run: SavedRun) -> dict[str, Any]:
+    """What there is to say of a run from scratch, for a report."""
+    return {
+        "success_first": _spread(np.array(run.summary["sampled_termination_rate_seeds"])),
+        "success_first_greedy": _spread(np.array(run.summary["termination_rate_seeds"])),
+        "steps_to_90_first": _spread(steps_to(run)),
+        "env_steps_first": float(success_curve(run)[0][-1].max()),
+    }
 
 
 def _rate(run: SavedRun) -> Estimate:

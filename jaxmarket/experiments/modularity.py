@@ -33,7 +33,7 @@ __all__ = [
     "condition",
     "correct",
     "fewer_steps",
-    "less",
+    "fewer_weights",
     "run",
     "settled",
     "tune",
@@ -139,7 +139,15 @@ class Transfer:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The arms in the main table."""
         for arm in self.arms.values():
-            yield {"topology": self.topology, "changes": self.change, **arm.row}
+            stays = settled(arm.second)
+            known = stays[~np.isnan(stays)] / 1000
+            yield {
+                "topology": self.topology,
+                "changes": self.change,
+                **arm.row,
+                "k steps to stay": interquartile_mean(known) if len(known) else None,
+                "stay": tally(~np.isnan(stays)),
+            }
 
     def early_rows(self) -> Iterator[dict[str, Any]]:
         """How right decisions were when the transfer was stopped early, an arm a row."""
@@ -213,8 +221,8 @@ def tune(options: Options) -> list[dict[str, Any]]:
                 "entropy": setting.get("entropy"),
                 "exploration": setting.get("exploration"),
                 "success": float(success),
-                "steps to stay above 90%": None if np.isnan(steps) else round(steps),  # NaN unless every seed does
-                "steps to 90% after transfer": run.row["steps to 90% after transfer"],
+                "steps to stay": None if np.isnan(steps) else round(steps),  # NaN unless every seed does
+                "k steps after": run.row["k steps after"],
                 "reached": run.row["reached"],
                 "best": False,
                 "used": setting == ARMS[arm],
@@ -222,10 +230,17 @@ def tune(options: Options) -> list[dict[str, Any]]:
         )
     for arm in ARMS:
         able = [row for row in rows if row["arm"] == arm and row["success"] >= _SOLVED]
-        able = [row for row in able if row["steps to stay above 90%"] is not None]
+        able = [row for row in able if row["steps to stay"] is not None]
         if able:
-            min(able, key=lambda row: row["steps to stay above 90%"])["best"] = True
+            min(able, key=lambda row: row["steps to stay"])["best"] = True
     return rows
+
+
+def _first_rows(transfers: list[Transfer]) -> Iterator[dict[str, Any]]:
+    for topology, transfer in {transfer.topology: transfer for transfer in transfers}.items():
+        for name, arm in transfer.arms.items():
+            row = arm.row
+            yield {"topology": topology, "arm": name, "success": row["first"], "k steps": row["k steps"]}
 
 
 # --- verdicts
@@ -236,38 +251,43 @@ def fewer_steps(claim: str, society: np.ndarray, flat: np.ndarray, most: float) 
 
     Args:
         claim: what is claimed.
-        society, flat: steps to 90%, f [seeds]; NaN where never. One such seed refutes the society's claim; the
-            flat agent's count as the whole run, the least they can have needed.
+        society, flat: steps, f [seeds]; NaN where never, which counts as the whole run, the least it can have taken.
+            A society for which that is true of more than a quarter of its seeds (interquartile means leave out the
+            slowest quarter) does not confirm the claim.
         most: steps of a whole run.
     """
-    never = np.isnan(society)
-    theirs = interquartile_mean(np.where(np.isnan(flat), most, flat))
-    evidence = f"flat {theirs} steps"
-    if np.isnan(flat).any():
-        evidence += f" or more ({tally(~np.isnan(flat))} seeds got there)"
-    if never.any():
-        return Verdict.of(
-            claim, False, float(never.mean()), f"{tally(~never)} seeds of the society got there; {evidence}"
-        )
-    ours = interquartile_mean(society)
-    return Verdict.of(claim, ours.high < theirs.low, ours.value / theirs.value, f"{ours} steps; {evidence}")
+    there = [~np.isnan(steps) for steps in (society, flat)]
+    ours, theirs = (interquartile_mean(np.where(np.isnan(steps), most, steps)) for steps in (society, flat))
+    evidence = f"{ours} steps ({tally(there[0])} seeds get there); flat {theirs} ({tally(there[1])})"
+    confirmed = there[0].mean() >= 0.75 and ours.high < theirs.low
+    return Verdict.of(claim, bool(confirmed), ours.value / theirs.value, evidence)
 
 
-def less(claim: str, ours: np.ndarray, theirs: np.ndarray, what: str) -> Verdict:
-    """Whether a number is smaller for the society: intervals of the interquartile means do not overlap."""
-    a, b = interquartile_mean(ours), interquartile_mean(theirs)
-    return Verdict.of(claim, a.high < b.low, a.value / b.value if b.value else float("nan"), f"{what} {a}; flat {b}")
+def fewer_weights(claim: str, society: list[np.ndarray], flat: list[np.ndarray]) -> Verdict:
+    """Whether a smaller share of a society's weights moved in every transfer: intervals do not overlap.
+
+    Args:
+        claim: what is claimed.
+        society, flat: shares, f [seeds] per transfer.
+    """
+    pairs = [(interquartile_mean(ours), interquartile_mean(theirs)) for ours, theirs in zip(society, flat, strict=True)]
+    less = np.array([ours.high < theirs.low for ours, theirs in pairs])
+    most = max((ours for ours, _ in pairs), key=lambda estimate: estimate.value)
+    least = min((theirs for _, theirs in pairs), key=lambda estimate: estimate.value)
+    evidence = f"in {tally(less)} transfers; the most {most}, flat's least {least}"
+    return Verdict.of(claim, bool(less.all()), most.value, evidence)
 
 
 def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
-    for society in ("society", "society valuation"):
+    for arm, name in {"society": "ppo", "society valuation": "valuation"}.items():
         for transfer in transfers:
-            ours, flat = transfer.arms[society], transfer.arms["flat"]
-            where = f"[{transfer.name}] the {'ppo' if society == 'society' else 'valuation'} society"
-            most = float(success_curve(flat.second)[0][-1].max())
-            yield fewer_steps(f"{where} relearns in fewer steps", steps_to(ours.second), steps_to(flat.second), most)
-            moved = ours.over_all("moved"), flat.over_all("moved")
-            yield less(f"{where} moves fewer of its weights", *moved, "share moved")
+            runs = transfer.arms[arm].second, transfer.arms["flat"].second
+            most = float(success_curve(runs[1])[0][-1].max())
+            claim = f"[{transfer.name}] the {name} society is back at 90% in fewer steps"
+            yield fewer_steps(claim, *map(steps_to, runs), most)
+            yield fewer_steps(f"{claim}, for good", *map(settled, runs), most)
+        moved = ([transfer.arms[a].over_all("moved") for transfer in transfers] for a in (arm, "flat"))
+        yield fewer_weights(f"the {name} society moves fewer of its weights", *moved)
     for transfer in transfers:
         if transfer.early:
             ours, flat = (
@@ -284,18 +304,25 @@ def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
 # --- the report
 
 
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known)) if known else None,
+        "never": len(values) - len(known),
+    }
+
+
 def _summary(transfers: list[Transfer], arm: str) -> dict[str, Any]:
     """An arm over all transfer tasks: numbers over tasks and seeds together, and each task's own."""
-    tasks = {transfer.name: transfer.arms[arm].entry for transfer in transfers}
+    tasks = {}
+    for transfer in transfers:
+        finding = transfer.arms[arm]
+        stays = [None if np.isnan(steps) else float(steps) for steps in settled(finding.second)]
+        tasks[transfer.name] = finding.entry | {"steps_to_stay_above_90_transfer": _spread(stays) | {"seeds": stays}}
 
     def pooled(key: str) -> dict[str, Any]:
-        values = [v for entry in tasks.values() for v in entry[key]["seeds"]]
-        known = [v for v in values if v is not None]
-        return {
-            "mean": float(np.mean(known)) if known else None,
-            "std": float(np.std(known)) if known else None,
-            "never": len(values) - len(known),
-        }
+        return _spread([value for entry in tasks.values() for value in entry[key]["seeds"]])
 
     return {key: pooled(key) for key in _POOLED} | {"tasks": tasks}
 
@@ -305,6 +332,7 @@ _POOLED = (
     "steps_to_90_first",
     "success_transfer",
     "steps_to_90_transfer",
+    "steps_to_stay_above_90_transfer",
     "share_of_weights_moved",
     "relative_weight_change",
 )
@@ -386,12 +414,15 @@ def run(options: Options) -> Report:
             f"one decision of {FIRST} changes: {options.seeds} seeds, {_STEPS / 1000:.0f} k steps on each task",
             [row for transfer in transfers for row in transfer.rows()],
             "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-            "first task, transfer: success in fresh episodes, with sampled bids or choices, where nobody explores\n"
-            "steps: of the environment, while learning, until 90% of a chunk's episodes succeed; a valuation society\n"
-            "explores at a constant rate of .1 then, with which perfect bids succeed in more than 99%\n"
-            "moved: share of the weights that moved by more than a tenth of their layer's root mean square\n"
-            "change: |after - before| / |before|",
-        )
+            "k steps after: until 90% of a chunk's episodes first succeed while learning; a valuation society then\n"
+            "explores at a constant rate of .1, with which perfect bids succeed in more than 99%\n"
+            "k steps to stay: until success no longer falls below that; reached, stay: how many seeds do\n"
+            "moved: share of the weights that moved by more than a tenth of their layer's root mean square",
+            aside=("first", "k steps", "transfer", "change"),
+        ),
+        Sheet(
+            "first", f"the first tasks, {FIRST}", list(_first_rows(transfers)), "success: in fresh episodes, sampled"
+        ),
     ]
     if early:
         sheets.append(

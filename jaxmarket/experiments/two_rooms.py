@@ -2,7 +2,8 @@
 
 Three options (open the door and enter, reach green, reach blue) are trained by flat PPO and frozen. Then three arms
 learn to reach green from the left room, and from there to reach blue: a society over the options (credit-conserving
-Vickrey, two clones), a hierarchical monolithic agent over the same options, a flat one over the seven actions.
+Vickrey, two clones), a hierarchical monolithic agent over the same options, a flat one over the seven actions. A
+fourth, ``nested``, is a society over options that are themselves societies over actions.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
 from jaxmarket.experiments import report, sweep
-from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, steps_to, success_curve
+from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, first_task, steps_to, success_curve
 from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.rollouts import play
 from jaxmarket.runs import SavedRun
@@ -53,6 +54,15 @@ _NETWORKS: dict[str, Any] = {"convolutions": (), "hidden": (64, 64), "value_lear
 _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "minibatch": 128}
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
 _OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
+# Options learned by societies instead: every action has its bidders, each learns what acting was worth.
+_SOCIETY_OPTION: dict[str, Any] = {
+    "learner": "valuation",
+    "convolutions": (),
+    "hidden": (64, 64),
+    "trace_decay": 0.9,
+    "steps": 1_228_800,
+    "log_every": 24,
+}
 _BASE: dict[str, Any] = {
     "society": _CHOOSING | {"agent": "society", "steps": 24_576},
     "hierarchical": _CHOOSING | {"agent": "monolith", "steps": 24_576},
@@ -69,7 +79,7 @@ GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3, 3e-3) for weight in (
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
 
-QUICK = {"options": 163_840, "society": 8_192, "hierarchical": 8_192, "flat": 262_144}
+QUICK = {"options": 163_840, "societies": 81_920, "society": 8_192, "hierarchical": 8_192, "flat": 262_144}
 """Steps (auctions, decisions) of a quick run."""
 
 
@@ -82,22 +92,24 @@ class Condition:
 
 
 def train_options(options: report.Options) -> dict[str, SavedRun]:
-    """The options' own training, 8 seeds each: flat PPO on the three tasks."""
+    """The options' own training on the three tasks, by task: flat PPO, 8 seeds each."""
     budget: dict[str, Any] = _OPTION | ({"steps": QUICK["options"]} if options.quick else {})
-    wanted = [
-        Condition(f"option-{task}", TrainConfig(task, seeds=min(8, options.seeds), **budget))
-        for task in OPTIONS.values()
-    ]
-    return sweep.train(wanted, options, "two-rooms, 1 of 3: options")
+    return _trained("option", options, "two-rooms, 1 of 4: options", seeds=min(8, options.seeds), **budget)
+
+
+def _trained(kind: str, options: report.Options, label: str, **settings: Any) -> dict[str, SavedRun]:
+    wanted = [Condition(f"{kind}-{task}", TrainConfig(task, **settings)) for task in OPTIONS.values()]
+    found = sweep.train(wanted, options, label)
+    return {condition.config.env: found[condition.name] for condition in wanted}
 
 
 def over_options(task: str, trained: dict[str, SavedRun]) -> Options:
-    """The task with a choice between the trained options: each is its best seed's policy, until its ``done``.
+    """The task with a choice between the trained options (by task): each is its best seed's policy, until its ``done``.
 
     ``done`` is executed, as in the paper. Where it succeeds it ends the episode, anywhere else it does nothing.
     """
-    runs = [trained[f"option-{name}"] for name in OPTIONS.values()]
-    return Options(make(task)[0], [Option(run.policy(greedy=GREEDY), done=_DONE) for run in runs], bound=_BOUND)
+    options = [Option(trained[name].policy(greedy=GREEDY), done=_DONE) for name in OPTIONS.values()]
+    return Options(make(task)[0], options, bound=_BOUND)
 
 
 def _config(arm: str, task: str, trained: dict[str, SavedRun], **settings: Any) -> TrainConfig:
@@ -115,10 +127,20 @@ def _arms(trained: dict[str, SavedRun], options: report.Options) -> dict[str, Ar
             for arm in reversed(ARMS)  # the longest first
         ]
 
-    first = sweep.train(conditions(FIRST, "first"), options, "two-rooms, 2 of 3: green")
+    first = sweep.train(conditions(FIRST, "first"), options, "two-rooms, 2 of 4: green")
     start = {f"transfer-{arm}": first[f"first-{arm}"] for arm in ARMS}
-    second = sweep.train(conditions(TRANSFER, "transfer"), options, "two-rooms, 3 of 3: blue", start)
+    second = sweep.train(conditions(TRANSFER, "transfer"), options, "two-rooms, 3 of 4: blue", start)
     return {arm: Arm(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in ARMS}
+
+
+def _nested(options: report.Options) -> tuple[dict[str, SavedRun], SavedRun]:
+    """Societies over actions learn the options, and a society over these the first task."""
+    budget: dict[str, Any] = _SOCIETY_OPTION | ({"steps": QUICK["societies"]} if options.quick else {})
+    label = "two-rooms, 4 of 4: a society of societies"
+    societies = _trained("society", options, label, seeds=4, **budget)
+    steps = {"steps": QUICK["society"]} if options.quick else {}
+    top = Condition("first-nested", _config("society", FIRST, societies, seeds=options.seeds, **steps))
+    return societies, sweep.train([top], options, label)[top.name]
 
 
 def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[str, Any]]:
@@ -178,18 +200,23 @@ def _waste(run: SavedRun, key: Array) -> dict[str, float]:
 # --- the claims
 
 
-def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm]) -> Iterator[Verdict]:
+def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm], nested: SavedRun) -> Iterator[Verdict]:
     for what, task in OPTIONS.items():
-        rate = trained[f"option-{task}"].summary["termination_rate_seeds"]
+        rate = trained[task].summary["termination_rate_seeds"]
         best = max(rate)
         evidence = (
             f"its best seed succeeds in {best:.1%} of episodes; all {len(rate)} seeds {min(rate):.1%} to {best:.1%}"
         )
         yield Verdict.of(f"the option to {what} solves its task", best >= _SOLVED, best, evidence)
-    for arm in ("society", "hierarchical"):
-        rates = np.array(arms[arm].first.summary["sampled_termination_rate_seeds"])
+    solvers = {
+        "society": arms["society"].first,
+        "hierarchical": arms["hierarchical"].first,
+        "society of societies": nested,
+    }
+    for name, run in solvers.items():
+        rates = np.array(run.summary["sampled_termination_rate_seeds"])
         evidence = f"success {interquartile_mean(rates)}, lowest seed {rates.min():.3f}"
-        claim = f"{arm}: {_SOLVED:.0%} success on the first task, every seed"
+        claim = f"{name}: {_SOLVED:.0%} success on the first task, every seed"
         yield Verdict.of(claim, bool((rates >= _SOLVED).all()), float(rates.min()), evidence)
     for rival in ("hierarchical", "flat"):
         yield _fewer_steps(arms["society"], arms[rival])
@@ -222,12 +249,12 @@ def _fewer_steps(society: Arm, rival: Arm) -> Verdict:
 # --- tables and figures
 
 
-def _option_row(what: str, task: str, run: SavedRun) -> dict[str, Any]:
+def _option_row(what: str, learned_by: str, run: SavedRun) -> dict[str, Any]:
     rates = np.array(run.summary["termination_rate_seeds"])
     steps = steps_to(run) / 1000
     return {
         "option": what,
-        "task": task,
+        "learned by": learned_by,
         "success": float(rates[run.best_seed]),
         "lowest seed": float(rates.min()),
         "return": run.summary["return_seeds"][run.best_seed],
@@ -273,6 +300,7 @@ def run(options: report.Options) -> Report:
     """Train options and arms (what is in ``options.folder`` already is read back) and judge."""
     trained = train_options(options)
     arms = _arms(trained, options)
+    societies, nested = _nested(options)
     played = watch(arms["society"].second)
     rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
     wasted = _waste(arms["society"].first, jax.random.key(options.seed))
@@ -292,11 +320,11 @@ def run(options: report.Options) -> Report:
         ),
         Sheet(
             "options",
-            "the options, trained once by flat PPO",
-            [_option_row(what, task, trained[f"option-{task}"]) for what, task in OPTIONS.items()],
+            "the options, trained once",
+            [_option_row(what, "PPO", trained[task]) for what, task in OPTIONS.items()]
+            + [_option_row(what, "society", societies[task]) for what, task in OPTIONS.items()],
             "success, return: greedy, of the best seed, which is the one that is used\n"
             "optimum: the mean return of the shortest ways · k steps: thousands of steps to 90% success while learning",
-            aside=("task",),
         ),
         Sheet(
             "weights",
@@ -320,14 +348,16 @@ def run(options: report.Options) -> Report:
             "quick": options.quick,
             "full": options.full,
             "arms": {name: arm.entry for name, arm in arms.items()},
+            "nested": first_task(nested),
             "waste": wasted,
             "options_sample": not GREEDY,
             "done_executes": True,
             **{f"{name}_settings": _BASE[name] | TUNED[name] for name in ARMS},
             "option_settings": _OPTION,
+            "society_option_settings": _SOCIETY_OPTION,
         },
         sheets=sheets,
-        verdicts=list(_verdicts(trained, arms)),
+        verdicts=list(_verdicts(trained, arms, nested)),
         figures={
             "learning_curves": _draw(arms),
             "weights": draw_weights(list(arms.values())),
