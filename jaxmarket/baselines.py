@@ -335,8 +335,8 @@ def chunk(
     def body(state: MonolithState, _: None) -> tuple[MonolithState, Totals]:
         return _update(monolith, state, env_params, hyper)
 
-    state, totals = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
-    return state, jax.tree.map(lambda x: x.sum(0), totals).means()
+    state, sums = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
+    return state, jax.tree.map(lambda x: x.sum(0), sums).means()
 
 
 def utilities(

@@ -171,7 +171,7 @@ class SavedRun:
     @functools.cached_property
     def q(self) -> np.ndarray | None:
         """As `FitResult.q`."""
-        return self.config.adapter.optimal_q(self.config.gamma)
+        return None if self.config.agent == "monolith" else self.config.adapter.optimal_q(self.config.gamma)
 
     @property
     def bids(self) -> np.ndarray | None:

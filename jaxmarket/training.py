@@ -54,7 +54,13 @@ class Program:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Program":
-        """The program a configuration describes."""
+        """The program a configuration describes.
+
+        Raises:
+            ValueError: it describes a monolithic agent.
+        """
+        if config.agent != "society":
+            raise ValueError(f"agent: {config.agent!r} is no society; train it with jaxmarket.fit, or baselines.chunk")
         q = config.adapter.optimal_q(config.gamma)
         return cls(
             society=config.society,

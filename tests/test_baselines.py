@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket import TrainConfig, baselines, make
+from jaxmarket import TrainConfig, baselines, fit, make, runs, train
 from jaxmarket.baselines import Categorical
 from jaxmarket.environments import adapt
 from jaxmarket.rollouts import cut_rows
@@ -178,3 +178,24 @@ def test_parameters_are_counted_in_both_networks():
     state = jax.eval_shape(agent.learner.init, jax.random.key(0), jnp.zeros(6))
     assert baselines.parameters(state) == (7 * 5 + 6 * 2) + (7 * 5 + 6 * 1)
     assert dataclasses.replace(agent, instances=1) != agent
+
+
+def test_a_monolith_is_trained_by_fit_and_not_by_the_societys_train(tmp_path):
+    """One call trains, evaluates and keeps it; what asks for a market says that there is none."""
+    config = TrainConfig("Bandit-v0", agent="monolith", instances=8, horizon=8, minibatch=64, steps=512, seeds=2)
+    result = fit(config, jax.random.key(0), tmp_path / "run", progress=False)
+    assert result.summary["env_steps"] == 2 * 512
+    assert result.summary["auction"] is None
+    np.testing.assert_array_equal(result.metrics["termination_rate"], 1)
+    saved = runs.read(tmp_path / "run")
+    assert saved.config == config
+    assert (saved.q, saved.bids, saved.visited) == (None, None, None)
+    jax.tree.map(np.testing.assert_array_equal, saved.networks, result.networks)
+    with pytest.raises(ValueError, match="agent: .monolith. is no society"):
+        train(config, jax.random.key(0))
+    with pytest.raises(ValueError, match="dropout: a monolithic agent"):
+        dataclasses.replace(config, dropout=0.1)
+    with pytest.raises(ValueError, match="agent: unknown value 'anarchist'"):
+        dataclasses.replace(config, agent="anarchist")
+    with pytest.raises(ValueError, match=r"convolutions: Bandit-v0 observes shape \(1,\), no image"):
+        dataclasses.replace(config, convolutions=(4,))

@@ -49,7 +49,7 @@ TRANSFERS: dict[str, dict[str, str]] = {
 }
 """By topology and by the decision that changes: the transfer tasks."""
 
-QUICK = ("linear chain", "common ancestor")
+QUICK = ("linear chain",)
 """The topologies of a quick run, with the first transfer task of each."""
 
 _UPDATE = 512  # environment steps
@@ -65,7 +65,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "society valuation": {"learning_rate": 3e-3, "exploration": 0.1, "exploration_final": 0.1},
     "flat": {"learning_rate": 1e-2, "entropy": 0.01},
 }
-"""What each arm's grid chose (`tune`)."""
+"""What each arm's grid chose (`tune`): soonest above 90% for good on the linear chain, after 9.2, 1.2 and 7.5 k steps."""
 
 _PPO_GRID = [
     {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
@@ -281,11 +281,11 @@ def fewer_weights(claim: str, society: list[np.ndarray], flat: list[np.ndarray])
 def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
     for arm, name in {"society": "ppo", "society valuation": "valuation"}.items():
         for transfer in transfers:
-            runs = transfer.arms[arm].second, transfer.arms["flat"].second
-            most = float(success_curve(runs[1])[0][-1].max())
+            ours, flat = transfer.arms[arm].second, transfer.arms["flat"].second
+            most = float(success_curve(flat)[0][-1].max())
             claim = f"[{transfer.name}] the {name} society is back at 90% in fewer steps"
-            yield fewer_steps(claim, *map(steps_to, runs), most)
-            yield fewer_steps(f"{claim}, for good", *map(settled, runs), most)
+            yield fewer_steps(claim, steps_to(ours), steps_to(flat), most)
+            yield fewer_steps(f"{claim}, for good", settled(ours), settled(flat), most)
         moved = ([transfer.arms[a].over_all("moved") for transfer in transfers] for a in (arm, "flat"))
         yield fewer_weights(f"the {name} society moves fewer of its weights", *moved)
     for transfer in transfers:
