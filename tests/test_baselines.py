@@ -191,7 +191,7 @@ def test_a_monolith_is_trained_by_fit_and_not_by_the_societys_train(tmp_path):
     assert saved.config == config
     assert (saved.q, saved.bids, saved.visited) == (None, None, None)
     jax.tree.map(np.testing.assert_array_equal, saved.networks, result.networks)
-    with pytest.raises(ValueError, match="agent: .monolith. is no society"):
+    with pytest.raises(ValueError, match=r"agent: .monolith. is no society"):
         train(config, jax.random.key(0))
     with pytest.raises(ValueError, match="dropout: a monolithic agent"):
         dataclasses.replace(config, dropout=0.1)

@@ -65,7 +65,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "society valuation": {"learning_rate": 3e-3, "exploration": 0.1, "exploration_final": 0.1},
     "flat": {"learning_rate": 1e-2, "entropy": 0.01},
 }
-"""What each arm's grid chose (`tune`): soonest above 90% for good on the linear chain, after 9.2, 1.2 and 7.5 k steps."""
+"""What each arm's grid chose (`tune`): soonest above 90% for good on the linear chain, after 9.2, 1.2, 7.5 k steps."""
 
 _PPO_GRID = [
     {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
@@ -208,7 +208,7 @@ def tune(options: Options) -> list[dict[str, Any]]:
         return train(wanted, own, f"grids {task}", start)
 
     first = learn(FIRST, {})
-    starts = {_name(a, topology, last, s): _copy(first[_name(a, topology, FIRST, s)]) for a, s, _ in cells}
+    starts = {_name(a, topology, last, s): first[_name(a, topology, FIRST, s)] for a, s, _ in cells}
     second = learn(last, starts)
     rows = []
     for arm, stage, setting in cells:
@@ -372,12 +372,6 @@ def _draw_moved(transfers: list[Transfer]) -> Any:
     return fig
 
 
-def _copy(run: SavedRun) -> SavedRun:
-    # Training takes over the arrays it starts from: several transfers from one run, and the comparison with it, need
-    # their own.
-    return dataclasses.replace(run, networks=jax.tree.map(jnp.copy, run.networks))
-
-
 def run(options: Options) -> Report:
     """Train every arm on the first tasks, then on the transfer tasks from there, and judge the paper's claims."""
     cells, before = tasks(options), fitting.compiles()
@@ -392,7 +386,7 @@ def run(options: Options) -> Report:
         for topology, _, task in cells
     ]
     starts = {
-        _name(arm, topology, task, stage): _copy(trained[_name(arm, topology, FIRST)])
+        _name(arm, topology, task, stage): trained[_name(arm, topology, FIRST)]
         for arm in ARMS
         for topology, _, task in cells
         for stage in ("", "early")
