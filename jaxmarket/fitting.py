@@ -129,9 +129,11 @@ def fit(
     hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config) if config.agent == "society" else None
     key_eval = jax.random.fold_in(key, 1)
     state: Any = init_seeds(program, jax.random.split(key, config.seeds), hyper)
+    origin = None
     if start is not None:
-        trained = read(start) if isinstance(start, str | Path) else start
-        state = state.replace(learner=transfer.start_from(state.learner, trained.networks))
+        trained = (read(start) if isinstance(start, str | Path) else start).networks
+        state = state.replace(learner=transfer.start_from(state.learner, trained))
+        origin = transfer.fingerprint(trained)
     if freeze:
         frozen = transfer.freeze(state.learner, freeze, modules=isinstance(program, Program))
         state = state.replace(learner=frozen)
@@ -172,6 +174,8 @@ def fit(
         run_seconds=run_seconds,
         steps_per_second=steps / run_seconds,
         interrupted=len(rows) < program.chunks,
+        start=origin,
+        frozen=list(freeze),
         key=jax.random.key_data(key).tolist(),
         versions={name: version(name) for name in ("jaxmarket", "jax", "flax", "optax")},
     )

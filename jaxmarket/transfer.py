@@ -5,6 +5,7 @@ module has its own, named ``module2/policy/Affine_0``; modules are primitives, o
 """
 
 import fnmatch
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxmarket.types import PyTree
 
-__all__ = ["Networks", "freeze", "networks", "parts", "start_from", "weight_changes"]
+__all__ = ["Networks", "fingerprint", "freeze", "networks", "parts", "start_from", "weight_changes"]
 
 Networks = dict[str, PyTree]
 """``policy`` and, where the learner has one, ``value``: parameters, with whatever leading axes the learner has."""
@@ -26,6 +27,14 @@ def networks(learner_state: PyTree) -> Networks:
     if hasattr(learner_state, "value_params"):
         found["value"] = learner_state.value_params
     return found
+
+
+def fingerprint(nets: Networks) -> str:
+    """A short digest of all weights: equal networks have equal ones."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(nets):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def start_from(learner_state: PyTree, trained: Networks) -> PyTree:

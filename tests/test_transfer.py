@@ -10,6 +10,8 @@ import pytest
 
 from jaxmarket import TrainConfig, as_policy, fit, transfer
 from jaxmarket.cli import main
+from jaxmarket.experiments import Options, sweep
+from jaxmarket.experiments.two_rooms import Condition
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 4}
 AGENTS = {
@@ -43,6 +45,11 @@ def test_each_seed_begins_where_it_ended(trained, name):
         again = fit(dataclasses.replace(AGENTS[name], **still), jax.random.key(9), start=start, progress=False)
         for old, new in zip(before, leaves(again.networks), strict=True):
             np.testing.assert_array_equal(new, old)
+        assert (
+            again.summary["start"]
+            == transfer.fingerprint(run.networks)
+            != transfer.fingerprint({"policy": before[0] + 1})
+        )
     assert not np.array_equal(before[0][0], before[0][1])  # seeds do differ
     as_policy(run)(jnp.eye(run.config.society.observation.shape[0])[0])  # and what was started from is still there
 
@@ -102,6 +109,19 @@ def test_what_does_not_fit_is_named(trained, settings, message):
     start = settings["start"] if settings["start"] == "nowhere" else trained[settings["start"]][0]
     with pytest.raises(ValueError, match=message):
         fit(AGENTS["ppo"], jax.random.key(0), progress=False, **settings | {"start": start})
+
+
+def test_a_sweep_knows_where_its_conditions_started(trained, tmp_path):
+    """Finished transfers are kept, unless what they started from has changed."""
+    run, _ = trained["unshared"]
+    options = Options(tmp_path, seeds=2, progress=False)
+    wanted = [Condition("again", AGENTS["unshared"])]
+    first = sweep.train(wanted, options, "again", {"again": run})["again"]
+    kept = sweep.train(wanted, options, "again", {"again": run})["again"]
+    jax.tree.map(np.testing.assert_array_equal, kept.networks, first.networks)
+    for other in ({}, {"again": first}):
+        with pytest.raises(ValueError, match="went on from other networks"):
+            sweep.train(wanted, options, "again", other)
 
 
 def test_weight_changes_by_hand():

@@ -14,6 +14,7 @@ from jaxmarket import fitting, runs, tables
 from jaxmarket.config import TrainConfig
 from jaxmarket.experiments.report import Options
 from jaxmarket.runs import SavedRun
+from jaxmarket.transfer import fingerprint
 from jaxmarket.types import Array
 
 __all__ = ["Condition", "train"]
@@ -52,7 +53,9 @@ def train(
     """
     start = start or {}
     key = jax.random.key(options.seed)
-    finished = {c.name: run for c in wanted if (run := _finished(options.folder / c.name, c, key)) is not None}
+    origins = {name: fingerprint(run.networks) for name, run in start.items()}
+    found = {c.name: _finished(options.folder / c.name, c, key, origins.get(c.name)) for c in wanted}
+    finished = {name: run for name, run in found.items() if run is not None}
     waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
@@ -102,10 +105,14 @@ def _read(folder: Path, condition: Condition) -> SavedRun:
     return runs.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
 
 
-def _finished(folder: Path, condition: Condition, key: Array) -> SavedRun | None:
+def _finished(folder: Path, condition: Condition, key: Array, origin: str | None) -> SavedRun | None:
     if not (folder / "summary.json").exists():
         return None
     run = _read(folder, condition)
     if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
+    if run.summary["start"] != origin:
+        raise ValueError(
+            f"out: {folder} holds a run that went on from other networks; remove it, or choose another folder"
+        )
     return run

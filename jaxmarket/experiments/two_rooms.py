@@ -157,10 +157,11 @@ def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[
             for rate, weight in GRID
         ]
         found = sweep.train(wanted, apart, f"two-rooms, tuning: {arm}")
+        tried = []
         for condition, (rate, weight) in zip(wanted, GRID, strict=True):
             run = found[condition.name]
             steps, success = steps_to(run), np.array(run.summary["sampled_termination_rate_seeds"])
-            rows.append(
+            tried.append(
                 {
                     "arm": arm,
                     "learning rate": rate,
@@ -171,12 +172,9 @@ def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[
                     "lowest": float(success.min()),
                 }
             )
-    for arm in ARMS:
-        fit = [row for row in rows if row["arm"] == arm and row["mean steps"] and row["lowest"] >= _SOLVED]
+        fit = [row for row in tried if row["mean steps"] is not None and row["lowest"] >= _SOLVED]
         best = min(fit, key=lambda row: row["mean steps"], default=None)
-        for row in rows:
-            if row["arm"] == arm:
-                row["best"] = row is best
+        rows += [{**row, "best": row is best} for row in tried]
     return rows
 
 
@@ -344,8 +342,8 @@ def run(options: report.Options) -> Report:
                 "tuning",
                 f"the same grid for every arm: green task, {_TUNING_SEEDS} seeds of their own",
                 _tuning(trained, options),
-                f"best: of the settings with which every seed gets to 90% and ends with {_SOLVED:.0%} or more, the one that "
-                "needs the fewest steps on average\nthe transfer task was not looked at",
+                f"best: of the settings with which every seed gets to 90% and ends with {_SOLVED:.0%} or more,\n"
+                "the one that needs the fewest steps on average; the transfer task was not looked at",
             )
         )
     return Report(
