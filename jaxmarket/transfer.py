@@ -112,18 +112,14 @@ def parts(nets: Networks, *, modules: bool) -> dict[str, np.ndarray]:
         nets: leaves [S, ...], or [S, M, ...] with a module axis.
         modules: whether there is a module axis.
     """
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nets):
-        name, array = _name(path), np.asarray(leaf)
-        if modules:
-            found |= {f"module{m}/{name}": array[:, m] for m in range(array.shape[1])}
-        else:
-            found[name] = array
-    return found
+    leaves = [(_name(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(nets)]
+    if not modules:
+        return dict(leaves)
+    return {f"module{m}/{name}": array[:, m] for m in range(leaves[0][1].shape[1]) for name, array in leaves}
 
 
 def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by: float = 0.1) -> list[dict[str, Any]]:
-    """How far every part moved, one row per part and seed, and one (part ``all``) per seed for all of them.
+    """How far every part moved: a row per part and seed, and per seed one for all ``policies`` and one for ``all``.
 
     ``change`` is |after - before| / |before| (Euclidean), ``moved`` the share of the part's weights that moved by more
     than ``moved_by`` times the root mean square of the part's weights before, ``weights`` how many it has. The output
@@ -137,14 +133,14 @@ def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by
     old, new = (parts(nets, modules=modules) for nets in (before, after))
     rows = []
     for seed in range(len(next(iter(old.values())))):
-        total = np.zeros(4)  # squared change, squared size before, weights moved, weights
+        sums = {}  # squared change, squared size before, weights moved, weights
         for name in old:
             was, now = (np.asarray(p[name][seed], np.float64).ravel() for p in (old, new))
             moved = np.abs(now - was) > moved_by * np.sqrt(np.mean(was**2))
-            sums = np.array([np.sum((now - was) ** 2), np.sum(was**2), moved.sum(), was.size])
-            total += sums
-            rows.append(_row(seed, name, sums))
-        rows.append(_row(seed, "all", total))
+            sums[name] = np.array([np.sum((now - was) ** 2), np.sum(was**2), moved.sum(), was.size])
+        sums["policies"] = sum(s for name, s in sums.items() if "policy/" in name)
+        sums["all"] = sum(s for name, s in sums.items() if name != "policies")
+        rows += [_row(seed, name, s) for name, s in sums.items()]
     return rows
 
 

@@ -132,12 +132,15 @@ def test_weight_changes_by_hand():
     layer[0, 1] = [[1, 1], [1, 3]]  # seed 0, module 1: |after - before| = 2, |before| = 2
     layer[1, 0] = 1.09  # seed 1, module 0: by less than a tenth
     rows = {(r["seed"], r["part"]): r for r in transfer.weight_changes(before, after, modules=True)}
-    assert set(rows) == {(s, p) for s in (0, 1) for p in ("module0/policy/Affine_0", "module1/policy/Affine_0", "all")}
+    assert set(rows) == {
+        (s, p) for s in (0, 1) for p in ("module0/policy/Affine_0", "module1/policy/Affine_0", "policies", "all")
+    }
     found = {key: (r["change"], r["moved"], r["weights"]) for key, r in rows.items()}
     assert found[0, "module0/policy/Affine_0"] == (0, 0, 4)
     assert found[0, "module1/policy/Affine_0"] == (1, 0.25, 4)
     assert found[0, "all"] == (pytest.approx(2 / np.sqrt(8)), 0.125, 8)
     assert found[1, "module0/policy/Affine_0"] == (pytest.approx(0.09), 0, 4)
+    assert found[0, "policies"] == found[0, "all"]
     assert found[1, "all"] == (pytest.approx(np.sqrt(4 * 0.09**2 / 8)), 0, 8)
 
 
@@ -145,9 +148,9 @@ def test_a_part_that_was_zero():
     """Output layers start at zero: any movement is infinitely much."""
     before = {"policy": {"params": {"head": {"kernel": np.zeros((1, 2))}}}}
     moved = {"policy": {"params": {"head": {"kernel": np.array([[0, 1.0]])}}}}
-    (row, _) = transfer.weight_changes(before, moved, modules=False)
+    row, *_ = transfer.weight_changes(before, moved, modules=False)
     assert (row["change"], row["moved"]) == (np.inf, 0.5)
-    (row, _) = transfer.weight_changes(before, before, modules=False)
+    row, *_ = transfer.weight_changes(before, before, modules=False)
     assert (row["change"], row["moved"]) == (0, 0)
 
 
@@ -162,8 +165,18 @@ def test_from_the_command_line(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "module0/policy/torso/Affine_0" in text
     moved = {row["part"] for row in json.loads(text.splitlines()[-1])["parts"] if row["change"] > 0}
-    assert moved == {"module0/policy/Affine_0", "module1/policy/Affine_0", "all"}
+    assert moved == {"module0/policy/Affine_0", "module1/policy/Affine_0", "policies", "all"}
     assert (tmp_path / "moved.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
         main(["train", "Chain-v0", *small, "--start", str(tmp_path)])
     assert "no finished run here" in capsys.readouterr().err
+
+
+def test_policies_are_summed_apart():
+    """A value network that moved counts in all, not in policies."""
+    before = {name: {"params": {"layer": {"kernel": np.ones((1, 4))}}} for name in ("policy", "value")}
+    after = {**before, "value": {"params": {"layer": {"kernel": np.full((1, 4), 3.0)}}}}
+    rows = {r["part"]: r for r in transfer.weight_changes(before, after, modules=False)}
+    assert (rows["policies"]["moved"], rows["policies"]["change"], rows["policies"]["weights"]) == (0, 0, 4)
+    assert (rows["all"]["moved"], rows["all"]["weights"]) == (0.5, 8)
+    assert rows["all"]["change"] == pytest.approx(np.sqrt(4 * 4 / 8))

@@ -71,7 +71,7 @@ class Adapter:
     @functools.cached_property
     def num_actions(self) -> int:
         """P, the number of discrete choices."""
-        space = self._space("action_space")
+        space = self.space("action_space")
         count = getattr(space, "n", None) if space is not None else getattr(self.env, "num_actions", None)
         if count is None:
             raise ValueError(
@@ -170,7 +170,8 @@ class Adapter:
             return jax.nn.one_hot(leaf.astype(jnp.int32) - low, count, dtype=real()).reshape(-1)
         return leaf.astype(real()) if leaf.ndim == 3 else leaf.astype(real()).reshape(-1)
 
-    def _space(self, which: str) -> Any:
+    def space(self, which: str) -> Any:
+        """``action_space`` or ``observation_space`` of the environment; None if it has none."""
         method = getattr(self.env, which, None)
         try:
             return method(self.default_params) if callable(method) else method
@@ -182,13 +183,13 @@ class Adapter:
         """Per observation leaf (lowest value, number of values) where it is to be one-hot, else None."""
         shapes, _ = jax.eval_shape(self.raw_reset, jax.random.key(0), self.default_params)
         leaves = jax.tree.leaves(shapes)
-        space = self._space("observation_space")
+        space = self.space("observation_space")
         return tuple(_categories_of(leaf, space if len(leaves) == 1 else None) for leaf in leaves)
 
     @functools.cached_property
     def one_hot(self) -> bool:
         """Whether an encoded observation is one-hot: a state index, or the state of a known finite process."""
-        space = self._space("observation_space")
+        space = self.space("observation_space")
         return owns(self.env, "optimal_q") or (space is not None and hasattr(space, "n"))
 
     @property

@@ -93,7 +93,7 @@ class Options(environment.Environment[Any, Any]):
     Instances compare and hash by value (functions by identity).
 
     Raises:
-        ValueError: there is no option, one can never stop before ``bound`` is given, or a stop rule is no stop rule.
+        ValueError: there is no option, one may never stop, or a policy or a stop rule is none.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Options(environment.Environment[Any, Any]):
 
     def observation_space(self, params: Any = None) -> Any:
         """That of the environment beneath."""
-        return self.adapter._space("observation_space")
+        return self.adapter.space("observation_space")
 
     def _rules(self) -> tuple[Array, Array]:
         """Per option the action that ends it (-1: none) and its greatest length: i32 [P] each."""

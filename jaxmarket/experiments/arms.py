@@ -57,9 +57,9 @@ class Arm:
         modules = self.first.config.agent == "society"
         return weight_changes(self.first.networks, self.second.networks, modules=modules)
 
-    def over_all(self, what: str) -> np.ndarray:
-        """``moved`` or ``change`` of all weights together: f [seeds]."""
-        return np.array([row[what] for row in self.weights if row["part"] == "all"])
+    def over(self, part: str, what: str) -> np.ndarray:
+        """``moved`` or ``change`` of one part, of all ``policies``, or of ``all`` weights: f [seeds]."""
+        return np.array([row[what] for row in self.weights if row["part"] == part])
 
     @property
     def row(self) -> dict[str, Any]:
@@ -71,8 +71,9 @@ class Arm:
             "transfer": _rate(self.second),
             "k steps after": _reached(steps_to(self.second) / 1000),
             "reached": tally(~np.isnan(steps_to(self.second))),
-            "moved": interquartile_mean(self.over_all("moved")),
-            "change": interquartile_mean(self.over_all("change")),
+            "moved": interquartile_mean(self.over("all", "moved")),
+            "policies moved": interquartile_mean(self.over("policies", "moved")),
+            "change": interquartile_mean(self.over("all", "change")),
         }
 
     @property
@@ -83,8 +84,9 @@ class Arm:
             "success_transfer": _spread(np.array(self.second.summary["sampled_termination_rate_seeds"])),
             "success_transfer_greedy": _spread(np.array(self.second.summary["termination_rate_seeds"])),
             "steps_to_90_transfer": _spread(steps_to(self.second)),
-            "share_of_weights_moved": _spread(self.over_all("moved")),
-            "relative_weight_change": _spread(self.over_all("change")),
+            "share_of_weights_moved": _spread(self.over("all", "moved")),
+            "share_of_policy_weights_moved": _spread(self.over("policies", "moved")),
+            "relative_weight_change": _spread(self.over("all", "change")),
             "env_steps_transfer": float(success_curve(self.second)[0][-1].max()),
         }
 

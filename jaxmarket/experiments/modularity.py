@@ -286,7 +286,7 @@ def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
             claim = f"[{transfer.name}] the {name} society is back at 90% in fewer steps"
             yield fewer_steps(claim, steps_to(ours), steps_to(flat), most)
             yield fewer_steps(f"{claim}, for good", settled(ours), settled(flat), most)
-        moved = ([transfer.arms[a].over_all("moved") for transfer in transfers] for a in (arm, "flat"))
+        moved = ([transfer.arms[a].over("all", "moved") for transfer in transfers] for a in (arm, "flat"))
         yield fewer_weights(f"the {name} society moves fewer of its weights", *moved)
     for transfer in transfers:
         if transfer.early:
@@ -360,7 +360,7 @@ def _draw_moved(transfers: list[Transfer]) -> Any:
     """Share of the weights that moved: interquartile mean over seeds and its interval."""
     fig, (ax,) = plotting.figure(width=7.5, height=1.2 + 0.6 * len(transfers))
     for i, arm in enumerate(ARMS):
-        moved = [interquartile_mean(transfer.arms[arm].over_all("moved")) for transfer in transfers]
+        moved = [interquartile_mean(transfer.arms[arm].over("all", "moved")) for transfer in transfers]
         value = np.array([m.value for m in moved])
         error = np.array([[m.value - m.low for m in moved], [m.high - m.value for m in moved]])
         y = np.arange(len(transfers)) + (i - 1) * 0.27

@@ -111,7 +111,7 @@ def _finished(folder: Path, condition: Condition, key: Array, origin: str | None
     run = _read(folder, condition)
     if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
-    if run.summary["start"] != origin:
+    if run.summary.get("start") != origin:
         raise ValueError(
             f"out: {folder} holds a run that went on from other networks; remove it, or choose another folder"
         )
