@@ -75,12 +75,12 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 """The best of each arm's grid: see the sheet ``tuning`` of a ``--full`` run."""
 GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1))
-"""Policy learning rates and entropy weights tried for every arm alike, on seeds of their own. (A rate of 3e-3 is a little
-faster, but over 16 seeds and a whole run it loses hierarchical and flat agents for good.)"""
+"""Policy learning rates and entropy weights tried for every arm alike, on seeds of their own. (A rate of 3e-3 is a
+little faster, but over 16 seeds and a whole run it loses hierarchical and flat agents for good.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
 
-QUICK = {"options": 163_840, "societies": 81_920, "society": 8_192, "hierarchical": 8_192, "flat": 262_144}
+QUICK = {"options": 163_840, "societies": 81_920, "society": 12_288, "hierarchical": 12_288, "flat": 262_144}
 """Steps (auctions, decisions) of a quick run."""
 
 
