@@ -85,7 +85,14 @@ little faster, but over 16 seeds and a whole run it loses hierarchical and flat 
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
 
-QUICK = {"options": 163_840, "societies": 81_920, "society": 12_288, "hierarchical": 12_288, "flat": 262_144}
+QUICK = {
+    "options": 163_840,
+    "societies": 81_920,
+    "nested": 2_048,
+    "society": 12_288,
+    "hierarchical": 12_288,
+    "flat": 262_144,
+}
 """Steps (auctions, decisions) of a quick run."""
 
 
@@ -145,8 +152,10 @@ def _nested(options: report.Options) -> tuple[dict[str, SavedRun], SavedRun]:
     budget: dict[str, Any] = _SOCIETY_OPTION | ({"steps": QUICK["societies"]} if options.quick else {})
     label = "two-rooms, 4 of 4: a society of societies"
     societies = _trained("society", options, label, seeds=4, **budget)
-    steps = {"steps": QUICK["society"]} if options.quick else {}
-    top = Condition("first-nested", _config("society", FIRST, societies, seeds=options.seeds, **steps))
+    # Every action within an option is an auction of fourteen bidders here: fewer seeds, and half the length.
+    steps = QUICK["nested"] if options.quick else _BASE["society"]["steps"] // 2
+    size = {"seeds": min(8, options.seeds), "steps": steps}
+    top = Condition("first-nested", _config("society", FIRST, societies, **size))
     return societies, sweep.train([top], options, label)[top.name]
 
 
