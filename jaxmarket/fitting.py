@@ -153,7 +153,7 @@ def fit(
             for done in range(1, program.chunks + 1):
                 state, metrics = compiled(state, hyper, oracle)
                 rows.append(jax.device_get(metrics))
-                spent = env_steps(np.stack([row["duration"] for row in rows]), auctions)[-1]
+                spent = spent + env_steps(rows[-1]["duration"][None], auctions)[0]
                 if folder is not None:
                     folder.add(done, spent, rows[-1])
                 total = program.chunks * auctions

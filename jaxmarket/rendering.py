@@ -30,11 +30,11 @@ from jaxmarket.environments.rooms import (
     GREEN,
     HEIGHT,
     PLACES,
-    SIGHT,
     WIDTH,
     Place,
     TwoRooms,
     cell,
+    position_of,
     step_rule,
     view,
 )
@@ -174,13 +174,9 @@ def _step(rooms: Adapter, key: Array, state: PyTree, action: Any, params: PyTree
 
 def seen_cells(place: Place) -> set[tuple[int, int]]:
     """The cells (x, y) of the world that the agent sees from there, and the one it stands on."""
-    forward = Place(0, 0, place.direction).ahead
-    rightward = Place(0, 0, (place.direction + 1) % 4).ahead
     cells = set()
     for i, j in np.argwhere(view(place).any(-1)):  # whatever is seen, be it an empty cell, is not all zeros
-        side, depth = int(i) - SIGHT // 2, SIGHT - 1 - int(j)
-        x = place.x + side * rightward[0] + depth * forward[0]
-        y = place.y + side * rightward[1] + depth * forward[1]
+        x, y = position_of(place, int(i), int(j))
         if 0 <= x < WIDTH and 0 <= y < HEIGHT:
             cells.add((x, y))
     return cells

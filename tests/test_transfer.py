@@ -11,7 +11,7 @@ import pytest
 from jaxmarket import TrainConfig, as_policy, fit, transfer
 from jaxmarket.cli import main
 from jaxmarket.experiments import Options, sweep
-from jaxmarket.experiments.two_rooms import Condition
+from jaxmarket.experiments.sweep import Condition
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 4}
 AGENTS = {

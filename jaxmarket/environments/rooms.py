@@ -72,21 +72,26 @@ def step_rule(place: Place, action: int) -> Place:
     return place
 
 
+def position_of(place: Place, i: int, j: int) -> tuple[int, int]:
+    """Where in the world (x, y) is what the agent's `view` has at [i, j]; it may lie outside."""
+    forward, rightward = _AHEAD[place.direction], _AHEAD[(place.direction + 1) % 4]
+    side, depth = i - SIGHT // 2, SIGHT - 1 - j
+    return (
+        place.x + side * rightward[0] + depth * forward[0],
+        place.y + side * rightward[1] + depth * forward[1],
+    )
+
+
 def view(place: Place) -> np.ndarray:
     """What the agent sees: u8 [7, 7, 3], MiniGrid's encoding of the cells ahead and beside it.
 
     First axis left to right, second far to near; the agent stands at (3, 6) and does not see what it stands on. Walls
     and a closed door hide what is behind them.
     """
-    forward = _AHEAD[place.direction]
-    rightward = _AHEAD[(place.direction + 1) % 4]
     seen = np.zeros((SIGHT, SIGHT, 3), np.uint8)
     for i in range(SIGHT):
         for j in range(SIGHT):
-            side, depth = i - SIGHT // 2, SIGHT - 1 - j
-            x = place.x + side * rightward[0] + depth * forward[0]
-            y = place.y + side * rightward[1] + depth * forward[1]
-            seen[i, j] = cell((x, y), place.door_open)
+            seen[i, j] = cell(position_of(place, i, j), place.door_open)
     seen[~_visible(seen)] = _UNSEEN
     seen[SIGHT // 2, SIGHT - 1] = _EMPTY
     return seen

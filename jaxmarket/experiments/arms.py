@@ -15,7 +15,7 @@ from jaxmarket.metrics import env_steps
 from jaxmarket.runs import SavedRun
 from jaxmarket.transfer import weight_changes
 
-__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "first_task", "steps_to", "success_curve"]
+__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "first_task", "over_reached", "steps_to", "success_curve"]
 
 LEVEL = 0.9
 """The success rate whose first reaching counts."""
@@ -67,9 +67,9 @@ class Arm:
         return {
             "arm": self.name,
             "first": _rate(self.first),
-            "k steps": _reached(steps_to(self.first) / 1000),
+            "k steps": over_reached(steps_to(self.first) / 1000),
             "transfer": _rate(self.second),
-            "k steps after": _reached(steps_to(self.second) / 1000),
+            "k steps after": over_reached(steps_to(self.second) / 1000),
             "reached": tally(~np.isnan(steps_to(self.second))),
             "moved": interquartile_mean(self.over("all", "moved")),
             "policies moved": interquartile_mean(self.over("policies", "moved")),
@@ -105,7 +105,7 @@ def _rate(run: SavedRun) -> Estimate:
     return interquartile_mean(run.summary["sampled_termination_rate_seeds"])
 
 
-def _reached(steps: np.ndarray) -> Estimate | None:
+def over_reached(steps: np.ndarray) -> Estimate | None:
     """Interquartile mean over the seeds that got there; None if none did."""
     reached = steps[~np.isnan(steps)]
     return interquartile_mean(reached) if len(reached) else None

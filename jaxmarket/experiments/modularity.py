@@ -17,9 +17,9 @@ import numpy as np
 from jaxmarket import fitting, plotting
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
-from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, steps_to, success_curve
+from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, over_reached, steps_to, success_curve
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.sweep import Condition, train
 from jaxmarket.runs import Policy, SavedRun, as_policy
 from jaxmarket.types import Array
 
@@ -28,7 +28,6 @@ __all__ = [
     "FIRST",
     "GRIDS",
     "TRANSFERS",
-    "Condition",
     "Transfer",
     "condition",
     "correct",
@@ -87,14 +86,6 @@ _STEADY = ("society", "flat")  # arms whose settings do not depend on the length
 _DRAWS = 256  # choices per state and seed
 
 
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """One arm on one task."""
-
-    name: str
-    config: TrainConfig
-
-
 def _name(arm: str, topology: str, task: str, stage: str = "") -> str:
     """Of a condition; ``stage`` tells apart those of one arm on one task."""
     return "-".join(filter(None, (arm, topology, task, stage))).replace(" ", "_")
@@ -140,12 +131,11 @@ class Transfer:
         """The arms in the main table."""
         for arm in self.arms.values():
             stays = settled(arm.second)
-            known = stays[~np.isnan(stays)] / 1000
             yield {
                 "topology": self.topology,
                 "changes": self.change,
                 **arm.row,
-                "k steps to stay": interquartile_mean(known) if len(known) else None,
+                "k steps to stay": over_reached(stays / 1000),
                 "stay": tally(~np.isnan(stays)),
             }
 

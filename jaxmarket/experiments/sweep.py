@@ -1,6 +1,7 @@
 """Training many conditions: finished ones are kept and skipped, two run side by side on a CPU."""
 
 import concurrent.futures
+import dataclasses
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,10 @@ from jaxmarket.runs import SavedRun
 from jaxmarket.transfer import fingerprint
 from jaxmarket.types import Array
 
-__all__ = ["Condition", "train"]
+__all__ = ["Cell", "Condition", "train"]
 
 
-class Condition(Protocol):
+class Cell(Protocol):
     """One cell of a sweep: all its seeds are one vmapped call."""
 
     @property
@@ -34,8 +35,16 @@ class Condition(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A cell that is no more than that."""
+
+    name: str
+    config: TrainConfig
+
+
 def train(
-    wanted: Sequence[Condition], options: Options, label: str, start: Mapping[str, SavedRun] | None = None
+    wanted: Sequence[Cell], options: Options, label: str, start: Mapping[str, SavedRun] | None = None
 ) -> dict[str, SavedRun]:
     """Train what is not in ``options.folder`` yet; every finished condition by name.
 
@@ -64,7 +73,7 @@ def train(
         if finished:
             show.say(f"{len(finished)} of {len(wanted)} conditions are in {options.folder} already")
 
-        def fit_one(condition: Condition) -> Any:
+        def fit_one(condition: Cell) -> Any:
             def on_chunk(steps: int, _: int, metrics: dict[str, np.ndarray]) -> None:
                 if stop.is_set():
                     raise concurrent.futures.CancelledError
@@ -99,13 +108,13 @@ def _steps(config: TrainConfig) -> int:
     return config.seeds * config.chunks * config.auctions_per_chunk
 
 
-def _read(folder: Path, condition: Condition) -> SavedRun:
+def _read(folder: Path, condition: Cell) -> SavedRun:
     # What a file cannot hold is taken from the condition.
     objects = {"env": condition.config.env, "auction": condition.config.auction}
     return runs.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
 
 
-def _finished(folder: Path, condition: Condition, key: Array, origin: str | None) -> SavedRun | None:
+def _finished(folder: Path, condition: Cell, key: Array, origin: str | None) -> SavedRun | None:
     if not (folder / "summary.json").exists():
         return None
     run = _read(folder, condition)

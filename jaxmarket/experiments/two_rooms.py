@@ -20,8 +20,18 @@ from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
 from jaxmarket.experiments import report, sweep
-from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, first_task, steps_to, success_curve
+from jaxmarket.experiments.arms import (
+    LEVEL,
+    Arm,
+    draw_curves,
+    draw_weights,
+    first_task,
+    over_reached,
+    steps_to,
+    success_curve,
+)
 from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.sweep import Condition
 from jaxmarket.rollouts import play
 from jaxmarket.runs import SavedRun
 from jaxmarket.society import Society
@@ -33,7 +43,6 @@ __all__ = [
     "OPTIONS",
     "TRANSFER",
     "TUNED",
-    "Condition",
     "over_options",
     "run",
     "train_options",
@@ -92,14 +101,6 @@ QUICK = {
     "flat": 262_144,
 }
 """Steps (auctions, decisions) of a quick run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """One training run of all seeds, by the name of its folder."""
-
-    name: str
-    config: TrainConfig
 
 
 def train_options(options: report.Options) -> dict[str, SavedRun]:
@@ -281,7 +282,7 @@ def _option_row(what: str, learned_by: str, run: SavedRun) -> dict[str, Any]:
         "lowest seed": float(rates.min()),
         "return": run.summary["return_seeds"][run.best_seed],
         "optimum": run.config.adapter.optimal_return(),
-        "k steps": None if np.isnan(steps).all() else interquartile_mean(steps[~np.isnan(steps)]),
+        "k steps": over_reached(steps),
         "reached": tally(~np.isnan(steps)),
     }
 
