@@ -68,6 +68,7 @@ _DEFAULTS = {
 }
 
 _CHUNKS = 50
+_LARGE_IMAGE = 16
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
@@ -111,6 +112,7 @@ class TrainConfig:
         bid_high: highest possible bid.
         hidden: widths of the networks' dense layers; none at all makes a table.
         convolutions: channels of the convolutions over images; none at all reads an image as a vector.
+        stride: of the convolutions; 2 over images more than 16 pixels wide, else 1.
         time_limits: shadow (a time-out's resale is estimated) or terminal (it counts as 0).
         ties: random or lowest.
         preset: paper (published settings); what is given beside it wins.
@@ -145,6 +147,7 @@ class TrainConfig:
     bid_high: float | None = None
     hidden: tuple[int, ...] | None = None
     convolutions: tuple[int, ...] | None = None
+    stride: int | None = None
     time_limits: TimeLimits | None = None
     ties: Literal["random", "lowest"] = "random"
     preset: str | None = None
@@ -179,8 +182,9 @@ class TrainConfig:
     def _validate_numbers(self) -> None:
         for field in ("clones", "seeds", "steps", "instances", "horizon", "minibatch", "epochs"):
             _whole(field, getattr(self, field))
-        if self.log_every is not None:
-            _whole("log_every", self.log_every)
+        for field in ("log_every", "stride"):
+            if getattr(self, field) is not None:
+                _whole(field, getattr(self, field))
         for field in ("hidden", "convolutions"):
             for width in getattr(self, field) or ():
                 _whole(field, width)
@@ -304,13 +308,18 @@ class TrainConfig:
     def _torso(self) -> Torso:
         obs = Society(self.adapter, BidPolicy(linear(), ValueHead())).observation
         value = self.learner == "valuation"
-        if self.convolutions is not None and len(obs.shape) != 3:
-            raise ValueError(
-                f"convolutions: {self.adapter.name} observes shape {obs.shape}, no image [height, width, channels]"
-            )
+        for field in ("convolutions", "stride"):
+            if getattr(self, field) is not None and len(obs.shape) != 3:
+                raise ValueError(
+                    f"{field}: {self.adapter.name} observes shape {obs.shape}, no image [height, width, channels]"
+                )
         if len(obs.shape) == 3:
-            convolutions = (16,) if self.convolutions is None else self.convolutions
-            return cnn(*(self.hidden or (128,)), convolutions=convolutions, layer_norm=value)
+            large = max(obs.shape[:2]) > _LARGE_IMAGE
+            convolutions = self.convolutions
+            if convolutions is None:
+                convolutions = (16, 32) if large else (16,)
+            stride = self.stride or (2 if large else 1)
+            return cnn(*(self.hidden or (128,)), convolutions=convolutions, stride=stride, layer_norm=value)
         if self.adapter.one_hot:
             return linear(*(self.hidden if self.hidden is not None else () if value else (16,)))
         return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)

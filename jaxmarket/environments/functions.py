@@ -1,0 +1,253 @@
+"""Functions as primitives: an environment in which a choice applies a function to a value (Chang et al. 2020, §6.3).
+
+The state is the value so far. Who acts decides which function is applied next, and when to stop: a society composes
+a program, another one for every input.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmarket.types import Array, PyTree, real
+
+__all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
+
+STOP = "stop"
+"""The name of the choice that ends a computation."""
+
+
+class FunctionsState(struct.PyTreeNode):
+    """State of `Functions`."""
+
+    value: PyTree
+    target: PyTree  # what the reward compares the value with; nobody observes it
+    applied: Array  # i32 [] functions so far
+
+
+class FunctionsParams(struct.PyTreeNode):
+    """Parameters of `Functions`: replace ``dataset`` to compute with other inputs, held-out ones for example."""
+
+    dataset: PyTree  # leaves [N, ...]
+    price: Array | float
+    # A computation ends, it is never cut: rollouts need no shadow auctions but for their own end.
+    max_steps_in_episode: int = struct.field(pytree_node=False, default=np.iinfo(np.int32).max)
+
+
+class Composition(struct.PyTreeNode):
+    """The program that somebody composed for one example, and what it computed."""
+
+    values: PyTree  # leaves [steps + 1, ...]; after the end the value stays as it is
+    obs: PyTree  # leaves [steps, ...] what was observed before each choice
+    choices: Array  # i32 [steps], -1 after the end
+    applied: Array  # i32 [] functions
+    reward: Array  # f [] of what came out; the price of functions is not taken off
+
+
+class Functions(environment.Environment[Any, Any]):
+    """An environment in which choice p applies function p to the value so far.
+
+    An episode begins with an example of the dataset. It ends for good after ``steps`` functions, or when the further
+    choice ``stop`` is taken, and is then paid ``reward(value, target)``. Each function applied costs ``price``.
+
+    Args:
+        functions: P pure functions ``value -> value``, a pytree of fixed shapes and dtypes each.
+        dataset: pytree with leaves [N, ...], of examples; an episode takes one at random.
+        reward: ``(value, target) -> f []``, paid in the end.
+        start: ``example -> (value, target)``; by default the example is that pair.
+        steps: functions that are applied, or at most, where there is ``stop``.
+        stop: whether a last choice ends the computation (and applies nothing, and costs nothing).
+        price: of applying a function.
+        observe: ``value -> observation``; by default the value itself. What is costly to compute (a frozen encoder)
+            belongs here: it is computed once for every state, whatever learns from it.
+        clock: whether the steps that are left are observed, too, one-hot. What to do in general depends on them.
+        names: of the functions, for tables and figures.
+        name: of the environment.
+
+    Raises:
+        ValueError: there is no function or no example, a function changes the shape of its value, or a number is
+            out of range.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Callable[[PyTree], PyTree]],
+        dataset: PyTree,
+        reward: Callable[[PyTree, PyTree], Array],
+        *,
+        start: Callable[[PyTree], tuple[PyTree, PyTree]] | None = None,
+        steps: int,
+        stop: bool = False,
+        price: float = 0.0,
+        observe: Callable[[PyTree], PyTree] | None = None,
+        clock: bool = True,
+        names: Sequence[str] | None = None,
+        name: str = "functions",
+    ) -> None:
+        super().__init__()
+        self.functions = tuple(functions)
+        self.reward = reward
+        self.start: Callable[[PyTree], Any] = (lambda example: example) if start is None else start
+        self._observe: Callable[[PyTree], PyTree] = (lambda value: value) if observe is None else observe
+        self.steps, self.stop, self.price, self.clock = steps, stop, float(price), clock
+        self.dataset = jax.tree.map(np.asarray, dataset)
+        names = (
+            [getattr(f, "__name__", f"function {i}") for i, f in enumerate(self.functions)] if names is None else names
+        )
+        self.names = (*names, STOP) if stop else tuple(names)
+        self._name = name
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps: expected a whole number of functions >= 1, got {steps!r}")
+        if not np.isfinite(self.price):
+            raise ValueError(f"price: expected a finite number, got {price!r}")
+        if len(self.names) != self.num_actions:
+            raise ValueError(f"names: expected {len(self.functions)}, one per function, got {len(names)}")
+        self._check()
+
+    def _check(self) -> None:
+        if not self.functions:
+            raise ValueError("functions: expected at least one, got none")
+        sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.dataset)}
+        if len(sizes) != 1 or sizes & {(), (0,)}:
+            raise ValueError(
+                f"dataset: expected leaves [N, ...] of the same N >= 1 examples, got leading axes {sorted(sizes)}"
+            )
+        example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _dtype(leaf)), self.dataset)
+        try:
+            value, target = jax.eval_shape(self.start, example)
+        except TypeError as error:
+            raise ValueError(f"start: expected a function from an example to (value, target) ({error})") from error
+        for name, function in zip(self.names, self.functions, strict=False):
+            after = jax.eval_shape(function, value)
+            if _kind(after) != _kind(value):
+                raise ValueError(
+                    f"functions: {name} makes {_kind(after)} of {_kind(value)}; a function must keep shapes and dtypes"
+                )
+        paid = jax.eval_shape(self.reward, value, target)
+        if getattr(paid, "shape", None) != ():
+            raise ValueError(f"reward: expected one number, got {paid}")
+
+    @property
+    def name(self) -> str:
+        """The name it was given."""
+        return self._name
+
+    @property
+    def num_actions(self) -> int:
+        """One choice per function, and ``stop``."""
+        return len(self.functions) + self.stop
+
+    @property
+    def default_params(self) -> Any:
+        """The dataset and the price."""
+        return FunctionsParams(dataset=jax.tree.map(jnp.asarray, self.dataset), price=self.price)
+
+    def apply(self, choice: Array, value: PyTree) -> PyTree:
+        """Function ``choice`` of the value."""
+        return jax.lax.switch(choice, self.functions, value)
+
+    def reset_env(self, key: Array, params: FunctionsParams) -> tuple[PyTree, FunctionsState]:
+        """An example of the dataset."""
+        count = jax.tree.leaves(params.dataset)[0].shape[0]
+        chosen = jax.random.randint(key, (), 0, count)
+        value, target = self.start(jax.tree.map(lambda leaf: leaf[chosen], params.dataset))
+        state = FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
+        return self.observed(state), state
+
+    def step_env(  # type: ignore[override]  the six values of gymnax 1.x
+        self, key: Array, state: FunctionsState, action: Any, params: FunctionsParams
+    ) -> tuple[PyTree, FunctionsState, Array, Array, Array, dict[Any, Any]]:
+        """Apply function ``action``, or stop."""
+        del key
+        action = jnp.asarray(action)
+        stopping = action >= len(self.functions)
+        changed = self.apply(jnp.minimum(action, len(self.functions) - 1), state.value)
+        value = jax.tree.map(lambda new, old: jnp.where(stopping, old, new), changed, state.value)
+        state = state.replace(value=value, applied=state.applied + jnp.where(stopping, 0, 1))
+        ended = stopping | (state.applied >= self.steps)
+        paid = jnp.where(ended, jnp.asarray(self.reward(value, state.target)).astype(real()), 0)
+        cost = jnp.where(stopping, 0, jnp.asarray(params.price, real()))
+        return self.observed(state), state, paid - cost, ended, jnp.zeros((), bool), {}
+
+    def action_space(self, params: Any = None) -> spaces.Discrete:
+        """One choice per function, and ``stop``."""
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: Any = None) -> Any:
+        """What is observed of a value is not known to have limits."""
+        obs, _ = jax.eval_shape(self.reset_env, jax.random.key(0), self.default_params)
+        boxes = [spaces.Box(-jnp.inf, jnp.inf, leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(obs)]
+        return boxes[0] if len(boxes) == 1 else spaces.Tuple(boxes)
+
+    def observed(self, state: FunctionsState) -> PyTree:
+        """What an agent sees of a state."""
+        seen = self._observe(state.value)
+        if not self.clock:
+            return seen
+        return seen, jax.nn.one_hot(self.steps - state.applied, self.steps + 1, dtype=real())
+
+
+def compose(
+    env: Functions, policy: Callable[[PyTree, Any], Array], example: PyTree, key: Array | None = None
+) -> Composition:
+    """Let a policy compose a program for one example; ``vmap`` for many.
+
+    Args:
+        env: the environment.
+        policy: ``(obs, key) -> choice``, such as a `MarketPolicy`.
+        example: one of ``env``'s kind, in its dataset or not.
+        key: for a policy that samples; a greedy one needs none, and is given none.
+    """
+    params = env.default_params
+    value, target = env.start(example)
+    start = FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
+
+    def step(
+        carry: tuple[FunctionsState, Array], t: Array
+    ) -> tuple[tuple[FunctionsState, Array], tuple[Array, PyTree, PyTree]]:
+        state, ended = carry
+        obs = env.observed(state)
+        choice = jnp.asarray(policy(obs, None if key is None else jax.random.fold_in(key, t)), jnp.int32)
+        _, after, _, ends, _, _ = env.step_env(jax.random.key(0), state, choice, params)  # draws nothing
+        after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
+        return (after, ended | ends), (jnp.where(ended, -1, choice), obs, after.value)
+
+    (state, _), (choices, obs, values) = jax.lax.scan(step, (start, jnp.zeros((), bool)), jnp.arange(env.steps))
+    return Composition(
+        values=jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), value, values),
+        obs=obs,
+        choices=choices,
+        applied=state.applied,
+        reward=jnp.asarray(env.reward(state.value, target), real()),
+    )
+
+
+def search(env: Functions, example: PyTree, depth: int) -> dict[tuple[int, ...], Array]:
+    """What every program of up to ``depth`` functions would be paid for one example: exact search, P^depth of them.
+
+    Returns:
+        The reward, f [] (the price of functions not taken off), by program: choices in the order they are applied.
+    """
+    value, target = env.start(example)
+    functions = jnp.arange(len(env.functions))
+    rewards = {(): jnp.asarray(env.reward(value, target), real())}
+    values = jax.tree.map(lambda leaf: leaf[None], value)  # of all programs of one length, in their order
+    for length in range(1, depth + 1):
+        grown = jax.vmap(jax.vmap(env.apply, (0, None)), (None, 0))(functions, values)
+        values = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), grown)
+        paid = jax.vmap(env.reward, (0, None))(values, target).astype(real())
+        rewards |= dict(zip(itertools.product(range(len(functions)), repeat=length), paid, strict=True))
+    return rewards
+
+
+def _dtype(leaf: np.ndarray) -> Any:
+    return jnp.asarray(leaf[:0]).dtype
+
+
+def _kind(tree: PyTree) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))

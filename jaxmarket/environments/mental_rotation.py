@@ -1,0 +1,183 @@
+"""Mental Rotation (Chang et al. 2020, §6.3): bring a digit back so that a frozen classifier can read it.
+
+A digit is rotated by ±60° and then moved by .29 of the image's half width, up, down, left or right: eight
+combinations. Six primitives rotate and move by as much. After two of them the reward is 1 if a classifier that was
+trained on upright digits reads the digit, else 0. Undone in the wrong order the digit ends up beside the middle.
+"""
+
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket.environments import digits
+from jaxmarket.environments.affine import resample, rotation, translation
+from jaxmarket.environments.functions import Functions
+from jaxmarket.types import Array, real
+
+__all__ = ["NAMES", "MentalRotation", "inverse", "needed"]
+
+Depth = Literal["fixed", "dynamic"]
+
+NAMES = ("rotate left", "rotate right", "move up", "move down", "move left", "move right")
+"""The primitives."""
+_DONE = ("rotated left", "rotated right", "moved up", "moved down", "moved left", "moved right")
+_ANGLE, _SHIFT = math.pi / 3, 0.29
+_SMALLEST = 16
+_ROTATIONS, _MOVES = (0, 1), (2, 3, 4, 5)
+_NOTHING = len(NAMES)
+_UNDO = (1, 0, 3, 2, 5, 4, _NOTHING)
+
+# What was done to a digit: a rotation (or nothing), then a move (or nothing), as primitives.
+_BOTH = tuple((r, m) for r in _ROTATIONS for m in _MOVES)
+_ONE = tuple((r, _NOTHING) for r in _ROTATIONS) + tuple((_NOTHING, m) for m in _MOVES)
+_EVERY = (*_BOTH, *_ONE, (_NOTHING, _NOTHING))
+
+
+def needed(combination: int) -> int:
+    """How many primitives undo a combination: 2 for the first eight, then 1 for six, then 0."""
+    return sum(part != _NOTHING for part in _EVERY[combination])
+
+
+def inverse(combination: int) -> tuple[int, ...]:
+    """The primitives that undo a combination: what was done last comes first."""
+    rotated, moved = _EVERY[combination]
+    return tuple(_UNDO[part] for part in (moved, rotated) if part != _NOTHING)
+
+
+def _maps() -> np.ndarray:
+    """What each primitive does, and nothing: f [7, 2, 3]."""
+    moves = [(-_SHIFT, 0), (_SHIFT, 0), (0, -_SHIFT), (0, _SHIFT), (0, 0)]
+    return np.stack([rotation(_ANGLE), rotation(-_ANGLE), *(translation(*move) for move in moves)])
+
+
+class MentalRotation(Functions):
+    """Digits to be turned and moved back; compares by value.
+
+    An example of the dataset is (digit, combination), two integers; the value is the image f [resolution, resolution].
+
+    Args:
+        resolution: side of the image in pixels; the paper's is 64.
+        depth: fixed, two functions, the eight combinations of both; or dynamic, up to four functions and ``stop``, for
+            digits of which a third each needs two functions, one, and none.
+        price: of a function, where the depth is dynamic.
+        components: observe so many principal components of the image instead of its pixels: a frozen encoder that all
+            bidders share. They are those of training digits, at every stage of the computation.
+        source: of the digits, see `digits.load`.
+
+    Raises:
+        ValueError: no digits are installed, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 32,
+        depth: Depth = "fixed",
+        *,
+        price: float = 0.05,
+        components: int | None = None,
+        source: digits.Source | None = None,
+    ) -> None:
+        if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < _SMALLEST:
+            raise ValueError(f"resolution: expected a whole number of pixels >= {_SMALLEST}, got {resolution!r}")
+        if depth not in ("fixed", "dynamic"):
+            raise ValueError(f"depth: unknown depth {depth!r}; choose from fixed, dynamic")
+        self.digits = digits.load(source)
+        self.resolution, self.depth, self.components = resolution, depth, components
+        self.images = np.round(255 * digits.on_canvas(self.digits.images, resolution)).astype(np.uint8)
+        self.reader = digits.reader(self.digits, resolution)
+        self._maps = jnp.asarray(_maps())
+        dynamic = depth == "dynamic"
+        super().__init__(
+            [functools.partial(_primitive, source=source) for source in _maps()[:_NOTHING]],
+            self.examples(np.arange(self.digits.train), balanced=True),
+            self._is_read,
+            start=self._scrambled,
+            steps=4 if dynamic else 2,
+            stop=dynamic,
+            price=price if dynamic else 0.0,
+            clock=False,
+            names=NAMES,
+            name="Mental Rotation" + (", dynamic depth" if dynamic else ""),
+        )
+        self._observe = self._pixels
+        if components is not None:
+            self._fit_components(components)
+            self._observe = self._features
+        self._value = (resolution, depth, price, components, self.digits.source)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MentalRotation) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    @property
+    def combinations(self) -> tuple[int, ...]:
+        """Which combinations occur."""
+        return tuple(range(len(_BOTH) if self.depth == "fixed" else len(_EVERY)))
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Numbers of the digits nobody has been trained on."""
+        return np.arange(self.digits.train, len(self.images))
+
+    def examples(self, which: np.ndarray, *, balanced: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Every combination of every one of these digits: (digit, combination), i [N] each, digit by digit.
+
+        Args:
+            which: numbers of digits.
+            balanced: repeat combinations so that each number of functions needed has the same share.
+        """
+        counts = np.bincount([needed(c) for c in self.combinations])
+        common = math.lcm(*counts[counts > 0].tolist())
+        repeated = [c for c in self.combinations for _ in range(common // counts[needed(c)] if balanced else 1)]
+        return np.repeat(which, len(repeated)).astype(np.int32), np.tile(repeated, len(which)).astype(np.int32)
+
+    def describe(self, combination: int) -> str:
+        """What the combination did to the digit, in words."""
+        return ", ".join(_DONE[part] for part in _EVERY[combination] if part != _NOTHING) or "nothing"
+
+    def apply(self, choice: Array, value: Array) -> Array:
+        """Function ``choice`` of the image: all are one resampling, which differs in six numbers."""
+        return resample(value, self._maps[choice])
+
+    def _scrambled(self, example: tuple[Array, Array]) -> tuple[Array, Array]:
+        digit, combination = example
+        image = jnp.asarray(self.images)[digit].astype(real()) / 255
+        for part in jnp.asarray(_EVERY)[combination]:
+            image = jnp.where(part == _NOTHING, image, self.apply(part, image))
+        return image, jnp.asarray(self.digits.labels)[digit]
+
+    def _is_read(self, image: Array, label: Array) -> Array:
+        return (self.reader(image).argmax() == label).astype(real())
+
+    def _pixels(self, image: Array) -> Array:
+        return image[..., None]
+
+    def _features(self, image: Array) -> Array:
+        return (image.reshape(-1) - self._mean) @ self._directions
+
+    def _fit_components(self, count: int) -> None:
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.resolution**2:
+            raise ValueError(f"components: expected a whole number from 1 to {self.resolution**2}, got {count!r}")
+        rng = np.random.default_rng(0)
+        digit, combination = (rng.choice(n, 2000) for n in (self.digits.train, len(self.combinations)))
+
+        def stages(digit: Array, combination: Array, choice: Array) -> Array:
+            image, _ = self._scrambled((digit, combination))
+            return jnp.stack([image, self.apply(choice, image)])
+
+        images = jax.jit(jax.vmap(stages))(digit, combination, rng.choice(_NOTHING, 2000)).reshape(4000, -1)
+        mean = images.mean(0)
+        _, lengths, directions = jnp.linalg.svd(images - mean, full_matrices=False)
+        # Every component has the same spread: whitened, but for the smallest.
+        spread = lengths[:count] / math.sqrt(len(images))
+        self._mean, self._directions = mean, directions[:count].T / spread
+
+
+def _primitive(image: Array, source: np.ndarray) -> Array:
+    return resample(image, jnp.asarray(source))

@@ -1,0 +1,450 @@
+"""Mental Rotation (Chang et al. 2020, §6.3): a society composes a program for every input.
+
+Primitives are functions of an image; two of them, well chosen and in the right order, make a digit readable again. A
+society (credit-conserving Vickrey, two clones) and one PPO agent over the same functions learn on training digits and
+are judged on held-out ones, between the best fixed program and an oracle that tries every program and knows the digit.
+With ``depth=dynamic`` inputs need none, one or two functions, and every function costs something.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmarket import plotting
+from jaxmarket.config import TrainConfig
+from jaxmarket.environments.functions import Composition, compose, search
+from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
+from jaxmarket.experiments import report, sweep
+from jaxmarket.experiments.arms import draw_curves
+from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.experiments.sweep import Condition
+from jaxmarket.runs import Policy, SavedRun, as_policy
+from jaxmarket.society import MarketPolicy
+from jaxmarket.types import PyTree
+
+__all__ = ["ARMS", "GRID", "TUNED", "described", "draw_chains", "environment", "run"]
+
+ARMS = ("society", "monolithic")
+_COMPONENTS = 128
+_AIM = 0.9
+_DEEPEST = 2  # no input needs more functions
+_TRAINING_DIGITS = 500  # on which the best fixed program is chosen
+
+# For everybody the same frozen encoder, and one small layer on top of it.
+_BASE: dict[str, Any] = {
+    "hidden": (64,),
+    "instances": 64,
+    "horizon": 16,
+    "minibatch": 128,
+    "epochs": 4,
+    "value_learning_rate": 1e-3,
+    "steps": 153_600,
+}
+_AGENTS: dict[str, dict[str, Any]] = {"society": {"agent": "society"}, "monolithic": {"agent": "monolith"}}
+TUNED: dict[str, dict[str, Any]] = {
+    "society": {"learning_rate": 3e-4, "entropy": 0.03},
+    "monolithic": {"learning_rate": 3e-4, "entropy": 0.03},
+}
+"""The best of each arm's grid: see the sheet ``tuning`` of a ``--full`` run."""
+GRID = tuple(itertools.product((3e-4, 1e-3), (0.01, 0.03, 0.1)))
+"""Policy learning rates and entropy weights tried for both arms alike, on seeds of their own."""
+_TUNING_KEY, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
+_FULL: dict[str, dict[str, Any]] = {
+    # The paper's kind of bidder: its own convolutions over the pixels. Ten times the work of a bidder on the encoder.
+    "society-cnn": TUNED["society"] | {"hidden": (32,), "convolutions": (8, 16)},
+    "society-valuation": {"learner": "valuation", "epochs": 1, "value_learning_rate": None},
+}
+"""Further societies of a ``--full`` run."""
+_QUICK_STEPS, _QUICK_DIGITS = 40_960, 100
+
+
+def environment(options: report.Options, *, components: int | None = _COMPONENTS) -> MentalRotation:
+    """The task at the resolution and depth asked for."""
+    return MentalRotation(options.settings["resolution"], options.settings["depth"], components=components)
+
+
+def _config(arm: str, env: MentalRotation, **settings: Any) -> TrainConfig:
+    return TrainConfig(env, **{**_BASE, **_AGENTS[arm], **settings})
+
+
+def _conditions(env: MentalRotation, options: report.Options) -> list[Condition]:
+    size: dict[str, Any] = {"seeds": options.seeds} | ({"steps": _QUICK_STEPS} if options.quick else {})
+    wanted = [Condition(name, _config(name, env, **(TUNED[name] | size))) for name in ARMS]
+    if options.full:
+        pixels = environment(options, components=None)
+        wanted += [
+            Condition(name, TrainConfig(pixels if "cnn" in name else env, **(_BASE | settings | size)))
+            for name, settings in _FULL.items()
+        ]
+    return wanted
+
+
+# --- what was composed
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """What one run composed for every held-out example, N of them, greedily; leaves [seeds, N, ...].
+
+    Attributes:
+        read: bool [seeds, N], whether the digit was read.
+        choices: i [seeds, N, T], -1 after the end.
+        applied: i [seeds, N], functions.
+        bids: f [seeds, N, T, P] of each primitive; None of a monolithic agent.
+    """
+
+    read: np.ndarray
+    choices: np.ndarray
+    applied: np.ndarray
+    bids: np.ndarray | None
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Share of examples read: f [seeds]."""
+        return self.read.mean(1)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="keep")
+def _compose_all(
+    env: MentalRotation, policy: Policy, examples: PyTree, *, keep: bool = False
+) -> tuple[Composition, Any]:
+    """The greedy programs, and all bids for them; what was computed on the way only if it is to be kept."""
+
+    def one(example: PyTree) -> tuple[Composition, Any]:
+        made = compose(env, policy, example)
+        bids = None
+        if isinstance(policy, MarketPolicy):
+            society = policy.society
+            bids = jax.vmap(lambda obs: society.bids(policy.params, None, society.env.encode(obs)))(made.obs)
+            bids = bids.reshape(env.steps, society.primitives, society.clones).max(-1)
+        return made.replace(obs=None, values=made.values if keep else None), bids
+
+    return jax.lax.map(one, examples, batch_size=256)
+
+
+def _held_out(env: MentalRotation, options: report.Options) -> tuple[np.ndarray, np.ndarray]:
+    return env.examples(env.held_out[: _QUICK_DIGITS if options.quick else None])
+
+
+def _play(run: SavedRun, examples: tuple[np.ndarray, np.ndarray]) -> Play:
+    env, found = run.config.env, []
+    for seed in range(run.config.seeds):
+        found.append(jax.device_get(_compose_all(env, as_policy(run, seed=seed), examples)))  # type: ignore[arg-type]
+    made, bids = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    return Play(read=made.reward > 0, choices=made.choices, applied=made.applied, bids=bids)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _search_all(env: MentalRotation, examples: PyTree) -> dict[tuple[int, ...], Any]:
+    return jax.lax.map(lambda example: search(env, example, _DEEPEST), examples, batch_size=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What can be had without learning, on the held-out examples: bool [N] each.
+
+    Attributes:
+        none: read as it is.
+        fixed: read after the program that is best on training digits.
+        inverse: read after what was done has been undone.
+        oracle: read after any program at all.
+        program: the best fixed one.
+    """
+
+    none: np.ndarray
+    fixed: np.ndarray
+    inverse: np.ndarray
+    oracle: np.ndarray
+    program: tuple[int, ...]
+
+
+def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], options: report.Options) -> Bounds:
+    count = _QUICK_DIGITS if options.quick else _TRAINING_DIGITS
+    lengths = (_DEEPEST,) if env.depth == "fixed" else range(_DEEPEST + 1)
+    trained, held = (
+        {program: np.asarray(read) > 0 for program, read in jax.device_get(_search_all(env, some)).items()}
+        for some in (env.examples(np.arange(count)), examples)
+    )
+    allowed = [program for program in held if len(program) in lengths]
+    best = max(allowed, key=lambda program: trained[program].mean())
+    inverses = [inverse(c) for c in env.combinations]
+    combination = examples[1]
+    return Bounds(
+        none=held[()],
+        fixed=held[best],
+        inverse=np.array([held[inverses[c]][i] for i, c in enumerate(combination)]),
+        oracle=np.any([held[program] for program in allowed], 0),
+        program=best,
+    )
+
+
+# --- tables
+
+
+def described(program: tuple[int, ...]) -> str:
+    """A program in words."""
+    return ", then ".join(NAMES[p] for p in program) or "nothing"
+
+
+def _accuracy_rows(
+    bounds: Bounds, plays: dict[str, Play], examples: tuple[np.ndarray, np.ndarray]
+) -> list[dict[str, Any]]:
+    need = np.array([needed(c) for c in examples[1]])
+    oracle = bounds.oracle.mean()
+
+    def row(who: str, accuracy: np.ndarray, applied: np.ndarray | None) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "who": who,
+            "accuracy": interquartile_mean(accuracy),
+            "lowest seed": float(accuracy.min()),
+            "of the oracle's": float(accuracy.mean() / oracle),
+        }
+        for n in np.unique(need):
+            entry[f"used, {n} needed"] = None if applied is None else float(applied[:, need == n].mean())
+        return entry
+
+    fixed = np.full((1, len(need)), len(bounds.program))
+    return [
+        row("none", bounds.none.mean()[None], np.zeros((1, len(need)))),
+        row("best fixed", bounds.fixed.mean()[None], fixed),
+        *(row(name, play.accuracy, play.applied) for name, play in plays.items()),
+        row("inverse", bounds.inverse.mean()[None], need[None]),
+        row("oracle", oracle[None], None),
+    ]
+
+
+def _combination_rows(
+    env: MentalRotation, bounds: Bounds, plays: dict[str, Play], examples: tuple[np.ndarray, np.ndarray]
+) -> list[dict[str, Any]]:
+    rows = []
+    for c in env.combinations:
+        here = examples[1] == c
+        choices = plays["society"].choices[:, here]
+        wanted = _padded(inverse(c), env)
+        programs, counts = np.unique(choices.reshape(-1, env.steps), axis=0, return_counts=True)
+        usual = tuple(p for p in programs[counts.argmax()] if 0 <= p < len(NAMES))
+        rows.append(
+            {
+                "done": env.describe(c),
+                "none": float(bounds.none[here].mean()),
+                **{name: float(play.read[:, here].mean()) for name, play in plays.items()},
+                "inverse": float(bounds.inverse[here].mean()),
+                "oracle": float(bounds.oracle[here].mean()),
+                "undone": float((choices == wanted).all(-1).mean()),
+                "usual program": described(usual),
+            }
+        )
+    return rows
+
+
+def _padded(program: tuple[int, ...], env: MentalRotation) -> np.ndarray:
+    """A program as `Play.choices` has it: ``stop`` where it ends early, then -1."""
+    choices = [*program, *([len(NAMES)] if len(program) < env.steps else [])]
+    return np.array(choices + [-1] * (env.steps - len(choices)))
+
+
+def _bid_rows(env: MentalRotation, play: Play, examples: tuple[np.ndarray, np.ndarray]) -> list[dict[str, Any]]:
+    """Mean bids at every auction of the exact inverse, of those examples in which it was followed so far."""
+    assert play.bids is not None
+    rows = []
+    for c in env.combinations:
+        here, wanted = examples[1] == c, _padded(inverse(c), env)
+        choices, bids = play.choices[:, here], play.bids[:, here]
+        for t in range(int((wanted >= 0).sum())):
+            followed = (choices[..., :t] == wanted[:t]).all(-1)
+            mean = bids[followed][:, t].mean(0) if followed.any() else np.full(env.num_actions, np.nan)
+            row = {"what was done": env.describe(c), "auction": t + 1, "right": env.names[wanted[t]]}
+            rows.append(row | {name: float(bid) for name, bid in zip(env.names, mean, strict=True)})
+    return rows
+
+
+# --- figures
+
+
+def _draw_curves(runs: dict[str, SavedRun], bounds: Bounds, dynamic: bool) -> Any:
+    fig, (ax,) = plotting.figure(width=7.0)
+    draw_curves(ax, runs, metric="return_mean", title="Mental Rotation")
+    for name, style in (("oracle", ":"), ("inverse", "--"), ("fixed", "-.")):
+        label = "best fixed program" if name == "fixed" else name
+        ax.axhline(getattr(bounds, name).mean(), color="black", linewidth=0.8, linestyle=style, label=label)
+    ax.set_ylabel("digits read" + (" minus the price of functions" if dynamic else "") + ", while learning")
+    ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def _draw_bids(env: MentalRotation, rows: list[dict[str, Any]]) -> Any:
+    fig, (ax,) = plotting.figure(width=8.0, height=1.5 + 0.25 * len(rows))
+    bids = np.array([[row[name] for name in env.names] for row in rows])
+    shown = ax.imshow(bids, aspect="auto", cmap="viridis")
+    fig.colorbar(shown, ax=ax, label="mean greedy bid")
+    ax.grid(visible=False)
+    ax.set_xticks(range(len(env.names)), env.names, rotation=30, ha="right", fontsize=8)
+    ax.set_yticks(range(len(rows)), [f"{row['what was done']} · auction {row['auction']}" for row in rows], fontsize=7)
+    right = [env.names.index(row["right"]) for row in rows]
+    ax.plot(right, range(len(rows)), linestyle="", marker="o", color="red", markersize=4, label="undoes it")
+    ax.legend(loc="upper right", bbox_to_anchor=(1.0, 1.08), frameon=False, fontsize=8)
+    ax.set_title("who bids what, where", loc="left")
+    return fig
+
+
+def draw_chains(env: MentalRotation, policy: Policy) -> Any:
+    """For each combination one held-out digit, what a society's policy makes of it, and what the winners bid."""
+    examples = (env.held_out[: len(env.combinations)], np.array(env.combinations, np.int32))
+    made, bids = jax.device_get(_compose_all(env, policy, examples, keep=True))
+    columns = int(made.applied.max()) + 1
+    fig, axes = plotting.figure(columns=columns, rows=len(env.combinations), width=1.9, height=1.75)
+    for ax in axes:
+        ax.set_axis_off()
+    for i, c in enumerate(env.combinations):
+        chosen = [f"{env.names[p]} ({bid[p]:.2f})" for p, bid in zip(made.choices[i], bids[i], strict=True)]
+        last = int(made.applied[i])
+        for t in range(last + 1):
+            ax = axes[i * columns + t]
+            ax.imshow(made.values[i, t], cmap="gray", vmin=0, vmax=1)
+            lines = [env.describe(c) if t == 0 else chosen[t - 1]]
+            if t == last:
+                read, label = int(env.reader(made.values[i, t]).argmax()), env.digits.labels[examples[0][i]]
+                lines += chosen[t : t + 1]  # stop, if it was chosen
+                lines.append(f"read: {read}" + ("" if read == label else f", is {label}"))
+            ax.set_title("\n".join(lines), fontsize=7)
+    return fig
+
+
+# --- the claims
+
+
+def _verdicts(
+    env: MentalRotation, bounds: Bounds, plays: dict[str, Play], examples: tuple[np.ndarray, np.ndarray]
+) -> Iterator[Verdict]:
+    oracle, fixed = bounds.oracle.mean(), bounds.fixed.mean()
+    mine, theirs = (plays[name].accuracy for name in ARMS)
+    yield Verdict.of(
+        f"the society reads at least {_AIM:.0%} of the held-out digits the oracle reads, mean over seeds",
+        bool(mine.mean() >= _AIM * oracle),
+        float(mine.mean() / oracle),
+        f"{mine.mean():.3f} (seeds {mine.min():.3f} to {mine.max():.3f}) of {oracle:.3f}; "
+        f"undoing exactly what was done reads {bounds.inverse.mean():.3f}",
+    )
+    yield Verdict.of(
+        "the society reads more than the best fixed program, every seed",
+        bool(mine.min() > fixed),
+        float(mine.min() - fixed),
+        f"lowest seed {mine.min():.3f} against {fixed:.3f} ({described(bounds.program)})",
+    )
+    ours, its = interquartile_mean(mine), interquartile_mean(theirs)
+    yield Verdict.of(
+        "the society reads more than one PPO agent over the same functions",
+        ours.low > its.high,
+        ours.value - its.value,
+        f"{ours} against {its}; lowest seeds {mine.min():.3f} and {theirs.min():.3f}",
+    )
+    if env.depth == "dynamic":
+        need = np.array([needed(c) for c in examples[1]])
+        used = np.stack([plays["society"].applied[:, need == n].mean(1) for n in (0, 1, 2)], 1)
+        worst = np.abs(used - np.arange(3)).max()
+        yield Verdict.of(
+            "the number of functions follows the number needed: on every seed the mean is within .25 of it",
+            bool(worst <= 0.25),  # then it also grows with it
+            float(worst),
+            "mean functions used where 0, 1, 2 are needed: "
+            + ", ".join(f"{interquartile_mean(used[:, n])}" for n in range(3)),
+        )
+
+
+def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]]:
+    """Both arms over the same grid, on seeds of their own and training digits."""
+    apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
+    size: dict[str, Any] = {"seeds": _TUNING_SEEDS, "steps": _TUNING_STEPS}
+    rows = []
+    for arm in ARMS:
+        wanted = [
+            Condition(f"{arm}-{rate:g}-{weight:g}", _config(arm, env, **size, learning_rate=rate, entropy=weight))
+            for rate, weight in GRID
+        ]
+        found = sweep.train(wanted, apart, f"mental-rotation, tuning: {arm}")
+        returns = [np.array(found[condition.name].summary["return_seeds"]) for condition in wanted]
+        best = max(range(len(wanted)), key=lambda i: returns[i].mean())
+        rows += [
+            {
+                "arm": arm,
+                "learning rate": rate,
+                "entropy": weight,
+                "return": float(returns[i].mean()),
+                "lowest seed": float(returns[i].min()),
+                "best": i == best,
+            }
+            for i, (rate, weight) in enumerate(GRID)
+        ]
+    return rows
+
+
+def run(options: report.Options) -> Report:
+    """Train society and rival (what is in ``options.folder`` already is read back) and judge."""
+    env = environment(options)
+    title = f"{env.name} at {env.resolution} × {env.resolution}"
+    runs = sweep.train(_conditions(env, options), options, "mental-rotation")
+    examples = _held_out(env, options)
+    plays = {name: _play(trained, examples) for name, trained in runs.items()}
+    bounds = _bounds(env, examples, options)
+    bids = _bid_rows(env, plays["society"], examples)
+    dynamic = env.depth == "dynamic"
+    sheets = [
+        Sheet(
+            "accuracy",
+            f"{title}: {len(examples[0]):,} held-out inputs, {options.seeds} seeds",
+            _accuracy_rows(bounds, plays, examples),
+            "accuracy: share of held-out digits read, greedy; interquartile mean over seeds ± the larger\n"
+            "side of its 95% bootstrap interval\n"
+            f"best fixed: {described(bounds.program)}, chosen on training digits · inverse: undoes what was done\n"
+            f"oracle: any program of {'up to ' if dynamic else ''}two functions, knowing the digit\n"
+            f"used: mean number of functions · {env.digits.source} digits: upright, the classifier reads "
+            f"{env.reader.accuracy:.1%} of the held-out ones",
+        ),
+        Sheet(
+            "combinations",
+            "what was done to the digit, and who reads it again",
+            _combination_rows(env, bounds, plays, examples),
+            "undone: how often the society composes the exact inverse",
+            aside=("usual program",),
+        ),
+        Sheet("bids", "mean greedy bids on the way back", bids, shown=False),
+    ]
+    if options.full:
+        sheets.append(
+            Sheet(
+                "tuning",
+                f"the same grid for both arms: {_TUNING_SEEDS} seeds of their own, training digits",
+                _tuning(env, options),
+                "return: greedy, mean over seeds",
+            )
+        )
+    trained = {name: float(play.accuracy.mean()) for name, play in plays.items()}
+    known = {name: float(getattr(bounds, name).mean()) for name in ("none", "inverse", "oracle")}
+    return Report(
+        settings={
+            "seeds": options.seeds,
+            "quick": options.quick,
+            "full": options.full,
+            **options.settings,
+            "accuracy": {"none": known["none"], "best_fixed": float(bounds.fixed.mean())} | trained | known,
+            "accuracy_seeds": {name: play.accuracy.tolist() for name, play in plays.items()},
+            "upright": env.reader.accuracy,
+            "digits": env.digits.source,
+            "best_fixed_program": [NAMES[p] for p in bounds.program],
+            "price": env.price,
+            "components": env.components,
+            **{f"{name}_settings": _BASE | TUNED[name] for name in ARMS},
+        },
+        sheets=sheets,
+        verdicts=list(_verdicts(env, bounds, plays, examples)),
+        figures={
+            "learning_curves": _draw_curves(runs, bounds, dynamic),
+            "bids": _draw_bids(env, bids),
+            "chains": draw_chains(env, runs["society"].policy()),
+        },
+    )
