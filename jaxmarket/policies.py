@@ -301,9 +301,9 @@ class Affine(nn.Module):
 class Convolution(nn.Module):
     """A 3 × 3 convolution as a matrix product over patches, the image's border padded with zeros.
 
-    Stacked over bidders, that is one long matrix product, where a convolution with a kernel per bidder falls apart
-    into as many groups: in a training loop on a CPU this is 17 times as fast as one `flax.linen.Conv` per bidder, and
-    32 times as fast as `jax.vmap` of it (``benchmarks/NOTES.md``).
+    Stacked over bidders, that is a batch of matrix products, where a convolution with a kernel per bidder falls apart
+    into as many groups: training on a CPU is 17 times as fast as with one `flax.linen.Conv` per bidder, and 32 times
+    as fast as with `jax.vmap` of it (``benchmarks/NOTES.md``).
     """
 
     channels: int

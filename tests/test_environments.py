@@ -317,12 +317,13 @@ VECTORS = {
 }
 CONTINUOUS = ["Pendulum-v1", "MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc"]
 DOWNLOADS = ["MNISTBandit-bsuite"]
+TRAINED = ["MentalRotation-v0"]  # building it trains a classifier: see test_mental_rotation.py
 
 
 def test_every_id_is_accounted_for():
-    ours = ["Bandit-v0", "Chain-v0", "Duality-v0", *TASKS]
+    ours = ["Bandit-v0", "Chain-v0", "Duality-v0", *TASKS, *TRAINED]
     assert set(environment_ids()) == {*ours, *gymnax.registered_envs}
-    assert {*IMAGES, *VECTORS, *CONTINUOUS, *DOWNLOADS} == set(environment_ids())
+    assert {*IMAGES, *VECTORS, *CONTINUOUS, *DOWNLOADS, *TRAINED} == set(environment_ids())
 
 
 @pytest.mark.parametrize("env_id", [*VECTORS, *IMAGES])

@@ -15,6 +15,7 @@ from jaxmarket.policies import (
     Affine,
     Beta,
     BetaHead,
+    Convolution,
     Kumaraswamy,
     KumaraswamyHead,
     Point,
@@ -256,7 +257,7 @@ def test_only_linear_torsos_are_linear(torso, is_linear):
 def test_images_are_convolved():
     policy, image = BidPolicy(cnn(8, convolutions=(4,)), KumaraswamyHead()), jnp.ones((5, 6, 3))
     params = policy.init(jax.random.key(0), image)
-    assert params["params"]["torso"]["Conv_0"]["kernel"].shape == (3, 3, 3, 4)
+    assert params["params"]["torso"]["Convolution_0"]["kernel"].shape == (9 * 3, 4)
     assert policy.apply(params, image).mean().shape == ()
     # The same weights at every place: a bright pixel in the interior adds the same wherever it is.
     torso = cnn(convolutions=(4,))
@@ -265,7 +266,101 @@ def test_images_are_convolved():
     one, other = (torso.apply(weights, spot).sum() for spot in spots)
     np.testing.assert_allclose(one, other, rtol=1e-5)
     society = TrainConfig("Breakout-MinAtar").society
-    assert len(jax.eval_shape(society.init, jax.random.key(0))["params"]["torso"]["Conv_0"]["kernel"].shape) == 5
+    kernel = jax.eval_shape(society.init, jax.random.key(0))["params"]["torso"]["Convolution_0"]["kernel"]
+    assert kernel.shape == (society.modules, 9 * 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [((6, 6), 1), ((5, 8), 1), ((6, 6), 2), ((7, 7), 2), ((5, 8), 2), ((6, 7), 3), ((8, 5), 3), ((1, 2), 3)],
+    ids=str,
+)
+def test_a_convolution_is_that_of_flax(size, stride):
+    """Same map, and gradients for weights and inputs, under vmap over inputs and over modules."""
+    layer, reference = Convolution(4, stride), nn.Conv(4, (3, 3), strides=stride, padding=((1, 1), (1, 1)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(5, *size, 3), (2, 3, 3, 3, 4), (2, 4)]
+    x, kernel, bias = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    ours, theirs = {"kernel": kernel.reshape(2, 9 * 3, 4), "bias": bias}, {"kernel": kernel, "bias": bias}
+
+    def loss(network, params, x):
+        maps = jax.vmap(jax.vmap(network.apply, (None, 0)), (0, None))({"params": params}, x)
+        return jnp.sin(maps).sum(), maps
+
+    slope = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
+    (gradients, maps), (their_gradients, their_maps) = slope(layer, ours, x), slope(reference, theirs, x)
+    assert maps.shape == (2, 5, -(-size[0] // stride), -(-size[1] // stride), 4)
+    np.testing.assert_allclose(maps, their_maps, atol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, np.reshape(b, a.shape), rtol=1e-3, atol=1e-3),
+        gradients,
+        their_gradients,
+    )
+
+
+def test_fresh_convolutions_are_scaled_like_flaxs():
+    fresh = Convolution(4, 2).init(jax.random.key(0), jnp.zeros((5, 5, 30)))["params"]
+    assert jax.tree.map(jnp.shape, fresh) == {"kernel": (9 * 30, 4), "bias": (4,)}
+    assert not fresh["bias"].any()
+    np.testing.assert_allclose(fresh["kernel"].std(), (9 * 30) ** -0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "given", "convolutions", "stride"),
+    [
+        ("Breakout-MinAtar", {}, (16,), 1),  # 10 × 10
+        ("Breakout-MinAtar", {"stride": 3}, (16,), 3),
+        ("Pong-misc", {}, (16, 32), 2),  # 30 × 40
+        ("Pong-misc", {"stride": 1}, (16, 32), 1),
+        ("Pong-misc", {"convolutions": (4,)}, (4,), 2),
+        ("Pong-misc", {"convolutions": ()}, (), 2),
+    ],
+)
+def test_large_images_are_halved_twice(env_id, given, convolutions, stride):
+    society = TrainConfig(env_id, **given).society
+    torso = society.policy.torso
+    assert (torso.convolutions, torso.stride) == (convolutions, stride)
+    *sides, channels = society.observation.shape
+    for _ in convolutions:
+        sides = [-(-side // stride) for side in sides]
+    inputs = math.prod(sides) * (channels, *convolutions)[-1]
+    kernel = jax.eval_shape(society.init, jax.random.key(0))["params"]["torso"]["Affine_0"]["kernel"]
+    assert kernel.shape == (society.modules, inputs + 1, 128)
+
+
+class Picture:
+    """Shows one image, whatever is done."""
+
+    num_actions = 2
+
+    def __init__(self, *shape):
+        self.image = jnp.zeros(shape)
+
+    def reset(self, key, params):
+        return self.image, jnp.zeros(())
+
+    def step(self, key, state, action, params):
+        return self.image, state, jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool), {}
+
+
+@pytest.mark.parametrize(("shape", "stride"), [((16, 16, 1), 1), ((17, 16, 1), 2), ((3, 17, 1), 2), ((5, 5, 99), 1)])
+def test_an_image_is_large_from_17_pixels_on(shape, stride):
+    assert TrainConfig(Picture(*shape)).society.policy.torso.stride == stride
+
+
+@pytest.mark.parametrize(
+    ("env_id", "stride", "message"),
+    [
+        ("Bandit-v0", 2, r"stride: Bandit-v0 observes shape \(1,\), no image"),
+        ("Bandit-v0", 1, r"stride: Bandit-v0 observes shape \(1,\), no image"),
+        ("Breakout-MinAtar", 0, "stride: expected a whole number >= 1, got 0"),
+        ("Breakout-MinAtar", 2.0, "stride: expected a whole number >= 1, got 2.0"),
+        ("Breakout-MinAtar", True, "stride: expected a whole number >= 1, got True"),
+    ],
+)
+def test_bad_strides_are_refused(env_id, stride, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(env_id, stride=stride)
 
 
 def test_a_value_network_starts_informative_and_scalar():

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -142,6 +143,8 @@ def reader(digits: Digits, resolution: int) -> Reader:
     except ValueError:  # not there, or damaged
         params = train_reader(images[: digits.train], digits.labels[: digits.train])
         try:
+            if folder.is_dir():  # damaged
+                shutil.rmtree(folder)
             _keep(folder, params)
         except OSError as error:
             warnings.warn(f"{folder}: the digit classifier cannot be kept ({error}); set JAXMARKET_CACHE", stacklevel=2)
@@ -199,7 +202,8 @@ def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
 
 def _keep(folder: Path, params: PyTree) -> None:
     """Write the parameters where another process may be doing the same: whoever is first wins."""
-    own = folder.with_name(f"{folder.name}.{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     checkpoint.save(own, params)
     try:
         own.rename(folder)

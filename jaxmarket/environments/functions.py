@@ -69,6 +69,8 @@ class Functions(environment.Environment[Any, Any]):
         names: of the functions, for tables and figures.
         name: of the environment.
 
+    Instances compare by identity: functions do.
+
     Raises:
         ValueError: there is no function or no example, a function changes the shape of its value, or a number is
             out of range.
@@ -96,9 +98,8 @@ class Functions(environment.Environment[Any, Any]):
         self._observe: Callable[[PyTree], PyTree] = (lambda value: value) if observe is None else observe
         self.steps, self.stop, self.price, self.clock = steps, stop, float(price), clock
         self.dataset = jax.tree.map(np.asarray, dataset)
-        names = (
-            [getattr(f, "__name__", f"function {i}") for i, f in enumerate(self.functions)] if names is None else names
-        )
+        if names is None:
+            names = [_name(function, i) for i, function in enumerate(self.functions)]
         self.names = (*names, STOP) if stop else tuple(names)
         self._name = name
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -120,7 +121,7 @@ class Functions(environment.Environment[Any, Any]):
         example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _dtype(leaf)), self.dataset)
         try:
             value, target = jax.eval_shape(self.start, example)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"start: expected a function from an example to (value, target) ({error})") from error
         for name, function in zip(self.names, self.functions, strict=False):
             after = jax.eval_shape(function, value)
@@ -159,9 +160,9 @@ class Functions(environment.Environment[Any, Any]):
         state = FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
         return self.observed(state), state
 
-    def step_env(  # type: ignore[override]  the six values of gymnax 1.x
+    def step_env(
         self, key: Array, state: FunctionsState, action: Any, params: FunctionsParams
-    ) -> tuple[PyTree, FunctionsState, Array, Array, Array, dict[Any, Any]]:
+    ) -> tuple[PyTree, FunctionsState, Array, Array, dict[Any, Any]]:
         """Apply function ``action``, or stop."""
         del key
         action = jnp.asarray(action)
@@ -172,7 +173,11 @@ class Functions(environment.Environment[Any, Any]):
         ended = stopping | (state.applied >= self.steps)
         paid = jnp.where(ended, jnp.asarray(self.reward(value, state.target)).astype(real()), 0)
         cost = jnp.where(stopping, 0, jnp.asarray(params.price, real()))
-        return self.observed(state), state, paid - cost, ended, jnp.zeros((), bool), {}
+        return self.observed(state), state, paid - cost, ended, {}
+
+    def is_truncated(self, state: FunctionsState, params: FunctionsParams) -> Array:
+        """Never."""
+        return jnp.zeros((), bool)
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
         """One choice per function, and ``stop``."""
@@ -204,7 +209,7 @@ def compose(
         key: for a policy that samples; a greedy one needs none, and is given none.
     """
     params = env.default_params
-    value, target = env.start(example)
+    value, target = env.start(_like(example, env.dataset))
     start = FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
 
     def step(
@@ -213,7 +218,7 @@ def compose(
         state, ended = carry
         obs = env.observed(state)
         choice = jnp.asarray(policy(obs, None if key is None else jax.random.fold_in(key, t)), jnp.int32)
-        _, after, _, ends, _, _ = env.step_env(jax.random.key(0), state, choice, params)  # draws nothing
+        _, after, _, ends, _ = env.step_env(jax.random.key(0), state, choice, params)  # draws nothing
         after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
         return (after, ended | ends), (jnp.where(ended, -1, choice), obs, after.value)
 
@@ -233,7 +238,7 @@ def search(env: Functions, example: PyTree, depth: int) -> dict[tuple[int, ...],
     Returns:
         The reward, f [] (the price of functions not taken off), by program: choices in the order they are applied.
     """
-    value, target = env.start(example)
+    value, target = env.start(_like(example, env.dataset))
     functions = jnp.arange(len(env.functions))
     rewards = {(): jnp.asarray(env.reward(value, target), real())}
     values = jax.tree.map(lambda leaf: leaf[None], value)  # of all programs of one length, in their order
@@ -243,6 +248,16 @@ def search(env: Functions, example: PyTree, depth: int) -> dict[tuple[int, ...],
         paid = jax.vmap(env.reward, (0, None))(values, target).astype(real())
         rewards |= dict(zip(itertools.product(range(len(functions)), repeat=length), paid, strict=True))
     return rewards
+
+
+def _like(example: PyTree, dataset: PyTree) -> PyTree:
+    """The example as arrays of the dataset's types, should it be made of Python's numbers."""
+    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, _dtype(like)), example, dataset)
+
+
+def _name(function: Callable, number: int) -> str:
+    name = getattr(function, "__name__", "<lambda>")
+    return f"function {number}" if name == "<lambda>" else name
 
 
 def _dtype(leaf: np.ndarray) -> Any:
