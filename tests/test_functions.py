@@ -426,7 +426,7 @@ def test_a_society_learns_the_shortest_programs():
     ("change", "message"),
     [
         ({"functions": []}, "functions: expected at least one"),
-        ({"functions": [lambda x: x * 1.5]}, r"functions: function 1 makes float32\[\] of int32\[\]"),
+        ({"functions": [lambda x: x * 1.5]}, r"functions: function 0 makes float32\[\] of int32\[\]"),
         ({"functions": [increment, lambda x: x[None]]}, r"functions: function 1 makes int32\[1\] of int32\[\]"),
         ({"functions": [lambda x: (x, x)], "names": ["pair"]}, "functions: pair makes .* a function must keep"),
         ({"dataset": ()}, "dataset: expected leaves"),

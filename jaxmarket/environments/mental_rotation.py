@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import linalg
 
 from jaxmarket.environments import digits
 from jaxmarket.environments.affine import resample, rotation, translation
@@ -171,12 +172,16 @@ class MentalRotation(Functions):
             image, _ = self._scrambled((digit, combination))
             return jnp.stack([image, self.apply(choice, image)])
 
-        images = jax.jit(jax.vmap(stages))(digit, combination, rng.choice(_NOTHING, 2000)).reshape(4000, -1)
-        mean = images.mean(0)
-        _, lengths, directions = jnp.linalg.svd(images - mean, full_matrices=False)
-        # Every component has the same spread: whitened, but for the smallest.
-        spread = lengths[:count] / math.sqrt(len(images))
-        self._mean, self._directions = mean, directions[:count].T / spread
+        images = jax.jit(jax.vmap(stages))(digit, combination, rng.choice(_NOTHING, 2000))
+        # In float64 and with a sign that is agreed on: networks trained on them must find the same ones elsewhere, and
+        # what a decomposition leaves open depends on the machine, even on how many threads it uses.
+        images = np.asarray(images, np.float64).reshape(len(images) * 2, -1)
+        mean, pixels = images.mean(0), images.shape[1]
+        variances, directions = linalg.eigh(np.cov(images.T), subset_by_index=(pixels - count, pixels - 1))
+        directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(count)])
+        # Largest first, and scaled to the same spread; a direction in which nothing varies stays small.
+        scaled = directions / np.sqrt(np.maximum(variances, 1e-6 * variances[-1]))
+        self._mean, self._directions = jnp.asarray(mean, real()), jnp.asarray(scaled[:, ::-1], real())
 
 
 def _primitive(image: Array, source: np.ndarray) -> Array:

@@ -295,7 +295,7 @@ def _draw_bids(env: MentalRotation, rows: list[dict[str, Any]]) -> Any:
     ax.set_yticks(range(len(rows)), [f"{row['what was done']} · auction {row['auction']}" for row in rows], fontsize=7)
     right = [env.names.index(row["right"]) for row in rows]
     ax.plot(right, range(len(rows)), linestyle="", marker="o", color="red", markersize=4, label="undoes it")
-    ax.legend(loc="upper right", bbox_to_anchor=(1.0, 1.08), frameon=False, fontsize=8)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     ax.set_title("who bids what, where", loc="left")
     return fig
 
@@ -418,8 +418,8 @@ def run(options: report.Options) -> Report:
             "accuracy",
             f"{title}: {len(examples[0]):,} held-out inputs, {options.seeds} seeds",
             _accuracy_rows(bounds, plays, examples),
-            "accuracy: share of held-out digits read, greedy; interquartile mean over seeds ± the larger\n"
-            "side of its 95% bootstrap interval\n"
+            "accuracy: share of held-out digits read, greedy; interquartile mean over seeds\n"
+            "± the larger side of its 95% bootstrap interval\n"
             f"best fixed: {described(bounds.program)}, chosen on training digits · inverse: undoes what was done\n"
             f"oracle: any program of {'up to ' if dynamic else ''}two functions, knowing the digit\n"
             f"used: mean number of functions · {env.digits.source} digits: upright, the classifier reads "
