@@ -122,6 +122,7 @@ def bids_table(result: FitResult) -> Table | None:
 def trace_table(society: Society, rows: Transition) -> Table:
     """An episode, auction by auction: who bid what, who won, who paid whom."""
     rows = jax.device_get(rows)
+    primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -146,7 +147,7 @@ def trace_table(society: Society, rows: Transition) -> Table:
             str(t),
             _describe(np.asarray(rows.obs[t])),
             bids,
-            "nobody" if winner < 0 else f"#{winner}→{winner // society.clones}",
+            "nobody" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
             f"{rows.price[t]:.3f}",
             "house" if owner < 0 else f"#{owner}",
             f"{rows.resale[t]:.3f}",

@@ -117,7 +117,7 @@ def test_an_option_that_ends_the_episode():
 def test_at_the_last_step_terminated_wins_over_the_clock():
     env = on_the_line(Option(advance, length=9), horizon=4)
     _, state = env.reset_env(jax.random.key(0), env.default_params)
-    _, _, reward, terminated, _, info = env.step_env(jax.random.key(0), state, 0, env.default_params)
+    _, _, reward, terminated, info = env.step_env(jax.random.key(0), state, 0, env.default_params)
     assert bool(terminated)
     assert float(info["duration"]) == 4
     np.testing.assert_allclose(reward, 1 + 2 / 2 + 4 / 4 + 8 / 8)
@@ -148,12 +148,12 @@ def two_then_wait(obs, key):
 def test_stop_rules(option, settings, duration, reward, place):
     env = on_the_line(option, Option(advance, length=1), **settings)
     _, state = env.reset_env(jax.random.key(0), env.default_params)
-    obs, state, found, terminated, truncated, info = env.step_env(jax.random.key(0), state, 0, env.default_params)
+    obs, state, found, terminated, info = env.step_env(jax.random.key(0), state, 0, env.default_params)
     assert float(info["duration"]) == duration
     np.testing.assert_allclose(found, reward)
     assert int(obs.argmax()) == int(state.obs.argmax()) == place
     assert not terminated
-    assert not truncated
+    assert not env.is_truncated(state, env.default_params)
     # Without its done action the clock of the environment stands still, too.
     assert int(state.env_state.time) == duration
 
@@ -217,13 +217,25 @@ def test_options_are_their_steps_one_by_one(executes, cases):
     index, time, choice = (jnp.array([case[i] for case in cases], jnp.int32) for i in range(3))
     state = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *x.shape)), one)
     state = state.replace(env_state=state.env_state.replace(index=index, time=time), obs=jnp.eye(7)[index])
-    obs, after, reward, terminated, truncated, info = step(jax.random.key(0), state, choice, params)
+    obs, after, reward, terminated, info = step(jax.random.key(0), state, choice, params)
     for i, (place, clock, option) in enumerate(cases):
         expected = reference(mdp, tables[option], place, clock, rules[option], 0.8)
         found = (reward[i], info["duration"][i], info["undiscounted"][i], obs[i].argmax(), after.env_state.time[i])
         np.testing.assert_allclose(found, expected[:5], rtol=1e-5, atol=1e-6)
         assert bool(terminated[i]) == expected[5]
-        assert bool(truncated[i] & ~terminated[i]) == expected[6]
+        assert bool(after.truncated[i] & ~terminated[i]) == expected[6]
+
+
+def test_gymnaxs_own_step_resets_where_the_episode_was_cut():
+    env = on_the_line(Option(advance, length=2), horizon=3)
+    _, state = env.reset(jax.random.key(0), env.default_params)
+    _, state, reward, terminated, truncated, _ = env.step(jax.random.key(1), state, 0, env.default_params)
+    assert (bool(terminated), bool(truncated), float(reward)) == (False, False, 1 + 2 / 2)
+    obs, state, reward, terminated, truncated, info = env.step(jax.random.key(2), state, 0, env.default_params)
+    assert (bool(terminated), bool(truncated), float(reward)) == (False, True, 4)
+    assert int(obs.argmax()) == 0
+    assert int(info["final_observation"].argmax()) == 3
+    assert not state.truncated
 
 
 def test_options_of_one_step_are_literal_actions():

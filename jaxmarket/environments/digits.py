@@ -85,7 +85,7 @@ def _load(source: Source) -> Digits:
             f"digits: {_PACKAGES[source]} gave {flat.shape} numbers and {labels.shape} labels, not {least} digits of "
             f"{side} × {side} pixels from 0 to {highest}; install a version between the limits of jaxmarket[digits]"
         )
-    # They come sorted by class.
+    # MNIST comes sorted by class.
     order = np.random.default_rng(0).permutation(least)
     images = (flat[order] / highest).astype(np.float32).reshape(-1, side, side)
     return Digits(images, labels[order].astype(np.int32), least - int(_HELD_OUT * least), source)
@@ -140,7 +140,7 @@ def reader(digits: Digits, resolution: int) -> Reader:
     like = jax.eval_shape(_Network().init, jax.random.key(0), jnp.zeros((resolution, resolution)))
     try:
         params = checkpoint.restore(folder, like)
-    except ValueError:  # not there, or damaged
+    except (ValueError, OSError):  # not there, or damaged
         params = train_reader(images[: digits.train], digits.labels[: digits.train])
         try:
             if folder.is_dir():  # damaged

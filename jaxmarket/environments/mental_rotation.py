@@ -7,7 +7,7 @@ trained on upright digits reads the digit, else 0. Undone in the wrong order the
 
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,8 @@ class MentalRotation(Functions):
             raise ValueError(f"resolution: expected a whole number of pixels >= {_SMALLEST}, got {resolution!r}")
         if depth not in ("fixed", "dynamic"):
             raise ValueError(f"depth: unknown depth {depth!r}; choose from fixed, dynamic")
+        if components is not None:
+            _check_components(components, resolution**2)
         self.digits = digits.load(source)
         self.resolution, self.depth, self.components = resolution, depth, components
         self.images = np.round(255 * digits.on_canvas(self.digits.images, resolution)).astype(np.uint8)
@@ -163,8 +165,6 @@ class MentalRotation(Functions):
         return (image.reshape(-1) - self._mean) @ self._directions
 
     def _fit_components(self, count: int) -> None:
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.resolution**2:
-            raise ValueError(f"components: expected a whole number from 1 to {self.resolution**2}, got {count!r}")
         rng = np.random.default_rng(0)
         digit, combination = (rng.choice(n, 2000) for n in (self.digits.train, len(self.combinations)))
 
@@ -182,6 +182,11 @@ class MentalRotation(Functions):
         # Largest first, and scaled to the same spread; a direction in which nothing varies stays small.
         scaled = directions / np.sqrt(np.maximum(variances, 1e-6 * variances[-1]))
         self._mean, self._directions = jnp.asarray(mean, real()), jnp.asarray(scaled[:, ::-1], real())
+
+
+def _check_components(count: Any, most: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise ValueError(f"components: expected a whole number from 1 to {most}, got {count!r}")
 
 
 def _primitive(image: Array, source: np.ndarray) -> Array:

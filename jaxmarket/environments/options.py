@@ -41,6 +41,7 @@ class OptionsState(struct.PyTreeNode):
 
     env_state: PyTree
     obs: PyTree  # raw, for the policies
+    truncated: Array  # bool [] whether the last option was cut by the end of the episode
 
 
 class OptionsParams(struct.PyTreeNode):
@@ -155,11 +156,11 @@ class Options(environment.Environment[Any, Any]):
     def reset_env(self, key: Array, params: OptionsParams) -> tuple[PyTree, OptionsState]:
         """A first state of the environment beneath."""
         obs, env_state = self.adapter.raw_reset(key, params.env)
-        return obs, OptionsState(env_state=env_state, obs=obs)
+        return obs, OptionsState(env_state=env_state, obs=obs, truncated=jnp.zeros((), bool))
 
-    def step_env(  # type: ignore[override]  the six values of gymnax 1.x
+    def step_env(
         self, key: Array, state: OptionsState, action: Any, params: OptionsParams
-    ) -> tuple[PyTree, OptionsState, Array, Array, Array, dict[Any, Any]]:
+    ) -> tuple[PyTree, OptionsState, Array, Array, dict[Any, Any]]:
         """Run option ``action`` until it stops."""
         discount = jnp.asarray(params.discount, real())
         done, length = self._rules()
@@ -190,8 +191,12 @@ class Options(environment.Environment[Any, Any]):
         run = jax.lax.while_loop(lambda run: ~run.stopped, one_action, run)
         end = run.after
         info = {"duration": end.duration, "undiscounted": end.undiscounted}
-        state = OptionsState(env_state=end.env_state, obs=end.obs)
-        return end.obs, state, end.reward, end.terminated, end.truncated, info
+        state = OptionsState(env_state=end.env_state, obs=end.obs, truncated=end.truncated)
+        return end.obs, state, end.reward, end.terminated, info
+
+    def is_truncated(self, state: OptionsState, params: OptionsParams) -> Array:
+        """Whether the environment beneath was cut."""
+        return state.truncated
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
         """One choice per option."""
