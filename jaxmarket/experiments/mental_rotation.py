@@ -55,7 +55,7 @@ GRID = tuple(itertools.product((3e-4, 5e-4, 1e-3), (0.01, 0.03, 0.1)))
 """Policy learning rates and entropy weights tried for both arms alike, on seeds of their own."""
 _TUNING_KEY, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
 _FULL: dict[str, dict[str, Any]] = {
-    # The paper's kind of bidder, with convolutions of its own over the pixels: eight times the work of the others.
+    # The paper's kind of bidder, with convolutions of its own over the pixels: ten times the work of the others.
     "society-cnn": {
         "learning_rate": 1e-3,
         "entropy": 0.03,
