@@ -155,6 +155,7 @@ def light(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_the_whole_reproduction(light):
     settings = {"quick": True, "seeds": 2, "resolution": 16, "depth": "dynamic", "progress": False}
     found = json.loads(experiments.reproduce("mental-rotation", light, **settings).to_json())

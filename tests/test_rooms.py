@@ -417,14 +417,14 @@ def test_an_episode_with_options_is_that_of_stepping_them(executes_done, seed):
     for n in range(50):
         key_choice, key_run = jax.random.split(jax.random.fold_in(key_play, n))
         choice = int(policy(obs, key_choice))
-        obs, state, _, terminated, truncated, info = step(key_run, state, choice, params)
+        obs, state, _, terminated, info = step(key_run, state, choice, params)
         firsts.append(at)
         duration = int(info["duration"])
         assert played.choices[at : at + duration] == [choice] * duration
         at += duration
         assert played.places[at] == env.adapter.env.place_of(state.env_state)
         reward += float(info["undiscounted"])
-        ended = bool(terminated | truncated)
+        ended = bool(terminated | state.truncated)
         if ended:
             break
     assert ended and at == len(played.actions) and reward == played.reward
