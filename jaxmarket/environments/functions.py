@@ -156,9 +156,13 @@ class Functions(environment.Environment[Any, Any]):
         """An example of the dataset."""
         count = jax.tree.leaves(params.dataset)[0].shape[0]
         chosen = jax.random.randint(key, (), 0, count)
-        value, target = self.start(jax.tree.map(lambda leaf: leaf[chosen], params.dataset))
-        state = FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
+        state = self.begin(jax.tree.map(lambda leaf: leaf[chosen], params.dataset))
         return self.observed(state), state
+
+    def begin(self, example: PyTree) -> FunctionsState:
+        """The state in which the computation for an example begins."""
+        value, target = self.start(example)
+        return FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
 
     def step_env(
         self, key: Array, state: FunctionsState, action: Any, params: FunctionsParams
@@ -209,8 +213,7 @@ def compose(
         key: for a policy that samples; a greedy one needs none, and is given none.
     """
     params = env.default_params
-    value, target = env.start(_like(example, env.dataset))
-    start = FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
+    start = env.begin(_like(example, env.dataset))
 
     def step(
         carry: tuple[FunctionsState, Array], t: Array
@@ -224,11 +227,11 @@ def compose(
 
     (state, _), (choices, obs, values) = jax.lax.scan(step, (start, jnp.zeros((), bool)), jnp.arange(env.steps))
     return Composition(
-        values=jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), value, values),
+        values=jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start.value, values),
         obs=obs,
         choices=choices,
         applied=state.applied,
-        reward=jnp.asarray(env.reward(state.value, target), real()),
+        reward=jnp.asarray(env.reward(state.value, state.target), real()),
     )
 
 

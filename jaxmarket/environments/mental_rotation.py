@@ -92,10 +92,11 @@ class MentalRotation(Functions):
         self.resolution, self.depth, self.components = resolution, depth, components
         self.images = np.round(255 * digits.on_canvas(self.digits.images, resolution)).astype(np.uint8)
         self.reader = digits.reader(self.digits, resolution)
-        self._maps = jnp.asarray(_maps())
+        maps = _maps()
+        self._maps = jnp.asarray(maps)
         dynamic = depth == "dynamic"
         super().__init__(
-            [functools.partial(_primitive, source=source) for source in _maps()[:_NOTHING]],
+            [functools.partial(resample, source=source) for source in maps[:_NOTHING]],
             self.examples(np.arange(self.digits.train), balanced=True),
             self._is_read,
             start=self._scrambled,
@@ -187,7 +188,3 @@ class MentalRotation(Functions):
 def _check_components(count: Any, most: int) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
         raise ValueError(f"components: expected a whole number from 1 to {most}, got {count!r}")
-
-
-def _primitive(image: Array, source: np.ndarray) -> Array:
-    return resample(image, jnp.asarray(source))
