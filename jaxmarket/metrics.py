@@ -170,16 +170,22 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     )
 
 
-def gini(wealth: Array) -> Array:
+def gini(wealth: Array, among: Array | None = None) -> Array:
     """Gini coefficient of wealth [A], debts included: 0 for equality, (A-1)/A if one owns all. f [].
 
     The mean absolute difference over twice the mean *absolute* wealth, which is the usual coefficient
     where nobody is in debt and stays within [0, 1] where somebody is (Raffinetti, Siletti and Vernizzi
     2015, *Statistical Methods & Applications* 24). NaN if all is 0.
+
+    Args:
+        wealth: f [A].
+        among: bool [A], who counts; everybody by default.
     """
-    n = wealth.shape[0]
-    rank = jnp.arange(1, n + 1)
-    return jnp.sum((2 * rank - n - 1) * jnp.sort(wealth)) / (n * jnp.sum(jnp.abs(wealth)))
+    rank = jnp.arange(1, wealth.shape[0] + 1)
+    n = wealth.shape[0] if among is None else among.sum()
+    ordered = jnp.sort(wealth if among is None else jnp.where(among, wealth, jnp.inf))
+    ordered = jnp.where(rank <= n, ordered, 0)
+    return jnp.sum((2 * rank - n - 1) * ordered) / (n * jnp.sum(jnp.abs(ordered)))
 
 
 def conservation_residual(trajectory: Transition, opening: Array | float = 0.0) -> Array:

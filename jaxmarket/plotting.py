@@ -11,12 +11,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from jaxmarket.deep_market import Round
+    from jaxmarket.population import Lineage
     from jaxmarket.runs import SavedRun
     from jaxmarket.training import FitResult
 
     Result = FitResult | SavedRun
 
-__all__ = ["draw_bids", "draw_learning_curve", "draw_weight_changes", "figure", "save"]
+__all__ = [
+    "draw_bids",
+    "draw_flows",
+    "draw_inequality",
+    "draw_learning_curve",
+    "draw_lineage",
+    "draw_money",
+    "draw_population",
+    "draw_wealth",
+    "draw_weight_changes",
+    "figure",
+    "save",
+]
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
@@ -102,3 +116,124 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     # What was nearly nothing before moves by many times itself: let it leave the picture.
     ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.max(values)))))
     ax.set(xlabel="|after - before| / |before|", title=title)
+
+
+# --- populations: one market's rounds, NumPy leaves [rounds, ...]
+
+_SOURCES = {
+    "reward": ("rewards", 1),
+    "subsidy": ("auctioneer's mint", 1),
+    "income": ("consumers' income", 1),
+    "allowance": ("allowances", 1),
+    "house": ("first sales, to the house", -1),
+    "rent": ("rent", -1),
+    "levy": ("levy", -1),
+    "tax": ("tax", -1),
+    "estate": ("taken by the dead", -1),
+}
+_WINDOWS = 60  # points of a curve, each a mean over rounds
+
+
+def _windows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round numbers and means of windows of equal length, [W] and [W, ...]."""
+    width = max(1, len(values) // _WINDOWS)
+    count = len(values) // width
+    ends = width * np.arange(1, count + 1)
+    return ends, np.asarray(values[: count * width], float).reshape(count, width, *values.shape[1:]).mean(1)
+
+
+def draw_population(ax: "Axes", rounds: "Round") -> None:
+    """How many live, and births and deaths per round."""
+    ends, living = _windows(rounds.living)
+    ax.plot(ends, living, color="black", label="living")
+    ax.set(xlabel="round", ylabel="agents", ylim=(0, None), title="population")
+    changes = ax.twinx()
+    changes.spines["top"].set_visible(False)
+    changes.plot(ends, _windows((rounds.births.ident >= 0).sum(-1))[1], color="tab:green", label="births")
+    changes.plot(ends, _windows(rounds.births.deaths)[1], color="tab:red", linewidth=1, label="deaths")
+    changes.set(ylabel="per round", ylim=(0, None))
+    lines = [*ax.get_lines(), *changes.get_lines()]
+    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8)
+
+
+def draw_wealth(ax: "Axes", rounds: "Round") -> None:
+    """Quartiles of the living agents' wealth, and the richest."""
+    ends, wealth = _windows(rounds.wealth)
+    ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color="tab:blue", alpha=0.25, label="middle half")
+    ax.plot(ends, wealth[:, 2], color="tab:blue", label="median")
+    ax.plot(ends, wealth[:, 4], color="tab:orange", label="richest")
+    ax.set_yscale("symlog", linthresh=max(1e-3, float(np.median(wealth[:, 2]))))
+    ax.set(xlabel="round", ylabel="wealth", title="wealth of the living")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_inequality(ax: "Axes", rounds: "Round") -> None:
+    """Gini coefficient of wealth, and the market share of the agent that wins most."""
+    ends, gini = _windows(rounds.gini)
+    ax.plot(ends, gini, color="tab:purple", label="Gini coefficient of wealth")
+    ax.plot(ends, _windows(rounds.share)[1], color="tab:gray", label="auctions won by one agent (share)")
+    ax.set(xlabel="round", ylim=(0, 1), title="inequality")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_money(ax: "Axes", rounds: "Round", opened: float) -> None:
+    """All money there is, and what the named flows say it should be."""
+    named = opened + np.cumsum(np.asarray(rounds.books.net))
+    every = max(1, len(named) // 400)
+    ax.plot(np.arange(1, len(named) + 1)[::every], rounds.money[::every], color="tab:blue", label="money")
+    marks = max(1, len(named) // 12)
+    ax.plot(
+        np.arange(1, len(named) + 1)[::marks], named[::marks], "x", color="black", markersize=5, label="named flows"
+    )
+    ax.set(xlabel="round", ylabel="money", title="money supply")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_flows(ax: "Axes", rounds: "Round") -> None:
+    """Where money came from and went, per round; what never flowed is left out."""
+    for i, (field, (label, sign)) in enumerate(_SOURCES.items()):
+        values = np.asarray(getattr(rounds.books, field))
+        if np.any(values):
+            ends, mean = _windows(values)
+            ax.plot(ends, sign * mean, color=f"C{i}", label=label)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set(xlabel="round", ylabel="per round", title="money in and out")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) -> None:
+    """The family of an agent: everybody who descends from the first of its line, its own ancestors in orange.
+
+    Large families are thinned to ``most`` members, the line itself and the youngest.
+    """
+    line = lineage.ancestors(ident)
+    family = lineage.family(ident)
+    shown = sorted({*line, *family[-most:]})
+    order = _depth_first(lineage, set(shown))
+    height = {who: i for i, who in enumerate(order)}
+    for who in shown:
+        mother = int(lineage.parent[who])
+        if mother in height:
+            own = who in line
+            x = lineage.born[[mother, who]]
+            y = [height[mother], height[who]]
+            ax.plot(x, y, color="tab:orange" if own else "tab:gray", linewidth=2 if own else 0.6, zorder=2 + own)
+    ax.scatter(lineage.born[line], [height[who] for who in line], s=14, color="tab:orange", zorder=4)
+    ax.set_yticks([])
+    ax.set(
+        xlabel="round of birth", title=f"family of the richest agent: {len(family)} members, {len(line)} generations"
+    )
+
+
+def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
+    """Members of a family such that every branch stays together."""
+    children: dict[int, list[int]] = {}
+    roots = []
+    for who in sorted(members):
+        mother = int(lineage.parent[who])
+        (children.setdefault(mother, []) if mother in members else roots).append(who)
+    order, stack = [], roots[::-1]
+    while stack:
+        order.append(stack.pop())
+        stack.extend(reversed(children.get(order[-1], [])))
+    return order
