@@ -13,7 +13,7 @@ from gymnax.environments.environment import Environment
 from gymnax.wrappers.purerl import LogWrapper, StickyActionWrapper
 
 from jaxmarket import TrainConfig, make
-from jaxmarket.environments import Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids, garnet
+from jaxmarket.environments import OURS, Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids, garnet
 from jaxmarket.environments.rooms import TASKS
 from jaxmarket.environments.tabular import MDPState
 
@@ -300,6 +300,12 @@ VECTORS = {
     "Bandit-v0": (4, (1,)),
     "Chain-v0": (2, (6,)),
     "Duality-v0": (2, (3,)),
+    "BlocksWorld3-v0": (6, (13,)),
+    "Multiplexer6-v0": (2, (6,)),
+    "Multiplexer11-v0": (2, (11,)),
+    "Multiplexer20-v0": (2, (20,)),
+    "Woods1-v0": (8, (16,)),
+    "Woods101-v0": (8, (16,)),
     "CartPole-v1": (2, (4,)),
     "Acrobot-v1": (3, (6,)),
     "MountainCar-v0": (3, (2,)),
@@ -321,8 +327,7 @@ TRAINED = ["MentalRotation-v0"]  # building it trains a classifier: see test_men
 
 
 def test_every_id_is_accounted_for():
-    ours = ["Bandit-v0", "Chain-v0", "Duality-v0", *TASKS, *TRAINED]
-    assert set(environment_ids()) == {*ours, *gymnax.registered_envs}
+    assert set(environment_ids()) == {*OURS, *gymnax.registered_envs}
     assert {*IMAGES, *VECTORS, *CONTINUOUS, *DOWNLOADS, *TRAINED} == set(environment_ids())
 
 

@@ -13,8 +13,12 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import PyTree
 
 if TYPE_CHECKING:
+    from jaxmarket.environments.blocks import BlocksWorld
     from jaxmarket.environments.functions import Functions
+    from jaxmarket.environments.mazes import Maze, Woods1, Woods101
+    from jaxmarket.environments.memory import Memory
     from jaxmarket.environments.mental_rotation import MentalRotation
+    from jaxmarket.environments.multiplexer import Multiplexer
     from jaxmarket.environments.options import Option, Options
     from jaxmarket.environments.rooms import TwoRooms
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
@@ -23,15 +27,21 @@ __all__ = [
     "OURS",
     "Adapter",
     "Bandit",
+    "BlocksWorld",
     "Chain",
     "Duality",
     "FiniteMDP",
     "Functions",
+    "Maze",
+    "Memory",
     "MentalRotation",
+    "Multiplexer",
     "Option",
     "Options",
     "Step",
     "TwoRooms",
+    "Woods1",
+    "Woods101",
     "adapt",
     "environment_ids",
     "garnet",
@@ -39,20 +49,28 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BlocksWorld": "blocks",
     "Functions": "functions",
+    "Memory": "memory",
     "MentalRotation": "mental_rotation",
+    "Multiplexer": "multiplexer",
     "Option": "options",
     "Options": "options",
     "TwoRooms": "rooms",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
+    **dict.fromkeys(("Maze", "Woods1", "Woods101"), "mazes"),
 }
 _TWO_ROOMS = ("Red", "Green", "Blue", "GreenTask", "BlueTask")
 OURS = {
     "Bandit-v0": ("Bandit",),
+    "BlocksWorld3-v0": ("BlocksWorld",),
     "Chain-v0": ("Chain",),
     "Duality-v0": ("Duality",),
     "MentalRotation-v0": ("MentalRotation",),
+    **{f"Multiplexer{address + 2**address}-v0": ("Multiplexer", address) for address in (2, 3, 4)},
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},
+    "Woods1-v0": ("Woods1",),
+    "Woods101-v0": ("Woods101",),
 }
 """Our own ids: what is built for them, and with which arguments."""
 

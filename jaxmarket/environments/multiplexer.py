@@ -1,0 +1,118 @@
+"""The multiplexer: a Boolean function to be learnt from single examples.
+
+It is the classic test of classifier systems; the reward is as in Wilson (1995), "Classifier Fitness Based on Accuracy",
+but 1 instead of 1000.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmarket.types import Array, real
+
+__all__ = ["Multiplexer", "MultiplexerParams", "MultiplexerState"]
+
+_MOST = 5
+
+
+class MultiplexerState(struct.PyTreeNode):
+    """State of `Multiplexer`."""
+
+    bits: Array  # i32 [n] 0 or 1: the address, highest bit first, then the data
+    time: Array  # i32 [] steps since the reset
+
+
+class MultiplexerParams(struct.PyTreeNode):
+    """Parameters of `Multiplexer`."""
+
+    max_steps_in_episode: int = 1
+
+
+class Multiplexer(environment.Environment[Any, Any]):
+    """Which of two actions is right? The data bit that the address bits point to.
+
+    Observations are n = k + 2^k fair coins, f [n], k address bits and then the data. The action that is equal to the
+    data bit addressed pays 1, the other nothing, and the episode is over.
+
+    Args:
+        address: k, from 1 to 5: the multiplexers of 3, 6, 11, 20 and 37 bits.
+
+    Instances compare and hash by value.
+
+    Raises:
+        ValueError: ``address`` is out of range.
+    """
+
+    def __init__(self, address: int = 2) -> None:
+        super().__init__()
+        if isinstance(address, bool) or not isinstance(address, int) or not 1 <= address <= _MOST:
+            raise ValueError(f"address: expected a whole number of bits from 1 to {_MOST}, got {address!r}")
+        self.address = address
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Multiplexer) and self.address == other.address
+
+    def __hash__(self) -> int:
+        return hash((Multiplexer, self.address))
+
+    @property
+    def bits(self) -> int:
+        """How many bits are observed, n."""
+        return self.address + 2**self.address
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return f"Multiplexer{self.bits}-v0"
+
+    @property
+    def num_actions(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def default_params(self) -> Any:
+        """There are none but the limit."""
+        return MultiplexerParams()
+
+    def reset_env(self, key: Array, params: MultiplexerParams) -> tuple[Array, MultiplexerState]:
+        """Fair coins."""
+        bits = jax.random.bernoulli(key, shape=(self.bits,)).astype(jnp.int32)
+        state = MultiplexerState(bits=bits, time=jnp.zeros((), jnp.int32))
+        return self.get_obs(state), state
+
+    def step_env(
+        self, key: Array, state: MultiplexerState, action: Any, params: MultiplexerParams
+    ) -> tuple[Array, MultiplexerState, Array, Array, dict[Any, Any]]:
+        """Answer."""
+        del key
+        reward = (jnp.asarray(action) == self.answer(state.bits)).astype(real())
+        state = state.replace(time=state.time + 1)
+        return self.get_obs(state), state, reward, jnp.ones((), bool), {}
+
+    def answer(self, bits: Array) -> Array:
+        """The data bit addressed: i32 [...] of i32 [..., n]."""
+        address, data = bits[..., : self.address], bits[..., self.address :]
+        weights = 2 ** jnp.arange(self.address - 1, -1, -1, dtype=jnp.int32)
+        where = jnp.sum(address * weights, -1, keepdims=True, dtype=jnp.int32)
+        return jnp.take_along_axis(data, where, -1)[..., 0]
+
+    def get_obs(self, state: MultiplexerState, params: Any = None, key: Any = None) -> Array:
+        """The bits: f [n]."""
+        return state.bits.astype(real())
+
+    def action_space(self, params: Any = None) -> spaces.Discrete:
+        """0 and 1."""
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: Any = None) -> spaces.Box:
+        """Bits."""
+        return spaces.Box(0, 1, (self.bits,), real())
+
+    def optimal_return(self, gamma: float | None = None) -> float:
+        """1."""
+        del gamma
+        return 1.0
