@@ -192,7 +192,7 @@ def reproduce(
         list_: show the experiments and their sources.
         quick: a smaller budget, two minutes on two idle cores: shows that it works, and is no evidence.
         full: the published settings with Beta bids and 2,000 updates throughout, beside the others; hours on a CPU.
-        seeds: independent seeds per condition; 16 by default.
+        seeds: independent seeds per condition; 16 by default for most.
         seed: of all randomness.
         resolution: mental-rotation only: side of the images in pixels, 32 by default; the paper's is 64.
         depth: mental-rotation only: two functions each time, or as many as an input needs.

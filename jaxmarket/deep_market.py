@@ -174,8 +174,8 @@ def open_market(
     )
 
 
-def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms) -> tuple[Array, Array]:
-    """Bids f [B, N], capped by purses, `SILENCE` of the dead; and the offers f [N], newcomers' fixed."""
+def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, frozen: bool) -> tuple[Array, Array]:
+    """Bids f [B, N], capped by purses, `SILENCE` of the dead; and the offers f [N], newcomers' fixed unless frozen."""
     p = population
     purse = jnp.maximum(p.wealth, 0) / market.instances
     each_agent = jax.vmap(market.language.bid, (0, None, 0))
@@ -186,8 +186,9 @@ def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms) 
         willing, settled = bids > SILENCE, ~jnp.isnan(offer)
         best = jnp.max(jnp.where(willing & settled, jnp.minimum(offer, purse), 0), axis=1)  # [B]
         entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # of the first instance that it bids in
-        offer = jnp.where(willing.any(0) & ~settled, entry, offer)
-        bids = jnp.where(willing, offer, SILENCE)
+        if not frozen:
+            offer = jnp.where(willing.any(0) & ~settled, entry, offer)
+        bids = jnp.where(willing & ~jnp.isnan(offer), offer, SILENCE)
     return jnp.minimum(bids, purse), offer
 
 
@@ -211,10 +212,12 @@ def _sell(
     env_state: PyTree,
     env_params: PyTree,
     terms: Terms,
+    *,
+    frozen: bool = False,
 ) -> tuple[Outcome, Array, Array, Array]:
     """Auctions of any number of states: outcomes [B], prices f [B, 2], actions i32 [B], and the offers f [N]."""
     p = population
-    bids, offer = _bids(market, p, obs, terms)
+    bids, offer = _bids(market, p, obs, terms, frozen)
     eligible = bids > SILENCE
     if hasattr(market.env.env, "legal_actions"):
         legal = jax.vmap(market.env.legal, (0, None))(env_state, env_params)  # [B, P]
@@ -238,7 +241,10 @@ def forward(
     env_params: PyTree,
     terms: Terms | None = None,
 ) -> tuple[Outcome, Array, Array]:
-    """Algorithm 1's forward pass: who would win each state, and what they would do. Moves no money, nobody explores.
+    """Algorithm 1's forward pass: who would win each state, and what they would do.
+
+    The market is frozen: no money moves, nobody explores, and newcomers whose bid is to be fixed at entry
+    (`Terms.markup`) stay out.
 
     Args:
         market, population, terms: as in `step`.
@@ -251,7 +257,7 @@ def forward(
     """
     terms = (terms or Terms()).replace(exploration=None)
     draws = jax.random.uniform(key, (obs.shape[0], _DRAWS), real())
-    outcome, prices, actions, _ = _sell(market, draws, population, obs, env_state, env_params, terms)
+    outcome, prices, actions, _ = _sell(market, draws, population, obs, env_state, env_params, terms, frozen=True)
     return outcome, prices[:, 1], actions
 
 
@@ -341,8 +347,7 @@ def _step(
     accounts = accounts.at[winner].add(reward)
 
     wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
-    wealth = accounts[:places]
-    rent, levy, tax = _charges(market, p, wealth, wins, terms)
+    wealth, rent, levy, tax = _charges(market, p, accounts[:places], wins, terms)
     returns, lengths = e.episode_return + after.undiscounted, e.episode_length + after.duration.astype(jnp.int32)
     nothing = jnp.zeros((), real())
     books = Books(
@@ -369,9 +374,7 @@ def _step(
         return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     economy = e.replace(
-        population=p.replace(
-            wealth=wealth - rent - levy - tax, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)
-        ),
+        population=p.replace(wealth=wealth, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)),
         env_state=jax.tree.map(begin, chance.fresh[1], after.env_state),
         obs=begin(chance.fresh[0], after.obs),
         owner=jnp.where(done, e.original_owner, owner),
@@ -386,18 +389,24 @@ def _step(
 
 def _charges(
     market: DeepMarket, population: Population, wealth: Array, wins: Array, terms: Terms
-) -> tuple[Array, Array, Array]:
-    """Rent, levy and tax of every agent, f [N] each. Nobody is charged into debt."""
-    left = jnp.maximum(wealth, 0)
+) -> tuple[Array, Array, Array, Array]:
+    """What is left of every agent's wealth, its rent, its levy and its tax: f [N] each. Nobody is charged into debt."""
     rent = levy = tax = jnp.zeros_like(wealth)
+    left = wealth
+
+    # Booked is what an account in fact became smaller by: a charge that is tiny beside it is rounded when it is taken.
+    def take(left: Array, charge: Array) -> tuple[Array, Array]:
+        after = left - charge
+        return after, left - after
+
     if terms.rent is not None:
-        rent = terms.rent * wins / market.instances * left
+        left, rent = take(left, terms.rent * wins / market.instances * jnp.maximum(left, 0))
     if terms.levy is not None:
-        levy = terms.levy * (left - rent)
+        left, levy = take(left, terms.levy * jnp.maximum(left, 0))
     if terms.tax is not None:
         owed = terms.tax * jax.vmap(market.language.cost)(population.agents)
-        tax = jnp.minimum(owed, left - rent - levy)
-    return rent, levy, tax
+        left, tax = take(left, jnp.minimum(owed, jnp.maximum(left, 0)))
+    return left, rent, levy, tax
 
 
 class Round(struct.PyTreeNode):

@@ -134,7 +134,7 @@ _SOURCES = {
 _WINDOWS = 60  # points of a curve, each a mean over rounds
 
 
-def _windows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _windows(values: Any) -> tuple[np.ndarray, np.ndarray]:
     """Round numbers and means of windows of equal length, [W] and [W, ...]."""
     width = max(1, len(values) // _WINDOWS)
     count = len(values) // width
@@ -153,7 +153,7 @@ def draw_population(ax: "Axes", rounds: "Round") -> None:
     changes.plot(ends, _windows(rounds.births.deaths)[1], color="tab:red", linewidth=1, label="deaths")
     changes.set(ylabel="per round", ylim=(0, None))
     lines = [*ax.get_lines(), *changes.get_lines()]
-    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8)
+    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="lower right")
 
 
 def draw_wealth(ax: "Axes", rounds: "Round") -> None:
@@ -162,7 +162,11 @@ def draw_wealth(ax: "Axes", rounds: "Round") -> None:
     ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color="tab:blue", alpha=0.25, label="middle half")
     ax.plot(ends, wealth[:, 2], color="tab:blue", label="median")
     ax.plot(ends, wealth[:, 4], color="tab:orange", label="richest")
-    ax.set_yscale("symlog", linthresh=max(1e-3, float(np.median(wealth[:, 2]))))
+    lowest = max(1e-3, float(wealth[:, 1].min()))
+    ax.set_yscale("log")
+    ax.set_ylim(lowest / 1.5, 1.5 * max(lowest, float(wealth[:, 4].max())))
+    if wealth[:, 4].max() < 30 * lowest:  # hardly a decade: say where things are
+        ax.yaxis.set_minor_formatter("{x:g}")
     ax.set(xlabel="round", ylabel="wealth", title="wealth of the living")
     ax.legend(frameon=False, fontsize=8)
 
@@ -197,8 +201,9 @@ def draw_flows(ax: "Axes", rounds: "Round") -> None:
             ends, mean = _windows(values)
             ax.plot(ends, sign * mean, color=f"C{i}", label=label)
     ax.axhline(0, color="black", linewidth=0.8)
+    ax.margins(y=0.35)  # room for the legend
     ax.set(xlabel="round", ylabel="per round", title="money in and out")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=7, ncol=2, loc="upper left")
 
 
 def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) -> None:

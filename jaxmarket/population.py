@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 
 from jaxmarket.languages import Language
 from jaxmarket.types import NOBODY, Array, PyTree, real
@@ -120,7 +121,7 @@ def found(agents: PyTree, wealth: Array, alive: Array | None = None) -> Populati
         raise ValueError(
             f"agents: expected {capacity} of them, one for each wealth, got leading axes {sorted(lengths)}"
         )
-    if not isinstance(wealth, jax.core.Tracer) and not bool((wealth >= 0).all()):
+    if not isinstance(wealth, Tracer) and not bool((wealth >= 0).all()):
         raise ValueError(f"wealth: agents cannot start with debts, the least is {float(wealth.min())}")
     ident = jnp.where(alive, jnp.cumsum(alive, dtype=jnp.int32) - 1, NOBODY)
     step = jnp.zeros(capacity, jnp.int32)

@@ -136,7 +136,7 @@ def test_reports_are_tables_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["steps"], "name: unknown benchmark 'steps'; choose from step, train, scale, compile, roofline"),
+        (["steps"], "name: unknown benchmark 'steps'; choose from step, train, scale, population, compile, roofline"),
         (["step", "--cores", "0"], "cores: expected a whole number >= 1, got 0"),
         (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
     ],
@@ -170,6 +170,7 @@ FIELDS = {
     "step": {"market_tax"},
     "train": {"train_over_rollout", "society_over_monolithic", "chain_steps_per_second", "seeds64_over_single"},
     "scale": {"exponent_time", "exponent_memory"},
+    "population": {"exponent_rules", "rules_4096_agents_steps_per_second"},
     "compile": {"import_seconds", "main_job_compile_seconds"},
     "roofline": {"achieved", "gflops_limit", "gbytes_per_second_limit"},
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxmarket import deep_market, population
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
-from jaxmarket.deep_market import DeepMarket, forward, money, open_market, run, step
+from jaxmarket.deep_market import DeepMarket, forward, money, open_market, run
 from jaxmarket.environments import make
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.languages import SILENCE, Networks, Table, Tables
@@ -21,6 +21,7 @@ from jaxmarket.types import HOUSE
 STATES, ACTIONS, AGENTS = 4, 3, 6
 WORLD = garnet(3, STATES, ACTIONS, 0.9, branching=1)  # never ends, deterministic, rewards in [0, 1)
 LANGUAGE = Tables(STATES, ACTIONS)
+step = jax.jit(deep_market.step, static_argnums=0)
 
 
 def tables(seed, agents=AGENTS, silent=0.2):
@@ -76,10 +77,9 @@ def test_one_instance_is_the_printed_algorithm(seed, rent):
     economy = open_market(market, jax.random.key(seed), WORLD.default_params, found(agents, wealth), original_owner=2)
     state = int(economy.env_state.index[0])
     terms = Terms(rent=rent)
-    move = jax.jit(lambda key, economy: step(market, key, economy, WORLD.default_params, terms)[0])
     ours = []
     for key in jax.random.split(jax.random.key(7), steps):
-        economy = move(key, economy)
+        economy, _, _ = step(market, key, economy, WORLD.default_params, terms)
         ours.append((int(economy.owner[0]), int(economy.env_state.index[0]), *np.asarray(economy.population.wealth)))
     theirs = printed_algorithm(agents, wealth, 2, state, steps, rent or 0.0)
     np.testing.assert_array_equal(np.array(ours)[:, :2], theirs[:, :2])
@@ -189,12 +189,12 @@ def test_the_ledger_adds_up_over_a_long_run():
     terms = Terms(
         rent=0.001, levy=1e-4, tax=1e-4, exploration=0.05, allowance=4.0, mutants=0.5, birth_rate=0.5, patience=200
     )
-    start, end, rounds = lived(market, terms, rounds=250, period=50, cradles=2, living=20, wealth=4.0)
+    start, end, rounds = lived(market, terms, rounds=200, period=64, cradles=2, living=20, wealth=4.0)
     b = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), rounds.books)
     residual = abs(float(money(end)) - float(money(start)) - b.net) / b.moved
     assert residual < 1e-6
     assert min(b.reward, b.allowance, b.house, b.rent, b.levy, b.tax, b.estate) > 0, "every flow took part"
-    assert b.auctions == 250 * 50 * 8
+    assert b.auctions == 200 * 64 * 8
     assert int(rounds.births.deaths.sum()) > 100
 
 
@@ -358,6 +358,11 @@ def test_a_novice_bids_the_best_rivals_offer_and_a_little_more_for_life():
         market, jax.random.key(9), economy.population, economy.obs, economy.env_state, WORLD.default_params, terms
     )
     assert (int(outcome.winner[0]), float(prices[0])) == (1, 0.75)
+    newcomer = economy.population.replace(offer=jnp.array([0.5, jnp.nan, 0.9]))
+    outcome, _, _ = forward(
+        market, jax.random.key(9), newcomer, economy.obs, economy.env_state, WORLD.default_params, terms
+    )
+    assert int(outcome.winner[0]) == 0, "a frozen market lets nobody in"
 
 
 def test_a_novice_that_is_silent_enters_later():
@@ -412,10 +417,21 @@ def test_vmapped_over_seeds_and_terms():
 
 def test_types_survive_x64():
     market = DeepMarket(make("Chain-v0")[0], Networks(6, 2, (3,)), 4, instances=2)
+
+    def lives(key):
+        params = market.env.default_params
+        start = open_market(market, key, params)
+        return start, *run(market, key, start, params, Terms(markup=0.1, rent=0.1), rounds=2, period=2, cradles=2)
+
+    def types(tree):
+        return jax.tree.map(lambda leaf: leaf.dtype, tree)
+
     with jax.enable_x64(True):
-        _, end, rounds = lived(market, Terms(markup=0.1, rent=0.1), rounds=2, period=2)
+        start, end, rounds = jax.eval_shape(lives, jax.random.key(0))
+        assert types(start) == types(end)
         assert end.population.wealth.dtype == rounds.money.dtype == jnp.float64
-    _, end, rounds = lived(market, Terms(markup=0.1, rent=0.1), rounds=2, period=2)
+    start, end, rounds = jax.eval_shape(lives, jax.random.key(0))
+    assert types(start) == types(end)
     assert end.population.wealth.dtype == rounds.money.dtype == jnp.float32
 
 

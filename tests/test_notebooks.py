@@ -9,7 +9,14 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+LONG = ("03", "04")  # a minute or more even when they are shortened
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * p.stem.startswith(LONG)) for p in NOTEBOOKS],
+    ids=[p.stem for p in NOTEBOOKS],
+)
 def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXMARKET_SMOKE", "1")  # notebooks that can be shorter are
     monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))

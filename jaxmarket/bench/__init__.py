@@ -14,6 +14,7 @@ BENCHMARKS = {
     "step": "rollouts beside the same environment and networks without a market",
     "train": "complete training beside a monolithic agent, many seeds, and Stable-Baselines3",
     "scale": "growth of time and memory with bidders, instances and width",
+    "population": "births, deaths and auctions of up to thousands of agents with one table of wealth",
     "compile": "import, tracing and compiling against the size of the program",
     "roofline": "training beside the device's arithmetic and memory limits",
 }

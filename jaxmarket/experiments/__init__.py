@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxmarket.experiments import (
+    bucket_brigade,
+    hayek,
     identities,
+    memory_market,
     mental_rotation,
     modularity,
+    neural_bucket_brigade,
     numerical,
     redundancy,
     truthfulness,
@@ -39,7 +43,8 @@ class Experiment:
         shows: what it is about, in a line.
         source: paper, section, figure.
         run: does it.
-        quick_seeds: seeds where a quick look is wanted; 16 otherwise.
+        quick_seeds: seeds where a quick look is wanted.
+        seeds: seeds otherwise.
         settings: what else can be chosen, and what it is by default.
     """
 
@@ -47,6 +52,7 @@ class Experiment:
     source: str
     run: Callable[[Options], Report]
     quick_seeds: int
+    seeds: int = 16
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -108,6 +114,32 @@ EXPERIMENTS = {
         quick_seeds=4,
         settings={"resolution": 32, "depth": "fixed"},
     ),
+    "neural-bucket-brigade": Experiment(
+        "weight as money inside a network: XOR, and the direction of a moving light",
+        "Schmidhuber (1989), Simple Experiments",
+        neural_bucket_brigade.run,
+        quick_seeds=6,
+        seeds=20,
+    ),
+    "bucket-brigade": Experiment(
+        "rules with wealth: the 6-multiplexer and Woods1, and what breaks without each part of the market",
+        "Holland (1985); Goldberg (1989), ch. 6; Wilson (1987, 1994)",
+        bucket_brigade.run,
+        quick_seeds=4,
+    ),
+    "hayek": Experiment(
+        "programs with wealth learn with three blocks and are given twelve; what breaks without money, property, rent",
+        "Baum (1999); Baum and Durdanovic (2000)",
+        hayek.run,
+        quick_seeds=4,
+        seeds=8,
+    ),
+    "memory-market": Experiment(
+        "agents that read and write a bit, where what is seen is not enough",
+        "Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
+        memory_market.run,
+        quick_seeds=4,
+    ),
 }
 """The reproductions by name."""
 
@@ -131,7 +163,7 @@ def reproduce(
             ``reproductions/NAME`` by default, with ``-quick``, ``-full`` and the number of seeds where given.
         quick: a smaller budget: shows that it works, and is no evidence.
         full: the published settings with Beta bids and 2,000 updates throughout, beside the others; hours on a CPU.
-        seeds: independent seeds per condition; 16 by default, fewer if quick.
+        seeds: independent seeds per condition; those of the experiment by default (16, most of them), fewer if quick.
         seed: of all randomness.
         progress: whether to show a progress bar.
         settings: what only this experiment lets one choose (`Experiment.settings`); None means the default.
@@ -146,7 +178,7 @@ def reproduce(
     experiment = EXPERIMENTS[name]
     suffix = "-quick" if quick else "-full" if full else ""
     if seeds is None:
-        seeds = experiment.quick_seeds if quick else 16
+        seeds = experiment.quick_seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:

@@ -1,0 +1,106 @@
+"""How fast populations live: bids, auctions, payments, births and deaths, against their capacity."""
+
+from typing import TYPE_CHECKING
+
+import jax
+
+from jaxmarket import deep_market
+from jaxmarket.bench.timing import Report, exponent, measure
+from jaxmarket.deep_market import DeepMarket, Economy, Round
+from jaxmarket.environments import make
+from jaxmarket.languages import Language, Programs, Rules, Tables
+from jaxmarket.plotting import figure
+from jaxmarket.population import Terms
+from jaxmarket.tables import progress
+from jaxmarket.types import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["churn", "languages", "run"]
+
+_INSTANCES, _PERIOD, _CRADLES = 256, 10, 16
+_TERMS = Terms(allowance=256.0, mutants=0.5, levy=1e-3, tax=1e-3, patience=40, displace=True)
+
+
+def languages() -> dict[str, tuple[str, Language]]:
+    """An environment and how agents are written down, by name."""
+    return {
+        "rules": ("Multiplexer6-v0", Rules(6, 2)),
+        "programs": ("BlocksWorld3-v0", Programs(13, 6)),
+        "tables": ("Chain-v0", Tables(6, 2)),
+    }
+
+
+def churn(market: DeepMarket, rounds: int, key: Array, economy: Economy) -> tuple[Economy, Round]:
+    """So many rounds of ten steps, after each of which up to sixteen agents are born."""
+    return deep_market.run(
+        market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, cradles=_CRADLES
+    )
+
+
+def run(quick: bool = False) -> Report:
+    """Sweep the capacity, for each language, at 256 instances."""
+    report = Report("population")
+    capacities = (64, 512, 4096) if quick else tuple(2**k for k in range(4, 14))
+    wanted = {"rules": languages()["rules"]} if quick else languages()
+    todo, done = len(capacities) * len(wanted), 0
+    with progress("population", unit="sizes") as show:
+        for name, (env_id, language) in wanted.items():
+            rows = report.tables.setdefault(f"{name} on {env_id}", [])
+            for capacity in capacities:
+                show(done, todo, f"{capacity} agents, {name}")
+                market = DeepMarket(make(env_id)[0], language, capacity, _INSTANCES)
+                economy = deep_market.open_market(market, jax.random.key(0), market.env.default_params, wealth=256.0)
+                rounds = max(1, (2_000_000 if quick else 10_000_000) // (capacity * _INSTANCES * _PERIOD))
+                steps = rounds * _PERIOD
+
+                def lives(key: Array, economy: Economy, market: DeepMarket = market, rounds: int = rounds) -> tuple:
+                    return churn(market, rounds, key, economy)
+
+                timing = measure({"": (lives, (jax.random.key(1), economy))})[""]
+                _, lived = jax.jit(lives)(jax.random.key(1), economy)
+                report.timings[f"{capacity} {name}"] = timing.raw()
+                seconds = timing.median / steps
+                rows.append(
+                    {
+                        "capacity": capacity,
+                        "µs per step": 1e6 * seconds,
+                        "M agents × instances × steps/s": capacity * _INSTANCES / seconds / 1e6,
+                        "M env steps/s": _INSTANCES / seconds / 1e6,
+                        "births per round": float((lived.births.ident >= 0).sum() / rounds),
+                        "deaths per round": float(lived.births.deaths.sum() / rounds),
+                        "compile s": timing.compile_seconds,
+                    }
+                )
+                done += 1
+        show(todo, todo)
+    for name, (env_id, _) in wanted.items():
+        rows = report.tables[f"{name} on {env_id}"]
+        large = [row for row in rows if row["capacity"] >= 512]
+        sizes, times = [row["capacity"] for row in large], [row["µs per step"] for row in large]
+        report.headline[f"exponent_{name}"] = exponent(sizes, times)
+        largest = next(row for row in rows if row["capacity"] == 4096)
+        report.headline[f"{name}_4096_agents_steps_per_second"] = 1e6 * largest["M agents × instances × steps/s"]
+    report.figure = _draw(report)
+    report.notes.append(
+        f"{_INSTANCES} instances with one table of wealth; a step is an auction, its payments and an environment step "
+        f"in each; up to {_CRADLES} births after every {_PERIOD} steps; one program per capacity, never traced again"
+    )
+    report.notes.append("exponents: of time per step with capacity, from 512 agents on")
+    return report
+
+
+def _draw(report: Report) -> "Figure":
+    """Time per step against capacity, and the slope of proportional growth."""
+    fig, (left, right) = figure(2, width=4.6, height=3.4)
+    for i, (title, rows) in enumerate(report.tables.items()):
+        sizes = [row["capacity"] for row in rows]
+        times = [row["µs per step"] for row in rows]
+        left.loglog(sizes, times, "o-", color=f"C{i}", label=title)
+        left.loglog(sizes, [times[-1] / sizes[-1] * size for size in sizes], color=f"C{i}", linestyle=":", linewidth=1)
+        right.semilogx(sizes, [row["M agents × instances × steps/s"] for row in rows], "o-", color=f"C{i}", label=title)
+    left.set(xlabel="places for agents", ylabel="µs per step of 256 instances", title="dotted: proportional growth")
+    right.set(xlabel="places for agents", ylabel="M agents × instances × steps/s", ylim=(0, None))
+    left.legend(frameon=False, fontsize=8)
+    return fig

@@ -1,0 +1,215 @@
+"""What the reproductions of older economies share: growing a deep market over many seeds, and showing how it lived."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import deep_market, plotting, tables
+from jaxmarket.deep_market import DeepMarket, Economy, Round
+from jaxmarket.population import Lineage, Population, Terms
+from jaxmarket.types import Array, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Grown", "Plan", "grow", "life", "residual"]
+
+Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]
+"""What is measured of one population between chunks: ``(market, key, population, terms)`` to numbers by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One condition of an experiment: a market, and how long it lives on which terms.
+
+    Attributes:
+        name: of the condition.
+        market: the static description.
+        terms: on which agents live; numbers.
+        rounds, period, cradles: as in `deep_market.run`.
+        living: agents to begin with, each with ``wealth``.
+        chunks: parts in which the rounds are run; measurements are made after each.
+        settling: at the end, chunks in which nobody is born: what lives then has proved itself.
+        stages: environment parameters of each chunk, the last ones for all that follow; the default ones if empty.
+    """
+
+    name: str
+    market: DeepMarket
+    terms: Terms
+    rounds: int
+    period: int
+    cradles: int
+    living: int
+    wealth: float
+    chunks: int = 10
+    settling: int = 0
+    stages: tuple[PyTree, ...] = ()
+
+    def env_params(self, chunk: int) -> PyTree:
+        """The environment's parameters in that chunk."""
+        if not self.stages:
+            return self.market.env.default_params
+        return self.stages[min(chunk, len(self.stages) - 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """What became of a plan, over seeds.
+
+    Attributes:
+        plan: the condition.
+        opened: money when the market opened, f64 [seeds].
+        rounds: every round, leaves f64 or i64 [seeds, rounds, ...]. NumPy, like all that follows.
+        measured: by name, f [chunks, seeds].
+        economy: in the end, leaves [seeds, ...].
+    """
+
+    plan: Plan
+    opened: np.ndarray
+    rounds: Round
+    measured: dict[str, np.ndarray]
+    economy: Economy
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Environment steps of all instances at the end of each chunk: i [chunks]."""
+        plan = self.plan
+        return np.arange(1, plan.chunks + 1) * (plan.rounds // plan.chunks) * plan.period * plan.market.instances
+
+    def seed(self, seed: int) -> Round:
+        """The rounds of one seed: leaves [rounds, ...]."""
+        return jax.tree.map(lambda leaf: leaf[seed], self.rounds)
+
+    def population(self, seed: int) -> Population:
+        """Who lives in the end, of one seed."""
+        return jax.tree.map(lambda leaf: leaf[seed], self.economy.population)
+
+    def lineage(self, seed: int) -> Lineage:
+        """Who descends from whom, of one seed."""
+        return Lineage(self.seed(seed).births, self.plan.living)
+
+
+@functools.partial(jax.jit, static_argnames=("market", "living"))
+def _open(market: DeepMarket, keys: Array, env_params: PyTree, living: int, wealth: float) -> tuple[Economy, Array]:
+    def one(key: Array) -> tuple[Economy, Array]:
+        economy = deep_market.open_market(market, key, env_params, living=living, wealth=wealth)
+        return economy, deep_market.money(economy)
+
+    return jax.vmap(one)(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "cradles"), donate_argnames="economies")
+def _chunk(
+    market: DeepMarket,
+    keys: Array,
+    economies: Economy,
+    env_params: PyTree,
+    terms: Terms,
+    rounds: int,
+    period: int,
+    cradles: int,
+) -> tuple[Economy, Round]:
+    def one(key: Array, economy: Economy) -> tuple[Economy, Round]:
+        return deep_market.run(market, key, economy, env_params, terms, rounds=rounds, period=period, cradles=cradles)
+
+    return jax.vmap(one)(keys, economies)
+
+
+@functools.partial(jax.jit, static_argnames=("evaluate", "market"))
+def _measure(
+    evaluate: Evaluate, market: DeepMarket, keys: Array, populations: Population, terms: Terms
+) -> dict[str, Array]:
+    return jax.vmap(lambda key, population: evaluate(market, key, population, terms))(keys, populations)
+
+
+def grow(
+    plans: Sequence[Plan], evaluate: Evaluate, *, seeds: int, seed: int, label: str, shown: bool = True
+) -> dict[str, Grown]:
+    """Run every plan on the same seeds, one after the other; plans that differ in their terms compile once.
+
+    Args:
+        plans: the conditions.
+        evaluate: measured after every chunk, on frozen populations.
+        seeds: independent markets per plan, one vmapped call.
+        seed: of all randomness; every plan gets the same keys.
+        label: of the progress bar.
+        shown: whether to show it.
+    """
+    total = sum(plan.rounds // plan.chunks * plan.chunks * plan.period * plan.market.instances for plan in plans)
+    done, grown = 0, {}
+    with tables.progress(label, shown=shown) as show:
+        for plan in plans:
+            key_open, key = jax.random.split(jax.random.key(seed))
+            keys = jax.random.split(key_open, seeds)
+            economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
+            terms = jax.tree.map(jnp.asarray, plan.terms)
+            rounds, measured = [], []
+            for chunk in range(plan.chunks):
+                if chunk == plan.chunks - plan.settling:
+                    terms = terms.replace(birth_rate=jnp.zeros_like(terms.birth_rate))
+                key_run, key_measure, key = jax.random.split(key, 3)
+                economies, lived = _chunk(
+                    plan.market,
+                    jax.random.split(key_run, seeds),
+                    economies,
+                    plan.env_params(chunk),
+                    terms,
+                    plan.rounds // plan.chunks,
+                    plan.period,
+                    plan.cradles,
+                )
+                rounds.append(jax.device_get(lived))
+                keys = jax.random.split(key_measure, seeds)
+                measured.append(jax.device_get(_measure(evaluate, plan.market, keys, economies.population, terms)))
+                done += plan.rounds // plan.chunks * plan.period * plan.market.instances
+                note = ", ".join(f"{name} {values.mean():.3f}" for name, values in list(measured[-1].items())[:3])
+                show(done, total, f"{plan.name}: {note}")
+            grown[plan.name] = Grown(
+                plan=plan,
+                opened=np.asarray(opened, np.float64),
+                rounds=jax.tree.map(_join, *rounds),
+                measured={name: np.stack([m[name] for m in measured]) for name in measured[0]},
+                economy=jax.device_get(economies),
+            )
+    return grown
+
+
+def _join(*parts: np.ndarray) -> np.ndarray:
+    """Chunks of [seeds, rounds, ...] in a row, wide enough to be added up."""
+    joined = np.concatenate(parts, axis=1)
+    return joined.astype(np.float64 if joined.dtype.kind == "f" else np.int64)
+
+
+def residual(grown: Grown) -> float:
+    """|change of money - named flows| over money moved, of the worst seed.
+
+    Summed in float64 from the books of every round, which are float32: what is left is their rounding, or a bug.
+    """
+    books, held = grown.rounds.books, grown.rounds.money[:, -1]
+    unnamed = np.abs(held - grown.opened - np.asarray(books.net).sum(1))
+    return float((unnamed / np.maximum(1, np.asarray(books.moved).sum(1))).max())
+
+
+def life(grown: Grown, seed: int, title: str) -> "Figure":
+    """How one market lived: population, wealth, inequality, money by source, and the family of its richest agent."""
+    fig, axes = plotting.figure(3, 2, width=5.2, height=3.4)
+    rounds, population = grown.seed(seed), grown.population(seed)
+    plotting.draw_population(axes[0], rounds)
+    plotting.draw_wealth(axes[1], rounds)
+    plotting.draw_inequality(axes[2], rounds)
+    plotting.draw_money(axes[3], rounds, float(grown.opened[seed]))
+    plotting.draw_flows(axes[4], rounds)
+    richest = int(population.ident[np.argmax(np.where(population.alive, population.wealth, -np.inf))])
+    plotting.draw_lineage(axes[5], grown.lineage(seed), richest)
+    fig.suptitle(title, fontsize=10)
+    return fig
+
+
+def terms_of(terms: Terms) -> dict[str, Any]:
+    """Terms that are in force, by name, for a report."""
+    return {name: value for name, value in dataclasses.asdict(terms).items() if value is not None}
