@@ -26,16 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import deep_market, plotting
-from jaxmarket.auctions import Mechanism
 from jaxmarket.deep_market import DeepMarket
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
-from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
+from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.languages import ANYTHING, Rules
 from jaxmarket.population import Population, Terms
-from jaxmarket.types import Array, Outcome, real
+from jaxmarket.types import Array, real
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONDITIONS",
-    "UNPAID",
     "accuracy",
     "is_optimal",
     "mean_steps",
@@ -62,18 +60,6 @@ _MOST = 1e30  # money; float32 ends at 3e38
 
 NEAR = 2.0
 """Mean steps to food in Woods1 that count as near the optimum of 27/16 = 1.6875: five of 16 animals lose a step."""
-
-
-def _nothing(outcome: Outcome) -> Array:
-    return jnp.zeros_like(outcome.winning_bid)
-
-
-def _own(outcome: Outcome) -> Array:
-    return outcome.winning_bid
-
-
-UNPAID = Mechanism("unpaid", price=_nothing, resale=_own)
-"""Conservation off: sellers receive the winning bid from nowhere, and buyers pay nothing."""
 
 
 # --- what is measured

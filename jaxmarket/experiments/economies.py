@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import deep_market, plotting, tables
+from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
 from jaxmarket.deep_market import DeepMarket, Economy, Round
 from jaxmarket.population import Lineage, Population, Terms
 from jaxmarket.types import Array, PyTree
@@ -17,7 +18,10 @@ from jaxmarket.types import Array, PyTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Grown", "Plan", "grow", "life", "residual"]
+__all__ = ["UNPAID", "Grown", "Plan", "grow", "life", "residual", "terms_of"]
+
+UNPAID = Mechanism("unpaid", price=ENVIRONMENT_REWARD.price, resale=BUCKET_BRIGADE.resale)
+"""Conservation off: sellers receive the winning bid from nowhere, and buyers pay nothing."""
 
 Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]
 """What is measured of one population between chunks: ``(market, key, population, terms)`` to numbers by name."""

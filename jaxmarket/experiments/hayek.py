@@ -11,6 +11,7 @@ conserved and property that is respected, and rent, and mutation.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,15 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import deep_market, plotting
-from jaxmarket.auctions import Mechanism
 from jaxmarket.deep_market import DeepMarket
-from jaxmarket.environments.adapter import adapt
-from jaxmarket.environments.blocks import MOVES, BlocksWorld
-from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
+from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
+from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.languages import Programs
 from jaxmarket.population import Population, Terms, found
-from jaxmarket.types import Array, Outcome, PyTree
+from jaxmarket.types import Array, PyTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,18 +62,6 @@ def _world(sizes: tuple[int, ...], capacity: int | None = None) -> BlocksWorld:
     return BlocksWorld(sizes, sensors=SENSORS, capacity=capacity)
 
 
-def _free(outcome: Outcome) -> Array:
-    return jnp.zeros_like(outcome.winning_bid)
-
-
-def _own(outcome: Outcome) -> Array:
-    return outcome.winning_bid
-
-
-UNPAID = Mechanism("unpaid", price=_free, resale=_own)
-"""Sellers are paid what buyers bid, and buyers pay nothing: money is not conserved."""
-
-
 def plans(options: Options) -> list[Plan]:
     """The economy and its ablations; a quick run has the first alone."""
     market = DeepMarket(adapt(_world((1, 2, 3))), LANGUAGE, _AGENTS)
@@ -97,27 +85,46 @@ def plans(options: Options) -> list[Plan]:
 # --- tests
 
 
-def _attempt(act: Any, key: Array, size: Array, instances: int) -> Array:
-    """Share of random instances of that size that are solved in time. ``act(key, obs) -> i32 [instances]``."""
-    env = adapt(_world((1,), _CAPACITY))
-    params = env.default_params.replace(sizes=size[None])
+def _attempt(
+    act: Callable[[Array, Array], Array], key: Array, env: Adapter, params: BlocksParams, instances: int
+) -> tuple[Array, Array]:
+    """Share of random instances that are solved in time, and environment steps spent on all of them: f [], i32 [].
+
+    Args:
+        act: ``(key, obs) -> i32 [instances]``.
+        key: used up.
+        env, params: which instances.
+        instances: how many.
+    """
     key_reset, key = jax.random.split(key)
     obs, states = jax.vmap(env.reset, (0, None))(jax.random.split(key_reset, instances), params)
 
     def going(carry: PyTree) -> Array:
-        return ~carry[-1].all()
+        return ~carry[-2].all()
 
     def move(carry: PyTree) -> PyTree:
-        key, obs, states, solved, over = carry
+        key, obs, states, solved, over, steps = carry
         key_act, key_step, key = jax.random.split(key, 3)
-        after = jax.vmap(env.step, (0, 0, 0, None))(
-            jax.random.split(key_step, instances), states, act(key_act, obs), params
-        )
-        solved = solved | (after.terminated & ~over)
-        return key, after.obs, after.env_state, solved, over | after.terminated | after.truncated
+        keys = jax.random.split(key_step, instances)
+        after = jax.vmap(env.step, (0, 0, 0, None))(keys, states, act(key_act, obs), params)
+        solved, steps = solved | (after.terminated & ~over), steps + (~over).sum(dtype=jnp.int32)
+        return key, after.obs, after.env_state, solved, over | after.terminated | after.truncated, steps
 
     nobody = jnp.zeros(instances, bool)
-    return jax.lax.while_loop(going, move, (key, obs, states, nobody, nobody))[3].mean()
+    start = key, obs, states, nobody, nobody, jnp.zeros((), jnp.int32)
+    _, _, _, solved, _, steps = jax.lax.while_loop(going, move, start)
+    return solved.mean(), steps
+
+
+def _examine(act: Callable[[Array, Array], Array], key: Array, sizes: tuple[int, ...], instances: int) -> Array:
+    """Success on fresh instances of each size: f [sizes]."""
+    env = adapt(_world((1,), _CAPACITY))
+
+    def one(each: tuple[Array, Array]) -> Array:
+        key, size = each
+        return _attempt(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
+
+    return jax.lax.map(one, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
 
 
 def success(
@@ -131,8 +138,7 @@ def success(
     def act(key: Array, obs: Array) -> Array:
         return deep_market.forward(market, key, population, obs, None, None, terms)[2]
 
-    keys = jax.random.split(key, len(sizes))
-    return jax.lax.map(lambda each: _attempt(act, each[0], each[1], instances), (keys, jnp.asarray(sizes)))
+    return _examine(act, key, sizes, instances)
 
 
 def _progress(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
@@ -175,31 +181,15 @@ def _lead_all(team: PyTree, key: Array, obs: Array) -> Array:
     return jnp.where(some, action, jax.random.randint(key, action.shape, 0, len(MOVES)))
 
 
-def _trial(team: PyTree, key: Array) -> tuple[Array, Array]:
-    """Success of a team on random instances of the sizes trained with, and environment steps spent."""
-    env = adapt(_world((1, 2, 3)))
-    params = env.default_params
-    key_reset, key = jax.random.split(key)
-    obs, states = jax.vmap(env.reset, (0, None))(jax.random.split(key_reset, _TRIALS), params)
-
-    def move(carry: PyTree, key: Array) -> tuple[PyTree, None]:
-        obs, states, solved, over, steps = carry
-        key_act, key_step = jax.random.split(key)
-        actions = _lead_all(team, key_act, obs)
-        after = jax.vmap(env.step, (0, 0, 0, None))(jax.random.split(key_step, _TRIALS), states, actions, params)
-        solved, steps = solved | (after.terminated & ~over), steps + (~over).sum(dtype=jnp.int32)
-        return (after.obs, after.env_state, solved, over | after.terminated | after.truncated, steps), None
-
-    nobody = jnp.zeros(_TRIALS, bool)
-    start = obs, states, nobody, nobody, jnp.zeros((), jnp.int32)
-    (_, _, solved, _, steps), _ = jax.lax.scan(move, start, jax.random.split(key, 10 * TRAINED))
-    return solved.mean(), steps
-
-
 def _generation(teams: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Array]]:
     """The next generation; the best team of this one, and environment steps spent."""
     key_trial, key_parent, key_member, key_mutate = jax.random.split(key, 4)
-    fitness, steps = jax.vmap(_trial, (0, None))(teams, key_trial)  # all on the same instances
+    env = adapt(_world((1, 2, 3)))
+
+    def trial(team: PyTree) -> tuple[Array, Array]:
+        return _attempt(functools.partial(_lead_all, team), key_trial, env, env.default_params, _TRIALS)
+
+    fitness, steps = jax.vmap(trial)(teams)  # all on the same instances
     best = jnp.argsort(-fitness)[:_ELITE]
     children, rows = _TEAMS - _ELITE, jnp.arange(_TEAMS - _ELITE)
     parents = best[jax.random.randint(key_parent, (children,), 0, _ELITE)]
@@ -238,10 +228,7 @@ def teams(keys: Array, budget: int, instances: int) -> tuple[Array, Array]:
         spent = jnp.cumsum(steps)
         last = jnp.maximum(jnp.sum(spent <= budget) - 1, 0)
         team = jax.tree.map(lambda leaf: leaf[last], best)
-        found = jax.lax.map(
-            lambda each: _attempt(functools.partial(_lead_all, team), each[0], each[1], instances),
-            (jax.random.split(key_exam, len(SIZES)), jnp.asarray(SIZES)),
-        )
+        found = _examine(functools.partial(_lead_all, team), key_exam, SIZES, instances)
         return found, spent[last]
 
     return jax.vmap(one)(keys)
@@ -346,13 +333,14 @@ def _economies(grown: dict[str, Grown]) -> Sheet:
                 "to the house": total("house"),
                 "rent and tax": total("rent") + total("tax"),
                 "the dead": total("estate"),
+                "unexplained": residual(each),
             }
         )
     note = (
         "means over seeds, in the last tenth of training; solved: training instances, price: per sale, living: agents\n"
         "money by source, summed over all of training, is in economies.csv and the figure"
     )
-    aside = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead")
+    aside = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
     return Sheet("economies", "the economies", rows, note, aside=aside)
 
 
