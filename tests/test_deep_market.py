@@ -340,6 +340,21 @@ def test_illegal_actions_are_not_bid_for():
     assert wins.tolist() == [1, 0]
 
 
+def test_the_dead_do_not_bid_pay_or_act():
+    """The highest bidder by far is dead, and so is the owner's neighbour: nothing that happens is theirs."""
+    agents = Table(jnp.array([[0.9] * STATES, [0.1] * STATES, [0.8] * STATES]), jnp.array([0, 1, 2], jnp.int32))
+    alive = jnp.array([False, True, False])
+    market = DeepMarket(WORLD, LANGUAGE, 3)
+    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.full(3, 5.0), alive))
+    terms = Terms(rent=0.1, levy=0.1, tax=0.1, exploration=0.5, markup=0.2)
+    for t in range(10):
+        economy, books, wins = step(market, jax.random.key(t), economy, WORLD.default_params, terms)
+        assert wins.tolist() == [0, 1, 0]
+        assert float(books.sales) == pytest.approx(0.2)
+    assert np.asarray(economy.population.wealth)[[0, 2]].tolist() == [0, 0]
+    assert np.isnan(np.asarray(economy.population.offer)[[0, 2]]).all()
+
+
 # --- entry
 
 

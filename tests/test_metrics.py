@@ -28,6 +28,8 @@ def test_gini_by_hand():
     assert metrics.gini(jnp.ones(5)) == pytest.approx(0)
     assert metrics.gini(jnp.array([0.0, 0.0, 0.0, 8.0])) == pytest.approx(3 / 4)
     assert metrics.gini(jnp.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 9)
+    some = jnp.array([True, False, True, False, True])
+    assert metrics.gini(jnp.array([1.0, 9.0, 3.0, -7.0, 2.0]), some) == pytest.approx(2 / 9)
     assert metrics.gini(jnp.array([-1.0, 3.0])) == pytest.approx(0.5)  # |difference| 4 twice, over 4, over 2 · 2
     assert np.isnan(metrics.gini(jnp.zeros(3)))
 
