@@ -153,7 +153,7 @@ def draw_population(ax: "Axes", rounds: "Round") -> None:
     changes.plot(ends, _windows(rounds.births.deaths)[1], color="tab:red", linewidth=1, label="deaths")
     changes.set(ylabel="per round", ylim=(0, None))
     lines = [*ax.get_lines(), *changes.get_lines()]
-    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="lower right")
+    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="center left")
 
 
 def draw_wealth(ax: "Axes", rounds: "Round") -> None:
@@ -225,9 +225,7 @@ def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) ->
             ax.plot(x, y, color="tab:orange" if own else "tab:gray", linewidth=2 if own else 0.6, zorder=2 + own)
     ax.scatter(lineage.born[line], [height[who] for who in line], s=14, color="tab:orange", zorder=4)
     ax.set_yticks([])
-    ax.set(
-        xlabel="round of birth", title=f"family of the richest agent: {len(family)} members, {len(line)} generations"
-    )
+    ax.set(xlabel="round of birth", title=f"family of the richest: {len(family)}, {len(line)} generations")
 
 
 def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
