@@ -184,9 +184,9 @@ def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, 
     offer = p.offer
     if terms.markup is not None:
         willing, settled = bids > SILENCE, ~jnp.isnan(offer)
-        best = jnp.max(jnp.where(willing & settled, jnp.minimum(offer, purse), 0), axis=1)  # [B]
-        entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # of the first instance that it bids in
         if not frozen:
+            best = jnp.max(jnp.where(willing & settled, jnp.minimum(offer, purse), 0), axis=1)  # [B]
+            entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # of the first instance that it bids in
             offer = jnp.where(willing.any(0) & ~settled, entry, offer)
         bids = jnp.where(willing & ~jnp.isnan(offer), offer, SILENCE)
     return jnp.minimum(bids, purse), offer

@@ -274,17 +274,16 @@ def _woods_row(name: str, grown: Grown) -> dict[str, Any]:
 def _rules(grown: Grown, seed: int, most: int = 20) -> list[dict[str, Any]]:
     """The richest rules of one seed of the multiplexer."""
     population, address = grown.population(seed), 2
-    wealth = np.where(population.alive, population.wealth, -np.inf)
     return [
         {
             "rule": rule_string(population.agents.condition[i], population.agents.action[i], (address, 2**address)),
-            "wealth": float(wealth[i]),
+            "wealth": float(population.wealth[i]),
             "optimal": is_optimal(population.agents.condition[i], population.agents.action[i], address),
             "ident": int(population.ident[i]),
             "parent": int(population.parent[i]),
             "born": int(population.born[i]),
         }
-        for i in np.argsort(-wealth)[:most]
+        for i in grown.richest(seed, most)
     ]
 
 

@@ -93,6 +93,11 @@ class Grown:
         """Who lives in the end, of one seed."""
         return jax.tree.map(lambda leaf: leaf[seed], self.economy.population)
 
+    def richest(self, seed: int, most: int) -> np.ndarray:
+        """Places of the richest agents in the end, of one seed, the richest first."""
+        p = self.population(seed)
+        return np.argsort(-np.where(p.alive, p.wealth, -np.inf), kind="stable")[:most]
+
     def lineage(self, seed: int) -> Lineage:
         """Who descends from whom, of one seed."""
         return Lineage(self.seed(seed).births, self.plan.living)
@@ -208,7 +213,7 @@ def life(grown: Grown, seed: int, title: str) -> "Figure":
     plotting.draw_inequality(axes[2], rounds)
     plotting.draw_money(axes[3], rounds, float(grown.opened[seed]))
     plotting.draw_flows(axes[4], rounds)
-    richest = int(population.ident[np.argmax(np.where(population.alive, population.wealth, -np.inf))])
+    richest = int(population.ident[grown.richest(seed, 1)[0]])
     plotting.draw_lineage(axes[5], grown.lineage(seed), richest)
     fig.suptitle(title, fontsize=10)
     return fig

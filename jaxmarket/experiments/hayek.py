@@ -62,9 +62,14 @@ def _world(sizes: tuple[int, ...], capacity: int | None = None) -> BlocksWorld:
     return BlocksWorld(sizes, sensors=SENSORS, capacity=capacity)
 
 
+def _market() -> DeepMarket:
+    """The economy's market, on the instances of training."""
+    return DeepMarket(adapt(_world(tuple(range(1, TRAINED + 1)))), LANGUAGE, _AGENTS)
+
+
 def plans(options: Options) -> list[Plan]:
     """The economy and its ablations; a quick run has the first alone."""
-    market = DeepMarket(adapt(_world((1, 2, 3))), LANGUAGE, _AGENTS)
+    market = _market()
     rounds = 15_000 if options.quick else 100_000
     whole = Plan("hayek", market, _TERMS, rounds, 20, cradles=1, living=40, wealth=1.0, chunks=10, settling=2)
 
@@ -184,7 +189,7 @@ def _lead_all(team: PyTree, key: Array, obs: Array) -> Array:
 def _generation(teams: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Array]]:
     """The next generation; the best team of this one, and environment steps spent."""
     key_trial, key_parent, key_member, key_mutate = jax.random.split(key, 4)
-    env = adapt(_world((1, 2, 3)))
+    env = _market().env
 
     def trial(team: PyTree) -> tuple[Array, Array]:
         return _attempt(functools.partial(_lead_all, team), key_trial, env, env.default_params, _TRIALS)
@@ -241,7 +246,7 @@ _SHORTEST = 3
 @functools.partial(jax.jit, static_argnames=("instances",))
 def strangers(keys: Array, instances: int) -> Array:
     """Success of programs that nobody has selected, each acting where it bids most: f [seeds, sizes]."""
-    market = DeepMarket(adapt(_world((1, 2, 3))), LANGUAGE, _AGENTS)
+    market = _market()
 
     def one(key: Array) -> Array:
         key_agents, key_exam = jax.random.split(key)
@@ -291,7 +296,7 @@ def _programs(grown: Grown, seed: int, most: int = 12) -> Sheet:
     """The richest programs of an economy, to be read."""
     p = grown.population(seed)
     rows = []
-    for place in np.argsort(-np.where(p.alive, p.wealth, -np.inf))[:most]:
+    for place in grown.richest(seed, most):
         agent = jax.tree.map(lambda leaf, place=place: leaf[place], p.agents)
         text, action = LANGUAGE.show(agent).rsplit(": ", 1)
         source, target = MOVES[int(action)]
