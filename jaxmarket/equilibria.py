@@ -1,0 +1,673 @@
+"""Equilibria: prices at which what agents want is what there is.
+
+A wide market (Sudhir and Tran-Thanh 2025, Definition 2.2) asks a solver for prices p [G] and bundles X [N, G] of the
+goods that its agents hold. Every solver takes valuations (leaves [N, ...]), wealth f [N] and holdings f [N, G], and
+returns an `Equilibrium` whose `Certificate` says how good it is:
+
+- `Tatonnement`: strictly concave valuations. Prices rise where more is wanted than there is, and fall where less is.
+- `ConvexProgram`: the same markets and linear valuations, by minimising the dual of welfare.
+- `ProportionalResponse`: linear valuations of agents with budgets (Fisher markets).
+- `SealedBids`: one auction for each indivisible good, additive valuations.
+
+The first two are Walrasian with valuations capped by wealth: everybody gets a bundle that maximises
+min(v_i(x), w_i) - p · x. Such a bundle never costs more than w_i, since buying nothing is worth nothing. Where a solver
+stops short of an equilibrium, the short side of each good decides: too much demand is served in proportion, what
+nobody wants stays with its owners. So goods and money are conserved, and nobody overspends, whatever a solver returns;
+what suffers is optimality, and the certificate says by how much.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxmarket import auctions
+from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
+from jaxmarket.types import Array, Outcome, PyTree, real
+from jaxmarket.valuations import Additive, Linear, StrictlyConcave
+
+__all__ = [
+    "Certificate",
+    "ConvexProgram",
+    "Equilibrium",
+    "ProportionalResponse",
+    "SealedBids",
+    "Solver",
+    "Tatonnement",
+    "capped_demand",
+    "capped_values",
+    "ration",
+    "regret",
+]
+
+
+class Certificate(struct.PyTreeNode):
+    """How far from an equilibrium: 0 everywhere in an exact one."""
+
+    excess: Array  # f [] most excess demand of a good, over its supply, at the quoted prices
+    unsold: Array  # f [] price of what nobody wants, over the price of all there is
+    gap: Array  # f [] what all agents together would gain from the bundles they like best at these prices, over welfare
+    iterations: Array  # i32 []
+    converged: Array  # bool [] all of them within the solver's tolerances
+
+
+class Equilibrium(struct.PyTreeNode):
+    """What a solver found."""
+
+    prices: Array  # f [G] what buyers pay for a unit
+    resale: Array  # f [G] what owners receive for a unit; the prices, but for auctions that mint money
+    bundles: Array  # f [N, G] what agents own afterwards
+    certificate: Certificate
+
+
+class Solver(Protocol):
+    """Anything that finds prices and bundles."""
+
+    def __call__(
+        self,
+        valuations: PyTree,
+        wealth: Array,
+        holdings: Array,
+        *,
+        key: Array | None = None,
+        prices: Array | None = None,
+    ) -> Equilibrium:
+        """Solve one market.
+
+        Args:
+            valuations: of all agents, leaves [N, ...].
+            wealth: f [N].
+            holdings: f [N, G], not negative.
+            key: for solvers that draw.
+            prices: f [G], where to begin; found from the valuations by default.
+
+        Raises:
+            ValueError: the solver cannot serve such valuations, or shapes do not fit.
+        """
+        ...
+
+
+def capped_values(valuations: PyTree, wealth: Array, bundles: Array) -> Array:
+    """min(v_i(X_i), w_i): f [N]."""
+    worth = jax.vmap(lambda valuation, bundle: valuation.value(bundle))(valuations, bundles)
+    return jnp.minimum(worth, jnp.maximum(wealth, 0))
+
+
+_HALVINGS = 26
+
+
+def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> Array:
+    """The bundle of one agent that maximises min(v(x), w) - p · x: f [G].
+
+    Where the cap does not bind, it is the demand itself. Where it does, it is the cheapest bundle worth w: the demand
+    of an agent for whom money matters 1 / λ times as much, with the λ at which v(x) = w.
+
+    Args:
+        valuation: strictly concave; leaves of one agent.
+        wealth: w, f [].
+        prices: p, f [G], not negative.
+    """
+
+    def surplus(scale: Array, prices: Array, valuation: StrictlyConcave, wealth: Array) -> Array:
+        return valuation.value(valuation.demand(prices, scale)) - wealth
+
+    arguments = prices, valuation, wealth
+    one = jnp.ones((), prices.dtype)
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = (ends[0] + ends[1]) / 2
+        over = surplus(jnp.exp(middle), *jax.lax.stop_gradient(arguments)) > 0
+        return jnp.where(over, ends[0], middle), jnp.where(over, middle, ends[1])
+
+    # λ spans orders of magnitude where goods are nearly free, so its logarithm is halved.
+    low, high = jnp.exp(jnp.stack(jax.lax.fori_loop(0, _HALVINGS, halve, (-20 * one, 0 * one))))
+    binds = surplus(one, *jax.lax.stop_gradient(arguments)) > 0
+    found = jnp.where(binds, low, 1)
+    # One Newton step: its derivative is that of λ by the implicit function theorem. As a step it is good for the last
+    # digits only, and must stay between the ends (at a corner of v it would not).
+    slope = jax.lax.stop_gradient(jax.jvp(lambda s: surplus(s, *arguments), (found,), (one,))[1])
+    step = surplus(found, *arguments) / jnp.where(slope > 0, slope, 1)
+    step = jnp.where(binds & (slope > 0) & (jnp.abs(step) < found), step, 0)
+    inside = jnp.where(binds, jnp.clip(found - step, low, high), found)
+    scale = jax.lax.stop_gradient(inside) + (jax.lax.stop_gradient(step) - step)
+    return jnp.where(wealth > 0, valuation.demand(prices, scale), 0)
+
+
+def _affordable(demands: Array, wealth: Array, prices: Array) -> Array:
+    """Demands, less of everything where rounding or an unfinished search would make them cost more than wealth."""
+    cost = demands @ prices
+    # A little is left, so that rounding in the settlement cannot make a debt of it.
+    purse = jnp.maximum(wealth, 0) * (1 - 64 * jnp.finfo(prices.dtype).eps)
+    return demands * jnp.where(cost > purse, purse / jnp.where(cost > 0, cost, 1), 1)[:, None]
+
+
+def _demands(valuations: PyTree, wealth: Array, prices: Array) -> Array:
+    return jax.vmap(capped_demand, (0, 0, None))(valuations, wealth, prices)
+
+
+def ration(demands: Array, holdings: Array) -> Array:
+    """The short side decides: bundles f [N, G] that add up to what there is.
+
+    Where more is demanded than there is, everybody gets the same share of what it demands. Where less is, owners
+    keep the rest, in proportion to what they hold.
+
+    Args:
+        demands, holdings: f [N, G], not negative.
+    """
+    supply, demand = holdings.sum(0), demands.sum(0)
+    bought = demands * jnp.where(demand > supply, supply / jnp.where(demand > 0, demand, 1), 1)
+    unsold = jnp.maximum(supply - demand, 0)
+    return bought + holdings * (unsold / jnp.where(supply > 0, supply, 1))
+
+
+def regret(valuations: PyTree, wealth: Array, prices: Array, bundles: Array) -> Array:
+    """What each agent would gain from the bundle it likes best at these prices, by min(v, w): f [N].
+
+    Never below zero but for rounding. Where bundles add up to the supply, the sum is the duality gap of
+    max Σ min(v, w).
+
+    Args:
+        valuations: strictly concave or linear, leaves [N, ...].
+        wealth: f [N].
+        prices: f [G].
+        bundles: f [N, G] what they have.
+    """
+    if isinstance(valuations, Linear):
+        # A capped linear agent buys what is worth w at the best value for money, or nothing.
+        best = jnp.maximum(0, 1 - 1 / _value_for_money(valuations, prices).max(1)) * jnp.maximum(wealth, 0)
+    else:
+        wanted = _demands(valuations, wealth, prices)
+        best = capped_values(valuations, wealth, wanted) - wanted @ prices
+    return best - (capped_values(valuations, wealth, bundles) - bundles @ prices)
+
+
+def _value_for_money(valuations: Linear, prices: Array) -> Array:
+    """What a unit of money buys of each good: f [N, G]; nothing of goods that are worth nothing."""
+    tiny = jnp.finfo(prices.dtype).tiny
+    return jnp.maximum(valuations.values, tiny) / jnp.maximum(prices, tiny)
+
+
+def _certify(
+    demands: Array, holdings: Array, prices: Array, gap: Array, iterations: Array, tolerances: tuple[float, float]
+) -> Certificate:
+    supply, demand = holdings.sum(0), demands.sum(0)
+    tiny = jnp.finfo(prices.dtype).tiny
+    excess = jnp.max(jnp.maximum(demand - supply, 0) / _units(supply))
+    unsold = prices @ jnp.maximum(supply - demand, 0) / jnp.maximum(prices @ supply, tiny)
+    within = (excess <= tolerances[0]) & (gap <= tolerances[1])
+    return Certificate(
+        excess=excess, unsold=unsold, gap=gap, iterations=jnp.asarray(iterations, jnp.int32), converged=within
+    )
+
+
+def _units(supply: Array) -> Array:
+    """In what excess demand is measured: a good's supply, or the mean one's where there is nothing of it. f [G]."""
+    mean = supply.mean()
+    return jnp.where(supply > 0, supply, jnp.where(mean > 0, mean, 1))
+
+
+def _check(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any, ...], hint: str) -> None:
+    if not isinstance(valuations, kinds):
+        raise ValueError(f"valuations: {hint}, got {type(valuations).__name__}")
+    if holdings.ndim != 2 or wealth.shape != holdings.shape[:1] or 0 in holdings.shape:
+        raise ValueError(
+            f"holdings: expected [N, G] and wealth [N], N and G at least 1, got {holdings.shape} and {wealth.shape}; "
+            "use jax.vmap for many markets"
+        )
+
+
+def _marginal(valuations: StrictlyConcave | Linear, supply: Array, agents: int) -> Array:
+    """What a little more of each good is worth on average where all have the same: f [G]."""
+
+    def one(valuation: Any) -> Array:
+        return jax.grad(valuation.value)(supply / agents)
+
+    return jax.vmap(one)(valuations).mean(0)
+
+
+def _start(valuations: StrictlyConcave | Linear, supply: Array, agents: int, prices: Array | None) -> Array:
+    """Where to begin: f [G], nothing for free, since a price of 0 would stay there."""
+    usual = _marginal(valuations, supply, agents)
+    return usual if prices is None else jnp.maximum(prices, 1e-3 * usual)
+
+
+def _solve(
+    find: Callable[[Callable[[Array], Array], Array], tuple[Array, Array]],
+    valuations: PyTree,
+    wealth: Array,
+    holdings: Array,
+    prices: Array | None,
+    tolerances: tuple[float, float],
+) -> Equilibrium:
+    """An equilibrium of strictly concave valuations, by ``find(demands, start) -> (prices, iterations)``.
+
+    Derivatives are those of the equilibrium, by the implicit function theorem, and not of the way to it: one linear
+    system of G equations (`jax.lax.custom_root`).
+    """
+    supply = holdings.sum(0)
+    units = _units(supply)
+    start = jax.lax.stop_gradient(_start(valuations, supply, wealth.shape[0], prices))
+
+    def residual(prices: Array) -> Array:
+        """0 at an equilibrium: no excess demand of goods that cost something, no demand beyond supply of free ones."""
+        excess = _demands(valuations, wealth, prices).sum(0) - supply
+        rise = excess / units * jax.lax.stop_gradient(jnp.maximum(prices.mean(), 1e-3 * start.mean()))
+        return jnp.where(prices + 1e3 * rise > 0, -rise, prices)
+
+    def solve(_: Any, start: Array) -> tuple[Array, Array]:
+        frozen = jax.lax.stop_gradient((valuations, wealth))
+        prices, iterations = find(lambda prices: _demands(*frozen, prices), start)
+        return prices, iterations.astype(prices.dtype)  # what has no derivative may not be an integer here
+
+    def tangent(linear: Callable[[Array], Array], target: Array) -> Array:
+        # The least change where several would do: when goods are free, prices that nobody minds.
+        return jnp.linalg.pinv(jax.jacobian(linear)(jnp.zeros_like(target))) @ target
+
+    found, iterations = jax.lax.custom_root(residual, start, solve, tangent, has_aux=True)
+    return _conclude(valuations, wealth, holdings, found, _demands(valuations, wealth, found), iterations, tolerances)
+
+
+def _conclude(
+    valuations: PyTree,
+    wealth: Array,
+    holdings: Array,
+    prices: Array,
+    demands: Array,
+    iterations: Array,
+    tolerances: tuple[float, float],
+) -> Equilibrium:
+    """Ration what is demanded at these prices, and certify it."""
+    demands = _affordable(demands, wealth, prices)
+    bundles = ration(demands, holdings)
+    gap = _relative_gap(valuations, wealth, prices, bundles)
+    certificate = _certify(demands, holdings, prices, gap, iterations, tolerances)
+    return Equilibrium(prices, prices, bundles, jax.lax.stop_gradient(certificate))
+
+
+def _relative_gap(valuations: PyTree, wealth: Array, prices: Array, bundles: Array) -> Array:
+    """Σ regret over welfare: the duality gap of max Σ min(v_i, w_i), since bundles add up to the supply. f []."""
+    welfare = capped_values(valuations, wealth, bundles).sum()
+    gap = regret(valuations, wealth, prices, bundles).sum()
+    return jnp.maximum(gap, 0) / jnp.maximum(welfare, jnp.finfo(prices.dtype).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tatonnement:
+    """p ← max(p + η z, 0), z = demand - supply (Walras 1874), for strictly concave valuations.
+
+    Every good has a rate η of its own: half of it when its excess demand has changed sign, a little more while it has
+    not. Nothing else is known to the one who sets its price. That it ends is not promised: the certificate says.
+
+    Attributes:
+        iterations: the most.
+        tolerance: excess demand over supply at which it stops.
+        gap: relative optimality gap that still counts as converged.
+        rate: η to begin with, over price and supply.
+    """
+
+    iterations: int = 1000
+    tolerance: float = 1e-5
+    gap: float = 1e-3
+    rate: float = 0.1
+
+    def __call__(
+        self,
+        valuations: PyTree,
+        wealth: Array,
+        holdings: Array,
+        *,
+        key: Array | None = None,
+        prices: Array | None = None,
+    ) -> Equilibrium:
+        """Solve one market; see `Solver`."""
+        _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
+        supply = jax.lax.stop_gradient(holdings.sum(0))
+
+        def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
+            return self._find(demands, supply, start)
+
+        return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
+
+    def path(
+        self, valuations: PyTree, wealth: Array, holdings: Array, *, prices: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Where it goes, to draw: prices and excess demand over supply after 0, 1, … `iterations` adjustments.
+
+        It does not stop where the solver does: row ``certificate.iterations`` has the prices that the solver returns.
+
+        Args:
+            valuations, wealth, holdings, prices: as for the solver.
+
+        Returns:
+            f [iterations + 1, G] each.
+        """
+        _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
+        supply = holdings.sum(0)
+        start = _start(valuations, supply, wealth.shape[0], prices)
+        adjust, carry = self._adjustment(lambda prices: _demands(valuations, wealth, prices), supply, start)
+        _, (path, _, excess, _) = jax.lax.scan(lambda c, _: (adjust(c), c), carry, length=self.iterations + 1)
+        return path, excess
+
+    def _find(
+        self, demands: Callable[[Array], Array], supply: Array, start: Array, count: int | Array = 0
+    ) -> tuple[Array, Array]:
+        """Prices at which ``demands(prices)`` is the supply, and the adjustments made, beside ``count`` before."""
+        units, trifle = _units(supply), self.tolerance * (start @ supply)
+
+        def goes_on(carry: tuple[Array, ...]) -> Array:
+            prices, _, excess, count = carry
+            balanced = (excess.max() <= self.tolerance) & (prices @ jnp.maximum(-excess * units, 0) <= trifle)
+            return (count < self.iterations) & ~balanced
+
+        adjust, carry = self._adjustment(demands, supply, start)
+        prices, _, _, count = jax.lax.while_loop(goes_on, adjust, (*carry[:3], jnp.asarray(count, jnp.int32)))
+        return prices, count
+
+    def _adjustment(
+        self, demands: Callable[[Array], Array], supply: Array, start: Array
+    ) -> tuple[Callable[[tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]]:
+        """One adjustment of (prices, rates, excess demand, count), and what it begins with."""
+        units = _units(supply)
+
+        def adjust(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            prices, rate, excess, count = carry
+            # A price moves tenfold at most, so that a good can become free but not by accident.
+            prices = prices * (1 + rate * jnp.clip(excess, -0.9, 9))
+            now = (demands(prices).sum(0) - supply) / units
+            rate = jnp.minimum(jnp.where(now * excess < 0, rate / 2, rate * 1.2), 1)
+            return prices, rate, now, count + 1
+
+        excess = (demands(start).sum(0) - supply) / units
+        return adjust, (start, jnp.full_like(start, self.rate), excess, jnp.zeros((), jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvexProgram:
+    """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by L-BFGS (Optax).
+
+    The dual's slope is supply minus demand, so its minimum clears the market. It is searched over logarithms of
+    prices. What it leaves unfinished, where goods are nearly free and the dual is nearly flat, tâtonnement finishes,
+    which is descent on the same dual.
+
+    Linear valuations have many best bundles, and a dual with corners. They are solved as a sequence of strictly concave
+    markets, in each of which it costs a little to move away from the bundle of the one before (the proximal point
+    method; Rockafellar 1976).
+
+    Attributes:
+        iterations: of L-BFGS, the most (in each market of a sequence: ``inner``).
+        tolerance: excess demand over supply at which it stops.
+        gap: relative optimality gap that still counts as converged, and at which a sequence stops.
+        memory: of L-BFGS.
+        sequence: the most markets in a sequence.
+        inner: the most iterations in each of them.
+        stiffness: what moving costs, relative to prices.
+    """
+
+    iterations: int = 200
+    tolerance: float = 1e-5
+    gap: float = 1e-3
+    memory: int = 10
+    sequence: int = 200
+    inner: int = 8
+    stiffness: float = 0.01
+
+    def __call__(
+        self,
+        valuations: PyTree,
+        wealth: Array,
+        holdings: Array,
+        *,
+        key: Array | None = None,
+        prices: Array | None = None,
+    ) -> Equilibrium:
+        """Solve one market; see `Solver`."""
+        hint = "a convex program needs a linear or strictly concave class"
+        _check(valuations, wealth, holdings, (StrictlyConcave, Linear), hint)
+        if isinstance(valuations, Linear):
+            return self._sequence(valuations, wealth, holdings, prices)
+        frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
+
+        def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
+            def worth(bundles: Array) -> Array:
+                return capped_values(*frozen, bundles).sum()
+
+            found, count = self._minimise(demands, worth, supply, start, self.iterations)
+            finish = Tatonnement(self.iterations + 1000, self.tolerance)
+            return finish._find(demands, supply, jnp.maximum(found, 1e-6 * start), count)
+
+        return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
+
+    def _minimise(
+        self,
+        demands: Callable[[Array], Array],
+        worth: Callable[[Array], Array],
+        supply: Array,
+        start: Array,
+        iterations: int,
+    ) -> tuple[Array, Array]:
+        """Prices [G] at which ``demands(prices)`` [N, G] is the supply, and after how many iterations."""
+        units, scale = _units(supply), jnp.maximum(start @ supply, jnp.finfo(start.dtype).tiny)
+
+        def dual(logs: Array) -> Array:
+            prices = jnp.exp(logs)
+            # Demand is where the inner maximum is reached, so its own change does not matter (envelope theorem).
+            wanted = jax.lax.stop_gradient(demands(jax.lax.stop_gradient(prices)))
+            return (worth(wanted) + prices @ (supply - wanted.sum(0))) / scale
+
+        search = optax.scale_by_zoom_linesearch(max_linesearch_steps=15, initial_guess_strategy="one")
+        optimizer = optax.lbfgs(memory_size=self.memory, linesearch=search)
+        value_and_slope = optax.value_and_grad_from_state(dual)
+
+        def goes_on(carry: tuple[Array, Any, Array]) -> Array:
+            logs, state, count = carry
+            slope = optax.tree.get(state, "grad")
+            excess = -slope * scale / jnp.exp(logs) / units
+            balanced = (excess.max() <= self.tolerance) & (jnp.maximum(slope, 0).sum() <= self.tolerance)
+            return (count == 0) | ((count < iterations) & ~balanced)
+
+        def descend(carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+            logs, state, count = carry
+            value, slope = value_and_slope(logs, state=state)
+            step, state = optimizer.update(slope, state, logs, value=value, grad=slope, value_fn=dual)
+            return optax.apply_updates(logs, step), state, count + 1  # type: ignore[return-value]
+
+        logs = jnp.log(jnp.maximum(start, 1e-6 * start.max()))
+        logs, _, count = jax.lax.while_loop(goes_on, descend, (logs, optimizer.init(logs), jnp.zeros((), jnp.int32)))
+        return jnp.exp(logs), count
+
+    def _sequence(self, valuations: Linear, wealth: Array, holdings: Array, prices: Array | None) -> Equilibrium:
+        """Linear valuations: strictly concave markets, one after the other."""
+        supply = holdings.sum(0)
+        usual = valuations.values.max(0)
+        start = usual if prices is None else jnp.maximum(prices, 1e-3 * usual)
+        # Half as much of a good as there is, given to a few, costs about as much as the stiffness says.
+        typical = _units(supply) * holdings.shape[1] / holdings.shape[0]
+        stiffness = self.stiffness * jnp.maximum(usual, 1e-3 * usual.max()) / typical
+        tolerances = (10 * self.tolerance, self.gap)
+
+        def solve(carry: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
+            bundles, prices, count, _ = carry
+            anchored = jax.vmap(_Anchored, (0, 0, None))(valuations.values, bundles, stiffness)
+
+            def worth(moved: Array) -> Array:
+                return capped_values(anchored, wealth, moved).sum() - jax.vmap(_Anchored.cost)(anchored, moved).sum()
+
+            def demands(prices: Array) -> Array:
+                return _demands(anchored, wealth, prices)
+
+            prices, iterations = self._minimise(demands, worth, supply, prices, self.inner)
+            bundles = demands(prices)
+            found = _conclude(valuations, wealth, holdings, prices, bundles, count + iterations, tolerances)
+            return bundles, prices, count + iterations, found
+
+        def goes_on(carry: tuple[Array, Array, Array, Any]) -> Array:
+            return ~carry[3].certificate.converged & (carry[2] < self.sequence * self.inner)
+
+        count = jnp.zeros((), jnp.int32)
+        nothing = _conclude(valuations, wealth, holdings, start, jnp.zeros_like(holdings), count, (-1.0, -1.0))
+        return jax.lax.while_loop(goes_on, solve, (holdings, start, count, nothing))[3]
+
+
+class _Anchored(struct.PyTreeNode):
+    """A linear valuation where moving away from a bundle costs something. One agent."""
+
+    values: Array  # f [G]
+    anchor: Array  # f [G] the bundle
+    stiffness: Array  # f [G] ε
+
+    def value(self, bundle: Array) -> Array:
+        """What the bundle is worth, without the cost of moving: f []. This is what wealth caps."""
+        return jnp.sum(self.values * bundle)
+
+    def cost(self, bundle: Array) -> Array:
+        """Σ ε (x - anchor)² / 2: f []."""
+        return jnp.sum(self.stiffness * (bundle - self.anchor) ** 2) / 2
+
+    def demand(self, prices: Array, scale: Array) -> Array:
+        """What maximises scale · v · x - cost(x) - prices · x: f [G]."""
+        return jnp.maximum(self.anchor + (scale * self.values - prices) / self.stiffness, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProportionalResponse:
+    """Everybody spends on each good in proportion to what it got out of it last time (Wu and Zhang 2007; Zhang 2011).
+
+    For linear valuations of agents with budgets, which wealth limits as a budget and not as a cap: they maximise
+    v · x - p · x over bundles they can pay for, p · x <= w (``quasilinear``; Gao and Kroer 2020 have the response), or
+    v · x alone, money being good for nothing else (a Fisher market). These are the optima of Eisenberg and Gale's
+    program and of its quasilinear form (Cole et al. 2017); the certificate's ``gap`` is the program's duality gap over
+    all budgets, Σ_i w_i log(what w_i could buy at these prices / what it did buy) / Σ_i w_i. Every round clears.
+
+    Attributes:
+        quasilinear: whether money is worth something to its owner.
+        iterations: the most.
+        gap: at which it stops.
+    """
+
+    quasilinear: bool = True
+    iterations: int = 10_000
+    gap: float = 1e-3
+
+    def __call__(
+        self,
+        valuations: PyTree,
+        wealth: Array,
+        holdings: Array,
+        *,
+        key: Array | None = None,
+        prices: Array | None = None,
+    ) -> Equilibrium:
+        """Solve one market; see `Solver`."""
+        _check(valuations, wealth, holdings, (Linear,), "proportional response needs Linear")
+        tiny = jnp.finfo(holdings.dtype).tiny
+        supply, budgets = holdings.sum(0), jnp.maximum(wealth, 0)
+        worth = jnp.maximum(valuations.values, 0) * supply  # of all there is of a good
+        money = budgets / 2 if self.quasilinear else jnp.zeros_like(budgets)
+
+        def spend(worth: Array, money: Array) -> tuple[Array, Array]:
+            got = worth.sum(1) + money
+            share = budgets / jnp.where(got > 0, got, 1)
+            return worth * share[:, None], money * share
+
+        def respond(bids: Array, money: Array) -> tuple[Array, Array]:
+            return spend(worth * bids / jnp.maximum(bids.sum(0), tiny), money)
+
+        def shortfall(bids: Array, money: Array) -> Array:
+            totals = jnp.maximum(bids.sum(0), tiny)
+            got = (worth * bids / totals).sum(1) + money
+            best = jnp.where(worth > 0, worth / totals, 0).max(1)
+            best = jnp.maximum(best, 1) if self.quasilinear else best
+            lost = jnp.where(got > 0, budgets * jnp.log(jnp.maximum(budgets * best, tiny) / jnp.maximum(got, tiny)), 0)
+            return jnp.maximum(lost.sum(), 0) / jnp.maximum(budgets.sum(), tiny)
+
+        def goes_on(carry: tuple[Array, ...]) -> Array:
+            return (carry[3] < self.iterations) & (carry[2] > self.gap)
+
+        def rounds(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            bids, money, _, count = carry
+            bids, money = jax.lax.fori_loop(0, _ROUNDS, lambda _, pair: respond(*pair), (bids, money))
+            return bids, money, shortfall(bids, money), count + _ROUNDS
+
+        bids, money = spend(worth, money)
+        carry = bids, money, jnp.full((), jnp.inf, bids.dtype), jnp.zeros((), jnp.int32)
+        bids, _, gap, count = jax.lax.while_loop(goes_on, rounds, carry)
+        found = bids.sum(0) / jnp.where(supply > 0, supply, 1)
+        demands = bids / jnp.where(found > 0, found, 1)
+        certificate = _certify(demands, holdings, found, gap, count, (1e-4, self.gap))
+        return Equilibrium(found, found, ration(demands, holdings), certificate)
+
+
+_ROUNDS = 10
+"""Of proportional response, between two looks at the gap."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SealedBids:
+    """One sealed-bid auction for each indivisible good, all at once; agents bid what a good is worth to them.
+
+    Only for `Additive` valuations: with others, indivisible goods may have no equilibrium at all, and nothing is
+    looked for. An agent's bids for what is for sale shrink in proportion where together they exceed its wealth, so
+    that nobody can owe more than it has. A good of which there is nothing is quoted a price, and not sold. A good that
+    nobody bids on stays with its owners.
+
+    The certificate's ``gap`` is by the bids made: with prices between the highest and the second highest bid nobody
+    would rather have other goods, and it is 0. Exploration, and prices outside of this range, make it positive.
+
+    Attributes:
+        mechanism: what a winner pays and owners receive.
+        exploration: probability with which a random bidder wins instead; needs a key.
+    """
+
+    mechanism: Mechanism = CREDIT_CONSERVING_VICKREY
+    exploration: float | None = None
+
+    def __call__(
+        self,
+        valuations: PyTree,
+        wealth: Array,
+        holdings: Array,
+        *,
+        key: Array | None = None,
+        prices: Array | None = None,
+    ) -> Equilibrium:
+        """Solve one market; see `Solver`. With a key, ties are broken at random."""
+        hint = "indivisible goods are auctioned to Additive valuations; with others there may be no equilibrium"
+        _check(valuations, wealth, holdings, (Additive,), hint)
+        if self.exploration is not None and key is None:
+            raise ValueError(f"key: needed for exploration, which is {self.exploration!r}; give one")
+        supply, purse = holdings.sum(0), jnp.maximum(wealth, 0)
+        values = valuations.values
+        willing = jnp.isfinite(values)
+        bids = jnp.where(willing, values, 0)
+        asked = jnp.maximum(bids, 0) @ supply
+        shrunk = bids * jnp.where(asked > purse, purse / jnp.where(asked > 0, asked, 1), 1)[:, None]
+        bids = jnp.where(supply > 0, shrunk, jnp.minimum(bids, purse[:, None]))
+
+        draws = None if key is None else jax.random.uniform(key, (holdings.shape[1], 3), real())
+        outcome = jax.vmap(self._clear, (1, 1, None if draws is None else 0))(bids, willing, draws)
+        pay = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.price)(outcome), 0)
+        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.resale)(outcome), 0)
+        subsidy = receive - pay
+        demands = jnp.where(jnp.arange(wealth.shape[0])[:, None] == outcome.winner, supply, 0)
+        # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the owner gets less.
+        due = demands @ jnp.maximum(pay, 0)
+        share = jnp.where(due > purse, purse / jnp.where(due > 0, due, 1), 1)
+        pay = jnp.where(supply > 0, pay * share[jnp.maximum(outcome.winner, 0)], pay)
+
+        gain = jnp.where(willing, bids - pay, 0) * supply
+        gap = jnp.maximum(gain, 0).sum() - jnp.where(demands > 0, gain, 0).sum()
+        welfare = jnp.where(demands > 0, bids * supply, 0).sum()
+        gap = jnp.maximum(gap, 0) / jnp.maximum(jnp.abs(welfare), jnp.finfo(pay.dtype).tiny)
+        certificate = _certify(demands, holdings, pay, gap, jnp.ones((), jnp.int32), (1e-4, 1e-3))
+        return Equilibrium(pay, pay + subsidy, ration(demands, holdings), certificate)
+
+    def _clear(self, bids: Array, willing: Array, draws: Array | None) -> Outcome:
+        """One good's auction: bids f [N], willing bool [N], draws f [3]."""
+        winner = auctions.choose(bids, None if draws is None else draws[0], willing)
+        if self.exploration is not None and draws is not None:
+            winner = jnp.where(draws[1] < self.exploration, auctions.pick(draws[2], willing), winner)
+        return auctions.award(bids, winner, willing)

@@ -1,0 +1,235 @@
+"""Wide markets: the world is a vector of goods, and whoever owns a bundle transforms it.
+
+Definition 2.2 and Algorithm 2 of Sudhir and Tran-Thanh (2025). A deep market sells the whole world to one agent at a
+time. Here everybody acts at once, each on what it owns. The printed algorithm has slips (it uses old holdings where new
+ones are meant, and never updates them); a step is
+
+    p, X = equilibrium(Σ H, min(v, w))      prices and bundles of all that is held
+    w   += p · (H - X)                      buyers pay, owners are paid
+    H    = f(X)                             everybody transforms what it now owns
+    w   += R(X, H)                          and is rewarded
+
+Goods change hands but do not vanish, ΣX = ΣH, and what buyers pay is what owners receive (but for auctions that mint
+money, which the books name). Money changes by rewards, income and rent alone. Wealth stays >= 0 while rewards do:
+nobody pays more than it has.
+
+A deep market is the case of one indivisible good, the world, under `equilibria.SealedBids`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import core
+
+from jaxmarket.equilibria import Certificate, Solver
+from jaxmarket.types import Array, PyTree, real
+
+__all__ = ["Books", "Economy", "Produced", "Round", "WideMarket", "individually", "open_market", "run", "step"]
+
+
+class Produced(struct.PyTreeNode):
+    """What agents made of their bundles."""
+
+    holdings: Array  # f [N, G] what they own now, not negative
+    reward: Array  # f [N] what it earned each of them
+    world: PyTree  # whatever else changes
+
+
+class Production(Protocol):
+    """All agents' production functions."""
+
+    def __call__(self, key: Array, agents: PyTree, world: PyTree, bundles: Array) -> Produced:
+        """Transform bundles f [N, G]; ``key`` is used up."""
+        ...
+
+
+def individually(
+    transform: Callable[[PyTree, Array], Array], reward: Callable[[PyTree, Array, Array], Array] | None = None
+) -> Production:
+    """Production functions f and rewards R, written for one agent.
+
+    Args:
+        transform: f, ``(agent, bundle [G]) -> holdings [G]``, not negative. A consumer's is zero.
+        reward: R, ``(agent, bundle [G], holdings [G]) -> f []``; nothing by default.
+    """
+
+    def produce(key: Array, agents: PyTree, world: PyTree, bundles: Array) -> Produced:
+        holdings = jax.vmap(transform)(agents, bundles)
+        earned = jnp.zeros(bundles.shape[0], bundles.dtype)
+        if reward is not None:
+            earned = jax.vmap(reward)(agents, bundles, holdings)
+        return Produced(holdings=holdings, reward=earned, world=world)
+
+    return produce
+
+
+@dataclasses.dataclass(frozen=True)
+class WideMarket:
+    """The static description of a wide market; frozen, compares by value.
+
+    Attributes:
+        valuation: ``(agent, world) -> valuation`` of one agent, from `jaxmarket.valuations` or like them.
+        production: what agents make of their bundles; `individually` makes one of functions of one agent.
+        solver: finds prices and bundles, from `jaxmarket.equilibria` or like them.
+
+    Consumers are agents whose production leaves nothing, and who live on their ``income``.
+    """
+
+    valuation: Callable[[PyTree, PyTree], PyTree]
+    production: Production
+    solver: Solver
+
+
+class Economy(struct.PyTreeNode):
+    """A running wide market."""
+
+    agents: PyTree  # leaves [N, ...]
+    holdings: Array  # f [N, G]
+    wealth: Array  # f [N]
+    world: PyTree  # what is no good and belongs to nobody
+    prices: Array  # f [G] of the last round, NaN before the first
+    time: Array  # i32 [] rounds so far
+
+
+class Books(struct.PyTreeNode):
+    """Movements of money in a round. Money changes by ``reward + subsidy + income - rent`` and by nothing else."""
+
+    purchase: Array  # f [N] paid for bundles
+    sale: Array  # f [N] received for holdings, those that came back included
+    reward: Array  # f [N]
+    income: Array  # f [N]
+    rent: Array  # f [N]
+    subsidy: Array  # f [] minted by auctions: sales - purchases
+
+
+class Round(struct.PyTreeNode):
+    """What one step did."""
+
+    prices: Array  # f [G]
+    resale: Array  # f [G] what owners received for a unit
+    bundles: Array  # f [N, G] what agents owned after trade
+    holdings: Array  # f [N, G] what they had made of it
+    books: Books
+    certificate: Certificate
+
+
+def open_market(
+    agents: PyTree, holdings: Array, wealth: Array | float, world: PyTree = None, *, prices: Array | None = None
+) -> Economy:
+    """Open a market.
+
+    Args:
+        agents: leaves [N, ...].
+        holdings: f [N, G] who owns what.
+        wealth: f [N] or f [].
+        world: whatever else there is.
+        prices: f [G], of a round before, if there was one.
+
+    Raises:
+        ValueError: no agents or goods, another number of agents in a leaf, or negative holdings or wealth.
+    """
+    holdings = jnp.asarray(holdings, real())
+    if holdings.ndim != 2 or 0 in holdings.shape:
+        raise ValueError(f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}")
+    n, goods = holdings.shape
+    for leaf in jax.tree.leaves(agents):
+        if jnp.shape(leaf)[:1] != (n,):
+            raise ValueError(f"agents: expected leaves [{n}, ...], as many as holdings has rows, got {jnp.shape(leaf)}")
+    wealth = jnp.broadcast_to(jnp.asarray(wealth, real()), (n,))
+    for field, value in (("holdings", holdings), ("wealth", wealth)):
+        # Values of traced arrays are not known here; whoever traces answers for them.
+        if not isinstance(value, core.Tracer) and not bool(jnp.all(value >= 0)):
+            raise ValueError(f"{field}: expected numbers >= 0, got {float(jnp.min(value))}; nobody begins in debt")
+    return Economy(
+        agents=agents,
+        holdings=holdings,
+        wealth=wealth,
+        world=world,
+        prices=jnp.full(goods, jnp.nan, real()) if prices is None else jnp.asarray(prices, real()),
+        time=jnp.zeros((), jnp.int32),
+    )
+
+
+def step(
+    market: WideMarket,
+    key: Array,
+    economy: Economy,
+    *,
+    income: Array | float | None = None,
+    rent: Array | float | None = None,
+) -> tuple[Economy, Round]:
+    """One round: trade, produce, be rewarded. Pure; jit it, vmap it, differentiate it.
+
+    Args:
+        market: the static description.
+        key: a typed PRNG key, used up.
+        economy: as it is.
+        income: f [N] or f [], paid to everybody at the end, f. e. to consumers.
+        rent: f [] in [0, 1], the share of its wealth that whoever owned something after trade loses at the end (an
+            option the paper names, against hold-outs), before incomes.
+
+    Returns:
+        The economy after it, and what happened.
+    """
+    e = economy
+    key_trade, key_produce = jax.random.split(key)
+    valuations = jax.vmap(market.valuation, (0, None))(e.agents, e.world)
+    found = market.solver(valuations, e.wealth, e.holdings, key=key_trade)
+    bundles = found.bundles
+    purchase, sale = bundles @ found.prices, e.holdings @ found.resale
+    # What is owned before and after costs nothing, not even a rounding error: difference first.
+    wealth = e.wealth + (e.holdings - bundles) @ found.prices + e.holdings @ (found.resale - found.prices)
+    made = market.production(key_produce, e.agents, e.world, bundles)
+    wealth = wealth + made.reward
+    nothing = jnp.zeros_like(wealth)
+    taken, paid = nothing, nothing
+    if rent is not None:
+        left = wealth - jnp.where((bundles > 0).any(1), rent * jnp.maximum(wealth, 0), 0)
+        wealth, taken = left, wealth - left  # booked is what an account in fact became smaller by
+    if income is not None:
+        paid = jnp.broadcast_to(jnp.asarray(income, wealth.dtype), wealth.shape)
+        wealth = wealth + paid
+    books = Books(
+        purchase=purchase,
+        sale=sale,
+        reward=made.reward,
+        income=paid,
+        rent=taken,
+        subsidy=sale.sum() - purchase.sum(),
+    )
+    after = e.replace(holdings=made.holdings, wealth=wealth, world=made.world, prices=found.prices, time=e.time + 1)
+    return after, Round(
+        prices=found.prices,
+        resale=found.resale,
+        bundles=bundles,
+        holdings=made.holdings,
+        books=books,
+        certificate=found.certificate,
+    )
+
+
+def run(
+    market: WideMarket,
+    key: Array,
+    economy: Economy,
+    *,
+    rounds: int,
+    income: Array | float | None = None,
+    rent: Array | float | None = None,
+) -> tuple[Economy, Round]:
+    """So many rounds: the economy, and every round with a leading axis [rounds]. See `step`.
+
+    Raises:
+        ValueError: less than one round.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds: expected a whole number >= 1, got {rounds!r}")
+
+    def body(economy: Economy, key: Array) -> tuple[Economy, Round]:
+        return step(market, key, economy, income=income, rent=rent)
+
+    return jax.lax.scan(body, economy, jax.random.split(key, rounds))

@@ -1,0 +1,429 @@
+"""Equilibria: conservation, budgets, optimality at the quoted prices, other people's solvers, derivatives."""
+
+import functools
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
+
+from jaxmarket import equilibria
+from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
+from jaxmarket.equilibria import (
+    ConvexProgram,
+    ProportionalResponse,
+    SealedBids,
+    Tatonnement,
+    capped_demand,
+    capped_values,
+    ration,
+    regret,
+)
+from jaxmarket.valuations import Additive, Linear, Logarithmic, Quadratic
+
+AGENTS, GOODS = 6, 4
+CAPPED = [
+    pytest.param(Tatonnement(), Quadratic, id="tatonnement-quadratic"),
+    pytest.param(Tatonnement(), Logarithmic, id="tatonnement-logarithmic"),
+    pytest.param(ConvexProgram(), Quadratic, id="convex-quadratic"),
+    pytest.param(ConvexProgram(), Logarithmic, id="convex-logarithmic"),
+    pytest.param(ConvexProgram(), Linear, id="convex-linear"),
+]
+
+
+@functools.lru_cache
+def compiled(solver):
+    return jax.jit(solver)
+
+
+def market(seed, kind, tight=3.0, agents=AGENTS, goods=GOODS):
+    """Valuations, wealth, holdings of a random market; some agents care for some goods only."""
+    rng = np.random.default_rng(seed)
+    first = rng.uniform(0.2, 2, (agents, goods)) * (rng.random((agents, goods)) < 0.8) + 0.01
+    second = rng.uniform(0.5, 2, (agents, goods))
+    valuations = kind(jnp.asarray(first)) if kind is Linear else kind(jnp.asarray(first), jnp.asarray(second))
+    return valuations, jnp.asarray(rng.exponential(tight, agents)), jnp.asarray(rng.random((agents, goods)))
+
+
+def worth(valuations, agent, bundles):
+    """min(v, w) is written down again here: what bundles [K, G] are worth to one agent, in NumPy."""
+    v = jax.tree.map(lambda leaf: np.asarray(leaf, float)[agent], valuations)
+    if isinstance(valuations, Linear):
+        return bundles @ v.values
+    if isinstance(valuations, Logarithmic):
+        return np.log1p(bundles / v.size) @ v.weight
+    x = np.minimum(bundles, v.slope / v.curvature)
+    return (v.slope * x - v.curvature * x**2 / 2).sum(-1)
+
+
+# --- what must hold of every market
+
+
+@pytest.mark.parametrize(("solver", "kind"), CAPPED)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), tight=st.sampled_from([0.05, 0.5, 1.0, 3.0, 30.0]), absent=st.booleans())
+def test_no_agent_prefers_another_bundle(solver, kind, seed, tight, absent):
+    """Goods are conserved, payments cancel, budgets hold, and no random bundle is better at these prices.
+
+    Tolerance: 2e-3 of welfare, twice the gap at which a solver may stop.
+    """
+    valuations, wealth, holdings = market(seed, kind, tight)
+    if absent:
+        holdings = holdings.at[:, 0].set(0)
+    found = compiled(solver)(valuations, wealth, holdings)
+    prices, bundles = np.asarray(found.prices, float), np.asarray(found.bundles, float)
+    w, h = np.asarray(wealth, float), np.asarray(holdings, float)
+    np.testing.assert_allclose(bundles.sum(0), h.sum(0), rtol=2e-6, atol=1e-6)
+    assert abs((prices * (h - bundles)).sum()) < 1e-5 * (1 + prices @ h.sum(0))
+    assert (bundles >= 0).all()
+    assert (prices >= 0).all()
+    assert (w + (h - bundles) @ prices >= -1e-6).all(), "somebody pays more than it has"
+
+    certificate = found.certificate
+    if tight >= 1 or isinstance(solver, Tatonnement):
+        assert bool(certificate.converged), certificate
+    if not bool(certificate.converged):  # says so; and it can only happen where everybody can have enough of everything
+        assert float(prices.max()) < 1e-3
+        return
+    welfare = float(capped_values(valuations, wealth, found.bundles).sum())
+    spent = bundles @ prices
+    assert (spent <= w * (1 + 1e-5) + 2e-3 * welfare).all()
+    rng = np.random.default_rng(seed)
+    regrets = np.asarray(regret(valuations, wealth, found.prices, found.bundles))
+    for agent in range(AGENTS):
+        own = min(worth(valuations, agent, bundles[agent]), w[agent]) - spent[agent]
+        others = rng.exponential(h.sum(0) / AGENTS + 0.1, (300, GOODS)) * (rng.random((300, GOODS)) < 0.6)
+        gains = np.minimum(worth(valuations, agent, others), w[agent]) - others @ prices - own
+        assert gains.max() <= 2e-3 * welfare
+        # Nor does any of them gain more than `regret` says is possible.
+        assert gains.max() <= regrets[agent] + 1e-4 * (1 + welfare)
+
+
+def test_the_certificate_of_a_bad_solver_says_so_and_nobody_overspends():
+    """Stopped after one iteration: far from an equilibrium, but goods, money and purses are safe all the same."""
+    for seed in range(20):
+        valuations, wealth, holdings = market(seed, Quadratic, 0.5)
+        found = compiled(Tatonnement(iterations=1))(valuations, wealth, holdings)
+        assert not bool(found.certificate.converged)
+        assert float(found.certificate.excess + found.certificate.unsold) > 0.01
+        np.testing.assert_allclose(found.bundles.sum(0), holdings.sum(0), rtol=1e-5)
+        assert float((wealth + (holdings - found.bundles) @ found.prices).min()) >= 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 3))
+def test_the_short_side_decides(seed, scale):
+    rng = np.random.default_rng(seed)
+    demands, holdings = rng.random((5, 3)) * scale, rng.random((5, 3)) * (rng.random((5, 3)) < 0.7)
+    bundles = np.asarray(ration(jnp.asarray(demands), jnp.asarray(holdings)), float)
+    np.testing.assert_allclose(bundles.sum(0), holdings.sum(0), atol=1e-5)
+    for good in range(3):
+        demand, supply = demands[:, good].sum(), holdings[:, good].sum()
+        if demand >= supply:
+            np.testing.assert_allclose(bundles[:, good], demands[:, good] * supply / demand, atol=1e-5)
+        else:
+            kept = holdings[:, good] * (supply - demand) / supply
+            np.testing.assert_allclose(bundles[:, good], demands[:, good] + kept, atol=1e-5)
+
+
+# --- demand
+
+
+@pytest.mark.parametrize("kind", [Quadratic, Logarithmic])
+@pytest.mark.parametrize("wealth", [0.1, 0.6, 50.0])
+def test_capped_demand_is_what_a_general_optimiser_finds(kind, wealth):
+    demand = jax.jit(capped_demand)
+    for seed in range(5):
+        valuations, _, _ = market(seed, kind)
+        one = jax.tree.map(lambda leaf: leaf[0], valuations)
+        prices = np.random.default_rng(seed).uniform(0.1, 1, GOODS)
+
+        def loss(x, valuations=valuations, prices=prices):
+            return -(worth(valuations, 0, x) - prices @ x)
+
+        def room(x, valuations=valuations):
+            return wealth - worth(valuations, 0, x)
+
+        # Beyond the cap nothing is gained, so the optimum of the capped valuation is one with v(x) <= w.
+        theirs = optimize.minimize(
+            loss,
+            np.full(GOODS, 0.01),
+            bounds=[(0, None)] * GOODS,
+            constraints=[{"type": "ineq", "fun": room}],
+            options={"ftol": 1e-12, "maxiter": 500},
+        )
+        ours = np.asarray(demand(one, jnp.asarray(wealth), jnp.asarray(prices)), float)
+        assert -loss(ours) >= -theirs.fun - 1e-5
+        np.testing.assert_allclose(ours, theirs.x, atol=2e-3)
+        assert worth(valuations, 0, ours) <= wealth * (1 + 1e-5)
+
+
+def test_a_cap_is_no_budget():
+    """v = 10 x, w = 5, p = 5.5: the capped optimum is .5, a budget would allow .909."""
+    valuations, wealth, prices = Linear(jnp.array([[10.0]])), jnp.array([5.0]), jnp.array([5.5])
+    assert float(regret(valuations, wealth, prices, jnp.array([[0.5]]))[0]) == pytest.approx(0, abs=1e-6)
+    assert float(regret(valuations, wealth, prices, jnp.array([[0.909]]))[0]) == pytest.approx(2.25, abs=1e-2)
+    assert float(regret(valuations, wealth, prices, jnp.array([[0.0]]))[0]) == pytest.approx(2.25, abs=1e-6)
+
+
+# --- other people's solvers
+
+
+def program(valuations, wealth, holdings):
+    """max Σ t, t_i <= w_i, t_i <= v_i(x_i), Σ x = Σ h by CVXPY: welfare and prices."""
+    n, g = holdings.shape
+    x, t = cp.Variable((n, g), nonneg=True), cp.Variable(n)
+    value = []
+    v = jax.tree.map(lambda leaf: np.asarray(leaf, float), valuations)
+    for i in range(n):
+        if isinstance(valuations, Linear):
+            value.append(v.values[i] @ x[i])
+        elif isinstance(valuations, Logarithmic):
+            value.append(v.weight[i] @ cp.log1p(cp.multiply(1 / v.size[i], x[i])))
+        else:
+            # Up to the peak: what is beyond is thrown away.
+            used = cp.minimum(x[i], v.slope[i] / v.curvature[i])
+            value.append(
+                v.slope[i] @ x[i] - v.curvature[i] / 2 @ cp.square(x[i])
+                if False
+                else cp.sum(
+                    cp.multiply(v.slope[i] ** 2 / v.curvature[i] / 2, np.ones(g))
+                    - cp.multiply(v.curvature[i] / 2, cp.square(cp.pos(v.slope[i] / v.curvature[i] - used)))
+                )
+            )
+    clearing = cp.sum(x, axis=0) <= np.asarray(holdings, float).sum(0)
+    problem = cp.Problem(cp.Maximize(cp.sum(t)), [clearing, t <= np.asarray(wealth, float), t <= cp.hstack(value)])
+    problem.solve(solver=cp.CLARABEL)
+    return problem.value, clearing.dual_value
+
+
+@pytest.mark.parametrize(("solver", "kind"), CAPPED)
+def test_welfare_and_prices_are_cvxpys(solver, kind):
+    for seed, tight in [(0, 0.7), (1, 2.0), (2, 20.0)]:
+        valuations, wealth, holdings = market(seed, kind, tight)
+        found = compiled(solver)(valuations, wealth, holdings)
+        welfare, prices = program(valuations, wealth, holdings)
+        ours = float(capped_values(valuations, wealth, found.bundles).sum())
+        assert ours == pytest.approx(welfare, rel=1e-3 if kind is Linear else 1e-4)
+        if kind is not Linear:  # whose prices are not unique
+            np.testing.assert_allclose(found.prices, prices, atol=2e-3 * max(0.1, prices.max()))
+
+
+def fisher(valuations, wealth, holdings, quasilinear):
+    """Eisenberg and Gale's program, and its quasilinear form (Cole et al. 2017), by CVXPY: prices, and utilities."""
+    v, w = np.asarray(valuations.values, float), np.asarray(wealth, float)
+    x, money = cp.Variable(v.shape, nonneg=True), cp.Variable(len(w), nonneg=True)
+    utility = cp.sum(cp.multiply(v, x), axis=1) + (money if quasilinear else 0)
+    clearing = cp.sum(x, axis=0) <= np.asarray(holdings, float).sum(0)
+    problem = cp.Problem(cp.Maximize(w @ cp.log(utility) - (cp.sum(money) if quasilinear else 0)), [clearing])
+    problem.solve(solver=cp.CLARABEL)
+    return clearing.dual_value, utility.value
+
+
+@pytest.mark.parametrize("quasilinear", [False, True])
+def test_proportional_response_finds_eisenbergs_and_gales_market(quasilinear):
+    solver = ProportionalResponse(quasilinear=quasilinear, gap=1e-5)
+    for seed, tight in [(0, 0.3), (1, 1.0), (2, 10.0)]:
+        valuations, wealth, holdings = market(seed, Linear, tight)
+        found = compiled(solver)(valuations, wealth, holdings)
+        assert bool(found.certificate.converged)
+        prices, utilities = fisher(valuations, wealth, holdings, quasilinear)
+        np.testing.assert_allclose(found.prices, prices, rtol=2e-2, atol=1e-3 * prices.max())
+        spent = found.bundles @ found.prices
+        money = wealth - spent if quasilinear else 0
+        np.testing.assert_allclose((valuations.values * found.bundles).sum(1) + money, utilities, rtol=2e-2, atol=1e-4)
+        assert (np.asarray(spent) <= np.asarray(wealth) * (1 + 1e-5)).all()
+        if not quasilinear:
+            np.testing.assert_allclose(spent, wealth, rtol=1e-4)
+        np.testing.assert_allclose(found.bundles.sum(0), holdings.sum(0), rtol=1e-5)
+
+
+def test_proportional_response_by_hand():
+    """Two agents, each fond of one good, a Fisher market: each buys it all, and its price is that agent's purse."""
+    valuations = Linear(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
+    found = ProportionalResponse(quasilinear=False)(
+        valuations, jnp.array([3.0, 5.0]), jnp.array([[1.0, 1.0], [1.0, 0.0]])
+    )
+    np.testing.assert_allclose(found.prices, [1.5, 5.0], rtol=1e-5)
+    np.testing.assert_allclose(found.bundles, [[2, 0], [0, 1]], atol=1e-5)
+    # Where money is worth keeping nobody pays more than a thing is worth.
+    found = ProportionalResponse()(valuations, jnp.array([3.0, 5.0]), jnp.array([[1.0, 1.0], [1.0, 0.0]]))
+    np.testing.assert_allclose(found.prices, [1.0, 2.0], rtol=1e-2)
+
+
+# --- derivatives
+
+
+@pytest.mark.parametrize(("solver", "kind"), CAPPED[:4])
+def test_derivatives_are_those_of_the_equilibrium(solver, kind):
+    """Against central differences, in double precision; some wealth binds and some does not."""
+    with jax.enable_x64(True):
+        exact = type(solver)(tolerance=1e-11, iterations=2000)
+        valuations, wealth, holdings = market(4, kind)  # no good is free: bundles of free goods are not unique
+        assert wealth.dtype == jnp.float64
+        weights = jnp.asarray(np.random.default_rng(0).random((AGENTS, GOODS)))
+
+        @jax.jit
+        def outcome(wealth, holdings, valuations):
+            found = exact(valuations, wealth, holdings)
+            return jnp.sum(weights * found.bundles) + found.prices @ weights[0]
+
+        arguments = wealth, holdings, valuations
+        slopes = jax.jit(jax.grad(outcome, (0, 1, 2)))(*arguments)
+        found = exact(valuations, wealth, holdings)
+        binds = np.asarray(capped_values(valuations, wealth, found.bundles)) > np.asarray(wealth) * (1 - 1e-9)
+        assert 0 < binds.sum() < AGENTS, "a test in which no cap binds, or every one, shows half of it"
+        rng = np.random.default_rng(2)
+        for _ in range(3):
+            way = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), arguments)
+            inner = sum(
+                float((a * b).sum()) for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(way), strict=True)
+            )
+            ahead = outcome(*jax.tree.map(lambda a, b: a + 1e-5 * b, arguments, way))
+            back = outcome(*jax.tree.map(lambda a, b: a - 1e-5 * b, arguments, way))
+            assert inner == pytest.approx(float(ahead - back) / 2e-5, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("solver", "kind"), CAPPED[:4])
+def test_a_little_more_of_a_good_is_worth_its_price(solver, kind):
+    """The envelope theorem: d welfare / d supply = p, also where goods are free."""
+
+    def welfare(holdings, valuations, wealth):
+        return capped_values(valuations, wealth, solver(valuations, wealth, holdings).bundles).sum()
+
+    slope = jax.jit(jax.grad(welfare))
+    for seed in range(4):
+        valuations, wealth, holdings = market(seed, kind)
+        prices = compiled(solver)(valuations, wealth, holdings).prices
+        np.testing.assert_allclose(
+            slope(holdings, valuations, wealth), jnp.broadcast_to(prices, holdings.shape), rtol=2e-2, atol=5e-3
+        )
+
+
+# --- batches and types
+
+
+@pytest.mark.parametrize(("solver", "kind"), [*CAPPED, pytest.param(ProportionalResponse(), Linear, id="response")])
+def test_many_markets_at_once(solver, kind):
+    markets = [market(seed, kind, 2.0) for seed in range(3)]
+    together = jax.jit(jax.vmap(solver))(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *markets))
+    for index, one in enumerate(markets):
+        alone = compiled(solver)(*one)
+        np.testing.assert_allclose(together.prices[index], alone.prices, rtol=1e-3, atol=1e-5)
+        assert together.certificate.iterations.dtype == jnp.int32
+
+
+def test_double_precision_throughout():
+    with jax.enable_x64(True):
+        for solver, kind in [(Tatonnement(), Quadratic), (ConvexProgram(), Linear), (ProportionalResponse(), Linear)]:
+            shapes = jax.eval_shape(solver, *market(0, kind))
+            assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float64", "int32", "bool"}
+
+
+# --- sealed bids
+
+
+def sold(bids, wealth=None, holdings=None, mechanism=CREDIT_CONSERVING_VICKREY, **settings):
+    bids = jnp.asarray(bids, jnp.float32)
+    wealth = jnp.full(bids.shape[0], 100.0) if wealth is None else jnp.asarray(wealth, jnp.float32)
+    holdings = jnp.zeros(bids.shape).at[0].set(1) if holdings is None else jnp.asarray(holdings, jnp.float32)
+    key = settings.pop("key", None)
+    return SealedBids(mechanism, **settings)(Additive(bids), wealth, holdings, key=key)
+
+
+def test_one_auction_for_each_good():
+    found = sold([[3, 1, -np.inf], [2, 5, -np.inf], [1, 4, -np.inf]])
+    np.testing.assert_array_equal(found.prices, [2, 4, 0])
+    np.testing.assert_array_equal(
+        found.bundles, [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    )  # nobody bids for the last: it stays
+    assert float(found.certificate.gap) == 0
+    assert bool(found.certificate.converged)
+
+
+def test_mechanisms_price_and_resale():
+    bids = [[3.0], [2.0]]
+    for mechanism, price, resale in ((BUCKET_BRIGADE, 3, 3), (VICKREY, 2, 3), (CREDIT_CONSERVING_VICKREY, 2, 2)):
+        found = sold(bids, mechanism=mechanism)
+        assert (float(found.prices[0]), float(found.resale[0])) == (price, resale)
+
+
+def test_bids_shrink_to_what_the_purse_holds():
+    """Wealth 3 and bids 2, 4 for what is there: they become 1 and 2. The third good is not for sale and is quoted."""
+    found = sold([[2, 4, 9], [0.5, 1.5, 1]], wealth=[3, 100], holdings=[[1, 1, 0], [0, 0, 0]], mechanism=BUCKET_BRIGADE)
+    np.testing.assert_allclose(found.prices, [1, 2, 3], rtol=1e-6)
+    np.testing.assert_array_equal(found.bundles, [[1, 1, 0], [0, 0, 0]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), exploration=st.sampled_from([None, 0.5]))
+def test_sealed_bids_never_overspend_and_clear(seed, exploration):
+    rng = np.random.default_rng(seed)
+    bids = rng.random((5, 3)) * 4
+    bids[rng.random(bids.shape) < 0.2] = -np.inf
+    wealth = jnp.asarray(rng.exponential(1.0, 5), jnp.float32)
+    holdings = jnp.asarray(np.eye(5)[rng.integers(0, 5, 3)].T, jnp.float32)
+    solver = compiled(SealedBids(CREDIT_CONSERVING_VICKREY, exploration))
+    found = solver(Additive(jnp.asarray(bids, jnp.float32)), wealth, holdings, key=jax.random.key(seed % 1000))
+    np.testing.assert_array_equal(found.bundles.sum(0), 1)
+    assert set(np.unique(found.bundles)) <= {0, 1}
+    bought = found.bundles * ~((found.bundles == holdings) & ~np.isfinite(bids))
+    assert (np.asarray(bought @ found.prices) <= np.asarray(wealth) * (1 + 1e-6)).all()
+    if exploration is None:
+        # Walrasian by the bids made: no set of goods would have been better for anyone.
+        shrunk = np.where(np.isfinite(bids), bids, 0)
+        shrunk *= np.minimum(1, np.asarray(wealth) / np.maximum(shrunk.sum(1), 1e-9))[:, None]
+        gain = np.where(np.isfinite(bids), shrunk - np.asarray(found.prices), 0)
+        assert (np.where(np.asarray(found.bundles) > 0, gain, 0).sum(1) >= np.maximum(gain, 0).sum(1) - 1e-5).all()
+
+
+def test_exploration_lets_someone_else_win_and_the_certificate_says_so():
+    keys = jax.random.split(jax.random.key(0), 400)
+    found = jax.vmap(lambda key: sold([[3.0], [1.0], [2.0]], key=key, exploration=0.3))(keys)
+    winners = np.asarray(found.bundles).argmax(1)[:, 0]
+    np.testing.assert_allclose(np.bincount(winners, minlength=3) / 400, [0.8, 0.1, 0.1], atol=0.06)
+    # The explorer pays the highest of the other bids, 3, for what it thinks is worth 1 or 2.
+    assert (np.asarray(found.prices)[winners != 0, 0] == 3).all()
+    assert (np.asarray(found.certificate.gap)[winners != 0] > 0.3).all()
+    assert (np.asarray(found.certificate.gap)[winners == 0] == 0).all()
+
+
+def test_an_explorer_pays_no_more_than_it_has():
+    keys = jax.random.split(jax.random.key(1), 200)
+    found = jax.vmap(lambda key: sold([[3.0], [1.0]], wealth=[9, 1.5], key=key, exploration=1.0))(keys)
+    explored = np.asarray(found.bundles)[:, 1, 0] == 1
+    assert 0 < explored.sum() < 200
+    np.testing.assert_array_equal(np.asarray(found.prices)[explored, 0], 1.5)
+
+
+def test_a_mechanism_of_ones_own():
+    half = Mechanism("half", price=lambda o: o.winning_bid / 2, resale=lambda o: o.winning_bid / 2)
+    assert float(sold([[3.0], [2.0]], mechanism=half).prices[0]) == 1.5
+    assert float(sold([[3.0], [2.0]], mechanism=half).certificate.gap) > 0, "below the second bid others would buy"
+
+
+# --- refusals
+
+
+def test_refusals():
+    quadratic, wealth, holdings = market(0, Quadratic)
+    linear, additive = market(0, Linear)[0], Additive(quadratic.slope)
+    for solver, valuations, words in (
+        (Tatonnement(), linear, "strictly concave class, got Linear"),
+        (Tatonnement(), additive, "got Additive"),
+        (ConvexProgram(), additive, "got Additive"),
+        (ProportionalResponse(), quadratic, "needs Linear, got Quadratic"),
+        (SealedBids(), quadratic, "Additive valuations; with others there may be no equilibrium, got Quadratic"),
+        (SealedBids(), linear, "got Linear"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            solver(valuations, wealth, holdings)
+    with pytest.raises(ValueError, match="holdings: expected"):
+        Tatonnement()(quadratic, wealth[:-1], holdings)
+    with pytest.raises(ValueError, match=r"key: needed for exploration, which is 0\.5"):
+        SealedBids(exploration=0.5)(additive, wealth, holdings)
+    assert {"SealedBids", "Tatonnement"} <= set(equilibria.__all__)
