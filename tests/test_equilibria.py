@@ -64,7 +64,7 @@ def worth(valuations, agent, bundles):
 
 
 @pytest.mark.parametrize(("solver", "kind"), CAPPED)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), tight=st.sampled_from([0.05, 0.5, 1.0, 3.0, 30.0]), absent=st.booleans())
 def test_no_agent_prefers_another_bundle(solver, kind, seed, tight, absent):
     """Goods are conserved, payments cancel, budgets hold, and no random bundle is better at these prices.
@@ -359,7 +359,7 @@ def test_bids_shrink_to_what_the_purse_holds():
     np.testing.assert_array_equal(found.bundles, [[1, 1, 0], [0, 0, 0]])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), exploration=st.sampled_from([None, 0.5]))
 def test_sealed_bids_never_overspend_and_clear(seed, exploration):
     rng = np.random.default_rng(seed)

@@ -9,7 +9,13 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+FAST = 2  # the rest train for longer
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [pytest.param(s, marks=[pytest.mark.slow] * (i >= FAST), id=str(i)) for i, s in enumerate(SNIPPETS)],
+)
 def test_snippet_runs(snippet):
     exec(compile(snippet, "README.md", "exec"), {})
 

@@ -205,6 +205,7 @@ def test_valuation_learns_the_bandit_exactly(bandit_run):
     assert bandit_run[0].summary["return_mean"] == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 100])
 def test_valuation_learns_a_stochastic_process(scale):
     """Bids come to Q* of a random process the library has no names for (bid_error <= .05), in any currency."""
@@ -215,6 +216,7 @@ def test_valuation_learns_a_stochastic_process(scale):
     assert result.summary["bid_error_all"] <= 0.05
 
 
+@pytest.mark.slow
 def test_reinforce_and_ppo_find_the_best_arm():
     for learner in ("reinforce", "ppo"):
         config = TrainConfig("Bandit-v0", learner=learner, learning_rate=1e-3, steps=200_000, seeds=2)

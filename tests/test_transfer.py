@@ -35,6 +35,7 @@ def leaves(networks):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(networks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_each_seed_begins_where_it_ended(trained, name):
     """Without a learning rate the networks stay, bit for bit, from the run in memory and from its folder."""
@@ -54,6 +55,7 @@ def test_each_seed_begins_where_it_ended(trained, name):
     as_policy(run)(jnp.eye(run.config.society.observation.shape[0])[0])  # and what was started from is still there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "patterns", "held"),
     [
@@ -79,6 +81,7 @@ def test_frozen_parts_stay_and_all_others_move(trained, name, patterns, held):
         assert all(same) if held(part) else not any(same), part
 
 
+@pytest.mark.slow
 def test_a_module_that_others_are_trained_beside_is_not_disturbed(trained):
     """Freezing one module leaves what another learns from the same rollouts as it was: learning is local."""
     run, _ = trained["unshared"]
@@ -92,6 +95,7 @@ def test_a_module_that_others_are_trained_beside_is_not_disturbed(trained):
             np.testing.assert_array_equal(frozen[part], free[part])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -111,6 +115,7 @@ def test_what_does_not_fit_is_named(trained, settings, message):
         fit(AGENTS["ppo"], jax.random.key(0), progress=False, **settings | {"start": start})
 
 
+@pytest.mark.slow
 def test_a_sweep_knows_where_its_conditions_started(trained, tmp_path):
     """Finished transfers are kept, unless what they started from has changed."""
     run, _ = trained["unshared"]
