@@ -4,6 +4,9 @@ Written for one agent and one bundle x, f [G]; put an agent axis on the leaves f
 is worth nothing for nothing, v(0) = 0, and never falls as a bundle grows (free disposal). What money can do is decided
 elsewhere: `equilibria` caps valuations by wealth, min(v, w).
 
+Sums of products are written as products of vectors: XLA's CPU compiler (jaxlib 0.10.2) gets `jnp.sum(a * x) - b` wrong
+where two `vmap`s make more than 32,768 of them.
+
 A class of your own needs ``value``; a strictly concave one also `StrictlyConcave.demand`, and is then welcome
 wherever `Quadratic` is.
 """
@@ -65,7 +68,7 @@ class Logarithmic(struct.PyTreeNode):
 
     def value(self, bundle: Array) -> Array:
         """v(x): f []."""
-        return jnp.sum(self.weight * jnp.log1p(bundle / self.size))
+        return self.weight @ jnp.log1p(bundle / self.size)
 
     def demand(self, prices: Array, scale: Array) -> Array:
         """λ a_j / p_j - s_j with λ for the scale, nothing below zero: f [G]. Free goods are taken to cost a trifle."""
@@ -80,7 +83,7 @@ class Linear(struct.PyTreeNode):
 
     def value(self, bundle: Array) -> Array:
         """v(x): f []."""
-        return jnp.sum(self.values * bundle)
+        return self.values @ bundle
 
 
 class Additive(struct.PyTreeNode):
@@ -90,4 +93,4 @@ class Additive(struct.PyTreeNode):
 
     def value(self, bundle: Array) -> Array:
         """v(x): f []; goods it does not bid on are worth nothing to it."""
-        return jnp.sum(jnp.where(jnp.isfinite(self.values), self.values, 0) * bundle)
+        return jnp.where(jnp.isfinite(self.values), self.values, 0) @ bundle
