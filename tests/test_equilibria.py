@@ -114,6 +114,15 @@ def test_the_certificate_of_a_bad_solver_says_so_and_nobody_overspends():
         assert float((wealth + (holdings - found.bundles) @ found.prices).min()) >= 0
 
 
+def test_a_sequence_of_markets_that_stops_early_lends_to_nobody():
+    """Poor agents, some of whom have nothing to sell: what they would like to buy costs far more than they have."""
+    for seed in range(10):
+        valuations, wealth, holdings = market(seed, Linear, 0.2)
+        holdings = holdings.at[::2].set(0)
+        found = compiled(ConvexProgram(sequence=4, inner=1))(valuations, wealth, holdings)
+        assert float((wealth + (holdings - found.bundles) @ found.prices).min()) >= 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 3))
 def test_the_short_side_decides(seed, scale):
