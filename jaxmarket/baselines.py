@@ -30,6 +30,8 @@ __all__ = [
     "ChoicePolicy",
     "Monolith",
     "MonolithState",
+    "Product",
+    "ProductHead",
     "Running",
     "Steps",
     "chunk",
@@ -184,13 +186,121 @@ class ChoiceHead:
         return Categorical(raw)
 
 
+class Product(struct.PyTreeNode):
+    """L independent choices, one of M each, as one choice of M^L: a number in base M, the first choice in front.
+
+    It is the `Categorical` of all M^L in which probabilities are products, for the price of L · M logits.
+    """
+
+    logits: Array  # f [..., L, M]
+
+    def _number(self, digits: Array) -> Array:
+        """Of the choices i32 [..., L]: f [...]."""
+        factors, base = self.logits.shape[-2:]
+        weights = base ** jnp.arange(factors - 1, -1, -1, dtype=jnp.int32)
+        return jnp.sum(digits * weights, -1).astype(self.logits.dtype)
+
+    def _digits(self, bid: Array) -> Array:
+        """The choices that make up a number: i32 [..., L]."""
+        factors, base = self.logits.shape[-2:]
+        weights = base ** jnp.arange(factors - 1, -1, -1, dtype=jnp.int32)
+        return bid[..., None].astype(jnp.int32) // weights % base
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent choices, as numbers: f [*shape, ...]."""
+        return self._number(jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1])))
+
+    def quantile(self, u: Array) -> Array:
+        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``].
+
+        The first choice takes its share of ``u``, and what is left of that, stretched to (0, 1), decides the next one.
+        """
+        shares = jax.nn.softmax(self.logits)
+        least, most = jnp.finfo(shares.dtype).tiny, 1 - jnp.finfo(shares.dtype).epsneg
+        digits = []
+        for i in range(self.logits.shape[-2]):
+            share = shares[..., i, :]
+            ends = jnp.cumsum(share, -1)
+            digit = jnp.sum(u[..., None] >= ends[..., :-1], -1)
+            chosen = digit[..., None] == jnp.arange(share.shape[-1])
+            start, width = (jnp.sum(jnp.where(chosen, x, 0), -1) for x in (ends - share, share))
+            u = jnp.clip((u - start) / jnp.maximum(width, least), 0, most)
+            digits.append(digit)
+        return self._number(jnp.stack(digits, -1))
+
+    def mean(self) -> Array:
+        """The likeliest choice, which is the greedy one: f [...]."""
+        return self._number(jnp.argmax(self.logits, -1))
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-probability of the choice ``bid``: f [...]."""
+        chosen = self._digits(bid)[..., None] == jnp.arange(self.logits.shape[-1])
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), (-2, -1))
+
+    def entropy(self) -> Array:
+        """Entropy, the sum of the choices': f [...]."""
+        return Categorical(self.logits).entropy().sum(-1)
+
+
+_MOST_CHOICES = 2**24
+"""What float32, in which choices are kept, can count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductHead:
+    """One logit per choice of each factor, for actions that are numbers in a base (`Product`).
+
+    Attributes:
+        factors: L.
+        base: M.
+
+    Raises:
+        ValueError: there are none of one of them, or more than 2^24 choices, which float32 cannot tell apart.
+    """
+
+    factors: int
+    base: int
+
+    def __post_init__(self) -> None:
+        for field in ("factors", "base"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+        if self.choices > _MOST_CHOICES:
+            raise ValueError(f"factors: {self.base}^{self.factors} choices are more than 2^24; use fewer factors")
+
+    @property
+    def choices(self) -> int:
+        """M^L."""
+        return self.base**self.factors
+
+    @property
+    def outputs(self) -> int:
+        """L · M."""
+        return self.factors * self.base
+
+    @property
+    def low(self) -> float:
+        """The first choice."""
+        return 0.0
+
+    @property
+    def high(self) -> float:
+        """The last choice."""
+        return self.choices - 1.0
+
+    def distribution(self, raw: Array) -> Product:
+        """The distribution with logits ``raw`` [..., outputs], factor by factor."""
+        return Product(raw.reshape(*raw.shape[:-1], self.factors, self.base))
+
+
 @dataclasses.dataclass(frozen=True)
 class Agent:
     """The static description of an agent that acts by itself, as `Society` is that of a market.
 
     Attributes:
         env: the environment's `Adapter`.
-        policy: over choices, with a `ChoiceHead`.
+        policy: over choices, with a `ChoiceHead` or a `ProductHead`.
         greedy: take the likeliest choice instead of sampling.
     """
 
@@ -261,16 +371,20 @@ class Monolith:
     chunks: int = dataclasses.field(compare=False)
 
     @classmethod
-    def of(cls, config: TrainConfig, hidden: tuple[int, ...] | None = None) -> "Monolith":
+    def of(
+        cls, config: TrainConfig, hidden: tuple[int, ...] | None = None, head: ProductHead | None = None
+    ) -> "Monolith":
         """The agent that ``config`` describes, or that is to be compared with the ``ppo`` society it describes.
 
         Args:
             config: the settings; environment, instances and minibatches are the same for both.
             hidden: widths of both networks; by default those of one bidder, with which the agent has fewer
                 parameters than the society (see `parameters`).
+            head: of the policy; one logit per action by default.
 
         Raises:
-            ValueError: the configuration's learner is not ppo, or its environment or rules are none the agent knows.
+            ValueError: the configuration's learner is not ppo, its environment or rules are none the agent knows, or
+                the head makes another number of choices than there are actions.
         """
         config = dataclasses.replace(config, agent="monolith")
         rule = config.learner_rule
@@ -278,7 +392,12 @@ class Monolith:
         torsos = rule.policy.torso, rule.value.torso
         if hidden is not None:
             torsos = tuple(dataclasses.replace(torso, hidden=hidden) for torso in torsos)  # type: ignore[type-var]
-        policy = BidPolicy(torsos[0], ChoiceHead(config.primitives))
+        if head is not None and head.choices != config.primitives:
+            raise ValueError(
+                f"head: {head.base}^{head.factors} = {head.choices} choices, but {config.adapter.name} has "
+                f"{config.primitives} actions; choose factors and base that multiply to them"
+            )
+        policy = BidPolicy(torsos[0], head or ChoiceHead(config.primitives))
         return cls(
             env=config.adapter,
             learner=dataclasses.replace(rule, policy=policy, value=ValueNetwork(torsos[1])),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxmarket.environments.multiplexer import Multiplexer
     from jaxmarket.environments.options import Option, Options
     from jaxmarket.environments.rooms import TwoRooms
+    from jaxmarket.environments.supply_chain import SupplyChain
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Option",
     "Options",
     "Step",
+    "SupplyChain",
     "TwoRooms",
     "Woods1",
     "Woods101",
@@ -56,6 +58,7 @@ _MODULES = {
     "Multiplexer": "multiplexer",
     "Option": "options",
     "Options": "options",
+    "SupplyChain": "supply_chain",
     "TwoRooms": "rooms",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
     **dict.fromkeys(("Maze", "Woods1", "Woods101"), "mazes"),
@@ -68,6 +71,7 @@ OURS = {
     "Duality-v0": ("Duality",),
     "MentalRotation-v0": ("MentalRotation",),
     **{f"Multiplexer{address + 2**address}-v0": ("Multiplexer", address) for address in (2, 3, 4)},
+    "SupplyChain2-v0": ("SupplyChain", 2),
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},
     "Woods1-v0": ("Woods1",),
     "Woods101-v0": ("Woods101",),
