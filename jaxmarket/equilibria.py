@@ -521,11 +521,11 @@ class _Anchored(struct.PyTreeNode):
 
     def value(self, bundle: Array) -> Array:
         """What the bundle is worth, without the cost of moving: f []. This is what wealth caps."""
-        return jnp.sum(self.values * bundle)
+        return self.values @ bundle
 
     def cost(self, bundle: Array) -> Array:
         """Σ ε (x - anchor)² / 2: f []."""
-        return jnp.sum(self.stiffness * (bundle - self.anchor) ** 2) / 2
+        return self.stiffness @ (bundle - self.anchor) ** 2 / 2
 
     def demand(self, prices: Array, scale: Array) -> Array:
         """What maximises scale · v · x - cost(x) - prices · x: f [G]."""

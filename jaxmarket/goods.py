@@ -170,7 +170,7 @@ def step(
         economy: as it is.
         income: f [N] or f [], paid to everybody at the end, f. e. to consumers.
         rent: f [] in [0, 1], the share of its wealth that whoever owned something after trade loses at the end (an
-            option the paper names, against hold-outs), before incomes.
+            option the paper names, against hold-outs), before incomes. Of divisible goods a crumb counts as something.
 
     Returns:
         The economy after it, and what happened.

@@ -1,5 +1,6 @@
 """Figures. Matplotlib is imported when the first one is drawn, and no window is ever opened."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "draw_bids",
+    "draw_convergence",
     "draw_flows",
     "draw_inequality",
     "draw_learning_curve",
     "draw_lineage",
     "draw_money",
     "draw_population",
+    "draw_price_stability",
+    "draw_prices",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
@@ -240,3 +244,60 @@ def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
         order.append(stack.pop())
         stack.extend(reversed(children.get(order[-1], [])))
     return order
+
+
+# --- wide markets: prices by good
+
+
+def _per_good(ax: "Axes", x: np.ndarray, values: np.ndarray, goods: Sequence[str] | None) -> None:
+    """A line for each good: x [K], values [K, G]."""
+    names = [f"good {j}" for j in range(values.shape[1])] if goods is None else goods
+    for j, name in enumerate(names):
+        ax.plot(x, values[:, j], color=f"C{j}", label=name)
+
+
+def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, title: str = "prices") -> None:
+    """Prices of every good over rounds, f [T, G]; gaps where it was not quoted (NaN)."""
+    prices = np.asarray(prices, float)
+    _per_good(ax, np.arange(1, len(prices) + 1), prices, goods)
+    ax.set(xlabel="round", ylabel="price of a unit", ylim=(0, None), title=title)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_convergence(
+    ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
+) -> None:
+    """|excess demand| / supply of every good after each adjustment, f [K, G] of `equilibria.Tatonnement.path`.
+
+    That of a good which is free in the end stays where it is: there is more of it than anybody wants.
+    """
+    size = np.abs(np.asarray(excess, float))
+    _per_good(ax, np.arange(len(size)), np.where(size > 0, size, np.nan), goods)
+    if tolerance is not None:
+        ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label="tolerance")
+    ax.set_yscale("log")
+    ax.set(xlabel="adjustments of prices", ylabel="|demand - supply| / supply", title="the way to an equilibrium")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[str] | None = None) -> None:
+    """Spread of prices against the number of agents, beside 1 / √N.
+
+    Args:
+        ax: where.
+        agents: [K], N in each market.
+        spread: f [K, G] (`welfare.dispersion`).
+        goods: names, by default numbers.
+    """
+    agents, spread = np.asarray(agents, float), np.asarray(spread, float)
+    _per_good(ax, agents, spread, goods)
+    for line in ax.get_lines():
+        line.set_marker("o")
+    middle = np.exp(np.mean(np.log(spread) + np.log(agents)[:, None] / 2))
+    ax.plot(agents, middle / np.sqrt(agents), color="black", linestyle=":", label="1 / √N")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(agents, [f"{n:g}" for n in agents])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="agents that come and go", ylabel="spread of the price (std / mean)", title="price stability")
+    ax.legend(frameon=False, fontsize=8)

@@ -4,8 +4,8 @@ Written for one agent and one bundle x, f [G]; put an agent axis on the leaves f
 is worth nothing for nothing, v(0) = 0, and never falls as a bundle grows (free disposal). What money can do is decided
 elsewhere: `equilibria` caps valuations by wealth, min(v, w).
 
-Sums of products are written as products of vectors: XLA's CPU compiler (jaxlib 0.10.2) gets `jnp.sum(a * x) - b` wrong
-where two `vmap`s make more than 32,768 of them.
+Sums of products are written as products of vectors: XLA's CPU compiler (jaxlib 0.10.2; jax issue 39103) gets
+`jnp.sum(a * x) - b` wrong where two `vmap`s make more than 32,768 of them.
 
 A class of your own needs ``value``; a strictly concave one also `StrictlyConcave.demand`, and is then welcome
 wherever `Quadratic` is.
@@ -53,7 +53,7 @@ class Quadratic(struct.PyTreeNode):
     def value(self, bundle: Array) -> Array:
         """v(x): f []."""
         x = jnp.minimum(bundle, self.slope / self.curvature)
-        return jnp.sum((self.slope - self.curvature * x / 2) * x)
+        return (self.slope - self.curvature * x / 2) @ x
 
     def demand(self, prices: Array, scale: Array) -> Array:
         """(a_j - p_j / scale) / b_j, nothing below zero: f [G]."""

@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 
 from jaxmarket import TrainConfig, baselines, bench
-from jaxmarket.bench import roofline, step, timing, train
+from jaxmarket.bench import equilibrium, roofline, step, timing, train
 from jaxmarket.cli import main
+from jaxmarket.equilibria import ProportionalResponse, Tatonnement
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,6 +118,89 @@ def test_roofline_work_grows_with_instances_and_horizon():
     assert min(flops for flops, _ in small.values()) > 0
 
 
+# 2x - x²/2 is worth .5 at 2 - √3; the other agent gets the rest of one unit.
+_REST = np.sqrt(3) - 1
+HAND_WORKED = [
+    ("Quadratic", [[[2], [2]], [[1], [1]]], [0.5, 9], 0.5 + 2 * _REST - _REST**2 / 2),
+    ("Quadratic", [[[2], [2]], [[1], [1]]], [9, 9], 1.75),
+    ("Logarithmic", [[[2], [2]], [[1], [1]]], [9, 9], 4 * np.log(1.5)),
+    ("Logarithmic", [[[3], [2]], [[1], [1]]], [3 * np.log(1.2), 9], 3 * np.log(1.2) + 2 * np.log(1.8)),
+    ("Linear", [[[2], [1]]], [0.5, 9], 1.25),
+    ("Fisher", [[[2], [1]]], [1, 3], (np.log(0.5) + 3 * np.log(0.75)) / 4),
+    ("Quasilinear", [[[2], [0.1]]], [1, 1e-9], np.log(2)),  # spends all it has
+    ("Quasilinear", [[[2], [0.1]]], [5, 1e-9], (5 * np.log(5) - 3) / 5),  # and here keeps 3
+    ("Additive", [[[3, 1], [2, 2]]], [9, 9], 5),
+    ("Additive", [[[3, 1], [2, -np.inf]]], [2, 9], 2.5),  # bids 1.5 and .5
+]
+
+
+@pytest.mark.parametrize(("name", "leaves", "wealth", "welfare"), HAND_WORKED)
+def test_rivals_find_the_best_there_is(name, leaves, wealth, welfare):
+    """Markets of one unit of each good, worked out by hand; one part in 10,000."""
+    holdings = np.zeros(np.shape(leaves[0]))
+    holdings[1] = 1
+    for rival in equilibrium.CASES[name].rivals.values():
+        found = rival([np.array(leaf, float) for leaf in leaves], np.array(wealth, float), holdings)
+        assert found == pytest.approx(welfare, rel=1e-4)
+
+
+def test_a_bad_solver_and_an_absent_rival_are_told(monkeypatch):
+    """Stopped after one change of prices: it does not meet the tolerances, and loses welfare a rival finds."""
+
+    def fails(*_):
+        raise ArithmeticError("no luck")
+
+    full = equilibrium.CASES["Quadratic"]
+    rivals = {**full.rivals, "other": fails}
+    case = dataclasses.replace(full, wealth=0.2, solvers={"hasty": Tatonnement(iterations=1)}, rivals=rivals)
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    report = timing.Report("equilibrium")
+    equilibrium.compare(report, "Quadratic", case, agents=16, goods=4, patience=0.1)
+    (row,), rows = report.tables.values()
+    assert (row["meets"], row["steps"]) == ("NO", 1)
+    found = {row["rival"]: row for row in rows}
+    assert found["SciPy"]["lost"] > 1e-3
+    assert found["SciPy"]["runs"] >= 1
+    assert (found["CVXPY"]["its ms"], found["CVXPY"]["lost"]) == ("not installed", None)
+    assert found["other"]["its ms"] == "failed"
+    assert report.notes == ["other on Quadratic: ArithmeticError: no luck"]
+    assert len(report.timings["one, hasty: Quadratic"]["seconds"]) == timing.REPEATS
+
+
+def test_many_markets_are_judged_by_the_worst():
+    """Side by side or in turn, the same markets; one of three stops within the tolerance."""
+    full = equilibrium.CASES["Fisher"]
+    drawn = [equilibrium.market(full, 16, 4, seed) for seed in range(3)]
+    solver = ProportionalResponse(quasilinear=False, gap=0.1, iterations=30)
+    gaps = [float(jax.jit(solver)(*map(jax.device_put, one)).certificate.gap) for one in drawn]
+    report = timing.Report("equilibrium")
+    case = dataclasses.replace(full, solvers={"lax": solver})
+    equilibrium.many(report, "Fisher", case, 16, 4, [("vmap", 3), ("map", 2)], patience=0.01)
+    side, turn = report.tables["many such markets in one call"]
+    assert (side["way"], turn["way"]) == ("vmap 3", "map 2")
+    np.testing.assert_allclose(report.timings["vmap 3, lax: Fisher"]["gap"], gaps, rtol=1e-3)
+    assert side["worst gap"] == pytest.approx(max(gaps), rel=0.05)
+    assert turn["worst gap"] == pytest.approx(max(gaps[:2]), rel=0.05)
+    assert side["meet"] == sum(gap <= equilibrium.GAP for gap in gaps) < 3
+
+
+def test_markets_are_the_ones_promised():
+    """Some agents care for some goods only, everybody for one; indivisible goods come once."""
+    case = equilibrium.CASES["Linear"]
+    valuations, wealth, holdings = equilibrium.market(case, 1000, 32, 0)
+    cares = (valuations.values > 0).mean(1)
+    assert cares.min() > 0
+    assert 0.4 < (cares < 0.9).mean() < 0.6
+    assert 0.2 < cares[cares < 0.9].mean() < 0.35
+    assert wealth.mean() == pytest.approx(32 * case.wealth, rel=0.15)
+    assert {leaf.dtype for leaf in (valuations.values, wealth, holdings)} == {np.dtype(np.float32)}
+    assert not np.array_equal(equilibrium.market(case, 1000, 32, 1)[2], holdings)
+    bids, _, lots = equilibrium.market(equilibrium.CASES["Additive"], 50, 8, 0)
+    np.testing.assert_array_equal(lots.sum(0), 1)
+    assert set(np.unique(lots)) == {0, 1}
+    assert np.isneginf(bids.values).any()
+
+
 def test_reports_are_tables_and_json(tmp_path, capsys):
     report = timing.Report("step", headline={"market_tax": 1.25})
     report.tables["rows"] = [{"name": "a", "M/s": 1234.5, "none": None}]
@@ -136,7 +220,7 @@ def test_reports_are_tables_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["steps"], "name: unknown benchmark 'steps'; choose from step, train, scale, population, compile, roofline"),
+        (["steps"], "name: unknown benchmark 'steps'; choose from " + ", ".join(bench.BENCHMARKS)),
         (["step", "--cores", "0"], "cores: expected a whole number >= 1, got 0"),
         (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
     ],
@@ -171,6 +255,13 @@ FIELDS = {
     "train": {"train_over_rollout", "society_over_monolithic", "chain_steps_per_second", "seeds64_over_single"},
     "scale": {"exponent_time", "exponent_memory"},
     "population": {"exponent_rules", "rules_4096_agents_steps_per_second"},
+    "equilibrium": {
+        "single_markets_that_meet",
+        "many_markets_that_meet",
+        "worst_gap",
+        "worst_welfare_difference",
+        "rival_over_ours_linear",
+    },
     "compile": {"import_seconds", "main_job_compile_seconds"},
     "roofline": {"achieved", "gflops_limit", "gbytes_per_second_limit"},
 }
@@ -187,6 +278,14 @@ def test_quick_benchmarks_run_as_scripts(name, tmp_path):
     assert found["benchmark"] == name
     for field in FIELDS[name]:
         assert 0 < found[field] < math.inf, field
-    assert json.loads((tmp_path / f"{name}.json").read_text())["timings"]
+    numbers = json.loads((tmp_path / f"{name}.json").read_text())["timings"]
+    assert numbers
+    if name == "equilibrium":
+        assert found["single_markets_that_meet"] == found["many_markets_that_meet"] == 1
+        assert found["worst_gap"] <= equilibrium.GAP
+        assert found["worst_welfare_difference"] <= equilibrium.GAP
+        assert found["worst_excess"] <= equilibrium.EXCESS
+        shares = [kept["limited"] for label, kept in numbers.items() if "gap" in kept and "Fisher" not in label]
+        assert all(0.3 <= np.mean(share) <= 0.55 for share in shares), "wealth limits a third to a half"
     if name == "compile":
         assert found["backends_started_by_import"] == 0

@@ -450,7 +450,10 @@ def test_many_agents_in_many_markets(kind):
 
     def everything(valuations, wealth, prices, bundles):
         gains = regret(valuations, wealth, prices, bundles)
-        demands = 0 if kind is Linear else jax.vmap(capped_demand, (0, 0, None))(valuations, wealth, prices)
+        strict = valuations
+        if kind is Linear:  # what the sequence of markets is made of
+            strict = equilibria._Anchored(valuations.values, valuations.values / 2, valuations.values + 1)
+        demands = jax.vmap(capped_demand, (0, 0, None))(strict, wealth, prices)
         return gains, demands, capped_values(valuations, wealth, bundles)
 
     batched = jax.jit(jax.vmap(everything, (None, 0, 0, 0)))

@@ -67,9 +67,10 @@ def close(got, want, tolerance):
     np.testing.assert_array_less(np.abs(got - want) / np.maximum(1, np.abs(want)), tolerance)
 
 
-def test_fifty_networks_pass_forward_by_auction():
+@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_networks_pass_forward_by_auction(count):
     """Bit by bit, whatever their depth and however many rivals there are."""
-    for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(50)):
+    for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(count)):
         module, variables = random_network(rng, widths, linear_last, use_bias)
         market = from_mlp(variables, decoys, jax.random.key(i), linear_last)
         x = jnp.asarray(rng.normal(size=(4, widths[0])), jnp.float32)

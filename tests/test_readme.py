@@ -21,6 +21,6 @@ def test_snippet_runs(snippet):
 
 
 def test_there_are_snippets_and_the_two_commands():
-    assert len(SNIPPETS) == 6
+    assert len(SNIPPETS) == 8
     commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
     assert [("jaxmarket train" in c, "pytest" in c) for c in commands] == [(True, False), (False, True)]

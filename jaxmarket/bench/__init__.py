@@ -15,6 +15,7 @@ BENCHMARKS = {
     "train": "complete training beside a monolithic agent, many seeds, and Stable-Baselines3",
     "scale": "growth of time and memory with bidders, instances and width",
     "population": "births, deaths and auctions of up to thousands of agents with one table of wealth",
+    "equilibrium": "equilibria of 1,024 agents and 64 goods, one and 256 at once, beside independent solvers",
     "compile": "import, tracing and compiling against the size of the program",
     "roofline": "training beside the device's arithmetic and memory limits",
 }

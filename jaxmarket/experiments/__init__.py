@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxmarket.experiments import (
     bucket_brigade,
+    capitalism,
     hayek,
     identities,
     memory_market,
@@ -19,6 +20,7 @@ from jaxmarket.experiments import (
     redundancy,
     truthfulness,
     two_rooms,
+    wide_vs_deep,
 )
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
 
@@ -139,6 +141,19 @@ EXPERIMENTS = {
         "Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
         memory_market.run,
         quick_seeds=4,
+    ),
+    "wide-vs-deep": Experiment(
+        "workshops side by side: every piece a good with an owner and a price, or the whole world sold at once",
+        "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
+        wide_vs_deep.run,
+        quick_seeds=4,
+    ),
+    "capitalism": Experiment(
+        "layers of a network that live on what they sell, with and without backpropagation, against SGD",
+        "Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",
+        capitalism.run,
+        quick_seeds=4,
+        seeds=8,
     ),
 }
 """The reproductions by name."""

@@ -1,0 +1,535 @@
+"""How fast solvers find equilibria, and how good these are, beside independent solvers of the same markets."""
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from scipy import optimize, sparse
+
+from jaxmarket.bench.timing import REPEATS, Report, Timing, every_core
+from jaxmarket.equilibria import ConvexProgram, Equilibrium, ProportionalResponse, SealedBids, Solver, Tatonnement
+from jaxmarket.plotting import figure
+from jaxmarket.tables import progress
+from jaxmarket.types import PyTree
+from jaxmarket.valuations import Additive, Linear, Logarithmic, Quadratic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CASES", "Case", "Market", "compare", "many", "market", "run"]
+
+EXCESS, GAP = 1e-4, 1e-3
+"""What an equilibrium has to meet: most excess demand of a good over its supply, and relative optimality gap."""
+
+_PATIENCE = 10.0  # seconds: what is slow takes no further turn after this; with --quick, batches get a tenth
+_FEWER = {("ConvexProgram", "Quadratic"): 16, ("ConvexProgram", "Linear"): 16}
+"""Side by side, where 256 markets would take a quarter of an hour or more on a CPU."""
+
+Market = tuple[PyTree, np.ndarray, np.ndarray]
+"""Valuations (leaves [N, G]), wealth f32 [N], holdings f32 [N, G], all NumPy."""
+Rival = Callable[[list[np.ndarray], np.ndarray, np.ndarray], float]
+"""Leaves of the valuations, wealth and holdings, in double precision -> the best welfare there is."""
+
+
+# --- rivals: no line of theirs is shared with the solvers
+
+
+def _dual(kind: type) -> Rival:
+    """SciPy's L-BFGS-B on welfare's dual, over prices and what money matters to each agent, in double precision.
+
+    max Σ t_i, t_i <= w_i, t_i <= v_i(x_i), Σ x_i = S has the dual
+    min over p >= 0, 0 < λ_i <= 1 of p · S + Σ_i (1 - λ_i) w_i + max_x λ_i v_i(x) - p · x. No search per agent.
+    It stops where excess demand and duality gap are below 1e-5, which is where ours do.
+    """
+
+    def solve(leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray) -> float:
+        first, second = leaves
+        supply, goods = holdings.sum(0), holdings.shape[1]
+        seen = {}
+
+        def dual(point: np.ndarray) -> tuple[float, np.ndarray]:
+            prices, money = point[:goods], point[goods:]
+            if kind is Quadratic:
+                x = np.maximum(first - prices / money[:, None], 0) / second
+                worth = (first * x - second * x**2 / 2).sum(1)
+            else:
+                x = np.maximum(money[:, None] * first / prices - second, 0)
+                worth = (first * np.log1p(x / second)).sum(1)
+            left = supply - x.sum(0)
+            bound = prices @ left + ((1 - money) * wealth + money * worth).sum()
+            seen["excess"] = (-left / supply).max()
+            seen["gap"] = 1 - np.minimum(worth, wealth).sum() / bound
+            return bound, np.concatenate([left, worth - wealth])
+
+        def good_enough(_: np.ndarray) -> None:
+            if seen["excess"] <= 1e-5 and abs(seen["gap"]) <= 1e-5:
+                raise StopIteration
+
+        start = np.concatenate([np.full(goods, first.mean()), np.ones(len(wealth))])
+        bounds = [(1e-9, None)] * goods + [(1e-6, 1)] * len(wealth)
+        options = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 30, "ftol": 0, "gtol": 0}
+        found = optimize.minimize(
+            dual, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=good_enough
+        )
+        if not (seen["excess"] <= EXCESS and abs(seen["gap"]) <= GAP):
+            raise RuntimeError(f"excess demand {seen['excess']:.1e}, gap {seen['gap']:.1e}: {found.message}")
+        return float(found.fun)
+
+    return solve
+
+
+def _sparse(values: np.ndarray) -> tuple[sparse.csr_array, sparse.csr_array, int]:
+    """What agents get [N, K], what is used of goods [G, K], and K: the pairs where an agent cares for a good."""
+    agent, good = np.nonzero(values > 0)
+    pairs = np.arange(len(agent))
+    worth = sparse.csr_array((values[agent, good], (agent, pairs)), shape=(values.shape[0], len(pairs)))
+    used = sparse.csr_array((np.ones(len(pairs)), (good, pairs)), shape=(values.shape[1], len(pairs)))
+    return worth, used, len(pairs)
+
+
+def _linear_program(leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray) -> float:
+    """SciPy's HiGHS (interior point, then a corner): max Σ t_i, t_i <= w_i, t_i <= v_i · x_i, Σ x_i <= S."""
+    worth, used, pairs = _sparse(leaves[0])
+    goods, agents = holdings.shape[1], len(wealth)
+    matrix = sparse.vstack(
+        [
+            sparse.hstack([-worth, sparse.eye_array(agents)]),
+            sparse.hstack([used, sparse.csr_array((goods, agents))]),
+        ]
+    ).tocsr()
+    upper = np.concatenate([np.full(pairs, np.inf), wealth])
+    found = optimize.linprog(
+        np.concatenate([np.zeros(pairs), -np.ones(agents)]),
+        A_ub=matrix,
+        b_ub=np.concatenate([np.zeros(agents), holdings.sum(0)]),
+        bounds=np.stack([np.zeros(pairs + agents), upper], 1),
+        method="highs-ipm",
+    )
+    if found.status != 0:
+        raise RuntimeError(found.message)
+    return -float(found.fun)
+
+
+def _cvxpy(kind: type, eisenberg_gale: bool = False, quasilinear: bool = False) -> Rival:
+    """CVXPY with Clarabel, an interior point method, at its default tolerances.
+
+    Capped: the program as one writes it down. Otherwise Eisenberg and Gale's, exponential cones; per unit of budget.
+    """
+
+    def solve(leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray) -> float:
+        import cvxpy as cp  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+        if eisenberg_gale:
+            worth, used, pairs = _sparse(leaves[0])
+            x, kept = cp.Variable(pairs, nonneg=True), cp.Variable(len(wealth), nonneg=True)
+            objective = wealth @ cp.log(worth @ x + kept) - cp.sum(kept) if quasilinear else wealth @ cp.log(worth @ x)
+            constraints, units = [used @ x <= holdings.sum(0)], wealth.sum()
+        else:
+            first, second = leaves
+            x, t = cp.Variable(holdings.shape, nonneg=True), cp.Variable(len(wealth))
+            if kind is Quadratic:
+                worth = cp.sum(cp.multiply(first, x) - cp.multiply(second / 2, cp.square(x)), axis=1)
+            else:
+                worth = cp.sum(cp.multiply(first, cp.log1p(cp.multiply(1 / second, x))), axis=1)
+            objective, units = cp.sum(t), 1.0
+            constraints = [t <= wealth, t <= worth, cp.sum(x, axis=0) <= holdings.sum(0)]
+        problem = cp.Problem(cp.Maximize(objective), constraints)
+        problem.solve(solver=cp.CLARABEL)
+        if problem.status != cp.OPTIMAL:
+            raise RuntimeError(problem.status)
+        return float(np.asarray(problem.value)) / units
+
+    return solve
+
+
+def _shrunk(values: np.ndarray, wealth: np.ndarray, holdings: np.ndarray) -> np.ndarray:
+    """Bids for what is for sale, less where together they exceed an agent's wealth; -inf where it does not bid."""
+    asked = np.where(np.isfinite(values), values, 0) @ holdings.sum(0)
+    return np.where(np.isfinite(values), values * np.minimum(1, wealth / np.maximum(asked, 1e-30))[:, None], -np.inf)
+
+
+def _highest_bids(leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray) -> float:
+    """NumPy: the highest bid wins each good. Winners only, without prices."""
+    bids = _shrunk(leaves[0], wealth, holdings)
+    return float(bids[bids.argmax(0), np.arange(bids.shape[1])] @ holdings.sum(0))
+
+
+# --- welfare of what a solver found, again without its code
+
+
+def _capped(
+    leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray, prices: np.ndarray, x: np.ndarray, kind: type
+) -> tuple[float, float]:
+    if kind is Linear:
+        worth = (leaves[0] * x).sum(1)
+    elif kind is Quadratic:
+        x = np.minimum(x, leaves[0] / leaves[1])
+        worth = (leaves[0] * x - leaves[1] * x**2 / 2).sum(1)
+    else:
+        worth = (leaves[0] * np.log1p(x / leaves[1])).sum(1)
+    return np.minimum(worth, wealth).sum(), (worth >= wealth * (1 - 1e-3)).mean()
+
+
+def _budgets(
+    leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray, prices: np.ndarray, x: np.ndarray, kind: type
+) -> tuple[float, float]:
+    got = (leaves[0] * x).sum(1)
+    return wealth @ np.log(got) / wealth.sum(), 1.0
+
+
+def _quasilinear(
+    leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray, prices: np.ndarray, x: np.ndarray, kind: type
+) -> tuple[float, float]:
+    kept = np.maximum(wealth - x @ prices, 0)
+    got = (leaves[0] * x).sum(1) + kept
+    return (wealth @ np.log(got) - kept.sum()) / wealth.sum(), (kept <= 0.01 * wealth).mean()
+
+
+def _auctioned(
+    leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray, prices: np.ndarray, x: np.ndarray, kind: type
+) -> tuple[float, float]:
+    bids = _shrunk(leaves[0], wealth, holdings)
+    return bids[x > 0.5].sum(), (np.where(np.isfinite(bids), bids, 0) < np.maximum(leaves[0], 0)).any(1).mean()
+
+
+# --- the cases
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One class of markets, the solvers that serve it, and their rivals.
+
+    Attributes:
+        kind: of valuations.
+        wealth: mean, per good; chosen so that it limits a third to a half of the agents.
+        solvers: ours, by name.
+        rivals: others', by name.
+        welfare: leaves, wealth, holdings, prices, bundles, kind -> welfare in a rival's units, and the share of agents
+            that wealth limits.
+        relative: whether welfare is money, and differences are taken relative to it; else they are logarithms.
+    """
+
+    kind: type[Any]
+    wealth: float
+    solvers: Mapping[str, Solver]
+    rivals: Mapping[str, Rival]
+    welfare: Callable[..., tuple[float, float]]
+    relative: bool = True
+
+
+_BOTH: Mapping[str, Solver] = {"Tatonnement": Tatonnement(), "ConvexProgram": ConvexProgram()}
+
+CASES: Mapping[str, Case] = {
+    "Quadratic": Case(Quadratic, 0.5, _BOTH, {"SciPy": _dual(Quadratic), "CVXPY": _cvxpy(Quadratic)}, _capped),
+    "Logarithmic": Case(Logarithmic, 0.5, _BOTH, {"SciPy": _dual(Logarithmic), "CVXPY": _cvxpy(Logarithmic)}, _capped),
+    "Linear": Case(Linear, 1.0, {"ConvexProgram": ConvexProgram()}, {"HiGHS": _linear_program}, _capped),
+    "Fisher": Case(
+        Linear,
+        1.0,
+        {"Proportional": ProportionalResponse(quasilinear=False)},
+        {"CVXPY": _cvxpy(Linear, eisenberg_gale=True)},
+        _budgets,
+        relative=False,
+    ),
+    "Quasilinear": Case(
+        Linear,
+        0.6,
+        {"Proportional": ProportionalResponse()},
+        {"CVXPY": _cvxpy(Linear, eisenberg_gale=True, quasilinear=True)},
+        _quasilinear,
+        relative=False,
+    ),
+    "Additive": Case(Additive, 1.35, {"SealedBids": SealedBids()}, {"NumPy": _highest_bids}, _auctioned),
+}
+"""By name, what is measured."""
+
+
+def market(case: Case, agents: int, goods: int, seed: int) -> Market:
+    """A random market: half of the agents care for about a quarter of the goods only, wealth is exponential.
+
+    Goods differ in how much they are liked (threefold) and in how much there is of them (sevenfold). Indivisible ones
+    come once, and belong to somebody. Drawn by NumPy, in single precision.
+    """
+    rng = np.random.default_rng(seed)
+    cares = rng.random((agents, goods)) < rng.choice([0.25, 1.0], (agents, 1))
+    cares[np.arange(agents), rng.integers(goods, size=agents)] = True  # everybody for one at least
+    first = rng.uniform(0.2, 2, (agents, goods)) * rng.uniform(0.5, 1.5, goods)
+    second = rng.uniform(0.5, 2, (agents, goods))
+    wealth = rng.exponential(case.wealth * goods, agents)
+    holdings = rng.random((agents, goods)) * rng.uniform(0.1, 0.7, goods)
+    if case.kind is Additive:
+        leaves: tuple[np.ndarray, ...] = (np.where(cares, first, -np.inf),)
+        holdings = np.eye(agents)[rng.integers(agents, size=goods)].T
+    else:
+        leaves = (first * cares,) if case.kind is Linear else (first * cares, second)
+    kind: Any = case.kind
+    valuations = kind(*(leaf.astype(np.float32) for leaf in leaves))
+    return valuations, wealth.astype(np.float32), holdings.astype(np.float32)
+
+
+def _double(of: Market) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    return [np.asarray(leaf, float) for leaf in jax.tree.leaves(of[0])], of[1].astype(float), of[2].astype(float)
+
+
+def _compile(solver: Solver, markets: Market, way: str = "one") -> tuple[Callable[..., Equilibrium], float]:
+    """The program for such markets, and the seconds it took. Many: side by side (vmap), or in turn (map)."""
+
+    def solve(valuations: PyTree, wealth: Any, holdings: Any) -> Equilibrium:
+        return solver(valuations, wealth, holdings)
+
+    def in_turn(*inputs: Any) -> Equilibrium:
+        return jax.lax.map(lambda one: solve(*one), inputs)
+
+    function = {"one": solve, "vmap": jax.vmap(solve), "map": in_turn}[way]
+
+    began = time.perf_counter()
+    with every_core():
+        program = jax.jit(function).lower(*markets).compile()
+    return program, time.perf_counter() - began  # pyright: ignore[reportReturnType]
+
+
+def _clock(function: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return time.perf_counter() - began, result
+
+
+def _short(number: Any) -> float:
+    """Two digits: what fits a terminal. The raw numbers of many markets are kept with the timings."""
+    return float(f"{float(number):.2g}")
+
+
+def _meets(found: Equilibrium) -> np.ndarray:
+    certificate = found.certificate
+    return np.asarray((certificate.excess <= EXCESS) & (certificate.gap <= GAP))
+
+
+def compare(
+    report: Report, name: str, case: Case, agents: int, goods: int, patience: float = _PATIENCE, seed: int = 0
+) -> None:
+    """One market: every solver and every rival, taking turns; adds to the report's tables.
+
+    Args:
+        report: to add to.
+        name: of the case.
+        case: what to measure.
+        agents: N.
+        goods: G.
+        patience: seconds after which a rival takes no more turns.
+        seed: of the market.
+    """
+    one = market(case, agents, goods, seed)
+    inputs, double = jax.device_put(one), _double(one)
+    programs = {label: _compile(solver, inputs) for label, solver in case.solvers.items()}
+    found = {label: _clock(lambda run=run: run(*inputs))[1] for label, (run, _) in programs.items()}
+    best: dict[str, float] = {}
+    trouble: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {label: [] for label in (*programs, *case.rivals)}
+    for label, rival in case.rivals.items():  # a warm-up; of the slowest it is the only turn
+        try:
+            first, best[label] = _clock(lambda rival=rival: rival(*double))
+            seconds[label] += [first] if first > patience / 2 else []
+        except ImportError:
+            trouble[label] = "not installed"
+        except Exception as error:  # solvers of others raise what they like, and the table has to go on
+            lines = str(error).splitlines()
+            trouble[label] = "failed"
+            report.notes.append(f"{label} on {name}: {type(error).__name__}: {lines[0] if lines else ''}")
+    for _ in range(REPEATS):
+        for label, (run, _) in programs.items():
+            seconds[label].append(_clock(lambda run=run: run(*inputs))[0])
+        for label in best:
+            if sum(seconds[label]) < patience:
+                seconds[label].append(_clock(lambda label=label: case.rivals[label](*double))[0])
+
+    shape = f"{agents:,} agents × {goods} goods"
+    ours = report.tables.setdefault(f"one market, {shape}", [])
+    beside = report.tables.setdefault("the same market, solved by others", [])
+    for label, (_, compiling) in programs.items():
+        timing, result = Timing(tuple(seconds[label]), compiling), found[label]
+        welfare, limited = case.welfare(
+            *double, *(np.asarray(part, float) for part in (result.prices, result.bundles)), case.kind
+        )
+        report.timings[f"one, {label}: {name}"] = timing.raw() | {"limited": [float(limited)]}
+        certificate = result.certificate
+        ours.append(
+            {
+                "solver": label,
+                "valuations": name,
+                "steps": int(certificate.iterations),
+                "excess": _short(certificate.excess),
+                "gap": _short(certificate.gap),
+                "meets": "yes" if _meets(result) else "NO",
+                "ms": 1e3 * timing.median,
+                "compile s": timing.compile_seconds,
+            }
+        )
+        for rival in case.rivals:
+            theirs = statistics.median(seconds[rival]) if rival in best else None
+            lost = None
+            if rival in best:
+                lost = float(best[rival] - welfare) / (abs(best[rival]) if case.relative else 1.0)
+                report.timings[f"one, {rival}: {name}"] = {"seconds": seconds[rival], "median": theirs}
+            beside.append(
+                {
+                    "solver": label,
+                    "valuations": name,
+                    "ms": 1e3 * timing.median,
+                    "rival": rival,
+                    "its ms": trouble[rival] if theirs is None else 1e3 * theirs,
+                    "runs": len(seconds[rival]),
+                    "times": None if theirs is None else theirs / timing.median,
+                    "lost": None if lost is None else _short(lost),
+                }
+            )
+
+
+def many(
+    report: Report,
+    name: str,
+    case: Case,
+    agents: int,
+    goods: int,
+    ways: Sequence[tuple[str, int]],
+    patience: float = _PATIENCE,
+) -> None:
+    """Many markets of one shape in one call; adds to the report's tables.
+
+    Args:
+        report: to add to.
+        name: of the case.
+        case: what to measure.
+        agents: N.
+        goods: G.
+        ways: ``vmap`` or ``map``, and how many markets.
+        patience: seconds after which a call is not repeated.
+    """
+    drawn = [market(case, agents, goods, seed) for seed in range(max(markets for _, markets in ways))]
+    every = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+    rows = report.tables.setdefault("many such markets in one call", [])
+    for (label, solver), (way, wanted) in itertools.product(case.solvers.items(), ways):
+        markets = min(wanted, _FEWER.get((label, name), wanted)) if way == "vmap" else wanted
+        inputs = jax.device_put(jax.tree.map(lambda leaf, markets=markets: leaf[:markets], every))
+        run, compiling = _compile(solver, inputs, way)
+        first, found = _clock(lambda run=run, inputs=inputs: run(*inputs))
+        seconds = [first] if first > patience / 2 else []  # a warm-up, but for the slowest
+        while len(seconds) < REPEATS and (not seconds or sum(seconds) < patience):
+            seconds.append(_clock(lambda run=run, inputs=inputs: run(*inputs))[0])
+        timing = Timing(tuple(seconds), compiling)
+        report.timings[f"{way} {markets}, {label}: {name}"] = timing.raw()
+        found = jax.device_get(found)
+        limited = [
+            case.welfare(*_double(one), prices.astype(float), bundles.astype(float), case.kind)[1]
+            for one, prices, bundles in zip(drawn, found.prices, found.bundles, strict=False)
+        ]
+        report.timings[f"{way} {markets}, {label}: {name}"] |= {
+            "limited": [float(share) for share in limited],
+            "iterations": found.certificate.iterations.tolist(),
+            "excess": found.certificate.excess.tolist(),
+            "gap": found.certificate.gap.tolist(),
+        }
+        rows.append(
+            {
+                "solver": label,
+                "valuations": name,
+                "way": f"{way} {markets}",
+                "worst excess": _short(found.certificate.excess.max()),
+                "worst gap": _short(found.certificate.gap.max()),
+                "meet": int(_meets(found).sum()),
+                "ms": 1e3 * timing.median / markets,
+                "runs": len(seconds),
+            }
+        )
+
+
+def run(quick: bool = False) -> Report:
+    """Every case: one market beside the rivals, then many in one call."""
+    report = Report("equilibrium")
+    agents, goods = (128, 16) if quick else (1024, 64)
+    ways = [("vmap", 16)] if quick else [("vmap", 256), ("map", 256)]
+    with progress("equilibrium", unit="cases") as show:
+        for done, (name, case) in enumerate(CASES.items()):
+            show(2 * done, 2 * len(CASES), name)
+            compare(report, name, case, agents, goods)
+            show(2 * done + 1, 2 * len(CASES), f"{name}, many markets")
+            many(report, name, case, agents, goods, ways, _PATIENCE * (0.1 if quick else 1.0))
+        show(2 * len(CASES), 2 * len(CASES))
+    single, beside, batch = _tables(report)
+    solved = sum(int(row["way"].split()[1]) for row in batch)
+    losses = [abs(row["lost"]) for row in beside if row["lost"] is not None]
+    kept = {label: numbers for label, numbers in report.timings.items() if "gap" in numbers}
+    shares = {
+        name: np.concatenate([numbers["limited"] for label, numbers in kept.items() if label.endswith(f": {name}")])
+        for name in CASES
+    }
+    report.headline |= {
+        "single_markets_that_meet": sum(row["meets"] == "yes" for row in single) / len(single),
+        "many_markets_that_meet": sum(row["meet"] for row in batch) / solved,
+        "worst_excess": float(max(np.max(numbers["excess"]) for numbers in kept.values())),
+        "worst_gap": float(max(np.max(numbers["gap"]) for numbers in kept.values())),
+        "worst_welfare_difference": max(losses),
+        "slowest_ms": max(row["ms"] for row in single),
+        "slowest_ms_of_many": max(row["ms"] for row in batch),
+    }
+    for name in CASES:
+        fastest = min(row["ms"] for row in single if row["valuations"] == name)
+        others = [row["its ms"] for row in beside if row["valuations"] == name and isinstance(row["its ms"], float)]
+        report.headline[f"rival_over_ours_{name.lower()}"] = min(others) / fastest if others else None
+    report.figure = _draw(report)
+    report.notes += [
+        f"meets: excess demand over supply <= {EXCESS:g} and relative optimality gap <= {GAP:g}, by the solver's own "
+        "certificate in single precision; steps: of descent, of price changes, of rounds of bids",
+        "markets: half of the agents care for about a quarter of the goods only; exponential wealth; goods differ "
+        "threefold in how they are liked and sevenfold in their supply; the single market is the first of the many",
+        "agents limited by wealth (valuation capped, budget spent to the last 1%, bids reduced), mean over markets: "
+        + ", ".join(f"{name} {of.mean():.2f} ({of.min():.2f} to {of.max():.2f})" for name, of in shares.items()),
+        "rivals: double precision, one core, from the market's numbers to the answer, so building a program counts. "
+        "SciPy: L-BFGS-B on the dual of the capped program over prices and each agent's weight of money, stopped at "
+        "excess and gap of 1e-5 as ours; HiGHS: SciPy's, interior point and crossover; CVXPY: Clarabel at default "
+        "tolerances; NumPy: argmax of the bids of each good, winners without prices, as additive valuations need no "
+        "search",
+        "lost: rival's best less ours (evaluated in double precision by other code), relative; for budgets the "
+        "difference of Eisenberg and Gale's objective per unit of budget",
+        f"times: the rival's time over ours, {REPEATS} turns of ours; runs: turns of the rival; rival_over_ours: the "
+        "fastest rival that succeeded over our fastest solver of the class",
+        "many in one call: vmap solves them side by side, and all go on until the last is done; map (`jax.lax.map`) "
+        "one after the other; meet: how many of them",
+    ]
+    if not quick:
+        report.notes.append(
+            "ConvexProgram: only 16 markets side by side where it is slow; 256 would take a quarter of an hour or more"
+        )
+    if any(row["its ms"] == "not installed" for row in beside):
+        report.notes.append("CVXPY is not installed: pip install cvxpy adds it to the table")
+    return report
+
+
+def _tables(report: Report) -> list[list[dict[str, Any]]]:
+    """The rows of one market, of the rivals, and of many markets."""
+    return list(report.tables.values())
+
+
+def _draw(report: Report) -> "Figure":
+    """Time of one market: ours alone, ours in a batch, rivals."""
+    fig, (ax,) = figure(width=7.5, height=6.0)
+    single, beside, batch = _tables(report)
+    bars: list[tuple[str, float, str]] = []
+    for name in CASES:
+        each = {f"{row['solver']}, {row['way']}": row["ms"] for row in batch if row["valuations"] == name}
+        bars += [(f"{name}: {row['solver']}", row["ms"], "C0") for row in single if row["valuations"] == name]
+        bars += [(f"{name}: {call}", ms, "C9") for call, ms in each.items()]
+        others = {row["rival"]: row["its ms"] for row in beside if row["valuations"] == name}
+        bars += [(f"{name}: {rival}", ms, "C1") for rival, ms in others.items() if isinstance(ms, float)]
+    places = np.arange(len(bars))[::-1]
+    ax.barh(places, [ms for _, ms, _ in bars], color=[color for _, _, color in bars])
+    ax.set_yticks(places, [label for label, _, _ in bars], fontsize=7)
+    ax.set_xscale("log")
+    ax.margins(y=0.01)
+    ax.set(xlabel="ms per market: ours (blue), ours of many in a call (light), others' (orange)")
+    ax.set_title(next(iter(report.tables)), fontsize=10)
+    return fig

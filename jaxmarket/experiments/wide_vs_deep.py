@@ -1,0 +1,906 @@
+"""Wide against deep: a world that is a sum of parts, sold as a whole or part by part (Sudhir and Tran-Thanh 2025).
+
+`SupplyChain` is L workshops side by side. In the deep market an agent (a line and an operation) buys the whole world,
+works on one piece and sells the world again. In the wide market every piece is a good with a price and an owner, and
+all pieces are worked on at once. In both agents learn by the same rule: they bid what buying turned out to be worth.
+Their rivals are PPO agents that act by themselves: one job a step, all lines at once with one logit for every
+combination of jobs, and all lines at once with one logit for every job.
+
+All are measured by what they do with what they know so far: frozen, greedy, without exploration, one episode from raw
+pieces.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxmarket import baselines, evaluation, goods, plotting, tables, training
+from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
+from jaxmarket.baselines import Monolith, ProductHead
+from jaxmarket.config import TrainConfig
+from jaxmarket.environments.supply_chain import SupplyChain
+from jaxmarket.equilibria import SealedBids
+from jaxmarket.experiments.arms import LEVEL, over_reached
+from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.settlement import lambda_returns
+from jaxmarket.training import Program, as_arrays
+from jaxmarket.types import Array, PyTree, real
+from jaxmarket.valuations import Additive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ARMS", "Curve", "Wide", "Worker", "learn", "points", "prepare", "quoting", "run", "tune"]
+
+GAMMA = 0.9
+_STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every arm
+_LINES, _QUICK_LINES = (1, 2, 4, 8), (1, 2, 4)
+_MOST_CHOICES = 1000  # of PPO with a logit for each
+_CREDIT = 1e4  # what every agent begins with: nobody is ever short of money here
+
+_MARKET: dict[str, Any] = {"learner": "valuation", "hidden": (), "instances": 1, "horizon": 32, "minibatch": 32}
+_PPO: dict[str, Any] = {
+    "agent": "monolith",
+    "hidden": (64,),
+    "instances": 8,
+    "horizon": 32,
+    "minibatch": 64,
+    "epochs": 4,
+    "value_learning_rate": 3e-3,
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "deep": _MARKET | {"learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
+    "wide": _MARKET | {"learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
+    "PPO, serial": _PPO | {"learning_rate": 6e-3, "entropy": 0.2, "trace_decay": 0.8},
+    "PPO, joint": _PPO | {"learning_rate": 6e-3, "entropy": 0.03, "trace_decay": 0.8},
+    "PPO, factored": _PPO | {"learning_rate": 6e-3, "entropy": 0.1, "trace_decay": 0.8},
+}
+"""Settings of each arm, chosen by `tune`; the environment comes on top."""
+
+_RIVALS = ("PPO, factored", "PPO, joint", "PPO, serial")
+
+QUOTING = "wide, quoting"
+"""The arm that knows what its operations do, and does not learn."""
+
+
+# --- the wide market
+
+
+class Worker(struct.PyTreeNode):
+    """An agent of the wide market; one, or leaves [N, ...]."""
+
+    line: Array  # i32 [] where it works
+    operation: Array  # i32 [] what it does
+    values: Array  # f [K] what it bids for a piece of its line at each stage
+
+
+def workers(env: SupplyChain, values: Array, clones: int) -> Worker:
+    """Agents like the bidders of a society: agent a is clone ``a % clones`` of job ``a // clones``.
+
+    Args:
+        env: the workshops.
+        values: f [L * M, K], of each job.
+        clones: agents per job.
+    """
+    job = jnp.arange(env.lines * env.operations * clones, dtype=jnp.int32) // clones
+    return Worker(line=job // env.operations, operation=job % env.operations, values=jnp.repeat(values, clones, 0))
+
+
+def _own(env: SupplyChain, worker: Worker) -> Array:
+    """Which goods are pieces of its line: bool [G]. Good l * K + k is the piece of line l at stage k."""
+    return jnp.arange(env.lines * env.stages) // env.stages == worker.line
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bids:
+    """What a worker offers for every good: a sealed bid for each stage of its own line, none for the rest."""
+
+    env: SupplyChain
+
+    def __call__(self, worker: Worker, world: PyTree) -> Additive:
+        del world
+        return Additive(jnp.where(_own(self.env, worker), jnp.tile(worker.values, self.env.lines), -jnp.inf))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What workers make of what they have bought, by the rule of the environment."""
+
+    env: SupplyChain
+
+    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Array) -> goods.Produced:
+        del key
+        env = self.env
+        after, earned = _effects(env, agents)
+        mine = jnp.where(jax.vmap(_own, (None, 0))(env, agents), bundles, 0).reshape(-1, env.lines, env.stages).sum(1)
+        made = jnp.einsum("nk,nkj->nj", mine, after)
+        own = jax.vmap(_own, (None, 0))(env, agents)
+        return goods.Produced(
+            holdings=jnp.where(own, jnp.tile(made, env.lines), bundles), reward=(mine * earned).sum(1), world=world
+        )
+
+
+def _effects(env: SupplyChain, agents: Worker) -> tuple[Array, Array]:
+    """What each agent makes of a piece at each stage, one-hot f [N, K, K], and earns by it, f [N, K]."""
+    stages = jnp.arange(env.stages)
+    after, earned = env.transform(agents.line[:, None], stages, agents.operation[:, None], env.default_params)
+    return (after[..., None] == stages).astype(real()), earned
+
+
+class WideState(struct.PyTreeNode):
+    """A wide market that learns; one seed."""
+
+    learner: PyTree  # leaves [L * M, ...]: of each job
+    economy: goods.Economy
+    key: Array
+    update: Array  # i32 [] updates done
+    earned: Array  # f [] all rewards so far
+    moved: Array  # f [] money that changed hands so far, rewards included
+
+
+class Sale(struct.PyTreeNode):
+    """What happened to every line's piece in a round; leaves [T, ...]."""
+
+    stage: Array  # f [L, K] one-hot, the piece for sale
+    won: Array  # f [N] 1 for who bought something
+    price: Array  # f [L] paid
+    resale: Array  # f [L] received
+    reward: Array  # f [L]
+    outbid: Array  # bool [L] whether exploration gave it to somebody who was outbid
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide:
+    """The static part of a wide market's training, as `Program` is that of a society's.
+
+    The market is opened once and never closed: there are no episodes, and pieces, owners and money stay what they are
+    when the learners have learned.
+
+    Attributes:
+        env: the workshops.
+        learner: of each job, over the stages of its line, one-hot.
+        horizon: rounds between updates.
+        clones: agents per job, who share what they learn.
+    """
+
+    env: SupplyChain
+    learner: Valuation
+    horizon: int
+    clones: int
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Wide":
+        """The wide market whose agents learn like those of the society that ``config`` describes."""
+        assert isinstance(config.learner_rule, Valuation)
+        assert isinstance(config.horizon, int)
+        return cls(config.adapter.env, config.learner_rule, config.horizon, config.clones)
+
+    def market(self, exploration: Any = None) -> goods.WideMarket:
+        """The market; sealed bids, second prices paid to the owner, as in the society.
+
+        With exploration (f [], traced or not) a random worker of the line gets a piece with that probability.
+        """
+        solver = SealedBids(CREDIT_CONSERVING_VICKREY, exploration=exploration)
+        return goods.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
+
+    def bids(self, params: PyTree) -> Array:
+        """What each job is worth to whoever does it, at each stage of its line: f [L * M, K]."""
+        stages = jnp.eye(self.env.stages, dtype=real())
+        return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
+
+    def open(self, values: Array) -> goods.Economy:
+        """A market of raw pieces; who owns them is the first to be paid, and makes no difference."""
+        agents = workers(self.env, values, self.clones)
+        count = agents.line.shape[0]
+        first = jnp.arange(self.env.lines) * self.env.operations * self.clones
+        holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
+        holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
+        return goods.open_market(agents, holdings, jnp.full(count, _CREDIT, real()))
+
+    def init(self, key: Array, hyper: Hyperparameters) -> WideState:
+        """The state before the first update."""
+        del hyper
+        key_learner, key = jax.random.split(key)
+        jobs = self.env.lines * self.env.operations
+        keys = jax.random.split(key_learner, jobs)
+        learner = jax.vmap(self.learner.init, (0, None))(keys, jnp.zeros(self.env.stages, real()))
+        nothing = jnp.zeros((), real())
+        return WideState(
+            learner=learner,
+            economy=self.open(self.bids(learner.params)),
+            key=key,
+            update=jnp.zeros((), jnp.int32),
+            earned=nothing,
+            moved=nothing,
+        )
+
+    def trade(self, key: Array, economy: goods.Economy, exploration: Any = None) -> tuple[goods.Economy, Sale]:
+        """One round."""
+        env, agents = self.env, economy.agents
+        shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
+        economy, round_ = goods.step(self.market(exploration), key, economy)
+        won = round_.bundles.sum(1)
+        by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
+        offers = by_line((agents.values * shelf[agents.line]).sum(1))
+        winning = (offers * by_line(won)).sum(1)
+        return economy, Sale(
+            stage=shelf,
+            won=won,
+            price=(by_line(round_.prices) * shelf).sum(1),
+            resale=(by_line(round_.resale) * shelf).sum(1),
+            reward=by_line(round_.books.reward).sum(1),
+            outbid=winning < offers.max(1),
+        )
+
+    def settle(self, sales: Sale, hyper: Hyperparameters) -> Array:
+        """What each purchase turned out to be worth: f [T, L], of T + 1 rounds.
+
+        As in `settlement.settle`: reward + γ times what the piece was sold for a round later. With contracts a share of
+        that is what it turned out to be worth to its buyer, unless exploration forced the sale.
+        """
+        now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
+        decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
+        last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
+        share = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
+        patience = jnp.full_like(now.reward, hyper.discount)
+        return lambda_returns(now.reward, patience, later.resale, share)
+
+    def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
+        """``horizon`` rounds, and what everybody learns from them."""
+        env, jobs = self.env, self.env.lines * self.env.operations
+        key_trade, key = jax.random.split(state.key)
+        keys = jax.random.split(key_trade, self.horizon + 1)
+        held = jnp.arange(self.horizon + 1) < self.horizon
+
+        def one(economy: goods.Economy, ahead: tuple[Array, Array]) -> tuple[goods.Economy, Sale]:
+            words, held = ahead
+            key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
+            after, sale = self.trade(key, economy, hyper.exploration)
+            return jax.tree.map(lambda new, old: jnp.where(held, new, old), after, economy), sale
+
+        # The last round is a shadow auction, for what the pieces reached would be sold for: no money moves.
+        economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
+        revenue = self.settle(sales, hyper)
+        sales = jax.tree.map(lambda rows: rows[:-1], sales)
+
+        def by_job(of_line: Array) -> Array:
+            """[T, L] to [L * M, R, T], for the winners alone."""
+            mine = jnp.repeat(of_line.T, env.operations, 0)[:, None]
+            return jnp.where(won, mine, 0)
+
+        won = sales.won.reshape(-1, jobs, self.clones).transpose(1, 2, 0) > 0
+        price = by_job(sales.price)
+        experience = Experience(
+            obs=jnp.repeat(sales.stage.transpose(1, 0, 2), env.operations, 0),
+            bid=price,  # of no use to this learner
+            eligible=jnp.ones(won.shape, bool),
+            won=won,
+            price=price,
+            utility=by_job(revenue) - price,
+        )
+        progress = state.update / jnp.asarray(hyper.updates, real())
+        learn = jax.vmap(lambda one, lived: self.learner.update(one, lived, hyper, state.update, progress)[0])
+        learner = learn(state.learner, experience)
+        agents = workers(env, self.bids(learner.params), self.clones)
+        return WideState(
+            learner=learner,
+            economy=economy.replace(agents=agents),
+            key=key,
+            update=state.update + 1,
+            earned=state.earned + sales.reward.sum(),
+            moved=state.moved + jnp.abs(sales.price).sum() + jnp.abs(sales.reward).sum(),
+        )
+
+    def play(self, state: WideState, key: Array) -> Array:
+        """Return of one episode from raw pieces with what is known so far, without exploration: f []."""
+        return self.earn(self.bids(state.learner.params), key)
+
+    def earn(self, values: Array, key: Array) -> Array:
+        """`play` with bids f [L * M, K]."""
+
+        def one(economy: goods.Economy, key: Array) -> tuple[goods.Economy, Array]:
+            economy, sale = self.trade(key, economy)
+            return economy, sale.reward.sum()
+
+        keys = jax.random.split(key, self.env.horizon)
+        return jax.lax.scan(one, self.open(values), keys)[1].sum()
+
+    def residual(self, state: WideState) -> Array:
+        """|change of money - rewards| over money moved: f []."""
+        change = (state.economy.wealth - _CREDIT).sum()
+        return jnp.abs(change - state.earned) / jnp.maximum(1, state.moved)
+
+
+# --- agents that know what they do, and do not learn
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expectations:
+    """Bids of workers who expect to sell at the prices of the last round, which are the world: R + γ (D f)ᵀ p.
+
+    Their production function is linear in what they buy, and its derivative is where each stage leads (prices by
+    backpropagation, Sudhir and Tran-Thanh 2025).
+    """
+
+    env: SupplyChain
+
+    def __call__(self, worker: Worker, world: Array) -> Additive:
+        after, earned = _effects(self.env, jax.tree.map(lambda x: x[None], worker))
+        prices = world.reshape(self.env.lines, self.env.stages)[worker.line]
+        values = earned[0] + GAMMA * after[0] @ prices
+        return _Bids(self.env)(worker.replace(values=values), None)
+
+
+def quoting(wide: Wide, key: Array, rounds: int) -> Array:
+    """A market in which nobody learns and everybody knows what it does; what a round brings, and its prices.
+
+    Args:
+        wide: for the workshops and the number of clones.
+        key: used up.
+        rounds: R.
+
+    Returns:
+        Prices f [R, G] of all goods: those of which there is nothing are quoted, too. At first everything is free.
+    """
+    market = dataclasses.replace(wide.market(), valuation=_Expectations(wide.env))
+    nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
+    economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
+
+    def one(economy: goods.Economy, key: Array) -> tuple[goods.Economy, Array]:
+        economy, round_ = goods.step(market, key, economy)
+        return economy.replace(world=round_.prices), round_.prices
+
+    return jax.lax.scan(one, economy, jax.random.split(key, rounds))[1]
+
+
+def _expected(env: SupplyChain, prices: Array) -> Array:
+    """What the jobs bid at these prices f [G]: f [L * M, K]."""
+    jobs = workers(env, jnp.zeros((env.lines * env.operations, env.stages), real()), clones=1)
+    bids = jax.vmap(_Expectations(env), (0, None))(jobs, prices).values
+    return bids.reshape(-1, env.lines, env.stages)[jnp.arange(jobs.line.size), jobs.line]
+
+
+# --- what is run
+
+
+def _environment(arm: str, lines: int) -> SupplyChain:
+    return SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
+
+
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Program | Monolith | Wide]:
+    """Configuration and program of an arm that learns; ``settings`` replace the arm's own."""
+    env = _environment(arm, lines)
+    config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
+    if arm == "wide":
+        return config, Wide.of(config)
+    if arm == "deep":
+        return config, Program.of(config)
+    head = ProductHead(env.lines, env.operations) if arm == "PPO, factored" else None
+    return config, Monolith.of(config, head=head)
+
+
+def points(steps: int, update: int) -> np.ndarray:
+    """When to look: environment steps, ever further apart, whole updates: i [P]."""
+    return np.unique(np.round(np.geomspace(1, steps // update, _LOOKS)).astype(int)) * update
+
+
+_LOOKS = 96
+
+
+def _functions(program: Program | Monolith | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """``init(key, hyper)``, ``update(state, hyper)``, and ``play(state, key)``: a greedy episode's return."""
+    if isinstance(program, Wide):
+        return program.init, program.update, program.play
+    home: Any = baselines if isinstance(program, Monolith) else training
+    judge: Any = baselines if isinstance(program, Monolith) else evaluation
+    player = program.agent if isinstance(program, Monolith) else program.society
+    player, env_params = dataclasses.replace(player, greedy=True), program.env.default_params
+
+    def init(key: Array, hyper: Hyperparameters) -> Any:
+        return home.init(program, key, env_params, hyper)
+
+    def update(state: Any, hyper: Hyperparameters) -> Any:
+        return home.chunk(program, state, env_params, hyper)[0]
+
+    def play(state: Any, key: Array) -> Array:
+        return judge.evaluate(player, state.learner.params, key, env_params, 1).returns[0]
+
+    return init, update, play
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learn(program: Program | Monolith | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+    """Train every seed with every setting, and look every now and then.
+
+    Args:
+        program: what learns; it makes one update at a time.
+        updates: i32 [P], updates before each look.
+        keys: [S].
+        hyper: settings, leaves [H].
+
+    Returns:
+        Return of a greedy episode, f [H, S, P], and the states in the end, leaves [H, S, ...].
+    """
+    init, update, play = _functions(program)
+
+    def one(key: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+        key_init, key_play = jax.random.split(key)
+
+        def look(state: Any, ahead: tuple[Array, Array]) -> tuple[Any, Array]:
+            count, words = ahead
+            state = jax.lax.fori_loop(0, count, lambda _, state: update(state, hyper), state)
+            return state, play(state, jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)))
+
+        words = jax.random.key_data(jax.random.split(key_play, updates.shape[0]))
+        state, returns = jax.lax.scan(look, init(key_init, hyper), (updates, words))
+        return returns, state
+
+    return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(keys, hyper)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _quote(wide: Wide, rounds: int, keys: Array) -> tuple[Array, Array]:
+    """After 1, 2 ... rounds of quoting: an episode's return at these prices, f [S, R], and the prices f [S, R, G]."""
+
+    def one(key: Array) -> tuple[Array, Array]:
+        key_quote, key_play = jax.random.split(key)
+        prices = quoting(wide, key_quote, rounds)
+        bids = jax.vmap(functools.partial(_expected, wide.env))(prices)
+        return jax.vmap(wide.earn)(bids, jax.random.split(key_play, rounds)), prices
+
+    return jax.vmap(one)(keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """What an arm did on a number of lines.
+
+    Attributes:
+        arm, lines: which.
+        steps: when it was looked at, environment steps; i [P].
+        returns: of a greedy episode, f [S, P].
+        own: the most an episode can bring in its view of the world.
+        serial: the most it can bring where one piece is worked on in a step.
+        jobs: operations per environment step.
+        prices: of wide markets, f [S, G] in the end; f [P, G], of one seed, where agents do not learn.
+        residual: money without a name over money that moved, of the worst seed; of wide markets.
+    """
+
+    arm: str
+    lines: int
+    steps: np.ndarray
+    returns: np.ndarray
+    own: float
+    serial: float
+    jobs: int
+    prices: np.ndarray | None = None
+    residual: float | None = None
+
+    def steps_to(self, most: float, level: float = LEVEL) -> np.ndarray:
+        """Environment steps until an episode first brings that share of ``most``: f [S], NaN where never."""
+        reached = self.returns >= level * most
+        return np.where(reached.any(1), self.steps[reached.argmax(1)], np.nan)
+
+    @property
+    def final(self) -> np.ndarray:
+        """Return in the end: f [S]."""
+        return self.returns[:, -1]
+
+    def save(self) -> str:
+        """As JSON."""
+        values = dataclasses.asdict(self)
+        return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()})
+
+    @classmethod
+    def read(cls, text: str) -> "Curve":
+        """From JSON."""
+        values = json.loads(text)
+        arrays = {k: np.asarray(values[k]) for k in ("steps", "returns", "prices") if values[k] is not None}
+        return cls(**(values | arrays))
+
+
+def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
+    """Train an arm and look at it, all seeds in one vmapped call."""
+    env = _environment(arm, lines)
+    serial = SupplyChain(lines).optimal_return()
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    if arm == QUOTING:
+        _, wide = prepare("wide", lines, steps)
+        assert isinstance(wide, Wide)
+        rounds = 4 * env.stages
+        returns, prices = jax.device_get(_quote(wide, rounds, keys))
+        when, quotes = np.arange(1, rounds + 1), np.asarray(prices[0], np.float64)
+        returns = np.asarray(returns, np.float64)
+        return Curve(arm, lines, when, returns, lines * serial, serial, lines, quotes)
+    config, learner = prepare(arm, lines, steps)
+    update = config.instances * config.horizon  # type: ignore[operator]
+    looks = points(steps, update)
+    hyper = jax.tree.map(lambda x: x[None], as_arrays(config.hyperparameters))
+    returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
+    returns = np.asarray(returns[0], np.float64)
+    if not isinstance(learner, Wide):
+        return Curve(arm, lines, looks, returns, env.optimal_return(), serial, lines if env.joint else 1)
+    states = jax.tree.map(lambda x: x[0], states)
+    prices = np.asarray(states.economy.prices, np.float64)
+    residual = float(jax.vmap(learner.residual)(states).max())
+    return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
+
+
+def _cells(options: Options) -> list[tuple[str, int]]:
+    """Arms and numbers of lines, what takes longest first."""
+    cells = []
+    for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
+        for arm in (*ARMS, QUOTING):
+            if options.quick and arm == QUOTING and lines < max(_QUICK_LINES):
+                continue
+            if arm == "PPO, joint" and SupplyChain(lines, joint=True).num_actions > _MOST_CHOICES:
+                continue
+            # On one line all views are the same, and so are their agents.
+            if lines == 1 and arm in ("PPO, joint", "PPO, factored"):
+                continue
+            if options.quick and lines == 2 and arm in _RIVALS:  # compiling takes most of the time
+                continue
+            cells.append((arm, lines))
+    return cells
+
+
+def _curves(options: Options) -> dict[tuple[str, int], Curve]:
+    """Everything measured, by arm and lines; what ``options.folder`` holds already is read back."""
+    cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
+    threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    found: dict[tuple[str, int], Curve] = {}
+
+    def one(cell: tuple[str, int]) -> Curve:
+        path = options.folder / f"{cell[0].replace(', ', '-')}-{cell[1]}.json"
+        if not path.exists():
+            path.write_text(measure(*cell, options.seeds, options.seed, steps).save() + "\n")
+        return Curve.read(path.read_text())
+
+    with (
+        tables.progress("wide against deep", unit="conditions", shown=options.progress) as show,
+        concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    ):
+        waiting = {pool.submit(one, cell): cell for cell in cells}
+        for future in concurrent.futures.as_completed(waiting):
+            arm, lines = waiting[future]
+            found[arm, lines] = future.result()
+            show(len(found), len(cells), f"{arm}, {lines} lines: return {found[arm, lines].final.mean():.1f}")
+    for arm in _RIVALS:
+        found[arm, 1] = dataclasses.replace(found["PPO, serial", 1], arm=arm)
+    return found
+
+
+# --- settings
+
+_PPO_GRID = [
+    {"learning_rate": lr, "entropy": e, "trace_decay": decay}
+    for lr, e, decay in itertools.product((1e-3, 3e-3, 6e-3), (0.03, 0.1, 0.2), (0.8, 0.95))
+]
+GRIDS: dict[str, list[dict[str, float]]] = {
+    "deep": [
+        {"learning_rate": lr, "exploration": e, "exploration_final": e, "trace_decay": decay}
+        for lr, e, decay in itertools.product((1e-3, 3e-3, 1e-2), (0.1, 0.2, 0.4), (0.65, 0.9))
+    ],
+    "PPO, serial": _PPO_GRID,
+    "PPO, joint": _PPO_GRID,
+    "PPO, factored": _PPO_GRID,
+}
+"""Eighteen settings per arm, all traced; the wide market takes over what is best for the deep one."""
+
+_TUNING_LINES, _TUNING_SEED, _TUNING_SEEDS, _TUNING_STEPS = 4, 77, 8, 51_200
+
+
+def tune() -> list[dict[str, Any]]:
+    """Every setting of every grid on four lines, with seeds of its own: a row each, the chosen one marked.
+
+    Chosen is what has the highest mean return over all looks, which are ever further apart: high returns, and soon.
+    """
+    keys = jax.random.split(jax.random.key(_TUNING_SEED), _TUNING_SEEDS)
+    rows = []
+    for arm, grid in GRIDS.items():
+        config, learner = prepare(arm, _TUNING_LINES, _TUNING_STEPS)
+        update = config.instances * config.horizon  # type: ignore[operator]
+        looks = points(_TUNING_STEPS, update)
+        settings = [as_arrays(config.hyperparameters.replace(**setting)) for setting in grid]
+        hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
+        returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
+        score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()
+        for i, setting in enumerate(grid):
+            used = all(ARMS[arm][name] == value for name, value in setting.items())
+            names = ("learning_rate", "entropy", "exploration", "trace_decay")
+            row = {name.replace("_", " "): setting.get(name) for name in names}
+            rows.append({"arm": arm, **row, "score": float(score[i]), "best": bool(i == score.argmax()), "used": used})
+    return rows
+
+
+# --- verdicts
+
+Cost = Callable[[Curve], np.ndarray]
+
+
+def steps_to_own(curve: Curve) -> np.ndarray:
+    """Environment steps to 90% of the own optimum: f [S]."""
+    return curve.steps_to(curve.own)
+
+
+def steps_to_serial(curve: Curve) -> np.ndarray:
+    """Environment steps to 90% of what can be earned one piece at a time: f [S]."""
+    return curve.steps_to(curve.serial)
+
+
+def operations_per_line(curve: Curve) -> np.ndarray:
+    """Operations on each line, on average, to 90% of the own optimum: f [S]."""
+    return curve.steps_to(curve.own) * curve.jobs / curve.lines
+
+
+def _least(curve: Curve, cost: Cost) -> tuple[Estimate, np.ndarray]:
+    """A cost, and which seeds got there; a seed that never did counts as the whole run, the least it can have taken."""
+    values = cost(curve)
+    there = ~np.isnan(values)
+    whole = cost(dataclasses.replace(curve, returns=np.repeat([[0.0], [np.inf]], [len(curve.steps) - 1, 1], 0).T))
+    return interquartile_mean(np.where(there, values, whole)), there
+
+
+def sooner(claim: str, ours: list[Curve], theirs: list[Curve], cost: Cost) -> Verdict:
+    """Whether one arm costs less than another on every number of lines: intervals do not overlap.
+
+    Args:
+        claim: what is claimed.
+        ours, theirs: curves of the two arms, in the order of lines.
+        cost: lower is better; NaN where a seed never got there. An arm for which that is true of more than a quarter of
+            its seeds does not confirm the claim.
+    """
+    said, held = [], []
+    ratio = float("nan")
+    for one, other in zip(ours, theirs, strict=True):
+        (mine, there), (rival, elsewhere) = _least(one, cost), _least(other, cost)
+        held.append(there.mean() >= 0.75 and mine.high < rival.low)
+        ratio = mine.value / rival.value
+        said.append(f"{one.lines} lines {_count(mine)} ({tally(there)}) against {_count(rival)} ({tally(elsewhere)})")
+    return Verdict.of(claim, bool(np.all(held)), ratio, "; ".join(said))
+
+
+def _count(estimate: Estimate) -> str:
+    return f"{estimate.value:,.0f} [{estimate.low:,.0f}, {estimate.high:,.0f}]"
+
+
+def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
+    def of(arm: str) -> list[Curve]:
+        return [
+            curve for (name, lines), curve in sorted(curves.items(), key=lambda c: c[0][1]) if name == arm if lines > 1
+        ]
+
+    one, most = 1, max(lines for _, lines in curves)
+    deep, wide = of("deep"), of("wide")
+    (alone, _), (together, _) = (_least(curves[arm, one], steps_to_own) for arm in ("deep", "wide"))
+    yield Verdict.of(
+        "on one line, where both are the same market, they take as long (control)",
+        alone.low <= together.high and together.low <= alone.high, together.value / alone.value,
+        f"wide {_count(together)} steps, deep {_count(alone)}",
+    )  # fmt: skip
+    finals = [(interquartile_mean(w.final), interquartile_mean(d.final)) for w, d in zip(wide, deep, strict=True)]
+    yield Verdict.of(
+        "[per step] from two lines on the wide market earns more (by construction up to once per line)",
+        all(w.low > d.high for w, d in finals), finals[-1][0].value / finals[-1][1].value,
+        "; ".join(f"{c.lines} lines {w.value:.1f}, deep {d.value:.1f}" for c, (w, d) in zip(wide, finals, strict=True)),
+    )  # fmt: skip
+    yield sooner("it comes to 90% of its own optimum in fewer steps than the deep one", wide, deep, steps_to_own)
+    claim = "it earns 90% of the deep one's optimum in fewer steps than the deep one"
+    yield sooner(claim, wide, deep, steps_to_serial)
+    claim = "it comes to 90% of its own optimum with fewer operations per line than the deep one"
+    yield sooner(claim, wide, deep, operations_per_line)
+    for arm, grows in (("wide", False), ("deep", True)):
+        first, last = (_least(curves[arm, lines], steps_to_own)[0] for lines in (one, most))
+        grown = last.low > first.high
+        yield Verdict.of(
+            f"the {arm} market's steps to its optimum {'grow' if grows else 'do not grow'} with the number of lines",
+            grown == grows, last.value / first.value, f"{most} lines {_count(last)}, one line {_count(first)}",
+        )  # fmt: skip
+    for rival in _RIVALS:
+        theirs = of(rival)
+        ours = [curve for curve in wide if (rival, curve.lines) in curves]
+        claim = f"the wide market comes to 90% of its own optimum in fewer steps than {rival.replace(', ', ' (')})"
+        yield sooner(claim, ours, theirs, steps_to_own)
+    error = np.abs(_prices(curves["wide", most]) / SupplyChain(most).worth(GAMMA) - 1)
+    yield Verdict.of(
+        "what pieces sell for in the end is their discounted worth, within 5%",
+        bool(error.max() <= _NEAR), error.max(),
+        f"largest error {error.max():.4f}, of {error[0].size} goods of all seeds; mean {error.mean():.4f}",
+    )  # fmt: skip
+    known, stages = [curves[arm, lines] for arm, lines in sorted(curves) if arm == QUOTING], SupplyChain(1).stages
+    perfect = [bool((curve.returns[:, curve.steps >= stages] >= curve.own).all()) for curve in known]
+    first = [float(np.nanmax(curve.steps_to(curve.own, 1.0))) for curve in known]
+    yield Verdict.of(
+        f"agents that know what they do, and quote, are at their optimum after {stages} rounds, one per stage",
+        all(perfect), max(first), f"{tally(np.array(perfect))} numbers of lines; slowest seed after {max(first):.0f}",
+    )  # fmt: skip
+
+
+_NEAR = 0.05
+
+
+def _prices(curve: Curve) -> np.ndarray:
+    """Prices of a wide market's goods: f [S or P, L, K]."""
+    assert curve.prices is not None
+    return curve.prices.reshape(len(curve.prices), curve.lines, -1)
+
+
+# --- the report
+
+
+def _row(curve: Curve) -> dict[str, Any]:
+    own, serial = steps_to_own(curve), steps_to_serial(curve)
+    return {
+        "lines": curve.lines,
+        "arm": curve.arm,
+        "of own optimum": interquartile_mean(curve.final / curve.own),
+        "of parallel optimum": interquartile_mean(curve.final / (curve.serial * curve.lines)),
+        "k steps": over_reached(own / 1000),
+        "reached": tally(~np.isnan(own)),
+        "k operations per line": over_reached(operations_per_line(curve) / 1000),
+        "k steps to serial": over_reached(serial / 1000),
+    }
+
+
+def _price_rows(wide: Curve, quotes: Curve) -> list[dict[str, Any]]:
+    learned, quoted = _prices(wide), _prices(quotes)
+    return [
+        {
+            "stage": stage,
+            "worth": float(worth),
+            "learned": interquartile_mean(learned[:, :, stage].mean(1)),
+            "lowest": float(learned[:, :, stage].min()),
+            "highest": float(learned[:, :, stage].max()),
+            **{f"quoted, round {r}": float(quoted[r - 1, 0, stage]) for r in (1, 2, 3, 4, 8, 16)},
+        }
+        for stage, worth in enumerate(SupplyChain(wide.lines).worth(GAMMA))
+    ]
+
+
+_COLOURS = {"deep": "C0", "wide": "C1", QUOTING: "C8", "PPO, serial": "C2", "PPO, joint": "C3", "PPO, factored": "C4"}
+
+
+def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
+    """What it takes to come to 90% of the own optimum, against the number of lines."""
+    fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
+    lines = sorted({lines for _, lines in curves})
+    for ax, cost, label in zip(
+        axes, (steps_to_own, operations_per_line), ("environment steps", "operations per line"), strict=True
+    ):
+        for arm, colour in _COLOURS.items():
+            shown = [curve for (name, _), curve in sorted(curves.items()) if name == arm]
+            shown = [curve for curve in shown if (~np.isnan(cost(curve))).mean() >= 0.5]
+            found = [_least(curve, cost)[0] for curve in shown]
+            if not found:
+                continue
+            value = np.array([f.value for f in found])
+            error = np.array([[f.value - f.low for f in found], [f.high - f.value for f in found]])
+            ax.errorbar([c.lines for c in shown], value, error, color=colour, marker="o", capsize=3, label=arm)
+        ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
+        ax.set_xticks(lines, [str(n) for n in lines])
+        ax.minorticks_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    return fig
+
+
+def _draw_learning(curves: dict[tuple[str, int], Curve], lines: int) -> "Figure":
+    """Return against environment steps: interquartile range as a band, median thick."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
+    for ax, share in zip(axes, ("own", "parallel"), strict=True):
+        for arm, colour in _COLOURS.items():
+            curve = curves.get((arm, lines))
+            if curve is None:
+                continue
+            most = curve.own if share == "own" else curve.serial * lines
+            low, middle, high = np.percentile(curve.returns / most, (25, 50, 75), axis=0)
+            ax.plot(curve.steps, middle, color=colour, label=arm)
+            ax.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.set(xscale="log", xlabel="environment steps per seed", ylabel=f"return over the {share} optimum")
+        ax.xaxis.set_major_formatter(EngFormatter())
+        ax.set_ylim(-0.03, 1.05)
+        ax.set_title(f"{lines} lines, greedy")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    return fig
+
+
+def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
+    """Prices along a line: learned, all lines and seeds; and quoted, round by round."""
+    from matplotlib import colormaps  # noqa: PLC0415
+
+    fig, axes = plotting.figure(columns=2, width=5.4, height=4.0)
+    worth, learned, quoted = SupplyChain(wide.lines).worth(GAMMA), _prices(wide), _prices(quotes)
+    stages, every = np.arange(len(worth)), learned.reshape(-1, len(worth))
+    for i, prices in enumerate(every):
+        label = "learned, a line of a seed" if i == 0 else None
+        axes[0].plot(stages, prices, "o", color="C1", alpha=0.3, markersize=8, label=label)
+    axes[0].set_title(f"{wide.lines} lines, in the end")
+    rounds = [1, 2, 3, 4, 5, 6, 8, 12, 16]
+    for i, r in enumerate(rounds):
+        shade = colormaps["viridis"](0.9 * (1 - i / (len(rounds) - 1)))
+        axes[1].plot(stages, quoted[r - 1, 0], "o-", color=shade, label=f"quoted, round {r}")
+    axes[1].set_title("by those who know what they do")
+    for ax in axes:
+        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
+        ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
+        ax.set_ylim(-0.1, worth.max() * 1.08)
+        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    return fig
+
+
+def run(options: Options) -> Report:
+    """Train every arm on every number of lines (what ``options.folder`` holds is read back), and judge."""
+    curves = _curves(options)
+    lines = sorted({lines for _, lines in curves})
+    most, order = lines[-1], [*ARMS, QUOTING]
+    wide, quotes = curves["wide", most], curves[QUOTING, most]
+    steps = _QUICK_STEPS if options.quick else _STEPS
+    sheets = [
+        Sheet(
+            "wide-vs-deep", f"{options.seeds} seeds, {steps / 1000:.0f} k environment steps for every arm that learns",
+            [_row(curves[arm, n]) for n in lines for arm in order if (arm, n) in curves],
+            "a greedy episode in the end, over the own and over the parallel optimum; interquartile means over seeds\n"
+            "± the larger side of the 95% bootstrap interval · k steps: thousands of environment steps (rounds, where\n"
+            "nobody learns) to 90% of the own optimum, over the seeds that got there; operations per line until then\n"
+            "to serial: to 90% of what can be earned one piece at a time\n"
+            "on one line all PPO agents are the same",
+        ),
+        Sheet(
+            "prices", f"prices of pieces by stage, {most} lines, discount {GAMMA}", _price_rows(wide, quotes),
+            "learned: mean over lines; lowest, highest: of all lines and seeds\n"
+            "quoted: by agents that know what they do",
+        ),
+        Sheet(
+            "seeds", "every seed",
+            [
+                {
+                    "lines": n, "arm": arm, "seed": seed, "return": float(curves[arm, n].final[seed]),
+                    "steps": None if np.isnan(value) else float(value),
+                }
+                for n in lines for arm in order if (arm, n) in curves
+                for seed, value in enumerate(steps_to_own(curves[arm, n]))
+            ],
+            shown=False,
+        ),
+    ]  # fmt: skip
+    if options.full:
+        note = "mean share of the optimum over all looks; the wide market takes over the deep one's settings"
+        sheets.append(
+            Sheet("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} seeds of their own", tune(), note)
+        )
+    env = SupplyChain(most)
+    return Report(
+        settings={
+            "seeds": options.seeds,
+            "quick": options.quick,
+            "full": options.full,
+            "discount": GAMMA,
+            "stages": env.stages,
+            "operations": env.operations,
+            "episode": env.horizon,
+            "steps": steps,
+            "settings": ARMS,
+            "conservation_residual": max(c.residual for c in curves.values() if c.residual is not None),
+        },
+        sheets=sheets,
+        verdicts=list(_verdicts(curves)),
+        figures={
+            "steps": _draw_steps(curves),
+            "learning": _draw_learning(curves, most),
+            "prices": _draw_prices(wide, quotes),
+        },
+    )
