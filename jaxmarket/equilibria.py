@@ -390,8 +390,8 @@ class ConvexProgram:
     """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by L-BFGS (Optax).
 
     The dual's slope is supply minus demand, so its minimum clears the market. It is searched over logarithms of
-    prices. What it leaves unfinished, where goods are nearly free and the dual is nearly flat, tâtonnement finishes,
-    which is descent on the same dual.
+    prices. Where that does not come to an end, since goods are nearly free and the dual is nearly flat, tâtonnement
+    begins anew, which is descent on the same dual.
 
     Linear valuations have many best bundles, and a dual with corners. They are solved as a sequence of strictly concave
     markets, in each of which it costs a little to move away from the bundle of the one before (the proximal point
@@ -436,8 +436,8 @@ class ConvexProgram:
                 return capped_values(*frozen, bundles).sum()
 
             found, count = self._minimise(demands, worth, supply, start, self.iterations)
-            finish = Tatonnement(self.iterations + 1000, self.tolerance)
-            return finish._find(demands, supply, jnp.maximum(found, 1e-6 * start), count)
+            again = Tatonnement(self.iterations + 1000, self.tolerance)
+            return again._find(demands, supply, jnp.where(count < self.iterations, found, start), count)
 
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
@@ -490,7 +490,7 @@ class ConvexProgram:
         tolerances = (10 * self.tolerance, self.gap)
 
         def solve(carry: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
-            bundles, prices, count, _ = carry
+            bundles, prices, count, best = carry
             anchored = jax.vmap(_Anchored, (0, 0, None))(valuations.values, bundles, stiffness)
 
             def worth(moved: Array) -> Array:
@@ -502,14 +502,27 @@ class ConvexProgram:
             prices, iterations = self._minimise(demands, worth, supply, prices, self.inner)
             bundles = demands(prices)
             found = _conclude(valuations, wealth, holdings, prices, bundles, count + iterations, tolerances)
-            return bundles, prices, count + iterations, found
+            # The best is kept: where all goods are nearly free a search can lose its way, even among the numbers.
+            better = _miss(found.certificate, tolerances) < _miss(best.certificate, tolerances)
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+            return bundles, prices, count + iterations, best
 
         def goes_on(carry: tuple[Array, Array, Array, Any]) -> Array:
-            return ~carry[3].certificate.converged & (carry[2] < self.sequence * self.inner)
+            _, prices, count, best = carry
+            lost = ~jnp.isfinite(prices).all()
+            return ~best.certificate.converged & (count < self.sequence * self.inner) & ~lost
 
         count = jnp.zeros((), jnp.int32)
         nothing = _conclude(valuations, wealth, holdings, start, jnp.zeros_like(holdings), count, (-1.0, -1.0))
+        nothing = nothing.replace(
+            certificate=nothing.certificate.replace(gap=jnp.full_like(nothing.certificate.gap, jnp.inf))
+        )
         return jax.lax.while_loop(goes_on, solve, (holdings, start, count, nothing))[3]
+
+
+def _miss(certificate: Certificate, tolerances: tuple[float, float]) -> Array:
+    """By how many times a tolerance is missed, at worst: f []."""
+    return jnp.maximum(certificate.excess / tolerances[0], certificate.gap / tolerances[1])
 
 
 class _Anchored(struct.PyTreeNode):

@@ -124,25 +124,32 @@ def _cvxpy(kind: type, eisenberg_gale: bool = False, quasilinear: bool = False) 
     def solve(leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.ndarray) -> float:
         import cvxpy as cp  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
+        supply, units = np.ones(holdings.shape[1]), 1.0
+        if kind is not Quadratic:
+            # In shares of each good, and money in mean wealth: with logarithms Clarabel fails on large markets that
+            # are not scaled. Where it does not need it, it is twice as fast without.
+            supply, units = holdings.sum(0), wealth.mean()
+        limit = holdings.sum(0) / supply
+        money, agents = wealth / units, len(wealth)
         if eisenberg_gale:
-            worth, used, pairs = _sparse(leaves[0])
-            x, kept = cp.Variable(pairs, nonneg=True), cp.Variable(len(wealth), nonneg=True)
-            objective = wealth @ cp.log(worth @ x + kept) - cp.sum(kept) if quasilinear else wealth @ cp.log(worth @ x)
-            constraints, units = [used @ x <= holdings.sum(0)], wealth.sum()
+            worth, used, pairs = _sparse(leaves[0] * supply / units)
+            x, kept = cp.Variable(pairs, nonneg=True), cp.Variable(agents, nonneg=True)
+            objective = money @ cp.log(worth @ x + kept) - cp.sum(kept) if quasilinear else money @ cp.log(worth @ x)
+            constraints = [used @ x <= limit]
         else:
-            first, second = leaves
-            x, t = cp.Variable(holdings.shape, nonneg=True), cp.Variable(len(wealth))
+            first, second = leaves[0] / units, leaves[1]
+            x, t = cp.Variable(holdings.shape, nonneg=True), cp.Variable(agents)
             if kind is Quadratic:
-                worth = cp.sum(cp.multiply(first, x) - cp.multiply(second / 2, cp.square(x)), axis=1)
+                worth = cp.multiply(first * supply, x) - cp.multiply(second * supply**2 / units / 2, cp.square(x))
             else:
-                worth = cp.sum(cp.multiply(first, cp.log1p(cp.multiply(1 / second, x))), axis=1)
-            objective, units = cp.sum(t), 1.0
-            constraints = [t <= wealth, t <= worth, cp.sum(x, axis=0) <= holdings.sum(0)]
-        problem = cp.Problem(cp.Maximize(objective), constraints)
+                worth = cp.multiply(first, cp.log1p(cp.multiply(supply / second, x)))
+            objective, constraints = cp.sum(t), [t <= money, t <= cp.sum(worth, axis=1), cp.sum(x, axis=0) <= limit]
+        problem = cp.Problem(cp.Maximize(objective), constraints)  # pyright: ignore[reportArgumentType]
         problem.solve(solver=cp.CLARABEL)
         if problem.status != cp.OPTIMAL:
             raise RuntimeError(problem.status)
-        return float(np.asarray(problem.value)) / units
+        best = float(np.asarray(problem.value))
+        return best / agents + np.log(units) if eisenberg_gale else best * units
 
     return solve
 
@@ -469,7 +476,8 @@ def run(quick: bool = False) -> Report:
     }
     report.headline |= {
         "single_markets_that_meet": sum(row["meets"] == "yes" for row in single) / len(single),
-        "many_markets_that_meet": sum(row["meet"] for row in batch) / solved,
+        "many_markets": solved,
+        "many_markets_that_meet": sum(row["meet"] for row in batch),
         "worst_excess": float(max(np.max(numbers["excess"]) for numbers in kept.values())),
         "worst_gap": float(max(np.max(numbers["gap"]) for numbers in kept.values())),
         "worst_welfare_difference": max(losses),
