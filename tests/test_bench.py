@@ -58,6 +58,7 @@ def test_exponents_of_known_growth():
     assert timing.exponent(sizes, [7.0] * 4) == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_reference_without_a_market_makes_the_bids_a_society_makes():
     """The very bids of the same networks, state by state; a random primitive acts, whoever bids most."""
     case = step.Case("Chain-v0", instances=64, hidden=(3,), horizon=16)
@@ -105,6 +106,7 @@ def test_a_rival_of_equal_size():
     assert abs(sizes[width] / wanted - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_roofline_work_grows_with_instances_and_horizon():
     """Twice the instances, in minibatches of the same size: twice the gradient steps, twice the work."""
     shape = {"horizon": 4, "minibatch": 8}

@@ -268,6 +268,7 @@ def test_prices_are_the_gradient_of_welfare_round_circles(exact, seed):
     close(gradients(agents, shares, endowments)[1], found.inputs, exact)
 
 
+@pytest.mark.slow
 def test_derivatives_through_the_fixed_points_are_finite_differences(x64):
     agents, shares, endowments, _ = economy(2, circles=True, kept=0.9)
     kind = agents.pop("kind")

@@ -20,7 +20,9 @@ def leaves_equal(a, b):
     return all(bool(jnp.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    "learner", [pytest.param(name, marks=[pytest.mark.slow] * (name == "ppo")) for name in LEARNERS]
+)
 def test_vmap_of_train_equals_fit(learner, small):
     """Same chunk, same keys: the parameters agree to the bit on CPU (1e-6 relative is what is promised)."""
     config = TrainConfig("Chain-v0", learner=learner, seeds=2, **small)
@@ -78,6 +80,7 @@ def test_x64_runs_in_double_precision(small):
         assert {x.dtype for x in floats} == {jnp.dtype("float64")}
 
 
+@pytest.mark.slow
 def test_metrics_keep_the_seed_axis_and_are_nan_before_the_first_episode_ends():
     """Chain episodes last at least 5 steps, so a first chunk of 2 x 2 auctions ends none."""
     config = TrainConfig("Chain-v0", seeds=3, steps=4 * 50, instances=2, horizon=2, minibatch=4)
