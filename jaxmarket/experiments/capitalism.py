@@ -755,10 +755,10 @@ def run(options: Options) -> Report:
         f"held-out accuracy after {examples:,} examples, {options.seeds} seeds",
         [_row(finding) for finding in findings.values()],
         "accuracy: mean of the middle half of the seeds · spread: standard deviation over seeds\n"
-        f"early: mean after {int(findings['SGD'].lots[0]) * BATCH:,} examples · "
-        "examples to .9: median over seeds\n"
+        "examples to .9: median over seeds · also written: mean, and early, "
+        f"the mean after {int(findings['SGD'].lots[0]) * BATCH:,} examples\n"
         "paid for anything: consumers pay 1/10 whatever is delivered · structure found: by the hybrid of that seed",
-        aside=("residual",),
+        aside=("residual", "mean", "early"),
     )
     structures = Sheet(
         "structures", "structures in the end, and how well they do", _structures(findings),
