@@ -137,12 +137,16 @@ def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> A
     return jnp.where(wealth > 0, valuation.demand(prices, scale), 0)
 
 
+def _covered(available: Array, wanted: Array) -> Array:
+    """What share of ``wanted`` there is enough of: all, or less than 1. f [...], of numbers that are not negative."""
+    return jnp.where(wanted > available, available / jnp.where(wanted > 0, wanted, 1), 1)
+
+
 def _affordable(demands: Array, wealth: Array, prices: Array) -> Array:
     """Demands, less of everything where rounding or an unfinished search would make them cost more than wealth."""
-    cost = demands @ prices
     # A little is left, so that rounding in the settlement cannot make a debt of it.
     purse = jnp.maximum(wealth, 0) * (1 - 64 * jnp.finfo(prices.dtype).eps)
-    return demands * jnp.where(cost > purse, purse / jnp.where(cost > 0, cost, 1), 1)[:, None]
+    return demands * _covered(purse, demands @ prices)[:, None]
 
 
 def _demands(valuations: PyTree, wealth: Array, prices: Array) -> Array:
@@ -159,7 +163,7 @@ def ration(demands: Array, holdings: Array) -> Array:
         demands, holdings: f [N, G], not negative.
     """
     supply, demand = holdings.sum(0), demands.sum(0)
-    bought = demands * jnp.where(demand > supply, supply / jnp.where(demand > 0, demand, 1), 1)
+    bought = demands * _covered(supply, demand)
     unsold = jnp.maximum(supply - demand, 0)
     return bought + holdings * (unsold / jnp.where(supply > 0, supply, 1))
 
@@ -220,7 +224,7 @@ def _check(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any,
         )
 
 
-def _marginal(valuations: StrictlyConcave | Linear, supply: Array, agents: int) -> Array:
+def _marginal(valuations: StrictlyConcave, supply: Array, agents: int) -> Array:
     """What a little more of each good is worth on average where all have the same: f [G]."""
 
     def one(valuation: Any) -> Array:
@@ -229,9 +233,8 @@ def _marginal(valuations: StrictlyConcave | Linear, supply: Array, agents: int) 
     return jax.vmap(one)(valuations).mean(0)
 
 
-def _start(valuations: StrictlyConcave | Linear, supply: Array, agents: int, prices: Array | None) -> Array:
-    """Where to begin: f [G], nothing for free, since a price of 0 would stay there."""
-    usual = _marginal(valuations, supply, agents)
+def _start(usual: Array, prices: Array | None) -> Array:
+    """Where to begin, ``usual`` by default: f [G], nothing for free, since a price of 0 would stay there."""
     return usual if prices is None else jnp.maximum(prices, 1e-3 * usual)
 
 
@@ -250,7 +253,7 @@ def _solve(
     """
     supply = holdings.sum(0)
     units = _units(supply)
-    start = jax.lax.stop_gradient(_start(valuations, supply, wealth.shape[0], prices))
+    start = jax.lax.stop_gradient(_start(_marginal(valuations, supply, wealth.shape[0]), prices))
 
     def residual(prices: Array) -> Array:
         """0 at an equilibrium: no excess demand of goods that cost something, no demand beyond supply of free ones."""
@@ -347,7 +350,7 @@ class Tatonnement:
         """
         _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
         supply = holdings.sum(0)
-        start = _start(valuations, supply, wealth.shape[0], prices)
+        start = _start(_marginal(valuations, supply, wealth.shape[0]), prices)
         adjust, carry = self._adjustment(lambda prices: _demands(valuations, wealth, prices), supply, start)
         _, (path, _, excess, _) = jax.lax.scan(lambda c, _: (adjust(c), c), carry, length=self.iterations + 1)
         return path, excess
@@ -483,7 +486,7 @@ class ConvexProgram:
         """Linear valuations: strictly concave markets, one after the other."""
         supply = holdings.sum(0)
         usual = valuations.values.max(0)
-        start = usual if prices is None else jnp.maximum(prices, 1e-3 * usual)
+        start = _start(usual, prices)
         # Half as much of a good as there is, given to a few, costs about as much as the stiffness says.
         typical = _units(supply) * holdings.shape[1] / holdings.shape[0]
         stiffness = self.stiffness * jnp.maximum(usual, 1e-3 * usual.max()) / typical
@@ -656,8 +659,7 @@ class SealedBids:
         values = valuations.values
         willing = jnp.isfinite(values)
         bids = jnp.where(willing, values, 0)
-        asked = jnp.maximum(bids, 0) @ supply
-        shrunk = bids * jnp.where(asked > purse, purse / jnp.where(asked > 0, asked, 1), 1)[:, None]
+        shrunk = bids * _covered(purse, jnp.maximum(bids, 0) @ supply)[:, None]
         bids = jnp.where(supply > 0, shrunk, jnp.minimum(bids, purse[:, None]))
 
         draws = None if key is None else jax.random.uniform(key, (holdings.shape[1], 3), real())
@@ -667,8 +669,7 @@ class SealedBids:
         subsidy = receive - pay
         demands = jnp.where(jnp.arange(wealth.shape[0])[:, None] == outcome.winner, supply, 0)
         # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the owner gets less.
-        due = demands @ jnp.maximum(pay, 0)
-        share = jnp.where(due > purse, purse / jnp.where(due > 0, due, 1), 1)
+        share = _covered(purse, demands @ jnp.maximum(pay, 0))
         pay = jnp.where(supply > 0, pay * share[jnp.maximum(outcome.winner, 0)], pay)
 
         gain = jnp.where(willing, bids - pay, 0) * supply
