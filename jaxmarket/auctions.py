@@ -19,6 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxmarket.checking import mask, numbers
 from jaxmarket.types import NOBODY, Array, Outcome, real
 
 __all__ = [
@@ -137,9 +138,9 @@ def clear(
     >>> int(outcome.winner), float(outcome.winning_bid), float(outcome.highest_other_bid)
     (1, 0.8999999761581421, 0.5)
     """
-    bids = jnp.asarray(bids)
-    if not jnp.issubdtype(bids.dtype, jnp.floating):
-        bids = bids.astype(real())
+    if not isinstance(bids, jax.Array) or not jnp.issubdtype(bids.dtype, jnp.floating):
+        bids = numbers("bids", bids)
+    reserve = numbers("reserve", reserve, ())
     if bids.ndim != 1 or bids.shape[0] == 0:
         raise ValueError(
             f"bids: an auction takes a vector of at least one bid, got shape {bids.shape}; "
@@ -147,13 +148,7 @@ def clear(
         )
     if eligible is None:
         eligible = jnp.ones(bids.shape, bool)
-    eligible = jnp.asarray(eligible)
-    if eligible.shape != bids.shape or eligible.dtype != bool:
-        raise ValueError(
-            f"eligible: expected a boolean mask of shape {bids.shape}, one entry per bid, "
-            f"got {eligible.dtype} {eligible.shape}"
-        )
-    eligible = eligible & jnp.isfinite(bids)
+    eligible = mask("eligible", eligible, bids.shape) & jnp.isfinite(bids)
     draw = None if key is None else jax.random.uniform(key)
     return award(bids, choose(bids, draw, eligible), eligible, reserve)
 
@@ -216,6 +211,6 @@ def mechanism(auction: str | Mechanism) -> Mechanism:
     """
     if isinstance(auction, Mechanism):
         return auction
-    if auction not in MECHANISMS:
+    if not isinstance(auction, str) or auction not in MECHANISMS:
         raise ValueError(f"auction: unknown mechanism {auction!r}; choose from {', '.join(MECHANISMS)}")
     return MECHANISMS[auction]

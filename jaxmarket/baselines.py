@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from jaxmarket.config import TrainConfig
+from jaxmarket.devices import INSTANCES, SEEDS, mine, total
 from jaxmarket.environments.adapter import Adapter, Step
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
+from jaxmarket.learners.protocol import spread
 from jaxmarket.metrics import Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
@@ -24,6 +27,7 @@ from jaxmarket.settlement import lambda_returns
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
+    "PARTITION",
     "Agent",
     "Categorical",
     "ChoiceHead",
@@ -407,6 +411,10 @@ class Monolith:
             chunks=config.chunks,
         )
 
+    def spread(self, shards: int) -> "Monolith":
+        """As `training.Program.spread`."""
+        return dataclasses.replace(self, learner=spread(self.learner, shards))
+
     @property
     def agent(self) -> Agent:
         """The agent that is trained."""
@@ -420,6 +428,10 @@ class MonolithState(struct.PyTreeNode):
     running: Running  # leaves [B, ...]
     key: Array
     update: Array  # i32 [] updates done
+
+
+PARTITION = MonolithState(learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS))  # type: ignore[arg-type]
+"""As `training.PARTITION`."""
 
 
 def init(monolith: Monolith, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
@@ -455,7 +467,7 @@ def chunk(
         return _update(monolith, state, env_params, hyper)
 
     state, sums = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
-    return state, jax.tree.map(lambda x: x.sum(0), sums).means()
+    return state, total(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis).means()
 
 
 def utilities(
@@ -500,6 +512,7 @@ def _update(
         return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
 
     keys = jnp.stack([jax.random.split(k, monolith.instances) for k in (key_act, key_env)], 1)
+    keys = mine(keys, monolith.learner.axis)
     running, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.running)
     # The same expression as in the learner's update, so that it is computed once.
     obs = rows.obs.reshape(-1, *rows.obs.shape[2:])

@@ -1,22 +1,27 @@
 """The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
 
+import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 import jax
+import jax.numpy as jnp
 import numpy as np
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
 from jaxmarket import auctions, plotting, runs, tables
+from jaxmarket import processes as multi
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
 from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.learners import LEARNERS
+from jaxmarket.logging import LOGGERS
 from jaxmarket.society import MarketPolicy
 from jaxmarket.transfer import weight_changes
 
@@ -34,25 +39,63 @@ Json = Annotated[bool, Parameter(negative=())]
 
 @app.command
 def train(
-    config: Annotated[TrainConfig, Parameter(name="*")],
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     out: Path | None = None,
+    resume: Path | None = None,
     start: Path | None = None,
     freeze: tuple[str, ...] = (),
+    checkpoint_every: float = 60.0,
+    devices: int | Literal["all"] = 1,
+    log: tuple[str, ...] = (),
+    check: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show what its agents learned to bid.
 
     Args:
         config: settings.
-        seed: of all randomness; the same seed gives the same bits on the same device.
-        out: a folder for the settings, metrics, parameters and figures.
+        seed: of all randomness, 0 by default; the same seed gives the same bits on the same device.
+        out: a folder for the settings, metrics, checkpoints, parameters and figures.
+        resume: the --out of a run that stopped, to go on with; its settings are in there. Of a finished run the result
+            is shown.
         start: the --out of a finished run, of this task or another, whose networks to go on from.
         freeze: parts of the networks to leave as they are, such as policy/torso/* or module0/*.
+        checkpoint_every: seconds between checkpoints (with --out), 0 for one after every chunk.
+        devices: how many devices to spread seeds and instances over, or all.
+        log: also log to console, jsonl, tensorboard or wandb; several times for several.
+        check: stop where a bid, price or reward is no number, or money comes from nowhere, and say so; slower.
         json: make the last line of standard output one JSON object.
     """
-    result = fit(config, jax.random.key(seed), out, start=start, freeze=freeze)
+    unknown = set(log) - set(LOGGERS)
+    if unknown:
+        raise ValueError(f"log: unknown logger {min(unknown)!r}; choose from {', '.join(LOGGERS)}")
+    key = jax.random.key(seed or 0)
+    if resume is not None:
+        given = {"env": config, "seed": seed, "out": out, "start": start, "freeze": freeze or None}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"resume: {resume} holds the run's own settings; leave out {name}")
+        out = resume
+        config, origin = runs.settings_in(resume)
+        key = jax.random.wrap_key_data(jnp.array(origin["key"], jnp.uint32))
+        start, freeze = origin["start_folder"], tuple(origin["frozen"])
+    if config is None:
+        raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
+    loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
+    result = fit(
+        config,
+        key,
+        out,
+        start=start,
+        freeze=freeze,
+        resume=resume is not None,
+        checkpoint_every=checkpoint_every,
+        devices=devices,
+        loggers=loggers,
+        check=check,
+    )
     console = Console()
     console.print(tables.returns_table(result))
     bids = tables.bids_table(result)
@@ -64,11 +107,49 @@ def train(
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
-        console.print("[yellow]interrupted: the figures are those of the training so far[/]")
+        again = "" if out is None else f"; go on with jaxmarket train --resume {out}"
+        console.print(f"[yellow]interrupted: the figures are those of the training so far{again}[/]")
     if out is not None:
         console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}", highlight=False)
     if json:
         print(runs.to_json(s))
+
+
+@app.command
+def launch(
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    processes: int = 2,
+    coordinator: str | None = None,
+    process: int | None = None,
+) -> None:
+    """Run a command in several processes as one run, such as: launch --processes 2 train Chain-v0 --out runs/chain.
+
+    On one machine that is all. On a cluster, start it once on each machine with the same --coordinator and --processes,
+    and with its own --process; the folder of the run is on a disk they share.
+
+    Args:
+        command: train and its settings.
+        processes: how many; each brings the devices JAX sees there.
+        coordinator: HOST:PORT of process 0, where the processes meet.
+        process: which one this is, from 0; all of them by default, on this machine.
+    """
+    if command[:1] != ("train",):
+        raise ValueError(f"command: only train runs in several processes, got {' '.join(command) or 'none'}")
+    if coordinator is not None and process is not None:
+        multi.join(coordinator, processes, process)
+        app(list(command), exit_on_error=False, print_error=False)
+        return
+    if coordinator is not None or process is not None:
+        raise ValueError("process: on a cluster give both --coordinator and --process, on one machine neither")
+    try:
+        multi.launch(command, processes)
+    except ChildProcessError as error:
+        folder = next((b for a, b in itertools.pairwise(command) if a in ("--out", "--resume")), None)
+        again = (
+            "" if folder is None else f"; go on with: jaxmarket launch --processes {processes} train --resume {folder}"
+        )
+        print(f"jaxmarket: {error}{again}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command
@@ -120,16 +201,45 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
 
 
 @app.command
-def compare(before: Path, after: Path, *, out: Path | None = None, json: Json = False) -> None:
-    """Show how far each part of the networks moved between two runs, such as a transfer and what it started from.
+def compare(
+    *folders: Path,
+    weights: Annotated[bool, Parameter(negative=())] = False,
+    share: float = 0.9,
+    target: float | None = None,
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Compare finished runs: what differs in their settings, returns with intervals, steps until they were good.
+
+    The first run is what the others are held against. With --weights, how far each part of the networks moved between
+    two runs, such as what a transfer started from and the transfer.
 
     Args:
-        before: the --out of a finished run.
-        after: the --out of another, with the same kind of agent.
+        folders: the --out of two or more runs on one environment, or a folder of runs, such as a sweep's.
+        weights: compare networks, not returns; exactly two runs.
+        share: of the best run's return in the end, while learning, which a run has to reach.
+        target: that return itself, in place of a share.
         out: a PNG for the figure.
         json: make the last line of standard output one JSON object.
     """
-    old, new = runs.read(before), runs.read(after)
+    if weights:
+        _compare_weights(folders, out, json)
+        return
+    from jaxmarket import comparison  # noqa: PLC0415  scipy's statistics, only where they are used
+
+    found = comparison.compare(folders, share=share, target=target)
+    Console().print(*(sheet.table() for sheet in found.sheets()))
+    if out is not None:
+        plotting.save(found.figure(), out)
+        Console().print(f"written to {out}", highlight=False)
+    if json:
+        print(runs.to_json(found.document()))
+
+
+def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) -> None:
+    if len(folders) != 2:
+        raise ValueError(f"weights: of how many runs? expected two folders, before and after, got {len(folders)}")
+    old, new = (runs.read(folder) for folder in folders)
     rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
     parts = list(dict.fromkeys(row["part"] for row in rows))
     table = Table("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
@@ -148,6 +258,69 @@ def compare(before: Path, after: Path, *, out: Path | None = None, json: Json = 
         Console().print(f"written to {out}", highlight=False)
     if json:
         print(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
+
+
+class _Given(TrainConfig):
+    """Settings as they were given, without what follows from them: a sweep fills that in for every combination."""
+
+    __doc__ = TrainConfig.__doc__
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@app.command
+def sweep(
+    config: Annotated[_Given, Parameter(name="*")],
+    *,
+    vary: tuple[str, ...],
+    samples: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    share: float = 0.9,
+    json: Json = False,
+) -> None:
+    """Train every combination of some settings, and compare them.
+
+    Every combination is a run of its own in a folder of OUT, such as learning_rate=0.001,entropy=0.1, so that compare,
+    evaluate and watch work on it. Finished ones are kept and skipped when run again. Rates, entropy, exploration, gamma
+    and the like share one compiled program whatever their values; other settings compile for each of theirs.
+
+    Args:
+        config: settings of all combinations.
+        vary: a setting and its values: learning_rate=1e-3,1e-4 · clones=1,2 · hidden=none,64,64x64 · ranges of 8 points
+            as learning_rate=1e-5:1e-2:log:8 (or lin); once per setting.
+        samples: so many combinations drawn at random, in place of all of them; :8 may be left out of ranges then.
+        seed: of all randomness.
+        out: a folder for the runs and for sweep.csv, sweep.json, sweep.png; sweeps/ENV by default.
+        share: of the best run's return in the end, while learning, which "steps to" asks for.
+        json: make the last line of standard output one JSON object.
+    """
+    from jaxmarket import sweeps  # noqa: PLC0415  scipy's statistics, only where they are used
+
+    console = Console()
+    varied: dict[str, Any] = {}
+    for text in vary:
+        field, values = sweeps.parse(text)
+        if field in varied:
+            raise ValueError(f"vary: {field} is varied twice; name all its values at once")
+        varied[field] = values
+    # A setting that has its default's value was not given, or might as well not have been.
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "env"}
+    given = {
+        f.name: settings[f.name] for f in dataclasses.fields(config) if settings.get(f.name, f.default) != f.default
+    }
+    folder = Path("sweeps") / str(config.env) if out is None else out
+    try:
+        found = sweeps.sweep(config.env, varied, folder, samples=samples, seed=seed, share=share, **given)
+    except KeyboardInterrupt:
+        print("jaxmarket: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    console.print(*(sheet.table() for sheet in found.sheets()))
+    console.print(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
+    console.print(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png", highlight=False)
+    if json:
+        print(runs.to_json(found.document()))
 
 
 @app.command(name="list")
@@ -268,3 +441,6 @@ def main(arguments: list[str] | None = None) -> None:
     except (cyclopts.CycloptsError, ValueError) as error:
         print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("jaxmarket: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
+from jaxmarket.checking import shown
 from jaxmarket.environments import adapt, make
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforce, Valuation
@@ -174,8 +175,11 @@ class TrainConfig:
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
         for field in ("hidden", "convolutions"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, tuple(getattr(self, field)))
+            widths = getattr(self, field)
+            if widths is not None and not isinstance(widths, list | tuple):
+                raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {shown(widths)}")
+            if widths is not None:
+                object.__setattr__(self, field, tuple(widths))
         self._validate()
         _ = self.society  # whatever is wrong with the parts is wrong now
 
@@ -330,7 +334,7 @@ _HEADS: dict[str, Any] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "val
 
 
 def _choice(field: str, value: Any, known: Any) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:  # not even hashable, perhaps
         raise ValueError(f"{field}: unknown value {value!r}; choose from {', '.join(known)}")
 
 

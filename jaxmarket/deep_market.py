@@ -18,10 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
+from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers, shown, whole
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.languages import SILENCE, Language
 from jaxmarket.metrics import gini
@@ -148,17 +150,24 @@ def open_market(
         consumers: f [C] or f [], what consumers own.
 
     Raises:
-        ValueError: the population has another number of places, or more agents are wanted than places.
+        ValueError: the population has another number of places, more agents are wanted than places, or what is given
+            is no amount of money or no account.
     """
     key_reset, key_agents = jax.random.split(key)
     obs, env_state = jax.vmap(market.env.reset, (0, None))(jax.random.split(key_reset, market.instances), env_params)
     if population is None:
         living = market.capacity if living is None else living
-        if not 0 <= living <= market.capacity:
-            raise ValueError(f"living: expected 0 to {market.capacity} agents (the capacity), got {living}")
+        if not isinstance(living, int | np.integer) or not 0 <= living <= market.capacity:
+            raise ValueError(f"living: expected 0 to {market.capacity} agents (the capacity), got {shown(living)}")
+        wealth = numbers("wealth", wealth, ())
         population = newcomers(market.language, key_agents, obs, market.capacity, living, wealth)
     elif population.capacity != market.capacity:
         raise ValueError(f"population: expected {market.capacity} places, as in the market, got {population.capacity}")
+    if not isinstance(original_owner, jax.Array):
+        original_owner = whole("original_owner", original_owner, HOUSE, market.capacity + len(market.consumers) - 1)
+    purses = numbers("consumers", consumers)
+    if purses.shape not in ((), (len(market.consumers),)):
+        raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {purses.shape}")
     instances = market.instances
     return Economy(
         population=population,
@@ -166,7 +175,7 @@ def open_market(
         obs=obs,
         owner=jnp.full(instances, original_owner, jnp.int32),
         original_owner=jnp.asarray(original_owner, jnp.int32),
-        consumers=jnp.broadcast_to(jnp.asarray(consumers, real()), (len(market.consumers),)),
+        consumers=jnp.broadcast_to(purses, (len(market.consumers),)),
         sold=jnp.ones(instances, bool),
         episode_return=jnp.zeros(instances, real()),
         episode_length=jnp.zeros(instances, jnp.int32),
@@ -180,6 +189,7 @@ def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, 
     purse = jnp.maximum(p.wealth, 0) / market.instances
     each_agent = jax.vmap(market.language.bid, (0, None, 0))
     bids = jax.vmap(each_agent, (None, 0, None))(p.agents, obs, purse)
+    check_finite("bids", bids, "an agent bids a number, or is silent", p.alive & (bids != SILENCE))
     bids = jnp.where(p.alive & jnp.isfinite(bids), bids, SILENCE)
     offer = p.offer
     if terms.markup is not None:
@@ -316,6 +326,15 @@ def _step(
     keys = jax.random.wrap_key_data(chance.words, impl=implementation)
     after = jax.vmap(market.env.step, (0, 0, 0, None))(keys, e.env_state, action, env_params)
     done = after.terminated | after.truncated
+    check_finite("prices", prices, f"the mechanism {market.mechanism.name} must return numbers", step=e.time)
+    check_finite("reward", after.reward, f"a step of {market.env.name} must return a number", step=e.time)
+    check_finite("observation", after.obs, f"a step of {market.env.name} must return numbers", step=e.time)
+    last = places + len(market.consumers) - 1
+    check(
+        lambda: jnp.all((e.owner >= HOUSE) & (e.owner <= last)),
+        f"owner: there is no account {{owner}}, only -1 (the house) to {last}",
+        owner=lambda: e.owner[jnp.argmax((e.owner < HOUSE) | (e.owner > last))],
+    )
 
     # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the seller gets less.
     purse = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / instances
@@ -384,6 +403,9 @@ def _step(
         episode_length=jnp.where(done, 0, lengths),
         time=e.time + 1,
     )
+    if checking():
+        opening, closing = ((p.wealth, e.consumers), (wealth, economy.consumers))
+        check_conserved(opening, closing, (books.net,), (books.moved,), step=e.time)
     return economy, books, wins
 
 

@@ -22,11 +22,13 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
+from jaxmarket.checking import shown
 from jaxmarket.types import Array, Outcome, PyTree, real
 from jaxmarket.valuations import Additive, Linear, StrictlyConcave
 
@@ -217,11 +219,20 @@ def _units(supply: Array) -> Array:
 def _check(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any, ...], hint: str) -> None:
     if not isinstance(valuations, kinds):
         raise ValueError(f"valuations: {hint}, got {type(valuations).__name__}")
+    for field, value in (("wealth", wealth), ("holdings", holdings)):
+        if not isinstance(value, jax.Array | np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"{field}: expected an array of floats, got {shown(value)}; use jnp.asarray")
     if holdings.ndim != 2 or wealth.shape != holdings.shape[:1] or 0 in holdings.shape:
         raise ValueError(
             f"holdings: expected [N, G] and wealth [N], N and G at least 1, got {holdings.shape} and {wealth.shape}; "
             "use jax.vmap for many markets"
         )
+    agents, dtype = holdings.shape[0], holdings.dtype
+    for leaf in (wealth, *jax.tree.leaves(valuations)):
+        fits = isinstance(leaf, jax.Array | np.ndarray) and leaf.shape[:1] == (agents,) and leaf.dtype == dtype
+        if not fits or leaf.shape[1:] not in ((), holdings.shape[1:]):
+            found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else shown(leaf)
+            raise ValueError(f"valuations: expected {dtype} for {agents} agents and as many goods as held, got {found}")
 
 
 def _marginal(valuations: StrictlyConcave, supply: Array, agents: int) -> Array:

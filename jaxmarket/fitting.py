@@ -11,15 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmarket import baselines, tables, training, transfer
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.baselines import Agent, Monolith, MonolithState
+from jaxmarket.checking import checked
+from jaxmarket.checkpoint import Checkpoints, digest, flatten, unflatten
 from jaxmarket.config import TrainConfig
+from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
+from jaxmarket.devices import mesh as devices_mesh
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Hyperparameters
+from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
-from jaxmarket.runs import Folder, SavedRun, player_of, read
+from jaxmarket.runs import Folder, SavedRun, player_of, read, settings_of
 from jaxmarket.society import Society
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
@@ -58,19 +66,37 @@ def init_seeds(program: Any, keys: Array, hyper: Hyperparameters) -> Any:
     return _init_seeds(program, keys, hyper)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _chunk_seeds(
-    program: Program | Monolith, state: _State, hyper: Hyperparameters, oracle: Oracle | None
+    program: Program | Monolith,
+    mesh: Mesh | None,
+    state: _State,
+    hyper: Hyperparameters,
+    oracle: Oracle | None,
 ) -> tuple[_State, dict[str, Array]]:
-    # The environment's parameters are constants here: a limit that is known spares shadow auctions.
-    chunk, env_params = _functions(program).chunk, program.env.default_params
-    return jax.vmap(lambda state: chunk(program, state, env_params, hyper, oracle))(state)
+    functions, env_params = _functions(program), program.env.default_params
+    shards = 1 if mesh is None else mesh.shape[INSTANCES]
+    local: Any = program.spread(shards) if shards > 1 else program
+
+    def chunk(state: _State, hyper: Hyperparameters, oracle: Oracle | None) -> tuple[_State, dict[str, Array]]:
+        # The environment's parameters are constants here: a limit that is known spares shadow auctions.
+        return jax.vmap(lambda state: functions.chunk(local, state, env_params, hyper, oracle))(state)
+
+    if mesh is None:
+        return chunk(state, hyper, oracle)
+    each = functions.PARTITION
+    spread = jax.shard_map(chunk, mesh=mesh, in_specs=(each, P(), P()), out_specs=(each, P(SEEDS)), check_vma=False)
+    state, metrics = spread(state, hyper, oracle)
+    # All of them in every process: the host writes them down.
+    return state, jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(program: Program | Monolith, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+def _compiled(
+    program: Program | Monolith, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> Any:
     """The executable of `_chunk_seeds`, apart from running it, so that compile time can be told apart."""
-    return _chunk_seeds.lower(program, *jax.tree.unflatten(tree, leaves)).compile()
+    return _chunk_seeds.lower(program, mesh, *jax.tree.unflatten(tree, leaves)).compile()
 
 
 def compiles() -> int:
@@ -104,84 +130,224 @@ def fit(
     *,
     start: "SavedRun | FitResult | str | Path | None" = None,
     freeze: Sequence[str] = (),
+    resume: bool = False,
+    checkpoint_every: float = 60.0,
+    devices: Devices = 1,
+    loggers: Sequence[Logger] = (),
+    check: bool = False,
     progress: bool = True,
-    on_chunk: Callable[[int, int, dict[str, np.ndarray]], None] | None = None,
 ) -> FitResult:
     """Train ``config.seeds`` seeds, evaluate them, and write the results.
 
-    Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``.
+    Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``. A run with a folder is checkpointed there;
+    killed at any moment and resumed, it ends with the same bits as one that never stopped. Ctrl-C ends the training
+    after the chunk under way, and the rest goes on with what was learned; it can be resumed, too.
 
     Args:
         config: the settings.
         key: a typed PRNG key.
-        out: a folder for the configuration, metrics, parameters and figures; nothing is written without.
+        out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers.
         freeze: names of parts of the networks that are not trained, as shell patterns; see `jaxmarket.transfer`.
+        resume: go on where the run in ``out`` stopped, if there is one; one that is finished is read back.
+        checkpoint_every: seconds between checkpoints, 0 for one after every chunk; there is always one at the end.
+        devices: how many devices seeds and instances are spread over, ``"all"``, or which; see `jaxmarket.devices`. The
+            results are those of one device up to the order of sums where devices share a seed. In a run of several
+            processes, always all of all of them.
+        loggers: called after each chunk; see `jaxmarket.logging`.
+        check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number, or
+            money comes from nowhere, and says what. Slower; the results are the same. On one device.
         progress: whether to show a progress bar with rate and ETA on standard error.
-        on_chunk: called after each chunk with (auctions per seed so far, in all, metrics).
-            Ctrl-C ends the training there, and the rest goes on with what was learned.
 
     Raises:
-        ValueError: the folder is taken, the run to start from does not fit, or a name to freeze is none.
+        ValueError: the folder is taken or cannot be written, it holds another run than the one to resume or a damaged
+            checkpoint, the run to start from does not fit, a name to freeze is none, devices cannot share the work, or
+            a check failed.
     """
     program = program_of(config)
-    hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config) if config.agent == "society" else None
-    key_eval = jax.random.fold_in(key, 1)
-    state: Any = init_seeds(program, jax.random.split(key, config.seeds), hyper)
-    origin = None
-    if start is not None:
-        trained = (read(start) if isinstance(start, str | Path) else start).networks
-        state = state.replace(learner=transfer.start_from(state.learner, trained))
-        origin = transfer.fingerprint(trained)
+    if resume and out is None:
+        raise ValueError("resume: which run? give its folder as out")
+    if isinstance(checkpoint_every, bool) or not checkpoint_every >= 0:
+        raise ValueError(f"checkpoint_every: expected seconds >= 0, got {checkpoint_every!r}")
+    if jax.process_count() > 1:
+        devices = "all"
+    mesh = devices_mesh(devices, config.seeds, program.instances, config.minibatch)  # type: ignore[arg-type]
+    if check and mesh is not None:
+        raise ValueError("check: checks are made on one device; leave out devices")
+    run = _Run(config, program, key, mesh, check=check)
+    trained = None if start is None else (read(start) if isinstance(start, str | Path) else start).networks
+    origin = {
+        "key": jax.random.key_data(key).tolist(),
+        "start": None if trained is None else transfer.fingerprint(trained),
+        "start_folder": str(start) if isinstance(start, str | Path) else None,
+        "frozen": list(freeze),
+    }
+    if trained is not None:
+        run.state = run.state.replace(learner=transfer.start_from(run.state.learner, trained))
     if freeze:
-        frozen = transfer.freeze(state.learner, freeze, modules=isinstance(program, Program))
-        state = state.replace(learner=frozen)
-    folder = None if out is None else Folder(out, config)
-
-    rows: list[dict[str, np.ndarray]] = []
-    auctions, spent = config.auctions_per_chunk, np.zeros(config.seeds)
-    with tables.progress(config.adapter.name, shown=progress) as show:
-        began = time.perf_counter()
-        leaves, tree = jax.tree.flatten((state, hyper, oracle))
-        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
-        compiled = _compiled(program, tree, shapes)
-        compile_seconds = time.perf_counter() - began
-
-        began = time.perf_counter()
-        try:
-            for done in range(1, program.chunks + 1):
-                state, metrics = compiled(state, hyper, oracle)
-                rows.append(jax.device_get(metrics))
-                spent = spent + env_steps(rows[-1]["duration"][None], auctions)[0]
-                if folder is not None:
-                    folder.add(done, spent, rows[-1])
-                total = program.chunks * auctions
-                show(config.seeds * done * auctions, config.seeds * total, tables.return_note(rows[-1]))
-                if on_chunk is not None:
-                    on_chunk(done * auctions, total, rows[-1])
-        except KeyboardInterrupt:
-            pass
-    jax.block_until_ready(state)
-    run_seconds = time.perf_counter() - began
-    metrics = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
-
-    steps = int(spent.sum())
-    result = _assess(config, program, state, metrics, key_eval)
-    result.summary.update(
-        env_steps=steps,
-        compile_seconds=compile_seconds,
-        run_seconds=run_seconds,
-        steps_per_second=steps / run_seconds,
-        interrupted=len(rows) < program.chunks,
-        start=origin,
-        frozen=list(freeze),
-        key=jax.random.key_data(key).tolist(),
-        versions={name: version(name) for name in ("jaxmarket", "jax", "flax", "optax")},
-    )
-    if folder is not None:
-        folder.finish(result)
+        frozen = transfer.freeze(run.state.learner, freeze, modules=isinstance(program, Program))
+        run.state = run.state.replace(learner=frozen)
+    if out is None:
+        run.train(loggers, progress=progress)
+        return run.result(origin)
+    folder = Folder(out, config, origin, resume=resume)
+    summary = folder.finished() if resume else None
+    loggers = [folder.log, *loggers] if summary is None else ()  # of a finished run nothing is written again
+    with Checkpoints(folder.path / "checkpoints") as checkpoints:
+        if resume:
+            run.resume(checkpoints, loggers)
+        run.train(loggers, checkpoints, checkpoint_every, progress=progress)
+    if summary is not None:
+        return dataclasses.replace(run.result(origin), summary=summary)
+    result = run.result(origin)
+    folder.finish(result)
     return result
+
+
+class _Run:
+    """Training under way: the state, what came before it, and the loop."""
+
+    def __init__(
+        self, config: TrainConfig, program: Program | Monolith, key: Array, mesh: Mesh | None, *, check: bool
+    ) -> None:
+        self.config, self.program, self.key, self.mesh, self.check = config, program, key, mesh, check
+        self.hyper = as_arrays(config.hyperparameters)
+        self.oracle = oracle_of(config) if config.agent == "society" else None
+        self.state: Any = init_seeds(program, jax.random.split(key, config.seeds), self.hyper)
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.spent = np.zeros(config.seeds)
+        self.compile_seconds = self.run_seconds = 0.0
+
+    @property
+    def done(self) -> int:
+        """Chunks."""
+        return len(self.rows)
+
+    def resume(self, checkpoints: Checkpoints, loggers: Sequence[Logger]) -> None:
+        """Go on from the last checkpoint, if there is one, and tell the loggers what was before it.
+
+        Raises:
+            ValueError: it is damaged, or another run's.
+        """
+        last = checkpoints.last()
+        if last is None:
+            return
+        step, saved = last
+        parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "metrics": {}}
+        for name, value in saved.arrays.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = value
+        whose = f"{checkpoints.folder / str(step)}: the arrays"
+        settings = settings_of(self.config)
+        if saved.note.get("config") != settings or set(parts) != {"state", "metrics"}:
+            raise ValueError(
+                f"{checkpoints.folder / str(step)}: a checkpoint of other settings; remove it, or resume them"
+            )
+        self.state = unflatten(self.state, parts["state"], whose)
+        for chunk in range(step):
+            self._book({name: values[chunk] for name, values in parts["metrics"].items()}, loggers, earlier=True)
+        self.run_seconds = saved.note["seconds"]
+
+    def _book(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
+        """Take down a chunk's metrics, and tell the loggers."""
+        auctions = self.config.auctions_per_chunk
+        self.rows.append(metrics)
+        self.spent = self.spent + env_steps(metrics["duration"][None], auctions)[0]
+        record = Record(self.done, self.program.chunks, self.done * auctions, self.spent, metrics, earlier)
+        if jax.process_index() == 0:
+            for log in loggers:
+                log(record)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        arrays = {f"state/{name}": value for name, value in flatten(gather(self.state, self.mesh)).items()}
+        arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
+        note = {"config": settings_of(self.config), "seconds": self.run_seconds, "versions": _versions()}
+        checkpoints.save(self.done, arrays, note)
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """Of all chunks: [chunks, ...]."""
+        return {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]} if self.rows else {}
+
+    def train(
+        self,
+        loggers: Sequence[Logger],
+        checkpoints: Checkpoints | None = None,
+        checkpoint_every: float = 0,
+        *,
+        progress: bool,
+    ) -> None:
+        """Do the chunks that are left, or those until Ctrl-C."""
+        config, chunks = self.config, self.program.chunks
+        if self.done == chunks:
+            return
+        auctions = config.seeds * config.auctions_per_chunk
+        before, kept = self.run_seconds, self.done
+        with tables.progress(config.adapter.name, shown=progress and jax.process_index() == 0) as show:
+            began = time.perf_counter()
+            self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
+            hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
+            compiled = self._compile(hyper, oracle)
+            self.compile_seconds = time.perf_counter() - began
+            began = saved = time.perf_counter()
+            try:
+                while self.done < chunks:
+                    self.state, metrics = compiled(self.state, hyper, oracle)
+                    metrics = jax.device_get(metrics)
+                    self.run_seconds = before + time.perf_counter() - began
+                    self._book(metrics, loggers)
+                    show(self.done * auctions, chunks * auctions, tables.return_note(metrics))
+                    if checkpoints is not None and _due(time.perf_counter() - saved >= checkpoint_every):
+                        self._save(checkpoints)
+                        saved, kept = time.perf_counter(), self.done
+            except KeyboardInterrupt:
+                if jax.process_count() > 1:  # the others may be a chunk ahead
+                    raise
+        if checkpoints is not None and kept < self.done:
+            self._save(checkpoints)
+        if self.mesh is not None:  # on one device again: what follows is small, and the same in every process
+            self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
+        jax.block_until_ready(self.state)
+
+    def _compile(self, hyper: Hyperparameters, oracle: Oracle | None) -> Any:
+        if self.check:
+            return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
+
+        def shape(leaf: Array) -> jax.ShapeDtypeStruct:
+            sharding = None if self.mesh is None else leaf.sharding
+            return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=sharding)
+
+        leaves, tree = jax.tree.flatten((self.state, hyper, oracle))
+        return _compiled(self.program, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
+
+    def result(self, origin: dict[str, Any]) -> FitResult:
+        """What was learned, evaluated."""
+        key_eval = jax.random.fold_in(self.key, 1)
+        result = _assess(self.config, self.program, self.state, self.metrics, key_eval)
+        steps = int(self.spent.sum())
+        result.summary.update(
+            env_steps=steps,
+            compile_seconds=self.compile_seconds,
+            run_seconds=self.run_seconds,
+            steps_per_second=steps / max(self.run_seconds, 1e-9),
+            interrupted=self.done < self.program.chunks,
+            **origin,
+            params_sha256=digest(flatten(self.state)),
+            versions=_versions(),
+        )
+        return result
+
+
+def _due(mine: bool) -> bool:
+    """Whether it is time for a checkpoint; all processes go by the first one's clock."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("jaxmarket", "jax", "flax", "optax")}
 
 
 def _assess(

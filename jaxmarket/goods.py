@@ -22,10 +22,12 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import core
 
-from jaxmarket.equilibria import Certificate, Solver
+from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers
+from jaxmarket.equilibria import Certificate, Equilibrium, Solver
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Books", "Economy", "Produced", "Round", "WideMarket", "individually", "open_market", "run", "step"]
@@ -132,14 +134,19 @@ def open_market(
     Raises:
         ValueError: no agents or goods, another number of agents in a leaf, or negative holdings or wealth.
     """
-    holdings = jnp.asarray(holdings, real())
+    holdings = numbers("holdings", holdings)
     if holdings.ndim != 2 or 0 in holdings.shape:
         raise ValueError(f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}")
     n, goods = holdings.shape
     for leaf in jax.tree.leaves(agents):
-        if jnp.shape(leaf)[:1] != (n,):
-            raise ValueError(f"agents: expected leaves [{n}, ...], as many as holdings has rows, got {jnp.shape(leaf)}")
-    wealth = jnp.broadcast_to(jnp.asarray(wealth, real()), (n,))
+        if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != (n,):
+            raise ValueError(
+                f"agents: expected leaves [{n}, ...], as many as holdings has rows, got {getattr(leaf, 'shape', leaf)}"
+            )
+    wealth = numbers("wealth", wealth)
+    if wealth.shape not in ((), (n,)):
+        raise ValueError(f"wealth: expected one for each of {n} agents, or one for all, got shape {wealth.shape}")
+    wealth = jnp.broadcast_to(wealth, (n,))
     for field, value in (("holdings", holdings), ("wealth", wealth)):
         # Values of traced arrays are not known here; whoever traces answers for them.
         if not isinstance(value, core.Tracer) and not bool(jnp.all(value >= 0)):
@@ -149,7 +156,7 @@ def open_market(
         holdings=holdings,
         wealth=wealth,
         world=world,
-        prices=jnp.full(goods, jnp.nan, real()) if prices is None else jnp.asarray(prices, real()),
+        prices=jnp.full(goods, jnp.nan, real()) if prices is None else numbers("prices", prices, (goods,)),
         time=jnp.zeros((), jnp.int32),
     )
 
@@ -180,10 +187,14 @@ def step(
     valuations = jax.vmap(market.valuation, (0, None))(e.agents, e.world)
     found = market.solver(valuations, e.wealth, e.holdings, key=key_trade)
     bundles = found.bundles
+    _check_trade(e, found)
     purchase, sale = bundles @ found.prices, e.holdings @ found.resale
     # What is owned before and after costs nothing, not even a rounding error: difference first.
     wealth = e.wealth + (e.holdings - bundles) @ found.prices + e.holdings @ (found.resale - found.prices)
     made = market.production(key_produce, e.agents, e.world, bundles)
+    check_finite("reward", made.reward, "production must return numbers", step=e.time)
+    check_finite("holdings", made.holdings, "production must return numbers", step=e.time)
+    check(lambda: jnp.all(made.holdings >= 0), "holdings: production left less than nothing, step {step}", step=e.time)
     wealth = wealth + made.reward
     nothing = jnp.zeros_like(wealth)
     taken, paid = nothing, nothing
@@ -202,6 +213,8 @@ def step(
         subsidy=sale.sum() - purchase.sum(),
     )
     after = e.replace(holdings=made.holdings, wealth=wealth, world=made.world, prices=found.prices, time=e.time + 1)
+    flows = (made.reward.sum(), books.subsidy, paid.sum(), -taken.sum())
+    check_conserved((e.wealth,), (wealth,), flows, (purchase, sale), step=e.time)
     return after, Round(
         prices=found.prices,
         resale=found.resale,
@@ -210,6 +223,25 @@ def step(
         books=books,
         certificate=found.certificate,
     )
+
+
+def _check_trade(economy: Economy, found: Equilibrium) -> None:
+    """What solvers promise: prices that are numbers, and bundles that add up to what there is."""
+    if checking():
+        step, remedy = economy.time, "the solver must return numbers; look at its certificate"
+        check_finite("prices", found.prices, remedy, step=step)
+        check_finite("resale", found.resale, remedy, step=step)
+        check_finite("bundles", found.bundles, remedy, step=step)
+        traded, supply = found.bundles.sum(0), economy.holdings.sum(0)
+        worst = jnp.argmax(jnp.abs(traded - supply))
+        check(
+            lambda: (jnp.abs(traded - supply) <= 1e-4 * supply).all() & (found.bundles >= 0).all(),
+            "bundles: the solver handed out {traded} of good {good} where there is {supply}, step {step}",
+            traded=traded[worst],
+            good=worst,
+            supply=supply[worst],
+            step=step,
+        )
 
 
 def run(

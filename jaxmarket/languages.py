@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxmarket.checking import number, shown, whole
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["ANYTHING", "SILENCE", "Language", "Networks", "Program", "Programs", "Rule", "Rules", "Table", "Tables"]
@@ -188,6 +189,10 @@ class Programs:
     def __post_init__(self) -> None:
         _check_counts(self, "sensors", "actions", "length")
         _check_shares(self, "skip", "constant", "mutation")
+        for field, kind in (("constants", float | int), ("names", str)):
+            given = getattr(self, field)
+            if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
+                raise ValueError(f"{field}: expected a tuple of them, got {shown(given)}")
         if self.names and len(self.names) != self.sensors:
             raise ValueError(f"names: expected one for each of {self.sensors} sensors, got {len(self.names)}")
 
@@ -269,8 +274,10 @@ class Networks:
 
     def __post_init__(self) -> None:
         _check_counts(self, "features", "actions")
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden: widths must be at least 1, got {self.hidden}")
+        if not isinstance(self.hidden, tuple):
+            raise ValueError(f"hidden: expected a tuple of widths, got {shown(self.hidden)}")
+        for width in self.hidden:
+            whole("hidden", width)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -368,12 +375,9 @@ class Tables:
 
 def _check_counts(language: object, *fields: str) -> None:
     for field in fields:
-        value = getattr(language, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+        whole(field, getattr(language, field))
 
 
 def _check_shares(language: object, *fields: str) -> None:
     for field in fields:
-        if not 0 <= getattr(language, field) <= 1:
-            raise ValueError(f"{field}: expected a number in [0, 1], got {getattr(language, field)!r}")
+        number(field, getattr(language, field), 0, 1)

@@ -1,6 +1,6 @@
 """Figures. Matplotlib is imported when the first one is drawn, and no window is ever opened."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "draw_bids",
     "draw_convergence",
+    "draw_curves",
+    "draw_finals",
     "draw_flows",
+    "draw_heat_map",
     "draw_inequality",
     "draw_learning_curve",
     "draw_lineage",
@@ -30,11 +33,14 @@ __all__ = [
     "draw_population",
     "draw_price_stability",
     "draw_prices",
+    "draw_setting",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
     "save",
 ]
+
+_NAMED = 10  # curves that still have a colour and a name each
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
@@ -120,6 +126,123 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     # What was nearly nothing before moves by many times itself: let it leave the picture.
     ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.max(values)))))
     ax.set(xlabel="|after - before| / |before|", title=title)
+
+
+# --- several runs, several settings
+
+
+def draw_curves(
+    ax: "Axes",
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    target: float | None = None,
+) -> None:
+    """Return against environment steps, a curve with its band per run.
+
+    Args:
+        ax: where.
+        curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN where there is none.
+        target: a return to mark by a dotted line.
+    """
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        ax.plot(steps, mean, color=color, linewidth=1.8, label=name)
+        ax.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+    if target is not None and np.isfinite(target):
+        ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
+    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return")
+    ax.xaxis.set_major_formatter(EngFormatter())
+    if len(curves) <= _NAMED:  # more would hide the curves; the panel beside them has the same colours
+        ax.legend(frameon=False, fontsize=8)
+
+
+def draw_finals(
+    ax: "Axes", values: Mapping[str, np.ndarray], estimates: Mapping[str, tuple[float, float, float]]
+) -> None:
+    """A row per run: its seeds as dots, their mean as a bar across with its interval.
+
+    Args:
+        ax: where.
+        values: by name: f [seeds].
+        estimates: by the same names: mean, lower and upper end.
+    """
+    for row, (name, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
+        seeds = np.sort(values[name])
+        ax.plot(seeds, row + np.linspace(-0.22, 0.22, len(seeds)), "o", color=color, alpha=0.35, markersize=4)
+        mean, low, high = estimates[name]
+        ax.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+        ax.plot([mean], [row], "|", color=color, markersize=16, markeredgewidth=2.5)
+    ax.set_yticks(range(len(values)), list(values), fontsize=8)
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set(xlabel="undiscounted return")
+
+
+def draw_setting(
+    ax: "Axes",
+    lines: Mapping[str, tuple[Sequence[float], np.ndarray]],
+    name: str,
+    *,
+    log: bool = False,
+    joined: bool = True,
+) -> None:
+    """Return against one numeric setting, a line with intervals per name.
+
+    Args:
+        ax: where.
+        lines: by label (empty for none): values of the setting [n]; mean, lower and upper end [n, 3].
+        name: of the setting.
+        log: whether its axis is logarithmic.
+        joined: whether the points of a line are joined.
+    """
+    for (label, (x, estimates)), color in zip(lines.items(), _colors(len(lines)), strict=True):
+        order = np.argsort(x)
+        mean, low, high = np.asarray(estimates)[order].T
+        # Where there is no interval (one seed), there is no bar.
+        error = np.nan_to_num(np.stack([mean - low, high - mean]))
+        ax.errorbar(
+            np.asarray(x)[order],
+            mean,
+            yerr=error,
+            fmt="o-" if joined else "o",
+            color=color,
+            capsize=3,
+            label=label or None,
+        )
+    if log:
+        ax.set_xscale("log")
+    ax.set(xlabel=name, ylabel="greedy return, mean of seeds and 95% interval")
+    if any(lines):
+        ax.legend(frameon=False, fontsize=8)
+
+
+def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A number per pair of settings, in colour and in print.
+
+    Args:
+        ax: where.
+        values: f [rows, columns]; NaN is left white.
+        rows: labels.
+        columns: labels.
+    """
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    ax.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high if high > low else low + 1)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            dark = value < low + 0.6 * (high - low)
+            ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    ax.set_xticks(range(len(columns)), list(columns), fontsize=8)
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    ax.grid(visible=False)
+
+
+def _colors(count: int) -> list[Any]:
+    """As many colours, apart from each other."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    if count <= _NAMED:
+        return [f"C{i}" for i in range(count)]
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.95, count)))
 
 
 # --- populations: one market's rounds, NumPy leaves [rounds, ...]

@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
+from jaxmarket.checking import mask, numbers
 from jaxmarket.languages import Language
 from jaxmarket.types import NOBODY, Array, PyTree, real
 
@@ -113,10 +114,15 @@ def found(agents: PyTree, wealth: Array, alive: Array | None = None) -> Populati
     Raises:
         ValueError: lengths differ, or somebody starts with debts.
     """
-    wealth = jnp.asarray(wealth, real())
+    wealth = numbers("wealth", wealth)
+    if wealth.ndim != 1:
+        raise ValueError(f"wealth: expected f [N], a number for each agent, got shape {wealth.shape}")
     capacity = wealth.shape[0]
-    alive = jnp.ones(capacity, bool) if alive is None else jnp.asarray(alive, bool)
-    lengths = {leaf.shape[:1] for leaf in (*jax.tree.leaves(agents), alive)}
+    alive = jnp.ones(capacity, bool) if alive is None else mask("alive", alive, (capacity,))
+    lengths = {
+        jnp.shape(leaf)[:1] if isinstance(leaf, jax.Array | np.ndarray) else ()
+        for leaf in (*jax.tree.leaves(agents), alive)
+    }
     if lengths != {(capacity,)}:
         raise ValueError(
             f"agents: expected {capacity} of them, one for each wealth, got leading axes {sorted(lengths)}"

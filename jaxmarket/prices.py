@@ -36,7 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.checking import numbers
+from jaxmarket.types import Array, PyTree
 
 __all__ = [
     "Certificate",
@@ -134,7 +135,7 @@ def flows(
     Raises:
         ValueError: the shapes do not fit.
     """
-    shares, endowments = _arrays(shares, endowments)
+    shares, endowments = _arrays(agents, shares, endowments)
 
     def step(x: Array) -> Array:
         return flow_round(graph, agents, shares, endowments, x)
@@ -217,7 +218,7 @@ def prices(
     Raises:
         ValueError: the shapes do not fit, or there are neither bids nor a utility.
     """
-    shares, x = _arrays(shares, x, "x")
+    shares, x = _arrays(agents, shares, x, "x")
     offers = consumer_bids(graph, agents, x) if bids is None else bids
     first = quote_round(graph, agents, shares, x, offers, jnp.zeros_like(x)).inputs
     a, settled = _sum_of_powers(_quote_map(graph, agents, shares, x), first, tolerance, max_rounds)
@@ -240,7 +241,7 @@ def solve_prices(
         ValueError: shares are negative, not finite or more than 1 in sum; endowments are not finite; the flows or
             the prices do not settle, with the spectral radius.
     """
-    shares, endowments = _arrays(shares, endowments)
+    shares, endowments = _arrays(agents, shares, endowments)
     if not np.isfinite(endowments).all():
         raise ValueError(f"endowments: finite amounts of goods, got {np.asarray(endowments)}; remove NaN and infinity")
     total = np.sum(shares, 1)
@@ -409,11 +410,17 @@ def _utility(graph: MarketGraph) -> Callable[[PyTree, Array, Array], Array]:
     return graph.utility
 
 
-def _arrays(shares: Array, goods: Array, name: str = "endowments") -> tuple[Array, Array]:
-    shares, goods = jnp.asarray(shares, real()), jnp.asarray(goods, real())
+def _arrays(agents: PyTree, shares: Array, goods: Array, name: str = "endowments") -> tuple[Array, Array]:
+    shares, goods = numbers("shares", shares), numbers(name, goods)
     if goods.ndim != 2 or shares.shape != (goods.shape[0], *goods.shape):
         raise ValueError(
             f"shares: f [n, n, G] for {name} f [n, G], got {shares.shape} and {goods.shape}; "
             "shares that are the same for all goods need jnp.broadcast_to(shares[..., None], (n, n, G))"
         )
+    for leaf in jax.tree.leaves(agents):
+        if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != goods.shape[:1]:
+            raise ValueError(
+                f"agents: expected leaves [{goods.shape[0]}, ...], one entry for each agent, got "
+                f"{getattr(leaf, 'shape', leaf)}"
+            )
     return shares, goods

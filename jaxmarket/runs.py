@@ -1,17 +1,17 @@
 """A run's folder: configuration, metrics, parameters and figures; and the way back to a policy.
 
 ``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
-``networks/`` parameters of every seed · ``summary.json`` · ``learning_curve.png`` ·
-``bids.csv`` and ``bids.png`` where Q* is known.
+``checkpoints/`` the whole state of training, the last two · ``networks/`` parameters of every seed ·
+``summary.json`` · ``learning_curve.png`` · ``bids.csv`` and ``bids.png`` where Q* is known.
 """
 
 import csv
 import dataclasses
 import functools
 import json
-import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxmarket import checkpoint, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
 from jaxmarket.config import TrainConfig
+from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
 from jaxmarket.society import MarketPolicy, Society
 from jaxmarket.training import FitResult
@@ -33,9 +34,13 @@ __all__ = [
     "SavedRun",
     "as_policy",
     "best_seed",
+    "configuration",
+    "document",
     "load",
     "player_of",
     "read",
+    "settings_in",
+    "settings_of",
     "to_json",
     "write",
 ]
@@ -43,66 +48,66 @@ __all__ = [
 Policy = MarketPolicy | ChoicePolicy
 
 
-def to_json(value: Any) -> str:
-    """One line of strict JSON: NaN and infinities become null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(value), allow_nan=False)
-
-
 class Folder:
     """Writes a run into a folder: the settings at once, metrics as they come, the rest at the end.
 
+    Args:
+        path: of the folder.
+        config: the settings.
+        origin: what else decides the run's bits: its key and, of a transfer, what it starts from.
+        resume: go on with what is there, if anything is.
+
     Raises:
-        ValueError: the folder holds a finished run, or cannot be written.
+        ValueError: the folder holds another run, or a finished one, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, config: TrainConfig) -> None:
+    def __init__(
+        self, path: str | Path, config: TrainConfig, origin: Mapping[str, Any], *, resume: bool = False
+    ) -> None:
         self.path = Path(path)
+        self.log = csv_rows(self.path / "metrics.csv")
+        if jax.process_index() > 0:  # of a run of several processes, the first one writes
+            return
+        wanted = settings_of(config) | {"run": dict(origin)}
+        if resume and (self.path / "config.json").exists():
+            _same(self.path, wanted, document(self.path / "config.json"))
+            return
         if (self.path / "summary.json").exists():
             raise ValueError(f"out: {self.path} holds a finished run; choose another folder or remove it")
-        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        if not isinstance(config.env, str):
-            settings["env"] = {"object": config.adapter.name}
-        if isinstance(config.auction, Mechanism):
-            settings["auction"] = {"object": config.auction.name}
+        if (self.path / "checkpoints").exists():
+            raise ValueError(
+                f"out: {self.path} holds an unfinished run; go on with it (--resume {self.path}, in Python resume=True)"
+                ", choose another folder, or remove it"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-            self._metrics: TextIO = (self.path / "metrics.csv").open("w", newline="")
+            _write(self.path / "config.json", json.dumps(wanted, indent=2) + "\n")
         except OSError as error:
             raise ValueError(f"out: cannot write to {self.path} ({error.strerror}); choose another folder") from error
-        self._writer: csv.DictWriter[str] | None = None
 
-    def add(self, chunk: int, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> None:
-        """Append one row per seed; metrics per bidder or state take a column each, as ``wins[0]``.
-
-        Args:
-            chunk: how many there are now.
-            steps: environment steps of each seed so far, [seeds].
-            metrics: of the chunk.
-        """
-        columns = {}
-        for name, values in metrics.items():
-            columns |= {name: values} if values.ndim == 1 else {f"{name}[{i}]": v for i, v in enumerate(values.T)}
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._metrics, ["chunk", "env_steps", "seed", *columns])
-            self._writer.writeheader()
-        for seed in range(len(next(iter(columns.values())))):
-            row = {name: float(values[seed]) for name, values in columns.items()}
-            self._writer.writerow({"chunk": chunk, "env_steps": int(steps[seed]), "seed": seed, **row})
-        self._metrics.flush()
+    def finished(self) -> dict[str, Any] | None:
+        """The summary, where the run has come to its end."""
+        path = self.path / "summary.json"
+        summary = document(path) if path.exists() else None
+        return None if summary is None or summary.get("interrupted") else summary
 
     def finish(self, result: FitResult) -> None:
-        """Write parameters, figures and, last, the summary."""
-        self._metrics.close()
-        checkpoint.save(self.path / "networks", result.networks)
+        """Write parameters, figures and, last, the summary.
+
+        Raises:
+            ValueError: something cannot be written, as where the disk is full.
+        """
+        try:
+            self._finish(result)
+        except OSError as error:
+            raise ValueError(
+                f"out: cannot write to {self.path} ({error.strerror}); make room, and resume: no training is lost"
+            ) from error
+
+    def _finish(self, result: FitResult) -> None:
+        checkpoint.save(self.path / "networks", jax.device_get(result.networks))
+        if jax.process_index() > 0:
+            return
         if result.metrics:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
@@ -117,7 +122,63 @@ class Folder:
             fig, (ax,) = plotting.figure()
             plotting.draw_bids(ax, result)
             plotting.save(fig, self.path / "bids.png")
-        (self.path / "summary.json").write_text(to_json(result.summary) + "\n")
+        _write(self.path / "summary.json", to_json(result.summary) + "\n")
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON holds them: objects of the user's own by their names."""
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if not isinstance(config.env, str):
+        settings["env"] = {"object": config.adapter.name}
+    if isinstance(config.auction, Mechanism):
+        settings["auction"] = {"object": config.auction.name}
+    return json.loads(json.dumps(settings))
+
+
+def _same(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Whether a folder's settings are those wanted.
+
+    Raises:
+        ValueError: they are not.
+    """
+
+    def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+        run = settings.get("run")
+        return {**settings, **(run if isinstance(run, dict) else {}), "run": None, "start_folder": None}
+
+    mine, there = flat(wanted), flat(found)
+    for name in mine:
+        if there.get(name) != mine[name]:
+            raise ValueError(
+                f"resume: {folder} holds another run: {name} is {there.get(name)!r} there and {mine[name]!r} here; "
+                "resume it with its own settings, or choose another folder"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that it is there whole, or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def document(path: Path) -> dict[str, Any]:
+    """A JSON object from a run's folder.
+
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path.parent}: no finished run here, {path.name} cannot be read; give the --out of a run"
+        ) from error
+    except (ValueError, RecursionError) as error:  # too long a number, too, is a ValueError
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return found
 
 
 def write(path: str | Path, result: FitResult) -> None:
@@ -126,9 +187,11 @@ def write(path: str | Path, result: FitResult) -> None:
     Raises:
         ValueError: the folder holds a finished run, or cannot be written.
     """
-    folder = Folder(path, result.config)
-    for chunk, steps in enumerate(env_steps(result.metrics["duration"], result.config.auctions_per_chunk)):
-        folder.add(chunk + 1, steps, {name: values[chunk] for name, values in result.metrics.items()})
+    config, summary = result.config, result.summary
+    folder = Folder(path, config, {name: summary[name] for name in ("key", "start", "start_folder", "frozen")})
+    for chunk, steps in enumerate(env_steps(result.metrics["duration"], config.auctions_per_chunk), 1):
+        metrics = {name: values[chunk - 1] for name, values in result.metrics.items()}
+        folder.log(Record(chunk, config.chunks, chunk * config.auctions_per_chunk, steps, metrics))
     folder.finish(result)
 
 
@@ -237,19 +300,39 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         ValueError: the folder holds no finished run, or another society's.
     """
     folder = Path(folder)
-    documents = {}
-    for name in ("config.json", "summary.json"):
-        try:
-            documents[name] = json.loads((folder / name).read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{folder}: no finished run here, {name} cannot be read; give the --out of a run"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / name}: not valid JSON ({error})") from error
-        if not isinstance(documents[name], dict):
-            raise ValueError(f"{folder / name}: expected a JSON object")
-    settings = documents["config.json"] | replace
+    settings, summary = (document(folder / name) for name in ("config.json", "summary.json"))
+    config, _ = configuration(folder, settings, **replace)
+    returns = summary.get("return_seeds")
+    if not isinstance(returns, list) or len(returns) != config.seeds:
+        raise ValueError(f"{folder / 'summary.json'}: not the summary of a run of {config.seeds} seeds; train it again")
+    like = jax.eval_shape(lambda: _fresh_networks(config))
+    return SavedRun(config, checkpoint.restore(folder / "networks", like), summary, folder)
+
+
+def settings_in(folder: str | Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run, finished or not, and what else decided its bits: key, start, start_folder, frozen.
+
+    Raises:
+        ValueError: there is no run in the folder that can be resumed.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"resume: {folder} holds no run; give the --out of one")
+    config, origin = configuration(folder, document(folder / "config.json"))
+    if set(origin) != {"key", "start", "start_folder", "frozen"}:
+        raise ValueError(f"resume: {folder} does not say with which key its run began; train it again")
+    return config, origin
+
+
+def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings that ``config.json`` holds, and what else decided the run's bits.
+
+    Raises:
+        ValueError: it holds none, or an object stood where a file can only hold its name.
+    """
+    settings = dict(settings)
+    origin = settings.pop("run", {})
+    settings |= replace
     for field in ("env", "auction"):
         if isinstance(settings.get(field), dict):
             raise ValueError(
@@ -257,12 +340,13 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
                 f"a file cannot hold; in Python, give it again: jaxmarket.load(folder, {field}=...)"
             )
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
-    if "env" not in settings or set(settings) - fields:
+    if "env" not in settings or set(settings) - fields or not isinstance(origin, dict):
         unknown = ", ".join(sorted(set(settings) - fields)) or "no env"
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({unknown})")
-    config = TrainConfig(**settings)
-    like = jax.eval_shape(lambda: _fresh_networks(config))
-    return SavedRun(config, checkpoint.restore(folder / "networks", like), documents["summary.json"], folder)
+    try:
+        return TrainConfig(**settings), origin
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({error})") from error
 
 
 def _fresh_networks(config: TrainConfig) -> Networks:

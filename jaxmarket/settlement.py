@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxmarket.checking import check, check_conserved, checking
 from jaxmarket.types import HOUSE, Array, Transition
 
 __all__ = [
@@ -55,8 +56,19 @@ def transfer(
         The new ``(wealth, house)``.
     """
     ids = jnp.arange(wealth.shape[0])
+    for role, who in (("buyer", buyer), ("seller", seller)):
+        check(
+            lambda who=who: (who >= HOUSE) & (who < wealth.shape[0]),
+            f"{role}: there is no account {{who}}, only -1 (the house) to {wealth.shape[0] - 1}; give one of these",
+            who=who,
+        )
+    opening = wealth, house
     wealth = wealth + jnp.where(ids == buyer, reward - price, 0) + jnp.where(ids == seller, resale, 0)
     house = house + jnp.where(seller < 0, resale, 0) + jnp.where(buyer < 0, reward, 0)
+    if checking():
+        # Where nobody bought, nobody pays the price.
+        paid = jnp.where(buyer < 0, 0, price)
+        check_conserved(opening, (wealth, house), (reward, resale, -paid))
     return wealth, house
 
 

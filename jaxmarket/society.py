@@ -16,6 +16,7 @@ from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
+from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import transfer
@@ -54,7 +55,7 @@ class Society:
             raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
         if isinstance(self.clones, bool) or not isinstance(self.clones, int) or self.clones < 1:
             raise ValueError(f"clones: a society needs at least one bidder per primitive, got {self.clones!r}")
-        if self.ties not in ("random", "lowest"):
+        if not isinstance(self.ties, str) or self.ties not in ("random", "lowest"):
             raise ValueError(f"ties: unknown rule {self.ties!r}; choose from random, lowest")
 
     @property
@@ -231,9 +232,21 @@ def step_with(
     sold = outcome.winner >= 0
     price = jnp.where(sold, society.mechanism.price(outcome), 0)
     resale = jnp.where(sold, society.mechanism.resale(outcome), 0)
+    now = state.episode_length
+    check_finite(
+        "bids",
+        outcome.bids,
+        "what is no number never wins: repair the bidding policy, or its inputs",
+        eligible,
+        step=now,
+    )
+    check_finite("price", price, f"the mechanism {society.mechanism.name} must return a number", step=now)
+    check_finite("resale", resale, f"the mechanism {society.mechanism.name} must return a number", step=now)
 
     primitive = jnp.maximum(outcome.winner, 0) // society.clones
     after = society.env.step(draws.key("env"), state.env_state, primitive, env_params)
+    check_finite("reward", after.reward, f"a step of {society.env.name} must return a number", step=now)
+    check_finite("observation", after.obs, f"a step of {society.env.name} must return numbers", step=now)
     wealth, house = transfer(
         state.wealth,
         state.house,

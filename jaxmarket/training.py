@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from jaxmarket.config import TrainConfig
+from jaxmarket.devices import INSTANCES, SEEDS, largest, mine, total
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
+from jaxmarket.learners.protocol import spread
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
@@ -24,6 +27,7 @@ from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
 __all__ = [
+    "PARTITION",
     "FitResult",
     "Program",
     "TrainState",
@@ -73,6 +77,10 @@ class Program:
             chunks=config.chunks,
         )
 
+    def spread(self, shards: int) -> "Program":
+        """The program of one of so many shards, each with its part of the instances."""
+        return dataclasses.replace(self, learner=spread(self.learner, shards))
+
     @property
     def env(self) -> Adapter:
         """The environment."""
@@ -97,6 +105,10 @@ class TrainState(struct.PyTreeNode):
     key: Array
     update: Array  # i32 [] updates done
     visits: Array  # f [S] visits of each state during the last tenth of training; [0] if unknown
+
+
+PARTITION = TrainState(learner=P(SEEDS), market=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS), visits=P(SEEDS))  # type: ignore[arg-type]
+"""How a state with a leading seed axis lies over a mesh."""
 
 
 def init(program: Program, key: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
@@ -165,7 +177,7 @@ def _update(
     def earned(rows: Transition) -> PyTree:
         return settle(rows, hyper.discount, trace_decay=hyper.trace_decay, time_limits=program.time_limits)
 
-    keys = jax.random.split(key_roll, program.instances)
+    keys = mine(jax.random.split(key_roll, program.instances), program.learner.axis)
     market, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.market)
     settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
     experience = experience_of(society, rows, settlement.utility)
@@ -187,7 +199,7 @@ def _update(
 def chunk(
     program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
-    """``updates_per_chunk`` updates and the `metrics` over them.
+    """``updates_per_chunk`` updates and the `metrics` over them; of one shard, where the program is `Program.spread`.
 
     Args:
         program: the static part of the run.
@@ -200,10 +212,13 @@ def chunk(
     def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Summary, Array]]:
         return _update(program, state, env_params, hyper, oracle)
 
+    axis, before = program.learner.axis, state.visits
     state, (summaries, residuals) = jax.lax.scan(body, state, None, length=program.updates_per_chunk)
-    total, worst = jax.tree.map(lambda x: x.sum(0), summaries), residuals.max()
-    accounts = {"gini": gini(state.market.wealth.sum(0)), "conservation_residual": worst}
-    return state, total.means(oracle) | accounts
+    summary, new_visits, wealth = total(
+        (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, state.market.wealth.sum(0)), axis
+    )
+    accounts = {"gini": gini(wealth), "conservation_residual": largest(residuals.max(), axis)}
+    return state.replace(visits=before + new_visits), summary.means(oracle) | accounts
 
 
 def oracle_of(config: TrainConfig) -> Oracle | None:

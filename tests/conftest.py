@@ -1,6 +1,7 @@
 """Shared by all tests: small configurations, trained once."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: without the backend's optimisations they take half the time.
@@ -9,7 +10,19 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
-from jaxmarket import TrainConfig, fit
+from jaxmarket import TrainConfig, fit, fitting
+
+_MAPS = Path("/proc/self/maps")
+_MANY = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs are kept, each in several memory maps, of which Linux grants a process 65,530: then it dies."""
+    yield
+    if _MAPS.exists() and _MAPS.read_text().count("\n") > _MANY:
+        fitting._compiled.cache_clear()
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

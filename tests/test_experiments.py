@@ -162,7 +162,7 @@ def test_another_seed_or_other_settings_are_refused(finished):
 def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
     _, wanted, complete = finished
     options, fit = Options(tmp_path, seeds=2, progress=False), fitting.fit
-    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
 
     def interrupted(config, key, **rest):
         if config.steps == 8192:

@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-LONG = ("01", "03", "04", "05", "06", "07")  # most of a minute or more, even when they are shortened
+LONG = ("01", "03", "04", "05", "06", "07", "08")  # most of a minute or more, even when they are shortened
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there."""
+"""The Python in the README and in docs/ runs as it stands there."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+SNIPPETS = PYTHON.findall(README)
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 
 
 FAST = 2  # the rest train for longer
@@ -18,6 +20,16 @@ FAST = 2  # the rest train for longer
 )
 def test_snippet_runs(snippet):
     exec(compile(snippet, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.stem
+)
+def test_page_runs_from_top_to_bottom(page):
+    namespace = {}
+    for snippet in PYTHON.findall(page.read_text()):
+        exec(compile(snippet, page.name, "exec"), namespace)
 
 
 def test_there_are_snippets_and_the_two_commands():

@@ -112,12 +112,12 @@ def test_bid_error_is_null_where_q_is_unknown(small):
 
 
 def test_ctrl_c_keeps_what_was_learned(tmp_path, small):
-    def stop(steps, total, metrics):
-        if steps >= total // 2:
+    def stop(record):
+        if record.chunk >= record.chunks // 2:
             raise KeyboardInterrupt
 
     config = TrainConfig("Bandit-v0", learner="valuation", **small)
-    result = fit(config, jax.random.key(0), tmp_path / "run", on_chunk=stop)
+    result = fit(config, jax.random.key(0), tmp_path / "run", loggers=[stop])
     assert result.summary["interrupted"]
     assert result.summary["bid_error"] is None  # visits are counted at the end of training: nothing was measured
     assert not (tmp_path / "run" / "bids.png").exists()

@@ -166,7 +166,7 @@ def test_from_the_command_line(tmp_path, capsys):
     freeze = ["--freeze", "value/*", "--freeze", "policy/torso/*"]
     main(["train", "Chain-v0", *small, "--start", str(first), *freeze, "--out", str(second), "--seed", "1"])
     capsys.readouterr()
-    main(["compare", str(first), str(second), "--out", str(tmp_path / "moved.png"), "--json"])
+    main(["compare", str(first), str(second), "--weights", "--out", str(tmp_path / "moved.png"), "--json"])
     text = capsys.readouterr().out
     assert "module0/policy/torso/Affine_0" in text
     moved = {row["part"] for row in json.loads(text.splitlines()[-1])["parts"] if row["change"] > 0}

@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import shown
 from jaxmarket.types import Array, real
 
 __all__ = ["DONE", "MOVES", "SENSORS", "BlocksParams", "BlocksState", "BlocksWorld"]
@@ -99,8 +100,8 @@ class BlocksWorld(environment.Environment[Any, Any]):
         sensors: Sequence[str] = SENSORS,
     ) -> None:
         super().__init__()
-        if not sizes:
-            raise ValueError("sizes: expected at least one number of blocks, got none")
+        if not isinstance(sizes, Sequence) or not sizes:
+            raise ValueError(f"sizes: expected at least one number of blocks, got {shown(sizes)}")
         for size in sizes:
             _check("sizes", size)
         _check("colours", colours)
@@ -111,7 +112,9 @@ class BlocksWorld(environment.Environment[Any, Any]):
             raise ValueError(f"capacity: expected room for the largest size, {max(self.sizes)} blocks, got {capacity}")
         self.limit = math.ceil(_PAPERS_LIMIT * max(1.0, math.log(colours, 3))) if limit is None else limit
         _check("limit", self.limit)
-        if reward not in ("one", "size"):
+        if not isinstance(sensors, Sequence) or not all(isinstance(name, str) for name in sensors):
+            raise ValueError(f"sensors: expected a sequence of names, got {shown(sensors)}")
+        if not isinstance(reward, str) or reward not in ("one", "size"):
             raise ValueError(f"reward: expected one or size, got {reward!r}")
         self.done, self.reward, self.sensors = bool(done), reward, tuple(sensors)
         unknown = [name for name in self.sensors if name not in SENSORS]

@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import number, shown
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
@@ -92,11 +93,15 @@ class Functions(environment.Environment[Any, Any]):
         name: str = "functions",
     ) -> None:
         super().__init__()
+        if not isinstance(functions, Sequence) or not all(callable(function) for function in functions):
+            raise ValueError(f"functions: expected a sequence of functions of a value, got {shown(functions)}")
+        if names is not None and not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"names: expected a sequence of strings, one per function, got {shown(names)}")
         self.functions = tuple(functions)
         self.reward = reward
         self.start: Callable[[PyTree], Any] = (lambda example: example) if start is None else start
         self._observe: Callable[[PyTree], PyTree] = (lambda value: value) if observe is None else observe
-        self.steps, self.stop, self.price, self.clock = steps, stop, float(price), clock
+        self.steps, self.stop, self.price, self.clock = steps, stop, number("price", price), clock
         self.dataset = jax.tree.map(np.asarray, dataset)
         if names is None:
             names = [_name(function, i) for i, function in enumerate(self.functions)]
@@ -104,8 +109,6 @@ class Functions(environment.Environment[Any, Any]):
         self._name = name
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps: expected a whole number of functions >= 1, got {steps!r}")
-        if not np.isfinite(self.price):
-            raise ValueError(f"price: expected a finite number, got {price!r}")
         if len(self.names) != self.num_actions:
             raise ValueError(f"names: expected {len(self.functions)}, one per function, got {len(names)}")
         self._check()

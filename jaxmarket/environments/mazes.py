@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import shown, whole
 from jaxmarket.types import Array, real
 
 __all__ = ["COMPASS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
@@ -79,9 +80,11 @@ class Maze(environment.Environment[Any, Any]):
         name: str = "Maze",
     ) -> None:
         super().__init__()
+        if not isinstance(layout, Sequence) or not all(isinstance(row, str) for row in layout):
+            raise ValueError(f"layout: expected a sequence of strings, one per row, got {shown(layout)}")
         self.layout = tuple(layout)
         _check_layout(self.layout)
-        if moves not in (4, 8):
+        if whole("moves", moves) not in (4, 8):
             raise ValueError(f"moves: expected 4 or 8, got {moves!r}")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit: expected a whole number of steps >= 1, got {limit!r}")
@@ -92,7 +95,10 @@ class Maze(environment.Environment[Any, Any]):
         """The cells that are no rock, in reading order: S."""
         self.free: tuple[Cell, ...] = tuple(cell for cell in self.places if self._at(cell) == _FREE)
         """Those without food."""
-        self.starts: tuple[Cell, ...] = self.free if starts is None else tuple((int(r), int(c)) for r, c in starts)
+        try:
+            self.starts: tuple[Cell, ...] = self.free if starts is None else tuple((int(r), int(c)) for r, c in starts)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"starts: expected cells (row, column), got {shown(starts)}") from error
         if not self.starts:
             raise ValueError("starts: expected at least one free cell to start from, got none")
         for cell in self.starts:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import number, shown
 from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import Array, PyTree, real
 
@@ -108,13 +109,12 @@ class Options(environment.Environment[Any, Any]):
     ) -> None:
         super().__init__()
         self.adapter: Adapter = adapt(env)
-        if not options:
-            raise ValueError("options: expected at least one option to choose from, got none")
+        if not isinstance(options, Sequence) or not options:
+            raise ValueError(f"options: expected at least one option to choose from, got {shown(options)}")
         for i, option in enumerate(options):
             _check(f"options[{i}]", option, self.adapter.num_actions, bound)
         self.options = tuple(option.replace(policy=_as_pytree(option.policy)) for option in options)
-        if not 0 <= discount <= 1:
-            raise ValueError(f"discount: expected a number in [0, 1], got {discount}")
+        number("discount", discount, 0, 1)
         _check_count("bound", bound)
         self.discount_within = float(discount)
         self.bound = bound
@@ -242,8 +242,9 @@ def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
         raise ValueError(f"{where}: expected an Option, got {option!r}; write Option(policy, done=..., length=...)")
     if not callable(option.policy):
         raise ValueError(f"{where}.policy: expected a callable (obs, key) -> action, got {option.policy!r}")
-    if option.done is not None and not 0 <= option.done < actions:
-        raise ValueError(f"{where}.done: expected one of the {actions} actions, got {option.done!r}")
+    done = option.done
+    if done is not None and not (isinstance(done, int) and 0 <= done < actions):
+        raise ValueError(f"{where}.done: expected one of the {actions} actions, got {shown(done)}")
     if option.until is not None and not callable(option.until):
         raise ValueError(f"{where}.until: expected a function of the observation, got {option.until!r}")
     _check_count(f"{where}.length", option.length)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import shown
 from jaxmarket.types import Array, real
 
 __all__ = ["SupplyChain", "SupplyChainParams", "SupplyChainState"]
@@ -97,7 +98,11 @@ class SupplyChain(environment.Environment[Any, Any]):
         self.lines, self.stages, self.operations = lines, stages, operations
         self.joint, self.horizon, self.material = bool(joint), horizon, float(material)
         table = _draw(lines, stages, operations, seed) if recipe is None else recipe
-        self.recipe: tuple[tuple[int, ...], ...] = tuple(tuple(int(o) for o in row) for row in table)
+        try:
+            rows = tuple(tuple(int(o) for o in row) for row in table)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"recipe: expected {lines} rows of {stages} operations, got {shown(recipe)}") from error
+        self.recipe: tuple[tuple[int, ...], ...] = rows
         """The right operations, [L][K]."""
         if len(self.recipe) != lines or any(len(row) != stages for row in self.recipe):
             raise ValueError(f"recipe: expected {lines} rows of {stages} operations, got {[*map(list, self.recipe)]}")

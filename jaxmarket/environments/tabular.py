@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import whole
 from jaxmarket.types import Array, real
 
 __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "garnet"]
@@ -218,11 +219,16 @@ def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | 
         branching: successors with positive probability per state and action; all states by default.
 
     Probabilities are uniform spacings, rewards uniform on [0, 1), every state is an equally likely start.
+
+    Raises:
+        ValueError: a number is out of range.
     """
+    whole("seed", seed, 0)
+    whole("states", states)
+    whole("actions", actions)
     rng = np.random.default_rng(seed)
     branching = states if branching is None else branching
-    if not 1 <= branching <= states:
-        raise ValueError(f"branching: expected 1 to {states} successors, got {branching}")
+    whole("branching", branching, 1, states)
     transitions = np.zeros((states, actions, states))
     for row in transitions.reshape(-1, states):
         row[rng.choice(states, branching, replace=False)] = rng.dirichlet(np.ones(branching))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmarket.experiments import (
+    best_reply,
     bucket_brigade,
     capitalism,
     hayek,
@@ -96,6 +97,12 @@ EXPERIMENTS = {
         "Vickrey (1961); Chang et al. (2020), §4-5",
         truthfulness.run,
         quick_seeds=4,
+    ),
+    "best-reply": Experiment(
+        "one bidder learns what to bid among truthful others: one auction, and whole episodes",
+        "Vickrey (1961); Chang et al. (2020), §4-5",
+        best_reply.run,
+        quick_seeds=8,
     ),
     "two-rooms": Experiment(
         "transfer: a society over options against hierarchical and flat PPO",

@@ -417,6 +417,7 @@ def run(options: Options) -> Report:
             seed=options.seed,
             label=f"bucket brigade, {task}",
             shown=options.progress,
+            folder=options.folder / "markets",
         )
     mux, woods = grown["multiplexer: market"], grown["woods1: market"]
     best, good = int(np.argmax(mux.measured["right"][-1])), int(np.argmin(woods.measured["steps"][-1]))

@@ -1,9 +1,12 @@
 """What the reproductions of older economies share: growing a deep market over many seeds, and showing how it lived."""
 
+import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import numpy as np
 
 from jaxmarket import deep_market, plotting, tables
 from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
+from jaxmarket.checkpoint import Checkpoints, flatten, unflatten
 from jaxmarket.deep_market import DeepMarket, Economy, Round
 from jaxmarket.population import Lineage, Population, Terms
 from jaxmarket.types import Array, PyTree
@@ -137,9 +141,19 @@ def _measure(
 
 
 def grow(
-    plans: Sequence[Plan], evaluate: Evaluate, *, seeds: int, seed: int, label: str, shown: bool = True
+    plans: Sequence[Plan],
+    evaluate: Evaluate,
+    *,
+    seeds: int,
+    seed: int,
+    label: str,
+    shown: bool = True,
+    folder: Path | None = None,
 ) -> dict[str, Grown]:
     """Run every plan on the same seeds, one after the other; plans that differ in their terms compile once.
+
+    With a folder, every market is kept there after each chunk: a call that was killed is called again, and goes on to
+    the same bits.
 
     Args:
         plans: the conditions.
@@ -148,44 +162,121 @@ def grow(
         seed: of all randomness; every plan gets the same keys.
         label: of the progress bar.
         shown: whether to show it.
+        folder: for checkpoints, one folder per plan.
+
+    Raises:
+        ValueError: the folder holds other plans of these names, or a damaged checkpoint, or cannot be written.
     """
-    total = sum(plan.rounds // plan.chunks * plan.chunks * plan.period * plan.market.instances for plan in plans)
+    total = sum(plan.chunks * _steps(plan) for plan in plans)
     done, grown = 0, {}
     with tables.progress(label, shown=shown) as show:
         for plan in plans:
             key_open, key = jax.random.split(jax.random.key(seed))
             keys = jax.random.split(key_open, seeds)
             economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
-            terms = jax.tree.map(jnp.asarray, plan.terms)
-            rounds, measured = [], []
-            for chunk in range(plan.chunks):
-                if chunk == plan.chunks - plan.settling:
-                    terms = terms.replace(birth_rate=jnp.zeros_like(terms.birth_rate))
-                key_run, key_measure, key = jax.random.split(key, 3)
-                economies, lived = _chunk(
-                    plan.market,
-                    jax.random.split(key_run, seeds),
-                    economies,
-                    plan.env_params(chunk),
-                    terms,
-                    plan.rounds // plan.chunks,
-                    plan.period,
-                    plan.cradles,
-                )
-                rounds.append(jax.device_get(lived))
-                keys = jax.random.split(key_measure, seeds)
-                measured.append(jax.device_get(_measure(evaluate, plan.market, keys, economies.population, terms)))
-                done += plan.rounds // plan.chunks * plan.period * plan.market.instances
-                note = ", ".join(f"{name} {values.mean():.3f}" for name, values in list(measured[-1].items())[:3])
-                show(done, total, f"{plan.name}: {note}")
+            life = _Life(economies, np.asarray(opened, np.float64), key, [], [])
+            with contextlib.ExitStack() as stack:
+                name = re.sub(r"[^\w.-]+", "-", plan.name)
+                kept = None if folder is None else stack.enter_context(Checkpoints(folder / name))
+                if kept is not None:
+                    life = _resume(kept, plan, life, seeds=seeds, seed=seed)
+                done += len(life.rounds) * _steps(plan)
+                while len(life.rounds) < plan.chunks:
+                    life = _live(plan, evaluate, life, seeds)
+                    if kept is not None:
+                        kept.save(len(life.rounds), life.arrays(), _note(plan, seeds, seed))
+                    done += _steps(plan)
+                    note = ", ".join(
+                        f"{name} {values.mean():.3f}" for name, values in list(life.measured[-1].items())[:3]
+                    )
+                    show(done, total, f"{plan.name}: {note}")
             grown[plan.name] = Grown(
                 plan=plan,
-                opened=np.asarray(opened, np.float64),
-                rounds=jax.tree.map(_join, *rounds),
-                measured={name: np.stack([m[name] for m in measured]) for name in measured[0]},
-                economy=jax.device_get(economies),
+                opened=life.opened,
+                rounds=jax.tree.map(_join, *life.rounds),
+                measured={name: np.stack([m[name] for m in life.measured]) for name in life.measured[0]},
+                economy=jax.device_get(life.economies),
             )
     return grown
+
+
+class _Life(NamedTuple):
+    """A market under way, of all seeds, and what came before."""
+
+    economies: Economy
+    opened: np.ndarray
+    key: Array
+    rounds: list[Round]
+    measured: list[dict[str, np.ndarray]]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for a checkpoint."""
+        rounds, measured = (jax.tree.map(lambda *parts: np.stack(parts), *x) for x in (self.rounds, self.measured))
+        return flatten(self._replace(rounds=rounds, measured=measured)._asdict())
+
+
+def _live(plan: Plan, evaluate: Evaluate, life: _Life, seeds: int) -> _Life:
+    """One more chunk."""
+    chunk = len(life.rounds)
+    terms = jax.tree.map(jnp.asarray, plan.terms)
+    if chunk >= plan.chunks - plan.settling:
+        terms = terms.replace(birth_rate=jnp.zeros_like(terms.birth_rate))
+    key_run, key_measure, key = jax.random.split(life.key, 3)
+    economies, lived = _chunk(
+        plan.market,
+        jax.random.split(key_run, seeds),
+        life.economies,
+        plan.env_params(chunk),
+        terms,
+        plan.rounds // plan.chunks,
+        plan.period,
+        plan.cradles,
+    )
+    keys = jax.random.split(key_measure, seeds)
+    measured = jax.device_get(_measure(evaluate, plan.market, keys, economies.population, terms))
+    return _Life(economies, life.opened, key, [*life.rounds, jax.device_get(lived)], [*life.measured, measured])
+
+
+def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int) -> _Life:
+    """The market as it was at its last checkpoint; as it is before the first one."""
+    last = kept.last()
+    if last is None:
+        return life
+    step, (arrays, note) = last
+    if note != _note(plan, seeds, seed):
+        raise ValueError(f"{kept.folder}: holds a market on other terms; choose another folder")
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in arrays.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest or "value"] = value
+    whose = f"{kept.folder / str(step)}: the arrays"
+    terms, rounds = jax.tree.map(jnp.asarray, plan.terms), plan.rounds // plan.chunks
+    keys = jax.random.split(life.key, seeds)
+    # The structure of what a chunk gives, without running one.
+    _, one = jax.eval_shape(
+        lambda *args: _chunk(plan.market, *args, rounds, plan.period, plan.cradles),
+        keys, life.economies, plan.env_params(0), terms,
+    )  # fmt: skip
+    all_rounds = jax.tree.map(lambda x: jax.ShapeDtypeStruct((step, *x.shape), x.dtype), one)
+    stacked = jax.device_get(unflatten(all_rounds, parts["rounds"], whose))
+    return _Life(
+        economies=unflatten(life.economies, parts["economies"], whose),
+        opened=parts["opened"]["value"],
+        key=unflatten(life.key, parts["key"], whose),
+        rounds=[jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(step)],
+        measured=[{name: values[i] for name, values in parts["measured"].items()} for i in range(step)],
+    )
+
+
+def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
+    """What tells one plan's checkpoints from another's of that name."""
+    numbers = {name: getattr(plan, name) for name in ("rounds", "period", "cradles", "living", "wealth", "chunks")}
+    return {**numbers, "settling": plan.settling, "terms": terms_of(plan.terms), "seeds": seeds, "seed": seed}
+
+
+def _steps(plan: Plan) -> int:
+    """Environment steps of a chunk, of all instances."""
+    return plan.rounds // plan.chunks * plan.period * plan.market.instances
 
 
 def _join(*parts: np.ndarray) -> np.ndarray:

@@ -378,7 +378,15 @@ def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":
 def run(options: Options) -> Report:
     """Grow the economies on small instances, freeze them, and try larger ones."""
     chosen, instances = plans(options), 64 if options.quick else 200
-    grown = grow(chosen, _progress, seeds=options.seeds, seed=options.seed, label="hayek", shown=options.progress)
+    grown = grow(
+        chosen,
+        _progress,
+        seeds=options.seeds,
+        seed=options.seed,
+        label="hayek",
+        shown=options.progress,
+        folder=options.folder / "markets",
+    )
     keys = jax.random.split(jax.random.key(options.seed + 1), options.seeds)
     found = {}
     for name, each in grown.items():

@@ -339,6 +339,7 @@ def run(options: Options) -> Report:
             seed=options.seed,
             label=f"memory market, {world}",
             shown=options.progress,
+            folder=options.folder / "markets",
         )
     rows = [_row(world, name, grown[f"{world}: {name}"]) for world in WORLDS for name in ("memory", "no memory")]
     sheets = [

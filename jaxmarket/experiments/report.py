@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
-from scipy import stats
 
 from jaxmarket import plotting
+from jaxmarket.estimates import Estimate, Sheet, interquartile_mean
 from jaxmarket.runs import to_json
 
 if TYPE_CHECKING:
@@ -49,60 +48,6 @@ class Options:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number over seeds with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{_number(self.value)} [{_number(self.low)}, {_number(self.high)}]"
-
-    @property
-    def brief(self) -> str:
-        """The number and the larger side of its interval."""
-        side = max(self.high - self.value, self.value - self.low)
-        if abs(self.value) >= _LARGE:
-            return f"{self.value:,.0f} ±{side:,.0f}"
-        return f"{self.value:.3f} ±{f'{side:.3f}'.removeprefix('0')}"
-
-
-_LARGE = 1000
-
-
-def _number(value: float) -> str:
-    """Three decimals, or none for a count in the thousands."""
-    return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
-
-
-def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
-    """Mean of the middle half of the seeds, with a percentile bootstrap interval (Agarwal et al. 2021).
-
-    Args:
-        values: f [seeds].
-        confidence: of the interval.
-    """
-    values = np.asarray(values, np.float64)
-
-    def middle(sample: np.ndarray, axis: int = -1) -> np.ndarray:
-        return stats.trim_mean(sample, 0.25, axis=axis)
-
-    value = float(middle(values))
-    if np.ptp(values) == 0:
-        return Estimate(value, value, value)
-    interval = stats.bootstrap(
-        (values,),
-        middle,
-        method="percentile",
-        confidence_level=confidence,
-        n_resamples=2000,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
-
-
 def tally(hits: np.ndarray) -> str:
     """How many of how many, as ``13/16``."""
     return f"{int(hits.sum())}/{len(hits)}"
@@ -121,35 +66,6 @@ class Verdict:
     def of(cls, claim: str, confirmed: bool, number: float, evidence: str) -> "Verdict":
         """The verdict of a test that could be made."""
         return cls(claim, "confirmed" if confirmed else "not confirmed", float(number), evidence)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sheet:
-    """A table: equal-keyed rows of text, numbers and `Estimate`s."""
-
-    name: str
-    title: str
-    rows: list[dict[str, Any]]
-    note: str = ""
-    shown: bool = True  # on a terminal; it is written in any case
-    aside: tuple[str, ...] = ()  # columns that are written and not shown
-
-    def flat(self) -> list[dict[str, Any]]:
-        """Rows of plain values; an estimate becomes three columns."""
-        return [_flat(row) for row in self.rows]
-
-    def table(self) -> Table:
-        """For a terminal."""
-        table = Table(
-            title=self.title, caption=self.note or None, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1)
-        )
-        columns = [column for column in self.rows[0] if column not in self.aside]
-        for column in columns:
-            header = column.replace(" ", "\n") if len(column) > 8 else column
-            table.add_column(header, justify="left" if isinstance(self.rows[0][column], str) else "right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(_cell(row[column]) for column in columns))
-        return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,25 +131,3 @@ class Report:
             standing = Text(verdict.standing, style=_STYLES[verdict.standing])
             verdicts.add_row(standing, Text(verdict.claim), Text(verdict.evidence))
         return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, value in row.items():
-        if isinstance(value, Estimate):
-            flat |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
-        else:
-            flat[name] = value.item() if isinstance(value, np.generic) else value
-    return flat
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, Estimate):
-        return value.brief
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return f"{value:.1e}" if value != 0 and abs(value) < 1e-3 else _number(float(value))
-    return str(value)

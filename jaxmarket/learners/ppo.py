@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxmarket.devices import share, total
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
@@ -63,6 +64,7 @@ class PPO:
         max_norm: clip of the policy gradient's global norm.
         decay_after, decay_every, decay: both learning rates shrink by ``decay`` every ``decay_every``
             updates after update ``decay_after``.
+        axis: the mesh axis over which experience is spread, if it is.
     """
 
     policy: BidPolicy
@@ -74,6 +76,7 @@ class PPO:
     decay_after: int = 500
     decay_every: int = 100
     decay: float = 0.99
+    axis: str | None = None
 
     def init(self, key: Array, obs: Array) -> PPOState:
         """Fresh networks and optimizers."""
@@ -92,7 +95,7 @@ class PPO:
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
-            return log_prob, distribution.entropy().mean()
+            return log_prob, share(distribution.entropy().mean(), self.axis)
 
         def value(params: PyTree, obs: Array) -> Array:
             return jax.vmap(self.value.apply, (None, 0))(params, obs)
@@ -101,22 +104,24 @@ class PPO:
             bid, eligible, _, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, bid)
             ratio = jnp.exp(log_prob - before)
-            gain = mean_where(clipped_gain(ratio, advantage, hyper.clip), eligible)
+            gain = mean_where(clipped_gain(ratio, advantage, hyper.clip), eligible, self.axis)
             return -gain - hyper.entropy * entropy
 
         def value_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             _, eligible, utility, _, _ = rest
             penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
-            return mean_where((value(params, obs) - utility) ** 2, eligible) + self.value_l2 * penalty
+            error = mean_where((value(params, obs) - utility) ** 2, eligible, self.axis)
+            return error + share(self.value_l2 * penalty, self.axis)
 
         e = experience
         before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
         advantage = e.utility - value(state.value_params, e.obs)
-        mean, std = moments(advantage, e.eligible)
+        mean, std = moments(advantage, e.eligible, self.axis)
 
         def step(state: PPOState, obs: Array, rest: _Rest) -> tuple[PPOState, Array]:
             loss, gradient = jax.value_and_grad(policy_loss)(state.params, obs, rest)
             value_gradient = jax.grad(value_loss)(state.value_params, obs, rest)
+            loss, gradient, value_gradient = total((loss, gradient, value_gradient), self.axis)
             (params, value_params), opt = descend(
                 (state.params, state.value_params),
                 state.opt,

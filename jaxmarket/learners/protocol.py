@@ -4,6 +4,7 @@ A learner is written for one module. It sees that module's observations, bids, p
 nothing of anyone else's; the training loop maps it over modules.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxmarket.devices import INSTANCES, total
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree
 
@@ -26,6 +28,7 @@ __all__ = [
     "mean_where",
     "moments",
     "over_minibatches",
+    "spread",
 ]
 
 Carry = TypeVar("Carry")
@@ -66,11 +69,20 @@ class Hyperparameters(struct.PyTreeNode):
 
 
 class Learner(Protocol):
-    """A local update rule for one module."""
+    """A local update rule for one module.
+
+    A frozen dataclass with a field ``axis``, None or the mesh axis over which a module's experience is spread. Where it
+    is spread, a loss is this shard's part of the whole one, and gradients are added up (`jaxmarket.devices`).
+    """
 
     @property
     def policy(self) -> BidPolicy:
         """The bidding policy that is trained."""
+        ...
+
+    @property
+    def axis(self) -> str | None:
+        """The mesh axis over which experience is spread."""
         ...
 
     def init(self, key: Array, obs: Array) -> Any:
@@ -123,15 +135,20 @@ def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyT
     return jax.tree.map(move, learning_rate, params, updates), opt.replace(adam=state)
 
 
-def mean_where(values: Array, mask: Array) -> Array:
-    """Mean of the values a mask selects, 0 if it selects none. f []."""
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, jnp.sum(mask, dtype=values.dtype))
+def spread(learner: Any, shards: int) -> Any:
+    """The learner on one of so many shards: its part of every minibatch, and an axis to add up over."""
+    return dataclasses.replace(learner, minibatch=learner.minibatch // shards, axis=INSTANCES)
 
 
-def moments(values: Array, mask: Array) -> tuple[Array, Array]:
+def mean_where(values: Array, mask: Array, axis: str | None = None) -> Array:
+    """Mean of the values a mask selects, 0 if it selects none; where they are spread, this shard's part of it. f []."""
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, total(jnp.sum(mask, dtype=values.dtype), axis))
+
+
+def moments(values: Array, mask: Array, axis: str | None = None) -> tuple[Array, Array]:
     """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
-    mean = mean_where(values, mask)
-    return mean, jnp.sqrt(mean_where((values - mean) ** 2, mask)) + 1e-8
+    mean = total(mean_where(values, mask, axis), axis)
+    return mean, jnp.sqrt(total(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
 
 
 def over_minibatches(

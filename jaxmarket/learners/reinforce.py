@@ -5,6 +5,7 @@ import dataclasses
 import jax
 from flax import struct
 
+from jaxmarket.devices import share, total
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
@@ -37,11 +38,13 @@ class Reinforce:
         policy: bidding policy with a density.
         minibatch: auctions per gradient step.
         max_norm: clip of the gradient's global norm.
+        axis: the mesh axis over which experience is spread, if it is.
     """
 
     policy: BidPolicy
     minibatch: int = 128
     max_norm: float = 40.0
+    axis: str | None = None
 
     def init(self, key: Array, obs: Array) -> ReinforceState:
         """A fresh network and optimizer."""
@@ -53,16 +56,17 @@ class Reinforce:
     ) -> tuple[ReinforceState, dict[str, Array]]:
         """One pass over a rollout."""
         del update, progress
-        mean, std = moments(experience.utility, experience.eligible)
+        mean, std = moments(experience.utility, experience.eligible, self.axis)
 
         def loss(params: PyTree, obs: Array, mini: tuple[Array, Array, Array]) -> Array:
             bid, eligible, advantage = mini
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
-            return -mean_where(log_prob * advantage, eligible) - hyper.entropy * distribution.entropy().mean()
+            gain = mean_where(log_prob * advantage, eligible, self.axis)
+            return -gain - share(hyper.entropy * distribution.entropy().mean(), self.axis)
 
         def step(state: ReinforceState, obs: Array, mini: tuple[Array, Array, Array]) -> tuple[ReinforceState, Array]:
-            value, gradient = jax.value_and_grad(loss)(state.params, obs, mini)
+            value, gradient = total(jax.value_and_grad(loss)(state.params, obs, mini), self.axis)
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), hyper.learning_rate)
             return ReinforceState(params=params, opt=opt), value
 

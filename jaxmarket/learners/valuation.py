@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxmarket.devices import largest, share, total
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Optimizer, adam, clip, descend, over_minibatches
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree, real
@@ -36,6 +37,7 @@ class Valuation:
         max_norm: clip of the gradient's global norm.
         relative: whether the learning rate grows with the largest revenue seen, beyond 10. Adam's steps do
             not grow with the error, so a table needs it to reach values in the hundreds in the same time.
+        axis: the mesh axis over which experience is spread, if it is.
     """
 
     policy: BidPolicy
@@ -43,6 +45,7 @@ class Valuation:
     epochs: int = 1
     max_norm: float = 10.0
     relative: bool = False
+    axis: str | None = None
 
     def init(self, key: Array, obs: Array) -> ValuationState:
         """A fresh network and optimizer."""
@@ -55,16 +58,17 @@ class Valuation:
         """Regress over one rollout."""
         del update
         revenue = experience.utility + experience.price
-        scale = jnp.maximum(state.scale, jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)))
+        seen = largest(jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)), self.axis)
+        scale = jnp.maximum(state.scale, seen)
         rate = hyper.learning_rate * (1 - progress) ** 2 * (jnp.maximum(1, scale / 10) if self.relative else 1)
 
         def loss(params: PyTree, obs: Array, batch: tuple[Array, Array]) -> Array:
             won, revenue = batch
             value = jax.vmap(self.policy.apply, (None, 0))(params, obs).mean()
-            return jnp.sum(jnp.where(won, (value - revenue) ** 2, 0)) / obs.shape[0]
+            return share(jnp.sum(jnp.where(won, (value - revenue) ** 2, 0)) / obs.shape[0], self.axis)
 
         def step(state: ValuationState, obs: Array, batch: tuple[Array, Array]) -> tuple[ValuationState, Array]:
-            value, gradient = jax.value_and_grad(loss)(state.params, obs, batch)
+            value, gradient = total(jax.value_and_grad(loss)(state.params, obs, batch), self.axis)
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
             return ValuationState(params=params, opt=opt, scale=scale), value
 

@@ -1,0 +1,766 @@
+"""Random and broken inputs for everything that reads them: every input must be taken, or refused as documented.
+
+    python benchmarks/fuzz.py --count 10000 --seed 0 --out benchmarks/results/cpu/fuzz.json
+
+Five kinds of input: settings (`TrainConfig`), the command line, arrays and numbers for public constructors, the text
+files of a run's folder, and the files of its saved networks. Whatever is read must be right (networks: bit by bit), and
+whatever is refused must be a `ValueError` whose message begins with what is wrong (on the command line: one line and
+exit code 2). Everything else is a failure: another exception, a wrong number, no answer within `LIMIT` seconds.
+
+Input i of a seed is always the same: ``--only i`` repeats it, with its traceback.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import faulthandler
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Much is compiled here, and little run: without the backend's optimisations it takes half the time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.random import Generator
+
+from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, equilibria, fit, goods, population, runs
+from jaxmarket.languages import Networks, Programs, Rules, Tables
+from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
+from jaxmarket.prices import MarketGraph, flows, solve_prices
+from jaxmarket.society import Society
+from jaxmarket.valuations import Additive, Linear, Logarithmic, Quadratic
+
+LIMIT = 60.0
+"""Seconds that an input may take. Compilation is the longest of it."""
+
+# A documented error begins with what it is about: a field, an entry of it, or a file.
+_DOCUMENTED = re.compile(r"^[\w.\-/ ]+(\[[\w, :\-]*\])?[\w.\-/ ,\[\]]*: \S", re.DOTALL)
+
+_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "valuation": {"env": "Bandit-v0", "learner": "valuation", "seeds": 2},
+    "ppo": {"env": "Chain-v0"},
+    "monolith": {"env": "Chain-v0", "agent": "monolith"},
+}
+_SMALL: dict[str, Any] = {"steps": 64, "instances": 4, "horizon": 8, "minibatch": 16}
+
+
+class Hang(BaseException):
+    """An input took longer than `LIMIT`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One input: what it is, in words, and how to try it. ``run`` returns whether what it read is right."""
+
+    kind: str
+    what: str
+    run: Callable[[], bool | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of an input: ``taken``, ``refused`` (as documented), or a failure of some sort."""
+
+    outcome: str
+    message: str = ""
+    traceback: str = ""
+
+    @property
+    def fine(self) -> bool:
+        """Whether that is as documented."""
+        return self.outcome in ("taken", "refused")
+
+
+# --- junk
+
+
+_WORDS = (
+    "",
+    "a",
+    "ccv",
+    "society",
+    "0",
+    "-1",
+    "nan",
+    "None",
+    "Chain-v0",
+    "Chain-v1",
+    "\x00",
+    "✓ü\u202e",
+    "x" * 300,
+    "../..",
+)
+
+
+def number(rng: Generator) -> Any:
+    """A number, now and then an odd one."""
+    small = int(rng.integers(-3, 9))
+    odd = (
+        0, 1, -1, 2, 3, 7, 0.0, 0.5, -0.5, 1.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"), 2**31, 2**63,
+        10**30, True, False, 1j, np.float32(0.5), np.int8(3), np.float64("nan"), np.array(2), small, float(small),
+    )  # fmt: skip
+    return odd[rng.integers(len(odd))]
+
+
+def array(rng: Generator, shape: tuple[int, ...] | None = None) -> Any:
+    """An array of any small shape (or that one), of odd dtypes and entries."""
+    if shape is None:
+        shape = tuple(int(n) for n in rng.integers(0, 4, rng.integers(0, 5)))
+    values: Any = rng.normal(size=shape)
+    how = rng.integers(9)
+    if how == 0:
+        values = np.abs(values)
+    elif how == 1:
+        values = np.asarray(values, np.int64)
+    elif how == 2:
+        values = values > 0
+    elif how == 3:
+        values = values.astype(object)
+    elif how == 4:
+        values = np.asarray(values).astype(str)
+    elif how == 5:
+        values = values.astype(np.complex64)
+    elif how == 6 and np.size(values):
+        np.reshape(values, -1)[rng.integers(np.size(values))] = number(rng).real if values.ndim else 0
+    elif how == 7:
+        values = values.tolist()
+    elif how == 8:
+        values = np.asarray(values, np.float16)
+    return values
+
+
+def thing(rng: Generator, depth: int = 0) -> Any:
+    """Anything at all."""
+    how = rng.integers(9)
+    if how < 3:
+        return number(rng)
+    if how == 3:
+        return _WORDS[rng.integers(len(_WORDS))]
+    if how == 4:
+        return None
+    if how == 5:
+        return array(rng)
+    if depth > 2 or how == 6:
+        return (object(), len, lambda *a: a, np.nan, b"\xff", range(3), {1, 2}, float)[rng.integers(8)]
+    members = [thing(rng, depth + 1) for _ in range(rng.integers(4))]
+    return members if how == 7 else {str(i): member for i, member in enumerate(members)}
+
+
+def spoiled(rng: Generator, value: Any) -> Any:  # noqa: PLR0912  as many ways as there are
+    """A value that was good, spoiled in a way that depends on what it is; sometimes not at all."""
+    if rng.random() < 0.35 or value is None:
+        return thing(rng)
+    if isinstance(value, jax.Array | np.ndarray) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        changed = np.array(value)
+        how = rng.integers(9)
+        if how == 0:
+            return array(rng, changed.shape)
+        if how == 1:
+            return array(rng)
+        if how == 2 and changed.size:
+            return changed[:-1] if changed.ndim else changed
+        if how == 3:
+            return changed[None]
+        if how == 4:
+            return changed.T
+        if how == 5:
+            return changed.tolist()
+        if how == 6:
+            return -changed if changed.dtype != bool else ~changed
+        if changed.size and np.issubdtype(changed.dtype, np.floating):
+            odd = (np.nan, np.inf, -np.inf, -1.0, 1e38, 1e-45, 0.0)
+            changed.reshape(-1)[rng.integers(changed.size)] = odd[rng.integers(len(odd))]
+        return changed
+    if isinstance(value, bool | int | float):
+        return number(rng)
+    if isinstance(value, str):
+        return value[: rng.integers(len(value) + 1)] + _WORDS[rng.integers(len(_WORDS))]
+    if isinstance(value, tuple | list) and len(value):
+        members = list(value)
+        members[rng.integers(len(members))] = spoiled(rng, members[rng.integers(len(members))])
+        return type(value)(members) if isinstance(value, list) or not hasattr(value, "_fields") else members
+    return thing(rng)
+
+
+def spoiled_bytes(rng: Generator, content: bytes) -> bytes:
+    """A file, a little broken."""
+    data = bytearray(content)
+    at = int(rng.integers(len(data) + 1))
+    how = rng.integers(8)
+    if how == 0:
+        return bytes(data[:at])
+    if how == 1:
+        return b""
+    if how == 2:
+        return bytes(data[:at]) + rng.bytes(int(rng.integers(1, 40))) + bytes(data[at:])
+    if how == 3:
+        return bytes(data[:at]) + bytes(data[at + int(rng.integers(1, 40)) :])
+    if how == 4:
+        return bytes(data[at:] + data[:at])
+    if how == 5:
+        return bytes(data) + bytes(data[at:])
+    if how == 6 and data:
+        start = int(rng.integers(len(data)))
+        size = len(data[start : start + 16])
+        return bytes(data[:start]) + bytes(size) + bytes(data[start + size :])
+    for _ in range(int(rng.integers(1, 4))):
+        if data:
+            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+def spoiled_json(rng: Generator, content: bytes) -> bytes:
+    """A JSON document that is valid, and odd; or hardly JSON any more."""
+    document = json.loads(content)
+    names = list(document)
+    name = names[rng.integers(len(names))]
+    how = rng.integers(14)
+    if how == 0:
+        return b"[" * 100_000
+    if how == 1:
+        return b'{"env": ' * 3000 + b"1" + b"}" * 3000
+    if how == 2:
+        return content.replace(b"}", b', "steps": ' + b"9" * 5000 + b"}")
+    if how == 3:
+        return b"\xef\xbb\xbf" + content
+    if how == 4:
+        return content.decode().encode("utf-16")
+    if how == 5:
+        return (b"[]", b"null", b"3", b'"run"', b"{}", b"NaN", b"[{}]")[rng.integers(7)]
+    if how == 6:
+        document.pop(name)
+    elif how == 7:
+        document[name + "✓"] = document.pop(name)
+    elif how == 8:  # the name twice: the last one counts
+        text = json.dumps(document)[:-1]
+        return f"{text}, {json.dumps(name)}: {json.dumps(_jsonable(thing(rng)))}}}".encode()
+    else:
+        for other in rng.choice(names, rng.integers(1, 4)):
+            document[str(other)] = _jsonable(spoiled(rng, document[str(other)]))
+    return json.dumps(document).encode()
+
+
+def _jsonable(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
+
+
+# --- kinds of input
+
+
+def settings(rng: Generator, _: "Workshop") -> Input:
+    """Settings of a training run."""
+    fields = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "env"]
+    good: dict[str, Any] = {
+        "agent": "society", "auction": "ccv", "learner": "ppo", "clones": 2, "seeds": 1, "steps": 64, "gamma": 0.9,
+        "instances": 4, "horizon": 8, "minibatch": 16, "epochs": 1, "learning_rate": 1e-3, "trace_decay": 0.5,
+        "exploration": 0.5, "dropout": 0.1, "bid_low": 0.0, "bid_high": 1.0, "hidden": (4,), "bids": "beta",
+        "time_limits": "shadow", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
+        "convolutions": (4,), "share_clones": True, "log_every": 1,
+    }  # fmt: skip
+    env: Any = ("Chain-v0", "Bandit-v0", "Duality-v0", "CartPole-v1")[rng.integers(4)]
+    if rng.random() < 0.1:
+        env = spoiled(rng, env)
+    given = {str(f): spoiled(rng, good.get(str(f))) for f in rng.choice(fields, rng.integers(1, 4), replace=False)}
+    return Input("settings", f"TrainConfig({env!r}, **{given!r})", lambda: TrainConfig(env, **given) and None)
+
+
+def command(rng: Generator, w: "Workshop") -> Input:
+    """Words after ``jaxmarket``."""
+    commands = ("train", "evaluate", "watch", "compare", "list", "reproduce", "bench", "trian", "--help", "--version")
+    words = [commands[rng.integers(len(commands))]]
+    flags = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(TrainConfig)]
+    flags += [
+        "--seed",
+        "--out",
+        "--json",
+        "--start",
+        "--freeze",
+        "--quick",
+        "--run-seed",
+        "--no-json",
+        "--cores",
+        "-x",
+        "--",
+    ]
+    values = ["-5", "0", "1e400", "nan", "99999999999999999999", "1,2", "1.5", "true", "ppo", "policy/*", "Chain-v0"]
+    if words[0] in ("train", "reproduce", "bench", "trian") and rng.random() < 0.9:
+        words.append(("Chain-v0", "Bandit-v0", "Chain-v1", "Pendulum-v1", "chain", "step", "")[rng.integers(7)])
+    if words[0] in ("evaluate", "watch", "compare"):
+        words += [(str(w.folders["ppo"]), "/nowhere", str(w.path), "")[rng.integers(4)] for _ in range(rng.integers(3))]
+    for _ in range(rng.integers(6)):
+        words.append(flags[rng.integers(len(flags))])
+        if rng.random() < 0.8:
+            word = _WORDS[rng.integers(len(_WORDS))] if rng.random() < 0.4 else values[rng.integers(len(values))]
+            words.append(word.replace("\x00", "0"))
+    return Input("command", f"jaxmarket {words!r}", lambda: w.call(words))
+
+
+def run_files(rng: Generator, w: "Workshop") -> Input:
+    """The text files of a run's folder."""
+    which = list(w.folders)[rng.integers(len(w.folders))]
+    name = ("config.json", "config.json", "summary.json", "metrics.csv")[rng.integers(4)]
+    folder, content = w.copy(which), (w.folders[which] / name).read_bytes()
+    path, how = folder / name, int(rng.integers(12))
+    if how == 0:
+        path.unlink()
+    elif how == 1:
+        path.unlink()
+        path.mkdir()
+    elif how < 6 or name == "metrics.csv":
+        path.write_bytes(spoiled_bytes(rng, content))
+    else:
+        path.write_bytes(spoiled_json(rng, content))
+    what = f"{which}/{name}: {path.read_bytes()[:300] if path.is_file() else 'no file'!r}"
+
+    def read() -> None:
+        run = runs.read(folder)
+        run.policy()
+        _ = run.metrics
+
+    return Input("run files", what, read)
+
+
+def saved_networks(rng: Generator, w: "Workshop") -> Input:
+    """The files of saved networks. What is read must be what was written, bit by bit."""
+    which = list(w.folders)[rng.integers(len(w.folders))]
+    folder = w.copy(which)
+    files = sorted(path for path in (folder / "networks").rglob("*") if path.is_file())
+    path = files[rng.integers(len(files))]
+    how = int(rng.integers(10))
+    what = f"{which}/{path.relative_to(folder)}: "
+    if how == 0:
+        what, _ = what + "removed", path.unlink()
+    elif how == 1:
+        other = files[rng.integers(len(files))]
+        content = path.read_bytes()
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        what += f"swapped with {other.relative_to(folder)}"
+    elif how == 2:
+        (path.parent / "stranger").write_bytes(rng.bytes(50))
+        what += "a stranger beside it"
+    elif how == 3:
+        directory = path.parent if path.parent != folder / "networks" else folder / "networks"
+        shutil.rmtree(directory)
+        what += f"{directory.name} removed"
+    elif how == 4:
+        other = next(name for name in w.folders if name != which)
+        shutil.rmtree(folder / "networks")
+        shutil.copytree(w.folders[other] / "networks", folder / "networks")
+        what += f"networks of {other}"
+    else:
+        before = path.read_bytes()
+        after = spoiled_bytes(rng, before)
+        path.write_bytes(after)
+        what += f"{len(before)} bytes became {len(after)}" + (", the same" if before == after else "")
+
+    def read() -> bool:
+        found, exact = runs.read(folder).networks, w.networks[which]
+        same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), found, exact)
+        return all(jax.tree.leaves(same))
+
+    return Input("networks", what, read)
+
+
+def constructors(rng: Generator, _: "Workshop") -> Input:
+    """Arrays and numbers for public functions and constructors."""
+    name = list(_CONSTRUCTORS)[rng.integers(len(_CONSTRUCTORS))]
+    build, good = _CONSTRUCTORS[name]
+    given = dict(good())
+    shown = {}
+    for field in rng.choice(list(given), rng.integers(1, min(3, len(given)) + 1), replace=False):
+        given[str(field)] = shown[str(field)] = spoiled(rng, given[str(field)])
+    return Input(f"arrays: {name}", f"{name}: {_short(shown)}", lambda: build(**given) and None)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 400 else text[:400] + " …"
+
+
+def _mdp() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "P": rng.dirichlet(np.ones(3), (3, 2)),
+        "R": rng.random((3, 2)),
+        "gamma": 0.9,
+        "start": np.full(3, 1 / 3),
+        "horizon": 7,
+        "terminal": np.array([False, False, True]),
+    }
+
+
+def _economy() -> dict[str, Any]:
+    return {"agents": jnp.ones((3, 2)), "holdings": jnp.ones((3, 2)), "wealth": jnp.ones(3), "prices": jnp.ones(2)}
+
+
+def _trade(valuations: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"valuations": valuations, "wealth": jnp.ones(3), "holdings": jnp.ones((3, 2))}
+
+
+def _graph(solve: Callable[..., Any]) -> Callable[..., Any]:
+    graph = MarketGraph(_double, _utility)
+    return lambda **given: solve(graph, **given, max_rounds=100)
+
+
+def _double(agent: Any, x: jax.Array) -> jax.Array:
+    return x / 2 if agent is None else agent * x  # a graph whose agents are all alike has no parameters
+
+
+def _utility(agent: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return (x + y).sum()
+
+
+def _flat(**given: Any) -> Any:
+    pair = given.pop("functions"), given.pop("dataset")
+    return environments.Functions(*pair, lambda value, target: (value * target).sum(), **given)
+
+
+_OPTION = environments.Option(policy=lambda obs, key: jnp.zeros((), jnp.int32), length=3)
+_MARKET = {"env": "Chain-v0", "language": Tables(states=6, actions=2), "capacity": 4, "instances": 2}
+_PAIR = {"low": 0.0, "high": 1.0}
+
+
+def _deep(**given: Any) -> Any:
+    env = given["env"]
+    return deep_market.DeepMarket(**given | {"env": environments.make(env)[0] if isinstance(env, str) else env})
+
+
+def _run_deep(**given: Any) -> Any:
+    market, env = _deep(**_MARKET), environments.make("Chain-v0")[0]
+    economy = deep_market.open_market(market, jax.random.key(0), env.default_params)
+    return jax.eval_shape(
+        lambda economy: deep_market.run(market, jax.random.key(0), economy, env.default_params, **given), economy
+    )
+
+
+def _open_deep(**given: Any) -> Any:
+    market, env = _deep(**_MARKET), environments.make("Chain-v0")[0]
+    return deep_market.open_market(market, jax.random.key(0), env.default_params, **given)
+
+
+def _society() -> dict[str, Any]:
+    policy = BidPolicy(linear(4), KumaraswamyHead())
+    chain = environments.make("Chain-v0")[0]
+    return {"env": chain, "policy": policy, "mechanism": auctions.VICKREY, "clones": 2, "ties": "random"}
+
+
+def _make_society(**given: Any) -> Any:
+    society = Society(**given)
+    return society.observation and society
+
+
+_CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
+    "FiniteMDP": (environments.FiniteMDP, _mdp),
+    "garnet": (environments.garnet, lambda: {"seed": 0, "states": 3, "actions": 2, "gamma": 0.9, "branching": 2}),
+    "Functions": (
+        _flat,
+        lambda: {
+            "functions": [jnp.sin, jnp.cos],
+            "dataset": (np.ones((4, 3), np.float32), np.ones((4, 3), np.float32)),
+            "steps": 2,
+            "price": 0.1,
+            "names": ["a", "b"],
+        },
+    ),
+    "Options": (
+        environments.Options,
+        lambda: {"env": environments.make("Chain-v0")[0], "options": [_OPTION] * 2, "discount": 0.9, "bound": 5},
+    ),
+    "Option": (
+        lambda **given: environments.Options(environments.make("Chain-v0")[0], [environments.Option(**given)]),
+        lambda: {
+            "policy": lambda obs, key: jnp.zeros((), jnp.int32),
+            "done": 1,
+            "length": 3,
+            "until": lambda o: o[0] > 0,
+        },
+    ),
+    "SupplyChain": (
+        environments.SupplyChain,
+        lambda: {"recipe": [[0, 1], [1, 0]], "lines": 2, "stages": 2, "operations": 2, "horizon": 9, "material": 0.1},
+    ),
+    "Multiplexer": (environments.Multiplexer, lambda: {"address": 2}),
+    "Memory": (environments.Memory, lambda: {"env": environments.make("Chain-v0")[0], "bits": 1}),
+    "Maze": (
+        environments.Maze,
+        lambda: {"layout": ["OOO", "O.O", "OFO", "OOO"], "moves": 4, "limit": 9, "starts": [(1, 1)]},
+    ),
+    "BlocksWorld": (
+        environments.BlocksWorld,
+        lambda: {"sizes": (1, 2), "colours": 2, "capacity": 4, "limit": 9, "done": False, "reward": "one"},
+    ),
+    "make": (environments.make, lambda: {"env_id": "Chain-v0"}),
+    "adapt": (environments.adapt, lambda: {"env": environments.make("Chain-v0")[0]}),
+    "clear": (
+        auctions.clear,
+        lambda: {"bids": jnp.array([0.1, 0.5, 0.3]), "eligible": jnp.array([True, True, False]), "reserve": 0.1},
+    ),
+    "mechanism": (auctions.mechanism, lambda: {"auction": "ccv"}),
+    "Society": (_make_society, _society),
+    "BetaHead": (BetaHead, lambda: _PAIR),
+    "ValueHead": (ValueHead, lambda: _PAIR),
+    "mlp": (lambda width: mlp(width, 3), lambda: {"width": 4}),
+    "cnn": (lambda **given: cnn(4, **given), lambda: {"convolutions": (4,), "stride": 1}),
+    "DeepMarket": (_deep, lambda: dict(_MARKET, mechanism=auctions.VICKREY)),
+    "deep_market.open_market": (
+        _open_deep,
+        lambda: {"living": 3, "wealth": 1.0, "original_owner": -1, "consumers": 0.0},
+    ),
+    "deep_market.run": (_run_deep, lambda: {"rounds": 1, "period": 2, "cradles": 1}),
+    "population.found": (
+        population.found,
+        lambda: {"agents": jnp.ones((3, 2)), "wealth": jnp.ones(3), "alive": jnp.array([True, False, True])},
+    ),
+    "Tables": (Tables, lambda: {"states": 3, "actions": 2}),
+    "Rules": (Rules, lambda: {"bits": 3, "actions": 2}),
+    "Programs": (
+        Programs,
+        lambda: {"sensors": 3, "actions": 2, "length": 2, "constants": (0.0, 1.0), "names": ("a",) * 3},
+    ),
+    "Networks": (Networks, lambda: {"features": 3, "actions": 2}),
+    "goods.open_market": (goods.open_market, _economy),
+    "Tatonnement": (
+        equilibria.Tatonnement(),
+        _trade(Quadratic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
+    ),
+    "ConvexProgram": (
+        equilibria.ConvexProgram(),
+        _trade(Logarithmic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
+    ),
+    "ProportionalResponse": (
+        equilibria.ProportionalResponse(),
+        _trade(Linear(jnp.ones((3, 2)))),
+    ),
+    "SealedBids": (equilibria.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
+    "prices.flows": (
+        _graph(flows),
+        lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
+    ),
+    "prices.solve_prices": (
+        _graph(solve_prices),
+        lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
+    ),
+}
+
+KINDS: dict[str, tuple[Callable[[Generator, "Workshop"], Input], float]] = {
+    "settings": (settings, 0.2),
+    "command": (command, 0.2),
+    "run files": (run_files, 0.2),
+    "networks": (saved_networks, 0.1),
+    "arrays": (constructors, 0.3),
+}
+"""Every kind, and its share."""
+
+
+# --- trying them
+
+
+class Workshop:
+    """Small runs to break, in a folder of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folders = {name: path / "runs" / name for name in _CONFIGURATIONS}
+        for name, given in _CONFIGURATIONS.items():
+            fit(TrainConfig(**(given | _SMALL)), jax.random.key(0), self.folders[name], progress=False)
+        self.networks = {name: jax.device_get(runs.read(folder).networks) for name, folder in self.folders.items()}
+
+    def copy(self, name: str) -> Path:
+        """A copy of a run, in the place of the last one."""
+        shutil.rmtree(self.path / "copy", ignore_errors=True)
+        shutil.copytree(self.folders[name], self.path / "copy", ignore=shutil.ignore_patterns("*.png"))
+        return self.path / "copy"
+
+    def call(self, words: list[str]) -> bool:
+        """The command line: whether it worked, or said in one line on standard error what is wrong, with code 2.
+
+        Raises:
+            ValueError: what that line says.
+        """
+        error = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error), _idle():
+            try:
+                cli.main(words)
+            except SystemExit as stopped:
+                code = stopped.code
+            except _ReachedError:
+                return True
+            else:
+                return True
+        said = error.getvalue()
+        if code == 0:
+            return True
+        if code != 2 or not said.startswith("jaxmarket: ") or said.count("\n") != 1:
+            raise AssertionError(f"exit code {code}, standard error: {said!r}")
+        raise ValueError(said)
+
+
+class _ReachedError(Exception):
+    """Work would begin here."""
+
+
+@contextlib.contextmanager
+def _idle() -> Iterator[None]:
+    """Whatever the command line would work on for long is not done."""
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        raise _ReachedError
+
+    from jaxmarket import bench, experiments  # noqa: PLC0415
+
+    places = [(cli, "fit"), (cli, "evaluate_both"), (cli, "watch_episode"), (cli, "make"), (cli, "Console")]
+    places += [(experiments, "reproduce"), (bench, "bench"), (cli, "weight_changes")]
+    before = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, stop)
+    cli.Console = before[4]
+    try:
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            setattr(*place, was)
+
+
+def draw_input(seed: int, index: int, workshop: Workshop, kinds: tuple[str, ...] = tuple(KINDS)) -> Input:
+    """Input ``index`` of a seed; always the same."""
+    rng = np.random.default_rng([seed, index])
+    shares = np.array([KINDS[kind][1] for kind in kinds])
+    kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
+    return KINDS[kind][0](rng, workshop)
+
+
+def attempt(some: Input, limit: float = LIMIT) -> Verdict:
+    """Try an input."""
+
+    def late(*_: Any) -> None:
+        raise Hang
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            right = some.run()
+        verdict = Verdict("taken") if right is not False else Verdict("wrong numbers")
+    except Hang:
+        verdict = Verdict("hang", f"no answer in {limit:g} s", traceback.format_exc())
+    except ValueError as error:
+        documented = some.kind == "command" or _DOCUMENTED.match(str(error))
+        told = "refused" if documented else "undocumented ValueError"
+        verdict = Verdict(told, f"{error}", traceback.format_exc())
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        verdict = Verdict(type(error).__name__, f"{error}", traceback.format_exc())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    return verdict
+
+
+def fuzz(
+    count: int, seed: int, path: Path, kinds: tuple[str, ...] = tuple(KINDS), *, say: Callable[[str], Any] = lambda _: 0
+) -> dict[str, Any]:
+    """Try that many inputs; what came of them, by kind, and every failure."""
+    workshop = Workshop(path)
+    outcomes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    messages: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    failures, slowest, began = [], (0.0, ""), time.perf_counter()
+    for index in range(count):
+        some = draw_input(seed, index, workshop, kinds)
+        faulthandler.dump_traceback_later(6 * LIMIT, exit=True)  # where not even a signal gets through
+        started = time.perf_counter()
+        verdict = attempt(some)
+        slowest = max(slowest, (time.perf_counter() - started, f"{index}: {some.what.replace(str(path), '')[:200]}"))
+        faulthandler.cancel_dump_traceback_later()
+        outcomes[some.kind][verdict.outcome] += 1
+        if verdict.outcome == "refused":
+            messages[some.kind.partition(":")[0]][_subject(verdict.message)] += 1
+        if not verdict.fine:
+            failures.append(
+                {
+                    "index": index,
+                    "kind": some.kind,
+                    "what": some.what.replace(str(path), "")[:1000],
+                    "outcome": verdict.outcome,
+                    "message": verdict.message.replace(str(path), "")[:500],
+                    "where": _where(verdict.traceback),
+                }
+            )
+            say(f"{index} {some.kind}: {verdict.outcome}: {verdict.message[:200]}\n    {some.what[:300]}")
+        if index % 500 == 499:
+            say(f"{index + 1} inputs, {len(failures)} failures, {time.perf_counter() - began:.0f} s")
+    return {
+        "count": count,
+        "seed": seed,
+        "seconds": time.perf_counter() - began,
+        "slowest": slowest,
+        "outcomes": {kind: dict(found) for kind, found in sorted(outcomes.items())},
+        "refusals": {kind: dict(found.most_common(60)) for kind, found in sorted(messages.items())},
+        "failures": failures,
+    }
+
+
+def _subject(message: str) -> str:
+    """What a documented error is about."""
+    message = message.removeprefix("jaxmarket: ")
+    subject = message.partition(":")[0]
+    return re.sub(r"\d+", "N", Path(subject).name)[:60]
+
+
+def _where(trace: str) -> str:
+    """The last line of ours in a traceback."""
+    lines = [line.strip() for line in trace.splitlines() if "/jaxmarket/" in line]
+    return lines[-1].replace(str(Path(__file__).parents[1]), "") if lines else ""
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="inputs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--only", type=int, help="try this input alone, and show what comes of it")
+    parser.add_argument("--out", type=Path, help="a JSON file for what was tried and what came of it")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.only is not None:
+            some = draw_input(given.seed, given.only, Workshop(Path(folder)), tuple(given.kinds))
+            verdict = attempt(some)
+            print(some.what, verdict.outcome, verdict.message, verdict.traceback, sep="\n")
+            sys.exit(not verdict.fine)
+        report = fuzz(
+            given.count, given.seed, Path(folder), tuple(given.kinds), say=lambda line: print(line, flush=True)
+        )
+    for kind, outcomes in report["outcomes"].items():
+        print(f"{kind:32s}", "  ".join(f"{name} {n}" for name, n in sorted(outcomes.items())))
+    print(f"{report['count']} inputs in {report['seconds']:.0f} s, {len(report['failures'])} failures")
+    if given.out is not None:
+        report["versions"] = {"jax": jax.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
+        given.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    sys.exit(bool(report["failures"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The API reference, from docstrings, by pdoc: ``pip install -e '.[docs]'``, then ``python docs/build.py site``.
+
+pdoc does nearly all of it. This adds what it leaves out: the modules that the package's ``__all__`` does not name,
+what is imported when it is first used, and the comments beside fields, which say their shapes.
+"""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import jax
+
+import jaxmarket
+
+__all__ = ["build", "fields", "modules"]
+
+
+def modules() -> list[str]:
+    """Every public module."""
+    found = (module.name for module in pkgutil.walk_packages(jaxmarket.__path__, "jaxmarket."))
+    return ["jaxmarket", *(name for name in found if not any(part.startswith("_") for part in name.split(".")))]
+
+
+def fields(kind: type) -> dict[str, str]:
+    """What the comments beside a class's fields say, by field."""
+    source = textwrap.dedent(inspect.getsource(kind))
+    lines, said = source.splitlines(), {}
+    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            comment = re.match(r"\s*#\s+(?!type:|noqa)(.+)", lines[node.end_lineno - 1][node.end_col_offset :])  # type: ignore[operator]
+            if comment:
+                said[node.target.id] = comment[1]
+    return said
+
+
+def _prepare(module: ModuleType) -> None:
+    """Import what is imported when it is first used; leave out what is only another library's."""
+    public = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    for name, value in public.items():
+        setattr(module, name, value)
+    foreign = [n for n, v in public.items() if inspect.isclass(v) and not v.__module__.startswith("jaxmarket")]
+    if foreign:
+        vars(module)["__all__"] = [name for name in public if name not in foreign]
+
+
+def build(out: Path, names: list[str] | None = None) -> None:
+    """Write the reference; whatever pdoc warns of is an error.
+
+    Args:
+        out: a folder.
+        names: of modules; all of them by default.
+    """
+    try:
+        import pdoc  # noqa: PLC0415
+        from pdoc import doc_ast, render  # noqa: PLC0415
+    except ImportError as error:
+        raise SystemExit("docs/build.py: pdoc is not installed; pip install -e '.[docs]'") from error
+
+    names, walk = names or modules(), doc_ast.walk_tree
+
+    def walk_with_comments(obj: type | ModuleType) -> doc_ast.AstInfo:
+        found = walk(obj)
+        if inspect.isclass(obj) and obj.__module__.startswith("jaxmarket"):
+            found.var_docstrings.update(fields(obj) | found.var_docstrings)
+        return found
+
+    doc_ast.walk_tree = walk_with_comments
+    jax.Array.__qualname__ = "Array"  # where it is defined is nobody's concern
+    render.configure(docformat="google", math=True, footer_text=f"jaxmarket {jaxmarket.__version__}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", module="pdoc")
+            for name in names:
+                _prepare(importlib.import_module(name))
+            pdoc.pdoc(*names, output_directory=out)
+    finally:
+        doc_ast.walk_tree = walk
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "site")
+    build(target)
+    print(f"written to {target / 'index.html'}")

@@ -1,0 +1,281 @@
+"""Finished runs side by side: where their settings differ, what they reached, how soon, and whether that is noise."""
+
+import csv
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmarket import plotting, runs
+from jaxmarket.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "Outcome", "compare", "find", "label", "read", "shown"]
+
+_LATE = 0.1  # of a run's rows of metrics: the return it ends with while still learning
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one finished run reached; S seeds, T rows of metrics per seed.
+
+    Attributes:
+        name: of the run in tables and figures.
+        folder: where it is.
+        env: name of its environment.
+        settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
+        returns: f [S], greedy returns of fresh episodes after training.
+        steps: f [T, S], environment steps so far.
+        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did.
+        steps_per_second: environment steps of all seeds together.
+        interrupted: whether training was cut short.
+    """
+
+    name: str
+    folder: Path
+    env: str
+    settings: dict[str, Any]
+    returns: np.ndarray
+    steps: np.ndarray
+    learning: np.ndarray
+    steps_per_second: float
+    interrupted: bool
+
+    @property
+    def late(self) -> float:
+        """Return while learning in the last tenth of training, mean over seeds; NaN where no episode ended."""
+        last = self.learning[-max(1, round(_LATE * len(self.learning))) :]
+        return float(np.mean(last[~np.isnan(last)])) if not np.isnan(last).all() else math.nan
+
+    def steps_to(self, target: float) -> np.ndarray:
+        """Environment steps at the first row of metrics whose return is at least ``target``: f [S], NaN if none is."""
+        reached = np.nan_to_num(self.learning, nan=-np.inf) >= target
+        return np.where(reached.any(0), self.steps[reached.argmax(0), np.arange(self.steps.shape[1])], np.nan)
+
+
+def read(folder: str | Path, name: str | None = None) -> Outcome:
+    """Read what a run reached; its networks are not needed, nor the objects it may have been trained with.
+
+    Args:
+        folder: the ``--out`` of a finished run.
+        name: in tables and figures; the folder's own by default.
+
+    Raises:
+        ValueError: there is no run, it is not finished, or its files are damaged.
+    """
+    folder = Path(folder)
+    settings = runs.document(folder / "config.json")
+    if not (folder / "summary.json").exists():
+        raise ValueError(
+            f"{folder}: this run is not finished; wait for it, or go on with it by --resume where it was interrupted"
+        )
+    summary = runs.document(folder / "summary.json")
+    try:
+        # What decides a run, too, and is not part of its configuration.
+        settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
+        beside = {"seed": summary["key"][-1], "start": summary.get("start"), "frozen": summary.get("frozen", [])}
+        returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(file)]
+        table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
+        return Outcome(
+            name=folder.resolve().name if name is None else name,
+            folder=folder,
+            env=str(summary["env"]),
+            settings=settings | beside,
+            returns=returns,
+            steps=table[..., 0],
+            learning=table[..., 1],
+            steps_per_second=float(summary["steps_per_second"]),
+            interrupted=bool(summary["interrupted"]),
+        )
+    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{folder}: summary.json and metrics.csv are not those of a finished run ({error!r})"
+        ) from error
+
+
+def find(paths: Sequence[str | Path]) -> list[Path]:
+    """The folders of runs that are meant.
+
+    A folder that holds runs stands for all of them, in the order of their names. Plain files are passed over: a shell
+    names them, too, where ``OUT/*`` is written.
+
+    Raises:
+        ValueError: there is no such folder, or a run is named twice.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if os.path.isfile(path):  # pathlib's raises an error where a name is too long
+            continue
+        inside = sorted(p.parent for p in path.glob("*/config.json")) if os.path.isdir(path) else []
+        found += inside if inside and not (path / "config.json").exists() else [path]
+    twice = [path for path in found if found.count(path) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]}: this run is named twice; name every run once")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Runs of one environment; the first is what the others are held against.
+
+    Attributes:
+        runs: at least two.
+        differing: settings in which they differ, by name.
+        target: the return that `Outcome.steps_to` asks for.
+    """
+
+    runs: list[Outcome]
+    differing: list[str]
+    target: float
+
+    @property
+    def goal(self) -> str:
+        """The column that says how soon the target was reached."""
+        return f"steps to {self.target:.3g}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per run: settings, then numbers and `Estimate`s."""
+        first, rows = self.runs[0], []
+        for run in self.runs:
+            other = run is not first
+            steps = run.steps_to(self.target)
+            middle = float(np.median(np.nan_to_num(steps, nan=np.inf)))
+            rows.append(
+                {
+                    "run": run.name + (" (interrupted)" if run.interrupted else ""),
+                    **{name: shown(run.settings.get(name)) for name in self.differing},
+                    "seeds": len(run.returns),
+                    "return": mean(run.returns),
+                    self.goal: middle if np.isfinite(middle) else None,
+                    "reached by": f"{int(np.sum(~np.isnan(steps)))}/{len(steps)}",
+                    "steps/s": run.steps_per_second,
+                    "interquartile mean": interquartile_mean(run.returns) if len(steps) > 1 else mean(run.returns),
+                    "minus first": difference(run.returns, first.returns) if other else None,
+                    "P(above first)": improvement(run.returns, first.returns) if other else None,
+                }
+            )
+        return rows
+
+    def sheets(self, title: str | None = None) -> list[Sheet]:
+        """What each run reached, and how it does against the first."""
+        rows = self.rows()
+        known = [set(label(run.settings, self.differing).split(",")) for run in self.runs]
+        named = all(set(run.name.split(",")) <= parts for run, parts in zip(self.runs, known, strict=True))
+        aside = ("run",) if named else ()  # a name that only says the settings says them twice
+        reached = "return: greedy; mean of seeds ± 95% interval (Student)"
+        never = (self.goal, "reached by") if math.isnan(self.target) else ()  # no episode ended while learning
+        if not never:
+            reached += f"\n{self.goal}: environment steps until the return\nwhile learning is there; median of seeds"
+        against = (
+            "interquartile mean: with its interval by bootstrap\n"
+            "minus first: difference of means, interval by Welch\n"
+            "P(above first): that a seed of this run is above\none of the first, ties counting half"
+        )
+        pairwise = ("interquartile mean", "minus first", "P(above first)")
+        alone = ("seeds", "return", self.goal, "reached by", "steps/s")
+        if "seeds" in self.differing:
+            alone = alone[1:]
+        title = title or f"{self.runs[0].env}: {len(self.runs)} runs"
+        return [
+            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never)),
+            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone)),
+        ]
+
+    def figure(self) -> "Figure":
+        """Learning curves, and what was reached in the end."""
+        names = [run.name for run in self.runs]
+        height = max(4.0, 1.2 + 0.28 * len(names))
+        fig, (left, right) = plotting.figure(columns=2, height=height)
+        curves = {run.name: (run.steps.mean(1), *bands(run.learning)) for run in self.runs}
+        plotting.draw_curves(left, curves, target=self.target)
+        left.set_title(f"{self.runs[0].env}: while learning, mean of seeds and 95% interval", fontsize=10)
+        ends = {run.name: run.returns for run in self.runs}
+        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.returns)) for run in self.runs})
+        right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
+        return fig
+
+    def document(self) -> dict[str, Any]:
+        """Plain values: a row per run, with its folder and the returns of its seeds."""
+        rows = []
+        for run, row in zip(self.runs, self.sheets()[0].flat(), strict=True):
+            raw = {name: run.settings.get(name) for name in self.differing}  # as they are, not as they are shown
+            seeds = {"return_seeds": run.returns.tolist(), "steps_seeds": run.steps_to(self.target).tolist()}
+            rows.append(
+                row | raw | {"run": run.name, "folder": str(run.folder), "interrupted": run.interrupted} | seeds
+            )
+        return {"env": self.runs[0].env, "target": self.target, "differing": self.differing, "runs": rows}
+
+
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def shown(value: Any) -> str:
+    """A setting as tables and names of folders say it: numbers in short, ``64x64`` for widths, ``none`` for none."""
+    if isinstance(value, dict):
+        return str(value.get("object", value))
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def label(settings: dict[str, Any], names: Sequence[str]) -> str:
+    """``learning_rate=0.001,entropy=0.1``: those settings, in that order."""
+    return ",".join(f"{name}={shown(settings.get(name))}" for name in names)
+
+
+def compare(
+    folders: Sequence[str | Path], *, share: float = 0.9, target: float | None = None, best_first: bool = False
+) -> Comparison:
+    """Compare finished runs of one environment.
+
+    Seeds of different runs are treated as independent. A single seed gives numbers without intervals.
+
+    Args:
+        folders: of two or more runs, or of folders that hold runs.
+        share: of the best run's late return while learning, which a run has to reach; where that return is negative,
+            it may be missed by as large a share of its size.
+        target: that return itself, in place of a share.
+        best_first: order the runs by their mean return; as they were named otherwise.
+
+    Raises:
+        ValueError: there are fewer than two, one is not finished or damaged, or their environments differ.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+    if target is not None and not math.isfinite(target):
+        raise ValueError(f"target: expected a finite number, got {target!r}")
+    paths = find(folders)
+    if len(paths) < 2:
+        raise ValueError(f"compare: expected two finished runs or more, got {len(paths)}; name their folders")
+    last = [path.resolve().name for path in paths]
+    unique = len(set(last)) == len(last)
+    found = [read(path, name if unique else str(path)) for path, name in zip(paths, last, strict=True)]
+    for run in found[1:]:
+        if run.env != found[0].env:
+            raise ValueError(
+                f"compare: returns on different environments cannot be compared: {found[0].folder} is a run of "
+                f"{found[0].env}, {run.folder} one of {run.env}; name runs of one (--weights: two runs' networks)"
+            )
+    if best_first:
+        found.sort(key=lambda run: -run.returns.mean())
+    names = list(dict.fromkeys(name for run in found for name in run.settings))
+    values = {name: [run.settings.get(name) for run in found] for name in names}
+    differing = [name for name in names if any(value != values[name][0] for value in values[name])]
+    if target is None:
+        late = [run.late for run in found if not math.isnan(run.late)]
+        best = max(late) if late else math.nan
+        target = best - (1 - share) * abs(best)
+    return Comparison(found, differing, target)

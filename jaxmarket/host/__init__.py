@@ -1,0 +1,38 @@
+"""Markets of agents that are not JAX: plain callables over text or any objects, asked from Python.
+
+The auctions and mechanisms are those of `jaxmarket.auctions`, the money rules those of `jaxmarket.deep_market`; a test
+plays both side by side. Agents are asked at once, each in a thread of its own and under a time-out: one that crashes,
+stalls or bids NaN loses the auction and nothing else. A chat model behind an OpenAI-compatible endpoint is an agent
+too: `jaxmarket.host.openai`, with ``pip install 'jaxmarket[openai]'``. ``python -m jaxmarket.host.example`` shows a
+market of three small solvers that learn to work in the right order.
+"""
+
+from jaxmarket.host.ledger import HOUSE, MINT, WORLD, Entry, Ledger
+from jaxmarket.host.market import Agent, Episode, Market, Step, Trader
+from jaxmarket.host.records import Auction, Bid, Call, JsonLines, Record, json_lines
+from jaxmarket.host.tables import episode_table, wealth_table
+from jaxmarket.host.thoughts import Item, Thought, appends
+
+__all__ = [
+    "HOUSE",
+    "MINT",
+    "WORLD",
+    "Agent",
+    "Auction",
+    "Bid",
+    "Call",
+    "Entry",
+    "Episode",
+    "Item",
+    "JsonLines",
+    "Ledger",
+    "Market",
+    "Record",
+    "Step",
+    "Thought",
+    "Trader",
+    "appends",
+    "episode_table",
+    "json_lines",
+    "wealth_table",
+]

@@ -1,0 +1,146 @@
+"""Three small solvers, none of which can do a sum with brackets, and a market in which they learn who goes first.
+
+``2*(3+4)+5*(6+1)`` is written on a blackboard. One agent expands the first brackets, one multiplies the first two
+numbers it can, one adds the first two numbers it can. All look no further: to add too soon is to spoil it, 2*3+2*4
+becomes 2*5*4. A guesser calls the first number the result. Who leaves the right result is paid 1, once.
+
+Nobody is told the order. Everybody bids a share of what such a state last brought it: the reward, or what the next one
+paid. All begin with the same small bids: at first chance decides, and the result is wrong more often than not.
+``python -m jaxmarket.host.example`` prints the first episode, the last one, and who got rich.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Callable
+
+from rich.console import Console
+
+from jaxmarket.host.market import Episode, Market
+from jaxmarket.host.records import Auction, Record
+from jaxmarket.host.tables import episode_table, wealth_table
+from jaxmarket.host.thoughts import Thought, appends
+
+__all__ = ["Solver", "arithmetic", "expression", "learn_arithmetic", "main", "solvers"]
+
+
+@dataclasses.dataclass
+class Solver:
+    """An agent that can do one thing to a text, and learns what that is worth.
+
+    Its estimate for a kind of state (which of the signs ``( * +`` are in it) moves towards what it earned there: the
+    reward and what it was paid for the state it left. This is what Holland's rules do with their strength.
+
+    Attributes:
+        name: its account.
+        pattern: what it can work on.
+        rewrite: what becomes of the first match.
+        wealth: what it begins with.
+        share: of its estimate that it bids; the rest is its profit.
+        rate: how far its estimate moves.
+        optimism: its estimate for a kind of state that it never bought.
+    """
+
+    name: str
+    pattern: str
+    rewrite: Callable[[re.Match[str]], str]
+    wealth: float = 2.0
+    share: float = 0.9
+    rate: float = 0.5
+    optimism: float = 0.2
+
+    def __post_init__(self) -> None:
+        self.estimates: dict[str, float] = {}
+        self._acting = ""
+        self._bought: str | None = None
+        self._earned = 0.0
+
+    def estimate(self, text: str) -> float:
+        """What it expects to earn with this text."""
+        return self.estimates.get(_kind(text), self.optimism)
+
+    def bid(self, state: Thought, purse: float) -> float | None:
+        """A share of its estimate, nothing where it finds no work."""
+        return self.share * self.estimate(state.last) if re.search(self.pattern, state.last) else None
+
+    def act(self, state: Thought) -> Thought:
+        """Append the text with its first match rewritten."""
+        self._acting = _kind(state.last)
+        return state.append(self.name, re.sub(self.pattern, self.rewrite, state.last, count=1))
+
+    def learn(self, auction: Auction) -> None:
+        """It sold what it had bought, or nobody wanted that; it bought, and perhaps that was the end."""
+        if auction.seller == self.name and self._bought is not None:
+            self._settle(self._earned + auction.resale)
+        if auction.winner == self.name:
+            self._bought, self._earned = self._acting, auction.reward
+            if auction.done:
+                self._settle(self._earned)
+
+    def _settle(self, earned: float) -> None:
+        assert self._bought is not None
+        former = self.estimates.get(self._bought, self.optimism)
+        self.estimates[self._bought] = former + self.rate * (earned - former)
+        self._bought = None
+
+
+def _kind(text: str) -> str:
+    return "".join(sign for sign in "(*+" if sign in text)
+
+
+def solvers(**settings: float) -> list[Solver]:
+    """The three, and the guesser; ``settings`` go to each `Solver`."""
+    return [
+        Solver("brackets", r"(\d+)\*\((\d+)\+(\d+)\)", lambda m: f"{m[1]}*{m[2]}+{m[1]}*{m[3]}", **settings),
+        Solver("times", r"(\d+)\*(\d+)", lambda m: str(int(m[1]) * int(m[2])), **settings),
+        Solver("plus", r"(\d+)\+(\d+)", lambda m: str(int(m[1]) + int(m[2])), **settings),
+        Solver("guesser", r"(\d+)\D.*", lambda m: m[1], **settings),
+    ]
+
+
+def expression(rng: random.Random, terms: int = 2) -> str:
+    """A task: so many terms like ``2*(3+4)``, added up, of digits 2 to 9."""
+    return "+".join("{}*({}+{})".format(*(rng.randint(2, 9) for _ in range(3))) for _ in range(terms))
+
+
+def arithmetic(task: str) -> int:
+    """The right result of an `expression`.
+
+    >>> arithmetic("2*(3+4)+5*(6+1)")
+    49
+    """
+    return sum(int(a) * (int(b) + int(c)) for a, b, c in re.findall(r"(\d+)\*\((\d+)\+(\d+)\)", task))
+
+
+def _reward(thought: Thought) -> float:
+    return float(thought.last == str(arithmetic(thought.items[0].content)))
+
+
+def _done(thought: Thought) -> bool:
+    return thought.last.isdecimal()
+
+
+def learn_arithmetic(
+    episodes: int = 40, *, seed: int = 0, log: Callable[[Record], object] | None = None
+) -> tuple[Market, list[Episode]]:
+    """Let the solvers work on so many tasks, drawn by the seed: the market, and its episodes."""
+    rng = random.Random(seed)
+    market = Market(solvers(), reward=_reward, done=_done, legal=appends, log=log, seed=seed)
+    return market, [market.play(Thought().append("task", expression(rng)), steps=30) for _ in range(episodes)]
+
+
+def main(episodes: int = 40, seed: int = 0) -> None:
+    """Print the first episode, the last one, and who got rich."""
+    market, history = learn_arithmetic(episodes, seed=seed)
+    console = Console()
+    for number in (1, episodes):
+        episode = history[number - 1]
+        verdict = "right" if episode.reward else "wrong"
+        console.print(episode_table(episode, title=f"episode {number}: {verdict}"))
+    tens = [history[i : i + 10] for i in range(0, episodes, 10)]
+    console.print("solved, ten episodes at a time:", *(f"{sum(e.reward > 0 for e in ten)}/{len(ten)}" for ten in tens))
+    console.print(wealth_table(market, title=f"wealth after {episodes} episodes"))
+
+
+if __name__ == "__main__":
+    main()

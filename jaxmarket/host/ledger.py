@@ -1,0 +1,94 @@
+"""The ledger: every movement of money by name, in Python floats, exact to the last bit."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from fractions import Fraction
+
+__all__ = ["HOUSE", "MINT", "WORLD", "Entry", "Ledger"]
+
+HOUSE = "house"
+"""Owns what nobody has bought; receives rent."""
+
+MINT = "mint"
+"""Pays sellers what the mechanism grants them beyond the price (Vickrey); its balance is minus what it made."""
+
+WORLD = "world"
+"""Pays endowments and rewards; its balance is minus what it gave."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Money that went from one account to another.
+
+    Attributes:
+        episode, step: when; both 0 for endowments.
+        kind: ``endowment``, ``sale``, ``mint``, ``reward`` or ``rent``.
+        payer, payee: agents' names, `HOUSE`, `MINT` or `WORLD`; equal where an owner buys its own state.
+        amount: a negative one flows backwards, as a negative reward does.
+    """
+
+    episode: int
+    step: int
+    kind: str
+    payer: str
+    payee: str
+    amount: float
+
+
+class Ledger:
+    """A growing list of entries. Each names both sides, so money cannot appear or vanish without a name.
+
+    Balances are sums without rounding: ``balance`` is bit for bit what `math.fsum` makes of the account's entries.
+
+    >>> ledger = Ledger()
+    >>> for _ in range(10):
+    ...     ledger.book(Entry(0, 0, "reward", WORLD, "ann", 0.1))
+    >>> ledger.balance("ann"), sum([0.1] * 10)
+    (1.0, 0.9999999999999999)
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._exact: defaultdict[str, Fraction] = defaultdict(Fraction)
+
+    def book(self, entry: Entry) -> None:
+        """Add an entry.
+
+        Raises:
+            ValueError: its amount is not finite.
+        """
+        if not math.isfinite(entry.amount):
+            raise ValueError(f"amount: expected a finite number, got {entry.amount!r} as {entry.kind}")
+        amount = Fraction(entry.amount)
+        self._entries.append(entry)
+        self._exact[entry.payer] -= amount
+        self._exact[entry.payee] += amount
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def of(self, account: str) -> list[float]:
+        """What the account gained by each of its entries, losses negative; nothing for its payments to itself."""
+        mine = (e for e in self._entries if (e.payer == account) != (e.payee == account))
+        return [e.amount if e.payee == account else -e.amount for e in mine]
+
+    def balance(self, account: str) -> float:
+        """What the account owns: ``math.fsum(ledger.of(account))``."""
+        return float(self._exact.get(account, Fraction()))
+
+    def purse(self, account: str) -> float:
+        """The most it can pay: its balance, rounded down, or nothing for one in debt."""
+        exact = self._exact.get(account, Fraction())
+        if exact <= 0:
+            return 0.0
+        rounded = float(exact)
+        return rounded if Fraction(rounded) <= exact else math.nextafter(rounded, 0.0)
+
+    def total(self, kind: str) -> float:
+        """The sum of all entries of a kind."""
+        return math.fsum(e.amount for e in self._entries if e.kind == kind)

@@ -1,0 +1,123 @@
+"""What a market tells its log: one record for every bid, call, payment (`Entry`) and auction."""
+
+import dataclasses
+import json
+import math
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from jaxmarket.host.ledger import Entry
+
+__all__ = ["Auction", "Bid", "Call", "JsonLines", "Record", "json_lines"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bid:
+    """What an agent bid in an auction, and why it did not count if it did not.
+
+    Attributes:
+        episode, step: which auction, from 1.
+        agent: its name.
+        bid: the number it gave; None where there was none.
+        offer: the bid, at most its purse; None where it was not eligible.
+        reason: empty for an eligible bid. Else ``silent`` (it bid None), ``late``, ``busy`` with an earlier call,
+            ``bankrupt``, ``not finite``, ``negative``, ``not a number: …`` or the exception it raised.
+        seconds: until it answered, or until nobody waited any longer.
+    """
+
+    episode: int
+    step: int
+    agent: str
+    bid: float | None
+    offer: float | None
+    reason: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """An agent acted, or was told of an auction it had a part in.
+
+    Attributes:
+        episode, step: in which auction, from 1.
+        agent: its name.
+        what: ``act`` or ``learn``.
+        reason: empty if all went well. Else ``late``, ``busy`` with an earlier call, ``returned nothing``,
+            ``not legal`` or the exception it raised. The sale to an agent that failed to act is void.
+        seconds: as for a `Bid`.
+    """
+
+    episode: int
+    step: int
+    agent: str
+    what: str
+    reason: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Auction:
+    """How an auction ended: all that the buyer and the seller are told of it. The other bids stay sealed.
+
+    Attributes:
+        episode, step: which auction, from 1.
+        winner: who bought the state and acted; None if nobody did, and then no money moved.
+        seller: who owned the state.
+        price: what the winner paid.
+        resale: what the seller received; ``resale - price`` is minted.
+        reward: what the winner was paid for the state it reached.
+        rent: what the winner paid to the house after that.
+        done: whether the episode ended with the state reached, which nobody buys then.
+    """
+
+    episode: int
+    step: int
+    winner: str | None
+    seller: str
+    price: float
+    resale: float
+    reward: float
+    rent: float
+    done: bool
+
+
+Record = Bid | Call | Entry | Auction
+
+
+class JsonLines:
+    """A log that writes one JSON object per record and line, ``record`` naming its class. See `json_lines`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __call__(self, record: Record) -> None:
+        """Write a record; it is on its way to the disk when this returns."""
+        fields = {name: _plain(value) for name, value in dataclasses.asdict(record).items()}
+        line = json.dumps({"record": type(record).__name__, **fields}, ensure_ascii=False, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()  # the log of a run that is killed says what happened until then
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no NaN and no infinity, which agents do bid.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_lines(path: str | PathLike[str]) -> JsonLines:
+    """A log for ``Market(log=…)`` that appends to a file, as UTF-8; a NaN or infinite bid is written as a string.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    return JsonLines(open(path, "a", encoding="utf-8", errors="backslashreplace"))
