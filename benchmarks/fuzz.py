@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz.py --count 10000 --seed 0 --out benchmarks/results/cpu/fuzz.json
 
-Five kinds of input: settings (`TrainConfig`), the command line, arrays and numbers for public constructors, the text
-files of a run's folder, and the files of its saved networks. Whatever is read must be right (networks: bit by bit), and
+Six kinds of input: settings (`TrainConfig`), the command line, arrays and numbers for public constructors, the text
+files of a run's folder, and those of its networks and checkpoints. Whatever is read must be right (to the bit), and
 whatever is refused must be a `ValueError` whose message begins with what is wrong (on the command line: one line and
 exit code 2). Everything else is a failure: another exception, a wrong number, no answer within `LIMIT` seconds.
 
@@ -39,7 +39,20 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.random import Generator
 
-from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, equilibria, fit, goods, population, runs
+from jaxmarket import (
+    TrainConfig,
+    auctions,
+    cli,
+    deep_market,
+    environments,
+    equilibria,
+    fit,
+    goods,
+    population,
+    runs,
+    sweeps,
+)
+from jaxmarket.checkpoint import digest, flatten
 from jaxmarket.languages import Networks, Programs, Rules, Tables
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.prices import MarketGraph, flows, solve_prices
@@ -342,9 +355,33 @@ def run_files(rng: Generator, w: "Workshop") -> Input:
 
 def saved_networks(rng: Generator, w: "Workshop") -> Input:
     """The files of saved networks. What is read must be what was written, bit by bit."""
+    which, folder, what = _damaged(rng, w, "networks")
+
+    def read() -> bool:
+        found, exact = runs.read(folder).networks, w.networks[which]
+        same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), found, exact)
+        return all(jax.tree.leaves(same))
+
+    return Input("networks", what, read)
+
+
+def checkpoints(rng: Generator, w: "Workshop") -> Input:
+    """The files of checkpoints. A run that is resumed from them must end as it did."""
+    which, folder, what = _damaged(rng, w, "checkpoints")
+
+    def resume() -> bool:
+        config = TrainConfig(**(_CONFIGURATIONS[which] | _SMALL))
+        again = fit(config, jax.random.key(0), folder, resume=True, progress=False)
+        return digest(flatten(again.state)) == again.summary["params_sha256"] == w.digests[which]
+
+    return Input("checkpoints", what, resume)
+
+
+def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
+    """A run, a copy of its folder in which something of that part is damaged, and what."""
     which = list(w.folders)[rng.integers(len(w.folders))]
     folder = w.copy(which)
-    files = sorted(path for path in (folder / "networks").rglob("*") if path.is_file())
+    files = sorted(path for path in (folder / part).rglob("*") if path.is_file())
     path = files[rng.integers(len(files))]
     how = int(rng.integers(10))
     what = f"{which}/{path.relative_to(folder)}: "
@@ -360,26 +397,20 @@ def saved_networks(rng: Generator, w: "Workshop") -> Input:
         (path.parent / "stranger").write_bytes(rng.bytes(50))
         what += "a stranger beside it"
     elif how == 3:
-        directory = path.parent if path.parent != folder / "networks" else folder / "networks"
+        directory = path.parent
         shutil.rmtree(directory)
         what += f"{directory.name} removed"
     elif how == 4:
         other = next(name for name in w.folders if name != which)
-        shutil.rmtree(folder / "networks")
-        shutil.copytree(w.folders[other] / "networks", folder / "networks")
-        what += f"networks of {other}"
+        shutil.rmtree(folder / part)
+        shutil.copytree(w.folders[other] / part, folder / part)
+        what += f"{part} of {other}"
     else:
         before = path.read_bytes()
         after = spoiled_bytes(rng, before)
         path.write_bytes(after)
         what += f"{len(before)} bytes became {len(after)}" + (", the same" if before == after else "")
-
-    def read() -> bool:
-        found, exact = runs.read(folder).networks, w.networks[which]
-        same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), found, exact)
-        return all(jax.tree.leaves(same))
-
-    return Input("networks", what, read)
+    return which, folder, what
 
 
 def constructors(rng: Generator, _: "Workshop") -> Input:
@@ -568,7 +599,8 @@ KINDS: dict[str, tuple[Callable[[Generator, "Workshop"], Input], float]] = {
     "command": (command, 0.2),
     "run files": (run_files, 0.2),
     "networks": (saved_networks, 0.1),
-    "arrays": (constructors, 0.3),
+    "checkpoints": (checkpoints, 0.1),
+    "arrays": (constructors, 0.2),
 }
 """Every kind, and its share."""
 
@@ -584,6 +616,7 @@ class Workshop:
         self.folders = {name: path / "runs" / name for name in _CONFIGURATIONS}
         for name, given in _CONFIGURATIONS.items():
             fit(TrainConfig(**(given | _SMALL)), jax.random.key(0), self.folders[name], progress=False)
+        self.digests = {name: runs.read(folder).summary["params_sha256"] for name, folder in self.folders.items()}
         self.networks = {name: jax.device_get(runs.read(folder).networks) for name, folder in self.folders.items()}
 
     def copy(self, name: str) -> Path:
@@ -631,6 +664,7 @@ def _idle() -> Iterator[None]:
 
     places = [(cli, "fit"), (cli, "evaluate_both"), (cli, "watch_episode"), (cli, "make"), (cli, "Console")]
     places += [(experiments, "reproduce"), (bench, "bench"), (cli, "weight_changes")]
+    places += [(cli.multi, "launch"), (cli.multi, "join"), (sweeps, "train")]
     before = [getattr(*place) for place in places]
     for place in places:
         setattr(*place, stop)

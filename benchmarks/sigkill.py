@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SMALL = "--steps 8192 --instances 8 --horizon 16 --minibatch 32 --log-every 2 --seeds 2 --checkpoint-every 0 --json"
+SMALL = "--steps 8192 --instances 8 --horizon 16 --minibatch 32 --log-every 1 --seeds 2 --checkpoint-every 0 --json"
 RUNS = {
     "ppo": ["Chain-v0", "--learner", "ppo"],
     "valuation": ["Chain-v0", "--learner", "valuation"],
@@ -39,7 +39,7 @@ def population(folder: Path) -> None:
 
     plan = plans("multiplexer", quick=True)[0]
     market = dataclasses.replace(plan.market, capacity=64, instances=4)
-    plan = dataclasses.replace(plan, market=market, living=32, rounds=600, chunks=30)
+    plan = dataclasses.replace(plan, market=market, living=32, rounds=600, chunks=50)
     (grown,) = grow([plan], accuracy, seeds=2, seed=0, label="", shown=False, folder=folder).values()
     arrays = flatten({"economy": grown.economy, "rounds": grown.rounds, "measured": grown.measured})
     print(json.dumps({"params_sha256": digest(arrays)}))

@@ -126,11 +126,19 @@ def save(folder: Path, tree: PyTree) -> None:
     """Write a pytree of arrays to ``folder``, replacing what is there once the new one is complete.
 
     Orbax's ``StandardCheckpointer`` reads it.
+
+    Raises:
+        ValueError: the disk is full, or the folder cannot be written.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415  a third of a second, only where files are written
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), tree, force=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), tree, force=True)
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{folder}: cannot be written ({_reason(error)}); make room, or choose another folder"
+        ) from error
     if jax.process_index() == 0:
         _seal(folder)
 

@@ -156,8 +156,8 @@ def fit(
             results are those of one device up to the order of sums where devices share a seed. In a run of several
             processes, always all of all of them.
         loggers: called after each chunk; see `jaxmarket.logging`.
-        check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number, or
-            money comes from nowhere, and says what. Slower; the results are the same. On one device.
+        check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
+            or money comes from nowhere, and says what. Slower; the results are the same. On one device.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
     Raises:

@@ -65,7 +65,7 @@ class Folder:
         self, path: str | Path, config: TrainConfig, origin: Mapping[str, Any], *, resume: bool = False
     ) -> None:
         self.path = Path(path)
-        self.log = csv_rows(self.path / "metrics.csv")
+        self._rows = csv_rows(self.path / "metrics.csv")
         if jax.process_index() > 0:  # of a run of several processes, the first one writes
             return
         wanted = settings_of(config) | {"run": dict(origin)}
@@ -85,6 +85,22 @@ class Folder:
         except OSError as error:
             raise ValueError(f"out: cannot write to {self.path} ({error.strerror}); choose another folder") from error
 
+    def log(self, record: Record) -> None:
+        """Add a chunk to ``metrics.csv``.
+
+        Raises:
+            ValueError: it cannot be written, as where the disk is full.
+        """
+        try:
+            self._rows(record)
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"out: cannot write to {self.path} ({error.strerror}); make room, and resume: nothing checkpointed is lost"
+        )
+
     def finished(self) -> dict[str, Any] | None:
         """The summary, where the run has come to its end."""
         path = self.path / "summary.json"
@@ -100,9 +116,7 @@ class Folder:
         try:
             self._finish(result)
         except OSError as error:
-            raise ValueError(
-                f"out: cannot write to {self.path} ({error.strerror}); make room, and resume: no training is lost"
-            ) from error
+            raise self._unwritten(error) from error
 
     def _finish(self, result: FitResult) -> None:
         checkpoint.save(self.path / "networks", jax.device_get(result.networks))

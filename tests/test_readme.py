@@ -26,13 +26,14 @@ def test_snippet_runs(snippet):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.stem
 )
-def test_page_runs_from_top_to_bottom(page):
+def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # pages write files
     namespace = {}
     for snippet in PYTHON.findall(page.read_text()):
         exec(compile(snippet, page.name, "exec"), namespace)
 
 
 def test_there_are_snippets_and_the_two_commands():
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 10
     commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
     assert [("jaxmarket train" in c, "pytest" in c) for c in commands] == [(True, False), (False, True)]

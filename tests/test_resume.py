@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,26 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(stopped, tmp_pat
     (tmp_path / "other" / "checkpoints" / "2" / "about" / "metadata").write_text("{}")
     with pytest.raises(ValueError, match=r"2: the checkpoint is damaged, .*; remove it to begin again"):
         fit(other, KEY, tmp_path / "other", resume=True, progress=False)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8], ids=["first", "middle", "last"])
+def test_on_a_full_disk_a_run_ends_with_one_error_and_goes_on_where_there_is_room(tmp_path, whole, chunk):
+    """From some chunk on no file may grow beyond 100 bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(record):
+        if record.chunk == chunk:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+
+    try:
+        with pytest.raises(ValueError, match=r"cannot write|cannot be written"):
+            fit(CONFIG, KEY, tmp_path / "run", progress=False, loggers=[fill], checkpoint_every=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = fit(CONFIG, KEY, tmp_path / "run", resume=True, progress=False)
+    assert again.summary["params_sha256"] == whole[0].summary["params_sha256"]
+    for found, wanted in zip(contents(tmp_path / "run"), contents(whole[1]), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.slow
