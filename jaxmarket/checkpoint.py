@@ -18,6 +18,7 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["Checkpoints", "Saved", "digest", "flatten", "restore", "save", "unflatten"]
 
 Arrays = dict[str, np.ndarray]
+_ALONE = "value"  # the name of an array that is the whole tree
 
 
 class Saved(NamedTuple):
@@ -25,6 +26,13 @@ class Saved(NamedTuple):
 
     arrays: Arrays
     note: dict[str, Any]
+
+    def part(self, name: str) -> Arrays:
+        """The arrays of the entry of that name, as `flatten` would name them if it were alone."""
+        if name in self.arrays:
+            return {_ALONE: self.arrays[name]}
+        inside = f"{name}/"
+        return {path.removeprefix(inside): array for path, array in self.arrays.items() if path.startswith(inside)}
 
 
 def flatten(tree: PyTree) -> Arrays:
@@ -64,7 +72,7 @@ def unflatten(like: PyTree, arrays: Mapping[str, np.ndarray], whose: str = "arra
 
 
 def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+    return jax.tree_util.keystr(path, simple=True, separator="/") or _ALONE
 
 
 def _is_key(leaf: Any) -> bool:
@@ -220,6 +228,8 @@ class Checkpoints:
             arrays=ocp.args.StandardSave(full), about=ocp.args.JsonSave({"note": dict(note), "empty": empty})
         )
         try:
+            if step in self._manager.all_steps():  # Ctrl-C came before it was sealed
+                self._manager.delete(step)
             self._manager.save(step, args=args, force=True)
             if jax.process_index() == 0:
                 _seal(self.folder / str(step))

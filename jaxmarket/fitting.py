@@ -234,19 +234,16 @@ class _Run:
         if last is None:
             return
         step, saved = last
-        parts: dict[str, dict[str, np.ndarray]] = {"state": {}, "metrics": {}}
-        for name, value in saved.arrays.items():
-            part, _, rest = name.partition("/")
-            parts.setdefault(part, {})[rest] = value
         whose = f"{checkpoints.folder / str(step)}: the arrays"
         settings = settings_of(self.config)
-        if saved.note.get("config") != settings or set(parts) != {"state", "metrics"}:
+        if saved.note.get("config") != settings:
             raise ValueError(
                 f"{checkpoints.folder / str(step)}: a checkpoint of other settings; remove it, or resume them"
             )
-        self.state = unflatten(self.state, parts["state"], whose)
+        self.state = unflatten(self.state, saved.part("state"), whose)
+        metrics = saved.part("metrics")
         for chunk in range(step):
-            self._book({name: values[chunk] for name, values in parts["metrics"].items()}, loggers, earlier=True)
+            self._book({name: values[chunk] for name, values in metrics.items()}, loggers, earlier=True)
         self.run_seconds = saved.note["seconds"]
 
     def _book(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:

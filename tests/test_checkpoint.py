@@ -135,6 +135,13 @@ def test_what_was_killed_before_it_was_sealed_is_cleared_away(two):
     assert [path.name for path in two.iterdir()] == ["1"]
 
 
+def test_a_checkpoint_that_was_interrupted_can_be_made_again(two, tree):
+    with Checkpoints(two) as checkpoints:
+        (two / "2" / "sha256").unlink()
+        checkpoints.save(2, flatten(tree), {"again": True})
+        assert checkpoints.last()[1].note == {"again": True}
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(two):
     """Files may not grow beyond 10 kB, as if the disk were full."""
     noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)

@@ -172,7 +172,7 @@ def damaged(folder, name, text):
     ("spoil", "says"),
     [
         (lambda a, _: (a / "summary.json").unlink(), "not finished.*--resume"),
-        (lambda a, _: (a / "config.json").unlink(), "no run here"),
+        (lambda a, _: (a / "config.json").unlink(), "no finished run here"),
         (lambda a, _: damaged(a, "summary.json", "{"), "not valid JSON"),
         (lambda a, _: damaged(a, "summary.json", "[]"), "JSON object"),
         (lambda a, _: damaged(a, "summary.json", "{}"), "not those of a finished run"),

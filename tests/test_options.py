@@ -363,6 +363,7 @@ def test_three_levels_train():
     np.testing.assert_allclose(rows.reward, 1 + 2 / 2 + 4 / 4 + 8 / 8)
 
 
+@pytest.mark.slow
 def test_policies_come_from_runs_of_either_kind(tmp_path):
     small = {"steps": 256, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2}
     env, params = make("Bandit-v0")

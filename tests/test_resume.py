@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -234,6 +235,7 @@ def test_sigkill_at_random_moments(tmp_path):
     kinds = ["ppo", "valuation", "population"]
     done = subprocess.run(
         [sys.executable, str(script), "--count", "3", "--seed", "1", "--kinds", *kinds, "--log", str(tmp_path / "log")],
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         check=False,

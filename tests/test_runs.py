@@ -19,7 +19,7 @@ def test_folder_holds_everything(bandit_run):
     result, out = bandit_run
     names = {p.name for p in out.iterdir()}
     figures = {"learning_curve.png", "bids.png"}
-    assert names == {"config.json", "metrics.csv", "summary.json", "networks", "bids.csv"} | figures
+    assert names == {"config.json", "metrics.csv", "summary.json", "networks", "checkpoints", "bids.csv"} | figures
     for figure in figures:
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     with (out / "metrics.csv").open() as file:
@@ -87,6 +87,7 @@ def test_objects_are_given_back_on_reading(tmp_path, small):
     assert int(jaxmarket.load(tmp_path / "run", env=mdp)(jnp.ones(1))) == 1
 
 
+@pytest.mark.slow
 def test_a_mechanism_of_ones_own_is_given_back_on_reading(tmp_path, small):
     free = jaxmarket.Mechanism("free", price=lambda o: 0 * o.winning_bid, resale=lambda o: 0 * o.winning_bid)
     fit(TrainConfig("Bandit-v0", auction=free, **small), jax.random.key(0), tmp_path / "run")

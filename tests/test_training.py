@@ -21,7 +21,7 @@ def leaves_equal(a, b):
 
 
 @pytest.mark.parametrize(
-    "learner", [pytest.param(name, marks=[pytest.mark.slow] * (name == "ppo")) for name in LEARNERS]
+    "learner", [pytest.param(name, marks=[pytest.mark.slow] * (name != "valuation")) for name in LEARNERS]
 )
 def test_vmap_of_train_equals_fit(learner, small):
     """Same chunk, same keys: the parameters agree to the bit on CPU (1e-6 relative is what is promised)."""
@@ -66,12 +66,14 @@ def test_a_sweep_over_traced_settings_is_one_vmap(small):
     assert float(jnp.abs(jax.tree.leaves(swept)[0][0]).max()) == 0
 
 
+@pytest.mark.slow
 def test_key_reuse_checker_is_silent(small):
     config = TrainConfig("Chain-v0", learner="valuation", dropout=0.3, **small)
     with jax.debug_key_reuse(True):
         fit(config, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_x64_runs_in_double_precision(small):
     with jax.enable_x64(True):
         result = fit(TrainConfig("Chain-v0", learner="valuation", seeds=1, **small), jax.random.key(0))
@@ -186,6 +188,7 @@ def test_locality_through_the_whole_update(learner, share, small):
     assert float(jnp.abs(gradient[1]).max()) > 0
 
 
+@pytest.mark.slow
 def test_dropout_trains_and_never_empties_the_market():
     config = TrainConfig(
         "Bandit-v0", learner="valuation", dropout=0.9, share_clones=False, steps=40_000, minibatch=64, horizon=16

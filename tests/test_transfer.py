@@ -159,6 +159,7 @@ def test_a_part_that_was_zero():
     assert (row["change"], row["moved"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     small = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
     first, second = tmp_path / "first", tmp_path / "second"

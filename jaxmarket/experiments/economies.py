@@ -242,29 +242,25 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
     last = kept.last()
     if last is None:
         return life
-    step, (arrays, note) = last
-    if note != _note(plan, seeds, seed):
+    step, saved = last
+    if saved.note != _note(plan, seeds, seed):
         raise ValueError(f"{kept.folder}: holds a market on other terms; choose another folder")
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in arrays.items():
-        part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest or "value"] = value
     whose = f"{kept.folder / str(step)}: the arrays"
-    terms, rounds = jax.tree.map(jnp.asarray, plan.terms), plan.rounds // plan.chunks
-    keys = jax.random.split(life.key, seeds)
     # The structure of what a chunk gives, without running one.
     _, one = jax.eval_shape(
-        lambda *args: _chunk(plan.market, *args, rounds, plan.period, plan.cradles),
-        keys, life.economies, plan.env_params(0), terms,
+        lambda keys, *args: _chunk(
+            plan.market, jax.random.split(keys, seeds), *args, plan.rounds // plan.chunks, plan.period, plan.cradles
+        ),
+        life.key, life.economies, plan.env_params(0), jax.tree.map(jnp.asarray, plan.terms),
     )  # fmt: skip
     all_rounds = jax.tree.map(lambda x: jax.ShapeDtypeStruct((step, *x.shape), x.dtype), one)
-    stacked = jax.device_get(unflatten(all_rounds, parts["rounds"], whose))
+    stacked = jax.device_get(unflatten(all_rounds, saved.part("rounds"), whose))
     return _Life(
-        economies=unflatten(life.economies, parts["economies"], whose),
-        opened=parts["opened"]["value"],
-        key=unflatten(life.key, parts["key"], whose),
+        economies=unflatten(life.economies, saved.part("economies"), whose),
+        opened=saved.arrays["opened"],
+        key=unflatten(life.key, saved.part("key"), whose),
         rounds=[jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(step)],
-        measured=[{name: values[i] for name, values in parts["measured"].items()} for i in range(step)],
+        measured=[{name: values[i] for name, values in saved.part("measured").items()} for i in range(step)],
     )
 
 
