@@ -251,6 +251,7 @@ def test_the_report_has_the_promised_fields(tiny):
     assert set(report.figures) == {"transfers", "moved", "weights"}
 
 
+@pytest.mark.slow
 def test_the_transfer_starts_where_the_first_task_ended(tiny):
     """After three more updates of Adam at 1e-2, no weight is further away than those can have moved it."""
     options, report, _ = tiny
@@ -261,6 +262,7 @@ def test_the_transfer_starts_where_the_first_task_ended(tiny):
     assert 0 < report.settings["arms"]["flat"]["relative_weight_change"]["mean"] < 1
 
 
+@pytest.mark.slow
 def test_finished_stages_are_not_trained_again(tiny):
     _, first, again = tiny
     assert first.settings["arms"] == again.settings["arms"]
