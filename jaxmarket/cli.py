@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,12 +114,14 @@ def train(
         console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}", highlight=False)
     if json:
         print(runs.to_json(s))
+    if s["interrupted"]:
+        sys.exit(130)
 
 
 @app.command
 def launch(
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    processes: int = 2,
+    processes: int,
     coordinator: str | None = None,
     process: int | None = None,
 ) -> None:
@@ -137,12 +140,18 @@ def launch(
         raise ValueError(f"command: only train runs in several processes, got {' '.join(command) or 'none'}")
     if coordinator is not None and process is not None:
         multi.join(coordinator, processes, process)
-        app(list(command), exit_on_error=False, print_error=False)
+        try:
+            main(list(command))
+        except SystemExit as stop:
+            multi.leave(stop.code if isinstance(stop.code, int) else 1)
+        except BaseException:
+            traceback.print_exc()
+            multi.leave(1)
         return
     if coordinator is not None or process is not None:
         raise ValueError("process: on a cluster give both --coordinator and --process, on one machine neither")
     try:
-        multi.launch(command, processes)
+        sys.exit(multi.launch(command, processes))
     except ChildProcessError as error:
         folder = next((b for a, b in itertools.pairwise(command) if a in ("--out", "--resume")), None)
         again = (
@@ -438,6 +447,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
     try:
         app(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.MissingArgumentError as error:
+        words = sys.argv[1:] if arguments is None else arguments
+        message = " ".join(str(error).split())
+        if "--resume" in words and "--env" in message:
+            message = (
+                "resume: a run goes on with the settings in its folder; leave out others, or begin anew with --start"
+            )
+        print(f"jaxmarket: {message}", file=sys.stderr)
+        sys.exit(2)
     except (cyclopts.CycloptsError, ValueError) as error:
         print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

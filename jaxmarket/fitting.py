@@ -1,9 +1,12 @@
 """Fitting: a host loop over the compiled chunk, with a progress bar, evaluation and files around it."""
 
+import contextlib
 import dataclasses
 import functools
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -193,7 +196,8 @@ def fit(
         return run.result(origin)
     folder = Folder(out, config, origin, resume=resume)
     summary = folder.finished() if resume else None
-    loggers = [folder.log, *loggers] if summary is None else ()  # of a finished run nothing is written again
+    if summary is None:  # of a finished run nothing is written again
+        loggers = [folder.log, *loggers]
     with Checkpoints(folder.path / "checkpoints") as checkpoints:
         if resume:
             run.resume(checkpoints, loggers)
@@ -287,6 +291,8 @@ class _Run:
             hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
             compiled = self._compile(hyper, oracle)
             self.compile_seconds = time.perf_counter() - began
+            if self.done:
+                show.say(f"going on after chunk {self.done} of {chunks}")
             began = saved = time.perf_counter()
             try:
                 while self.done < chunks:
@@ -301,8 +307,10 @@ class _Run:
             except KeyboardInterrupt:
                 if jax.process_count() > 1:  # the others may be a chunk ahead
                     raise
-        if checkpoints is not None and kept < self.done:
-            self._save(checkpoints)
+                show.say(f"stopping after chunk {self.done} of {chunks}, with the results so far")
+            if checkpoints is not None and kept < self.done:
+                with _undisturbed():
+                    self._save(checkpoints)
         if self.mesh is not None:  # on one device again: what follows is small, and the same in every process
             self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
         jax.block_until_ready(self.state)
@@ -334,6 +342,19 @@ class _Run:
             versions=_versions(),
         )
         return result
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C, pressed again by who is impatient, waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _due(mine: bool) -> bool:

@@ -4,21 +4,26 @@ On one machine `launch` starts them all; on a cluster one process per machine (o
 the address of the first one and a number of its own, which is what `join` does with them.
 """
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
-__all__ = ["join", "launch"]
+__all__ = ["join", "launch", "leave"]
 
 _POLL = 0.05  # seconds
+_PATIENCE = 1.0
 _GRACE = 5.0
+_REFUSED = 2  # the exit code of the command line where it says what is wrong in one line
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
@@ -46,14 +51,25 @@ def join(coordinator: str, processes: int, process: int) -> None:
         raise ValueError(f"coordinator: the processes did not meet at {coordinator} ({reason})") from error
 
 
-def launch(command: Sequence[str], processes: int) -> None:
+def leave(code: int) -> NoReturn:
+    """End this process of a run at once. An ordinary exit would wait for the others, and they for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def launch(command: Sequence[str], processes: int) -> int:
     """Start a run of several processes on this machine, over loopback, and see them through.
 
-    The first one shows its output. When one dies the others, which would wait for it for ever, are stopped.
+    The first one shows its output. When one dies the others, which would wait for it for ever, are stopped; so they are
+    when this process is terminated.
 
     Args:
         command: of the program, without what makes it one of several.
         processes: how many.
+
+    Returns:
+        0, or 2 where the command was refused; the first process has said why.
 
     Raises:
         ValueError: the number makes no sense.
@@ -67,6 +83,8 @@ def launch(command: Sequence[str], processes: int) -> None:
     program = [sys.executable, "-P", "-m", "jaxmarket", "launch"]
     shared = [*program, "--coordinator", coordinator, "--processes", str(processes)]
     children: list[subprocess.Popen] = []
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         for i in range(processes):
             quiet = {} if i == 0 else {"stdout": subprocess.DEVNULL, "stderr": said}
@@ -74,13 +92,17 @@ def launch(command: Sequence[str], processes: int) -> None:
         try:
             while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
                 time.sleep(_POLL)
-            time.sleep(_POLL)  # a process that was killed takes others with it: it is the one to name
+            # A process that was killed takes others with it: it is the one to name. What is refused is so by all of
+            # them, and the first one says it.
+            killed = any((child.poll() or 0) < 0 for child in children)
+            if any(child.poll() is None for child in children):
+                time.sleep(_POLL if killed else _PATIENCE)
             codes = [child.poll() for child in children]
         finally:
             _stop(children)
         failed = [i for i, code in enumerate(codes) if code]
-        if not failed:
-            return
+        if not failed or codes[0] == _REFUSED:
+            return codes[0] or 0
         first = min(failed, key=lambda i: codes[i] or 0)  # signals are negative, and not what others die of
         said.seek(0)
         tail = "" if failed == [0] else "".join(said.readlines()[-5:]).strip()

@@ -46,6 +46,9 @@ def start_from(learner_state: PyTree, trained: Networks) -> PyTree:
     fresh = networks(learner_state)
     wanted, given = (jax.tree.map(jnp.shape, tree) for tree in (fresh, {k: trained.get(k) for k in fresh}))
     if wanted != given:
+        here, there = (len(jax.tree.leaves(nets)[0]) if jax.tree.leaves(nets) else 0 for nets in (fresh, trained))
+        if here != there:
+            raise ValueError(f"start: the trained networks are of {there} seeds, this run has {here}; choose {there}")
         raise ValueError(
             f"start: the trained networks do not fit this run: they have {_sizes(given)}, it needs {_sizes(wanted)}; "
             "use the same kind of agent, primitives, clones, hidden layers and number of seeds"

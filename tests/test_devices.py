@@ -113,9 +113,10 @@ def test_processes_are_told_apart():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list"], "command: only train runs in several processes, got list"),
-        ([], "got none"),
-        (["train", "Chain-v0", "--process", "1"], "give both --coordinator and --process"),
+        (["--processes=2", "list"], "command: only train runs in several processes, got list"),
+        (["--processes=2"], "got none"),
+        (["train", "Chain-v0"], "--processes"),
+        (["--processes=2", "train", "Chain-v0", "--process", "1"], "give both --coordinator and --process"),
     ],
 )
 def test_the_command_line_says_what_it_cannot_launch(arguments, message, capsys):
@@ -158,6 +159,13 @@ def test_two_processes_over_loopback_one_is_killed_and_the_run_resumed(tmp_path)
     assert last.startswith("jaxmarket: process 1 of 2 was killed (SIGKILL); the others were stopped")
     assert last.endswith("go on with: jaxmarket launch --processes 2 train --resume run")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+    refused = subprocess.run(
+        [*launch, "Bandit-v0", "--out", "run"],
+        cwd=tmp_path, env=ENOUGH, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert refused.stderr.count("out: run holds an unfinished run") == 1
 
     second = subprocess.run(
         [*launch, "--resume", "run", "--json"],

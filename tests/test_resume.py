@@ -90,7 +90,9 @@ def test_the_digest_is_of_the_whole_state(whole):
 def test_a_finished_run_is_read_back_and_nothing_is_written(whole):
     result, folder = whole
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    again = fit(CONFIG, KEY, folder, resume=True, progress=False, loggers=[lambda _: pytest.fail("nothing is new")])
+    seen = []
+    again = fit(CONFIG, KEY, folder, resume=True, progress=False, loggers=[seen.append])
+    assert [(record.chunk, record.earlier) for record in seen] == [(i, True) for i in range(1, 9)]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     assert again.summary == json.loads((folder / "summary.json").read_text())
     jax.tree.map(np.testing.assert_array_equal, flatten(again.state), flatten(result.state))
@@ -120,6 +122,7 @@ def test_what_cannot_be_resumed_is_named(stopped, tmp_path, capsys):
     assert "holds no run" in refused(capsys, "train", "--resume", nowhere)
     assert "leave out env" in refused(capsys, "train", "Bandit-v0", "--resume", stopped)
     assert "leave out seed" in refused(capsys, "train", "--resume", stopped, "--seed", 1)
+    assert "with the settings in its folder" in refused(capsys, "train", "--resume", stopped, "--steps", 5)
     assert "which environment?" in refused(capsys, "train")
     with pytest.raises(ValueError, match="which run"):
         fit(CONFIG, KEY, resume=True)

@@ -106,13 +106,16 @@ def test_a_module_that_others_are_trained_beside_is_not_disturbed(trained):
         ({"start": "ppo", "freeze": ("module2/*",)}, "freeze: 'module2/"),
         ({"start": "monolith"}, "start: the trained networks do not fit this run: they have .*; use the same kind"),
         ({"start": "unshared"}, "start: the trained networks do not fit"),
+        ({"start": "ppo", "config": 3}, "start: the trained networks are of 2 seeds, this run has 3; choose 2"),
         ({"start": "nowhere"}, "nowhere: no finished run here"),
     ],
 )
 def test_what_does_not_fit_is_named(trained, settings, message):
     start = settings["start"] if settings["start"] == "nowhere" else trained[settings["start"]][0]
+    settings = dict(settings)
+    config = dataclasses.replace(AGENTS["ppo"], seeds=settings.pop("config", 2))
     with pytest.raises(ValueError, match=message):
-        fit(AGENTS["ppo"], jax.random.key(0), progress=False, **settings | {"start": start})
+        fit(config, jax.random.key(0), progress=False, **settings | {"start": start})
 
 
 @pytest.mark.slow
