@@ -17,14 +17,14 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
+from jaxmarket.embedding import given_bids
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.policies import BidPolicy, ValueHead, linear
-from jaxmarket.settlement import TIME_LIMITS, TimeLimits, transfer
-from jaxmarket.society import Draws, Society, draw
-from jaxmarket.types import HOUSE, Array, Outcome, PyTree, real
+from jaxmarket.settlement import TIME_LIMITS, TimeLimits
+from jaxmarket.society import Society, advance, draw
+from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, real
 
 __all__ = ["BidderEnv", "BidderParams", "BidderState", "Exact", "truthful"]
 
@@ -172,39 +172,30 @@ class BidderEnv(environment.Environment[Any, Any]):
             the ``resale`` of the sale, whoever's they are, and the ``duration`` of the winner's primitive.
         """
         society, draws = self.society, draw(self.society, key)
-        outcome = self._auction(draws, state, bid, params)
-        sold = outcome.winner >= 0
-        price = jnp.where(sold, society.mechanism.price(outcome), 0)
-        resale = jnp.where(sold, society.mechanism.resale(outcome), 0)
-        primitive = jnp.maximum(outcome.winner, 0) // society.clones
-        after = society.env.step(draws.key("env"), state.env_state, primitive, params.env)
-        accounts, _ = transfer(
-            jnp.zeros(society.bidders, real()),
-            jnp.zeros((), real()),
-            buyer=outcome.winner,
-            seller=state.owner,
-            price=price,
-            resale=resale,
-            reward=after.reward,
+        bids = society.bids(params.others, draws, state.obs)
+        bids = jnp.where(jnp.arange(society.bidders) == self.bidder, bid.astype(bids.dtype), bids)
+        nothing = jnp.zeros((), real())
+        market = State(
+            env_state=state.env_state,
+            obs=state.obs,
+            owner=state.owner,
+            active=jnp.ones(society.bidders, bool),
+            wealth=jnp.zeros(society.bidders, real()),  # so that what is there afterwards has moved
+            house=nothing,
+            episode_return=nothing,
+            episode_length=jnp.zeros((), jnp.int32),
         )
-        closes = after.truncated if self.time_limits == "terminal" else jnp.zeros((), bool)
+        after, row = advance(given_bids(society), draws, bids, market, params.env, Rules())
+        closes = row.truncated if self.time_limits == "terminal" else jnp.zeros((), bool)
         onward = BidderState(
             env_state=after.env_state,
             obs=after.obs,
-            owner=outcome.winner,
-            elapsed=state.elapsed + after.duration,
-            truncated=after.truncated & ~closes,
+            owner=after.owner,
+            elapsed=state.elapsed + row.duration,
+            truncated=row.truncated & ~closes,
         )
-        info = {"outcome": outcome, "price": price, "resale": resale, "duration": after.duration}
-        return self.get_obs(onward), onward, accounts[self.bidder], after.terminated | closes, info
-
-    def _auction(self, draws: Draws, state: BidderState, bid: Array, params: BidderParams) -> Outcome:
-        society, everyone = self.society, jnp.ones(self.society.bidders, bool)
-        bids = society.bids(params.others, draws, state.obs)
-        bids = jnp.where(jnp.arange(society.bidders) == self.bidder, bid.astype(bids.dtype), bids)
-        eligible = society.eligible(everyone, state.env_state, params.env) & jnp.isfinite(bids)
-        winner = auctions.choose(bids, draws.tie if society.ties == "random" else None, eligible)
-        return auctions.award(bids, winner, eligible)
+        info = {"outcome": row.outcome, "price": row.price, "resale": row.resale, "duration": row.duration}
+        return self.get_obs(onward), onward, after.wealth[self.bidder], row.terminated | closes, info
 
     def truth(self, obs: Array, params: BidderParams) -> Array:
         """What the frozen society itself would bid in the bidder's place, greedily: f [].

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["Checkpoints", "Saved", "digest", "flatten", "restore", "save", "unflatten"]
+__all__ = ["Checkpoints", "Saved", "digest", "flatten", "restore", "save", "unflatten", "write_text"]
 
 Arrays = dict[str, np.ndarray]
 _ALONE = "value"  # the name of an array that is the whole tree
@@ -102,6 +102,13 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole, or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
 def _of_files(folder: Path) -> str:
     """SHA-256 over the names and bytes of the files in a folder, but for its seal."""
     found = hashlib.sha256()
@@ -114,10 +121,7 @@ def _of_files(folder: Path) -> str:
 
 def _seal(folder: Path) -> None:
     """Say that the folder is complete, and what is in it."""
-    unfinished = folder / f"{_SEAL}.tmp"
-    seal = _of_files(folder)
-    unfinished.write_text(seal + "\n")
-    unfinished.replace(folder / _SEAL)
+    write_text(folder / _SEAL, _of_files(folder) + "\n")
 
 
 def _check_seal(folder: Path) -> None:

@@ -203,7 +203,7 @@ def fit(
             run.resume(checkpoints, loggers)
         run.train(loggers, checkpoints, checkpoint_every, progress=progress)
     if summary is not None:
-        return dataclasses.replace(run.result(origin), summary=summary)
+        return FitResult(summary, run.state, run.metrics, config, *_bids_beside_q(config, program, run.state))
     result = run.result(origin)
     folder.finish(result)
     return result
@@ -392,22 +392,30 @@ def _assess(
         "sampled_termination_rate_seeds": [float(r) for r in terminated["sampled"]],
         "bid_error": None,
     }
-    exact = config.adapter.optimal_q(config.gamma) if isinstance(program, Program) else None
-    bids = visited = None
+    exact, bids, visited = _bids_beside_q(config, program, state)
     if exact is not None:
         q = jnp.asarray(exact, real())
-        modules = jax.vmap(lambda p: bids_by_state(player, p, q.shape[0]))(params)
-        bids = modules.reshape(*modules.shape[:2], player.primitives, -1).max(-1)
-        visited = state.visits > 0
         summary["bid_error"] = _worst(bid_error, bids, q, visited)
         if config.learner == "valuation":
             every = functools.partial(bid_error, every_bidder=True)
             summary["bid_error_all"] = _worst(every, bids, q, visited)
-        bids, visited = np.asarray(bids), np.asarray(visited)
     return FitResult(summary, state, metrics, config, exact, bids, visited)
 
 
-def _worst(error: Callable[..., Array], bids: Array, q: Array, visited: Array) -> float | None:
+def _bids_beside_q(
+    config: TrainConfig, program: Program | Monolith, state: Any
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """`FitResult`'s ``q``, ``bids`` and ``visited``: None where Q* is unknown."""
+    exact = config.adapter.optimal_q(config.gamma) if isinstance(program, Program) else None
+    if exact is None:
+        return None, None, None
+    player: Any = player_of(config)
+    modules = jax.vmap(lambda p: bids_by_state(player, p, exact.shape[0]))(state.learner.params)
+    bids = modules.reshape(*modules.shape[:2], player.primitives, -1).max(-1)
+    return exact, np.asarray(bids), np.asarray(state.visits > 0)
+
+
+def _worst(error: Callable[..., Array], bids: Any, q: Array, visited: Any) -> float | None:
     """The largest error over seeds, None where a seed visited no state while visits were counted."""
     worst = float(jax.vmap(error, (0, None, 0))(bids, q, visited).max())
     return None if np.isnan(worst) else worst

@@ -4,7 +4,6 @@ Needs JaxMARL: ``pip install 'jaxmarket[marl]'``. Without it, `jaxmarket.embeddi
 arrays.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -12,12 +11,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxmarket.embedding import given_bids
-from jaxmarket.environments.adapter import Adapter, Step
 from jaxmarket.settlement import Flows, flows
-from jaxmarket.society import Society, draw, reset, step_with
+from jaxmarket.society import Society, advance, draw, reset
 from jaxmarket.types import Array, PyTree, Rules, State, real
 
 try:
@@ -27,35 +24,6 @@ except ModuleNotFoundError as error:
     raise ImportError("jaxmarket.multi_agent needs JaxMARL: pip install 'jaxmarket[marl]'") from error
 
 __all__ = ["MarketEnv"]
-
-
-class _Noted(struct.PyTreeNode):
-    """An environment's state, and whether the episode is over."""
-
-    env_state: PyTree
-    terminated: Array  # bool []
-    truncated: Array  # bool []
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unending(Adapter):
-    """An environment that notes the end of an episode in its state instead of announcing it.
-
-    `step_with` begins a new episode where one ended. In JaxMARL that is its own ``step``'s business, and
-    ``step_env`` goes to the last state and no further.
-    """
-
-    def raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        obs, env_state = super().raw_reset(key, params)
-        return obs, _Noted(env_state, jnp.zeros((), bool), jnp.zeros((), bool))
-
-    def raw_step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
-        after = super().raw_step(key, env_state.env_state, action, params)
-        noted, no = _Noted(after.env_state, after.terminated, after.truncated), jnp.zeros((), bool)
-        return after._replace(env_state=noted, terminated=no, truncated=no)
-
-    def legal(self, env_state: PyTree, params: PyTree) -> Array:
-        return super().legal(env_state.env_state, params)
 
 
 class MarketEnv(MultiAgentEnv):
@@ -115,7 +83,7 @@ class MarketEnv(MultiAgentEnv):
         if not isinstance(society, Society):
             raise ValueError(f"society: expected a Society, got {society!r}; TrainConfig(...).society is one")
         super().__init__(num_agents=society.bidders)
-        self.society = dataclasses.replace(given_bids(society), env=_Unending(society.env.env))
+        self.society = given_bids(society)
         self.env_params = society.env.default_params if env_params is None else env_params
         self.rules = rules or Rules()
         self.grid = None if grid is None else _ascending(grid)
@@ -137,9 +105,7 @@ class MarketEnv(MultiAgentEnv):
     ) -> tuple[dict[str, Array], State, dict[str, Array], dict[str, Array], dict[str, Array]]:
         """One auction, its payments and the winner's step: ``(obs, state, rewards, dones, infos)``, no reset."""
         draws = draw(self.society, key)
-        # Nothing ends in an unending environment, so the fresh episode is never used: any state will do.
-        state, row = step_with(self.society, draws, self.bids(actions), state, state, self.env_params, self.rules)
-        end: _Noted = state.env_state
+        state, row = advance(self.society, draws, self.bids(actions), state, self.env_params, self.rules)
         books: Flows = flows(row)
         everybody = functools.partial(jnp.broadcast_to, shape=(self.num_agents,))
         infos = {
@@ -147,11 +113,11 @@ class MarketEnv(MultiAgentEnv):
             "sale": books.sale,
             "reward": books.reward,
             "wealth": state.wealth,
-            "terminated": everybody(end.terminated),
-            "truncated": everybody(end.truncated),
+            "terminated": everybody(row.terminated),
+            "truncated": everybody(row.truncated),
         }
         rewards = self._named(books.purchase + books.sale + books.reward)
-        dones = self._named(everybody(end.terminated | end.truncated)) | {"__all__": end.terminated | end.truncated}
+        dones = self._named(everybody(row.done)) | {"__all__": row.done}
         return self.get_obs(state), state, rewards, dones, infos
 
     def bids(self, actions: dict[str, Array]) -> Array:

@@ -5,11 +5,12 @@
 ``summary.json`` · ``learning_curve.png`` · ``bids.csv`` and ``bids.png`` where Q* is known.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Folder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.path / "config.json", json.dumps(wanted, indent=2) + "\n")
+            checkpoint.write_text(self.path / "config.json", json.dumps(wanted, indent=2) + "\n")
         except OSError as error:
             raise ValueError(f"out: cannot write to {self.path} ({error.strerror}); choose another folder") from error
 
@@ -91,15 +92,18 @@ class Folder:
         Raises:
             ValueError: it cannot be written, as where the disk is full.
         """
-        try:
+        with self._writing():
             self._rows(record)
-        except OSError as error:
-            raise self._unwritten(error) from error
 
-    def _unwritten(self, error: OSError) -> ValueError:
-        return ValueError(
-            f"out: cannot write to {self.path} ({error.strerror}); make room, and resume: nothing checkpointed is lost"
-        )
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"out: cannot write to {self.path} ({error.strerror}); make room, and resume: nothing checkpointed is "
+                "lost"
+            ) from error
 
     def finished(self) -> dict[str, Any] | None:
         """The summary, where the run has come to its end."""
@@ -113,10 +117,8 @@ class Folder:
         Raises:
             ValueError: something cannot be written, as where the disk is full.
         """
-        try:
+        with self._writing():
             self._finish(result)
-        except OSError as error:
-            raise self._unwritten(error) from error
 
     def _finish(self, result: FitResult) -> None:
         checkpoint.save(self.path / "networks", jax.device_get(result.networks))
@@ -136,7 +138,7 @@ class Folder:
             fig, (ax,) = plotting.figure()
             plotting.draw_bids(ax, result)
             plotting.save(fig, self.path / "bids.png")
-        _write(self.path / "summary.json", to_json(result.summary) + "\n")
+        checkpoint.write_text(self.path / "summary.json", to_json(result.summary) + "\n")
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -167,13 +169,6 @@ def _same(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> 
                 f"resume: {folder} holds another run: {name} is {there.get(name)!r} there and {mine[name]!r} here; "
                 "resume it with its own settings, or choose another folder"
             )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is there whole, or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
 
 
 def document(path: Path) -> dict[str, Any]:

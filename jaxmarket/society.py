@@ -22,7 +22,7 @@ from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import transfer
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, Transition, real
 
-__all__ = ["Draws", "MarketPolicy", "Society", "auction", "draw", "reset", "step", "step_with"]
+__all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +227,15 @@ def step_with(
     society: Society, draws: Draws, params: PyTree, state: State, fresh: State, env_params: PyTree, rules: Rules
 ) -> tuple[State, Transition]:
     """`step` with its randomness drawn and its next episode opened beforehand; a rollout does so for all its steps."""
+    onward, transition = advance(society, draws, params, state, env_params, rules)
+    fresh = fresh.replace(wealth=onward.wealth, house=onward.house)
+    return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
+
+
+def advance(
+    society: Society, draws: Draws, params: PyTree, state: State, env_params: PyTree, rules: Rules
+) -> tuple[State, Transition]:
+    """`step_with` up to the last state of an episode and no further, for whoever resets by themselves."""
     eligible = society.eligible(state.active, state.env_state, env_params)
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
@@ -284,8 +293,7 @@ def step_with(
         episode_return=transition.episode_return,
         episode_length=transition.episode_length,
     )
-    fresh = fresh.replace(wealth=wealth, house=house)
-    return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
+    return onward, transition
 
 
 def _who_takes_part(key: Array, present: Array, dropout: Array | float) -> Array:

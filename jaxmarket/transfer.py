@@ -5,7 +5,6 @@ module has its own, named ``module2/policy/Affine_0``; modules are primitives, o
 """
 
 import fnmatch
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmarket.checkpoint import digest, flatten
 from jaxmarket.types import PyTree
 
 __all__ = ["Networks", "fingerprint", "freeze", "networks", "parts", "start_from", "weight_changes"]
@@ -31,10 +31,7 @@ def networks(learner_state: PyTree) -> Networks:
 
 def fingerprint(nets: Networks) -> str:
     """A short digest of all weights: equal networks have equal ones."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(nets):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    return digest(flatten(nets))[:16]
 
 
 def start_from(learner_state: PyTree, trained: Networks) -> PyTree:

@@ -96,6 +96,8 @@ def test_a_finished_run_is_read_back_and_nothing_is_written(whole):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     assert again.summary == json.loads((folder / "summary.json").read_text())
     jax.tree.map(np.testing.assert_array_equal, flatten(again.state), flatten(result.state))
+    for field in ("q", "bids", "visited"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(result, field))
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "summary.json", "metrics.csv", "networks"])
