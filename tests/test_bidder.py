@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmarket
-from jaxmarket import MECHANISMS, Society, baselines
+from jaxmarket import MECHANISMS, Society, baselines, estimates
 from jaxmarket.bidder import BidderEnv, Exact, truthful
 from jaxmarket.environments import Bandit, Chain, FiniteMDP, Memory, adapt, garnet
 from jaxmarket.experiments import Options, best_reply
@@ -348,10 +348,10 @@ def test_a_finding_holds_what_greedy_networks_bid():
 
 
 def test_means_and_their_interval():
-    estimate = best_reply.mean([1.0, 2.0, 3.0, 4.0])
+    estimate = estimates.mean([1.0, 2.0, 3.0, 4.0])
     assert estimate.value == 2.5
     assert estimate.high - 2.5 == pytest.approx(3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2)
-    assert best_reply.mean([2.0, 2.0]).low == 2
+    assert estimates.mean([2.0, 2.0]).low == 2
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from jaxmarket import plotting
 from jaxmarket.auctions import MECHANISMS
@@ -26,7 +25,8 @@ from jaxmarket.baselines import Agent, Monolith
 from jaxmarket.bidder import BidderEnv, Exact, truthful
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
-from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, tally
+from jaxmarket.estimates import mean
+from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.runs import SavedRun
 from jaxmarket.settlement import TimeLimits
@@ -35,7 +35,7 @@ from jaxmarket.types import Array, PyTree, real
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Case", "Finding", "mean", "run"]
+__all__ = ["Case", "Finding", "run"]
 
 _NOTHING = 1e-3
 """Money, in units of reward: float32 prices add up to less than this over an episode."""
@@ -110,14 +110,6 @@ class Case:
     def config(self) -> TrainConfig:
         """The learner's settings."""
         return TrainConfig(self.env, agent="monolith", seeds=self.seeds, **self.settings)
-
-
-def mean(values: Any, confidence: float = 0.95) -> Estimate:
-    """The mean over seeds f [seeds], with Student's interval."""
-    values = np.asarray(values, np.float64)
-    center = float(values.mean())
-    side = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
-    return Estimate(center, center - side, center + side)
 
 
 class Finding:

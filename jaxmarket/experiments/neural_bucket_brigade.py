@@ -25,10 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from jaxmarket import plotting, tables
-from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, tally
+from jaxmarket.estimates import mean
+from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
 from jaxmarket.types import Array
 
@@ -225,13 +225,6 @@ def measure(condition: Condition, seeds: int, seed: int, presentations: int) -> 
     return Finding(condition, solved, money, book.injected, book.dissipated, book.circulated)
 
 
-def _mean(values: np.ndarray) -> Estimate:
-    """The mean with a 95% t-interval, to hold against the paper's plain means."""
-    mean, error = float(values.mean()), float(stats.sem(values))
-    side = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return Estimate(mean, mean - side, mean + side)
-
-
 def _finite(value: float) -> int | None:
     return round(float(value)) if math.isfinite(value) else None
 
@@ -303,7 +296,8 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
         for setting, name in (("published", "published settings"), ("8 ticks", "patterns held for 8 ticks, not 6"))
     ]  # fmt: skip
     if min(np.isfinite(first).sum(), np.isfinite(lasting).sum()) > 1:
-        once, kept = _mean(first[np.isfinite(first)]), _mean(lasting[np.isfinite(lasting)])
+        # Plain means, to hold against the paper's.
+        once, kept = mean(first[np.isfinite(first)]), mean(lasting[np.isfinite(lasting)])
         verdicts.append(
             Verdict(
                 "XOR takes as long as published: 619 presentations on average", "not testable", once.value,
