@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 import jax
-import jax.numpy as jnp
 import numpy as np
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -51,6 +50,7 @@ def train(
     devices: int | Literal["all"] = 1,
     log: tuple[str, ...] = (),
     check: Annotated[bool, Parameter(negative=())] = False,
+    other_versions: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show what its agents learned to bid.
@@ -67,6 +67,7 @@ def train(
         devices: how many devices to spread seeds and instances over, or all.
         log: also log to console, jsonl, tensorboard or wandb; several times for several.
         check: stop where a bid, price or reward is no number, or money comes from nowhere, and say so; slower.
+        other_versions: with --resume, go on although other versions of the libraries began the run; bits may differ.
         json: make the last line of standard output one JSON object.
     """
     unknown = set(log) - set(LOGGERS)
@@ -80,8 +81,7 @@ def train(
                 raise ValueError(f"resume: {resume} holds the run's own settings; leave out {name}")
         out = resume
         config, origin = runs.settings_in(resume)
-        key = jax.random.wrap_key_data(jnp.array(origin["key"], jnp.uint32))
-        start, freeze = origin["start_folder"], tuple(origin["frozen"])
+        key, freeze = origin.prng_key(), tuple(origin.frozen)
     if config is None:
         raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
     loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
@@ -96,6 +96,7 @@ def train(
         devices=devices,
         loggers=loggers,
         check=check,
+        other_versions=other_versions,
     )
     console = Console()
     console.print(tables.returns_table(result))

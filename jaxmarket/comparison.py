@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmarket import plotting, runs
+from jaxmarket import files, plotting, runs
 from jaxmarket.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
 
 if TYPE_CHECKING:
@@ -70,19 +71,15 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
         ValueError: there is no run, it is not finished, or its files are damaged.
     """
     folder = Path(folder)
+    summary = runs.ended(folder)
     settings = runs.document(folder / "config.json")
-    if not (folder / "summary.json").exists():
-        raise ValueError(
-            f"{folder}: this run is not finished; wait for it, or go on with it by --resume where it was interrupted"
-        )
-    summary = runs.document(folder / "summary.json")
     try:
         # What decides a run, too, and is not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
         beside = {"seed": summary["key"][-1], "start": summary.get("start"), "frozen": summary.get("frozen", [])}
         returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(file)]
+        text = files.sealed(folder / "metrics.csv").decode()
+        rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
         table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
         return Outcome(
             name=folder.resolve().name if name is None else name,
@@ -95,7 +92,7 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
             steps_per_second=float(summary["steps_per_second"]),
             interrupted=bool(summary["interrupted"]),
         )
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"{folder}: summary.json and metrics.csv are not those of a finished run ({error!r})"
         ) from error

@@ -1,13 +1,9 @@
 """Fitting: a host loop over the compiled chunk, with a progress bar, evaluation and files around it."""
 
-import contextlib
 import dataclasses
 import functools
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +18,16 @@ from jaxmarket import baselines, tables, training, transfer
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.baselines import Agent, Monolith, MonolithState
 from jaxmarket.checking import checked
-from jaxmarket.checkpoint import Checkpoints, digest, flatten, unflatten
+from jaxmarket.checkpoint import Checkpoints, Saved, digest, flatten, unflatten
 from jaxmarket.config import TrainConfig
 from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
 from jaxmarket.devices import mesh as devices_mesh
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
+from jaxmarket.interrupts import Deferred
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
-from jaxmarket.runs import Folder, SavedRun, player_of, read, settings_of
+from jaxmarket.runs import Folder, Origin, SavedRun, player_of, read
 from jaxmarket.society import Society
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
@@ -138,20 +135,22 @@ def fit(
     devices: Devices = 1,
     loggers: Sequence[Logger] = (),
     check: bool = False,
+    other_versions: bool = False,
     progress: bool = True,
 ) -> FitResult:
     """Train ``config.seeds`` seeds, evaluate them, and write the results.
 
     Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``. A run with a folder is checkpointed there;
-    killed at any moment and resumed, it ends with the same bits as one that never stopped. Ctrl-C ends the training
-    after the chunk under way, and the rest goes on with what was learned; it can be resumed, too.
+    killed at any moment and resumed, it ends with the same bits as one that never stopped. Signals wait for the end of
+    the chunk under way and for a checkpoint: then Ctrl-C ends the training, and what was learned is evaluated and can
+    be resumed; TERM and HUP end the process. While it is written, a folder has no other writer.
 
     Args:
         config: the settings.
         key: a typed PRNG key.
         out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
-            networks its seed i ended with, and with fresh optimizers.
+            networks its seed i ended with, and with fresh optimizers. Not needed to resume.
         freeze: names of parts of the networks that are not trained, as shell patterns; see `jaxmarket.transfer`.
         resume: go on where the run in ``out`` stopped, if there is one; one that is finished is read back.
         checkpoint_every: seconds between checkpoints, 0 for one after every chunk; there is always one at the end.
@@ -161,12 +160,13 @@ def fit(
         loggers: called after each chunk; see `jaxmarket.logging`.
         check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
             or money comes from nowhere, and says what. Slower; the results are the same. On one device.
+        other_versions: resume a run that other versions of the libraries began, although it may end with other bits.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
     Raises:
-        ValueError: the folder is taken or cannot be written, it holds another run than the one to resume or a damaged
-            checkpoint, the run to start from does not fit, a name to freeze is none, devices cannot share the work, or
-            a check failed.
+        ValueError: the folder is taken, has another writer or cannot be written, it holds another run than the one to
+            resume or a damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part,
+            devices cannot share the work, or a check failed.
     """
     program = program_of(config)
     if resume and out is None:
@@ -180,31 +180,61 @@ def fit(
         raise ValueError("check: checks are made on one device; leave out devices")
     run = _Run(config, program, key, mesh, check=check)
     trained = None if start is None else (read(start) if isinstance(start, str | Path) else start).networks
-    origin = {
-        "key": jax.random.key_data(key).tolist(),
-        "start": None if trained is None else transfer.fingerprint(trained),
-        "start_folder": str(start) if isinstance(start, str | Path) else None,
-        "frozen": list(freeze),
-    }
+    origin = Origin.of(
+        key,
+        start=None if trained is None else transfer.fingerprint(trained),
+        start_folder=str(start) if isinstance(start, str | Path) else None,
+        frozen=freeze,
+    )
     if trained is not None:
         run.state = run.state.replace(learner=transfer.start_from(run.state.learner, trained))
     if freeze:
         frozen = transfer.freeze(run.state.learner, freeze, modules=isinstance(program, Program))
         run.state = run.state.replace(learner=frozen)
-    if out is None:
-        run.train(loggers, progress=progress)
-        return run.result(origin)
-    folder = Folder(out, config, origin, resume=resume)
-    summary = folder.finished() if resume else None
-    if summary is None:  # of a finished run nothing is written again
+    label = config.adapter.name
+    with tables.progress(label, shown=progress and jax.process_index() == 0) as show:
+        if out is None:
+            run.train(show, loggers)
+            return run.result(show, origin)
+        with Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder:
+            return _fit_in(folder, run, show, loggers, checkpoint_every, started=trained is not None)
+
+
+def _fit_in(
+    folder: Folder,
+    run: "_Run",
+    show: tables.Show,
+    loggers: Sequence[Logger],
+    checkpoint_every: float,
+    *,
+    started: bool,
+) -> FitResult:
+    """`fit` with a folder, from its last checkpoint on if it has one."""
+    checkpoints = Checkpoints(folder.path / "checkpoints")
+    last = checkpoints.last() if folder.resume else None
+    summary = folder.finished() if folder.resume else None
+    if last is not None:
+        folder.check(last[1].note.get("run"), checkpoints.path(last[0]))
+        run.restore(last[1], str(checkpoints.path(last[0])))
+    elif folder.origin.start is not None and not started:
+        raise ValueError(
+            f"resume: {folder.path} was stopped before its first checkpoint, and started from the networks in "
+            f"{folder.origin.start_folder}; give them again as start, with the run's settings"
+        )
+    if summary is None:  # nothing is written of a finished run again
+        if folder.resume:
+            folder.reopen()
         loggers = [folder.log, *loggers]
-    with Checkpoints(folder.path / "checkpoints") as checkpoints:
-        if resume:
-            run.resume(checkpoints, loggers)
-        run.train(loggers, checkpoints, checkpoint_every, progress=progress)
+    run.replay(loggers)
+    if last is None and started:  # what the run starts from is not needed from here on
+        run.save(checkpoints, folder)
+    run.train(show, loggers, checkpoints, folder, checkpoint_every)
     if summary is not None:
-        return FitResult(summary, run.state, run.metrics, config, *_bids_beside_q(config, program, run.state))
-    result = run.result(origin)
+        return FitResult(
+            summary, run.state, run.metrics, run.config, *_bids_beside_q(run.config, run.program, run.state)
+        )
+    result = run.result(show, folder.origin)
+    show.phase("writing")
     folder.finish(result)
     return result
 
@@ -228,30 +258,26 @@ class _Run:
         """Chunks."""
         return len(self.rows)
 
-    def resume(self, checkpoints: Checkpoints, loggers: Sequence[Logger]) -> None:
-        """Go on from the last checkpoint, if there is one, and tell the loggers what was before it.
+    def restore(self, saved: Saved, whose: str) -> None:
+        """Go on from a checkpoint.
 
         Raises:
-            ValueError: it is damaged, or another run's.
+            ValueError: its arrays are another society's.
         """
-        last = checkpoints.last()
-        if last is None:
-            return
-        step, saved = last
-        whose = f"{checkpoints.folder / str(step)}: the arrays"
-        settings = settings_of(self.config)
-        if saved.note.get("config") != settings:
-            raise ValueError(
-                f"{checkpoints.folder / str(step)}: a checkpoint of other settings; remove it, or resume them"
-            )
-        self.state = unflatten(self.state, saved.part("state"), whose)
+        self.state = unflatten(self.state, saved.part("state"), f"{whose}: the arrays")
         metrics = saved.part("metrics")
-        for chunk in range(step):
-            self._book({name: values[chunk] for name, values in metrics.items()}, loggers, earlier=True)
+        chunks = len(next(iter(metrics.values()), ()))
+        self.rows = [{name: values[chunk] for name, values in metrics.items()} for chunk in range(chunks)]
         self.run_seconds = saved.note["seconds"]
 
-    def _book(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
-        """Take down a chunk's metrics, and tell the loggers."""
+    def replay(self, loggers: Sequence[Logger]) -> None:
+        """Tell the loggers what was trained before."""
+        rows, self.rows = self.rows, []
+        for metrics in rows:
+            self._record(metrics, loggers, earlier=True)
+
+    def _record(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
+        """Keep a chunk's metrics, and tell the loggers."""
         auctions = self.config.auctions_per_chunk
         self.rows.append(metrics)
         self.spent = self.spent + env_steps(metrics["duration"][None], auctions)[0]
@@ -260,11 +286,15 @@ class _Run:
             for log in loggers:
                 log(record)
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def save(self, checkpoints: Checkpoints, folder: Folder) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
         arrays = {f"state/{name}": value for name, value in flatten(gather(self.state, self.mesh)).items()}
         arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
-        note = {"config": settings_of(self.config), "seconds": self.run_seconds, "versions": _versions()}
-        checkpoints.save(self.done, arrays, note)
+        checkpoints.save(self.done, arrays, {"run": folder.identity, "seconds": self.run_seconds})
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -273,44 +303,60 @@ class _Run:
 
     def train(
         self,
+        show: tables.Show,
         loggers: Sequence[Logger],
         checkpoints: Checkpoints | None = None,
+        folder: Folder | None = None,
         checkpoint_every: float = 0,
-        *,
-        progress: bool,
     ) -> None:
-        """Do the chunks that are left, or those until Ctrl-C."""
+        """Do the chunks that are left, or those until Ctrl-C.
+
+        State, metrics, records and checkpoints change together: a signal takes effect between chunks, after a
+        checkpoint.
+        """
         config, chunks = self.config, self.program.chunks
         if self.done == chunks:
             return
         auctions = config.seeds * config.auctions_per_chunk
         before, kept = self.run_seconds, self.done
-        with tables.progress(config.adapter.name, shown=progress and jax.process_index() == 0) as show:
-            began = time.perf_counter()
-            self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
-            hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
-            compiled = self._compile(hyper, oracle)
-            self.compile_seconds = time.perf_counter() - began
-            if self.done:
-                show.say(f"going on after chunk {self.done} of {chunks}")
-            began = saved = time.perf_counter()
-            try:
-                while self.done < chunks:
-                    self.state, metrics = compiled(self.state, hyper, oracle)
-                    metrics = jax.device_get(metrics)
-                    self.run_seconds = before + time.perf_counter() - began
-                    self._book(metrics, loggers)
-                    show(self.done * auctions, chunks * auctions, tables.return_note(metrics))
-                    if checkpoints is not None and _due(time.perf_counter() - saved >= checkpoint_every):
-                        self._save(checkpoints)
-                        saved, kept = time.perf_counter(), self.done
-            except KeyboardInterrupt:
-                if jax.process_count() > 1:  # the others may be a chunk ahead
-                    raise
-                show.say(f"stopping after chunk {self.done} of {chunks}, with the results so far")
-            if checkpoints is not None and kept < self.done:
-                with _undisturbed():
-                    self._save(checkpoints)
+        began = time.perf_counter()
+        self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
+        hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
+        compiled = self._compile(hyper, oracle)
+        self.compile_seconds = time.perf_counter() - began
+        if self.done:
+            show.say(f"going on after chunk {self.done} of {chunks}")
+        began = saved = time.perf_counter()
+
+        def one() -> None:
+            self.state, metrics = compiled(self.state, hyper, oracle)
+            metrics = jax.device_get(metrics)
+            self.run_seconds = before + time.perf_counter() - began
+            self._record(metrics, loggers)
+            show(self.done * auctions, chunks * auctions, tables.return_note(metrics))
+
+        def keep() -> None:
+            nonlocal saved, kept
+            if checkpoints is not None and folder is not None and kept < self.done:
+                self.save(checkpoints, folder)
+                saved, kept = time.perf_counter(), self.done
+
+        alone = jax.process_count() == 1  # else the others may be a chunk ahead: no common state to keep
+        try:
+            while self.done < chunks:
+                with Deferred() as signals:
+                    while self.done < chunks and not signals.pending:
+                        one()
+                        if self.done == chunks or _due(time.perf_counter() - saved >= checkpoint_every):
+                            keep()
+                    if alone:
+                        keep()
+        except KeyboardInterrupt:
+            if not alone:
+                raise
+            show.say(f"stopping after chunk {self.done} of {chunks}, with the results so far")
+            with Deferred():
+                keep()  # a logger may have raised it
         if self.mesh is not None:  # on one device again: what follows is small, and the same in every process
             self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
         jax.block_until_ready(self.state)
@@ -326,8 +372,9 @@ class _Run:
         leaves, tree = jax.tree.flatten((self.state, hyper, oracle))
         return _compiled(self.program, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
 
-    def result(self, origin: dict[str, Any]) -> FitResult:
+    def result(self, show: tables.Show, origin: Origin) -> FitResult:
         """What was learned, evaluated."""
+        show.phase("evaluating")
         key_eval = jax.random.fold_in(self.key, 1)
         result = _assess(self.config, self.program, self.state, self.metrics, key_eval)
         steps = int(self.spent.sum())
@@ -337,24 +384,10 @@ class _Run:
             run_seconds=self.run_seconds,
             steps_per_second=steps / max(self.run_seconds, 1e-9),
             interrupted=self.done < self.program.chunks,
-            **origin,
+            **origin.json(),
             params_sha256=digest(flatten(self.state)),
-            versions=_versions(),
         )
         return result
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C, pressed again by who is impatient, waits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _due(mine: bool) -> bool:
@@ -362,10 +395,6 @@ def _due(mine: bool) -> bool:
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("jaxmarket", "jax", "flax", "optax")}
 
 
 def _assess(

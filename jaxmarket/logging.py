@@ -94,7 +94,7 @@ def json_lines(path: str | Path) -> Logger:
     def log(record: Record) -> None:
         lists = {name: values.tolist() for name, values in record.metrics.items()}
         row = {"chunk": record.chunk, "env_steps": record.env_steps.astype(int).tolist(), **lists}
-        with path.open("w" if record.chunk == 1 else "a") as file:
+        with path.open("w" if record.chunk == 1 else "a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
     return log
@@ -106,7 +106,7 @@ def csv_rows(path: str | Path) -> Logger:
 
     def log(record: Record) -> None:
         columns = record.columns()
-        with path.open("w" if record.chunk == 1 else "a", newline="") as file:
+        with path.open("w" if record.chunk == 1 else "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["chunk", "env_steps", "seed", *columns])
             if record.chunk == 1:
                 writer.writeheader()

@@ -8,7 +8,6 @@ call gains nothing there, and would lose that finished ones are kept.
 
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
 import difflib
 import itertools
@@ -24,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from jaxmarket import fitting, plotting, runs, tables
+from jaxmarket import files, fitting, plotting, runs, tables
 from jaxmarket.comparison import Comparison, compare, label, shown
 from jaxmarket.config import TrainConfig
 from jaxmarket.estimates import Estimate, Sheet, mean
+from jaxmarket.interrupts import Deferred
 from jaxmarket.logging import Record
 from jaxmarket.runs import SavedRun
 from jaxmarket.transfer import fingerprint
@@ -119,20 +119,28 @@ def train(
 
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(fit_one, condition): condition for condition in waiting}
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    condition, result = futures[future], future.result()
+
+            def keep(future: concurrent.futures.Future) -> None:
+                condition, result = futures[future], future.result()
+                with Deferred():
                     runs.write(folder / condition.name, result)
                     finished[condition.name] = _read(folder / condition.name, condition)
-                    s = result.summary
-                    show.say(
-                        f"{condition.name}: greedy return {s['return_mean']:.3f} "
-                        f"({min(s['return_seeds']):.3f} … {max(s['return_seeds']):.3f}), {s['run_seconds']:.0f} s"
-                    )
+                s = result.summary
+                show.say(
+                    f"{condition.name}: greedy return {s['return_mean']:.3f} "
+                    f"({min(s['return_seeds']):.3f} … {max(s['return_seeds']):.3f}), {s['run_seconds']:.0f} s"
+                )
+
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    keep(future)
             except BaseException:
                 show.say("stopping: the conditions under way are given up, the finished ones are kept")
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+                for future, condition in futures.items():  # finished while this was waiting
+                    if condition.name not in finished and not future.cancelled() and future.exception() is None:
+                        keep(future)
                 raise
     return finished
 
@@ -148,11 +156,13 @@ def _read(folder: Path, condition: Cell) -> SavedRun:
 
 
 def _finished(folder: Path, condition: Cell, key: Array, origin: str | None) -> SavedRun | None:
-    if not (folder / "summary.json").exists():
+    if runs.summary_of(folder) is None:
         return None
     run = _read(folder, condition)
     if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
+    if run.summary["versions"] != runs.versions():
+        raise ValueError(f"out: {folder} holds a run of other versions of the libraries; choose another folder")
     if run.summary.get("start") != origin:
         raise ValueError(
             f"out: {folder} holds a run that went on from other networks; remove it, or choose another folder"
@@ -340,12 +350,10 @@ class Sweep:
     def write(self) -> list[str]:
         """``sweep.json``, ``sweep.csv`` and ``sweep.png`` into the folder; their names."""
         document = self.document()
-        (self.folder / "sweep.json").write_text(json.dumps(json.loads(runs.to_json(document)), indent=2) + "\n")
-        with (self.folder / "sweep.csv").open("w", newline="") as file:
-            rows = self.sheets()[0].flat()
-            writer = csv.DictWriter(file, list(rows[-1]))  # the first one is not held against itself
-            writer.writeheader()
-            writer.writerows(rows)
+        files.write_text(self.folder / "sweep.json", json.dumps(json.loads(runs.to_json(document)), indent=2) + "\n")
+        rows = self.sheets()[0].flat()
+        names = list(rows[-1])  # the first one is not held against itself
+        files.write_rows(self.folder / "sweep.csv", names, [[row.get(name) for name in names] for row in rows])
         plotting.save(self.figure(), self.folder / "sweep.png")
         return ["sweep.csv", "sweep.json", "sweep.png"]
 
@@ -459,15 +467,16 @@ def sweep(
             raise ValueError(f"{name}: {error}") from error
     out = Path(out)
     before = fitting.compiles()
-    train(cells, out, seed=seed, label=cells[0].config.adapter.name, progress=progress)
-    comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
-    found = Sweep(
-        out,
-        vary,
-        samples is not None,
-        {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
-        comparison,
-        fitting.compiles() - before,
-    )
-    found.write()
+    with files.owned(out):
+        train(cells, out, seed=seed, label=cells[0].config.adapter.name, progress=progress)
+        comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
+        found = Sweep(
+            out,
+            vary,
+            samples is not None,
+            {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
+            comparison,
+            fitting.compiles() - before,
+        )
+        found.write()
     return found

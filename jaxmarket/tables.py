@@ -15,7 +15,7 @@ from jaxmarket.society import Society
 from jaxmarket.training import FitResult
 from jaxmarket.types import Transition
 
-__all__ = ["bids_table", "progress", "return_note", "returns_table", "trace_table"]
+__all__ = ["Show", "bids_table", "progress", "return_note", "returns_table", "trace_table"]
 
 
 class _Rate(ProgressColumn):
@@ -30,7 +30,7 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
 
 
-class _Show:
+class Show:
     """Moves a progress bar, and speaks above it."""
 
     def __init__(self, bar: Progress, label: str) -> None:
@@ -38,7 +38,12 @@ class _Show:
         self._task = bar.add_task(f"{label}: compiling", total=None, note="")
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Move the bar."""
         self._bar.update(self._task, description=self._label, completed=done, total=total, note=note)
+
+    def phase(self, name: str) -> None:
+        """Name what is going on now, where nothing can be counted."""
+        self._bar.update(self._task, description=f"{self._label}: {name}")
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -47,7 +52,7 @@ class _Show:
 
 
 @contextmanager
-def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[_Show]:
+def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[Show]:
     """A progress bar on standard error with rate and ETA; yields ``show(done, total, note)``, ``show.say(line)``."""
     bar = Progress(
         SpinnerColumn(),
@@ -62,7 +67,7 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
         disable=not shown,
     )
     with bar:
-        yield _Show(bar, label)
+        yield Show(bar, label)
 
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:

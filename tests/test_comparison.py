@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from folders import reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -94,6 +95,7 @@ def run_at(folder, returns, *, late=0.9, steps=10, env="Chain-v0", summary=None,
         for chunk in range(1, steps + 1):
             for seed, final in enumerate(returns):
                 writer.writerow([chunk, 100 * chunk, seed, late * final * chunk / steps if chunk > 1 else "nan"])
+    reseal(folder)
     return folder
 
 
@@ -164,15 +166,22 @@ def test_equal_names_are_told_apart(tmp_path):
     assert [run.name for run in comparison.compare(runs).runs] == [str(path) for path in runs]
 
 
-def damaged(folder, name, text):
+def damaged(folder, name, text, *, sealed=True):
     (folder / name).write_text(text)
+    if sealed:
+        reseal(folder)
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda a, _: (a / "summary.json").unlink(), "not finished.*--resume"),
-        (lambda a, _: (a / "config.json").unlink(), "no finished run here"),
+        (lambda a, _: (a / "config.json").unlink(), "no run here"),
+        (lambda a, _: (a / "metrics.csv").unlink(), "metrics.csv: cannot be read"),
+        (lambda a, _: damaged(a, "metrics.csv", (a / "metrics.csv").read_text() * 2, sealed=False), "changed since"),
+        (lambda a, _: damaged(a, "metrics.csv", "", sealed=False), "metrics.csv: changed since"),
+        (lambda a, _: damaged(a, "summary.json", "{}", sealed=False), "summary.json: changed since"),
+        (lambda a, _: damaged(a, "config.json", "{}", sealed=False), "config.json: changed since"),
         (lambda a, _: damaged(a, "summary.json", "{"), "not valid JSON"),
         (lambda a, _: damaged(a, "summary.json", "[]"), "JSON object"),
         (lambda a, _: damaged(a, "summary.json", "{}"), "not those of a finished run"),

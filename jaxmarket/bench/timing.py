@@ -24,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from jaxmarket.files import write_text
 from jaxmarket.plotting import save
 from jaxmarket.types import Array, PyTree
 
@@ -279,7 +280,7 @@ class Report:
         """Keep everything in ``folder/NAME.json``, and the figure beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{self.name}.json"]
-        written[0].write_text(json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
+        write_text(written[0], json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
         if self.figure is not None:
             written.append(folder / f"{self.name}.png")
             save(self.figure, written[1])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmarket import files
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -222,8 +223,9 @@ def reproduce(
         if held != wanted:
             differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
             raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
-        stamp.write_text(json.dumps(wanted) + "\n")
+        with files.owned(folder):
+            files.write_text(stamp, json.dumps(wanted) + "\n")
+            report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+            return report.write(folder)
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
-    report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
-    return report.write(folder)

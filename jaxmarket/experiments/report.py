@@ -1,7 +1,7 @@
 """What a reproduction has to show: tables, figures, and a verdict per claim."""
 
-import csv
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from jaxmarket import plotting
+from jaxmarket import files, plotting
 from jaxmarket.estimates import Estimate, Sheet, interquartile_mean
 from jaxmarket.runs import to_json
 
@@ -99,20 +99,18 @@ class Report:
         written = []
         for sheet in self.sheets:
             path = folder / f"{sheet.name}.csv"
-            with path.open("w", newline="") as file:
-                rows = sheet.flat()
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            rows = sheet.flat()
+            files.write_rows(path, list(rows[0]), [list(row.values()) for row in rows])
             written.append(path.name)
         for name, fig in self.figures.items():
             path = folder / f"{name}.png"
             plotting.save(fig, path)
             written.append(path.name)
         document, text = folder / "report.json", folder / "report.txt"
-        document.write_text(json.dumps(json.loads(self.to_json()), indent=2) + "\n")
-        with text.open("w") as file:
-            Console(file=file, width=160).print(self.view())
+        files.write_text(document, json.dumps(json.loads(self.to_json()), indent=2) + "\n")
+        printed = io.StringIO()
+        Console(file=printed, width=160).print(self.view())
+        files.write_text(text, printed.getvalue())
         return dataclasses.replace(self, folder=folder, written=(*written, document.name, text.name))
 
     def view(self) -> Group:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import baselines, evaluation, goods, plotting, tables, training
+from jaxmarket import baselines, evaluation, files, goods, plotting, tables, training
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.baselines import Monolith, ProductHead
 from jaxmarket.config import TrainConfig
@@ -564,7 +564,7 @@ def _curves(options: Options) -> dict[tuple[str, int], Curve]:
     def one(cell: tuple[str, int]) -> Curve:
         path = options.folder / f"{cell[0].replace(', ', '-')}-{cell[1]}.json"
         if not path.exists():
-            path.write_text(measure(*cell, options.seeds, options.seed, steps).save() + "\n")
+            files.write_text(path, measure(*cell, options.seeds, options.seed, steps).save() + "\n")
         return Curve.read(path.read_text())
 
     with (
