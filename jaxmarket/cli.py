@@ -13,6 +13,7 @@ import numpy as np
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxmarket import auctions, plotting, runs, tables
 from jaxmarket import processes as multi
@@ -175,7 +176,11 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
         table.add_column(column, justify="right")
-    summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
+    summary: dict[str, Any] = {
+        "env": run.config.adapter.name,
+        "seeds": run.config.seeds,
+        "interrupted": run.interrupted,
+    }
     both = evaluate_both(runs.player_of(run.config), run.params, jax.random.key(seed), run.config.seeds)
     for bids, episodes in jax.device_get(both).items():
         per_seed = episodes.returns.mean(1)
@@ -183,8 +188,14 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         table.add_row(bids, *(f"{x:.3f}" for x in numbers), str(int(np.sum(~episodes.finished))))
         summary |= {f"{bids}_return_mean": float(numbers[0]), f"{bids}_return_std": float(numbers[1])}
     Console().print(table)
+    _say_if_interrupted(run)
     if json:
         print(runs.to_json(summary))
+
+
+def _say_if_interrupted(run: runs.SavedRun) -> None:
+    if run.interrupted:
+        Console().print(Text(run.interruption, style="yellow"))
 
 
 @app.command
@@ -208,6 +219,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     Console().print(f"society: {shown}", justify="center")
     Console().print(tables.trace_table(policy.society, rows))
+    _say_if_interrupted(run)
 
 
 @app.command

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -411,6 +412,14 @@ class SavedRun:
         return bool(self.summary.get("interrupted"))
 
     @property
+    def interruption(self) -> str:
+        """What to say of an interrupted run."""
+        return (
+            f"{self.folder}: training was interrupted, the networks are those of its first part; go on with it: "
+            f"jaxmarket train --resume {self.folder}"
+        )
+
+    @property
     def params(self) -> PyTree:
         """Parameters of the policies (bid networks), leaves [seeds, ...]."""
         return self.networks["policy"]
@@ -585,5 +594,11 @@ def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **
         seed: which of its seeds; the one with the highest greedy return by default.
         greedy: whether bidders bid the mean of their distribution, or sample.
         replace: ``env=`` or ``auction=``, where the run was trained with objects of the user's own.
+
+    Warns:
+        UserWarning: the run was interrupted, so the policy is of unfinished training.
     """
-    return read(folder, **replace).policy(seed, greedy=greedy)
+    run = read(folder, **replace)
+    if run.interrupted:
+        warnings.warn(run.interruption, stacklevel=2)
+    return run.policy(seed, greedy=greedy)
