@@ -154,12 +154,8 @@ def launch(command: Sequence[str], processes: int) -> int:
         try:
             for i in range(processes):
                 quiet = {} if i == 0 else {"stdout": subprocess.DEVNULL, "stderr": said}
-                children.append(
-                    subprocess.Popen(
-                        [*shared, "--process", str(i), *command],
-                        stdin=subprocess.DEVNULL, env=env, pass_fds=[pipe], start_new_session=True, **quiet,
-                    )  # fmt: skip
-                )
+                settings = {"stdin": subprocess.DEVNULL, "env": env, "pass_fds": [pipe], "start_new_session": True}
+                children.append(subprocess.Popen([*shared, "--process", str(i), *command], **settings, **quiet))
             while not received and any(c.poll() is None for c in children) and not any(c.poll() for c in children):
                 time.sleep(_POLL)
             # A process that was killed takes others with it: it is the one to name. What is refused is so by all of

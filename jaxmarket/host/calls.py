@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxmarket.text import plain
 
-__all__ = ["Calls", "Reply"]
+__all__ = ["Calls", "Reply", "describe"]
 
 
 _LONGEST = 300  # characters of a reason
@@ -30,9 +30,9 @@ class Reply:
 class Calls:
     """Asks agents, one call at a time for each.
 
-    A thread cannot be killed. One that stalls goes on in the background: it keeps neither the others nor the exit of the
-    process waiting, nor do the workers of thread pools that it started. Its agent is not called again until the call has
-    ended, and the late answer is dropped.
+    A thread cannot be killed. One that stalls goes on in the background: it keeps neither the others nor the exit of
+    the process waiting, nor do the workers of thread pools that it started. Its agent is not called again until the
+    call has ended, and the late answer is dropped.
     """
 
     def __init__(self) -> None:

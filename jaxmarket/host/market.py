@@ -10,6 +10,7 @@ arrays need not think of: an agent may fail.
 - Where nobody is left nobody acts: the state stays as it was, and so does its owner. (A deep market has its house act.)
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -435,10 +436,8 @@ def _endowment(name: str, agent: Trader) -> float:
 def _number(field: str, value: Any) -> float:
     """A finite float, also of an array with one number."""
     if not isinstance(value, (bool, np.bool_, str, bytes)) and hasattr(value, "__float__"):
-        try:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # refused below
             value = float(value)
-        except (TypeError, ValueError, OverflowError):  # refused below
-            pass
     return number(field, value)
 
 
