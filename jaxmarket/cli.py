@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -24,6 +26,7 @@ from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.learners import LEARNERS
 from jaxmarket.logging import LOGGERS
 from jaxmarket.society import MarketPolicy
+from jaxmarket.text import plain
 from jaxmarket.transfer import weight_changes
 
 __all__ = ["app", "main"]
@@ -141,6 +144,7 @@ def launch(
     if command[:1] != ("train",):
         raise ValueError(f"command: only train runs in several processes, got {' '.join(command) or 'none'}")
     if coordinator is not None and process is not None:
+        multi.end_with_parent()
         multi.join(coordinator, processes, process)
         try:
             main(list(command))
@@ -153,14 +157,18 @@ def launch(
     if coordinator is not None or process is not None:
         raise ValueError("process: on a cluster give both --coordinator and --process, on one machine neither")
     try:
-        sys.exit(multi.launch(command, processes))
+        code = multi.launch(command, processes)
+        stopped = f"stopped by {signal.Signals(code - 128).name}" if code > 128 else ""
     except ChildProcessError as error:
-        folder = next((b for a, b in itertools.pairwise(command) if a in ("--out", "--resume")), None)
-        again = (
-            "" if folder is None else f"; go on with: jaxmarket launch --processes {processes} train --resume {folder}"
-        )
-        print(f"jaxmarket: {error}{again}", file=sys.stderr)
-        sys.exit(1)
+        code, stopped = 1, str(error)
+    if stopped:
+        words = [word for given in command for word in given.split("=", 1)]
+        folder = next((b for a, b in itertools.pairwise(words) if a in ("--out", "--resume")), None)
+        if folder is not None and Path(folder, "config.json").exists():
+            folder = plain(shlex.quote(folder))
+            stopped += f"; go on with: jaxmarket launch --processes {processes} train --resume {folder}"
+        print(f"jaxmarket: {stopped}", file=sys.stderr)
+    sys.exit(code)
 
 
 @app.command
