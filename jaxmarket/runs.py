@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import checkpoint, plotting
+from jaxmarket import checking, checkpoint, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
+from jaxmarket.checking import given, whole
 from jaxmarket.config import TrainConfig
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
@@ -289,9 +290,9 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
         ValueError: there is no run there, or no such seed.
     """
     run = read(source) if isinstance(source, str | Path) else source
-    chosen = best_seed(run) if seed is None else seed
-    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < run.config.seeds:
-        raise ValueError(f"seed: the run has seeds 0 to {run.config.seeds - 1}, got {seed!r}")
+    if not isinstance(run, SavedRun | FitResult):
+        raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
+    chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
     player = dataclasses.replace(player_of(run.config), greedy=greedy)
     return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
@@ -308,7 +309,7 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
     Raises:
         ValueError: the folder holds no finished run, or another society's.
     """
-    folder = Path(folder)
+    folder = checking.path("folder", folder)
     settings, summary = (document(folder / name) for name in ("config.json", "summary.json"))
     config, _ = configuration(folder, settings, **replace)
     returns = summary.get("return_seeds")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmarket.checking import whole
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -203,8 +204,7 @@ def reproduce(
         seeds = experiment.quick_seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
-        raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
+    seeds = whole("seeds", seeds, 2)  # a spread needs at least two
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():
         if field not in experiment.settings:
