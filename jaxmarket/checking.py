@@ -54,6 +54,7 @@ __all__ = [
     "path",
     "plain",
     "prng_key",
+    "read_whole",
     "shown",
     "whole",
     "widths",
@@ -290,6 +291,21 @@ def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
         limits += f" and <= {most}" if too_large else ""
         raise ValueError(f"{field}: expected a whole number {limits}, got {given(value)}")
     return int(number)
+
+
+def read_whole(text: str) -> int:
+    """The whole number that a text stands for, as on a command line: ``12``, ``1_000`` or ``1e6``.
+
+    Raises:
+        ValueError: it stands for none; 1.5 is not rounded.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        found = float(text)
+        if not found.is_integer():
+            raise ValueError(f"expected a whole number, got {text!r}") from None
+        return int(found)
 
 
 def number(field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:

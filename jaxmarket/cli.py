@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jaxmarket import auctions, plotting, runs, tables
 from jaxmarket import processes as multi
+from jaxmarket.checking import read_whole
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
@@ -28,11 +29,18 @@ from jaxmarket.transfer import weight_changes
 
 __all__ = ["app", "main"]
 
+
+def _convert(kind: type, text: str) -> Any:
+    # Left to itself cyclopts rounds 1.5 to 2 and does not know 1e6.
+    return read_whole(text) if kind is int else cyclopts.convert(kind, [text])
+
+
 app = App(
     name="jaxmarket",
     help="Societies of agents that buy and sell the right to act.",
     result_action="return_value",
     help_format="markdown",
+    default_parameter=Parameter(converter=lambda kind, tokens: cyclopts.convert(kind, tokens, converter=_convert)),
 )
 
 Json = Annotated[bool, Parameter(negative=())]

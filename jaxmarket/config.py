@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Auction = str  # the command line reads this annotation, and offers names only
 
-__all__ = ["PRESETS", "Defaults", "TrainConfig", "check_config"]
+__all__ = ["PRESETS", "Defaults", "TrainConfig", "check_config", "plain_setting"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,15 +187,8 @@ class TrainConfig:
 
     def _to_plain(self) -> None:
         """Turn what was given, such as NumPy scalars, into plain Python values, or refuse it."""
-        for field, kind in _KINDS.items():
-            value = getattr(self, field)
-            if isinstance(value, Tracer) and field in _TRACED:
-                raise ValueError(
-                    f"{field}: a TrainConfig holds plain numbers, got a value traced by jit or vmap; use train(config, "
-                    f"key, hyper=config.hyperparameters.replace({_TRACED[field]}=...))"
-                )
-            if value is not None:
-                self._set(**{field: kind(field, value)})
+        for field in _KINDS:
+            self._set(**{field: plain_setting(field, getattr(self, field))})
 
     def _validate(self) -> None:
         if self.agent == "monolith":
@@ -329,6 +322,22 @@ class TrainConfig:
         if self.adapter.one_hot:
             return linear(*(self.hidden if self.hidden is not None else () if value else (16,)))
         return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)
+
+
+def plain_setting(field: str, value: Any) -> Any:
+    """The value of a setting of `TrainConfig` as the configuration holds it: a plain Python value, a NumPy scalar too.
+
+    Raises:
+        ValueError: it is of another kind than the setting.
+    """
+    if value is None or field not in _KINDS:
+        return value
+    if isinstance(value, Tracer) and field in _TRACED:
+        raise ValueError(
+            f"{field}: a TrainConfig holds plain numbers, got a value traced by jit or vmap; use train(config, "
+            f"key, hyper=config.hyperparameters.replace({_TRACED[field]}=...))"
+        )
+    return _KINDS[field](field, value)
 
 
 def check_config(config: Any) -> TrainConfig:
