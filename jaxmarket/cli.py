@@ -265,8 +265,12 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
     for part in parts:
         mine = [row for row in rows if row["part"] == part]
         change, moved = (np.mean([row[field] for row in mine]) for field in ("change", "moved"))
-        table.add_row(part, str(mine[0]["weights"]), f"{change:.3f}", f"{moved:.3f}")
-    table.caption = "change: |after - before| / |before| · moved: by more than a tenth of the part's root mean square"
+        relative = "–" if np.isnan(change) else f"{change:.3f}"
+        table.add_row(part, str(mine[0]["weights"]), relative, f"{moved:.3f}")
+    table.caption = (
+        "change: |after - before| / |before|, – where it was zero before · "
+        "moved: by more than a tenth of the part's root mean square"
+    )
     Console().print(table)
     if out is not None:
         fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))
