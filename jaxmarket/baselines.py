@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.config import TrainConfig
+from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, mine, total
 from jaxmarket.environments.adapter import Adapter, Step
 from jaxmarket.evaluation import Episodes, first_episodes
@@ -390,7 +390,7 @@ class Monolith:
             ValueError: the configuration's learner is not ppo, its environment or rules are none the agent knows, or
                 the head makes another number of choices than there are actions.
         """
-        config = dataclasses.replace(config, agent="monolith")
+        config = check_config(config).as_monolith()
         rule = config.learner_rule
         assert isinstance(rule, PPO)
         torsos = rule.policy.torso, rule.value.torso

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from jaxmarket import auctions, plotting, runs, tables
 from jaxmarket import processes as multi
+from jaxmarket.checking import read_whole
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
@@ -31,11 +32,18 @@ from jaxmarket.transfer import weight_changes
 
 __all__ = ["app", "main"]
 
+
+def _convert(kind: type, text: str) -> Any:
+    # Left to itself cyclopts rounds 1.5 to 2 and does not know 1e6.
+    return read_whole(text) if kind is int else cyclopts.convert(kind, [text])
+
+
 app = App(
     name="jaxmarket",
     help="Societies of agents that buy and sell the right to act.",
     result_action="return_value",
     help_format="markdown",
+    default_parameter=Parameter(converter=lambda kind, tokens: cyclopts.convert(kind, tokens, converter=_convert)),
 )
 
 Json = Annotated[bool, Parameter(negative=())]
@@ -278,8 +286,12 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
     for part in parts:
         mine = [row for row in rows if row["part"] == part]
         change, moved = (np.mean([row[field] for row in mine]) for field in ("change", "moved"))
-        table.add_row(part, str(mine[0]["weights"]), f"{change:.3f}", f"{moved:.3f}")
-    table.caption = "change: |after - before| / |before| · moved: by more than a tenth of the part's root mean square"
+        relative = "–" if np.isnan(change) else f"{change:.3f}"
+        table.add_row(part, str(mine[0]["weights"]), relative, f"{moved:.3f}")
+    table.caption = (
+        "change: |after - before| / |before|, – where it was zero before · "
+        "moved: by more than a tenth of the part's root mean square"
+    )
     Console().print(table)
     if out is not None:
         fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))

@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from jaxmarket import baselines, tables, training, transfer
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.baselines import Agent, Monolith, MonolithState
-from jaxmarket.checking import checked
+from jaxmarket.checking import checked, given, number, path, prng_key
 from jaxmarket.checkpoint import Checkpoints, Saved, digest, flatten, unflatten
-from jaxmarket.config import TrainConfig
+from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
 from jaxmarket.devices import mesh as devices_mesh
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
@@ -40,7 +40,7 @@ _State = TrainState | MonolithState
 
 def program_of(config: TrainConfig) -> Program | Monolith:
     """The static part of the run that a configuration describes."""
-    return Monolith.of(config) if config.agent == "monolith" else Program.of(config)
+    return Monolith.of(config) if check_config(config).agent == "monolith" else Program.of(config)
 
 
 def _functions(program: Program | Monolith) -> Any:
@@ -169,10 +169,15 @@ def fit(
             devices cannot share the work, or a check failed.
     """
     program = program_of(config)
+    key = prng_key("key", key, traced=False)
+    checkpoint_every = number("checkpoint_every", checkpoint_every, 0)
+    if isinstance(freeze, str):
+        raise ValueError(f"freeze: expected a sequence of patterns, got {freeze!r}; write [{freeze!r}]")
+    if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
+        raise ValueError(f"start: expected a finished run or its folder, got {given(start)}")
+    out = None if out is None else path("out", out)
     if resume and out is None:
         raise ValueError("resume: which run? give its folder as out")
-    if isinstance(checkpoint_every, bool) or not checkpoint_every >= 0:
-        raise ValueError(f"checkpoint_every: expected seconds >= 0, got {checkpoint_every!r}")
     if jax.process_count() > 1:
         devices = "all"
     mesh = devices_mesh(devices, config.seeds, program.instances, config.minibatch)  # type: ignore[arg-type]

@@ -123,8 +123,8 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     ax.barh(names, mean, xerr=np.abs(np.stack([values.min(1), values.max(1)]) - mean), color=color, alpha=0.8)
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=7)
-    # What was nearly nothing before moves by many times itself: let it leave the picture.
-    ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.max(values)))))
+    # What was small before moves by many times itself: let it leave the picture. What was zero before has no bar.
+    ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.nanmax(values, initial=0)))))
     ax.set(xlabel="|after - before| / |before|", title=title)
 
 

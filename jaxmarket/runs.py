@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import checkpoint, files, plotting
+from jaxmarket import checking, checkpoint, files, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
+from jaxmarket.checking import given, whole
 from jaxmarket.checkpoint import Checkpoints
 from jaxmarket.config import TrainConfig
 from jaxmarket.interrupts import Deferred
@@ -487,9 +488,9 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
         ValueError: there is no run there, or no such seed.
     """
     run = read(source) if isinstance(source, str | Path) else source
-    chosen = best_seed(run) if seed is None else seed
-    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < run.config.seeds:
-        raise ValueError(f"seed: the run has seeds 0 to {run.config.seeds - 1}, got {seed!r}")
+    if not isinstance(run, SavedRun | FitResult):
+        raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
+    chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
     player = dataclasses.replace(player_of(run.config), greedy=greedy)
     return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
@@ -506,7 +507,7 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
     Raises:
         ValueError: the folder holds no finished run, or another society's.
     """
-    folder = Path(folder)
+    folder = checking.path("folder", folder)
     summary = ended(folder)
     config = configuration(folder, document(folder / "config.json"), **replace)
     returns = summary.get("return_seeds")

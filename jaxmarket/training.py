@@ -14,7 +14,8 @@ import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.config import TrainConfig
+from jaxmarket.checking import given, numbers, prng_key
+from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, largest, mine, total
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
@@ -63,7 +64,7 @@ class Program:
         Raises:
             ValueError: it describes a monolithic agent.
         """
-        if config.agent != "society":
+        if check_config(config).agent != "society":
             raise ValueError(f"agent: {config.agent!r} is no society; train it with jaxmarket.fit, or baselines.chunk")
         q = config.adapter.optimal_q(config.gamma)
         return cls(
@@ -240,7 +241,11 @@ def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None)
 
     Returns:
         The final state, and metrics with one entry per chunk.
+
+    Raises:
+        ValueError: an argument is of another kind, or ``hyper`` holds something other than one number per setting.
     """
+    key = prng_key("key", key)
     program, env_params = Program.of(config), config.adapter.default_params
     hyper = as_arrays(config.hyperparameters if hyper is None else hyper)
     oracle = oracle_of(config)
@@ -253,9 +258,17 @@ def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None)
 
 def as_arrays(hyper: Hyperparameters) -> Hyperparameters:
     """Settings as arrays of the working precision (masks stay masks), so that equal shapes are equal programs."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, None if jnp.issubdtype(jnp.result_type(x), jnp.bool_) else real()), hyper
-    )
+    if not isinstance(hyper, Hyperparameters):
+        raise ValueError(
+            f"hyper: expected Hyperparameters, got {given(hyper)}; use config.hyperparameters.replace(...)"
+        )
+    settings = {f.name: getattr(hyper, f.name) for f in dataclasses.fields(hyper)}
+    arrays = {
+        name: jnp.asarray(value) if name == "present" else numbers(f"hyper.{name}", value, ())
+        for name, value in settings.items()
+        if value is not None
+    }
+    return hyper.replace(**arrays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,17 @@ def test_evaluate_and_watch_a_saved_run(capsys, bandit_run):
     assert "0.800" in printed
 
 
+def test_whole_floats_are_counts(monkeypatch):
+    seen = []
+    monkeypatch.setattr("jaxmarket.cli.fit", lambda config, *_, **__: seen.append(config) or pytest.fail("enough"))
+    words = ["--steps", "1e6", "--clones", "3.0", "--no-share-clones", "--hidden", "8", "--hidden", "4e0"]
+    with pytest.raises(pytest.fail.Exception):
+        main(["train", "Chain-v0", *words, "--devices", "1"])
+    (config,) = seen
+    assert (config.steps, config.clones, config.share_clones, config.hidden) == (1_000_000, 3, False, (8, 4))
+    assert type(config.steps) is int
+
+
 def test_list_names_everything(capsys):
     main(["list"])
     printed = capsys.readouterr().out
@@ -51,6 +62,14 @@ def test_list_names_everything(capsys):
         (["train", "Chain-v0", "--auction", "dutch"], "bb, vickrey, ccv, env"),
         (["train", "Chain-v0", "--learner", "sarsa"], "ppo, valuation, reinforce"),
         (["train", "Chain-v0", "--clones", "0"], "clones"),
+        (["train", "Chain-v0", "--clones", "1.5"], "--clones"),
+        (["train", "Chain-v0", "--steps", "1e6.5"], "--steps"),
+        (["train", "Chain-v0", "--steps", "1e400"], "--steps"),
+        (["train", "Chain-v0", "--agent", "monolith", "--auction", "ccv"], "auction: a monolithic agent holds no auct"),
+        (["train", "Chain-v0", "--agent", "monolith", "--clones", "2"], "clones: a monolithic agent"),
+        (["train", "Chain-v0", "--agent", "monolith", "--share-clones"], "share_clones: a monolithic agent"),
+        (["train", "Chain-v0", "--agent", "monolith", "--ties", "random"], "ties: a monolithic agent"),
+        (["train", "Chain-v0", "--agent", "monolith", "--bids", "beta"], "bids: a monolithic agent"),
         (["train", "Chain-v0", "--seeds", "two"], "--seeds"),
         (["train", "Chain-v0", "--steps", "-5"], "steps"),
         (["train", "Chain-v0", "--gamma", "1.5"], "gamma"),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxmarket.checking import shown
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Adapter", "Step", "adapt", "owns"]
@@ -221,6 +222,7 @@ def adapt(env: Any) -> Adapter:
     """
     if isinstance(env, Adapter):
         return env
+    _refuse_strangers(env)
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {env!r} is not a gymnax-style environment; "
@@ -231,3 +233,17 @@ def adapt(env: Any) -> Adapter:
     # find out how to encode observations.
     _ = adapter.num_actions, adapter._categories
     return adapter
+
+
+def _refuse_strangers(env: Any) -> None:
+    """Refuse what is often taken for an environment, with what to do instead."""
+    if isinstance(env, type) or (callable(env) and not hasattr(env, "reset")):
+        name = getattr(env, "__name__", shown(env))
+        raise ValueError(f"env: expected an environment, got the class or function {name}; call it: {name}()")
+    if isinstance(env, tuple):
+        raise ValueError("env: expected an environment, got a tuple; of what make() returns, give the first value")
+    if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in type(env).__mro__):
+        raise ValueError(
+            f"env: {shown(env)} is a Gymnasium environment, which JAX cannot compile; give the id of one written in "
+            "JAX (`jaxmarket list`), or write it with reset(key, params) and step(key, state, action, params)"
+        )

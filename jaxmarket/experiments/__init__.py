@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmarket import files
+from jaxmarket.checking import whole
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -204,8 +205,7 @@ def reproduce(
         seeds = experiment.quick_seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
-        raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
+    seeds = whole("seeds", seeds, 2)  # a spread needs at least two
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():
         if field not in experiment.settings:
