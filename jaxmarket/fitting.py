@@ -27,6 +27,7 @@ from jaxmarket.config import TrainConfig
 from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
 from jaxmarket.devices import mesh as devices_mesh
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
+from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
@@ -328,7 +329,7 @@ class _Run:
 
     def result(self, origin: dict[str, Any]) -> FitResult:
         """What was learned, evaluated."""
-        key_eval = jax.random.fold_in(self.key, 1)
+        key_eval = key_for(self.key, "evaluation")
         result = _assess(self.config, self.program, self.state, self.metrics, key_eval)
         steps = int(self.spent.sum())
         result.summary.update(

@@ -32,7 +32,7 @@ PURPOSES: Final = {
     "actor": "calls of a policy outside of JAX",
     "gymnasium": "episodes behind Gymnasium's interface",
     "measurement": "what an experiment measures after training",
-    "shape": "arrays made only for their shapes",
+    "structure": "the random structure of a network whose weights take the key itself",
 }
 """What `key_for` derives keys for. A new use of a key that is also used for something else gets an entry."""
 

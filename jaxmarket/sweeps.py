@@ -28,6 +28,7 @@ from jaxmarket import fitting, plotting, runs, tables
 from jaxmarket.comparison import Comparison, compare, label, shown
 from jaxmarket.config import TrainConfig
 from jaxmarket.estimates import Estimate, Sheet, mean
+from jaxmarket.keys import key_of
 from jaxmarket.logging import Record
 from jaxmarket.runs import SavedRun
 from jaxmarket.transfer import fingerprint
@@ -87,7 +88,7 @@ def train(
         ValueError: the folder holds a condition of that name with other settings or another seed.
     """
     start = start or {}
-    key = jax.random.key(seed)
+    key = key_of(seed)
     origins = {name: fingerprint(run.networks) for name, run in start.items()}
     found = {c.name: _finished(folder / c.name, c, key, origins.get(c.name)) for c in wanted}
     finished = {name: run for name, run in found.items() if run is not None}
@@ -445,6 +446,7 @@ def sweep(
             raise ValueError(f"vary: {name} is given as {shown(settings[name])} and varied, too; leave one out")
         if not isinstance(values, Range) and not values:
             raise ValueError(f"vary: no values of {name}; give some")
+    key_of(seed)  # a seed out of range is refused before anything is trained
     if samples is not None and (isinstance(samples, bool) or samples < 2):
         raise ValueError(f"samples: expected a whole number >= 2, got {samples!r}")
     chosen = combinations(vary) if samples is None else draw(vary, samples, seed)

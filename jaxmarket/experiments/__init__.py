@@ -24,6 +24,7 @@ from jaxmarket.experiments import (
     wide_vs_deep,
 )
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.keys import key_of
 
 __all__ = [
     "EXPERIMENTS",
@@ -203,6 +204,7 @@ def reproduce(
         seeds = experiment.quick_seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
+    key_of(seed)  # a seed out of range is refused before anything runs
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
         raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
     chosen = {field: value for field, value in settings.items() if value is not None}
