@@ -24,6 +24,7 @@ from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
 from jaxmarket.fitting import evaluate_both, fit
+from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
 from jaxmarket.logging import LOGGERS
 from jaxmarket.society import MarketPolicy
@@ -85,7 +86,7 @@ def train(
     unknown = set(log) - set(LOGGERS)
     if unknown:
         raise ValueError(f"log: unknown logger {min(unknown)!r}; choose from {', '.join(LOGGERS)}")
-    key = jax.random.key(seed or 0)
+    key = key_of(0 if seed is None else seed)
     if resume is not None:
         given = {"env": config, "seed": seed, "out": out, "start": start, "freeze": freeze or None}
         for name, value in given.items():
@@ -93,7 +94,7 @@ def train(
                 raise ValueError(f"resume: {resume} holds the run's own settings; leave out {name}")
         out = resume
         config, origin = runs.settings_in(resume)
-        key, freeze = origin.prng_key(), tuple(origin.frozen)
+        key, freeze = from_words(origin.key), tuple(origin.frozen)
     if config is None:
         raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
     loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
@@ -188,6 +189,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         seed: of the episodes.
         json: make the last line of standard output one JSON object.
     """
+    key = key_for(key_of(seed), "evaluate")
     run = runs.read(folder)
     table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
@@ -197,7 +199,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         "seeds": run.config.seeds,
         "interrupted": run.interrupted,
     }
-    both = evaluate_both(runs.player_of(run.config), run.params, jax.random.key(seed), run.config.seeds)
+    both = evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds)
     for bids, episodes in jax.device_get(both).items():
         per_seed = episodes.returns.mean(1)
         numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
@@ -225,13 +227,14 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         sampled: sample the bids instead of bidding their means.
         steps: cut the episode after so many auctions.
     """
+    key = key_for(key_of(seed), "watch")
     run = runs.read(folder)
     if steps < 1:
         raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
         raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")
-    rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
+    rows = watch_episode(policy.society, policy.params, key, run.config.adapter.default_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     Console().print(f"society: {shown}", justify="center")
     Console().print(tables.trace_table(policy.society, rows))

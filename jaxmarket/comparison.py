@@ -76,7 +76,11 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
     try:
         # What decides a run, too, and is not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
-        beside = {"seed": summary["key"][-1], "start": summary.get("start"), "frozen": summary.get("frozen", [])}
+        beside = {
+            "seed": summary["key"]["words"][-1],
+            "start": summary.get("start"),
+            "frozen": summary.get("frozen", []),
+        }
         returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
         text = files.sealed(folder / "metrics.csv").decode()
         rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(io.StringIO(text, newline=""))]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxmarket.keys import key_for
 from jaxmarket.rollouts import play
 from jaxmarket.society import Society, reset, step
 from jaxmarket.types import Array, PyTree, Rules, Transition
@@ -64,7 +65,7 @@ def first_episodes(
         episodes: how many.
         max_steps: steps after which the rest counts as unfinished.
     """
-    key_reset, key_steps = jax.random.split(key)
+    key_reset, key_steps = jax.random.split(key_for(key, "episodes"))
     states = jax.vmap(reset)(jax.random.split(key_reset, episodes))
     no = jnp.zeros(episodes, bool)
     blank = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=no, terminated=no)

@@ -24,6 +24,7 @@ from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
 from jaxmarket.devices import mesh as devices_mesh
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
@@ -380,7 +381,7 @@ class _Run:
     def result(self, show: tables.Show, origin: Origin) -> FitResult:
         """What was learned, evaluated."""
         show.phase("evaluating")
-        key_eval = jax.random.fold_in(self.key, 1)
+        key_eval = key_for(self.key, "evaluation")
         result = _assess(self.config, self.program, self.state, self.metrics, key_eval)
         steps = int(self.spent.sum())
         result.summary.update(

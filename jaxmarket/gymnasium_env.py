@@ -18,6 +18,7 @@ from gymnax.environments.spaces import gymnax_space_to_gym_space
 
 from jaxmarket.environments import make
 from jaxmarket.environments.adapter import Adapter, Step
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["GymnasiumEnv", "actor"]
@@ -36,7 +37,7 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
     one bidder sees it); continuous actions too. A step is one call into JAX, tenths of a millisecond on a CPU:
     convenient, not fast.
 
-    ``reset(seed=n)`` starts from ``jax.random.key(n)`` (the low 32 bits of n); without a seed the stream goes on.
+    ``reset(seed=n)`` starts a stream of its own (of the low 32 bits of n); without a seed the stream goes on.
     ``info`` has ``duration`` and ``undiscounted``: where a choice takes several environment steps (`Options`), how
     many, and their reward without the discount within.
 
@@ -60,10 +61,9 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode: ``(obs, info)``. ``options={"env_params": ...}`` changes the parameters from here on."""
         super().reset(seed=seed)
-        if seed is not None:
-            self._key = jax.random.key(np.uint32(seed & 0xFFFFFFFF))
-        elif self._key is None:
-            self._key = jax.random.key(self.np_random.integers(2**32, dtype=np.uint32))
+        if seed is not None or self._key is None:
+            number = self.np_random.integers(2**32, dtype=np.uint32) if seed is None else seed & 0xFFFFFFFF
+            self._key = key_for(jax.random.key(np.uint32(number)), "gymnasium")
         self.env_params = (options or {}).get("env_params", self.env_params)
         self._key, obs, self._env_state = _reset(self.adapter, self._key, self.env_params)
         return _to_numpy(self.observation_space, obs), {}
@@ -114,10 +114,11 @@ def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
         ``act(obs, legal=None)``: obs is one observation of the kind that the policy was trained on, legal
         bool [P] the legal choices, all by default.
     """
+    base = key_for(key_of(seed), "actor")
 
     @jax.jit
     def choose(obs: PyTree, call: int, legal: Array | None) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), call)
+        key = jax.random.fold_in(base, call)
         return policy(obs, key) if legal is None else policy(obs, key, legal)
 
     calls = itertools.count()

@@ -29,6 +29,7 @@ from jaxmarket.checking import given, whole
 from jaxmarket.checkpoint import Checkpoints
 from jaxmarket.config import TrainConfig
 from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import to_words
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
 from jaxmarket.society import MarketPolicy, Society
@@ -66,16 +67,14 @@ class Origin:
     """What decides a run's bits beside its settings.
 
     Attributes:
-        key: the words of its PRNG key.
-        key_impl: the generator that the key is of.
+        key: its PRNG key, as `keys.to_words` describes it.
         start: fingerprint of the networks that it started from (`jaxmarket.transfer`); None where they were fresh.
         start_folder: where those were read from; a remark, which is never followed.
         frozen: patterns of the parts that are not trained.
         versions: of the libraries that compute.
     """
 
-    key: list[int]
-    key_impl: str
+    key: dict[str, Any]
     start: str | None
     start_folder: str | None
     frozen: list[str]
@@ -86,8 +85,7 @@ class Origin:
         cls, key: Array, start: str | None = None, start_folder: str | None = None, frozen: Sequence[str] = ()
     ) -> "Origin":
         """The origin of a run that begins here and now."""
-        words, impl = jax.random.key_data(key).tolist(), str(jax.random.key_impl(key))
-        return cls(words, impl, start, start_folder, list(frozen), versions())
+        return cls(to_words(key), start, start_folder, list(frozen), versions())
 
     @classmethod
     def read(cls, folder: Path, found: Any) -> "Origin":
@@ -96,23 +94,12 @@ class Origin:
         Raises:
             ValueError: there is none, or it is incomplete.
         """
-        kinds = {"key": list, "key_impl": str, "frozen": list, "versions": dict}
+        kinds = {"key": dict, "frozen": list, "versions": dict}
         names = {field.name for field in dataclasses.fields(cls)}
         whole = isinstance(found, dict) and set(found) == names
         if not whole or not all(isinstance(found[name], kind) for name, kind in kinds.items()):
             raise ValueError(f"{folder / 'config.json'}: does not say how the run began; train it again")
         return cls(**found)
-
-    def prng_key(self) -> Array:
-        """The key.
-
-        Raises:
-            ValueError: JAX does not know its generator, or it is not a key of that generator.
-        """
-        try:
-            return jax.random.wrap_key_data(jnp.array(self.key, jnp.uint32), impl=self.key_impl)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"key: {self.key} is not a key of {self.key_impl} here ({error})") from error
 
     def json(self) -> dict[str, Any]:
         """As ``config.json`` holds it."""

@@ -30,6 +30,7 @@ from jaxmarket.comparison import Comparison, compare, shown
 from jaxmarket.config import TrainConfig, plain_setting
 from jaxmarket.estimates import Estimate, Sheet, mean
 from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import key_of, to_words
 from jaxmarket.logging import Record
 from jaxmarket.runs import SavedRun
 from jaxmarket.transfer import fingerprint
@@ -89,7 +90,7 @@ def train(
         ValueError: the folder holds a condition of that name with other settings or another seed.
     """
     start = start or {}
-    key = jax.random.key(seed)
+    key = key_of(seed)
     origins = {name: fingerprint(run.networks) for name, run in start.items()}
     found = {c.name: _finished(folder / c.name, c, key, origins.get(c.name)) for c in wanted}
     finished = {name: run for name, run in found.items() if run is not None}
@@ -161,7 +162,7 @@ def _finished(folder: Path, condition: Cell, key: Array, origin: str | None) -> 
     if runs.summary_of(folder) is None:
         return None
     run = _read(folder, condition)
-    if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
+    if run.config != condition.config or run.summary["key"] != to_words(key):
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
     if run.summary["versions"] != runs.versions():
         raise ValueError(f"out: {folder} holds a run of other versions of the libraries; choose another folder")
@@ -541,7 +542,8 @@ def sweep(
         ValueError: a setting is wrong or given twice, two combinations are the same or would share a folder, or the
             folder holds a run with other settings. All of that is found before anything is trained.
     """
-    vary, seed, out = _checked(vary), whole("seed", seed, 0, 2**32 - 1), path("out", out)
+    vary, out = _checked(vary), path("out", out)
+    key_of(seed)  # a seed out of range is refused before anything is trained
     for name, value in settings.items():
         if _setting(name, name) in vary:
             raise ValueError(f"vary: {name} is given as {shown(value)} and varied, too; leave one out")

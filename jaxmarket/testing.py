@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.auctions import Mechanism, award, clear, pick
-from jaxmarket.environments.adapter import Adapter, Step, adapt, owns
+from jaxmarket.environments.adapter import Adapter, Step, adapt, mismatch, owns
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner
 from jaxmarket.types import Array, Outcome, PyTree, real
 
@@ -72,19 +72,13 @@ def check_environment(env: Any, params: PyTree = None, *, steps: int = 64, insta
     Raises:
         AssertionError: the environment breaks one of these promises.
     """
-    adapter = _attempt("adapt", "see jaxmarket.environments.Adapter for what an environment needs", adapt, env)
+    try:
+        adapter = adapt(env)
+        adapter.check(params)
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
     params = adapter.default_params if params is None else params
-    name, key, action = f"env {adapter.name}", jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
-    obs, state = _attempt(f"{name}: reset under jit", _PURE, jax.eval_shape, adapter.reset, key, params)
-    after = _attempt(f"{name}: step under jit", _PURE, jax.eval_shape, adapter.step, key, state, action, params)
-    legal = _attempt(f"{name}: legal_actions under jit", _PURE, jax.eval_shape, adapter.legal, state, params)
-    _require_same_types(f"{name}: the observation after a step", obs, after.obs)
-    _require_same_types(f"{name}: the state after a step", state, after.env_state)
-    mask = (adapter.num_actions,)
-    _require(
-        legal.shape == mask, f"{name}: legal_actions has shape {legal.shape}; return one boolean per action, {mask}"
-    )
-
+    name, key = f"env {adapter.name}", jax.random.key(0)
     keys = jax.random.split(key, instances)
     play = jax.jit(jax.vmap(functools.partial(_play, adapter, params=params, steps=steps)))
     first, fresh, rows, legal = _attempt(f"{name}: jit(vmap(scan)) of random play", _PURE, play, keys)
@@ -286,14 +280,8 @@ def _attempt(what: str, remedy: str, function: Callable[..., Any], *args: Any) -
 
 def _require_same_types(what: str, before: PyTree, after: PyTree) -> None:
     """Structure, shapes and dtypes must agree."""
-    old, new = jax.tree.structure(before), jax.tree.structure(after)
-    _require(old == new, f"{what} has the structure {new}, before {old}; return the same fields")
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
-        _require(
-            (old.shape, old.dtype) == (new.shape, new.dtype),
-            f"{what} is {new.dtype}{list(new.shape)} at {jax.tree_util.keystr(path) or 'its root'}, before it was "
-            f"{old.dtype}{list(old.shape)}; keep shapes and dtypes (jnp.asarray(x, dtype))",
-        )
+    different = mismatch(before, after)
+    _require(different is None, f"{what} {different}")
 
 
 def _numbers(tree: PyTree) -> list[np.ndarray]:

@@ -87,7 +87,13 @@ def run_at(folder, returns, *, late=0.9, steps=10, env="Chain-v0", summary=None,
         "share_clones": True,
     }
     (folder / "config.json").write_text(json.dumps(base | settings))
-    said = {"env": env, "key": [0, 0], "return_seeds": list(returns), "steps_per_second": 5000.0, "interrupted": False}
+    said = {
+        "env": env,
+        "key": {"impl": "threefry2x32", "words": [0, 0]},
+        "return_seeds": list(returns),
+        "steps_per_second": 5000.0,
+        "interrupted": False,
+    }
     (folder / "summary.json").write_text(json.dumps(said | (summary or {})))
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -2,12 +2,15 @@
 
 import functools
 import math
+import re
+from typing import NamedTuple
 
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 from gymnax.environments.classic_control.cartpole import CartPole
 from gymnax.environments.environment import Environment
 from gymnax.wrappers.purerl import LogWrapper, StickyActionWrapper
@@ -16,6 +19,8 @@ from jaxmarket import TrainConfig, make
 from jaxmarket.environments import OURS, Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids, garnet
 from jaxmarket.environments.rooms import TASKS
 from jaxmarket.environments.tabular import MDPState
+from jaxmarket.gymnasium_env import GymnasiumEnv
+from jaxmarket.testing import check_environment
 
 KEY = jax.random.key(0)
 GAMMA = 0.99
@@ -528,7 +533,9 @@ def test_a_step_of_another_length_is_refused():
 
 
 def test_legal_actions_are_asked_for():
-    env = Walk(six).with_(legal_actions=lambda state, params: jnp.array([True, False]) | (state[0] > params))
+    env = Walk(six).with_(
+        legal_actions=lambda state, params: jnp.array([True, False]) | (state[0] > params), default_params=2
+    )
     adapter = adapt(env)
     _, state = adapter.reset(KEY, 2)
     np.testing.assert_array_equal(adapter.legal(state, 2), [True, False])
@@ -545,12 +552,163 @@ def test_a_dict_observation_is_joined():
     def observe(x):
         return {"b": jnp.array([True, False]), "a": x, "image": jnp.full((2, 1, 2), 3.0)}
 
-    # One space cannot speak for several leaves.
-    adapter = adapt(Walk(six, observe).with_(observation_space=lambda params: Space(n=5)))
+    adapter = adapt(Walk(six, observe))
     obs, state = adapter.reset(KEY, None)
     np.testing.assert_array_equal(obs, [0, 1, 0, 3, 3, 3, 3])  # keys in order, each leaf flat
     np.testing.assert_array_equal(adapter.step(KEY, state, 1, None).obs, [2, 1, 0, 3, 3, 3, 3])
     assert obs.dtype == jnp.float32
+
+
+class Pair(NamedTuple):
+    left: jax.Array
+    right: jax.Array
+
+
+ROOM, NEAR = spaces.Discrete(4), spaces.Box(0, 1, (2,))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "space"),
+    [
+        (lambda room, near: {"room": room, "v": near}, spaces.Dict({"v": NEAR, "room": ROOM})),
+        (lambda room, near: (room, near), spaces.Tuple([ROOM, NEAR])),
+        (Pair, spaces.Tuple([ROOM, NEAR])),
+        (lambda room, near: {"a": {"room": room}, "b": (near,)}, {"a": {"room": ROOM}, "b": [NEAR]}),
+    ],
+    ids=["dict", "tuple", "named tuple", "nested"],
+)
+def test_parts_of_an_observation_are_read_by_their_own_bounds(wrap, space):
+    def nested(space):
+        if isinstance(space, dict):
+            return spaces.Dict({name: nested(part) for name, part in space.items()})
+        return spaces.Tuple([nested(part) for part in space]) if isinstance(space, list) else space
+
+    env = Walk(six, lambda x: wrap(x, jnp.full(2, 7.0))).with_(observation_space=lambda params: nested(space))
+    adapter = adapt(env)
+    obs, state = adapter.reset(KEY, None)
+    np.testing.assert_array_equal(obs, [1, 0, 0, 0, 7, 7])
+    np.testing.assert_array_equal(adapter.step(KEY, state, 1, None).obs, [0, 0, 1, 0, 7, 7])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "space", "scaled"),
+    [
+        (jnp.uint8, (2, 2, 3), spaces.Box(0, 255, (2, 2, 3)), True),
+        (jnp.uint8, (2, 2, 3), None, True),
+        (jnp.uint8, (2, 2, 3), spaces.Box(0, 10, (2, 2, 3)), False),
+        (jnp.uint8, (4,), spaces.Box(0, 255, (4,)), True),
+        (jnp.uint8, (4,), None, False),
+        (jnp.float32, (2, 2, 3), spaces.Box(0, 255, (2, 2, 3)), True),
+        (jnp.float32, (2, 2, 3), spaces.Box(0, 1, (2, 2, 3)), False),
+    ],
+)
+def test_intensities_are_scaled(dtype, shape, space, scaled):
+    env = Walk(six, lambda x: jnp.full(shape, 51, dtype))
+    env = env if space is None else env.with_(observation_space=lambda params: space)
+    obs, _ = adapt(env).reset(KEY, None)
+    assert obs.shape == shape
+    np.testing.assert_allclose(obs, 0.2 if scaled else 51)
+
+
+# --- the contract, as far as shapes tell
+
+
+class Bare:
+    """The least that `adapt` takes."""
+
+    num_actions = 2
+
+    def reset(self, key, params):
+        return jnp.zeros(2), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        return jnp.zeros(2), state + 1, 1.0, state > 2, False, {}
+
+
+class Unhashable(Bare):
+    __hash__ = None
+
+
+def steps(*result):
+    return {"step": lambda key, state, action, params: result}
+
+
+FINE = (jnp.zeros(2), jnp.int32(0), 1.0, False, False, {})
+SPACES = {"d": spaces.Discrete(3), "v": NEAR}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (steps(*FINE[:4]), "a step of Bare returned 4 values; return (obs, env_state, reward, terminated, truncated"),
+        ({"step": lambda *_: jnp.zeros(5)}, "a step of Bare returned one value"),
+        (steps(*FINE[:5], "nothing"), "a step of Bare returned info nothing; return a dict"),
+        ({"reset": lambda key, params: jnp.zeros(2)}, "a reset of Bare returned one value"),
+        ({"reset": lambda key, params: (1, 2, 3)}, "a reset of Bare returned 3 values; return (obs, env_state)"),
+        ({"reset": lambda key: FINE[:2]}, "reset of Bare failed under jit with TypeError"),
+        ({"reset": lambda key, params: (jnp.zeros(2), "here")}, "reset of Bare failed under jit with TypeError"),
+        ({"reset": lambda key, params: ({}, jnp.int32(0))}, "Bare observes nothing"),
+        ({"reset": lambda key, params: (key, jnp.int32(0))}, "Bare observes key<fry>[] at its root"),
+        (steps(jnp.zeros(3), *FINE[1:]), "the observation after a step of Bare is float32[3] at its root, before it"),
+        (steps(FINE[:1], *FINE[1:]), "the observation after a step of Bare has the structure"),
+        (steps(FINE[0], jnp.float32(0), *FINE[2:]), "the state after a step of Bare is float32[] at its root, before"),
+        (steps(FINE[0], (0, 0), *FINE[2:]), "the state after a step of Bare has the structure"),
+        (steps(*FINE[:2], jnp.ones(2), *FINE[3:]), "reward after a step of Bare is float32[2]; return one number"),
+        (steps(*FINE[:2], 1j, *FINE[3:]), "reward after a step of Bare is complex64[]; return one number"),
+        (steps(*FINE[:2], None, *FINE[3:]), "step of Bare failed under jit with"),
+        (steps(*FINE[:3], jnp.zeros(2, bool), *FINE[4:]), "terminated after a step of Bare is bool[2]"),
+        (steps(*FINE[:5], {"duration": jnp.ones(3)}), "info['duration'] after a step of Bare is float32[3]"),
+        ({"step": lambda k, s, a, p: FINE if s > 0 else None}, "failed under jit with TracerBoolConversionError"),
+        ({"step": lambda k, s, a, p: np.asarray(s)}, "failed under jit with TracerArrayConversionError"),
+        ({"num_actions": 2.5}, "the number of actions of Bare: expected a whole number"),
+        ({"num_actions": 0}, "the number of actions of Bare: expected a whole number"),
+        ({"num_actions": lambda: 2}, "the number of actions of Bare: expected a whole number"),
+        ({"gamma": "high"}, "gamma of Bare: expected a number in [0, 1], got high"),
+        ({"gamma": 1.5}, "gamma of Bare: expected a number in [0, 1], got 1.5"),
+        ({"name": 3}, "the name of Bare is 3; make it a string"),
+        ({"legal_actions": lambda state, params: jnp.ones(3, bool)}, "legal_actions of Bare has shape (3,)"),
+        ({"legal_actions": lambda state: jnp.ones(2, bool)}, "legal_actions of Bare failed under jit with TypeError"),
+        ({"observation_space": lambda params: 1 / 0}, "observation_space of Bare failed with ZeroDivisionError"),
+        ({"observation_space": lambda params: spaces.Dict(SPACES)}, "one array is observed"),
+        ({"reset": lambda k, p: ({"a": 0, "b": 0}, 0), "observation_space": lambda p: NEAR}, "2 arrays are observed"),
+        (
+            {"reset": lambda k, p: ({"d": 0, "w": 0}, 0), "observation_space": lambda p: spaces.Dict(SPACES)},
+            "['d', 'w'] are observed, the space has ['d', 'v']; give both the same structure",
+        ),
+    ],
+)
+def test_what_breaks_the_contract_is_refused_in_one_line(attributes, message):
+    env = Bare()
+    vars(env).update(attributes)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        TrainConfig(env, learner="valuation", instances=8, horizon=16)
+    assert str(error.value).startswith("env: ") and "\n" not in str(error.value)
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        check_environment(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Unhashable(), "Unhashable cannot be hashed"),
+        (Bare, "Bare is a class; give an instance of it, Bare"),
+        (GymnasiumEnv("Chain-v0"), "is a Gymnasium environment"),
+    ],
+)
+def test_what_is_another_kind_of_object_is_refused(env, message):
+    with pytest.raises(ValueError, match=message) as error:
+        TrainConfig(env, learner="valuation", instances=8, horizon=16)
+    assert "\n" not in str(error.value)
+
+
+def test_the_contract_is_checked_once_for_each_environment():
+    calls = []
+    env = Bare()
+    env.step = lambda *args: (calls.append(1), Bare.step(env, *args))[1]
+    adapt(env)
+    once = len(calls)
+    adapt(env)
+    assert 0 < once == len(calls)
 
 
 class Space:

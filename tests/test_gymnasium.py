@@ -17,6 +17,7 @@ from jaxmarket.embedding import given_bids
 from jaxmarket.environments import OURS, adapt
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.gymnasium_env import GymnasiumEnv, actor
+from jaxmarket.keys import key_for
 
 
 class Restricted(FiniteMDP):
@@ -84,7 +85,7 @@ def test_gymnaxs_own_wrapper_would_not_do():
 def test_an_episode_is_that_of_the_environment_under_jax():
     adapter, params, actions = adapt(WORLD), WORLD.default_params, [0, 1, 2, 0, 1]
     first, *rest = episode(GymnasiumEnv(WORLD), 7, actions)
-    key, key_reset = jax.random.split(jax.random.key(7))
+    key, key_reset = jax.random.split(key_for(jax.random.key(7), "gymnasium"))
     obs, state = adapter.raw_reset(key_reset, params)
     step = jax.jit(adapter.raw_step)
     assert np.array_equal(first[0], obs)

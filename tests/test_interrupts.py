@@ -22,6 +22,7 @@ from jaxmarket import TrainConfig, experiments, files, fit, runs, sweeps
 from jaxmarket.checkpoint import flatten
 from jaxmarket.cli import main
 from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import from_words
 
 SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
 CONFIG = TrainConfig("Bandit-v0", learner="valuation", **SMALL)
@@ -344,10 +345,10 @@ def test_parts_of_another_run_and_edited_settings_are_refused(stopped, whole, tm
         (stopped / "networks.safetensors").write_bytes((other / "networks.safetensors").read_bytes())
         runs.read(stopped)
     (stopped / "checkpoints" / "8.safetensors").write_bytes((other / "checkpoints" / "8.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"8\.safetensors: a checkpoint of another run: key is \[0, 9\] there"):
+    with pytest.raises(ValueError, match=r"8\.safetensors: a checkpoint of another run: key is .*\[0, 9\].* there"):
         fit(CONFIG, KEY, stopped, resume=True, progress=False)
     (stopped / "checkpoints" / "8.safetensors").unlink()
-    edited(stopped, lambda settings: settings["run"].update(key=[0, 9]))
+    edited(stopped, lambda settings: settings["run"]["key"].update(words=[0, 9]))
     with pytest.raises(ValueError, match=r"config\.json: changed since it was written"):
         main_refuses(stopped)
     reseal(stopped)  # as if it had been written so
@@ -357,7 +358,7 @@ def test_parts_of_another_run_and_edited_settings_are_refused(stopped, whole, tm
 
 def main_refuses(folder):
     config, origin = runs.settings_in(folder)
-    fit(config, origin.prng_key(), folder, resume=True, progress=False)
+    fit(config, from_words(origin.key), folder, resume=True, progress=False)
 
 
 def test_other_versions_are_refused_unless_they_are_accepted(stopped, whole, monkeypatch):
@@ -373,7 +374,7 @@ def test_other_versions_are_refused_unless_they_are_accepted(stopped, whole, mon
 def test_a_run_goes_on_with_the_generator_it_began_with(tmp_path, impl, capsys):
     fit(CONFIG, jax.random.key(0, impl=impl), tmp_path / "run", progress=False)
     main(["train", "--resume", str(tmp_path / "run"), "--json"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["key_impl"] == impl
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["key"]["impl"] == impl
 
 
 def test_a_folder_from_elsewhere_is_refused_before_it_costs_anything(tmp_path, whole):
@@ -441,7 +442,7 @@ def test_two_processes_that_start_on_one_folder_leave_one_run(tmp_path):
     assert sorted(codes) == [0, 2]
     assert "is being written by process" in errors[codes.index(2)] or "holds a" in errors[codes.index(2)]
     found = runs.read(tmp_path / "run")
-    assert found.summary["key"] == [0, codes.index(0)]
+    assert found.summary["key"]["words"] == [0, codes.index(0)]
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 2 * found.config.chunks
 
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_resumed_is_named(stopped, tmp_path, capsys):
         fit(CONFIG, KEY, resume=True)
     with pytest.raises(ValueError, match=r"another run: gamma is 0\.99 there and 0\.5 here"):
         fit(dataclasses.replace(CONFIG, gamma=0.5), KEY, stopped, resume=True)
-    with pytest.raises(ValueError, match=r"another run: key is \[0, 0\] there"):
+    with pytest.raises(ValueError, match=r"another run: key is .*\[0, 0\].* there"):
         fit(CONFIG, jax.random.key(1), stopped, resume=True)
     with pytest.raises(ValueError, match="another run: frozen is"):
         fit(CONFIG, KEY, stopped, resume=True, freeze=["policy/*"])

@@ -4,8 +4,12 @@
 where the environment does.
 """
 
+import contextlib
 import dataclasses
 import functools
+import inspect
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmarket.checking import shown
+from jaxmarket.checking import number, shown, whole
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["Adapter", "Step", "adapt", "owns"]
+__all__ = ["Adapter", "Step", "adapt", "mismatch", "owns"]
 
 # An integer observation with at most this many values per entry is one-hot encoded.
 _MOST_CATEGORIES = 1024
+# Bounds from 0 to this mark intensities (pixels, memory cells), which are scaled to [0, 1].
+_WHITE = 255
+
+_PURE = "write it with jax.numpy, without Python's if or float() on traced values, numpy, and random"
 
 
 class Step(NamedTuple):
@@ -38,17 +46,7 @@ class Step(NamedTuple):
 class Adapter:
     """A gymnax-style environment with encoded observations; compares and hashes as ``env`` does.
 
-    Taken from ``env``:
-
-    - ``reset_env`` / ``step_env``, or ``reset`` / ``step`` where it has no others; a step returns
-      gymnax 1.x's six values (five from ``step_env``, with ``is_truncated`` beside it) or the five
-      values of older environments, whose ``done`` counts as terminated unless ``info["truncated"]``
-      says otherwise;
-    - ``default_params`` and ``action_space(params)``, or ``num_actions``;
-    - optionally ``observation_space(params)``, ``legal_actions(state, params) -> bool [P]``,
-      ``gamma``, ``optimal_q(gamma)``;
-    - where a choice takes several steps, ``info["duration"]``, how many, and ``info["undiscounted"]``, their reward
-      for the record, where ``reward`` is discounted within (see `Options`).
+    ``docs/environments.md`` says what ``env`` must provide; `check` checks it.
     """
 
     env: Any
@@ -56,7 +54,8 @@ class Adapter:
     @property
     def name(self) -> str:
         """The environment's name."""
-        return str(getattr(self.env, "name", type(self.env).__name__))
+        name = self._attribute("name")
+        return name if isinstance(name, str) else type(self.env).__name__
 
     @property
     def default_params(self) -> PyTree:
@@ -66,19 +65,26 @@ class Adapter:
     @property
     def gamma(self) -> float | None:
         """The discount the environment names, if it names one."""
-        gamma = getattr(self.env, "gamma", None)
-        return None if gamma is None or callable(gamma) else float(gamma)
+        gamma = self._attribute("gamma")
+        return None if gamma is None or callable(gamma) else number(f"env: gamma of {self.name}", gamma, 0, 1)
 
     @functools.cached_property
     def num_actions(self) -> int:
         """P, the number of discrete choices."""
         space = self.space("action_space")
-        count = getattr(space, "n", None) if space is not None else getattr(self.env, "num_actions", None)
+        count = getattr(space, "n", None) if space is not None else self._attribute("num_actions")
         if count is None:
             raise ValueError(
                 f"env: {self.name} has the action space {space!r}; a society needs discrete actions, one per primitive"
             )
-        return int(count)
+        return whole(f"env: the number of actions of {self.name}", count)
+
+    def _attribute(self, name: str) -> Any:
+        """An attribute that the environment may lack: None if it does."""
+        try:
+            return getattr(self.env, name, None)
+        except NotImplementedError:  # gymnax's base class has them all
+            return None
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray | None:
         """Q* [states, P] if the environment knows it (and observes its states one-hot), else None."""
@@ -103,7 +109,10 @@ class Adapter:
     def raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
         """`reset`, the observation as the environment gives it."""
         reset = self.env.reset_env if owns(self.env, "reset_env") else self.env.reset
-        return reset(key, params)
+        result = reset(key, params)
+        if not isinstance(result, Sequence) or len(result) != 2:
+            raise ValueError(f"env: a reset of {self.name} returned {_counted(result)}; return (obs, env_state)")
+        return tuple(result)
 
     def raw_step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
         """`step`, the observation as the environment gives it."""
@@ -111,30 +120,43 @@ class Adapter:
             result = self.env.step_env(key, env_state, action, params)
         else:
             result = self.env.step(key, env_state, action, params)
-        if len(result) not in (5, 6):
-            raise ValueError(f"env: a step of {self.name} returned {len(result)} values; expected gymnax's 6 or 5")
+        if not isinstance(result, Sequence) or len(result) not in (5, 6):
+            raise ValueError(
+                f"env: a step of {self.name} returned {_counted(result)}; return (obs, env_state, reward, terminated, "
+                "truncated, info)"
+            )
         obs, state, reward, terminated = result[:4]
-        info = result[-1] or {}
+        info = {} if result[-1] is None else result[-1]
+        if not isinstance(info, Mapping):
+            raise ValueError(f"env: a step of {self.name} returned info {shown(info)}; return a dict, empty for none")
         if len(result) == 6:
             truncated = result[4]
         elif owns(self.env, "is_truncated"):
             truncated = self.env.is_truncated(state, params)
         else:
-            truncated = jnp.asarray(info.get("truncated", False), bool)
-            terminated = jnp.asarray(terminated, bool) & ~truncated
+            truncated = self._scalar("truncated", info.get("truncated", False)).astype(bool)
+            terminated = self._scalar("terminated", terminated).astype(bool) & ~truncated
         if not owns(self.env, "step_env"):
             # A bare `step` may have reset already; gymnax keeps the last observation here.
             obs = info.get("final_observation", obs)
-        reward = jnp.asarray(reward).astype(real()).reshape(())
+        reward = self._scalar("reward", reward).astype(real())
         return Step(
             obs=obs,
             env_state=state,
             reward=reward,
-            terminated=jnp.asarray(terminated, bool).reshape(()),
-            truncated=jnp.asarray(truncated, bool).reshape(()),
-            duration=jnp.asarray(info.get("duration", 1)).astype(real()).reshape(()),
-            undiscounted=jnp.asarray(info.get("undiscounted", reward)).astype(real()).reshape(()),
+            terminated=self._scalar("terminated", terminated).astype(bool),
+            truncated=self._scalar("truncated", truncated).astype(bool),
+            duration=self._scalar("info['duration']", info.get("duration", 1)).astype(real()),
+            undiscounted=self._scalar("info['undiscounted']", info.get("undiscounted", reward)).astype(real()),
         )
+
+    def _scalar(self, what: str, value: Any) -> Array:
+        array = jnp.asarray(value)
+        if array.size != 1 or not _is_real(array.dtype):
+            raise ValueError(
+                f"env: {what} after a step of {self.name} is {array.dtype}{list(array.shape)}; return one number"
+            )
+        return array.reshape(())
 
     def legal(self, env_state: PyTree, params: PyTree) -> Array:
         """Which choices are legal: bool [P].
@@ -156,36 +178,100 @@ class Adapter:
     def encode(self, obs: PyTree) -> Array:
         """The features of a raw observation: f [...].
 
-        Arrays of three axes stay images; other integers with known bounds become one-hot vectors (0/1 arrays
-        stay as they are); everything else is flattened; several leaves are joined.
+        Leaf by leaf: integers with known bounds become one-hot vectors (0/1 arrays stay as they are), intensities
+        from 0 to 255 are scaled to [0, 1], arrays of three axes stay images, everything else is flattened. Several
+        leaves are joined. An entry of a dict or tuple is read by the bounds of its entry of the space.
         """
-        leaves = [self._encode_leaf(*pair) for pair in zip(jax.tree.leaves(obs), self._categories, strict=True)]
+        leaves = [code.encode(jnp.asarray(leaf)) for leaf, code in zip(jax.tree.leaves(obs), self._codes, strict=True)]
         if len(leaves) == 1:
             return leaves[0]
         return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
 
-    def _encode_leaf(self, leaf: Array, categories: tuple[int, int] | None) -> Array:
-        leaf = jnp.asarray(leaf)
-        if categories is not None:
-            low, count = categories
-            return jax.nn.one_hot(leaf.astype(jnp.int32) - low, count, dtype=real()).reshape(-1)
-        return leaf.astype(real()) if leaf.ndim == 3 else leaf.astype(real()).reshape(-1)
-
     def space(self, which: str) -> Any:
         """``action_space`` or ``observation_space`` of the environment; None if it has none."""
-        method = getattr(self.env, which, None)
+        method = self._attribute(which)
         try:
             return method(self.default_params) if callable(method) else method
         except NotImplementedError:
             return None
+        except Exception as error:
+            raise ValueError(f"env: {which} of {self.name} failed with {_reason(error)}; repair it") from error
 
     @functools.cached_property
-    def _categories(self) -> tuple[tuple[int, int] | None, ...]:
-        """Per observation leaf (lowest value, number of values) where it is to be one-hot, else None."""
-        shapes, _ = jax.eval_shape(self.raw_reset, jax.random.key(0), self.default_params)
-        leaves = jax.tree.leaves(shapes)
-        space = self.space("observation_space")
-        return tuple(_categories_of(leaf, space if len(leaves) == 1 else None) for leaf in leaves)
+    def _codes(self) -> tuple["_Code", ...]:
+        """How each leaf of an observation is encoded."""
+        obs, _ = self._shapes("reset", self.raw_reset, jax.random.key(0), self.default_params)
+        leaves = jax.tree_util.tree_leaves_with_path(obs)
+        if not leaves:
+            raise ValueError(f"env: {self.name} observes nothing ({shown(obs)}); return an array, or a tree of arrays")
+        for path, leaf in leaves:
+            if not _is_real(leaf.dtype):
+                raise ValueError(
+                    f"env: {self.name} observes {leaf.dtype}{list(leaf.shape)} at {_where(path)}; return real numbers"
+                )
+        try:
+            spaces = _spaces([path for path, _ in leaves], self.space("observation_space"))
+        except LookupError as error:
+            raise ValueError(
+                f"env: the observation of {self.name} does not fit its observation_space: {error.args[0]}; give both "
+                "the same structure"
+            ) from error
+        return tuple(_code(leaf, space) for (_, leaf), space in zip(leaves, spaces, strict=True))
+
+    def check(self, params: PyTree = None) -> None:
+        """Check that the environment keeps the contract of ``docs/environments.md``, as far as shapes tell.
+
+        Nothing is computed or compiled; `jaxmarket.testing.check_environment` plays, and finds more.
+
+        Args:
+            params: the environment's parameters; ``default_params`` if None.
+
+        Raises:
+            ValueError: it does not; the message says what to change.
+        """
+        params = self.default_params if params is None else params
+        if inspect.ismethod(params):
+            raise ValueError(f"env: default_params of {self.name} is a method; make it a property")
+        name = self._attribute("name")
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"env: the name of {self.name} is {shown(name)}; make it a string (a property, no method)")
+        try:
+            hash(self.env)
+        except TypeError as error:
+            raise ValueError(
+                f"env: {self.name} cannot be hashed ({_reason(error)}); environments are static arguments of jit: keep "
+                "arrays in default_params, or define __eq__ and __hash__"
+            ) from error
+        # Now rather than inside jit, where a space's bounds would be tracers.
+        _ = self.num_actions, self.gamma, self._codes
+        key, action = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
+        raw, state = self._shapes("reset", self.raw_reset, key, params)
+        after = self._shapes("step", self.raw_step, key, state, action, params)
+        if jax.tree.structure(raw) != jax.tree.structure(after.obs):
+            self._same("observation", raw, after.obs)
+        self._same("state", state, after.env_state)
+        before, encoded = (self._shapes("encoding", self.encode, obs) for obs in (raw, after.obs))
+        self._same("observation", before, encoded)
+        legal = self._shapes("legal_actions", self.legal, state, params)
+        if legal.shape != (self.num_actions,):
+            raise ValueError(
+                f"env: legal_actions of {self.name} has shape {legal.shape}; return one boolean per action, "
+                f"{(self.num_actions,)}"
+            )
+
+    def _same(self, what: str, before: PyTree, after: PyTree) -> None:
+        different = mismatch(before, after)
+        if different:
+            raise ValueError(f"env: the {what} after a step of {self.name} {different}")
+
+    def _shapes(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+        """`jax.eval_shape`; what fails there is the environment's fault."""
+        try:
+            return jax.eval_shape(function, *args)
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith("env: "):
+                raise
+            raise ValueError(f"env: {what} of {self.name} failed under jit with {_reason(error)}; {_PURE}") from error
 
     @functools.cached_property
     def one_hot(self) -> bool:
@@ -198,40 +284,122 @@ class Adapter:
         return type(self.env).__module__.startswith(("gymnax.environments", "jaxmarket.environments"))
 
 
-def owns(env: Any, name: str) -> bool:
-    """Whether ``env`` itself has the method; a wrapper that passes on its inner environment's has not."""
-    return hasattr(type(env), name) or name in getattr(env, "__dict__", ())
+class _Code(NamedTuple):
+    """How one leaf of an observation becomes features."""
+
+    categories: tuple[int, int] | None = None  # lowest value and number of values, where it becomes one-hot
+    scale: float | None = None  # what it is divided by
+
+    def encode(self, leaf: Array) -> Array:
+        if self.categories is not None:
+            low, count = self.categories
+            return jax.nn.one_hot(leaf.astype(jnp.int32) - low, count, dtype=real()).reshape(-1)
+        features = leaf.astype(real())
+        features = features if self.scale is None else features / self.scale
+        return features if leaf.ndim == 3 else features.reshape(-1)
 
 
-def _categories_of(leaf: jax.ShapeDtypeStruct, space: Any) -> tuple[int, int] | None:
-    if not jnp.issubdtype(leaf.dtype, jnp.integer) or space is None or len(leaf.shape) == 3:
-        return None
+def _code(leaf: jax.ShapeDtypeStruct, space: Any) -> _Code:
+    image, integers = len(leaf.shape) == 3, jnp.issubdtype(leaf.dtype, jnp.integer)
     if hasattr(space, "n"):
-        return 0, int(space.n)
+        return _Code(categories=(int(getattr(space, "start", 0)), int(space.n))) if integers and not image else _Code()
+    if space is None:
+        return _Code(scale=_WHITE) if image and leaf.dtype == jnp.uint8 else _Code()
     low, high = np.min(getattr(space, "low", -np.inf)), np.max(getattr(space, "high", np.inf))
-    if not np.isfinite(low) or not 1 < high - low < _MOST_CATEGORIES:
-        return None
-    return int(low), int(high - low) + 1
+    if (low, high) == (0, _WHITE):
+        return _Code(scale=_WHITE)
+    if integers and not image and np.isfinite(low) and 1 < high - low < _MOST_CATEGORIES:
+        return _Code(categories=(int(low), int(high - low) + 1))
+    return _Code()
+
+
+def _spaces(paths: Sequence[tuple[Any, ...]], space: Any) -> list[Any]:
+    """The space of each leaf of an observation, None for leaves nothing is said about.
+
+    Args:
+        paths: of the leaves below here, in their order.
+        space: of all of them.
+
+    Raises:
+        LookupError: the space has other parts than the observation.
+    """
+    parts = getattr(space, "spaces", None)
+    if space is None or (parts is None and len(paths) == 1):
+        return [space] * len(paths)
+    if parts is None:
+        raise LookupError(f"{len(paths)} arrays are observed, {shown(space)} describes one")
+    below: dict[Any, list[tuple[Any, ...]]] = {}
+    for path in paths:
+        if not path:
+            raise LookupError(f"one array is observed, {shown(space)} has {len(parts)} parts")
+        label = next(getattr(path[0], field) for field in ("key", "idx", "name") if hasattr(path[0], field))
+        below.setdefault(label, []).append(path[1:])
+    named = parts if isinstance(parts, Mapping) else dict(zip(below, parts, strict=False))
+    if set(named) != set(below) or len(parts) != len(below):
+        has = list(parts) if isinstance(parts, Mapping) else f"{len(parts)} parts"
+        raise LookupError(f"{list(below)} are observed, the space has {has}")
+    return [leaf for label, inner in below.items() for leaf in _spaces(inner, named[label])]
+
+
+def mismatch(before: PyTree, after: PyTree) -> str | None:
+    """How the structure, shapes or dtypes of two trees differ, and what to do about it; None where they agree."""
+    old, new = jax.tree.structure(before), jax.tree.structure(after)
+    if old != new:
+        return f"has the structure {shown(str(new), 200)}, before {shown(str(old), 200)}; return the same fields"
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            return (
+                f"is {new.dtype}{list(new.shape)} at {_where(path)}, before it was {old.dtype}{list(old.shape)}; "
+                "keep shapes and dtypes (jnp.asarray(x, dtype))"
+            )
+    return None
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+
+
+def _where(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "its root"
+
+
+def _counted(result: Any) -> str:
+    return f"{len(result)} values" if isinstance(result, Sequence) else f"one value, {shown(result)}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {shown(str(error).partition(chr(10))[0], 200)}"
+
+
+_checked: "weakref.WeakKeyDictionary[Any, None]" = weakref.WeakKeyDictionary()
+"""Environments that have passed `Adapter.check` with their own parameters."""
 
 
 def adapt(env: Any) -> Adapter:
     """The society's view of a gymnax-style environment (an `Adapter` is returned as it is).
 
     Raises:
-        ValueError: the object has no ``reset``/``step``, or its actions are not discrete.
+        ValueError: the object breaks the contract of ``docs/environments.md``, as far as shapes tell.
     """
     if isinstance(env, Adapter):
         return env
     _refuse_strangers(env)
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
-            f"env: {env!r} is not a gymnax-style environment; "
+            f"env: {shown(env)} is not a gymnax-style environment; "
             "it needs reset(key, params) and step(key, state, action, params)"
         )
     adapter = Adapter(env)
-    # Now rather than inside jit, where a space's bounds would be tracers: refuse continuous actions, and
-    # find out how to encode observations.
-    _ = adapter.num_actions, adapter._categories
+    try:
+        known = env in _checked
+    except TypeError:  # it cannot be hashed, which `check` reports, or cannot be referred to weakly
+        known = False
+    if not known:
+        adapter.check()
+        with contextlib.suppress(TypeError):
+            _checked[env] = None
+    # Now rather than inside jit, where a space's bounds would be tracers.
+    _ = adapter.num_actions, adapter._codes
     return adapter
 
 
@@ -247,3 +415,8 @@ def _refuse_strangers(env: Any) -> None:
             f"env: {shown(env)} is a Gymnasium environment, which JAX cannot compile; give the id of one written in "
             "JAX (`jaxmarket list`), or write it with reset(key, params) and step(key, state, action, params)"
         )
+
+
+def owns(env: Any, name: str) -> bool:
+    """Whether ``env`` itself has the method; a wrapper that passes on its inner environment's has not."""
+    return hasattr(type(env), name) or name in getattr(env, "__dict__", ())

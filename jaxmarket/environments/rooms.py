@@ -250,8 +250,8 @@ class TwoRooms(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Views."""
-        return spaces.Box(0, 255, (SIGHT, SIGHT, 3), jnp.uint8)
+        """Views: MiniGrid's codes of objects, colors and states, the highest of which is 10 (no intensities to 255)."""
+        return spaces.Box(0, 10, (SIGHT, SIGHT, 3), jnp.uint8)
 
     def state_at(self, place: Place, time: int = 0) -> RoomsState:
         """That state.

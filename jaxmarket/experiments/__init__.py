@@ -26,6 +26,7 @@ from jaxmarket.experiments import (
     wide_vs_deep,
 )
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.keys import key_of
 
 __all__ = [
     "EXPERIMENTS",
@@ -205,6 +206,7 @@ def reproduce(
         seeds = experiment.quick_seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
+    key_of(seed)  # a seed out of range is refused before anything runs
     seeds = whole("seeds", seeds, 2)  # a spread needs at least two
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():

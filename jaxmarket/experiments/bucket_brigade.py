@@ -32,6 +32,7 @@ from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.languages import ANYTHING, Rules
 from jaxmarket.population import Population, Terms
 from jaxmarket.types import Array, real
@@ -471,7 +472,7 @@ def run(options: Options) -> Report:
     }
     figures = {
         "learning": _curves(grown),
-        "map": _map(woods, good, jax.random.key(options.seed)),
+        "map": _map(woods, good, key_for(key_of(options.seed), "measurement")),
         "life-multiplexer": life(mux, best, f"6-multiplexer, seed {best}"),
         "life-woods1": life(woods, good, f"Woods1, seed {good}"),
     }

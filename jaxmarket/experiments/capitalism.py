@@ -33,6 +33,7 @@ from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.deep_market import Books, Round
 from jaxmarket.environments.digits import load
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.languages import SILENCE
 from jaxmarket.metrics import gini
 from jaxmarket.population import Population, Terms, newcomers, turnover
@@ -576,7 +577,7 @@ def measure(arm: Arm, seeds: int, seed: int, lots: int, found: tuple[Structure, 
         ValueError: ``found`` is missing.
     """
     x, labels, held, answers = map(jnp.asarray, digits())
-    start, go = jax.random.split(jax.random.key(seed))
+    start, go = jax.random.split(key_of(seed))
     parts = _parts(lots)
     if arm.market is None or arm.terms is None:
         return _measure_sgd(arm, jax.random.split(start, seeds), go, parts, found, (x, labels, held, answers))
@@ -611,7 +612,7 @@ def _measure_sgd(arm: Arm, keys: Array, go: Array, parts: list[int], found: Any,
             raise ValueError(f"found: {arm.name} needs the structures that were found; run the hybrid first")
         structure, second = jax.tree.map(jnp.asarray, found)
     else:
-        structure = jax.vmap(language.draw)(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys))
+        structure = jax.vmap(language.draw)(jax.vmap(lambda key: key_for(key, "structure"))(keys))
         second = structure.rate
 
     def right(weights: tuple[Array, Array], structure: Structure) -> Array:

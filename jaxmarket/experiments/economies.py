@@ -16,6 +16,7 @@ from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
 from jaxmarket.checkpoint import Checkpoints, flatten, unflatten
 from jaxmarket.deep_market import DeepMarket, Economy, Round
 from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import key_of
 from jaxmarket.population import Lineage, Population, Terms
 from jaxmarket.runs import versions
 from jaxmarket.types import Array, PyTree
@@ -172,7 +173,7 @@ def grow(
     done, grown = 0, {}
     with tables.progress(label, shown=shown) as show:
         for plan in plans:
-            key_open, key = jax.random.split(jax.random.key(seed))
+            key_open, key = jax.random.split(key_of(seed))
             keys = jax.random.split(key_open, seeds)
             economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
             life = _Life(economies, np.asarray(opened, np.float64), key, [], [])

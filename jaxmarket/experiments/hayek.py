@@ -24,6 +24,7 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.languages import Programs
 from jaxmarket.population import Population, Terms, found
 from jaxmarket.types import Array, PyTree
@@ -387,7 +388,7 @@ def run(options: Options) -> Report:
         shown=options.progress,
         folder=options.folder / "markets",
     )
-    keys = jax.random.split(jax.random.key(options.seed + 1), options.seeds)
+    keys = jax.random.split(key_for(key_of(options.seed), "measurement"), options.seeds)
     found = {}
     for name, each in grown.items():
         found[name] = np.asarray(_exam(each.plan.market, keys, each.economy.population, each.plan.terms, instances))

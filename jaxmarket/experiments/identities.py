@@ -39,6 +39,7 @@ from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKRE
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict
+from jaxmarket.keys import key_of
 from jaxmarket.policies import BidPolicy, ValueHead, linear
 from jaxmarket.rollouts import play
 from jaxmarket.settlement import settle
@@ -335,7 +336,7 @@ def run(options: Options) -> Report:
             for seed in range(first + 10_000, first + 10_000 + sampled):
                 mdp, rng = _draw_process(seed, most_states=5, most_gamma=0.7)
                 exploration = rng.uniform(0.3, 0.7)
-                market, radius = sampled_fixed_point(identity, mdp, exploration, jax.random.key(seed), **effort)
+                market, radius = sampled_fixed_point(identity, mdp, exploration, key_of(seed), **effort)
                 distance = np.abs(market - identity.oracle(mdp, exploration)).max()
                 apart.append((distance, radius, np.abs(market - mdp.optimal_q()).max()))
                 count(f"{identity.auction}, sampled")

@@ -30,6 +30,7 @@ from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.languages import Rules
 from jaxmarket.population import Population, Terms
 from jaxmarket.types import Array, PyTree, real
@@ -359,7 +360,7 @@ def run(options: Options) -> Report:
         sheets.append(
             Sheet(
                 f"trace-{world.lower()}", f"{world}, seed {best}: who writes what (mean return {final[best]:.3f})",
-                _trace(world, memory, best, jax.random.key(options.seed)),
+                _trace(world, memory, best, key_for(key_of(options.seed), "watch")),
                 "price: what the state is sold for · agent: who buys it, by ident · writes: what the bit is set to",
             )
         )  # fmt: skip

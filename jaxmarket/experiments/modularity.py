@@ -20,6 +20,7 @@ from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
 from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, over_reached, steps_to, success_curve
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import Condition, train
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs import Policy, SavedRun, as_policy
 from jaxmarket.types import Array
 
@@ -167,7 +168,7 @@ def _actions(policy: Policy, keys: Array, obs: Array) -> Array:
 def correct(run: SavedRun, task: str) -> np.ndarray:
     """How often each state's right action is taken, with sampled bids or choices: f [seeds, 3]."""
     right = right_actions(task)
-    obs, keys = jnp.eye(len(right), len(right) + 1), jax.random.split(jax.random.key(0), _DRAWS)
+    obs, keys = jnp.eye(len(right), len(right) + 1), jax.random.split(key_for(key_of(0), "measurement"), _DRAWS)
     policies = (as_policy(run, seed=seed, greedy=False) for seed in range(run.config.seeds))
     return np.stack([np.mean(np.asarray(_actions(policy, keys, obs)) == right, axis=0) for policy in policies])
 

@@ -29,6 +29,7 @@ import numpy as np
 from jaxmarket import plotting, tables
 from jaxmarket.estimates import mean
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.keys import key_of
 from jaxmarket.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
 from jaxmarket.types import Array
 
@@ -215,7 +216,7 @@ def measure(condition: Condition, seeds: int, seed: int, presentations: int) -> 
         seed: of all randomness.
         presentations: to each network, in whole chunks.
     """
-    keys = jax.random.split(jax.random.key(seed), seeds)
+    keys = jax.random.split(key_of(seed), seeds)
     patterns, targets = map(jnp.asarray, condition.patterns)
     rates = Rates(reward=condition.reward)
     trained = _train(condition.network, presentations // CHUNK, condition.last, patterns, targets, keys, rates)

@@ -17,6 +17,7 @@ from jaxmarket import auctions, fitting, plotting
 from jaxmarket.config import TrainConfig
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import play
 from jaxmarket.runs import SavedRun
@@ -349,7 +350,7 @@ def run(env: str, options: Options) -> Report:
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
     }
     money = {
-        name: who_paid_whom(findings["tuned", name, "cloned"].run, jax.random.key(options.seed))
+        name: who_paid_whom(findings["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
         for name in auctions.MECHANISMS
     }
     names = account_names(findings["tuned", "ccv", "cloned"].condition.config.society)

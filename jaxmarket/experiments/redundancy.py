@@ -19,6 +19,7 @@ from jaxmarket import evaluation, files, fitting, plotting, tables, training
 from jaxmarket.config import TrainConfig
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.society import Society
 from jaxmarket.training import Program, TrainState
@@ -123,14 +124,15 @@ def _measure(arm: Arm, options: Options, show: Any) -> Returns:
     config = arm.config
     program, society = Program.of(config), config.society
     hyper = training.as_arrays(config.hyperparameters)
-    keys = jax.random.split(jax.random.key(options.seed), config.seeds)
+    key = key_of(options.seed)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
-    state = fitting.init_seeds(program, keys, hyper)
+    state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
     for _ in range(program.chunks):
         state, returns = _chunk(program, state, hyper, everyone)
         show(f"{arm.label}: return {float(jnp.nanmean(returns)):.3f}")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
+    keys = jax.random.split(key_for(key, "measurement"), config.seeds)
     measured: Returns = {}
     for case, masks in absences(society, np.asarray(first)).items():
         at_once, trained_on = [], []

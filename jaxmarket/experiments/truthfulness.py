@@ -28,6 +28,7 @@ from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, ga
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
 from jaxmarket.society import Society
 from jaxmarket.types import Array, PyTree
@@ -184,7 +185,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
         config, run = condition.config, finished[condition.name]
         finding = Finding(condition, run, optimum)
         society = dataclasses.replace(config.society, greedy=config.learner == "valuation")
-        keys = jax.random.split(jax.random.key(options.seed), config.seeds)
+        keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
             "auction": str(config.auction),

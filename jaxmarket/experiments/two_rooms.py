@@ -32,6 +32,7 @@ from jaxmarket.experiments.arms import (
 )
 from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import Condition
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
 from jaxmarket.runs import SavedRun
 from jaxmarket.society import Society
@@ -205,8 +206,9 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
 def _waste(run: SavedRun, key: Array) -> dict[str, float]:
     """`waste` of vmapped options, of an untrained and of the trained society."""
     society, config = run.config.society, run.config
-    keys = jax.random.split(key, (config.seeds, config.instances))  # type: ignore[arg-type]
-    untrained = jax.vmap(society.init)(jax.random.split(key, config.seeds))
+    key_play, key_init = jax.random.split(key)
+    keys = jax.random.split(key_play, (config.seeds, config.instances))  # type: ignore[arg-type]
+    untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
     return {
         when: waste(_durations(society, params, keys, 64))
         for when, params in (("untrained", untrained), ("trained", run.params))
@@ -305,8 +307,8 @@ def _draw(arms: dict[str, Arm]) -> Any:
 
 def watch(run: SavedRun) -> rendering.Episode:
     """One greedy episode of the best society, from the far corner of the left room."""
-    start = Place(x=1, y=3, direction=3)
-    return rendering.episode(run.config.env, run.policy(), jax.random.key(0), start=start, names=list(OPTIONS))
+    start, key = Place(x=1, y=3, direction=3), key_for(key_of(0), "watch")
+    return rendering.episode(run.config.env, run.policy(), key, start=start, names=list(OPTIONS))
 
 
 def _draw_ways(arm: Arm) -> Any:
@@ -326,7 +328,7 @@ def run(options: report.Options) -> Report:
     societies, nested = ({}, None) if options.quick else _nested(options)  # too long for a quick look
     played = watch(arms["society"].second)
     rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
-    wasted = _waste(arms["society"].first, jax.random.key(options.seed))
+    wasted = _waste(arms["society"].first, key_for(key_of(options.seed), "measurement"))
     sheets = [
         Sheet(
             "arms",

@@ -32,6 +32,7 @@ from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.equilibria import SealedBids
 from jaxmarket.experiments.arms import LEVEL, over_reached
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import Program, as_arrays
@@ -514,7 +515,7 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     """Train an arm and look at it, all seeds in one vmapped call."""
     env = _environment(arm, lines)
     serial = SupplyChain(lines).optimal_return()
-    keys = jax.random.split(jax.random.key(seed), seeds)
+    keys = jax.random.split(key_of(seed), seeds)
     if arm == QUOTING:
         _, wide = prepare("wide", lines, steps)
         assert isinstance(wide, Wide)
