@@ -338,8 +338,8 @@ def _step(
     subsidy = jnp.where(sold, first.resale - first.price, 0) + resale - price
     books = Books(
         reward=reward, subsidy=subsidy, income=zero, allowance=zero, house=first.resale, rent=zero,
-        levy=(accounts - wealth).sum(), tax=zero, estate=zero, sales=first.price + price, consumption=zero,
-        auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1, terminated=zero + 1,
+        levy=(accounts - wealth).sum(), tax=zero, estate=zero, nonfinite=zero, sales=first.price + price,
+        consumption=zero, auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1, terminated=zero + 1,
         returns=reward, lengths=zero + 1,
     )  # fmt: skip
     population = p.replace(agents=agents, wealth=wealth, won=jnp.where(wins > 0, time + 1, p.won))
@@ -395,7 +395,7 @@ def live(
         p = population
         owned = jnp.where(p.alive, p.wealth, jnp.nan)
         return (p, time), Round(
-            books=books.replace(allowance=flows.allowance, estate=flows.estate),
+            books=books.replace(allowance=flows.allowance, estate=flows.estate, nonfinite=flows.nonfinite),
             money=p.wealth.sum(),
             living=p.alive.sum(dtype=jnp.int32),
             births=births,
