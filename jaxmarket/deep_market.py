@@ -89,8 +89,8 @@ class Books(struct.PyTreeNode):
     Money changes by ``reward + subsidy + income + allowance - house - rent - levy - tax - estate`` and by nothing else.
     The house's takings are a flow and no account: in float32 an account that only grows would soon stop growing.
 
-    Sums of money count finite amounts only. What an agent owned before a reward that is not finite is in ``estate``; what
-    an account held that overflowed is in no sum, so that the flows do not add up over a step in which that happens.
+    Sums of money count finite amounts only. What an agent owned before a reward that is not finite is in ``estate``.
+    What was in an account that overflowed is in no sum: the flows do not add up over a step in which that happens.
     """
 
     reward: Array  # from the environment, to agents; finite rewards only
@@ -355,10 +355,9 @@ def _step(
     accounts = _pay(market, accounts, winner, price).at[seller].add(resale)
 
     owner = winner
-    # A reward that is not finite ends its agent (below); the sums go on without it.
-    valid = jnp.isfinite(after.reward)
-    reward = jnp.where(sold & valid, after.reward, 0)
-    ruined = sold & ~valid if not market.consumers else jnp.zeros_like(sold)
+    # An agent that earns a reward that is not finite dies below; the sums go on without the reward.
+    earned = sold & (not market.consumers)
+    reward = jnp.where(earned & jnp.isfinite(after.reward), after.reward, 0)
     consumption = income = jnp.zeros((), real())
     if market.consumers:
         # They bid for the states just reached, terminal ones included.
@@ -368,25 +367,22 @@ def _step(
         bought, paid = jax.vmap(clear)(chance.draws[:, 4:], values, values > 0)
         owner = jnp.where(bought.winner >= 0, places + bought.winner, winner)
         accounts = _pay(market, accounts, owner, paid[:, 0]).at[winner].add(paid[:, 1])
-        reward, consumption, subsidy = jnp.zeros_like(reward), paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
+        consumption, subsidy = paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
         if terms.income is not None:
             income = jnp.asarray(terms.income * len(market.consumers), accounts.dtype)
             accounts = accounts.at[places:-1].add(terms.income)
     accounts = accounts.at[winner].add(reward)
 
     wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
-    finite = jnp.isfinite(accounts[:places])
-    gone = p.alive & (~finite).at[jnp.where(ruined, winner, places)].set(True, mode="drop")
-    estate = jnp.where(gone & finite, accounts[:places], 0).sum()
-    wealth, rent, levy, tax = _charges(market, p, jnp.where(gone, 0, accounts[:places]), wins, terms)
+    wealth, gone, estate = _ruin(p, accounts[:places], jnp.where(earned & ~jnp.isfinite(after.reward), winner, places))
+    wealth, rent, levy, tax = _charges(market, p, wealth, wins, terms)
     owner, original_owner = _without_dead(market, gone, (owner, e.original_owner))
     returns, lengths = e.episode_return + after.undiscounted, e.episode_length + after.duration.astype(jnp.int32)
-    nothing = jnp.zeros((), real())
     books = Books(
         reward=reward.sum(),
         subsidy=subsidy.sum(),
         income=income,
-        allowance=nothing,
+        allowance=jnp.zeros((), real()),
         house=accounts[-1],
         rent=rent.sum(),
         levy=levy.sum(),
@@ -432,6 +428,22 @@ def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> A
         return accounts.at[payer].add(-amounts)
     accounts, rounding = pay(accounts, payer, amounts)
     return accounts.at[HOUSE].add(-rounding)
+
+
+def _ruin(population: Population, wealth: Array, ruined: Array) -> tuple[Array, Array, Array]:
+    """Deaths of agents whose wealth is not finite, and of others.
+
+    Args:
+        population: before the step.
+        wealth: f [N], after its payments.
+        ruined: i32 [B], places of agents that die whatever they own; N for none.
+
+    Returns:
+        What is left of the wealth f [N], who died bool [N], and the finite wealth of those f [].
+    """
+    finite = jnp.isfinite(wealth)
+    died = population.alive & (~finite).at[ruined].set(True, mode="drop")
+    return jnp.where(died, 0, wealth), died, jnp.where(died & finite, wealth, 0).sum()
 
 
 def _without_dead(market: DeepMarket, died: Array, owners: tuple[Array, ...]) -> tuple[Array, ...]:

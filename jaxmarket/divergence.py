@@ -1,8 +1,8 @@
 """Divergence: seeds whose training or evaluation left the finite numbers, and statistics without them.
 
 A seed has diverged if, after some chunk of training, its parameters are not finite (or so large that their squares are
-not) or a reward was not; or if a return of its evaluation is not. The return of such a seed is NaN in every result
-(``null`` in JSON), statistics are over the other seeds, and every table says how many were left out.
+not) or a reward was not; or if a return or a greedy bid of its evaluation is not. The return of such a seed is NaN in
+every result (``null`` in JSON), statistics are over the other seeds, and every table says how many were left out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,34 +29,34 @@ def diverged(parameters: PyTree, reward: Array) -> Array:
     return (~jnp.isfinite(squares) | ~jnp.isfinite(reward)).astype(real())
 
 
-def find(metrics: Mapping[str, np.ndarray], *returns: Any) -> list[dict[str, Any]]:
+def find(metrics: Mapping[str, np.ndarray], *evaluated: Any) -> list[dict[str, Any]]:
     """The seeds that diverged, in order.
 
     Args:
         metrics: of a run, [chunks, seeds]: ``diverged`` and ``welfare``.
-        returns: f [seeds], mean returns of evaluations.
+        evaluated: f [seeds, ...] each: what an evaluation measured, such as returns and bids.
 
     Returns:
         For each of them ``seed``; ``chunk``, the first whose metrics show it, from 1, or None where only the evaluation
         does; and ``cause``: ``"reward"``, ``"parameters"`` or ``"evaluation"``.
     """
-    evaluated = np.isfinite(np.stack([np.asarray(each, np.float64) for each in returns])).all(0)
+    fine = [np.isfinite(np.asarray(each, np.float64)).reshape(len(each), -1).all(1) for each in evaluated]
     found = []
-    for seed, fine in enumerate(evaluated):
+    for seed, valid in enumerate(np.all(fine, axis=0)):
         flagged = np.flatnonzero(metrics["diverged"][:, seed] > 0) if "diverged" in metrics else np.zeros(0, int)
         if len(flagged):
             first = int(flagged[0])
             cause = "parameters" if np.isfinite(metrics["welfare"][first, seed]) else "reward"
             found.append({"seed": seed, "chunk": first + 1, "cause": cause})
-        elif not fine:
+        elif not valid:
             found.append({"seed": seed, "chunk": None, "cause": "evaluation"})
     return found
 
 
 _CAUSES = {
-    "reward": "a reward is not finite",
-    "parameters": "its parameters are not finite",
-    "evaluation": "a return of its evaluation is not finite",
+    "reward": "rewards not finite",
+    "parameters": "parameters not finite",
+    "evaluation": "returns or bids of the evaluation not finite",
 }
 
 
@@ -67,10 +67,10 @@ def described(found: Iterable[Mapping[str, Any]], seeds: int) -> str:
         found: see `find`.
         seeds: of the run.
     """
-    parts = [
-        f"seed {each['seed']}" + (f" since chunk {each['chunk']}" if each["chunk"] else "") + f" ({_CAUSES[each['cause']]})"
-        for each in found
-    ]
+    parts = []
+    for each in found:
+        since = f" since chunk {each['chunk']}" if each["chunk"] else ""
+        parts.append(f"seed {each['seed']} ({_CAUSES[each['cause']]}{since})")
     shown = ", ".join(parts[:_SHOWN]) + (f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else "")
     return f"diverged: {len(parts)} of {seeds} seeds: {shown}"
 
@@ -109,5 +109,8 @@ def best(values: Any) -> int:
     """
     array = np.asarray(values, np.float64)
     if not np.isfinite(array).any():
-        raise ValueError("seed: every seed of the run diverged and none is the best; name one, or train again")
+        raise ValueError(
+            f"seed: expected a finite return to choose by, got {array.size} that are not: every seed diverged; "
+            "name one, or train again"
+        )
     return int(np.argmax(np.where(np.isfinite(array), array, -np.inf)))

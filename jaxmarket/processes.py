@@ -23,7 +23,7 @@ __all__ = ["join", "launch", "leave"]
 _POLL = 0.05  # seconds
 _PATIENCE = 1.0
 _GRACE = 5.0
-_REFUSED = 2  # the exit code of the command line where it says what is wrong in one line
+_SAID = (2, 3)  # exit codes of the command line where it says itself what is wrong: refused, diverged
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
@@ -69,7 +69,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         processes: how many.
 
     Returns:
-        0, or 2 where the command was refused; the first process has said why.
+        0; or 2 where the command was refused, 3 where every seed diverged: the first process has said so.
 
     Raises:
         ValueError: the number makes no sense.
@@ -101,7 +101,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         finally:
             _stop(children)
         failed = [i for i, code in enumerate(codes) if code]
-        if not failed or codes[0] == _REFUSED:
+        if not failed or codes[0] in _SAID:
             return codes[0] or 0
         first = min(failed, key=lambda i: codes[i] or 0)  # signals are negative, and not what others die of
         said.seek(0)

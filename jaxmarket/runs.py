@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import checkpoint, plotting
+from jaxmarket import checkpoint, divergence, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
 from jaxmarket.config import TrainConfig
@@ -109,7 +110,7 @@ class Folder:
         """The summary, where the run has come to its end."""
         path = self.path / "summary.json"
         summary = document(path) if path.exists() else None
-        return None if summary is None or summary.get("interrupted") else summary
+        return None if summary is None or summary.get("interrupted") else _restored(summary)
 
     def finish(self, result: FitResult) -> None:
         """Write parameters, figures and, last, the summary.
@@ -188,6 +189,28 @@ def document(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return found
+
+
+_NUMBERS = (
+    "return_mean",
+    "return_std",
+    "return_seeds",
+    "sampled_return_mean",
+    "unfinished_share",
+    "unfinished_share_seeds",
+    "sampled_unfinished_share",
+    "termination_rate_seeds",
+    "sampled_termination_rate_seeds",
+)
+
+
+def _restored(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with NaN where JSON has null in place of a number: what seeds that diverged reached."""
+
+    def number(value: Any) -> Any:
+        return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
+
+    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
 
 
 def write(path: str | Path, result: FitResult) -> None:
@@ -272,8 +295,12 @@ class SavedRun:
 
 
 def best_seed(result: "FitResult | SavedRun") -> int:
-    """The seed with the highest greedy return."""
-    return int(np.argmax(result.summary["return_seeds"]))
+    """The seed with the highest greedy return, of those that did not diverge.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
+    return divergence.best(result.summary["return_seeds"])
 
 
 def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None = None, greedy: bool = True) -> Policy:
@@ -286,7 +313,7 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
             sample.
 
     Raises:
-        ValueError: there is no run there, or no such seed.
+        ValueError: there is no run there, no such seed, or, without ``seed``, every seed diverged.
     """
     run = read(source) if isinstance(source, str | Path) else source
     chosen = best_seed(run) if seed is None else seed
@@ -309,10 +336,14 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         ValueError: the folder holds no finished run, or another society's.
     """
     folder = Path(folder)
-    settings, summary = (document(folder / name) for name in ("config.json", "summary.json"))
+    settings, summary = document(folder / "config.json"), _restored(document(folder / "summary.json"))
     config, _ = configuration(folder, settings, **replace)
     returns = summary.get("return_seeds")
-    if not isinstance(returns, list) or len(returns) != config.seeds:
+    if (
+        not isinstance(returns, list)
+        or len(returns) != config.seeds
+        or not all(isinstance(one, int | float) for one in returns)
+    ):
         raise ValueError(f"{folder / 'summary.json'}: not the summary of a run of {config.seeds} seeds; train it again")
     like = jax.eval_shape(lambda: _fresh_networks(config))
     return SavedRun(config, checkpoint.restore(folder / "networks", like), summary, folder)

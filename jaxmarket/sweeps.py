@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from jaxmarket import fitting, plotting, runs, tables
+from jaxmarket import divergence, fitting, plotting, runs, tables
 from jaxmarket.comparison import Comparison, compare, label, shown
 from jaxmarket.config import TrainConfig
 from jaxmarket.estimates import Estimate, Sheet, mean
@@ -125,10 +125,10 @@ def train(
                     runs.write(folder / condition.name, result)
                     finished[condition.name] = _read(folder / condition.name, condition)
                     s = result.summary
-                    show.say(
-                        f"{condition.name}: greedy return {s['return_mean']:.3f} "
-                        f"({min(s['return_seeds']):.3f} … {max(s['return_seeds']):.3f}), {s['run_seconds']:.0f} s"
-                    )
+                    middle, _, low, high = map(tables.number, divergence.spread(s["return_seeds"]))
+                    show.say(f"{condition.name}: greedy return {middle} ({low} … {high}), {s['run_seconds']:.0f} s")
+                    if s["diverged"]:
+                        show.say(f"{condition.name}: {divergence.described(s['diverged'], s['seeds'])}")
             except BaseException:
                 show.say("stopping: the conditions under way are given up, the finished ones are kept")
                 stop.set()

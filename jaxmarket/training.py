@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmarket.config import TrainConfig
 from jaxmarket.devices import INSTANCES, SEEDS, largest, mine, total
+from jaxmarket.divergence import diverged
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
 from jaxmarket.learners.protocol import spread
@@ -217,7 +218,11 @@ def chunk(
     summary, new_visits, wealth = total(
         (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, state.market.wealth.sum(0)), axis
     )
-    accounts = {"gini": gini(wealth), "conservation_residual": largest(residuals.max(), axis)}
+    accounts = {
+        "gini": gini(wealth),
+        "conservation_residual": largest(residuals.max(), axis),
+        "diverged": diverged(networks(state.learner), summary.totals.reward),
+    }
     return state.replace(visits=before + new_visits), summary.means(oracle) | accounts
 
 
@@ -269,8 +274,10 @@ class FitResult:
             `jaxmarket.metrics` defines them.
         config: the settings.
         q: f [S, P], Q*, where the environment knows it.
-        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.
-        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known.
+        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known; NaN for seeds that
+            diverged.
+        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known; none for seeds that
+            diverged.
     """
 
     summary: dict[str, Any]

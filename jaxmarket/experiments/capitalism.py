@@ -339,8 +339,8 @@ def _step(
     books = Books(
         reward=reward, subsidy=subsidy, income=zero, allowance=zero, house=first.resale, rent=zero,
         levy=(accounts - wealth).sum(), tax=zero, estate=zero, nonfinite=zero, sales=first.price + price,
-        consumption=zero, auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1, terminated=zero + 1,
-        returns=reward, lengths=zero + 1,
+        consumption=zero, auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1,
+        terminated=zero + 1, returns=reward, lengths=zero + 1,
     )  # fmt: skip
     population = p.replace(agents=agents, wealth=wealth, won=jnp.where(wins > 0, time + 1, p.won))
     return population, books, wins
@@ -684,7 +684,7 @@ def _verdicts(findings: dict[str, Finding]) -> list[Verdict]:
             f"and worse on {int((one < other).sum())} of {len(one)} seeds"
         )
 
-    unexplained = max(f.residual.max() for f in findings.values() if f.rounds is not None)
+    unexplained = np.max([f.residual.max() for f in findings.values() if f.rounds is not None])
     return [
         Verdict.of(
             "capitalism alone learns: better than where consumers pay for anything, on every seed",
@@ -779,6 +779,6 @@ def run(options: Options) -> Report:
         "examples": examples,
         "batch": BATCH,
         "published": "the proposal only, no numbers (Sudhir and Tran-Thanh 2025)",
-        "conservation_residual": float(max(f.residual.max() for f in findings.values() if f.rounds is not None)),
+        "conservation_residual": float(np.max([f.residual.max() for f in findings.values() if f.rounds is not None])),
     }
     return Report(settings, [table, structures, curves], _verdicts(findings), _figures(findings))
