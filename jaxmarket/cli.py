@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxmarket import auctions, plotting, runs, tables
+from jaxmarket import auctions, divergence, plotting, runs, tables
 from jaxmarket import processes as multi
 from jaxmarket.checking import read_whole
 from jaxmarket.config import PRESETS, TrainConfig
@@ -46,6 +46,9 @@ app = App(
     help_format="markdown",
     default_parameter=Parameter(converter=lambda kind, tokens: cyclopts.convert(kind, tokens, converter=_convert)),
 )
+
+DIVERGED = 3
+"""Exit code of a command whose every seed diverged: there is no result."""
 
 Json = Annotated[bool, Parameter(negative=())]
 
@@ -113,10 +116,12 @@ def train(
     )
     console = Console()
     console.print(tables.returns_table(result))
+    s = result.summary
+    if s["diverged"]:
+        console.print(f"[yellow]{divergence.described(s['diverged'], s['seeds'])}[/]", highlight=False)
     bids = tables.bids_table(result)
     if bids is not None:
         console.print(bids)
-    s = result.summary
     console.print(
         f"{s['env_steps']:,} environment steps in {s['run_seconds']:.1f} s "
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
@@ -130,6 +135,14 @@ def train(
         print(runs.to_json(s))
     if s["interrupted"]:
         sys.exit(130)
+    _some_seed(s["return_seeds"], "lower --learning-rate, or find the first value that is not finite with --check")
+
+
+def _some_seed(returns: Any, remedy: str) -> None:
+    """End with exit code 3 if every seed diverged."""
+    if not len(divergence.finite(returns)):
+        print(f"jaxmarket: every seed diverged, there is no result; {remedy}", file=sys.stderr)
+        sys.exit(DIVERGED)
 
 
 @app.command
@@ -192,23 +205,33 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     key = key_for(key_of(seed), "evaluate")
     run = runs.read(folder)
     table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
-    for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
+    for column in ("bids", "return", "± std", "lowest", "highest", "length", "unfinished"):
         table.add_column(column, justify="right")
+    both = jax.device_get(evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds))
+    trained = np.isfinite(run.summary["return_seeds"])
+    kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
     summary: dict[str, Any] = {
         "env": run.config.adapter.name,
         "seeds": run.config.seeds,
         "interrupted": run.interrupted,
+        "diverged": np.flatnonzero(~kept).tolist(),
     }
-    both = evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds)
-    for bids, episodes in jax.device_get(both).items():
-        per_seed = episodes.returns.mean(1)
-        numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
-        table.add_row(bids, *(f"{x:.3f}" for x in numbers), str(int(np.sum(~episodes.finished))))
-        summary |= {f"{bids}_return_mean": float(numbers[0]), f"{bids}_return_std": float(numbers[1])}
+    for bids, episodes in both.items():
+        returns, unfinished = divergence.spread(episodes.returns[kept].mean(1)), 1 - episodes.finished[kept].mean(1)
+        share, length = divergence.spread(unfinished).mean, divergence.spread(episodes.lengths[kept]).mean
+        table.add_row(bids, *map(tables.number, (*returns, length)), f"{tables.number(100 * share, 1)}%")
+        summary |= {
+            f"{bids}_return_mean": returns.mean,
+            f"{bids}_return_std": returns.std,
+            f"{bids}_unfinished_share": share,
+        }
+    if not kept.all():
+        table.caption = f"without seeds that diverged: {', '.join(map(str, summary['diverged']))}"
     Console().print(table)
     _say_if_interrupted(run)
     if json:
         print(runs.to_json(summary))
+    _some_seed(np.where(kept, 0.0, np.nan), "evaluate another run")
 
 
 def _say_if_interrupted(run: runs.SavedRun) -> None:
@@ -366,6 +389,7 @@ def sweep(
     console.print(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png", highlight=False)
     if json:
         print(runs.to_json(found.document()))
+    _some_seed([one for run in found.comparison.runs for one in run.returns], "sweep over lower learning rates")
 
 
 @app.command(name="list")

@@ -5,13 +5,14 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmarket import files, plotting, runs
+from jaxmarket.divergence import finite, spread
 from jaxmarket.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
 
 if TYPE_CHECKING:
@@ -31,9 +32,12 @@ class Outcome:
         folder: where it is.
         env: name of its environment.
         settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
-        returns: f [S], greedy returns of fresh episodes after training.
+        returns: f [S], greedy returns of fresh episodes after training; NaN for seeds that diverged.
+        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN where not known.
+        diverged: see `divergence.find`.
         steps: f [T, S], environment steps so far.
-        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did.
+        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did, and for seeds
+            that diverged.
         steps_per_second: environment steps of all seeds together.
         interrupted: whether training was cut short.
     """
@@ -43,16 +47,23 @@ class Outcome:
     env: str
     settings: dict[str, Any]
     returns: np.ndarray
+    unfinished: np.ndarray
+    diverged: list[dict[str, Any]]
     steps: np.ndarray
     learning: np.ndarray
     steps_per_second: float
     interrupted: bool
 
     @property
+    def kept(self) -> np.ndarray:
+        """Greedy returns of the seeds that did not diverge."""
+        return finite(self.returns)
+
+    @property
     def late(self) -> float:
         """Return while learning in the last tenth of training, mean over seeds; NaN where no episode ended."""
         last = self.learning[-max(1, round(_LATE * len(self.learning))) :]
-        return float(np.mean(last[~np.isnan(last)])) if not np.isnan(last).all() else math.nan
+        return spread(last).mean
 
     def steps_to(self, target: float) -> np.ndarray:
         """Environment steps at the first row of metrics whose return is at least ``target``: f [S], NaN if none is."""
@@ -85,12 +96,16 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
         text = files.sealed(folder / "metrics.csv").decode()
         rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
         table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
+        table[:, ~np.isfinite(returns), 1] = np.nan
+        unfinished = np.asarray(summary.get("unfinished_share_seeds", [None] * len(returns)), np.float64)
         return Outcome(
             name=folder.resolve().name if name is None else name,
             folder=folder,
             env=str(summary["env"]),
             settings=settings | beside,
             returns=returns,
+            unfinished=unfinished,
+            diverged=list(summary.get("diverged", [])),
             steps=table[..., 0],
             learning=table[..., 1],
             steps_per_second=float(summary["steps_per_second"]),
@@ -146,7 +161,6 @@ class Comparison:
         """A row per run: settings, then numbers and `Estimate`s."""
         first, rows = self.runs[0], []
         for run in self.runs:
-            other = run is not first
             steps = run.steps_to(self.target)
             middle = float(np.median(np.nan_to_num(steps, nan=np.inf)))
             rows.append(
@@ -154,13 +168,15 @@ class Comparison:
                     "run": run.name + (" (interrupted)" if run.interrupted else ""),
                     **{name: shown(run.settings.get(name)) for name in self.differing},
                     "seeds": len(run.returns),
-                    "return": mean(run.returns),
+                    "diverged": int(np.sum(~np.isfinite(run.returns))),
+                    "unfinished": spread(run.unfinished).mean,
+                    "return": mean(run.kept),
                     self.goal: middle if np.isfinite(middle) else None,
                     "reached by": f"{int(np.sum(~np.isnan(steps)))}/{len(steps)}",
                     "steps/s": run.steps_per_second,
-                    "interquartile mean": interquartile_mean(run.returns) if len(steps) > 1 else mean(run.returns),
-                    "minus first": difference(run.returns, first.returns) if other else None,
-                    "P(above first)": improvement(run.returns, first.returns) if other else None,
+                    "interquartile mean": interquartile_mean(run.kept) if len(run.kept) > 1 else mean(run.kept),
+                    "minus first": _against(difference, run, first),
+                    "P(above first)": _against(improvement, run, first),
                 }
             )
         return rows
@@ -181,7 +197,15 @@ class Comparison:
             "P(above first): that a seed of this run is above\none of the first, ties counting half"
         )
         pairwise = ("interquartile mean", "minus first", "P(above first)")
-        alone = ("seeds", "return", self.goal, "reached by", "steps/s")
+        alone = ("seeds", "diverged", "unfinished", "return", self.goal, "reached by", "steps/s")
+        if any(row["diverged"] for row in rows):
+            reached += "\ndiverged: seeds that are left out of all numbers"
+        else:
+            never = (*never, "diverged")
+        if any(row["unfinished"] > 0 for row in rows):
+            reached += "\nunfinished: share of the greedy episodes that\nthe step limit of the evaluation cut"
+        else:
+            never = (*never, "unfinished")
         if "seeds" in self.differing:
             alone = alone[1:]
         title = title or f"{self.runs[0].env}: {len(self.runs)} runs"
@@ -198,8 +222,8 @@ class Comparison:
         curves = {run.name: (run.steps.mean(1), *bands(run.learning)) for run in self.runs}
         plotting.draw_curves(left, curves, target=self.target)
         left.set_title(f"{self.runs[0].env}: while learning, mean of seeds and 95% interval", fontsize=10)
-        ends = {run.name: run.returns for run in self.runs}
-        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.returns)) for run in self.runs})
+        ends = {run.name: run.kept for run in self.runs}
+        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
         right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
         return fig
 
@@ -208,11 +232,25 @@ class Comparison:
         rows = []
         for run, row in zip(self.runs, self.sheets()[0].flat(), strict=True):
             raw = {name: run.settings.get(name) for name in self.differing}  # as they are, not as they are shown
-            seeds = {"return_seeds": run.returns.tolist(), "steps_seeds": run.steps_to(self.target).tolist()}
+            seeds = {
+                "return_seeds": run.returns.tolist(),
+                "unfinished_share_seeds": run.unfinished.tolist(),
+                "diverged_seeds": run.diverged,
+                "steps_seeds": run.steps_to(self.target).tolist(),
+            }
             rows.append(
                 row | raw | {"run": run.name, "folder": str(run.folder), "interrupted": run.interrupted} | seeds
             )
         return {"env": self.runs[0].env, "target": self.target, "differing": self.differing, "runs": rows}
+
+
+def _against(how: Callable[[Any, Any], Estimate], run: Outcome, first: Outcome) -> Estimate | None:
+    """One run against the first: None for the first itself, NaN where one of them has no seed that did not diverge."""
+    if run is first:
+        return None
+    if not len(run.kept) or not len(first.kept):
+        return Estimate(math.nan, math.nan, math.nan)
+    return how(run.kept, first.kept)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float, float]:
@@ -271,7 +309,7 @@ def compare(
                 f"{found[0].env}, {run.folder} one of {run.env}; name runs of one (--weights: two runs' networks)"
             )
     if best_first:
-        found.sort(key=lambda run: -run.returns.mean())
+        found.sort(key=lambda run: -run.kept.mean() if len(run.kept) else math.inf)
     names = list(dict.fromkeys(name for run in found for name in run.settings))
     values = {name: [run.settings.get(name) for run in found] for name in names}
     differing = [name for name in names if any(value != values[name][0] for value in values[name])]

@@ -40,7 +40,9 @@ class Estimate:
 
 
 def _number(value: float) -> str:
-    """Three decimals, or none for a count in the thousands."""
+    """Three decimals, or none for a count in the thousands; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
 
 
@@ -115,10 +117,12 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
     """Mean of the middle half of the seeds, with a percentile bootstrap interval (Agarwal et al. 2021).
 
     Args:
-        values: f [seeds].
+        values: f [seeds]; all is NaN where one of them is not finite.
         confidence: of the interval.
     """
     values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():  # sorting would put NaN above all numbers, and trim it
+        return Estimate(math.nan, math.nan, math.nan)
 
     def middle(sample: np.ndarray, axis: int = -1) -> np.ndarray:
         return stats.trim_mean(sample, 0.25, axis=axis)

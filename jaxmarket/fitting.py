@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket import baselines, tables, training, transfer
+from jaxmarket import baselines, divergence, tables, training, transfer
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.baselines import Agent, Monolith, MonolithState
 from jaxmarket.checking import checked, given, number, path, prng_key
@@ -236,9 +236,9 @@ def _fit_in(
         run.save(checkpoints, folder)
     run.train(show, loggers, checkpoints, folder, checkpoint_every)
     if summary is not None:
-        return FitResult(
-            summary, run.state, run.metrics, run.config, *_bids_beside_q(run.config, run.program, run.state)
-        )
+        q, bids, visited = _bids_beside_q(run.config, run.program, run.state)
+        lost = [each["seed"] for each in summary["diverged"]]
+        return FitResult(summary, run.state, run.metrics, run.config, q, *_without(lost, bids, visited))
     result = run.result(show, folder.origin)
     show.phase("writing")
     folder.finish(result)
@@ -410,8 +410,20 @@ def _assess(
     player: Any = player_of(config)
     params = state.learner.params
     episodes = evaluate_both(player, params, key, config.seeds)
-    returns = np.asarray(episodes["greedy"].returns.mean(1))
-    terminated = {how: np.asarray(some.terminated.mean(1)) for how, some in episodes.items()}
+    exact, bids, visited = _bids_beside_q(config, program, state)
+    returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
+    found = divergence.find(metrics, *returns.values(), *([] if bids is None else [bids]))
+    lost = [each["seed"] for each in found]
+    bids, visited = _without(lost, bids, visited)
+
+    def per_seed(values: Array) -> list[float]:
+        kept = np.array(values, np.float64)
+        kept[lost] = np.nan
+        return kept.tolist()
+
+    terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
+    unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
+    greedy = divergence.spread(per_seed(returns["greedy"]))
     summary: dict[str, Any] = {
         "env": config.adapter.name,
         "agent": config.agent,
@@ -419,21 +431,24 @@ def _assess(
         "learner": config.learner,
         "clones": config.clones if isinstance(program, Program) else None,
         "seeds": config.seeds,
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std()),
-        "return_seeds": [float(r) for r in returns],
-        "sampled_return_mean": float(episodes["sampled"].returns.mean()),
-        "termination_rate_seeds": [float(r) for r in terminated["greedy"]],
-        "sampled_termination_rate_seeds": [float(r) for r in terminated["sampled"]],
+        "diverged": found,
+        "return_mean": greedy.mean,
+        "return_std": greedy.std,
+        "return_seeds": per_seed(returns["greedy"]),
+        "sampled_return_mean": divergence.spread(per_seed(returns["sampled"])).mean,
+        "unfinished_share": divergence.spread(unfinished["greedy"]).mean,
+        "unfinished_share_seeds": unfinished["greedy"],
+        "sampled_unfinished_share": divergence.spread(unfinished["sampled"]).mean,
+        "termination_rate_seeds": terminated["greedy"],
+        "sampled_termination_rate_seeds": terminated["sampled"],
         "bid_error": None,
     }
-    exact, bids, visited = _bids_beside_q(config, program, state)
-    if exact is not None:
-        q = jnp.asarray(exact, real())
-        summary["bid_error"] = _worst(bid_error, bids, q, visited)
+    if exact is not None and len(lost) < config.seeds:
+        q, kept = jnp.asarray(exact, real()), np.setdiff1d(np.arange(config.seeds), lost)
+        summary["bid_error"] = _worst(bid_error, bids[kept], q, visited[kept])
         if config.learner == "valuation":
             every = functools.partial(bid_error, every_bidder=True)
-            summary["bid_error_all"] = _worst(every, bids, q, visited)
+            summary["bid_error_all"] = _worst(every, bids[kept], q, visited[kept])
     return FitResult(summary, state, metrics, config, exact, bids, visited)
 
 
@@ -448,6 +463,17 @@ def _bids_beside_q(
     modules = jax.vmap(lambda p: bids_by_state(player, p, exact.shape[0]))(state.learner.params)
     bids = modules.reshape(*modules.shape[:2], player.primitives, -1).max(-1)
     return exact, np.asarray(bids), np.asarray(state.visits > 0)
+
+
+def _without(
+    lost: Sequence[int], bids: np.ndarray | None, visited: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`FitResult`'s ``bids`` and ``visited`` without seeds that diverged: NaN, and no visits."""
+    if bids is None or visited is None:
+        return bids, visited
+    bids, visited = bids.copy(), visited.copy()
+    bids[lost], visited[lost] = np.nan, False
+    return bids, visited
 
 
 def _worst(error: Callable[..., Array], bids: Any, q: Array, visited: Any) -> float | None:

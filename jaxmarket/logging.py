@@ -77,9 +77,12 @@ def console() -> Logger:
         if record.earlier:
             return
         words = [f"{record.chunk}/{record.chunks}", f"{int(record.env_steps.sum()):,} steps"]
+        lost = record.metrics.get("diverged", np.zeros(0)) > 0
+        if lost.any():
+            words.append(f"{lost.sum()} of {len(lost)} seeds diverged")
         for name in ("return_mean", "auction_revenue"):
             values = record.metrics.get(name, np.zeros(0))
-            values = values[~np.isnan(values)]
+            values = values[np.isfinite(values) & ~lost] if len(lost) == len(values) else values[np.isfinite(values)]
             if len(values):
                 words.append(f"{name} {values.mean():.3f} ± {values.std():.3f}")
         out.print(" · ".join(words), highlight=False)

@@ -72,17 +72,19 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
     ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
-    finished = ~np.isnan(returns).all(axis=1)
+    kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
+    finished = ~np.isnan(kept).all(axis=1)
     if finished.any():
-        mean = np.nanmean(returns[finished], axis=1)
+        mean = np.nanmean(kept[finished], axis=1)
         ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="mean of seeds")
-    ax.axhline(
-        result.summary["return_mean"],
-        color="tab:green",
-        linestyle="--",
-        linewidth=1.2,
-        label="greedy, in the end (mean of seeds)",
-    )
+    if kept.shape[1]:
+        ax.axhline(
+            result.summary["return_mean"],
+            color="tab:green",
+            linestyle="--",
+            linewidth=1.2,
+            label="greedy, in the end (mean of seeds)",
+        )
     ax.set(
         xlabel="environment steps per seed",
         ylabel="undiscounted return",
@@ -98,11 +100,12 @@ def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
         raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
     q = result.q
     shown = np.flatnonzero(result.visited.any(0))
+    kept = result.bids[np.isfinite(result.bids).all((1, 2))]  # seeds that did not diverge
     primitives = q.shape[1]
     width = 0.8 / primitives
     for p in range(primitives):
         x = np.arange(len(shown)) + (p - (primitives - 1) / 2) * width
-        bids = result.bids[:, shown, p]
+        bids = kept[:, shown, p]
         error = np.abs(np.stack([bids.min(0), bids.max(0)]) - bids.mean(0))
         ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
         ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)

@@ -30,7 +30,7 @@ __all__ = ["end_with_parent", "join", "launch", "leave"]
 _POLL = 0.05  # seconds
 _PATIENCE = 1.0
 _GRACE = 5.0
-_REFUSED = 2  # the exit code of the command line where it says what is wrong in one line
+_SAID = (2, 3)  # exit codes of the command line where it says itself what is wrong: refused, diverged
 _LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT = "JAXMARKET_PARENT_PIPE"  # a descriptor that is at its end once the launching process is gone
@@ -134,7 +134,8 @@ def launch(command: Sequence[str], processes: int) -> int:
         processes: how many.
 
     Returns:
-        0; 2 where the command was refused, and the first process has said why; 128 + n after signal n.
+        0; 2 where the command was refused, 3 where every seed diverged, and the first process has said so; 128 + n
+        after signal n.
 
     Raises:
         ValueError: the number makes no sense.
@@ -169,7 +170,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         if received:
             return 128 + received[0]
         failed = [i for i, code in enumerate(codes) if code]
-        if not failed or codes[0] == _REFUSED:
+        if not failed or codes[0] in _SAID:
             return codes[0] or 0
         first = min(failed, key=lambda i: codes[i] or 0)  # signals are negative, and not what others die of
         said.seek(0)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import checking, checkpoint, files, plotting
+from jaxmarket import checking, checkpoint, divergence, files, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
 from jaxmarket.checking import given, whole
@@ -316,7 +317,7 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
     """
     if "summary.json" not in files.checksums(folder) or not (folder / "summary.json").exists():
         return None
-    return document(folder / "summary.json")
+    return _restored(document(folder / "summary.json"))
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -344,6 +345,28 @@ def document(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return found
+
+
+_NUMBERS = (
+    "return_mean",
+    "return_std",
+    "return_seeds",
+    "sampled_return_mean",
+    "unfinished_share",
+    "unfinished_share_seeds",
+    "sampled_unfinished_share",
+    "termination_rate_seeds",
+    "sampled_termination_rate_seeds",
+)
+
+
+def _restored(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with NaN where JSON has null in place of a number: what seeds that diverged reached."""
+
+    def number(value: Any) -> Any:
+        return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
+
+    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
 
 
 def ended(folder: Path) -> dict[str, Any]:
@@ -458,8 +481,12 @@ class SavedRun:
 
 
 def best_seed(result: "FitResult | SavedRun") -> int:
-    """The seed with the highest greedy return."""
-    return int(np.argmax(result.summary["return_seeds"]))
+    """The seed with the highest greedy return, of those that did not diverge.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
+    return divergence.best(result.summary["return_seeds"])
 
 
 def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None = None, greedy: bool = True) -> Policy:
@@ -472,7 +499,7 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
             sample.
 
     Raises:
-        ValueError: there is no run there, or no such seed.
+        ValueError: there is no run there, no such seed, or, without ``seed``, every seed diverged.
     """
     run = read(source) if isinstance(source, str | Path) else source
     if not isinstance(run, SavedRun | FitResult):
@@ -498,7 +525,11 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
     summary = ended(folder)
     config = configuration(folder, document(folder / "config.json"), **replace)
     returns = summary.get("return_seeds")
-    if not isinstance(returns, list) or len(returns) != config.seeds:
+    if (
+        not isinstance(returns, list)
+        or len(returns) != config.seeds
+        or not all(isinstance(one, int | float) for one in returns)
+    ):
         raise ValueError(f"{folder / 'summary.json'}: not the summary of a run of {config.seeds} seeds; train it again")
     if config.society.bidders > _MOST_BIDDERS:
         raise ValueError(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from jaxmarket import files, fitting, plotting, runs, tables
+from jaxmarket import divergence, files, fitting, plotting, runs, tables
 from jaxmarket.auctions import Mechanism
 from jaxmarket.checking import flag, given, number, path, read_whole, whole
 from jaxmarket.comparison import Comparison, compare, shown
@@ -129,10 +129,10 @@ def train(
                     runs.write(folder / condition.name, result)
                     finished[condition.name] = _read(folder / condition.name, condition)
                 s = result.summary
-                show.say(
-                    f"{condition.name}: greedy return {s['return_mean']:.3f} "
-                    f"({min(s['return_seeds']):.3f} … {max(s['return_seeds']):.3f}), {s['run_seconds']:.0f} s"
-                )
+                middle, _, low, high = map(tables.number, divergence.spread(s["return_seeds"]))
+                show.say(f"{condition.name}: greedy return {middle} ({low} … {high}), {s['run_seconds']:.0f} s")
+                if s["diverged"]:
+                    show.say(f"{condition.name}: {divergence.described(s['diverged'], s['seeds'])}")
 
             try:
                 for future in concurrent.futures.as_completed(futures):

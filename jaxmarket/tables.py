@@ -11,11 +11,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
+from jaxmarket import divergence
 from jaxmarket.society import Society
 from jaxmarket.training import FitResult
 from jaxmarket.types import Transition
 
-__all__ = ["Show", "bids_table", "progress", "return_note", "returns_table", "trace_table"]
+__all__ = ["Show", "bids_table", "number", "progress", "return_note", "returns_table", "trace_table"]
 
 
 class _Rate(ProgressColumn):
@@ -71,10 +72,16 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
 
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:
-    """The mean return of the episodes that ended, for a progress bar."""
-    returns = metrics["return_mean"]
-    ended = returns[~np.isnan(returns)]
-    return f"return {ended.mean():.3f}" if len(ended) else ""
+    """The mean return of the episodes that ended, for a progress bar, and how many seeds diverged."""
+    lost = metrics["diverged"] > 0
+    ended = divergence.finite(metrics["return_mean"][~lost])
+    notes = [f"return {ended.mean():.3f}"] if len(ended) else []
+    return " · ".join([*notes, f"{lost.sum()} of {len(lost)} seeds diverged"] if lost.any() else notes)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number of so many digits after the point; a dash where it is not finite."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
 
 
 def returns_table(result: FitResult) -> Table:
@@ -86,19 +93,26 @@ def returns_table(result: FitResult) -> Table:
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
         errors["every bid"] = s["bid_error_all"]
-    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors):
+    lost, cut = s["diverged"], (s["unfinished_share"], s["sampled_unfinished_share"])
+    extra = (["diverged"] if lost else []) + (["unfinished"] if any(share > 0 for share in cut) else [])
+    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
         table.add_column(column, justify="right")
     notes = ["return: greedy bids, mean over seeds; sampled: with sampled bids"]
+    if lost:
+        notes.append("diverged: seeds that are left out of all numbers")
+    if "unfinished" in extra:
+        notes.append("unfinished: episodes that the step limit of the evaluation cut, greedy / sampled bids")
     if s["bid_error"] is not None:
         notes.append("bid error: highest greedy bid from max Q*, worst visited state and seed, over max(1, max |Q*|)")
     if "every bid" in errors:
         notes.append("every bid: the same of each agent's bid from its own Q*")
     table.caption = "\n".join(notes)
-    numbers = (s["return_mean"], s["return_std"], min(s["return_seeds"]), max(s["return_seeds"]))
+    shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
     table.add_row(
         str(s["seeds"]),
-        *(f"{x:.3f}" for x in (*numbers, s["sampled_return_mean"])),
+        *(number(x) for x in (*divergence.spread(s["return_seeds"]), s["sampled_return_mean"])),
         *("–" if error is None else f"{error:.4f}" for error in errors.values()),
+        *(shown[column] for column in extra),
     )
     return table
 
@@ -108,14 +122,17 @@ def bids_table(result: FitResult) -> Table | None:
     if result.q is None or result.bids is None or result.visited is None:
         return None
     q = result.q
-    several = len(result.bids) > 1
+    bids = result.bids[np.isfinite(result.bids).all((1, 2))]  # of seeds that did not diverge
+    if not len(bids):
+        return None
+    several = len(bids) > 1
     spread = " (mean ± std over seeds)" if several else ""
     table = Table(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
     table.add_column("state")
     for p in range(q.shape[1]):
         table.add_column(f"bid {p}", justify="right", style="cyan")
         table.add_column(f"Q* {p}", justify="right")
-    mean, std = result.bids.mean(0), result.bids.std(0)
+    mean, std = bids.mean(0), bids.std(0)
     for s in range(q.shape[0]):
         cells = [f"{s} {'•' if result.visited[:, s].any() else ''}"]
         for p in range(q.shape[1]):

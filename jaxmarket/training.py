@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmarket.checking import given, numbers, prng_key
 from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, largest, mine, total
+from jaxmarket.divergence import diverged
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
 from jaxmarket.learners.protocol import spread
@@ -218,7 +219,11 @@ def chunk(
     summary, new_visits, wealth = total(
         (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, state.market.wealth.sum(0)), axis
     )
-    accounts = {"gini": gini(wealth), "conservation_residual": largest(residuals.max(), axis)}
+    accounts = {
+        "gini": gini(wealth),
+        "conservation_residual": largest(residuals.max(), axis),
+        "diverged": diverged(networks(state.learner), summary.totals.reward),
+    }
     return state.replace(visits=before + new_visits), summary.means(oracle) | accounts
 
 
@@ -282,8 +287,10 @@ class FitResult:
             `jaxmarket.metrics` defines them.
         config: the settings.
         q: f [S, P], Q*, where the environment knows it.
-        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.
-        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known.
+        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known; NaN for seeds that
+            diverged.
+        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known; none for seeds that
+            diverged.
     """
 
     summary: dict[str, Any]
