@@ -5,15 +5,13 @@ import itertools
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
 import jax
 import jax.numpy as jnp
 import numpy as np
 from cyclopts import App, Parameter
-from rich.console import Console
-from rich.table import Table
 
 from jaxmarket import auctions, plotting, runs, tables
 from jaxmarket import processes as multi
@@ -24,6 +22,7 @@ from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.learners import LEARNERS
 from jaxmarket.logging import LOGGERS
 from jaxmarket.society import MarketPolicy
+from jaxmarket.text import DataTable, Screen, emit, plain
 from jaxmarket.transfer import weight_changes
 
 __all__ = ["app", "main"]
@@ -97,23 +96,23 @@ def train(
         loggers=loggers,
         check=check,
     )
-    console = Console()
-    console.print(tables.returns_table(result))
+    screen = Screen()
+    screen.print(tables.returns_table(result))
     bids = tables.bids_table(result)
     if bids is not None:
-        console.print(bids)
+        screen.print(bids)
     s = result.summary
-    console.print(
+    screen.line(
         f"{s['env_steps']:,} environment steps in {s['run_seconds']:.1f} s "
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
         again = "" if out is None else f"; go on with jaxmarket train --resume {out}"
-        console.print(f"[yellow]interrupted: the figures are those of the training so far{again}[/]")
+        screen.line(f"interrupted: the figures are those of the training so far{again}", "yellow")
     if out is not None:
-        console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}", highlight=False)
+        screen.line(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if json:
-        print(runs.to_json(s))
+        emit(runs.to_json(s))
     if s["interrupted"]:
         sys.exit(130)
 
@@ -157,8 +156,7 @@ def launch(
         again = (
             "" if folder is None else f"; go on with: jaxmarket launch --processes {processes} train --resume {folder}"
         )
-        print(f"jaxmarket: {error}{again}", file=sys.stderr)
-        sys.exit(1)
+        _stop(f"{error}{again}", 1)
 
 
 @app.command
@@ -171,7 +169,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         json: make the last line of standard output one JSON object.
     """
     run = runs.read(folder)
-    table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
+    table = DataTable(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
         table.add_column(column, justify="right")
     summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
@@ -179,11 +177,11 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     for bids, episodes in jax.device_get(both).items():
         per_seed = episodes.returns.mean(1)
         numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
-        table.add_row(bids, *(f"{x:.3f}" for x in numbers), str(int(np.sum(~episodes.finished))))
+        table.add_row(bids, *(f"{x:.3f}" for x in numbers), int(np.sum(~episodes.finished)))
         summary |= {f"{bids}_return_mean": float(numbers[0]), f"{bids}_return_std": float(numbers[1])}
-    Console().print(table)
+    Screen().print(table)
     if json:
-        print(runs.to_json(summary))
+        emit(runs.to_json(summary))
 
 
 @app.command
@@ -205,8 +203,9 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")
     rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
-    Console().print(f"society: {shown}", justify="center")
-    Console().print(tables.trace_table(policy.society, rows))
+    screen = Screen()
+    screen.line(f"society: {shown}")
+    screen.print(tables.trace_table(policy.society, rows))
 
 
 @app.command
@@ -237,12 +236,13 @@ def compare(
     from jaxmarket import comparison  # noqa: PLC0415  scipy's statistics, only where they are used
 
     found = comparison.compare(folders, share=share, target=target)
-    Console().print(*(sheet.table() for sheet in found.sheets()))
+    screen = Screen()
+    screen.print(*(sheet.table() for sheet in found.sheets()))
     if out is not None:
         plotting.save(found.figure(), out)
-        Console().print(f"written to {out}", highlight=False)
+        screen.line(f"written to {out}")
     if json:
-        print(runs.to_json(found.document()))
+        emit(runs.to_json(found.document()))
 
 
 def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) -> None:
@@ -251,22 +251,23 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
     old, new = (runs.read(folder) for folder in folders)
     rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
     parts = list(dict.fromkeys(row["part"] for row in rows))
-    table = Table("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
+    table = DataTable("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
     for column in ("weights", "relative change", "share moved"):
         table.add_column(column, justify="right")
     for part in parts:
         mine = [row for row in rows if row["part"] == part]
         change, moved = (np.mean([row[field] for row in mine]) for field in ("change", "moved"))
-        table.add_row(part, str(mine[0]["weights"]), f"{change:.3f}", f"{moved:.3f}")
+        table.add_row(part, mine[0]["weights"], f"{change:.3f}", f"{moved:.3f}")
     table.caption = "change: |after - before| / |before| · moved: by more than a tenth of the part's root mean square"
-    Console().print(table)
+    screen = Screen()
+    screen.print(table)
     if out is not None:
         fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))
         plotting.draw_weight_changes(ax, rows)
         plotting.save(fig, out)
-        Console().print(f"written to {out}", highlight=False)
+        screen.line(f"written to {out}")
     if json:
-        print(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
+        emit(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
 
 
 class _Given(TrainConfig):
@@ -307,7 +308,6 @@ def sweep(
     """
     from jaxmarket import sweeps  # noqa: PLC0415  scipy's statistics, only where they are used
 
-    console = Console()
     varied: dict[str, Any] = {}
     for text in vary:
         field, values = sweeps.parse(text)
@@ -323,19 +323,21 @@ def sweep(
     try:
         found = sweeps.sweep(config.env, varied, folder, samples=samples, seed=seed, share=share, **given)
     except KeyboardInterrupt:
-        print("jaxmarket: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
-        sys.exit(130)
-    console.print(*(sheet.table() for sheet in found.sheets()))
-    console.print(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
-    console.print(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png", highlight=False)
+        _stop("interrupted; what was finished is kept, run it again to go on", 130)
+    screen = Screen()
+    screen.print(*(sheet.table() for sheet in found.sheets()))
+    screen.line(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
+    screen.line(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
-        print(runs.to_json(found.document()))
+        emit(runs.to_json(found.document()))
 
 
 @app.command(name="list")
 def list_names() -> None:
     """List the environments, auctions, learners and presets."""
-    table = Table(show_header=False)
+    table = DataTable(show_header=False)
+    table.add_column("")
+    table.add_column("", wrap=True)
     refused = []
     for env_id in environment_ids():
         try:
@@ -348,7 +350,7 @@ def list_names() -> None:
     table.add_row("auctions", ", ".join(auctions.MECHANISMS))
     table.add_row("learners", ", ".join(LEARNERS))
     table.add_row("presets", ", ".join(PRESETS))
-    Console().print(table)
+    Screen().print(table)
 
 
 @app.command
@@ -384,26 +386,27 @@ def reproduce(
     """
     from jaxmarket import experiments  # noqa: PLC0415  half a second of imports, only where they are used
 
-    console = Console()
+    screen = Screen()
     if list_ or name is None:
         if not list_:
             raise ValueError(f"name: which one? choose from {', '.join(experiments.EXPERIMENTS)}")
-        table = Table("name", "shows", "source", title="jaxmarket reproduce NAME")
+        table = DataTable("name", title="jaxmarket reproduce NAME")
+        table.add_column("shows", wrap=True)
+        table.add_column("source", wrap=True)
         for key, experiment in experiments.EXPERIMENTS.items():
             table.add_row(key, experiment.shows, experiment.source)
-        console.print(table)
+        screen.print(table)
         return
     try:
         report = experiments.reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        print("jaxmarket: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
-        sys.exit(130)
-    console.print(report.view())
-    console.print(f"written to {report.folder}: {', '.join(report.written)}", highlight=False)
+        _stop("interrupted; what was finished is kept, run it again to go on", 130)
+    screen.print(report.view())
+    screen.line(f"written to {report.folder}: {', '.join(report.written)}")
     if json:
-        print(report.to_json())
+        emit(report.to_json())
 
 
 @app.command
@@ -426,21 +429,26 @@ def bench(
     """
     from jaxmarket import bench as benchmarks  # noqa: PLC0415  only where it is used
 
-    console = Console()
+    screen = Screen()
     reports = []
     for each in benchmarks.BENCHMARKS if name is None else [name]:
         try:
             reports.append(benchmarks.bench(each, out, quick=quick, cores=cores))
         except KeyboardInterrupt:
-            print(f"jaxmarket: {each} interrupted; finished benchmarks are in {out}", file=sys.stderr)
-            sys.exit(130)
-        console.print(f"[bold]{each}[/]: {benchmarks.BENCHMARKS[each]}")
-        console.print(reports[-1].view())
+            _stop(f"{each} interrupted; finished benchmarks are in {out}", 130)
+        screen.line(f"{each}: {benchmarks.BENCHMARKS[each]}", "bold")
+        screen.print(reports[-1].view())
         written = ", ".join(sorted(path.name for path in out.glob(f"{each}.*")))
-        console.print(f"written to {out}: {written}", highlight=False)
+        screen.line(f"written to {out}: {written}")
     if json:
         found = [report.to_json() for report in reports]
-        print(runs.to_json(found[0] if name is not None else {"benchmarks": found}))
+        emit(runs.to_json(found[0] if name is not None else {"benchmarks": found}))
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    """End with one line on standard error."""
+    emit(f"jaxmarket: {plain(' '.join(message.split()))}", sys.stderr)
+    sys.exit(code)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -449,16 +457,13 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
         words = sys.argv[1:] if arguments is None else arguments
-        message = " ".join(str(error).split())
+        message = str(error)
         if "--resume" in words and "--env" in message:
             message = (
                 "resume: a run goes on with the settings in its folder; leave out others, or begin anew with --start"
             )
-        print(f"jaxmarket: {message}", file=sys.stderr)
-        sys.exit(2)
+        _stop(message, 2)
     except (cyclopts.CycloptsError, ValueError) as error:
-        print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error), 2)
     except KeyboardInterrupt:
-        print("jaxmarket: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _stop("interrupted", 130)

@@ -25,7 +25,8 @@ from jaxmarket.config import TrainConfig
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
 from jaxmarket.society import MarketPolicy, Society
-from jaxmarket.training import FitResult
+from jaxmarket.text import plain
+from jaxmarket.training import FitResult, in_short
 from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import PyTree
 
@@ -220,6 +221,9 @@ class SavedRun:
     networks: Networks
     summary: dict[str, Any]
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"SavedRun({in_short(self.summary)}; {plain(str(self.folder))})"
 
     @property
     def params(self) -> PyTree:

@@ -30,6 +30,7 @@ from jaxmarket.config import TrainConfig
 from jaxmarket.estimates import Estimate, Sheet, mean
 from jaxmarket.logging import Record
 from jaxmarket.runs import SavedRun
+from jaxmarket.text import plain
 from jaxmarket.transfer import fingerprint
 from jaxmarket.types import Array
 
@@ -111,7 +112,9 @@ def train(
                     if stop.is_set():
                         raise concurrent.futures.CancelledError
                     done[condition.name] = record.auctions * condition.config.seeds
-                    show(sum(done.values()), total, f"{condition.name} {tables.return_note(record.metrics)}")
+                    over = record.chunk == record.chunks
+                    note = "evaluating" if over else tables.return_note(record.metrics)
+                    show(sum(done.values()), total, f"{condition.name} {note}")
 
                 return fitting.fit(
                     condition.config, key, start=start.get(condition.name), progress=False, loggers=[on_chunk]
@@ -122,6 +125,7 @@ def train(
             try:
                 for future in concurrent.futures.as_completed(futures):
                     condition, result = futures[future], future.result()
+                    show.phase(f"saving {condition.name}")
                     runs.write(folder / condition.name, result)
                     finished[condition.name] = _read(folder / condition.name, condition)
                     s = result.summary
@@ -322,6 +326,10 @@ class Sweep:
     comparison: Comparison
     compiled: int
 
+    def __repr__(self) -> str:
+        best = self.comparison.runs[0]
+        return f"Sweep({plain(str(self.folder))}: {len(self.settings)} combinations, the best {best!r})"
+
     def sheets(self) -> list[Sheet]:
         """A row per combination, the best first, and all of them against the best."""
         best = self.comparison
@@ -341,7 +349,7 @@ class Sweep:
         """``sweep.json``, ``sweep.csv`` and ``sweep.png`` into the folder; their names."""
         document = self.document()
         (self.folder / "sweep.json").write_text(json.dumps(json.loads(runs.to_json(document)), indent=2) + "\n")
-        with (self.folder / "sweep.csv").open("w", newline="") as file:
+        with (self.folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
             rows = self.sheets()[0].flat()
             writer = csv.DictWriter(file, list(rows[-1]))  # the first one is not held against itself
             writer.writeheader()
@@ -388,7 +396,7 @@ class Sweep:
             names = [run.name for run in self.comparison.runs]
             ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
             plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
-        fig.suptitle(f"{self.comparison.runs[0].env}: greedy return, mean of seeds", fontsize=10)
+        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
         return fig
 
     def _log(self, name: str) -> bool:

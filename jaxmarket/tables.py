@@ -1,17 +1,28 @@
-"""What a person reads on a terminal: tables, and a progress bar. All by rich."""
+"""What a person reads on a terminal: tables of a run, and a progress bar."""
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
 from jaxmarket.society import Society
+from jaxmarket.text import DataTable, Screen, plain
 from jaxmarket.training import FitResult
 from jaxmarket.types import Transition
 
@@ -30,39 +41,67 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
 
 
+class _Remaining(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return Text.assemble("ETA ", super().render(task)) if task.total is not None else Text("")
+
+
 class _Show:
-    """Moves a progress bar, and speaks above it."""
+    """Moves a progress bar, names what is under way, and prints above it."""
 
     def __init__(self, bar: Progress, label: str) -> None:
-        self._bar, self._label = bar, label
-        self._task = bar.add_task(f"{label}: compiling", total=None, note="")
+        self._bar, self._label = bar, plain(label)
+        self._task = bar.add_task(f"{self._label}: compiling", total=None, note="")
+        self._phase: TaskID | None = None  # the line below a bar that has begun
+        self._lock = threading.Lock()  # a sweep's runs share a bar, each on a thread of its own
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        self._bar.update(self._task, description=self._label, completed=done, total=total, note=note)
+        """So much is done, of so much."""
+        self.phase("")
+        self._bar.update(self._task, description=self._label, completed=done, total=total, note=plain(note))
+
+    def phase(self, name: str) -> None:
+        """Name what is under way that has no number, such as evaluating; an empty name ends it."""
+        with self._lock:
+            if self._phase is not None:
+                self._bar.remove_task(self._phase)
+                self._phase = None
+            if name and self._bar.tasks[0].total is None:
+                self._bar.update(self._task, description=f"{self._label}: {plain(name)}")
+            elif name:
+                self._phase = self._bar.add_task(plain(name), total=None, note="")
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
         if not self._bar.disable:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line, soft_wrap=True)
 
 
 @contextmanager
 def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[_Show]:
-    """A progress bar on standard error with rate and ETA; yields ``show(done, total, note)``, ``show.say(line)``."""
+    """A progress bar on standard error with rate and ETA.
+
+    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` names what comes before or after it
+    and has no number (evaluating, saving), ``show.say(line)`` prints a line above it.
+    """
+    screen = Screen(sys.stderr)
     bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
+        SpinnerColumn("dots" if screen.encoding.startswith("utf") else "line"),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=20),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False),
         _Rate(unit),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=Console(stderr=True),
+        _Remaining(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=screen,
         disable=not shown,
+        # What is printed meanwhile appears above the bar; but what goes to a file or a program stays out of it.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
     with bar:
-        yield _Show(bar, label)
+        show = _Show(bar, label)
+        yield show
+        show.phase("")
 
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:
@@ -72,12 +111,12 @@ def return_note(metrics: dict[str, np.ndarray]) -> str:
     return f"return {ended.mean():.3f}" if len(ended) else ""
 
 
-def returns_table(result: FitResult) -> Table:
+def returns_table(result: FitResult) -> DataTable:
     """Return over seeds with its spread."""
     s = result.summary
     who = "one agent" if s["auction"] is None else f"{s['auction']} auction"
     clones = "" if s["clones"] is None else f" · {s['clones']} clones"
-    table = Table(title=f"{s['env']} · {who} · {s['learner']}{clones}")
+    table = DataTable(title=f"{s['env']} · {who} · {s['learner']}{clones}")
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
         errors["every bid"] = s["bid_error_all"]
@@ -98,14 +137,14 @@ def returns_table(result: FitResult) -> Table:
     return table
 
 
-def bids_table(result: FitResult) -> Table | None:
+def bids_table(result: FitResult) -> DataTable | None:
     """Each primitive's greedy bid per state, mean over seeds, beside Q*; None where Q* is unknown."""
     if result.q is None or result.bids is None or result.visited is None:
         return None
     q = result.q
     several = len(result.bids) > 1
     spread = " (mean ± std over seeds)" if several else ""
-    table = Table(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
+    table = DataTable(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
     table.add_column("state")
     for p in range(q.shape[1]):
         table.add_column(f"bid {p}", justify="right", style="cyan")
@@ -119,32 +158,27 @@ def bids_table(result: FitResult) -> Table | None:
     return table
 
 
-def trace_table(society: Society, rows: Transition) -> Table:
+def trace_table(society: Society, rows: Transition) -> DataTable:
     """An episode, auction by auction: who bid what, who won, who paid whom."""
     rows = jax.device_get(rows)
     primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = DataTable(
         title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
         caption="bids of #0, #1, … in order; #bidder→its action; gets: what the owner it pays receives",
     )
     for column in ("t", "state", "bids", "wins", "pays", "to", "gets", "reward", "end"):
         numeric = column in ("t", "pays", "gets", "reward")
-        table.add_column(
-            column,
-            justify="right" if numeric else "left",
-            no_wrap=column != "bids",
-            min_width=15 if column == "bids" else None,
-        )
+        table.add_column(column, justify="right" if numeric else "left", wrap=column == "bids")
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
-        bids = " ".join(
-            f"[bold green]{bid:.3f}[/]" if a == winner else f"{bid:.3f}" if rows.outcome.eligible[t, a] else "·"
+        bids = Text(" ").join(
+            Text(f"{bid:.3f}", "bold green")
+            if a == winner
+            else Text(f"{bid:.3f}" if rows.outcome.eligible[t, a] else "·")
             for a, bid in enumerate(rows.outcome.bids[t])
         )
         table.add_row(
-            str(t),
+            t,
             _describe(np.asarray(rows.obs[t])),
             bids,
             "nobody" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",

@@ -161,7 +161,7 @@ def test_folders_of_runs_and_what_a_shell_adds(tmp_path, folders):
 
 def test_equal_names_are_told_apart(tmp_path):
     runs = [run_at(tmp_path / part / "run", [1.0, 0.5]) for part in ("a", "b")]
-    assert [run.name for run in comparison.compare(runs).runs] == [str(path) for path in runs]
+    assert [run.name for run in comparison.compare(runs).runs] == ["a/run", "b/run"]
 
 
 def damaged(folder, name, text):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from jaxmarket import plotting
 from jaxmarket.estimates import Estimate, Sheet, interquartile_mean
 from jaxmarket.runs import to_json
+from jaxmarket.text import DataTable, Screen, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ class Report:
         written = []
         for sheet in self.sheets:
             path = folder / f"{sheet.name}.csv"
-            with path.open("w", newline="") as file:
+            with path.open("w", newline="", encoding="utf-8") as file:
                 rows = sheet.flat()
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
@@ -111,13 +111,13 @@ class Report:
             written.append(path.name)
         document, text = folder / "report.json", folder / "report.txt"
         document.write_text(json.dumps(json.loads(self.to_json()), indent=2) + "\n")
-        with text.open("w") as file:
-            Console(file=file, width=160).print(self.view())
+        with text.open("w", encoding="utf-8") as file:
+            Screen(file, width=160).print(self.view())
         return dataclasses.replace(self, folder=folder, written=(*written, document.name, text.name))
 
     def view(self) -> Group:
         """For a terminal: tables, then verdicts."""
-        head = [Text(f"{self.name}: {self.source}", style="bold")]
+        head = [cell(f"{self.name}: {self.source}", "bold")]
         if self.settings.get("quick"):
             head.append(
                 Text("quick: a smaller budget and fewer seeds; shows that it works, and is no evidence", style="yellow")
@@ -126,8 +126,9 @@ class Report:
             counts = "{conditions} conditions, {programs} training programs, {compiled_now} compiled now"
             head.append(Text(counts.format(**self.settings)))
         title = "verdicts (quick: no evidence)" if self.settings.get("quick") else "verdicts"
-        verdicts = Table(title=title, box=None, show_header=False)
+        verdicts = DataTable("", title=title, box=None, show_header=False)
+        verdicts.add_column("", wrap=True)
+        verdicts.add_column("", wrap=True)
         for verdict in self.verdicts:
-            standing = Text(verdict.standing, style=_STYLES[verdict.standing])
-            verdicts.add_row(standing, Text(verdict.claim), Text(verdict.evidence))
+            verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, verdict.evidence)
         return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)
