@@ -102,15 +102,15 @@ def train(
     if bids is not None:
         screen.print(bids)
     s = result.summary
-    screen.line(
+    screen.message(
         f"{s['env_steps']:,} environment steps in {s['run_seconds']:.1f} s "
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
         again = "" if out is None else f"; go on with jaxmarket train --resume {out}"
-        screen.line(f"interrupted: the figures are those of the training so far{again}", "yellow")
+        screen.message(f"interrupted: the figures are those of the training so far{again}", "yellow")
     if out is not None:
-        screen.line(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+        screen.message(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if json:
         emit(runs.to_json(s))
     if s["interrupted"]:
@@ -204,7 +204,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     rows = watch_episode(policy.society, policy.params, jax.random.key(seed), run.config.adapter.default_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     screen = Screen()
-    screen.line(f"society: {shown}")
+    screen.message(f"society: {shown}")
     screen.print(tables.trace_table(policy.society, rows))
 
 
@@ -240,7 +240,7 @@ def compare(
     screen.print(*(sheet.table() for sheet in found.sheets()))
     if out is not None:
         plotting.save(found.figure(), out)
-        screen.line(f"written to {out}")
+        screen.message(f"written to {out}")
     if json:
         emit(runs.to_json(found.document()))
 
@@ -265,7 +265,7 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
         fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))
         plotting.draw_weight_changes(ax, rows)
         plotting.save(fig, out)
-        screen.line(f"written to {out}")
+        screen.message(f"written to {out}")
     if json:
         emit(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
 
@@ -326,8 +326,8 @@ def sweep(
         _stop("interrupted; what was finished is kept, run it again to go on", 130)
     screen = Screen()
     screen.print(*(sheet.table() for sheet in found.sheets()))
-    screen.line(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
-    screen.line(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
+    screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
+    screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
         emit(runs.to_json(found.document()))
 
@@ -337,7 +337,7 @@ def list_names() -> None:
     """List the environments, auctions, learners and presets."""
     table = DataTable(show_header=False)
     table.add_column("")
-    table.add_column("", wrap=True)
+    table.add_column("", wrap=24)
     refused = []
     for env_id in environment_ids():
         try:
@@ -391,8 +391,8 @@ def reproduce(
         if not list_:
             raise ValueError(f"name: which one? choose from {', '.join(experiments.EXPERIMENTS)}")
         table = DataTable("name", title="jaxmarket reproduce NAME")
-        table.add_column("shows", wrap=True)
-        table.add_column("source", wrap=True)
+        table.add_column("shows", wrap=24)
+        table.add_column("source", wrap=24)
         for key, experiment in experiments.EXPERIMENTS.items():
             table.add_row(key, experiment.shows, experiment.source)
         screen.print(table)
@@ -404,7 +404,7 @@ def reproduce(
     except KeyboardInterrupt:
         _stop("interrupted; what was finished is kept, run it again to go on", 130)
     screen.print(report.view())
-    screen.line(f"written to {report.folder}: {', '.join(report.written)}")
+    screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:
         emit(report.to_json())
 
@@ -436,10 +436,10 @@ def bench(
             reports.append(benchmarks.bench(each, out, quick=quick, cores=cores))
         except KeyboardInterrupt:
             _stop(f"{each} interrupted; finished benchmarks are in {out}", 130)
-        screen.line(f"{each}: {benchmarks.BENCHMARKS[each]}", "bold")
+        screen.message(f"{each}: {benchmarks.BENCHMARKS[each]}", "bold")
         screen.print(reports[-1].view())
         written = ", ".join(sorted(path.name for path in out.glob(f"{each}.*")))
-        screen.line(f"written to {out}: {written}")
+        screen.message(f"written to {out}: {written}")
     if json:
         found = [report.to_json() for report in reports]
         emit(runs.to_json(found[0] if name is not None else {"benchmarks": found}))

@@ -161,8 +161,9 @@ class Sheet:
         for column in columns:
             name = plain(column)
             header = name.replace(" ", "\n").replace("_", "\n") if len(name) > 8 else name
-            kind = "left" if isinstance(self.rows[0][column], str) else "right"
-            table.add_column(Text(header), justify=kind, below=column in self.below)
+            text = isinstance(self.rows[0][column], str)
+            justify = "left" if text else "right"
+            table.add_column(Text(header), justify=justify, wrap=24 if text else 0, below=column in self.below, name=name)
         for row in self.rows:
             table.add_row(*(_cell(row[column]) for column in columns))
         return table

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
@@ -15,7 +15,6 @@ from rich.progress import (
     Task,
     TaskID,
     TaskProgressColumn,
-    TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
@@ -39,6 +38,17 @@ class _Rate(ProgressColumn):
         if speed is None:
             return Text("")
         return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
+
+
+class _Words(ProgressColumn):
+    """Text that gives way where the bar is too wide: cut, not broken into lines."""
+
+    def __init__(self, words: Callable[[Task], str]) -> None:
+        super().__init__()
+        self.words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self.words(task), no_wrap=True, overflow="ellipsis")
 
 
 class _Remaining(TimeRemainingColumn):
@@ -87,12 +97,12 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
     screen = Screen(sys.stderr)
     bar = Progress(
         SpinnerColumn("dots" if screen.encoding.startswith("utf") else "line"),
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-        BarColumn(bar_width=20),
-        TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False),
+        _Words(lambda task: task.description),
+        BarColumn(bar_width=20 if screen.width >= 80 else 8, table_column=Column(no_wrap=True)),
+        TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False, table_column=Column(no_wrap=True)),
         _Rate(unit),
-        _Remaining(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        _Remaining(table_column=Column(no_wrap=True)),
+        _Words(lambda task: task.fields["note"]),
         console=screen,
         disable=not shown,
         # What is printed meanwhile appears above the bar; but what goes to a file or a program stays out of it.
@@ -168,7 +178,7 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
     )
     for column in ("t", "state", "bids", "wins", "pays", "to", "gets", "reward", "end"):
         numeric = column in ("t", "pays", "gets", "reward")
-        table.add_column(column, justify="right" if numeric else "left", wrap=column == "bids")
+        table.add_column(column, justify="right" if numeric else "left", wrap=15 if column == "bids" else 0)
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
         bids = Text(" ").join(

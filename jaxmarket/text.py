@@ -18,7 +18,6 @@ from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -150,7 +149,7 @@ class Screen(Console):
         """A string as `plain` text of one or several lines."""
         return super().render_str(plain(text, lines=True), **(options | {"markup": False, "emoji": False}))
 
-    def line(self, text: str, style: str = "") -> None:
+    def message(self, text: str, style: str = "") -> None:
         """Print a message, which only the terminal breaks into lines: paths in it can be copied."""
         self.print(cell(text, style), soft_wrap=True)
 
@@ -164,8 +163,9 @@ _NARROWEST = 20
 @dataclasses.dataclass
 class _Column:
     header: Text
+    name: str
     justify: Any
-    wrap: bool
+    wrap: int
     below: bool
     style: str
 
@@ -204,20 +204,23 @@ class DataTable:
         header: str | Text,
         *,
         justify: str = "left",
-        wrap: bool = False,
+        wrap: int = 0,
         below: bool = False,
         style: str = "",
+        name: str = "",
     ) -> None:
         """Add a column.
 
         Args:
             header: its name; `Text` may have several lines.
             justify: ``left``, ``right`` or ``center``.
-            wrap: whether its cells may be broken into lines.
+            wrap: how narrow it may become, its cells broken into lines; 0 where they may not.
             below: whether it may leave the table where the width does not do.
             style: of its cells.
+            name: in a list; the header by default.
         """
-        self._columns.append(_Column(cell(header), justify, wrap, below, style))
+        header = cell(header)
+        self._columns.append(_Column(header, plain(name) or header.plain, justify, wrap, below, style))
 
     def add_row(self, *values: object) -> None:
         """Add a row: strings and numbers, or `Text` in colours; one per column."""
@@ -232,8 +235,8 @@ class DataTable:
         if self.title:
             yield Text(plain(self.title), "bold")
         for shown, rest in ((every, []), (inside, below)):
-            table = self._table(shown)
-            if shown and Measurement.get(console, options.update(width=_ENDLESS), table).minimum <= options.max_width:
+            table, width = self._table(shown)
+            if shown and width <= options.max_width:
                 yield table
                 if rest:
                     yield from self._list([inside[0], *rest], options)
@@ -243,8 +246,10 @@ class DataTable:
         if self.caption:
             yield Text(plain(self.caption, lines=True) + "\n", "table.caption")
 
-    def _table(self, chosen: Sequence[int]) -> Table:
-        table = Table(box=self._box, show_header=self._show_header, padding=(0, 1))
+    def _table(self, chosen: Sequence[int]) -> tuple[Table, int]:
+        """rich's table of some columns, and the columns of a terminal that it takes at least."""
+        least = len(chosen) + (0 if self._box is None else len(chosen) + 1)  # padding, and the box's own
+        table = Table(box=self._box, show_header=self._show_header, padding=(0, 1, 0, 0))
         for i in chosen:
             column, cells = self._columns[i], [row[i] for row in self._rows]
             width = max(line.cell_len for text in (column.header, *cells) for line in text.split(allow_blank=True))
@@ -252,17 +257,17 @@ class DataTable:
                 column.header,
                 justify=column.justify,
                 style=column.style,
-                no_wrap=not column.wrap,
+                no_wrap=column.wrap == 0,
                 overflow="fold",
-                min_width=min(width, _PROSE) if column.wrap else width,
             )
+            least += min(width, column.wrap or width)
         for row in self._rows:
             table.add_row(*(row[i] for i in chosen))
-        return table
+        return table, least
 
     def _list(self, chosen: Sequence[int], options: ConsoleOptions) -> Iterator[RenderableType]:
         """Every row as a heading, and below it what else is in it, ``column: value``."""
-        names = [" ".join(self._columns[i].header.plain.split()) for i in chosen]
+        names = [self._columns[i].name for i in chosen]
         for row in self._rows:
             cells = [row[i] for i in chosen]
             named = [Text.assemble(f"{n}: " if n else "", c) for n, c in zip(names, cells, strict=True) if c.plain]
@@ -275,8 +280,5 @@ class DataTable:
                     lines[-1] = Text.assemble(lines[-1], " · ", item)
             for line in lines:
                 line.overflow = "fold"
-                yield Padding(line, (0, 0, 0, 2))
+                yield Padding(line, (0, 0, 0, 2), expand=False)
         yield Text("")
-
-
-_ENDLESS, _PROSE = 100_000, 24

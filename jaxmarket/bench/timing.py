@@ -253,7 +253,7 @@ class Report:
             table = DataTable(title=title)
             for number, column in enumerate(rows[0] if rows else ()):
                 numeric = isinstance(rows[0][column], int | float)
-                table.add_column(column, justify="right" if numeric else "left", wrap=number > 0)
+                table.add_column(column, justify="right" if numeric else "left", wrap=12 if number else 0)
             for row in rows:
                 table.add_row(*(_cell(value) for value in row.values()))
             shown.append(table)

@@ -127,8 +127,8 @@ class Report:
             head.append(Text(counts.format(**self.settings)))
         title = "verdicts (quick: no evidence)" if self.settings.get("quick") else "verdicts"
         verdicts = DataTable("", title=title, box=None, show_header=False)
-        verdicts.add_column("", wrap=True)
-        verdicts.add_column("", wrap=True)
+        verdicts.add_column("", wrap=24)
+        verdicts.add_column("", wrap=24)
         for verdict in self.verdicts:
             verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, verdict.evidence)
         return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)
