@@ -454,7 +454,7 @@ def _stop(message: str, code: int) -> NoReturn:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
         words = sys.argv[1:] if arguments is None else arguments
         message = str(error)

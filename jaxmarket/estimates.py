@@ -163,7 +163,9 @@ class Sheet:
             header = name.replace(" ", "\n").replace("_", "\n") if len(name) > 8 else name
             text = isinstance(self.rows[0][column], str)
             justify = "left" if text else "right"
-            table.add_column(Text(header), justify=justify, wrap=24 if text else 0, below=column in self.below, name=name)
+            table.add_column(
+                Text(header), justify=justify, wrap=24 if text else 0, below=column in self.below, name=name
+            )
         for row in self.rows:
             table.add_row(*(_cell(row[column]) for column in columns))
         return table

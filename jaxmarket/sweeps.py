@@ -125,7 +125,6 @@ def train(
             try:
                 for future in concurrent.futures.as_completed(futures):
                     condition, result = futures[future], future.result()
-                    show.phase(f"saving {condition.name}")
                     runs.write(folder / condition.name, result)
                     finished[condition.name] = _read(folder / condition.name, condition)
                     s = result.summary

@@ -25,7 +25,7 @@ from jaxmarket.text import DataTable, Screen, plain
 from jaxmarket.training import FitResult
 from jaxmarket.types import Transition
 
-__all__ = ["bids_table", "progress", "return_note", "returns_table", "trace_table"]
+__all__ = ["Show", "bids_table", "progress", "return_note", "returns_table", "trace_table"]
 
 
 class _Rate(ProgressColumn):
@@ -56,11 +56,11 @@ class _Remaining(TimeRemainingColumn):
         return Text.assemble("ETA ", super().render(task)) if task.total is not None else Text("")
 
 
-class _Show:
+class Show:
     """Moves a progress bar, names what is under way, and prints above it."""
 
-    def __init__(self, bar: Progress, label: str) -> None:
-        self._bar, self._label = bar, plain(label)
+    def __init__(self, bar: Progress, screen: Screen, label: str) -> None:
+        self._bar, self._screen, self._label = bar, screen, plain(label)
         self._task = bar.add_task(f"{self._label}: compiling", total=None, note="")
         self._phase: TaskID | None = None  # the line below a bar that has begun
         self._lock = threading.Lock()  # a sweep's runs share a bar, each on a thread of its own
@@ -81,14 +81,20 @@ class _Show:
             elif name:
                 self._phase = self._bar.add_task(plain(name), total=None, note="")
 
+    def end(self) -> None:
+        """Leave only what counted something."""
+        self.phase("")
+        if self._bar.tasks[0].total is None:
+            self._bar.remove_task(self._task)
+
     def say(self, line: str) -> None:
         """Print a line that stays."""
         if not self._bar.disable:
-            self._bar.console.print(line, soft_wrap=True)
+            self._screen.message(line)
 
 
 @contextmanager
-def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[_Show]:
+def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[Show]:
     """A progress bar on standard error with rate and ETA.
 
     Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` names what comes before or after it
@@ -109,9 +115,9 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
     with bar:
-        show = _Show(bar, label)
+        show = Show(bar, screen, label)
         yield show
-        show.phase("")
+        show.end()
 
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:

@@ -247,7 +247,7 @@ class DataTable:
             yield Text(plain(self.caption, lines=True) + "\n", "table.caption")
 
     def _table(self, chosen: Sequence[int]) -> tuple[Table, int]:
-        """rich's table of some columns, and the columns of a terminal that it takes at least."""
+        """A table of some columns, and how many columns of a terminal it takes at least."""
         least = len(chosen) + (0 if self._box is None else len(chosen) + 1)  # padding, and the box's own
         table = Table(box=self._box, show_header=self._show_header, padding=(0, 1, 0, 0))
         for i in chosen:

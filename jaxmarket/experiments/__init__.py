@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmarket import tables
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -226,4 +227,6 @@ def reproduce(
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
     report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
-    return report.write(folder)
+    with tables.progress(name, shown=progress) as show:
+        show.phase("drawing and saving")
+        return report.write(folder)
