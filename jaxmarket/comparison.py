@@ -14,6 +14,7 @@ import numpy as np
 from jaxmarket import files, plotting, runs
 from jaxmarket.divergence import finite, spread
 from jaxmarket.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
+from jaxmarket.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,11 @@ class Outcome:
     learning: np.ndarray
     steps_per_second: float
     interrupted: bool
+
+    def __repr__(self) -> str:
+        stopped = ", interrupted" if self.interrupted else ""
+        reached = mean(self.returns).brief
+        return f"Outcome({plain(self.name)}: {plain(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
 
     @property
     def kept(self) -> np.ndarray:
@@ -132,7 +138,8 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
             continue
         inside = sorted(p.parent for p in path.glob("*/config.json")) if os.path.isdir(path) else []
         found += inside if inside and not (path / "config.json").exists() else [path]
-    twice = [path for path in found if found.count(path) > 1]
+    whole = [path.resolve() for path in found]
+    twice = [path for path, one in zip(found, whole, strict=True) if whole.count(one) > 1]
     if twice:
         raise ValueError(f"{twice[0]}: this run is named twice; name every run once")
     return found
@@ -151,6 +158,11 @@ class Comparison:
     runs: list[Outcome]
     differing: list[str]
     target: float
+
+    def __repr__(self) -> str:
+        first, *rest = (plain(run.name) for run in self.runs)
+        others = ", ".join(rest[:3]) + (", …" if len(rest) > 3 else "")
+        return f"Comparison({plain(self.runs[0].env)}: {len(self.runs)} runs, {others} against {first})"
 
     @property
     def goal(self) -> str:
@@ -209,9 +221,11 @@ class Comparison:
         if "seeds" in self.differing:
             alone = alone[1:]
         title = title or f"{self.runs[0].env}: {len(self.runs)} runs"
+        # A run's name stands for its settings, which may be many.
+        below = () if named else tuple(name for name in self.differing if name != "seeds")
         return [
-            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never)),
-            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone)),
+            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never), below=below),
+            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone, *below)),
         ]
 
     def figure(self) -> "Figure":
@@ -221,7 +235,8 @@ class Comparison:
         fig, (left, right) = plotting.figure(columns=2, height=height)
         curves = {run.name: (run.steps.mean(1), *bands(run.learning)) for run in self.runs}
         plotting.draw_curves(left, curves, target=self.target)
-        left.set_title(f"{self.runs[0].env}: while learning, mean of seeds and 95% interval", fontsize=10)
+        env = plotting.words(self.runs[0].env)
+        left.set_title(f"{env}: while learning, mean of seeds and 95% interval", fontsize=10)
         ends = {run.name: run.kept for run in self.runs}
         plotting.draw_finals(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
         right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
@@ -275,6 +290,17 @@ def label(settings: dict[str, Any], names: Sequence[str]) -> str:
     return ",".join(f"{name}={shown(settings.get(name))}" for name in names)
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Each folder's own name, after as many of the folders around it as it takes to tell all of them apart."""
+    parts = [path.resolve().parts for path in paths]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def compare(
     folders: Sequence[str | Path], *, share: float = 0.9, target: float | None = None, best_first: bool = False
 ) -> Comparison:
@@ -299,9 +325,7 @@ def compare(
     paths = find(folders)
     if len(paths) < 2:
         raise ValueError(f"compare: expected two finished runs or more, got {len(paths)}; name their folders")
-    last = [path.resolve().name for path in paths]
-    unique = len(set(last)) == len(last)
-    found = [read(path, name if unique else str(path)) for path, name in zip(paths, last, strict=True)]
+    found = [read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     for run in found[1:]:
         if run.env != found[0].env:
             raise ValueError(

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmarket.text import emit
+
 __all__ = ["LOGGERS", "Logger", "Record", "console", "csv_rows", "json_lines", "tensorboard", "to_json", "wandb"]
 
 
@@ -69,9 +71,6 @@ def to_json(value: Any) -> str:
 
 def console() -> Logger:
     """A line per chunk on standard output: the mean return, its spread over seeds, and the auctions' revenue."""
-    from rich.console import Console  # noqa: PLC0415  only where it is used
-
-    out = Console()
 
     def log(record: Record) -> None:
         if record.earlier:
@@ -85,7 +84,7 @@ def console() -> Logger:
             values = values[np.isfinite(values) & ~lost] if len(lost) == len(values) else values[np.isfinite(values)]
             if len(values):
                 words.append(f"{name} {values.mean():.3f} ± {values.std():.3f}")
-        out.print(" · ".join(words), highlight=False)
+        emit(" · ".join(words))
 
     return log
 

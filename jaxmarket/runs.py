@@ -34,7 +34,8 @@ from jaxmarket.keys import to_words
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
 from jaxmarket.society import MarketPolicy, Society
-from jaxmarket.training import FitResult
+from jaxmarket.text import plain
+from jaxmarket.training import FitResult, in_short
 from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree
 
@@ -416,6 +417,9 @@ class SavedRun:
     networks: Networks
     summary: dict[str, Any]
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"SavedRun({in_short(self.summary)}; {plain(str(self.folder))})"
 
     @property
     def interrupted(self) -> bool:

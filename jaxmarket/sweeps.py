@@ -33,6 +33,7 @@ from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import key_of, to_words
 from jaxmarket.logging import Record
 from jaxmarket.runs import SavedRun
+from jaxmarket.text import plain
 from jaxmarket.transfer import fingerprint
 from jaxmarket.types import Array
 
@@ -114,7 +115,9 @@ def train(
                     if stop.is_set():
                         raise concurrent.futures.CancelledError
                     done[condition.name] = record.auctions * condition.config.seeds
-                    show(sum(done.values()), total, f"{condition.name} {tables.return_note(record.metrics)}")
+                    over = record.chunk == record.chunks
+                    note = "evaluating" if over else tables.return_note(record.metrics)
+                    show(sum(done.values()), total, f"{condition.name} {note}")
 
                 return fitting.fit(
                     condition.config, key, start=start.get(condition.name), progress=False, loggers=[on_chunk]
@@ -424,6 +427,10 @@ class Sweep:
     comparison: Comparison
     compiled: int
 
+    def __repr__(self) -> str:
+        best = self.comparison.runs[0]
+        return f"Sweep({plain(str(self.folder))}: {len(self.settings)} combinations, the best {best!r})"
+
     def sheets(self) -> list[Sheet]:
         """A row per combination, the best first, and all of them against the best."""
         best = self.comparison
@@ -489,7 +496,7 @@ class Sweep:
             names = [run.name for run in self.comparison.runs]
             ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
             plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
-        fig.suptitle(f"{self.comparison.runs[0].env}: greedy return, mean of seeds", fontsize=10)
+        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
         return fig
 
     def _log(self, name: str) -> bool:

@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summ
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import Society, reset
+from jaxmarket.text import plain
 from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
@@ -36,6 +38,7 @@ __all__ = [
     "as_arrays",
     "chunk",
     "experience_of",
+    "in_short",
     "init",
     "oracle_of",
     "rules_at",
@@ -301,7 +304,18 @@ class FitResult:
     bids: np.ndarray | None = None
     visited: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"FitResult({in_short(self.summary)})"
+
     @property
     def networks(self) -> Networks:
         """The trained networks, leaves [seeds, ...]."""
         return networks(self.state.learner)
+
+
+def in_short(summary: Mapping[str, Any]) -> str:
+    """A run's summary on one line."""
+    stopped = ", interrupted" if summary.get("interrupted") else ""
+    reached = summary["return_mean"]
+    number = "none" if reached is None else f"{reached:.3f}"  # a file has no NaN
+    return f"{plain(str(summary['env']))}: {summary['seeds']} seeds, return {number}{stopped}"

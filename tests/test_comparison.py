@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -169,7 +170,35 @@ def test_folders_of_runs_and_what_a_shell_adds(tmp_path, folders):
 
 def test_equal_names_are_told_apart(tmp_path):
     runs = [run_at(tmp_path / part / "run", [1.0, 0.5]) for part in ("a", "b")]
-    assert [run.name for run in comparison.compare(runs).runs] == [str(path) for path in runs]
+    assert [run.name for run in comparison.compare(runs).runs] == ["a/run", "b/run"]
+
+
+def test_the_shortest_names_that_tell_runs_apart(tmp_path, monkeypatch):
+    paths = [run_at(tmp_path / name, [1.0]) for name in ("x/a/seed0", "x/b/seed0", "y/a/seed0")]
+    assert [run.name for run in comparison.compare(paths).runs] == ["x/a/seed0", "x/b/seed0", "y/a/seed0"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="named twice"):
+        comparison.find(["x/a/seed0", tmp_path / "x/a/seed0"])
+
+
+def test_runs_that_differ_in_much_fit_eighty_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    much = {"entropy": 0.01, "gamma": 0.5, "hidden": [64, 64, 64], "horizon": 128, "instances": 64, "batch": "[/b]"}
+    folders = [run_at(tmp_path / "good", [1.0, 0.8]), run_at(tmp_path / "bad[b]\x1b[2J", [0.4, 0.5], **much)]
+    main(["compare", *map(str, folders), "--json"])
+    printed = capsys.readouterr().out
+    *screen, document = printed.splitlines()
+    assert max(map(len, screen)) <= 80
+    assert any(re.match(r" good +2 +0\.900 ±1\.271 ", line) for line in screen)
+    listed = printed[printed.index("run: bad[b]\\x1b[2J\n") :]
+    assert "entropy: 0.01 · gamma: 0.5 · " in listed.split("against")[0]
+    assert json.loads(document)["differing"] == ["hidden", *(name for name in much if name != "hidden")]
+
+
+def test_reprs_are_short(folders):
+    found = comparison.compare(folders)
+    assert repr(found) == "Comparison(Chain-v0: 2 runs, bad against good)"
+    assert repr(found.runs[0]) == "Outcome(good: Chain-v0, 4 seeds, return 0.900 ±.184)"
 
 
 def damaged(folder, name, text, *, sealed=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmarket import files
+from jaxmarket import files, tables
 from jaxmarket.checking import whole
 from jaxmarket.experiments import (
     best_reply,
@@ -219,15 +219,16 @@ def reproduce(
     options = Options(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = json.loads(stamp.read_text()) if stamp.exists() else wanted
-        if held != wanted:
-            differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
-            raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
-        with files.owned(folder):
+    with files.owned(folder):
+        try:
+            held = json.loads(files.read_bytes(stamp)) if stamp.exists() else wanted
+            if held != wanted:
+                differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
+                raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
             files.write_text(stamp, json.dumps(wanted) + "\n")
-            report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
+        report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+        with tables.progress(name, shown=progress) as show:
+            show.phase("drawing and saving")
             return report.write(folder)
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error

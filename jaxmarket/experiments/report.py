@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from jaxmarket import files, plotting
 from jaxmarket.estimates import Estimate, Sheet, interquartile_mean
 from jaxmarket.runs import to_json
+from jaxmarket.text import DataTable, Screen, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,13 +109,13 @@ class Report:
         document, text = folder / "report.json", folder / "report.txt"
         files.write_text(document, json.dumps(json.loads(self.to_json()), indent=2) + "\n")
         printed = io.StringIO()
-        Console(file=printed, width=160).print(self.view())
+        Screen(printed, width=160).print(self.view())
         files.write_text(text, printed.getvalue())
         return dataclasses.replace(self, folder=folder, written=(*written, document.name, text.name))
 
     def view(self) -> Group:
         """For a terminal: tables, then verdicts."""
-        head = [Text(f"{self.name}: {self.source}", style="bold")]
+        head = [cell(f"{self.name}: {self.source}", "bold")]
         if self.settings.get("quick"):
             head.append(
                 Text("quick: a smaller budget and fewer seeds; shows that it works, and is no evidence", style="yellow")
@@ -124,8 +124,9 @@ class Report:
             counts = "{conditions} conditions, {programs} training programs, {compiled_now} compiled now"
             head.append(Text(counts.format(**self.settings)))
         title = "verdicts (quick: no evidence)" if self.settings.get("quick") else "verdicts"
-        verdicts = Table(title=title, box=None, show_header=False)
+        verdicts = DataTable("", title=title, box=None, show_header=False)
+        verdicts.add_column("", wrap=24)
+        verdicts.add_column("", wrap=24)
         for verdict in self.verdicts:
-            standing = Text(verdict.standing, style=_STYLES[verdict.standing])
-            verdicts.add_row(standing, Text(verdict.claim), Text(verdict.evidence))
+            verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, verdict.evidence)
         return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)
