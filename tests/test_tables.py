@@ -24,6 +24,9 @@ SUMMARY = {
     "return_std": 0.0,
     "return_seeds": [0.0],
     "sampled_return_mean": 0.0,
+    "diverged": [],
+    "unfinished_share": 0.0,
+    "sampled_unfinished_share": 0.0,
 }
 
 
