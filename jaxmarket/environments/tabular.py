@@ -177,15 +177,18 @@ class FiniteMDP(environment.Environment[Any, Any]):
         # Entering a terminal state earns the reward of the step, and nothing follows.
         onward = gamma * self.transitions * ~self.terminal
         states = np.arange(self.num_states)
-        policy = rewards.argmax(1)
+        policy, tried = rewards.argmax(1), set()
         while True:
+            tried.add(policy.tobytes())
             value = np.linalg.solve(np.eye(self.num_states) - onward[states, policy], rewards[states, policy])
             q = rewards + onward @ value
-            # Strict improvement only, else two equal actions could alternate for ever.
-            better = q.max(1) > q[states, policy] + 1e-12 * np.maximum(1.0, np.abs(q).max(1))
-            if not better.any():
-                return q
+            # Improvement beyond rounding only, of each state's own amounts, whatever unit rewards are in. Where rounding
+            # is larger still (a discount close to 1), equal actions would alternate for ever: stop at the first return.
+            amounts = (np.abs(rewards) + onward @ np.abs(value)).max(1)
+            better = q.max(1) > q[states, policy] + 1e-12 * amounts
             policy = np.where(better, q.argmax(1), policy)
+            if policy.tobytes() in tried:
+                return q
 
     def episode_return(self, policy: Any, gamma: float = 1.0) -> float:
         """Expected return of an episode from the start distribution to its end or the horizon, exactly.
