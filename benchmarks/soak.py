@@ -1,22 +1,41 @@
-"""Markets that run for very long: memory that stays what it was, and books that go on adding up.
+"""Markets that run for very long: memory stays what it was, money stays accounted for. Exit code 1 if not.
 
     python benchmarks/soak.py --minutes 15 --out benchmarks/results/cpu/soak.json
+    python benchmarks/soak.py --minutes 1
+    python benchmarks/soak.py --self-check
 
 A society on Chain under each mechanism, a deep market with births and deaths, and a wide market, each for its share of
 the time. At ten points: the process's memory after garbage collection, the arrays alive, and the money. ``drift`` is
 money in the accounts that no named flow explains, with flows added up in float64 outside; in float32 accounts some is
 rounding, and it grows with the accounts. ``lost`` is the same over all money that was moved.
+
+A market fails if
+
+- an account is not finite, or an agent died of such an account;
+- a call changed the money by more than its named flows and rounding explain. An account is rounded when something is
+  added to it, by at most half an epsilon of the account, and a sum of flows once per term: the bound is
+  ``eps / 2 * (updates of accounts * largest account + terms of a sum * money moved)``. Calls are judged one by one,
+  because accounts grow: those of the first calls are small, and a market that loses a hundredth of every sale exceeds
+  the bound there at once, while beside accounts of 10⁵ rounding could hide as much;
+- more arrays are alive at the last point than at the second, or the process has grown by more than 32 MB since then;
+- a step takes four times as much processor time in the last third of the points as in the first.
+
+``--self-check`` builds three faults into copies of a market and fails unless each is noticed:
+a hundredth of every sale is destroyed, one account becomes NaN, an array is kept alive in every call.
 """
 
 import argparse
 import functools
 import gc
 import json
+import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -25,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import MECHANISMS, BidPolicy, Society, deep_market, environments, goods, reset, rollout
+from jaxmarket import society as society_module
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.equilibria import SealedBids
 from jaxmarket.languages import Tables
@@ -36,14 +56,24 @@ from jaxmarket.valuations import Additive
 
 INSTANCES = 8
 POINTS = 10
+TERMS = 32
+GROWTH = 32.0  # MB that a process may grow by: an allocator's arenas
+SLOWER = 4.0
 
 
 class Soak(NamedTuple):
     """A market that can go on for ever."""
 
     state: PyTree
-    advance: Callable[[Array, PyTree], tuple[PyTree, dict[str, Array]]]  # compiled: money, its change, what moved
+    advance: Callable[[Array, PyTree], tuple[PyTree, dict[str, Array]]]  # compiled: accounts, their change, what moved
     steps: int  # auctions (a wide market's: rounds) of a call
+    updates: int  # of accounts in a call, at most: each is rounded
+    terms: int  # of each partial sum in ``change`` and ``moved``, at most
+
+
+def _partial(values: Array) -> Array:
+    """Sums of `TERMS` values each; the host adds them up in float64."""
+    return values.reshape(-1, TERMS).sum(1)
 
 
 def society(mechanism: str) -> Soak:
@@ -59,14 +89,15 @@ def society(mechanism: str) -> Soak:
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, rows = jax.vmap(roll)(jax.random.split(key, INSTANCES), state)
         return state, {
-            "money": state.wealth.sum() + state.house.sum(),
+            "accounts": jnp.concatenate([state.wealth.reshape(-1), state.house]),
             "richest": state.wealth.max(),
-            "change": (rows.reward + rows.resale - rows.price).sum(),
-            "moved": (jnp.abs(rows.reward) + rows.resale + rows.price).sum(),
+            "change": _partial(rows.reward + rows.resale - rows.price),
+            "moved": _partial(jnp.abs(rows.reward) + rows.resale + rows.price),
         }
 
     start = jax.jit(jax.vmap(lambda key: reset(who, key, env.default_params)[0]))
-    return Soak(start(jax.random.split(jax.random.key(1), INSTANCES)), advance, length * INSTANCES)
+    steps = length * INSTANCES
+    return Soak(start(jax.random.split(jax.random.key(1), INSTANCES)), advance, steps, updates=4 * steps, terms=TERMS)
 
 
 def deep() -> Soak:
@@ -82,14 +113,18 @@ def deep() -> Soak:
             market, key, state, env.default_params, terms, rounds=rounds, period=period, cradles=2
         )
         return state, {
-            "money": deep_market.money(state),
+            "accounts": jnp.concatenate([state.population.wealth, state.consumers]),
             "richest": state.population.wealth.max(),
-            "change": history.books.net.sum(),
-            "moved": history.books.moved.sum(),
+            "change": history.books.net,
+            "moved": history.books.moved,
             "born": state.population.count,
+            "nonfinite": history.books.nonfinite.sum(),
         }
 
-    return Soak(state, advance, rounds * period * INSTANCES)
+    steps = rounds * period * INSTANCES
+    # Per step: a payment, a sale and a reward in each instance, and rent of every agent.
+    updates = rounds * period * (3 * INSTANCES + market.capacity)
+    return Soak(state, advance, steps, updates=updates, terms=period + INSTANCES + 10)
 
 
 def wide() -> Soak:
@@ -109,14 +144,15 @@ def wide() -> Soak:
         state, history = goods.run(market, key, state, rounds=rounds, income=0.01, rent=0.05)
         b = history.books
         return state, {
-            "money": state.wealth.sum(),
+            "accounts": state.wealth,
             "richest": state.wealth.max(),
-            "change": b.reward.sum() + b.income.sum() - b.rent.sum() + b.subsidy.sum(),
-            "moved": b.reward.sum() + b.income.sum() + b.rent.sum() + b.sale.sum(),
+            "change": jnp.concatenate([_partial(x) for x in (b.reward, b.income, -b.rent, b.subsidy)]),
+            "moved": jnp.concatenate([_partial(jnp.abs(x)) for x in (b.reward, b.income, b.rent, b.sale)]),
             "goods": jnp.abs(state.holdings.sum() - number * kinds),
         }
 
-    return Soak(state, advance, rounds)
+    # Per round: what an agent pays, is paid, earns, receives, and its rent.
+    return Soak(state, advance, rounds, updates=5 * number * rounds, terms=TERMS)
 
 
 SOAKS: dict[str, Callable[[], Soak]] = {
@@ -135,33 +171,124 @@ def resident() -> float:
 def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> Iterator[dict[str, float]]:
     """Go on for so long, and say at so many points how things stand."""
     state, steps, began = some.state, 0, time.perf_counter()
-    money = booked = moved = 0.0
-    opening, key = None, jax.random.key(2)
-    found: dict[str, float] = {}
+    money = opening = named = moved = math.nan
+    largest, key = 0.0, jax.random.key(2)
     for point in range(points):
-        calls = 0
+        calls, worst, nonfinite, spent, before = 0, 0.0, 0.0, time.process_time(), steps
         while calls < least or time.perf_counter() - began < seconds * (point + 1) / points:
             key, now = jax.random.split(key)
             state, told = some.advance(now, state)
-            found = {name: float(value) for name, value in jax.device_get(told).items()}
-            if opening is None:  # the first call is the opening balance: whatever was there before is not known
-                opening = found["money"]
+            told = jax.device_get(told)
+            accounts, change, moves = (np.float64(told.pop(name)) for name in ("accounts", "change", "moved"))
+            held, size = accounts.sum(), np.abs(accounts).max()
+            if math.isnan(opening):  # the first call is the opening balance: whatever was there before is not known
+                opening, named, moved = held, 0.0, 0.0
             else:
-                booked, moved = booked + found["change"], moved + found["moved"]
-            money, calls, steps = found["money"], calls + 1, steps + some.steps
+                named, moved = named + change.sum(), moved + moves.sum()
+                rounding = some.updates * np.maximum(largest, size) + some.terms * moves.sum()
+                allowed = np.finfo(real()).eps / 2 * rounding
+                worst = np.maximum(worst, abs(held - money - change.sum()) / allowed)
+            money, largest, calls, steps = held, size, calls + 1, steps + some.steps
+            nonfinite += float((~np.isfinite(accounts)).sum()) + float(told.pop("nonfinite", 0.0))
         gc.collect()
-        drift = money - (opening or 0.0) - booked
-        extra = {name: value for name, value in found.items() if name not in ("money", "change", "moved")}
+        drift = money - opening - named
         yield {
             "steps": steps,
             "seconds": time.perf_counter() - began,
+            "cpu_per_step": (time.process_time() - spent) / (steps - before),
             "resident_mb": resident(),
             "arrays": len(jax.live_arrays()),
             "money": money,
             "drift": drift,
-            "lost": abs(drift) / max(moved, 1e-30),
-            **extra,
+            "lost": abs(drift) / np.maximum(moved, 1e-30),
+            "worst": float(worst),  # what was lost in one call, over what rounding explains
+            "nonfinite": nonfinite,
+            **{name: float(value) for name, value in told.items()},
         }
+
+
+def failures(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """What is wrong with a market, from its points; nothing if the list is empty."""
+    found, settled, last = [], rows[1], rows[-1]
+    lost = next((row for row in rows if row["nonfinite"] > 0 or not math.isfinite(row["money"])), None)
+    if lost is not None:
+        found.append(f"an account was not finite before step {lost['steps']:,.0f}")
+    # `not <=`: NaN fails.
+    leak = next((row for row in rows if not row["worst"] <= 1), None)
+    if leak is not None:
+        found.append(
+            f"before step {leak['steps']:,.0f} money changed in one call by {leak['worst']:.3g} times what its flows "
+            "and rounding explain"
+        )
+    if not last.get("goods", 0.0) <= 1e-3:
+        found.append(f"{last['goods']:.3g} goods appeared or disappeared")
+    if last["arrays"] > settled["arrays"]:
+        found.append(f"arrays alive grew from {settled['arrays']:.0f} to {last['arrays']:.0f}")
+    if last["resident_mb"] > settled["resident_mb"] + GROWTH:
+        found.append(f"memory grew from {settled['resident_mb']:.0f} to {last['resident_mb']:.0f} MB")
+    third = max(1, (len(rows) - 1) // 3)
+    costs = [row["cpu_per_step"] for row in rows[1:]]  # the first point compiles
+    early, late = float(np.median(costs[:third])), float(np.median(costs[-third:]))
+    if late > SLOWER * early:
+        found.append(f"a step takes {late / early:.1f} times as much processor time as at the beginning")
+    return found
+
+
+def _burning(some: Soak) -> Soak:
+    """A hundredth of every sale is destroyed."""
+
+    def burn(*accounts: Array, resale: Array, **movement: Array) -> tuple[Array, Array]:
+        return transfer(*accounts, resale=0.99 * resale, **movement)
+
+    def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        with mock.patch.object(society_module, "transfer", burn):  # the first call traces it
+            return some.advance(key, state)
+
+    return some._replace(advance=advance)
+
+
+def _poisoned(some: Soak) -> Soak:
+    """One account becomes NaN in the fifth call."""
+    calls = 0
+
+    def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            state = state.replace(wealth=state.wealth.at[0, 0].set(jnp.nan))
+        return some.advance(key, state)
+
+    return some._replace(advance=advance)
+
+
+def _hoarding(some: Soak) -> Soak:
+    """An array is kept alive in every call."""
+    kept = []
+
+    def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        kept.append(jnp.ones(16) * len(kept))
+        return some.advance(key, state)
+
+    return some._replace(advance=advance)
+
+
+def self_check(seconds: float = 2.0) -> list[str]:
+    """Run a sound market and three with faults; what the harness got wrong, nothing if the list is empty."""
+    trials: dict[str, tuple[Callable[[Soak], Soak], str | None]] = {
+        "no fault": (lambda some: some, None),
+        "a hundredth of every sale destroyed": (_burning, "money changed"),
+        "an account becomes NaN": (_poisoned, "not finite"),
+        "an array kept alive in every call": (_hoarding, "arrays alive grew"),
+    }
+    wrong = []
+    for name, (fault, expected) in trials.items():
+        jax.clear_caches()  # no fault is left in programs that are traced already
+        found = failures(list(soak(fault(society("ccv")), seconds)))
+        noticed = not found if expected is None else any(expected in failure for failure in found)
+        print(f"self-check, {name}: {'; '.join(found) or 'nothing found'}", flush=True)
+        if not noticed:
+            wrong.append(f"{name}: expected {expected or 'nothing'}, found {'; '.join(found) or 'nothing'}")
+    return wrong
 
 
 def last_growth(amount: float) -> float:
@@ -188,11 +315,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(SOAKS), default=list(SOAKS))
     parser.add_argument("--x64", action="store_true", help="accounts in float64")
     parser.add_argument("--out", type=Path, help="a JSON file for all points")
+    parser.add_argument("--self-check", action="store_true", help="whether faults that are built in are noticed")
     given = parser.parse_args()
+    if given.self_check:
+        _finish(self_check())
     jax.config.update("jax_enable_x64", given.x64)
-    report: dict[str, Any] = {"minutes": given.minutes, "x64": given.x64, "markets": {}}
+    report: dict[str, Any] = {"minutes": given.minutes, "x64": given.x64, "markets": {}, "failures": []}
     print(
-        f"{'market':18s}{'steps':>14s}{'MB':>9s}{'arrays':>8s}{'money':>14s}{'richest':>13s}{'drift':>12s}{'lost':>10s}"
+        f"{'market':18s}{'steps':>14s}{'MB':>9s}{'arrays':>8s}{'money':>14s}{'richest':>13s}{'drift':>12s}{'lost':>10s}{'worst':>8s}"
     )
     for name in given.only:
         rows = []
@@ -200,15 +330,24 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{name:18s}{row['steps']:14,.0f}{row['resident_mb']:9.1f}{row['arrays']:8.0f}{row['money']:14,.1f}"
-                f"{row['richest']:13,.1f}{row['drift']:12.3g}{row['lost']:10.1e}",
+                f"{row['richest']:13,.1f}{row['drift']:12.3g}{row['lost']:10.1e}{row['worst']:8.2g}",
                 flush=True,
             )
         report["markets"][name] = rows
+        report["failures"] += [f"{name}: {failure}" for failure in failures(rows)]
     report["last_growth"] = {f"{amount:g}": last_growth(amount) for amount in (1e-3, 1e-2, 0.1, 0.8)}
     print("a reward no longer changes an account of:", report["last_growth"])
     report["versions"] = {"jax": jax.__version__, "numpy": np.__version__}
     if given.out is not None:
         given.out.write_text(json.dumps(report, indent=1) + "\n")
+    _finish(report["failures"])
+
+
+def _finish(wrong: Sequence[str]) -> NoReturn:
+    """Say what failed, and end with exit code 1, or 0 if nothing did."""
+    for failure in wrong:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmarket.checking import mask, numbers
+from jaxmarket.checking import given, mask, numbers, prng_key
 from jaxmarket.types import NOBODY, Array, Outcome, real
 
 __all__ = [
@@ -149,7 +149,7 @@ def clear(
     if eligible is None:
         eligible = jnp.ones(bids.shape, bool)
     eligible = mask("eligible", eligible, bids.shape) & jnp.isfinite(bids)
-    draw = None if key is None else jax.random.uniform(key)
+    draw = None if key is None else jax.random.uniform(prng_key("key", key))
     return award(bids, choose(bids, draw, eligible), eligible, reserve)
 
 
@@ -163,11 +163,21 @@ class Mechanism:
         resale: ``Outcome -> f []``, what the owner of the state receives for it.
 
     Both are 0 by convention where ``outcome.winner`` is `NOBODY`; the society makes sure of it.
+
+    Raises:
+        ValueError: the name is not a string, or a rule is not a function.
     """
 
     name: str
     price: Callable[[Outcome], Array]
     resale: Callable[[Outcome], Array]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name: expected a short name, got {given(self.name)}")
+        for field in ("price", "resale"):
+            if not callable(getattr(self, field)):
+                raise ValueError(f"{field}: expected a function of an Outcome, got {given(getattr(self, field))}")
 
 
 def _own(outcome: Outcome) -> Array:
@@ -212,5 +222,5 @@ def mechanism(auction: str | Mechanism) -> Mechanism:
     if isinstance(auction, Mechanism):
         return auction
     if not isinstance(auction, str) or auction not in MECHANISMS:
-        raise ValueError(f"auction: unknown mechanism {auction!r}; choose from {', '.join(MECHANISMS)}")
+        raise ValueError(f"auction: unknown mechanism {given(auction)}; choose from {', '.join(MECHANISMS)}")
     return MECHANISMS[auction]

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.config import TrainConfig
+from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, mine, total
+from jaxmarket.divergence import diverged
 from jaxmarket.environments.adapter import Adapter, Step
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
@@ -24,6 +25,7 @@ from jaxmarket.metrics import Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
+from jaxmarket.transfer import networks
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
@@ -397,7 +399,7 @@ class Monolith:
             ValueError: the configuration's learner is not ppo, its environment or rules are none the agent knows, or
                 the head makes another number of choices than there are actions.
         """
-        config = dataclasses.replace(config, agent="monolith")
+        config = check_config(config).as_monolith()
         rule = config.learner_rule
         assert isinstance(rule, PPO)
         torsos = rule.policy.torso, rule.value.torso
@@ -474,7 +476,8 @@ def chunk(
         return _update(monolith, state, env_params, hyper)
 
     state, sums = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
-    return state, total(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis).means()
+    sums = total(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis)
+    return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
 
 
 def utilities(

@@ -18,6 +18,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
+from jaxmarket.checking import whole
 from jaxmarket.embedding import given_bids
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP
@@ -89,8 +90,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         time_limits: TimeLimits = "shadow",
     ) -> None:
         super().__init__()
-        if isinstance(bidder, bool) or not isinstance(bidder, int) or not 0 <= bidder < society.bidders:
-            raise ValueError(f"bidder: expected one of the society's, 0 to {society.bidders - 1}, got {bidder!r}")
+        bidder = whole("bidder", bidder, 0, society.bidders - 1)
         self.levels = tuple(float(level) for level in levels)
         if not self.levels or not np.isfinite(self.levels).all() or len(set(self.levels)) < len(self.levels):
             raise ValueError(f"levels: expected different finite bids, at least one, got {self.levels}")

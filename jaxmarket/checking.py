@@ -24,14 +24,17 @@ costs some 50 µs per call, and its predicates stay in scans.)
 import functools
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from jaxmarket.types import Array, real
@@ -42,11 +45,19 @@ __all__ = [
     "check_finite",
     "checked",
     "checking",
+    "choice",
+    "flag",
+    "given",
     "mask",
     "number",
     "numbers",
+    "path",
+    "plain",
+    "prng_key",
+    "read_whole",
     "shown",
     "whole",
+    "widths",
 ]
 
 # Part of the key of jit's caches: a function is traced once with checks, and once without.
@@ -213,7 +224,7 @@ def numbers(field: str, value: Any, shape: tuple[int, ...] | None = None) -> Arr
             raise TypeError(f"{array.dtype} is no type of number")
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
             raise TypeError("complex numbers are no amounts")
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         # With its reason's first words: JAX's are long.
         raise ValueError(f"{field}: expected numbers, got {shown(value)} ({shown(str(error), 100)})") from error
     if shape is not None and array.shape != shape:
@@ -236,37 +247,177 @@ def mask(field: str, value: Any, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
-    """A whole number that somebody gave.
+def plain(field: str, value: Any) -> Any:
+    """A NumPy or JAX scalar, or zero-dimensional array, as the Python number it holds; anything else as it is.
 
     Raises:
-        ValueError: it is none, or out of range.
+        ValueError: the value is traced by JAX, so its number is not known yet, or its buffer was deleted.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
-        limits = f">= {least}" if most == 2**31 - 1 else f"from {least} to {most}"
-        raise ValueError(f"{field}: expected a whole number {limits}, got {shown(value)}")
-    return int(value)
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{field}: expected a number that is known before compilation, got a value traced by jit, vmap or grad; "
+            f"give a Python number ({_TRACED})"
+        )
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
+        if jnp.issubdtype(value.dtype, jnp.floating):  # float() also knows bfloat16
+            return float(_read(field, value))
+        if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool:
+            return _read(field, value).item()
+    return value
+
+
+_TRACED = "train takes traced settings: train(config, key, hyper=config.hyperparameters.replace(learning_rate=...))"
+
+
+def _read(field: str, value: Any) -> Any:
+    try:
+        return np.asarray(value)
+    except RuntimeError as error:  # deleted, or on the devices of another process
+        raise ValueError(f"{field}: expected a number, got an array that cannot be read ({error})") from error
+
+
+def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+    """A whole number: of Python, NumPy or JAX, and also a float without a fraction, such as ``1e6``.
+
+    Raises:
+        ValueError: the value is not one (a bool is not), is traced, or is out of range.
+    """
+    number = plain(field, value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, Integral) or not least <= int(number) <= most:
+        limits = f">= {least}" if most >= 2**31 - 1 else f"from {least} to {most}"
+        too_large = isinstance(number, Integral) and int(number) > most >= 2**31 - 1
+        limits += f" and <= {most}" if too_large else ""
+        raise ValueError(f"{field}: expected a whole number {limits}, got {given(value)}")
+    return int(number)
+
+
+def read_whole(text: str) -> int:
+    """The whole number that a text stands for, as on a command line: ``12``, ``1_000`` or ``1e6``.
+
+    Raises:
+        ValueError: it stands for none; 1.5 is not rounded.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        found = float(text)
+        if not found.is_integer():
+            raise ValueError(f"expected a whole number, got {text!r}") from None
+        return int(found)
 
 
 def number(field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """A finite number that somebody gave.
+    """A finite number of Python, NumPy or JAX, as a Python float.
 
     Raises:
-        ValueError: it is none, or out of range.
+        ValueError: the value is not one (a bool is not), is traced, or is out of range.
     """
-    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= float(value) <= most:
+    found = plain(field, value)
+    try:
+        fits = isinstance(found, Real) and not isinstance(found, bool) and math.isfinite(found)
+    except OverflowError:  # an integer beyond the largest float
+        fits = False
+    if not fits or not least <= float(found) <= most:
         limits = (
             f" in [{least:g}, {most:g}]" if math.isfinite(most) else f" >= {least:g}" if math.isfinite(least) else ""
         )
         kind = "" if math.isfinite(most) else "finite "
-        raise ValueError(f"{field}: expected a {kind}number{limits}, got {shown(value)}")
-    return float(value)
+        raise ValueError(f"{field}: expected a {kind}number{limits}, got {given(value)}")
+    return float(found)
+
+
+def flag(field: str, value: Any) -> bool:
+    """True or False, of Python, NumPy or JAX.
+
+    Raises:
+        ValueError: the value is neither, such as ``"no"`` or ``1``.
+    """
+    found = plain(field, value)
+    if not isinstance(found, bool):
+        raise ValueError(f"{field}: expected True or False, got {given(value)}")
+    return found
+
+
+def widths(field: str, value: Any) -> tuple[int, ...]:
+    """Widths of layers: a sequence or a vector of whole numbers >= 1, as a tuple.
+
+    Raises:
+        ValueError: the value is not one.
+    """
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim == 1:
+        value = list(_read(field, value))
+    if not isinstance(value, tuple | list | range):
+        raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {given(value)}")
+    return tuple(whole(field, width) for width in value)
+
+
+def choice(field: str, value: Any, known: Iterable[str]) -> str:
+    """One of the known names.
+
+    Raises:
+        ValueError: the value is not one of them.
+    """
+    if not isinstance(value, str) or value not in known:  # what is not a string may not even be hashable
+        raise ValueError(f"{field}: unknown value {given(value)}; choose from {', '.join(known)}")
+    return str.__str__(value)  # a np.str_ or a member of a StrEnum is written like any other string
+
+
+def path(field: str, value: Any) -> Path:
+    """A path in the file system.
+
+    Raises:
+        ValueError: the value is not one.
+    """
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise ValueError(f"{field}: expected the path of a folder or file, got {given(value)}")
+    return Path(value)
+
+
+def prng_key(field: str, value: Any, *, traced: bool = True) -> Array:
+    """One typed PRNG key; the words of one (`jax.random.PRNGKey`) are wrapped.
+
+    Args:
+        field: the name of the argument.
+        value: a key, or uint32 words of the default implementation.
+        traced: whether a traced key will do.
+
+    Raises:
+        ValueError: the value is not one key.
+    """
+    if isinstance(value, Tracer) and not traced:
+        raise ValueError(
+            f"{field}: expected a key outside of jit and vmap, got a traced one; inside of them use jaxmarket.train"
+        )
+    if isinstance(value, np.ndarray | jax.Array):
+        if value.dtype == np.uint32 and value.ndim == 1:
+            try:
+                value = jax.random.wrap_key_data(jnp.asarray(value))
+            except (TypeError, ValueError) as error:  # words of another implementation than the default
+                raise ValueError(
+                    f"{field}: expected a typed key, got {value.shape[0]} words of type uint32, which are not a key of "
+                    "the default implementation; use jax.random.wrap_key_data(words, impl=...)"
+                ) from error
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            if value.ndim:
+                raise ValueError(f"{field}: expected one key, got keys of shape {value.shape}; give one of them")
+            return value
+    use = f"jax.random.key({given(value)})" if isinstance(value, Integral) else "jax.random.key(0)"
+    raise ValueError(f"{field}: expected a PRNG key, got {given(value)}; use {use}")
+
+
+def given(value: Any) -> str:
+    """What was given, for a message: as `shown`, strings in quotes."""
+    return shown(repr(value) if isinstance(value, str) else value)
 
 
 def shown(value: Any, most: int = 60) -> str:
     """A value for a message: one line, and not too long a one."""
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    try:
+        text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    except Exception:  # a broken __repr__ must not hide the message it is part of
+        text = f"an object of type {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most]}…"
 
 

@@ -1,10 +1,12 @@
-"""Arrays on disk, by Orbax: written atomically, restored exactly, and never taken for what they are not.
+"""Arrays on disk: one safetensors file per tree, written atomically, restored exactly, checked before it is used.
 
-A write that was cut off leaves no checkpoint, and what was there before as it was. A complete one is sealed by a digest
-of its files, so one that was damaged afterwards is not taken for good.
+A file holds arrays by their paths in the tree, a note that JSON can hold, and a digest of both. A write that was cut
+off leaves the file that was there before; a file that was changed afterwards is refused. Nothing in it is executed.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmarket import files
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["Checkpoints", "Saved", "digest", "flatten", "restore", "save", "unflatten", "write_text"]
+__all__ = ["Checkpoints", "Saved", "digest", "flatten", "load", "restore", "save", "unflatten"]
 
 Arrays = dict[str, np.ndarray]
 _ALONE = "value"  # the name of an array that is the whole tree
+_SUFFIX = ".safetensors"
+_LARGEST_NOTE = 2**24  # bytes a file may have beyond its arrays
 
 
 class Saved(NamedTuple):
@@ -93,157 +98,112 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
-# What Orbax and TensorStore raise where files are missing, cut off or changed: no base class is common to them.
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError, IndexError, AssertionError)
-_SEAL = "sha256"
+def _seal(arrays: Mapping[str, np.ndarray], note: str) -> str:
+    return hashlib.sha256(f"{digest(arrays)} {note}".encode()).hexdigest()
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole, or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
-
-
-def _of_files(folder: Path) -> str:
-    """SHA-256 over the names and bytes of the files in a folder, but for its seal."""
-    found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _SEAL):
-        content = path.read_bytes()
-        found.update(f"{path.relative_to(folder).as_posix()} {len(content)} ".encode())
-        found.update(content)
-    return found.hexdigest()
-
-
-def _seal(folder: Path) -> None:
-    """Say that the folder is complete, and what is in it."""
-    write_text(folder / _SEAL, _of_files(folder) + "\n")
-
-
-def _check_seal(folder: Path) -> None:
-    # Before Orbax reads anything: it finds much of what can be wrong with files, not all, and says so at length.
-    try:
-        seal = (folder / _SEAL).read_bytes().strip()
-    except OSError as error:
-        raise ValueError("it was never completed") from error
-    if seal != _of_files(folder).encode():
-        raise ValueError("its files are not those that were written")
-
-
-def save(folder: Path, tree: PyTree) -> None:
-    """Write a pytree of arrays to ``folder``, replacing what is there once the new one is complete.
-
-    Orbax's ``StandardCheckpointer`` reads it.
+def save(path: Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any] | None = None) -> None:
+    """Write arrays and a note to a file, replacing the one that is there once the new one is complete.
 
     Raises:
-        ValueError: the disk is full, or the folder cannot be written.
+        ValueError: the disk is full, or the file cannot be written.
     """
-    import orbax.checkpoint as ocp  # noqa: PLC0415  a third of a second, only where files are written
+    import safetensors.numpy  # noqa: PLC0415  only where files are written
 
+    text = json.dumps(dict(note or {}), sort_keys=True)
+    whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    data = safetensors.numpy.save(whole, {"note": text, "sha256": _seal(whole, text)})
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute(), tree, force=True)
-    except _DAMAGE as error:
-        raise ValueError(
-            f"{folder}: cannot be written ({_reason(error)}); make room, or choose another folder"
-        ) from error
-    if jax.process_index() == 0:
-        _seal(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{path}: cannot be written ({reason}); make room, or choose another folder") from error
 
 
-def restore(folder: Path, like: PyTree) -> PyTree:
+def load(path: Path, most: int = 2**62) -> Saved:
+    """Read a file that `save` wrote.
+
+    Args:
+        path: of the file.
+        most: bytes its arrays may have.
+
+    Raises:
+        OSError: it cannot be read, or is larger.
+        ValueError: it is damaged.
+    """
+    import safetensors.numpy  # noqa: PLC0415
+
+    data = files.read_bytes(path, most + _LARGEST_NOTE)
+    try:
+        arrays = dict(sorted(safetensors.numpy.load(data).items()))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        note, seal = header["note"], header["sha256"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("it is not a file of arrays that was written here") from error
+    if seal != _seal(arrays, note):
+        raise ValueError("its content is not what was written")
+    return Saved(arrays, json.loads(note))
+
+
+def restore(path: Path, like: PyTree) -> PyTree:
     """Read back a pytree with the structure, shapes and dtypes of ``like`` (arrays or their shapes).
 
     Raises:
         ValueError: there is nothing to read, it is damaged, or it was saved by a society of another shape.
     """
-    import orbax.checkpoint as ocp  # noqa: PLC0415
-
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no saved parameters here; give the folder of a finished run")
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+    size = sum(int(np.prod(leaf.shape, dtype=object)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
     try:
-        _check_seal(folder)
+        saved = load(path, size)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the folder of a finished run") from error
     except ValueError as error:
-        raise ValueError(f"{folder}: damaged, {error}; train the run again") from error
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            tree = checkpointer.restore(folder.absolute(), shapes)
-        except _DAMAGE as error:
-            raise ValueError(f"{folder}: these are not the parameters of this society ({_reason(error)})") from error
-    if jax.tree.map(lambda x: (x.shape, x.dtype), tree) != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
-        raise ValueError(f"{folder}: these are not the parameters of this society; their shapes differ")
-    return tree
+        raise ValueError(f"{path}: damaged, {error}; train the run again") from error
+    return unflatten(like, saved.arrays, f"{path}: these parameters")
 
 
 class Checkpoints:
-    """The last checkpoints of something that goes on, in a folder of their own; a context manager.
+    """The last checkpoints of something that goes on, in a folder of their own.
 
     In a run of several processes all of them call the same methods with the same values, and the first one writes.
 
     Args:
-        folder: where; made if it is not there.
+        folder: where; made by the first checkpoint.
         keep: how many to keep. The last but one is there for when the last one is damaged.
-
-    Raises:
-        ValueError: the folder cannot be made or written.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        import orbax.checkpoint as ocp  # noqa: PLC0415
+        self.folder, self.keep = Path(folder), keep
 
-        self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
-        try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-            for step in set(self._manager.all_steps()) - set(self.steps()):
-                self._manager.delete(step)  # killed before it was sealed
-        except _DAMAGE as error:
-            raise ValueError(f"{self.folder}: cannot be written ({_reason(error)}); choose another folder") from error
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def path(self, step: int) -> Path:
+        """The file of a checkpoint."""
+        return self.folder / f"{step}{_SUFFIX}"
 
     def steps(self) -> list[int]:
-        """Of the complete checkpoints, the oldest first."""
-        return sorted(step for step in self._manager.all_steps() if (self.folder / str(step) / _SEAL).exists())
+        """Of the checkpoints, the oldest first."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def save(self, step: int, arrays: Arrays, note: Mapping[str, Any]) -> None:
-        """Write a checkpoint; those before stay as they are until it is complete.
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then remove those that are too many; the last one stays as it is until this is complete.
 
         Raises:
             ValueError: the disk is full, or the folder cannot be written.
         """
-        import orbax.checkpoint as ocp  # noqa: PLC0415
-
-        # Orbax refuses arrays without elements: their shapes go into the note.
-        empty = {name: [value.dtype.str, *value.shape] for name, value in arrays.items() if not value.size}
-        full = {name: value for name, value in arrays.items() if value.size}
-        args = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(full), about=ocp.args.JsonSave({"note": dict(note), "empty": empty})
-        )
+        if jax.process_index() > 0:
+            return
         try:
-            if step in self._manager.all_steps():  # Ctrl-C came before it was sealed
-                self._manager.delete(step)
-            self._manager.save(step, args=args, force=True)
-            if jax.process_index() == 0:
-                _seal(self.folder / str(step))
-        except _DAMAGE as error:
+            save(self.path(step), arrays, note)
+            for old in self.steps()[: -self.keep]:
+                self.path(old).unlink()
+        except (ValueError, OSError) as error:
             last = max((s for s in self.steps() if s != step), default=None)
             kept = "there was none before" if last is None else f"that of step {last} is intact"
-            raise ValueError(
-                f"{self.folder}: cannot write the checkpoint of step {step} ({_reason(error)}); {kept}: make room or "
-                "choose another folder, and resume"
-            ) from error
+            raise ValueError(f"{error}; {kept}: resume from there") from error
 
     def last(self) -> tuple[int, Saved] | None:
         """The last checkpoint and its step, None before the first one.
@@ -251,20 +211,12 @@ class Checkpoints:
         Raises:
             ValueError: it is damaged.
         """
-        import orbax.checkpoint as ocp  # noqa: PLC0415
-
         steps = self.steps()
         if not steps:
             return None
-        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+        path = self.path(steps[-1])
         try:
-            _check_seal(self.folder / str(steps[-1]))
-            found = self._manager.restore(steps[-1], args=args)
-        except _DAMAGE as error:
+            return steps[-1], load(path)
+        except (ValueError, OSError) as error:
             remedy = f"to go on from step {steps[-2]}" if len(steps) > 1 else "to begin again"
-            raise ValueError(
-                f"{self.folder / str(steps[-1])}: the checkpoint is damaged, {_reason(error)}; remove it {remedy}"
-            ) from error
-        empty = {name: np.zeros(shape, dtype) for name, (dtype, *shape) in found["about"]["empty"].items()}
-        arrays = {name: np.asarray(value) for name, value in found["arrays"].items()}
-        return steps[-1], Saved(arrays | empty, found["about"]["note"])
+            raise ValueError(f"{path}: the checkpoint is damaged, {error}; remove it {remedy}") from error

@@ -2,39 +2,50 @@
 
 import dataclasses
 import itertools
+import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
 import jax
-import jax.numpy as jnp
 import numpy as np
 from cyclopts import App, Parameter
-from rich.console import Console
-from rich.table import Table
 
-from jaxmarket import auctions, plotting, runs, tables
+from jaxmarket import auctions, divergence, plotting, runs, tables
 from jaxmarket import processes as multi
+from jaxmarket.checking import read_whole
 from jaxmarket.config import PRESETS, TrainConfig
 from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
 from jaxmarket.fitting import evaluate_both, fit
-from jaxmarket.keys import key_for, key_of
+from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
 from jaxmarket.logging import LOGGERS
 from jaxmarket.society import MarketPolicy
+from jaxmarket.text import DataTable, Screen, emit, plain
 from jaxmarket.transfer import weight_changes
 
 __all__ = ["app", "main"]
+
+
+def _convert(kind: type, text: str) -> Any:
+    # Left to itself cyclopts rounds 1.5 to 2 and does not know 1e6.
+    return read_whole(text) if kind is int else cyclopts.convert(kind, [text])
+
 
 app = App(
     name="jaxmarket",
     help="Societies of agents that buy and sell the right to act.",
     result_action="return_value",
     help_format="markdown",
+    default_parameter=Parameter(converter=lambda kind, tokens: cyclopts.convert(kind, tokens, converter=_convert)),
 )
+
+DIVERGED = 3
+"""Exit code of a command whose every seed diverged: there is no result."""
 
 Json = Annotated[bool, Parameter(negative=())]
 
@@ -52,6 +63,7 @@ def train(
     devices: int | Literal["all"] = 1,
     log: tuple[str, ...] = (),
     check: Annotated[bool, Parameter(negative=())] = False,
+    other_versions: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show what its agents learned to bid.
@@ -68,6 +80,7 @@ def train(
         devices: how many devices to spread seeds and instances over, or all.
         log: also log to console, jsonl, tensorboard or wandb; several times for several.
         check: stop where a bid, price or reward is no number, or money comes from nowhere, and say so; slower.
+        other_versions: with --resume, go on although other versions of the libraries began the run; bits may differ.
         json: make the last line of standard output one JSON object.
     """
     unknown = set(log) - set(LOGGERS)
@@ -81,8 +94,7 @@ def train(
                 raise ValueError(f"resume: {resume} holds the run's own settings; leave out {name}")
         out = resume
         config, origin = runs.settings_in(resume)
-        key = jax.random.wrap_key_data(jnp.array(origin["key"], jnp.uint32))
-        start, freeze = origin["start_folder"], tuple(origin["frozen"])
+        key, freeze = from_words(origin.key), tuple(origin.frozen)
     if config is None:
         raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
     loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
@@ -97,26 +109,36 @@ def train(
         devices=devices,
         loggers=loggers,
         check=check,
+        other_versions=other_versions,
     )
-    console = Console()
-    console.print(tables.returns_table(result))
+    screen = Screen()
+    screen.print(tables.returns_table(result))
+    s = result.summary
+    if s["diverged"]:
+        screen.message(divergence.described(s["diverged"], s["seeds"]), "yellow")
     bids = tables.bids_table(result)
     if bids is not None:
-        console.print(bids)
-    s = result.summary
-    console.print(
+        screen.print(bids)
+    screen.message(
         f"{s['env_steps']:,} environment steps in {s['run_seconds']:.1f} s "
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
         again = "" if out is None else f"; go on with jaxmarket train --resume {out}"
-        console.print(f"[yellow]interrupted: the figures are those of the training so far{again}[/]")
+        screen.message(f"interrupted: the figures are those of the training so far{again}", "yellow")
     if out is not None:
-        console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}", highlight=False)
+        screen.message(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if json:
-        print(runs.to_json(s))
+        emit(runs.to_json(s))
     if s["interrupted"]:
         sys.exit(130)
+    _some_seed(s["return_seeds"], "lower --learning-rate, or find the first value that is not finite with --check")
+
+
+def _some_seed(returns: Any, remedy: str) -> None:
+    """End with exit code 3 if every seed diverged."""
+    if not len(divergence.finite(returns)):
+        _stop(f"every seed diverged, there is no result; {remedy}", DIVERGED)
 
 
 @app.command
@@ -140,6 +162,7 @@ def launch(
     if command[:1] != ("train",):
         raise ValueError(f"command: only train runs in several processes, got {' '.join(command) or 'none'}")
     if coordinator is not None and process is not None:
+        multi.end_with_parent()
         multi.join(coordinator, processes, process)
         try:
             main(list(command))
@@ -152,14 +175,18 @@ def launch(
     if coordinator is not None or process is not None:
         raise ValueError("process: on a cluster give both --coordinator and --process, on one machine neither")
     try:
-        sys.exit(multi.launch(command, processes))
+        code = multi.launch(command, processes)
+        stopped = f"stopped by {signal.Signals(code - 128).name}" if code > 128 else ""
     except ChildProcessError as error:
-        folder = next((b for a, b in itertools.pairwise(command) if a in ("--out", "--resume")), None)
-        again = (
-            "" if folder is None else f"; go on with: jaxmarket launch --processes {processes} train --resume {folder}"
-        )
-        print(f"jaxmarket: {error}{again}", file=sys.stderr)
-        sys.exit(1)
+        code, stopped = 1, str(error)
+    if stopped:
+        words = [word for given in command for word in given.split("=", 1)]
+        folder = next((b for a, b in itertools.pairwise(words) if a in ("--out", "--resume")), None)
+        if folder is not None and Path(folder, "config.json").exists():
+            again = f"jaxmarket launch --processes {processes} train --resume {shlex.quote(folder)}"
+            stopped += f"; go on with: {again}"
+        _stop(stopped, code)
+    sys.exit(code)
 
 
 @app.command
@@ -173,19 +200,39 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     """
     key = key_for(key_of(seed), "evaluate")
     run = runs.read(folder)
-    table = Table(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
-    for column in ("bids", "return", "± std", "lowest", "highest", "length", "unended"):
+    table = DataTable(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
+    for column in ("bids", "return", "± std", "lowest", "highest", "length", "unfinished"):
         table.add_column(column, justify="right")
-    summary: dict[str, Any] = {"env": run.config.adapter.name, "seeds": run.config.seeds}
-    both = evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds)
-    for bids, episodes in jax.device_get(both).items():
-        per_seed = episodes.returns.mean(1)
-        numbers = (per_seed.mean(), per_seed.std(), per_seed.min(), per_seed.max(), episodes.lengths.mean())
-        table.add_row(bids, *(f"{x:.3f}" for x in numbers), str(int(np.sum(~episodes.finished))))
-        summary |= {f"{bids}_return_mean": float(numbers[0]), f"{bids}_return_std": float(numbers[1])}
-    Console().print(table)
+    both = jax.device_get(evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds))
+    trained = np.isfinite(run.summary["return_seeds"])
+    kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
+    summary: dict[str, Any] = {
+        "env": run.config.adapter.name,
+        "seeds": run.config.seeds,
+        "interrupted": run.interrupted,
+        "diverged": np.flatnonzero(~kept).tolist(),
+    }
+    for bids, episodes in both.items():
+        returns, unfinished = divergence.spread(episodes.returns[kept].mean(1)), 1 - episodes.finished[kept].mean(1)
+        share, length = divergence.spread(unfinished).mean, divergence.spread(episodes.lengths[kept]).mean
+        table.add_row(bids, *map(tables.number, (*returns, length)), f"{tables.number(100 * share, 1)}%")
+        summary |= {
+            f"{bids}_return_mean": returns.mean,
+            f"{bids}_return_std": returns.std,
+            f"{bids}_unfinished_share": share,
+        }
+    if not kept.all():
+        table.caption = f"without seeds that diverged: {', '.join(map(str, summary['diverged']))}"
+    Screen().print(table)
+    _say_if_interrupted(run)
     if json:
-        print(runs.to_json(summary))
+        emit(runs.to_json(summary))
+    _some_seed(np.where(kept, 0.0, np.nan), "evaluate another run")
+
+
+def _say_if_interrupted(run: runs.SavedRun) -> None:
+    if run.interrupted:
+        Screen().message(run.interruption, "yellow")
 
 
 @app.command
@@ -208,8 +255,10 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")
     rows = watch_episode(policy.society, policy.params, key, run.config.adapter.default_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
-    Console().print(f"society: {shown}", justify="center")
-    Console().print(tables.trace_table(policy.society, rows))
+    screen = Screen()
+    screen.message(f"society: {shown}")
+    screen.print(tables.trace_table(policy.society, rows))
+    _say_if_interrupted(run)
 
 
 @app.command
@@ -240,12 +289,13 @@ def compare(
     from jaxmarket import comparison  # noqa: PLC0415  scipy's statistics, only where they are used
 
     found = comparison.compare(folders, share=share, target=target)
-    Console().print(*(sheet.table() for sheet in found.sheets()))
+    screen = Screen()
+    screen.print(*(sheet.table() for sheet in found.sheets()))
     if out is not None:
         plotting.save(found.figure(), out)
-        Console().print(f"written to {out}", highlight=False)
+        screen.message(f"written to {out}")
     if json:
-        print(runs.to_json(found.document()))
+        emit(runs.to_json(found.document()))
 
 
 def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) -> None:
@@ -254,22 +304,27 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
     old, new = (runs.read(folder) for folder in folders)
     rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
     parts = list(dict.fromkeys(row["part"] for row in rows))
-    table = Table("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
+    table = DataTable("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
     for column in ("weights", "relative change", "share moved"):
         table.add_column(column, justify="right")
     for part in parts:
         mine = [row for row in rows if row["part"] == part]
         change, moved = (np.mean([row[field] for row in mine]) for field in ("change", "moved"))
-        table.add_row(part, str(mine[0]["weights"]), f"{change:.3f}", f"{moved:.3f}")
-    table.caption = "change: |after - before| / |before| · moved: by more than a tenth of the part's root mean square"
-    Console().print(table)
+        relative = "–" if np.isnan(change) else f"{change:.3f}"
+        table.add_row(part, mine[0]["weights"], relative, f"{moved:.3f}")
+    table.caption = (
+        "change: |after - before| / |before|, – where it was zero before · "
+        "moved: by more than a tenth of the part's root mean square"
+    )
+    screen = Screen()
+    screen.print(table)
     if out is not None:
         fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))
         plotting.draw_weight_changes(ax, rows)
         plotting.save(fig, out)
-        Console().print(f"written to {out}", highlight=False)
+        screen.message(f"written to {out}")
     if json:
-        print(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
+        emit(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
 
 
 class _Given(TrainConfig):
@@ -310,7 +365,6 @@ def sweep(
     """
     from jaxmarket import sweeps  # noqa: PLC0415  scipy's statistics, only where they are used
 
-    console = Console()
     varied: dict[str, Any] = {}
     for text in vary:
         field, values = sweeps.parse(text)
@@ -326,19 +380,22 @@ def sweep(
     try:
         found = sweeps.sweep(config.env, varied, folder, samples=samples, seed=seed, share=share, **given)
     except KeyboardInterrupt:
-        print("jaxmarket: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
-        sys.exit(130)
-    console.print(*(sheet.table() for sheet in found.sheets()))
-    console.print(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
-    console.print(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png", highlight=False)
+        _stop("interrupted; what was finished is kept, run it again to go on", 130)
+    screen = Screen()
+    screen.print(*(sheet.table() for sheet in found.sheets()))
+    screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
+    screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
-        print(runs.to_json(found.document()))
+        emit(runs.to_json(found.document()))
+    _some_seed([one for run in found.comparison.runs for one in run.returns], "sweep over lower learning rates")
 
 
 @app.command(name="list")
 def list_names() -> None:
     """List the environments, auctions, learners and presets."""
-    table = Table(show_header=False)
+    table = DataTable(show_header=False)
+    table.add_column("")
+    table.add_column("", wrap=24)
     refused = []
     for env_id in environment_ids():
         try:
@@ -351,7 +408,7 @@ def list_names() -> None:
     table.add_row("auctions", ", ".join(auctions.MECHANISMS))
     table.add_row("learners", ", ".join(LEARNERS))
     table.add_row("presets", ", ".join(PRESETS))
-    Console().print(table)
+    Screen().print(table)
 
 
 @app.command
@@ -387,26 +444,27 @@ def reproduce(
     """
     from jaxmarket import experiments  # noqa: PLC0415  half a second of imports, only where they are used
 
-    console = Console()
+    screen = Screen()
     if list_ or name is None:
         if not list_:
             raise ValueError(f"name: which one? choose from {', '.join(experiments.EXPERIMENTS)}")
-        table = Table("name", "shows", "source", title="jaxmarket reproduce NAME")
+        table = DataTable("name", title="jaxmarket reproduce NAME")
+        table.add_column("shows", wrap=24)
+        table.add_column("source", wrap=24)
         for key, experiment in experiments.EXPERIMENTS.items():
             table.add_row(key, experiment.shows, experiment.source)
-        console.print(table)
+        screen.print(table)
         return
     try:
         report = experiments.reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        print("jaxmarket: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
-        sys.exit(130)
-    console.print(report.view())
-    console.print(f"written to {report.folder}: {', '.join(report.written)}", highlight=False)
+        _stop("interrupted; what was finished is kept, run it again to go on", 130)
+    screen.print(report.view())
+    screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:
-        print(report.to_json())
+        emit(report.to_json())
 
 
 @app.command
@@ -429,39 +487,41 @@ def bench(
     """
     from jaxmarket import bench as benchmarks  # noqa: PLC0415  only where it is used
 
-    console = Console()
+    screen = Screen()
     reports = []
     for each in benchmarks.BENCHMARKS if name is None else [name]:
         try:
             reports.append(benchmarks.bench(each, out, quick=quick, cores=cores))
         except KeyboardInterrupt:
-            print(f"jaxmarket: {each} interrupted; finished benchmarks are in {out}", file=sys.stderr)
-            sys.exit(130)
-        console.print(f"[bold]{each}[/]: {benchmarks.BENCHMARKS[each]}")
-        console.print(reports[-1].view())
+            _stop(f"{each} interrupted; finished benchmarks are in {out}", 130)
+        screen.message(f"{each}: {benchmarks.BENCHMARKS[each]}", "bold")
+        screen.print(reports[-1].view())
         written = ", ".join(sorted(path.name for path in out.glob(f"{each}.*")))
-        console.print(f"written to {out}: {written}", highlight=False)
+        screen.message(f"written to {out}: {written}")
     if json:
         found = [report.to_json() for report in reports]
-        print(runs.to_json(found[0] if name is not None else {"benchmarks": found}))
+        emit(runs.to_json(found[0] if name is not None else {"benchmarks": found}))
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    """End with one line on standard error."""
+    emit(f"jaxmarket: {plain(' '.join(message.split()))}", sys.stderr)
+    sys.exit(code)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
         words = sys.argv[1:] if arguments is None else arguments
-        message = " ".join(str(error).split())
+        message = str(error)
         if "--resume" in words and "--env" in message:
             message = (
                 "resume: a run goes on with the settings in its folder; leave out others, or begin anew with --start"
             )
-        print(f"jaxmarket: {message}", file=sys.stderr)
-        sys.exit(2)
+        _stop(message, 2)
     except (cyclopts.CycloptsError, ValueError) as error:
-        print(f"jaxmarket: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error), 2)
     except KeyboardInterrupt:
-        print("jaxmarket: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _stop("interrupted", 130)

@@ -2,16 +2,19 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmarket import plotting, runs
+from jaxmarket import files, plotting, runs
+from jaxmarket.divergence import finite, spread
 from jaxmarket.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
+from jaxmarket.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +33,12 @@ class Outcome:
         folder: where it is.
         env: name of its environment.
         settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
-        returns: f [S], greedy returns of fresh episodes after training.
+        returns: f [S], greedy returns of fresh episodes after training; NaN for seeds that diverged.
+        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN where not known.
+        diverged: see `divergence.find`.
         steps: f [T, S], environment steps so far.
-        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did.
+        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did, and for seeds
+            that diverged.
         steps_per_second: environment steps of all seeds together.
         interrupted: whether training was cut short.
     """
@@ -42,16 +48,28 @@ class Outcome:
     env: str
     settings: dict[str, Any]
     returns: np.ndarray
+    unfinished: np.ndarray
+    diverged: list[dict[str, Any]]
     steps: np.ndarray
     learning: np.ndarray
     steps_per_second: float
     interrupted: bool
 
+    def __repr__(self) -> str:
+        stopped = ", interrupted" if self.interrupted else ""
+        reached = mean(self.returns).brief
+        return f"Outcome({plain(self.name)}: {plain(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Greedy returns of the seeds that did not diverge."""
+        return finite(self.returns)
+
     @property
     def late(self) -> float:
         """Return while learning in the last tenth of training, mean over seeds; NaN where no episode ended."""
         last = self.learning[-max(1, round(_LATE * len(self.learning))) :]
-        return float(np.mean(last[~np.isnan(last)])) if not np.isnan(last).all() else math.nan
+        return spread(last).mean
 
     def steps_to(self, target: float) -> np.ndarray:
         """Environment steps at the first row of metrics whose return is at least ``target``: f [S], NaN if none is."""
@@ -70,32 +88,36 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
         ValueError: there is no run, it is not finished, or its files are damaged.
     """
     folder = Path(folder)
+    summary = runs.ended(folder)
     settings = runs.document(folder / "config.json")
-    if not (folder / "summary.json").exists():
-        raise ValueError(
-            f"{folder}: this run is not finished; wait for it, or go on with it by --resume where it was interrupted"
-        )
-    summary = runs.document(folder / "summary.json")
     try:
         # What decides a run, too, and is not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
-        beside = {"seed": summary["key"][-1], "start": summary.get("start"), "frozen": summary.get("frozen", [])}
+        beside = {
+            "seed": summary["key"]["words"][-1],
+            "start": summary.get("start"),
+            "frozen": summary.get("frozen", []),
+        }
         returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(file)]
+        text = files.sealed(folder / "metrics.csv").decode()
+        rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
         table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
+        table[:, ~np.isfinite(returns), 1] = np.nan
+        unfinished = np.asarray(summary.get("unfinished_share_seeds", [None] * len(returns)), np.float64)
         return Outcome(
             name=folder.resolve().name if name is None else name,
             folder=folder,
             env=str(summary["env"]),
             settings=settings | beside,
             returns=returns,
+            unfinished=unfinished,
+            diverged=list(summary.get("diverged", [])),
             steps=table[..., 0],
             learning=table[..., 1],
             steps_per_second=float(summary["steps_per_second"]),
             interrupted=bool(summary["interrupted"]),
         )
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"{folder}: summary.json and metrics.csv are not those of a finished run ({error!r})"
         ) from error
@@ -116,7 +138,8 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
             continue
         inside = sorted(p.parent for p in path.glob("*/config.json")) if os.path.isdir(path) else []
         found += inside if inside and not (path / "config.json").exists() else [path]
-    twice = [path for path in found if found.count(path) > 1]
+    whole = [path.resolve() for path in found]
+    twice = [path for path, one in zip(found, whole, strict=True) if whole.count(one) > 1]
     if twice:
         raise ValueError(f"{twice[0]}: this run is named twice; name every run once")
     return found
@@ -136,6 +159,11 @@ class Comparison:
     differing: list[str]
     target: float
 
+    def __repr__(self) -> str:
+        first, *rest = (plain(run.name) for run in self.runs)
+        others = ", ".join(rest[:3]) + (", …" if len(rest) > 3 else "")
+        return f"Comparison({plain(self.runs[0].env)}: {len(self.runs)} runs, {others} against {first})"
+
     @property
     def goal(self) -> str:
         """The column that says how soon the target was reached."""
@@ -145,7 +173,6 @@ class Comparison:
         """A row per run: settings, then numbers and `Estimate`s."""
         first, rows = self.runs[0], []
         for run in self.runs:
-            other = run is not first
             steps = run.steps_to(self.target)
             middle = float(np.median(np.nan_to_num(steps, nan=np.inf)))
             rows.append(
@@ -153,13 +180,15 @@ class Comparison:
                     "run": run.name + (" (interrupted)" if run.interrupted else ""),
                     **{name: shown(run.settings.get(name)) for name in self.differing},
                     "seeds": len(run.returns),
-                    "return": mean(run.returns),
+                    "diverged": int(np.sum(~np.isfinite(run.returns))),
+                    "unfinished": spread(run.unfinished).mean,
+                    "return": mean(run.kept),
                     self.goal: middle if np.isfinite(middle) else None,
                     "reached by": f"{int(np.sum(~np.isnan(steps)))}/{len(steps)}",
                     "steps/s": run.steps_per_second,
-                    "interquartile mean": interquartile_mean(run.returns) if len(steps) > 1 else mean(run.returns),
-                    "minus first": difference(run.returns, first.returns) if other else None,
-                    "P(above first)": improvement(run.returns, first.returns) if other else None,
+                    "interquartile mean": interquartile_mean(run.kept) if len(run.kept) > 1 else mean(run.kept),
+                    "minus first": _against(difference, run, first),
+                    "P(above first)": _against(improvement, run, first),
                 }
             )
         return rows
@@ -180,13 +209,23 @@ class Comparison:
             "P(above first): that a seed of this run is above\none of the first, ties counting half"
         )
         pairwise = ("interquartile mean", "minus first", "P(above first)")
-        alone = ("seeds", "return", self.goal, "reached by", "steps/s")
+        alone = ("seeds", "diverged", "unfinished", "return", self.goal, "reached by", "steps/s")
+        if any(row["diverged"] for row in rows):
+            reached += "\ndiverged: seeds that are left out of all numbers"
+        else:
+            never = (*never, "diverged")
+        if any(row["unfinished"] > 0 for row in rows):
+            reached += "\nunfinished: share of the greedy episodes that\nthe step limit of the evaluation cut"
+        else:
+            never = (*never, "unfinished")
         if "seeds" in self.differing:
             alone = alone[1:]
         title = title or f"{self.runs[0].env}: {len(self.runs)} runs"
+        # A run's name stands for its settings, which may be many.
+        below = () if named else tuple(name for name in self.differing if name != "seeds")
         return [
-            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never)),
-            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone)),
+            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never), below=below),
+            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone, *below)),
         ]
 
     def figure(self) -> "Figure":
@@ -196,9 +235,10 @@ class Comparison:
         fig, (left, right) = plotting.figure(columns=2, height=height)
         curves = {run.name: (run.steps.mean(1), *bands(run.learning)) for run in self.runs}
         plotting.draw_curves(left, curves, target=self.target)
-        left.set_title(f"{self.runs[0].env}: while learning, mean of seeds and 95% interval", fontsize=10)
-        ends = {run.name: run.returns for run in self.runs}
-        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.returns)) for run in self.runs})
+        env = plotting.words(self.runs[0].env)
+        left.set_title(f"{env}: while learning, mean of seeds and 95% interval", fontsize=10)
+        ends = {run.name: run.kept for run in self.runs}
+        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
         right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
         return fig
 
@@ -207,11 +247,25 @@ class Comparison:
         rows = []
         for run, row in zip(self.runs, self.sheets()[0].flat(), strict=True):
             raw = {name: run.settings.get(name) for name in self.differing}  # as they are, not as they are shown
-            seeds = {"return_seeds": run.returns.tolist(), "steps_seeds": run.steps_to(self.target).tolist()}
+            seeds = {
+                "return_seeds": run.returns.tolist(),
+                "unfinished_share_seeds": run.unfinished.tolist(),
+                "diverged_seeds": run.diverged,
+                "steps_seeds": run.steps_to(self.target).tolist(),
+            }
             rows.append(
                 row | raw | {"run": run.name, "folder": str(run.folder), "interrupted": run.interrupted} | seeds
             )
         return {"env": self.runs[0].env, "target": self.target, "differing": self.differing, "runs": rows}
+
+
+def _against(how: Callable[[Any, Any], Estimate], run: Outcome, first: Outcome) -> Estimate | None:
+    """One run against the first: None for the first itself, NaN where one of them has no seed that did not diverge."""
+    if run is first:
+        return None
+    if not len(run.kept) or not len(first.kept):
+        return Estimate(math.nan, math.nan, math.nan)
+    return how(run.kept, first.kept)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float, float]:
@@ -234,6 +288,17 @@ def shown(value: Any) -> str:
 def label(settings: dict[str, Any], names: Sequence[str]) -> str:
     """``learning_rate=0.001,entropy=0.1``: those settings, in that order."""
     return ",".join(f"{name}={shown(settings.get(name))}" for name in names)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Each folder's own name, after as many of the folders around it as it takes to tell all of them apart."""
+    parts = [path.resolve().parts for path in paths]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def compare(
@@ -260,9 +325,7 @@ def compare(
     paths = find(folders)
     if len(paths) < 2:
         raise ValueError(f"compare: expected two finished runs or more, got {len(paths)}; name their folders")
-    last = [path.resolve().name for path in paths]
-    unique = len(set(last)) == len(last)
-    found = [read(path, name if unique else str(path)) for path, name in zip(paths, last, strict=True)]
+    found = [read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     for run in found[1:]:
         if run.env != found[0].env:
             raise ValueError(
@@ -270,7 +333,7 @@ def compare(
                 f"{found[0].env}, {run.folder} one of {run.env}; name runs of one (--weights: two runs' networks)"
             )
     if best_first:
-        found.sort(key=lambda run: -run.returns.mean())
+        found.sort(key=lambda run: -run.kept.mean() if len(run.kept) else math.inf)
     names = list(dict.fromkeys(name for run in found for name in run.settings))
     values = {name: [run.settings.get(name) for run in found] for name in names}
     differing = [name for name in names if any(value != values[name][0] for value in values[name])]

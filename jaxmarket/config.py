@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
+
+from jax.core import Tracer
 
 from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
-from jaxmarket.checking import shown
+from jaxmarket.checking import choice, flag, given, number, whole, widths
 from jaxmarket.environments import adapt, make
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforce, Valuation
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Auction = str  # the command line reads this annotation, and offers names only
 
-__all__ = ["PRESETS", "Defaults", "TrainConfig"]
+__all__ = ["PRESETS", "Defaults", "TrainConfig", "check_config", "plain_setting"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +85,17 @@ class TrainConfig:
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1 (in Python, also an environment object).
-        agent: society, or monolith: one PPO agent that acts by itself, to compare with; it has no use for the
-            settings of bids and auctions.
-        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey) or env (reward only); in Python,
-            also a Mechanism.
+        agent: society, or monolith: one PPO agent that acts by itself, to compare with; it refuses the settings of
+            bids and auctions, which are None in its configuration.
+        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only); in
+            Python, also a Mechanism.
         learner: ppo, valuation or reinforce.
-        clones: bidders per primitive.
+        clones: bidders per primitive, 2 by default.
         seeds: independent runs, trained in one vmapped call.
         steps: auctions per seed (rounded up to whole rollouts), each one environment step where primitives are
             literal actions; a monolith's decisions.
         gamma: discount; the environment's own if it names one, else 0.99.
-        share_clones: whether clones of one primitive share parameters.
+        share_clones: whether clones of one primitive share parameters, as they do by default.
         instances: parallel market instances per seed.
         horizon: auctions per instance and update.
         log_every: updates per row of metrics; about a fiftieth of the run by default.
@@ -115,20 +117,20 @@ class TrainConfig:
         convolutions: channels of the convolutions over images; none at all reads an image as a vector.
         stride: of the convolutions; 2 over images more than 16 pixels wide, else 1.
         time_limits: shadow (a time-out's resale is estimated) or terminal (it counts as 0).
-        ties: random or lowest.
+        ties: random (the default) or lowest.
         preset: paper (published settings); what is given beside it wins.
     """
 
     env: Any
     _: dataclasses.KW_ONLY
     agent: Literal["society", "monolith"] = "society"
-    auction: Auction = "ccv"
+    auction: Auction | None = None
     learner: str = "ppo"
-    clones: int = 2
+    clones: int | None = None
     seeds: int = 1
     steps: int | None = None
     gamma: float | None = None
-    share_clones: bool = True
+    share_clones: bool | None = None
     instances: int | None = None
     horizon: int | None = None
     log_every: int | None = None
@@ -150,58 +152,45 @@ class TrainConfig:
     convolutions: tuple[int, ...] | None = None
     stride: int | None = None
     time_limits: TimeLimits | None = None
-    ties: Literal["random", "lowest"] = "random"
+    ties: Literal["random", "lowest"] | None = None
     preset: str | None = None
 
     def __post_init__(self) -> None:
+        self._set(agent=choice("agent", self.agent, ("society", "monolith")))
+        self._set(learner=choice("learner", self.learner, LEARNERS))
         if self.preset is not None:
-            _choice("preset", self.preset, PRESETS)
-            for field, value in PRESETS[self.preset].items():
-                if getattr(self, field) is None:
-                    object.__setattr__(self, field, value)
-        _choice("learner", self.learner, LEARNERS)
-        defaults = _DEFAULTS[self.learner]
+            self._set(preset=choice("preset", self.preset, PRESETS))
+            self._fill(PRESETS[self.preset])
+        if isinstance(self.env, str):
+            self._set(env=str.__str__(self.env))
         adapter = self.adapter
-        auctions.mechanism(self.auction)
-        fill = dataclasses.asdict(defaults)
+        self._to_plain()
+        fill = dataclasses.asdict(_DEFAULTS[self.learner])
         table_rate = fill.pop("table_learning_rate")
         if table_rate is not None and adapter.one_hot and not self.hidden:
             fill["learning_rate"] = table_rate
-        fill |= {
-            "gamma": adapter.gamma if adapter.gamma is not None else 0.99,
-            "time_limits": "shadow",
-        }
-        for field, value in fill.items():
-            if getattr(self, field) is None:
-                object.__setattr__(self, field, value)
-        for field in ("hidden", "convolutions"):
-            widths = getattr(self, field)
-            if widths is not None and not isinstance(widths, list | tuple):
-                raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {shown(widths)}")
-            if widths is not None:
-                object.__setattr__(self, field, tuple(widths))
+        if self.agent == "monolith":
+            fill.pop("bids")
+        else:
+            fill |= {"auction": "ccv", "clones": 2, "share_clones": True, "ties": "random"}
+        self._fill(fill | {"gamma": adapter.gamma if adapter.gamma is not None else 0.99, "time_limits": "shadow"})
         self._validate()
         _ = self.society  # whatever is wrong with the parts is wrong now
 
-    def _validate_numbers(self) -> None:
-        for field in ("clones", "seeds", "steps", "instances", "horizon", "minibatch", "epochs"):
-            _whole(field, getattr(self, field))
-        for field in ("log_every", "stride"):
-            if getattr(self, field) is not None:
-                _whole(field, getattr(self, field))
-        for field in ("hidden", "convolutions"):
-            for width in getattr(self, field) or ():
-                _whole(field, width)
-        for field in ("gamma", "trace_decay", "exploration", "exploration_final", "dropout"):
-            _number(field, getattr(self, field), 0, 1)
-        for field in ("learning_rate", "value_learning_rate", "entropy", "clip"):
-            _number(field, getattr(self, field), 0, math.inf)
-        for field in ("reserve", "bid_low", "bid_high"):
-            _number(field, getattr(self, field), -math.inf, math.inf)
+    def _set(self, **values: Any) -> None:
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        """Give settings that are None these values."""
+        self._set(**{field: value for field, value in values.items() if getattr(self, field) is None})
+
+    def _to_plain(self) -> None:
+        """Turn what was given, such as NumPy scalars, into plain Python values, or refuse it."""
+        for field in _KINDS:
+            self._set(**{field: plain_setting(field, getattr(self, field))})
 
     def _validate(self) -> None:
-        self._validate_numbers()
-        _choice("agent", self.agent, ("society", "monolith"))
         if self.agent == "monolith":
             self._validate_monolith()
         within = getattr(self.adapter.env, "discount_within", self.gamma)
@@ -215,9 +204,7 @@ class TrainConfig:
         for field, learners in _ONLY_FOR.items():
             if getattr(self, field) is not None and self.learner not in learners:
                 raise ValueError(f"{field}: learner {self.learner} has no such setting, only {' and '.join(learners)}")
-        _choice("time_limits", self.time_limits, TIME_LIMITS)
-        _choice("bids", self.bids, _HEADS)
-        if (self.learner == "valuation") != (self.bids == "value"):
+        if self.agent == "society" and (self.learner == "valuation") != (self.bids == "value"):
             raise ValueError(
                 f"bids: learner {self.learner} cannot train {self.bids} bids; "
                 "valuation takes value, ppo and reinforce take kumaraswamy or beta"
@@ -227,9 +214,9 @@ class TrainConfig:
                 f"minibatch: {self.minibatch} does not divide instances × horizon = "
                 f"{self.instances} × {self.horizon} auctions; choose a divisor"
             )
-        if self.dropout is not None and self.primitives * self.clones < 3:
+        if self.dropout is not None and self.primitives * self.clones < 3:  # type: ignore[operator]
             raise ValueError(
-                f"dropout: {self.primitives * self.clones} bidders leave nobody to drop, two always stay; "
+                f"dropout: {self.society.bidders} bidders leave nobody to drop, two always stay; "
                 "use more clones, or no dropout"
             )
 
@@ -242,9 +229,17 @@ class TrainConfig:
             )
         if hasattr(self.adapter.env, "legal_actions"):
             raise ValueError(f"env: {self.adapter.name} has illegal actions, which a monolithic agent would take")
-        for field in ("exploration", "dropout", "reserve", "bid_low", "bid_high"):
+        for field in (*_MARKET, "exploration", "exploration_final", "dropout", "reserve", "bid_low", "bid_high"):
             if getattr(self, field) is not None:
                 raise ValueError(f"{field}: a monolithic agent holds no auctions; leave it out")
+
+    def as_monolith(self) -> "TrainConfig":
+        """The monolithic agent to compare with the society that these settings describe: the other settings stay.
+
+        Raises:
+            ValueError: there is a setting that only a society has a use for, such as ``dropout``.
+        """
+        return dataclasses.replace(self, agent="monolith", **dict.fromkeys(_MARKET))
 
     @functools.cached_property
     def adapter(self) -> Adapter:
@@ -282,11 +277,11 @@ class TrainConfig:
         limits = {name: limit for name, limit in (("low", self.bid_low), ("high", self.bid_high)) if limit is not None}
         return Society(
             env=self.adapter,
-            policy=BidPolicy(torso=self._torso, head=_HEADS[self.bids](**limits)),  # type: ignore[index]
-            mechanism=auctions.mechanism(self.auction),
-            clones=self.clones,
-            share=self.share_clones,
-            ties=self.ties,
+            policy=BidPolicy(torso=self._torso, head=_HEADS[self.bids or "kumaraswamy"](**limits)),
+            mechanism=auctions.mechanism("ccv" if self.auction is None else self.auction),
+            clones=2 if self.clones is None else self.clones,
+            share=self.share_clones is not False,
+            ties=self.ties or "random",
         )
 
     @property
@@ -329,23 +324,64 @@ class TrainConfig:
         return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)
 
 
+def plain_setting(field: str, value: Any) -> Any:
+    """The value of a setting of `TrainConfig` as the configuration holds it: a plain Python value, a NumPy scalar too.
+
+    Raises:
+        ValueError: it is of another kind than the setting.
+    """
+    if value is None or field not in _KINDS:
+        return value
+    if isinstance(value, Tracer) and field in _TRACED:
+        raise ValueError(
+            f"{field}: a TrainConfig holds plain numbers, got a value traced by jit or vmap; use train(config, "
+            f"key, hyper=config.hyperparameters.replace({_TRACED[field]}=...))"
+        )
+    return _KINDS[field](field, value)
+
+
+def check_config(config: Any) -> TrainConfig:
+    """The settings, where they are some.
+
+    Raises:
+        ValueError: something else was given in their place, such as the id of an environment.
+    """
+    if isinstance(config, TrainConfig):
+        return config
+    write = "TrainConfig('Chain-v0')"
+    if isinstance(config, str):
+        write = f"TrainConfig({config!r})"
+    elif isinstance(config, Mapping):
+        write = "TrainConfig(**settings)"
+    raise ValueError(f"config: expected a TrainConfig, got {given(config)}; write {write}")
+
+
 _ONLY_FOR = {"value_learning_rate": ("ppo",), "clip": ("ppo",), "entropy": ("ppo", "reinforce")}
 _HEADS: dict[str, Any] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
+_MARKET = ("auction", "clones", "share_clones", "bids", "ties")
+"""Settings that every society has, and no monolithic agent."""
 
 
-def _choice(field: str, value: Any, known: Any) -> None:
-    if not isinstance(value, str) or value not in known:  # not even hashable, perhaps
-        raise ValueError(f"{field}: unknown value {value!r}; choose from {', '.join(known)}")
+def _auction(_: str, value: Any) -> Any:
+    auctions.mechanism(value)
+    return str.__str__(value) if isinstance(value, str) else value
 
 
-def _whole(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
-
-
-def _number(field: str, value: Any, low: float, high: float) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
-        limits = f" in [{low:g}, {high:g}]" if math.isfinite(high) else " >= 0" if low == 0 else ""
-        raise ValueError(f"{field}: expected a finite number{limits}, got {value!r}")
+_count = functools.partial(whole, most=2**63 - 1)
+_fraction = functools.partial(number, least=0, most=1)
+_amount = functools.partial(number, least=0)
+_KINDS: dict[str, Callable[[str, Any], Any]] = {
+    "auction": _auction,
+    "share_clones": flag,
+    "steps": _count,
+    **dict.fromkeys(("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), whole),
+    **dict.fromkeys(("hidden", "convolutions"), widths),
+    **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "dropout"), _fraction),
+    **dict.fromkeys(("learning_rate", "value_learning_rate", "entropy", "clip"), _amount),
+    **dict.fromkeys(("reserve", "bid_low", "bid_high"), number),
+    "bids": functools.partial(choice, known=_HEADS),
+    "time_limits": functools.partial(choice, known=TIME_LIMITS),
+    "ties": functools.partial(choice, known=("random", "lowest")),
+}
+_TRACED = {f.name: f.name for f in dataclasses.fields(Hyperparameters)} | {"gamma": "discount"}
+"""Settings that a compiled program takes as arguments, by their names there."""

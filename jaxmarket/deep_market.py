@@ -8,7 +8,8 @@ are paid → winners act, rewards are credited → rent, levy and tax.
 
 With one instance this is the printed algorithm. As nobody can bid more than a B-th of its wealth in any instance,
 nobody can spend more than it has, and wealth never falls below zero while rewards do not. There is no γ: rent takes
-its place. Every ``period`` steps agents die and are born (`population.turnover`).
+its place. Every ``period`` steps agents die and are born (`population.turnover`). An agent whose wealth is no longer a
+finite number, because a reward was NaN or an account overflowed, dies at once (`Books.nonfinite`).
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from jaxmarket.checking import check, check_conserved, check_finite, checking, n
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.languages import SILENCE, Language
 from jaxmarket.metrics import gini
-from jaxmarket.population import Births, Population, Terms, newcomers, turnover
+from jaxmarket.population import Births, Population, Terms, newcomers, pay, turnover
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, real
 
 __all__ = ["Books", "DeepMarket", "Economy", "Round", "forward", "money", "open_market", "run", "step"]
@@ -87,9 +88,12 @@ class Books(struct.PyTreeNode):
 
     Money changes by ``reward + subsidy + income + allowance - house - rent - levy - tax - estate`` and by nothing else.
     The house's takings are a flow and no account: in float32 an account that only grows would soon stop growing.
+
+    Sums of money count finite amounts only. What an agent owned before a reward that is not finite is in ``estate``.
+    What was in an account that overflowed is in no sum: the flows do not add up over a step in which that happens.
     """
 
-    reward: Array  # from the environment, to agents
+    reward: Array  # from the environment, to agents; finite rewards only
     subsidy: Array  # minted by the auctioneer: resale - price
     income: Array  # to consumers
     allowance: Array  # to newcomers without parents
@@ -98,6 +102,7 @@ class Books(struct.PyTreeNode):
     levy: Array
     tax: Array
     estate: Array  # what the dead took
+    nonfinite: Array  # agents that died because their wealth was NaN or infinite
     sales: Array  # paid by winners: moves money, does not change it
     consumption: Array  # paid by consumers, likewise
     auctions: Array  # held
@@ -347,9 +352,12 @@ def _step(
         seller = jnp.where(seller == HOUSE, HOUSE, stranger)
     # Agents, then consumers, then the house, whose number -1 is the last one.
     accounts = jnp.concatenate([p.wealth, e.consumers, jnp.zeros(1, real())])
-    accounts = accounts.at[winner].add(-price).at[seller].add(resale)
+    accounts = _pay(market, accounts, winner, price).at[seller].add(resale)
 
-    owner, reward = winner, jnp.where(sold, after.reward, 0)
+    owner = winner
+    # An agent that earns a reward that is not finite dies below; the sums go on without the reward.
+    earned = sold & (not market.consumers)
+    reward = jnp.where(earned & jnp.isfinite(after.reward), after.reward, 0)
     consumption = income = jnp.zeros((), real())
     if market.consumers:
         # They bid for the states just reached, terminal ones included.
@@ -358,27 +366,29 @@ def _step(
         clear = functools.partial(_clear, market.mechanism, exploration=None)
         bought, paid = jax.vmap(clear)(chance.draws[:, 4:], values, values > 0)
         owner = jnp.where(bought.winner >= 0, places + bought.winner, winner)
-        accounts = accounts.at[owner].add(-paid[:, 0]).at[winner].add(paid[:, 1])
-        reward, consumption, subsidy = jnp.zeros_like(reward), paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
+        accounts = _pay(market, accounts, owner, paid[:, 0]).at[winner].add(paid[:, 1])
+        consumption, subsidy = paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
         if terms.income is not None:
             income = jnp.asarray(terms.income * len(market.consumers), accounts.dtype)
             accounts = accounts.at[places:-1].add(terms.income)
     accounts = accounts.at[winner].add(reward)
 
     wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
-    wealth, rent, levy, tax = _charges(market, p, accounts[:places], wins, terms)
+    wealth, gone, estate = _ruin(p, accounts[:places], jnp.where(earned & ~jnp.isfinite(after.reward), winner, places))
+    wealth, rent, levy, tax = _charges(market, p, wealth, wins, terms)
+    owner, original_owner = _without_dead(market, gone, (owner, e.original_owner))
     returns, lengths = e.episode_return + after.undiscounted, e.episode_length + after.duration.astype(jnp.int32)
-    nothing = jnp.zeros((), real())
     books = Books(
         reward=reward.sum(),
         subsidy=subsidy.sum(),
         income=income,
-        allowance=nothing,
+        allowance=jnp.zeros((), real()),
         house=accounts[-1],
         rent=rent.sum(),
         levy=levy.sum(),
         tax=tax.sum(),
-        estate=nothing,
+        estate=estate,
+        nonfinite=gone.sum(dtype=real()),
         sales=price.sum(),
         consumption=consumption,
         auctions=jnp.asarray(instances, real()),
@@ -393,10 +403,13 @@ def _step(
         return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     economy = e.replace(
-        population=p.replace(wealth=wealth, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)),
+        population=p.replace(
+            alive=p.alive & ~gone, wealth=wealth, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)
+        ),
         env_state=jax.tree.map(begin, chance.fresh[1], after.env_state),
         obs=begin(chance.fresh[0], after.obs),
-        owner=jnp.where(done, e.original_owner, owner),
+        owner=jnp.where(done, original_owner, owner),
+        original_owner=original_owner,
         consumers=accounts[places:-1],
         sold=sold,
         episode_return=jnp.where(done, 0, returns),
@@ -407,6 +420,36 @@ def _step(
         opening, closing = ((p.wealth, e.consumers), (wealth, economy.consumers))
         check_conserved(opening, closing, (books.net,), (books.moved,), step=e.time)
     return economy, books, wins
+
+
+def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> Array:
+    """The accounts, the house's last, after one payment in each instance; the house bears the rounding."""
+    if market.instances == 1:  # one payment of at most what is there: exact
+        return accounts.at[payer].add(-amounts)
+    accounts, rounding = pay(accounts, payer, amounts)
+    return accounts.at[HOUSE].add(-rounding)
+
+
+def _ruin(population: Population, wealth: Array, ruined: Array) -> tuple[Array, Array, Array]:
+    """Deaths of agents whose wealth is not finite, and of others.
+
+    Args:
+        population: before the step.
+        wealth: f [N], after its payments.
+        ruined: i32 [B], places of agents that die whatever they own; N for none.
+
+    Returns:
+        What is left of the wealth f [N], who died bool [N], and the finite wealth of those f [].
+    """
+    finite = jnp.isfinite(wealth)
+    died = population.alive & (~finite).at[ruined].set(True, mode="drop")
+    return jnp.where(died, 0, wealth), died, jnp.where(died & finite, wealth, 0).sum()
+
+
+def _without_dead(market: DeepMarket, died: Array, owners: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Owners, with the house in place of agents that died: nobody is paid in their place."""
+    dead = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
+    return tuple(jnp.where(dead[owner], HOUSE, owner) for owner in owners)
 
 
 def _charges(
@@ -495,14 +538,13 @@ def run(
             population, flows, births, died = turnover(
                 market.language, key_turnover, economy.population, states, economy.time, terms, cradles
             )
-            books = books.replace(allowance=flows.allowance, estate=flows.estate)
-            # Nobody is paid in place of the dead: what they owned falls to the house.
-            heirless = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
-            economy = economy.replace(
-                population=population,
-                owner=jnp.where(heirless[economy.owner], HOUSE, economy.owner),
-                original_owner=jnp.where(heirless[economy.original_owner], HOUSE, economy.original_owner),
+            books = books.replace(
+                allowance=flows.allowance,
+                estate=books.estate + flows.estate,
+                nonfinite=books.nonfinite + flows.nonfinite,
             )
+            owner, original_owner = _without_dead(market, died, (economy.owner, economy.original_owner))
+            economy = economy.replace(population=population, owner=owner, original_owner=original_owner)
         else:
             nobody = jnp.zeros(0, jnp.int32)
             births = Births(nobody, nobody, nobody, jnp.zeros((), jnp.int32))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmarket.checking import whole
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["INSTANCES", "SEEDS", "Devices", "gather", "largest", "mesh", "mine", "put", "share", "total"]
@@ -62,8 +63,9 @@ def _chosen(devices: int | str) -> list[Any]:
     there = jax.devices()
     if devices == "all":
         return there
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+    if isinstance(devices, str):
         raise ValueError(f"devices: expected a number >= 1 or 'all', got {devices!r}")
+    devices = whole("devices", devices)
     if devices > len(there):
         more = "; set JAX_NUM_CPU_DEVICES to have more" if jax.default_backend() == "cpu" else ""
         raise ValueError(f"devices: JAX sees {len(there)} here, not {devices}{more}")

@@ -14,11 +14,15 @@ min(v_i(x), w_i) - p · x. Such a bundle never costs more than w_i, since buying
 stops short of an equilibrium, the short side of each good decides: too much demand is served in proportion, what
 nobody wants stays with its owners. So goods and money are conserved, and nobody overspends, whatever a solver returns;
 what suffers is optimality, and the certificate says by how much.
+
+Nothing depends on the unit of money or on the unit of any good. Iterative solvers stop early when they no longer make
+progress. Inputs must be finite: where wealth, holdings or a valuation is NaN or infinite, the certificate says
+``converged`` False, and prices or bundles may be NaN (`SealedBids` alone excludes such bidders).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +52,19 @@ __all__ = [
 
 
 class Certificate(struct.PyTreeNode):
-    """How far from an equilibrium: 0 everywhere in an exact one."""
+    """How far from an equilibrium: 0 everywhere in an exact one.
+
+    Two scales keep it meaningful in markets where hardly anything is traded. Excess demand is measured over the supply
+    of a good, or over a larger quantity if the last digits of the prices decide about more than that. The gap is
+    measured over welfare, or over the rounding error of the money at stake if welfare is less than that. A market in
+    which nothing is wanted or can be paid for has an equilibrium at prices of 0, with a gap of 0.
+    """
 
     excess: Array  # f [] most excess demand of a good, over its supply, at the quoted prices
     unsold: Array  # f [] price of what nobody wants, over the price of all there is
     gap: Array  # f [] what all agents together would gain from the bundles they like best at these prices, over welfare
     iterations: Array  # i32 []
-    converged: Array  # bool [] all of them within the solver's tolerances
+    converged: Array  # bool [] excess and gap within the solver's tolerances; False if one of them is NaN
 
 
 class Equilibrium(struct.PyTreeNode):
@@ -82,8 +92,8 @@ class Solver(Protocol):
 
         Args:
             valuations: of all agents, leaves [N, ...].
-            wealth: f [N].
-            holdings: f [N, G], not negative.
+            wealth: f [N], finite; what is negative counts as 0.
+            holdings: f [N, G], finite and not negative.
             key: for solvers that draw.
             prices: f [G], where to begin; found from the valuations by default.
 
@@ -99,7 +109,9 @@ def capped_values(valuations: PyTree, wealth: Array, bundles: Array) -> Array:
     return jnp.minimum(worth, jnp.maximum(wealth, 0))
 
 
-_HALVINGS = 26
+_HALVINGS = 27
+_LEAST = -40.0
+"""log λ of the poorest agents: e⁻⁴⁰ squared is still a number in single precision, as derivatives need."""
 
 
 def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> Array:
@@ -126,7 +138,7 @@ def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> A
         return jnp.where(over, ends[0], middle), jnp.where(over, middle, ends[1])
 
     # λ spans orders of magnitude where goods are nearly free, so its logarithm is halved.
-    low, high = jnp.exp(jnp.stack(jax.lax.fori_loop(0, _HALVINGS, halve, (-20 * one, 0 * one))))
+    low, high = jnp.exp(jnp.stack(jax.lax.fori_loop(0, _HALVINGS, halve, (_LEAST * one, 0 * one))))
     binds = surplus(one, *jax.lax.stop_gradient(arguments)) > 0
     found = jnp.where(binds, low, 1)
     # One Newton step: its derivative is that of λ by the implicit function theorem. As a step it is good for the last
@@ -198,11 +210,17 @@ def _value_for_money(valuations: Linear, prices: Array) -> Array:
 
 
 def _certify(
-    demands: Array, holdings: Array, prices: Array, gap: Array, iterations: Array, tolerances: tuple[float, float]
+    demands: Array,
+    holdings: Array,
+    units: Array,
+    prices: Array,
+    gap: Array,
+    iterations: Array,
+    tolerances: tuple[float, float],
 ) -> Certificate:
     supply, demand = holdings.sum(0), demands.sum(0)
     tiny = jnp.finfo(prices.dtype).tiny
-    excess = jnp.max(jnp.maximum(demand - supply, 0) / _units(supply))
+    excess = jnp.max(jnp.maximum(demand - supply, 0) / units)
     unsold = prices @ jnp.maximum(supply - demand, 0) / jnp.maximum(prices @ supply, tiny)
     within = (excess <= tolerances[0]) & (gap <= tolerances[1])
     return Certificate(
@@ -210,10 +228,27 @@ def _certify(
     )
 
 
-def _units(supply: Array) -> Array:
-    """In what excess demand is measured: a good's supply, or the mean one's where there is nothing of it. f [G]."""
-    mean = supply.mean()
-    return jnp.where(supply > 0, supply, jnp.where(mean > 0, mean, 1))
+def _units(supply: Array, otherwise: Array | float = 1.0) -> Array:
+    """The quantity in which excess demand is measured: a good's supply, or ``otherwise`` if there is none. f [G]."""
+    other = jnp.broadcast_to(jnp.asarray(otherwise, supply.dtype), supply.shape)
+    return jnp.where(supply > 0, supply, jnp.where(other > 0, other, 1))
+
+
+def _response(valuations: PyTree, wealth: Array, prices: Array) -> Array:
+    """How much demand changes per relative change of prices, in absolute amounts summed over agents: f [G].
+
+    Goods' prices change in different directions, since agents whom wealth limits react to relative prices only. In at
+    least one of the log2 G + 1 directions any two goods move apart.
+    """
+    goods = np.arange(prices.shape[0])
+    bits = np.arange(max(int(goods[-1]).bit_length(), 1) + 1)[:, None]
+    signs = jnp.asarray(1 - 2 * (goods >> bits & 1), prices.dtype)
+
+    def change(direction: Array) -> Array:
+        move = jax.jvp(lambda p: _demands(valuations, wealth, p), (prices,), (prices * direction,))[1]
+        return jnp.abs(move).sum(0)
+
+    return jax.vmap(change)(signs).max(0)
 
 
 def _check(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any, ...], hint: str) -> None:
@@ -263,26 +298,41 @@ def _solve(
     system of G equations (`jax.lax.custom_root`).
     """
     supply = holdings.sum(0)
-    units = _units(supply)
+    frozen = jax.lax.stop_gradient((valuations, wealth))
     start = jax.lax.stop_gradient(_start(_marginal(valuations, supply, wealth.shape[0]), prices))
+    scale = jnp.where(start > 0, start, 1)  # of each price
 
     def residual(prices: Array) -> Array:
         """0 at an equilibrium: no excess demand of goods that cost something, no demand beyond supply of free ones."""
         excess = _demands(valuations, wealth, prices).sum(0) - supply
-        rise = excess / units * jax.lax.stop_gradient(jnp.maximum(prices.mean(), 1e-3 * start.mean()))
+        rise = excess / _units(supply) * jax.lax.stop_gradient(jnp.maximum(prices, 1e-3 * scale))
         return jnp.where(prices + 1e3 * rise > 0, -rise, prices)
 
     def solve(_: Any, start: Array) -> tuple[Array, Array]:
-        frozen = jax.lax.stop_gradient((valuations, wealth))
         prices, iterations = find(lambda prices: _demands(*frozen, prices), start)
         return prices, iterations.astype(prices.dtype)  # what has no derivative may not be an integer here
 
     def tangent(linear: Callable[[Array], Array], target: Array) -> Array:
-        # The least change where several would do: when goods are free, prices that nobody minds.
-        return jnp.linalg.pinv(jax.jacobian(linear)(jnp.zeros_like(target))) @ target
+        # The least change where several would do: when goods are free, prices that nobody minds. Rows and columns are
+        # scaled, or the pseudoinverse would take small numbers of one unit for zeros beside those of another.
+        matrix = jax.jacobian(linear)(jnp.zeros_like(target)) * scale
+        size = jnp.abs(matrix).max(1)
+        size = jnp.where(size > 0, size, 1)
+        return scale * (jnp.linalg.pinv(matrix / size[:, None]) @ (target / size))
 
     found, iterations = jax.lax.custom_root(residual, start, solve, tangent, has_aux=True)
-    return _conclude(valuations, wealth, holdings, found, _demands(valuations, wealth, found), iterations, tolerances)
+    at = jax.lax.stop_gradient(found)
+    epsilon = jnp.finfo(found.dtype).eps
+    response = _response(*frozen, at)
+    # Where there is so little of a good that the last digits of its price decide who gets any of it, prices are a few
+    # digits lower: of slightly too much demand everybody gets a share, but of too little, something would be left.
+    coarse = 16 * epsilon / tolerances[0] * response
+    found = jnp.where((supply > 0) & (coarse > supply), found * (1 - 4 * epsilon), found)
+    demands = _demands(valuations, wealth, found)
+    units = jax.lax.stop_gradient(jnp.where(supply > 0, jnp.maximum(supply, coarse), _units(supply, response)))
+    return _conclude(
+        valuations, wealth, holdings, found, demands, iterations, tolerances, units, epsilon * (at @ response)
+    )
 
 
 def _conclude(
@@ -293,20 +343,40 @@ def _conclude(
     demands: Array,
     iterations: Array,
     tolerances: tuple[float, float],
+    units: Array,
+    least: Array | float = 0.0,
 ) -> Equilibrium:
     """Ration what is demanded at these prices, and certify it."""
     demands = _affordable(demands, wealth, prices)
     bundles = ration(demands, holdings)
-    gap = _relative_gap(valuations, wealth, prices, bundles)
-    certificate = _certify(demands, holdings, prices, gap, iterations, tolerances)
+    gap = _relative_gap(valuations, wealth, prices, bundles, least)
+    certificate = _certify(demands, holdings, units, prices, gap, iterations, tolerances)
     return Equilibrium(prices, prices, bundles, jax.lax.stop_gradient(certificate))
 
 
-def _relative_gap(valuations: PyTree, wealth: Array, prices: Array, bundles: Array) -> Array:
-    """Σ regret over welfare: the duality gap of max Σ min(v_i, w_i), since bundles add up to the supply. f []."""
+def _relative_gap(
+    valuations: PyTree, wealth: Array, prices: Array, bundles: Array, least: Array | float = 0.0
+) -> Array:
+    """Σ regret over welfare: the duality gap of max Σ min(v_i, w_i), since bundles add up to the supply. f [].
+
+    ``least``, the rounding error of the money at stake, stands in for less welfare than that.
+    """
     welfare = capped_values(valuations, wealth, bundles).sum()
     gap = regret(valuations, wealth, prices, bundles).sum()
-    return jnp.maximum(gap, 0) / jnp.maximum(welfare, jnp.finfo(prices.dtype).tiny)
+    return jnp.maximum(gap, 0) / jnp.maximum(jnp.maximum(welfare, least), jnp.finfo(prices.dtype).tiny)
+
+
+def _balance(excess: Array, leftover: Array, welfare: Array, tolerance: float) -> Array:
+    """By how many times a search misses its tolerance, at worst: f []. The quantities are those of the certificate.
+
+    Args:
+        excess: f [G], excess demand over supply.
+        leftover: f [], price of what nobody wants, which is to be small beside what bundles are worth.
+        welfare: f [], Σ min(v_i, w_i) of what is demanded.
+        tolerance: of both.
+    """
+    least = jnp.finfo(excess.dtype).tiny
+    return jnp.maximum(excess.max() / tolerance, leftover / jnp.maximum(tolerance * welfare, least))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,19 +384,25 @@ class Tatonnement:
     """p ← max(p + η z, 0), z = demand - supply (Walras 1874), for strictly concave valuations.
 
     Every good has a rate η of its own: half of it when its excess demand has changed sign, a little more while it has
-    not. Nothing else is known to the one who sets its price. That it ends is not promised: the certificate says.
+    not. After a change of sign a price moves back by half of its last move at most. Nothing else is known to the one
+    who sets it. That it ends is not promised: the certificate says.
+
+    It stops when excess demand and the price of what nobody wants are small; when prices that should move cannot, being
+    between two neighbouring floating-point numbers; or when nothing has improved for ``patience`` adjustments.
 
     Attributes:
         iterations: the most.
-        tolerance: excess demand over supply at which it stops.
+        tolerance: excess demand over supply at which it stops, and price of what nobody wants over welfare.
         gap: relative optimality gap that still counts as converged.
         rate: η to begin with, over price and supply.
+        patience: adjustments without improvement after which it stops, and returns the best prices it has seen.
     """
 
     iterations: int = 1000
     tolerance: float = 1e-5
     gap: float = 1e-3
     rate: float = 0.1
+    patience: int = 200
 
     def __call__(
         self,
@@ -339,10 +415,10 @@ class Tatonnement:
     ) -> Equilibrium:
         """Solve one market; see `Solver`."""
         _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
-        supply = jax.lax.stop_gradient(holdings.sum(0))
+        frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
 
         def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
-            return self._find(demands, supply, start)
+            return self._find(demands, lambda bundles: capped_values(*frozen, bundles).sum(), supply, start)
 
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
@@ -362,41 +438,91 @@ class Tatonnement:
         _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
         supply = holdings.sum(0)
         start = _start(_marginal(valuations, supply, wealth.shape[0]), prices)
-        adjust, carry = self._adjustment(lambda prices: _demands(valuations, wealth, prices), supply, start)
-        _, (path, _, excess, _) = jax.lax.scan(lambda c, _: (adjust(c), c), carry, length=self.iterations + 1)
-        return path, excess
+        adjust, begin = self._adjustment(
+            lambda prices: _demands(valuations, wealth, prices),
+            lambda bundles: capped_values(valuations, wealth, bundles).sum(),
+            supply,
+            start,
+        )
+        _, path = jax.lax.scan(lambda c, _: (adjust(c), (c.prices, c.excess)), begin, length=self.iterations + 1)
+        return path
 
     def _find(
-        self, demands: Callable[[Array], Array], supply: Array, start: Array, count: int | Array = 0
+        self,
+        demands: Callable[[Array], Array],
+        worth: Callable[[Array], Array],
+        supply: Array,
+        start: Array,
+        count: int | Array = 0,
     ) -> tuple[Array, Array]:
         """Prices at which ``demands(prices)`` is the supply, and the adjustments made, beside ``count`` before."""
-        units, trifle = _units(supply), self.tolerance * (start @ supply)
+        adjust, begin = self._adjustment(demands, worth, supply, start)
+        epsilon = jnp.finfo(start.dtype).eps
 
-        def goes_on(carry: tuple[Array, ...]) -> Array:
-            prices, _, excess, count = carry
-            balanced = (excess.max() <= self.tolerance) & (prices @ jnp.maximum(-excess * units, 0) <= trifle)
-            return (count < self.iterations) & ~balanced
+        def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
+            now, best = carry
+            # NaN is never better than what was there before, and does not become a number again.
+            going = (now.miss > 1) & (now.stuck < _STUCK) & (now.count - best.count < self.patience)
+            return going & (now.count < self.iterations)
 
-        adjust, carry = self._adjustment(demands, supply, start)
-        prices, _, _, count = jax.lax.while_loop(goes_on, adjust, (*carry[:3], jnp.asarray(count, jnp.int32)))
-        return prices, count
+        def once(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
+            now, best = carry
+            new = adjust(now)
+            # A good whose price should move but does not any more.
+            still = (jnp.abs(new.move) <= 2 * epsilon) | (jnp.abs(new.excess) <= self.tolerance) | (new.prices == 0)
+            new = new._replace(stuck=jnp.where(still.all(), now.stuck + 1, 0))
+            better = new.miss < best.miss
+            return new, jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
+
+        begin = begin._replace(count=jnp.asarray(count, jnp.int32))
+        last, best = jax.lax.while_loop(goes_on, once, (begin, begin))
+        return best.prices, last.count
 
     def _adjustment(
-        self, demands: Callable[[Array], Array], supply: Array, start: Array
-    ) -> tuple[Callable[[tuple[Array, ...]], tuple[Array, ...]], tuple[Array, ...]]:
-        """One adjustment of (prices, rates, excess demand, count), and what it begins with."""
-        units = _units(supply)
+        self, demands: Callable[[Array], Array], worth: Callable[[Array], Array], supply: Array, start: Array
+    ) -> tuple[Callable[["_Adjusted"], "_Adjusted"], "_Adjusted"]:
+        """One adjustment, and what it begins with."""
+        first = demands(start)
+        units = _units(supply, first.mean(0))
 
-        def adjust(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            prices, rate, excess, count = carry
+        def look(wanted: Array, prices: Array) -> tuple[Array, Array]:
+            excess = (wanted.sum(0) - supply) / units
+            leftover = prices @ jnp.maximum(-excess * units, 0)
+            return excess, _balance(excess, leftover, worth(wanted), self.tolerance)
+
+        def adjust(old: _Adjusted) -> _Adjusted:
             # A price moves tenfold at most, so that a good can become free but not by accident.
-            prices = prices * (1 + rate * jnp.clip(excess, -0.9, 9))
-            now = (demands(prices).sum(0) - supply) / units
-            rate = jnp.minimum(jnp.where(now * excess < 0, rate / 2, rate * 1.2), 1)
-            return prices, rate, now, count + 1
+            move = jnp.clip(old.rate * jnp.clip(old.excess, -0.9, 9), -old.limit, old.limit)
+            prices = old.prices * (1 + move)
+            excess, miss = look(demands(prices), prices)
+            crossed = excess * old.excess < 0
+            # Excess demand can be many supplies, and excess supply only one: without a limit prices of scarce goods
+            # leap up and creep down for ever.
+            limit = jnp.where(crossed, jnp.abs(move) / 2, old.limit * 1.2)
+            rate = jnp.minimum(jnp.where(crossed, old.rate / 2, old.rate * 1.2), 1)
+            return _Adjusted(prices, rate, limit, move, excess, miss, old.stuck, old.count + 1)
 
-        excess = (demands(start).sum(0) - supply) / units
-        return adjust, (start, jnp.full_like(start, self.rate), excess, jnp.zeros((), jnp.int32))
+        excess, miss = look(first, start)
+        zero, unlimited = jnp.zeros((), jnp.int32), jnp.full_like(start, jnp.inf)
+        begin = _Adjusted(start, jnp.full_like(start, self.rate), unlimited, unlimited, excess, miss, zero, zero)
+        return adjust, begin
+
+
+_STUCK = 20
+"""Adjustments in a row in which no price moves that should: enough for rates to recover, which grow 1.2-fold."""
+
+
+class _Adjusted(NamedTuple):
+    """Where tâtonnement is."""
+
+    prices: Array  # f [G]
+    rate: Array  # f [G] η
+    limit: Array  # f [G] of the next relative move
+    move: Array  # f [G] the last one
+    excess: Array  # f [G] excess demand over supply
+    miss: Array  # f [] see `_balance`
+    stuck: Array  # i32 [] adjustments in a row that moved nothing
+    count: Array  # i32 []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -419,6 +545,7 @@ class ConvexProgram:
         sequence: the most markets in a sequence.
         inner: the most iterations in each of them.
         stiffness: what moving costs, relative to prices.
+        patience: markets of a sequence without improvement after which it stops.
     """
 
     iterations: int = 200
@@ -428,6 +555,7 @@ class ConvexProgram:
     sequence: int = 200
     inner: int = 8
     stiffness: float = 0.01
+    patience: int = 50
 
     def __call__(
         self,
@@ -451,7 +579,8 @@ class ConvexProgram:
 
             found, count = self._minimise(demands, worth, supply, start, self.iterations)
             again = Tatonnement(self.iterations + 1000, self.tolerance)
-            return again._find(demands, supply, jnp.where(count < self.iterations, found, start), count)
+            usable = (count < self.iterations) & jnp.isfinite(found).all()
+            return again._find(demands, worth, supply, jnp.where(usable, found, start), count)
 
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
@@ -464,7 +593,11 @@ class ConvexProgram:
         iterations: int,
     ) -> tuple[Array, Array]:
         """Prices [G] at which ``demands(prices)`` [N, G] is the supply, and after how many iterations."""
-        units, scale = _units(supply), jnp.maximum(start @ supply, jnp.finfo(start.dtype).tiny)
+        tiny, epsilon = jnp.finfo(start.dtype).tiny, jnp.finfo(start.dtype).eps
+        first = demands(start)
+        units = _units(supply, first.mean(0))
+        # In units of what is traded; where there is next to nothing of it, of what would be.
+        scale = jnp.maximum(jnp.maximum(start @ supply, start @ first.sum(0) / 100), tiny)
 
         def dual(logs: Array) -> Array:
             prices = jnp.exp(logs)
@@ -476,21 +609,24 @@ class ConvexProgram:
         optimizer = optax.lbfgs(memory_size=self.memory, linesearch=search)
         value_and_slope = optax.value_and_grad_from_state(dual)
 
-        def goes_on(carry: tuple[Array, Any, Array]) -> Array:
-            logs, state, count = carry
-            slope = optax.tree.get(state, "grad")
+        def goes_on(carry: tuple[Array, Any, Array, Array]) -> Array:
+            logs, state, count, moves = carry
+            value, slope = (optax.tree.get(state, name) for name in ("value", "grad"))
             excess = -slope * scale / jnp.exp(logs) / units
-            balanced = (excess.max() <= self.tolerance) & (jnp.maximum(slope, 0).sum() <= self.tolerance)
-            return (count == 0) | ((count < iterations) & ~balanced)
+            leftover, welfare = jnp.maximum(slope, 0).sum() * scale, (value - slope.sum()) * scale
+            balanced = _balance(excess, leftover, welfare, self.tolerance) <= 1
+            return (count == 0) | ((count < iterations) & ~balanced & moves)
 
-        def descend(carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
-            logs, state, count = carry
+        def descend(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
+            logs, state, count, _ = carry
             value, slope = value_and_slope(logs, state=state)
             step, state = optimizer.update(slope, state, logs, value=value, grad=slope, value_fn=dual)
-            return optax.apply_updates(logs, step), state, count + 1  # type: ignore[return-value]
+            moves = jnp.abs(jnp.asarray(step)).max() > 2 * epsilon  # False for NaN
+            return optax.apply_updates(logs, step), state, count + 1, moves  # type: ignore[return-value]
 
-        logs = jnp.log(jnp.maximum(start, 1e-6 * start.max()))
-        logs, _, count = jax.lax.while_loop(goes_on, descend, (logs, optimizer.init(logs), jnp.zeros((), jnp.int32)))
+        logs = jnp.log(jnp.maximum(start, tiny))
+        begin = logs, optimizer.init(logs), jnp.zeros((), jnp.int32), jnp.ones((), bool)
+        logs, _, count, _ = jax.lax.while_loop(goes_on, descend, begin)
         return jnp.exp(logs), count
 
     def _sequence(self, valuations: Linear, wealth: Array, holdings: Array, prices: Array | None) -> Equilibrium:
@@ -498,13 +634,15 @@ class ConvexProgram:
         supply = holdings.sum(0)
         usual = valuations.values.max(0)
         start = _start(usual, prices)
+        # Of a good of which there is nothing, agents could use what their money would buy.
+        units = _units(supply, jnp.maximum(wealth, 0).sum() / jnp.where(usual > 0, usual, 1))
         # Half as much of a good as there is, given to a few, costs about as much as the stiffness says.
-        typical = _units(supply) * holdings.shape[1] / holdings.shape[0]
-        stiffness = self.stiffness * jnp.maximum(usual, 1e-3 * usual.max()) / typical
+        typical = units * holdings.shape[1] / holdings.shape[0]
+        stiffness = self.stiffness * jnp.maximum(usual, 1e-3 * (usual * typical).max() / typical) / typical
         tolerances = (10 * self.tolerance, self.gap)
 
-        def solve(carry: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
-            bundles, prices, count, best = carry
+        def solve(carry: tuple[Array, Array, Array, Array, Any]) -> tuple[Array, Array, Array, Array, Any]:
+            bundles, prices, count, idle, best = carry
             anchored = jax.vmap(_Anchored, (0, 0, None))(valuations.values, bundles, stiffness)
 
             def worth(moved: Array) -> Array:
@@ -514,24 +652,26 @@ class ConvexProgram:
                 return _demands(anchored, wealth, prices)
 
             prices, iterations = self._minimise(demands, worth, supply, prices, self.inner)
-            bundles = demands(prices)
-            found = _conclude(valuations, wealth, holdings, prices, bundles, count + iterations, tolerances)
+            bundles, count = demands(prices), count + iterations
+            found = _conclude(valuations, wealth, holdings, prices, bundles, count, tolerances, units)
             # The best is kept: where all goods are nearly free a search can lose its way, even among the numbers.
             better = _miss(found.certificate, tolerances) < _miss(best.certificate, tolerances)
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
-            return bundles, prices, count + iterations, best
+            return bundles, prices, count, jnp.where(better, 0, idle + 1), best
 
-        def goes_on(carry: tuple[Array, Array, Array, Any]) -> Array:
-            _, prices, count, best = carry
+        def goes_on(carry: tuple[Array, Array, Array, Array, Any]) -> Array:
+            _, prices, count, idle, best = carry
             lost = ~jnp.isfinite(prices).all()
-            return ~best.certificate.converged & (count < self.sequence * self.inner) & ~lost
+            going = (count < self.sequence * self.inner) & (idle < self.patience) & ~lost
+            return ~best.certificate.converged & going
 
-        count = jnp.zeros((), jnp.int32)
-        nothing = _conclude(valuations, wealth, holdings, start, jnp.zeros_like(holdings), count, (-1.0, -1.0))
-        nothing = nothing.replace(
-            certificate=nothing.certificate.replace(gap=jnp.full_like(nothing.certificate.gap, jnp.inf))
-        )
-        return jax.lax.while_loop(goes_on, solve, (holdings, start, count, nothing))[3]
+        zero = jnp.zeros((), jnp.int32)
+        # At these prices buying nothing is a best choice. Where owners are those who value goods most, or nobody values
+        # or can pay for anything, that is an equilibrium.
+        nothing = _conclude(valuations, wealth, holdings, start, jnp.zeros_like(holdings), zero, tolerances, units)
+        found = jax.lax.while_loop(goes_on, solve, (holdings, start, zero, zero, nothing))
+        best = found[-1]
+        return best.replace(certificate=best.certificate.replace(iterations=found[2]))
 
 
 def _miss(certificate: Certificate, tolerances: tuple[float, float]) -> Array:
@@ -573,11 +713,13 @@ class ProportionalResponse:
         quasilinear: whether money is worth something to its owner.
         iterations: the most.
         gap: at which it stops.
+        patience: rounds without a smaller gap after which it stops.
     """
 
     quasilinear: bool = True
     iterations: int = 10_000
     gap: float = 1e-3
+    patience: int = 1000
 
     def __call__(
         self,
@@ -601,30 +743,34 @@ class ProportionalResponse:
             return worth * share[:, None], money * share
 
         def respond(bids: Array, money: Array) -> tuple[Array, Array]:
-            return spend(worth * bids / jnp.maximum(bids.sum(0), tiny), money)
+            return spend(worth * (bids / jnp.maximum(bids.sum(0), tiny)), money)
 
         def shortfall(bids: Array, money: Array) -> Array:
             totals = jnp.maximum(bids.sum(0), tiny)
-            got = (worth * bids / totals).sum(1) + money
+            got = (worth * (bids / totals)).sum(1) + money
             best = jnp.where(worth > 0, worth / totals, 0).max(1)
             best = jnp.maximum(best, 1) if self.quasilinear else best
             lost = jnp.where(got > 0, budgets * jnp.log(jnp.maximum(budgets * best, tiny) / jnp.maximum(got, tiny)), 0)
             return jnp.maximum(lost.sum(), 0) / jnp.maximum(budgets.sum(), tiny)
 
         def goes_on(carry: tuple[Array, ...]) -> Array:
-            return (carry[3] < self.iterations) & (carry[2] > self.gap)
+            gap, _, count, found = carry[2:]
+            # Written so that it ends at NaN, too.
+            return (count < self.iterations) & (gap > self.gap) & (count - found < self.patience) | (count == 0)
 
         def rounds(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            bids, money, _, count = carry
+            bids, money, _, best, count, found = carry
             bids, money = jax.lax.fori_loop(0, _ROUNDS, lambda _, pair: respond(*pair), (bids, money))
-            return bids, money, shortfall(bids, money), count + _ROUNDS
+            gap, count = shortfall(bids, money), count + _ROUNDS
+            return bids, money, gap, jnp.minimum(gap, best), count, jnp.where(gap < best, count, found)
 
         bids, money = spend(worth, money)
-        carry = bids, money, jnp.full((), jnp.inf, bids.dtype), jnp.zeros((), jnp.int32)
-        bids, _, gap, count = jax.lax.while_loop(goes_on, rounds, carry)
+        infinite, zero = jnp.full((), jnp.inf, bids.dtype), jnp.zeros((), jnp.int32)
+        carry = bids, money, infinite, infinite, zero, zero
+        bids, money, gap, _, count, _ = jax.lax.while_loop(goes_on, rounds, carry)
         found = bids.sum(0) / jnp.where(supply > 0, supply, 1)
         demands = bids / jnp.where(found > 0, found, 1)
-        certificate = _certify(demands, holdings, found, gap, count, (1e-4, self.gap))
+        certificate = _certify(demands, holdings, _units(supply), found, gap, count, (1e-4, self.gap))
         return Equilibrium(found, found, ration(demands, holdings), certificate)
 
 
@@ -639,7 +785,8 @@ class SealedBids:
     Only for `Additive` valuations: with others, indivisible goods may have no equilibrium at all, and nothing is
     looked for. An agent's bids for what is for sale shrink in proportion where together they exceed its wealth, so
     that nobody can owe more than it has. A good of which there is nothing is quoted a price, and not sold. A good that
-    nobody bids on stays with its owners.
+    nobody bids on stays with its owners. An agent does not bid on goods whose value is not finite, nor at all if its
+    wealth is NaN.
 
     The certificate's ``gap`` is by the bids made: with prices between the highest and the second highest bid nobody
     would rather have other goods, and it is 0. Exploration, and prices outside of this range, make it positive.
@@ -668,7 +815,8 @@ class SealedBids:
             raise ValueError(f"key: needed for exploration, which is {self.exploration!r}; give one")
         supply, purse = holdings.sum(0), jnp.maximum(wealth, 0)
         values = valuations.values
-        willing = jnp.isfinite(values)
+        unknown = jnp.isnan(wealth)
+        willing, purse = jnp.isfinite(values) & ~unknown[:, None], jnp.where(unknown, 0, purse)
         bids = jnp.where(willing, values, 0)
         shrunk = bids * _covered(purse, jnp.maximum(bids, 0) @ supply)[:, None]
         bids = jnp.where(supply > 0, shrunk, jnp.minimum(bids, purse[:, None]))
@@ -687,7 +835,7 @@ class SealedBids:
         gap = jnp.maximum(gain, 0).sum() - jnp.where(demands > 0, gain, 0).sum()
         welfare = jnp.where(demands > 0, bids * supply, 0).sum()
         gap = jnp.maximum(gap, 0) / jnp.maximum(jnp.abs(welfare), jnp.finfo(pay.dtype).tiny)
-        certificate = _certify(demands, holdings, pay, gap, jnp.ones((), jnp.int32), (1e-4, 1e-3))
+        certificate = _certify(demands, holdings, _units(supply), pay, gap, jnp.ones((), jnp.int32), (1e-4, 1e-3))
         return Equilibrium(pay, pay + subsidy, ration(demands, holdings), certificate)
 
     def _clear(self, bids: Array, willing: Array, draws: Array | None) -> Outcome:

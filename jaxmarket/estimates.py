@@ -5,9 +5,10 @@ import math
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.text import Text
 from scipy import stats
+
+from jaxmarket.text import DataTable, plain
 
 __all__ = ["Estimate", "Sheet", "bands", "difference", "improvement", "interquartile_mean", "mean"]
 
@@ -40,7 +41,9 @@ class Estimate:
 
 
 def _number(value: float) -> str:
-    """Three decimals, or none for a count in the thousands."""
+    """Three decimals, or none for a count in the thousands; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
 
 
@@ -115,10 +118,12 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
     """Mean of the middle half of the seeds, with a percentile bootstrap interval (Agarwal et al. 2021).
 
     Args:
-        values: f [seeds].
+        values: f [seeds]; all is NaN where one of them is not finite.
         confidence: of the interval.
     """
     values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():  # sorting would put NaN above all numbers, and trim it
+        return Estimate(math.nan, math.nan, math.nan)
 
     def middle(sample: np.ndarray, axis: int = -1) -> np.ndarray:
         return stats.trim_mean(sample, 0.25, axis=axis)
@@ -147,20 +152,24 @@ class Sheet:
     note: str = ""
     shown: bool = True  # on a terminal; it is written in any case
     aside: tuple[str, ...] = ()  # columns that are written and not shown
+    below: tuple[str, ...] = ()  # columns that follow the table as a list where the width does not do
 
     def flat(self) -> list[dict[str, Any]]:
         """Rows of plain values; an estimate becomes three columns."""
         return [_flat(row) for row in self.rows]
 
-    def table(self) -> Table:
+    def table(self) -> DataTable:
         """For a terminal."""
-        table = Table(
-            title=self.title, caption=self.note or None, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1)
-        )
+        table = DataTable(title=self.title, caption=self.note)
         columns = [column for column in self.rows[0] if column not in self.aside]
         for column in columns:
-            header = column.replace(" ", "\n").replace("_", "\n") if len(column) > 8 else column
-            table.add_column(header, justify="left" if isinstance(self.rows[0][column], str) else "right", no_wrap=True)
+            name = plain(column)
+            header = name.replace(" ", "\n").replace("_", "\n") if len(name) > 8 else name
+            text = isinstance(self.rows[0][column], str)
+            justify = "left" if text else "right"
+            table.add_column(
+                Text(header), justify=justify, wrap=24 if text else 0, below=column in self.below, name=name
+            )
         for row in self.rows:
             table.add_row(*(_cell(row[column]) for column in columns))
         return table

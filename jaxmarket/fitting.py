@@ -1,13 +1,9 @@
 """Fitting: a host loop over the compiled chunk, with a progress bar, evaluation and files around it."""
 
-import contextlib
 import dataclasses
 import functools
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +14,21 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket import baselines, tables, training, transfer
+from jaxmarket import baselines, divergence, tables, training, transfer
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.baselines import Agent, Monolith, MonolithState
-from jaxmarket.checking import checked
-from jaxmarket.checkpoint import Checkpoints, digest, flatten, unflatten
-from jaxmarket.config import TrainConfig
+from jaxmarket.checking import checked, given, number, path, prng_key
+from jaxmarket.checkpoint import Checkpoints, Saved, digest, flatten, unflatten
+from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
 from jaxmarket.devices import mesh as devices_mesh
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
+from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
-from jaxmarket.runs import Folder, SavedRun, player_of, read, settings_of
+from jaxmarket.runs import Folder, Origin, SavedRun, player_of, read
 from jaxmarket.society import Society
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
@@ -44,7 +41,7 @@ _State = TrainState | MonolithState
 
 def program_of(config: TrainConfig) -> Program | Monolith:
     """The static part of the run that a configuration describes."""
-    return Monolith.of(config) if config.agent == "monolith" else Program.of(config)
+    return Monolith.of(config) if check_config(config).agent == "monolith" else Program.of(config)
 
 
 def _functions(program: Program | Monolith) -> Any:
@@ -139,20 +136,22 @@ def fit(
     devices: Devices = 1,
     loggers: Sequence[Logger] = (),
     check: bool = False,
+    other_versions: bool = False,
     progress: bool = True,
 ) -> FitResult:
     """Train ``config.seeds`` seeds, evaluate them, and write the results.
 
     Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``. A run with a folder is checkpointed there;
-    killed at any moment and resumed, it ends with the same bits as one that never stopped. Ctrl-C ends the training
-    after the chunk under way, and the rest goes on with what was learned; it can be resumed, too.
+    killed at any moment and resumed, it ends with the same bits as one that never stopped. Signals wait for the end of
+    the chunk under way and for a checkpoint: then Ctrl-C ends the training, and what was learned is evaluated and can
+    be resumed; TERM and HUP end the process. While it is written, a folder has no other writer.
 
     Args:
         config: the settings.
         key: a typed PRNG key.
         out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
-            networks its seed i ended with, and with fresh optimizers.
+            networks its seed i ended with, and with fresh optimizers. Not needed to resume.
         freeze: names of parts of the networks that are not trained, as shell patterns; see `jaxmarket.transfer`.
         resume: go on where the run in ``out`` stopped, if there is one; one that is finished is read back.
         checkpoint_every: seconds between checkpoints, 0 for one after every chunk; there is always one at the end.
@@ -162,18 +161,24 @@ def fit(
         loggers: called after each chunk; see `jaxmarket.logging`.
         check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
             or money comes from nowhere, and says what. Slower; the results are the same. On one device.
+        other_versions: resume a run that other versions of the libraries began, although it may end with other bits.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
     Raises:
-        ValueError: the folder is taken or cannot be written, it holds another run than the one to resume or a damaged
-            checkpoint, the run to start from does not fit, a name to freeze is none, devices cannot share the work, or
-            a check failed.
+        ValueError: the folder is taken, has another writer or cannot be written, it holds another run than the one to
+            resume or a damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part,
+            devices cannot share the work, or a check failed.
     """
     program = program_of(config)
+    key = prng_key("key", key, traced=False)
+    checkpoint_every = number("checkpoint_every", checkpoint_every, 0)
+    if isinstance(freeze, str):
+        raise ValueError(f"freeze: expected a sequence of patterns, got {freeze!r}; write [{freeze!r}]")
+    if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
+        raise ValueError(f"start: expected a finished run or its folder, got {given(start)}")
+    out = None if out is None else path("out", out)
     if resume and out is None:
         raise ValueError("resume: which run? give its folder as out")
-    if isinstance(checkpoint_every, bool) or not checkpoint_every >= 0:
-        raise ValueError(f"checkpoint_every: expected seconds >= 0, got {checkpoint_every!r}")
     if jax.process_count() > 1:
         devices = "all"
     mesh = devices_mesh(devices, config.seeds, program.instances, config.minibatch)  # type: ignore[arg-type]
@@ -181,31 +186,61 @@ def fit(
         raise ValueError("check: checks are made on one device; leave out devices")
     run = _Run(config, program, key, mesh, check=check)
     trained = None if start is None else (read(start) if isinstance(start, str | Path) else start).networks
-    origin = {
-        "key": jax.random.key_data(key).tolist(),
-        "start": None if trained is None else transfer.fingerprint(trained),
-        "start_folder": str(start) if isinstance(start, str | Path) else None,
-        "frozen": list(freeze),
-    }
+    origin = Origin.of(
+        key,
+        start=None if trained is None else transfer.fingerprint(trained),
+        start_folder=str(start) if isinstance(start, str | Path) else None,
+        frozen=freeze,
+    )
     if trained is not None:
         run.state = run.state.replace(learner=transfer.start_from(run.state.learner, trained))
     if freeze:
         frozen = transfer.freeze(run.state.learner, freeze, modules=isinstance(program, Program))
         run.state = run.state.replace(learner=frozen)
-    if out is None:
-        run.train(loggers, progress=progress)
-        return run.result(origin)
-    folder = Folder(out, config, origin, resume=resume)
-    summary = folder.finished() if resume else None
-    if summary is None:  # of a finished run nothing is written again
+    label = config.adapter.name
+    with tables.progress(label, shown=progress and jax.process_index() == 0) as show:
+        if out is None:
+            run.train(show, loggers)
+            return run.result(show, origin)
+        with Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder:
+            return _fit_in(folder, run, show, loggers, checkpoint_every, started=trained is not None)
+
+
+def _fit_in(
+    folder: Folder,
+    run: "_Run",
+    show: tables.Show,
+    loggers: Sequence[Logger],
+    checkpoint_every: float,
+    *,
+    started: bool,
+) -> FitResult:
+    """`fit` with a folder, from its last checkpoint on if it has one."""
+    checkpoints = Checkpoints(folder.path / "checkpoints")
+    last = checkpoints.last() if folder.resume else None
+    summary = folder.finished() if folder.resume else None
+    if last is not None:
+        folder.check(last[1].note.get("run"), checkpoints.path(last[0]))
+        run.restore(last[1], str(checkpoints.path(last[0])))
+    elif folder.origin.start is not None and not started:
+        raise ValueError(
+            f"resume: {folder.path} was stopped before its first checkpoint, and started from the networks in "
+            f"{folder.origin.start_folder}; give them again as start, with the run's settings"
+        )
+    if summary is None:  # nothing is written of a finished run again
+        if folder.resume:
+            folder.reopen()
         loggers = [folder.log, *loggers]
-    with Checkpoints(folder.path / "checkpoints") as checkpoints:
-        if resume:
-            run.resume(checkpoints, loggers)
-        run.train(loggers, checkpoints, checkpoint_every, progress=progress)
+    run.replay(loggers)
+    if last is None and started:  # what the run starts from is not needed from here on
+        run.save(checkpoints, folder)
+    run.train(show, loggers, checkpoints, folder, checkpoint_every)
     if summary is not None:
-        return FitResult(summary, run.state, run.metrics, config, *_bids_beside_q(config, program, run.state))
-    result = run.result(origin)
+        q, bids, visited = _bids_beside_q(run.config, run.program, run.state)
+        lost = [each["seed"] for each in summary["diverged"]]
+        return FitResult(summary, run.state, run.metrics, run.config, q, *_without(lost, bids, visited))
+    result = run.result(show, folder.origin)
+    show.phase("writing")
     folder.finish(result)
     return result
 
@@ -229,30 +264,26 @@ class _Run:
         """Chunks."""
         return len(self.rows)
 
-    def resume(self, checkpoints: Checkpoints, loggers: Sequence[Logger]) -> None:
-        """Go on from the last checkpoint, if there is one, and tell the loggers what was before it.
+    def restore(self, saved: Saved, whose: str) -> None:
+        """Go on from a checkpoint.
 
         Raises:
-            ValueError: it is damaged, or another run's.
+            ValueError: its arrays are another society's.
         """
-        last = checkpoints.last()
-        if last is None:
-            return
-        step, saved = last
-        whose = f"{checkpoints.folder / str(step)}: the arrays"
-        settings = settings_of(self.config)
-        if saved.note.get("config") != settings:
-            raise ValueError(
-                f"{checkpoints.folder / str(step)}: a checkpoint of other settings; remove it, or resume them"
-            )
-        self.state = unflatten(self.state, saved.part("state"), whose)
+        self.state = unflatten(self.state, saved.part("state"), f"{whose}: the arrays")
         metrics = saved.part("metrics")
-        for chunk in range(step):
-            self._book({name: values[chunk] for name, values in metrics.items()}, loggers, earlier=True)
+        chunks = len(next(iter(metrics.values()), ()))
+        self.rows = [{name: values[chunk] for name, values in metrics.items()} for chunk in range(chunks)]
         self.run_seconds = saved.note["seconds"]
 
-    def _book(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
-        """Take down a chunk's metrics, and tell the loggers."""
+    def replay(self, loggers: Sequence[Logger]) -> None:
+        """Tell the loggers what was trained before."""
+        rows, self.rows = self.rows, []
+        for metrics in rows:
+            self._record(metrics, loggers, earlier=True)
+
+    def _record(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
+        """Keep a chunk's metrics, and tell the loggers."""
         auctions = self.config.auctions_per_chunk
         self.rows.append(metrics)
         self.spent = self.spent + env_steps(metrics["duration"][None], auctions)[0]
@@ -261,11 +292,15 @@ class _Run:
             for log in loggers:
                 log(record)
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def save(self, checkpoints: Checkpoints, folder: Folder) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
         arrays = {f"state/{name}": value for name, value in flatten(gather(self.state, self.mesh)).items()}
         arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
-        note = {"config": settings_of(self.config), "seconds": self.run_seconds, "versions": _versions()}
-        checkpoints.save(self.done, arrays, note)
+        checkpoints.save(self.done, arrays, {"run": folder.identity, "seconds": self.run_seconds})
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -274,44 +309,60 @@ class _Run:
 
     def train(
         self,
+        show: tables.Show,
         loggers: Sequence[Logger],
         checkpoints: Checkpoints | None = None,
+        folder: Folder | None = None,
         checkpoint_every: float = 0,
-        *,
-        progress: bool,
     ) -> None:
-        """Do the chunks that are left, or those until Ctrl-C."""
+        """Do the chunks that are left, or those until Ctrl-C.
+
+        State, metrics, records and checkpoints change together: a signal takes effect between chunks, after a
+        checkpoint.
+        """
         config, chunks = self.config, self.program.chunks
         if self.done == chunks:
             return
         auctions = config.seeds * config.auctions_per_chunk
         before, kept = self.run_seconds, self.done
-        with tables.progress(config.adapter.name, shown=progress and jax.process_index() == 0) as show:
-            began = time.perf_counter()
-            self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
-            hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
-            compiled = self._compile(hyper, oracle)
-            self.compile_seconds = time.perf_counter() - began
-            if self.done:
-                show.say(f"going on after chunk {self.done} of {chunks}")
-            began = saved = time.perf_counter()
-            try:
-                while self.done < chunks:
-                    self.state, metrics = compiled(self.state, hyper, oracle)
-                    metrics = jax.device_get(metrics)
-                    self.run_seconds = before + time.perf_counter() - began
-                    self._book(metrics, loggers)
-                    show(self.done * auctions, chunks * auctions, tables.return_note(metrics))
-                    if checkpoints is not None and _due(time.perf_counter() - saved >= checkpoint_every):
-                        self._save(checkpoints)
-                        saved, kept = time.perf_counter(), self.done
-            except KeyboardInterrupt:
-                if jax.process_count() > 1:  # the others may be a chunk ahead
-                    raise
-                show.say(f"stopping after chunk {self.done} of {chunks}, with the results so far")
-            if checkpoints is not None and kept < self.done:
-                with _undisturbed():
-                    self._save(checkpoints)
+        began = time.perf_counter()
+        self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
+        hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
+        compiled = self._compile(hyper, oracle)
+        self.compile_seconds = time.perf_counter() - began
+        if self.done:
+            show.say(f"going on after chunk {self.done} of {chunks}")
+        began = saved = time.perf_counter()
+
+        def one() -> None:
+            self.state, metrics = compiled(self.state, hyper, oracle)
+            metrics = jax.device_get(metrics)
+            self.run_seconds = before + time.perf_counter() - began
+            self._record(metrics, loggers)
+            show(self.done * auctions, chunks * auctions, tables.return_note(metrics))
+
+        def keep() -> None:
+            nonlocal saved, kept
+            if checkpoints is not None and folder is not None and kept < self.done:
+                self.save(checkpoints, folder)
+                saved, kept = time.perf_counter(), self.done
+
+        alone = jax.process_count() == 1  # else the others may be a chunk ahead: no common state to keep
+        try:
+            while self.done < chunks:
+                with Deferred() as signals:
+                    while self.done < chunks and not signals.pending:
+                        one()
+                        if self.done == chunks or _due(time.perf_counter() - saved >= checkpoint_every):
+                            keep()
+                    if alone:
+                        keep()
+        except KeyboardInterrupt:
+            if not alone:
+                raise
+            show.say(f"stopping after chunk {self.done} of {chunks}, with the results so far")
+            with Deferred():
+                keep()  # a logger may have raised it
         if self.mesh is not None:  # on one device again: what follows is small, and the same in every process
             self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
         jax.block_until_ready(self.state)
@@ -327,8 +378,9 @@ class _Run:
         leaves, tree = jax.tree.flatten((self.state, hyper, oracle))
         return _compiled(self.program, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
 
-    def result(self, origin: dict[str, Any]) -> FitResult:
+    def result(self, show: tables.Show, origin: Origin) -> FitResult:
         """What was learned, evaluated."""
+        show.phase("evaluating")
         key_eval = key_for(self.key, "evaluation")
         result = _assess(self.config, self.program, self.state, self.metrics, key_eval)
         steps = int(self.spent.sum())
@@ -338,24 +390,10 @@ class _Run:
             run_seconds=self.run_seconds,
             steps_per_second=steps / max(self.run_seconds, 1e-9),
             interrupted=self.done < self.program.chunks,
-            **origin,
+            **origin.json(),
             params_sha256=digest(flatten(self.state)),
-            versions=_versions(),
         )
         return result
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C, pressed again by who is impatient, waits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _due(mine: bool) -> bool:
@@ -365,10 +403,6 @@ def _due(mine: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("jaxmarket", "jax", "flax", "optax")}
-
-
 def _assess(
     config: TrainConfig, program: Program | Monolith, state: Any, metrics: dict[str, np.ndarray], key: Array
 ) -> FitResult:
@@ -376,8 +410,20 @@ def _assess(
     player: Any = player_of(config)
     params = state.learner.params
     episodes = evaluate_both(player, params, key, config.seeds)
-    returns = np.asarray(episodes["greedy"].returns.mean(1))
-    terminated = {how: np.asarray(some.terminated.mean(1)) for how, some in episodes.items()}
+    exact, bids, visited = _bids_beside_q(config, program, state)
+    returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
+    found = divergence.find(metrics, *returns.values(), *([] if bids is None else [bids]))
+    lost = [each["seed"] for each in found]
+    bids, visited = _without(lost, bids, visited)
+
+    def per_seed(values: Array) -> list[float]:
+        kept = np.array(values, np.float64)
+        kept[lost] = np.nan
+        return kept.tolist()
+
+    terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
+    unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
+    greedy = divergence.spread(per_seed(returns["greedy"]))
     summary: dict[str, Any] = {
         "env": config.adapter.name,
         "agent": config.agent,
@@ -385,21 +431,24 @@ def _assess(
         "learner": config.learner,
         "clones": config.clones if isinstance(program, Program) else None,
         "seeds": config.seeds,
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std()),
-        "return_seeds": [float(r) for r in returns],
-        "sampled_return_mean": float(episodes["sampled"].returns.mean()),
-        "termination_rate_seeds": [float(r) for r in terminated["greedy"]],
-        "sampled_termination_rate_seeds": [float(r) for r in terminated["sampled"]],
+        "diverged": found,
+        "return_mean": greedy.mean,
+        "return_std": greedy.std,
+        "return_seeds": per_seed(returns["greedy"]),
+        "sampled_return_mean": divergence.spread(per_seed(returns["sampled"])).mean,
+        "unfinished_share": divergence.spread(unfinished["greedy"]).mean,
+        "unfinished_share_seeds": unfinished["greedy"],
+        "sampled_unfinished_share": divergence.spread(unfinished["sampled"]).mean,
+        "termination_rate_seeds": terminated["greedy"],
+        "sampled_termination_rate_seeds": terminated["sampled"],
         "bid_error": None,
     }
-    exact, bids, visited = _bids_beside_q(config, program, state)
-    if exact is not None:
-        q = jnp.asarray(exact, real())
-        summary["bid_error"] = _worst(bid_error, bids, q, visited)
+    if exact is not None and len(lost) < config.seeds:
+        q, kept = jnp.asarray(exact, real()), np.setdiff1d(np.arange(config.seeds), lost)
+        summary["bid_error"] = _worst(bid_error, bids[kept], q, visited[kept])
         if config.learner == "valuation":
             every = functools.partial(bid_error, every_bidder=True)
-            summary["bid_error_all"] = _worst(every, bids, q, visited)
+            summary["bid_error_all"] = _worst(every, bids[kept], q, visited[kept])
     return FitResult(summary, state, metrics, config, exact, bids, visited)
 
 
@@ -414,6 +463,17 @@ def _bids_beside_q(
     modules = jax.vmap(lambda p: bids_by_state(player, p, exact.shape[0]))(state.learner.params)
     bids = modules.reshape(*modules.shape[:2], player.primitives, -1).max(-1)
     return exact, np.asarray(bids), np.asarray(state.visits > 0)
+
+
+def _without(
+    lost: Sequence[int], bids: np.ndarray | None, visited: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`FitResult`'s ``bids`` and ``visited`` without seeds that diverged: NaN, and no visits."""
+    if bids is None or visited is None:
+        return bids, visited
+    bids, visited = bids.copy(), visited.copy()
+    bids[lost], visited[lost] = np.nan, False
+    return bids, visited
 
 
 def _worst(error: Callable[..., Array], bids: Any, q: Array, visited: Any) -> float | None:

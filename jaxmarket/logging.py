@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmarket.text import emit
+
 __all__ = ["LOGGERS", "Logger", "Record", "console", "csv_rows", "json_lines", "tensorboard", "to_json", "wandb"]
 
 
@@ -69,20 +71,20 @@ def to_json(value: Any) -> str:
 
 def console() -> Logger:
     """A line per chunk on standard output: the mean return, its spread over seeds, and the auctions' revenue."""
-    from rich.console import Console  # noqa: PLC0415  only where it is used
-
-    out = Console()
 
     def log(record: Record) -> None:
         if record.earlier:
             return
         words = [f"{record.chunk}/{record.chunks}", f"{int(record.env_steps.sum()):,} steps"]
+        lost = record.metrics.get("diverged", np.zeros(0)) > 0
+        if lost.any():
+            words.append(f"{lost.sum()} of {len(lost)} seeds diverged")
         for name in ("return_mean", "auction_revenue"):
             values = record.metrics.get(name, np.zeros(0))
-            values = values[~np.isnan(values)]
+            values = values[np.isfinite(values) & ~lost] if len(lost) == len(values) else values[np.isfinite(values)]
             if len(values):
                 words.append(f"{name} {values.mean():.3f} ± {values.std():.3f}")
-        out.print(" · ".join(words), highlight=False)
+        emit(" · ".join(words))
 
     return log
 
@@ -94,7 +96,7 @@ def json_lines(path: str | Path) -> Logger:
     def log(record: Record) -> None:
         lists = {name: values.tolist() for name, values in record.metrics.items()}
         row = {"chunk": record.chunk, "env_steps": record.env_steps.astype(int).tolist(), **lists}
-        with path.open("w" if record.chunk == 1 else "a") as file:
+        with path.open("w" if record.chunk == 1 else "a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
     return log
@@ -106,7 +108,7 @@ def csv_rows(path: str | Path) -> Logger:
 
     def log(record: Record) -> None:
         columns = record.columns()
-        with path.open("w" if record.chunk == 1 else "a", newline="") as file:
+        with path.open("w" if record.chunk == 1 else "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["chunk", "env_steps", "seed", *columns])
             if record.chunk == 1:
                 writer.writeheader()

@@ -32,6 +32,7 @@ import numpy as np
 from flax import struct
 
 from jaxmarket import auctions
+from jaxmarket.checking import whole
 from jaxmarket.types import Array, Outcome, PyTree, real
 
 __all__ = ["NetworkMarket", "Quotes", "from_mlp", "quote"]
@@ -197,8 +198,7 @@ def from_mlp(
         ValueError: no layers, something other than dense layers, an order that cannot be told, widths that do not
             fit, a negative number of decoys, or decoys without a key.
     """
-    if isinstance(decoys, bool) or not isinstance(decoys, int) or decoys < 0:
-        raise ValueError(f"decoys: expected a whole number >= 0, got {decoys!r}")
+    decoys = whole("decoys", decoys, 0)
     if decoys and key is None:
         raise ValueError(f"key: {decoys} decoys are drawn at random; pass key=jax.random.key(...)")
     layers = _layers(variables)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmarket.metrics import env_steps
+from jaxmarket.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,7 @@ __all__ = [
     "draw_weight_changes",
     "figure",
     "save",
+    "words",
 ]
 
 _NAMED = 10  # curves that still have a colour and a name each
@@ -56,12 +58,36 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
 
 
 def save(fig: "Figure", path: str | Path) -> None:
-    """Write a figure as PNG."""
-    fig.savefig(path)
+    """Write a figure, as PNG unless the file's name ends in another format that Matplotlib knows."""
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.text import Text  # noqa: PLC0415
+
+    kind = Path(path).suffix.lower().removeprefix(".")
+    # Where the user's own settings leave text to TeX, a name with an underscore would end the run.
+    with mpl.rc_context({"text.usetex": False}):
+        for text in fig.findobj(Text):
+            text.set_usetex(False)  # type: ignore[attr-defined]
+        # Without a format, Matplotlib would add one to the name.
+        fig.savefig(path, format=kind if kind in fig.canvas.get_supported_filetypes() else "png")
+
+
+def words(text: str) -> str:
+    """Text that somebody supplied, for a figure: on one line, shortened in its middle, and without mathematics.
+
+    Matplotlib reads what stands between dollar signs as formulas, and leaves labels that begin with an underscore out
+    of legends.
+    """
+    line = plain(text)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
+    return (" " + line if line.startswith("_") else line).replace("$", r"\$")
+
+
+_LONGEST = 80
 
 
 def _name(result: "Result") -> str:
-    return " · ".join(result.summary[part] or "one agent" for part in ("env", "auction", "learner"))
+    return " · ".join(words(result.summary[part] or "one agent") for part in ("env", "auction", "learner"))
 
 
 def draw_learning_curve(ax: "Axes", result: "Result") -> None:
@@ -72,17 +98,19 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
     ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
-    finished = ~np.isnan(returns).all(axis=1)
+    kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
+    finished = ~np.isnan(kept).all(axis=1)
     if finished.any():
-        mean = np.nanmean(returns[finished], axis=1)
+        mean = np.nanmean(kept[finished], axis=1)
         ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="mean of seeds")
-    ax.axhline(
-        result.summary["return_mean"],
-        color="tab:green",
-        linestyle="--",
-        linewidth=1.2,
-        label="greedy, in the end (mean of seeds)",
-    )
+    if kept.shape[1]:
+        ax.axhline(
+            result.summary["return_mean"],
+            color="tab:green",
+            linestyle="--",
+            linewidth=1.2,
+            label="greedy, in the end (mean of seeds)",
+        )
     ax.set(
         xlabel="environment steps per seed",
         ylabel="undiscounted return",
@@ -98,11 +126,12 @@ def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
         raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
     q = result.q
     shown = np.flatnonzero(result.visited.any(0))
+    kept = result.bids[np.isfinite(result.bids).all((1, 2))]  # seeds that did not diverge
     primitives = q.shape[1]
     width = 0.8 / primitives
     for p in range(primitives):
         x = np.arange(len(shown)) + (p - (primitives - 1) / 2) * width
-        bids = result.bids[:, shown, p]
+        bids = kept[:, shown, p]
         error = np.abs(np.stack([bids.min(0), bids.max(0)]) - bids.mean(0))
         ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
         ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)
@@ -110,7 +139,9 @@ def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
     ax.margins(y=0.25)  # room for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
     ax.set(
-        xlabel="state", ylabel="greedy bid", title=title or f"{_name(result)}: greedy bids beside Q*, visited states"
+        xlabel="state",
+        ylabel="greedy bid",
+        title=words(title) if title else f"{_name(result)}: greedy bids beside Q*, visited states",
     )
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")
 
@@ -120,12 +151,13 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     names = list(dict.fromkeys(row["part"] for row in rows))
     values = np.array([[row["change"] for row in rows if row["part"] == name] for name in names])
     mean = values.mean(1)
-    ax.barh(names, mean, xerr=np.abs(np.stack([values.min(1), values.max(1)]) - mean), color=color, alpha=0.8)
+    error = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
+    ax.barh([words(name) for name in names], mean, xerr=error, color=color, alpha=0.8)
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=7)
-    # What was nearly nothing before moves by many times itself: let it leave the picture.
-    ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.max(values)))))
-    ax.set(xlabel="|after - before| / |before|", title=title)
+    # What was small before moves by many times itself: let it leave the picture. What was zero before has no bar.
+    ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.nanmax(values, initial=0)))))
+    ax.set(xlabel="|after - before| / |before|", title=words(title))
 
 
 # --- several runs, several settings
@@ -147,7 +179,7 @@ def draw_curves(
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
-        ax.plot(steps, mean, color=color, linewidth=1.8, label=name)
+        ax.plot(steps, mean, color=color, linewidth=1.8, label=words(name))
         ax.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
     if target is not None and np.isfinite(target):
         ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
@@ -173,7 +205,7 @@ def draw_finals(
         mean, low, high = estimates[name]
         ax.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         ax.plot([mean], [row], "|", color=color, markersize=16, markeredgewidth=2.5)
-    ax.set_yticks(range(len(values)), list(values), fontsize=8)
+    ax.set_yticks(range(len(values)), [words(name) for name in values], fontsize=8)
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set(xlabel="undiscounted return")
 
@@ -207,11 +239,11 @@ def draw_setting(
             fmt="o-" if joined else "o",
             color=color,
             capsize=3,
-            label=label or None,
+            label=words(label) or None,
         )
     if log:
         ax.set_xscale("log")
-    ax.set(xlabel=name, ylabel="greedy return, mean of seeds and 95% interval")
+    ax.set(xlabel=words(name), ylabel="greedy return, mean of seeds and 95% interval")
     if any(lines):
         ax.legend(frameon=False, fontsize=8)
 
@@ -231,8 +263,8 @@ def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: 
         if not np.isnan(value):
             dark = value < low + 0.6 * (high - low)
             ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ax.set_xticks(range(len(columns)), list(columns), fontsize=8)
-    ax.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    ax.set_xticks(range(len(columns)), [words(name) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [words(name) for name in rows], fontsize=8)
     ax.grid(visible=False)
 
 
@@ -376,14 +408,14 @@ def _per_good(ax: "Axes", x: np.ndarray, values: np.ndarray, goods: Sequence[str
     """A line for each good: x [K], values [K, G]."""
     names = [f"good {j}" for j in range(values.shape[1])] if goods is None else goods
     for j, name in enumerate(names):
-        ax.plot(x, values[:, j], color=f"C{j}", label=name)
+        ax.plot(x, values[:, j], color=f"C{j}", label=words(name))
 
 
 def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, title: str = "prices") -> None:
     """Prices of every good over rounds, f [T, G]; gaps where it was not quoted (NaN)."""
     prices = np.asarray(prices, float)
     _per_good(ax, np.arange(1, len(prices) + 1), prices, goods)
-    ax.set(xlabel="round", ylabel="price of a unit", ylim=(0, None), title=title)
+    ax.set(xlabel="round", ylabel="price of a unit", ylim=(0, None), title=words(title))
     ax.legend(frameon=False, fontsize=8)
 
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax import struct
 from jax.scipy.special import betaln, digamma
 
-from jaxmarket.checking import number, shown, whole
+from jaxmarket.checking import flag, number, plain, whole, widths
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
@@ -218,12 +218,10 @@ class _BoundedHead:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        limits = self.low, self.high
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in limits) or not self.low < self.high:
-            raise ValueError(
-                f"bid_low, bid_high: a bid distribution needs finite limits with low < high, "
-                f"got {self.low} and {self.high}"
-            )
+        for field in ("low", "high"):
+            object.__setattr__(self, field, number("bid_low, bid_high", getattr(self, field)))
+        if not self.low < self.high:
+            raise ValueError(f"bid_low, bid_high: expected low < high, got {self.low} and {self.high}")
 
     @property
     def outputs(self) -> int:
@@ -260,11 +258,13 @@ class ValueHead:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        for value in (self.low, self.high):
+        for field in ("low", "high"):
+            value = plain("bid_low, bid_high", getattr(self, field))
             if not (isinstance(value, float) and math.isinf(value)):
-                number("bid_low, bid_high", value)
+                value = number("bid_low, bid_high", value)
+            object.__setattr__(self, field, value)
         if not self.low < self.high:
-            raise ValueError(f"bid_low, bid_high: need low < high, got {self.low} and {self.high}")
+            raise ValueError(f"bid_low, bid_high: expected low < high, got {self.low} and {self.high}")
 
     @property
     def outputs(self) -> int:
@@ -359,24 +359,20 @@ class Torso(nn.Module):
 
 def linear(*hidden: int) -> Torso:
     """Dense layers without activation: the paper's tabular network is ``linear(16)``, a table ``linear()``."""
-    return Torso(hidden=_widths("hidden", hidden), activation=False)
+    return Torso(hidden=widths("hidden", hidden), activation=False)
 
 
 def mlp(*hidden: int, layer_norm: bool = False) -> Torso:
     """Dense layers with ReLU."""
-    return Torso(hidden=_widths("hidden", hidden), layer_norm=layer_norm)
+    return Torso(hidden=widths("hidden", hidden), layer_norm=flag("layer_norm", layer_norm))
 
 
 def cnn(*hidden: int, convolutions: tuple[int, ...] = (16,), stride: int = 1, layer_norm: bool = False) -> Torso:
     """3 × 3 convolutions over an image [height, width, channels], then dense layers, with ReLU."""
-    channels, stride = _widths("convolutions", convolutions), whole("stride", stride)
-    return Torso(convolutions=channels, stride=stride, hidden=_widths("hidden", hidden), layer_norm=layer_norm)
-
-
-def _widths(field: str, widths: Any) -> tuple[int, ...]:
-    if not isinstance(widths, tuple | list):
-        raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {shown(widths)}")
-    return tuple(whole(field, width) for width in widths)
+    channels, stride = widths("convolutions", convolutions), whole("stride", stride)
+    return Torso(
+        convolutions=channels, stride=stride, hidden=widths("hidden", hidden), layer_norm=flag("layer_norm", layer_norm)
+    )
 
 
 class _Readout(nn.Module):

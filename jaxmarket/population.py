@@ -5,6 +5,9 @@ empty places, deaths empty them, and no shape ever changes, so nothing is compil
 
 Money enters and leaves here by name (`Flows`): allowances of newcomers come from nowhere, the wealth of the dead, rent
 and tax go nowhere. What a parent gives its child stays in the population.
+
+An agent whose wealth is not a finite number (a reward was NaN, or an account overflowed) dies like a bankrupt one.
+`Flows` counts it, and its wealth is in no sum, so that totals stay finite.
 """
 
 from typing import Any
@@ -30,6 +33,7 @@ __all__ = [
     "Terms",
     "found",
     "newcomers",
+    "pay",
     "turnover",
 ]
 
@@ -85,12 +89,13 @@ class Population(struct.PyTreeNode):
 class Flows(struct.PyTreeNode):
     """Sums of money that entered or left by birth and death. f [] each."""
 
-    allowance: Array  # to newcomers, from nowhere
-    estate: Array  # what the dead took with them: negative where they left debts
+    allowance: Array  # to newcomers, from nowhere, and what `pay` rounded up
+    estate: Array  # what the dead took with them: negative where they left debts; finite amounts only
+    nonfinite: Array  # not money: how many died because their wealth was NaN or infinite
 
     @property
     def net(self) -> Array:
-        """What the population's money changed by."""
+        """What the population's money changed by, where `nonfinite` is 0."""
         return self.allowance - self.estate
 
 
@@ -165,10 +170,10 @@ def turnover(
 ) -> tuple[Population, Flows, Births, Array]:
     """Deaths, and then births.
 
-    Agents die of bankruptcy or idleness. Then each of K cradles takes an empty place, or with ``terms.displace`` the
-    poorest agent's; with some probability it stays empty. A newborn is, in this order: the *repaired* remains of the
-    agent that just died there; the *mutant* child of an agent that owns more than ``terms.rich``, drawn in proportion
-    to wealth and endowed by it; a *novice*, endowed by nobody.
+    Agents die of bankruptcy, of wealth that is not finite, or of idleness. Then each of K cradles takes an empty place,
+    or with ``terms.displace`` the poorest agent's; with some probability it stays empty. A newborn is, in this order:
+    the *repaired* remains of the agent that just died there; the *mutant* child of an agent that owns more than
+    ``terms.rich``, drawn in proportion to wealth and endowed by it; a *novice*, endowed by nobody.
 
     Args:
         language: of the agents.
@@ -185,7 +190,8 @@ def turnover(
     """
     p, capacity = population, population.capacity
     key_use, key_kind, key_repair, key_parent, key_mate, key_mutate, key_init = jax.random.split(key, 7)
-    dying = p.alive & (p.wealth <= terms.bankruptcy)
+    finite = jnp.isfinite(p.wealth)
+    dying = p.alive & (~finite | (p.wealth <= terms.bankruptcy))
     if terms.patience is not None:
         dying = dying | (p.alive & (step - p.won > terms.patience))
     alive = p.alive & ~dying
@@ -196,11 +202,11 @@ def turnover(
     used = used & (~alive[places] if terms.displace is None else ~alive[places] | terms.displace)
     replaced = jnp.zeros(capacity, bool).at[places].set(used & alive[places])
     alive, died = alive & ~replaced, dying | replaced
-    estate = jnp.where(died, p.wealth, 0).sum()
+    estate = jnp.where(died & finite, p.wealth, 0).sum()
     wealth = jnp.where(alive, p.wealth, 0)
 
     repaired = used & dying[places] & (jax.random.uniform(key_repair, (cradles,)) < terms.repair)
-    weight = jnp.where(wealth > terms.rich, wealth, 0)
+    weight = jnp.where(wealth > terms.rich, jnp.maximum(wealth, 0), 0)
     log_weight = jnp.log(weight)  # -inf: never drawn, unless all are
     parents = jax.random.categorical(key_parent, log_weight, shape=(cradles,))
     mates = jax.random.categorical(key_mate, log_weight, shape=(cradles,))
@@ -212,7 +218,7 @@ def turnover(
     children = jnp.zeros(capacity, wealth.dtype).at[parents].add(mutant.astype(wealth.dtype))
     gift = jnp.where(mutant, terms.inheritance * wealth[parents] / jnp.maximum(children[parents], 1), 0)
     endowment = jnp.where(used, jnp.where(mutant, terms.dowry, terms.allowance), 0).astype(wealth.dtype)
-    wealth = wealth.at[parents].add(-gift)
+    wealth, rounding = pay(wealth, parents, gift)
 
     def gather(who: Array) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[who], p.agents)
@@ -248,7 +254,31 @@ def turnover(
         kind=jnp.where(repaired, REPAIRED, jnp.where(mutant, MUTANT, NOVICE)),
         deaths=died.sum(dtype=jnp.int32),
     )
-    return population, Flows(allowance=endowment.sum(), estate=estate), births, died
+    flows = Flows(
+        allowance=endowment.sum() + rounding,
+        estate=estate,
+        nonfinite=(p.alive & ~finite).sum(dtype=estate.dtype),
+    )
+    return population, flows, births, died
+
+
+def pay(accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
+    """Take payments from accounts, none of which rounding takes below 0.
+
+    An account that pays several times, never more than it holds in all, can end a few units in the last place below 0.
+    Such an account is set to 0, and the difference is returned.
+
+    Args:
+        accounts: f [N].
+        payer: i32 [K], who pays.
+        amounts: f [K], at least 0.
+
+    Returns:
+        The accounts f [N], and f [], what their sum is larger by than without the correction.
+    """
+    after = accounts.at[payer].add(-amounts)
+    short = jnp.where((accounts >= 0) & (after < 0), -after, 0)
+    return after + short, short.sum()
 
 
 class Lineage:

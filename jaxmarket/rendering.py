@@ -197,7 +197,9 @@ def draw_rooms(ax: "Axes", place: Place, *, label: str | None = None, count: str
     _check_place("place", place)
     _draw_grid(ax, place.door_open, seen_cells(place), label)
     if count is not None:
-        ax.text(WIDTH - 0.05, HEIGHT + _MARGIN / 2, count, ha="right", va="center", fontsize=8, color=_WALL)
+        ax.text(
+            WIDTH - 0.05, HEIGHT + _MARGIN / 2, plotting.words(count), ha="right", va="center", fontsize=8, color=_WALL
+        )
     _draw_agent(ax, place, _AGENT)
 
 
@@ -327,7 +329,9 @@ def _draw_grid(ax: "Axes", door_open: bool, seen: set[tuple[int, int]], label: s
         fill(x + 0.08, y + 0.08, 0.84, 0.84, _DOOR_COLOUR, edgecolor="#7d1a15", linewidth=2)
         ax.plot(x + 0.76, y + 0.5, "o", color="#ffe9a8", markersize=5)
     if label:
-        ax.text(WIDTH / 2, HEIGHT + _MARGIN / 2, label, ha="center", va="center", fontsize=10, color=_AGENT)
+        ax.text(
+            WIDTH / 2, HEIGHT + _MARGIN / 2, plotting.words(label), ha="center", va="center", fontsize=10, color=_AGENT
+        )
 
 
 def _way(places: Sequence[Place]) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxmarket.checking import whole
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
 
@@ -33,7 +34,7 @@ def rollout(
     Returns:
         The state to go on from (the owner is carried across) and the rows [T].
     """
-    rules = rules or Rules()
+    rules, steps = rules or Rules(), whole("steps", steps)
     key_steps, key_shadow = jax.random.split(key)
 
     def opened(draws: Draws) -> State:

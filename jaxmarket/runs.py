@@ -1,16 +1,21 @@
 """A run's folder: configuration, metrics, parameters and figures; and the way back to a policy.
 
 ``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
-``checkpoints/`` the whole state of training, the last two · ``networks/`` parameters of every seed ·
-``summary.json`` · ``learning_curve.png`` · ``bids.csv`` and ``bids.png`` where Q* is known.
+``checkpoints/`` the whole state of training, the last two · ``networks.safetensors`` parameters of every seed ·
+``summary.json`` · ``learning_curve.png`` · ``bids.csv`` and ``bids.png`` where Q* is known · ``SHA256SUMS`` checksums
+of what is read back.
 """
 
 import contextlib
 import csv
 import dataclasses
 import functools
+import io
 import json
-from collections.abc import Iterator, Mapping
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +23,209 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import checkpoint, plotting
+from jaxmarket import checking, checkpoint, divergence, files, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
+from jaxmarket.checking import given, whole
+from jaxmarket.checkpoint import Checkpoints
 from jaxmarket.config import TrainConfig
+from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import to_words
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
 from jaxmarket.society import MarketPolicy, Society
-from jaxmarket.training import FitResult
+from jaxmarket.text import plain
+from jaxmarket.training import FitResult, in_short
 from jaxmarket.transfer import Networks, networks
-from jaxmarket.types import PyTree
+from jaxmarket.types import Array, PyTree
 
 __all__ = [
+    "NETWORKS",
     "Folder",
+    "Origin",
     "Policy",
     "SavedRun",
     "as_policy",
     "best_seed",
     "configuration",
     "document",
+    "ended",
     "load",
     "player_of",
     "read",
     "settings_in",
     "settings_of",
+    "summary_of",
     "to_json",
+    "versions",
     "write",
 ]
 
 Policy = MarketPolicy | ChoicePolicy
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What decides a run's bits beside its settings.
+
+    Attributes:
+        key: its PRNG key, as `keys.to_words` describes it.
+        start: fingerprint of the networks that it started from (`jaxmarket.transfer`); None where they were fresh.
+        start_folder: where those were read from; a remark, which is never followed.
+        frozen: patterns of the parts that are not trained.
+        versions: of the libraries that compute.
+    """
+
+    key: dict[str, Any]
+    start: str | None
+    start_folder: str | None
+    frozen: list[str]
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, key: Array, start: str | None = None, start_folder: str | None = None, frozen: Sequence[str] = ()
+    ) -> "Origin":
+        """The origin of a run that begins here and now."""
+        return cls(to_words(key), start, start_folder, list(frozen), versions())
+
+    @classmethod
+    def read(cls, folder: Path, found: Any) -> "Origin":
+        """The origin in a run's ``config.json``.
+
+        Raises:
+            ValueError: there is none, or it is incomplete.
+        """
+        kinds = {"key": dict, "frozen": list, "versions": dict}
+        names = {field.name for field in dataclasses.fields(cls)}
+        whole = isinstance(found, dict) and set(found) == names
+        if not whole or not all(isinstance(found[name], kind) for name, kind in kinds.items()):
+            raise ValueError(f"{folder / 'config.json'}: does not say how the run began; train it again")
+        return cls(**found)
+
+    def json(self) -> dict[str, Any]:
+        """As ``config.json`` holds it."""
+        return dataclasses.asdict(self)
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide a run's bits."""
+    return {name: version(name) for name in ("jaxmarket", "jax", "jaxlib", "flax", "optax")}
+
+
 class Folder:
-    """Writes a run into a folder: the settings at once, metrics as they come, the rest at the end.
+    """The folder that a run is written into: settings at once, metrics as they come, the rest at the end.
+
+    A context manager; inside it the folder has no other writer (`files.owned`). What is written is synced, and counts
+    once its checksum is in ``SHA256SUMS``.
 
     Args:
         path: of the folder.
         config: the settings.
-        origin: what else decides the run's bits: its key and, of a transfer, what it starts from.
-        resume: go on with what is there, if anything is.
+        origin: what else decides the run's bits.
+        resume: go on with the run that is there, if there is one. Where ``origin`` has no start, the run's own holds.
+        other_versions: go on although the run began with other versions of the libraries.
 
     Raises:
-        ValueError: the folder holds another run, or a finished one, or cannot be written.
+        ValueError: (when entered) the folder holds another run, or a finished one, has another writer, or cannot be
+            written.
     """
 
     def __init__(
-        self, path: str | Path, config: TrainConfig, origin: Mapping[str, Any], *, resume: bool = False
+        self,
+        path: str | Path,
+        config: TrainConfig,
+        origin: Origin,
+        *,
+        resume: bool = False,
+        other_versions: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path, self.config, self.origin = Path(path), config, origin
+        self.resume, self.other_versions = resume, other_versions
         self._rows = csv_rows(self.path / "metrics.csv")
-        if jax.process_index() > 0:  # of a run of several processes, the first one writes
-            return
-        wanted = settings_of(config) | {"run": dict(origin)}
-        if resume and (self.path / "config.json").exists():
-            _same(self.path, wanted, document(self.path / "config.json"))
-            return
-        if (self.path / "summary.json").exists():
-            raise ValueError(f"out: {self.path} holds a finished run; choose another folder or remove it")
-        if (self.path / "checkpoints").exists():
-            raise ValueError(
-                f"out: {self.path} holds an unfinished run; go on with it (--resume {self.path}, in Python resume=True)"
-                ", choose another folder, or remove it"
-            )
+        self._owned = contextlib.ExitStack()
+
+    def __enter__(self) -> "Folder":
+        if self.resume and (self.path / "config.json").exists():
+            self.origin = self._same(_origin(self.path))
+        if jax.process_index() > 0 or (self.resume and self.finished() is not None):
+            return self  # of several processes the first one writes; to a finished run nothing is written
+        self._owned.enter_context(files.owned(self.path))
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(self.path / "config.json", json.dumps(wanted, indent=2) + "\n")
-        except OSError as error:
-            raise ValueError(f"out: cannot write to {self.path} ({error.strerror}); choose another folder") from error
+            self._begin()
+        except BaseException:
+            self._owned.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._owned.close()
+
+    def _begin(self) -> None:
+        resume = f"go on with it (jaxmarket train --resume {self.path}, in Python resume=True)"
+        if self.resume and (self.path / "config.json").exists():
+            return
+        if summary_of(self.path) is not None:
+            state = "an interrupted" if self.finished() is None else "a finished"
+            what = f"{resume}, " if self.finished() is None else ""
+            raise ValueError(f"out: {self.path} holds {state} run; {what}choose another folder, or remove it")
+        if Checkpoints(self.path / "checkpoints").steps():
+            raise ValueError(f"out: {self.path} holds an unfinished run; {resume}, choose another folder, or remove it")
+        settings = settings_of(self.config) | {"run": self.origin.json()}
+        with self._writing():
+            for old in ("config.json", "summary.json"):  # of a run that was killed before its first checkpoint
+                (self.path / old).unlink(missing_ok=True)
+            text = json.dumps(settings, indent=2) + "\n"
+            files.write_sums(self.path, {"config.json": files.sha256(text.encode())})
+            files.write_text(self.path / "config.json", text)
+
+    def _same(self, there: Origin) -> Origin:
+        """The origin of the run in the folder, where it is the one that is wanted.
+
+        Raises:
+            ValueError: it is not.
+        """
+        mine = settings_of(self.config) | self.origin.json()
+        found = {name: value for name, value in document(self.path / "config.json").items() if name != "run"}
+        found |= there.json()
+        ignored = {"start_folder", "versions"} | ({"start"} if self.origin.start is None else set())
+        for name in mine:
+            if name not in ignored and found.get(name) != mine[name]:
+                raise ValueError(
+                    f"resume: {self.path} holds another run: {name} is {found.get(name)!r} there and {mine[name]!r} "
+                    "here; resume it with its own settings, or choose another folder"
+                )
+        _check_versions(self.path, there.versions, other_versions=self.other_versions)
+        return there
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this run says of itself."""
+        origin = self.origin.json() | {"start_folder": None}
+        return settings_of(self.config) | {"run": origin}
+
+    def check(self, identity: Any, checkpoint: Path) -> None:
+        """See that a checkpoint is of this run.
+
+        Raises:
+            ValueError: it is of another one.
+        """
+
+        def flat(identity: Any) -> dict[str, Any]:
+            return {**identity, **identity["run"], "run": None, "versions": None}
+
+        try:
+            there, mine = flat(identity), flat(self.identity)
+            found = identity["run"]["versions"]
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{checkpoint}: not a checkpoint of a run; remove it") from error
+        for name in mine:
+            if there.get(name) != mine[name]:
+                raise ValueError(
+                    f"{checkpoint}: a checkpoint of another run: {name} is {there.get(name)!r} there and "
+                    f"{mine[name]!r} here; remove it, or put back those of this run"
+                )
+        _check_versions(checkpoint, found, other_versions=self.other_versions)
 
     def log(self, record: Record) -> None:
         """Add a chunk to ``metrics.csv``.
@@ -101,44 +242,83 @@ class Folder:
             yield
         except OSError as error:
             raise ValueError(
-                f"out: cannot write to {self.path} ({error.strerror}); make room, and resume: nothing checkpointed is "
-                "lost"
+                f"out: cannot write to {self.path} ({error.strerror or error}); make room, and resume: nothing "
+                "checkpointed is lost"
             ) from error
+
+    def reopen(self) -> None:
+        """Take back what an interrupted run ended with, before metrics are written that no longer go with it.
+
+        Raises:
+            ValueError: the folder cannot be written.
+        """
+        with self._writing():
+            sums = files.checksums(self.path)
+            files.write_sums(self.path, {"config.json": sums["config.json"]})
+            (self.path / "summary.json").unlink(missing_ok=True)
 
     def finished(self) -> dict[str, Any] | None:
         """The summary, where the run has come to its end."""
-        path = self.path / "summary.json"
-        summary = document(path) if path.exists() else None
+        summary = summary_of(self.path)
         return None if summary is None or summary.get("interrupted") else summary
 
     def finish(self, result: FitResult) -> None:
-        """Write parameters, figures and, last, the summary.
+        """Write parameters, figures and the summary; they count once the checksums are written, which comes last.
 
         Raises:
             ValueError: something cannot be written, as where the disk is full.
         """
-        with self._writing():
+        if jax.process_index() > 0:
+            return
+        with self._writing(), Deferred():
             self._finish(result)
 
     def _finish(self, result: FitResult) -> None:
-        checkpoint.save(self.path / "networks", jax.device_get(result.networks))
-        if jax.process_index() > 0:
-            return
+        checkpoint.save(self.path / NETWORKS, checkpoint.flatten(jax.device_get(result.networks)))
         if result.metrics:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
             plotting.save(fig, self.path / "learning_curve.png")
         if result.bids is not None and result.visited is not None and result.q is not None:
-            with (self.path / "bids.csv").open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["seed", "state", "primitive", "bid", "q", "visited"])
-                for (seed, s, p), bid in np.ndenumerate(result.bids):
-                    writer.writerow([seed, s, p, bid, result.q[s, p], int(result.visited[seed, s])])
+            rows = [
+                (seed, s, p, bid, result.q[s, p], int(result.visited[seed, s]))
+                for (seed, s, p), bid in np.ndenumerate(result.bids)
+            ]
+            files.write_rows(self.path / "bids.csv", ["seed", "state", "primitive", "bid", "q", "visited"], rows)
         if result.bids is not None and result.visited is not None and result.visited.any():
             fig, (ax,) = plotting.figure()
             plotting.draw_bids(ax, result)
             plotting.save(fig, self.path / "bids.png")
-        checkpoint.write_text(self.path / "summary.json", to_json(result.summary) + "\n")
+        files.write_text(self.path / "summary.json", to_json(result.summary) + "\n")
+        paths = [self.path / name for name in _SEALED]
+        files.write_sums(
+            self.path, {path.name: files.sha256(files.read_bytes(path)) for path in paths if path.exists()}
+        )
+
+
+_SEALED = ("config.json", "metrics.csv", "bids.csv", "networks.safetensors", "summary.json")
+NETWORKS = "networks.safetensors"
+"""The file of a run's trained parameters."""
+
+
+def _check_versions(where: Path, found: Mapping[str, str], *, other_versions: bool) -> None:
+    differ = [f"{name} {found.get(name)} (here {mine})" for name, mine in versions().items() if found.get(name) != mine]
+    if differ and not other_versions:
+        raise ValueError(
+            f"resume: {where} was written with {', '.join(differ)}, and other versions may end with other bits; "
+            "install those, or accept that by --other-versions (in Python other_versions=True)"
+        )
+
+
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that has ended, finished or interrupted; None while it is under way, or was killed.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if "summary.json" not in files.checksums(folder) or not (folder / "summary.json").exists():
+        return None
+    return _restored(document(folder / "summary.json"))
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -151,43 +331,59 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _same(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Whether a folder's settings are those wanted.
-
-    Raises:
-        ValueError: they are not.
-    """
-
-    def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-        run = settings.get("run")
-        return {**settings, **(run if isinstance(run, dict) else {}), "run": None, "start_folder": None}
-
-    mine, there = flat(wanted), flat(found)
-    for name in mine:
-        if there.get(name) != mine[name]:
-            raise ValueError(
-                f"resume: {folder} holds another run: {name} is {there.get(name)!r} there and {mine[name]!r} here; "
-                "resume it with its own settings, or choose another folder"
-            )
-
-
 def document(path: Path) -> dict[str, Any]:
-    """A JSON object from a run's folder.
+    """A JSON object from a run's folder, unchanged since it was written.
 
     Raises:
-        ValueError: it cannot be read, or is none.
+        ValueError: it cannot be read, was changed, or is not a JSON object.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path.parent}: no finished run here, {path.name} cannot be read; give the --out of a run"
-        ) from error
-    except (ValueError, RecursionError) as error:  # too long a number, too, is a ValueError
+        found = json.loads(files.sealed(path))
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return found
+
+
+_NUMBERS = (
+    "return_mean",
+    "return_std",
+    "return_seeds",
+    "sampled_return_mean",
+    "unfinished_share",
+    "unfinished_share_seeds",
+    "sampled_unfinished_share",
+    "termination_rate_seeds",
+    "sampled_termination_rate_seeds",
+)
+
+
+def _restored(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with NaN where JSON has null in place of a number: what seeds that diverged reached."""
+
+    def number(value: Any) -> Any:
+        return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
+
+    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """The summary of the run in a folder.
+
+    Raises:
+        ValueError: there is no run, it has not ended, or its files are damaged.
+    """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder}: no run here, config.json is missing; give the --out of a run")
+    summary = summary_of(folder)
+    if summary is None:
+        raise ValueError(
+            f"{folder}: this run is not finished; wait for it, or go on with it: jaxmarket train --resume {folder}"
+        )
+    return summary
 
 
 def write(path: str | Path, result: FitResult) -> None:
@@ -197,11 +393,12 @@ def write(path: str | Path, result: FitResult) -> None:
         ValueError: the folder holds a finished run, or cannot be written.
     """
     config, summary = result.config, result.summary
-    folder = Folder(path, config, {name: summary[name] for name in ("key", "start", "start_folder", "frozen")})
-    for chunk, steps in enumerate(env_steps(result.metrics["duration"], config.auctions_per_chunk), 1):
-        metrics = {name: values[chunk - 1] for name, values in result.metrics.items()}
-        folder.log(Record(chunk, config.chunks, chunk * config.auctions_per_chunk, steps, metrics))
-    folder.finish(result)
+    origin = Origin(**{field.name: summary[field.name] for field in dataclasses.fields(Origin)})
+    with Folder(path, config, origin) as folder:
+        for chunk, steps in enumerate(env_steps(result.metrics["duration"], config.auctions_per_chunk), 1):
+            metrics = {name: values[chunk - 1] for name, values in result.metrics.items()}
+            folder.log(Record(chunk, config.chunks, chunk * config.auctions_per_chunk, steps, metrics))
+        folder.finish(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +417,22 @@ class SavedRun:
     networks: Networks
     summary: dict[str, Any]
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"SavedRun({in_short(self.summary)}; {plain(str(self.folder))})"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether training was cut short."""
+        return bool(self.summary.get("interrupted"))
+
+    @property
+    def interruption(self) -> str:
+        """What to say of an interrupted run."""
+        return (
+            f"{self.folder}: training was interrupted, the networks are those of its first part; go on with it: "
+            f"jaxmarket train --resume {self.folder}"
+        )
 
     @property
     def params(self) -> PyTree:
@@ -272,8 +485,12 @@ class SavedRun:
 
 
 def best_seed(result: "FitResult | SavedRun") -> int:
-    """The seed with the highest greedy return."""
-    return int(np.argmax(result.summary["return_seeds"]))
+    """The seed with the highest greedy return, of those that did not diverge.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
+    return divergence.best(result.summary["return_seeds"])
 
 
 def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None = None, greedy: bool = True) -> Policy:
@@ -286,12 +503,12 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
             sample.
 
     Raises:
-        ValueError: there is no run there, or no such seed.
+        ValueError: there is no run there, no such seed, or, without ``seed``, every seed diverged.
     """
     run = read(source) if isinstance(source, str | Path) else source
-    chosen = best_seed(run) if seed is None else seed
-    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < run.config.seeds:
-        raise ValueError(f"seed: the run has seeds 0 to {run.config.seeds - 1}, got {seed!r}")
+    if not isinstance(run, SavedRun | FitResult):
+        raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
+    chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
     player = dataclasses.replace(player_of(run.config), greedy=greedy)
     return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
@@ -308,18 +525,31 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
     Raises:
         ValueError: the folder holds no finished run, or another society's.
     """
-    folder = Path(folder)
-    settings, summary = (document(folder / name) for name in ("config.json", "summary.json"))
-    config, _ = configuration(folder, settings, **replace)
+    folder = checking.path("folder", folder)
+    summary = ended(folder)
+    config = configuration(folder, document(folder / "config.json"), **replace)
     returns = summary.get("return_seeds")
-    if not isinstance(returns, list) or len(returns) != config.seeds:
+    if (
+        not isinstance(returns, list)
+        or len(returns) != config.seeds
+        or not all(isinstance(one, int | float) for one in returns)
+    ):
         raise ValueError(f"{folder / 'summary.json'}: not the summary of a run of {config.seeds} seeds; train it again")
+    if config.society.bidders > _MOST_BIDDERS:
+        raise ValueError(
+            f"{folder}: a society of {config.society.bidders:,} bidders, where at most {_MOST_BIDDERS:,} are read from "
+            "files; build it in Python"
+        )
+    files.sealed(folder / NETWORKS)
     like = jax.eval_shape(lambda: _fresh_networks(config))
-    return SavedRun(config, checkpoint.restore(folder / "networks", like), summary, folder)
+    return SavedRun(config, checkpoint.restore(folder / NETWORKS, like), summary, folder)
 
 
-def settings_in(folder: str | Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings of a run, finished or not, and what else decided its bits: key, start, start_folder, frozen.
+_MOST_BIDDERS = 2**20  # a folder may come from elsewhere: reading it must not exhaust memory
+
+
+def settings_in(folder: str | Path) -> tuple[TrainConfig, Origin]:
+    """The settings of a run, finished or not, and what else decided its bits.
 
     Raises:
         ValueError: there is no run in the folder that can be resumed.
@@ -327,21 +557,20 @@ def settings_in(folder: str | Path) -> tuple[TrainConfig, dict[str, Any]]:
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise ValueError(f"resume: {folder} holds no run; give the --out of one")
-    config, origin = configuration(folder, document(folder / "config.json"))
-    if set(origin) != {"key", "start", "start_folder", "frozen"}:
-        raise ValueError(f"resume: {folder} does not say with which key its run began; train it again")
-    return config, origin
+    return configuration(folder, document(folder / "config.json")), _origin(folder)
 
 
-def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings that ``config.json`` holds, and what else decided the run's bits.
+def _origin(folder: Path) -> Origin:
+    return Origin.read(folder, document(folder / "config.json").get("run"))
+
+
+def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> TrainConfig:
+    """The settings that ``config.json`` holds.
 
     Raises:
         ValueError: it holds none, or an object stood where a file can only hold its name.
     """
-    settings = dict(settings)
-    origin = settings.pop("run", {})
-    settings |= replace
+    settings = {name: value for name, value in settings.items() if name != "run"} | replace
     for field in ("env", "auction"):
         if isinstance(settings.get(field), dict):
             raise ValueError(
@@ -349,11 +578,11 @@ def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> 
                 f"a file cannot hold; in Python, give it again: jaxmarket.load(folder, {field}=...)"
             )
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
-    if "env" not in settings or set(settings) - fields or not isinstance(origin, dict):
+    if "env" not in settings or set(settings) - fields:
         unknown = ", ".join(sorted(set(settings) - fields)) or "no env"
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({unknown})")
     try:
-        return TrainConfig(**settings), origin
+        return TrainConfig(**settings)
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({error})") from error
 
@@ -371,11 +600,11 @@ def _fresh_networks(config: TrainConfig) -> Networks:
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """A CSV of numbers by column: f [rows] each."""
+    text = files.sealed(path)
     try:
-        with path.open(newline="") as file:
-            names, *rows = csv.reader(file)
+        names, *rows = csv.reader(io.StringIO(text.decode(), newline=""))
         values = np.array(rows, np.float64).reshape(-1, len(names))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: cannot be read as a table of numbers ({error}); run it again") from error
     return dict(zip(names, values.T, strict=True))
 
@@ -388,5 +617,11 @@ def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **
         seed: which of its seeds; the one with the highest greedy return by default.
         greedy: whether bidders bid the mean of their distribution, or sample.
         replace: ``env=`` or ``auction=``, where the run was trained with objects of the user's own.
+
+    Warns:
+        UserWarning: the run was interrupted, so the policy is of unfinished training.
     """
-    return read(folder, **replace).policy(seed, greedy=greedy)
+    run = read(folder, **replace)
+    if run.interrupted:
+        warnings.warn(run.interruption, stacklevel=2)
+    return run.policy(seed, greedy=greedy)

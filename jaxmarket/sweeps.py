@@ -8,7 +8,6 @@ call gains nothing there, and would lose that finished ones are kept.
 
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
 import difflib
 import itertools
@@ -17,20 +16,24 @@ import math
 import os
 import threading
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxmarket import fitting, plotting, runs, tables
-from jaxmarket.comparison import Comparison, compare, label, shown
-from jaxmarket.config import TrainConfig
+from jaxmarket import divergence, files, fitting, plotting, runs, tables
+from jaxmarket.auctions import Mechanism
+from jaxmarket.checking import flag, given, number, path, read_whole, whole
+from jaxmarket.comparison import Comparison, compare, shown
+from jaxmarket.config import TrainConfig, plain_setting
 from jaxmarket.estimates import Estimate, Sheet, mean
-from jaxmarket.keys import key_of
+from jaxmarket.interrupts import Deferred
+from jaxmarket.keys import key_of, to_words
 from jaxmarket.logging import Record
 from jaxmarket.runs import SavedRun
+from jaxmarket.text import plain
 from jaxmarket.transfer import fingerprint
 from jaxmarket.types import Array
 
@@ -112,7 +115,9 @@ def train(
                     if stop.is_set():
                         raise concurrent.futures.CancelledError
                     done[condition.name] = record.auctions * condition.config.seeds
-                    show(sum(done.values()), total, f"{condition.name} {tables.return_note(record.metrics)}")
+                    over = record.chunk == record.chunks
+                    note = "evaluating" if over else tables.return_note(record.metrics)
+                    show(sum(done.values()), total, f"{condition.name} {note}")
 
                 return fitting.fit(
                     condition.config, key, start=start.get(condition.name), progress=False, loggers=[on_chunk]
@@ -120,20 +125,28 @@ def train(
 
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(fit_one, condition): condition for condition in waiting}
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    condition, result = futures[future], future.result()
+
+            def keep(future: concurrent.futures.Future) -> None:
+                condition, result = futures[future], future.result()
+                with Deferred():
                     runs.write(folder / condition.name, result)
                     finished[condition.name] = _read(folder / condition.name, condition)
-                    s = result.summary
-                    show.say(
-                        f"{condition.name}: greedy return {s['return_mean']:.3f} "
-                        f"({min(s['return_seeds']):.3f} … {max(s['return_seeds']):.3f}), {s['run_seconds']:.0f} s"
-                    )
+                s = result.summary
+                middle, _, low, high = map(tables.number, divergence.spread(s["return_seeds"]))
+                show.say(f"{condition.name}: greedy return {middle} ({low} … {high}), {s['run_seconds']:.0f} s")
+                if s["diverged"]:
+                    show.say(f"{condition.name}: {divergence.described(s['diverged'], s['seeds'])}")
+
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    keep(future)
             except BaseException:
                 show.say("stopping: the conditions under way are given up, the finished ones are kept")
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+                for future, condition in futures.items():  # finished while this was waiting
+                    if condition.name not in finished and not future.cancelled() and future.exception() is None:
+                        keep(future)
                 raise
     return finished
 
@@ -149,11 +162,13 @@ def _read(folder: Path, condition: Cell) -> SavedRun:
 
 
 def _finished(folder: Path, condition: Cell, key: Array, origin: str | None) -> SavedRun | None:
-    if not (folder / "summary.json").exists():
+    if runs.summary_of(folder) is None:
         return None
     run = _read(folder, condition)
-    if run.config != condition.config or run.summary["key"] != jax.random.key_data(key).tolist():
+    if run.config != condition.config or run.summary["key"] != to_words(key):
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
+    if run.summary["versions"] != runs.versions():
+        raise ValueError(f"out: {folder} holds a run of other versions of the libraries; choose another folder")
     if run.summary.get("start") != origin:
         raise ValueError(
             f"out: {folder} holds a run that went on from other networks; remove it, or choose another folder"
@@ -182,12 +197,16 @@ class Range:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        for field in ("low", "high"):
+            object.__setattr__(self, field, number(f"range: {field}", getattr(self, field)))
+        for field in ("log", "whole"):
+            object.__setattr__(self, field, flag(f"range: {field}", getattr(self, field)))
+        if not self.low < self.high:
             raise ValueError(f"range: expected low < high, got {self.low:g}:{self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"range: a logarithmic one begins above 0, got {self.low:g}:{self.high:g}; use lin")
-        if self.points is not None and self.points < 2:
-            raise ValueError(f"range: expected at least 2 points, got {self.points}")
+        if self.points is not None:
+            object.__setattr__(self, "points", whole("range: points", self.points, 2))
 
     def grid(self) -> list[float]:
         """Its points, rounded to four digits (whole numbers: to whole ones, each once)."""
@@ -222,7 +241,8 @@ def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
     Raises:
         ValueError: there are not so many.
     """
-    rng = np.random.default_rng(seed)
+    samples = whole("samples", samples)
+    rng = np.random.default_rng(whole("seed", seed, 0))
     found: dict[str, dict[str, Any]] = {}
     for _ in range(100 * samples):
         if len(found) == samples:
@@ -231,7 +251,7 @@ def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
             name: choice.draw(rng) if isinstance(choice, Range) else choice[int(rng.integers(len(choice)))]
             for name, choice in vary.items()
         }
-        found.setdefault(label(one, list(one)), one)
+        found.setdefault(repr(one), one)
     if len(found) < samples:
         raise ValueError(f"samples: there are not {samples} different combinations; ask for fewer, or leave it out")
     return list(found.values())
@@ -256,32 +276,41 @@ def parse(text: str) -> tuple[str, "list[Any] | Range"]:
         ValueError: there is no such setting, or a value is none of its kind.
     """
     name, equals, values = text.partition("=")
-    field = name.strip().replace("-", "_")
-    known = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "env"]
-    if field not in known:
-        near = difflib.get_close_matches(field, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-        raise ValueError(f"vary: no such setting {field!r}; {hint}")
+    field = _setting("vary", name.strip().replace("-", "_"))
     if not equals or not values.strip():
         raise ValueError(f"vary: which values of {field}? write {field}=a,b")
-    number = next((kind for kind in (int, float) if kind in _kinds(field)), None)
-    if ":" in values and number is not None:
-        return field, _range(field, values, number)
+    kind = next((kind for kind in (int, float) if kind in _kinds(field)), None)
+    if ":" in values and kind is not None:
+        return field, _range(field, values, kind)
     return field, list(dict.fromkeys(_value(field, value.strip()) for value in values.split(",")))
 
 
-def _range(field: str, text: str, number: type) -> Range:
+def _setting(where: str, field: Any) -> str:
+    """The name of a setting that can be varied.
+
+    Raises:
+        ValueError: there is no such setting.
+    """
+    known = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "env"]
+    if field not in known:
+        near = difflib.get_close_matches(str(field), known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        raise ValueError(f"{where}: no such setting {given(field)}; {hint}")
+    return field
+
+
+def _range(field: str, text: str, kind: type) -> Range:
     low, high, *rest = text.split(":")
     if len(rest) not in (1, 2) or rest[0] not in ("lin", "log"):
         raise ValueError(f"vary: {field}={text} is no range; write {field}=low:high:log:8 (or lin), or {field}=a,b")
     points = _number(field, rest[1], int) if len(rest) == 2 else None
-    return Range(_number(field, low, float), _number(field, high, float), rest[0] == "log", points, number is int)
+    return Range(_number(field, low, float), _number(field, high, float), rest[0] == "log", points, kind is int)
 
 
 def _number(field: str, text: str, kind: type) -> Any:
     try:
-        return kind(text)
-    except ValueError as error:
+        return read_whole(text) if kind is int else kind(text)
+    except (ValueError, OverflowError) as error:
         what = "a whole number" if kind is int else "a number"
         raise ValueError(f"vary: {field}: expected {what}, got {text!r}") from error
 
@@ -298,6 +327,81 @@ def _value(field: str, text: str) -> Any:
         if kind in kinds:
             return _number(field, text, kind)
     return text
+
+
+def _checked(vary: Any) -> dict[str, Any]:
+    """What is varied, every value as a configuration holds it.
+
+    Raises:
+        ValueError: a setting or a value is wrong, or a value is given twice.
+    """
+    if not isinstance(vary, Mapping) or not vary:
+        raise ValueError("vary: which settings? give at least one, such as learning_rate=1e-3,1e-4")
+    found: dict[str, Any] = {}
+    for name, values in vary.items():
+        if isinstance(name, str) and name == "env":
+            raise ValueError("vary: a sweep keeps to one env; returns on several cannot be compared")
+        _setting("vary", name)
+        if isinstance(values, Range):
+            # A setting that counts something takes whole numbers, whatever the range says.
+            found[name] = dataclasses.replace(values, whole=True) if int in _kinds(name) else values
+            continue
+        single = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
+        if single or not isinstance(values, Iterable):
+            raise ValueError(f"vary: {name}: expected a list of values or a Range, got {given(values)}")
+        try:
+            plain = [plain_setting(name, value) for value in values]
+        except ValueError as error:
+            raise ValueError(f"vary: {error}") from error
+        if not plain:
+            raise ValueError(f"vary: no values of {name}; give some")
+        for i, value in enumerate(plain):
+            if value in plain[:i]:
+                raise ValueError(f"vary: {name} holds {_text(value, exact=True)} twice; give every value once")
+        found[name] = plain
+    return found
+
+
+def _text(value: Any, *, exact: bool) -> str:
+    """A value as names and tables say it; ``exact`` where six digits do not tell it from the others."""
+    if isinstance(value, Mechanism):
+        return value.name
+    if exact and isinstance(value, float):
+        return repr(value)
+    return "default" if exact and value is None else shown(value)
+
+
+def _texts(chosen: Sequence[Mapping[str, Any]]) -> Callable[[str, Any], str]:
+    """How the values of each setting are written in these combinations: in short where that tells them apart."""
+    values: dict[str, list[Any]] = {name: [] for name in chosen[0]}
+    for each in chosen:
+        for name, value in each.items():
+            if value not in values[name]:
+                values[name].append(value)
+    exact = {name for name, some in values.items() if len({_text(v, exact=False) for v in some}) < len(some)}
+    return lambda name, value: _text(value, exact=name in exact)
+
+
+def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for every combination, which is also the name of its folder.
+
+    Raises:
+        ValueError: two have one name, or a name cannot be that of a folder.
+    """
+    text = _texts(chosen)
+    names = [",".join(f"{name}={text(name, value)}" for name, value in each.items()) for each in chosen]
+    for i, name in enumerate(names):
+        if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems do not tell them apart
+            raise ValueError(f"vary: two combinations would be named {name}; give their mechanisms different names")
+        if "/" in name or os.sep in name or "\0" in name:
+            raise ValueError(f"vary: {given(name)} cannot be the name of a folder; give the mechanism another name")
+        if len(os.fsencode(name)) > _LONGEST:
+            raise ValueError(f"vary: {given(name)} is too long for the name of a folder; vary fewer settings at once")
+    return names
+
+
+_LONGEST = 200
+"""Bytes in the name of a run's folder: file systems take 255, and files under way add to it."""
 
 
 # --- a sweep
@@ -323,6 +427,10 @@ class Sweep:
     comparison: Comparison
     compiled: int
 
+    def __repr__(self) -> str:
+        best = self.comparison.runs[0]
+        return f"Sweep({plain(str(self.folder))}: {len(self.settings)} combinations, the best {best!r})"
+
     def sheets(self) -> list[Sheet]:
         """A row per combination, the best first, and all of them against the best."""
         best = self.comparison
@@ -333,7 +441,7 @@ class Sweep:
     def document(self) -> dict[str, Any]:
         """Plain values: what was varied, and a row per run, the best first."""
         vary = {
-            name: dataclasses.asdict(values) if isinstance(values, Range) else list(values)
+            name: dataclasses.asdict(values) if isinstance(values, Range) else [_document(v) for v in values]
             for name, values in self.vary.items()
         }
         return {"vary": vary, "drawn": self.drawn, "compiled_now": self.compiled, **self.comparison.document()}
@@ -341,12 +449,10 @@ class Sweep:
     def write(self) -> list[str]:
         """``sweep.json``, ``sweep.csv`` and ``sweep.png`` into the folder; their names."""
         document = self.document()
-        (self.folder / "sweep.json").write_text(json.dumps(json.loads(runs.to_json(document)), indent=2) + "\n")
-        with (self.folder / "sweep.csv").open("w", newline="") as file:
-            rows = self.sheets()[0].flat()
-            writer = csv.DictWriter(file, list(rows[-1]))  # the first one is not held against itself
-            writer.writeheader()
-            writer.writerows(rows)
+        files.write_text(self.folder / "sweep.json", json.dumps(json.loads(runs.to_json(document)), indent=2) + "\n")
+        rows = self.sheets()[0].flat()
+        names = list(rows[-1])  # the first one is not held against itself
+        files.write_rows(self.folder / "sweep.csv", names, [[row.get(name) for name in names] for row in rows])
         plotting.save(self.figure(), self.folder / "sweep.png")
         return ["sweep.csv", "sweep.json", "sweep.png"]
 
@@ -358,6 +464,7 @@ class Sweep:
         """
         cells = [(self.settings[run.name], run.returns) for run in self.comparison.runs]
         estimates = [mean(returns) for _, returns in cells]
+        text = _texts(list(self.settings.values()))
         numeric = [name for name in self.vary if all(_is_number(s[name]) for s, _ in cells)]
         others = [name for name in self.vary if name not in numeric]
         if self.drawn and numeric:
@@ -369,7 +476,7 @@ class Sweep:
             fig, (ax,) = plotting.figure()
             lines: dict[str, list[int]] = {}
             for i, (s, _) in enumerate(cells):
-                lines.setdefault(label(s, others), []).append(i)
+                lines.setdefault(",".join(f"{name}={text(name, s[name])}" for name in others), []).append(i)
             drawn = {
                 each: ([cells[i][0][numeric[0]] for i in mine], _array([estimates[i] for i in mine]))
                 for each, mine in sorted(lines.items())
@@ -382,14 +489,14 @@ class Sweep:
             values = np.full((len(rows), len(columns)), np.nan)
             for (s, _), estimate in zip(cells, estimates, strict=True):
                 values[rows.index(s[down]), columns.index(s[across])] = estimate.value
-            plotting.draw_heat_map(ax, values, [shown(x) for x in rows], [shown(x) for x in columns])
+            plotting.draw_heat_map(ax, values, [text(down, x) for x in rows], [text(across, x) for x in columns])
             ax.set(xlabel=across, ylabel=down)
         else:
             fig, (ax,) = plotting.figure(width=8.0, height=max(4.0, 1.2 + 0.28 * len(cells)))
             names = [run.name for run in self.comparison.runs]
             ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
             plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
-        fig.suptitle(f"{self.comparison.runs[0].env}: greedy return, mean of seeds", fontsize=10)
+        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
         return fig
 
     def _log(self, name: str) -> bool:
@@ -402,6 +509,10 @@ class Sweep:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _document(value: Any) -> Any:
+    return {"object": value.name} if isinstance(value, Mechanism) else value
 
 
 def _array(estimates: Sequence[Estimate]) -> np.ndarray:
@@ -435,41 +546,43 @@ def sweep(
         settings: of all combinations, as in `TrainConfig`.
 
     Raises:
-        ValueError: a setting is wrong, is given twice, or the folder holds a run with other ones.
+        ValueError: a setting is wrong or given twice, two combinations are the same or would share a folder, or the
+            folder holds a run with other settings. All of that is found before anything is trained.
     """
-    if not vary:
-        raise ValueError("vary: which settings? give at least one, such as learning_rate=1e-3,1e-4")
-    for name, values in vary.items():
-        if name == "env":
-            raise ValueError("vary: a sweep keeps to one env; returns on several cannot be compared")
-        if name in settings:
-            raise ValueError(f"vary: {name} is given as {shown(settings[name])} and varied, too; leave one out")
-        if not isinstance(values, Range) and not values:
-            raise ValueError(f"vary: no values of {name}; give some")
+    vary, out = _checked(vary), path("out", out)
     key_of(seed)  # a seed out of range is refused before anything is trained
-    if samples is not None and (isinstance(samples, bool) or samples < 2):
-        raise ValueError(f"samples: expected a whole number >= 2, got {samples!r}")
+    for name, value in settings.items():
+        if _setting(name, name) in vary:
+            raise ValueError(f"vary: {name} is given as {shown(value)} and varied, too; leave one out")
+    if not 0 < number("share", share) <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+    if samples is not None:
+        samples = whole("samples", samples, 2)
     chosen = combinations(vary) if samples is None else draw(vary, samples, seed)
+    names = _names(chosen)
     if len(chosen) < 2:
-        raise ValueError(f"vary: only one combination ({label(chosen[0], list(vary))}); give more values")
-    cells = []
-    for each in chosen:
-        name = label(each, list(vary))
+        raise ValueError(f"vary: only one combination ({names[0]}); give more values")
+    cells: list[Condition] = []
+    same: dict[str, str] = {}
+    for name, each in zip(names, chosen, strict=True):
         try:
             cells.append(Condition(name, TrainConfig(env, **settings, **each)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    out = Path(out)
+        other = same.setdefault(json.dumps(runs.settings_of(cells[-1].config), sort_keys=True), name)
+        if other != name:
+            raise ValueError(f"vary: {other} and {name} are the same run; leave one out")
     before = fitting.compiles()
-    train(cells, out, seed=seed, label=cells[0].config.adapter.name, progress=progress)
-    comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
-    found = Sweep(
-        out,
-        vary,
-        samples is not None,
-        {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
-        comparison,
-        fitting.compiles() - before,
-    )
-    found.write()
+    with files.owned(out):
+        train(cells, out, seed=seed, label=cells[0].config.adapter.name, progress=progress)
+        comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
+        found = Sweep(
+            out,
+            vary,
+            samples is not None,
+            {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
+            comparison,
+            fitting.compiles() - before,
+        )
+        found.write()
     return found

@@ -1,21 +1,32 @@
-"""What a person reads on a terminal: tables, and a progress bar. All by rich."""
+"""What a person reads on a terminal: tables of a run, and a progress bar."""
 
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
+from jaxmarket import divergence
 from jaxmarket.society import Society
+from jaxmarket.text import DataTable, Screen, plain
 from jaxmarket.training import FitResult
 from jaxmarket.types import Transition
 
-__all__ = ["bids_table", "progress", "return_note", "returns_table", "trace_table"]
+__all__ = ["Show", "bids_table", "number", "progress", "return_note", "returns_table", "trace_table"]
 
 
 class _Rate(ProgressColumn):
@@ -30,87 +41,148 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
 
 
-class _Show:
-    """Moves a progress bar, and speaks above it."""
+class _Words(ProgressColumn):
+    """Text that gives way where the bar is too wide: cut, not broken into lines."""
 
-    def __init__(self, bar: Progress, label: str) -> None:
-        self._bar, self._label = bar, label
-        self._task = bar.add_task(f"{label}: compiling", total=None, note="")
+    def __init__(self, words: Callable[[Task], str]) -> None:
+        super().__init__()
+        self.words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self.words(task), no_wrap=True, overflow="ellipsis")
+
+
+class _Remaining(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return Text.assemble("ETA ", super().render(task)) if task.total is not None else Text("")
+
+
+class Show:
+    """Moves a progress bar, names what is under way, and prints above it."""
+
+    def __init__(self, bar: Progress, screen: Screen, label: str) -> None:
+        self._bar, self._screen, self._label = bar, screen, plain(label)
+        self._task = bar.add_task(f"{self._label}: compiling", total=None, note="")
+        self._phase: TaskID | None = None  # the line below a bar that has begun
+        self._lock = threading.Lock()  # a sweep's runs share a bar, each on a thread of its own
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        self._bar.update(self._task, description=self._label, completed=done, total=total, note=note)
+        """So much is done, of so much."""
+        self.phase("")
+        self._bar.update(self._task, description=self._label, completed=done, total=total, note=plain(note))
+
+    def phase(self, name: str) -> None:
+        """Name what is under way that has no number, such as evaluating; an empty name ends it."""
+        with self._lock:
+            if self._phase is not None:
+                self._bar.remove_task(self._phase)
+                self._phase = None
+            if name and self._bar.tasks[0].total is None:
+                self._bar.update(self._task, description=f"{self._label}: {plain(name)}")
+            elif name:
+                self._phase = self._bar.add_task(plain(name), total=None, note="")
+
+    def end(self) -> None:
+        """Leave only what counted something."""
+        self.phase("")
+        if self._bar.tasks[0].total is None:
+            self._bar.remove_task(self._task)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
         if not self._bar.disable:
-            self._bar.console.print(line, highlight=False)
+            self._screen.message(line)
 
 
 @contextmanager
-def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[_Show]:
-    """A progress bar on standard error with rate and ETA; yields ``show(done, total, note)``, ``show.say(line)``."""
+def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[Show]:
+    """A progress bar on standard error with rate and ETA.
+
+    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` names what comes before or after it
+    and has no number (evaluating, saving), ``show.say(line)`` prints a line above it.
+    """
+    screen = Screen(sys.stderr)
     bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.percentage:>3.0f}%"),
+        SpinnerColumn("dots" if screen.encoding.startswith("utf") else "line"),
+        _Words(lambda task: task.description),
+        BarColumn(bar_width=20 if screen.width >= 80 else 8, table_column=Column(no_wrap=True)),
+        TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False, table_column=Column(no_wrap=True)),
         _Rate(unit),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=Console(stderr=True),
+        _Remaining(table_column=Column(no_wrap=True)),
+        _Words(lambda task: task.fields["note"]),
+        console=screen,
         disable=not shown,
+        # What is printed meanwhile appears above the bar; but what goes to a file or a program stays out of it.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
     with bar:
-        yield _Show(bar, label)
+        show = Show(bar, screen, label)
+        yield show
+        show.end()
 
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:
-    """The mean return of the episodes that ended, for a progress bar."""
-    returns = metrics["return_mean"]
-    ended = returns[~np.isnan(returns)]
-    return f"return {ended.mean():.3f}" if len(ended) else ""
+    """The mean return of the episodes that ended, for a progress bar, and how many seeds diverged."""
+    lost = metrics["diverged"] > 0
+    ended = divergence.finite(metrics["return_mean"][~lost])
+    notes = [f"return {ended.mean():.3f}"] if len(ended) else []
+    return " · ".join([*notes, f"{lost.sum()} of {len(lost)} seeds diverged"] if lost.any() else notes)
 
 
-def returns_table(result: FitResult) -> Table:
+def number(value: float, digits: int = 3) -> str:
+    """A number of so many digits after the point; a dash where it is not finite."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
+
+
+def returns_table(result: FitResult) -> DataTable:
     """Return over seeds with its spread."""
     s = result.summary
     who = "one agent" if s["auction"] is None else f"{s['auction']} auction"
     clones = "" if s["clones"] is None else f" · {s['clones']} clones"
-    table = Table(title=f"{s['env']} · {who} · {s['learner']}{clones}")
+    table = DataTable(title=f"{s['env']} · {who} · {s['learner']}{clones}")
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
         errors["every bid"] = s["bid_error_all"]
-    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors):
+    lost, cut = s["diverged"], (s["unfinished_share"], s["sampled_unfinished_share"])
+    extra = (["diverged"] if lost else []) + (["unfinished"] if any(share > 0 for share in cut) else [])
+    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
         table.add_column(column, justify="right")
     notes = ["return: greedy bids, mean over seeds; sampled: with sampled bids"]
+    if lost:
+        notes.append("diverged: seeds that are left out of all numbers")
+    if "unfinished" in extra:
+        notes.append("unfinished: episodes that the step limit of the evaluation cut, greedy / sampled bids")
     if s["bid_error"] is not None:
         notes.append("bid error: highest greedy bid from max Q*, worst visited state and seed, over max(1, max |Q*|)")
     if "every bid" in errors:
         notes.append("every bid: the same of each agent's bid from its own Q*")
     table.caption = "\n".join(notes)
-    numbers = (s["return_mean"], s["return_std"], min(s["return_seeds"]), max(s["return_seeds"]))
+    shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
     table.add_row(
         str(s["seeds"]),
-        *(f"{x:.3f}" for x in (*numbers, s["sampled_return_mean"])),
+        *(number(x) for x in (*divergence.spread(s["return_seeds"]), s["sampled_return_mean"])),
         *("–" if error is None else f"{error:.4f}" for error in errors.values()),
+        *(shown[column] for column in extra),
     )
     return table
 
 
-def bids_table(result: FitResult) -> Table | None:
+def bids_table(result: FitResult) -> DataTable | None:
     """Each primitive's greedy bid per state, mean over seeds, beside Q*; None where Q* is unknown."""
     if result.q is None or result.bids is None or result.visited is None:
         return None
     q = result.q
-    several = len(result.bids) > 1
+    bids = result.bids[np.isfinite(result.bids).all((1, 2))]  # of seeds that did not diverge
+    if not len(bids):
+        return None
+    several = len(bids) > 1
     spread = " (mean ± std over seeds)" if several else ""
-    table = Table(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
+    table = DataTable(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
     table.add_column("state")
     for p in range(q.shape[1]):
         table.add_column(f"bid {p}", justify="right", style="cyan")
         table.add_column(f"Q* {p}", justify="right")
-    mean, std = result.bids.mean(0), result.bids.std(0)
+    mean, std = bids.mean(0), bids.std(0)
     for s in range(q.shape[0]):
         cells = [f"{s} {'•' if result.visited[:, s].any() else ''}"]
         for p in range(q.shape[1]):
@@ -119,32 +191,27 @@ def bids_table(result: FitResult) -> Table | None:
     return table
 
 
-def trace_table(society: Society, rows: Transition) -> Table:
+def trace_table(society: Society, rows: Transition) -> DataTable:
     """An episode, auction by auction: who bid what, who won, who paid whom."""
     rows = jax.device_get(rows)
     primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = DataTable(
         title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
         caption="bids of #0, #1, … in order; #bidder→its action; gets: what the owner it pays receives",
     )
     for column in ("t", "state", "bids", "wins", "pays", "to", "gets", "reward", "end"):
         numeric = column in ("t", "pays", "gets", "reward")
-        table.add_column(
-            column,
-            justify="right" if numeric else "left",
-            no_wrap=column != "bids",
-            min_width=15 if column == "bids" else None,
-        )
+        table.add_column(column, justify="right" if numeric else "left", wrap=15 if column == "bids" else 0)
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
-        bids = " ".join(
-            f"[bold green]{bid:.3f}[/]" if a == winner else f"{bid:.3f}" if rows.outcome.eligible[t, a] else "·"
+        bids = Text(" ").join(
+            Text(f"{bid:.3f}", "bold green")
+            if a == winner
+            else Text(f"{bid:.3f}" if rows.outcome.eligible[t, a] else "·")
             for a, bid in enumerate(rows.outcome.bids[t])
         )
         table.add_row(
-            str(t),
+            t,
             _describe(np.asarray(rows.obs[t])),
             bids,
             "nobody" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",

@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.config import TrainConfig
+from jaxmarket.checking import given, numbers, prng_key
+from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, largest, mine, total
+from jaxmarket.divergence import diverged
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
 from jaxmarket.learners.protocol import spread
@@ -23,6 +26,7 @@ from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summ
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import Society, reset
+from jaxmarket.text import plain
 from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
@@ -34,6 +38,7 @@ __all__ = [
     "as_arrays",
     "chunk",
     "experience_of",
+    "in_short",
     "init",
     "oracle_of",
     "rules_at",
@@ -63,7 +68,7 @@ class Program:
         Raises:
             ValueError: it describes a monolithic agent.
         """
-        if config.agent != "society":
+        if check_config(config).agent != "society":
             raise ValueError(f"agent: {config.agent!r} is no society; train it with jaxmarket.fit, or baselines.chunk")
         q = config.adapter.optimal_q(config.gamma)
         return cls(
@@ -217,7 +222,11 @@ def chunk(
     summary, new_visits, wealth = total(
         (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, state.market.wealth.sum(0)), axis
     )
-    accounts = {"gini": gini(wealth), "conservation_residual": largest(residuals.max(), axis)}
+    accounts = {
+        "gini": gini(wealth),
+        "conservation_residual": largest(residuals.max(), axis),
+        "diverged": diverged(networks(state.learner), summary.totals.reward),
+    }
     return state.replace(visits=before + new_visits), summary.means(oracle) | accounts
 
 
@@ -240,7 +249,11 @@ def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None)
 
     Returns:
         The final state, and metrics with one entry per chunk.
+
+    Raises:
+        ValueError: an argument is of another kind, or ``hyper`` holds something other than one number per setting.
     """
+    key = prng_key("key", key)
     program, env_params = Program.of(config), config.adapter.default_params
     hyper = as_arrays(config.hyperparameters if hyper is None else hyper)
     oracle = oracle_of(config)
@@ -253,9 +266,17 @@ def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None)
 
 def as_arrays(hyper: Hyperparameters) -> Hyperparameters:
     """Settings as arrays of the working precision (masks stay masks), so that equal shapes are equal programs."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, None if jnp.issubdtype(jnp.result_type(x), jnp.bool_) else real()), hyper
-    )
+    if not isinstance(hyper, Hyperparameters):
+        raise ValueError(
+            f"hyper: expected Hyperparameters, got {given(hyper)}; use config.hyperparameters.replace(...)"
+        )
+    settings = {f.name: getattr(hyper, f.name) for f in dataclasses.fields(hyper)}
+    arrays = {
+        name: jnp.asarray(value) if name == "present" else numbers(f"hyper.{name}", value, ())
+        for name, value in settings.items()
+        if value is not None
+    }
+    return hyper.replace(**arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,8 +290,10 @@ class FitResult:
             `jaxmarket.metrics` defines them.
         config: the settings.
         q: f [S, P], Q*, where the environment knows it.
-        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known.
-        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known.
+        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known; NaN for seeds that
+            diverged.
+        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known; none for seeds that
+            diverged.
     """
 
     summary: dict[str, Any]
@@ -281,7 +304,18 @@ class FitResult:
     bids: np.ndarray | None = None
     visited: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"FitResult({in_short(self.summary)})"
+
     @property
     def networks(self) -> Networks:
         """The trained networks, leaves [seeds, ...]."""
         return networks(self.state.learner)
+
+
+def in_short(summary: Mapping[str, Any]) -> str:
+    """A run's summary on one line."""
+    stopped = ", interrupted" if summary.get("interrupted") else ""
+    reached = summary["return_mean"]
+    number = "none" if reached is None else f"{reached:.3f}"  # a file has no NaN
+    return f"{plain(str(summary['env']))}: {summary['seeds']} seeds, return {number}{stopped}"

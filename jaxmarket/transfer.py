@@ -121,9 +121,10 @@ def parts(nets: Networks, *, modules: bool) -> dict[str, np.ndarray]:
 def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by: float = 0.1) -> list[dict[str, Any]]:
     """How far every part moved: a row per part and seed, and per seed one for all ``policies`` and one for ``all``.
 
-    ``change`` is |after - before| / |before| (Euclidean), ``moved`` the share of the part's weights that moved by more
-    than ``moved_by`` times the root mean square of the part's weights before, ``weights`` how many it has. The output
-    layers of bid networks start at zero: where a part was zero before, both are infinite or 1 as soon as it moves.
+    ``distance`` is |after - before| (Euclidean), ``change`` is |after - before| / |before|, ``moved`` the share of the
+    part's weights that moved by more than ``moved_by`` times the root mean square of the part's weights before,
+    ``weights`` how many it has. The output layers of bid networks start at zero: where a part moved that was zero or
+    negligible before (a millionth of the distance), there is nothing to relate to, and ``change`` is NaN.
 
     Args:
         before, after: networks of the same shapes, see `parts`.
@@ -146,5 +147,16 @@ def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by
 
 def _row(seed: int, part: str, sums: np.ndarray) -> dict[str, Any]:
     change, size, moved, weights = sums
-    relative = np.sqrt(change / size) if size > 0 else (np.inf if change > 0 else 0.0)
-    return {"seed": seed, "part": part, "change": float(relative), "moved": moved / weights, "weights": int(weights)}
+    distance, before = np.sqrt([change, size])
+    relative = 0.0 if distance == 0 else distance / before if before > _NEGLIGIBLE * distance else np.nan
+    return {
+        "seed": seed,
+        "part": part,
+        "distance": float(distance),
+        "change": float(relative),
+        "moved": moved / weights,
+        "weights": int(weights),
+    }
+
+
+_NEGLIGIBLE = 1e-6

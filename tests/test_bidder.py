@@ -163,7 +163,7 @@ def test_equal_seats_are_equal():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"bidder": 4}, "bidder: expected one of the society's, 0 to 3, got 4"),
+        ({"bidder": 4}, "bidder: expected a whole number from 0 to 3, got 4"),
         ({"bidder": True}, "bidder"),
         ({"levels": ()}, "levels: expected different finite bids"),
         ({"levels": (0, 0)}, "levels"),

@@ -238,7 +238,7 @@ def test_static_arguments_values_by_function_and_other_kinds_of_errors():
         lambda: mask("field", [True], (2,)),
         lambda: mask("field", "a", (2,)),
         lambda: whole("field", True),
-        lambda: whole("field", 2.0),
+        lambda: whole("field", 2.5),
         lambda: whole("field", 0),
         lambda: whole("field", 2**31),
         lambda: number("field", float("nan")),

@@ -1,11 +1,15 @@
 """The command line as a person or a script meets it."""
 
+import dataclasses
+import io
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from jaxmarket import cli
 from jaxmarket.cli import main
 
 QUICK = ["--steps", "4096", "--instances", "8", "--horizon", "16", "--minibatch", "32"]
@@ -35,6 +39,17 @@ def test_evaluate_and_watch_a_saved_run(capsys, bandit_run):
     assert "0.800" in printed
 
 
+def test_whole_floats_are_counts(monkeypatch):
+    seen = []
+    monkeypatch.setattr("jaxmarket.cli.fit", lambda config, *_, **__: seen.append(config) or pytest.fail("enough"))
+    words = ["--steps", "1e6", "--clones", "3.0", "--no-share-clones", "--hidden", "8", "--hidden", "4e0"]
+    with pytest.raises(pytest.fail.Exception):
+        main(["train", "Chain-v0", *words, "--devices", "1"])
+    (config,) = seen
+    assert (config.steps, config.clones, config.share_clones, config.hidden) == (1_000_000, 3, False, (8, 4))
+    assert type(config.steps) is int
+
+
 def test_list_names_everything(capsys):
     main(["list"])
     printed = capsys.readouterr().out
@@ -51,6 +66,14 @@ def test_list_names_everything(capsys):
         (["train", "Chain-v0", "--auction", "dutch"], "bb, vickrey, ccv, env"),
         (["train", "Chain-v0", "--learner", "sarsa"], "ppo, valuation, reinforce"),
         (["train", "Chain-v0", "--clones", "0"], "clones"),
+        (["train", "Chain-v0", "--clones", "1.5"], "--clones"),
+        (["train", "Chain-v0", "--steps", "1e6.5"], "--steps"),
+        (["train", "Chain-v0", "--steps", "1e400"], "--steps"),
+        (["train", "Chain-v0", "--agent", "monolith", "--auction", "ccv"], "auction: a monolithic agent holds no auct"),
+        (["train", "Chain-v0", "--agent", "monolith", "--clones", "2"], "clones: a monolithic agent"),
+        (["train", "Chain-v0", "--agent", "monolith", "--share-clones"], "share_clones: a monolithic agent"),
+        (["train", "Chain-v0", "--agent", "monolith", "--ties", "random"], "ties: a monolithic agent"),
+        (["train", "Chain-v0", "--agent", "monolith", "--bids", "beta"], "bids: a monolithic agent"),
         (["train", "Chain-v0", "--seeds", "two"], "--seeds"),
         (["train", "Chain-v0", "--steps", "-5"], "steps"),
         (["train", "Chain-v0", "--gamma", "1.5"], "gamma"),
@@ -107,3 +130,85 @@ def test_public_names_exist_and_are_few():
     assert sorted(jaxmarket.__all__, key=str.lower) == sorted(set(jaxmarket.__all__), key=str.lower)
     for name in jaxmarket.__all__:
         assert getattr(jaxmarket, name).__doc__
+
+
+# --- whatever the terminal is, and whatever names are
+
+
+def ascii_output(monkeypatch):
+    """Standard output of a container, a scheduler, an old terminal; pytest replaces a fixture's."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    return out
+
+
+def written(out):
+    out.flush()
+    return out.buffer.getvalue().decode("ascii")
+
+
+def test_results_are_shown_in_any_encoding(monkeypatch, bandit_run, tmp_path):
+    out = ascii_output(monkeypatch)
+    hostile = tmp_path / "x [/y]\x1b[2J"
+    hostile.mkdir(parents=True)
+    monkeypatch.setattr(cli, "fit", lambda *_, **__: bandit_run[0])
+    main(["train", "Bandit-v0", "--out", str(hostile), "--json"])
+    *screen, line = written(out).splitlines()
+    assert json.loads(line)["env"] == "Bandit-v0"
+    assert any("written to" in row and r"x [/y]\x1b[2J: " in row for row in screen)
+    assert any("Bandit-v0 . ccv auction" in row for row in screen)
+
+
+def test_an_interrupted_run_in_a_folder_with_brackets(capsys, monkeypatch, bandit_run, tmp_path):
+    (tmp_path / "[/yellow]").mkdir(parents=True)
+    summary = bandit_run[0].summary | {"interrupted": True}
+    monkeypatch.setattr(cli, "fit", lambda *_, **__: dataclasses.replace(bandit_run[0], summary=summary))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "Bandit-v0", "--out", str(tmp_path / "[/yellow]")])
+    assert stopped.value.code == 130
+    assert f"--resume {tmp_path}/[/yellow]\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"], ["reproduce", "--list"]])
+def test_help_is_shown_in_any_encoding(arguments, monkeypatch):
+    out = ascii_output(monkeypatch)
+    main(arguments)
+    assert written(out)
+
+
+def test_an_episode_is_shown_in_any_encoding(monkeypatch, bandit_run):
+    out = ascii_output(monkeypatch)
+    main(["watch", str(bandit_run[1])])
+    assert "->" in written(out)
+
+
+def test_an_error_does_nothing_to_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "no\x1b[31mwhere\u202e"])
+    error = capsys.readouterr().err
+    assert r"no\x1b[31mwhere\u202e" in error
+    assert "\x1b" not in error
+
+
+def test_output_that_nobody_reads_ends_nothing():
+    command = f"{sys.executable} -m jaxmarket --help | true; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize(
+    ("program", "terminal", "level"),
+    [("/usr/bin/jaxmarket", True, "3"), ("/usr/bin/jaxmarket", False, "1"), ("train.py", True, "1")],
+)
+def test_xla_s_log_stays_out_of_the_command_line_s_bar(program, terminal, level):
+    code = f"import os, sys; sys.argv[0] = {program!r}; import jaxmarket; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    ours, theirs = os.openpty()
+    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    error = theirs if terminal else subprocess.DEVNULL
+    run = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=error, text=True, check=True, env=env
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert run.stdout.strip() == level

@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
+from folders import reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -86,7 +88,13 @@ def run_at(folder, returns, *, late=0.9, steps=10, env="Chain-v0", summary=None,
         "share_clones": True,
     }
     (folder / "config.json").write_text(json.dumps(base | settings))
-    said = {"env": env, "key": [0, 0], "return_seeds": list(returns), "steps_per_second": 5000.0, "interrupted": False}
+    said = {
+        "env": env,
+        "key": {"impl": "threefry2x32", "words": [0, 0]},
+        "return_seeds": list(returns),
+        "steps_per_second": 5000.0,
+        "interrupted": False,
+    }
     (folder / "summary.json").write_text(json.dumps(said | (summary or {})))
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -94,6 +102,7 @@ def run_at(folder, returns, *, late=0.9, steps=10, env="Chain-v0", summary=None,
         for chunk in range(1, steps + 1):
             for seed, final in enumerate(returns):
                 writer.writerow([chunk, 100 * chunk, seed, late * final * chunk / steps if chunk > 1 else "nan"])
+    reseal(folder)
     return folder
 
 
@@ -161,18 +170,53 @@ def test_folders_of_runs_and_what_a_shell_adds(tmp_path, folders):
 
 def test_equal_names_are_told_apart(tmp_path):
     runs = [run_at(tmp_path / part / "run", [1.0, 0.5]) for part in ("a", "b")]
-    assert [run.name for run in comparison.compare(runs).runs] == [str(path) for path in runs]
+    assert [run.name for run in comparison.compare(runs).runs] == ["a/run", "b/run"]
 
 
-def damaged(folder, name, text):
+def test_the_shortest_names_that_tell_runs_apart(tmp_path, monkeypatch):
+    paths = [run_at(tmp_path / name, [1.0]) for name in ("x/a/seed0", "x/b/seed0", "y/a/seed0")]
+    assert [run.name for run in comparison.compare(paths).runs] == ["x/a/seed0", "x/b/seed0", "y/a/seed0"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="named twice"):
+        comparison.find(["x/a/seed0", tmp_path / "x/a/seed0"])
+
+
+def test_runs_that_differ_in_much_fit_eighty_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    much = {"entropy": 0.01, "gamma": 0.5, "hidden": [64, 64, 64], "horizon": 128, "instances": 64, "batch": "[/b]"}
+    folders = [run_at(tmp_path / "good", [1.0, 0.8]), run_at(tmp_path / "bad[b]\x1b[2J", [0.4, 0.5], **much)]
+    main(["compare", *map(str, folders), "--json"])
+    printed = capsys.readouterr().out
+    *screen, document = printed.splitlines()
+    assert max(map(len, screen)) <= 80
+    assert any(re.match(r" good +2 +0\.900 ±1\.271 ", line) for line in screen)
+    listed = printed[printed.index("run: bad[b]\\x1b[2J\n") :]
+    assert "entropy: 0.01 · gamma: 0.5 · " in listed.split("against")[0]
+    assert json.loads(document)["differing"] == ["hidden", *(name for name in much if name != "hidden")]
+
+
+def test_reprs_are_short(folders):
+    found = comparison.compare(folders)
+    assert repr(found) == "Comparison(Chain-v0: 2 runs, bad against good)"
+    assert repr(found.runs[0]) == "Outcome(good: Chain-v0, 4 seeds, return 0.900 ±.184)"
+
+
+def damaged(folder, name, text, *, sealed=True):
     (folder / name).write_text(text)
+    if sealed:
+        reseal(folder)
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda a, _: (a / "summary.json").unlink(), "not finished.*--resume"),
-        (lambda a, _: (a / "config.json").unlink(), "no finished run here"),
+        (lambda a, _: (a / "config.json").unlink(), "no run here"),
+        (lambda a, _: (a / "metrics.csv").unlink(), "metrics.csv: cannot be read"),
+        (lambda a, _: damaged(a, "metrics.csv", (a / "metrics.csv").read_text() * 2, sealed=False), "changed since"),
+        (lambda a, _: damaged(a, "metrics.csv", "", sealed=False), "metrics.csv: changed since"),
+        (lambda a, _: damaged(a, "summary.json", "{}", sealed=False), "summary.json: changed since"),
+        (lambda a, _: damaged(a, "config.json", "{}", sealed=False), "config.json: changed since"),
         (lambda a, _: damaged(a, "summary.json", "{"), "not valid JSON"),
         (lambda a, _: damaged(a, "summary.json", "[]"), "JSON object"),
         (lambda a, _: damaged(a, "summary.json", "{}"), "not those of a finished run"),

@@ -149,7 +149,7 @@ def test_two_processes_over_loopback_one_is_killed_and_the_run_resumed(tmp_path)
         cwd=tmp_path, env=ENOUGH, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("run/checkpoints/*/sha256")) and first.poll() is None:
+    while not list(tmp_path.glob("run/checkpoints/*.safetensors")) and first.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(_child(1, first.pid), signal.SIGKILL)

@@ -618,7 +618,7 @@ def test_what_is_observed(fixed, dynamic, encoded):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resolution": 15}, "resolution: expected a whole number of pixels >= 16, got 15"),
+        ({"resolution": 15}, "resolution: expected a whole number >= 16, got 15"),
         ({"resolution": 32.0}, "resolution: .* got 32.0"),
         ({"resolution": True}, "resolution: .* got True"),
         ({"depth": "deep"}, "depth: unknown depth 'deep'; choose from fixed, dynamic"),

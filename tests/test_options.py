@@ -375,7 +375,7 @@ def test_policies_come_from_runs_of_either_kind(tmp_path):
             assert int(policy(obs)) in range(4)
             with pytest.raises(ValueError, match="key: "):
                 as_policy(source, greedy=False)(obs)
-            with pytest.raises(ValueError, match="seed: the run has seeds 0 to 1"):
+            with pytest.raises(ValueError, match="seed: expected a whole number from 0 to 1"):
                 as_policy(source, seed=2)
         jax.tree.map(np.testing.assert_array_equal, policy.params, as_policy(run, seed=1).params)
 

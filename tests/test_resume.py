@@ -78,7 +78,7 @@ def test_a_stopped_run_ends_with_the_files_of_one_that_never_was(stopped, whole)
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
     for name, values in whole[0].metrics.items():
         np.testing.assert_array_equal(result.metrics[name], values)
-    assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == ["7", "8"]
+    assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == ["7.safetensors", "8.safetensors"]
 
 
 def test_the_digest_is_of_the_whole_state(whole):
@@ -100,7 +100,7 @@ def test_a_finished_run_is_read_back_and_nothing_is_written(whole):
         np.testing.assert_array_equal(getattr(again, field), getattr(result, field))
 
 
-@pytest.mark.parametrize("lost", ["checkpoints", "summary.json", "metrics.csv", "networks"])
+@pytest.mark.parametrize("lost", ["checkpoints", "summary.json", "metrics.csv", "networks.safetensors"])
 def test_whatever_is_missing_is_made_again(stopped, whole, lost, capsys):
     """Without checkpoints it begins at the beginning; from the command line, without an environment."""
     target = stopped / lost
@@ -130,18 +130,18 @@ def test_what_cannot_be_resumed_is_named(stopped, tmp_path, capsys):
         fit(CONFIG, KEY, resume=True)
     with pytest.raises(ValueError, match=r"another run: gamma is 0\.99 there and 0\.5 here"):
         fit(dataclasses.replace(CONFIG, gamma=0.5), KEY, stopped, resume=True)
-    with pytest.raises(ValueError, match=r"another run: key is \[0, 0\] there"):
+    with pytest.raises(ValueError, match=r"another run: key is .*\[0, 0\].* there"):
         fit(CONFIG, jax.random.key(1), stopped, resume=True)
     with pytest.raises(ValueError, match="another run: frozen is"):
         fit(CONFIG, KEY, stopped, resume=True, freeze=["policy/*"])
-    with pytest.raises(ValueError, match="holds a finished run"):
+    with pytest.raises(ValueError, match=r"holds an interrupted run; go on with it \(jaxmarket train --resume"):
         fit(CONFIG, KEY, stopped)
     (stopped / "summary.json").unlink()
     with pytest.raises(ValueError, match="holds an unfinished run; go on with it"):
         fit(CONFIG, KEY, stopped)
     with pytest.raises(ValueError, match="cannot write to"):
         fit(CONFIG, KEY, tmp_path / "file" / "run")
-    with pytest.raises(ValueError, match="checkpoint_every: expected seconds >= 0"):
+    with pytest.raises(ValueError, match="checkpoint_every: expected a finite number >= 0"):
         fit(CONFIG, KEY, tmp_path / "run2", checkpoint_every=-1)
 
 
@@ -150,10 +150,10 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(stopped, tmp_pat
     fit(other, KEY, tmp_path / "other", progress=False, loggers=[stop_after(2)])
     shutil.rmtree(stopped / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", stopped / "checkpoints")
-    with pytest.raises(ValueError, match="2: a checkpoint of other settings"):
+    with pytest.raises(ValueError, match=r"2.safetensors: a checkpoint of another run: gamma is 0.5 there"):
         fit(CONFIG, KEY, stopped, resume=True, progress=False)
-    (tmp_path / "other" / "checkpoints" / "2" / "about" / "metadata").write_text("{}")
-    with pytest.raises(ValueError, match=r"2: the checkpoint is damaged, .*; remove it to begin again"):
+    (tmp_path / "other" / "checkpoints" / "2.safetensors").write_text("{}")
+    with pytest.raises(ValueError, match=r"2.safetensors: the checkpoint is damaged, .*; remove it to begin again"):
         fit(other, KEY, tmp_path / "other", resume=True, progress=False)
 
 

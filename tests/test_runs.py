@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import reseal
 
 import jaxmarket
 from jaxmarket import TrainConfig, fit, runs
@@ -19,7 +20,8 @@ def test_folder_holds_everything(bandit_run):
     result, out = bandit_run
     names = {p.name for p in out.iterdir()}
     figures = {"learning_curve.png", "bids.png"}
-    assert names == {"config.json", "metrics.csv", "summary.json", "networks", "checkpoints", "bids.csv"} | figures
+    files = {"config.json", "metrics.csv", "summary.json", "networks.safetensors", "bids.csv", "SHA256SUMS"}
+    assert names == files | {"checkpoints"} | figures
     for figure in figures:
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     with (out / "metrics.csv").open() as file:
@@ -111,19 +113,22 @@ def another_society(folder):
 
 
 def no_parameters(folder):
-    shutil.rmtree(folder / "networks")
+    (folder / "networks.safetensors").unlink()
 
 
 def list_for_object(folder):
     (folder / "summary.json").write_text("[]")
 
 
+@pytest.mark.parametrize("sealed", [True, False], ids=["written so", "changed"])
 @pytest.mark.parametrize("damage", [damage_config, unknown_setting, another_society, no_parameters, list_for_object])
-def test_damaged_folders_are_one_clear_error(damage, bandit_run, tmp_path):
+def test_damaged_folders_are_one_clear_error(damage, sealed, bandit_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(bandit_run[1], folder)
     runs.read(folder)
     damage(folder)
+    if sealed:
+        reseal(folder)
     with pytest.raises(ValueError, match=str(tmp_path)):
         runs.read(folder)
 

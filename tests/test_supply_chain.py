@@ -214,7 +214,7 @@ def test_dtypes_under_x64():
         ({"stages": 2.0}, "stages: expected a whole number"),
         ({"operations": 1}, "operations: expected a whole number >= 2"),
         ({"horizon": True}, "horizon: expected a whole number"),
-        ({"material": -0.1}, "material: expected a finite price"),
+        ({"material": -0.1}, "material: expected a finite number >= 0"),
         ({"lines": 16, "joint": True}, r"joint: 4 operations on 16 lines are 4\^16 actions"),
         ({"recipe": [[0, 1]]}, "recipe: expected 2 rows of 4 operations"),
         ({"recipe": [[0, 1, 2, 4], [0] * 4]}, "recipe: expected operations from 0 to 3, got 4"),

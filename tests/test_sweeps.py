@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmarket import TrainConfig, comparison, fit, fitting, runs, sweeps
+from jaxmarket import Mechanism, TrainConfig, comparison, fit, fitting, runs, sweeps
 from jaxmarket.cli import main
 from jaxmarket.sweeps import Range, combinations, parse
 
+HALF = Mechanism("half", price=lambda o: o.winning_bid / 2, resale=lambda o: o.winning_bid / 2)
 # Equal settings in all tests of this file share one compiled program.
 TINY = {"learner": "valuation", "seeds": 2, "steps": 1024, "instances": 4, "horizon": 8, "minibatch": 32}
 
@@ -35,6 +36,7 @@ TINY = {"learner": "valuation", "seeds": 2, "steps": 1024, "instances": 4, "hori
         ("learning_rate=1e-5:1e-2:log:8", ("learning_rate", Range(1e-5, 1e-2, log=True, points=8))),
         ("entropy=0:1:lin", ("entropy", Range(0, 1))),
         ("clones=1:4:lin:4", ("clones", Range(1, 4, points=4, whole=True))),
+        ("steps=1e6,2e6", ("steps", [1_000_000, 2_000_000])),
     ],
 )
 def test_variations_are_read(text, means):
@@ -57,8 +59,8 @@ def test_variations_are_read(text, means):
         ("learning_rate=1:2:cubic:3", "is no range"),
         ("learning_rate=2:1:log:3", "low < high"),
         ("learning_rate=0:1:log:3", "above 0"),
-        ("learning_rate=1:2:lin:1", "at least 2"),
-        ("learning_rate=1:nan:lin:3", "low < high"),
+        ("learning_rate=1:2:lin:1", "points: expected a whole number >= 2"),
+        ("learning_rate=1:nan:lin:3", "expected a finite number"),
     ],
 )
 def test_variations_that_are_none(text, says):
@@ -227,9 +229,36 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path, monkeypa
         ({"clones": [1, 2]}, {"clones": 3}, "clones is given as 3 and varied"),
         ({"clones": []}, {}, "no values of clones"),
         ({"clones": [2]}, {}, "only one combination"),
-        ({"clones": [1, 0]}, {}, "clones=0: clones: expected a whole number"),
+        ({"clones": [1, 0]}, {}, "vary: clones: expected a whole number >= 1, got 0"),
         ({"clones": [1, 2]}, {"samples": 1}, "samples: expected"),
         ({"learning_rate": Range(0.1, 1)}, {}, "how many points"),
+        ({"learning_rate": [1e-3, 1e-3, 1e-2]}, {}, "vary: learning_rate holds 0.001 twice"),
+        ({"clones": [1, np.int64(1)]}, {}, "vary: clones holds 1 twice"),
+        ({"hidden": [[8], (8,)]}, {}, "vary: hidden holds 8 twice"),
+        ({"bids": [None, "value"]}, {}, "vary: bids=none and bids=value are the same run"),
+        ({"hidden": [object(), ()]}, {}, "vary: hidden: expected a sequence of widths"),
+        ({"learning_rate": [np.nan, 1]}, {}, "vary: learning_rate: expected a finite number"),
+        ({"share_clones": ["no", True]}, {}, "vary: share_clones: expected True or False, got 'no'"),
+        ({"learner": "ppo"}, {}, "vary: learner: expected a list of values or a Range, got 'ppo'"),
+        ({"clones": 3}, {}, "vary: clones: expected a list of values or a Range, got 3"),
+        ({"clone": [1, 2]}, {}, "vary: no such setting 'clone'; did you mean 'clones'"),
+        ({0: [1, 2]}, {}, "vary: no such setting 0; choose from agent"),
+        ([("clones", [1, 2])], {}, "vary: which settings"),
+        ({"clones": [1, 2]}, {"clone": 3}, "clone: no such setting 'clone'; did you mean 'clones'"),
+        ({"clones": [1, 2]}, {"seed": -1}, "seed: expected a whole number"),
+        ({"clones": [1, 2]}, {"share": 0}, r"share: expected a number in \(0, 1\]"),
+        (
+            {"auction": [HALF, dataclasses.replace(HALF, resale=abs)]},
+            {},
+            "would be named auction=half",
+        ),
+        (
+            {"auction": ["ccv", dataclasses.replace(HALF, name="CCV")]},
+            {},
+            "would be named auction=CCV",
+        ),
+        ({"auction": ["ccv", dataclasses.replace(HALF, name="a/b")]}, {}, "cannot be the name of a folder"),
+        ({"auction": ["ccv", dataclasses.replace(HALF, name="h" * 300)]}, {}, "too long for the name of a folder"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(vary, more, says, tmp_path, monkeypatch):
@@ -237,6 +266,61 @@ def test_what_is_wrong_is_said_before_anything_is_trained(vary, more, says, tmp_
     with pytest.raises(ValueError, match=says):
         sweeps.sweep("Bandit-v0", vary, tmp_path, **TINY | more)
     assert not list(tmp_path.iterdir())
+
+
+def planned(vary, monkeypatch, tmp_path, **settings):
+    """The cells that a sweep would train."""
+    cells = []
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeps, "train", lambda wanted, *_, **__: cells.extend(wanted) or pytest.fail("enough"))
+        with pytest.raises(pytest.fail.Exception):
+            sweeps.sweep("Bandit-v0", vary, tmp_path, **TINY | settings)
+    return cells
+
+
+def test_values_that_six_digits_do_not_tell_apart_are_written_in_full(monkeypatch, tmp_path):
+    cells = planned({"learning_rate": [0.0012345678, 0.0012345679], "gamma": [0.5]}, monkeypatch, tmp_path)
+    names = ["learning_rate=0.0012345678,gamma=0.5", "learning_rate=0.0012345679,gamma=0.5"]
+    assert [cell.name for cell in cells] == names
+    cells = planned({"learning_rate": [0.1234567, 0.3]}, monkeypatch, tmp_path)
+    assert [cell.name for cell in cells] == ["learning_rate=0.123457", "learning_rate=0.3"]
+    cells = planned({"hidden": [None, (), (8,)]}, monkeypatch, tmp_path, learner="ppo")
+    assert [cell.name for cell in cells] == ["hidden=default", "hidden=none", "hidden=8"]
+    drawn = sweeps.draw({"learning_rate": [0.0012345678, 0.0012345679]}, 2)
+    assert {each["learning_rate"] for each in drawn} == {0.0012345678, 0.0012345679}
+
+
+@pytest.mark.parametrize("make", [np.array, jax.numpy.array, iter, tuple], ids=["numpy", "jax", "iterator", "tuple"])
+def test_arrays_and_iterators_are_lists_of_values(make, monkeypatch, tmp_path):
+    cells = planned({"clones": make([1, 3])}, monkeypatch, tmp_path)
+    assert [(cell.name, cell.config.clones) for cell in cells] == [("clones=1", 1), ("clones=3", 3)]
+    cells = planned({"gamma": make([0.25, 0.5]), "hidden": np.array([[4], [8]])}, monkeypatch, tmp_path)
+    assert [cell.name for cell in cells][:2] == ["gamma=0.25,hidden=4", "gamma=0.25,hidden=8"]
+    assert {type(cell.config.gamma) for cell in cells} == {float}
+
+
+def test_ranges_of_counts_are_whole_numbers(monkeypatch, tmp_path):
+    cells = planned({"clones": Range(np.int64(1), np.float32(4), points=np.int8(4))}, monkeypatch, tmp_path)
+    assert [cell.config.clones for cell in cells] == [1, 2, 3, 4]
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_anything_is_trained(monkeypatch, tmp_path):
+    monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^out: cannot write to"):
+        sweeps.sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "file" / "sweep", **TINY)
+
+
+@pytest.mark.slow
+def test_mechanisms_are_varied_by_name(tmp_path):
+    third = dataclasses.replace(HALF, name="third", price=lambda o: o.winning_bid / 3)
+    found = sweeps.sweep("Bandit-v0", {"auction": ["bb", HALF, third]}, tmp_path, progress=False, **TINY)
+    assert set(found.settings) == {"auction=bb", "auction=half", "auction=third"}
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert document["vary"]["auction"] == ["bb", {"object": "half"}, {"object": "third"}]
+    again = sweeps.sweep("Bandit-v0", {"auction": ["bb", HALF, third]}, tmp_path, progress=False, **TINY)
+    assert again.compiled == 0
+    assert len(found.figure().axes[0].get_yticklabels()) == 3
 
 
 def test_the_command_gives_each_combination_the_defaults_that_follow_from_it(monkeypatch, tmp_path, capsys):

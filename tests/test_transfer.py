@@ -153,11 +153,14 @@ def test_weight_changes_by_hand():
 
 
 def test_a_part_that_was_zero():
-    """Output layers start at zero: any movement is infinitely much."""
+    """Output layers start at zero: there is nothing to relate a movement to, nor where they were nearly zero."""
     before = {"policy": {"params": {"head": {"kernel": np.zeros((1, 2))}}}}
     moved = {"policy": {"params": {"head": {"kernel": np.array([[0, 1.0]])}}}}
-    row, *_ = transfer.weight_changes(before, moved, modules=False)
-    assert (row["change"], row["moved"]) == (np.inf, 0.5)
+    for negligible in (0, 1e-30):
+        was = jax.tree.map(lambda x, tiny=negligible: x + tiny, before)
+        row, *_ = transfer.weight_changes(was, moved, modules=False)
+        assert np.isnan(row["change"])
+        assert (row["distance"], row["moved"]) == (1, 1 if negligible else 0.5)
     row, *_ = transfer.weight_changes(before, before, modules=False)
     assert (row["change"], row["moved"]) == (0, 0)
 

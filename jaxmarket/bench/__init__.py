@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from jaxmarket.bench.timing import Report, pinned
+from jaxmarket.checking import whole
 
 __all__ = ["BENCHMARKS", "bench"]
 
@@ -36,8 +37,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     """
     if name not in BENCHMARKS:
         raise ValueError(f"name: unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-    if isinstance(cores, bool) or not isinstance(cores, int) or cores < 1:
-        raise ValueError(f"cores: expected a whole number >= 1, got {cores!r}")
+    cores = whole("cores", cores)
     folder = Path("bench" if out is None else out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 
+from jaxmarket.files import write_text
 from jaxmarket.plotting import save
+from jaxmarket.text import DataTable
 from jaxmarket.types import Array, PyTree
 
 __all__ = [
@@ -251,16 +251,15 @@ class Report:
         """Tables for a terminal."""
         shown: list[Any] = []
         for title, rows in self.tables.items():
-            table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            table = DataTable(title=title)
             for number, column in enumerate(rows[0] if rows else ()):
                 numeric = isinstance(rows[0][column], int | float)
-                table.add_column(column, justify="right" if numeric else "left", no_wrap=number == 0)
+                table.add_column(column, justify="right" if numeric else "left", wrap=12 if number else 0)
             for row in rows:
                 table.add_row(*(_cell(value) for value in row.values()))
             shown.append(table)
-        numbers = Table(show_header=False, box=SIMPLE_HEAD, title=self.name)
-        numbers.add_column()
-        numbers.add_column(justify="right")
+        numbers = DataTable("", title=self.name, show_header=False)
+        numbers.add_column("", justify="right")
         for key, value in self.headline.items():
             numbers.add_row(key, _cell(value))
         return Group(*shown, numbers, *self.notes)
@@ -279,7 +278,7 @@ class Report:
         """Keep everything in ``folder/NAME.json``, and the figure beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{self.name}.json"]
-        written[0].write_text(json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
+        write_text(written[0], json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")
         if self.figure is not None:
             written.append(folder / f"{self.name}.png")
             save(self.figure, written[1])

@@ -396,13 +396,7 @@ def adapt(env: Any) -> Adapter:
     """
     if isinstance(env, Adapter):
         return env
-    if isinstance(env, type):
-        raise ValueError(f"env: {env.__name__} is a class; give an instance of it, {env.__name__}(...)")
-    if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in type(env).__mro__):
-        raise ValueError(
-            f"env: {shown(env)} is a Gymnasium environment, which keeps its state in Python; give a gymnax-style one "
-            "with pure functions reset(key, params) and step(key, state, action, params)"
-        )
+    _refuse_strangers(env)
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {shown(env)} is not a gymnax-style environment; "
@@ -420,6 +414,20 @@ def adapt(env: Any) -> Adapter:
     # Now rather than inside jit, where a space's bounds would be tracers.
     _ = adapter.num_actions, adapter._codes
     return adapter
+
+
+def _refuse_strangers(env: Any) -> None:
+    """Refuse what is often taken for an environment, with what to do instead."""
+    if isinstance(env, type) or (callable(env) and not hasattr(env, "reset")):
+        name = getattr(env, "__name__", shown(env))
+        raise ValueError(f"env: expected an environment, got the class or function {name}; call it: {name}()")
+    if isinstance(env, tuple):
+        raise ValueError("env: expected an environment, got a tuple; of what make() returns, give the first value")
+    if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in type(env).__mro__):
+        raise ValueError(
+            f"env: {shown(env)} is a Gymnasium environment, which JAX cannot compile; give the id of one written in "
+            "JAX (`jaxmarket list`), or write it with reset(key, params) and step(key, state, action, params)"
+        )
 
 
 def owns(env: Any, name: str) -> bool:

@@ -7,7 +7,6 @@ the light fallback.
 import functools
 import hashlib
 import os
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -136,18 +135,16 @@ def reader(digits: Digits, resolution: int) -> Reader:
     upright, labels = images[digits.train :], digits.labels[digits.train :]
     recipe = hashlib.sha256(images.tobytes() + digits.labels.tobytes() + repr(_RECIPE).encode()).hexdigest()
     folder = Path(os.environ.get("JAXMARKET_CACHE", Path.home() / ".cache" / "jaxmarket"))
-    folder = folder / f"reader-{digits.source}-{resolution}-{recipe[:16]}"
+    path = folder / f"reader-{digits.source}-{resolution}-{recipe[:16]}.safetensors"
     like = jax.eval_shape(_Network().init, jax.random.key(0), jnp.zeros((resolution, resolution)))
     try:
-        params = checkpoint.restore(folder, like)
-    except (ValueError, OSError):  # not there, or damaged
+        params = checkpoint.restore(path, like)
+    except ValueError:  # not there, or damaged
         params = train_reader(images[: digits.train], digits.labels[: digits.train])
         try:
-            if folder.is_dir():  # damaged
-                shutil.rmtree(folder)
-            _keep(folder, params)
-        except OSError as error:
-            warnings.warn(f"{folder}: the digit classifier cannot be kept ({error}); set JAXMARKET_CACHE", stacklevel=2)
+            _keep(path, params)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{path}: the digit classifier cannot be kept ({error}); set JAXMARKET_CACHE", stacklevel=2)
     classify = Reader(params, float("nan"))
     return classify._replace(accuracy=float((read_digits(classify, upright) == labels).mean()))
 
@@ -200,14 +197,10 @@ def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
     return run(jax.random.key(_RECIPE["seed"]))
 
 
-def _keep(folder: Path, params: PyTree) -> None:
-    """Write the parameters where another process may be doing the same: whoever is first wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    checkpoint.save(own, params)
-    try:
-        own.rename(folder)
-    except OSError:
-        shutil.rmtree(own)
-        if not folder.is_dir():
-            raise
+def _keep(path: Path, params: PyTree) -> None:
+    """Write the parameters, where another process may be doing the same: the last one wins, with the same numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as own:
+        unfinished = Path(own) / path.name
+        checkpoint.save(unfinished, checkpoint.flatten(params))
+        unfinished.replace(path)

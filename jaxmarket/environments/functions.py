@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import number, shown
+from jaxmarket.checking import number, shown, whole
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
@@ -101,14 +101,12 @@ class Functions(environment.Environment[Any, Any]):
         self.reward = reward
         self.start: Callable[[PyTree], Any] = (lambda example: example) if start is None else start
         self._observe: Callable[[PyTree], PyTree] = (lambda value: value) if observe is None else observe
-        self.steps, self.stop, self.price, self.clock = steps, stop, number("price", price), clock
+        self.steps, self.stop, self.price, self.clock = whole("steps", steps), stop, number("price", price), clock
         self.dataset = jax.tree.map(np.asarray, dataset)
         if names is None:
             names = [_name(function, i) for i, function in enumerate(self.functions)]
         self.names = (*names, STOP) if stop else tuple(names)
         self._name = name
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps: expected a whole number of functions >= 1, got {steps!r}")
         if len(self.names) != self.num_actions:
             raise ValueError(f"names: expected {len(self.functions)}, one per function, got {len(names)}")
         self._check()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import whole
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.types import Array, PyTree, real
 
@@ -58,11 +59,7 @@ class Memory(environment.Environment[Any, Any]):
     def __init__(self, env: Any, bits: int = 1) -> None:
         super().__init__()
         self.adapter: Adapter = adapt(env)
-        if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
-            raise ValueError(
-                f"bits: expected a whole number >= 1, got {bits!r}; without bits, use the environment itself"
-            )
-        self.bits = bits
+        self.bits = whole("bits", bits)  # without bits, use the environment itself
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Memory) and (self.adapter, self.bits) == (other.adapter, other.bits)

@@ -7,13 +7,14 @@ trained on upright digits reads the digit, else 0. Undone in the wrong order the
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 
+from jaxmarket.checking import whole
 from jaxmarket.environments import digits
 from jaxmarket.environments.affine import resample, rotation, translation
 from jaxmarket.environments.functions import Functions
@@ -82,12 +83,11 @@ class MentalRotation(Functions):
         components: int | None = None,
         source: digits.Source | None = None,
     ) -> None:
-        if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < _SMALLEST:
-            raise ValueError(f"resolution: expected a whole number of pixels >= {_SMALLEST}, got {resolution!r}")
+        resolution = whole("resolution", resolution, _SMALLEST)
         if depth not in ("fixed", "dynamic"):
             raise ValueError(f"depth: unknown depth {depth!r}; choose from fixed, dynamic")
         if components is not None:
-            _check_components(components, resolution**2)
+            components = whole("components", components, 1, resolution**2)
         self.digits = digits.load(source)
         self.resolution, self.depth, self.components = resolution, depth, components
         self.images = np.round(255 * digits.on_canvas(self.digits.images, resolution)).astype(np.uint8)
@@ -183,8 +183,3 @@ class MentalRotation(Functions):
         # Largest first, and scaled to the same spread; a direction in which nothing varies stays small.
         scaled = directions / np.sqrt(np.maximum(variances, 1e-6 * variances[-1]))
         self._mean, self._directions = jnp.asarray(mean, real()), jnp.asarray(scaled[:, ::-1], real())
-
-
-def _check_components(count: Any, most: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
-        raise ValueError(f"components: expected a whole number from 1 to {most}, got {count!r}")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmarket.checking import whole
 from jaxmarket.types import Array, real
 
 __all__ = ["Multiplexer", "MultiplexerParams", "MultiplexerState"]
@@ -48,9 +49,7 @@ class Multiplexer(environment.Environment[Any, Any]):
 
     def __init__(self, address: int = 2) -> None:
         super().__init__()
-        if isinstance(address, bool) or not isinstance(address, int) or not 1 <= address <= _MOST:
-            raise ValueError(f"address: expected a whole number of bits from 1 to {_MOST}, got {address!r}")
-        self.address = address
+        self.address = whole("address", address, 1, _MOST)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Multiplexer) and self.address == other.address

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import number, shown
+from jaxmarket.checking import number, shown, whole
 from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import Array, PyTree, real
 
@@ -242,9 +242,8 @@ def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
         raise ValueError(f"{where}: expected an Option, got {option!r}; write Option(policy, done=..., length=...)")
     if not callable(option.policy):
         raise ValueError(f"{where}.policy: expected a callable (obs, key) -> action, got {option.policy!r}")
-    done = option.done
-    if done is not None and not (isinstance(done, int) and 0 <= done < actions):
-        raise ValueError(f"{where}.done: expected one of the {actions} actions, got {shown(done)}")
+    if option.done is not None:
+        whole(f"{where}.done", option.done, 0, actions - 1)
     if option.until is not None and not callable(option.until):
         raise ValueError(f"{where}.until: expected a function of the observation, got {option.until!r}")
     _check_count(f"{where}.length", option.length)
@@ -253,5 +252,5 @@ def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
 
 
 def _check_count(where: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{where}: expected a whole number of steps >= 1, got {value!r}")
+    if value is not None:
+        whole(where, value)

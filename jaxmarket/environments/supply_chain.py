@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import shown
+from jaxmarket.checking import number, shown, whole
 from jaxmarket.types import Array, real
 
 __all__ = ["SupplyChain", "SupplyChainParams", "SupplyChainState"]
@@ -80,23 +80,16 @@ class SupplyChain(environment.Environment[Any, Any]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for field, value, least in (
-            ("lines", lines, 1),
-            ("stages", stages, 1),
-            ("operations", operations, 2),
-            ("horizon", horizon, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{field}: expected a whole number >= {least}, got {value!r}")
-        if isinstance(material, bool) or not isinstance(material, int | float) or not 0 <= material < float("inf"):
-            raise ValueError(f"material: expected a finite price >= 0, got {material!r}")
+        lines, stages, horizon = whole("lines", lines), whole("stages", stages), whole("horizon", horizon)
+        operations = whole("operations", operations, 2)
+        material = number("material", material, 0)
         if joint and operations**lines > _MOST_ACTIONS:
             raise ValueError(
                 f"joint: {operations} operations on {lines} lines are {operations}^{lines} actions, more than an int32 "
                 "can count; use fewer lines, or the serial view"
             )
         self.lines, self.stages, self.operations = lines, stages, operations
-        self.joint, self.horizon, self.material = bool(joint), horizon, float(material)
+        self.joint, self.horizon, self.material = bool(joint), horizon, material
         table = _draw(lines, stages, operations, seed) if recipe is None else recipe
         try:
             rows = tuple(tuple(int(o) for o in row) for row in table)

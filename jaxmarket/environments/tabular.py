@@ -1,7 +1,6 @@
 """Finite decision processes: any of a user's own, and the paper's three numerical tasks."""
 
 import functools
-from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import whole
+from jaxmarket.checking import number, whole
 from jaxmarket.types import Array, real
 
 __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "garnet"]
@@ -78,13 +77,12 @@ class FiniteMDP(environment.Environment[Any, Any]):
             raise ValueError(f"terminal: expected a boolean mask of shape {(states,)}, got {ends.dtype} {ends.shape}")
         _distribution("P", transitions)
         _distribution("start", first)
-        if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 <= gamma < 1:
+        gamma = number("gamma", gamma)
+        if not 0 <= gamma < 1:
             raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma!r}")
-        if isinstance(horizon, bool) or not isinstance(horizon, Integral) or horizon < 1:
-            raise ValueError(f"horizon: expected a whole number of steps >= 1, got {horizon!r}")
-        self.gamma = float(gamma)
+        self.gamma = gamma
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
-        self.horizon = int(horizon)
+        self.horizon = whole("horizon", horizon)
         self._name = name
         self._solutions: dict[float, np.ndarray] = {}  # Q* by discount: many ask, a large process takes a while
         self._identity = (

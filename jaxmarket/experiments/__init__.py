@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmarket import files, tables
+from jaxmarket.checking import whole
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -205,8 +207,7 @@ def reproduce(
     else:
         suffix += f"-{seeds}-seeds"
     key_of(seed)  # a seed out of range is refused before anything runs
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
-        raise ValueError(f"seeds: a spread needs at least 2, got {seeds!r}")
+    seeds = whole("seeds", seeds, 2)  # a spread needs at least two
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():
         if field not in experiment.settings:
@@ -218,14 +219,16 @@ def reproduce(
     options = Options(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = json.loads(stamp.read_text()) if stamp.exists() else wanted
-        if held != wanted:
-            differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
-            raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
-        stamp.write_text(json.dumps(wanted) + "\n")
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
-    report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
-    return report.write(folder)
+    with files.owned(folder):
+        try:
+            held = json.loads(files.read_bytes(stamp)) if stamp.exists() else wanted
+            if held != wanted:
+                differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
+                raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
+            files.write_text(stamp, json.dumps(wanted) + "\n")
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
+        report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+        with tables.progress(name, shown=progress) as show:
+            show.phase("drawing and saving")
+            return report.write(folder)

@@ -228,10 +228,11 @@ def _one_auction(findings: list[Finding]) -> Sheet:
 
 def _worst(findings: list[Finding]) -> tuple[float, str]:
     """The most that is gained, by best reply or learners, and both in words."""
-    best = max(finding.best_gain for finding in findings)
+    best = float(np.max([finding.best_gain for finding in findings]))
     trained = [mean(finding.gains) for finding in findings]
-    top = max(trained, key=lambda estimate: estimate.value)
-    return max(best, top.value), f"best reply gains at most {best:.2g}, trained bidders at most {top.brief}"
+    top = trained[int(np.argmax([estimate.value for estimate in trained]))]
+    most = float(np.maximum(best, top.value))
+    return most, f"best reply gains at most {best:.2g}, trained bidders at most {top.brief}"
 
 
 def _verdicts(findings: list[Finding]) -> list[Verdict]:

@@ -468,7 +468,7 @@ def run(options: Options) -> Report:
         "quick": options.quick,
         "terms": {task: terms_of(grown[f"{task}: market"].plan.terms) for task in ("multiplexer", "woods1")},
         "optimal_rules": present,
-        "conservation_residual": max(residual(_finite(each)) for each in grown.values()),
+        "conservation_residual": float(np.max([residual(_finite(each)) for each in grown.values()])),
     }
     figures = {
         "learning": _curves(grown),

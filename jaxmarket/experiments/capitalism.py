@@ -339,9 +339,9 @@ def _step(
     subsidy = jnp.where(sold, first.resale - first.price, 0) + resale - price
     books = Books(
         reward=reward, subsidy=subsidy, income=zero, allowance=zero, house=first.resale, rent=zero,
-        levy=(accounts - wealth).sum(), tax=zero, estate=zero, sales=first.price + price, consumption=zero,
-        auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1, terminated=zero + 1,
-        returns=reward, lengths=zero + 1,
+        levy=(accounts - wealth).sum(), tax=zero, estate=zero, nonfinite=zero, sales=first.price + price,
+        consumption=zero, auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1,
+        terminated=zero + 1, returns=reward, lengths=zero + 1,
     )  # fmt: skip
     population = p.replace(agents=agents, wealth=wealth, won=jnp.where(wins > 0, time + 1, p.won))
     return population, books, wins
@@ -396,7 +396,7 @@ def live(
         p = population
         owned = jnp.where(p.alive, p.wealth, jnp.nan)
         return (p, time), Round(
-            books=books.replace(allowance=flows.allowance, estate=flows.estate),
+            books=books.replace(allowance=flows.allowance, estate=flows.estate, nonfinite=flows.nonfinite),
             money=p.wealth.sum(),
             living=p.alive.sum(dtype=jnp.int32),
             births=births,
@@ -685,7 +685,7 @@ def _verdicts(findings: dict[str, Finding]) -> list[Verdict]:
             f"and worse on {int((one < other).sum())} of {len(one)} seeds"
         )
 
-    unexplained = max(f.residual.max() for f in findings.values() if f.rounds is not None)
+    unexplained = np.max([f.residual.max() for f in findings.values() if f.rounds is not None])
     return [
         Verdict.of(
             "capitalism alone learns: better than where consumers pay for anything, on every seed",
@@ -780,6 +780,6 @@ def run(options: Options) -> Report:
         "examples": examples,
         "batch": BATCH,
         "published": "the proposal only, no numbers (Sudhir and Tran-Thanh 2025)",
-        "conservation_residual": float(max(f.residual.max() for f in findings.values() if f.rounds is not None)),
+        "conservation_residual": float(np.max([f.residual.max() for f in findings.values() if f.rounds is not None])),
     }
     return Report(settings, [table, structures, curves], _verdicts(findings), _figures(findings))

@@ -1,6 +1,5 @@
 """What the reproductions of older economies share: growing a deep market over many seeds, and showing how it lived."""
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -16,8 +15,10 @@ from jaxmarket import deep_market, plotting, tables
 from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
 from jaxmarket.checkpoint import Checkpoints, flatten, unflatten
 from jaxmarket.deep_market import DeepMarket, Economy, Round
+from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import key_of
 from jaxmarket.population import Lineage, Population, Terms
+from jaxmarket.runs import versions
 from jaxmarket.types import Array, PyTree
 
 if TYPE_CHECKING:
@@ -176,21 +177,19 @@ def grow(
             keys = jax.random.split(key_open, seeds)
             economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
             life = _Life(economies, np.asarray(opened, np.float64), key, [], [])
-            with contextlib.ExitStack() as stack:
-                name = re.sub(r"[^\w.-]+", "-", plan.name)
-                kept = None if folder is None else stack.enter_context(Checkpoints(folder / name))
-                if kept is not None:
-                    life = _resume(kept, plan, life, seeds=seeds, seed=seed)
-                done += len(life.rounds) * _steps(plan)
-                while len(life.rounds) < plan.chunks:
+            name = re.sub(r"[^\w.-]+", "-", plan.name)
+            kept = None if folder is None else Checkpoints(folder / name)
+            if kept is not None:
+                life = _resume(kept, plan, life, seeds=seeds, seed=seed)
+            done += len(life.rounds) * _steps(plan)
+            while len(life.rounds) < plan.chunks:
+                with Deferred():
                     life = _live(plan, evaluate, life, seeds)
                     if kept is not None:
                         kept.save(len(life.rounds), life.arrays(), _note(plan, seeds, seed))
-                    done += _steps(plan)
-                    note = ", ".join(
-                        f"{name} {values.mean():.3f}" for name, values in list(life.measured[-1].items())[:3]
-                    )
-                    show(done, total, f"{plan.name}: {note}")
+                done += _steps(plan)
+                note = ", ".join(f"{name} {values.mean():.3f}" for name, values in list(life.measured[-1].items())[:3])
+                show(done, total, f"{plan.name}: {note}")
             grown[plan.name] = Grown(
                 plan=plan,
                 opened=life.opened,
@@ -245,8 +244,8 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
         return life
     step, saved = last
     if saved.note != _note(plan, seeds, seed):
-        raise ValueError(f"{kept.folder}: holds a market on other terms; choose another folder")
-    whose = f"{kept.folder / str(step)}: the arrays"
+        raise ValueError(f"{kept.folder}: holds a market on other terms, or of other versions; choose another folder")
+    whose = f"{kept.path(step)}: the arrays"
     # The structure of what a chunk gives, without running one.
     _, one = jax.eval_shape(
         lambda keys, *args: _chunk(
@@ -268,7 +267,14 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
 def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
     """What tells one plan's checkpoints from another's of that name."""
     numbers = {name: getattr(plan, name) for name in ("rounds", "period", "cradles", "living", "wealth", "chunks")}
-    return {**numbers, "settling": plan.settling, "terms": terms_of(plan.terms), "seeds": seeds, "seed": seed}
+    return {
+        **numbers,
+        "settling": plan.settling,
+        "terms": terms_of(plan.terms),
+        "seeds": seeds,
+        "seed": seed,
+        "versions": versions(),
+    }
 
 
 def _steps(plan: Plan) -> int:

@@ -448,7 +448,7 @@ def run(options: Options) -> Report:
         "terms": terms_of(hayek.plan.terms),
         "sensors": list(SENSORS),
         "published": _PUBLISHED,
-        "conservation_residual": max(residual(each) for each in grown.values()),
+        "conservation_residual": float(np.max([residual(each) for each in grown.values()])),
     }
     return Report(
         settings,

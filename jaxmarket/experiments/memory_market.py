@@ -383,6 +383,6 @@ def run(options: Options) -> Report:
         "quick": options.quick,
         "published": PUBLISHED,
         "terms": {world: terms_of(grown[f"{world}: memory"].plan.terms) for world in WORLDS},
-        "conservation_residual": max(residual(each) for each in grown.values()),
+        "conservation_residual": float(np.max([residual(each) for each in grown.values()])),
     }
     return Report(settings=settings, sheets=sheets, verdicts=_verdicts(grown), figures=figures)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmarket import plotting, tables
+from jaxmarket import divergence, plotting, tables
 from jaxmarket.config import TrainConfig
 from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
@@ -376,7 +376,7 @@ def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]
         ]
         found = sweep.train(wanted, apart, f"mental-rotation, tuning: {arm}")
         returns = [np.array(found[condition.name].summary["return_seeds"]) for condition in wanted]
-        best = max(range(len(wanted)), key=lambda i: returns[i].mean())
+        best = divergence.best([each.mean() for each in returns])
         rows += [
             {
                 "arm": arm,

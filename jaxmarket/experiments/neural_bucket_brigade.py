@@ -285,7 +285,7 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
     def held(task: str, setting: str) -> np.ndarray:
         return np.isfinite(by_name[task, setting].held)
 
-    budget = f"{findings[0].solved.shape[1]:,}"
+    budget, unexplained = f"{findings[0].solved.shape[1]:,}", np.max([f.residual.max() for f in findings])
     published, control = by_name["XOR", "published"], by_name["XOR", "no reward"]
     first, lasting, light_held = published.found, published.held, by_name["light", "published"].held
     verdicts = [
@@ -325,8 +325,8 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
         ),
         Verdict.of(
             "every change of the money supply has a name",
-            max(f.residual.max() for f in findings) < 1e-5, max(f.residual.max() for f in findings),
-            f"{max(f.residual.max() for f in findings):.1e} of the weight that moved is unexplained, at most",
+            bool(unexplained < 1e-5), unexplained,
+            f"{unexplained:.1e} of the weight that moved is unexplained, at most",
         ),
     ]  # fmt: skip
 
@@ -419,6 +419,6 @@ def run(options: Options) -> Report:
         "payment": Rates().payment,
         "reward": Rates().reward,
         "hold": HOLD,
-        "conservation_residual": float(max(finding.residual.max() for finding in findings)),
+        "conservation_residual": float(np.max([finding.residual.max() for finding in findings])),
     }
     return Report(settings=settings, sheets=[table, runs], verdicts=_verdicts(findings), figures=_figures(findings))

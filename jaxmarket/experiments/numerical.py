@@ -238,10 +238,10 @@ def _optimal(cells: dict[tuple[str, str], Finding]) -> Verdict:
 
 def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
     minted = {
-        auction: max(float(np.abs(cells[auction, society].late("subsidy")).max()) for society in ("cloned", "solitary"))
+        auction: float(np.max([np.abs(cells[auction, s].late("subsidy")).max() for s in ("cloned", "solitary")]))
         for auction in ("bb", "ccv", "vickrey")
     }
-    residual = max(float(finding.run.metrics["conservation_residual"].max()) for finding in cells.values())
+    residual = float(np.max([finding.run.metrics["conservation_residual"].max() for finding in cells.values()]))
     return Verdict.of(
         "bb and ccv conserve credit, vickrey mints it",
         max(minted["bb"], minted["ccv"]) == 0 < minted["vickrey"] and residual < _CONSERVED,

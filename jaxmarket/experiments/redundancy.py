@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import evaluation, fitting, plotting, tables, training
+from jaxmarket import evaluation, files, fitting, plotting, tables, training
 from jaxmarket.config import TrainConfig
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
@@ -183,7 +183,7 @@ def run(options: Options) -> Report:
                 done += arm.chunks
             else:
                 measured = json.dumps(_measure(arm, options, show))
-                path.write_text(measured + "\n")
+                files.write_text(path, measured + "\n")
             for case, returns in json.loads(path.read_text()).items():
                 rows.append(_row(arm, case, returns))
 

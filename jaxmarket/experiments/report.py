@@ -1,20 +1,20 @@
 """What a reproduction has to show: tables, figures, and a verdict per claim."""
 
-import csv
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
-from jaxmarket import plotting
+from jaxmarket import files, plotting
 from jaxmarket.estimates import Estimate, Sheet, interquartile_mean
 from jaxmarket.runs import to_json
+from jaxmarket.text import DataTable, Screen, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,25 +99,23 @@ class Report:
         written = []
         for sheet in self.sheets:
             path = folder / f"{sheet.name}.csv"
-            with path.open("w", newline="") as file:
-                rows = sheet.flat()
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            rows = sheet.flat()
+            files.write_rows(path, list(rows[0]), [list(row.values()) for row in rows])
             written.append(path.name)
         for name, fig in self.figures.items():
             path = folder / f"{name}.png"
             plotting.save(fig, path)
             written.append(path.name)
         document, text = folder / "report.json", folder / "report.txt"
-        document.write_text(json.dumps(json.loads(self.to_json()), indent=2) + "\n")
-        with text.open("w") as file:
-            Console(file=file, width=160).print(self.view())
+        files.write_text(document, json.dumps(json.loads(self.to_json()), indent=2) + "\n")
+        printed = io.StringIO()
+        Screen(printed, width=160).print(self.view())
+        files.write_text(text, printed.getvalue())
         return dataclasses.replace(self, folder=folder, written=(*written, document.name, text.name))
 
     def view(self) -> Group:
         """For a terminal: tables, then verdicts."""
-        head = [Text(f"{self.name}: {self.source}", style="bold")]
+        head = [cell(f"{self.name}: {self.source}", "bold")]
         if self.settings.get("quick"):
             head.append(
                 Text("quick: a smaller budget and fewer seeds; shows that it works, and is no evidence", style="yellow")
@@ -126,8 +124,9 @@ class Report:
             counts = "{conditions} conditions, {programs} training programs, {compiled_now} compiled now"
             head.append(Text(counts.format(**self.settings)))
         title = "verdicts (quick: no evidence)" if self.settings.get("quick") else "verdicts"
-        verdicts = Table(title=title, box=None, show_header=False)
+        verdicts = DataTable("", title=title, box=None, show_header=False)
+        verdicts.add_column("", wrap=24)
+        verdicts.add_column("", wrap=24)
         for verdict in self.verdicts:
-            standing = Text(verdict.standing, style=_STYLES[verdict.standing])
-            verdicts.add_row(standing, Text(verdict.claim), Text(verdict.evidence))
+            verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, verdict.evidence)
         return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)

@@ -265,7 +265,7 @@ def run(options: Options) -> Report:
             row: dict[str, Any] = {"process": name, "society": society, "bids up to": high}
             for auction, mechanism in MECHANISMS.items():
                 seats = [Seat(mdp, mechanism, clones, p, horizon) for p in range(mdp.num_actions)]
-                row[auction] = max(0.0, *(seat.best_gain(low, high) for seat in seats))
+                row[auction] = float(np.max([0.0, *(seat.best_gain(low, high) for seat in seats)]))
             rows.append(row)
     gains = {auction: np.array([row[auction] for row in rows if row["society"] == "cloned"]) for auction in MECHANISMS}
     conserved = float(max(gains["ccv"].max(), gains["bb"].max()))

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxmarket import plotting, rendering
 from jaxmarket.config import TrainConfig
+from jaxmarket.divergence import spread
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
@@ -221,9 +222,9 @@ def _waste(run: SavedRun, key: Array) -> dict[str, float]:
 def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm], nested: SavedRun | None) -> Iterator[Verdict]:
     for what, task in OPTIONS.items():
         rate = trained[task].summary["termination_rate_seeds"]
-        best = max(rate)
+        best = spread(rate).highest
         evidence = (
-            f"its best seed succeeds in {best:.1%} of episodes; all {len(rate)} seeds {min(rate):.1%} to {best:.1%}"
+            f"its best seed succeeds in {best:.1%} of episodes; all {len(rate)} seeds {np.min(rate):.1%} to {best:.1%}"
         )
         yield Verdict.of(f"the option to {what} solves its task", best >= _SOLVED, best, evidence)
     solvers = {

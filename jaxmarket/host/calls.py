@@ -1,6 +1,7 @@
 """Calls of agents that may crash, stall or answer nonsense: each in a daemon thread, under a time-out."""
 
 import asyncio
+import concurrent.futures.thread
 import dataclasses
 import inspect
 import threading
@@ -9,12 +10,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
-__all__ = ["Calls", "Reply"]
+from jaxmarket.text import plain
+
+__all__ = ["Calls", "Reply", "describe"]
+
+
+_LONGEST = 300  # characters of a reason
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What became of a call: its value, why there is none (empty if there is), and the seconds it took."""
+    """The result of a call: its value, the reason if there is none (else empty), and the seconds it took."""
 
     value: Any
     reason: str
@@ -24,8 +30,9 @@ class Reply:
 class Calls:
     """Asks agents, one call at a time for each.
 
-    A thread cannot be killed. One that stalls is left to itself: it keeps neither the others nor the exit of the
-    process waiting, and its agent is not called again until it is over. Its answer is not wanted any more then.
+    A thread cannot be killed. One that stalls goes on in the background: it keeps neither the others nor the exit of
+    the process waiting, nor do the workers of thread pools that it started. Its agent is not called again until the
+    call has ended, and the late answer is dropped.
     """
 
     def __init__(self) -> None:
@@ -50,6 +57,7 @@ class Calls:
             A reply for each call, in their order.
         """
         start = time.perf_counter()
+        seconds = min(seconds, threading.TIMEOUT_MAX)
         replies: dict[str, Reply] = {}
         asked: dict[str, Future[Reply]] = {}
         for agent, call in calls.items():
@@ -59,14 +67,13 @@ class Calls:
                 continue
             asked[agent] = future = Future()
             self._running[agent] = (what, future)
-            # The pools of concurrent.futures join their threads at exit: a stalled agent would hold the process.
             thread = threading.Thread(
                 target=_answer, args=(future, call, read, seconds), name=f"{agent}: {what}", daemon=True
             )
             try:
                 thread.start()
             except RuntimeError as error:  # the system has no thread left
-                future.set_result(Reply(None, _describe(error), 0.0))
+                future.set_result(Reply(None, describe(error), 0.0))
         done, _ = wait(asked.values(), max(0.0, start + seconds - time.perf_counter()))
         for agent, future in asked.items():
             late = Reply(None, "late", time.perf_counter() - start)
@@ -78,15 +85,16 @@ def _answer(
     future: "Future[Reply]", call: Callable[[], Any], read: Callable[[Any], tuple[Any, str]], seconds: float
 ) -> None:
     start = time.perf_counter()
+    value, reason = None, ""
     try:
         answer = call()
         if inspect.isawaitable(answer):
             answer = asyncio.run(_within(answer, seconds))
         value, reason = read(answer)
     except _LateError:
-        value, reason = None, "late"
-    except BaseException as error:  # SystemExit too: whatever an agent raises is its own failure
-        value, reason = None, _describe(error)
+        reason = "late"
+    except BaseException as error:  # SystemExit too: it is the failure of this agent only
+        reason = describe(error)
     future.set_result(Reply(value, reason, time.perf_counter() - start))
 
 
@@ -105,9 +113,27 @@ async def _within(answer: Awaitable[Any], seconds: float) -> Any:
         raise
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """An agent's exception for a log: its type and message on one line, at most 300 characters."""
     try:
-        text = " ".join(str(error).split())
-    except BaseException:  # a hostile __str__
-        text = ""
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+        kind = str.__str__(type(error).__name__)
+        # Methods of str, as __str__ may return a subclass; and no more of a long text than can be shown.
+        text = " ".join(str.__getitem__(str(error), slice(10 * _LONGEST)).split())
+    except BaseException:  # raised by a hostile __str__, or by the metaclass
+        return "an exception that cannot be shown"
+    return plain(f"{kind}: {text}" if text else kind)[:_LONGEST]
+
+
+def _let_go() -> None:
+    """At exit concurrent.futures joins the threads of all pools. Those that agents started may never end.
+
+    They are told apart by being daemons, as every thread started by a daemon is; those of the user's pools are not.
+    """
+    workers = concurrent.futures.thread._threads_queues  # private: there is no public way to give up a thread
+    for thread in list(workers):
+        if thread.daemon:
+            workers.pop(thread, None)
+
+
+# These run before the function of concurrent.futures, which was registered at its import.
+threading._register_atexit(_let_go)  # type: ignore[attr-defined]

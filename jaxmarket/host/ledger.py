@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-__all__ = ["HOUSE", "MINT", "WORLD", "Entry", "Ledger"]
+from jaxmarket.checking import number
+
+__all__ = ["HOUSE", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 
 HOUSE = "house"
 """Owns what nobody has bought; receives rent."""
@@ -40,7 +43,8 @@ class Entry:
 class Ledger:
     """A growing list of entries. Each names both sides, so money cannot appear or vanish without a name.
 
-    Balances are sums without rounding: ``balance`` is bit for bit what `math.fsum` makes of the account's entries.
+    Balances are sums without rounding: ``balance`` is bit for bit what `math.fsum` makes of the account's entries, and
+    infinite where their sum is larger than the largest float.
 
     >>> ledger = Ledger()
     >>> for _ in range(10):
@@ -59,9 +63,7 @@ class Ledger:
         Raises:
             ValueError: its amount is not finite.
         """
-        if not math.isfinite(entry.amount):
-            raise ValueError(f"amount: expected a finite number, got {entry.amount!r} as {entry.kind}")
-        amount = Fraction(entry.amount)
+        amount = Fraction(number("amount", entry.amount))
         self._entries.append(entry)
         self._exact[entry.payer] -= amount
         self._exact[entry.payee] += amount
@@ -78,17 +80,37 @@ class Ledger:
         return [e.amount if e.payee == account else -e.amount for e in mine]
 
     def balance(self, account: str) -> float:
-        """What the account owns: ``math.fsum(ledger.of(account))``."""
-        return float(self._exact.get(account, Fraction()))
+        """What the account owns: the exact sum of ``ledger.of(account)``, rounded once."""
+        return _rounded(self._exact.get(account, Fraction()))
 
     def purse(self, account: str) -> float:
         """The most it can pay: its balance, rounded down, or nothing for one in debt."""
         exact = self._exact.get(account, Fraction())
         if exact <= 0:
             return 0.0
-        rounded = float(exact)
+        rounded = min(_rounded(exact), sys.float_info.max)
         return rounded if Fraction(rounded) <= exact else math.nextafter(rounded, 0.0)
 
     def total(self, kind: str) -> float:
         """The sum of all entries of a kind."""
-        return math.fsum(e.amount for e in self._entries if e.kind == kind)
+        return exact_sum(e.amount for e in self._entries if e.kind == kind)
+
+
+def exact_sum(amounts: Iterable[float]) -> float:
+    """The exact sum of finite numbers, rounded once; infinite where it is larger than the largest float.
+
+    >>> exact_sum([0.1] * 10), exact_sum([1e308] * 5)
+    (1.0, inf)
+    """
+    amounts = list(amounts)
+    try:
+        return math.fsum(amounts)
+    except OverflowError:  # of a partial sum, perhaps
+        return _rounded(sum(map(Fraction, amounts), Fraction()))
+
+
+def _rounded(exact: Fraction) -> float:
+    try:
+        return float(exact)
+    except OverflowError:
+        return math.inf if exact > 0 else -math.inf

@@ -10,12 +10,12 @@ arrays need not think of: an agent may fail.
 - Where nobody is left nobody acts: the state stays as it was, and so does its owner. (A deep market has its house act.)
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import random
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any, Protocol
 
 import jax
@@ -24,12 +24,16 @@ import numpy as np
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
+from jaxmarket.checking import number, shown, whole
 from jaxmarket.host.calls import Calls, Reply
-from jaxmarket.host.ledger import HOUSE, MINT, WORLD, Entry, Ledger
+from jaxmarket.host.ledger import HOUSE, MINT, WORLD, Entry, Ledger, exact_sum
 from jaxmarket.host.records import Auction, Bid, Call, Record
+from jaxmarket.text import plain
 from jaxmarket.types import Array
 
 __all__ = ["Agent", "Episode", "Market", "Step", "Trader"]
+
+_SEEDS = 2**64 - 1
 
 
 class Trader(Protocol):
@@ -119,8 +123,8 @@ class Episode:
 
     @property
     def reward(self) -> float:
-        """The sum of its rewards."""
-        return math.fsum(step.auction.reward for step in self.steps)
+        """The sum of its rewards, infinite where it is larger than the largest float."""
+        return exact_sum(step.auction.reward for step in self.steps)
 
 
 class Market:
@@ -131,7 +135,7 @@ class Market:
 
     Args:
         agents: their names differ.
-        reward: ``state -> number``, what the winner is paid for the state it reached; may be negative.
+        reward: ``state -> number``, what the winner is paid for the state it reached; may be negative. True is 1.
         done: ``state -> bool``, whether the episode ends there; never by default.
         mechanism: what the winner pays and the owner receives, or its short name; first price by default.
         rent: share of its wealth that the winner pays to the house after each sale, in [0, 1].
@@ -186,30 +190,32 @@ class Market:
         seed: int = 0,
     ) -> None:
         self.agents = _by_name(agents)
+        endowments = {name: _endowment(name, agent) for name, agent in self.agents.items()}
+        self._pupils = {name for name, agent in self.agents.items() if _learns(name, agent)}
         self.mechanism = auctions.mechanism(mechanism)
         self.reward, self.done, self.view, self.legal, self.log = reward, done, view, legal, log
         for field, callback in (("reward", reward), ("done", done), ("view", view), ("legal", legal), ("log", log)):
             if not callable(callback) and (callback is not None or field == "reward"):
-                raise ValueError(f"{field}: expected a callable, got {callback!r}")
+                raise ValueError(f"{field}: expected a callable, got {shown(callback)}")
         self.rent = _number("rent", rent)
         if not 0 <= self.rent <= 1:
-            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {rent!r}")
+            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {shown(rent)}")
         self.bankruptcy = None if bankruptcy is None else _number("bankruptcy", bankruptcy)
         self.bid_seconds, self.act_seconds = _number("bid_seconds", bid_seconds), _number("act_seconds", act_seconds)
         for field in ("bid_seconds", "act_seconds"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}: expected more than 0 seconds, got {getattr(self, field)!r}")
         if owner != HOUSE and owner not in self.agents:
-            raise ValueError(f"owner: expected {HOUSE!r} or one of {', '.join(self.agents)}, got {owner!r}")
+            raise ValueError(f"owner: expected {HOUSE!r} or one of {', '.join(self.agents)}, got {shown(owner)}")
         self.original_owner = self.owner = owner
         self.state: Any = None
         self.episode = self.steps = 0
         self.bankrupt: set[str] = set()
         self.ledger = Ledger()
         self._calls = Calls()
-        self._random = random.Random(seed)
-        for agent in self.agents.values():
-            self._book(Entry(0, 0, "endowment", WORLD, agent.name, float(agent.wealth)))
+        self._random = random.Random(whole("seed", seed, -_SEEDS, _SEEDS))
+        for name, wealth in endowments.items():
+            self._book(Entry(0, 0, "endowment", WORLD, name, wealth))
 
     @property
     def wealth(self) -> dict[str, float]:
@@ -233,8 +239,7 @@ class Market:
         Raises:
             ValueError: ``steps`` is no whole number >= 1; or as `open` and `step` do.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps: expected a whole number >= 1, got {steps!r}")
+        steps = whole("steps", steps)
         self.open(state)
         history: list[Step] = []
         end = "cut"
@@ -261,7 +266,8 @@ class Market:
         winner, after, price, subsidy, acts = self._sell(state, bids)
         reward, done = 0.0, False
         if winner is not None:
-            reward = _number("reward", self.reward(after))
+            reward = self.reward(after)
+            reward = float(reward) if isinstance(reward, (bool, np.bool_)) else _number("reward", reward)
             done = self.done is not None and bool(self.done(after))
 
         # All that can go wrong has been asked for; only now money moves.
@@ -290,8 +296,9 @@ class Market:
     def _bids(self, state: Any) -> list[Bid]:
         """Ask all agents at once; a record for each, in their order."""
         purses = {name: self.ledger.purse(name) for name in self.agents}
+        # What an agent's attributes do is part of its call: they are looked up in its thread.
         asked = {
-            name: functools.partial(agent.bid, self._shown(state), purses[name])
+            name: functools.partial(_bid, agent, self._shown(state), purses[name])
             for name, agent in self.agents.items()
             if name not in self.bankrupt
         }
@@ -318,7 +325,7 @@ class Market:
             for field, value in (("price", price), ("resale", resale)):
                 if not math.isfinite(value):
                     raise ValueError(f"mechanism: the {field} of {self.mechanism.name!r} is {value}; it must be finite")
-            act = functools.partial(self.agents[winner].act, self._shown(state))
+            act = functools.partial(_act, self.agents[winner], self._shown(state))
             reply = self._calls.ask("act", {winner: act}, self.act_seconds, _something)[winner]
             reason = reply.reason
             if not reason and self.legal is not None and not self.legal(winner, state, reply.value):
@@ -334,9 +341,10 @@ class Market:
     def _teach(self, auction: Auction) -> list[Call]:
         """Tell the buyer and the seller."""
         pupils = {
-            name: functools.partial(learn, auction)
+            # A copy for each, so that none can change what was recorded.
+            name: functools.partial(_learn, self.agents[name], dataclasses.replace(auction))
             for name in dict.fromkeys((auction.winner, auction.seller))
-            if name in self.agents and (learn := getattr(self.agents[name], "learn", None)) is not None
+            if name in self._pupils
         }
         calls = []
         for name, reply in self._calls.ask("learn", pupils, self.act_seconds).items():
@@ -378,47 +386,74 @@ def _clear(mechanism: Mechanism, bids: Array, eligible: Array, draw: Array) -> A
     return jnp.stack([outcome.winner.astype(bids.dtype), mechanism.price(outcome), mechanism.resale(outcome)])
 
 
+def _bid(agent: Trader, state: Any, purse: float) -> Any:
+    return agent.bid(state, purse)
+
+
+def _act(agent: Trader, state: Any) -> Any:
+    return agent.act(state)
+
+
+def _learn(agent: Any, auction: Auction) -> Any:
+    return agent.learn(auction)
+
+
 def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
     """The agents by name, after a look at each of them."""
     named: dict[str, Trader] = {}
     for agent in agents:
-        name = getattr(agent, "name", None)
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"agents: an agent's name is a string that is not empty, got {name!r} of {agent!r}")
+        given = getattr(agent, "name", None)
+        if not isinstance(given, str) or not given:
+            raise ValueError(
+                f"agents: an agent's name is a string that is not empty, got {shown(given)} of {shown(agent)}"
+            )
+        name = str.__str__(given)  # of a subclass, the text alone
         if name in named or name in (HOUSE, MINT, WORLD):
             raise ValueError(f"agents: the name {name!r} is taken; every account needs one of its own")
         for method in ("bid", "act"):
             if not callable(getattr(agent, method, None)):
                 raise ValueError(f"agents: {name!r} has no callable {method!r}; see jaxmarket.host.Agent")
-        if not callable(getattr(agent, "learn", None)) and getattr(agent, "learn", None) is not None:
-            raise ValueError(f"agents: 'learn' of {name!r} is neither callable nor None")
-        if _number(f"agents: wealth of {name!r}", getattr(agent, "wealth", None)) < 0:
-            raise ValueError(f"agents: wealth of {name!r}: expected at least 0, got {agent.wealth!r}")
         named[name] = agent
     if not named:
         raise ValueError("agents: a market needs at least one agent, got none")
     return named
 
 
+def _learns(name: str, agent: Trader) -> bool:
+    learn = getattr(agent, "learn", None)
+    if not callable(learn) and learn is not None:
+        raise ValueError(f"agents: 'learn' of {name!r} is neither callable nor None")
+    return learn is not None
+
+
+def _endowment(name: str, agent: Trader) -> float:
+    wealth = _number(f"agents: wealth of {name!r}", getattr(agent, "wealth", None))
+    if wealth < 0:
+        raise ValueError(f"agents: wealth of {name!r}: expected at least 0, got {wealth!r}")
+    return wealth
+
+
 def _number(field: str, value: Any) -> float:
-    """A finite float."""
-    known = not isinstance(value, (bool, str, bytes)) and (isinstance(value, Real) or hasattr(value, "__float__"))
-    if not known or not math.isfinite(float(value)):
-        raise ValueError(f"{field}: expected a finite number, got {value!r}")
-    return float(value)
+    """A finite float, also of an array with one number."""
+    if not isinstance(value, (bool, np.bool_, str, bytes)) and hasattr(value, "__float__"):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # refused below
+            value = float(value)
+    return number(field, value)
 
 
 def _amount(answer: Any) -> tuple[float | None, str]:
     """A bid as a float, and why it does not count, if so."""
     if answer is None:
         return None, "silent"
-    nonsense = f"not a number: {answer!r:.60}"
-    if isinstance(answer, (bool, np.bool_, str, bytes)):
-        return None, nonsense
-    try:
-        amount = float(answer)
-    except (TypeError, ValueError, OverflowError):
-        return None, nonsense
+    amount = None
+    if not isinstance(answer, (bool, np.bool_, str, bytes, bytearray)):
+        try:
+            amount = float(answer)
+        except (TypeError, ValueError, OverflowError):
+            amount = None
+    if amount is None:
+        # A method of str, as __repr__ may return a subclass.
+        return None, f"not a number: {plain(str.__getitem__(repr(answer), slice(60)))}"
     if not math.isfinite(amount):
         return amount, "not finite"
     return (amount, "negative") if amount < 0 else (amount, "")

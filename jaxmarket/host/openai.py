@@ -3,10 +3,13 @@
 Needs the openai package: ``pip install 'jaxmarket[openai]'``. It is imported when the first `ChatAgent` is made.
 """
 
+import base64
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from jaxmarket.host.thoughts import Thought
 
@@ -21,6 +24,10 @@ ACT_PROMPT = (
     """You have bought the right to do the next step of the work below. Reply with that step and nothing else."""
 )
 """What a model is told before it acts."""
+
+
+_HIDDEN = "***"
+_SHORTEST = 4  # characters of a secret: local servers take any key, such as "-", which is in every text
 
 
 def read_bid(reply: str) -> float | None:
@@ -63,25 +70,31 @@ class ChatAgent:
     Attributes:
         name: its account, and the author of its items.
         model: as the endpoint calls it.
-        base_url: of the endpoint, such as ``http://127.0.0.1:8000/v1``; the openai package's own if None.
-        api_key: the package reads ``OPENAI_API_KEY`` if None. Not shown in the agent's representation.
+        base_url: of the endpoint, such as ``http://127.0.0.1:8000/v1``; the openai package's own if None. A user and
+            a password in it are sent, and not kept in this attribute.
+        api_key: the package reads ``OPENAI_API_KEY`` if None. It is no field: only the package's client keeps it.
         wealth: what it begins with.
         bid_prompt, act_prompt: system messages; ``{purse}`` in the first is replaced.
         render: ``state -> text``.
         write: ``(state, text) -> state``, what becomes of its step; by default ``state.append(name, text)``.
         seconds: time-out of one request. Retries come on top: the market's own time-outs end it all.
         retries: after a failed connection, a time-out, or one of the statuses 408, 409, 429 and 500 to 599.
-        options: more of the request: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, …
+        options: more of the request: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The values of
+            ``extra_headers`` and ``extra_query`` are sent, and not kept in this attribute.
+
+    The key, the password and these values are secrets: they are replaced by ``***`` in replies and in errors, whose
+    traces and causes are dropped.
 
     Raises:
         ImportError: there is no openai package.
+        ValueError: ``base_url`` is not the URL of an endpoint.
         openai.OpenAIError: there is no key, nor ``OPENAI_API_KEY``.
     """
 
     name: str
     model: str
     base_url: str | None = None
-    api_key: str | None = dataclasses.field(default=None, repr=False)
+    api_key: dataclasses.InitVar[str | None] = None
     wealth: float = 1.0
     bid_prompt: str = BID_PROMPT
     act_prompt: str = ACT_PROMPT
@@ -91,14 +104,24 @@ class ChatAgent:
     retries: int = 2
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, api_key: str | None) -> None:
         try:
             import openai  # noqa: PLC0415  an extra
         except ImportError as error:
             raise ImportError("ChatAgent: needs the openai package; pip install 'jaxmarket[openai]'") from error
+        url, login = _split_login(self.base_url or os.environ.get("OPENAI_BASE_URL") or None)
+        if self.base_url is not None:
+            self.base_url = url
+        private = {name: dict(self.options.get(name) or {}) for name in ("extra_headers", "extra_query")}
+        self.options = {**self.options, **{name: dict.fromkeys(v, _HIDDEN) for name, v in private.items() if v}}
         self._client = openai.OpenAI(
-            base_url=self.base_url, api_key=self.api_key, timeout=self.seconds, max_retries=self.retries
+            base_url=url,
+            api_key=api_key,
+            timeout=self.seconds,
+            max_retries=self.retries,
+            default_headers=None if login is None else {"Authorization": f"Basic {login[-1]}"},
         )
+        self._secrets = _Secrets(self._client, private, login or ())
 
     def bid(self, state: Any, purse: float) -> float | None:
         """Ask the model for a bid.
@@ -120,12 +143,84 @@ class ChatAgent:
         return state.append(self.name, text) if self.write is None else self.write(state, text)
 
     def _ask(self, prompt: str, state: Any) -> str:
-        messages: Any = [{"role": "system", "content": prompt}, {"role": "user", "content": self.render(state)}]
-        completion = self._client.chat.completions.create(model=self.model, messages=messages, **self.options)
+        messages: Any = [
+            {"role": "system", "content": prompt},
+            {"role": "user", "content": _encodable(self.render(state))},
+        ]
+        secrets = self._secrets
+        completion, failure = None, None
         try:
-            text = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError) as error:  # compatible endpoints are not always
-            raise ValueError(f"reply: no message in {completion!r:.100}") from error
+            options = {**self.options, **secrets.options}
+            completion = self._client.chat.completions.create(model=self.model, messages=messages, **options)
+        except Exception as error:
+            failure = secrets.purge(error)
+        if failure is not None:  # raised out of the handler, where it would bring its context along
+            raise failure
+        try:
+            text = completion.choices[0].message.content  # type: ignore[union-attr]
+        except (AttributeError, IndexError, TypeError):  # compatible endpoints are not always
+            raise ValueError(f"reply: no message in {secrets.hide(repr(completion))[:100]}") from None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"reply: expected text, got {text!r}")
-        return text.strip()
+        return secrets.hide(text.strip())
+
+
+class _Secrets:
+    """What must appear in no text: the key, user and password, and values of headers and queries."""
+
+    def __init__(self, client: Any, options: Mapping[str, Mapping[str, Any]], login: Sequence[str]) -> None:
+        self._client = client  # has the key, which may change
+        self.options = {name: values for name, values in options.items() if values}
+        self._texts = [*login, *(str(value) for values in options.values() for value in values.values())]
+
+    def hide(self, text: str) -> str:
+        """The text without secrets, also where they are written as JSON, in a representation or in a URL."""
+        for secret in sorted({str(self._client.api_key), *self._texts}, key=len, reverse=True):
+            if len(secret) >= _SHORTEST:
+                for written in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")):
+                    text = text.replace(written, _HIDDEN)
+        return text
+
+    def purge(self, error: Exception) -> Exception:
+        """The error without secrets in its texts, without its trace, and without the errors that led to it."""
+        error.args = self._purged(error.args)
+        vars(error).update(self._purged(vars(error)))
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+
+    def _purged(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, list | tuple):
+            return (list if isinstance(value, list) else tuple)(map(self._purged, value))
+        if isinstance(value, dict):
+            return {self._purged(name): self._purged(entry) for name, entry in value.items()}
+        return value
+
+
+def _encodable(text: Any) -> Any:
+    """Without lone surrogates, which another agent may have said, and which cannot be sent."""
+    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
+
+
+def _split_login(url: str | None) -> tuple[str | None, list[str] | None]:
+    """A URL without user and password; and these, with what HTTP sends for them as the last."""
+    if url is None:
+        return None, None
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(
+            "base_url: expected the URL of an endpoint, such as http://127.0.0.1:8000/v1, without ? and #, got another "
+            "text (not shown: it may hold a password); write special characters of a password as %XX, and give a "
+            "query as options={'extra_query': {...}}"
+        ) from None
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, None
+    user, _, password = map(unquote, login.partition(":"))
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return parts._replace(netloc=host).geturl(), [user, password, basic]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -95,6 +96,8 @@ class JsonLines:
         """Write a record; it is on its way to the disk when this returns."""
         fields = {name: _plain(value) for name, value in dataclasses.asdict(record).items()}
         line = json.dumps({"record": type(record).__name__, **fields}, ensure_ascii=False, allow_nan=False)
+        if not line.isprintable():  # C1 codes, overrides of direction, separators of lines: legal in JSON as they are
+            line = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
         self._file.write(line + "\n")
         self._file.flush()  # the log of a run that is killed says what happened until then
 
@@ -117,7 +120,16 @@ def _plain(value: Any) -> Any:
 def json_lines(path: str | PathLike[str]) -> JsonLines:
     """A log for ``Market(log=…)`` that appends to a file, as UTF-8; a NaN or infinite bid is written as a string.
 
+    Characters that a terminal would obey or hide are written as JSON's escapes. A last line that a killed process left
+    unfinished is ended first, so that it spoils no other.
+
     Raises:
         OSError: the file cannot be opened.
     """
-    return JsonLines(open(path, "a", encoding="utf-8", errors="backslashreplace"))
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by JsonLines
+    if os.path.isfile(path) and file.tell():
+        with open(path, "rb") as written:
+            written.seek(-1, os.SEEK_END)
+            if written.read() != b"\n":
+                file.write("\n")
+    return JsonLines(file)

@@ -1,23 +1,34 @@
 """An episode and a market's wealth as tables, by rich."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from jaxmarket.host.ledger import HOUSE
+from jaxmarket.host.calls import describe
+from jaxmarket.host.ledger import HOUSE, exact_sum
 from jaxmarket.host.market import Episode, Market
+from jaxmarket.text import cell
 
 __all__ = ["episode_table", "wealth_table"]
 
 
+_WIDTH = 40
+
+
 def _short(state: Any) -> str:
-    last = getattr(state, "last", state)
-    text = " ".join(str(last).split())
-    return text if len(text) <= 40 else text[:39] + "…"
+    text = str.__getitem__(str(getattr(state, "last", state)), slice(10 * _WIDTH))  # __str__ may return a subclass
+    text = " ".join(text.split())
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
+def _shown(show: Callable[[Any], str], state: Any) -> Text:
+    try:
+        return cell(show(state))
+    except (Exception, SystemExit) as error:  # an agent made the state, and its methods
+        return cell(f"({describe(error)})"[:_WIDTH])
 
 
 def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, title: str | None = None) -> Table:
@@ -25,7 +36,7 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
 
     Args:
         episode: as `Market.play` returned it.
-        show: a state in a few characters; by default what was said last, cut at 40.
+        show: a state in a few characters; by default what was said last, cut at 40. Its error is shown if it raises.
         title: above the table.
     """
     minted = any(step.auction.resale != step.auction.price for step in episode.steps)
@@ -33,35 +44,35 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=title,
+        title=None if title is None else cell(title, "table.title"),
         caption="bids, at most the purse; · no bid; ! failed to act" + "; gets: with the mint" * minted,
     )
     table.add_column("t", justify="right")
     table.add_column("state", no_wrap=True)
     for column in (*agents, "wins", "pays", "to", *["gets"] * minted, "reward", "end"):
-        table.add_column(escape(column), justify="right" if column in ("pays", "gets", "reward") else "left")
+        table.add_column(cell(column), justify="right" if column in ("pays", "gets", "reward") else "left")
     for step in episode.steps:
         a = step.auction
         failed = {call.agent for call in step.calls if call.what == "act" and call.reason}
         cells = []
         for bid in step.bids:
             if bid.offer is None:
-                cells.append("·" if bid.reason == "silent" else escape(bid.reason.split(":")[0]))
+                cells.append(cell("·" if bid.reason == "silent" else bid.reason.split(":")[0]))
             else:
                 text = f"{bid.offer:.3f}" + "!" * (bid.agent in failed)
-                cells.append(f"[bold green]{text}[/]" if bid.agent == a.winner else text)
+                cells.append(cell(text, "bold green" if bid.agent == a.winner else ""))
         table.add_row(
             str(a.step),
-            escape(show(step.state)),
+            _shown(show, step.state),
             *cells,
-            escape(a.winner or "nobody"),
+            cell(a.winner or "nobody"),
             f"{a.price:.3f}",
-            escape(a.seller),
+            cell(a.seller),
             *[f"{a.resale:.3f}"] * minted,
             f"{a.reward:.3f}",
             "ends" if a.done else "unsold" if a.winner is None else "",
         )
-    table.add_row("", escape(show(episode.state)), *[""] * (len(table.columns) - 3), "cut" * (episode.end == "cut"))
+    table.add_row("", _shown(show, episode.state), *[""] * (len(table.columns) - 3), "cut" * (episode.end == "cut"))
     return table
 
 
@@ -70,7 +81,7 @@ def wealth_table(market: Market, *, title: str | None = None) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=title,
+        title=None if title is None else cell(title, "table.title"),
         caption="sold: what others paid it, and the mint; won: auctions",
     )
     for column in ("agent", "began with", "rewards", "sold", "bought", "rent", "wealth", "won", ""):
@@ -80,14 +91,14 @@ def wealth_table(market: Market, *, title: str | None = None) -> Table:
         got, paid = [e for e in entries if e.payee == name], [e for e in entries if e.payer == name]
         rent = [e.amount for e in got if e.kind == "rent"] + [-e.amount for e in paid if e.kind == "rent"]
         numbers = (
-            math.fsum(e.amount for e in got if e.kind == "endowment"),
-            math.fsum(e.amount for e in got if e.kind == "reward"),
-            math.fsum(e.amount for e in got if e.kind in ("sale", "mint")),
-            0.0 - math.fsum(e.amount for e in paid if e.kind == "sale"),
-            math.fsum(rent),
+            exact_sum(e.amount for e in got if e.kind == "endowment"),
+            exact_sum(e.amount for e in got if e.kind == "reward"),
+            exact_sum(e.amount for e in got if e.kind in ("sale", "mint")),
+            0.0 - exact_sum(e.amount for e in paid if e.kind == "sale"),
+            exact_sum(rent),
             market.ledger.balance(name),
         )
         won = sum(e.kind == "sale" and e.payer == name for e in market.ledger)
         note = "bankrupt" if name in market.bankrupt else ""
-        table.add_row(escape(name), *(f"{x:.3f}" for x in numbers), str(won) if name in market.agents else "", note)
+        table.add_row(cell(name), *(f"{x:.3f}" for x in numbers), str(won) if name in market.agents else "", note)
     return table

@@ -13,7 +13,7 @@ class Item:
 
     Attributes:
         author: who says so.
-        content: what; text, or any object.
+        content: text, or any object; what agents append is text where `appends` decides.
     """
 
     author: str
@@ -59,8 +59,35 @@ class Thought:
 
 
 def appends(agent: str, before: Any, after: Any) -> bool:
-    """Whether an agent only appended items under its own name: for ``Market(legal=appends)``."""
-    if not (isinstance(before, Thought) and isinstance(after, Thought)):
+    """Whether an agent only appended items of text under its own name: for ``Market(legal=appends)``.
+
+    No method of an object that the agent made is called: a `Thought`, its tuple of items, each `Item`, its author and
+    the content that was added must be exactly of these types and of ``str``, not of subclasses. Of the earlier items,
+    the contents are the same objects, or equal strings.
+    """
+    if not (type(before) is Thought and type(after) is Thought and type(after.items) is tuple):
         return False
-    old, new = after.items[: len(before)], after.items[len(before) :]
-    return old == before.items and len(new) > 0 and all(isinstance(i, Item) and i.author == agent for i in new)
+    count = len(before.items)
+    old, new = after.items[:count], after.items[count:]
+    kept = len(old) == count and all(map(_same, before.items, old))
+    return kept and len(new) > 0 and all(_by(agent, item) and type(_content(item)) is str for item in new)
+
+
+def _by(author: str, item: Any) -> bool:
+    # getattr, as an item can be made without its fields.
+    name = getattr(item, "author", None) if type(item) is Item else None
+    return type(name) is str and name == author
+
+
+def _content(item: Item) -> Any:
+    return getattr(item, "content", None)
+
+
+def _same(old: Item, new: Any) -> bool:
+    if old is new:
+        return True
+    if not _by(old.author, new):
+        return False
+    return _content(new) is old.content or (
+        type(_content(new)) is type(old.content) is str and _content(new) == old.content
+    )
