@@ -112,14 +112,21 @@ def roam(
     def typed(words: Array) -> Array:
         return jax.random.wrap_key_data(words, impl=implementation)
 
-    def body(running: Running, ahead: tuple[PyTree, Array, Running]) -> tuple[Running, Steps]:
-        draws, words, fresh = ahead
+    def opened(words: Array) -> Running:
+        return start(env, typed(words), env_params)
+
+    # As in `rollouts.rollout`.
+    ahead = env.opens_ahead(env_params, steps)
+
+    def body(running: Running, now: tuple[PyTree, Array, Array | Running]) -> tuple[Running, Steps]:
+        draws, words, fresh = now
+        if not isinstance(fresh, Running):
+            fresh = opened(fresh)
         action, choice = act(draws, running.obs)
         after = env.step(typed(words), running.env_state, action, env_params)
         return _book(running, choice, after, fresh)
 
-    fresh = jax.vmap(lambda words: start(env, typed(words), env_params))(reset_words)
-    return jax.lax.scan(body, running, (draws, env_words, fresh))
+    return jax.lax.scan(body, running, (draws, env_words, jax.vmap(opened)(reset_words) if ahead else reset_words))
 
 
 def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tuple[Running, Steps]:

@@ -37,14 +37,18 @@ def rollout(
     rules, steps = rules or Rules(), whole("steps", steps)
     key_steps, key_shadow = jax.random.split(key)
 
-    def body(state: State, ahead: tuple[Draws, State]) -> tuple[State, Transition]:
+    def opened(draws: Draws) -> State:
+        return reset(society, draws.key("reset"), env_params, rules)[0]
+
+    def body(state: State, ahead: tuple[Draws, State | None]) -> tuple[State, Transition]:
         draws, fresh = ahead
+        fresh = opened(draws) if fresh is None else fresh
         return step_with(society, draws, params, state, fresh, env_params, rules)
 
-    # Whatever does not depend on the running state is made for all steps at once: random numbers, and the
-    # first state of the episode that begins if one ends here.
+    # Whatever does not depend on the running state is made for all steps at once: random numbers, and, unless
+    # it is large, the first state of the episode that begins if one ends here.
     draws = draw(society, key_steps, (steps,))
-    fresh, _ = jax.vmap(lambda draws: reset(society, draws.key("reset"), env_params, rules))(draws)
+    fresh = jax.vmap(opened)(draws) if society.env.opens_ahead(env_params, steps) else None
     state, trajectory = jax.lax.scan(body, state, (draws, fresh))
     if not shadow:
         return state, trajectory

@@ -435,6 +435,29 @@ def test_integers_become_one_hot():
     np.testing.assert_array_equal(encoded, np.eye(11)[np.asarray(raw) - 1].reshape(-1))  # its map counts from 1 to 11
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e-100, 1e100])
+def test_optimal_values_do_not_depend_on_the_unit_of_rewards(unit):
+    plain = garnet(0, 8, 3, 0.9, 2)
+    other = FiniteMDP(plain.transitions, plain.rewards * unit, 0.9, plain.start)
+    np.testing.assert_allclose(other.optimal_q() / unit, plain.optimal_q(), rtol=1e-9)
+
+
+def test_small_rewards_count_beside_large_ones():
+    stay = np.eye(2)[[[0, 0], [1, 1]]]  # two states that are never left
+    q = FiniteMDP(stay, [[1e-12, 2e-12], [1.0, 2.0]], 0.5, [1, 0]).optimal_q()
+    np.testing.assert_allclose(q, [[3e-12, 4e-12], [3, 4]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.999999, 1 - 1e-12])
+def test_optimal_values_end_at_discounts_close_to_one(gamma):
+    for seed in range(20):
+        env = garnet(seed, 6, 4, gamma, 3)
+        twins = FiniteMDP(
+            np.repeat(env.transitions, 2, 1), np.repeat(env.rewards / 3, 2, 1), gamma, env.start
+        )  # each action twice
+        assert np.isfinite(twins.optimal_q()).all()
+
+
 @pytest.mark.parametrize("env_id", ["Catch-bsuite", "DeepSea-bsuite"])
 def test_matrices_are_flattened(env_id):
     raw, encoded = raw_and_encoded(env_id)

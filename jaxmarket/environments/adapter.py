@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ __all__ = ["Adapter", "Step", "adapt", "mismatch", "owns"]
 _MOST_CATEGORIES = 1024
 # Bounds from 0 to this mark intensities (pixels, memory cells), which are scaled to [0, 1].
 _WHITE = 255
+
+# Bytes of first states (and observations) that one instance of a rollout makes beforehand.
+_MOST_AHEAD = 2**21
 
 _PURE = "write it with jax.numpy, without Python's if or float() on traced values, numpy, and random"
 
@@ -174,6 +178,15 @@ class Adapter:
         if limit is None or isinstance(limit, Tracer) or not self._cut_by_clock_only:
             return None
         return int(limit)
+
+    def opens_ahead(self, params: PyTree, steps: int) -> bool:
+        """Whether the first states of an episode after each of ``steps`` steps are small enough to be made at once.
+
+        That is faster; but their memory grows with steps × state, so that beyond 2 MiB per instance each is made in its
+        step. The numbers are the same.
+        """
+        shapes = jax.tree.leaves(jax.eval_shape(self.raw_reset, jax.random.key(0), params))
+        return steps * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) <= _MOST_AHEAD
 
     def encode(self, obs: PyTree) -> Array:
         """The features of a raw observation: f [...].

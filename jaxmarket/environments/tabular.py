@@ -175,15 +175,18 @@ class FiniteMDP(environment.Environment[Any, Any]):
         # Entering a terminal state earns the reward of the step, and nothing follows.
         onward = gamma * self.transitions * ~self.terminal
         states = np.arange(self.num_states)
-        policy = rewards.argmax(1)
+        policy, tried = rewards.argmax(1), set()
         while True:
+            tried.add(policy.tobytes())
             value = np.linalg.solve(np.eye(self.num_states) - onward[states, policy], rewards[states, policy])
             q = rewards + onward @ value
-            # Strict improvement only, else two equal actions could alternate for ever.
-            better = q.max(1) > q[states, policy] + 1e-12 * np.maximum(1.0, np.abs(q).max(1))
-            if not better.any():
-                return q
+            # Only improvement beyond rounding, which is relative to each state's own amounts. With a discount close to 1
+            # rounding can exceed that, and equal actions would alternate forever: stop when a policy returns.
+            amounts = (np.abs(rewards) + onward @ np.abs(value)).max(1)
+            better = q.max(1) > q[states, policy] + 1e-12 * amounts
             policy = np.where(better, q.argmax(1), policy)
+            if policy.tobytes() in tried:
+                return q
 
     def episode_return(self, policy: Any, gamma: float = 1.0) -> float:
         """Expected return of an episode from the start distribution to its end or the horizon, exactly.
