@@ -202,12 +202,16 @@ def fit(
         if out is None:
             run.train(show, loggers)
             return run.result(show, origin)
-        with Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder:
-            return _fit_in(folder, run, show, loggers, checkpoint_every, started=trained is not None)
+        with (
+            Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder,
+            Checkpoints(folder.path / "checkpoints") as checkpoints,
+        ):
+            return _fit_in(folder, checkpoints, run, show, loggers, checkpoint_every, started=trained is not None)
 
 
 def _fit_in(
     folder: Folder,
+    checkpoints: Checkpoints,
     run: "_Run",
     show: tables.Show,
     loggers: Sequence[Logger],
@@ -216,7 +220,6 @@ def _fit_in(
     started: bool,
 ) -> FitResult:
     """`fit` with a folder, from its last checkpoint on if it has one."""
-    checkpoints = Checkpoints(folder.path / "checkpoints")
     last = checkpoints.last() if folder.resume else None
     summary = folder.finished() if folder.resume else None
     if last is not None:

@@ -274,7 +274,7 @@ class Folder:
             self._finish(result)
 
     def _finish(self, result: FitResult) -> None:
-        checkpoint.save(self.path / NETWORKS, checkpoint.flatten(jax.device_get(result.networks)))
+        checkpoint.save(self.path / NETWORKS, result.networks)
         if result.metrics:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
