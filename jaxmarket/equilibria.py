@@ -457,56 +457,54 @@ class Tatonnement:
     def _find(self, market: "_Market", start: Array, count: int | Array = 0) -> tuple[Array, Array]:
         """Prices at which demand is the supply, and the adjustments made, beside ``count`` before."""
         adjust, begin = self._adjustment(market, start)
-        epsilon = jnp.finfo(start.dtype).eps
 
         def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
             now, best = carry
             # NaN is never better than what was there before, and does not become a number again.
-            going = (now.miss > 1) & (now.stuck < _STUCK) & (now.count - best.count < self.patience)
-            return going & (now.count < self.iterations)
+            return (now.miss > 1) & (now.count - best.count < self.patience) & (now.count < self.iterations)
 
         def once(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
             now, best = carry
             new = adjust(now)
-            # A good whose price should move but does not any more.
-            still = (jnp.abs(new.move) <= 2 * epsilon) | (jnp.abs(new.excess) <= self.tolerance) | (new.prices == 0)
-            new = new._replace(stuck=jnp.where(still.all(), now.stuck + 1, 0))
-            better = new.miss < best.miss
-            return new, jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
+            return new, jax.tree.map(lambda a, b: jnp.where(new.miss < best.miss, a, b), new, best)
 
         begin = begin._replace(count=jnp.asarray(count, jnp.int32))
         last, best = jax.lax.while_loop(goes_on, once, (begin, begin))
-        # Between two neighbouring numbers the nearest one counts, whatever is demanded there.
-        return jnp.where(last.stuck < _STUCK, best.prices, last.prices), last.count
+        return best.prices, last.count
 
     def _adjustment(self, market: "_Market", start: Array) -> tuple[Callable[["_Adjusted"], "_Adjusted"], "_Adjusted"]:
         """One adjustment, and what it begins with."""
+        epsilon = jnp.finfo(start.dtype).eps
 
-        def look(prices: Array) -> tuple[Array, Array]:
+        def look(prices: Array, stuck: Array) -> tuple[Array, Array]:
             wanted = market.demands(prices)
             excess = (wanted.sum(0) - market.supply) / market.units
-            return excess, _balance(excess, prices, market.units, market.worth(wanted), self.tolerance, market.usual)
+            matters = jnp.where(stuck < _STUCK, excess, 0)
+            miss = _balance(matters, prices, market.units, market.worth(wanted), self.tolerance, market.usual)
+            return excess, miss
 
         def adjust(old: _Adjusted) -> _Adjusted:
             # A price moves tenfold at most, so that a good can become free but not by accident.
             move = jnp.clip(old.rate * jnp.clip(old.excess, -0.9, 9), -old.limit, old.limit)
             prices = old.prices * (1 + move)
-            excess, miss = look(prices)
+            stuck = jnp.where(jnp.abs(move) <= 2 * epsilon, old.stuck + 1, 0)
+            excess, miss = look(prices, stuck)
             crossed = excess * old.excess < 0
             # Excess demand can be many supplies, and excess supply only one: without a limit prices of scarce goods
             # leap up and creep down for ever.
             limit = jnp.where(crossed, jnp.abs(move) / 2, old.limit * 1.2)
             rate = jnp.minimum(jnp.where(crossed, old.rate / 2, old.rate * 1.2), 1)
-            return _Adjusted(prices, rate, limit, move, excess, miss, old.stuck, old.count + 1)
+            return _Adjusted(prices, rate, limit, excess, miss, stuck, old.count + 1)
 
-        excess, miss = look(start)
-        zero, unlimited = jnp.zeros((), jnp.int32), jnp.full_like(start, jnp.inf)
-        begin = _Adjusted(start, jnp.full_like(start, self.rate), unlimited, unlimited, excess, miss, zero, zero)
-        return adjust, begin
+        nothing, unlimited = jnp.zeros(start.shape, jnp.int32), jnp.full_like(start, jnp.inf)
+        excess, miss = look(start, nothing)
+        rate = jnp.full_like(start, self.rate)
+        return adjust, _Adjusted(start, rate, unlimited, excess, miss, nothing, jnp.zeros((), jnp.int32))
 
 
 _STUCK = 20
-"""Adjustments in a row in which no price moves that should: enough for rates to recover, which grow 1.2-fold."""
+"""Adjustments in a row in which a price moves by its last digit at most, after which it counts as found. Enough for a
+rate that is too small to recover: rates grow 1.2-fold."""
 
 
 class _Market(NamedTuple):
@@ -529,10 +527,9 @@ class _Adjusted(NamedTuple):
     prices: Array  # f [G]
     rate: Array  # f [G] η
     limit: Array  # f [G] of the next relative move
-    move: Array  # f [G] the last one
     excess: Array  # f [G] excess demand over supply
     miss: Array  # f [] see `_balance`
-    stuck: Array  # i32 [] adjustments in a row that moved nothing
+    stuck: Array  # i32 [G] adjustments in a row that hardly moved a price
     count: Array  # i32 []
 
 
