@@ -39,6 +39,7 @@ def plain(text: str, *, lines: bool = False) -> str:
         text: any string.
         lines: keep newlines, for text of several lines.
     """
+    text = str.__str__(text)  # an agent may have sent a class of its own, whose methods lie
     if text.isprintable():
         return text
     return "".join(

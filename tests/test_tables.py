@@ -95,6 +95,14 @@ def test_before_the_first_number_the_bar_itself_names_it(monkeypatch):
     assert show._bar.tasks == []  # nothing was counted, nothing is left
 
 
+def test_where_nothing_is_counted_nothing_is_left_in_a_log(monkeypatch):
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    with tables.progress("Chain-v0") as show:
+        show.phase("drawing")
+    assert err.getvalue().strip() == ""
+
+
 def test_runs_on_several_threads_share_a_bar(monkeypatch):
     terminal(monkeypatch)
     with tables.progress("sweep") as show:
