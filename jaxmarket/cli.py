@@ -86,7 +86,7 @@ def train(
     unknown = set(log) - set(LOGGERS)
     if unknown:
         raise ValueError(f"log: unknown logger {min(unknown)!r}; choose from {', '.join(LOGGERS)}")
-    key = key_of(0 if seed is None else seed)
+    key, env_params = key_of(0 if seed is None else seed), None
     if resume is not None:
         given = {"env": config, "seed": seed, "out": out, "start": start, "freeze": freeze or None}
         for name, value in given.items():
@@ -95,6 +95,7 @@ def train(
         out = resume
         config, origin = runs.settings_in(resume)
         key, freeze = from_words(origin.key), tuple(origin.frozen)
+        env_params = runs.params_in(config, origin.env_params, resume)
     if config is None:
         raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
     loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
@@ -102,6 +103,7 @@ def train(
         config,
         key,
         out,
+        env_params=env_params,
         start=start,
         freeze=freeze,
         resume=resume is not None,
@@ -205,7 +207,8 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         table.add_column(column, justify="right")
     with tables.progress(run.config.adapter.name) as show:
         show.phase("evaluating")
-        both = jax.device_get(evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds))
+        player, seeds = runs.player_of(run.config), run.config.seeds
+        both = jax.device_get(evaluate_both(player, run.params, key, seeds, run.env_params))
     trained = np.isfinite(run.summary["return_seeds"])
     kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
     summary: dict[str, Any] = {
@@ -255,7 +258,8 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
         raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")
-    rows = watch_episode(policy.society, policy.params, key, run.config.adapter.default_params, steps)
+    env_params = run.config.adapter.default_params if run.env_params is None else run.env_params
+    rows = watch_episode(policy.society, policy.params, key, env_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     screen = Screen()
     screen.message(f"society: {shown}")

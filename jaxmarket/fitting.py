@@ -22,6 +22,7 @@ from jaxmarket.checkpoint import Checkpoints, Saved, digest, flatten, unflatten
 from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
 from jaxmarket.devices import mesh as devices_mesh
+from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import key_for
@@ -54,17 +55,25 @@ def _without_prices(society: Society) -> Society:
     return dataclasses.replace(society, mechanism=ENVIRONMENT_REWARD)
 
 
+def _params_of(adapter: Adapter, env_params: PyTree) -> PyTree:
+    """The environment's own parameters unless others are given.
+
+    Its own are constants of the program: a limit that is known spares shadow auctions. Others are traced.
+    """
+    return adapter.default_params if env_params is None else env_params
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _init_seeds(program: Program | Monolith, keys: Array, hyper: Hyperparameters) -> _State:
-    init, env_params = _functions(program).init, program.env.default_params
+def _init_seeds(program: Program | Monolith, keys: Array, hyper: Hyperparameters, env_params: PyTree) -> _State:
+    init, env_params = _functions(program).init, _params_of(program.env, env_params)
     return jax.vmap(lambda key: init(program, key, env_params, hyper))(keys)
 
 
-def init_seeds(program: Any, keys: Array, hyper: Hyperparameters) -> Any:
+def init_seeds(program: Any, keys: Array, hyper: Hyperparameters, env_params: PyTree = None) -> Any:
     """`init` for every key: leaves [S, ...]."""
     if isinstance(program, Program):
         program = dataclasses.replace(program, society=_without_prices(program.society))
-    return _init_seeds(program, keys, hyper)
+    return _init_seeds(program, keys, hyper, env_params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -74,20 +83,23 @@ def _chunk_seeds(
     state: _State,
     hyper: Hyperparameters,
     oracle: Oracle | None,
+    env_params: PyTree = None,
 ) -> tuple[_State, dict[str, Array]]:
-    functions, env_params = _functions(program), program.env.default_params
+    functions = _functions(program)
     shards = 1 if mesh is None else mesh.shape[INSTANCES]
     local: Any = program.spread(shards) if shards > 1 else program
 
-    def chunk(state: _State, hyper: Hyperparameters, oracle: Oracle | None) -> tuple[_State, dict[str, Array]]:
-        # The environment's parameters are constants here: a limit that is known spares shadow auctions.
+    def chunk(
+        state: _State, hyper: Hyperparameters, oracle: Oracle | None, env_params: PyTree
+    ) -> tuple[_State, dict[str, Array]]:
+        env_params = _params_of(program.env, env_params)
         return jax.vmap(lambda state: functions.chunk(local, state, env_params, hyper, oracle))(state)
 
     if mesh is None:
-        return chunk(state, hyper, oracle)
+        return chunk(state, hyper, oracle, env_params)
     each = functions.PARTITION
-    spread = jax.shard_map(chunk, mesh=mesh, in_specs=(each, P(), P()), out_specs=(each, P(SEEDS)), check_vma=False)
-    state, metrics = spread(state, hyper, oracle)
+    specs = {"in_specs": (each, P(), P(), P()), "out_specs": (each, P(SEEDS))}
+    state, metrics = jax.shard_map(chunk, mesh=mesh, **specs, check_vma=False)(state, hyper, oracle, env_params)
     # All of them in every process: the host writes them down.
     return state, jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
 
@@ -106,20 +118,22 @@ def compiles() -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array) -> Episodes:
+def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
     """`evaluate` for every seed: leaves [S, episodes]."""
     play: Any = evaluate if isinstance(player, Society) else baselines.evaluate
-    env_params = player.env.default_params
+    env_params = _params_of(player.env, env_params)
     return jax.vmap(lambda params, key: play(player, params, key, env_params, _EPISODES))(params, keys)
 
 
-def evaluate_both(player: Society | Agent, params: PyTree, key: Array, seeds: int) -> dict[str, Episodes]:
+def evaluate_both(
+    player: Society | Agent, params: PyTree, key: Array, seeds: int, env_params: PyTree = None
+) -> dict[str, Episodes]:
     """Fresh episodes of every seed, ``"greedy"`` and with ``"sampled"`` bids (or choices): leaves [S, episodes]."""
     keys = jax.random.split(key, (2, seeds))
     if isinstance(player, Society):
         player = _without_prices(player)
     return {
-        how: _evaluate_seeds(dataclasses.replace(player, greedy=how == "greedy"), params, keys[i])
+        how: _evaluate_seeds(dataclasses.replace(player, greedy=how == "greedy"), params, keys[i], env_params)
         for i, how in enumerate(("greedy", "sampled"))
     }
 
@@ -129,6 +143,7 @@ def fit(
     key: Array,
     out: str | Path | None = None,
     *,
+    env_params: PyTree = None,
     start: "SavedRun | FitResult | str | Path | None" = None,
     freeze: Sequence[str] = (),
     resume: bool = False,
@@ -150,6 +165,8 @@ def fit(
         config: the settings.
         key: a typed PRNG key.
         out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
+        env_params: the environment's parameters, traced; its own if None. Metrics that need Q*, which is that of its
+            own, are left out then, and every truncation of a rollout is priced by a shadow auction.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers. Not needed to resume.
         freeze: names of parts of the networks that are not trained, as shell patterns; see `jaxmarket.transfer`.
@@ -184,13 +201,15 @@ def fit(
     mesh = devices_mesh(devices, config.seeds, program.instances, config.minibatch)  # type: ignore[arg-type]
     if check and mesh is not None:
         raise ValueError("check: checks are made on one device; leave out devices")
-    run = _Run(config, program, key, mesh, check=check)
+    env_params = None if env_params is None else config.adapter.parameters(env_params)
+    run = _Run(config, program, key, mesh, env_params, check=check)
     trained = None if start is None else (read(start) if isinstance(start, str | Path) else start).networks
     origin = Origin.of(
         key,
         start=None if trained is None else transfer.fingerprint(trained),
         start_folder=str(start) if isinstance(start, str | Path) else None,
         frozen=freeze,
+        env_params=env_params,
     )
     if trained is not None:
         run.state = run.state.replace(learner=transfer.start_from(run.state.learner, trained))
@@ -239,7 +258,7 @@ def _fit_in(
         run.save(checkpoints, folder)
     run.train(show, loggers, checkpoints, folder, checkpoint_every)
     if summary is not None:
-        q, bids, visited = _bids_beside_q(run.config, run.program, run.state)
+        q, bids, visited = _bids_beside_q(run.config, run.program, run.state, run.env_params)
         lost = [each["seed"] for each in summary["diverged"]]
         return FitResult(summary, run.state, run.metrics, run.config, q, *_without(lost, bids, visited))
     result = run.result(show, folder.origin)
@@ -252,12 +271,20 @@ class _Run:
     """Training under way: the state, what came before it, and the loop."""
 
     def __init__(
-        self, config: TrainConfig, program: Program | Monolith, key: Array, mesh: Mesh | None, *, check: bool
+        self,
+        config: TrainConfig,
+        program: Program | Monolith,
+        key: Array,
+        mesh: Mesh | None,
+        env_params: PyTree,
+        *,
+        check: bool,
     ) -> None:
+        self.env_params = env_params
         self.config, self.program, self.key, self.mesh, self.check = config, program, key, mesh, check
         self.hyper = as_arrays(config.hyperparameters)
-        self.oracle = oracle_of(config) if config.agent == "society" else None
-        self.state: Any = init_seeds(program, jax.random.split(key, config.seeds), self.hyper)
+        self.oracle = oracle_of(config) if config.agent == "society" and env_params is None else None
+        self.state: Any = init_seeds(program, jax.random.split(key, config.seeds), self.hyper, env_params)
         self.rows: list[dict[str, np.ndarray]] = []
         self.spent = np.zeros(config.seeds)
         self.compile_seconds = self.run_seconds = 0.0
@@ -330,15 +357,15 @@ class _Run:
         before, kept = self.run_seconds, self.done
         began = time.perf_counter()
         self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
-        hyper, oracle = put((self.hyper, self.oracle), self.mesh, P())
-        compiled = self._compile(hyper, oracle)
+        settings = put((self.hyper, self.oracle, self.env_params), self.mesh, P())
+        compiled = self._compile(settings)
         self.compile_seconds = time.perf_counter() - began
         if self.done:
             show.say(f"going on after chunk {self.done} of {chunks}")
         began = saved = time.perf_counter()
 
         def one() -> None:
-            self.state, metrics = compiled(self.state, hyper, oracle)
+            self.state, metrics = compiled(self.state, *settings)
             metrics = jax.device_get(metrics)
             self.run_seconds = before + time.perf_counter() - began
             self._record(metrics, loggers)
@@ -370,7 +397,7 @@ class _Run:
             self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
         jax.block_until_ready(self.state)
 
-    def _compile(self, hyper: Hyperparameters, oracle: Oracle | None) -> Any:
+    def _compile(self, settings: tuple[Hyperparameters, Oracle | None, PyTree]) -> Any:
         if self.check:
             return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
 
@@ -378,14 +405,14 @@ class _Run:
             sharding = None if self.mesh is None else leaf.sharding
             return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=sharding)
 
-        leaves, tree = jax.tree.flatten((self.state, hyper, oracle))
+        leaves, tree = jax.tree.flatten((self.state, *settings))
         return _compiled(self.program, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
 
     def result(self, show: tables.Show, origin: Origin) -> FitResult:
         """What was learned, evaluated."""
         show.phase("evaluating")
         key_eval = key_for(self.key, "evaluation")
-        result = _assess(self.config, self.program, self.state, self.metrics, key_eval)
+        result = _assess(self.config, self.program, self.state, self.metrics, key_eval, self.env_params)
         steps = int(self.spent.sum())
         result.summary.update(
             env_steps=steps,
@@ -407,13 +434,18 @@ def _due(mine: bool) -> bool:
 
 
 def _assess(
-    config: TrainConfig, program: Program | Monolith, state: Any, metrics: dict[str, np.ndarray], key: Array
+    config: TrainConfig,
+    program: Program | Monolith,
+    state: Any,
+    metrics: dict[str, np.ndarray],
+    key: Array,
+    env_params: PyTree,
 ) -> FitResult:
     """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
     player: Any = player_of(config)
     params = state.learner.params
-    episodes = evaluate_both(player, params, key, config.seeds)
-    exact, bids, visited = _bids_beside_q(config, program, state)
+    episodes = evaluate_both(player, params, key, config.seeds, env_params)
+    exact, bids, visited = _bids_beside_q(config, program, state, env_params)
     returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
     found = divergence.find(metrics, *returns.values(), *([] if bids is None else [bids]))
     lost = [each["seed"] for each in found]
@@ -456,10 +488,11 @@ def _assess(
 
 
 def _bids_beside_q(
-    config: TrainConfig, program: Program | Monolith, state: Any
+    config: TrainConfig, program: Program | Monolith, state: Any, env_params: PyTree
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """`FitResult`'s ``q``, ``bids`` and ``visited``: None where Q* is unknown."""
-    exact = config.adapter.optimal_q(config.gamma) if isinstance(program, Program) else None
+    known = isinstance(program, Program) and env_params is None
+    exact = config.adapter.optimal_q(config.gamma) if known else None
     if exact is None:
         return None, None, None
     player: Any = player_of(config)

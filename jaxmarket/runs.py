@@ -74,6 +74,8 @@ class Origin:
         start_folder: where those were read from; a remark, which is never followed.
         frozen: patterns of the parts that are not trained.
         versions: of the libraries that compute.
+        env_params: the environment's parameters where they are not its own: ``sha256`` of their arrays, and ``values``
+            by name, None where they are too many for a text file.
     """
 
     key: dict[str, Any]
@@ -81,13 +83,20 @@ class Origin:
     start_folder: str | None
     frozen: list[str]
     versions: dict[str, str]
+    env_params: dict[str, Any] | None = None
 
     @classmethod
     def of(
-        cls, key: Array, start: str | None = None, start_folder: str | None = None, frozen: Sequence[str] = ()
+        cls,
+        key: Array,
+        start: str | None = None,
+        start_folder: str | None = None,
+        frozen: Sequence[str] = (),
+        env_params: PyTree = None,
     ) -> "Origin":
         """The origin of a run that begins here and now."""
-        return cls(to_words(key), start, start_folder, list(frozen), versions())
+        params = None if env_params is None else _params_json(env_params)
+        return cls(to_words(key), start, start_folder, list(frozen), versions(), params)
 
     @classmethod
     def read(cls, folder: Path, found: Any) -> "Origin":
@@ -111,6 +120,40 @@ class Origin:
 def versions() -> dict[str, str]:
     """Of the libraries that decide a run's bits."""
     return {name: version(name) for name in ("jaxmarket", "jax", "jaxlib", "flax", "optax")}
+
+
+_MOST_PARAMS = 4096
+
+
+def _params_json(env_params: PyTree) -> dict[str, Any]:
+    arrays = checkpoint.flatten(env_params)
+    few = sum(array.size for array in arrays.values()) <= _MOST_PARAMS
+    plain = few and all(np.isfinite(array).all() for array in arrays.values())
+    values = {name: array.tolist() for name, array in arrays.items()} if plain else None
+    return {"sha256": checkpoint.digest(arrays), "values": values}
+
+
+def params_in(config: TrainConfig, saved: Any, folder: Path) -> PyTree:
+    """The environment's parameters that `Origin.env_params` describes; None for its own.
+
+    Raises:
+        ValueError: the description does not hold their values, or they are of another environment.
+    """
+    if saved is None:
+        return None
+    try:
+        like = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), config.adapter.default_params)
+        wanted = checkpoint.flatten(like)
+        arrays = {name: np.asarray(value, wanted[name].dtype) for name, value in saved["values"].items()}
+        restored = checkpoint.unflatten(like, arrays)
+        if checkpoint.digest(arrays) == saved["sha256"]:
+            return restored
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"{folder}: trained with env_params that config.json does not hold for {config.adapter.name}; in Python, give "
+        "them again: jaxmarket.fit(config, key, folder, env_params=..., resume=True)"
+    )
 
 
 class Folder:
@@ -435,6 +478,15 @@ class SavedRun:
         )
 
     @property
+    def env_params(self) -> PyTree:
+        """The environment's parameters that it was trained with; None for its own.
+
+        Raises:
+            ValueError: the folder does not hold them.
+        """
+        return params_in(self.config, self.summary.get("env_params"), self.folder)
+
+    @property
     def params(self) -> PyTree:
         """Parameters of the policies (bid networks), leaves [seeds, ...]."""
         return self.networks["policy"]
@@ -456,7 +508,8 @@ class SavedRun:
     @functools.cached_property
     def q(self) -> np.ndarray | None:
         """As `FitResult.q`."""
-        return None if self.config.agent == "monolith" else self.config.adapter.optimal_q(self.config.gamma)
+        own = self.config.agent != "monolith" and self.summary.get("env_params") is None
+        return None if not own else self.config.adapter.optimal_q(self.config.gamma)
 
     @property
     def bids(self) -> np.ndarray | None:

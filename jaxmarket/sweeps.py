@@ -30,12 +30,12 @@ from jaxmarket.comparison import Comparison, compare, shown
 from jaxmarket.config import TrainConfig, plain_setting
 from jaxmarket.estimates import Estimate, Sheet, mean
 from jaxmarket.interrupts import Deferred
-from jaxmarket.keys import key_of, to_words
+from jaxmarket.keys import key_of
 from jaxmarket.logging import Record
-from jaxmarket.runs import SavedRun
+from jaxmarket.runs import Origin, SavedRun
 from jaxmarket.text import plain
 from jaxmarket.transfer import fingerprint
-from jaxmarket.types import Array
+from jaxmarket.types import PyTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,7 @@ def train(
     label: str = "sweep",
     progress: bool = True,
     start: Mapping[str, SavedRun] | None = None,
+    env_params: PyTree = None,
 ) -> dict[str, SavedRun]:
     """Train what is not in ``folder`` yet; every finished condition by name.
 
@@ -86,6 +87,7 @@ def train(
         label: of the progress bar.
         progress: whether to show one.
         start: by a condition's name, the run whose networks it starts from.
+        env_params: the environment's parameters for all conditions, as in `fit`; its own if None.
 
     Raises:
         ValueError: the folder holds a condition of that name with other settings or another seed.
@@ -93,7 +95,13 @@ def train(
     start = start or {}
     key = key_of(seed)
     origins = {name: fingerprint(run.networks) for name, run in start.items()}
-    found = {c.name: _finished(folder / c.name, c, key, origins.get(c.name)) for c in wanted}
+
+    def finished_one(condition: Cell) -> SavedRun | None:
+        params = None if env_params is None else condition.config.adapter.parameters(env_params)
+        origin = Origin.of(key, origins.get(condition.name), env_params=params)
+        return _finished(folder / condition.name, condition, origin)
+
+    found = {c.name: finished_one(c) for c in wanted}
     finished = {name: run for name, run in found.items() if run is not None}
     waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
@@ -120,7 +128,12 @@ def train(
                     show(sum(done.values()), total, f"{condition.name} {note}")
 
                 return fitting.fit(
-                    condition.config, key, start=start.get(condition.name), progress=False, loggers=[on_chunk]
+                    condition.config,
+                    key,
+                    env_params=env_params,
+                    start=start.get(condition.name),
+                    progress=False,
+                    loggers=[on_chunk],
                 )
 
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -161,15 +174,17 @@ def _read(folder: Path, condition: Cell) -> SavedRun:
     return runs.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
 
 
-def _finished(folder: Path, condition: Cell, key: Array, origin: str | None) -> SavedRun | None:
+def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
     if runs.summary_of(folder) is None:
         return None
     run = _read(folder, condition)
-    if run.config != condition.config or run.summary["key"] != to_words(key):
+    if run.config != condition.config or run.summary["key"] != origin.key:
         raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
-    if run.summary["versions"] != runs.versions():
+    if run.summary.get("env_params") != origin.env_params:
+        raise ValueError(f"out: {folder} holds a run with other env_params; choose another folder")
+    if run.summary["versions"] != origin.versions:
         raise ValueError(f"out: {folder} holds a run of other versions of the libraries; choose another folder")
-    if run.summary.get("start") != origin:
+    if run.summary.get("start") != origin.start:
         raise ValueError(
             f"out: {folder} holds a run that went on from other networks; remove it, or choose another folder"
         )
@@ -526,6 +541,7 @@ def sweep(
     *,
     samples: int | None = None,
     seed: int = 0,
+    env_params: PyTree = None,
     progress: bool = True,
     share: float = 0.9,
     **settings: Any,
@@ -541,6 +557,7 @@ def sweep(
         out: a folder for the runs, ``sweep.csv``, ``sweep.json`` and ``sweep.png``.
         samples: so many combinations at random, where not all of them.
         seed: of all randomness, that of the drawing included.
+        env_params: the environment's parameters for all combinations, traced; its own if None.
         progress: whether to show a progress bar.
         share: of the best run's return, see `compare`.
         settings: of all combinations, as in `TrainConfig`.
@@ -575,7 +592,7 @@ def sweep(
     before = fitting.compiles()
     with files.owned(out):
         name = cells[0].config.adapter.name
-        train(cells, out, seed=seed, label=name, progress=progress)
+        train(cells, out, seed=seed, label=name, progress=progress, env_params=env_params)
         with tables.progress(name, shown=progress) as show:
             show.phase("comparing and drawing")
             comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)

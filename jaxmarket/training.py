@@ -240,12 +240,21 @@ def oracle_of(config: TrainConfig) -> Oracle | None:
     )
 
 
-def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None) -> tuple[TrainState, dict[str, Array]]:
+def train(
+    config: TrainConfig, key: Array, hyper: Hyperparameters | None = None, env_params: PyTree = None
+) -> tuple[TrainState, dict[str, Array]]:
     """The whole run of one seed as one pure function.
 
     ``jax.jit(train, static_argnums=0)`` it; ``jax.vmap(lambda key: train(config, key))(keys)`` runs many
     seeds, and ``jax.vmap(lambda rate: train(config, key, config.hyperparameters.replace(learning_rate=rate)))(rates)``
     sweeps over a traced setting, with one compilation. Metrics that need Q* take the configuration's discount.
+
+    Args:
+        config: the settings.
+        key: a typed PRNG key.
+        hyper: traced settings; those of ``config`` if None.
+        env_params: the environment's parameters, traced, so that ``vmap`` trains on many at once; its own if None.
+            What a solver knows of the environment's own does not hold for them: no metric is held against it.
 
     Returns:
         The final state, and metrics with one entry per chunk.
@@ -254,9 +263,10 @@ def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None)
         ValueError: an argument is of another kind, or ``hyper`` holds something other than one number per setting.
     """
     key = prng_key("key", key)
-    program, env_params = Program.of(config), config.adapter.default_params
+    program = Program.of(config)
     hyper = as_arrays(config.hyperparameters if hyper is None else hyper)
-    oracle = oracle_of(config)
+    oracle = oracle_of(config) if env_params is None else None
+    env_params = config.adapter.parameters(env_params)
 
     def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
         return chunk(program, state, env_params, hyper, oracle)

@@ -66,6 +66,21 @@ class Adapter:
         """The environment's own parameters; None if it has none."""
         return getattr(self.env, "default_params", None)
 
+    def parameters(self, given: PyTree = None) -> PyTree:
+        """Parameters that somebody gave, as arrays and once `check` has passed; ``default_params`` if None.
+
+        Raises:
+            ValueError: the environment does not run with them.
+        """
+        if given is None:
+            return self.default_params
+        try:
+            given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"env_params: expected a tree of arrays, got {shown(given)}") from error
+        self.check(given)
+        return given
+
     @property
     def gamma(self) -> float | None:
         """The discount the environment names, if it names one."""
@@ -242,8 +257,7 @@ class Adapter:
         Raises:
             ValueError: it does not; the message says what to change.
         """
-        params = self.default_params if params is None else params
-        if inspect.ismethod(params):
+        if inspect.ismethod(self.default_params):
             raise ValueError(f"env: default_params of {self.name} is a method; make it a property")
         name = self._attribute("name")
         if name is not None and not isinstance(name, str):
@@ -257,15 +271,19 @@ class Adapter:
             ) from error
         # Now rather than inside jit, where a space's bounds would be tracers.
         _ = self.num_actions, self.gamma, self._codes
+        # Training compiles the environment's own parameters in; others are traced.
+        own = self.default_params
+        with_params = (lambda f: lambda *args: f(*args, own)) if params is None else (lambda f: f)
+        args = () if params is None else (params,)
         key, action = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
-        raw, state = self._shapes("reset", self.raw_reset, key, params)
-        after = self._shapes("step", self.raw_step, key, state, action, params)
+        raw, state = self._shapes("reset", with_params(self.raw_reset), key, *args)
+        after = self._shapes("step", with_params(self.raw_step), key, state, action, *args)
         if jax.tree.structure(raw) != jax.tree.structure(after.obs):
             self._same("observation", raw, after.obs)
         self._same("state", state, after.env_state)
         before, encoded = (self._shapes("encoding", self.encode, obs) for obs in (raw, after.obs))
         self._same("observation", before, encoded)
-        legal = self._shapes("legal_actions", self.legal, state, params)
+        legal = self._shapes("legal_actions", with_params(self.legal), state, *args)
         if legal.shape != (self.num_actions,):
             raise ValueError(
                 f"env: legal_actions of {self.name} has shape {legal.shape}; return one boolean per action, "
