@@ -29,6 +29,7 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import shown
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, Outcome, PyTree, real
 from jaxmarket.valuations import Additive, Linear, StrictlyConcave
 
@@ -328,6 +329,7 @@ class Tatonnement:
     gap: float = 1e-3
     rate: float = 0.1
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -429,6 +431,7 @@ class ConvexProgram:
     inner: int = 8
     stiffness: float = 0.01
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -579,6 +582,7 @@ class ProportionalResponse:
     iterations: int = 10_000
     gap: float = 1e-3
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -652,6 +656,7 @@ class SealedBids:
     mechanism: Mechanism = CREDIT_CONSERVING_VICKREY
     exploration: float | None = None
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,

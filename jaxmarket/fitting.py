@@ -32,6 +32,7 @@ from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs import Folder, SavedRun, player_of, read, settings_of
 from jaxmarket.society import Society
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
 
@@ -115,6 +116,7 @@ def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array) -> Epi
     return jax.vmap(lambda params, key: play(player, params, key, env_params, _EPISODES))(params, keys)
 
 
+@standard_promotion
 def evaluate_both(player: Society | Agent, params: PyTree, key: Array, seeds: int) -> dict[str, Episodes]:
     """Fresh episodes of every seed, ``"greedy"`` and with ``"sampled"`` bids (or choices): leaves [S, episodes]."""
     keys = jax.random.split(key, (2, seeds))
@@ -126,6 +128,7 @@ def evaluate_both(player: Society | Agent, params: PyTree, key: Array, seeds: in
     }
 
 
+@entry_point
 def fit(
     config: TrainConfig,
     key: Array,
@@ -323,6 +326,9 @@ class _Run:
     def _compile(self, hyper: Hyperparameters, oracle: Oracle | None) -> Any:
         if self.check:
             return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
+
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]  nothing is compiled then
+            return functools.partial(_chunk_seeds, self.program, self.mesh)
 
         def shape(leaf: Array) -> jax.ShapeDtypeStruct:
             sharding = None if self.mesh is None else leaf.sharding

@@ -28,6 +28,7 @@ from jax import core
 
 from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers
 from jaxmarket.equilibria import Certificate, Equilibrium, Solver
+from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Books", "Economy", "Produced", "Round", "WideMarket", "individually", "open_market", "run", "step"]
@@ -119,6 +120,7 @@ class Round(struct.PyTreeNode):
     certificate: Certificate
 
 
+@entry_point
 def open_market(
     agents: PyTree, holdings: Array, wealth: Array | float, world: PyTree = None, *, prices: Array | None = None
 ) -> Economy:
@@ -161,6 +163,7 @@ def open_market(
     )
 
 
+@entry_point
 def step(
     market: WideMarket,
     key: Array,
@@ -244,6 +247,7 @@ def _check_trade(economy: Economy, found: Equilibrium) -> None:
         )
 
 
+@entry_point
 def run(
     market: WideMarket,
     key: Array,

@@ -24,6 +24,7 @@ from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summ
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import Society, reset
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
@@ -112,6 +113,7 @@ PARTITION = TrainState(learner=P(SEEDS), market=P(SEEDS, INSTANCES), key=P(SEEDS
 """How a state with a leading seed axis lies over a mesh."""
 
 
+@entry_point
 def init(program: Program, key: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
     """The state before the first update."""
     key_learner, key_market, key = jax.random.split(key, 3)
@@ -197,6 +199,7 @@ def _update(
     return state, (summarize(rows, settlement, oracle), residual)
 
 
+@standard_promotion
 def chunk(
     program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -232,6 +235,7 @@ def oracle_of(config: TrainConfig) -> Oracle | None:
     )
 
 
+@entry_point
 def train(config: TrainConfig, key: Array, hyper: Hyperparameters | None = None) -> tuple[TrainState, dict[str, Array]]:
     """The whole run of one seed as one pure function.
 

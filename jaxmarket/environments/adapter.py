@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmarket.checking import shown
+from jaxmarket.switches import check_backend
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Adapter", "Step", "adapt", "owns"]
@@ -223,6 +224,7 @@ def adapt(env: Any) -> Adapter:
     if isinstance(env, Adapter):
         return env
     _refuse_strangers(env)
+    check_backend()
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {env!r} is not a gymnax-style environment; "
