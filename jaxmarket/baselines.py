@@ -25,6 +25,7 @@ from jaxmarket.metrics import Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.transfer import networks
 from jaxmarket.types import Array, PyTree, real
 
@@ -339,6 +340,7 @@ class ChoicePolicy(struct.PyTreeNode):
     params: PyTree
     agent: Agent = struct.field(pytree_node=False)
 
+    @standard_promotion
     def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
         """The choice for one raw observation of the environment: i32 [].
 
@@ -350,6 +352,7 @@ class ChoicePolicy(struct.PyTreeNode):
         return self.agent.choose(self.params, key, self.agent.env.encode(obs))
 
 
+@standard_promotion
 def evaluate(
     agent: Agent, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
 ) -> Episodes:
@@ -443,6 +446,7 @@ PARTITION = MonolithState(learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(S
 """As `training.PARTITION`."""
 
 
+@entry_point
 def init(monolith: Monolith, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
     """The state before the first update; ``hyper`` as in `training.init`, of no use here."""
     del hyper
@@ -462,6 +466,7 @@ def parameters(learner_state: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((learner_state.params, learner_state.value_params)))
 
 
+@standard_promotion
 def chunk(
     monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters, oracle: None = None
 ) -> tuple[MonolithState, dict[str, Array]]:

@@ -16,6 +16,7 @@ from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforc
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, Torso, ValueHead, ValueNetwork, cnn, linear, mlp
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society
+from jaxmarket.switches import check_backend
 
 if TYPE_CHECKING:
     Auction = str | Mechanism
@@ -156,6 +157,7 @@ class TrainConfig:
     preset: str | None = None
 
     def __post_init__(self) -> None:
+        check_backend()
         self._set(agent=choice("agent", self.agent, ("society", "monolith")))
         self._set(learner=choice("learner", self.learner, LEARNERS))
         if self.preset is not None:

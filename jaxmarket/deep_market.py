@@ -29,6 +29,7 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.languages import SILENCE, Language
 from jaxmarket.metrics import gini
 from jaxmarket.population import Births, Population, Terms, newcomers, pay, turnover
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, real
 
 __all__ = ["Books", "DeepMarket", "Economy", "Round", "forward", "money", "open_market", "run", "step"]
@@ -131,6 +132,7 @@ def money(economy: Economy) -> Array:
     return economy.population.wealth.sum() + economy.consumers.sum()
 
 
+@entry_point
 def open_market(
     market: DeepMarket,
     key: Array,
@@ -247,6 +249,7 @@ def _sell(
     return outcome, prices, jnp.where(outcome.winner >= 0, actions, anything), offer
 
 
+@standard_promotion
 def forward(
     market: DeepMarket,
     key: Array,
@@ -299,6 +302,7 @@ def _draw(market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> _Ch
     )
 
 
+@entry_point
 def step(
     market: DeepMarket, key: Array, economy: Economy, env_params: PyTree, terms: Terms | None = None
 ) -> tuple[Economy, Books, Array]:
@@ -486,6 +490,7 @@ class Round(struct.PyTreeNode):
     share: Array  # f [] share of the round's auctions that the most successful agent won
 
 
+@entry_point
 def run(
     market: DeepMarket,
     key: Array,

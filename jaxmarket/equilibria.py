@@ -33,6 +33,7 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import shown
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, Outcome, PyTree, real
 from jaxmarket.valuations import Additive, Linear, StrictlyConcave
 
@@ -410,6 +411,7 @@ class Tatonnement:
     rate: float = 0.1
     patience: int = 200
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -565,6 +567,7 @@ class ConvexProgram:
     stiffness: float = 0.01
     patience: int = 50
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -719,6 +722,7 @@ class ProportionalResponse:
     gap: float = 1e-3
     patience: int = 1000
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -797,6 +801,7 @@ class SealedBids:
     mechanism: Mechanism = CREDIT_CONSERVING_VICKREY
     exploration: float | None = None
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,

@@ -31,6 +31,7 @@ from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs import Folder, Origin, SavedRun, player_of, read
 from jaxmarket.society import Society
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
 
@@ -125,6 +126,7 @@ def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array, env_pa
     return jax.vmap(lambda params, key: play(player, params, key, env_params, _EPISODES))(params, keys)
 
 
+@standard_promotion
 def evaluate_both(
     player: Society | Agent, params: PyTree, key: Array, seeds: int, env_params: PyTree = None
 ) -> dict[str, Episodes]:
@@ -138,6 +140,7 @@ def evaluate_both(
     }
 
 
+@entry_point
 def fit(
     config: TrainConfig,
     key: Array,
@@ -400,6 +403,9 @@ class _Run:
     def _compile(self, settings: tuple[Hyperparameters, Oracle | None, PyTree]) -> Any:
         if self.check:
             return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
+
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]  nothing is compiled then
+            return functools.partial(_chunk_seeds, self.program, self.mesh)
 
         def shape(leaf: Array) -> jax.ShapeDtypeStruct:
             sharding = None if self.mesh is None else leaf.sharding

@@ -31,6 +31,7 @@ from jax import core
 
 from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers, shown, whole
 from jaxmarket.equilibria import Certificate, Equilibrium, Solver
+from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Books", "Economy", "Produced", "Round", "WideMarket", "individually", "open_market", "run", "step"]
@@ -134,6 +135,7 @@ class Round(struct.PyTreeNode):
     certificate: Certificate
 
 
+@entry_point
 def open_market(
     agents: PyTree, holdings: Array, wealth: Array | float, world: PyTree = None, *, prices: Array | None = None
 ) -> Economy:
@@ -176,6 +178,7 @@ def open_market(
     )
 
 
+@entry_point
 def step(
     market: WideMarket,
     key: Array,
@@ -303,6 +306,7 @@ def _insist(market: WideMarket, rounds: Round, time: Array) -> None:
             raise ValueError(message.format(step=int(time) + first, excess=excess[first], gap=gap[first]))
 
 
+@entry_point
 def run(
     market: WideMarket,
     key: Array,

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmarket.checking import number, shown, whole
+from jaxmarket.switches import check_backend
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Adapter", "Step", "adapt", "mismatch", "owns"]
@@ -415,6 +416,7 @@ def adapt(env: Any) -> Adapter:
     if isinstance(env, Adapter):
         return env
     _refuse_strangers(env)
+    check_backend()
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {shown(env)} is not a gymnax-style environment; "
