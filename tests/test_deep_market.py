@@ -240,6 +240,22 @@ def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, 
     assert (np.asarray(end.owner) != 0).all()
 
 
+@pytest.mark.parametrize("instances", (3, 8))
+def test_an_agent_that_spends_all_in_many_instances_owns_exactly_nothing(instances):
+    market = DeepMarket(Faulty(0.0), Tables(1, 2), 1, instances=instances)  # action 1 earns nothing
+    wealth = jnp.linspace(0.1, 9, 500)
+
+    def one(wealth):
+        agent = Table(jnp.full((1, 1), 1e9), jnp.ones(1, jnp.int32))
+        start = open_market(market, jax.random.key(0), market.env.default_params, found(agent, wealth[None]))
+        after, books, _ = deep_market.step(market, jax.random.key(1), start, market.env.default_params)
+        return after.population.wealth[0], books
+
+    left, books = jax.jit(jax.vmap(one))(wealth)
+    assert float(left.min()) >= 0
+    np.testing.assert_allclose(left - wealth, books.net, atol=1e-6)
+
+
 CROWDED = DeepMarket(WORLD, LANGUAGE, AGENTS, instances=5, mechanism=CREDIT_CONSERVING_VICKREY)
 
 
