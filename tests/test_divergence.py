@@ -60,6 +60,7 @@ def partly(sound, tmp_path_factory):
 def test_parameters_and_rewards(parameter, reward, expected):
     parameters = {"a": jnp.array([[1.0, parameter]]), "count": jnp.array([3])}
     assert float(divergence.diverged(parameters, jnp.asarray(reward))) == expected
+    assert np.isnan(divergence.valid(jnp.asarray(reward), parameters)) == expected
 
 
 def test_seeds_are_named_with_chunk_and_cause():
