@@ -457,10 +457,10 @@ def _assess(
     lost = [each["seed"] for each in found]
     bids, visited = _without(lost, bids, visited)
 
-    def per_seed(values: Array) -> list[float]:
-        kept = np.array(values, np.float64)
-        kept[lost] = np.nan
-        return kept.tolist()
+    def per_seed(values: Any) -> list[float]:
+        known = np.array(values, np.float64)
+        known[lost] = np.nan
+        return known.tolist()
 
     terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
     unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
@@ -484,12 +484,11 @@ def _assess(
         "sampled_termination_rate_seeds": terminated["sampled"],
         "bid_error": None,
     }
-    if exact is not None and len(lost) < config.seeds:
-        q, kept = jnp.asarray(exact, real()), np.setdiff1d(np.arange(config.seeds), lost)
-        summary["bid_error"] = _worst(bid_error, bids[kept], q, visited[kept])
+    if bids is not None and visited is not None and len(lost) < config.seeds:
+        kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
+        summary["bid_error"] = _worst(bid_error, *kept)
         if config.learner == "valuation":
-            every = functools.partial(bid_error, every_bidder=True)
-            summary["bid_error_all"] = _worst(every, bids[kept], q, visited[kept])
+            summary["bid_error_all"] = _worst(functools.partial(bid_error, every_bidder=True), *kept)
     return FitResult(summary, state, metrics, config, exact, bids, visited)
 
 
