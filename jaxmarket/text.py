@@ -175,7 +175,7 @@ class DataTable:
     """A table whose strings are data (`cell`), for any console.
 
     Where the width does not do, columns that were added with ``below=True`` leave the table, and follow it as a list.
-    Where that does not do, all of it becomes a list: a paragraph ``column: value · column: value`` per row.
+    Where that does not do, all of it becomes a list: a paragraph ``column: value | column: value`` per row.
 
     Args:
         headers: of the first columns, as `add_column` takes them.
@@ -275,10 +275,10 @@ class DataTable:
             yield Text.assemble(named[0] if named else "", style="bold")
             lines: list[Text] = []
             for item in named[1:]:
-                if not lines or lines[-1].cell_len + len(" · ") + item.cell_len > options.max_width - 2:
+                if not lines or lines[-1].cell_len + len(" | ") + item.cell_len > options.max_width - 2:
                     lines.append(item)
                 else:
-                    lines[-1] = Text.assemble(lines[-1], " · ", item)
+                    lines[-1] = Text.assemble(lines[-1], " | ", item)
             for line in lines:
                 line.overflow = "fold"
                 yield Padding(line, (0, 0, 0, 2), expand=False)

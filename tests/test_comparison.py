@@ -191,7 +191,7 @@ def test_runs_that_differ_in_much_fit_eighty_columns(tmp_path, monkeypatch, caps
     assert max(map(len, screen)) <= 80
     assert any(re.match(r" good +2 +0\.900 ±1\.271 ", line) for line in screen)
     listed = printed[printed.index("run: bad[b]\\x1b[2J\n") :]
-    assert "entropy: 0.01 · gamma: 0.5 · " in listed.split("against")[0]
+    assert "entropy: 0.01 | gamma: 0.5 | " in listed.split("against")[0]
     assert json.loads(document)["differing"] == ["hidden", *(name for name in much if name != "hidden")]
 
 

@@ -14,12 +14,11 @@ import random
 import re
 from collections.abc import Callable
 
-from rich.console import Console
-
 from jaxmarket.host.market import Episode, Market
 from jaxmarket.host.records import Auction, Record
 from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Thought, appends
+from jaxmarket.text import Screen
 
 __all__ = ["Solver", "arithmetic", "expression", "learn_arithmetic", "main", "solvers"]
 
@@ -132,14 +131,15 @@ def learn_arithmetic(
 def main(episodes: int = 40, seed: int = 0) -> None:
     """Print the first episode, the last one, and who got rich."""
     market, history = learn_arithmetic(episodes, seed=seed)
-    console = Console()
+    screen = Screen()
     for number in (1, episodes):
         episode = history[number - 1]
         verdict = "right" if episode.reward else "wrong"
-        console.print(episode_table(episode, title=f"episode {number}: {verdict}"))
+        screen.print(episode_table(episode, title=f"episode {number}: {verdict}"))
     tens = [history[i : i + 10] for i in range(0, episodes, 10)]
-    console.print("solved, ten episodes at a time:", *(f"{sum(e.reward > 0 for e in ten)}/{len(ten)}" for ten in tens))
-    console.print(wealth_table(market, title=f"wealth after {episodes} episodes"))
+    solved = " ".join(f"{sum(e.reward > 0 for e in ten)}/{len(ten)}" for ten in tens)
+    screen.message(f"solved, ten episodes at a time: {solved}")
+    screen.print(wealth_table(market, title=f"wealth after {episodes} episodes"))
 
 
 if __name__ == "__main__":

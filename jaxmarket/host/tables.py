@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from jaxmarket.host.calls import describe
 from jaxmarket.host.ledger import HOUSE, exact_sum
 from jaxmarket.host.market import Episode, Market
-from jaxmarket.text import cell
+from jaxmarket.text import DataTable, cell
 
 __all__ = ["episode_table", "wealth_table"]
 
@@ -31,7 +29,7 @@ def _shown(show: Callable[[Any], str], state: Any) -> Text:
         return cell(f"({describe(error)})"[:_WIDTH])
 
 
-def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, title: str | None = None) -> Table:
+def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, title: str | None = None) -> DataTable:
     """An episode, auction by auction: the state, who bid what, who won, who paid whom.
 
     Args:
@@ -41,16 +39,14 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
     """
     minted = any(step.auction.resale != step.auction.price for step in episode.steps)
     agents = [bid.agent for bid in episode.steps[0].bids]
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=None if title is None else cell(title, "table.title"),
+    table = DataTable(
+        title=title or "",
         caption="bids, at most the purse; · no bid; ! failed to act" + "; gets: with the mint" * minted,
     )
     table.add_column("t", justify="right")
-    table.add_column("state", no_wrap=True)
+    table.add_column("state")
     for column in (*agents, "wins", "pays", "to", *["gets"] * minted, "reward", "end"):
-        table.add_column(cell(column), justify="right" if column in ("pays", "gets", "reward") else "left")
+        table.add_column(column, justify="right" if column in ("pays", "gets", "reward") else "left")
     for step in episode.steps:
         a = step.auction
         failed = {call.agent for call in step.calls if call.what == "act" and call.reason}
@@ -72,16 +68,15 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
             f"{a.reward:.3f}",
             "ends" if a.done else "unsold" if a.winner is None else "",
         )
-    table.add_row("", _shown(show, episode.state), *[""] * (len(table.columns) - 3), "cut" * (episode.end == "cut"))
+    between = len(agents) + len(["wins", "pays", "to", "reward"]) + minted
+    table.add_row("", _shown(show, episode.state), *[""] * between, "cut" * (episode.end == "cut"))
     return table
 
 
-def wealth_table(market: Market, *, title: str | None = None) -> Table:
+def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
     """What every agent and the house own, and where it came from."""
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=None if title is None else cell(title, "table.title"),
+    table = DataTable(
+        title=title or "",
         caption="sold: what others paid it, and the mint; won: auctions",
     )
     for column in ("agent", "began with", "rewards", "sold", "bought", "rent", "wealth", "won", ""):
