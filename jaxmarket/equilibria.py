@@ -110,6 +110,9 @@ def capped_values(valuations: PyTree, wealth: Array, bundles: Array) -> Array:
     return jnp.minimum(worth, jnp.maximum(wealth, 0))
 
 
+_NEXT_TO_NOTHING = 1e-30
+"""Stands in for a tolerance of 0 where something is divided by it."""
+
 _HALVINGS = 27
 _LEAST = -40.0
 """log λ of the poorest agents: e⁻⁴⁰ squared is still a number in single precision, as derivatives need."""
@@ -327,7 +330,7 @@ def _solve(
     response = _response(*frozen, at)
     # Where there is so little of a good that the last digits of its price decide who gets any of it, prices are a few
     # digits lower: of slightly too much demand everybody gets a share, but of too little, something would be left.
-    coarse = 16 * epsilon / tolerances[0] * response
+    coarse = 16 * epsilon / max(tolerances[0], _NEXT_TO_NOTHING) * response
     found = jnp.where((supply > 0) & (coarse > supply), found * (1 - 4 * epsilon), found)
     demands = _demands(valuations, wealth, found)
     units = jax.lax.stop_gradient(jnp.where(supply > 0, jnp.maximum(supply, coarse), _units(supply, response)))
@@ -380,6 +383,7 @@ def _balance(
         usual: f [G], prices that are not small. What is scarce costs little at any price, so that the price of all
             that is left says nothing about it: of goods that are not nearly free, little may be left, too.
     """
+    tolerance = max(tolerance, _NEXT_TO_NOTHING)
     left = jnp.maximum(-excess, 0)
     cost = prices @ (left * units) / jnp.maximum(tolerance * welfare, jnp.finfo(prices.dtype).tiny)
     dear = jnp.where(prices > 1e-2 * usual, left, 0).max() / (100 * tolerance)
@@ -426,8 +430,7 @@ class Tatonnement:
         frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
 
         def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
-            market = _Market(demands, lambda bundles: capped_values(*frozen, bundles).sum(), supply)
-            return self._find(market.at(start), start)
+            return self._find(_market(demands, *frozen, supply, start), start)
 
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
@@ -447,12 +450,8 @@ class Tatonnement:
         _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
         supply = holdings.sum(0)
         start = _start(_marginal(valuations, supply, wealth.shape[0]), prices)
-        market = _Market(
-            lambda prices: _demands(valuations, wealth, prices),
-            lambda bundles: capped_values(valuations, wealth, bundles).sum(),
-            supply,
-        )
-        adjust, begin = self._adjustment(market.at(start), start)
+        market = _market(lambda prices: _demands(valuations, wealth, prices), valuations, wealth, supply, start)
+        adjust, begin = self._adjustment(market, start)
         _, path = jax.lax.scan(lambda c, _: (adjust(c), (c.prices, c.excess)), begin, length=self.iterations + 1)
         return path
 
@@ -463,16 +462,16 @@ class Tatonnement:
         def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
             now, best = carry
             # NaN is never better than what was there before, and does not become a number again.
-            return (now.miss > 1) & (now.count - best.count < self.patience) & (now.count < self.iterations)
+            return (now.miss > 1) & (now.done - best.done < self.patience) & (now.done < self.iterations)
 
         def once(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
             now, best = carry
             new = adjust(now)
             return new, jax.tree.map(lambda a, b: jnp.where(new.miss < best.miss, a, b), new, best)
 
-        begin = begin._replace(count=jnp.asarray(count, jnp.int32))
+        begin = begin._replace(done=jnp.asarray(count, jnp.int32))
         last, best = jax.lax.while_loop(goes_on, once, (begin, begin))
-        return best.prices, last.count
+        return best.prices, last.done
 
     def _adjustment(self, market: "_Market", start: Array) -> tuple[Callable[["_Adjusted"], "_Adjusted"], "_Adjusted"]:
         """One adjustment, and what it begins with."""
@@ -496,7 +495,7 @@ class Tatonnement:
             # leap up and creep down for ever.
             limit = jnp.where(crossed, jnp.abs(move) / 2, old.limit * 1.2)
             rate = jnp.minimum(jnp.where(crossed, old.rate / 2, old.rate * 1.2), 1)
-            return _Adjusted(prices, rate, limit, excess, miss, stuck, old.count + 1)
+            return _Adjusted(prices, rate, limit, excess, miss, stuck, old.done + 1)
 
         nothing, unlimited = jnp.zeros(start.shape, jnp.int32), jnp.full_like(start, jnp.inf)
         excess, miss = look(start, nothing)
@@ -515,12 +514,19 @@ class _Market(NamedTuple):
     demands: Callable[[Array], Array]  # prices f [G] -> f [N, G]
     worth: Callable[[Array], Array]  # bundles f [N, G] -> welfare f []
     supply: Array  # f [G]
-    units: Array | float = 1.0  # f [G] of excess demand
-    usual: Array | float = 1.0  # f [G] prices that are not small
+    units: Array  # f [G] of excess demand
+    usual: Array  # f [G] prices that are not small
 
-    def at(self, usual: Array) -> "_Market":
-        """With the scales that go with these prices f [G]."""
-        return self._replace(units=_units(self.supply, self.demands(usual).mean(0)), usual=usual)
+
+def _market(
+    demands: Callable[[Array], Array], valuations: PyTree, wealth: Array, supply: Array, usual: Array
+) -> _Market:
+    """With the scales that go with usual prices f [G]."""
+
+    def worth(bundles: Array) -> Array:
+        return capped_values(valuations, wealth, bundles).sum()
+
+    return _Market(demands, worth, supply, _units(supply, demands(usual).mean(0)), usual)
 
 
 class _Adjusted(NamedTuple):
@@ -532,7 +538,7 @@ class _Adjusted(NamedTuple):
     excess: Array  # f [G] excess demand over supply
     miss: Array  # f [] see `_balance`
     stuck: Array  # i32 [G] adjustments in a row that hardly moved a price
-    count: Array  # i32 []
+    done: Array  # i32 [] adjustments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -585,7 +591,7 @@ class ConvexProgram:
         frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
 
         def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
-            market = _Market(demands, lambda bundles: capped_values(*frozen, bundles).sum(), supply).at(start)
+            market = _market(demands, *frozen, supply, start)
             found, count = self._minimise(market, start, self.iterations)
             again = Tatonnement(self.iterations + 1000, self.tolerance)
             usable = (count < self.iterations) & jnp.isfinite(found).all()
@@ -651,7 +657,7 @@ class ConvexProgram:
             def demands(prices: Array) -> Array:
                 return _demands(anchored, wealth, prices)
 
-            prices, iterations = self._minimise(_Market(demands, worth, supply, units), prices, self.inner)
+            prices, iterations = self._minimise(_Market(demands, worth, supply, units, usual), prices, self.inner)
             bundles, count = demands(prices), count + iterations
             found = _conclude(valuations, wealth, holdings, prices, bundles, count, tolerances, units)
             # The best is kept: where all goods are nearly free a search can lose its way, even among the numbers.
@@ -676,7 +682,7 @@ class ConvexProgram:
 
 def _miss(certificate: Certificate, tolerances: tuple[float, float]) -> Array:
     """By how many times a tolerance is missed, at worst: f []."""
-    excess, gap = (max(tolerance, 1e-30) for tolerance in tolerances)
+    excess, gap = (max(tolerance, _NEXT_TO_NOTHING) for tolerance in tolerances)
     return jnp.maximum(certificate.excess / excess, certificate.gap / gap)
 
 
