@@ -86,7 +86,7 @@ def _collectives_on_loopback() -> None:
     JAX has no setting for it: the CPU backend is registered again, with gloo's address given.
     """
     from jax._src import distributed, xla_bridge  # noqa: PLC0415  private: nothing else of the library depends on it
-    from jaxlib import _jax  # noqa: PLC0415
+    from jaxlib import _jax  # type: ignore[attr-defined]  # noqa: PLC0415
 
     gloo = _jax.make_gloo_tcp_collectives(
         distributed_client=distributed.global_state.client,  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -42,6 +44,7 @@ from jaxmarket.host import (
     example,
 )
 from jaxmarket.host.openai import ChatAgent, read_bid
+from jaxmarket.host.thoughts import Item
 from jaxmarket.languages import Table, Tables
 from jaxmarket.population import Terms, found
 
@@ -220,6 +223,25 @@ def test_a_purse_is_never_above_what_is_owned():
         ledger.book(Entry(0, 0, "rent", "ann", HOUSE, math.nan))
 
 
+def test_sums_beyond_the_largest_float_are_infinite_and_purses_are_not():
+    market = counting([constant("ann", 0.0)], reward=lambda state: 1e308)
+    episode = market.play(0, 5)
+    assert episode.reward == market.ledger.total("reward") == market.wealth["ann"] == math.inf
+    assert market.ledger.balance(WORLD) == -math.inf
+    assert market.ledger.purse("ann") == sys.float_info.max
+    assert "inf" in printed(host.wealth_table(market))
+    assert host.ledger.exact_sum([1e308, 1e308, -1e308]) == 1e308, "no partial sum counts"
+
+
+def test_numbers_may_be_numpys_and_rewards_truth_values():
+    for true in (True, np.bool_(True), jnp.float32(1), np.array(1)):
+        market = counting([constant("ann", np.float32(0.5))], reward=lambda state, true=true: true, seed=np.int64(3))
+        assert market.play(0, np.int64(2)).reward == 2.0
+    ledger = Ledger()
+    ledger.book(Entry(0, 0, "reward", WORLD, "ann", np.float32(0.5)))
+    assert ledger.balance("ann") == 0.5
+
+
 def test_an_agent_learns_its_purse_and_cannot_bid_above_it():
     purses = []
     agent = Agent("ann", lambda state, purse: purses.append(purse) or 1e30, lambda state: state + 1, 0.75)
@@ -272,7 +294,64 @@ def crash(error):
     raise error
 
 
+async def exits():
+    sys.exit(3)
+
+
+class Text(str):
+    """Text whose methods are its own."""
+
+    def _lie(self, *_):
+        raise SystemExit("a method of text was called")
+
+    __len__ = __getitem__ = __iter__ = __format__ = __str__ = __add__ = __contains__ = __eq__ = __lt__ = _lie
+    split = join = isprintable = replace = encode = _lie
+    __hash__ = str.__hash__
+
+
+class Odd(type):
+    @property
+    def __name__(cls):
+        raise SystemExit("no name")
+
+
+class UnnamedError(Exception, metaclass=Odd):
+    pass
+
+
+class UnspeakableError(BaseException):
+    def __init__(self, say):
+        self.say = say
+
+    def __str__(self):
+        return self.say()
+
+
+class Number(float):
+    def __float__(self):
+        return Number(0.9)
+
+    def __lt__(self, other):
+        raise SystemExit("compared")
+
+    __gt__ = __le__ = __ge__ = __eq__ = __lt__
+    __hash__ = float.__hash__
+
+
+class Named:
+    def __repr__(self):
+        return Text("x\x1b[2J" * 1000)
+
+
 NONSENSE = {
+    "text of its own": (lambda: Text("0.9"), "not a number: '0.9'"),
+    "bytes": (lambda: bytearray(b"0.9"), "not a number: bytearray(b'0.9')"),
+    "control": (Named, "not a number: x\\x1b[2Jx\\x1b[2J"),
+    "unnamed": (lambda: crash(UnnamedError()), "an exception that cannot be shown"),
+    "unspeakable": (lambda: crash(UnspeakableError(lambda: crash(SystemExit()))), "an exception that cannot be shown"),
+    "long": (lambda: crash(UnspeakableError(lambda: "x" * 10**7)), "UnspeakableError: xxxx"),
+    "other text": (lambda: crash(UnspeakableError(lambda: Text("a\u202eb"))), "UnspeakableError: a\\u202eb"),
+    "async exit": (lambda: asyncio.wait_for(exits(), 5), "SystemExit: 3"),
     "nan": (lambda: math.nan, "not finite"),
     "infinite": (lambda: math.inf, "not finite"),
     "minus infinite": (lambda: -math.inf, "not finite"),
@@ -323,6 +402,37 @@ def test_a_winner_that_cannot_act_has_bought_nothing(kind):
     assert step.calls[0].reason.startswith(reason)
     assert step.calls[1].reason == ""
     assert market.wealth == {"ann": 1.0, "bad": 1.0, "bob": 1 - 0.3 + 0.25}
+
+
+def test_what_an_agents_attributes_do_is_its_own_failure():
+    class Moody:
+        wealth = 1.0
+        name = Text("moody")
+        calls = 0
+
+        def __getattr__(self, what):
+            if what not in ("bid", "act", "learn"):
+                raise AttributeError(what)
+            Moody.calls += 1
+            return crash(SystemExit(what)) if Moody.calls > 3 else (lambda *args: 0.5)
+
+    market = counting([Moody(), constant("ann", 0.1)])
+    assert [type(name) for name in market.agents] == [str, str]
+    assert reasons(market.play(0, 1).steps[0]) == {"moody": "SystemExit: bid", "ann": ""}
+
+
+def test_an_agent_cannot_change_what_is_recorded():
+    def learn(auction):
+        object.__setattr__(auction, "reward", 1e9)
+
+    market = counting([Agent("ann", lambda state, purse: 0.5, lambda state: state + 1, 1.0, learn)])
+    (step,) = market.play(0, 1).steps
+    assert step.auction.reward == 0.25 and step.calls[-1].reason == ""
+
+
+def test_a_bid_that_counts_is_a_plain_float():
+    (step,) = counting([constant("ann", Number(0.5), 9.0)]).play(0, 1).steps
+    assert type(step.bids[0].bid) is type(step.auction.price) is float
 
 
 def test_where_nobody_can_act_nothing_happens():
@@ -551,6 +661,50 @@ def test_thoughts_are_only_added_to():
     assert not appends("ann", task, "5") and not appends("ann", task, Thought((*task.items, "5")))
 
 
+def test_appending_trusts_no_method_of_an_agent():
+    class Equal:
+        __hash__ = None
+
+        def __eq__(self, other):
+            return True
+
+    class Short(Thought):
+        def __len__(self):
+            return 0
+
+    class Tuple(tuple):
+        def __getitem__(self, at):
+            return (Item("ann", "5"),)
+
+    class Signed(Item):
+        pass
+
+    task = Thought().append("user", "2+3").append("user", ["any", "object"])
+    new = Item("ann", "5")
+    empty = object.__new__(Item)
+    assert appends("ann", task, Thought((*task.items, new)))
+    rebuilt = Thought((Item("user", "2+3"), Item("user", task.last), new))
+    assert appends("ann", task, rebuilt) and appends("ann", task, copy.deepcopy(task).append("ann", "5")) is False
+    for after in (
+        Short((*task.items, new)),
+        Thought(Tuple((*task.items, new))),
+        Thought([*task.items, new]),
+        Thought((Equal(), Equal(), new)),
+        Thought((Item("user", Equal()), task.items[1], new)),
+        Thought((Item(Equal(), "2+3"), task.items[1], new)),
+        Thought((empty, task.items[1], new)),
+        Thought((*task.items, Item(Equal(), "5"))),
+        Thought((*task.items, Item(Text("ann"), "5"))),
+        Thought((*task.items, Item("ann", Text("5")))),
+        Thought((*task.items, Item("ann", Equal()))),
+        Thought((*task.items, Signed("ann", "5"))),
+        Thought((*task.items, empty)),
+        Equal(),
+    ):
+        assert not appends("ann", task, after)
+    assert not appends("ann", Short(task.items), Thought((*task.items, new)))
+
+
 def test_who_forges_history_fails_to_act():
     forger = constant("bad", 0.9, act=lambda state: Thought().append("user", "1+1").append("bad", "2"))
     honest = constant("ann", 0.1, act=lambda state: state.append("ann", "5"))
@@ -590,6 +744,42 @@ def test_the_log_has_every_bid_call_payment_and_auction(tmp_path):
     with host.json_lines(path) as log:
         log(Call(1, 1, "ann", "act", "", 0.0))
     assert len(path.read_text("utf-8").splitlines()) == len(lines) + 1, "it appends"
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
+    path = tmp_path / "market.jsonl"
+    path.write_text('{"record": "Ca')
+    with host.json_lines(path) as log:
+        log(Call(1, 1, "ann", "act", "", 0.0))
+    assert strict(path.read_text("utf-8").splitlines()[1])["agent"] == "ann"
+
+
+EVIL = "a\x1b[2J\x07\x9b31m\u202eb\u2028\u2066\ud800[red]c[/]\\"
+
+
+def test_names_and_texts_are_data_in_tables_and_logs(tmp_path):
+    path = tmp_path / "market.jsonl"
+    bad = Agent(EVIL, lambda state, purse: 0.9, lambda state: crash(OSError(EVIL)), wealth=2.0)
+    good = constant("ann", 0.5, act=lambda state: state.append("ann", EVIL))
+    with host.json_lines(path) as log:
+        market = Market([bad, good], reward=lambda state: 0.0, legal=appends, log=log, mechanism="ccv")
+        episode = market.play(Thought().append("user", "x"), 1)
+    assert episode.steps[0].auction.winner == "ann"
+    lines = path.read_text("utf-8")
+    assert lines.replace("\n", "").isprintable()
+    assert any(strict(line).get("agent") == EVIL for line in lines.splitlines())
+    shown = printed(host.episode_table(episode, title=EVIL)) + printed(host.wealth_table(market, title=EVIL))
+    assert shown.replace("\n", "").isprintable()
+    assert shown.count("[red]") >= 3 and "\\x1b[2J" in shown
+
+
+def test_a_state_that_cannot_be_shown_does_not_end_a_table():
+    class Mute:
+        def __str__(self):
+            return crash(SystemExit("not a word"))
+
+    market = counting([constant("ann", 0.5, act=lambda state: Mute())])
+    assert "(SystemExit: not a word)" in printed(host.episode_table(market.play("x", 1)))
 
 
 def printed(table):
@@ -648,6 +838,9 @@ class StubHandler(BaseHTTPRequestHandler):
             self.reply(429, {"error": {"message": "slow down"}}, {"retry-after-ms": "1"})
         elif kind in ("429", "500", "401"):
             self.reply(int(kind), {"error": {"message": "it is " + kind}})
+        elif kind == "echo":
+            told = {name: [self.headers[name], json.dumps(self.headers[name])] for name in self.headers}
+            self.reply(int(content), {"error": {"message": f"{self.path} {self.headers}", "told": [told]}})
         elif kind == "broken":
             self.reply(200, '{"choices": [')
         elif kind == "page":
@@ -659,6 +852,7 @@ class StubHandler(BaseHTTPRequestHandler):
         else:
             bidding = "auctions" in request["messages"][0]["content"]
             text = None if kind == "null" else content if bidding else "  ｆünf 5 🙂\n"
+            text = str(self.headers) if kind == "parrot" else text
             message = {"role": "assistant", "content": text}
             self.reply(200, {"id": "1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
 
@@ -692,7 +886,7 @@ def stub():
 
 
 def chat(stub, name, model, **settings):
-    return ChatAgent(name, model, base_url=stub.url, api_key="secret", **{"retries": 0, **settings})
+    return ChatAgent(name, model, **{"base_url": stub.url, "api_key": "secret", "retries": 0, **settings})
 
 
 def test_a_chat_model_bids_and_appends_its_step(stub):
@@ -711,6 +905,56 @@ def test_a_chat_model_bids_and_appends_its_step(stub):
     assert bid["messages"][0]["content"] == 'auctions 1 {"bid": 1}'
     assert bid["messages"][1]["content"] == act["messages"][1]["content"] == "user: ¿2+3?"
     assert "secret" not in repr(agent)
+
+
+SECRETS = ("sk-'key\\1", "pass:word", "in-a-header", "in-a-query")
+
+
+@pytest.mark.parametrize("model", ["echo 401", "echo 404", "echo 200", "parrot", "broken"])
+def test_secrets_are_in_no_text(stub, model, tmp_path, caplog):
+    stub.requests.clear()
+    key, _, header, query = SECRETS
+    url = stub.url.replace("//", "//user%40me:pass%3Aword@")
+    options = {"extra_headers": {"X-Key": header, "X-Too": key}, "extra_query": {"key": query}, "temperature": 0}
+    agent = ChatAgent("bot", model, base_url=url, api_key=key, retries=0, options=options)
+    path = tmp_path / "market.jsonl"
+    with caplog.at_level("INFO"), host.json_lines(path) as log:
+        market = Market([agent], reward=lambda state: 0.0, log=log, bid_seconds=20)
+        (step,) = market.play(Thought().append("user", "x"), 1).steps
+    assert step.bids[0].reason
+    try:
+        text = agent.act(Thought()).last
+    except Exception as error:
+        text = "".join(traceback.format_exception(error)) + repr(vars(error)) + repr(error)
+    texts = [text, repr(agent), str(dataclasses.asdict(agent)), str(vars(agent)), repr(step), path.read_text("utf-8")]
+    sent = stub.requests[0]
+    assert sent["key"].startswith("Basic ") and query in sent["path"], "they are sent"
+    for secret in (*SECRETS, "pass%3Aword", sent["key"].split()[1], "key\\"):
+        assert [text for text in texts if secret in text] == []
+        assert secret == query or secret not in caplog.text  # httpx logs URLs: documented
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(stub):
+    """An HTTP library names the header that it refuses."""
+    agent = chat(stub, "bot", "good 1", api_key="sk-secret\n")
+    with pytest.raises(Exception, match=r"onnection|eader") as failed:
+        agent.bid(Thought(), 1.0)
+    assert "sk-secret" not in "".join(traceback.format_exception(failed.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:pa/ss@host/v1", "http://host/v1?key=pass", "pass", "ftp://pass", "http://[::1", 3]
+)
+def test_what_is_no_url_is_refused_and_not_shown(stub, url):
+    with pytest.raises(ValueError, match="base_url: expected the URL") as refused:
+        ChatAgent("bot", "model", base_url=url, api_key="none")
+    assert "pa" not in str(refused.value).replace("password", "")
+
+
+def test_text_that_cannot_be_encoded_is_sent_as_escapes(stub):
+    stub.requests.clear()
+    assert chat(stub, "bot", "good 1").bid(Thought().append("user", "\ud800"), 1.0) == 1.0
+    assert stub.requests[0]["messages"][1]["content"] == "user: \\ud800"
 
 
 FAILURES = {
@@ -870,6 +1114,39 @@ print(market.play("x").end)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert ran.stdout == "unsold\n"
+
+
+def test_workers_of_stalled_agents_hold_no_process_and_those_of_the_user_do():
+    code = """
+import asyncio, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from jaxmarket.host import Agent, Market
+stall = lambda *args: time.sleep(1000)
+async def worker(state, purse):
+    return await asyncio.to_thread(stall)
+def pool(state, purse):
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(stall).result()
+def thread(state, purse):
+    other = threading.Thread(target=stall)
+    other.start()
+    other.join()
+async def deaf(state, purse):
+    while True:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            pass
+def spin(state, purse):
+    while True:
+        pass
+agents = [Agent(bid.__name__, bid, stall) for bid in (worker, pool, thread, deaf, spin)]
+market = Market(agents, reward=len, bid_seconds=.5)
+print({bid.reason for bid in market.play("x").steps[0].bids})
+ThreadPoolExecutor().submit(lambda: (time.sleep(.2), print("done")))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "{'late'}\ndone\n"
 
 
 @pytest.mark.slow

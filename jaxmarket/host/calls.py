@@ -129,7 +129,7 @@ def _let_go() -> None:
 
     They are told apart by being daemons, as every thread started by a daemon is; those of the user's pools are not.
     """
-    workers = concurrent.futures.thread._threads_queues  # private: there is no public way to give up a thread
+    workers: Any = concurrent.futures.thread._threads_queues  # private: there is no public way to give up a thread
     for thread in list(workers):
         if thread.daemon:
             workers.pop(thread, None)

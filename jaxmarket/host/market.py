@@ -403,11 +403,9 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
     named: dict[str, Trader] = {}
     for agent in agents:
         given = getattr(agent, "name", None)
-        if not isinstance(given, str) or not given:
-            raise ValueError(
-                f"agents: an agent's name is a string that is not empty, got {shown(given)} of {shown(agent)}"
-            )
-        name = str.__str__(given)  # of a subclass, the text alone
+        name = str.__str__(given) if isinstance(given, str) else ""  # of a subclass, the text alone
+        if not name:
+            raise ValueError(f"agents: an agent's name is a string that is not empty, got {given!r} of {shown(agent)}")
         if name in named or name in (HOUSE, MINT, WORLD):
             raise ValueError(f"agents: the name {name!r} is taken; every account needs one of its own")
         for method in ("bid", "act"):

@@ -7,6 +7,7 @@ import base64
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -83,7 +84,7 @@ class ChatAgent:
             ``extra_headers`` and ``extra_query`` are sent, and not kept in this attribute.
 
     The key, the password and these values are secrets: they are replaced by ``***`` in replies and in errors, whose
-    traces and causes are dropped.
+    requests, responses, traces and causes are dropped.
 
     Raises:
         ImportError: there is no openai package.
@@ -177,14 +178,18 @@ class _Secrets:
         """The text without secrets, also where they are written as JSON, in a representation or in a URL."""
         for secret in sorted({str(self._client.api_key), *self._texts}, key=len, reverse=True):
             if len(secret) >= _SHORTEST:
-                for written in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")):
-                    text = text.replace(written, _HIDDEN)
+                for written in {secret, json.dumps(secret)[1:-1], quote(secret, safe="")}:
+                    # Backslashes before its characters, as in text within text.
+                    text = re.sub(
+                        "".join(r"\\+" if c == "\\" else r"\\*" + re.escape(c) for c in written), _HIDDEN, text
+                    )
         return text
 
     def purge(self, error: Exception) -> Exception:
-        """The error without secrets in its texts, without its trace, and without the errors that led to it."""
+        """The error without secrets in its texts, and without its request, trace and the errors that led to it."""
         error.args = self._purged(error.args)
         vars(error).update(self._purged(vars(error)))
+        vars(error).update({name: None for name in ("request", "response") if name in vars(error)})
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
 
