@@ -23,6 +23,7 @@ __all__ = ["Checkpoints", "Saved", "digest", "flatten", "load", "restore", "save
 Arrays = dict[str, np.ndarray]
 _ALONE = "value"  # the name of an array that is the whole tree
 _SUFFIX = ".safetensors"
+_ABOUT = "jaxmarket"  # the entry of a file's metadata that is ours
 _LARGEST_NOTE = 2**24  # bytes a file may have beyond its arrays
 
 
@@ -112,7 +113,9 @@ def save(path: Path, tree: PyTree, note: Mapping[str, Any] | None = None) -> Non
 
     text = json.dumps(dict(note or {}), sort_keys=True)
     arrays = {name: np.asarray(value, order="C") for name, value in flatten(tree).items()}
-    data = safetensors.numpy.save(arrays, {"note": text, "sha256": _seal(arrays, text)})
+    # One entry: safetensors writes several in random order, and equal checkpoints should be equal files.
+    about = json.dumps({"note": text, "sha256": _seal(arrays, text)}, sort_keys=True)
+    data = safetensors.numpy.save(arrays, {_ABOUT: about})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, data)
@@ -137,8 +140,9 @@ def load(path: Path, most: int = 2**62) -> Saved:
     data = files.read_bytes(path, most + _LARGEST_NOTE)
     try:
         arrays = dict(sorted(safetensors.numpy.load(data).items()))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        note, seal = header["note"], header["sha256"]
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"][_ABOUT])
+        note, seal = about["note"], about["sha256"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("it is not a file of arrays that was written here") from error
     if seal != _seal(arrays, note):

@@ -50,6 +50,12 @@ def test_a_state_comes_back_bit_for_bit(two, tree):
     assert digest(arrays) == digest(flatten(tree))
 
 
+def test_equal_checkpoints_are_equal_files(tmp_path, tree):
+    for name in ("one", "other"):
+        save(tmp_path / name, tree, {"b": 1, "a": 2})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
 def test_only_the_last_two_are_kept(two, tree):
     checkpoints = Checkpoints(two)
     checkpoints.save(7, flatten(tree), {})
