@@ -17,7 +17,8 @@ what suffers is optimality, and the certificate says by how much.
 
 Nothing depends on the unit of money or on the unit of any good. Iterative solvers stop early when they no longer make
 progress. Inputs must be finite: where wealth, holdings or a valuation is NaN or infinite, the certificate says
-``converged`` False, and prices or bundles may be NaN (`SealedBids` alone excludes such bidders).
+``converged`` False, and prices or bundles may be NaN. Two exceptions: with strictly concave valuations infinite wealth
+means no cap, and `SealedBids` excludes bids that are not finite and bidders whose wealth is NaN.
 """
 
 import dataclasses
