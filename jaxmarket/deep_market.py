@@ -8,8 +8,9 @@ are paid → winners act, rewards are credited → rent, levy and tax.
 
 With one instance this is the printed algorithm. As nobody can bid more than a B-th of its wealth in any instance,
 nobody can spend more than it has: while rewards are not negative, wealth does not fall below zero but for rounding
-(some 1e-7 of what it paid). There is no γ: rent takes its place. Every ``period`` steps agents die and are born (`population.turnover`). An agent whose wealth is no longer a
-finite number, because a reward was NaN or an account overflowed, dies at once (`Books.nonfinite`).
+(some 1e-7 of what it paid). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
+(`population.turnover`). An agent whose wealth is no longer a finite number, because a reward was NaN or an account
+overflowed, dies at once (`Books.nonfinite`).
 """
 
 import dataclasses
