@@ -77,7 +77,7 @@ def reproduce(folder: str) -> None:
         told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
         (grown,) = grow([plan], accuracy, **told).values()
         rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]
-        return Report("", "", {}, [Sheet("table", "", rows)], [], {})
+        return Report({}, [Sheet("table", "", rows)], [], {})
 
     experiments.EXPERIMENTS["small"] = experiments.Experiment("a small one", "none", run, quick_seeds=2)
     main(["reproduce", "small", "--out", folder])

@@ -173,6 +173,7 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
     state, steps, began = some.state, 0, time.perf_counter()
     money = opening = named = moved = math.nan
     largest, key = 0.0, jax.random.key(2)
+    told: dict[str, Any] = {}
     for point in range(points):
         calls, worst, nonfinite, spent, before = 0, 0.0, 0.0, time.process_time(), steps
         while calls < least or time.perf_counter() - began < seconds * (point + 1) / points:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmarket.checking import given, mask, numbers, prng_key
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, Outcome, real
 
 __all__ = [
@@ -112,6 +113,7 @@ def _maxima(*vectors: Array) -> tuple[Array, ...]:
     return jax.lax.reduce(vectors, tuple(lowest), lambda a, b: tuple(map(jnp.maximum, a, b)), (0,))
 
 
+@standard_promotion
 def clear(
     bids: Array,
     key: Array | None = None,

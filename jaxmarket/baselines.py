@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, mine, total
 from jaxmarket.divergence import diverged
-from jaxmarket.environments.adapter import Adapter, Step
+from jaxmarket.environments.adapter import Adapter, Step, longer
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
 from jaxmarket.learners.protocol import spread
@@ -25,6 +25,7 @@ from jaxmarket.metrics import Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.transfer import networks
 from jaxmarket.types import Array, PyTree, real
 
@@ -140,7 +141,7 @@ def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tupl
         truncated=after.truncated,
         next_obs=after.obs,
         episode_return=running.episode_return + after.undiscounted,
-        episode_length=running.episode_length + after.duration.astype(jnp.int32),
+        episode_length=longer(running.episode_length, after.duration),
     )
     onward = Running(
         env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
@@ -339,6 +340,7 @@ class ChoicePolicy(struct.PyTreeNode):
     params: PyTree
     agent: Agent = struct.field(pytree_node=False)
 
+    @standard_promotion
     def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
         """The choice for one raw observation of the environment: i32 [].
 
@@ -350,6 +352,7 @@ class ChoicePolicy(struct.PyTreeNode):
         return self.agent.choose(self.params, key, self.agent.env.encode(obs))
 
 
+@standard_promotion
 def evaluate(
     agent: Agent, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
 ) -> Episodes:
@@ -443,6 +446,7 @@ PARTITION = MonolithState(learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(S
 """As `training.PARTITION`."""
 
 
+@entry_point
 def init(monolith: Monolith, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
     """The state before the first update; ``hyper`` as in `training.init`, of no use here."""
     del hyper
@@ -462,6 +466,7 @@ def parameters(learner_state: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((learner_state.params, learner_state.value_params)))
 
 
+@standard_promotion
 def chunk(
     monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters, oracle: None = None
 ) -> tuple[MonolithState, dict[str, Array]]:

@@ -102,8 +102,8 @@ def _seal(arrays: Mapping[str, np.ndarray], note: str) -> str:
     return hashlib.sha256(f"{digest(arrays)} {note}".encode()).hexdigest()
 
 
-def save(path: Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any] | None = None) -> None:
-    """Write arrays and a note to a file, replacing the one that is there once the new one is complete.
+def save(path: Path, tree: PyTree, note: Mapping[str, Any] | None = None) -> None:
+    """Write the arrays of a pytree and a note to a file, replacing the one that is there once the new one is complete.
 
     Raises:
         ValueError: the disk is full, or the file cannot be written.
@@ -111,8 +111,8 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any] |
     import safetensors.numpy  # noqa: PLC0415  only where files are written
 
     text = json.dumps(dict(note or {}), sort_keys=True)
-    whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    data = safetensors.numpy.save(whole, {"note": text, "sha256": _seal(whole, text)})
+    arrays = {name: np.asarray(value, order="C") for name, value in flatten(tree).items()}
+    data = safetensors.numpy.save(arrays, {"note": text, "sha256": _seal(arrays, text)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, data)
@@ -163,7 +163,7 @@ def restore(path: Path, like: PyTree) -> PyTree:
 
 
 class Checkpoints:
-    """The last checkpoints of something that goes on, in a folder of their own.
+    """The last checkpoints of something that goes on, in a folder of their own; a context manager.
 
     In a run of several processes all of them call the same methods with the same values, and the first one writes.
 
@@ -174,6 +174,16 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         self.folder, self.keep = Path(folder), keep
+
+    def __enter__(self) -> "Checkpoints":
+        """Remove what a write that was cut off left behind."""
+        if jax.process_index() == 0:
+            for unfinished in self.folder.glob(f"*{_SUFFIX}{files.UNFINISHED}"):
+                unfinished.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is open between writes."""
 
     def path(self, step: int) -> Path:
         """The file of a checkpoint."""

@@ -205,7 +205,10 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     table = DataTable(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unfinished"):
         table.add_column(column, justify="right")
-    both = jax.device_get(evaluate_both(runs.player_of(run.config), run.params, key, run.config.seeds, run.env_params))
+    with tables.progress(run.config.adapter.name) as show:
+        show.phase("evaluating")
+        player, seeds = runs.player_of(run.config), run.config.seeds
+        both = jax.device_get(evaluate_both(player, run.params, key, seeds, run.env_params))
     trained = np.isfinite(run.summary["return_seeds"])
     kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
     summary: dict[str, Any] = {

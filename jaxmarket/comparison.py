@@ -57,7 +57,7 @@ class Outcome:
 
     def __repr__(self) -> str:
         stopped = ", interrupted" if self.interrupted else ""
-        reached = mean(self.returns).brief
+        reached = mean(self.kept).brief
         return f"Outcome({plain(self.name)}: {plain(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
 
     @property

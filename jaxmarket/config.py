@@ -16,6 +16,7 @@ from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforc
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, Torso, ValueHead, ValueNetwork, cnn, linear, mlp
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society
+from jaxmarket.switches import check_backend
 
 if TYPE_CHECKING:
     Auction = str | Mechanism
@@ -156,6 +157,7 @@ class TrainConfig:
     preset: str | None = None
 
     def __post_init__(self) -> None:
+        check_backend()
         self._set(agent=choice("agent", self.agent, ("society", "monolith")))
         self._set(learner=choice("learner", self.learner, LEARNERS))
         if self.preset is not None:
@@ -208,6 +210,11 @@ class TrainConfig:
             raise ValueError(
                 f"bids: learner {self.learner} cannot train {self.bids} bids; "
                 "valuation takes value, ppo and reinforce take kumaraswamy or beta"
+            )
+        if self.updates >= 2**31:
+            raise ValueError(
+                f"steps: {self.steps} are {self.updates} updates of instances × horizon = {self.instances} × "
+                f"{self.horizon} auctions, counted up to 2^31 - 1; use more instances or a longer horizon"
             )
         if (self.instances * self.horizon) % self.minibatch:  # type: ignore[operator]
             raise ValueError(

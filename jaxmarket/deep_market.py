@@ -26,10 +26,11 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers, shown, whole
-from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.languages import SILENCE, Language
 from jaxmarket.metrics import gini
 from jaxmarket.population import Births, Population, Terms, newcomers, pay, turnover
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, real
 
 __all__ = ["Books", "DeepMarket", "Economy", "Round", "forward", "money", "open_market", "run", "step"]
@@ -90,11 +91,11 @@ class Books(struct.PyTreeNode):
     Money changes by ``reward + subsidy + income + allowance - house - rent - levy - tax - estate`` and by nothing else.
     The house's takings are a flow and no account: in float32 an account that only grows would soon stop growing.
 
-    Sums of money count finite amounts only. What an agent owned before a reward that is not finite is in ``estate``.
-    What was in an account that overflowed is in no sum: the flows do not add up over a step in which that happens.
+    An agent whose account is no longer finite after a reward dies at once. What it owned before is in ``estate``, and
+    its rewards of that step are in no sum, so that the flows stay finite and add up.
     """
 
-    reward: Array  # from the environment, to agents; finite rewards only
+    reward: Array  # from the environment, to agents that survive it
     subsidy: Array  # minted by the auctioneer: resale - price
     income: Array  # to consumers
     allowance: Array  # to newcomers without parents
@@ -132,6 +133,7 @@ def money(economy: Economy) -> Array:
     return economy.population.wealth.sum() + economy.consumers.sum()
 
 
+@entry_point
 def open_market(
     market: DeepMarket,
     key: Array,
@@ -248,6 +250,7 @@ def _sell(
     return outcome, prices, jnp.where(outcome.winner >= 0, actions, anything), offer
 
 
+@standard_promotion
 def forward(
     market: DeepMarket,
     key: Array,
@@ -300,6 +303,7 @@ def _draw(market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> _Ch
     )
 
 
+@entry_point
 def step(
     market: DeepMarket, key: Array, economy: Economy, env_params: PyTree, terms: Terms | None = None
 ) -> tuple[Economy, Books, Array]:
@@ -353,12 +357,10 @@ def _step(
         seller = jnp.where(seller == HOUSE, HOUSE, stranger)
     # Agents, then consumers, then the house, whose number -1 is the last one.
     accounts = jnp.concatenate([p.wealth, e.consumers, jnp.zeros(1, real())])
-    accounts = _pay(market, accounts, winner, price).at[seller].add(resale)
+    accounts, rounding = _pay(market, accounts, winner, price)
+    accounts = accounts.at[seller].add(resale)
 
-    owner = winner
-    # An agent that earns a reward that is not finite dies below; the sums go on without the reward.
-    earned = sold & (not market.consumers)
-    reward = jnp.where(earned & jnp.isfinite(after.reward), after.reward, 0)
+    owner, reward = winner, jnp.where(sold & (not market.consumers), after.reward, 0)
     consumption = income = jnp.zeros((), real())
     if market.consumers:
         # They bid for the states just reached, terminal ones included.
@@ -367,24 +369,26 @@ def _step(
         clear = functools.partial(_clear, market.mechanism, exploration=None)
         bought, paid = jax.vmap(clear)(chance.draws[:, 4:], values, values > 0)
         owner = jnp.where(bought.winner >= 0, places + bought.winner, winner)
-        accounts = _pay(market, accounts, owner, paid[:, 0]).at[winner].add(paid[:, 1])
+        accounts, more = _pay(market, accounts, owner, paid[:, 0])
+        accounts, rounding = accounts.at[winner].add(paid[:, 1]), rounding + more
         consumption, subsidy = paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
         if terms.income is not None:
             income = jnp.asarray(terms.income * len(market.consumers), accounts.dtype)
             accounts = accounts.at[places:-1].add(terms.income)
-    accounts = accounts.at[winner].add(reward)
+    accounts, gone, estate = _credit(p, accounts, winner, reward)
+    lost = sold & gone[winner]
+    owner = jnp.where(lost & (owner == winner), HOUSE, owner)
+    original_owner = jnp.where(gone[e.original_owner] & (e.original_owner < places), HOUSE, e.original_owner)
 
     wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
-    wealth, gone, estate = _ruin(p, accounts[:places], jnp.where(earned & ~jnp.isfinite(after.reward), winner, places))
-    wealth, rent, levy, tax = _charges(market, p, wealth, wins, terms)
-    owner, original_owner = _without_dead(market, gone, (owner, e.original_owner))
-    returns, lengths = e.episode_return + after.undiscounted, e.episode_length + after.duration.astype(jnp.int32)
+    wealth, rent, levy, tax = _charges(market, p, accounts[:places], wins, terms)
+    returns, lengths = e.episode_return + after.undiscounted, longer(e.episode_length, after.duration)
     books = Books(
-        reward=reward.sum(),
+        reward=jnp.where(lost, 0, reward).sum(),
         subsidy=subsidy.sum(),
         income=income,
         allowance=jnp.zeros((), real()),
-        house=accounts[-1],
+        house=accounts[-1] - rounding,
         rent=rent.sum(),
         levy=levy.sum(),
         tax=tax.sum(),
@@ -423,34 +427,24 @@ def _step(
     return economy, books, wins
 
 
-def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> Array:
-    """The accounts, the house's last, after one payment in each instance; the house bears the rounding."""
+def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
+    """One payment in each instance: the accounts, and what rounding would have taken below 0, which the house bears."""
     if market.instances == 1:  # one payment of at most what is there: exact
-        return accounts.at[payer].add(-amounts)
-    accounts, rounding = pay(accounts, payer, amounts)
-    return accounts.at[HOUSE].add(-rounding)
+        return accounts.at[payer].add(-amounts), jnp.zeros((), accounts.dtype)
+    return pay(accounts, payer, amounts)
 
 
-def _ruin(population: Population, wealth: Array, ruined: Array) -> tuple[Array, Array, Array]:
-    """Deaths of agents whose wealth is not finite, and of others.
-
-    Args:
-        population: before the step.
-        wealth: f [N], after its payments.
-        ruined: i32 [B], places of agents that die whatever they own; N for none.
+def _credit(population: Population, accounts: Array, winner: Array, reward: Array) -> tuple[Array, Array, Array]:
+    """Pay rewards f [B]; agents whose accounts are not finite then die.
 
     Returns:
-        What is left of the wealth f [N], who died bool [N], and the finite wealth of those f [].
+        The accounts, 0 of the dead; who died bool [N]; and what they owned before the reward f [], finite amounts only.
     """
-    finite = jnp.isfinite(wealth)
-    died = population.alive & (~finite).at[ruined].set(True, mode="drop")
-    return jnp.where(died, 0, wealth), died, jnp.where(died & finite, wealth, 0).sum()
-
-
-def _without_dead(market: DeepMarket, died: Array, owners: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Owners, with the house in place of agents that died: nobody is paid in their place."""
-    dead = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
-    return tuple(jnp.where(dead[owner], HOUSE, owner) for owner in owners)
+    places = population.capacity
+    before, after = accounts[:places], accounts.at[winner].add(reward)
+    died = population.alive & ~jnp.isfinite(after[:places])
+    estate = jnp.where(died & jnp.isfinite(before), before, 0).sum()
+    return after.at[:places].set(jnp.where(died, 0, after[:places])), died, estate
 
 
 def _charges(
@@ -487,6 +481,7 @@ class Round(struct.PyTreeNode):
     share: Array  # f [] share of the round's auctions that the most successful agent won
 
 
+@entry_point
 def run(
     market: DeepMarket,
     key: Array,
@@ -544,7 +539,11 @@ def run(
                 estate=books.estate + flows.estate,
                 nonfinite=books.nonfinite + flows.nonfinite,
             )
-            owner, original_owner = _without_dead(market, died, (economy.owner, economy.original_owner))
+            # Nobody is paid in place of the dead: what they owned falls to the house.
+            heirless = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
+            owner, original_owner = (
+                jnp.where(heirless[account], HOUSE, account) for account in (economy.owner, economy.original_owner)
+            )
             economy = economy.replace(population=population, owner=owner, original_owner=original_owner)
         else:
             nobody = jnp.zeros(0, jnp.int32)

@@ -38,7 +38,8 @@ def mesh(devices: Devices, seeds: int, instances: int, minibatch: int) -> Mesh |
     Raises:
         ValueError: there are not so many devices, or they cannot share seeds and instances evenly.
     """
-    chosen = _chosen(devices) if isinstance(devices, int | str) else list(devices)
+    several = isinstance(devices, Sequence) and not isinstance(devices, str)
+    chosen = list(devices) if several else _chosen(devices)  # type: ignore[arg-type]
     count = len(chosen)
     if jax.process_count() > 1 and count < jax.device_count():
         raise ValueError(f"devices: a run of several processes uses all {jax.device_count()} devices, got {count}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["Spread", "best", "described", "diverged", "find", "finite", "spread"]
+__all__ = ["Spread", "best", "described", "diverged", "find", "finite", "spread", "valid"]
 
 
 def diverged(parameters: PyTree, reward: Array) -> Array:
@@ -27,6 +27,11 @@ def diverged(parameters: PyTree, reward: Array) -> Array:
     leaves = [leaf for leaf in jax.tree.leaves(parameters) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     squares = sum((jnp.sum(jnp.square(leaf.astype(real()))) for leaf in leaves), jnp.zeros((), real()))
     return (~jnp.isfinite(squares) | ~jnp.isfinite(reward)).astype(real())
+
+
+def valid(returns: Array, parameters: PyTree) -> Array:
+    """A return f [] of one seed, NaN if its parameters left the finite numbers: such a policy still acts somehow."""
+    return jnp.where(diverged(parameters, returns) > 0, jnp.nan, returns)
 
 
 def find(metrics: Mapping[str, np.ndarray], *evaluated: Any) -> list[dict[str, Any]]:

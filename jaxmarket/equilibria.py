@@ -33,6 +33,7 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import shown
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, Outcome, PyTree, real
 from jaxmarket.valuations import Additive, Linear, StrictlyConcave
 
@@ -366,17 +367,23 @@ def _relative_gap(
     return jnp.maximum(gap, 0) / jnp.maximum(jnp.maximum(welfare, least), jnp.finfo(prices.dtype).tiny)
 
 
-def _balance(excess: Array, leftover: Array, welfare: Array, tolerance: float) -> Array:
+def _balance(
+    excess: Array, prices: Array, units: Array, welfare: Array, tolerance: float, usual: Array | float = jnp.inf
+) -> Array:
     """By how many times a search misses its tolerance, at worst: f []. The quantities are those of the certificate.
 
     Args:
-        excess: f [G], excess demand over supply.
-        leftover: f [], price of what nobody wants, which is to be small beside what bundles are worth.
+        excess: f [G], excess demand in ``units`` f [G], to be at most the tolerance.
+        prices: f [G]. What is left unsold at these prices is to cost the tolerance times welfare at most.
         welfare: f [], Σ min(v_i, w_i) of what is demanded.
         tolerance: of both.
+        usual: f [G], prices that are not small. What is scarce costs little at any price, so that the price of all
+            that is left says nothing about it: of goods that are not nearly free, little may be left, too.
     """
-    least = jnp.finfo(excess.dtype).tiny
-    return jnp.maximum(excess.max() / tolerance, leftover / jnp.maximum(tolerance * welfare, least))
+    left = jnp.maximum(-excess, 0)
+    cost = prices @ (left * units) / jnp.maximum(tolerance * welfare, jnp.finfo(prices.dtype).tiny)
+    dear = jnp.where(prices > 1e-2 * usual, left, 0).max() / (100 * tolerance)
+    return jnp.maximum(jnp.maximum(excess.max() / tolerance, cost), dear)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,6 +411,7 @@ class Tatonnement:
     rate: float = 0.1
     patience: int = 200
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -418,7 +426,8 @@ class Tatonnement:
         frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
 
         def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
-            return self._find(demands, lambda bundles: capped_values(*frozen, bundles).sum(), supply, start)
+            market = _Market(demands, lambda bundles: capped_values(*frozen, bundles).sum(), supply)
+            return self._find(market.at(start), start)
 
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
@@ -438,78 +447,80 @@ class Tatonnement:
         _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
         supply = holdings.sum(0)
         start = _start(_marginal(valuations, supply, wealth.shape[0]), prices)
-        adjust, begin = self._adjustment(
+        market = _Market(
             lambda prices: _demands(valuations, wealth, prices),
             lambda bundles: capped_values(valuations, wealth, bundles).sum(),
             supply,
-            start,
         )
+        adjust, begin = self._adjustment(market.at(start), start)
         _, path = jax.lax.scan(lambda c, _: (adjust(c), (c.prices, c.excess)), begin, length=self.iterations + 1)
         return path
 
-    def _find(
-        self,
-        demands: Callable[[Array], Array],
-        worth: Callable[[Array], Array],
-        supply: Array,
-        start: Array,
-        count: int | Array = 0,
-    ) -> tuple[Array, Array]:
-        """Prices at which ``demands(prices)`` is the supply, and the adjustments made, beside ``count`` before."""
-        adjust, begin = self._adjustment(demands, worth, supply, start)
-        epsilon = jnp.finfo(start.dtype).eps
+    def _find(self, market: "_Market", start: Array, count: int | Array = 0) -> tuple[Array, Array]:
+        """Prices at which demand is the supply, and the adjustments made, beside ``count`` before."""
+        adjust, begin = self._adjustment(market, start)
 
         def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
             now, best = carry
             # NaN is never better than what was there before, and does not become a number again.
-            going = (now.miss > 1) & (now.stuck < _STUCK) & (now.count - best.count < self.patience)
-            return going & (now.count < self.iterations)
+            return (now.miss > 1) & (now.count - best.count < self.patience) & (now.count < self.iterations)
 
         def once(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
             now, best = carry
             new = adjust(now)
-            # A good whose price should move but does not any more.
-            still = (jnp.abs(new.move) <= 2 * epsilon) | (jnp.abs(new.excess) <= self.tolerance) | (new.prices == 0)
-            new = new._replace(stuck=jnp.where(still.all(), now.stuck + 1, 0))
-            better = new.miss < best.miss
-            return new, jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
+            return new, jax.tree.map(lambda a, b: jnp.where(new.miss < best.miss, a, b), new, best)
 
         begin = begin._replace(count=jnp.asarray(count, jnp.int32))
         last, best = jax.lax.while_loop(goes_on, once, (begin, begin))
         return best.prices, last.count
 
-    def _adjustment(
-        self, demands: Callable[[Array], Array], worth: Callable[[Array], Array], supply: Array, start: Array
-    ) -> tuple[Callable[["_Adjusted"], "_Adjusted"], "_Adjusted"]:
+    def _adjustment(self, market: "_Market", start: Array) -> tuple[Callable[["_Adjusted"], "_Adjusted"], "_Adjusted"]:
         """One adjustment, and what it begins with."""
-        first = demands(start)
-        units = _units(supply, first.mean(0))
+        epsilon = jnp.finfo(start.dtype).eps
 
-        def look(wanted: Array, prices: Array) -> tuple[Array, Array]:
-            excess = (wanted.sum(0) - supply) / units
-            leftover = prices @ jnp.maximum(-excess * units, 0)
-            return excess, _balance(excess, leftover, worth(wanted), self.tolerance)
+        def look(prices: Array, stuck: Array) -> tuple[Array, Array]:
+            wanted = market.demands(prices)
+            excess = (wanted.sum(0) - market.supply) / market.units
+            matters = jnp.where(stuck < _STUCK, excess, 0)
+            miss = _balance(matters, prices, market.units, market.worth(wanted), self.tolerance, market.usual)
+            return excess, miss
 
         def adjust(old: _Adjusted) -> _Adjusted:
             # A price moves tenfold at most, so that a good can become free but not by accident.
             move = jnp.clip(old.rate * jnp.clip(old.excess, -0.9, 9), -old.limit, old.limit)
             prices = old.prices * (1 + move)
-            excess, miss = look(demands(prices), prices)
+            stuck = jnp.where(jnp.abs(move) <= 2 * epsilon, old.stuck + 1, 0)
+            excess, miss = look(prices, stuck)
             crossed = excess * old.excess < 0
             # Excess demand can be many supplies, and excess supply only one: without a limit prices of scarce goods
             # leap up and creep down for ever.
             limit = jnp.where(crossed, jnp.abs(move) / 2, old.limit * 1.2)
             rate = jnp.minimum(jnp.where(crossed, old.rate / 2, old.rate * 1.2), 1)
-            return _Adjusted(prices, rate, limit, move, excess, miss, old.stuck, old.count + 1)
+            return _Adjusted(prices, rate, limit, excess, miss, stuck, old.count + 1)
 
-        excess, miss = look(first, start)
-        zero, unlimited = jnp.zeros((), jnp.int32), jnp.full_like(start, jnp.inf)
-        begin = _Adjusted(start, jnp.full_like(start, self.rate), unlimited, unlimited, excess, miss, zero, zero)
-        return adjust, begin
+        nothing, unlimited = jnp.zeros(start.shape, jnp.int32), jnp.full_like(start, jnp.inf)
+        excess, miss = look(start, nothing)
+        rate = jnp.full_like(start, self.rate)
+        return adjust, _Adjusted(start, rate, unlimited, excess, miss, nothing, jnp.zeros((), jnp.int32))
 
 
 _STUCK = 20
-"""Adjustments in a row in which no price moves that should: enough for rates to recover, which grow 1.2-fold."""
+"""Adjustments in a row in which a price moves by its last digit at most, after which it counts as found. Enough for a
+rate that is too small to recover: rates grow 1.2-fold."""
+
+
+class _Market(NamedTuple):
+    """What a search for prices knows."""
+
+    demands: Callable[[Array], Array]  # prices f [G] -> f [N, G]
+    worth: Callable[[Array], Array]  # bundles f [N, G] -> welfare f []
+    supply: Array  # f [G]
+    units: Array | float = 1.0  # f [G] of excess demand
+    usual: Array | float = 1.0  # f [G] prices that are not small
+
+    def at(self, usual: Array) -> "_Market":
+        """With the scales that go with these prices f [G]."""
+        return self._replace(units=_units(self.supply, self.demands(usual).mean(0)), usual=usual)
 
 
 class _Adjusted(NamedTuple):
@@ -518,10 +529,9 @@ class _Adjusted(NamedTuple):
     prices: Array  # f [G]
     rate: Array  # f [G] η
     limit: Array  # f [G] of the next relative move
-    move: Array  # f [G] the last one
     excess: Array  # f [G] excess demand over supply
     miss: Array  # f [] see `_balance`
-    stuck: Array  # i32 [] adjustments in a row that moved nothing
+    stuck: Array  # i32 [G] adjustments in a row that hardly moved a price
     count: Array  # i32 []
 
 
@@ -557,6 +567,7 @@ class ConvexProgram:
     stiffness: float = 0.01
     patience: int = 50
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -574,36 +585,26 @@ class ConvexProgram:
         frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
 
         def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
-            def worth(bundles: Array) -> Array:
-                return capped_values(*frozen, bundles).sum()
-
-            found, count = self._minimise(demands, worth, supply, start, self.iterations)
+            market = _Market(demands, lambda bundles: capped_values(*frozen, bundles).sum(), supply).at(start)
+            found, count = self._minimise(market, start, self.iterations)
             again = Tatonnement(self.iterations + 1000, self.tolerance)
             usable = (count < self.iterations) & jnp.isfinite(found).all()
-            return again._find(demands, worth, supply, jnp.where(usable, found, start), count)
+            return again._find(market, jnp.where(usable, found, start), count)
 
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
-    def _minimise(
-        self,
-        demands: Callable[[Array], Array],
-        worth: Callable[[Array], Array],
-        supply: Array,
-        start: Array,
-        iterations: int,
-    ) -> tuple[Array, Array]:
-        """Prices [G] at which ``demands(prices)`` [N, G] is the supply, and after how many iterations."""
+    def _minimise(self, market: _Market, start: Array, iterations: int) -> tuple[Array, Array]:
+        """Prices [G] at which demand is the supply, and after how many iterations."""
         tiny, epsilon = jnp.finfo(start.dtype).tiny, jnp.finfo(start.dtype).eps
-        first = demands(start)
-        units = _units(supply, first.mean(0))
-        # In units of what is traded; where there is next to nothing of it, of what would be.
-        scale = jnp.maximum(jnp.maximum(start @ supply, start @ first.sum(0) / 100), tiny)
+        supply, units = market.supply, market.units
+        # Money is counted in what is traded at first; of what is scarce, in what would be.
+        scale = jnp.maximum(start @ jnp.maximum(supply, market.demands(start).sum(0) / 100), tiny)
 
         def dual(logs: Array) -> Array:
             prices = jnp.exp(logs)
             # Demand is where the inner maximum is reached, so its own change does not matter (envelope theorem).
-            wanted = jax.lax.stop_gradient(demands(jax.lax.stop_gradient(prices)))
-            return (worth(wanted) + prices @ (supply - wanted.sum(0))) / scale
+            wanted = jax.lax.stop_gradient(market.demands(jax.lax.stop_gradient(prices)))
+            return (market.worth(wanted) + prices @ (supply - wanted.sum(0))) / scale
 
         search = optax.scale_by_zoom_linesearch(max_linesearch_steps=15, initial_guess_strategy="one")
         optimizer = optax.lbfgs(memory_size=self.memory, linesearch=search)
@@ -612,9 +613,8 @@ class ConvexProgram:
         def goes_on(carry: tuple[Array, Any, Array, Array]) -> Array:
             logs, state, count, moves = carry
             value, slope = (optax.tree.get(state, name) for name in ("value", "grad"))
-            excess = -slope * scale / jnp.exp(logs) / units
-            leftover, welfare = jnp.maximum(slope, 0).sum() * scale, (value - slope.sum()) * scale
-            balanced = _balance(excess, leftover, welfare, self.tolerance) <= 1
+            prices, welfare = jnp.exp(logs), (value - slope.sum()) * scale
+            balanced = _balance(-slope * scale / prices / units, prices, units, welfare, self.tolerance) <= 1
             return (count == 0) | ((count < iterations) & ~balanced & moves)
 
         def descend(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
@@ -651,7 +651,7 @@ class ConvexProgram:
             def demands(prices: Array) -> Array:
                 return _demands(anchored, wealth, prices)
 
-            prices, iterations = self._minimise(demands, worth, supply, prices, self.inner)
+            prices, iterations = self._minimise(_Market(demands, worth, supply, units), prices, self.inner)
             bundles, count = demands(prices), count + iterations
             found = _conclude(valuations, wealth, holdings, prices, bundles, count, tolerances, units)
             # The best is kept: where all goods are nearly free a search can lose its way, even among the numbers.
@@ -676,7 +676,8 @@ class ConvexProgram:
 
 def _miss(certificate: Certificate, tolerances: tuple[float, float]) -> Array:
     """By how many times a tolerance is missed, at worst: f []."""
-    return jnp.maximum(certificate.excess / tolerances[0], certificate.gap / tolerances[1])
+    excess, gap = (max(tolerance, 1e-30) for tolerance in tolerances)
+    return jnp.maximum(certificate.excess / excess, certificate.gap / gap)
 
 
 class _Anchored(struct.PyTreeNode):
@@ -721,6 +722,7 @@ class ProportionalResponse:
     gap: float = 1e-3
     patience: int = 1000
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,
@@ -799,6 +801,7 @@ class SealedBids:
     mechanism: Mechanism = CREDIT_CONSERVING_VICKREY
     exploration: float | None = None
 
+    @standard_promotion
     def __call__(
         self,
         valuations: PyTree,

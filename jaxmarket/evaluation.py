@@ -10,6 +10,7 @@ from flax import struct
 from jaxmarket.keys import key_for
 from jaxmarket.rollouts import play
 from jaxmarket.society import Society, reset, step
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
 __all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "watch"]
@@ -26,6 +27,7 @@ class Episodes(struct.PyTreeNode):
     terminated: Array  # bool [episodes] whether it ended for good, and was not cut
 
 
+@standard_promotion
 def evaluate(
     society: Society,
     params: PyTree,
@@ -91,12 +93,14 @@ def first_episodes(
     return result
 
 
+@standard_promotion
 def bids_by_state(society: Society, params: PyTree, states: int) -> Array:
     """Mean (greedy) bid of every module in every one-hot state: f [states, M]."""
     distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))
     return distribution.mean()
 
 
+@standard_promotion
 def watch(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
     """The rows of one fresh episode, cut after ``max_steps``; not for use inside ``jit``."""
     rows = jax.jit(play, static_argnums=(0, 4))(society, key, params, env_params, max_steps)

@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "SUMS",
+    "UNFINISHED",
     "checksums",
     "owned",
     "read_bytes",
@@ -37,6 +38,9 @@ __all__ = [
 SUMS = "SHA256SUMS"
 """A file of checksums in the format of ``sha256sum``, which can check it: ``sha256sum -c SHA256SUMS``."""
 
+UNFINISHED = ".tmp"
+"""How the name of a file ends until it is complete."""
+
 _LOCK = ".lock"
 _LARGEST = 2**31  # bytes of a table or a document; arrays have a limit of their own
 
@@ -47,7 +51,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written, or does not read back as it was written.
     """
-    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished = path.with_name(path.name + UNFINISHED)
     with unfinished.open("wb") as file:
         file.write(data)
         file.flush()

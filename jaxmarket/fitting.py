@@ -31,6 +31,7 @@ from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs import Folder, Origin, SavedRun, player_of, read
 from jaxmarket.society import Society
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
 
@@ -125,6 +126,7 @@ def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array, env_pa
     return jax.vmap(lambda params, key: play(player, params, key, env_params, _EPISODES))(params, keys)
 
 
+@standard_promotion
 def evaluate_both(
     player: Society | Agent, params: PyTree, key: Array, seeds: int, env_params: PyTree = None
 ) -> dict[str, Episodes]:
@@ -138,6 +140,7 @@ def evaluate_both(
     }
 
 
+@entry_point
 def fit(
     config: TrainConfig,
     key: Array,
@@ -221,12 +224,16 @@ def fit(
         if out is None:
             run.train(show, loggers)
             return run.result(show, origin)
-        with Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder:
-            return _fit_in(folder, run, show, loggers, checkpoint_every, started=trained is not None)
+        with (
+            Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder,
+            Checkpoints(folder.path / "checkpoints") as checkpoints,
+        ):
+            return _fit_in(folder, checkpoints, run, show, loggers, checkpoint_every, started=trained is not None)
 
 
 def _fit_in(
     folder: Folder,
+    checkpoints: Checkpoints,
     run: "_Run",
     show: tables.Show,
     loggers: Sequence[Logger],
@@ -235,7 +242,6 @@ def _fit_in(
     started: bool,
 ) -> FitResult:
     """`fit` with a folder, from its last checkpoint on if it has one."""
-    checkpoints = Checkpoints(folder.path / "checkpoints")
     last = checkpoints.last() if folder.resume else None
     summary = folder.finished() if folder.resume else None
     if last is not None:
@@ -398,6 +404,9 @@ class _Run:
         if self.check:
             return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
 
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]  nothing is compiled then
+            return functools.partial(_chunk_seeds, self.program, self.mesh)
+
         def shape(leaf: Array) -> jax.ShapeDtypeStruct:
             sharding = None if self.mesh is None else leaf.sharding
             return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=sharding)
@@ -448,10 +457,10 @@ def _assess(
     lost = [each["seed"] for each in found]
     bids, visited = _without(lost, bids, visited)
 
-    def per_seed(values: Array) -> list[float]:
-        kept = np.array(values, np.float64)
-        kept[lost] = np.nan
-        return kept.tolist()
+    def per_seed(values: Any) -> list[float]:
+        known = np.array(values, np.float64)
+        known[lost] = np.nan
+        return known.tolist()
 
     terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
     unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
@@ -475,12 +484,11 @@ def _assess(
         "sampled_termination_rate_seeds": terminated["sampled"],
         "bid_error": None,
     }
-    if exact is not None and len(lost) < config.seeds:
-        q, kept = jnp.asarray(exact, real()), np.setdiff1d(np.arange(config.seeds), lost)
-        summary["bid_error"] = _worst(bid_error, bids[kept], q, visited[kept])
+    if bids is not None and visited is not None and len(lost) < config.seeds:
+        kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
+        summary["bid_error"] = _worst(bid_error, *kept)
         if config.learner == "valuation":
-            every = functools.partial(bid_error, every_bidder=True)
-            summary["bid_error_all"] = _worst(every, bids[kept], q, visited[kept])
+            summary["bid_error_all"] = _worst(functools.partial(bid_error, every_bidder=True), *kept)
     return FitResult(summary, state, metrics, config, exact, bids, visited)
 
 

@@ -13,12 +13,15 @@ Goods change hands but do not vanish, ΣX = ΣH, and what buyers pay is what own
 money, which the books name). Money changes by rewards, income and rent alone. Wealth stays >= 0 while rewards do, but
 for rounding (some 1e-7 of what changed hands): nobody pays more than it has.
 
+Some markets have no equilibrium that a solver finds in the time it is given. Goods and money are conserved all the
+same, and the `Books` count such rounds: ``rounds.books.unconverged.sum()``. `WideMarket.unconverged` makes them errors.
+
 A deep market is the case of one indivisible good, the world, under `equilibria.SealedBids`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +29,9 @@ import numpy as np
 from flax import struct
 from jax import core
 
-from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers
+from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers, shown, whole
 from jaxmarket.equilibria import Certificate, Equilibrium, Solver
+from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Books", "Economy", "Produced", "Round", "WideMarket", "individually", "open_market", "run", "step"]
@@ -77,6 +81,12 @@ class WideMarket:
         valuation: ``(agent, world) -> valuation`` of one agent, from `jaxmarket.valuations` or like them.
         production: what agents make of their bundles; `individually` makes one of functions of one agent.
         solver: finds prices and bundles, from `jaxmarket.equilibria` or like them.
+        unconverged: what to do where a solver's certificate is not ``converged``: ``"count"`` it in the `Books` and
+            trade at the prices found, or ``"raise"`` a ``ValueError``. A compiled program can raise only if it was
+            made by `jaxmarket.checking.checked`; others are refused when they are traced.
+
+    Raises:
+        ValueError: another word for ``unconverged``.
 
     Consumers are agents whose production leaves nothing, and who live on their ``income``.
     """
@@ -84,6 +94,11 @@ class WideMarket:
     valuation: Callable[[PyTree, PyTree], PyTree]
     production: Production
     solver: Solver
+    unconverged: Literal["count", "raise"] = "count"
+
+    def __post_init__(self) -> None:
+        if self.unconverged not in ("count", "raise"):
+            raise ValueError(f'unconverged: expected "count" or "raise", got {shown(self.unconverged)}')
 
 
 class Economy(struct.PyTreeNode):
@@ -106,6 +121,7 @@ class Books(struct.PyTreeNode):
     income: Array  # f [N]
     rent: Array  # f [N]
     subsidy: Array  # f [] minted by auctions: sales - purchases
+    unconverged: Array  # i32 [] 1 if the round traded at prices that are not an equilibrium by the solver's certificate
 
 
 class Round(struct.PyTreeNode):
@@ -119,6 +135,7 @@ class Round(struct.PyTreeNode):
     certificate: Certificate
 
 
+@entry_point
 def open_market(
     agents: PyTree, holdings: Array, wealth: Array | float, world: PyTree = None, *, prices: Array | None = None
 ) -> Economy:
@@ -161,6 +178,7 @@ def open_market(
     )
 
 
+@entry_point
 def step(
     market: WideMarket,
     key: Array,
@@ -181,7 +199,18 @@ def step(
 
     Returns:
         The economy after it, and what happened.
+
+    Raises:
+        ValueError: the solver did not converge, and the market says to raise (see `WideMarket`).
     """
+    after, round_ = _step(market, key, economy, income=income, rent=rent)
+    _insist(market, round_, economy.time)
+    return after, round_
+
+
+def _step(
+    market: WideMarket, key: Array, economy: Economy, *, income: Array | float | None, rent: Array | float | None
+) -> tuple[Economy, Round]:
     e = economy
     key_trade, key_produce = jax.random.split(key)
     valuations = jax.vmap(market.valuation, (0, None))(e.agents, e.world)
@@ -211,6 +240,7 @@ def step(
         income=paid,
         rent=taken,
         subsidy=sale.sum() - purchase.sum(),
+        unconverged=1 - found.certificate.converged.astype(jnp.int32),
     )
     after = e.replace(holdings=made.holdings, wealth=wealth, world=made.world, prices=found.prices, time=e.time + 1)
     flows = (made.reward.sum(), books.subsidy, paid.sum(), -taken.sum())
@@ -244,6 +274,39 @@ def _check_trade(economy: Economy, found: Equilibrium) -> None:
         )
 
 
+def _insist(market: WideMarket, rounds: Round, time: Array) -> None:
+    """Raise at the first round whose certificate is bad, if the market says so: one round, or a leading axis of them.
+
+    Args:
+        market: whose policy it is.
+        rounds: what happened.
+        time: i32 [], the step of the first round.
+    """
+    if market.unconverged != "raise":
+        return
+    certificate = rounds.certificate
+    message = (
+        "unconverged: the solver found no equilibrium in step {step} (excess demand {excess} of the supply, gap {gap} "
+        "of welfare); give it more iterations or larger tolerances, or trade all the same with unconverged='count'"
+    )
+    if checking():
+        values = {"excess": certificate.excess, "gap": certificate.gap, "step": time}
+        check(lambda: certificate.converged, message, **values)
+    elif isinstance(certificate.converged, core.Tracer):
+        raise ValueError(
+            "unconverged: 'raise' has no effect in a compiled program; compile it with jaxmarket.checking.checked, or "
+            "use 'count' and look at books.unconverged"
+        )
+    else:
+        good, excess, gap = (
+            np.atleast_1d(value) for value in (certificate.converged, certificate.excess, certificate.gap)
+        )
+        if not good.all():
+            first = int(np.argmin(good))
+            raise ValueError(message.format(step=int(time) + first, excess=excess[first], gap=gap[first]))
+
+
+@entry_point
 def run(
     market: WideMarket,
     key: Array,
@@ -256,12 +319,17 @@ def run(
     """So many rounds: the economy, and every round with a leading axis [rounds]. See `step`.
 
     Raises:
-        ValueError: less than one round.
+        ValueError: less than one round; or the solver did not converge in one of them, and the market says to raise.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds: expected a whole number >= 1, got {rounds!r}")
+    rounds = whole("rounds", rounds)
 
     def body(economy: Economy, key: Array) -> tuple[Economy, Round]:
-        return step(market, key, economy, income=income, rent=rent)
+        after, round_ = _step(market, key, economy, income=income, rent=rent)
+        if checking():
+            _insist(market, round_, economy.time)
+        return after, round_
 
-    return jax.lax.scan(body, economy, jax.random.split(key, rounds))
+    after, every = jax.lax.scan(body, economy, jax.random.split(key, rounds))
+    if not checking():
+        _insist(market, every, economy.time)
+    return after, every

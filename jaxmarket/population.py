@@ -20,6 +20,7 @@ from jax.core import Tracer
 
 from jaxmarket.checking import mask, numbers
 from jaxmarket.languages import Language
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, PyTree, real
 
 __all__ = [
@@ -108,6 +109,7 @@ class Births(struct.PyTreeNode):
     deaths: Array  # i32 [] agents that died before them, those replaced included
 
 
+@standard_promotion
 def found(agents: PyTree, wealth: Array, alive: Array | None = None) -> Population:
     """A population of given agents, in which nobody has children yet.
 

@@ -37,6 +37,7 @@ import numpy as np
 from flax import struct
 
 from jaxmarket.checking import numbers
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
 
 __all__ = [
@@ -110,6 +111,7 @@ def flow_round(graph: MarketGraph, agents: PyTree, shares: Array, endowments: Ar
     return endowments + jnp.einsum("hig,hg->ig", shares, jax.vmap(graph.produce)(agents, x))
 
 
+@standard_promotion
 def flows(
     graph: MarketGraph,
     agents: PyTree,
@@ -192,6 +194,7 @@ def quote_round(graph: MarketGraph, agents: PyTree, shares: Array, x: Array, bid
     return Prices(*everyone(agents, shares, x, bids))
 
 
+@standard_promotion
 def prices(
     graph: MarketGraph,
     agents: PyTree,
@@ -225,6 +228,7 @@ def prices(
     return quote_round(graph, agents, shares, x, offers, a), _certificate(a, settled, graph, agents, shares, x)
 
 
+@standard_promotion
 def solve_prices(
     graph: MarketGraph,
     agents: PyTree,

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 
 from jaxmarket.checking import whole
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
 
 __all__ = ["cut_rows", "play", "rollout"]
 
 
+@standard_promotion
 def rollout(
     society: Society,
     key: Array,

@@ -317,7 +317,7 @@ class Folder:
             self._finish(result)
 
     def _finish(self, result: FitResult) -> None:
-        checkpoint.save(self.path / NETWORKS, checkpoint.flatten(jax.device_get(result.networks)))
+        checkpoint.save(self.path / NETWORKS, result.networks)
         if result.metrics:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
@@ -410,7 +410,8 @@ def _restored(summary: dict[str, Any]) -> dict[str, Any]:
     def number(value: Any) -> Any:
         return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
 
-    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
+    numbers = {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
+    return {"diverged": [], "unfinished_share": math.nan, "sampled_unfinished_share": math.nan} | numbers
 
 
 def ended(folder: Path) -> dict[str, Any]:

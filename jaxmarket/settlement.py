@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.checking import check, check_conserved, checking
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import HOUSE, Array, Transition
 
 __all__ = [
@@ -92,6 +93,7 @@ class Flows(struct.PyTreeNode):
     earned: Array  # f [T] reward of the environment, whoever received it
 
 
+@standard_promotion
 def flows(trajectory: Transition) -> Flows:
     """Name the movements of money in ``trajectory`` (leading axis T)."""
     t = trajectory
@@ -157,6 +159,7 @@ def lambda_returns(reward: Array, patience: Array, estimate: Array, share: Array
     return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, patience, estimate, share), reverse=True)[1]
 
 
+@standard_promotion
 def settle(
     trajectory: Transition,
     discount: Array | float,

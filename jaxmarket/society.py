@@ -17,9 +17,10 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
-from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import transfer
+from jaxmarket.switches import standard_promotion
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, Transition, real
 
 __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
@@ -166,6 +167,7 @@ def auction(
     return auctions.award(bids, winner, eligible, 0.0 if rules.reserve is None else rules.reserve)
 
 
+@standard_promotion
 def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None = None) -> tuple[State, Array]:
     """Open a market instance: empty accounts, the house owns the first state.
 
@@ -194,6 +196,7 @@ def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None 
     return state, obs
 
 
+@standard_promotion
 def step(
     society: Society,
     key: Array,
@@ -281,7 +284,7 @@ def advance(
         wealth=wealth,
         house=house,
         episode_return=state.episode_return + after.undiscounted,
-        episode_length=state.episode_length + after.duration.astype(jnp.int32),
+        episode_length=longer(state.episode_length, after.duration),
     )
     onward = State(
         env_state=after.env_state,
@@ -315,6 +318,7 @@ class MarketPolicy(struct.PyTreeNode):
     params: PyTree
     society: Society = struct.field(pytree_node=False)
 
+    @standard_promotion
     def __call__(self, obs: PyTree, key: Array | None = None, legal: Array | None = None) -> Array:
         """The primitive whose bidder wins the auction for the state behind ``obs``.
 

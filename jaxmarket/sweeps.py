@@ -591,15 +591,18 @@ def sweep(
             raise ValueError(f"vary: {other} and {name} are the same run; leave one out")
     before = fitting.compiles()
     with files.owned(out):
-        train(cells, out, seed=seed, label=cells[0].config.adapter.name, progress=progress, env_params=env_params)
-        comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
-        found = Sweep(
-            out,
-            vary,
-            samples is not None,
-            {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
-            comparison,
-            fitting.compiles() - before,
-        )
-        found.write()
+        name = cells[0].config.adapter.name
+        train(cells, out, seed=seed, label=name, progress=progress, env_params=env_params)
+        with tables.progress(name, shown=progress) as show:
+            show.phase("comparing and drawing")
+            comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
+            found = Sweep(
+                out,
+                vary,
+                samples is not None,
+                {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
+                comparison,
+                fitting.compiles() - before,
+            )
+            found.write()
     return found

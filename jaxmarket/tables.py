@@ -123,7 +123,7 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:
     """The mean return of the episodes that ended, for a progress bar, and how many seeds diverged."""
-    lost = metrics["diverged"] > 0
+    lost = metrics.get("diverged", np.zeros_like(metrics["return_mean"])) > 0
     ended = divergence.finite(metrics["return_mean"][~lost])
     notes = [f"return {ended.mean():.3f}"] if len(ended) else []
     return " · ".join([*notes, f"{lost.sum()} of {len(lost)} seeds diverged"] if lost.any() else notes)

@@ -39,6 +39,7 @@ def plain(text: str, *, lines: bool = False) -> str:
         text: any string.
         lines: keep newlines, for text of several lines.
     """
+    text = str.__str__(text)  # an agent may have sent a class of its own, whose methods lie
     if text.isprintable():
         return text
     return "".join(
@@ -147,7 +148,7 @@ class Screen(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """A string as `plain` text of one or several lines."""
-        return super().render_str(plain(text, lines=True), **(options | {"markup": False, "emoji": False}))
+        return super().render_str(plain(text, lines=True), **options)
 
     def message(self, text: str, style: str = "") -> None:
         """Print a message, which only the terminal breaks into lines: paths in it can be copied."""

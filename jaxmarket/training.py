@@ -26,6 +26,7 @@ from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summ
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import Society, reset
+from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.text import plain
 from jaxmarket.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
@@ -116,6 +117,7 @@ PARTITION = TrainState(learner=P(SEEDS), market=P(SEEDS, INSTANCES), key=P(SEEDS
 """How a state with a leading seed axis lies over a mesh."""
 
 
+@entry_point
 def init(program: Program, key: Array, env_params: PyTree, hyper: Hyperparameters) -> TrainState:
     """The state before the first update."""
     key_learner, key_market, key = jax.random.split(key, 3)
@@ -201,6 +203,7 @@ def _update(
     return state, (summarize(rows, settlement, oracle), residual)
 
 
+@standard_promotion
 def chunk(
     program: Program, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -240,6 +243,7 @@ def oracle_of(config: TrainConfig) -> Oracle | None:
     )
 
 
+@entry_point
 def train(
     config: TrainConfig, key: Array, hyper: Hyperparameters | None = None, env_params: PyTree = None
 ) -> tuple[TrainState, dict[str, Array]]:

@@ -45,7 +45,7 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
     assert hash(given) == hash(plain)
     written = json.dumps(runs.settings_of(given))
     assert written == json.dumps(runs.settings_of(plain))
-    again, _ = runs.configuration("folder", json.loads(written))
+    again = runs.configuration("folder", json.loads(written))
     assert again == given
     types = {type(value) for value in dataclasses.astuple(given)}
     assert types <= {int, float, str, bool, tuple, type(None)}
@@ -108,7 +108,7 @@ def test_settings_that_a_monolithic_agent_has_no_use_for_are_refused_when_given(
         with pytest.raises(ValueError, match=f"^{field}: a monolithic agent holds no auctions"):
             alone(**{field: value})
     assert (alone().auction, alone().clones, alone().bids) == (None, None, None)
-    again, _ = runs.configuration("folder", runs.settings_of(alone()))
+    again = runs.configuration("folder", runs.settings_of(alone()))
     assert again == alone() == dataclasses.replace(alone()) == TrainConfig("Bandit-v0", auction="bb").as_monolith()
     society = TrainConfig("Bandit-v0")
     assert (society.auction, society.clones, society.share_clones, society.ties) == ("ccv", 2, True, "random")

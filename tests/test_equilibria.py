@@ -144,6 +144,188 @@ def test_the_short_side_decides(seed, scale):
             np.testing.assert_allclose(bundles[:, good], demands[:, good] + kept, atol=1e-5)
 
 
+# --- units, scarcity and poverty
+
+
+UNITS = [
+    *CAPPED,
+    pytest.param(ProportionalResponse(), Linear, id="response-quasilinear"),
+    pytest.param(ProportionalResponse(quasilinear=False), Linear, id="response-fisher"),
+    pytest.param(SealedBids(), Additive, id="sealed-bids"),
+]
+
+
+def in_units(valuations, wealth, holdings, money, unit):
+    """The same market, where money counts ``money`` and goods ``unit`` [G] times as many units."""
+    if isinstance(valuations, Quadratic):
+        valuations = Quadratic(valuations.slope * money / unit, valuations.curvature * money / unit**2)
+    elif isinstance(valuations, Logarithmic):
+        valuations = Logarithmic(valuations.weight * money, valuations.size * unit)
+    else:
+        valuations = type(valuations)(valuations.values * money / unit)
+    return valuations, wealth * money, holdings * unit
+
+
+@pytest.mark.parametrize(("solver", "kind"), UNITS)
+def test_units_do_not_matter(solver, kind):
+    """Money and goods counted in other units: as many iterations, and the same equilibrium in those units."""
+    for seed in range(2):
+        one = market(seed, Linear if kind is Additive else kind, 2.0)
+        if kind is Additive:
+            one = Additive(one[0].values), one[1], jnp.asarray(np.eye(AGENTS)[seed : seed + GOODS].T)
+        if seed:
+            one = (*one[:2], one[2].at[:, 0].set(0))
+        found = compiled(solver)(*one)
+        assert bool(found.certificate.converged)
+        for money, goods in [(1e-6, 1.0), (1e6, 1.0), (1.0, 1e-6), (1.0, 1e6), (1e6, 1e6), (1.0, [1e-6, 1, 1e3, 1e6])]:
+            unit = jnp.broadcast_to(jnp.asarray(goods), (GOODS,))
+            other = compiled(solver)(*in_units(*one, money, unit))
+            assert bool(other.certificate.converged), (money, goods, other.certificate)
+            # Numbers are rounded elsewhere, and a search of many steps may take some more or fewer.
+            usual = int(found.certificate.iterations)
+            assert abs(int(other.certificate.iterations) - usual) <= 5 + 0.3 * usual, (money, goods)
+            if kind is Linear and isinstance(solver, ConvexProgram):  # neither prices nor bundles are unique
+                value = capped_values(one[0], one[1], other.bundles / unit).sum()
+                assert float(value) == pytest.approx(float(capped_values(*one[:2], found.bundles).sum()), rel=2e-3)
+                continue
+            there = np.asarray(one[2].sum(0) > 0)
+            prices = (other.prices * unit / money)[there]
+            np.testing.assert_allclose(prices, found.prices[there], rtol=2e-3, atol=1e-3 * found.prices.max())
+            np.testing.assert_allclose(other.bundles / unit, found.bundles, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize(("solver", "kind"), CAPPED[:4])
+@pytest.mark.parametrize("scarce", [1e-3, 1e-6, 1e-9])
+def test_goods_of_which_there_is_next_to_nothing(solver, kind, scarce):
+    """Supply far below what agents would like, down to less than the last digits of a price decide about."""
+    for seed in range(3):
+        valuations, wealth, holdings = market(seed, kind, 3.0)
+        holdings = holdings * jnp.asarray([scarce, 1, 1, scarce])
+        found = compiled(solver)(valuations, wealth, holdings)
+        assert bool(found.certificate.converged), found.certificate
+        assert int(found.certificate.iterations) < 600
+        np.testing.assert_allclose(found.bundles.sum(0), holdings.sum(0), rtol=2e-6)
+        # Next to nothing is sold at the price at which nobody wants any: λ_i a_ij of the agent who likes it most.
+        first, second = (np.asarray(leaf, float) for leaf in jax.tree.leaves(valuations))
+        most = first if kind is Quadratic else first / second
+        assert (np.asarray(found.prices)[[0, 3]] <= most.max(0)[[0, 3]] * (1 + 1e-5)).all()
+        if scarce < 1e-3 and float(wealth.min()) > 10:
+            np.testing.assert_allclose(np.asarray(found.prices)[[0, 3]], most.max(0)[[0, 3]], rtol=1e-4)
+
+
+def test_the_price_of_a_scarce_good_in_closed_form():
+    """Uncapped quadratic agents: Σ max(a - p, 0) / b = S, solved in double precision."""
+    valuations, _, _ = market(0, Quadratic, goods=1)
+    a, b = np.asarray(valuations.slope, float)[:, 0], np.asarray(valuations.curvature, float)[:, 0]
+    for supply in (1e-1, 1e-4, 1e-7, 1e-10, 0.0):
+        holdings = jnp.zeros((AGENTS, 1)).at[0].set(supply)
+        exact = optimize.brentq(lambda p, s=supply: np.maximum(a - p, 0) @ (1 / b) - s, 0, a.max(), xtol=1e-12)
+        for solver in (Tatonnement(), ConvexProgram()):
+            found = compiled(solver)(valuations, jnp.full(AGENTS, 100.0), holdings)
+            assert bool(found.certificate.converged)
+            if supply:
+                assert float(found.prices[0]) == pytest.approx(exact, rel=1e-5)
+            else:  # any price at which nobody buys
+                assert float(found.prices[0]) >= exact * (1 - 1e-4)
+
+
+@pytest.mark.parametrize(("solver", "kind"), CAPPED[:4])
+@pytest.mark.parametrize("poor", [1e-3, 1e-6, 1e-10])
+def test_poor_agents_have_equilibria_too(solver, kind, poor):
+    """Everybody has far less money than goods could be worth, or half of the agents have none beside rich ones."""
+    valuations, wealth, holdings = market(3, kind, 1.0)
+    for money in (wealth * poor, wealth.at[::2].set(0), wealth.at[::2].multiply(poor)):
+        found = compiled(solver)(valuations, money, holdings)
+        assert bool(found.certificate.converged), found.certificate
+        assert int(found.certificate.iterations) < 300
+        # An upper bound on welfare that does not use the solver's demand: everybody is worth what it has at most.
+        if money is not wealth and float(money.max()) < 1e-2:
+            welfare = float(capped_values(valuations, money, found.bundles).sum())
+            assert welfare == pytest.approx(float(money.sum()), rel=2e-3)
+            assert float(found.prices @ holdings.sum(0)) < 1e-2 * welfare
+
+
+EMPTY = {
+    "values": lambda v, w, h: (jax.tree.map(jnp.zeros_like, v), w, h),
+    "wealth": lambda v, w, h: (v, 0 * w, h),
+    "goods": lambda v, w, h: (v, w, 0 * h),
+    "anything": lambda v, w, h: (jax.tree.map(jnp.zeros_like, v), 0 * w, 0 * h),
+}
+
+
+@pytest.mark.parametrize(("solver", "kind"), UNITS)
+@pytest.mark.parametrize("absent", EMPTY)
+def test_empty_markets_are_in_equilibrium(solver, kind, absent):
+    """Nothing is wanted, nothing can be paid, or there is nothing: no trade, gap 0, prices of 0."""
+    valuations, wealth, holdings = market(0, Linear if kind is Additive else kind)
+    valuations = Additive(valuations.values) if kind is Additive else valuations
+    second = jax.tree.leaves(valuations)[1:]
+    v, w, h = EMPTY[absent](valuations, wealth, holdings)
+    if second:
+        v = kind(jax.tree.leaves(v)[0], second[0])  # curvatures and sizes are not worth anything
+    found = compiled(solver)(v, w, h)
+    assert float(found.certificate.gap) == pytest.approx(0, abs=1e-6)
+    assert bool(found.certificate.converged), found.certificate
+    if kind is Additive:  # a bid of nothing wins what nobody values
+        np.testing.assert_allclose(found.bundles.sum(0), h.sum(0), rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(found.bundles, h)
+    assert np.isfinite(found.prices).all()
+    if absent != "goods":
+        np.testing.assert_allclose(found.prices, 0, atol=1e-30)
+
+
+@pytest.mark.parametrize(("solver", "kind"), UNITS)
+def test_one_agent(solver, kind):
+    """It keeps what it has, whatever that is; prices are those at which it wants no less and no more."""
+    valuations, wealth, holdings = market(1, Linear if kind is Additive else kind, 30.0, agents=1)
+    valuations = Additive(valuations.values) if kind is Additive else valuations
+    found = compiled(solver)(valuations, wealth, holdings)
+    assert bool(found.certificate.converged), found.certificate
+    np.testing.assert_allclose(found.bundles, holdings, rtol=1e-5, atol=1e-6)
+    if kind is Logarithmic:
+        exact = valuations.weight[0] / (valuations.size[0] + holdings[0])
+        np.testing.assert_allclose(found.prices, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "kind"),
+    [
+        (Tatonnement(tolerance=1e-9), Quadratic),
+        (Tatonnement(tolerance=1e-9), Logarithmic),
+        (ConvexProgram(tolerance=1e-9), Logarithmic),
+        (ConvexProgram(gap=0.0), Linear),
+        (ProportionalResponse(gap=-1.0), Linear),
+    ],
+)
+def test_a_solver_that_cannot_improve_stops(solver, kind):
+    """Tolerances beyond what single precision can tell apart, or beyond anything."""
+    found = compiled(solver)(*market(0, kind, 3.0))
+    most = {Tatonnement: 500, ConvexProgram: 800, ProportionalResponse: 5000}[type(solver)]
+    assert int(found.certificate.iterations) < most
+    assert float(found.certificate.gap) < 1e-3, "and returns the best that it has seen"
+
+
+@pytest.mark.parametrize(("solver", "kind"), UNITS[:-1])
+def test_numbers_that_are_not_finite_end_the_search(solver, kind):
+    for leaf in range(2 if kind is Linear else 3):
+        for bad in (jnp.nan, jnp.inf):
+            leaves, tree = jax.tree.flatten(market(0, kind))
+            leaves[leaf] = leaves[leaf].at[(0,) * leaves[leaf].ndim].set(bad)
+            if bad == jnp.inf and leaf > 0 and kind is not Linear:
+                continue  # an infinite curvature or size: the agent does not want the good; infinite wealth: no cap
+            found = compiled(solver)(*jax.tree.unflatten(tree, leaves))
+            assert not bool(found.certificate.converged)
+            assert int(found.certificate.iterations) < 250
+
+
+def test_a_bidder_whose_wealth_is_not_a_number_does_not_bid():
+    found = sold([[3.0], [5.0], [2.0]], wealth=[10, np.nan, 10])
+    np.testing.assert_array_equal(found.bundles, [[1], [0], [0]])
+    assert float(found.prices[0]) == 2
+    np.testing.assert_array_equal(sold([[3.0], [np.nan], [np.inf]]).bundles[:, 0], [1, 0, 0])
+
+
 # --- demand
 
 
@@ -316,6 +498,42 @@ def test_a_little_more_of_a_good_is_worth_its_price(solver, kind):
         np.testing.assert_allclose(
             slope(holdings, valuations, wealth), jnp.broadcast_to(prices, holdings.shape), rtol=2e-2, atol=5e-3
         )
+
+
+@pytest.mark.parametrize(("solver", "kind"), TWO + REST)
+def test_derivatives_exist_where_hardly_anything_is_traded(solver, kind):
+    """A good that is absent, one that is scarce, agents without money, and nothing at all: no derivative is NaN."""
+
+    def outcome(wealth, holdings, valuations):
+        found = solver(valuations, wealth, holdings)
+        return (found.bundles * jnp.arange(GOODS)).sum() + found.prices.sum()
+
+    slopes = jax.jit(jax.grad(outcome, (0, 1, 2)))
+    valuations, wealth, holdings = market(4, kind)
+    for w, h in [
+        (wealth, holdings.at[:, 0].set(0)),
+        (wealth, holdings.at[:, 0].multiply(1e-6)),
+        (wealth.at[::2].set(0), holdings),
+        (0 * wealth, holdings),
+        (1e-6 * wealth, holdings),
+        (wealth, 0 * holdings),
+    ]:
+        for leaf in jax.tree.leaves(slopes(w, h, valuations)):
+            assert np.isfinite(leaf).all()
+
+
+def test_derivatives_do_not_depend_on_units():
+    """The price of each good by the supply of each, with goods counted in units a million times as small or large."""
+    unit = jnp.asarray([1e-3, 1.0, 1e3, 1e6])
+    valuations, wealth, holdings = market(4, Quadratic)
+
+    def prices(more, valuations, wealth, holdings):
+        return Tatonnement()(valuations, wealth, holdings.at[0].add(more)).prices
+
+    slope = jax.jit(jax.jacobian(prices))
+    plain = slope(jnp.zeros(GOODS), valuations, wealth, holdings)
+    other = slope(jnp.zeros(GOODS), *in_units(valuations, wealth, holdings, 1.0, unit))
+    np.testing.assert_allclose(other * unit[:, None] * unit, plain, rtol=1e-2, atol=1e-2 * float(jnp.abs(plain).max()))
 
 
 # --- batches and types

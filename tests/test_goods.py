@@ -13,10 +13,11 @@ from scipy import optimize
 
 from jaxmarket import deep_market, goods
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
+from jaxmarket.checking import checked
 from jaxmarket.deep_market import DeepMarket
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.environments.tabular import garnet
-from jaxmarket.equilibria import SealedBids, Tatonnement
+from jaxmarket.equilibria import ConvexProgram, SealedBids, Tatonnement
 from jaxmarket.goods import Produced, WideMarket, individually, open_market, run
 from jaxmarket.languages import SILENCE, Table, Tables
 from jaxmarket.population import Terms, found
@@ -212,6 +213,63 @@ def test_consumers_use_up_what_they_buy_and_live_on_their_income():
     np.testing.assert_allclose(economy.wealth, [5 + bread * (2 - bread), 7 - bread * (2 - bread)], atol=1e-2)
 
 
+@pytest.mark.parametrize("solver", [Tatonnement(), ConvexProgram()])
+def test_bakery_that_runs_out_of_grain_goes_on_without_an_error(solver):
+    """The example of the README for 20 rounds: from the third on next to nothing is left to trade."""
+    likes = Quadratic(slope=jnp.array([[1.0, 0.0], [0.0, 2.0]]), curvature=jnp.ones((2, 2)))
+    bakes = jnp.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    market = WideMarket(
+        valuation=lambda agent, world: agent[0],
+        production=individually(lambda agent, x: x @ agent[1]),
+        solver=solver,
+    )
+    economy = open_market((likes, bakes), holdings=[[0.2, 0.0], [0.4, 0.0]], wealth=5.0)
+    income = jnp.array([0.0, 1.0])
+    _, rounds = jax.jit(lambda e: run(market, jax.random.key(0), e, rounds=20, income=income))(economy)
+    assert bool(rounds.certificate.converged.all()), rounds.certificate
+    assert int(rounds.certificate.iterations.max()) < 100
+    assert int(rounds.books.unconverged.sum()) == 0
+    np.testing.assert_allclose(rounds.prices[:2, [0, 1]].diagonal(), [0.4, 1.4], rtol=1e-4)
+
+
+# --- rounds without an equilibrium
+
+
+HASTY = Tatonnement(iterations=1)
+
+
+def test_rounds_without_an_equilibrium_are_counted():
+    hasty = WideMarket(MARKET.valuation, MARKET.production, HASTY)
+    _, rounds = jax.jit(lambda e: run(hasty, jax.random.key(0), e, rounds=3))(makers(0))
+    np.testing.assert_array_equal(rounds.books.unconverged, 1 - rounds.certificate.converged.astype(int))
+    assert int(rounds.books.unconverged.sum()) == 3
+    _, traded = _wide_step(MARKET, jax.random.key(0), makers(0))
+    assert int(traded.books.unconverged) == 0
+
+
+def test_a_market_can_insist_on_an_equilibrium():
+    """On the host, in checked programs, and, where that is impossible, by refusing to be compiled."""
+    strict = WideMarket(MARKET.valuation, MARKET.production, HASTY, unconverged="raise")
+    patient = WideMarket(MARKET.valuation, MARKET.production, MARKET.solver, unconverged="raise")
+    key, economy = jax.random.key(0), makers(0).replace(time=jnp.int32(7))
+    words = r"unconverged: the solver found no equilibrium in step 7 \(excess demand .*; give it more iterations"
+    with pytest.raises(ValueError, match=words):
+        goods.step(strict, key, economy)
+    with pytest.raises(ValueError, match=words):
+        run(strict, key, economy, rounds=2)
+    with pytest.raises(ValueError, match=words):
+        checked(goods.step, static_argnums=0)(strict, key, economy)
+    with pytest.raises(ValueError, match=words):
+        checked(lambda e: run(strict, key, e, rounds=2))(economy)
+    for compiled in (jax.jit(lambda e: goods.step(patient, key, e)), jax.jit(lambda e: run(patient, key, e, rounds=2))):
+        with pytest.raises(ValueError, match="'raise' has no effect in a compiled program; compile it with jaxmarket"):
+            compiled(economy)
+    after, rounds = run(patient, key, economy, rounds=2)
+    same, _ = checked(lambda e: run(patient, key, e, rounds=2))(economy)
+    np.testing.assert_allclose(after.wealth, same.wealth, rtol=1e-5)
+    assert bool(rounds.certificate.converged.all())
+
+
 def test_derivatives_go_through_rounds_of_trade_and_production():
     """Wealth after two rounds by a recipe, against central differences."""
     with jax.enable_x64(True):
@@ -258,5 +316,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=words):
             open_market(*arguments)
+    with pytest.raises(ValueError, match='unconverged: expected "count" or "raise", got \'stop\''):
+        WideMarket(MARKET.valuation, MARKET.production, HASTY, unconverged="stop")
     with pytest.raises(ValueError, match="rounds: expected a whole number >= 1, got 0"):
         run(MARKET, jax.random.key(0), makers(0), rounds=0)

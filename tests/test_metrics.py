@@ -46,6 +46,16 @@ def test_gini_is_the_mean_absolute_difference_and_stays_within_its_bounds(wealth
     assert float(metrics.gini(jnp.asarray(-3 * wealth, jnp.float32))) == pytest.approx(got, abs=1e-4)
 
 
+@pytest.mark.parametrize("fault", (np.nan, np.inf))
+def test_what_is_not_finite_is_not_hidden(fault):
+    q, visited = jnp.array([[1.0, 4.0], [0.0, 2.0]]), jnp.array([True, True])
+    assert np.isnan(metrics.gini(jnp.array([1.0, fault, 3.0])))
+    assert np.isnan(metrics.gini(jnp.array([1.0, fault, 3.0, 9.0]), jnp.array([True, True, True, False])))
+    assert not np.isfinite(metrics.bid_error(jnp.array([[fault, 1.0], [0.0, 2.0]]), q, visited))
+    _, rows = play("ccv", steps=3)
+    assert not metrics.conservation_residual(rows.replace(reward=rows.reward.at[1].set(fault))) < 1
+
+
 def test_bid_error_by_hand():
     q, bids = jnp.array([[1.0, 4.0], [0.0, 2.0]]), jnp.array([[4.5, 1.0], [0.0, 9.0]])
     assert metrics.bid_error(bids, q, jnp.array([True, False])) == pytest.approx(0.5 / 4)

@@ -44,6 +44,43 @@ def test_the_poor_and_the_idle_die_and_take_what_they_have():
     assert (np.asarray(births.ident) == NOBODY).all()
 
 
+@pytest.mark.parametrize("wealth", (np.nan, np.inf, -np.inf))
+def test_an_agent_whose_wealth_is_not_finite_dies_and_is_counted(wealth):
+    p = people([1.0, 2.0, 3.0, 4.0])
+    p = p.replace(wealth=p.wealth.at[1].set(wealth))
+    after, flows, births, died = year(jax.random.key(0), p, NOBODY_BORN.replace(bankruptcy=1.0))
+    assert died.tolist() == [True, True, False, False]
+    assert after.wealth.tolist() == [0, 0, 3, 4]
+    assert (float(flows.estate), float(flows.nonfinite), int(births.deaths)) == (1, 1, 2)
+    assert float(flows.net) == -1
+    full, flows, _, died = year(jax.random.key(0), p, Terms(mutants=0.0, displace=True, allowance=5.0))
+    assert died.tolist() == [True, True, True, False], "newcomers displace it first of all"
+    assert full.wealth.tolist() == [5, 5, 5, 4]
+    assert (float(flows.estate), float(flows.nonfinite), float(flows.allowance)) == (4, 1, 15)
+
+
+def test_parents_that_give_away_all_are_not_left_with_debts():
+    """Three thirds, rounded, can be more than the whole."""
+    wealth = jnp.linspace(1, 9, 400)
+    terms = Terms(mutants=1.0, rich=0.5, inheritance=1.0)
+
+    def one(wealth):
+        p = people([1.0, 0, 0, 0], jnp.arange(4) < 1)
+        after, flows, _, _ = year(jax.random.key(0), p.replace(wealth=p.wealth.at[0].set(wealth)), terms)
+        return after.wealth, flows
+
+    after, flows = jax.vmap(one)(wealth)
+    assert float(after.min()) >= 0
+    np.testing.assert_allclose(after.sum(1) - wealth, flows.net, atol=2e-6)
+
+
+def test_debtors_have_no_children():
+    p = people([0.0, 0.0, 2.0, 0.0], jnp.arange(4) < 3)
+    p = p.replace(wealth=p.wealth.at[0].set(-1.0))
+    _, _, births, _ = year(jax.random.key(0), p, Terms(mutants=1.0, rich=-3.0, bankruptcy=-2.0))
+    assert (np.asarray(births.parent)[np.asarray(births.ident) >= 0] == 2).all()
+
+
 def test_novices_take_empty_places_with_an_allowance():
     p = people([1.0] * PLACES, jnp.arange(PLACES) < 6)
     after, flows, births, _ = year(jax.random.key(1), p, Terms(mutants=0.0, allowance=2.5))

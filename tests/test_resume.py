@@ -234,12 +234,12 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_moments(tmp_path):
-    """Three of the hundred whose log is in benchmarks/results: one each of two learners and a population."""
+def test_killed_and_interrupted_at_random_moments(tmp_path):
+    """Four of the hundred whose log is in benchmarks/results: a learner, a sweep, a reproduction and two processes."""
     script = Path(__file__).parent.parent / "benchmarks" / "sigkill.py"
-    kinds = ["ppo", "valuation", "population"]
+    kinds = ["valuation", "sweep", "reproduce", "launch"]
     done = subprocess.run(
-        [sys.executable, str(script), "--count", "3", "--seed", "1", "--kinds", *kinds, "--log", str(tmp_path / "log")],
+        [sys.executable, str(script), "--count", "4", "--seed", "1", "--kinds", *kinds, "--log", str(tmp_path / "log")],
         env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
@@ -247,5 +247,5 @@ def test_sigkill_at_random_moments(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "log").read_text().splitlines()
-    assert lines[-1] == "3 of 3 bit-exact endings"
+    assert lines[-1].startswith("4 of 4 ended with the same bits")
     assert [line.split()[1] for line in lines[:-1]] == kinds

@@ -24,6 +24,9 @@ SUMMARY = {
     "return_std": 0.0,
     "return_seeds": [0.0],
     "sampled_return_mean": 0.0,
+    "diverged": [],
+    "unfinished_share": 0.0,
+    "sampled_unfinished_share": 0.0,
 }
 
 
@@ -90,6 +93,14 @@ def test_before_the_first_number_the_bar_itself_names_it(monkeypatch):
         show.phase("drawing")
         assert [task.description for task in show._bar.tasks] == ["Chain-v0: drawing"]
     assert show._bar.tasks == []  # nothing was counted, nothing is left
+
+
+def test_where_nothing_is_counted_nothing_is_left_in_a_log(monkeypatch):
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    with tables.progress("Chain-v0") as show:
+        show.phase("drawing")
+    assert err.getvalue().strip() == ""
 
 
 def test_runs_on_several_threads_share_a_bar(monkeypatch):

@@ -46,6 +46,20 @@ def test_no_character_with_power_over_a_terminal_is_left():
     assert not {unicodedata.category(char) for char in set(everything)} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
+def test_a_string_of_a_class_of_its_own_is_read_as_it_is():
+    class Liar(str):
+        def isprintable(self):
+            return True
+
+        def __str__(self):
+            return self
+
+        def __iter__(self):
+            return iter("harmless")
+
+    assert plain(Liar("\x1b[2J")) == cell(Liar("\x1b[2J")).plain == r"\x1b[2J"
+
+
 def test_lines_may_stay():
     assert plain("a\r\nb\x1bc", lines=True) == "a\\r\nb\\x1bc"
 

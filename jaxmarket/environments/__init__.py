@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
+from jaxmarket.switches import check_backend
 from jaxmarket.types import PyTree
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def make(env_id: str) -> tuple[Any, PyTree]:
     """
     if not isinstance(env_id, str):
         raise ValueError(f"env: expected the id of an environment, got {env_id!r}")
+    check_backend()
     env = _make(env_id)
     return env, adapt(env).default_params
 

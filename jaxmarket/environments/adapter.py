@@ -19,9 +19,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmarket.checking import number, shown, whole
+from jaxmarket.switches import check_backend
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["Adapter", "Step", "adapt", "mismatch", "owns"]
+__all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
 
 # An integer observation with at most this many values per entry is one-hot encoded.
 _MOST_CATEGORIES = 1024
@@ -372,6 +373,11 @@ def _spaces(paths: Sequence[tuple[Any, ...]], space: Any) -> list[Any]:
     return [leaf for label, inner in below.items() for leaf in _spaces(inner, named[label])]
 
 
+def longer(length: Array, duration: Array) -> Array:
+    """A count of steps i32 after ``duration`` more; it stays at 2^31 - 1 instead of wrapping to negative numbers."""
+    return length + jnp.minimum(duration.astype(jnp.int32), jnp.iinfo(jnp.int32).max - length)
+
+
 def mismatch(before: PyTree, after: PyTree) -> str | None:
     """How the structure, shapes or dtypes of two trees differ, and what to do about it; None where they agree."""
     old, new = jax.tree.structure(before), jax.tree.structure(after)
@@ -415,6 +421,7 @@ def adapt(env: Any) -> Adapter:
     if isinstance(env, Adapter):
         return env
     _refuse_strangers(env)
+    check_backend()
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
             f"env: {shown(env)} is not a gymnax-style environment; "

@@ -202,5 +202,5 @@ def _keep(path: Path, params: PyTree) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as own:
         unfinished = Path(own) / path.name
-        checkpoint.save(unfinished, checkpoint.flatten(params))
+        checkpoint.save(unfinished, params)
         unfinished.replace(path)

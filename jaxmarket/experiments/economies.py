@@ -1,5 +1,6 @@
 """What the reproductions of older economies share: growing a deep market over many seeds, and showing how it lived."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -177,19 +178,20 @@ def grow(
             keys = jax.random.split(key_open, seeds)
             economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
             life = _Life(economies, np.asarray(opened, np.float64), key, [], [])
-            name = re.sub(r"[^\w.-]+", "-", plan.name)
-            kept = None if folder is None else Checkpoints(folder / name)
-            if kept is not None:
-                life = _resume(kept, plan, life, seeds=seeds, seed=seed)
-            done += len(life.rounds) * _steps(plan)
-            while len(life.rounds) < plan.chunks:
-                with Deferred():
-                    life = _live(plan, evaluate, life, seeds)
-                    if kept is not None:
-                        kept.save(len(life.rounds), life.arrays(), _note(plan, seeds, seed))
-                done += _steps(plan)
-                note = ", ".join(f"{name} {values.mean():.3f}" for name, values in list(life.measured[-1].items())[:3])
-                show(done, total, f"{plan.name}: {note}")
+            with contextlib.ExitStack() as stack:
+                name = re.sub(r"[^\w.-]+", "-", plan.name)
+                kept = None if folder is None else stack.enter_context(Checkpoints(folder / name))
+                if kept is not None:
+                    life = _resume(kept, plan, life, seeds=seeds, seed=seed)
+                done += len(life.rounds) * _steps(plan)
+                while len(life.rounds) < plan.chunks:
+                    with Deferred():
+                        life = _live(plan, evaluate, life, seeds)
+                        if kept is not None:
+                            kept.save(len(life.rounds), life.arrays(), _note(plan, seeds, seed))
+                    done += _steps(plan)
+                    measured = list(life.measured[-1].items())[:3]
+                    show(done, total, f"{plan.name}: " + ", ".join(f"{name} {x.mean():.3f}" for name, x in measured))
             grown[plan.name] = Grown(
                 plan=plan,
                 opened=life.opened,

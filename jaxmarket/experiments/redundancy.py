@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import evaluation, files, fitting, plotting, tables, training
+from jaxmarket import divergence, evaluation, files, fitting, plotting, tables, training
 from jaxmarket.config import TrainConfig
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
@@ -89,7 +89,8 @@ def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> A
 
     def one(params: PyTree, key: Array, present: Array) -> Array:
         rules = Rules(present=present)
-        return evaluation.evaluate(society, params, key, society.env.default_params, 32, rules=rules).returns.mean()
+        episodes = evaluation.evaluate(society, params, key, society.env.default_params, 32, rules=rules)
+        return divergence.valid(episodes.returns.mean(), params)
 
     return jax.vmap(one)(params, keys, present)
 

@@ -24,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import baselines, evaluation, files, goods, plotting, tables, training
+from jaxmarket import baselines, divergence, evaluation, files, goods, plotting, tables, training
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.baselines import Monolith, ProductHead
 from jaxmarket.config import TrainConfig
-from jaxmarket.divergence import best
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.equilibria import SealedBids
 from jaxmarket.experiments.arms import LEVEL, over_reached
@@ -416,7 +415,8 @@ def _functions(program: Program | Monolith | Wide) -> tuple[Callable[..., Any], 
         return home.chunk(program, state, env_params, hyper)[0]
 
     def play(state: Any, key: Array) -> Array:
-        return judge.evaluate(player, state.learner.params, key, env_params, 1).returns[0]
+        returns = judge.evaluate(player, state.learner.params, key, env_params, 1).returns[0]
+        return divergence.valid(returns, state.learner.params)
 
     return init, update, play
 
@@ -618,11 +618,12 @@ def tune() -> list[dict[str, Any]]:
         hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
         returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
         score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()
+        top = divergence.best(score)
         for i, setting in enumerate(grid):
             used = all(ARMS[arm][name] == value for name, value in setting.items())
             names = ("learning_rate", "entropy", "exploration", "trace_decay")
             row = {name.replace("_", " "): setting.get(name) for name in names}
-            rows.append({"arm": arm, **row, "score": float(score[i]), "best": bool(i == best(score)), "used": used})
+            rows.append({"arm": arm, **row, "score": float(score[i]), "best": bool(i == top), "used": used})
     return rows
 
 
