@@ -366,6 +366,8 @@ def _spaces(paths: Sequence[tuple[Any, ...]], space: Any) -> list[Any]:
             raise LookupError(f"one array is observed, {shown(space)} has {len(parts)} parts")
         label = next(getattr(path[0], field) for field in ("key", "idx", "name") if hasattr(path[0], field))
         below.setdefault(label, []).append(path[1:])
+    if not isinstance(parts, Mapping) and len(parts) == len(paths) and not any(hasattr(p, "spaces") for p in parts):
+        return list(parts)  # the arrays in their order, however deep
     named = parts if isinstance(parts, Mapping) else dict(zip(below, parts, strict=False))
     if set(named) != set(below) or len(parts) != len(below):
         has = list(parts) if isinstance(parts, Mapping) else f"{len(parts)} parts"
