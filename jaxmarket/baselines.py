@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, mine, total
 from jaxmarket.divergence import diverged
-from jaxmarket.environments.adapter import Adapter, Step
+from jaxmarket.environments.adapter import Adapter, Step, longer
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
 from jaxmarket.learners.protocol import spread
@@ -141,7 +141,7 @@ def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tupl
         truncated=after.truncated,
         next_obs=after.obs,
         episode_return=running.episode_return + after.undiscounted,
-        episode_length=running.episode_length + after.duration.astype(jnp.int32),
+        episode_length=longer(running.episode_length, after.duration),
     )
     onward = Running(
         env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length

@@ -211,6 +211,11 @@ class TrainConfig:
                 f"bids: learner {self.learner} cannot train {self.bids} bids; "
                 "valuation takes value, ppo and reinforce take kumaraswamy or beta"
             )
+        if self.updates >= 2**31:
+            raise ValueError(
+                f"steps: {self.steps} are {self.updates} updates of instances × horizon = {self.instances} × "
+                f"{self.horizon} auctions, counted up to 2^31 - 1; use more instances or a longer horizon"
+            )
         if (self.instances * self.horizon) % self.minibatch:  # type: ignore[operator]
             raise ValueError(
                 f"minibatch: {self.minibatch} does not divide instances × horizon = "

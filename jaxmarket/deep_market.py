@@ -7,9 +7,10 @@ every agent bids for every instance's state, at most a B-th of its wealth → th
 are paid → winners act, rewards are credited → rent, levy and tax.
 
 With one instance this is the printed algorithm. As nobody can bid more than a B-th of its wealth in any instance,
-nobody can spend more than it has, and wealth never falls below zero while rewards do not. There is no γ: rent takes
-its place. Every ``period`` steps agents die and are born (`population.turnover`). An agent whose wealth is no longer a
-finite number, because a reward was NaN or an account overflowed, dies at once (`Books.nonfinite`).
+nobody can spend more than it has: while rewards are not negative, wealth does not fall below zero but for rounding
+(some 1e-7 of what it paid). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
+(`population.turnover`). An agent whose wealth is no longer a finite number, because a reward was NaN or an account
+overflowed, dies at once (`Books.nonfinite`).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.checking import check, check_conserved, check_finite, checking, numbers, shown, whole
-from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.languages import SILENCE, Language
 from jaxmarket.metrics import gini
 from jaxmarket.population import Births, Population, Terms, newcomers, pay, turnover
@@ -381,7 +382,7 @@ def _step(
 
     wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
     wealth, rent, levy, tax = _charges(market, p, accounts[:places], wins, terms)
-    returns, lengths = e.episode_return + after.undiscounted, e.episode_length + after.duration.astype(jnp.int32)
+    returns, lengths = e.episode_return + after.undiscounted, longer(e.episode_length, after.duration)
     books = Books(
         reward=jnp.where(lost, 0, reward).sum(),
         subsidy=subsidy.sum(),

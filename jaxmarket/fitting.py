@@ -64,7 +64,16 @@ def _params_of(adapter: Adapter, env_params: PyTree) -> PyTree:
     return adapter.default_params if env_params is None else env_params
 
 
-@functools.partial(jax.jit, static_argnums=0)
+_PROGRAMS = 16
+"""Compiled programs of each kind that are kept; each takes some 10 MB, and every finite process has its own."""
+
+
+@functools.lru_cache(maxsize=_PROGRAMS)
+def _jitted(function: Callable[..., Any], static: Any) -> Callable[..., Any]:
+    """``function``, compiled for one first argument: dropped with it, as jit's own caches never would."""
+    return jax.jit(functools.partial(function, static))
+
+
 def _init_seeds(program: Program | Monolith, keys: Array, hyper: Hyperparameters, env_params: PyTree) -> _State:
     init, env_params = _functions(program).init, _params_of(program.env, env_params)
     return jax.vmap(lambda key: init(program, key, env_params, hyper))(keys)
@@ -74,10 +83,9 @@ def init_seeds(program: Any, keys: Array, hyper: Hyperparameters, env_params: Py
     """`init` for every key: leaves [S, ...]."""
     if isinstance(program, Program):
         program = dataclasses.replace(program, society=_without_prices(program.society))
-    return _init_seeds(program, keys, hyper, env_params)
+    return _jitted(_init_seeds, program)(keys, hyper, env_params)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _chunk_seeds(
     program: Program | Monolith,
     mesh: Mesh | None,
@@ -105,12 +113,13 @@ def _chunk_seeds(
     return state, jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, P()))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=_PROGRAMS)
 def _compiled(
     program: Program | Monolith, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
 ) -> Any:
     """The executable of `_chunk_seeds`, apart from running it, so that compile time can be told apart."""
-    return _chunk_seeds.lower(program, mesh, *jax.tree.unflatten(tree, leaves)).compile()
+    chunk = jax.jit(functools.partial(_chunk_seeds, program, mesh), donate_argnums=0)
+    return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile()
 
 
 def compiles() -> int:
@@ -118,7 +127,6 @@ def compiles() -> int:
     return _compiled.cache_info().misses
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
     """`evaluate` for every seed: leaves [S, episodes]."""
     play: Any = evaluate if isinstance(player, Society) else baselines.evaluate
@@ -135,7 +143,7 @@ def evaluate_both(
     if isinstance(player, Society):
         player = _without_prices(player)
     return {
-        how: _evaluate_seeds(dataclasses.replace(player, greedy=how == "greedy"), params, keys[i], env_params)
+        how: _jitted(_evaluate_seeds, dataclasses.replace(player, greedy=how == "greedy"))(params, keys[i], env_params)
         for i, how in enumerate(("greedy", "sampled"))
     }
 

@@ -122,7 +122,7 @@ def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
         return policy(obs, key) if legal is None else policy(obs, key, legal)
 
     calls = itertools.count()
-    return lambda obs, legal=None: int(choose(obs, next(calls), legal))
+    return lambda obs, legal=None: int(choose(obs, np.uint32(next(calls) & 0xFFFFFFFF), legal))
 
 
 @functools.partial(jax.jit, static_argnums=0)

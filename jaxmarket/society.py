@@ -17,7 +17,7 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
-from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import transfer
 from jaxmarket.switches import standard_promotion
@@ -284,7 +284,7 @@ def advance(
         wealth=wealth,
         house=house,
         episode_return=state.episode_return + after.undiscounted,
-        episode_length=state.episode_length + after.duration.astype(jnp.int32),
+        episode_length=longer(state.episode_length, after.duration),
     )
     onward = State(
         env_state=after.env_state,

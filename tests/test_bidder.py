@@ -198,9 +198,13 @@ def test_what_cannot_be_solved_or_closed_is_refused():
         open_end.value(np.zeros((2, 6, 2)))
     with pytest.raises(ValueError, match="bids: expected finite numbers of shape"):
         truthful(Chain(), bids=np.zeros((2, 2)))
-    untimed = Society(adapt(SimpleNamespace(**_untimed())), BidPolicy(linear(), ValueHead()), greedy=True)
+    untimed = Society(adapt(Untimed(**_untimed())), BidPolicy(linear(), ValueHead()), greedy=True)
     with pytest.raises(ValueError, match="time_limits: terminal needs"):
         BidderEnv(untimed, blank(untimed), 0, LEVELS, time_limits="terminal")
+
+
+class Untimed(SimpleNamespace):
+    __hash__ = object.__hash__
 
 
 def _untimed():

@@ -442,7 +442,7 @@ def test_a_society_learns_the_shortest_programs():
         ({"reward": lambda value, target: jnp.ones(2)}, "reward: expected one number"),
         ({"reward": lambda value, target: (value, target)}, "reward: expected one number"),
         ({"steps": 0}, "steps: .* >= 1, got 0"),
-        ({"steps": 2.0}, "steps: .* got 2.0"),
+        ({"steps": 2.5}, "steps: .* got 2.5"),
         ({"steps": True}, "steps: .* got True"),
         ({"price": np.nan}, "price: expected a finite number, got nan"),
         ({"price": np.inf}, "price: expected a finite number, got inf"),

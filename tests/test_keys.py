@@ -37,7 +37,7 @@ def test_an_unknown_purpose_is_named():
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**40, 1.5, True, None, "0"])
 def test_seeds_outside_32_bits_are_refused(seed):
-    with pytest.raises(ValueError, match="seed: expected a whole number from 0 to 4294967295, got"):
+    with pytest.raises(ValueError, match="seed: expected a whole number >= 0"):
         key_of(seed)
 
 
@@ -94,9 +94,9 @@ def test_fit_evaluates_with_keys_that_training_does_not_use(monkeypatch):
     used = {}
     true = fitting.evaluate_both
 
-    def spy(player, params, key, seeds):
+    def spy(player, params, key, *rest):
         used["both"] = key
-        return true(player, params, key, seeds)
+        return true(player, params, key, *rest)
 
     monkeypatch.setattr(fitting, "evaluate_both", spy)
     key = jax.random.key(0)
@@ -151,6 +151,6 @@ def test_every_seed_argument_is_checked(seed, tmp_path):
         "actor": lambda: actor(lambda obs, key: 0, seed),
     }
     for call in calls.values():
-        with pytest.raises(ValueError, match="seed: expected a whole number from 0 to 4294967295, got"):
+        with pytest.raises(ValueError, match="seed: expected a whole number >= 0"):
             call()
     assert not list(tmp_path.iterdir())

@@ -132,3 +132,19 @@ def test_a_bid_range_lets_ppo_learn_values_above_one():
     result = fit(config, jax.random.key(0))
     assert result.summary["return_mean"] == pytest.approx(8)
     assert 6 < result.bids[0, 0].max() < 10
+
+
+def test_the_length_of_an_episode_does_not_wrap(chain):
+    society, params, env_params = chain
+    state, _ = reset(society, jax.random.key(1), env_params)
+    most = np.iinfo(np.int32).max
+    for length, expected in ((most - 1, most), (most, most), (5, 6)):
+        late = state.replace(episode_length=jnp.int32(length))
+        _, row = step(society, jax.random.key(2), params, late, env_params)
+        assert row.episode_length == expected
+
+
+def test_more_updates_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match=r"steps: .* use more instances or a longer horizon"):
+        TrainConfig("Chain-v0", learner="valuation", steps=2**41)
+    assert TrainConfig("Chain-v0", learner="valuation", steps=2**40).updates == 2**30

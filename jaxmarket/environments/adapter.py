@@ -22,7 +22,7 @@ from jaxmarket.checking import number, shown, whole
 from jaxmarket.switches import check_backend
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["Adapter", "Step", "adapt", "mismatch", "owns"]
+__all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
 
 # An integer observation with at most this many values per entry is one-hot encoded.
 _MOST_CATEGORIES = 1024
@@ -366,11 +366,18 @@ def _spaces(paths: Sequence[tuple[Any, ...]], space: Any) -> list[Any]:
             raise LookupError(f"one array is observed, {shown(space)} has {len(parts)} parts")
         label = next(getattr(path[0], field) for field in ("key", "idx", "name") if hasattr(path[0], field))
         below.setdefault(label, []).append(path[1:])
+    if not isinstance(parts, Mapping) and len(parts) == len(paths) and not any(hasattr(p, "spaces") for p in parts):
+        return list(parts)  # the arrays in their order, however deep
     named = parts if isinstance(parts, Mapping) else dict(zip(below, parts, strict=False))
     if set(named) != set(below) or len(parts) != len(below):
         has = list(parts) if isinstance(parts, Mapping) else f"{len(parts)} parts"
         raise LookupError(f"{list(below)} are observed, the space has {has}")
     return [leaf for label, inner in below.items() for leaf in _spaces(inner, named[label])]
+
+
+def longer(length: Array, duration: Array) -> Array:
+    """A count of steps i32 after ``duration`` more; it stays at 2^31 - 1 instead of wrapping to negative numbers."""
+    return length + jnp.minimum(duration.astype(jnp.int32), jnp.iinfo(jnp.int32).max - length)
 
 
 def mismatch(before: PyTree, after: PyTree) -> str | None:
