@@ -21,7 +21,7 @@ import numpy as np
 from jaxmarket import checking, checkpoint, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
-from jaxmarket.checking import given, whole
+from jaxmarket.checking import flag, given, whole
 from jaxmarket.config import TrainConfig
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
@@ -293,6 +293,7 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
     if not isinstance(run, SavedRun | FitResult):
         raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
     chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
+    greedy = flag("greedy", greedy)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
     player = dataclasses.replace(player_of(run.config), greedy=greedy)
     return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
