@@ -265,6 +265,19 @@ def spoiled(rng: Generator, value: Any) -> Any:  # noqa: PLR0912  as many ways a
     return thing(rng)
 
 
+def dressed(rng: Generator, value: Any) -> Any:
+    """The same value, perhaps of another type."""
+    if isinstance(value, bool):
+        return (value, np.bool_(value), jnp.asarray(value))[rng.integers(3)]
+    if isinstance(value, int):
+        return (value, float(value), np.int64(value), jnp.int32(value), np.array(value))[rng.integers(5)]
+    if isinstance(value, float):
+        return (value, np.float32(value), np.float64(value), jnp.float32(value), np.array(value))[rng.integers(5)]
+    if isinstance(value, tuple):
+        return (value, list(value), np.array(value), jnp.array(value))[rng.integers(4)]
+    return np.str_(value) if isinstance(value, str) and rng.random() < 0.5 else value
+
+
 def spoiled_bytes(rng: Generator, content: bytes) -> bytes:
     """A file, a little broken."""
     data = bytearray(content)
@@ -347,7 +360,10 @@ def settings(rng: Generator, _: "Workshop") -> Input:
     env: Any = ("Chain-v0", "Bandit-v0", "Duality-v0", "CartPole-v1")[rng.integers(4)]
     if rng.random() < 0.1:
         env = spoiled(rng, env)
-    given = {str(f): spoiled(rng, good.get(str(f))) for f in rng.choice(fields, rng.integers(1, 4), replace=False)}
+    given = {}
+    for field in rng.choice(fields, rng.integers(1, 4), replace=False):
+        value = good.get(str(field))
+        given[str(field)] = dressed(rng, value) if rng.random() < 0.5 else spoiled(rng, value)
     return Input("settings", f"TrainConfig({_short(env)}, **{_short(given)})", lambda: plain(TrainConfig(env, **given)))
 
 
@@ -515,8 +531,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _has_rows(printed: str, names: tuple[str, ...]) -> bool:
     """Whether a table has a row that begins with each of the names."""
-    rows = [re.split(r"[│┃|]", line) for line in printed.splitlines()]
-    return all(any(name in [cell.strip() for cell in row[:3]] for row in rows) for name in names)
+    first = {(re.findall(r"[^\s│┃|]+", line) or [""])[0] for line in printed.splitlines()}
+    return first.issuperset(names)
 
 
 def run_files(rng: Generator, w: "Workshop") -> Input:
@@ -574,7 +590,7 @@ def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
     folder = w.copy(which)
     files = sorted(path for path in (folder / part).rglob("*") if path.is_file())
     path = files[rng.integers(len(files))]
-    how = int(rng.integers(10))
+    how = int(rng.integers(11))
     what = f"{which}/{path.relative_to(folder)}: "
     if how == 0:
         what, _ = what + "removed", path.unlink()
@@ -596,6 +612,8 @@ def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
         shutil.rmtree(folder / part)
         shutil.copytree(w.folders[other] / part, folder / part)
         what += f"{part} of {other}"
+    elif how == 5:
+        what += "nothing"
     else:
         before = path.read_bytes()
         after = spoiled_bytes(rng, before)
@@ -856,6 +874,8 @@ class Workshop:
         said = error.getvalue()
         if code == 0:
             return printed.getvalue()
+        if train:  # the progress bar comes first
+            said = "".join(said.splitlines(keepends=True)[-1:])
         if code != 2 or not said.startswith("jaxmarket: ") or said.count("\n") != 1:
             raise AssertionError(f"exit code {code}, standard error: {said!r}")
         raise ValueError(said)
@@ -927,7 +947,7 @@ def attempt(some: Input, limit: float = LIMIT) -> Verdict:
         verdict = Verdict("silent NaN", f"{error}", traceback.format_exc())
     except ValueError as error:
         message = str(error)
-        path = message.startswith("/") and ": " in message  # of a file, whatever it is called
+        path = message.startswith(("/", *filter(None, (*_PATHS, *_WORDS)))) and ": " in message  # whatever it is called
         documented = some.kind == "command" or path or _DOCUMENTED.match(message)
         told = "refused" if documented else "undocumented ValueError"
         verdict = Verdict(told, f"{error}", traceback.format_exc())
