@@ -2,21 +2,27 @@
 
     python benchmarks/fuzz.py --count 10000 --seed 0 --out benchmarks/results/cpu/fuzz.json
 
-Six kinds of input: settings (`TrainConfig`), the command line, arrays and numbers for public constructors, the text
-files of a run's folder, and those of its networks and checkpoints. Whatever is read must be right (to the bit), and
-whatever is refused must be a `ValueError` whose message begins with what is wrong (on the command line: one line and
-exit code 2). Everything else is a failure: another exception, a wrong number, no answer within `LIMIT` seconds.
+Eight kinds of input: settings (`TrainConfig`), the command line, arguments of `fit` and its relatives, arrays and
+numbers for public constructors, the text files of a run's folder, those of its networks and checkpoints, and whole
+runs: trained, written to a folder with an odd name, shown and read back. Whatever is taken must be right: what is read
+equals what was written (to the bit), tables and JSON hold every row, and no NaN is taken for a number. Whatever is
+refused must be a `ValueError` whose message begins with what is wrong (on the command line: one line and exit code 2).
+Everything else is a failure: another exception, a wrong number, a silent NaN, no answer within `LIMIT` seconds.
 
-Input i of a seed is always the same: ``--only i`` repeats it, with its traceback.
+Input i of a seed is always the same: ``--only i`` repeats it, with its traceback. ``--self-check`` plants three faults,
+one after the other, and fails if one of them is not noticed.
 """
 
 import argparse
 import collections
 import contextlib
 import dataclasses
+import decimal
 import faulthandler
+import fractions
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -33,15 +39,18 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Much is compiled here, and little run: without the backend's optimisations it takes half the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ["COLUMNS"] = "400"  # tables without folded cells, so that rows can be found in them
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.random import Generator
 
+import jaxmarket
 from jaxmarket import (
     TrainConfig,
     auctions,
+    checkpoint,
     cli,
     deep_market,
     environments,
@@ -57,6 +66,7 @@ from jaxmarket.languages import Networks, Programs, Rules, Tables
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.prices import MarketGraph, flows, solve_prices
 from jaxmarket.society import Society
+from jaxmarket.training import as_arrays
 from jaxmarket.valuations import Additive, Linear, Logarithmic, Quadratic
 
 LIMIT = 60.0
@@ -69,6 +79,12 @@ _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "valuation": {"env": "Bandit-v0", "learner": "valuation", "seeds": 2},
     "ppo": {"env": "Chain-v0"},
     "monolith": {"env": "Chain-v0", "agent": "monolith"},
+}
+# Traced settings share the compiled program of the run whose settings they are.
+_TRACED: dict[str, tuple[str, ...]] = {
+    "valuation": ("learning_rate", "exploration", "exploration_final", "trace_decay"),
+    "ppo": ("learning_rate", "value_learning_rate", "entropy", "clip"),
+    "monolith": ("learning_rate", "value_learning_rate", "entropy", "clip"),
 }
 _SMALL: dict[str, Any] = {"steps": 64, "instances": 4, "horizon": 8, "minibatch": 16}
 
@@ -118,7 +134,40 @@ _WORDS = (
     "✓ü\u202e",
     "x" * 300,
     "../..",
+    "[red]",
+    "[/]",
+    "\x1b[31m",
+    "\x9b2J",
+    "a\nb",
+    "%s{0}$HOME",
+    "1e6",
 )
+
+_PATHS = (
+    "a[b]", "a\\b", "a*?", " a ", "ünï✓", "-a", "a\nb", "%s{x}", "$HOME", "~", "[red]a", "[/]", "\x1b[31ma", "\u202ea",
+    "'a\"", "a;b", "#a", "a=b,c", "x" * 300, "a\x00b", "\udce4", ".hidden", "CON", "a.json",
+)  # fmt: skip
+
+
+class Gym:
+    """What looks like a Gymnasium environment."""
+
+    __module__ = "gymnasium.envs.odd"
+
+    def reset(self, *, seed: int | None = None) -> tuple[int, dict]:
+        """As there."""
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        """As there."""
+        return 0, 0.0, False, False, {}
+
+
+class Broken:
+    """An object that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
 
 
 def number(rng: Generator) -> Any:
@@ -127,6 +176,9 @@ def number(rng: Generator) -> Any:
     odd = (
         0, 1, -1, 2, 3, 7, 0.0, 0.5, -0.5, 1.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"), 2**31, 2**63,
         10**30, True, False, 1j, np.float32(0.5), np.int8(3), np.float64("nan"), np.array(2), small, float(small),
+        np.int64(small), np.uint8(2), np.float16(0.25), np.bool_(True), np.array(0.5), np.array([2]), np.array(True),
+        jnp.int32(2), jnp.float32(0.5), jnp.bfloat16(0.5), jnp.asarray(True), jnp.asarray([0.5]), jnp.float32("inf"),
+        64.0, 1e6, 2.5, 10**400, fractions.Fraction(1, 2), decimal.Decimal("0.5"), np.str_("2"), np.longdouble(0.5),
     )  # fmt: skip
     return odd[rng.integers(len(odd))]
 
@@ -170,7 +222,9 @@ def thing(rng: Generator, depth: int = 0) -> Any:
     if how == 5:
         return array(rng)
     if depth > 2 or how == 6:
-        return (object(), len, lambda *a: a, np.nan, b"\xff", range(3), {1, 2}, float)[rng.integers(8)]
+        odd = (object(), len, lambda *a: a, np.nan, b"\xff", range(3), {1, 2}, float, Gym(), Gym, Broken(), Path("a"),
+               environments.Chain, iter([1, 2]), jax.random.key(0), (environments.make("Chain-v0")))  # fmt: skip
+        return odd[rng.integers(len(odd))]
     members = [thing(rng, depth + 1) for _ in range(rng.integers(4))]
     return members if how == 7 else {str(i): member for i, member in enumerate(members)}
 
@@ -209,6 +263,19 @@ def spoiled(rng: Generator, value: Any) -> Any:  # noqa: PLR0912  as many ways a
         members[rng.integers(len(members))] = spoiled(rng, members[rng.integers(len(members))])
         return type(value)(members) if isinstance(value, list) or not hasattr(value, "_fields") else members
     return thing(rng)
+
+
+def dressed(rng: Generator, value: Any) -> Any:
+    """The same value, perhaps of another type."""
+    if isinstance(value, bool):
+        return (value, np.bool_(value), jnp.asarray(value))[rng.integers(3)]
+    if isinstance(value, int):
+        return (value, float(value), np.int64(value), jnp.int32(value), np.array(value))[rng.integers(5)]
+    if isinstance(value, float):
+        return (value, np.float32(value), np.float64(value), jnp.float32(value), np.array(value))[rng.integers(5)]
+    if isinstance(value, tuple):
+        return (value, list(value), np.array(value), jnp.array(value))[rng.integers(4)]
+    return np.str_(value) if isinstance(value, str) and rng.random() < 0.5 else value
 
 
 def spoiled_bytes(rng: Generator, content: bytes) -> bytes:
@@ -293,8 +360,33 @@ def settings(rng: Generator, _: "Workshop") -> Input:
     env: Any = ("Chain-v0", "Bandit-v0", "Duality-v0", "CartPole-v1")[rng.integers(4)]
     if rng.random() < 0.1:
         env = spoiled(rng, env)
-    given = {str(f): spoiled(rng, good.get(str(f))) for f in rng.choice(fields, rng.integers(1, 4), replace=False)}
-    return Input("settings", f"TrainConfig({env!r}, **{given!r})", lambda: TrainConfig(env, **given) and None)
+    given = {}
+    for field in rng.choice(fields, rng.integers(1, 4), replace=False):
+        value = good.get(str(field))
+        given[str(field)] = dressed(rng, value) if rng.random() < 0.5 else spoiled(rng, value)
+    return Input("settings", f"TrainConfig({_short(env)}, **{_short(given)})", lambda: plain(TrainConfig(env, **given)))
+
+
+def plain(config: TrainConfig) -> bool:
+    """Whether a configuration holds finite plain values, and comes back from the file it is written to.
+
+    Raises:
+        SilentNaNError: it holds a number that is none.
+    """
+    values = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("env", "auction")]
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise SilentNaNError(f"{config}")
+    kinds = {type(value) for value in values} | {type(width) for width in (config.hidden or ())}
+    if not kinds <= {int, float, bool, str, tuple, type(None)}:
+        return False
+    objects = {name: getattr(config, name) for name in ("env", "auction")}
+    replace = {name: value for name, value in objects.items() if not isinstance(value, str)}
+    again, _ = runs.configuration(Path("here"), json.loads(json.dumps(runs.settings_of(config))), **replace)
+    return again == config
+
+
+class SilentNaNError(Exception):
+    """A NaN was taken for a number."""
 
 
 def command(rng: Generator, w: "Workshop") -> Input:
@@ -319,13 +411,128 @@ def command(rng: Generator, w: "Workshop") -> Input:
     if words[0] in ("train", "reproduce", "bench", "trian") and rng.random() < 0.9:
         words.append(("Chain-v0", "Bandit-v0", "Chain-v1", "Pendulum-v1", "chain", "step", "")[rng.integers(7)])
     if words[0] in ("evaluate", "watch", "compare"):
-        words += [(str(w.folders["ppo"]), "/nowhere", str(w.path), "")[rng.integers(4)] for _ in range(rng.integers(3))]
+        folders = (*map(str, w.folders.values()), "/nowhere", str(w.path), "")
+        words += [folders[rng.integers(len(folders))] for _ in range(rng.integers(3))]
     for _ in range(rng.integers(6)):
         words.append(flags[rng.integers(len(flags))])
         if rng.random() < 0.8:
             word = _WORDS[rng.integers(len(_WORDS))] if rng.random() < 0.4 else values[rng.integers(len(values))]
             words.append(word.replace("\x00", "0"))
-    return Input("command", f"jaxmarket {words!r}", lambda: w.call(words))
+    return Input("command", f"jaxmarket {words!r}", lambda: w.call(words) is not None)
+
+
+def arguments(rng: Generator, w: "Workshop") -> Input:
+    """Arguments of `fit`, `train`, `as_policy`, `load` and `sweep`."""
+    config = TrainConfig(**(_CONFIGURATIONS["valuation"] | _SMALL))
+    key = jax.random.key(0)
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "fit": (
+            lambda **given: fit(**given, progress=False),
+            {"config": config, "key": key, "out": None, "start": None, "freeze": (), "resume": False, "devices": 1,
+             "checkpoint_every": 60.0, "loggers": ()},
+        ),
+        "train": (
+            lambda **given: jax.eval_shape(lambda: jaxmarket.train(**given)),
+            {"config": config, "key": key, "hyper": config.hyperparameters},
+        ),
+        "hyper": (
+            lambda **given: as_arrays(config.hyperparameters.replace(**given)),
+            {"learning_rate": 1e-3, "discount": 0.9, "exploration": 0.5, "clip": 0.2},
+        ),
+        "as_policy": (jaxmarket.as_policy, {"source": w.folders["valuation"], "seed": 0, "greedy": True}),
+        "load": (jaxmarket.load, {"folder": w.folders["valuation"], "seed": 0, "greedy": True}),
+        "sweep": (
+            _planned,
+            {"env": "Bandit-v0", "vary": {"learning_rate": [1e-3, 1e-2], "clones": [1, 2]}, "out": w.path / "sweep",
+             "samples": None, "seed": 0, "share": 0.9},
+        ),
+    }  # fmt: skip
+    name = list(calls)[rng.integers(len(calls))]
+    call, good = calls[name]
+    given, shown = dict(good), {}
+    for field in rng.choice(list(given), rng.integers(1, 3), replace=False):
+        if field == "vary":
+            given["vary"] = {**good["vary"], "learning_rate": spoiled(rng, [1e-3, 1e-2])}
+            if rng.random() < 0.3:
+                given["vary"] = thing(rng)
+        elif field == "hyper":
+            given["hyper"] = good["hyper"].replace(learning_rate=thing(rng))
+        elif field in ("out", "folder") and rng.random() < 0.5:
+            given[str(field)] = f"{w.path}/odd/{_PATHS[rng.integers(len(_PATHS))]}"
+        else:
+            given[str(field)] = thing(rng) if rng.random() < 0.7 else spoiled(rng, given[str(field)])
+        shown[str(field)] = given[str(field)]
+
+    def run() -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(w.path):
+            call(**given)
+
+    return Input(f"arguments: {name}", f"{name}: {_short(shown)}", run)
+
+
+def _planned(**given: Any) -> None:
+    """Everything in a sweep that comes before training."""
+    before = sweeps.train
+    sweeps.train = _stop
+    try:
+        sweeps.sweep(**given, progress=False, learner="valuation", **_SMALL)
+    except _ReachedError:
+        return
+    finally:
+        sweeps.train = before
+
+
+def whole_runs(rng: Generator, w: "Workshop") -> Input:
+    """A run: trained on the command line into a folder with an odd name, shown, evaluated, compared and read back."""
+    which = list(_CONFIGURATIONS)[rng.integers(len(_CONFIGURATIONS))]
+    given = dict(_CONFIGURATIONS[which] | _SMALL)
+    for field in rng.choice(_TRACED[which], rng.integers(0, 3), replace=False):
+        given[str(field)] = float((0.0, 1e-3, 0.5, 1.0)[rng.integers(4)])
+    folder = w.path / "odd" / _PATHS[rng.integers(len(_PATHS))]
+    seed = int(rng.integers(5))
+
+    def run() -> bool:
+        shutil.rmtree(w.path / "odd", ignore_errors=True)
+        words = ["train", *_words(given), f"--out={folder}", f"--seed={seed}", "--json"]
+        printed = w.call(words, train=True)
+        result = w.trained
+        read = runs.read(folder)
+        summary = json.loads(printed.splitlines()[-1])
+        same = [
+            read.config == result.config == TrainConfig(**given),
+            _equal(read.networks, result.networks),
+            _equal(read.metrics, result.metrics),
+            runs.to_json(read.summary) == runs.to_json(result.summary) == runs.to_json(summary),
+            jaxmarket.load(folder) is not None,
+        ]
+        shown = w.call(["evaluate", str(folder), f"--seed={seed}", "--json"])
+        same += [_has_rows(shown, ("greedy", "sampled")), "greedy_return_mean" in json.loads(shown.splitlines()[-1])]
+        (w.path / "odd" / "plain").mkdir()
+        for name in ("first", "second"):
+            shutil.copytree(folder, w.path / "odd" / "plain" / name)
+        compared = w.call(["compare", str(w.path / "odd" / "plain"), "--json"])
+        same += [_has_rows(compared, ("first", "second")), len(json.loads(compared.splitlines()[-1])["runs"]) == 2]
+        numbers = [*jax.tree.leaves(read.networks), *summary["return_seeds"]]
+        if not all(value is not None and np.isfinite(value).all() for value in numbers):
+            raise SilentNaNError(f"{summary['return_seeds']}")
+        return all(same)
+
+    return Input("runs", f"{folder.name!r}: {_short(given)}", run)
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True), one, other)
+    return all(jax.tree.leaves(same))
+
+
+def _has_rows(printed: str, names: tuple[str, ...]) -> bool:
+    """Whether a table has a row that begins with each of the names."""
+    first = {(re.findall(r"[^\s│┃|]+", line) or [""])[0] for line in printed.splitlines()}
+    return first.issuperset(names)
 
 
 def run_files(rng: Generator, w: "Workshop") -> Input:
@@ -383,7 +590,7 @@ def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
     folder = w.copy(which)
     files = sorted(path for path in (folder / part).rglob("*") if path.is_file())
     path = files[rng.integers(len(files))]
-    how = int(rng.integers(10))
+    how = int(rng.integers(11))
     what = f"{which}/{path.relative_to(folder)}: "
     if how == 0:
         what, _ = what + "removed", path.unlink()
@@ -405,6 +612,8 @@ def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
         shutil.rmtree(folder / part)
         shutil.copytree(w.folders[other] / part, folder / part)
         what += f"{part} of {other}"
+    elif how == 5:
+        what += "nothing"
     else:
         before = path.read_bytes()
         after = spoiled_bytes(rng, before)
@@ -421,11 +630,32 @@ def constructors(rng: Generator, _: "Workshop") -> Input:
     shown = {}
     for field in rng.choice(list(given), rng.integers(1, min(3, len(given)) + 1), replace=False):
         given[str(field)] = shown[str(field)] = spoiled(rng, given[str(field)])
-    return Input(f"arrays: {name}", f"{name}: {_short(shown)}", lambda: build(**given) and None)
+
+    def run() -> None:
+        build(**given)
+        if name not in _NAN_IS_TAKEN and _holds_nan(shown):
+            raise SilentNaNError(name)
+
+    return Input(f"arrays: {name}", f"{name}: {_short(shown)}", run)
+
+
+_NAN_IS_TAKEN = ("clear", "adapt", "make", "mechanism", "Functions")
+"""A bid that is NaN is not eligible; the others take objects, or a data set that nobody has looked into yet."""
+
+
+def _holds_nan(value: Any) -> bool:
+    found = []
+    for leaf in jax.tree.leaves(value):
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            found.append(bool(np.isnan(np.asarray(leaf, np.float64)).any()))
+    return any(found)
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RuntimeError:
+        text = "an object without repr"
     return text if len(text) <= 400 else text[:400] + " …"
 
 
@@ -595,12 +825,14 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
 }
 
 KINDS: dict[str, tuple[Callable[[Generator, "Workshop"], Input], float]] = {
-    "settings": (settings, 0.2),
-    "command": (command, 0.2),
-    "run files": (run_files, 0.2),
-    "networks": (saved_networks, 0.1),
-    "checkpoints": (checkpoints, 0.1),
-    "arrays": (constructors, 0.2),
+    "settings": (settings, 0.24),
+    "command": (command, 0.15),
+    "arguments": (arguments, 0.14),
+    "run files": (run_files, 0.14),
+    "networks": (saved_networks, 0.08),
+    "checkpoints": (checkpoints, 0.03),
+    "arrays": (constructors, 0.21),
+    "runs": (whole_runs, 0.01),
 }
 """Every kind, and its share."""
 
@@ -625,50 +857,62 @@ class Workshop:
         shutil.copytree(self.folders[name], self.path / "copy", ignore=shutil.ignore_patterns("*.png"))
         return self.path / "copy"
 
-    def call(self, words: list[str]) -> bool:
-        """The command line: whether it worked, or said in one line on standard error what is wrong, with code 2.
+    def call(self, words: list[str], *, train: bool = False) -> str:
+        """The command line: what it printed. With ``train`` it may train, and ``trained`` is the result.
 
         Raises:
-            ValueError: what that line says.
+            ValueError: it said in one line on standard error what is wrong, with exit code 2; this is that line.
         """
-        error = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error), _idle():
+        printed, error, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(error), self._kept() if train else _idle():
             try:
                 cli.main(words)
             except SystemExit as stopped:
                 code = stopped.code
             except _ReachedError:
-                return True
-            else:
-                return True
+                return printed.getvalue()
         said = error.getvalue()
         if code == 0:
-            return True
+            return printed.getvalue()
+        if train:  # the progress bar comes first
+            said = "".join(said.splitlines(keepends=True)[-1:])
         if code != 2 or not said.startswith("jaxmarket: ") or said.count("\n") != 1:
             raise AssertionError(f"exit code {code}, standard error: {said!r}")
         raise ValueError(said)
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """What the command line trains is kept."""
+
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            self.trained = fit(*args, **kwargs)
+            return self.trained
+
+        cli.fit = kept
+        try:
+            yield
+        finally:
+            cli.fit = fit
 
 
 class _ReachedError(Exception):
     """Work would begin here."""
 
 
+def _stop(*args: Any, **kwargs: Any) -> Any:
+    raise _ReachedError
+
+
 @contextlib.contextmanager
 def _idle() -> Iterator[None]:
-    """Whatever the command line would work on for long is not done."""
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        raise _ReachedError
-
+    """What would compile a program of its own is not done; tables, JSON, evaluation and comparison are."""
     from jaxmarket import bench, experiments  # noqa: PLC0415
 
-    places = [(cli, "fit"), (cli, "evaluate_both"), (cli, "watch_episode"), (cli, "make"), (cli, "Console")]
-    places += [(experiments, "reproduce"), (bench, "bench"), (cli, "weight_changes")]
+    places = [(cli, "fit"), (cli, "make"), (experiments, "reproduce"), (bench, "bench")]
     places += [(cli.multi, "launch"), (cli.multi, "join"), (sweeps, "train")]
     before = [getattr(*place) for place in places]
     for place in places:
-        setattr(*place, stop)
-    cli.Console = before[4]
+        setattr(*place, _stop)
     try:
         yield
     finally:
@@ -699,8 +943,12 @@ def attempt(some: Input, limit: float = LIMIT) -> Verdict:
         verdict = Verdict("taken") if right is not False else Verdict("wrong numbers")
     except Hang:
         verdict = Verdict("hang", f"no answer in {limit:g} s", traceback.format_exc())
+    except SilentNaNError as error:
+        verdict = Verdict("silent NaN", f"{error}", traceback.format_exc())
     except ValueError as error:
-        documented = some.kind == "command" or _DOCUMENTED.match(str(error))
+        message = str(error)
+        path = message.startswith(("/", *filter(None, (*_PATHS, *_WORDS)))) and ": " in message  # whatever it is called
+        documented = some.kind == "command" or path or _DOCUMENTED.match(message)
         told = "refused" if documented else "undocumented ValueError"
         verdict = Verdict(told, f"{error}", traceback.format_exc())
     except BaseException as error:
@@ -769,6 +1017,74 @@ def _where(trace: str) -> str:
     return lines[-1].replace(str(Path(__file__).parents[1]), "") if lines else ""
 
 
+# --- does it see what it claims to see?
+
+
+def _without_second_row(add_row: Callable[..., None]) -> Callable[..., None]:
+    def drop(table: Any, *cells: Any, **how: Any) -> None:
+        if table.row_count != 1 or getattr(table, "dropped", False):
+            add_row(table, *cells, **how)
+        else:
+            table.dropped = True
+
+    return drop
+
+
+def _other_numbers(restore: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: jax.tree.map(lambda x: x + np.float32(1e-6), restore(*args, **kwargs))
+
+
+def self_check(path: Path, say: Callable[[str], Any] = print) -> list[str]:
+    """Plant faults, one after the other: the names of those that went unnoticed.
+
+    The table drops its second row, the reader of networks returns other numbers, the validator of numbers lets NaN
+    through.
+    """
+    from rich.table import Table  # noqa: PLC0415
+
+    from jaxmarket import config as settings_module  # noqa: PLC0415
+
+    workshop = Workshop(path)
+    lax = {
+        field: (lambda name, value, kind=kind: math.nan if _is_nan(value) else kind(name, value))
+        for field, kind in settings_module._KINDS.items()
+    }
+    faults: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
+        "a table drops a row": (Table, {"add_row": _without_second_row(Table.add_row)}, ("runs",)),
+        "a reader returns other numbers": (checkpoint, {"restore": _other_numbers(checkpoint.restore)}, ("networks",)),
+        "a validator lets NaN through": (settings_module, {"_KINDS": lax}, ("settings",)),
+    }
+    unnoticed = []
+    for name, (module, changes, kinds_tried) in faults.items():
+        before = {attribute: getattr(module, attribute) for attribute in changes}
+        try:
+            for index in range(_TRIES):
+                some = draw_input(0, index, workshop, kinds_tried)
+                sound = attempt(some)
+                for attribute, fault in changes.items():
+                    setattr(module, attribute, fault)
+                verdict = attempt(draw_input(0, index, workshop, kinds_tried))
+                for attribute, was in before.items():
+                    setattr(module, attribute, was)
+                if sound.fine and not verdict.fine:
+                    say(f"{name}: noticed at input {index}: {verdict.outcome} {verdict.message[:100]}")
+                    break
+            else:
+                unnoticed.append(name)
+                say(f"{name}: NOT noticed in {_TRIES} inputs")
+        finally:
+            for attribute, was in before.items():
+                setattr(module, attribute, was)
+    return unnoticed
+
+
+_TRIES = 400
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and math.isnan(value)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -777,8 +1093,11 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--only", type=int, help="try this input alone, and show what comes of it")
     parser.add_argument("--out", type=Path, help="a JSON file for what was tried and what came of it")
+    parser.add_argument("--self-check", action="store_true", help="plant three faults; fail if one goes unnoticed")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if given.self_check:
+            sys.exit(bool(self_check(Path(folder))))
         if given.only is not None:
             some = draw_input(given.seed, given.only, Workshop(Path(folder)), tuple(given.kinds))
             verdict = attempt(some)

@@ -402,7 +402,7 @@ def prng_key(field: str, value: Any, *, traced: bool = True) -> Array:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             if value.ndim:
                 raise ValueError(f"{field}: expected one key, got keys of shape {value.shape}; give one of them")
-            return value
+            return jnp.asarray(value)
     use = f"jax.random.key({given(value)})" if isinstance(value, Integral) else "jax.random.key(0)"
     raise ValueError(f"{field}: expected a PRNG key, got {given(value)}; use {use}")
 

@@ -62,9 +62,9 @@ def mesh(devices: Devices, seeds: int, instances: int, minibatch: int) -> Mesh |
 
 def _chosen(devices: int | str) -> list[Any]:
     there = jax.devices()
-    if devices == "all":
-        return there
     if isinstance(devices, str):
+        if devices == "all":
+            return there
         raise ValueError(f"devices: expected a number >= 1 or 'all', got {devices!r}")
     devices = whole("devices", devices)
     if devices > len(there):

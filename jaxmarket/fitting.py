@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmarket import baselines, divergence, tables, training, transfer
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.baselines import Agent, Monolith, MonolithState
-from jaxmarket.checking import checked, given, number, path, prng_key
+from jaxmarket.checking import checked, flag, given, number, path, prng_key
 from jaxmarket.checkpoint import Checkpoints, Saved, digest, flatten, unflatten
 from jaxmarket.config import TrainConfig, check_config
 from jaxmarket.devices import INSTANCES, SEEDS, Devices, gather, put
@@ -200,8 +200,12 @@ def fit(
     program = program_of(config)
     key = prng_key("key", key, traced=False)
     checkpoint_every = number("checkpoint_every", checkpoint_every, 0)
-    if isinstance(freeze, str):
-        raise ValueError(f"freeze: expected a sequence of patterns, got {freeze!r}; write [{freeze!r}]")
+    if not isinstance(freeze, list | tuple) or not all(isinstance(pattern, str) for pattern in freeze):
+        write = f"; write [{freeze!r}]" if isinstance(freeze, str) else ""
+        raise ValueError(f"freeze: expected a sequence of patterns, got {given(freeze)}{write}")
+    if not isinstance(loggers, list | tuple) or not all(map(callable, loggers)):
+        raise ValueError(f"loggers: expected a sequence of functions of a Record, got {given(loggers)}")
+    resume, check = flag("resume", resume), flag("check", check)
     if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
         raise ValueError(f"start: expected a finished run or its folder, got {given(start)}")
     out = None if out is None else path("out", out)

@@ -375,9 +375,9 @@ class Tables:
 
 def _check_counts(language: object, *fields: str) -> None:
     for field in fields:
-        whole(field, getattr(language, field))
+        object.__setattr__(language, field, whole(field, getattr(language, field)))
 
 
 def _check_shares(language: object, *fields: str) -> None:
     for field in fields:
-        number(field, getattr(language, field), 0, 1)
+        object.__setattr__(language, field, number(field, getattr(language, field), 0, 1))

@@ -26,7 +26,7 @@ import numpy as np
 from jaxmarket import checking, checkpoint, divergence, files, plotting
 from jaxmarket.auctions import Mechanism
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
-from jaxmarket.checking import given, whole
+from jaxmarket.checking import flag, given, whole
 from jaxmarket.checkpoint import Checkpoints
 from jaxmarket.config import TrainConfig
 from jaxmarket.interrupts import Deferred
@@ -563,6 +563,7 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
     if not isinstance(run, SavedRun | FitResult):
         raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
     chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
+    greedy = flag("greedy", greedy)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
     player = dataclasses.replace(player_of(run.config), greedy=greedy)
     return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)

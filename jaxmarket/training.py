@@ -285,6 +285,9 @@ def as_arrays(hyper: Hyperparameters) -> Hyperparameters:
             f"hyper: expected Hyperparameters, got {given(hyper)}; use config.hyperparameters.replace(...)"
         )
     settings = {f.name: getattr(hyper, f.name) for f in dataclasses.fields(hyper)}
+    for field in dataclasses.fields(hyper):
+        if settings[field.name] is None and field.default is not None:
+            raise ValueError(f"hyper.{field.name}: expected a number, got None; its default is {field.default}")
     arrays = {
         name: jnp.asarray(value) if name == "present" else numbers(f"hyper.{name}", value, ())
         for name, value in settings.items()

@@ -35,7 +35,7 @@ def test_a_mesh_takes_seeds_first():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((0, 1, 8, 16), "devices: expected a number >= 1 or 'all', got 0"),
+        ((0, 1, 8, 16), "devices: expected a whole number >= 1, got 0"),
         (("most", 1, 8, 16), "expected a number >= 1 or 'all', got 'most'"),
         ((True, 1, 8, 16), "got True"),
         ((2, 1, 8, 16), "JAX sees 1 here, not 2; set JAX_NUM_CPU_DEVICES"),

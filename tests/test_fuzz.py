@@ -148,6 +148,12 @@ def test_random_inputs_of_every_kind(tmp_path):
     json.dumps(report, default=str)
 
 
+@pytest.mark.slow
+def test_planted_faults_are_noticed(tmp_path):
+    """A table that drops a row, a reader that returns other numbers, a validator that lets NaN through."""
+    assert fuzzing.self_check(tmp_path) == []
+
+
 def test_the_judge_tells_right_from_wrong():
     def raises(error):
         def run():

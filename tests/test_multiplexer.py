@@ -81,7 +81,7 @@ def test_dtypes_under_x64():
         assert jax.tree.leaves(state) == jax.tree.leaves(after[1]) and state.bits.dtype == jnp.int32
 
 
-@pytest.mark.parametrize("address", [0, 6, 2.0, True])
+@pytest.mark.parametrize("address", [0, 6, 2.5, True])
 def test_bad_input_is_refused(address):
     with pytest.raises(ValueError, match="address: expected a whole number from 1 to 5, got"):
         Multiplexer(address)

@@ -300,7 +300,7 @@ class Table:
         ([Option(3, length=1)], {}, "options.0..policy: expected a callable"),
         ([Option(advance)], {}, "options.0.: may never stop"),
         ([Option(advance, done=0)], {}, "options.0.: may never stop"),
-        ([Option(advance, done=2, length=1)], {}, "options.0..done: expected a whole number from 0 to 1"),
+        ([Option(advance, done=2, length=1)], {}, "options.0..done: expected a whole number from 0 to 1, got 2"),
         ([Option(advance, length=0)], {}, "options.0..length: expected a whole number"),
         ([Option(advance, length=1, until=4)], {}, "options.0..until: expected a function"),
         ([Option(advance, length=1)], {"bound": 0}, "bound: expected a whole number"),

@@ -211,7 +211,7 @@ def test_dtypes_under_x64():
     ("arguments", "message"),
     [
         ({"lines": 0}, "lines: expected a whole number >= 1, got 0"),
-        ({"stages": 2.0}, "stages: expected a whole number"),
+        ({"stages": 2.5}, "stages: expected a whole number"),
         ({"operations": 1}, "operations: expected a whole number >= 2"),
         ({"horizon": True}, "horizon: expected a whole number"),
         ({"material": -0.1}, "material: expected a finite number >= 0"),

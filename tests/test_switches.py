@@ -57,6 +57,7 @@ PROGRAMS = {
     "wide market": lambda: wide(equilibria.Tatonnement(), lambda agent: Quadratic(agent, jnp.ones_like(agent))),
     "sealed bids": lambda: wide(equilibria.SealedBids(), Additive),
 }
+QUICK = ("valuation", "sealed bids")
 SWITCHES = {
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
@@ -68,8 +69,8 @@ SWITCHES = {
 
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("valuation", "sealed bids"))) for name in PROGRAMS]
-)  # fmt: skip
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in PROGRAMS]
+)
 def test_programs_are_traced_under_every_switch(name, switch):
     with SWITCHES[switch]():
         jax.eval_shape(PROGRAMS[name](), jax.random.key(0))

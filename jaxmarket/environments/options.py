@@ -114,10 +114,8 @@ class Options(environment.Environment[Any, Any]):
         for i, option in enumerate(options):
             _check(f"options[{i}]", option, self.adapter.num_actions, bound)
         self.options = tuple(option.replace(policy=_as_pytree(option.policy)) for option in options)
-        number("discount", discount, 0, 1)
-        _check_count("bound", bound)
-        self.discount_within = float(discount)
-        self.bound = bound
+        self.discount_within = number("discount", discount, 0, 1)
+        self.bound = bound = None if bound is None else whole("bound", bound)
         self.executes_done = executes_done
         leaves, tree = jax.tree.flatten(self.options)
         numbers = tuple((np.shape(x), str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in leaves)
@@ -246,11 +244,7 @@ def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
         whole(f"{where}.done", option.done, 0, actions - 1)
     if option.until is not None and not callable(option.until):
         raise ValueError(f"{where}.until: expected a function of the observation, got {option.until!r}")
-    _check_count(f"{where}.length", option.length)
+    if option.length is not None:
+        whole(f"{where}.length", option.length)
     if option.length is None and bound is None:
         raise ValueError(f"{where}: may never stop; give Options(bound=...), or the option a length")
-
-
-def _check_count(where: str, value: Any) -> None:
-    if value is not None:
-        whole(where, value)

@@ -224,12 +224,9 @@ def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | 
     Raises:
         ValueError: a number is out of range.
     """
-    whole("seed", seed, 0)
-    whole("states", states)
-    whole("actions", actions)
-    rng = np.random.default_rng(seed)
-    branching = states if branching is None else branching
-    whole("branching", branching, 1, states)
+    states, actions = whole("states", states), whole("actions", actions)
+    rng = np.random.default_rng(whole("seed", seed, 0))
+    branching = states if branching is None else whole("branching", branching, 1, states)
     transitions = np.zeros((states, actions, states))
     for row in transitions.reshape(-1, states):
         row[rng.choice(states, branching, replace=False)] = rng.dirichlet(np.ones(branching))

@@ -185,6 +185,7 @@ class Wide:
         """The wide market whose agents learn like those of the society that ``config`` describes."""
         assert isinstance(config.learner_rule, Valuation)
         assert isinstance(config.horizon, int)
+        assert isinstance(config.clones, int)
         return cls(config.adapter.env, config.learner_rule, config.horizon, config.clones)
 
     def market(self, exploration: Any = None) -> goods.WideMarket:
