@@ -213,6 +213,8 @@ class Folder:
             what = f"{resume}, " if self.finished() is None else ""
             raise ValueError(f"out: {self.path} holds {state} run; {what}choose another folder, or remove it")
         if Checkpoints(self.path / "checkpoints").steps():
+            if self.resume:
+                raise ValueError(f"resume: {self.path} has checkpoints and no config.json; restore it from a copy")
             raise ValueError(f"out: {self.path} holds an unfinished run; {resume}, choose another folder, or remove it")
         settings = settings_of(self.config) | {"run": self.origin.json()}
         with self._writing():
@@ -238,7 +240,7 @@ class Folder:
                     f"resume: {self.path} holds another run: {name} is {found.get(name)!r} there and {mine[name]!r} "
                     "here; resume it with its own settings, or choose another folder"
                 )
-        _check_versions(self.path, there.versions, other_versions=self.other_versions)
+        self._check_versions(self.path, there.versions)
         return there
 
     @property
@@ -268,7 +270,17 @@ class Folder:
                     f"{checkpoint}: a checkpoint of another run: {name} is {there.get(name)!r} there and "
                     f"{mine[name]!r} here; remove it, or put back those of this run"
                 )
-        _check_versions(checkpoint, found, other_versions=self.other_versions)
+        self._check_versions(checkpoint, found)
+
+    def _check_versions(self, where: Path, found: Mapping[str, str]) -> None:
+        differ = [
+            f"{name} {found.get(name)} (here {mine})" for name, mine in versions().items() if found.get(name) != mine
+        ]
+        if differ and not self.other_versions and self.finished() is None:
+            raise ValueError(
+                f"resume: {where} was written with {', '.join(differ)}, and other versions may end with other bits; "
+                "install those, or accept that by --other-versions (in Python other_versions=True)"
+            )
 
     def log(self, record: Record) -> None:
         """Add a chunk to ``metrics.csv``.
@@ -342,15 +354,6 @@ class Folder:
 _SEALED = ("config.json", "metrics.csv", "bids.csv", "networks.safetensors", "summary.json")
 NETWORKS = "networks.safetensors"
 """The file of a run's trained parameters."""
-
-
-def _check_versions(where: Path, found: Mapping[str, str], *, other_versions: bool) -> None:
-    differ = [f"{name} {found.get(name)} (here {mine})" for name, mine in versions().items() if found.get(name) != mine]
-    if differ and not other_versions:
-        raise ValueError(
-            f"resume: {where} was written with {', '.join(differ)}, and other versions may end with other bits; "
-            "install those, or accept that by --other-versions (in Python other_versions=True)"
-        )
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:

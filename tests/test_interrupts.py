@@ -368,6 +368,8 @@ def test_other_versions_are_refused_unless_they_are_accepted(stopped, whole, mon
         fit(CONFIG, KEY, stopped, resume=True, progress=False)
     found = fit(CONFIG, KEY, stopped, resume=True, other_versions=True, progress=False)
     assert found.summary["params_sha256"] == whole[0].summary["params_sha256"]
+    monkeypatch.setattr(runs, "versions", lambda: true | {"jax": "100.0"})
+    assert fit(CONFIG, KEY, stopped, resume=True, progress=False).summary == found.summary  # finished: only shown
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
