@@ -1,7 +1,9 @@
 """The whole run: train, fit, their parity, their metrics; and what societies learn."""
 
 import dataclasses
+import gc
 import math
+import weakref
 
 import chex
 import jax
@@ -11,7 +13,7 @@ import pytest
 
 import jaxmarket
 from jaxmarket import TrainConfig, fit, fitting, train, training
-from jaxmarket.environments import FiniteMDP
+from jaxmarket.environments import FiniteMDP, garnet
 from jaxmarket.learners import LEARNERS
 from jaxmarket.learners.ppo import clipped_gain
 
@@ -289,3 +291,18 @@ def test_the_clipped_gain_and_its_gradient_are_those_of_min_and_clip():
     slopes = [jax.grad(lambda r, f=f: f(r).sum())(ratio) for f in (lambda r: clipped_gain(r, advantage, 0.2), plain)]
     np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-7)
     assert float(jnp.abs(slopes[0] - advantage).max()) > 0.5  # somewhere it is clipped
+
+
+def test_programs_that_are_dropped_release_their_environment():
+    env = garnet(99, 3, 2, 0.9)
+    alive = weakref.ref(env)
+    jaxmarket.fit(
+        TrainConfig(env, learner="valuation", steps=64, instances=4, horizon=16, minibatch=64),
+        jax.random.key(0),
+        progress=False,
+    )
+    del env
+    fitting._compiled.cache_clear()
+    fitting._jitted.cache_clear()
+    gc.collect()
+    assert alive() is None
