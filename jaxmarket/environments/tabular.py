@@ -77,8 +77,8 @@ class FiniteMDP(environment.Environment[Any, Any]):
             raise ValueError(f"terminal: expected a boolean mask of shape {(states,)}, got {ends.dtype} {ends.shape}")
         _distribution("P", transitions)
         _distribution("start", first)
-        gamma = number("gamma", gamma)
-        if not 0 <= gamma < 1:
+        gamma = number("gamma", gamma, 0, 1)
+        if gamma == 1:
             raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma!r}")
         self.gamma = gamma
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
