@@ -462,7 +462,8 @@ def _assess(
     """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
     player: Any = player_of(config)
     params = state.learner.params
-    episodes = evaluate_both(player, params, key, config.seeds, env_params)
+    given_params = {} if env_params is None else {"env_params": env_params}
+    episodes = evaluate_both(player, params, key, config.seeds, **given_params)
     exact, bids, visited = _bids_beside_q(config, program, state, env_params)
     returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
     found = divergence.find(metrics, *returns.values(), *([] if bids is None else [bids]))

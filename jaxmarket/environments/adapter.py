@@ -450,7 +450,7 @@ def _refuse_strangers(env: Any) -> None:
         raise ValueError(f"env: expected an environment, got the class or function {name}; call it: {name}()")
     if isinstance(env, tuple):
         raise ValueError("env: expected an environment, got a tuple; of what make() returns, give the first value")
-    if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in type(env).mro()):
+    if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in inspect.getmro(type(env))):
         raise ValueError(
             f"env: {shown(env)} is a Gymnasium environment, which JAX cannot compile; give the id of one written in "
             "JAX (`jaxmarket list`), or write it with reset(key, params) and step(key, state, action, params)"
