@@ -83,10 +83,10 @@ def reproduce(folder: str) -> None:
     main(["reproduce", "small", "--out", folder])
 
 
-def command(kind: str, folder: Path, *, resume: bool) -> list[str]:
-    """What starts a command, or goes on with it."""
+def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[str]:
+    """What starts a command, or goes on with it; a checkpoint after so many seconds."""
     program = [sys.executable, "-P", "-m", "jaxmarket"]
-    keep = ["--checkpoint-every", "0"]
+    keep = ["--checkpoint-every", str(every)]
     if kind == "reproduce":
         return [sys.executable, __file__, "--reproduce", str(folder)]
     if kind == "sweep":
@@ -146,12 +146,13 @@ class Trial:
     signal: str
     moment: float  # of the seconds that the command takes
     second: float | None  # when, likewise
+    every: float  # seconds between checkpoints
 
 
 def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], env: dict[str, str]) -> tuple[str, str]:
     """Interrupt a command, call it again, and compare: where it was, and what is wrong ("" if nothing is)."""
     wrong = []
-    begun = command(trial.kind, folder, resume=False)
+    begun = command(trial.kind, folder, resume=False, every=trial.every)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": env}
     began = time.monotonic()
     first = subprocess.Popen(begun, **quiet)
@@ -211,7 +212,8 @@ def trials(kinds: list[str], count: int, seed: int, signals: list[str], share: f
     for i in range(count):
         moment = rng.uniform(0, 1)
         second = rng.uniform(0, moment) if rng.random() < share else None
-        found.append(Trial(kinds[i % len(kinds)], signals[(i // len(kinds)) % len(signals)], moment, second))
+        kind, sign = kinds[i % len(kinds)], signals[(i // len(kinds)) % len(signals)]
+        found.append(Trial(kind, sign, moment, second, every=rng.choice([0, 0.2])))
     return found
 
 

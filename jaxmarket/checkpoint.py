@@ -142,12 +142,13 @@ def load(path: Path, most: int = 2**62) -> Saved:
         arrays = dict(sorted(safetensors.numpy.load(data).items()))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = json.loads(header["__metadata__"][_ABOUT])
-        note, seal = about["note"], about["sha256"]
+        text, seal = about["note"], about["sha256"]
+        note = json.loads(text)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("it is not a file of arrays that was written here") from error
-    if seal != _seal(arrays, note):
+    if seal != _seal(arrays, text) or not isinstance(note, dict):
         raise ValueError("its content is not what was written")
-    return Saved(arrays, json.loads(note))
+    return Saved(arrays, note)
 
 
 def restore(path: Path, like: PyTree) -> PyTree:
@@ -216,11 +217,14 @@ class Checkpoints:
                 self.path(old).unlink()
         except (ValueError, OSError) as error:
             last = max((s for s in self.steps() if s != step), default=None)
-            kept = "there was none before" if last is None else f"that of step {last} is intact"
-            raise ValueError(f"{error}; {kept}: resume from there") from error
+            kept = "there was none before" if last is None else f"that of step {last} is intact: resume from there"
+            raise ValueError(f"{error}; {kept}") from error
 
-    def last(self) -> tuple[int, Saved] | None:
+    def last(self, most: int = 2**62) -> tuple[int, Saved] | None:
         """The last checkpoint and its step, None before the first one.
+
+        Args:
+            most: bytes its arrays may have.
 
         Raises:
             ValueError: it is damaged.
@@ -230,7 +234,7 @@ class Checkpoints:
             return None
         path = self.path(steps[-1])
         try:
-            return steps[-1], load(path)
+            return steps[-1], load(path, most)
         except (ValueError, OSError) as error:
             remedy = f"to go on from step {steps[-2]}" if len(steps) > 1 else "to begin again"
             raise ValueError(f"{path}: the checkpoint is damaged, {error}; remove it {remedy}") from error

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from cyclopts import App, Parameter
 
-from jaxmarket import auctions, divergence, plotting, runs, tables
+from jaxmarket import auctions, divergence, files, plotting, runs, tables
 from jaxmarket import processes as multi
 from jaxmarket.checking import read_whole
 from jaxmarket.config import PRESETS, TrainConfig
@@ -126,7 +126,7 @@ def train(
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
-        again = "" if out is None else f"; go on with jaxmarket train --resume {out}"
+        again = "" if out is None else f"; go on with {runs.resume_command(out)}"
         screen.message(f"interrupted: the figures are those of the training so far{again}", "yellow")
     if out is not None:
         screen.message(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
@@ -182,7 +182,7 @@ def launch(
     except ChildProcessError as error:
         code, stopped = 1, str(error)
     if stopped:
-        words = [word for given in command for word in given.split("=", 1)]
+        words = [w for word in command for w in (word.split("=", 1) if word.startswith("--") else [word])]
         folder = next((b for a, b in itertools.pairwise(words) if a in ("--out", "--resume")), None)
         if folder is not None and Path(folder, "config.json").exists():
             again = f"jaxmarket launch --processes {processes} train --resume {shlex.quote(folder)}"
@@ -298,7 +298,8 @@ def compare(
     screen = Screen()
     screen.print(*(sheet.table() for sheet in found.sheets()))
     if out is not None:
-        plotting.save(found.figure(), out)
+        with files.writing(out):
+            plotting.save(found.figure(), out)
         screen.message(f"written to {out}")
     if json:
         emit(runs.to_json(found.document()))
@@ -327,7 +328,8 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
     if out is not None:
         fig, (ax,) = plotting.figure(height=1.5 + 0.25 * len(parts))
         plotting.draw_weight_changes(ax, rows)
-        plotting.save(fig, out)
+        with files.writing(out):
+            plotting.save(fig, out)
         screen.message(f"written to {out}")
     if json:
         emit(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))

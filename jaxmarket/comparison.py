@@ -93,10 +93,12 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
     try:
         # What decides a run, too, and is not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
+        *rest, seed = summary["key"]["words"]
         beside = {
-            "seed": summary["key"]["words"][-1],
+            "seed": summary["key"]["words"] if any(rest) else seed,
             "start": summary.get("start"),
             "frozen": summary.get("frozen", []),
+            "env_params": (summary.get("env_params") or {}).get("sha256"),
         }
         returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
         text = files.sealed(folder / "metrics.csv").decode()
@@ -117,7 +119,7 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
             steps_per_second=float(summary["steps_per_second"]),
             interrupted=bool(summary["interrupted"]),
         )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, csv.Error, ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"{folder}: summary.json and metrics.csv are not those of a finished run ({error!r})"
         ) from error

@@ -6,6 +6,7 @@ being written belongs to one process at a time (`owned`); the lock ends with the
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -24,15 +25,19 @@ except ImportError:  # Windows
 __all__ = [
     "SUMS",
     "UNFINISHED",
+    "Lock",
+    "check_sum",
     "checksums",
     "owned",
     "read_bytes",
     "sealed",
     "sha256",
+    "sum_of",
     "write_bytes",
     "write_rows",
     "write_sums",
     "write_text",
+    "writing",
 ]
 
 SUMS = "SHA256SUMS"
@@ -52,7 +57,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: it cannot be written, or does not read back as it was written.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
-    with unfinished.open("wb") as file:
+    unfinished.unlink(missing_ok=True)  # never through a link, and never into a pipe, that lies there
+    with unfinished.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -90,6 +96,9 @@ def _sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+                raise
         finally:
             os.close(handle)
 
@@ -104,14 +113,20 @@ def read_bytes(path: Path, most: int = _LARGEST) -> bytes:
     Raises:
         OSError: there is no such file, it is not a regular one, or it is larger.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(0, "not a regular file", str(path))
-        if about.st_size > most:
-            raise OSError(0, f"{about.st_size:,} bytes, where at most {most:,} are expected", str(path))
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(0, f"{size:,} bytes, where at most {most:,} are expected", str(path))
         return file.read()
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(0, "not a regular file", str(path))
+    return file
 
 
 # --- checksums
@@ -120,6 +135,16 @@ def read_bytes(path: Path, most: int = _LARGEST) -> bytes:
 def sha256(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sum_of(path: Path) -> str:
+    """The SHA-256 of a regular file of any size.
+
+    Raises:
+        OSError: as `read_bytes`.
+    """
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
@@ -156,27 +181,95 @@ def sealed(path: Path) -> bytes:
     Raises:
         ValueError: the file cannot be read, it has no checksum, or it was changed since.
     """
-    recorded = checksums(path.parent).get(path.name)
     try:
         data = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({_reason(error)}); restore it, or train the run again") from error
-    if recorded is None:
-        raise ValueError(f"{path}: not listed in {SUMS}, so it does not belong to this run; remove it")
-    if recorded != sha256(data):
-        raise ValueError(f"{path}: changed since it was written ({SUMS}); restore it, or train the run again")
+    _compare(path, sha256(data))
     return data
+
+
+def check_sum(path: Path) -> None:
+    """See that a file, of any size, is the one whose checksum was recorded.
+
+    Raises:
+        ValueError: as `sealed`.
+    """
+    try:
+        found = sum_of(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({_reason(error)}); restore it, or train the run again") from error
+    _compare(path, found)
+
+
+def _compare(path: Path, found: str) -> None:
+    recorded = checksums(path.parent).get(path.name)
+    if recorded is None:
+        raise ValueError(
+            f"{path}: not listed in {SUMS}: the folder is incomplete, or was written by an earlier version; copy the "
+            "whole folder again, or train the run again"
+        )
+    if recorded != found:
+        raise ValueError(f"{path}: changed since it was written ({SUMS}); restore it, or train the run again")
 
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+@contextlib.contextmanager
+def writing(folder: Path, remedy: str = "make room, or choose another folder") -> Iterator[None]:
+    """Say of whatever cannot be written where that was, and what to do.
+
+    Raises:
+        ValueError: something inside raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {folder} ({_reason(error)}); {remedy}") from error
+
+
 # --- ownership
 
 
+class Lock:
+    """The lock on a folder, held by this process."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self._path, self._handle = path, handle
+
+    @property
+    def holds(self) -> bool:
+        """Whether it still protects the folder of that name: the folder may have been removed, and made anew."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self._path))
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """See that what is written next goes into the folder that was locked.
+
+        Raises:
+            ValueError: the folder was removed or replaced.
+        """
+        if not self.holds:
+            raise ValueError(f"out: {self._path.parent} was removed or replaced while it was written; start again")
+
+    def release(self) -> None:
+        """Remove the lock file, and with it the lock."""
+        held = self.holds
+        if fcntl is None:  # where a file cannot be removed while it is open
+            os.close(self._handle)
+        if held:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        if fcntl is not None:
+            os.close(self._handle)
+
+
 @contextlib.contextmanager
-def owned(folder: str | Path) -> Iterator[None]:
+def owned(folder: str | Path) -> Iterator[Lock]:
     """Be the only writer of a folder, which is made where it does not exist.
 
     The lock is the operating system's (``flock``) on a file that names process and host. It ends with its process, so
@@ -191,38 +284,30 @@ def owned(folder: str | Path) -> Iterator[None]:
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _acquire(path)
+        lock = _acquire(path)
     except OSError as error:
         raise ValueError(f"out: cannot write to {folder} ({_reason(error)}); choose another folder") from error
     try:
-        yield
+        yield lock
     finally:
-        with contextlib.suppress(OSError):  # the folder may be gone
-            path.unlink()
-        os.close(handle)
+        lock.release()
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path) -> Lock:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             _lock(handle, path)
-            if _is_file(handle, path):
+            lock = Lock(path, handle)
+            if lock.holds:  # else its last owner has removed the file in the meantime
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-                return handle
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
+                return lock
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
-
-
-def _is_file(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one of that name: its last owner may have removed it in the meantime."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -232,7 +317,7 @@ def _lock(handle: int, path: Path) -> None:
         ValueError: it is taken.
     """
     try:
-        holder = json.loads(os.pread(handle, 1000, 0))
+        holder = json.loads(os.read(handle, 1000))
         process, host = int(holder["process"]), str(holder["host"])
     except (OSError, ValueError, KeyError, TypeError):
         process, host = 0, "this host"
@@ -254,6 +339,8 @@ def _lock(handle: int, path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
+    if os.name == "nt":  # there is no signal that only asks
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

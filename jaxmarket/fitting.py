@@ -1,5 +1,6 @@
 """Fitting: a host loop over the compiled chunk, with a progress bar, evaluation and files around it."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -29,7 +30,7 @@ from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.logging import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
-from jaxmarket.runs import Folder, Origin, SavedRun, player_of, read
+from jaxmarket.runs import Folder, Origin, SavedRun, player_of, read, versions, warn_if_interrupted
 from jaxmarket.society import Society
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training import FitResult, Program, TrainState, as_arrays, oracle_of
@@ -38,6 +39,7 @@ from jaxmarket.types import Array, PyTree, real
 __all__ = ["compiles", "evaluate_both", "fit", "init_seeds", "program_of"]
 
 _EPISODES = 128
+_MOST_METRICS = 2**30  # bytes of metrics in a checkpoint
 _State = TrainState | MonolithState
 
 
@@ -218,7 +220,10 @@ def fit(
         raise ValueError("check: checks are made on one device; leave out devices")
     env_params = None if env_params is None else config.adapter.parameters(env_params)
     run = _Run(config, program, key, mesh, env_params, check=check)
-    trained = None if start is None else (read(start) if isinstance(start, str | Path) else start).networks
+    begun = read(start) if isinstance(start, str | Path) else start
+    if isinstance(begun, SavedRun):
+        warn_if_interrupted(begun)
+    trained = None if begun is None else begun.networks
     origin = Origin.of(
         key,
         start=None if trained is None else transfer.fingerprint(trained),
@@ -254,15 +259,18 @@ def _fit_in(
     started: bool,
 ) -> FitResult:
     """`fit` with a folder, from its last checkpoint on if it has one."""
-    last = checkpoints.last() if folder.resume else None
+    most = sum(leaf.nbytes for leaf in flatten(run.state).values()) + _MOST_METRICS
+    last = checkpoints.last(most) if folder.resume else None
     summary = folder.finished() if folder.resume else None
+    if jax.process_count() > 1:  # all have read before the first one writes
+        multihost_utils.sync_global_devices("jaxmarket folder")
     if last is not None:
         folder.check(last[1].note.get("run"), checkpoints.path(last[0]))
         run.restore(last[1], str(checkpoints.path(last[0])))
     elif folder.origin.start is not None and not started:
         raise ValueError(
             f"resume: {folder.path} was stopped before its first checkpoint, and started from the networks in "
-            f"{folder.origin.start_folder}; give them again as start, with the run's settings"
+            f"{folder.origin.start_folder}; begin it again, with its settings and that start"
         )
     if summary is None:  # nothing is written of a finished run again
         if folder.resume:
@@ -273,6 +281,11 @@ def _fit_in(
         run.save(checkpoints, folder)
     run.train(show, loggers, checkpoints if summary is None else None, folder, checkpoint_every)
     if summary is not None:
+        if digest(flatten(run.state)) != summary["params_sha256"]:
+            raise ValueError(
+                f"resume: {folder.path} holds a finished run whose last state cannot be shown (its last checkpoint is "
+                "missing, or other versions computed it again); read its networks with jaxmarket.load or evaluate"
+            )
         q, bids, visited = _bids_beside_q(run.config, run.program, run.state, run.env_params)
         lost = [each["seed"] for each in summary["diverged"]]
         return FitResult(summary, run.state, run.metrics, run.config, q, *_without(lost, bids, visited))
@@ -319,7 +332,8 @@ class _Run:
         metrics = saved.part("metrics")
         chunks = len(next(iter(metrics.values()), ()))
         self.rows = [{name: values[chunk] for name, values in metrics.items()} for chunk in range(chunks)]
-        self.run_seconds = saved.note["seconds"]
+        seconds = saved.note.get("seconds")
+        self.run_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def replay(self, loggers: Sequence[Logger]) -> None:
         """Tell the loggers what was trained before."""
@@ -343,6 +357,7 @@ class _Run:
         Raises:
             ValueError: it cannot be written.
         """
+        folder.check_owned()
         arrays = {f"state/{name}": value for name, value in flatten(gather(self.state, self.mesh)).items()}
         arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
         checkpoints.save(self.done, arrays, {"run": folder.identity, "seconds": self.run_seconds})
@@ -395,8 +410,8 @@ class _Run:
         alone = jax.process_count() == 1  # else the others may be a chunk ahead: no common state to keep
         try:
             while self.done < chunks:
-                with Deferred() as signals:
-                    while self.done < chunks and not signals.pending:
+                with Deferred() if alone else contextlib.nullcontext() as signals:
+                    while self.done < chunks and not (signals and signals.pending):
                         one()
                         if self.done == chunks or _due(time.perf_counter() - saved >= checkpoint_every):
                             keep()
@@ -438,7 +453,7 @@ class _Run:
             run_seconds=self.run_seconds,
             steps_per_second=steps / max(self.run_seconds, 1e-9),
             interrupted=self.done < self.program.chunks,
-            **origin.json(),
+            **dataclasses.replace(origin, versions=versions()).json(),
             params_sha256=digest(flatten(self.state)),
         )
         return result

@@ -45,18 +45,27 @@ class Deferred:
             # None: a handler that was not installed from Python could not be put back.
             self._before = {n: old for n, old in handlers.items() if old not in (None, signal.SIG_IGN)}
             self._holding = True
-            for number in reversed(self._before):  # INT first: it may raise until its handler is replaced
-                signal.signal(number, self._hold)
+            try:
+                for number in reversed(self._before):  # INT first: it may raise until its handler is replaced
+                    signal.signal(number, self._hold)
+            except BaseException:  # from a handler of the user's
+                self._release()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Put the handlers back, and handle what came."""
-        for number, handler in self._before.items():  # INT last: it may raise as soon as its handler is back
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._holding = False
+        self._release()
         for number in self._before:
             if number in self._received:
                 self._handle(number)
+
+    def _release(self) -> None:
+        try:
+            for number, handler in self._before.items():  # INT last: it may raise as soon as its handler is back
+                signal.signal(number, handler)  # type: ignore[arg-type]
+        finally:
+            self._holding = False
 
     def _hold(self, number: int, _: object) -> None:
         if self._holding:

@@ -52,6 +52,19 @@ class Record:
             columns |= {name: values} if values.ndim == 1 else {f"{name}[{i}]": v for i, v in enumerate(values.T)}
         return columns
 
+    @property
+    def names(self) -> list[str]:
+        """Of the columns of `rows`."""
+        return ["chunk", "env_steps", "seed", *self.columns()]
+
+    def rows(self) -> list[list[float]]:
+        """A row of numbers per seed."""
+        columns = self.columns().values()
+        return [
+            [self.chunk, int(steps), seed, *(float(values[seed]) for values in columns)]
+            for seed, steps in enumerate(self.env_steps)
+        ]
+
 
 Logger = Callable[[Record], None]
 
@@ -107,14 +120,11 @@ def csv_rows(path: str | Path) -> Logger:
     path = Path(path)
 
     def log(record: Record) -> None:
-        columns = record.columns()
-        with path.open("w" if record.chunk == 1 else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["chunk", "env_steps", "seed", *columns])
-            if record.chunk == 1:
-                writer.writeheader()
-            for seed, steps in enumerate(record.env_steps):
-                row = {name: float(values[seed]) for name, values in columns.items()}
-                writer.writerow({"chunk": record.chunk, "env_steps": int(steps), "seed": seed, **row})
+        if record.chunk == 1:
+            path.unlink(missing_ok=True)
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerows(([record.names] if record.chunk == 1 else []) + record.rows())
 
     return log
 

@@ -13,8 +13,10 @@ import functools
 import io
 import json
 import math
+import os
+import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import checking, checkpoint, divergence, files, plotting
-from jaxmarket.auctions import Mechanism
+from jaxmarket.auctions import Mechanism, clear
 from jaxmarket.baselines import Agent, ChoicePolicy, Monolith
 from jaxmarket.checking import flag, given, whole
 from jaxmarket.checkpoint import Checkpoints
 from jaxmarket.config import TrainConfig
+from jaxmarket.environments.adapter import Adapter
 from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import to_words
 from jaxmarket.logging import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
 from jaxmarket.society import MarketPolicy, Society
+from jaxmarket.switches import standard_promotion
 from jaxmarket.text import plain
 from jaxmarket.training import FitResult, in_short
 from jaxmarket.transfer import Networks, networks
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
     "NETWORKS",
@@ -118,8 +122,41 @@ class Origin:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide a run's bits."""
-    return {name: version(name) for name in ("jaxmarket", "jax", "jaxlib", "flax", "optax")}
+    """What decides a run's bits beside settings and origin: versions of the libraries, and JAX's switches."""
+    libraries = {name: version(name) for name in ("jaxmarket", "jax", "jaxlib", "flax", "optax")}
+    switches = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
+    return libraries | {name: str(getattr(jax.config, name)) for name in switches}
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to resume the run in a folder."""
+    return f"jaxmarket train --resume {shlex.quote(str(folder))}"
+
+
+def difference(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], ignored: Sequence[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first setting in which a run differs from the one that is wanted: its name, its value there, and here.
+
+    Args:
+        wanted: as `described`.
+        found: likewise, of the run that is there.
+        ignored: names that may differ, beside versions and the place of the networks it started from.
+    """
+
+    def flat(run: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in {**run, **run["run"]}.items() if name != "run"}
+
+    there, here = flat(found), flat(wanted)
+    for name, value in here.items():
+        if name not in ("versions", "start_folder", *ignored) and there.get(name) != value:
+            return name, there.get(name), value
+    return None
+
+
+def described(config: TrainConfig, origin: Origin) -> dict[str, Any]:
+    """All that decides a run, as ``config.json`` and checkpoints hold it."""
+    return settings_of(config) | {"run": origin.json()}
 
 
 _MOST_PARAMS = 4096
@@ -185,15 +222,18 @@ class Folder:
     ) -> None:
         self.path, self.config, self.origin = Path(path), config, origin
         self.resume, self.other_versions = resume, other_versions
-        self._rows = csv_rows(self.path / "metrics.csv")
+        self._append = csv_rows(self.path / "metrics.csv")
+        self._names: list[str] = []
+        self._rows: list[list[float]] = []
         self._owned = contextlib.ExitStack()
+        self._lock: files.Lock | None = None
 
     def __enter__(self) -> "Folder":
-        if self.resume and (self.path / "config.json").exists():
-            self.origin = self._same(_origin(self.path))
+        if self.resume and os.path.exists(self.path / "config.json"):
+            self.origin = self._same()
         if jax.process_index() > 0 or (self.resume and self.finished() is not None):
             return self  # of several processes the first one writes; to a finished run nothing is written
-        self._owned.enter_context(files.owned(self.path))
+        self._lock = self._owned.enter_context(files.owned(self.path))
         try:
             self._begin()
         except BaseException:
@@ -205,49 +245,48 @@ class Folder:
         self._owned.close()
 
     def _begin(self) -> None:
-        resume = f"go on with it (jaxmarket train --resume {self.path}, in Python resume=True)"
-        if self.resume and (self.path / "config.json").exists():
+        if self.resume and os.path.exists(self.path / "config.json"):
+            self.origin = self._same()  # another process may have written there until the lock was taken
             return
-        if summary_of(self.path) is not None:
-            state = "an interrupted" if self.finished() is None else "a finished"
-            what = f"{resume}, " if self.finished() is None else ""
+        resume = f"go on with it ({resume_command(self.path)}, in Python resume=True)"
+        summary = summary_of(self.path)
+        if summary is not None:
+            interrupted = summary.get("interrupted")
+            state, what = ("an interrupted", f"{resume}, ") if interrupted else ("a finished", "")
             raise ValueError(f"out: {self.path} holds {state} run; {what}choose another folder, or remove it")
         if Checkpoints(self.path / "checkpoints").steps():
             if self.resume:
                 raise ValueError(f"resume: {self.path} has checkpoints and no config.json; restore it from a copy")
             raise ValueError(f"out: {self.path} holds an unfinished run; {resume}, choose another folder, or remove it")
-        settings = settings_of(self.config) | {"run": self.origin.json()}
         with self._writing():
-            for old in ("config.json", "summary.json"):  # of a run that was killed before its first checkpoint
+            for old in _SEALED:  # of a run that was killed before its first checkpoint
                 (self.path / old).unlink(missing_ok=True)
-            text = json.dumps(settings, indent=2) + "\n"
+            text = json.dumps(described(self.config, self.origin), indent=2) + "\n"
             files.write_sums(self.path, {"config.json": files.sha256(text.encode())})
             files.write_text(self.path / "config.json", text)
 
-    def _same(self, there: Origin) -> Origin:
+    def _same(self) -> Origin:
         """The origin of the run in the folder, where it is the one that is wanted.
 
         Raises:
             ValueError: it is not.
         """
-        mine = settings_of(self.config) | self.origin.json()
-        found = {name: value for name, value in document(self.path / "config.json").items() if name != "run"}
-        found |= there.json()
-        ignored = {"start_folder", "versions"} | ({"start"} if self.origin.start is None else set())
-        for name in mine:
-            if name not in ignored and found.get(name) != mine[name]:
-                raise ValueError(
-                    f"resume: {self.path} holds another run: {name} is {found.get(name)!r} there and {mine[name]!r} "
-                    "here; resume it with its own settings, or choose another folder"
-                )
+        settings, there = document(self.path / "config.json"), _origin(self.path)
+        ignored = ["start"] if self.origin.start is None else []
+        differs = difference(described(self.config, self.origin), settings | {"run": there.json()}, ignored)
+        if differs:
+            name, found, wanted = differs
+            raise ValueError(
+                f"resume: {self.path} holds another run: {name} is {found!r} there and {wanted!r} here; resume it "
+                "with its own settings, or choose another folder"
+            )
         self._check_versions(self.path, there.versions)
         return there
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint of this run says of itself."""
-        origin = self.origin.json() | {"start_folder": None}
-        return settings_of(self.config) | {"run": origin}
+        """What a checkpoint of this run holds beside the state: all that decided its bits."""
+        return described(self.config, dataclasses.replace(self.origin, versions=versions()))
 
     def check(self, identity: Any, checkpoint: Path) -> None:
         """See that a checkpoint is of this run.
@@ -255,32 +294,35 @@ class Folder:
         Raises:
             ValueError: it is of another one.
         """
-
-        def flat(identity: Any) -> dict[str, Any]:
-            return {**identity, **identity["run"], "run": None, "versions": None}
-
         try:
-            there, mine = flat(identity), flat(self.identity)
-            found = identity["run"]["versions"]
-        except (TypeError, KeyError) as error:
+            differs, found = difference(self.identity, identity), dict(identity["run"]["versions"])
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{checkpoint}: not a checkpoint of a run; remove it") from error
-        for name in mine:
-            if there.get(name) != mine[name]:
-                raise ValueError(
-                    f"{checkpoint}: a checkpoint of another run: {name} is {there.get(name)!r} there and "
-                    f"{mine[name]!r} here; remove it, or put back those of this run"
-                )
+        if differs:
+            name, there, here = differs
+            raise ValueError(
+                f"{checkpoint}: a checkpoint of another run: {name} is {there!r} there and {here!r} here; remove it, "
+                "or put back those of this run"
+            )
         self._check_versions(checkpoint, found)
 
     def _check_versions(self, where: Path, found: Mapping[str, str]) -> None:
-        differ = [
-            f"{name} {found.get(name)} (here {mine})" for name, mine in versions().items() if found.get(name) != mine
-        ]
+        here = versions().items()
+        differ = [f"{name} {found.get(name)} (here {mine})" for name, mine in here if found.get(name) != mine]
         if differ and not self.other_versions and self.finished() is None:
             raise ValueError(
                 f"resume: {where} was written with {', '.join(differ)}, and other versions may end with other bits; "
-                "install those, or accept that by --other-versions (in Python other_versions=True)"
+                "install and set those, or accept that by --other-versions (in Python other_versions=True)"
             )
+
+    def check_owned(self) -> None:
+        """See that the folder is still the one that was locked.
+
+        Raises:
+            ValueError: it was removed or replaced.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     def log(self, record: Record) -> None:
         """Add a chunk to ``metrics.csv``.
@@ -288,18 +330,14 @@ class Folder:
         Raises:
             ValueError: it cannot be written, as where the disk is full.
         """
+        self.check_owned()
+        self._names = record.names
+        self._rows = record.rows() if record.chunk == 1 else self._rows + record.rows()
         with self._writing():
-            self._rows(record)
+            self._append(record)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ValueError(
-                f"out: cannot write to {self.path} ({error.strerror or error}); make room, and resume: nothing "
-                "checkpointed is lost"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return files.writing(self.path, "make room, and resume: nothing checkpointed is lost")
 
     def reopen(self) -> None:
         """Take back what an interrupted run ended with, before metrics are written that no longer go with it.
@@ -307,6 +345,8 @@ class Folder:
         Raises:
             ValueError: the folder cannot be written.
         """
+        if jax.process_index() > 0:
+            return
         with self._writing():
             sums = files.checksums(self.path)
             files.write_sums(self.path, {"config.json": sums["config.json"]})
@@ -326,10 +366,13 @@ class Folder:
         if jax.process_index() > 0:
             return
         with self._writing(), Deferred():
+            self.check_owned()
             self._finish(result)
 
     def _finish(self, result: FitResult) -> None:
         checkpoint.save(self.path / NETWORKS, result.networks)
+        if self._rows:  # whole and synced, which appending to it was not
+            files.write_rows(self.path / "metrics.csv", self._names, self._rows)
         if result.metrics:
             fig, (ax,) = plotting.figure()
             plotting.draw_learning_curve(ax, result)
@@ -346,9 +389,7 @@ class Folder:
             plotting.save(fig, self.path / "bids.png")
         files.write_text(self.path / "summary.json", to_json(result.summary) + "\n")
         paths = [self.path / name for name in _SEALED]
-        files.write_sums(
-            self.path, {path.name: files.sha256(files.read_bytes(path)) for path in paths if path.exists()}
-        )
+        files.write_sums(self.path, {path.name: files.sum_of(path) for path in paths if path.exists()})
 
 
 _SEALED = ("config.json", "metrics.csv", "bids.csv", "networks.safetensors", "summary.json")
@@ -360,21 +401,51 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that has ended, finished or interrupted; None while it is under way, or was killed.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or the folder is incomplete.
     """
-    if "summary.json" not in files.checksums(folder) or not (folder / "summary.json").exists():
+    sums = files.checksums(folder)
+    if "config.json" not in sums and any(os.path.exists(folder / name) for name in ("config.json", "summary.json")):
+        raise ValueError(
+            f"{folder}: {files.SUMS} is missing or empty: a run of an earlier version, or an incomplete copy; copy the "
+            "whole folder again, or choose another one"
+        )
+    if "summary.json" not in sums or not os.path.exists(folder / "summary.json"):
         return None
     return _restored(document(folder / "summary.json"))
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings as JSON holds them: objects of the user's own by their names."""
+    """The settings as JSON holds them: objects of the user's own by name and by a digest of what they compute."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     if not isinstance(config.env, str):
-        settings["env"] = {"object": config.adapter.name}
+        settings["env"] = {"object": config.adapter.name, "sha256": _environment_digest(config.adapter)}
     if isinstance(config.auction, Mechanism):
-        settings["auction"] = {"object": config.auction.name}
+        digest = _mechanism_digest(config.auction, config.society.bidders)
+        settings["auction"] = {"object": config.auction.name, "sha256": digest}
     return json.loads(json.dumps(settings))
+
+
+@functools.lru_cache(maxsize=64)
+def _environment_digest(env: Adapter) -> str:
+    """SHA-256 of an environment's program: its reset and step, with all constants in them."""
+
+    def program(key: Array, params: PyTree, action: Array) -> Any:
+        obs, state = env.reset(key, params)
+        return obs, env.step(key, state, action, params)
+
+    return _program_digest(program, jax.random.key(0), env.default_params, jnp.zeros((), jnp.int32))
+
+
+@functools.lru_cache(maxsize=64)
+def _mechanism_digest(mechanism: Mechanism, bidders: int) -> str:
+    """SHA-256 of a mechanism's program: its price and resale."""
+    bids = jnp.zeros(bidders, real())
+    outcome = clear(bids)
+    return _program_digest(lambda outcome: (mechanism.price(outcome), mechanism.resale(outcome)), outcome)
+
+
+def _program_digest(function: Callable[..., Any], *args: Any) -> str:
+    return files.sha256(jax.jit(standard_promotion(function)).lower(*args).as_text().encode())
 
 
 def document(path: Path) -> dict[str, Any]:
@@ -383,11 +454,10 @@ def document(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, was changed, or is not a JSON object.
     """
+    text = files.sealed(path)
     try:
-        found = json.loads(files.sealed(path))
-    except RecursionError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    except json.JSONDecodeError as error:
+        found = json.loads(text)
+    except (RecursionError, ValueError) as error:  # too long a number, too, is a ValueError
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object")
@@ -423,13 +493,11 @@ def ended(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no run, it has not ended, or its files are damaged.
     """
-    if not (folder / "config.json").exists():
+    if not os.path.exists(folder / "config.json"):
         raise ValueError(f"{folder}: no run here, config.json is missing; give the --out of a run")
     summary = summary_of(folder)
     if summary is None:
-        raise ValueError(
-            f"{folder}: this run is not finished; wait for it, or go on with it: jaxmarket train --resume {folder}"
-        )
+        raise ValueError(f"{folder}: this run is not finished; wait for it, or go on with it: {resume_command(folder)}")
     return summary
 
 
@@ -478,7 +546,7 @@ class SavedRun:
         """What to say of an interrupted run."""
         return (
             f"{self.folder}: training was interrupted, the networks are those of its first part; go on with it: "
-            f"jaxmarket train --resume {self.folder}"
+            f"{resume_command(self.folder)}"
         )
 
     @property
@@ -541,6 +609,12 @@ class SavedRun:
         return as_policy(self, seed=seed, greedy=greedy)
 
 
+def warn_if_interrupted(run: SavedRun) -> None:
+    """Warn that a run which is read for its networks was interrupted."""
+    if run.interrupted:
+        warnings.warn(run.interruption, stacklevel=3)
+
+
 def best_seed(result: "FitResult | SavedRun") -> int:
     """The seed with the highest greedy return, of those that did not diverge.
 
@@ -562,7 +636,11 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
     Raises:
         ValueError: there is no run there, no such seed, or, without ``seed``, every seed diverged.
     """
-    run = read(source) if isinstance(source, str | Path) else source
+    if isinstance(source, str | Path):
+        run: SavedRun | FitResult = (saved := read(source))
+        warn_if_interrupted(saved)
+    else:
+        run = source
     if not isinstance(run, SavedRun | FitResult):
         raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
     chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
@@ -593,14 +671,10 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         or not all(isinstance(one, int | float) for one in returns)
     ):
         raise ValueError(f"{folder / 'summary.json'}: not the summary of a run of {config.seeds} seeds; train it again")
-    if config.society.bidders > _MOST_BIDDERS:
-        raise ValueError(
-            f"{folder}: a society of {config.society.bidders:,} bidders, where at most {_MOST_BIDDERS:,} are read from "
-            "files; build it in Python"
-        )
-    files.sealed(folder / NETWORKS)
     like = jax.eval_shape(lambda: _fresh_networks(config))
-    return SavedRun(config, checkpoint.restore(folder / NETWORKS, like), summary, folder)
+    found = checkpoint.restore(folder / NETWORKS, like)  # no larger than what the settings describe
+    files.check_sum(folder / NETWORKS)
+    return SavedRun(config, found, summary, folder)
 
 
 _MOST_BIDDERS = 2**20  # a folder may come from elsewhere: reading it must not exhaust memory
@@ -613,8 +687,9 @@ def settings_in(folder: str | Path) -> tuple[TrainConfig, Origin]:
         ValueError: there is no run in the folder that can be resumed.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    if not os.path.exists(folder / "config.json"):
         raise ValueError(f"resume: {folder} holds no run; give the --out of one")
+    summary_of(folder)  # an incomplete folder is refused here
     return configuration(folder, document(folder / "config.json")), _origin(folder)
 
 
@@ -640,9 +715,15 @@ def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> 
         unknown = ", ".join(sorted(set(settings) - fields)) or "no env"
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({unknown})")
     try:
-        return TrainConfig(**settings)
+        config = TrainConfig(**settings)
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({error})") from error
+    if config.society.bidders > _MOST_BIDDERS:
+        raise ValueError(
+            f"{folder}: a society of {config.society.bidders:,} bidders, where at most {_MOST_BIDDERS:,} are read from "
+            "files; build it in Python"
+        )
+    return config
 
 
 def _fresh_networks(config: TrainConfig) -> Networks:
@@ -662,7 +743,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     try:
         names, *rows = csv.reader(io.StringIO(text.decode(), newline=""))
         values = np.array(rows, np.float64).reshape(-1, len(names))
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as a table of numbers ({error}); run it again") from error
     return dict(zip(names, values.T, strict=True))
 
@@ -680,6 +761,5 @@ def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **
         UserWarning: the run was interrupted, so the policy is of unfinished training.
     """
     run = read(folder, **replace)
-    if run.interrupted:
-        warnings.warn(run.interruption, stacklevel=2)
+    warn_if_interrupted(run)
     return run.policy(seed, greedy=greedy)

@@ -26,6 +26,7 @@ import numpy as np
 from jaxmarket import divergence, files, fitting, plotting, runs, tables
 from jaxmarket.auctions import Mechanism
 from jaxmarket.checking import flag, given, number, path, read_whole, whole
+from jaxmarket.checkpoint import Checkpoints
 from jaxmarket.comparison import Comparison, compare, shown
 from jaxmarket.config import TrainConfig, plain_setting
 from jaxmarket.estimates import Estimate, Sheet, mean
@@ -35,7 +36,7 @@ from jaxmarket.logging import Record
 from jaxmarket.runs import Origin, SavedRun
 from jaxmarket.text import plain
 from jaxmarket.transfer import fingerprint
-from jaxmarket.types import PyTree
+from jaxmarket.types import Array, PyTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,15 +95,7 @@ def train(
     """
     start = start or {}
     key = key_of(seed)
-    origins = {name: fingerprint(run.networks) for name, run in start.items()}
-
-    def finished_one(condition: Cell) -> SavedRun | None:
-        params = None if env_params is None else condition.config.adapter.parameters(env_params)
-        origin = Origin.of(key, origins.get(condition.name), env_params=params)
-        return _finished(folder / condition.name, condition, origin)
-
-    found = {c.name: finished_one(c) for c in wanted}
-    finished = {name: run for name, run in found.items() if run is not None}
+    finished = _finished_in(folder, wanted, key, start, env_params)
     waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
@@ -117,6 +110,8 @@ def train(
             # Whoever is first compiles; who needs the same program waits until it is there.
             with contextlib.ExitStack() as until_compiled:
                 until_compiled.enter_context(compiling[programs[condition.name]])
+                if stop.is_set():
+                    raise concurrent.futures.CancelledError
 
                 def on_chunk(record: Record) -> None:
                     until_compiled.close()
@@ -174,20 +169,37 @@ def _read(folder: Path, condition: Cell) -> SavedRun:
     return runs.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
 
 
+def _finished_in(
+    folder: Path, wanted: Sequence[Cell], key: Array, start: Mapping[str, SavedRun], env_params: PyTree
+) -> dict[str, SavedRun]:
+    """The conditions that are finished, by name."""
+    origins = {name: fingerprint(run.networks) for name, run in start.items()}
+    found = {}
+    for condition in wanted:
+        params = None if env_params is None else condition.config.adapter.parameters(env_params)
+        origin = Origin.of(key, origins.get(condition.name), env_params=params)
+        found[condition.name] = _finished(folder / condition.name, condition, origin)
+    return {name: run for name, run in found.items() if run is not None}
+
+
 def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
     if runs.summary_of(folder) is None:
+        if Checkpoints(folder / "checkpoints").steps():
+            raise ValueError(
+                f"out: {folder} holds an unfinished run; finish it ({runs.resume_command(folder)}), or remove it"
+            )
         return None
     run = _read(folder, condition)
-    if run.config != condition.config or run.summary["key"] != origin.key:
-        raise ValueError(f"out: {folder} holds a run with other settings or another seed; choose another folder")
-    if run.summary.get("env_params") != origin.env_params:
-        raise ValueError(f"out: {folder} holds a run with other env_params; choose another folder")
+    if run.interrupted:
+        raise ValueError(f"out: {run.interruption}")
+    differs = runs.difference(runs.described(condition.config, origin), runs.document(folder / "config.json"))
+    if differs:
+        name, there, here = differs
+        raise ValueError(
+            f"out: {folder} holds another run: {name} is {there!r} there and {here!r} here; choose another folder"
+        )
     if run.summary["versions"] != origin.versions:
         raise ValueError(f"out: {folder} holds a run of other versions of the libraries; choose another folder")
-    if run.summary.get("start") != origin.start:
-        raise ValueError(
-            f"out: {folder} holds a run that went on from other networks; remove it, or choose another folder"
-        )
     return run
 
 
@@ -257,7 +269,7 @@ def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
         ValueError: there are not so many.
     """
     samples = whole("samples", samples)
-    rng = np.random.default_rng(whole("seed", seed, 0))
+    rng = np.random.default_rng(whole("seed", seed, 0, 2**32 - 1))
     found: dict[str, dict[str, Any]] = {}
     for _ in range(100 * samples):
         if len(found) == samples:
@@ -604,5 +616,6 @@ def sweep(
                 comparison,
                 fitting.compiles() - before,
             )
-            found.write()
+            with files.writing(out):
+                found.write()
     return found

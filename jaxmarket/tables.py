@@ -143,7 +143,7 @@ def returns_table(result: FitResult) -> DataTable:
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
         errors["every bid"] = s["bid_error_all"]
-    lost, cut = s["diverged"], (s["unfinished_share"], s["sampled_unfinished_share"])
+    lost, cut = s.get("diverged", ()), (s.get("unfinished_share", 0.0), s.get("sampled_unfinished_share", 0.0))
     extra = (["diverged"] if lost else []) + (["unfinished"] if any(share > 0 for share in cut) else [])
     for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
         table.add_column(column, justify="right")

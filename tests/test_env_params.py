@@ -88,7 +88,7 @@ def test_parameters_that_the_folder_cannot_hold_are_asked_for(tmp_path):
 def test_a_sweep_takes_them(tmp_path):
     found = sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "s", env_params=OTHER, progress=False, **SETTINGS)
     assert {float(np.mean(run.returns)) for run in found.comparison.runs} == {9.0}
-    with pytest.raises(ValueError, match="holds a run with other env_params"):
+    with pytest.raises(ValueError, match="holds another run: env_params is"):
         sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "s", progress=False, **SETTINGS)
 
 

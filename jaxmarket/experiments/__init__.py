@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmarket import files, tables
-from jaxmarket.checking import whole
+from jaxmarket.checking import path, whole
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -215,20 +215,22 @@ def reproduce(
         if value != experiment.settings[field]:
             suffix += f"-{value}"
     chosen = {**experiment.settings, **chosen}
-    folder = Path("reproductions", name + suffix) if out is None else Path(out)
+    folder = Path("reproductions", name + suffix) if out is None else path("out", out)
     options = Options(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
     with files.owned(folder):
         try:
             held = json.loads(files.read_bytes(stamp)) if stamp.exists() else wanted
-            if held != wanted:
-                differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
-                raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{stamp}: cannot be read ({error}); choose another folder") from error
+        if held != wanted:
+            there = held if isinstance(held, dict) else {}
+            differ = ", ".join(f"{k} {there.get(k)} instead of {v}" for k, v in wanted.items() if there.get(k) != v)
+            raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
+        with files.writing(folder):
             files.write_text(stamp, json.dumps(wanted) + "\n")
-        except OSError as error:
-            raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
         report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
-        with tables.progress(name, shown=progress) as show:
+        with files.writing(folder), tables.progress(name, shown=progress) as show:
             show.phase("drawing and saving")
             return report.write(folder)

@@ -170,6 +170,9 @@ def grow(
     Raises:
         ValueError: the folder holds other plans of these names, or a damaged checkpoint, or cannot be written.
     """
+    folders = [_folder_name(plan) for plan in plans]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"plans: some names make the same folder: {', '.join(folders)}; rename them")
     total = sum(plan.chunks * _steps(plan) for plan in plans)
     done, grown = 0, {}
     with tables.progress(label, shown=shown) as show:
@@ -179,8 +182,7 @@ def grow(
             economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
             life = _Life(economies, np.asarray(opened, np.float64), key, [], [])
             with contextlib.ExitStack() as stack:
-                name = re.sub(r"[^\w.-]+", "-", plan.name)
-                kept = None if folder is None else stack.enter_context(Checkpoints(folder / name))
+                kept = None if folder is None else stack.enter_context(Checkpoints(folder / _folder_name(plan)))
                 if kept is not None:
                     life = _resume(kept, plan, life, seeds=seeds, seed=seed)
                 done += len(life.rounds) * _steps(plan)
@@ -200,6 +202,10 @@ def grow(
                 economy=jax.device_get(life.economies),
             )
     return grown
+
+
+def _folder_name(plan: Plan) -> str:
+    return re.sub(r"[^\w.-]+", "-", plan.name)
 
 
 class _Life(NamedTuple):
@@ -269,8 +275,10 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
 def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
     """What tells one plan's checkpoints from another's of that name."""
     numbers = {name: getattr(plan, name) for name in ("rounds", "period", "cradles", "living", "wealth", "chunks")}
+    market = plan.market
     return {
         **numbers,
+        "market": [market.env.name, market.mechanism.name, market.capacity, market.instances],
         "settling": plan.settling,
         "terms": terms_of(plan.terms),
         "seeds": seeds,
