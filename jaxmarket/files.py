@@ -1,7 +1,7 @@
-"""Files on disk: written whole and synced, read only where they are regular files, in folders with one writer.
+"""Files on disk: atomic, synced writes; reads of regular files only; folders with one writer at a time.
 
-A file counts as written once its bytes are on the disk under its final name and have been read back. A folder that is
-being written belongs to one process at a time (`owned`); the lock ends with the process, however that ends.
+A write returns once the bytes are on disk under the final name and have been read back. `owned` locks a folder for one
+process; the lock ends with the process, even if it is killed.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ __all__ = [
 ]
 
 SUMS = "SHA256SUMS"
-"""A file of checksums in the format of ``sha256sum``, which can check it: ``sha256sum -c SHA256SUMS``."""
+"""The file of checksums, in the format of ``sha256sum``; ``sha256sum -c SHA256SUMS`` verifies them."""
 
 UNFINISHED = ".tmp"
-"""How the name of a file ends until it is complete."""
+"""Suffix of the name of an incomplete file."""
 
 _LOCK = ".lock"
-_LARGEST = 2**31  # bytes of a table or a document; arrays have a limit of their own
+_LARGEST = 2**31  # bytes of a table or a document; arrays have a separate limit
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: after a crash at any moment it has its old content or the new one.
+    """Write a file atomically: after a crash at any moment it has either its old or its new content.
 
     Raises:
-        OSError: it cannot be written, or does not read back as it was written.
+        OSError: the file cannot be written, or reading it back gives other bytes.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
     with unfinished.open("wb") as file:
@@ -85,7 +85,7 @@ def write_rows(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder outlast a power failure, where the platform can."""
+    """Sync the folder, so that a rename survives a power failure, on platforms that support it."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -95,14 +95,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_bytes(path: Path, most: int = _LARGEST) -> bytes:
-    """The content of a regular file. Links, pipes and devices are refused: a folder may come from elsewhere.
+    """Read a regular file. Links, pipes and devices are rejected, because a folder may come from an untrusted source.
 
     Args:
-        path: of the file.
-        most: bytes it may have.
+        path: the file.
+        most: largest size in bytes.
 
     Raises:
-        OSError: there is no such file, it is not a regular one, or it is larger.
+        OSError: the file does not exist, is not a regular file, or is larger than ``most``.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
@@ -123,7 +123,7 @@ def sha256(data: bytes) -> str:
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    """Record the SHA-256 of files in the folder, in its `SUMS` file.
+    """Write the SHA-256 checksums of files in the folder to its `SUMS` file.
 
     Raises:
         OSError: the folder cannot be written.
@@ -132,10 +132,10 @@ def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """The recorded checksums by file name; empty where none were recorded.
+    """The checksums in the `SUMS` file, by file name; empty if there is no such file.
 
     Raises:
-        ValueError: the record is damaged.
+        ValueError: the `SUMS` file is damaged.
     """
     path = folder / SUMS
     try:
@@ -151,10 +151,10 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def sealed(path: Path) -> bytes:
-    """The content of a file whose checksum was recorded when it was written.
+    """Read a file and verify its checksum.
 
     Raises:
-        ValueError: the file cannot be read, it has no checksum, or it was changed since.
+        ValueError: the file cannot be read, is not listed in `SUMS`, or was changed since it was written.
     """
     recorded = checksums(path.parent).get(path.name)
     try:
@@ -177,15 +177,15 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def owned(folder: str | Path) -> Iterator[None]:
-    """Be the only writer of a folder, which is made where it does not exist.
+    """A context in which this process is the only writer of a folder, which is created if it does not exist.
 
-    The lock is the operating system's (``flock``) on a file that names process and host. It ends with its process, so
-    that a lock which a killed process left behind is free. Where the file system has no locks, the named process
-    decides: one that is alive on this host, or one on another host, holds the folder. On network file systems that
-    grant every host its own locks (NFS mounted with ``nolock`` or ``local_lock``) hosts do not see each other's.
+    The lock is an operating system lock (``flock``) on a file that names process and host. It ends with its process,
+    so the file that a killed process leaves behind does not lock the folder. On file systems without locks, the folder
+    is locked while the named process is alive on this host, or if it is on another host. On network file systems with
+    separate locks per host (NFS mounted with ``nolock`` or ``local_lock``), hosts do not see each other's locks.
 
     Raises:
-        ValueError: another process, or another call in this one, is writing there, or the folder cannot be written.
+        ValueError: another process, or another call in this process, holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
     path = folder / _LOCK
@@ -197,7 +197,7 @@ def owned(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the folder may be gone
+        with contextlib.suppress(OSError):  # the folder may have been deleted
             path.unlink()
         os.close(handle)
 
@@ -218,7 +218,7 @@ def _acquire(path: Path) -> int:
 
 
 def _is_file(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one of that name: its last owner may have removed it in the meantime."""
+    """Whether the path still names the open file: its previous owner may have removed it in the meantime."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -226,10 +226,10 @@ def _is_file(handle: int, path: Path) -> bool:
 
 
 def _lock(handle: int, path: Path) -> None:
-    """Take the lock of an open lock file.
+    """Acquire the lock of an open lock file.
 
     Raises:
-        ValueError: it is taken.
+        ValueError: another process holds it.
     """
     try:
         holder = json.loads(os.pread(handle, 1000, 0))
@@ -245,12 +245,12 @@ def _lock(handle: int, path: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise taken from None
-        except OSError:  # no locks on this file system
+        except OSError:  # the file system does not support locks
             pass
         else:
             return
     if process and (host != socket.gethostname() or _alive(process)):
-        raise ValueError(f"{taken}; if that process is gone, remove {path}")
+        raise ValueError(f"{taken}; if that process no longer exists, remove {path}")
 
 
 def _alive(process: int) -> bool:
@@ -258,6 +258,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to another user
+    except OSError:  # the process belongs to another user
         return True
     return True
