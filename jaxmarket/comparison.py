@@ -33,12 +33,12 @@ class Outcome:
         folder: where it is.
         env: name of its environment.
         settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
-        returns: f [S], greedy returns of fresh episodes after training; NaN for seeds that diverged.
-        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN where not known.
+        returns: f [S], greedy returns of fresh episodes after training; NaN for diverged seeds.
+        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN if unknown.
         diverged: see `divergence.find`.
         steps: f [T, S], environment steps so far.
-        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did, and for seeds
-            that diverged.
+        learning: f [T, S], return of the episodes that ended since the last row; NaN if none did, and for diverged
+            seeds.
         steps_per_second: environment steps of all seeds together.
         interrupted: whether training was cut short.
     """

@@ -156,7 +156,7 @@ KEY, HYPER = jax.random.key(0), config().hyperparameters
         (lambda: fit(config(), 0), r"key: expected a PRNG key, got 0; use jax.random.key\(0\)"),
         (lambda: fit(config(), None), "key: expected a PRNG key, got None"),
         (lambda: fit(config(), jax.random.split(KEY)), r"key: expected a scalar key, got keys of shape \(2,\)"),
-        (lambda: fit(config(), np.zeros(3, np.uint32)), "key: expected a typed key, got 3 words"),
+        (lambda: fit(config(), np.zeros(3, np.uint32)), "key: expected a typed key, got 3 uint32 words"),
         (lambda: jax.jit(lambda key: fit(config(), key).bids)(KEY), "key: expected a key outside of jit and vmap"),
         (lambda: fit(config(), KEY, 3), "out: expected the path of a folder or file, got 3"),
         (lambda: fit(config(), KEY, "a\0b"), "out: expected the path of a folder or file"),

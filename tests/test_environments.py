@@ -696,7 +696,7 @@ SPACES = {"d": spaces.Discrete(3), "v": NEAR}
         ({"reset": lambda k, p: ({"a": 0, "b": 0}, 0), "observation_space": lambda p: NEAR}, "has 2 arrays"),
         (
             {"reset": lambda k, p: ({"d": 0, "w": 0}, 0), "observation_space": lambda p: spaces.Dict(SPACES)},
-            "['d', 'w'] are observed, the space has ['d', 'v']; give both the same structure",
+            "the observation has ['d', 'w'], the space has ['d', 'v']; give both the same structure",
         ),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_wrapper_that_resets_as_gymnax_does_passes():
         (lambda r: {"state": r["state"] | {"new": 0}}, "return the same fields"),
         (lambda r: {"reward": jnp.ones(2)}, "reward of Walk to be one number, got float32[2]"),
         (lambda r: {"terminated": jnp.zeros(2, bool)}, "terminated of Walk to be one number, got bool[2]"),
-        (lambda r: {"extra": 0}, "returned 7 values"),
+        (lambda r: {"extra": 0}, "step of Walk, got 7 values"),
         (branch, "step of Walk failed under jit with TracerBool"),
         (lambda r: {"info": {"duration": 0}}, "a duration below 1"),
         (lambda r: {"reward": jnp.log(2 - r["state"]["x"])}, "a NaN or infinite reward"),
