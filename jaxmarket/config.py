@@ -223,7 +223,7 @@ class TrainConfig:
             )
         if self.dropout is not None and self.primitives * self.clones < 3:  # type: ignore[operator]
             raise ValueError(
-                f"dropout: {self.society.bidders} bidders leave nobody to drop, two always stay; "
+                f"dropout: expected at least 3 bidders, because two always stay, got {self.society.bidders}; "
                 "use more clones, or no dropout"
             )
 

@@ -6,9 +6,9 @@ parallel instances that share one table of wealth:
 every agent bids for every instance's state, at most a B-th of its wealth → the auctions clear → winners pay, owners
 are paid → winners act, rewards are credited → rent, levy and tax.
 
-With one instance this is the printed algorithm. As nobody can bid more than a B-th of its wealth in any instance,
-nobody can spend more than it has: while rewards are not negative, wealth does not fall below zero but for rounding
-(some 1e-7 of what it paid). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
+With one instance this is the printed algorithm. Because no agent bids more than a B-th of its wealth in any instance,
+no agent can spend more than it has: while rewards are not negative, wealth does not fall below zero except by rounding
+(about 1e-7 of the payments). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
 (`population.turnover`). An agent whose wealth is no longer finite, because a reward was NaN or an account overflowed,
 dies at once (`Books.nonfinite`).
 """

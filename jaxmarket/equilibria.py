@@ -377,12 +377,12 @@ def _balance(
     """The largest ratio of a quantity of the certificate to its tolerance: f [].
 
     Args:
-        excess: f [G], excess demand in ``units`` f [G], to be at most the tolerance.
-        prices: f [G]. What is left unsold at these prices is to cost the tolerance times welfare at most.
-        welfare: f [], Σ min(v_i, w_i) of what is demanded.
-        tolerance: of both.
-        usual: f [G], prices that are not small. What is scarce costs little at any price, so that the price of all
-            that is left says nothing about it: of goods that are not nearly free, little may be left, too.
+        excess: f [G], excess demand in ``units`` f [G], at most the tolerance at convergence.
+        prices: f [G]. At convergence unsold goods cost at most the tolerance times welfare at these prices.
+        welfare: f [], Σ min(v_i, w_i) of the demanded bundles.
+        tolerance: the tolerance of both.
+        usual: f [G], prices that are not small. The total price of unsold goods is insensitive to scarce goods, which
+            cost little at any price; unsold amounts of goods that are not nearly free are therefore limited as well.
     """
     tolerance = max(tolerance, _NEXT_TO_NOTHING)
     left = jnp.maximum(-excess, 0)
@@ -395,16 +395,16 @@ def _balance(
 class Tatonnement:
     """p ← max(p + η z, 0), z = demand - supply (Walras 1874), for strictly concave valuations.
 
-    Every good has a rate η of its own: half of it when its excess demand has changed sign, a little more while it has
-    not. After a change of sign a price moves back by half of its last move at most. Nothing else is known to the one
-    who sets it. That it ends is not promised: the certificate says.
+    Every good has a separate rate η, which is halved when its excess demand changes sign and grows slightly otherwise.
+    After a change of sign a price moves back by at most half of its last move. Prices depend on excess demand only.
+    Convergence is not guaranteed; see the certificate.
 
     It stops when excess demand and the price of unsold goods are small; when prices can no longer move in floating
     point; or without improvement for ``patience`` adjustments.
 
     Attributes:
         iterations: the most.
-        tolerance: excess demand over supply at which it stops, and price of what nobody wants over welfare.
+        tolerance: largest excess demand over supply, and largest price of unsold goods over welfare, at convergence.
         gap: relative optimality gap that still counts as converged.
         rate: η to begin with, over price and supply.
         patience: adjustments without improvement after which it stops, and returns the best prices it has seen.
@@ -793,8 +793,8 @@ class SealedBids:
 
     Only for `Additive` valuations: with others, indivisible goods may have no equilibrium at all, and nothing is
     looked for. An agent's bids for what is for sale shrink in proportion where together they exceed its wealth, so
-    that nobody can owe more than it has. A good of which there is nothing is quoted a price, and not sold. A good that
-    nobody bids on stays with its owners. An agent does not bid on goods whose value is not finite, nor at all if its
+    that nobody can owe more than it has. A good with zero supply has a price, but is not sold. A good
+    without bids stays with its owners. An agent does not bid on goods whose value is not finite, nor at all if its
     wealth is NaN.
 
     The certificate's ``gap`` is by the bids made: with prices between the highest and the second highest bid nobody

@@ -10,8 +10,8 @@ ones are meant, and never updates them); a step is
     w   += R(X, H)                          and is rewarded
 
 Goods change hands but do not vanish, ΣX = ΣH, and what buyers pay is what owners receive (but for auctions that mint
-money, which the books name). Money changes by rewards, income and rent alone. Wealth stays >= 0 while rewards do, but
-for rounding (some 1e-7 of what changed hands): nobody pays more than it has.
+money, which the books name). Money changes by rewards, income and rent alone. Wealth stays >= 0 while rewards do,
+except for rounding (about 1e-7 of the payments): no agent pays more than it has.
 
 In some markets a solver finds no equilibrium within its iterations. Goods and money are still conserved, and the
 `Books` count such rounds: ``rounds.books.unconverged.sum()``. `WideMarket.unconverged` can turn them into errors.

@@ -172,10 +172,10 @@ def turnover(
 ) -> tuple[Population, Flows, Births, Array]:
     """Deaths, and then births.
 
-    Agents die of bankruptcy, of wealth that is not finite, or of idleness. Then each of K cradles takes an empty place,
-    or with ``terms.displace`` the poorest agent's; with some probability it stays empty. A newborn is, in this order:
-    the *repaired* remains of the agent that just died there; the *mutant* child of an agent that owns more than
-    ``terms.rich``, drawn in proportion to wealth and endowed by it; a *novice*, endowed by nobody.
+    Agents die if they are bankrupt, if their wealth is not finite, or if they are idle too long. Then each of K cradles
+    takes an empty place, or with ``terms.displace`` the poorest agent's; with some probability it stays empty. A
+    newborn is, in this order: a *repaired* agent that just died there; the *mutant* child of an agent with more wealth than
+    ``terms.rich``, drawn in proportion to wealth and endowed by it; or a *novice*, without a parent's endowment.
 
     Args:
         language: of the agents.

@@ -229,7 +229,7 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     again = grow([plan], accuracy, **told, folder=tmp_path)[plan.name]  # finished: read back
     jax.tree.map(np.testing.assert_array_equal, flatten(again.economy), flatten(wanted.economy))
-    with pytest.raises(ValueError, match="a market on other terms"):
+    with pytest.raises(ValueError, match="a market with other settings"):
         grow([dataclasses.replace(plan, wealth=1.0)], accuracy, **told, folder=tmp_path)
 
 
