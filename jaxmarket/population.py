@@ -174,8 +174,8 @@ def turnover(
 
     Agents die if they are bankrupt, if their wealth is not finite, or if they are idle too long. Then each of K cradles
     takes an empty place, or with ``terms.displace`` the poorest agent's; with some probability it stays empty. A
-    newborn is, in this order: a *repaired* agent that just died there; the *mutant* child of an agent with more wealth than
-    ``terms.rich``, drawn in proportion to wealth and endowed by it; or a *novice*, without a parent's endowment.
+    newborn is, in this order: a *repaired* agent that just died there; the *mutant* child of an agent with more wealth
+    than ``terms.rich``, drawn in proportion to wealth and endowed by it; or a *novice*, without a parent's endowment.
 
     Args:
         language: of the agents.

@@ -56,7 +56,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()):
         raise ValueError(f"coordinator: expected HOST:PORT, got {coordinator!r}")
-    # JAX's preemption service would take SIGTERM and do nothing about it: the process could not be terminated.
+    # JAX's preemption service would intercept SIGTERM, and the process could not be terminated.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
     local = _is_loopback(host)

@@ -614,7 +614,7 @@ def test_the_owners_own_mistakes_are_raised_and_move_no_money(field):
         ({"agents": [constant("", 0)]}, "non-empty string as name"),
         ({"agents": [object()]}, "non-empty string as name"),
         ({"agents": [constant("ann", 0, act=None)]}, "no callable 'act'"),
-        ({"agents": [Agent("ann", lambda s, p: 0, lambda s: s, 1.0, "learn")]}, "'learn' of 'ann'"),
+        ({"agents": [Agent("ann", lambda s, p: 0, lambda s: s, 1.0, "learn")]}, "learn of 'ann'"),
         ({"agents": [constant("ann", 0, -1.0)]}, "wealth of 'ann': expected at least 0"),
         ({"agents": [constant("ann", 0, math.nan)]}, "wealth of 'ann': expected a finite number"),
         ({"reward": None}, "reward: expected a callable"),

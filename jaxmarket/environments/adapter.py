@@ -415,7 +415,7 @@ def _reason(error: Exception) -> str:
 
 
 _checked: "weakref.WeakKeyDictionary[Any, None]" = weakref.WeakKeyDictionary()
-"""Environments that have passed `Adapter.check` with their own parameters."""
+"""Environments that have passed `Adapter.check` with their default parameters."""
 
 
 def adapt(env: Any) -> Adapter:

@@ -420,7 +420,7 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
 def _learns(name: str, agent: Trader) -> bool:
     learn = getattr(agent, "learn", None)
     if not callable(learn) and learn is not None:
-        raise ValueError(f"agents: 'learn' of {name!r} is neither callable nor None")
+        raise ValueError(f"agents: learn of {name!r}: expected a callable or None, got {shown(learn)}; set learn=None")
     return learn is not None
 
 
