@@ -375,8 +375,9 @@ def _checked(vary: Any) -> dict[str, Any]:
             raise ValueError(f"vary: {name}: expected at least one value, got none; give some")
         for i, value in enumerate(plain):
             if value in plain[:i]:
-                twice = _text(value, exact=True)
-                raise ValueError(f"vary: {name}: expected distinct values, got {twice} twice; remove one")
+                raise ValueError(
+                    f"vary: {name}: expected distinct values, got {_text(value, exact=True)} twice; remove one"
+                )
         found[name] = plain
     return found
 
