@@ -55,6 +55,7 @@ from jaxmarket import (
     deep_market,
     environments,
     equilibria,
+    files,
     fit,
     goods,
     population,
@@ -381,7 +382,7 @@ def plain(config: TrainConfig) -> bool:
         return False
     objects = {name: getattr(config, name) for name in ("env", "auction")}
     replace = {name: value for name, value in objects.items() if not isinstance(value, str)}
-    again, _ = runs.configuration(Path("here"), json.loads(json.dumps(runs.settings_of(config))), **replace)
+    again = runs.configuration(Path("here"), json.loads(json.dumps(runs.settings_of(config))), **replace)
     return again == config
 
 
@@ -550,19 +551,25 @@ def run_files(rng: Generator, w: "Workshop") -> Input:
         path.write_bytes(spoiled_bytes(rng, content))
     else:
         path.write_bytes(spoiled_json(rng, content))
-    what = f"{which}/{name}: {path.read_bytes()[:300] if path.is_file() else 'no file'!r}"
+    found = path.read_bytes() if path.is_file() else b""
+    resealed = path.is_file() and rng.random() < 0.5  # as if it had been written so: the reader itself is tried
+    if resealed:
+        sums = files.checksums(folder)
+        files.write_sums(folder, sums | {name: files.sha256(found)})
+    what = f"{which}/{name}{', resealed' if resealed else ''}: {found[:300] if path.is_file() else 'no file'!r}"
 
-    def read() -> None:
+    def read() -> bool:
         run = runs.read(folder)
         run.policy()
         _ = run.metrics
+        return resealed or found == content  # else a damaged file was taken for a whole one
 
     return Input("run files", what, read)
 
 
 def saved_networks(rng: Generator, w: "Workshop") -> Input:
     """The files of saved networks. What is read must be what was written, bit by bit."""
-    which, folder, what = _damaged(rng, w, "networks")
+    which, folder, what = _damaged(rng, w, "networks.safetensors")
 
     def read() -> bool:
         found, exact = runs.read(folder).networks, w.networks[which]
@@ -574,7 +581,7 @@ def saved_networks(rng: Generator, w: "Workshop") -> Input:
 
 def checkpoints(rng: Generator, w: "Workshop") -> Input:
     """The files of checkpoints. A run that is resumed from them must end as it did."""
-    which, folder, what = _damaged(rng, w, "checkpoints")
+    which, folder, what = _damaged(rng, w, "checkpoints/*.safetensors")
 
     def resume() -> bool:
         config = TrainConfig(**(_CONFIGURATIONS[which] | _SMALL))
@@ -584,18 +591,18 @@ def checkpoints(rng: Generator, w: "Workshop") -> Input:
     return Input("checkpoints", what, resume)
 
 
-def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
-    """A run, a copy of its folder in which something of that part is damaged, and what."""
+def _damaged(rng: Generator, w: "Workshop", pattern: str) -> tuple[str, Path, str]:
+    """A run, a copy of its folder in which one of the files that match is damaged, and what."""
     which = list(w.folders)[rng.integers(len(w.folders))]
     folder = w.copy(which)
-    files = sorted(path for path in (folder / part).rglob("*") if path.is_file())
-    path = files[rng.integers(len(files))]
+    paths = sorted(folder.glob(pattern))
+    path = paths[rng.integers(len(paths))]
     how = int(rng.integers(11))
     what = f"{which}/{path.relative_to(folder)}: "
     if how == 0:
         what, _ = what + "removed", path.unlink()
     elif how == 1:
-        other = files[rng.integers(len(files))]
+        other = paths[rng.integers(len(paths))]
         content = path.read_bytes()
         path.write_bytes(other.read_bytes())
         other.write_bytes(content)
@@ -604,14 +611,16 @@ def _damaged(rng: Generator, w: "Workshop", part: str) -> tuple[str, Path, str]:
         (path.parent / "stranger").write_bytes(rng.bytes(50))
         what += "a stranger beside it"
     elif how == 3:
-        directory = path.parent
-        shutil.rmtree(directory)
-        what += f"{directory.name} removed"
+        for each in paths:
+            each.unlink()
+        what += "all removed"
     elif how == 4:
         other = next(name for name in w.folders if name != which)
-        shutil.rmtree(folder / part)
-        shutil.copytree(w.folders[other] / part, folder / part)
-        what += f"{part} of {other}"
+        for each in paths:
+            each.unlink()
+        for each in w.folders[other].glob(pattern):
+            shutil.copy(each, path.parent)
+        what += f"those of {other}"
     elif how == 5:
         what += "nothing"
     else:

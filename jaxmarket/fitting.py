@@ -269,9 +269,10 @@ def _fit_in(
             folder.reopen()
         loggers = [folder.log, *loggers]
     run.replay(loggers)
-    if last is None and started:  # from here on, resuming does not need the networks that the run started from
+    if last is None and started and summary is None:
+        # From here on, resuming does not need the networks that the run started from.
         run.save(checkpoints, folder)
-    run.train(show, loggers, checkpoints, folder, checkpoint_every)
+    run.train(show, loggers, checkpoints if summary is None else None, folder, checkpoint_every)
     if summary is not None:
         q, bids, visited = _bids_beside_q(run.config, run.program, run.state, run.env_params)
         lost = [each["seed"] for each in summary["diverged"]]

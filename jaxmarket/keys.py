@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.checking import shown, whole
+from jaxmarket.switches import check_backend
 from jaxmarket.types import Array
 
 __all__ = ["PURPOSES", "from_words", "key_for", "key_of", "tag_of", "to_words"]
@@ -65,8 +66,9 @@ def key_of(seed: Any, field: str = "seed") -> Array:
         field: name of the argument in error messages.
 
     Raises:
-        ValueError: ``seed`` is not an integer in this range.
+        ValueError: ``seed`` is not an integer in this range, or JAX has no device.
     """
+    check_backend()
     return jax.random.key(np.uint32(whole(field, seed, 0, 2**32 - 1)))
 
 

@@ -1,6 +1,18 @@
 """What tests do to the folders of runs."""
 
-from jaxmarket import files
+import json
+
+from jaxmarket import files, runs
+from jaxmarket.checkpoint import flatten
+
+
+def contents(folder):
+    """What every file of a run holds that does not depend on time."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for timing in ("compile_seconds", "run_seconds", "steps_per_second"):
+        summary.pop(timing)
+    texts = {name: (folder / name).read_text() for name in ("config.json", "metrics.csv", "bids.csv")}
+    return summary, texts, flatten(runs.read(folder).networks)
 
 
 def reseal(folder):

@@ -15,11 +15,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from folders import reseal
+from folders import contents, reseal
 
 import jaxmarket
 from jaxmarket import TrainConfig, experiments, files, fit, runs, sweeps
-from jaxmarket.checkpoint import flatten
 from jaxmarket.cli import main
 from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import from_words
@@ -129,14 +128,6 @@ def test_an_interrupt_at_any_bytecode_leaves_the_pair_whole_and_the_handlers_in_
 
 
 # --- fit
-
-
-def contents(folder):
-    summary = json.loads((folder / "summary.json").read_text())
-    for timing in ("compile_seconds", "run_seconds", "steps_per_second"):
-        summary.pop(timing)
-    texts = {name: (folder / name).read_text() for name in ("config.json", "metrics.csv", "bids.csv")}
-    return summary, texts, flatten(jaxmarket.runs.read(folder).networks)
 
 
 @pytest.fixture(scope="module")

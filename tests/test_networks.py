@@ -359,7 +359,7 @@ ONE = {"kernel": np.ones((2, 3)), "bias": np.ones(3)}
         ({"params": {"a": {"kernel": np.ones((3, 0))}}}, {}, r"kernel of a must be \[in, out\]"),
         ({"params": {"a": {**ONE, "bias": np.ones(2)}}}, {}, r"bias of a must be \(3,\)"),
         ({"params": {"a": ONE}}, {"decoys": -1}, "decoys: .* got -1"),
-        ({"params": {"a": ONE}}, {"decoys": 2.0}, "decoys: .* got 2.0"),
+        ({"params": {"a": ONE}}, {"decoys": 2.5}, "decoys: .* got 2.5"),
         ({"params": {"a": ONE}}, {"decoys": 2}, "key: 2 decoys"),
     ],
 )

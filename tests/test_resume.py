@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from folders import contents
 
 import jaxmarket
 from jaxmarket import TrainConfig, fit
@@ -33,15 +34,6 @@ def stop_after(chunk):
             raise KeyboardInterrupt
 
     return log
-
-
-def contents(folder):
-    """What every file of a run says that has nothing to do with time."""
-    summary = json.loads((folder / "summary.json").read_text())
-    for timing in ("compile_seconds", "run_seconds", "steps_per_second"):
-        summary.pop(timing)
-    texts = {name: (folder / name).read_text() for name in ("config.json", "metrics.csv", "bids.csv")}
-    return summary, texts, flatten(jaxmarket.runs.read(folder).networks)
 
 
 @pytest.fixture(scope="module")
