@@ -1,16 +1,16 @@
-"""Random and broken inputs for everything that reads them: every input must be taken, or refused as documented.
+"""Random and invalid inputs for all public entry points: each must be accepted, or rejected as documented.
 
     python benchmarks/fuzz.py --count 10000 --seed 0 --out benchmarks/results/cpu/fuzz.json
 
 Eight kinds of input: settings (`TrainConfig`), the command line, arguments of `fit` and its relatives, arrays and
 numbers for public constructors, the text files of a run's folder, those of its networks and checkpoints, and whole
-runs: trained, written to a folder with an odd name, shown and read back. Whatever is taken must be right: what is read
-equals what was written (to the bit), tables and JSON hold every row, and no NaN is taken for a number. Whatever is
-refused must be a `ValueError` whose message begins with what is wrong (on the command line: one line and exit code 2).
-Everything else is a failure: another exception, a wrong number, a silent NaN, no answer within `LIMIT` seconds.
+runs: trained, written to a folder with an odd name, shown and read back. Accepted inputs must give correct results:
+files read back bit for bit, tables and JSON contain every row, and no NaN passes as a number. Rejected inputs must
+raise a `ValueError` whose message begins with the field (on the command line: one line and exit code 2). Any other
+outcome is a failure: another exception, a wrong number, a silent NaN, no result within `LIMIT` seconds.
 
-Input i of a seed is always the same: ``--only i`` repeats it, with its traceback. ``--self-check`` plants three faults,
-one after the other, and fails if one of them is not noticed.
+Input i of a seed is always the same: ``--only i`` repeats it, with its traceback. ``--self-check`` injects three
+faults, one after the other, and fails if one of them is not detected.
 """
 
 import argparse
@@ -151,7 +151,7 @@ _PATHS = (
 
 
 class Gym:
-    """What looks like a Gymnasium environment."""
+    """An object with the interface of a Gymnasium environment."""
 
     __module__ = "gymnasium.envs.odd"
 
@@ -165,7 +165,7 @@ class Gym:
 
 
 class Broken:
-    """An object that cannot even be shown."""
+    """An object whose repr raises an error."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
@@ -369,10 +369,10 @@ def settings(rng: Generator, _: "Workshop") -> Input:
 
 
 def plain(config: TrainConfig) -> bool:
-    """Whether a configuration holds finite plain values, and comes back from the file it is written to.
+    """Whether a configuration contains finite plain values, and is equal after a round trip through its file.
 
     Raises:
-        SilentNaNError: it holds a number that is none.
+        SilentNaNError: it contains a NaN.
     """
     values = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("env", "auction")]
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
@@ -387,7 +387,7 @@ def plain(config: TrainConfig) -> bool:
 
 
 class SilentNaNError(Exception):
-    """A NaN was taken for a number."""
+    """A NaN was accepted as a number."""
 
 
 def command(rng: Generator, w: "Workshop") -> Input:
@@ -472,7 +472,7 @@ def arguments(rng: Generator, w: "Workshop") -> Input:
 
 
 def _planned(**given: Any) -> None:
-    """Everything in a sweep that comes before training."""
+    """The parts of a sweep before training."""
     before = sweeps.train
     sweeps.train = _stop
     try:
@@ -649,7 +649,7 @@ def constructors(rng: Generator, _: "Workshop") -> Input:
 
 
 _NAN_IS_TAKEN = ("clear", "adapt", "make", "mechanism", "Functions")
-"""A bid that is NaN is not eligible; the others take objects, or a data set that nobody has looked into yet."""
+"""A bid that is NaN is not eligible; the others take objects, or a data set without checks."""
 
 
 def _holds_nan(value: Any) -> bool:
@@ -867,10 +867,10 @@ class Workshop:
         return self.path / "copy"
 
     def call(self, words: list[str], *, train: bool = False) -> str:
-        """The command line: what it printed. With ``train`` it may train, and ``trained`` is the result.
+        """Run the command line, and return its output. With ``train`` it may train; ``trained`` is then the result.
 
         Raises:
-            ValueError: it said in one line on standard error what is wrong, with exit code 2; this is that line.
+            ValueError: it ended with exit code 2 and one line on standard error, which is the message.
         """
         printed, error, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(error), self._kept() if train else _idle():
@@ -891,7 +891,7 @@ class Workshop:
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
-        """What the command line trains is kept."""
+        """Store the results that the command line trains."""
 
         def kept(*args: Any, **kwargs: Any) -> Any:
             self.trained = fit(*args, **kwargs)
@@ -914,7 +914,7 @@ def _stop(*args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def _idle() -> Iterator[None]:
-    """What would compile a program of its own is not done; tables, JSON, evaluation and comparison are."""
+    """Skip commands that compile further programs; run tables, JSON, evaluation and comparison."""
     from jaxmarket import bench, experiments  # noqa: PLC0415
 
     places = [(cli, "fit"), (cli, "make"), (experiments, "reproduce"), (bench, "bench")]
@@ -1044,7 +1044,7 @@ def _other_numbers(restore: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def self_check(path: Path, say: Callable[[str], Any] = print) -> list[str]:
-    """Plant faults, one after the other: the names of those that went unnoticed.
+    """Inject faults, one after the other, and return the names of those that were not detected.
 
     The table drops its second row, the reader of networks returns other numbers, the validator of numbers lets NaN
     through.
@@ -1102,7 +1102,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--only", type=int, help="try this input alone, and show what comes of it")
     parser.add_argument("--out", type=Path, help="a JSON file for what was tried and what came of it")
-    parser.add_argument("--self-check", action="store_true", help="plant three faults; fail if one goes unnoticed")
+    parser.add_argument("--self-check", action="store_true", help="inject three faults; fail if one is not detected")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.self_check:

@@ -1,14 +1,14 @@
-"""Kill and interrupt runs at random moments, resume them, and see that they end as one that was left alone.
+"""Kill and interrupt runs at random moments, resume them, and compare their results with an uninterrupted run.
 
     python benchmarks/sigkill.py --count 100 --log sigkill.log
 
-Every learner, a monolithic agent, a sweep, a reproduction and a run of two processes take turns, and so do the signals
-KILL, INT and TERM. Each trial is a command in a process of its own, sent a signal at a random moment between its start
-and its end, and then called again. In a quarter of the trials a second process is started on the same folder. At the
-end every file with results must have the bits of a run that was left alone: parameters, metrics (no row lost or
-doubled), returns, bids, reports. No process may be left. The log has a line per trial.
+Trials alternate between every learner, a monolithic agent, a sweep, a reproduction and a run of two processes, and
+between the signals KILL, INT and TERM. Each trial runs a command in a separate process, sends it a signal at a random
+moment between its start and its end, and runs it again. In a quarter of the trials a second process is started on the
+same folder. Finally every result file must equal that of an uninterrupted run bit for bit: parameters, metrics (without
+lost or repeated rows), returns, bids, reports. No process may remain. The log has a line per trial.
 
-``--self-check`` breaks a copy of the package in three ways, and sees that each is noticed.
+``--self-check`` breaks a copy of the package in three ways, and fails unless each fault is detected.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def reproduce(folder: str) -> None:
 
 
 def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[str]:
-    """What starts a command, or goes on with it; a checkpoint after so many seconds."""
+    """The arguments that start or resume a command, with a checkpoint after so many seconds."""
     program = [sys.executable, "-P", "-m", "jaxmarket"]
     keep = ["--checkpoint-every", str(every)]
     if kind == "reproduce":
@@ -133,7 +133,7 @@ def processes_on(folder: Path) -> list[int]:
 
 
 def run(kind: str, folder: Path, env: dict[str, str], *, resume: bool) -> subprocess.CompletedProcess:
-    """Let a command come to its end."""
+    """Wait until a command ends."""
     again = command(kind, folder, resume=resume)
     return subprocess.run(again, capture_output=True, text=True, check=False, env=env, timeout=600)
 
@@ -150,7 +150,7 @@ class Trial:
 
 
 def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], env: dict[str, str]) -> tuple[str, str]:
-    """Interrupt a command, call it again, and compare: where it was, and what is wrong ("" if nothing is)."""
+    """Interrupt a command, resume it, and compare: the state at the signal, and the errors ("" if there are none)."""
     wrong = []
     begun = command(trial.kind, folder, resume=False, every=trial.every)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": env}
@@ -218,8 +218,8 @@ def trials(kinds: list[str], count: int, seed: int, signals: list[str], share: f
 
 
 def stress(wanted: list[Trial], work: Path, env: dict[str, str], jobs: int = 2, say: Any = print) -> list[str]:
-    """Do all trials: a line for each, and a last one with the count."""
-    # Compiled once: otherwise most signals would fall into the compiler.
+    """Run all trials: a line for each, and a last line with the count."""
+    # Compile first; otherwise most signals would arrive during compilation.
     env = env | {"JAX_COMPILATION_CACHE_DIR": f"{work}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     endings, seconds = {}, {}
     for kind in dict.fromkeys(trial.kind for trial in wanted):
@@ -272,7 +272,7 @@ FAULTS = {
 
 
 def self_check(work: Path, seed: int) -> int:
-    """Break a copy of the package in each way: how many faults were not noticed."""
+    """Inject each fault into a copy of the package, and return the number of undetected faults."""
     missed = 0
     source = Path(__file__).parent.parent / "jaxmarket"
     for name, (file, old, new, how) in FAULTS.items():
@@ -303,7 +303,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--log", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--self-check", action="store_true", help="break a copy of the package, and see it noticed")
+    parser.add_argument(
+        "--self-check",
+        action="store_true",
+        help="inject faults into a copy of the package; fail unless each is detected",
+    )
     parser.add_argument("--reproduce", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reproduce:

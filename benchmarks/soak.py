@@ -1,4 +1,4 @@
-"""Markets that run for very long: memory stays what it was, money stays accounted for. Exit code 1 if not.
+"""Long runs of markets: exit code 1 if memory grows or money is not accounted for.
 
     python benchmarks/soak.py --minutes 15 --out benchmarks/results/cpu/soak.json
     python benchmarks/soak.py --minutes 1
@@ -12,15 +12,15 @@ rounding, and it grows with the accounts. ``lost`` is the same over all money th
 A market fails if
 
 - an account is not finite, or an agent died of such an account;
-- a call changed the money by more than its named flows and rounding explain. An account is rounded when something is
-  added to it, by at most half an epsilon of the account, and a sum of flows once per term: the bound is
-  ``eps / 2 * (updates of accounts * largest account + terms of a sum * money moved)``. Calls are judged one by one,
-  because accounts grow: those of the first calls are small, and a market that loses a hundredth of every sale exceeds
-  the bound there at once, while beside accounts of 10⁵ rounding could hide as much;
+- a call changed the money by more than its named flows and rounding explain. Each addition rounds
+  an account by at most half an epsilon of the account, and each term rounds a sum of flows: the bound is
+  ``eps / 2 * (updates of accounts * largest account + terms of a sum * money moved)``. Each call is checked
+  separately, because accounts grow: in the first calls they are small, and a market that loses a hundredth of every
+  sale exceeds the bound at once, whereas rounding in accounts of 10⁵ could hide such a loss;
 - more arrays are alive at the last point than at the second, or the process has grown by more than 32 MB since then;
 - a step takes four times as much processor time in the last third of the points as in the first.
 
-``--self-check`` builds three faults into copies of a market and fails unless each is noticed:
+``--self-check`` injects three faults into copies of a market and fails unless each is detected:
 a hundredth of every sale is destroyed, one account becomes NaN, an array is kept alive in every call.
 """
 
@@ -182,7 +182,7 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
             told = jax.device_get(told)
             accounts, change, moves = (np.float64(told.pop(name)) for name in ("accounts", "change", "moved"))
             held, size = accounts.sum(), np.abs(accounts).max()
-            if math.isnan(opening):  # the first call is the opening balance: whatever was there before is not known
+            if math.isnan(opening):  # the first call gives the opening balance, because no earlier balance is known
                 opening, named, moved = held, 0.0, 0.0
             else:
                 named, moved = named + change.sum(), moved + moves.sum()
@@ -209,7 +209,7 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
 
 
 def failures(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """What is wrong with a market, from its points; nothing if the list is empty."""
+    """The failures of a market, from its points; empty if there are none."""
     found, settled, last = [], rows[1], rows[-1]
     lost = next((row for row in rows if row["nonfinite"] > 0 or not math.isfinite(row["money"])), None)
     if lost is not None:
@@ -236,7 +236,7 @@ def failures(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _burning(some: Soak) -> Soak:
-    """A hundredth of every sale is destroyed."""
+    """Destroy a hundredth of every sale."""
 
     def burn(*accounts: Array, resale: Array, **movement: Array) -> tuple[Array, Array]:
         return transfer(*accounts, resale=0.99 * resale, **movement)
@@ -263,7 +263,7 @@ def _poisoned(some: Soak) -> Soak:
 
 
 def _hoarding(some: Soak) -> Soak:
-    """An array is kept alive in every call."""
+    """Keep an array alive in every call."""
     kept = []
 
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
@@ -274,7 +274,7 @@ def _hoarding(some: Soak) -> Soak:
 
 
 def self_check(seconds: float = 2.0) -> list[str]:
-    """Run a sound market and three with faults; what the harness got wrong, nothing if the list is empty."""
+    """Run a correct market and three with faults; the errors of the harness, empty if there are none."""
     trials: dict[str, tuple[Callable[[Soak], Soak], str | None]] = {
         "no fault": (lambda some: some, None),
         "a hundredth of every sale destroyed": (_burning, "money changed"),
@@ -283,7 +283,7 @@ def self_check(seconds: float = 2.0) -> list[str]:
     }
     wrong = []
     for name, (fault, expected) in trials.items():
-        jax.clear_caches()  # no fault is left in programs that are traced already
+        jax.clear_caches()  # cached programs would still contain the fault
         found = failures(list(soak(fault(society("ccv")), seconds)))
         noticed = not found if expected is None else any(expected in failure for failure in found)
         print(f"self-check, {name}: {'; '.join(found) or 'nothing found'}", flush=True)
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(SOAKS), default=list(SOAKS))
     parser.add_argument("--x64", action="store_true", help="accounts in float64")
     parser.add_argument("--out", type=Path, help="a JSON file for all points")
-    parser.add_argument("--self-check", action="store_true", help="whether faults that are built in are noticed")
+    parser.add_argument("--self-check", action="store_true", help="inject faults; fail unless each is detected")
     given = parser.parse_args()
     if given.self_check:
         _finish(self_check())
@@ -345,7 +345,7 @@ def main() -> None:
 
 
 def _finish(wrong: Sequence[str]) -> NoReturn:
-    """Say what failed, and end with exit code 1, or 0 if nothing did."""
+    """Print the failures, and exit with code 1, or 0 if there are none."""
     for failure in wrong:
         print(f"FAILED: {failure}", file=sys.stderr)
     sys.exit(1 if wrong else 0)

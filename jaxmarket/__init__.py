@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 if Path(*sys.argv[:1]).name in ("jaxmarket", "jaxmarket.exe", "-m") and sys.stderr is not None and sys.stderr.isatty():
-    # XLA writes its log past the progress bar of the command line, and asks for its level while JAX is imported.
+    # XLA's log would interrupt the progress bar of the command line, and its level is read while JAX is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from jaxmarket.auctions import MECHANISMS, Mechanism, clear

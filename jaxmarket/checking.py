@@ -248,10 +248,10 @@ def mask(field: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 
 def plain(field: str, value: Any) -> Any:
-    """A NumPy or JAX scalar, or zero-dimensional array, as the Python number it holds; anything else as it is.
+    """Convert NumPy and JAX scalars and zero-dimensional arrays to Python numbers; return other values unchanged.
 
     Raises:
-        ValueError: the value is traced by JAX, so its number is not known yet, or its buffer was deleted.
+        ValueError: the value is a JAX tracer, or its buffer was deleted.
     """
     if isinstance(value, Tracer):
         raise ValueError(
@@ -259,14 +259,14 @@ def plain(field: str, value: Any) -> Any:
             f"give a Python number ({_TRACED})"
         )
     if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
-        if jnp.issubdtype(value.dtype, jnp.floating):  # float() also knows bfloat16
+        if jnp.issubdtype(value.dtype, jnp.floating):  # float() also converts bfloat16
             return float(_read(field, value))
         if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool:
             return _read(field, value).item()
     return value
 
 
-_TRACED = "train takes traced settings: train(config, key, hyper=config.hyperparameters.replace(learning_rate=...))"
+_TRACED = "train accepts traced settings: train(config, key, hyper=config.hyperparameters.replace(learning_rate=...))"
 
 
 def _read(field: str, value: Any) -> Any:
@@ -277,10 +277,10 @@ def _read(field: str, value: Any) -> Any:
 
 
 def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
-    """A whole number: of Python, NumPy or JAX, and also a float without a fraction, such as ``1e6``.
+    """Check an integer: a Python, NumPy or JAX integer, or a float without a fraction such as ``1e6``.
 
     Raises:
-        ValueError: the value is not one (a bool is not), is traced, or is out of range.
+        ValueError: the value is not a whole number (a bool does not count), is traced, or is out of range.
     """
     number = plain(field, value)
     if isinstance(number, float) and number.is_integer():
@@ -294,10 +294,10 @@ def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
 
 
 def read_whole(text: str) -> int:
-    """The whole number that a text stands for, as on a command line: ``12``, ``1_000`` or ``1e6``.
+    """Parse a whole number, as on a command line: ``12``, ``1_000`` or ``1e6``.
 
     Raises:
-        ValueError: it stands for none; 1.5 is not rounded.
+        ValueError: the text is not a whole number; 1.5 is not rounded.
     """
     try:
         return int(text)
@@ -309,10 +309,10 @@ def read_whole(text: str) -> int:
 
 
 def number(field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """A finite number of Python, NumPy or JAX, as a Python float.
+    """Check a finite Python, NumPy or JAX number, and return it as a Python float.
 
     Raises:
-        ValueError: the value is not one (a bool is not), is traced, or is out of range.
+        ValueError: the value is not a finite number (a bool does not count), is traced, or is out of range.
     """
     found = plain(field, value)
     try:
@@ -329,10 +329,10 @@ def number(field: str, value: Any, least: float = -math.inf, most: float = math.
 
 
 def flag(field: str, value: Any) -> bool:
-    """True or False, of Python, NumPy or JAX.
+    """Check a Python, NumPy or JAX boolean, and return it as a Python bool.
 
     Raises:
-        ValueError: the value is neither, such as ``"no"`` or ``1``.
+        ValueError: the value is not a boolean, such as ``"no"`` or ``1``.
     """
     found = plain(field, value)
     if not isinstance(found, bool):
@@ -341,10 +341,10 @@ def flag(field: str, value: Any) -> bool:
 
 
 def widths(field: str, value: Any) -> tuple[int, ...]:
-    """Widths of layers: a sequence or a vector of whole numbers >= 1, as a tuple.
+    """Check the widths of layers, a sequence or a vector of whole numbers >= 1, and return a tuple.
 
     Raises:
-        ValueError: the value is not one.
+        ValueError: the value is not such a sequence.
     """
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim == 1:
         value = list(_read(field, value))
@@ -354,21 +354,21 @@ def widths(field: str, value: Any) -> tuple[int, ...]:
 
 
 def choice(field: str, value: Any, known: Iterable[str]) -> str:
-    """One of the known names.
+    """Check that a value is one of the known names.
 
     Raises:
-        ValueError: the value is not one of them.
+        ValueError: the value is not a known name.
     """
-    if not isinstance(value, str) or value not in known:  # what is not a string may not even be hashable
+    if not isinstance(value, str) or value not in known:  # other types may not be hashable
         raise ValueError(f"{field}: unknown value {given(value)}; choose from {', '.join(known)}")
-    return str.__str__(value)  # a np.str_ or a member of a StrEnum is written like any other string
+    return str.__str__(value)  # a plain str also for np.str_ and members of a StrEnum
 
 
 def path(field: str, value: Any) -> Path:
-    """A path in the file system.
+    """Check a path in the file system.
 
     Raises:
-        ValueError: the value is not one.
+        ValueError: the value is not a path.
     """
     if not isinstance(value, str | os.PathLike) or "\0" in str(value):
         raise ValueError(f"{field}: expected the path of a folder or file, got {given(value)}")
@@ -376,39 +376,39 @@ def path(field: str, value: Any) -> Path:
 
 
 def prng_key(field: str, value: Any, *, traced: bool = True) -> Array:
-    """One typed PRNG key; the words of one (`jax.random.PRNGKey`) are wrapped.
+    """Check a scalar typed PRNG key; raw key data (`jax.random.PRNGKey`) is wrapped.
 
     Args:
         field: the name of the argument.
-        value: a key, or uint32 words of the default implementation.
-        traced: whether a traced key will do.
+        value: a key, or uint32 key data of the default implementation.
+        traced: whether a traced key is allowed.
 
     Raises:
-        ValueError: the value is not one key.
+        ValueError: the value is not a scalar key, or is traced and ``traced`` is False.
     """
     if isinstance(value, Tracer) and not traced:
         raise ValueError(
-            f"{field}: expected a key outside of jit and vmap, got a traced one; inside of them use jaxmarket.train"
+            f"{field}: expected a key outside of jit and vmap, got a traced key; use jaxmarket.train under jit and vmap"
         )
     if isinstance(value, np.ndarray | jax.Array):
         if value.dtype == np.uint32 and value.ndim == 1:
             try:
                 value = jax.random.wrap_key_data(jnp.asarray(value))
-            except (TypeError, ValueError) as error:  # words of another implementation than the default
+            except (TypeError, ValueError) as error:  # key data of another implementation
                 raise ValueError(
-                    f"{field}: expected a typed key, got {value.shape[0]} words of type uint32, which are not a key of "
-                    "the default implementation; use jax.random.wrap_key_data(words, impl=...)"
+                    f"{field}: expected a typed key, got {value.shape[0]} uint32 words, which do not fit the default "
+                    "implementation; use jax.random.wrap_key_data(words, impl=...)"
                 ) from error
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             if value.ndim:
-                raise ValueError(f"{field}: expected one key, got keys of shape {value.shape}; give one of them")
+                raise ValueError(f"{field}: expected a scalar key, got keys of shape {value.shape}; index the array")
             return jnp.asarray(value)
     use = f"jax.random.key({given(value)})" if isinstance(value, Integral) else "jax.random.key(0)"
     raise ValueError(f"{field}: expected a PRNG key, got {given(value)}; use {use}")
 
 
 def given(value: Any) -> str:
-    """What was given, for a message: as `shown`, strings in quotes."""
+    """A value for an error message: like `shown`, with quotes around strings."""
     return shown(repr(value) if isinstance(value, str) else value)
 
 

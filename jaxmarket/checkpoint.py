@@ -1,7 +1,7 @@
-"""Arrays on disk: one safetensors file per tree, written atomically, restored exactly, checked before it is used.
+"""Arrays on disk: one safetensors file per pytree, written atomically, restored exactly, verified before use.
 
-A file holds arrays by their paths in the tree, a note that JSON can hold, and a digest of both. A write that was cut
-off leaves the file that was there before; a file that was changed afterwards is refused. Nothing in it is executed.
+A file contains the arrays by their paths in the tree, a JSON note, and a digest of both. An interrupted write leaves
+the previous file in place; a file that was changed later raises an error. Loading a file never executes code from it.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ __all__ = ["Checkpoints", "Saved", "digest", "flatten", "load", "restore", "save
 Arrays = dict[str, np.ndarray]
 _ALONE = "value"  # the name of an array that is the whole tree
 _SUFFIX = ".safetensors"
-_ABOUT = "jaxmarket"  # the entry of a file's metadata that is ours
-_LARGEST_NOTE = 2**24  # bytes a file may have beyond its arrays
+_ABOUT = "jaxmarket"  # the entry of a file's metadata with the note and the digest
+_LARGEST_NOTE = 2**24  # largest size of a file in bytes, not counting its arrays
 
 
 class Saved(NamedTuple):
@@ -104,16 +104,16 @@ def _seal(arrays: Mapping[str, np.ndarray], note: str) -> str:
 
 
 def save(path: Path, tree: PyTree, note: Mapping[str, Any] | None = None) -> None:
-    """Write the arrays of a pytree and a note to a file, replacing the one that is there once the new one is complete.
+    """Write the arrays of a pytree and a note to a file, replacing an existing file once the new one is complete.
 
     Raises:
         ValueError: the disk is full, or the file cannot be written.
     """
-    import safetensors.numpy  # noqa: PLC0415  only where files are written
+    import safetensors.numpy  # noqa: PLC0415  imported only to write files
 
     text = json.dumps(dict(note or {}), sort_keys=True)
     arrays = {name: np.asarray(value, order="C") for name, value in flatten(tree).items()}
-    # One entry: safetensors writes several in random order, and equal checkpoints should be equal files.
+    # A single entry, because safetensors writes several in random order, and equal checkpoints should give equal files.
     about = json.dumps({"note": text, "sha256": _seal(arrays, text)}, sort_keys=True)
     data = safetensors.numpy.save(arrays, {_ABOUT: about})
     try:
@@ -128,12 +128,12 @@ def load(path: Path, most: int = 2**62) -> Saved:
     """Read a file that `save` wrote.
 
     Args:
-        path: of the file.
-        most: bytes its arrays may have.
+        path: the file.
+        most: largest total size of its arrays in bytes.
 
     Raises:
-        OSError: it cannot be read, or is larger.
-        ValueError: it is damaged.
+        OSError: the file cannot be read, or is larger.
+        ValueError: the file is damaged.
     """
     import safetensors.numpy  # noqa: PLC0415
 
@@ -145,9 +145,9 @@ def load(path: Path, most: int = 2**62) -> Saved:
         text, seal = about["note"], about["sha256"]
         note = json.loads(text)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("it is not a file of arrays that was written here") from error
+        raise ValueError("not a file of arrays that this library wrote") from error
     if seal != _seal(arrays, text) or not isinstance(note, dict):
-        raise ValueError("its content is not what was written")
+        raise ValueError("its content does not match its digest")
     return Saved(arrays, note)
 
 
@@ -173,7 +173,7 @@ class Checkpoints:
     In a run of several processes all of them call the same methods with the same values, and the first one writes.
 
     Args:
-        folder: where; made by the first checkpoint.
+        folder: the folder; the first checkpoint creates it.
         keep: how many to keep. The last but one is there for when the last one is damaged.
     """
 
@@ -181,21 +181,21 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def __enter__(self) -> "Checkpoints":
-        """Remove what a write that was cut off left behind."""
+        """Remove the incomplete files of interrupted writes."""
         if jax.process_index() == 0:
             for unfinished in self.folder.glob(f"*{_SUFFIX}{files.UNFINISHED}"):
                 unfinished.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Nothing is open between writes."""
+        """Do nothing: no file is open between writes."""
 
     def path(self, step: int) -> Path:
         """The file of a checkpoint."""
         return self.folder / f"{step}{_SUFFIX}"
 
     def steps(self) -> list[int]:
-        """Of the checkpoints, the oldest first."""
+        """The steps of the checkpoints, the oldest first."""
         try:
             names = os.listdir(self.folder)
         except OSError:
@@ -204,7 +204,7 @@ class Checkpoints:
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
-        """Write a checkpoint, then remove those that are too many; the last one stays as it is until this is complete.
+        """Write a checkpoint, then remove the oldest ones; the previous one stays in place until this one is complete.
 
         Raises:
             ValueError: the disk is full, or the folder cannot be written.
@@ -236,5 +236,5 @@ class Checkpoints:
         try:
             return steps[-1], load(path, most)
         except (ValueError, OSError) as error:
-            remedy = f"to go on from step {steps[-2]}" if len(steps) > 1 else "to begin again"
+            remedy = f"to resume from step {steps[-2]}" if len(steps) > 1 else "to start over"
             raise ValueError(f"{path}: the checkpoint is damaged, {error}; remove it {remedy}") from error

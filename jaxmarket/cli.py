@@ -32,7 +32,7 @@ __all__ = ["app", "main"]
 
 
 def _convert(kind: type, text: str) -> Any:
-    # Left to itself cyclopts rounds 1.5 to 2 and does not know 1e6.
+    # cyclopts would round 1.5 to 2, and rejects 1e6.
     return read_whole(text) if kind is int else cyclopts.convert(kind, [text])
 
 
@@ -45,7 +45,7 @@ app = App(
 )
 
 DIVERGED = 3
-"""Exit code of a command whose every seed diverged: there is no result."""
+"""Exit code of a command if every seed diverged, so that it has no result."""
 
 Json = Annotated[bool, Parameter(negative=())]
 
@@ -80,7 +80,7 @@ def train(
         devices: how many devices to spread seeds and instances over, or all.
         log: also log to console, jsonl, tensorboard or wandb; several times for several.
         check: stop where a bid, price or reward is no number, or money comes from nowhere, and say so; slower.
-        other_versions: with --resume, go on although other versions of the libraries began the run; bits may differ.
+        other_versions: with --resume, continue a run of other library versions; results may differ.
         json: make the last line of standard output one JSON object.
     """
     unknown = set(log) - set(LOGGERS)
@@ -126,7 +126,7 @@ def train(
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
-        again = "" if out is None else f"; go on with {runs.resume_command(out)}"
+        again = "" if out is None else f"; resume with {runs.resume_command(out)}"
         screen.message(f"interrupted: the figures are those of the training so far{again}", "yellow")
     if out is not None:
         screen.message(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
@@ -140,7 +140,7 @@ def train(
 def _some_seed(returns: Any, remedy: str) -> None:
     """End with exit code 3 if every seed diverged."""
     if not len(divergence.finite(returns)):
-        _stop(f"every seed diverged, there is no result; {remedy}", DIVERGED)
+        _stop(f"every seed diverged, so there is no result; {remedy}", DIVERGED)
 
 
 @app.command
@@ -186,7 +186,7 @@ def launch(
         folder = next((b for a, b in itertools.pairwise(words) if a in ("--out", "--resume")), None)
         if folder is not None and Path(folder, "config.json").exists():
             again = f"jaxmarket launch --processes {processes} train --resume {shlex.quote(folder)}"
-            stopped += f"; go on with: {again}"
+            stopped += f"; resume with: {again}"
         _stop(stopped, code)
     sys.exit(code)
 
@@ -227,7 +227,7 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
             f"{bids}_unfinished_share": share,
         }
     if not kept.all():
-        table.caption = f"without seeds that diverged: {', '.join(map(str, summary['diverged']))}"
+        table.caption = f"excludes diverged seeds: {', '.join(map(str, summary['diverged']))}"
     Screen().print(table)
     _say_if_interrupted(run)
     if json:
@@ -320,7 +320,7 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
         relative = "–" if np.isnan(change) else f"{change:.3f}"
         table.add_row(part, mine[0]["weights"], relative, f"{moved:.3f}")
     table.caption = (
-        "change: |after - before| / |before|, – where it was zero before · "
+        "change: |after - before| / |before|, – if it was zero before · "
         "moved: by more than a tenth of the part's root mean square"
     )
     screen = Screen()
@@ -388,7 +388,7 @@ def sweep(
     try:
         found = sweeps.sweep(config.env, varied, folder, samples=samples, seed=seed, share=share, **given)
     except KeyboardInterrupt:
-        _stop("interrupted; what was finished is kept, run it again to go on", 130)
+        _stop("interrupted; finished parts are kept, repeat the command to continue", 130)
     screen = Screen()
     screen.print(*(sheet.table() for sheet in found.sheets()))
     screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
@@ -468,7 +468,7 @@ def reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        _stop("interrupted; what was finished is kept, run it again to go on", 130)
+        _stop("interrupted; finished parts are kept, repeat the command to continue", 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:

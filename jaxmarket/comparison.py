@@ -33,12 +33,12 @@ class Outcome:
         folder: where it is.
         env: name of its environment.
         settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
-        returns: f [S], greedy returns of fresh episodes after training; NaN for seeds that diverged.
-        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN where not known.
+        returns: f [S], greedy returns of fresh episodes after training; NaN for diverged seeds.
+        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN if unknown.
         diverged: see `divergence.find`.
         steps: f [T, S], environment steps so far.
-        learning: f [T, S], return of the episodes that ended since the last row; NaN where none did, and for seeds
-            that diverged.
+        learning: f [T, S], return of the episodes that ended since the last row; NaN if none did, and for diverged
+            seeds.
         steps_per_second: environment steps of all seeds together.
         interrupted: whether training was cut short.
     """
@@ -213,7 +213,7 @@ class Comparison:
         pairwise = ("interquartile mean", "minus first", "P(above first)")
         alone = ("seeds", "diverged", "unfinished", "return", self.goal, "reached by", "steps/s")
         if any(row["diverged"] for row in rows):
-            reached += "\ndiverged: seeds that are left out of all numbers"
+            reached += "\ndiverged: seeds that are excluded from all numbers"
         else:
             never = (*never, "diverged")
         if any(row["unfinished"] > 0 for row in rows):
@@ -223,7 +223,7 @@ class Comparison:
         if "seeds" in self.differing:
             alone = alone[1:]
         title = title or f"{self.runs[0].env}: {len(self.runs)} runs"
-        # A run's name stands for its settings, which may be many.
+        # The settings may be many, and the name of a run already contains them.
         below = () if named else tuple(name for name in self.differing if name != "seeds")
         return [
             Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never), below=below),
@@ -262,7 +262,7 @@ class Comparison:
 
 
 def _against(how: Callable[[Any, Any], Estimate], run: Outcome, first: Outcome) -> Estimate | None:
-    """One run against the first: None for the first itself, NaN where one of them has no seed that did not diverge."""
+    """Compare a run with the first: None for the first itself, NaN if every seed of either run diverged."""
     if run is first:
         return None
     if not len(run.kept) or not len(first.kept):
@@ -293,7 +293,7 @@ def label(settings: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Each folder's own name, after as many of the folders around it as it takes to tell all of them apart."""
+    """The shortest trailing parts of the paths that are distinct."""
     parts = [path.resolve().parts for path in paths]
     names: list[str] = []
     for count in range(1, max(map(len, parts)) + 1):

@@ -86,8 +86,8 @@ class TrainConfig:
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1 (in Python, also an environment object).
-        agent: society, or monolith: one PPO agent that acts by itself, to compare with; it refuses the settings of
-            bids and auctions, which are None in its configuration.
+        agent: society, or monolith: a single PPO agent as a baseline, without settings of bids and auctions, which
+            are None in its configuration.
         auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only); in
             Python, also a Mechanism.
         learner: ppo, valuation or reinforce.
@@ -184,11 +184,11 @@ class TrainConfig:
             object.__setattr__(self, field, value)
 
     def _fill(self, values: Mapping[str, Any]) -> None:
-        """Give settings that are None these values."""
+        """Set those of these settings that are None."""
         self._set(**{field: value for field, value in values.items() if getattr(self, field) is None})
 
     def _to_plain(self) -> None:
-        """Turn what was given, such as NumPy scalars, into plain Python values, or refuse it."""
+        """Convert settings, such as NumPy scalars, to plain Python values, and check them."""
         for field in _KINDS:
             self._set(**{field: plain_setting(field, getattr(self, field))})
 
@@ -213,8 +213,8 @@ class TrainConfig:
             )
         if self.updates >= 2**31:
             raise ValueError(
-                f"steps: {self.steps} are {self.updates} updates of instances × horizon = {self.instances} × "
-                f"{self.horizon} auctions, counted up to 2^31 - 1; use more instances or a longer horizon"
+                f"steps: expected at most 2^31 - 1 updates of instances × horizon = {self.instances} × {self.horizon} "
+                f"auctions, got {self.updates} in {self.steps} steps; use more instances or a longer horizon"
             )
         if (self.instances * self.horizon) % self.minibatch:  # type: ignore[operator]
             raise ValueError(
@@ -223,7 +223,7 @@ class TrainConfig:
             )
         if self.dropout is not None and self.primitives * self.clones < 3:  # type: ignore[operator]
             raise ValueError(
-                f"dropout: {self.society.bidders} bidders leave nobody to drop, two always stay; "
+                f"dropout: expected at least 3 bidders, because two always stay, got {self.society.bidders}; "
                 "use more clones, or no dropout"
             )
 
@@ -241,10 +241,10 @@ class TrainConfig:
                 raise ValueError(f"{field}: a monolithic agent holds no auctions; leave it out")
 
     def as_monolith(self) -> "TrainConfig":
-        """The monolithic agent to compare with the society that these settings describe: the other settings stay.
+        """The configuration of a monolithic agent with the same settings, except those of bids and auctions.
 
         Raises:
-            ValueError: there is a setting that only a society has a use for, such as ``dropout``.
+            ValueError: a setting applies only to societies, such as ``dropout``.
         """
         return dataclasses.replace(self, agent="monolith", **dict.fromkeys(_MARKET))
 
@@ -332,26 +332,26 @@ class TrainConfig:
 
 
 def plain_setting(field: str, value: Any) -> Any:
-    """The value of a setting of `TrainConfig` as the configuration holds it: a plain Python value, a NumPy scalar too.
+    """Convert the value of a setting of `TrainConfig`, such as a NumPy scalar, to a plain Python value.
 
     Raises:
-        ValueError: it is of another kind than the setting.
+        ValueError: the value is not valid for the setting.
     """
     if value is None or field not in _KINDS:
         return value
     if isinstance(value, Tracer) and field in _TRACED:
         raise ValueError(
-            f"{field}: a TrainConfig holds plain numbers, got a value traced by jit or vmap; use train(config, "
+            f"{field}: expected a Python number, got a value traced by jit or vmap; use train(config, "
             f"key, hyper=config.hyperparameters.replace({_TRACED[field]}=...))"
         )
     return _KINDS[field](field, value)
 
 
 def check_config(config: Any) -> TrainConfig:
-    """The settings, where they are some.
+    """Check that ``config`` is a `TrainConfig`, and return it.
 
     Raises:
-        ValueError: something else was given in their place, such as the id of an environment.
+        ValueError: ``config`` is something else, such as the id of an environment.
     """
     if isinstance(config, TrainConfig):
         return config
@@ -366,7 +366,7 @@ def check_config(config: Any) -> TrainConfig:
 _ONLY_FOR = {"value_learning_rate": ("ppo",), "clip": ("ppo",), "entropy": ("ppo", "reinforce")}
 _HEADS: dict[str, Any] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
 _MARKET = ("auction", "clones", "share_clones", "bids", "ties")
-"""Settings that every society has, and no monolithic agent."""
+"""Settings that every society has, and that are None for a monolithic agent."""
 
 
 def _auction(_: str, value: Any) -> Any:
@@ -391,4 +391,4 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "ties": functools.partial(choice, known=("random", "lowest")),
 }
 _TRACED = {f.name: f.name for f in dataclasses.fields(Hyperparameters)} | {"gamma": "discount"}
-"""Settings that a compiled program takes as arguments, by their names there."""
+"""Settings that compiled programs take as arguments, with their names in `Hyperparameters`."""

@@ -6,11 +6,11 @@ parallel instances that share one table of wealth:
 every agent bids for every instance's state, at most a B-th of its wealth → the auctions clear → winners pay, owners
 are paid → winners act, rewards are credited → rent, levy and tax.
 
-With one instance this is the printed algorithm. As nobody can bid more than a B-th of its wealth in any instance,
-nobody can spend more than it has: while rewards are not negative, wealth does not fall below zero but for rounding
-(some 1e-7 of what it paid). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
-(`population.turnover`). An agent whose wealth is no longer a finite number, because a reward was NaN or an account
-overflowed, dies at once (`Books.nonfinite`).
+With one instance this is the printed algorithm. Because no agent bids more than a B-th of its wealth in any instance,
+no agent can spend more than it has: while rewards are not negative, wealth does not fall below zero except by rounding
+(about 1e-7 of the payments). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
+(`population.turnover`). An agent whose wealth is no longer finite, because a reward was NaN or an account overflowed,
+dies at once (`Books.nonfinite`).
 """
 
 import dataclasses
@@ -91,8 +91,8 @@ class Books(struct.PyTreeNode):
     Money changes by ``reward + subsidy + income + allowance - house - rent - levy - tax - estate`` and by nothing else.
     The house's takings are a flow and no account: in float32 an account that only grows would soon stop growing.
 
-    An agent whose account is no longer finite after a reward dies at once. What it owned before is in ``estate``, and
-    its rewards of that step are in no sum, so that the flows stay finite and add up.
+    An agent whose account is no longer finite after a reward dies at once. ``estate`` contains its previous wealth, and
+    no sum contains its rewards of that step, so that the flows stay finite and consistent.
     """
 
     reward: Array  # from the environment, to agents that survive it
@@ -428,8 +428,8 @@ def _step(
 
 
 def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
-    """One payment in each instance: the accounts, and what rounding would have taken below 0, which the house bears."""
-    if market.instances == 1:  # one payment of at most what is there: exact
+    """Make one payment per instance: the accounts, and the rounding error below 0, which the house bears."""
+    if market.instances == 1:  # a single payment of at most the balance never rounds below 0
         return accounts.at[payer].add(-amounts), jnp.zeros((), accounts.dtype)
     return pay(accounts, payer, amounts)
 
@@ -438,7 +438,8 @@ def _credit(population: Population, accounts: Array, winner: Array, reward: Arra
     """Pay rewards f [B]; agents whose accounts are not finite then die.
 
     Returns:
-        The accounts, 0 of the dead; who died bool [N]; and what they owned before the reward f [], finite amounts only.
+        The accounts, 0 for dead agents; whether each agent died, bool [N]; and the finite wealth of dead agents before
+        the reward, f [].
     """
     places = population.capacity
     before, after = accounts[:places], accounts.at[winner].add(reward)

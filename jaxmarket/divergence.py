@@ -1,8 +1,9 @@
-"""Divergence: seeds whose training or evaluation left the finite numbers, and statistics without them.
+"""Divergence: seeds whose training or evaluation is not finite, and statistics over the other seeds.
 
 A seed has diverged if, after some chunk of training, its parameters are not finite (or so large that their squares are
-not) or a reward was not; or if a return or a greedy bid of its evaluation is not. The return of such a seed is NaN in
-every result (``null`` in JSON), statistics are over the other seeds, and every table says how many were left out.
+not finite) or a reward was not finite; or if a return or a greedy bid of its evaluation is not finite. The return of a
+diverged seed is NaN in every result (``null`` in JSON), statistics cover the other seeds, and tables show the number of
+excluded seeds.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,10 +19,10 @@ __all__ = ["Spread", "best", "described", "diverged", "find", "finite", "spread"
 
 
 def diverged(parameters: PyTree, reward: Array) -> Array:
-    """Whether parameters or rewards of one seed left the finite numbers: f [], 1 or 0.
+    """Whether parameters or rewards of one seed are not finite: f [], 1 or 0.
 
     Args:
-        parameters: leaves [...]. One whose square overflows (1.8e19 in float32) counts as infinite.
+        parameters: leaves [...]. Parameters whose square overflows (1.8e19 in float32) count as infinite.
         reward: f [], a sum of rewards.
     """
     leaves = [leaf for leaf in jax.tree.leaves(parameters) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
@@ -30,20 +31,20 @@ def diverged(parameters: PyTree, reward: Array) -> Array:
 
 
 def valid(returns: Array, parameters: PyTree) -> Array:
-    """A return f [] of one seed, NaN if its parameters left the finite numbers: such a policy still acts somehow."""
+    """A return f [] of one seed, NaN if its parameters are not finite: such a policy can still earn a finite return."""
     return jnp.where(diverged(parameters, returns) > 0, jnp.nan, returns)
 
 
 def find(metrics: Mapping[str, np.ndarray], *evaluated: Any) -> list[dict[str, Any]]:
-    """The seeds that diverged, in order.
+    """The diverged seeds, in order.
 
     Args:
-        metrics: of a run, [chunks, seeds]: ``diverged`` and ``welfare``.
-        evaluated: f [seeds, ...] each: what an evaluation measured, such as returns and bids.
+        metrics: metrics of a run, [chunks, seeds]: ``diverged`` and ``welfare``.
+        evaluated: results of the evaluation, such as returns and bids, f [seeds, ...] each.
 
     Returns:
-        For each of them ``seed``; ``chunk``, the first whose metrics show it, from 1, or None where only the evaluation
-        does; and ``cause``: ``"reward"``, ``"parameters"`` or ``"evaluation"``.
+        For each diverged seed: ``seed``; ``chunk``, the first chunk whose metrics show it, counted from 1, or None if
+        only the evaluation does; and ``cause``: ``"reward"``, ``"parameters"`` or ``"evaluation"``.
     """
     fine = [np.isfinite(np.asarray(each, np.float64)).reshape(len(each), -1).all(1) for each in evaluated]
     found = []
@@ -66,11 +67,11 @@ _CAUSES = {
 
 
 def described(found: Iterable[Mapping[str, Any]], seeds: int) -> str:
-    """Which seeds diverged, since when and why: a line for people.
+    """A line of text that lists the diverged seeds, their causes and first chunks.
 
     Args:
-        found: see `find`.
-        seeds: of the run.
+        found: the result of `find`.
+        seeds: number of seeds of the run.
     """
     parts = []
     for each in found:
@@ -84,13 +85,13 @@ _SHOWN = 5
 
 
 def finite(values: Any) -> np.ndarray:
-    """Those of some numbers that are finite: f64 [n]; None, which JSON has in place of NaN, is not."""
+    """The finite values, f64 [n]. None, which stands for NaN in JSON, is not finite."""
     array = np.asarray(values, np.float64).reshape(-1)
     return array[np.isfinite(array)]
 
 
 class Spread(NamedTuple):
-    """Statistics over the finite ones of some numbers; all are NaN if there is none."""
+    """Statistics over finite values; all are NaN if there are none."""
 
     mean: float
     std: float
@@ -110,12 +111,12 @@ def best(values: Any) -> int:
     """The index of the highest finite value.
 
     Raises:
-        ValueError: none is finite.
+        ValueError: no value is finite.
     """
     array = np.asarray(values, np.float64)
     if not np.isfinite(array).any():
         raise ValueError(
-            f"seed: expected a finite return to choose by, got {array.size} that are not: every seed diverged; "
-            "name one, or train again"
+            f"seed: expected at least one finite return, got {array.size} that are not finite: every seed diverged; "
+            "give seed, or train again"
         )
     return int(np.argmax(np.where(np.isfinite(array), array, -np.inf)))

@@ -54,12 +54,12 @@ __all__ = [
 
 
 class Certificate(struct.PyTreeNode):
-    """How far from an equilibrium: 0 everywhere in an exact one.
+    """The distance from an equilibrium: 0 everywhere in an exact equilibrium.
 
-    Two scales keep it meaningful in markets where hardly anything is traded. Excess demand is measured over the supply
-    of a good, or over a larger quantity if the last digits of the prices decide about more than that. The gap is
-    measured over welfare, or over the rounding error of the money at stake if welfare is less than that. A market in
-    which nothing is wanted or can be paid for has an equilibrium at prices of 0, with a gap of 0.
+    Two scales keep it meaningful in markets with little trade. Excess demand is relative to the supply of a good, or to
+    the effect of rounding errors of prices on demand if that is larger. The gap is relative to welfare, or to the
+    rounding error of the money at stake if that is larger. A market without demand or without money has an equilibrium
+    at prices of 0, with a gap of 0.
     """
 
     excess: Array  # f [] most excess demand of a good, over its supply, at the quoted prices
@@ -112,11 +112,11 @@ def capped_values(valuations: PyTree, wealth: Array, bundles: Array) -> Array:
 
 
 _NEXT_TO_NOTHING = 1e-30
-"""Stands in for a tolerance of 0 where something is divided by it."""
+"""Replaces a tolerance of 0 in divisions."""
 
 _HALVINGS = 27
 _LEAST = -40.0
-"""log λ of the poorest agents: e⁻⁴⁰ squared is still a number in single precision, as derivatives need."""
+"""log λ of the poorest agents: the square of e⁻⁴⁰, which derivatives need, does not underflow in single precision."""
 
 
 def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> Array:
@@ -240,10 +240,10 @@ def _units(supply: Array, otherwise: Array | float = 1.0) -> Array:
 
 
 def _response(valuations: PyTree, wealth: Array, prices: Array) -> Array:
-    """How much demand changes per relative change of prices, in absolute amounts summed over agents: f [G].
+    """The change of demand per relative change of prices, summed over agents in absolute value: f [G].
 
-    Goods' prices change in different directions, since agents whom wealth limits react to relative prices only. In at
-    least one of the log2 G + 1 directions any two goods move apart.
+    Prices of different goods change in different directions, because agents at their budgets react to relative prices
+    only. For any two goods, their prices diverge in at least one of the log2 G + 1 directions.
     """
     goods = np.arange(prices.shape[0])
     bits = np.arange(max(int(goods[-1]).bit_length(), 1) + 1)[:, None]
@@ -318,8 +318,8 @@ def _solve(
         return prices, iterations.astype(prices.dtype)  # what has no derivative may not be an integer here
 
     def tangent(linear: Callable[[Array], Array], target: Array) -> Array:
-        # The least change where several would do: when goods are free, prices that nobody minds. Rows and columns are
-        # scaled, or the pseudoinverse would take small numbers of one unit for zeros beside those of another.
+        # The pseudoinverse selects the smallest of several solutions, which exist if goods are free. Rows and columns
+        # are scaled; otherwise it would treat small values in one unit as zeros beside values in another unit.
         matrix = jax.jacobian(linear)(jnp.zeros_like(target)) * scale
         size = jnp.abs(matrix).max(1)
         size = jnp.where(size > 0, size, 1)
@@ -329,8 +329,8 @@ def _solve(
     at = jax.lax.stop_gradient(found)
     epsilon = jnp.finfo(found.dtype).eps
     response = _response(*frozen, at)
-    # Where there is so little of a good that the last digits of its price decide who gets any of it, prices are a few
-    # digits lower: of slightly too much demand everybody gets a share, but of too little, something would be left.
+    # If the supply of a good is so small that rounding errors of its price decide the allocation, its price is rounded
+    # down: slightly excessive demand is rationed, but insufficient demand would leave part of the supply unsold.
     coarse = 16 * epsilon / max(tolerances[0], _NEXT_TO_NOTHING) * response
     found = jnp.where((supply > 0) & (coarse > supply), found * (1 - 4 * epsilon), found)
     demands = _demands(valuations, wealth, found)
@@ -364,7 +364,7 @@ def _relative_gap(
 ) -> Array:
     """Σ regret over welfare: the duality gap of max Σ min(v_i, w_i), since bundles add up to the supply. f [].
 
-    ``least``, the rounding error of the money at stake, stands in for less welfare than that.
+    ``least``, the rounding error of the money at stake, replaces a smaller welfare.
     """
     welfare = capped_values(valuations, wealth, bundles).sum()
     gap = regret(valuations, wealth, prices, bundles).sum()
@@ -374,15 +374,15 @@ def _relative_gap(
 def _balance(
     excess: Array, prices: Array, units: Array, welfare: Array, tolerance: float, usual: Array | float = jnp.inf
 ) -> Array:
-    """By how many times a search misses its tolerance, at worst: f []. The quantities are those of the certificate.
+    """The largest ratio of a quantity of the certificate to its tolerance: f [].
 
     Args:
-        excess: f [G], excess demand in ``units`` f [G], to be at most the tolerance.
-        prices: f [G]. What is left unsold at these prices is to cost the tolerance times welfare at most.
-        welfare: f [], Σ min(v_i, w_i) of what is demanded.
-        tolerance: of both.
-        usual: f [G], prices that are not small. What is scarce costs little at any price, so that the price of all
-            that is left says nothing about it: of goods that are not nearly free, little may be left, too.
+        excess: f [G], excess demand in ``units`` f [G], at most the tolerance at convergence.
+        prices: f [G]. At convergence unsold goods cost at most the tolerance times welfare at these prices.
+        welfare: f [], Σ min(v_i, w_i) of the demanded bundles.
+        tolerance: the tolerance of both.
+        usual: f [G], prices that are not small. The total price of unsold goods is insensitive to scarce goods, which
+            cost little at any price; unsold amounts of goods that are not nearly free are therefore limited as well.
     """
     tolerance = max(tolerance, _NEXT_TO_NOTHING)
     left = jnp.maximum(-excess, 0)
@@ -395,16 +395,16 @@ def _balance(
 class Tatonnement:
     """p ← max(p + η z, 0), z = demand - supply (Walras 1874), for strictly concave valuations.
 
-    Every good has a rate η of its own: half of it when its excess demand has changed sign, a little more while it has
-    not. After a change of sign a price moves back by half of its last move at most. Nothing else is known to the one
-    who sets it. That it ends is not promised: the certificate says.
+    Every good has a separate rate η, which is halved when its excess demand changes sign and grows slightly otherwise.
+    After a change of sign a price moves back by at most half of its last move. Prices depend on excess demand only.
+    Convergence is not guaranteed; see the certificate.
 
-    It stops when excess demand and the price of what nobody wants are small; when prices that should move cannot, being
-    between two neighbouring floating-point numbers; or when nothing has improved for ``patience`` adjustments.
+    It stops when excess demand and the price of unsold goods are small; when prices can no longer move in floating
+    point; or without improvement for ``patience`` adjustments.
 
     Attributes:
         iterations: the most.
-        tolerance: excess demand over supply at which it stops, and price of what nobody wants over welfare.
+        tolerance: largest excess demand over supply, and largest price of unsold goods over welfare, at convergence.
         gap: relative optimality gap that still counts as converged.
         rate: η to begin with, over price and supply.
         patience: adjustments without improvement after which it stops, and returns the best prices it has seen.
@@ -457,12 +457,12 @@ class Tatonnement:
         return path
 
     def _find(self, market: "_Market", start: Array, count: int | Array = 0) -> tuple[Array, Array]:
-        """Prices at which demand is the supply, and the adjustments made, beside ``count`` before."""
+        """Prices at which demand equals supply, and the number of adjustments including ``count`` earlier ones."""
         adjust, begin = self._adjustment(market, start)
 
         def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
             now, best = carry
-            # NaN is never better than what was there before, and does not become a number again.
+            # NaN never counts as an improvement, and never becomes finite again.
             return (now.miss > 1) & (now.done - best.done < self.patience) & (now.done < self.iterations)
 
         def once(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
@@ -475,7 +475,7 @@ class Tatonnement:
         return best.prices, last.done
 
     def _adjustment(self, market: "_Market", start: Array) -> tuple[Callable[["_Adjusted"], "_Adjusted"], "_Adjusted"]:
-        """One adjustment, and what it begins with."""
+        """The function of one adjustment, and its initial value."""
         epsilon = jnp.finfo(start.dtype).eps
 
         def look(prices: Array, stuck: Array) -> tuple[Array, Array]:
@@ -486,14 +486,14 @@ class Tatonnement:
             return excess, miss
 
         def adjust(old: _Adjusted) -> _Adjusted:
-            # A price moves tenfold at most, so that a good can become free but not by accident.
+            # Limit moves to tenfold, so that no good becomes free by a single overshoot.
             move = jnp.clip(old.rate * jnp.clip(old.excess, -0.9, 9), -old.limit, old.limit)
             prices = old.prices * (1 + move)
             stuck = jnp.where(jnp.abs(move) <= 2 * epsilon, old.stuck + 1, 0)
             excess, miss = look(prices, stuck)
             crossed = excess * old.excess < 0
-            # Excess demand can be many supplies, and excess supply only one: without a limit prices of scarce goods
-            # leap up and creep down for ever.
+            # Excess demand can be many times the supply, but excess supply at most the supply. Without a limit, prices
+            # of scarce goods would jump up and decrease slowly, forever.
             limit = jnp.where(crossed, jnp.abs(move) / 2, old.limit * 1.2)
             rate = jnp.minimum(jnp.where(crossed, old.rate / 2, old.rate * 1.2), 1)
             return _Adjusted(prices, rate, limit, excess, miss, stuck, old.done + 1)
@@ -505,12 +505,12 @@ class Tatonnement:
 
 
 _STUCK = 20
-"""Adjustments in a row in which a price moves by its last digit at most, after which it counts as found. Enough for a
-rate that is too small to recover: rates grow 1.2-fold."""
+"""Consecutive adjustments with moves of at most the last digit after which a price counts as found. They allow a rate
+that is too small to recover, because rates grow 1.2-fold."""
 
 
 class _Market(NamedTuple):
-    """What a search for prices knows."""
+    """The inputs of a search for prices."""
 
     demands: Callable[[Array], Array]  # prices f [G] -> f [N, G]
     worth: Callable[[Array], Array]  # bundles f [N, G] -> welfare f []
@@ -522,7 +522,7 @@ class _Market(NamedTuple):
 def _market(
     demands: Callable[[Array], Array], valuations: PyTree, wealth: Array, supply: Array, usual: Array
 ) -> _Market:
-    """With the scales that go with usual prices f [G]."""
+    """The market, with scales that follow from usual prices f [G]."""
 
     def worth(bundles: Array) -> Array:
         return capped_values(valuations, wealth, bundles).sum()
@@ -531,7 +531,7 @@ def _market(
 
 
 class _Adjusted(NamedTuple):
-    """Where tâtonnement is."""
+    """The state of tâtonnement."""
 
     prices: Array  # f [G]
     rate: Array  # f [G] η
@@ -601,10 +601,10 @@ class ConvexProgram:
         return _solve(find, valuations, wealth, holdings, prices, (10 * self.tolerance, self.gap))
 
     def _minimise(self, market: _Market, start: Array, iterations: int) -> tuple[Array, Array]:
-        """Prices [G] at which demand is the supply, and after how many iterations."""
+        """Prices [G] at which demand equals supply, and the number of iterations."""
         tiny, epsilon = jnp.finfo(start.dtype).tiny, jnp.finfo(start.dtype).eps
         supply, units = market.supply, market.units
-        # Money is counted in what is traded at first; of what is scarce, in what would be.
+        # The unit of money is the initial trade; for scarce goods, the trade that demand would imply.
         scale = jnp.maximum(start @ jnp.maximum(supply, market.demands(start).sum(0) / 100), tiny)
 
         def dual(logs: Array) -> Array:
@@ -641,7 +641,7 @@ class ConvexProgram:
         supply = holdings.sum(0)
         usual = valuations.values.max(0)
         start = _start(usual, prices)
-        # Of a good of which there is nothing, agents could use what their money would buy.
+        # For a good with zero supply, the scale is the amount that the agents' money would buy.
         units = _units(supply, jnp.maximum(wealth, 0).sum() / jnp.where(usual > 0, usual, 1))
         # Half as much of a good as there is, given to a few, costs about as much as the stiffness says.
         typical = units * holdings.shape[1] / holdings.shape[0]
@@ -673,8 +673,8 @@ class ConvexProgram:
             return ~best.certificate.converged & going
 
         zero = jnp.zeros((), jnp.int32)
-        # At these prices buying nothing is a best choice. Where owners are those who value goods most, or nobody values
-        # or can pay for anything, that is an equilibrium.
+        # At these prices buying nothing is optimal. That is an equilibrium if owners value their goods most, or if no
+        # agent values or can pay for any good.
         nothing = _conclude(valuations, wealth, holdings, start, jnp.zeros_like(holdings), zero, tolerances, units)
         found = jax.lax.while_loop(goes_on, solve, (holdings, start, zero, zero, nothing))
         best = found[-1]
@@ -764,7 +764,7 @@ class ProportionalResponse:
 
         def goes_on(carry: tuple[Array, ...]) -> Array:
             gap, _, count, found = carry[2:]
-            # Written so that it ends at NaN, too.
+            # This comparison also ends the loop at NaN.
             return (count < self.iterations) & (gap > self.gap) & (count - found < self.patience) | (count == 0)
 
         def rounds(carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -793,8 +793,8 @@ class SealedBids:
 
     Only for `Additive` valuations: with others, indivisible goods may have no equilibrium at all, and nothing is
     looked for. An agent's bids for what is for sale shrink in proportion where together they exceed its wealth, so
-    that nobody can owe more than it has. A good of which there is nothing is quoted a price, and not sold. A good that
-    nobody bids on stays with its owners. An agent does not bid on goods whose value is not finite, nor at all if its
+    that nobody can owe more than it has. A good with zero supply has a price, but is not sold. A good
+    without bids stays with its owners. An agent does not bid on goods whose value is not finite, nor at all if its
     wealth is NaN.
 
     The certificate's ``gap`` is by the bids made: with prices between the highest and the second highest bid nobody

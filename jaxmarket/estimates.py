@@ -41,7 +41,7 @@ class Estimate:
 
 
 def _number(value: float) -> str:
-    """Three decimals, or none for a count in the thousands; a dash for NaN."""
+    """Three decimals, none for values in the thousands, a dash for NaN."""
     if math.isnan(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
@@ -118,11 +118,11 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
     """Mean of the middle half of the seeds, with a percentile bootstrap interval (Agarwal et al. 2021).
 
     Args:
-        values: f [seeds]; all is NaN where one of them is not finite.
+        values: f [seeds]; the result is NaN if one of them is not finite.
         confidence: of the interval.
     """
     values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():  # sorting would put NaN above all numbers, and trim it
+    if not np.isfinite(values).all():  # sorting would place NaN last, and trimming would remove it
         return Estimate(math.nan, math.nan, math.nan)
 
     def middle(sample: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -152,7 +152,7 @@ class Sheet:
     note: str = ""
     shown: bool = True  # on a terminal; it is written in any case
     aside: tuple[str, ...] = ()  # columns that are written and not shown
-    below: tuple[str, ...] = ()  # columns that follow the table as a list where the width does not do
+    below: tuple[str, ...] = ()  # columns that move to a list below the table on narrow terminals
 
     def flat(self) -> list[dict[str, Any]]:
         """Rows of plain values; an estimate becomes three columns."""

@@ -1,7 +1,7 @@
-"""Files on disk: written whole and synced, read only where they are regular files, in folders with one writer.
+"""Files on disk: atomic, synced writes; reads of regular files only; folders with one writer at a time.
 
-A file counts as written once its bytes are on the disk under its final name and have been read back. A folder that is
-being written belongs to one process at a time (`owned`); the lock ends with the process, however that ends.
+A write returns once the bytes are on disk under the final name and have been read back. `owned` locks a folder for one
+process; the lock ends with the process, even if it is killed.
 """
 
 import contextlib
@@ -41,23 +41,23 @@ __all__ = [
 ]
 
 SUMS = "SHA256SUMS"
-"""A file of checksums in the format of ``sha256sum``, which can check it: ``sha256sum -c SHA256SUMS``."""
+"""The file of checksums, in the format of ``sha256sum``; ``sha256sum -c SHA256SUMS`` verifies them."""
 
 UNFINISHED = ".tmp"
-"""How the name of a file ends until it is complete."""
+"""Suffix of the name of an incomplete file."""
 
 _LOCK = ".lock"
-_LARGEST = 2**31  # bytes of a table or a document; arrays have a limit of their own
+_LARGEST = 2**31  # bytes of a table or a document; arrays have a separate limit
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: after a crash at any moment it has its old content or the new one.
+    """Write a file atomically: after a crash at any moment it has either its old or its new content.
 
     Raises:
-        OSError: it cannot be written, or does not read back as it was written.
+        OSError: the file cannot be written, or reading it back gives other bytes.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.unlink(missing_ok=True)  # never through a link, and never into a pipe, that lies there
+    unfinished.unlink(missing_ok=True)  # do not write through a link or into a pipe of that name
     with unfinished.open("xb") as file:
         file.write(data)
         file.flush()
@@ -91,7 +91,7 @@ def write_rows(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder outlast a power failure, where the platform can."""
+    """Sync the folder, so that a rename survives a power failure, on platforms that support it."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -104,14 +104,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_bytes(path: Path, most: int = _LARGEST) -> bytes:
-    """The content of a regular file. Links, pipes and devices are refused: a folder may come from elsewhere.
+    """Read a regular file. Links, pipes and devices are rejected, because a folder may come from an untrusted source.
 
     Args:
-        path: of the file.
-        most: bytes it may have.
+        path: the file.
+        most: largest size in bytes.
 
     Raises:
-        OSError: there is no such file, it is not a regular one, or it is larger.
+        OSError: the file does not exist, is not a regular file, or is larger than ``most``.
     """
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -148,7 +148,7 @@ def sum_of(path: Path) -> str:
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    """Record the SHA-256 of files in the folder, in its `SUMS` file.
+    """Write the SHA-256 checksums of files in the folder to its `SUMS` file.
 
     Raises:
         OSError: the folder cannot be written.
@@ -157,10 +157,10 @@ def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """The recorded checksums by file name; empty where none were recorded.
+    """The checksums in the `SUMS` file, by file name; empty if there is no such file.
 
     Raises:
-        ValueError: the record is damaged.
+        ValueError: the `SUMS` file is damaged.
     """
     path = folder / SUMS
     try:
@@ -176,10 +176,10 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def sealed(path: Path) -> bytes:
-    """The content of a file whose checksum was recorded when it was written.
+    """Read a file and verify its checksum.
 
     Raises:
-        ValueError: the file cannot be read, it has no checksum, or it was changed since.
+        ValueError: the file cannot be read, is not listed in `SUMS`, or was changed since it was written.
     """
     try:
         data = read_bytes(path)
@@ -190,7 +190,7 @@ def sealed(path: Path) -> bytes:
 
 
 def check_sum(path: Path) -> None:
-    """See that a file, of any size, is the one whose checksum was recorded.
+    """Verify the checksum of a file of any size.
 
     Raises:
         ValueError: as `sealed`.
@@ -219,10 +219,10 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def writing(folder: Path, remedy: str = "make room, or choose another folder") -> Iterator[None]:
-    """Say of whatever cannot be written where that was, and what to do.
+    """A context that turns an `OSError` into a `ValueError` with a remedy.
 
     Raises:
-        ValueError: something inside raised an `OSError`.
+        ValueError: the body raised an `OSError`.
     """
     try:
         yield
@@ -241,14 +241,14 @@ class Lock:
 
     @property
     def holds(self) -> bool:
-        """Whether it still protects the folder of that name: the folder may have been removed, and made anew."""
+        """Whether the lock still belongs to the folder at this path, which may have been deleted and created again."""
         try:
             return os.path.samestat(os.fstat(self._handle), os.stat(self._path))
         except OSError:
             return False
 
     def check(self) -> None:
-        """See that what is written next goes into the folder that was locked.
+        """Check that the folder at this path is still the one that was locked.
 
         Raises:
             ValueError: the folder was removed or replaced.
@@ -270,15 +270,15 @@ class Lock:
 
 @contextlib.contextmanager
 def owned(folder: str | Path) -> Iterator[Lock]:
-    """Be the only writer of a folder, which is made where it does not exist.
+    """A context in which this process is the only writer of a folder, which is created if it does not exist.
 
-    The lock is the operating system's (``flock``) on a file that names process and host. It ends with its process, so
-    that a lock which a killed process left behind is free. Where the file system has no locks, the named process
-    decides: one that is alive on this host, or one on another host, holds the folder. On network file systems that
-    grant every host its own locks (NFS mounted with ``nolock`` or ``local_lock``) hosts do not see each other's.
+    The lock is an operating system lock (``flock``) on a file that names process and host. It ends with its process,
+    so the file that a killed process leaves behind does not lock the folder. On file systems without locks, the folder
+    is locked while the named process is alive on this host, or if it is on another host. On network file systems with
+    separate locks per host (NFS mounted with ``nolock`` or ``local_lock``), hosts do not see each other's locks.
 
     Raises:
-        ValueError: another process, or another call in this one, is writing there, or the folder cannot be written.
+        ValueError: another process, or another call in this process, holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
     path = folder / _LOCK
@@ -311,10 +311,10 @@ def _acquire(path: Path) -> Lock:
 
 
 def _lock(handle: int, path: Path) -> None:
-    """Take the lock of an open lock file.
+    """Acquire the lock of an open lock file.
 
     Raises:
-        ValueError: it is taken.
+        ValueError: another process holds it.
     """
     try:
         holder = json.loads(os.read(handle, 1000))
@@ -330,12 +330,12 @@ def _lock(handle: int, path: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise taken from None
-        except OSError:  # no locks on this file system
+        except OSError:  # the file system does not support locks
             pass
         else:
             return
     if process and (host != socket.gethostname() or _alive(process)):
-        raise ValueError(f"{taken}; if that process is gone, remove {path}")
+        raise ValueError(f"{taken}; if that process no longer exists, remove {path}")
 
 
 def _alive(process: int) -> bool:
@@ -345,6 +345,6 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to another user
+    except OSError:  # the process belongs to another user
         return True
     return True

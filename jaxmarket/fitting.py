@@ -59,20 +59,20 @@ def _without_prices(society: Society) -> Society:
 
 
 def _params_of(adapter: Adapter, env_params: PyTree) -> PyTree:
-    """The environment's own parameters unless others are given.
+    """The given parameters, or the environment's defaults if None.
 
-    Its own are constants of the program: a limit that is known spares shadow auctions. Others are traced.
+    Defaults are constants of the program, so that a known time limit avoids shadow auctions. Others are traced.
     """
     return adapter.default_params if env_params is None else env_params
 
 
 _PROGRAMS = 16
-"""Compiled programs of each kind that are kept; each takes some 10 MB, and every finite process has its own."""
+"""Compiled programs of each kind in the cache; each takes about 10 MB."""
 
 
 @functools.lru_cache(maxsize=_PROGRAMS)
 def _jitted(function: Callable[..., Any], static: Any) -> Callable[..., Any]:
-    """``function``, compiled for one first argument: dropped with it, as jit's own caches never would."""
+    """``function``, compiled for one first argument; this cache frees it when evicted, unlike jit's own caches."""
     return jax.jit(functools.partial(function, static))
 
 
@@ -191,13 +191,13 @@ def fit(
         loggers: called after each chunk; see `jaxmarket.logging`.
         check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
             or money comes from nowhere, and says what. Slower; the results are the same. On one device.
-        other_versions: resume a run that other versions of the libraries began, although it may end with other bits.
+        other_versions: whether to resume a run of other library versions, whose results may differ.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
     Raises:
-        ValueError: the folder is taken, has another writer or cannot be written, it holds another run than the one to
-            resume or a damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part,
-            devices cannot share the work, or a check failed.
+        ValueError: the folder is in use or cannot be written, it contains another run than the one to resume or a
+            damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part, devices cannot
+            share the work, or a check failed.
     """
     program = program_of(config)
     key = prng_key("key", key, traced=False)
@@ -258,7 +258,7 @@ def _fit_in(
     *,
     started: bool,
 ) -> FitResult:
-    """`fit` with a folder, from its last checkpoint on if it has one."""
+    """`fit` with a folder; resumes from its last checkpoint if it has one."""
     most = sum(leaf.nbytes for leaf in flatten(run.state).values()) + _MOST_METRICS
     last = checkpoints.last(most) if folder.resume else None
     summary = folder.finished() if folder.resume else None
@@ -269,15 +269,16 @@ def _fit_in(
         run.restore(last[1], str(checkpoints.path(last[0])))
     elif folder.origin.start is not None and not started:
         raise ValueError(
-            f"resume: {folder.path} was stopped before its first checkpoint, and started from the networks in "
-            f"{folder.origin.start_folder}; begin it again, with its settings and that start"
+            f"resume: {folder.path} has no checkpoint, and its run started from the networks in "
+            f"{folder.origin.start_folder}; start it again, with the same settings and start"
         )
-    if summary is None:  # nothing is written of a finished run again
+    if summary is None:  # a finished run is not written again
         if folder.resume:
             folder.reopen()
         loggers = [folder.log, *loggers]
     run.replay(loggers)
-    if last is None and started and summary is None:  # what the run starts from is not needed from here on
+    if last is None and started and summary is None:
+        # From here on, resuming does not need the networks that the run started from.
         run.save(checkpoints, folder)
     run.train(show, loggers, checkpoints if summary is None else None, folder, checkpoint_every)
     if summary is not None:
@@ -323,10 +324,10 @@ class _Run:
         return len(self.rows)
 
     def restore(self, saved: Saved, whose: str) -> None:
-        """Go on from a checkpoint.
+        """Restore a checkpoint.
 
         Raises:
-            ValueError: its arrays are another society's.
+            ValueError: its arrays belong to another society.
         """
         self.state = unflatten(self.state, saved.part("state"), f"{whose}: the arrays")
         metrics = saved.part("metrics")
@@ -336,13 +337,13 @@ class _Run:
         self.run_seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def replay(self, loggers: Sequence[Logger]) -> None:
-        """Tell the loggers what was trained before."""
+        """Pass the restored metrics to the loggers."""
         rows, self.rows = self.rows, []
         for metrics in rows:
             self._record(metrics, loggers, earlier=True)
 
     def _record(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
-        """Keep a chunk's metrics, and tell the loggers."""
+        """Store the metrics of a chunk, and pass them to the loggers."""
         auctions = self.config.auctions_per_chunk
         self.rows.append(metrics)
         self.spent = self.spent + env_steps(metrics["duration"][None], auctions)[0]
@@ -375,10 +376,9 @@ class _Run:
         folder: Folder | None = None,
         checkpoint_every: float = 0,
     ) -> None:
-        """Do the chunks that are left, or those until Ctrl-C.
+        """Train the remaining chunks, or until Ctrl-C.
 
-        State, metrics, records and checkpoints change together: a signal takes effect between chunks, after a
-        checkpoint.
+        A signal takes effect between chunks, after a checkpoint, so that state, metrics and records are consistent.
         """
         config, chunks = self.config, self.program.chunks
         if self.done == chunks:
@@ -391,7 +391,7 @@ class _Run:
         compiled = self._compile(settings)
         self.compile_seconds = time.perf_counter() - began
         if self.done:
-            show.say(f"going on after chunk {self.done} of {chunks}")
+            show.say(f"continuing after chunk {self.done} of {chunks}")
         began = saved = time.perf_counter()
 
         def one() -> None:
@@ -407,7 +407,7 @@ class _Run:
                 self.save(checkpoints, folder)
                 saved, kept = time.perf_counter(), self.done
 
-        alone = jax.process_count() == 1  # else the others may be a chunk ahead: no common state to keep
+        alone = jax.process_count() == 1  # other processes may be a chunk ahead, so there is no common state to save
         try:
             while self.done < chunks:
                 with Deferred() if alone else contextlib.nullcontext() as signals:
@@ -422,7 +422,7 @@ class _Run:
                 raise
             show.say(f"stopping after chunk {self.done} of {chunks}, with the results so far")
             with Deferred():
-                keep()  # a logger may have raised it
+                keep()  # a logger may have raised KeyboardInterrupt
         if self.mesh is not None:  # on one device again: what follows is small, and the same in every process
             self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
         jax.block_until_ready(self.state)
@@ -431,7 +431,7 @@ class _Run:
         if self.check:
             return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
 
-        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]  nothing is compiled then
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]  compiling is impossible then
             return functools.partial(_chunk_seeds, self.program, self.mesh)
 
         def shape(leaf: Array) -> jax.ShapeDtypeStruct:
@@ -537,7 +537,7 @@ def _bids_beside_q(
 def _without(
     lost: Sequence[int], bids: np.ndarray | None, visited: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """`FitResult`'s ``bids`` and ``visited`` without seeds that diverged: NaN, and no visits."""
+    """`FitResult`'s ``bids`` and ``visited``, with NaN and False for diverged seeds."""
     if bids is None or visited is None:
         return bids, visited
     bids, visited = bids.copy(), visited.copy()

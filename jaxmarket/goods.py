@@ -10,11 +10,11 @@ ones are meant, and never updates them); a step is
     w   += R(X, H)                          and is rewarded
 
 Goods change hands but do not vanish, ΣX = ΣH, and what buyers pay is what owners receive (but for auctions that mint
-money, which the books name). Money changes by rewards, income and rent alone. Wealth stays >= 0 while rewards do, but
-for rounding (some 1e-7 of what changed hands): nobody pays more than it has.
+money, which the books name). Money changes by rewards, income and rent alone. Wealth stays >= 0 while rewards do,
+except for rounding (about 1e-7 of the payments): no agent pays more than it has.
 
-Some markets have no equilibrium that a solver finds in the time it is given. Goods and money are conserved all the
-same, and the `Books` count such rounds: ``rounds.books.unconverged.sum()``. `WideMarket.unconverged` makes them errors.
+In some markets a solver finds no equilibrium within its iterations. Goods and money are still conserved, and the
+`Books` count such rounds: ``rounds.books.unconverged.sum()``. `WideMarket.unconverged` can turn them into errors.
 
 A deep market is the case of one indivisible good, the world, under `equilibria.SealedBids`.
 """
@@ -81,12 +81,12 @@ class WideMarket:
         valuation: ``(agent, world) -> valuation`` of one agent, from `jaxmarket.valuations` or like them.
         production: what agents make of their bundles; `individually` makes one of functions of one agent.
         solver: finds prices and bundles, from `jaxmarket.equilibria` or like them.
-        unconverged: what to do where a solver's certificate is not ``converged``: ``"count"`` it in the `Books` and
-            trade at the prices found, or ``"raise"`` a ``ValueError``. A compiled program can raise only if it was
-            made by `jaxmarket.checking.checked`; others are refused when they are traced.
+        unconverged: the response to a certificate that is not ``converged``: ``"count"`` counts it in the `Books` and
+            trades at the prices found, ``"raise"`` raises a ``ValueError``. A compiled program can raise only if
+            `jaxmarket.checking.checked` compiled it; tracing other programs with ``"raise"`` is an error.
 
     Raises:
-        ValueError: another word for ``unconverged``.
+        ValueError: ``unconverged`` is neither ``"count"`` nor ``"raise"``.
 
     Consumers are agents whose production leaves nothing, and who live on their ``income``.
     """
@@ -121,7 +121,7 @@ class Books(struct.PyTreeNode):
     income: Array  # f [N]
     rent: Array  # f [N]
     subsidy: Array  # f [] minted by auctions: sales - purchases
-    unconverged: Array  # i32 [] 1 if the round traded at prices that are not an equilibrium by the solver's certificate
+    unconverged: Array  # i32 [] 1 if the solver's certificate of the round is not converged
 
 
 class Round(struct.PyTreeNode):
@@ -201,7 +201,7 @@ def step(
         The economy after it, and what happened.
 
     Raises:
-        ValueError: the solver did not converge, and the market says to raise (see `WideMarket`).
+        ValueError: the solver did not converge, and ``market.unconverged`` is ``"raise"``.
     """
     after, round_ = _step(market, key, economy, income=income, rent=rent)
     _insist(market, round_, economy.time)
@@ -275,11 +275,11 @@ def _check_trade(economy: Economy, found: Equilibrium) -> None:
 
 
 def _insist(market: WideMarket, rounds: Round, time: Array) -> None:
-    """Raise at the first round whose certificate is bad, if the market says so: one round, or a leading axis of them.
+    """Raise at the first round that did not converge, if ``market.unconverged`` is ``"raise"``.
 
     Args:
-        market: whose policy it is.
-        rounds: what happened.
+        market: the market.
+        rounds: one round, or rounds along a leading axis.
         time: i32 [], the step of the first round.
     """
     if market.unconverged != "raise":
@@ -287,7 +287,7 @@ def _insist(market: WideMarket, rounds: Round, time: Array) -> None:
     certificate = rounds.certificate
     message = (
         "unconverged: the solver found no equilibrium in step {step} (excess demand {excess} of the supply, gap {gap} "
-        "of welfare); give it more iterations or larger tolerances, or trade all the same with unconverged='count'"
+        "of welfare); give it more iterations or larger tolerances, or set unconverged='count'"
     )
     if checking():
         values = {"excess": certificate.excess, "gap": certificate.gap, "step": time}
@@ -295,7 +295,7 @@ def _insist(market: WideMarket, rounds: Round, time: Array) -> None:
     elif isinstance(certificate.converged, core.Tracer):
         raise ValueError(
             "unconverged: 'raise' has no effect in a compiled program; compile it with jaxmarket.checking.checked, or "
-            "use 'count' and look at books.unconverged"
+            "use 'count' and read books.unconverged"
         )
     else:
         good, excess, gap = (
@@ -319,7 +319,8 @@ def run(
     """So many rounds: the economy, and every round with a leading axis [rounds]. See `step`.
 
     Raises:
-        ValueError: less than one round; or the solver did not converge in one of them, and the market says to raise.
+        ValueError: ``rounds`` is less than 1; or the solver did not converge in a round, and ``market.unconverged`` is
+            ``"raise"``.
     """
     rounds = whole("rounds", rounds)
 

@@ -37,7 +37,7 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
     one bidder sees it); continuous actions too. A step is one call into JAX, tenths of a millisecond on a CPU:
     convenient, not fast.
 
-    ``reset(seed=n)`` starts a stream of its own (of the low 32 bits of n); without a seed the stream goes on.
+    ``reset(seed=n)`` starts a new stream of random numbers from the low 32 bits of n; otherwise the stream continues.
     ``info`` has ``duration`` and ``undiscounted``: where a choice takes several environment steps (`Options`), how
     many, and their reward without the discount within.
 

@@ -1,7 +1,7 @@
-"""Signals that wait until state and records agree.
+"""Deferred signals: handlers run when state and records are consistent.
 
-Python runs signal handlers between any two bytecodes of the main thread. One that raises, as Ctrl-C does, between the
-update of a state and the record of it leaves the two apart, and a checkpoint made of them is of no run at all.
+Python runs signal handlers between any two bytecodes of the main thread. If a handler raises (as Ctrl-C does) after the
+update of a state and before its record is stored, a checkpoint of the two would be inconsistent.
 """
 
 import inspect
@@ -14,11 +14,11 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if
 
 
 class Deferred:
-    """A context in which INT, TERM and HUP are held back, however often they come; they take effect where it ends.
+    """A context that defers INT, TERM and HUP, however often they arrive, until it ends.
 
-    Each signal that came is then handled once, by the handler that was there before: Ctrl-C raises
-    ``KeyboardInterrupt`` from the ``with`` statement, TERM ends the process. Ignored signals stay ignored. Contexts
-    nest. In other threads than the main one, where Python never runs signal handlers, nothing is held back::
+    At the end, each signal that arrived is handled once by its previous handler: Ctrl-C raises ``KeyboardInterrupt``
+    from the ``with`` statement, TERM ends the process. Ignored signals stay ignored. Contexts can be nested. Outside
+    the main thread, where Python never runs signal handlers, the context has no effect::
 
         while not done:
             with Deferred() as signals:
@@ -35,26 +35,26 @@ class Deferred:
 
     @property
     def pending(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal arrived."""
         return bool(self._received)
 
     def __enter__(self) -> "Deferred":
-        """Hold signals back."""
+        """Replace the handlers."""
         if threading.current_thread() is threading.main_thread():
             handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-            # None: a handler that was not installed from Python could not be put back.
+            # None stands for a handler that was not installed from Python, which could not be restored.
             self._before = {n: old for n, old in handlers.items() if old not in (None, signal.SIG_IGN)}
             self._holding = True
             try:
-                for number in reversed(self._before):  # INT first: it may raise until its handler is replaced
+                for number in reversed(self._before):  # INT first, because it may raise until its handler is replaced
                     signal.signal(number, self._hold)
-            except BaseException:  # from a handler of the user's
+            except BaseException:  # raised by a handler of the user's
                 self._release()
                 raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Put the handlers back, and handle what came."""
+        """Restore the handlers, and handle the signals that arrived."""
         self._release()
         for number in self._before:
             if number in self._received:
@@ -70,7 +70,7 @@ class Deferred:
     def _hold(self, number: int, _: object) -> None:
         if self._holding:
             self._received.add(number)
-        else:  # this handler is still there because an exception cut `__exit__` or `__enter__` short
+        else:  # an exception interrupted `__enter__` or `__exit__`, so this handler is still installed
             self._handle(number)
 
     def _handle(self, number: int) -> None:

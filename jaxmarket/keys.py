@@ -1,6 +1,6 @@
-"""Random keys: one registry of what they are used for, and a form that files can hold.
+"""Random keys: a registry of their purposes, and their serialization to JSON.
 
-A run derives everything from one key. Seed i trains with ``jax.random.split(key, seeds)[i]``; every other use takes
+A run derives all its keys from one key. Seed i trains with ``jax.random.split(key, seeds)[i]``; every other use calls
 `key_for`, so that no two uses share a stream::
 
     >>> import jax
@@ -8,8 +8,8 @@ A run derives everything from one key. Seed i trains with ``jax.random.split(key
     >>> key = jax.random.key(0)
     >>> training, evaluation = jax.random.split(key, 4), key_for(key, "evaluation")
 
-In JAX ``fold_in(key, i)`` is ``split(key, n)[i]``: a small number folded in gives the key of a seed. The tags here are
-hashes of names with the highest bit set, at least 2^31, which no ``split`` reaches.
+In JAX ``fold_in(key, i)`` equals ``split(key, n)[i]``, so folding in a small number would give the key of a seed. The
+tags here are hashes of names with the highest bit set, and therefore at least 2^31, which no ``split`` reaches.
 """
 
 import zlib
@@ -35,14 +35,14 @@ PURPOSES: Final = {
     "measurement": "what an experiment measures after training",
     "structure": "the random structure of a network whose weights take the key itself",
 }
-"""What `key_for` derives keys for. A new use of a key that is also used for something else gets an entry."""
+"""The purposes that `key_for` accepts. Add an entry for each new use of a key that already has another use."""
 
 
 def key_for(key: Array, purpose: str) -> Array:
-    """The key for one purpose: another one for each, and none of ``jax.random.split(key, n)`` for n up to 2^31.
+    """The key for one purpose. It differs between purposes, and from ``jax.random.split(key, n)`` for n up to 2^31.
 
     Args:
-        key: a typed PRNG key, scalar; it may still be split, and given to other purposes.
+        key: a scalar typed PRNG key; it may also be split, and used for other purposes.
         purpose: one of `PURPOSES`.
 
     Raises:
@@ -54,34 +54,34 @@ def key_for(key: Array, purpose: str) -> Array:
 
 
 def tag_of(purpose: str) -> np.uint32:
-    """What `key_for` folds in: a hash of the name, with the highest bit set."""
+    """The number that `key_for` folds in: a hash of the name with the highest bit set."""
     return np.uint32(zlib.crc32(purpose.encode()) | 1 << 31)
 
 
 def key_of(seed: Any, field: str = "seed") -> Array:
-    """The typed PRNG key of a seed, of JAX's default implementation.
+    """The typed PRNG key of a seed, in JAX's default implementation.
 
     Args:
-        seed: a whole number from 0 to 2^32 - 1. `jax.random.key` drops higher bits, so that 2^32 would repeat seed 0.
-        field: what the argument is called in messages.
+        seed: an integer from 0 to 2^32 - 1. `jax.random.key` drops higher bits, so 2^32 would repeat seed 0.
+        field: name of the argument in error messages.
 
     Raises:
-        ValueError: ``seed`` is not such a number, or JAX has no device.
+        ValueError: ``seed`` is not an integer in this range, or JAX has no device.
     """
     check_backend()
     return jax.random.key(np.uint32(whole(field, seed, 0, 2**32 - 1)))
 
 
 def to_words(key: Array) -> dict[str, Any]:
-    """A key as JSON can hold it: ``{"impl": "threefry2x32", "words": [0, 0]}``."""
+    """A key as a JSON object: ``{"impl": "threefry2x32", "words": [0, 0]}``."""
     return {"impl": str(jax.random.key_impl(key)), "words": np.asarray(jax.random.key_data(key)).tolist()}
 
 
 def from_words(saved: Any, field: str = "key") -> Array:
-    """The key that `to_words` described.
+    """The key that `to_words` serialized.
 
     Raises:
-        ValueError: it is not of that form, the implementation is unknown, or the words do not fit it.
+        ValueError: ``saved`` does not have this form, the implementation is unknown, or the words do not fit it.
     """
     expected = f'{field}: expected {{"impl": "threefry2x32", "words": [...]}}'
     match saved:

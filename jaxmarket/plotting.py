@@ -58,24 +58,24 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
 
 
 def save(fig: "Figure", path: str | Path) -> None:
-    """Write a figure, as PNG unless the file's name ends in another format that Matplotlib knows."""
+    """Write a figure, as PNG unless the file name has the suffix of another format that Matplotlib supports."""
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.text import Text  # noqa: PLC0415
 
     kind = Path(path).suffix.lower().removeprefix(".")
-    # Where the user's own settings leave text to TeX, a name with an underscore would end the run.
+    # If the user's settings enable TeX, a name with an underscore would raise an error.
     with mpl.rc_context({"text.usetex": False}):
         for text in fig.findobj(Text):
             text.set_usetex(False)  # type: ignore[attr-defined]
-        # Without a format, Matplotlib would add one to the name.
+        # Without a format, Matplotlib would append a suffix to the name.
         fig.savefig(path, format=kind if kind in fig.canvas.get_supported_filetypes() else "png")
 
 
 def words(text: str) -> str:
-    """Text that somebody supplied, for a figure: on one line, shortened in its middle, and without mathematics.
+    """Escape text for a figure: on one line, shortened in its middle, and without formulas.
 
-    Matplotlib reads what stands between dollar signs as formulas, and leaves labels that begin with an underscore out
-    of legends.
+    Matplotlib interprets text between dollar signs as formulas, and omits labels that begin with an underscore from
+    legends.
     """
     line = plain(text)
     if len(line) > _LONGEST:
@@ -155,7 +155,7 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     ax.barh([words(name) for name in names], mean, xerr=error, color=color, alpha=0.8)
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=7)
-    # What was small before moves by many times itself: let it leave the picture. What was zero before has no bar.
+    # Small parts can change by many times their size: clip these bars. Parts that were zero before have no bar.
     ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.nanmax(values, initial=0)))))
     ax.set(xlabel="|after - before| / |before|", title=words(title))
 

@@ -6,8 +6,8 @@ empty places, deaths empty them, and no shape ever changes, so nothing is compil
 Money enters and leaves here by name (`Flows`): allowances of newcomers come from nowhere, the wealth of the dead, rent
 and tax go nowhere. What a parent gives its child stays in the population.
 
-An agent whose wealth is not a finite number (a reward was NaN, or an account overflowed) dies like a bankrupt one.
-`Flows` counts it, and its wealth is in no sum, so that totals stay finite.
+An agent whose wealth is not finite (a reward was NaN, or an account overflowed) dies like a bankrupt agent. `Flows`
+counts it, and no sum contains its wealth, so that totals stay finite.
 """
 
 from typing import Any
@@ -90,13 +90,13 @@ class Population(struct.PyTreeNode):
 class Flows(struct.PyTreeNode):
     """Sums of money that entered or left by birth and death. f [] each."""
 
-    allowance: Array  # to newcomers, from nowhere, and what `pay` rounded up
-    estate: Array  # what the dead took with them: negative where they left debts; finite amounts only
-    nonfinite: Array  # not money: how many died because their wealth was NaN or infinite
+    allowance: Array  # created for newcomers, and by the rounding of `pay`
+    estate: Array  # finite wealth of dead agents; negative for debts
+    nonfinite: Array  # number of agents, not money, that died because their wealth was NaN or infinite
 
     @property
     def net(self) -> Array:
-        """What the population's money changed by, where `nonfinite` is 0."""
+        """The change of the population's money, if `nonfinite` is 0."""
         return self.allowance - self.estate
 
 
@@ -172,10 +172,10 @@ def turnover(
 ) -> tuple[Population, Flows, Births, Array]:
     """Deaths, and then births.
 
-    Agents die of bankruptcy, of wealth that is not finite, or of idleness. Then each of K cradles takes an empty place,
-    or with ``terms.displace`` the poorest agent's; with some probability it stays empty. A newborn is, in this order:
-    the *repaired* remains of the agent that just died there; the *mutant* child of an agent that owns more than
-    ``terms.rich``, drawn in proportion to wealth and endowed by it; a *novice*, endowed by nobody.
+    Agents die if they are bankrupt, if their wealth is not finite, or if they are idle too long. Then each of K cradles
+    takes an empty place, or with ``terms.displace`` the poorest agent's; with some probability it stays empty. A
+    newborn is, in this order: a *repaired* agent that just died there; the *mutant* child of an agent with more wealth
+    than ``terms.rich``, drawn in proportion to wealth and endowed by it; or a *novice*, without a parent's endowment.
 
     Args:
         language: of the agents.
@@ -265,18 +265,18 @@ def turnover(
 
 
 def pay(accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
-    """Take payments from accounts, none of which rounding takes below 0.
+    """Deduct payments from accounts, without rounding below 0.
 
-    An account that pays several times, never more than it holds in all, can end a few units in the last place below 0.
+    An account with several payments, of at most its balance in total, can end a few units in the last place below 0.
     Such an account is set to 0, and the difference is returned.
 
     Args:
         accounts: f [N].
-        payer: i32 [K], who pays.
+        payer: i32 [K], index of the paying account.
         amounts: f [K], at least 0.
 
     Returns:
-        The accounts f [N], and f [], what their sum is larger by than without the correction.
+        The accounts f [N], and f [], the amount that this correction adds to their sum.
     """
     after = accounts.at[payer].add(-amounts)
     short = jnp.where((accounts >= 0) & (after < 0), -after, 0)

@@ -30,17 +30,17 @@ __all__ = ["end_with_parent", "join", "launch", "leave"]
 _POLL = 0.05  # seconds
 _PATIENCE = 1.0
 _GRACE = 5.0
-_SAID = (2, 3)  # exit codes of the command line where it says itself what is wrong: refused, diverged
+_SAID = (2, 3)  # exit codes with which the command line prints its own message: invalid input, diverged
 _LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PARENT = "JAXMARKET_PARENT_PIPE"  # a descriptor that is at its end once the launching process is gone
+_PARENT = "JAXMARKET_PARENT_PIPE"  # descriptor of a pipe that reaches its end when the launching process exits
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
     """Make this process one of a run; before anything else starts JAX.
 
-    Where the coordinator is a loopback address, this process listens on loopback only. Elsewhere process 0 listens on
-    all interfaces of its machine, and every process on the address of its host's name; see ``docs/limits.md``.
+    If the coordinator is a loopback address, this process listens on loopback only. Otherwise process 0 listens on all
+    interfaces of its machine, and every process on the address of its host name; see ``docs/limits.md``.
 
     Args:
         coordinator: HOST:PORT of process 0, the same for all.
@@ -56,7 +56,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()):
         raise ValueError(f"coordinator: expected HOST:PORT, got {coordinator!r}")
-    # JAX's preemption service would take SIGTERM and do nothing about it: the process could not be terminated.
+    # JAX's preemption service would intercept SIGTERM, and the process could not be terminated.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
     local = _is_loopback(host)
@@ -81,11 +81,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _collectives_on_loopback() -> None:
-    """Let gloo listen on loopback; by default it listens on the address that the name of this machine stands for.
+    """Let gloo listen on loopback; by default it listens on the address of this machine's host name.
 
-    JAX has no setting for it: the CPU backend is registered again, with gloo's address given.
+    JAX has no option for this, so the CPU backend is registered again with an explicit address for gloo.
     """
-    from jax._src import distributed, xla_bridge  # noqa: PLC0415  private: nothing else of the library depends on it
+    from jax._src import distributed, xla_bridge  # noqa: PLC0415  private; used nowhere else in the library
     from jaxlib import _jax  # type: ignore[attr-defined]  # noqa: PLC0415
 
     gloo = _jax.make_gloo_tcp_collectives(
@@ -97,12 +97,12 @@ def _collectives_on_loopback() -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that launched it is gone, killed for instance; no-op in one that was not launched.
+    """End this process when the process that launched it exits or is killed; no-op if `launch` did not start it.
 
-    A pipe tells, whose other end only the parent holds: it is at its end as soon as the parent is gone, also where that
-    happened before this call. On Linux the kernel ends this process besides, even a stopped one.
+    Only the parent holds the write end of a pipe, so the pipe reaches its end when the parent exits, even before this
+    call. On Linux the kernel also kills this process, even if it is stopped.
     """
-    pipe = os.environ.pop(_PARENT, None)  # not for processes that this one starts
+    pipe = os.environ.pop(_PARENT, None)  # removed, so that child processes do not inherit it
     if pipe is None:
         return
     if sys.platform == "linux":
@@ -125,16 +125,16 @@ def leave(code: int) -> NoReturn:
 def launch(command: Sequence[str], processes: int) -> int:
     """Start a run of several processes on this machine, over loopback, and see them through.
 
-    The first one shows its output. When one dies the others, which would wait for it for ever, are stopped. They are
-    stopped, too, by SIGINT, SIGTERM and SIGHUP to this process (a second signal kills them at once), and end when
-    this process is killed. They are not in this process's group: Ctrl-C reaches them through this process only.
+    The first process shows its output. If one dies, the others, which would wait for it forever, are stopped. SIGINT,
+    SIGTERM and SIGHUP to this process also stop them (a second signal kills them at once), and they end if this process
+    is killed. They are not in this process's group: Ctrl-C reaches them only through this process.
 
     Args:
         command: of the program, without what makes it one of several.
         processes: how many.
 
     Returns:
-        0; 2 where the command was refused, 3 where every seed diverged, and the first process has said so; 128 + n
+        0 on success; 2 for invalid input and 3 if every seed diverged, with the message of the first process; 128 + n
         after signal n.
 
     Raises:
@@ -150,7 +150,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     children: list[subprocess.Popen] = []
     codes: list[int | None] = []
     with _signals(children) as received, _pipe() as pipe, tempfile.TemporaryFile("w+", errors="replace") as said:
-        # NCCL, which carries collectives between GPUs, listens on no loopback unless it is told to.
+        # NCCL, which carries collectives between GPUs, does not use loopback by default.
         env = {"NCCL_SOCKET_IFNAME": "lo", **os.environ, _PARENT: str(pipe)}
         try:
             for i in range(processes):
@@ -182,9 +182,9 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 @contextlib.contextmanager
 def _signals(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
-    """The numbers of signals that ask this process to stop, as they come; Ctrl-Z pauses the children with it.
+    """A growing list of the received signals that ask this process to stop; Ctrl-Z also pauses the children.
 
-    Signals that this process was started to ignore, as by nohup, stay ignored.
+    Signals that are ignored from the start, as under nohup, stay ignored.
     """
     received: list[int] = []
     before = {}
@@ -210,7 +210,7 @@ def _signals(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[int]:
-    """The end of a pipe to read from. The other one stays in this process, and is closed by its death."""
+    """The read end of a pipe. The write end stays in this process, and closes when this process dies."""
     ends = os.pipe()
     try:
         yield ends[0]
@@ -220,7 +220,7 @@ def _pipe() -> Iterator[int]:
 
 
 def _stop(children: Sequence[subprocess.Popen], received: Sequence[int]) -> None:
-    """Terminate those that run, and kill those that go on; at once where one more signal comes."""
+    """Terminate the running children; kill those still running after a grace period, or at the next signal."""
     running = [child for child in children if child.poll() is None]
     for child in running:
         child.terminate()

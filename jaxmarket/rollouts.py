@@ -47,8 +47,8 @@ def rollout(
         fresh = opened(draws) if fresh is None else fresh
         return step_with(society, draws, params, state, fresh, env_params, rules)
 
-    # Whatever does not depend on the running state is made for all steps at once: random numbers, and, unless
-    # it is large, the first state of the episode that begins if one ends here.
+    # Values that do not depend on the running state are computed for all steps at once: random numbers and, unless
+    # they are large, the initial states of the episodes that begin where one ends.
     draws = draw(society, key_steps, (steps,))
     fresh = jax.vmap(opened)(draws) if society.env.opens_ahead(env_params, steps) else None
     state, trajectory = jax.lax.scan(body, state, (draws, fresh))

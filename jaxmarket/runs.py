@@ -3,7 +3,7 @@
 ``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
 ``checkpoints/`` the whole state of training, the last two · ``networks.safetensors`` parameters of every seed ·
 ``summary.json`` · ``learning_curve.png`` · ``bids.csv`` and ``bids.png`` where Q* is known · ``SHA256SUMS`` checksums
-of what is read back.
+of the files that `read` uses.
 """
 
 import contextlib
@@ -70,16 +70,16 @@ Policy = MarketPolicy | ChoicePolicy
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What decides a run's bits beside its settings.
+    """The inputs besides the settings that determine a run's bits.
 
     Attributes:
-        key: its PRNG key, as `keys.to_words` describes it.
-        start: fingerprint of the networks that it started from (`jaxmarket.transfer`); None where they were fresh.
-        start_folder: where those were read from; a remark, which is never followed.
+        key: its PRNG key, in the form of `keys.to_words`.
+        start: fingerprint of the networks it started from (`jaxmarket.transfer`); None for new networks.
+        start_folder: the folder they were read from, for information only.
         frozen: patterns of the parts that are not trained.
-        versions: of the libraries that compute.
-        env_params: the environment's parameters where they are not its own: ``sha256`` of their arrays, and ``values``
-            by name, None where they are too many for a text file.
+        versions: versions of the libraries.
+        env_params: the environment's parameters if they are not its defaults: ``sha256`` of their arrays, and
+            ``values`` by name, None if they are too large for a text file.
     """
 
     key: dict[str, Any]
@@ -98,7 +98,7 @@ class Origin:
         frozen: Sequence[str] = (),
         env_params: PyTree = None,
     ) -> "Origin":
-        """The origin of a run that begins here and now."""
+        """The origin of a new run."""
         params = None if env_params is None else _params_json(env_params)
         return cls(to_words(key), start, start_folder, list(frozen), versions(), params)
 
@@ -107,41 +107,41 @@ class Origin:
         """The origin in a run's ``config.json``.
 
         Raises:
-            ValueError: there is none, or it is incomplete.
+            ValueError: the file contains no origin, or an incomplete one.
         """
         kinds = {"key": dict, "frozen": list, "versions": dict}
         names = {field.name for field in dataclasses.fields(cls)}
         whole = isinstance(found, dict) and set(found) == names
         if not whole or not all(isinstance(found[name], kind) for name, kind in kinds.items()):
-            raise ValueError(f"{folder / 'config.json'}: does not say how the run began; train it again")
+            raise ValueError(f"{folder / 'config.json'}: its entry `run` is missing or incomplete; train the run again")
         return cls(**found)
 
     def json(self) -> dict[str, Any]:
-        """As ``config.json`` holds it."""
+        """The origin as a JSON object for ``config.json``."""
         return dataclasses.asdict(self)
 
 
 def versions() -> dict[str, str]:
-    """What decides a run's bits beside settings and origin: versions of the libraries, and JAX's switches."""
+    """The versions of the libraries, and JAX's switches, that determine a run's bits."""
     libraries = {name: version(name) for name in ("jaxmarket", "jax", "jaxlib", "flax", "optax")}
     switches = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_matmul_precision")
     return libraries | {name: str(getattr(jax.config, name)) for name in switches}
 
 
 def resume_command(folder: Path) -> str:
-    """What to type to resume the run in a folder."""
+    """The shell command that resumes the run in a folder."""
     return f"jaxmarket train --resume {shlex.quote(str(folder))}"
 
 
 def difference(
     wanted: Mapping[str, Any], found: Mapping[str, Any], ignored: Sequence[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """The first setting in which a run differs from the one that is wanted: its name, its value there, and here.
+    """The first setting in which two runs differ: its name, its value in ``found``, its value in ``wanted``.
 
     Args:
-        wanted: as `described`.
-        found: likewise, of the run that is there.
-        ignored: names that may differ, beside versions and the place of the networks it started from.
+        wanted: see `described`.
+        found: see `described`.
+        ignored: settings that may differ, besides versions and the folder of the networks a run started from.
     """
 
     def flat(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def difference(
 
 
 def described(config: TrainConfig, origin: Origin) -> dict[str, Any]:
-    """All that decides a run, as ``config.json`` and checkpoints hold it."""
+    """The settings and origin of a run, as ``config.json`` and checkpoints contain them."""
     return settings_of(config) | {"run": origin.json()}
 
 
@@ -171,10 +171,10 @@ def _params_json(env_params: PyTree) -> dict[str, Any]:
 
 
 def params_in(config: TrainConfig, saved: Any, folder: Path) -> PyTree:
-    """The environment's parameters that `Origin.env_params` describes; None for its own.
+    """The environment's parameters that `Origin.env_params` describes; None for its defaults.
 
     Raises:
-        ValueError: the description does not hold their values, or they are of another environment.
+        ValueError: the description does not contain their values, or they belong to another environment.
     """
     if saved is None:
         return None
@@ -188,23 +188,23 @@ def params_in(config: TrainConfig, saved: Any, folder: Path) -> PyTree:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         pass
     raise ValueError(
-        f"{folder}: trained with env_params that config.json does not hold for {config.adapter.name}; in Python, give "
-        "them again: jaxmarket.fit(config, key, folder, env_params=..., resume=True)"
+        f"{folder}: config.json does not contain the env_params of this run that fit {config.adapter.name}; give them "
+        "in Python: jaxmarket.fit(config, key, folder, env_params=..., resume=True)"
     )
 
 
 class Folder:
-    """The folder that a run is written into: settings at once, metrics as they come, the rest at the end.
+    """The folder of a run: it writes the settings at the start, metrics after each chunk, and the rest at the end.
 
-    A context manager; inside it the folder has no other writer (`files.owned`). What is written is synced, and counts
-    once its checksum is in ``SHA256SUMS``.
+    A context manager; inside it the folder has no other writer (`files.owned`). A file is valid once its checksum is in
+    ``SHA256SUMS``.
 
     Args:
-        path: of the folder.
+        path: the folder.
         config: the settings.
-        origin: what else decides the run's bits.
-        resume: go on with the run that is there, if there is one. Where ``origin`` has no start, the run's own holds.
-        other_versions: go on although the run began with other versions of the libraries.
+        origin: the other inputs that determine the run's bits.
+        resume: whether to continue an existing run in the folder. If ``origin`` has no start, the run keeps its own.
+        other_versions: whether to continue a run that began with other versions of the libraries.
 
     Raises:
         ValueError: (when entered) the folder holds another run, or a finished one, has another writer, or cannot be
@@ -232,7 +232,7 @@ class Folder:
         if self.resume and os.path.exists(self.path / "config.json"):
             self.origin = self._same()
         if jax.process_index() > 0 or (self.resume and self.finished() is not None):
-            return self  # of several processes the first one writes; to a finished run nothing is written
+            return self  # only the first process writes, and a finished run is never written to
         self._lock = self._owned.enter_context(files.owned(self.path))
         try:
             self._begin()
@@ -246,9 +246,9 @@ class Folder:
 
     def _begin(self) -> None:
         if self.resume and os.path.exists(self.path / "config.json"):
-            self.origin = self._same()  # another process may have written there until the lock was taken
+            self.origin = self._same()  # another process may have written until the lock was acquired
             return
-        resume = f"go on with it ({resume_command(self.path)}, in Python resume=True)"
+        resume = f"resume it ({resume_command(self.path)}, in Python resume=True)"
         summary = summary_of(self.path)
         if summary is not None:
             interrupted = summary.get("interrupted")
@@ -259,17 +259,17 @@ class Folder:
                 raise ValueError(f"resume: {self.path} has checkpoints and no config.json; restore it from a copy")
             raise ValueError(f"out: {self.path} holds an unfinished run; {resume}, choose another folder, or remove it")
         with self._writing():
-            for old in _SEALED:  # of a run that was killed before its first checkpoint
+            for old in _SEALED:  # left by a run that was killed before its first checkpoint
                 (self.path / old).unlink(missing_ok=True)
             text = json.dumps(described(self.config, self.origin), indent=2) + "\n"
             files.write_sums(self.path, {"config.json": files.sha256(text.encode())})
             files.write_text(self.path / "config.json", text)
 
     def _same(self) -> Origin:
-        """The origin of the run in the folder, where it is the one that is wanted.
+        """The origin of the run in the folder.
 
         Raises:
-            ValueError: it is not.
+            ValueError: its settings or origin differ from those of this run.
         """
         settings, there = document(self.path / "config.json"), _origin(self.path)
         ignored = ["start"] if self.origin.start is None else []
@@ -285,14 +285,14 @@ class Folder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint of this run holds beside the state: all that decided its bits."""
+        """The settings and origin that checkpoints of this run contain."""
         return described(self.config, dataclasses.replace(self.origin, versions=versions()))
 
     def check(self, identity: Any, checkpoint: Path) -> None:
-        """See that a checkpoint is of this run.
+        """Check that a checkpoint belongs to this run.
 
         Raises:
-            ValueError: it is of another one.
+            ValueError: it belongs to another run.
         """
         try:
             differs, found = difference(self.identity, identity), dict(identity["run"]["versions"])
@@ -302,7 +302,7 @@ class Folder:
             name, there, here = differs
             raise ValueError(
                 f"{checkpoint}: a checkpoint of another run: {name} is {there!r} there and {here!r} here; remove it, "
-                "or put back those of this run"
+                "or restore the checkpoints of this run"
             )
         self._check_versions(checkpoint, found)
 
@@ -311,24 +311,24 @@ class Folder:
         differ = [f"{name} {found.get(name)} (here {mine})" for name, mine in here if found.get(name) != mine]
         if differ and not self.other_versions and self.finished() is None:
             raise ValueError(
-                f"resume: {where} was written with {', '.join(differ)}, and other versions may end with other bits; "
-                "install and set those, or accept that by --other-versions (in Python other_versions=True)"
+                f"resume: {where} was written with {', '.join(differ)}, and results may differ between versions; "
+                "install and set those, or pass --other-versions (in Python other_versions=True)"
             )
 
     def check_owned(self) -> None:
-        """See that the folder is still the one that was locked.
+        """Check that the folder is still the one that was locked.
 
         Raises:
-            ValueError: it was removed or replaced.
+            ValueError: the folder was removed or replaced.
         """
         if self._lock is not None:
             self._lock.check()
 
     def log(self, record: Record) -> None:
-        """Add a chunk to ``metrics.csv``.
+        """Append a chunk to ``metrics.csv``.
 
         Raises:
-            ValueError: it cannot be written, as where the disk is full.
+            ValueError: the file cannot be written, for example because the disk is full.
         """
         self.check_owned()
         self._names = record.names
@@ -337,10 +337,10 @@ class Folder:
             self._append(record)
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return files.writing(self.path, "make room, and resume: nothing checkpointed is lost")
+        return files.writing(self.path, "make room, and resume from the last checkpoint")
 
     def reopen(self) -> None:
-        """Take back what an interrupted run ended with, before metrics are written that no longer go with it.
+        """Remove the summary of an interrupted run, because it no longer matches once further metrics are written.
 
         Raises:
             ValueError: the folder cannot be written.
@@ -353,15 +353,15 @@ class Folder:
             (self.path / "summary.json").unlink(missing_ok=True)
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary, where the run has come to its end."""
+        """The summary of a finished run; None for an unfinished or interrupted one."""
         summary = summary_of(self.path)
         return None if summary is None or summary.get("interrupted") else summary
 
     def finish(self, result: FitResult) -> None:
-        """Write parameters, figures and the summary; they count once the checksums are written, which comes last.
+        """Write parameters, figures and the summary, and last the checksums, which make them valid.
 
         Raises:
-            ValueError: something cannot be written, as where the disk is full.
+            ValueError: a file cannot be written, for example because the disk is full.
         """
         if jax.process_index() > 0:
             return
@@ -398,10 +398,10 @@ NETWORKS = "networks.safetensors"
 
 
 def summary_of(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run that has ended, finished or interrupted; None while it is under way, or was killed.
+    """The summary of a finished or interrupted run; None if the run is still in progress or was killed.
 
     Raises:
-        ValueError: it is damaged, or the folder is incomplete.
+        ValueError: the summary is damaged, or the folder is incomplete.
     """
     sums = files.checksums(folder)
     if "config.json" not in sums and any(os.path.exists(folder / name) for name in ("config.json", "summary.json")):
@@ -449,10 +449,10 @@ def _program_digest(function: Callable[..., Any], *args: Any) -> str:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """A JSON object from a run's folder, unchanged since it was written.
+    """Read a JSON object from a run's folder, and verify its checksum.
 
     Raises:
-        ValueError: it cannot be read, was changed, or is not a JSON object.
+        ValueError: the file cannot be read, was changed, or is not a JSON object.
     """
     text = files.sealed(path)
     try:
@@ -478,7 +478,7 @@ _NUMBERS = (
 
 
 def _restored(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary with NaN where JSON has null in place of a number: what seeds that diverged reached."""
+    """A summary with NaN for the nulls that stand for the numbers of diverged seeds in JSON."""
 
     def number(value: Any) -> Any:
         return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
@@ -491,18 +491,20 @@ def ended(folder: Path) -> dict[str, Any]:
     """The summary of the run in a folder.
 
     Raises:
-        ValueError: there is no run, it has not ended, or its files are damaged.
+        ValueError: the folder contains no run, the run has not ended, or its files are damaged.
     """
     if not os.path.exists(folder / "config.json"):
         raise ValueError(f"{folder}: no run here, config.json is missing; give the --out of a run")
     summary = summary_of(folder)
     if summary is None:
-        raise ValueError(f"{folder}: this run is not finished; wait for it, or go on with it: {resume_command(folder)}")
+        raise ValueError(
+            f"{folder}: this run is not finished; wait until it ends, or resume it: {resume_command(folder)}"
+        )
     return summary
 
 
 def write(path: str | Path, result: FitResult) -> None:
-    """Write a whole run that was fitted without a folder, as `fit` would have.
+    """Write a run that was fitted without a folder, in the form that `fit` writes.
 
     Raises:
         ValueError: the folder holds a finished run, or cannot be written.
@@ -543,18 +545,18 @@ class SavedRun:
 
     @property
     def interruption(self) -> str:
-        """What to say of an interrupted run."""
+        """A message about an interrupted run."""
         return (
-            f"{self.folder}: training was interrupted, the networks are those of its first part; go on with it: "
+            f"{self.folder}: training was interrupted, so the networks are only partly trained; resume it: "
             f"{resume_command(self.folder)}"
         )
 
     @property
     def env_params(self) -> PyTree:
-        """The environment's parameters that it was trained with; None for its own.
+        """The environment's parameters that the run was trained with; None for its defaults.
 
         Raises:
-            ValueError: the folder does not hold them.
+            ValueError: the folder does not contain them.
         """
         return params_in(self.config, self.summary.get("env_params"), self.folder)
 
@@ -610,16 +612,16 @@ class SavedRun:
 
 
 def warn_if_interrupted(run: SavedRun) -> None:
-    """Warn that a run which is read for its networks was interrupted."""
+    """Warn if the run was interrupted."""
     if run.interrupted:
         warnings.warn(run.interruption, stacklevel=3)
 
 
 def best_seed(result: "FitResult | SavedRun") -> int:
-    """The seed with the highest greedy return, of those that did not diverge.
+    """The seed with the highest greedy return among those that did not diverge.
 
     Raises:
-        ValueError: all of them diverged.
+        ValueError: every seed diverged.
     """
     return divergence.best(result.summary["return_seeds"])
 
@@ -634,7 +636,8 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
             sample.
 
     Raises:
-        ValueError: there is no run there, no such seed, or, without ``seed``, every seed diverged.
+        ValueError: the folder contains no run, the run has no such seed, or every seed diverged and ``seed`` is not
+            given.
     """
     if isinstance(source, str | Path):
         run: SavedRun | FitResult = (saved := read(source))
@@ -670,21 +673,21 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         or len(returns) != config.seeds
         or not all(isinstance(one, int | float) for one in returns)
     ):
-        raise ValueError(f"{folder / 'summary.json'}: not the summary of a run of {config.seeds} seeds; train it again")
+        raise ValueError(f"{folder / 'summary.json'}: expected the returns of {config.seeds} seeds; train it again")
     like = jax.eval_shape(lambda: _fresh_networks(config))
     found = checkpoint.restore(folder / NETWORKS, like)  # no larger than what the settings describe
     files.check_sum(folder / NETWORKS)
     return SavedRun(config, found, summary, folder)
 
 
-_MOST_BIDDERS = 2**20  # a folder may come from elsewhere: reading it must not exhaust memory
+_MOST_BIDDERS = 2**20  # reading an untrusted folder must not exhaust memory
 
 
 def settings_in(folder: str | Path) -> tuple[TrainConfig, Origin]:
-    """The settings of a run, finished or not, and what else decided its bits.
+    """The settings and origin of a finished or unfinished run.
 
     Raises:
-        ValueError: there is no run in the folder that can be resumed.
+        ValueError: the folder contains no run that can be resumed.
     """
     folder = Path(folder)
     if not os.path.exists(folder / "config.json"):
@@ -720,8 +723,8 @@ def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> 
         raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({error})") from error
     if config.society.bidders > _MOST_BIDDERS:
         raise ValueError(
-            f"{folder}: a society of {config.society.bidders:,} bidders, where at most {_MOST_BIDDERS:,} are read from "
-            "files; build it in Python"
+            f"{folder}: expected at most {_MOST_BIDDERS:,} bidders in a folder, got {config.society.bidders:,}; build "
+            "the society in Python"
         )
     return config
 
@@ -744,7 +747,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         names, *rows = csv.reader(io.StringIO(text.decode(), newline=""))
         values = np.array(rows, np.float64).reshape(-1, len(names))
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as a table of numbers ({error}); run it again") from error
+        raise ValueError(f"{path}: expected a table of numbers ({error}); train the run again") from error
     return dict(zip(names, values.T, strict=True))
 
 
@@ -758,7 +761,7 @@ def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **
         replace: ``env=`` or ``auction=``, where the run was trained with objects of the user's own.
 
     Warns:
-        UserWarning: the run was interrupted, so the policy is of unfinished training.
+        UserWarning: the run was interrupted, so the policy is only partly trained.
     """
     run = read(folder, **replace)
     warn_if_interrupted(run)

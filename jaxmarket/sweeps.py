@@ -88,7 +88,7 @@ def train(
         label: of the progress bar.
         progress: whether to show one.
         start: by a condition's name, the run whose networks it starts from.
-        env_params: the environment's parameters for all conditions, as in `fit`; its own if None.
+        env_params: the environment's parameters for all conditions, as in `fit`; its defaults if None.
 
     Raises:
         ValueError: the folder holds a condition of that name with other settings or another seed.
@@ -152,7 +152,7 @@ def train(
                 show.say("stopping: the conditions under way are given up, the finished ones are kept")
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-                for future, condition in futures.items():  # finished while this was waiting
+                for future, condition in futures.items():  # finished in the meantime
                     if condition.name not in finished and not future.cancelled() and future.exception() is None:
                         keep(future)
                 raise
@@ -199,7 +199,7 @@ def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
             f"out: {folder} holds another run: {name} is {there!r} there and {here!r} here; choose another folder"
         )
     if run.summary["versions"] != origin.versions:
-        raise ValueError(f"out: {folder} holds a run of other versions of the libraries; choose another folder")
+        raise ValueError(f"out: {folder} holds a run of other library versions; choose another folder")
     return run
 
 
@@ -313,7 +313,7 @@ def parse(text: str) -> tuple[str, "list[Any] | Range"]:
 
 
 def _setting(where: str, field: Any) -> str:
-    """The name of a setting that can be varied.
+    """Check the name of a setting that can be varied.
 
     Raises:
         ValueError: there is no such setting.
@@ -322,7 +322,7 @@ def _setting(where: str, field: Any) -> str:
     if field not in known:
         near = difflib.get_close_matches(str(field), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-        raise ValueError(f"{where}: no such setting {given(field)}; {hint}")
+        raise ValueError(f"{where}: unknown setting {given(field)}; {hint}")
     return field
 
 
@@ -357,20 +357,23 @@ def _value(field: str, text: str) -> Any:
 
 
 def _checked(vary: Any) -> dict[str, Any]:
-    """What is varied, every value as a configuration holds it.
+    """Check the varied settings, and convert their values to those that a configuration stores.
 
     Raises:
-        ValueError: a setting or a value is wrong, or a value is given twice.
+        ValueError: a setting or a value is invalid, or a value is given twice.
     """
     if not isinstance(vary, Mapping) or not vary:
-        raise ValueError("vary: which settings? give at least one, such as learning_rate=1e-3,1e-4")
+        raise ValueError(
+            f"vary: expected at least one setting with its values, got {given(vary)}; give one, such as "
+            "learning_rate=1e-3,1e-4"
+        )
     found: dict[str, Any] = {}
     for name, values in vary.items():
         if isinstance(name, str) and name == "env":
-            raise ValueError("vary: a sweep keeps to one env; returns on several cannot be compared")
+            raise ValueError("vary: expected other settings than env, got env; run one sweep per env")
         _setting("vary", name)
         if isinstance(values, Range):
-            # A setting that counts something takes whole numbers, whatever the range says.
+            # Settings of type int take whole numbers, even if the range does not.
             found[name] = dataclasses.replace(values, whole=True) if int in _kinds(name) else values
             continue
         single = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
@@ -381,16 +384,18 @@ def _checked(vary: Any) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"vary: {error}") from error
         if not plain:
-            raise ValueError(f"vary: no values of {name}; give some")
+            raise ValueError(f"vary: {name}: expected at least one value, got none; give some")
         for i, value in enumerate(plain):
             if value in plain[:i]:
-                raise ValueError(f"vary: {name} holds {_text(value, exact=True)} twice; give every value once")
+                raise ValueError(
+                    f"vary: {name}: expected distinct values, got {_text(value, exact=True)} twice; remove one"
+                )
         found[name] = plain
     return found
 
 
 def _text(value: Any, *, exact: bool) -> str:
-    """A value as names and tables say it; ``exact`` where six digits do not tell it from the others."""
+    """A value as text for names and tables; ``exact`` if six digits do not distinguish it from the others."""
     if isinstance(value, Mechanism):
         return value.name
     if exact and isinstance(value, float):
@@ -399,7 +404,7 @@ def _text(value: Any, *, exact: bool) -> str:
 
 
 def _texts(chosen: Sequence[Mapping[str, Any]]) -> Callable[[str, Any], str]:
-    """How the values of each setting are written in these combinations: in short where that tells them apart."""
+    """A function that formats the values of each setting: short if the short forms are distinct."""
     values: dict[str, list[Any]] = {name: [] for name in chosen[0]}
     for each in chosen:
         for name, value in each.items():
@@ -410,25 +415,27 @@ def _texts(chosen: Sequence[Mapping[str, Any]]) -> Callable[[str, Any], str]:
 
 
 def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name for every combination, which is also the name of its folder.
+    """The name of each combination, which is also the name of its folder.
 
     Raises:
-        ValueError: two have one name, or a name cannot be that of a folder.
+        ValueError: two combinations have the same name, or a name is not valid for a folder.
     """
     text = _texts(chosen)
     names = [",".join(f"{name}={text(name, value)}" for name, value in each.items()) for each in chosen]
     for i, name in enumerate(names):
-        if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems do not tell them apart
-            raise ValueError(f"vary: two combinations would be named {name}; give their mechanisms different names")
+        if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems ignore case
+            raise ValueError(f"vary: expected distinct names, got {name} twice; give the mechanisms different names")
         if "/" in name or os.sep in name or "\0" in name:
-            raise ValueError(f"vary: {given(name)} cannot be the name of a folder; give the mechanism another name")
+            raise ValueError(f"vary: expected a valid folder name, got {given(name)}; give the mechanism another name")
         if len(os.fsencode(name)) > _LONGEST:
-            raise ValueError(f"vary: {given(name)} is too long for the name of a folder; vary fewer settings at once")
+            raise ValueError(
+                f"vary: expected a folder name of at most {_LONGEST} bytes, got {given(name)}; vary fewer settings"
+            )
     return names
 
 
 _LONGEST = 200
-"""Bytes in the name of a run's folder: file systems take 255, and files under way add to it."""
+"""Bytes in the name of a run's folder, at most: file systems allow 255, and temporary names are longer."""
 
 
 # --- a sweep
@@ -569,20 +576,20 @@ def sweep(
         out: a folder for the runs, ``sweep.csv``, ``sweep.json`` and ``sweep.png``.
         samples: so many combinations at random, where not all of them.
         seed: of all randomness, that of the drawing included.
-        env_params: the environment's parameters for all combinations, traced; its own if None.
+        env_params: the environment's parameters for all combinations, traced; its defaults if None.
         progress: whether to show a progress bar.
         share: of the best run's return, see `compare`.
         settings: of all combinations, as in `TrainConfig`.
 
     Raises:
-        ValueError: a setting is wrong or given twice, two combinations are the same or would share a folder, or the
-            folder holds a run with other settings. All of that is found before anything is trained.
+        ValueError: a setting is invalid or given twice, two combinations are the same or have the same folder, or the
+            folder holds a run with other settings. All errors are raised before training.
     """
     vary, out = _checked(vary), path("out", out)
-    key_of(seed)  # a seed out of range is refused before anything is trained
+    key_of(seed)  # raises before training if the seed is out of range
     for name, value in settings.items():
         if _setting(name, name) in vary:
-            raise ValueError(f"vary: {name} is given as {shown(value)} and varied, too; leave one out")
+            raise ValueError(f"vary: {name} is both varied and given as {shown(value)}; remove one of them")
     if not 0 < number("share", share) <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
     if samples is not None:
@@ -590,7 +597,7 @@ def sweep(
     chosen = combinations(vary) if samples is None else draw(vary, samples, seed)
     names = _names(chosen)
     if len(chosen) < 2:
-        raise ValueError(f"vary: only one combination ({names[0]}); give more values")
+        raise ValueError(f"vary: expected at least two combinations, got {names[0]}; give more values")
     cells: list[Condition] = []
     same: dict[str, str] = {}
     for name, each in zip(names, chosen, strict=True):
@@ -600,7 +607,7 @@ def sweep(
             raise ValueError(f"{name}: {error}") from error
         other = same.setdefault(json.dumps(runs.settings_of(cells[-1].config), sort_keys=True), name)
         if other != name:
-            raise ValueError(f"vary: {other} and {name} are the same run; leave one out")
+            raise ValueError(f"vary: expected different runs, got the same settings for {other} and {name}; remove one")
     before = fitting.compiles()
     with files.owned(out):
         name = cells[0].config.adapter.name

@@ -1,9 +1,9 @@
-"""JAX's own switches: the library's programs work whatever they are set to, or say which one to change.
+"""JAX's configuration options: the library's programs work under all of them, or raise an error that names the option.
 
-``jax_numpy_dtype_promotion`` and ``jax_numpy_rank_promotion`` check the code of whoever sets them. Environments and the
-libraries of the networks promote freely, so the library traces its programs under JAX's defaults. ``jax_debug_nans``
-and ``jax_debug_infs`` stop every program that holds a NaN or an infinity; here NaN stands for what does not exist, such
-as the return of an episode that has not ended, so programs refuse to start under them.
+``jax_numpy_dtype_promotion`` and ``jax_numpy_rank_promotion`` are for users' own code. Environments and network
+libraries rely on implicit promotion, so the library traces its programs under JAX's defaults. ``jax_debug_nans`` and
+``jax_debug_infs`` stop every program that produces a NaN or an infinity. The library uses NaN for undefined values,
+such as the return of an episode that has not ended, so its programs raise an error under these options.
 """
 
 import functools
@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def standard_promotion(function: Function) -> Function:
-    """A decorator: the function runs, or is traced, under JAX's default promotion of dtypes and ranks."""
+    """Decorate a function to run, or be traced, under JAX's default promotion of dtypes and ranks."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -29,10 +29,10 @@ def standard_promotion(function: Function) -> Function:
 
 
 def entry_point(function: Function) -> Function:
-    """A decorator: `standard_promotion` for a function in whose results NaN is no error.
+    """Decorate a function whose results may contain NaN; includes `standard_promotion`.
 
     Raises:
-        ValueError: (when called) ``jax_debug_nans`` or ``jax_debug_infs`` is on, or JAX has no device.
+        ValueError: (when called) ``jax_debug_nans`` or ``jax_debug_infs`` is set, or JAX has no device.
     """
     inner = standard_promotion(function)
 
@@ -42,9 +42,9 @@ def entry_point(function: Function) -> Function:
         for switch in ("jax_debug_nans", "jax_debug_infs"):
             if getattr(jax.config, switch):
                 raise ValueError(
-                    f"{switch}: {function.__name__} cannot run under this switch, because NaN and infinity stand for "
-                    "what does not exist (an episode that has not ended, a seat without an agent); switch it off, and "
-                    "find wrong numbers with fit(check=True) or jaxmarket.checking.checked"
+                    f"{switch}: expected False, got True; {function.__name__} uses NaN and infinity for undefined "
+                    "values, such as the return of an episode that has not ended: set it to False, and find wrong "
+                    "numbers with fit(check=True) or jaxmarket.checking.checked"
                 )
         return inner(*args, **kwargs)
 
@@ -55,7 +55,7 @@ def check_backend() -> None:
     """Start JAX's backend.
 
     Raises:
-        ValueError: it cannot be started, as where ``JAX_PLATFORMS`` names a platform that is not there.
+        ValueError: the backend cannot start, for example because ``JAX_PLATFORMS`` names a platform that is absent.
     """
     try:
         jax.default_backend()

@@ -1,4 +1,4 @@
-"""What a person reads on a terminal: tables of a run, and a progress bar."""
+"""Tables of a run, and a progress bar, for the terminal."""
 
 import sys
 import threading
@@ -42,7 +42,7 @@ class _Rate(ProgressColumn):
 
 
 class _Words(ProgressColumn):
-    """Text that gives way where the bar is too wide: cut, not broken into lines."""
+    """Text that is cut, rather than wrapped, if the bar is too wide."""
 
     def __init__(self, words: Callable[[Task], str]) -> None:
         super().__init__()
@@ -58,21 +58,21 @@ class _Remaining(TimeRemainingColumn):
 
 
 class Show:
-    """Moves a progress bar, names what is under way, and prints above it."""
+    """Updates a progress bar, shows the current phase, and prints above the bar."""
 
     def __init__(self, bar: Progress, screen: Screen, label: str) -> None:
         self._bar, self._screen, self._label = bar, screen, plain(label)
         self._task = bar.add_task(f"{self._label}: compiling", total=None, note="")
-        self._phase: TaskID | None = None  # the line below a bar that has begun
-        self._lock = threading.Lock()  # a sweep's runs share a bar, each on a thread of its own
+        self._phase: TaskID | None = None  # the line below a bar that has started
+        self._lock = threading.Lock()  # the runs of a sweep share a bar, each on its own thread
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """So much is done, of so much."""
+        """Set the progress to ``done`` of ``total``."""
         self.phase("")
         self._bar.update(self._task, description=self._label, completed=done, total=total, note=plain(note))
 
     def phase(self, name: str) -> None:
-        """Name what is under way that has no number, such as evaluating; an empty name ends it."""
+        """Show a phase without a known length, such as evaluating; an empty name ends it."""
         with self._lock:
             if self._phase is not None:
                 self._bar.remove_task(self._phase)
@@ -83,7 +83,7 @@ class Show:
                 self._phase = self._bar.add_task(plain(name), total=None, note="")
 
     def end(self) -> None:
-        """Leave only what counted something."""
+        """Remove everything but bars with a known length."""
         self.phase("")
         if self._bar.tasks[0].total is None:
             self._bar.remove_task(self._task)
@@ -112,7 +112,7 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
         _Words(lambda task: task.fields["note"]),
         console=screen,
         disable=not shown,
-        # What is printed meanwhile appears above the bar; but what goes to a file or a program stays out of it.
+        # Printed text appears above the bar, unless the output goes to a file or a pipe.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
     with bar:
@@ -130,7 +130,7 @@ def return_note(metrics: dict[str, np.ndarray]) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number of so many digits after the point; a dash where it is not finite."""
+    """Format a number with ``digits`` decimals; a dash if it is not finite."""
     return f"{value:.{digits}f}" if np.isfinite(value) else "–"
 
 
@@ -149,7 +149,7 @@ def returns_table(result: FitResult) -> DataTable:
         table.add_column(column, justify="right")
     notes = ["return: greedy bids, mean over seeds; sampled: with sampled bids"]
     if lost:
-        notes.append("diverged: seeds that are left out of all numbers")
+        notes.append("diverged: seeds that are excluded from all numbers")
     if "unfinished" in extra:
         notes.append("unfinished: episodes that the step limit of the evaluation cut, greedy / sampled bids")
     if s["bid_error"] is not None:
@@ -172,7 +172,7 @@ def bids_table(result: FitResult) -> DataTable | None:
     if result.q is None or result.bids is None or result.visited is None:
         return None
     q = result.q
-    bids = result.bids[np.isfinite(result.bids).all((1, 2))]  # of seeds that did not diverge
+    bids = result.bids[np.isfinite(result.bids).all((1, 2))]  # without diverged seeds
     if not len(bids):
         return None
     several = len(bids) > 1

@@ -1,9 +1,9 @@
-"""What the library shows on a terminal, whatever the text, the encoding and the width.
+"""Terminal output for any text, encoding and width.
 
-Names, paths, settings and agents' messages are data. `plain` makes the characters visible that a terminal would obey or
-hide, and `cell` makes a `rich.text.Text` of them, in which rich finds no markup. `DataTable` is a table of such cells
-that becomes a list where it would not fit. `Screen` and `emit` print: characters that the stream's encoding lacks are
-replaced, and output that nobody reads any more (``| head``) is dropped.
+Names, paths, settings and agents' messages are data. `plain` escapes the characters that a terminal would interpret or
+hide, and `cell` returns a `rich.text.Text` in which rich interprets no markup. `DataTable` is a table of such cells; it
+becomes a list if the terminal is too narrow. `Screen` and `emit` print: they replace characters that the stream's
+encoding lacks, and drop output after the reader has closed the stream (``| head``).
 """
 
 import codecs
@@ -26,20 +26,20 @@ __all__ = ["DataTable", "Screen", "cell", "emit", "plain"]
 
 
 def plain(text: str, *, lines: bool = False) -> str:
-    r"""The text on one line, with every character that a terminal would obey or hide written as its escape.
+    r"""The text on one line, with every character escaped that a terminal would interpret or hide.
 
-    These are the control characters (C0, DEL, C1), marks and overrides of the direction of writing, zero-width and
-    other format characters, separators of lines and paragraphs, lone surrogates, and code points that are unassigned or
-    for private use. Spaces, letters, combining marks and symbols of any script stay. Escapes are Python's.
+    These are control characters (C0, DEL, C1), bidirectional marks and overrides, zero-width and other format
+    characters, line and paragraph separators, lone surrogates, and unassigned or private-use code points. Spaces,
+    letters, combining marks and symbols of any script are unchanged. Escapes use Python's notation.
 
     >>> print(plain("a\x1b[2Jb\u202ec\n"))
     a\x1b[2Jb\u202ec\n
 
     Args:
         text: any string.
-        lines: keep newlines, for text of several lines.
+        lines: whether to keep newlines.
     """
-    text = str.__str__(text)  # an agent may have sent a class of its own, whose methods lie
+    text = str.__str__(text)  # an agent may return a subclass of str with overridden methods
     if text.isprintable():
         return text
     return "".join(
@@ -53,7 +53,7 @@ def _escape(char: str) -> str:
 
 
 def cell(value: object, style: str = "") -> Text:
-    """A value as text for a table, a title or a message: `plain`, and never markup. `Text` stays as it is."""
+    """A value as `plain` text without markup, for a table, a title or a message. A `Text` is returned unchanged."""
     return value if isinstance(value, Text) else Text(plain(str(value)), style)
 
 
@@ -93,13 +93,13 @@ codecs.register_error(_ERRORS, _stand_ins)
 
 
 class _Stream:
-    """A text stream that writes what its encoding lacks in other characters, and that outlives its reader."""
+    """A text stream that replaces characters its encoding lacks, and ignores a closed reader."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = io.StringIO() if stream is None else stream  # a closed standard stream is None
 
     def __getattr__(self, name: str) -> Any:
-        if name == "rich_proxied_file":  # would lead rich past this object
+        if name == "rich_proxied_file":  # rich would write to that file instead of this object
             raise AttributeError(name)
         return getattr(self._stream, name)
 
@@ -117,7 +117,7 @@ class _Stream:
 
     @contextlib.contextmanager
     def _unread(self) -> Iterator[None]:
-        """Once the reader is gone, the rest goes nowhere: a run that writes files is worth finishing."""
+        """Discard output once the reader is gone, so that a run that writes files can finish."""
         try:
             yield
         except BrokenPipeError:
@@ -127,14 +127,14 @@ class _Stream:
 
 
 def emit(line: str, stream: TextIO | None = None) -> None:
-    """Print a line as it is, whatever its length: on standard output, or on ``stream``."""
+    """Print a line without wrapping, on standard output or on ``stream``."""
     out = _Stream(sys.stdout if stream is None else stream)
     out.write(f"{line}\n")
     out.flush()
 
 
 class Screen(Console):
-    """rich's console for data: a string is `plain` text, never markup, emoji codes or numbers to highlight.
+    """A rich console for data: strings are `plain` text, without markup, emoji codes or highlighting.
 
     Args:
         stream: standard output by default.
@@ -144,14 +144,14 @@ class Screen(Console):
     def __init__(self, stream: TextIO | None = None, **options: Any) -> None:
         file: Any = _Stream(sys.stdout if stream is None else stream)
         super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
-        self.width = max(self.width, _NARROWEST)  # a terminal may claim to have no column at all
+        self.width = max(self.width, _NARROWEST)  # a terminal may report a width of 0
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """A string as `plain` text of one or several lines."""
         return super().render_str(plain(text, lines=True), **options)
 
     def message(self, text: str, style: str = "") -> None:
-        """Print a message, which only the terminal breaks into lines: paths in it can be copied."""
+        """Print a message and leave wrapping to the terminal, so that paths in it can be copied."""
         self.print(cell(text, style), soft_wrap=True)
 
 
@@ -174,14 +174,14 @@ class _Column:
 class DataTable:
     """A table whose strings are data (`cell`), for any console.
 
-    Where the width does not do, columns that were added with ``below=True`` leave the table, and follow it as a list.
-    Where that does not do, all of it becomes a list: a paragraph ``column: value | column: value`` per row.
+    If the console is too narrow, columns that were added with ``below=True`` move to a list below the table. If that
+    is not enough, the whole table becomes a list: a paragraph ``column: value | column: value`` per row.
 
     Args:
-        headers: of the first columns, as `add_column` takes them.
-        title: above it.
-        caption: below it, of one or several lines.
-        box: rich's, the frame.
+        headers: headers of the first columns, see `add_column`.
+        title: text above the table.
+        caption: text below the table, of one or several lines.
+        box: the frame, see `rich.box`.
         show_header: whether columns have headers.
     """
 
@@ -213,18 +213,18 @@ class DataTable:
         """Add a column.
 
         Args:
-            header: its name; `Text` may have several lines.
+            header: the header; `Text` may have several lines.
             justify: ``left``, ``right`` or ``center``.
-            wrap: how narrow it may become, its cells broken into lines; 0 where they may not.
-            below: whether it may leave the table where the width does not do.
-            style: of its cells.
-            name: in a list; the header by default.
+            wrap: smallest width at which cells are wrapped; 0 for no wrapping.
+            below: whether the column may move to the list below the table.
+            style: style of the cells.
+            name: name of the column in a list; default: the header.
         """
         header = cell(header)
         self._columns.append(_Column(header, plain(name) or header.plain, justify, wrap, below, style))
 
     def add_row(self, *values: object) -> None:
-        """Add a row: strings and numbers, or `Text` in colours; one per column."""
+        """Add a row: one string, number or `Text` per column."""
         if len(values) != len(self._columns):
             raise ValueError(f"values: expected one per column, {len(self._columns)}, got {len(values)}")
         self._rows.append([cell(value) for value in values])
@@ -248,8 +248,8 @@ class DataTable:
             yield Text(plain(self.caption, lines=True) + "\n", "table.caption")
 
     def _table(self, chosen: Sequence[int]) -> tuple[Table, int]:
-        """A table of some columns, and how many columns of a terminal it takes at least."""
-        least = len(chosen) + (0 if self._box is None else len(chosen) + 1)  # padding, and the box's own
+        """A table of some columns, and its smallest width in characters."""
+        least = len(chosen) + (0 if self._box is None else len(chosen) + 1)  # padding, and the lines of the box
         table = Table(box=self._box, show_header=self._show_header, padding=(0, 1, 0, 0))
         for i in chosen:
             column, cells = self._columns[i], [row[i] for row in self._rows]
@@ -267,7 +267,7 @@ class DataTable:
         return table, least
 
     def _list(self, chosen: Sequence[int], options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Every row as a heading, and below it what else is in it, ``column: value``."""
+        """Each row as a heading, followed by its other cells as ``column: value``."""
         names = [self._columns[i].name for i in chosen]
         for row in self._rows:
             cells = [row[i] for i in chosen]

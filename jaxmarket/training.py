@@ -257,14 +257,14 @@ def train(
         config: the settings.
         key: a typed PRNG key.
         hyper: traced settings; those of ``config`` if None.
-        env_params: the environment's parameters, traced, so that ``vmap`` trains on many at once; its own if None.
-            What a solver knows of the environment's own does not hold for them: no metric is held against it.
+        env_params: the environment's parameters, traced, so that ``vmap`` can train on many at once; its defaults if
+            None. Metrics that need exact values, which are those of the defaults, are omitted for other parameters.
 
     Returns:
         The final state, and metrics with one entry per chunk.
 
     Raises:
-        ValueError: an argument is of another kind, or ``hyper`` holds something other than one number per setting.
+        ValueError: an argument has the wrong type, or ``hyper`` does not contain one number per setting.
     """
     key = prng_key("key", key)
     program = Program.of(config)
@@ -307,10 +307,10 @@ class FitResult:
             `jaxmarket.metrics` defines them.
         config: the settings.
         q: f [S, P], Q*, where the environment knows it.
-        bids: f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known; NaN for seeds that
-            diverged.
-        visited: bool [seeds, S], states visited in the last tenth of training, where Q* is known; none for seeds that
-            diverged.
+        bids: f [seeds, S, P], each primitive's highest greedy bid per state, if Q* is known; NaN for diverged
+            seeds.
+        visited: bool [seeds, S], states visited in the last tenth of training, if Q* is known; False for diverged
+            seeds.
     """
 
     summary: dict[str, Any]
@@ -334,5 +334,5 @@ def in_short(summary: Mapping[str, Any]) -> str:
     """A run's summary on one line."""
     stopped = ", interrupted" if summary.get("interrupted") else ""
     reached = summary["return_mean"]
-    number = "none" if reached is None else f"{reached:.3f}"  # a file has no NaN
+    number = "none" if reached is None else f"{reached:.3f}"  # JSON has no NaN
     return f"{plain(str(summary['env']))}: {summary['seeds']} seeds, return {number}{stopped}"

@@ -123,8 +123,8 @@ def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by
 
     ``distance`` is |after - before| (Euclidean), ``change`` is |after - before| / |before|, ``moved`` the share of the
     part's weights that moved by more than ``moved_by`` times the root mean square of the part's weights before,
-    ``weights`` how many it has. The output layers of bid networks start at zero: where a part moved that was zero or
-    negligible before (a millionth of the distance), there is nothing to relate to, and ``change`` is NaN.
+    ``weights`` how many it has. The output layers of bid networks start at zero: ``change`` is NaN for a part
+    that moved and was zero or negligible before (less than a millionth of the distance).
 
     Args:
         before, after: networks of the same shapes, see `parts`.

@@ -89,7 +89,7 @@ class Linear(struct.PyTreeNode):
 class Additive(struct.PyTreeNode):
     """Sealed bids, one for each indivisible good: v(x) = Σ_j v_j x_j, each good bought as a whole or not at all."""
 
-    values: Array  # f [G] of a unit; -inf where it does not bid (or NaN, or inf)
+    values: Array  # f [G] of a unit; no bid if not finite
 
     def value(self, bundle: Array) -> Array:
         """v(x): f []; goods it does not bid on are worth nothing to it."""

@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_an_error_and_the_one_before_is_intact(two, tree
     path = two / "2.safetensors"
     path.write_bytes(DAMAGE[how](path.read_bytes()))
     checkpoints = Checkpoints(two)
-    with pytest.raises(ValueError, match=r"2.safetensors: the checkpoint is damaged, .*go on from step 1"):
+    with pytest.raises(ValueError, match=r"2.safetensors: the checkpoint is damaged, .*resume from step 1"):
         checkpoints.last()
     path.unlink()
     step, (arrays, _) = checkpoints.last()

@@ -130,7 +130,7 @@ class Gym:
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        (Gym(), "env: .* is a Gymnasium environment"),
+        (Gym(), "env: .* Gymnasium environment"),
         (Chain, "env: expected an environment, got the class or function Chain"),
         ((Chain(), None), "env: expected an environment, got a tuple"),
         (3, "env: 3 is not a gymnax-style environment"),
@@ -155,8 +155,8 @@ KEY, HYPER = jax.random.key(0), config().hyperparameters
         (lambda: fit({"env": "Chain-v0"}, KEY), r"config: .*write TrainConfig\(\*\*settings\)"),
         (lambda: fit(config(), 0), r"key: expected a PRNG key, got 0; use jax.random.key\(0\)"),
         (lambda: fit(config(), None), "key: expected a PRNG key, got None"),
-        (lambda: fit(config(), jax.random.split(KEY)), r"key: expected one key, got keys of shape \(2,\)"),
-        (lambda: fit(config(), np.zeros(3, np.uint32)), "key: expected a typed key, got 3 words"),
+        (lambda: fit(config(), jax.random.split(KEY)), r"key: expected a scalar key, got keys of shape \(2,\)"),
+        (lambda: fit(config(), np.zeros(3, np.uint32)), "key: expected a typed key, got 3 uint32 words"),
         (lambda: jax.jit(lambda key: fit(config(), key).bids)(KEY), "key: expected a key outside of jit and vmap"),
         (lambda: fit(config(), KEY, 3), "out: expected the path of a folder or file, got 3"),
         (lambda: fit(config(), KEY, "a\0b"), "out: expected the path of a folder or file"),

@@ -157,7 +157,7 @@ def test_two_processes_over_loopback_one_is_killed_and_the_run_resumed(tmp_path)
     assert first.returncode == 1
     last = error.splitlines()[-1]
     assert last.startswith("jaxmarket: process 1 of 2 was killed (SIGKILL); the others were stopped")
-    assert last.endswith("go on with: jaxmarket launch --processes 2 train --resume run")
+    assert last.endswith("resume with: jaxmarket launch --processes 2 train --resume run")
     assert not (tmp_path / "run" / "summary.json").exists()
 
     refused = subprocess.run(

@@ -84,7 +84,7 @@ def test_statistics_are_over_finite_values():
     assert divergence.spread([1.0, None, 3.0, np.nan, np.inf]) == (2, 1, 1, 3)
     assert np.isnan(divergence.spread([None, np.nan])).all()
     assert divergence.best([None, 0.2, np.inf, 0.8, np.nan]) == 3
-    with pytest.raises(ValueError, match="seed: expected a finite return to choose by, got 2"):
+    with pytest.raises(ValueError, match="seed: expected at least one finite return, got 2"):
         divergence.best([None, np.nan])
     assert np.isnan(estimates.interquartile_mean([0.1, 0.2, 0.3, np.nan]).value)
     assert np.isnan(estimates.improvement([0.1, np.nan], [0.2, 0.1]).value)

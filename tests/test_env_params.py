@@ -81,7 +81,7 @@ def test_parameters_that_the_folder_cannot_hold_are_asked_for(tmp_path):
     out, env = tmp_path / "run", Wide()
     config = TrainConfig(env, **SETTINGS)
     fit(config, KEY, out, env_params=jnp.ones(5000), progress=False)
-    with pytest.raises(ValueError, match=r"env_params that config\.json does not hold"):
+    with pytest.raises(ValueError, match=r"config\.json does not contain the env_params"):
         _ = read(out, env=env).env_params
 
 
@@ -100,7 +100,7 @@ class Broken(struct.PyTreeNode):
     ("params", "message"),
     [
         (Broken(jnp.ones(2)), "reset of Bandit-v0 failed under jit with AttributeError"),
-        (OTHER.replace(rewards=jnp.ones((3, 1, 4))), "reward after a step of Bandit-v0 is float32"),
+        (OTHER.replace(rewards=jnp.ones((3, 1, 4))), "reward of Bandit-v0 to be one number, got float32"),
         (object(), "env_params: expected a tree of arrays"),
         ("hello", "env_params: expected a tree of arrays"),
     ],

@@ -551,7 +551,7 @@ def test_a_step_env_is_preferred_and_its_clock_asked():
 
 
 def test_a_step_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="a step of Walk returned 4 values"):
+    with pytest.raises(ValueError, match="step of Walk, got 4 values"):
         play(Walk(lambda *five: five[:4]), [0])
 
 
@@ -663,24 +663,24 @@ SPACES = {"d": spaces.Discrete(3), "v": NEAR}
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        (steps(*FINE[:4]), "a step of Bare returned 4 values; return (obs, env_state, reward, terminated, truncated"),
-        ({"step": lambda *_: jnp.zeros(5)}, "a step of Bare returned one value"),
-        (steps(*FINE[:5], "nothing"), "a step of Bare returned info nothing; return a dict"),
-        ({"reset": lambda key, params: jnp.zeros(2)}, "a reset of Bare returned one value"),
-        ({"reset": lambda key, params: (1, 2, 3)}, "a reset of Bare returned 3 values; return (obs, env_state)"),
+        (steps(*FINE[:4]), "truncated, info) from step of Bare, got 4 values"),
+        ({"step": lambda *_: jnp.zeros(5)}, "step of Bare, got one value"),
+        (steps(*FINE[:5], "nothing"), "info of Bare to be a dict, got nothing; return a dict"),
+        ({"reset": lambda key, params: jnp.zeros(2)}, "reset of Bare, got one value"),
+        ({"reset": lambda key, params: (1, 2, 3)}, "expected (obs, env_state) from reset of Bare, got 3 values"),
         ({"reset": lambda key: FINE[:2]}, "reset of Bare failed under jit with TypeError"),
         ({"reset": lambda key, params: (jnp.zeros(2), "here")}, "reset of Bare failed under jit with TypeError"),
-        ({"reset": lambda key, params: ({}, jnp.int32(0))}, "Bare observes nothing"),
-        ({"reset": lambda key, params: (key, jnp.int32(0))}, "Bare observes key<fry>[] at its root"),
+        ({"reset": lambda key, params: ({}, jnp.int32(0))}, "expected an observation from Bare, got"),
+        ({"reset": lambda key, params: (key, jnp.int32(0))}, "observation of Bare, got key<fry>[] at its root"),
         (steps(jnp.zeros(3), *FINE[1:]), "the observation after a step of Bare is float32[3] at its root, before it"),
         (steps(FINE[:1], *FINE[1:]), "the observation after a step of Bare has the structure"),
         (steps(FINE[0], jnp.float32(0), *FINE[2:]), "the state after a step of Bare is float32[] at its root, before"),
         (steps(FINE[0], (0, 0), *FINE[2:]), "the state after a step of Bare has the structure"),
-        (steps(*FINE[:2], jnp.ones(2), *FINE[3:]), "reward after a step of Bare is float32[2]; return one number"),
-        (steps(*FINE[:2], 1j, *FINE[3:]), "reward after a step of Bare is complex64[]; return one number"),
+        (steps(*FINE[:2], jnp.ones(2), *FINE[3:]), "reward of Bare to be one number, got float32[2]"),
+        (steps(*FINE[:2], 1j, *FINE[3:]), "reward of Bare to be one number, got complex64[]"),
         (steps(*FINE[:2], None, *FINE[3:]), "step of Bare failed under jit with"),
-        (steps(*FINE[:3], jnp.zeros(2, bool), *FINE[4:]), "terminated after a step of Bare is bool[2]"),
-        (steps(*FINE[:5], {"duration": jnp.ones(3)}), "info['duration'] after a step of Bare is float32[3]"),
+        (steps(*FINE[:3], jnp.zeros(2, bool), *FINE[4:]), "terminated of Bare to be one number, got bool[2]"),
+        (steps(*FINE[:5], {"duration": jnp.ones(3)}), "info['duration'] of Bare to be one number, got float32[3]"),
         ({"step": lambda k, s, a, p: FINE if s > 0 else None}, "failed under jit with TracerBoolConversionError"),
         ({"step": lambda k, s, a, p: np.asarray(s)}, "failed under jit with TracerArrayConversionError"),
         ({"num_actions": 2.5}, "the number of actions of Bare: expected a whole number"),
@@ -688,15 +688,15 @@ SPACES = {"d": spaces.Discrete(3), "v": NEAR}
         ({"num_actions": lambda: 2}, "the number of actions of Bare: expected a whole number"),
         ({"gamma": "high"}, "gamma of Bare: expected a number in [0, 1], got 'high'"),
         ({"gamma": 1.5}, "gamma of Bare: expected a number in [0, 1], got 1.5"),
-        ({"name": 3}, "the name of Bare is 3; make it a string"),
-        ({"legal_actions": lambda state, params: jnp.ones(3, bool)}, "legal_actions of Bare has shape (3,)"),
+        ({"name": 3}, "expected a string as name of Bare, got 3"),
+        ({"legal_actions": lambda state, params: jnp.ones(3, bool)}, "legal_actions of Bare of shape (2,), got (3,)"),
         ({"legal_actions": lambda state: jnp.ones(2, bool)}, "legal_actions of Bare failed under jit with TypeError"),
         ({"observation_space": lambda params: 1 / 0}, "observation_space of Bare failed with ZeroDivisionError"),
-        ({"observation_space": lambda params: spaces.Dict(SPACES)}, "one array is observed"),
-        ({"reset": lambda k, p: ({"a": 0, "b": 0}, 0), "observation_space": lambda p: NEAR}, "2 arrays are observed"),
+        ({"observation_space": lambda params: spaces.Dict(SPACES)}, "the observation is one array"),
+        ({"reset": lambda k, p: ({"a": 0, "b": 0}, 0), "observation_space": lambda p: NEAR}, "has 2 arrays"),
         (
             {"reset": lambda k, p: ({"d": 0, "w": 0}, 0), "observation_space": lambda p: spaces.Dict(SPACES)},
-            "['d', 'w'] are observed, the space has ['d', 'v']; give both the same structure",
+            "the observation has ['d', 'w'], the space has ['d', 'v']; give both the same structure",
         ),
     ],
 )
@@ -713,9 +713,9 @@ def test_what_breaks_the_contract_is_refused_in_one_line(attributes, message):
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (Unhashable(), "Unhashable cannot be hashed"),
+        (Unhashable(), "a hashable environment"),
         (Bare, r"call it: Bare\(\)"),
-        (GymnasiumEnv("Chain-v0"), "is a Gymnasium environment"),
+        (GymnasiumEnv("Chain-v0"), "the Gymnasium environment"),
     ],
 )
 def test_what_is_another_kind_of_object_is_refused(env, message):

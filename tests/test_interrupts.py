@@ -267,7 +267,7 @@ def test_where_the_file_system_has_no_locks_the_named_process_decides(tmp_path, 
         with files.owned(tmp_path):
             pass
     else:
-        with pytest.raises(ValueError, match=r"if that process is gone, remove .*\.lock"), files.owned(tmp_path):
+        with pytest.raises(ValueError, match=r"no longer exists, remove .*\.lock"), files.owned(tmp_path):
             pass
 
 
@@ -281,7 +281,7 @@ def test_an_interrupted_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path
 
     fit(CONFIG, KEY, tmp_path / "run", progress=False, loggers=[interrupt])
     assert runs.read(tmp_path / "run").interrupted
-    with pytest.raises(ValueError, match="holds an interrupted run; go on with it"):
+    with pytest.raises(ValueError, match="holds an interrupted run; resume it"):
         fit(CONFIG, KEY, tmp_path / "run", progress=False)
     with pytest.warns(UserWarning, match="interrupted, .*--resume"):
         jaxmarket.load(tmp_path / "run")

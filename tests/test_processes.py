@@ -199,7 +199,7 @@ def test_what_to_do_next_is_said_of_a_folder_with_a_run_in_it(given, tmp_path, m
         with pytest.raises(SystemExit) as stopped:
             main(["launch", "--processes=2", "train", "Chain-v0", *given])
         assert stopped.value.code == 143
-        again = "; go on with: jaxmarket launch --processes 2 train --resume 'a b'" * there
+        again = "; resume with: jaxmarket launch --processes 2 train --resume 'a b'" * there
         assert capsys.readouterr().err == f"jaxmarket: stopped by SIGTERM{again}\n"
 
 

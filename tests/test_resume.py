@@ -126,10 +126,10 @@ def test_what_cannot_be_resumed_is_named(stopped, tmp_path, capsys):
         fit(CONFIG, jax.random.key(1), stopped, resume=True)
     with pytest.raises(ValueError, match="another run: frozen is"):
         fit(CONFIG, KEY, stopped, resume=True, freeze=["policy/*"])
-    with pytest.raises(ValueError, match=r"holds an interrupted run; go on with it \(jaxmarket train --resume"):
+    with pytest.raises(ValueError, match=r"holds an interrupted run; resume it \(jaxmarket train --resume"):
         fit(CONFIG, KEY, stopped)
     (stopped / "summary.json").unlink()
-    with pytest.raises(ValueError, match="holds an unfinished run; go on with it"):
+    with pytest.raises(ValueError, match="holds an unfinished run; resume it"):
         fit(CONFIG, KEY, stopped)
     with pytest.raises(ValueError, match="cannot write to"):
         fit(CONFIG, KEY, tmp_path / "file" / "run")
@@ -145,7 +145,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(stopped, tmp_pat
     with pytest.raises(ValueError, match=r"2.safetensors: a checkpoint of another run: gamma is 0.5 there"):
         fit(CONFIG, KEY, stopped, resume=True, progress=False)
     (tmp_path / "other" / "checkpoints" / "2.safetensors").write_text("{}")
-    with pytest.raises(ValueError, match=r"2.safetensors: the checkpoint is damaged, .*; remove it to begin again"):
+    with pytest.raises(ValueError, match=r"2.safetensors: the checkpoint is damaged, .*; remove it to start over"):
         fit(other, KEY, tmp_path / "other", resume=True, progress=False)
 
 
@@ -221,7 +221,7 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     again = grow([plan], accuracy, **told, folder=tmp_path)[plan.name]  # finished: read back
     jax.tree.map(np.testing.assert_array_equal, flatten(again.economy), flatten(wanted.economy))
-    with pytest.raises(ValueError, match="a market on other terms"):
+    with pytest.raises(ValueError, match="a market with other settings"):
         grow([dataclasses.replace(plan, wealth=1.0)], accuracy, **told, folder=tmp_path)
 
 

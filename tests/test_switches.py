@@ -91,10 +91,10 @@ def test_switches_that_stop_sound_programs_are_named(switch):
     debugging = {"jax_debug_nans": jax.debug_nans, "jax_debug_infs": jax.debug_infs}[switch]
     with debugging(True):
         for run in (lambda: fit(config, jax.random.key(0)), lambda: train(config, jax.random.key(0))):
-            with pytest.raises(ValueError, match=f"^{switch}: .*switch it off"):
+            with pytest.raises(ValueError, match=f"^{switch}: .*set it to False"):
                 run()
         for name in ("deep market", "sealed bids"):
-            with pytest.raises(ValueError, match=f"^{switch}: open_market cannot run"):
+            with pytest.raises(ValueError, match=f"^{switch}: .*open_market"):
                 PROGRAMS[name]()(jax.random.key(0))
 
 

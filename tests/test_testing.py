@@ -142,9 +142,9 @@ def test_a_wrapper_that_resets_as_gymnax_does_passes():
         (lambda r: {"obs": r["obs"][:1]}, "the observation after a step of Walk is float32[1]"),
         (lambda r: {"state": r["state"] | {"x": 1.0 * r["state"]["x"]}}, "is float32[] at ['x'], before it was int32"),
         (lambda r: {"state": r["state"] | {"new": 0}}, "return the same fields"),
-        (lambda r: {"reward": jnp.ones(2)}, "reward after a step of Walk is float32[2]"),
-        (lambda r: {"terminated": jnp.zeros(2, bool)}, "terminated after a step of Walk is bool[2]"),
-        (lambda r: {"extra": 0}, "returned 7 values"),
+        (lambda r: {"reward": jnp.ones(2)}, "reward of Walk to be one number, got float32[2]"),
+        (lambda r: {"terminated": jnp.zeros(2, bool)}, "terminated of Walk to be one number, got bool[2]"),
+        (lambda r: {"extra": 0}, "step of Walk, got 7 values"),
         (branch, "step of Walk failed under jit with TracerBool"),
         (lambda r: {"info": {"duration": 0}}, "a duration below 1"),
         (lambda r: {"reward": jnp.log(2 - r["state"]["x"])}, "a NaN or infinite reward"),
@@ -164,7 +164,7 @@ def test_broken_steps_are_refused(spoil, message):
     ("attributes", "message"),
     [
         ({"num_actions": None}, "needs discrete actions"),
-        ({"legal_actions": lambda state, params: jnp.ones(3, bool)}, "legal_actions of Walk has shape (3,)"),
+        ({"legal_actions": lambda state, params: jnp.ones(3, bool)}, "legal_actions of Walk of shape (2,), got (3,)"),
         ({"legal_actions": lambda state, params: state["x"] > jnp.array([0, 0])}, "no action was legal"),
     ],
 )

@@ -26,13 +26,13 @@ __all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
 
 # An integer observation with at most this many values per entry is one-hot encoded.
 _MOST_CATEGORIES = 1024
-# Bounds from 0 to this mark intensities (pixels, memory cells), which are scaled to [0, 1].
+# Arrays with bounds 0 and this value are intensities (pixels, memory cells), which are scaled to [0, 1].
 _WHITE = 255
 
-# Bytes of first states (and observations) that one instance of a rollout makes beforehand.
+# Largest size in bytes of the initial states and observations that one instance of a rollout precomputes.
 _MOST_AHEAD = 2**21
 
-_PURE = "write it with jax.numpy, without Python's if or float() on traced values, numpy, and random"
+_PURE = "use jax.numpy and jax.random only, and no Python if or float() on traced values"
 
 
 class Step(NamedTuple):
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 class Adapter:
     """A gymnax-style environment with encoded observations; compares and hashes as ``env`` does.
 
-    ``docs/environments.md`` says what ``env`` must provide; `check` checks it.
+    ``docs/environments.md`` describes the contract for ``env``; `check` verifies it.
     """
 
     env: Any
@@ -68,10 +68,10 @@ class Adapter:
         return getattr(self.env, "default_params", None)
 
     def parameters(self, given: PyTree = None) -> PyTree:
-        """Parameters that somebody gave, as arrays and once `check` has passed; ``default_params`` if None.
+        """Convert given parameters to arrays and `check` them; ``default_params`` if None.
 
         Raises:
-            ValueError: the environment does not run with them.
+            ValueError: the environment does not run with these parameters.
         """
         if given is None:
             return self.default_params
@@ -100,10 +100,10 @@ class Adapter:
         return whole(f"env: the number of actions of {self.name}", count)
 
     def _attribute(self, name: str) -> Any:
-        """An attribute that the environment may lack: None if it does."""
+        """An optional attribute of the environment; None if it is missing."""
         try:
             return getattr(self.env, name, None)
-        except NotImplementedError:  # gymnax's base class has them all
+        except NotImplementedError:  # gymnax's base class defines every attribute
             return None
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray | None:
@@ -131,7 +131,9 @@ class Adapter:
         reset = self.env.reset_env if owns(self.env, "reset_env") else self.env.reset
         result = reset(key, params)
         if not isinstance(result, Sequence) or len(result) != 2:
-            raise ValueError(f"env: a reset of {self.name} returned {_counted(result)}; return (obs, env_state)")
+            raise ValueError(
+                f"env: expected (obs, env_state) from reset of {self.name}, got {_counted(result)}; return two values"
+            )
         return tuple(result)
 
     def raw_step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
@@ -142,13 +144,13 @@ class Adapter:
             result = self.env.step(key, env_state, action, params)
         if not isinstance(result, Sequence) or len(result) not in (5, 6):
             raise ValueError(
-                f"env: a step of {self.name} returned {_counted(result)}; return (obs, env_state, reward, terminated, "
-                "truncated, info)"
+                f"env: expected (obs, env_state, reward, terminated, truncated, info) from step of {self.name}, got "
+                f"{_counted(result)}; return six values"
             )
         obs, state, reward, terminated = result[:4]
         info = {} if result[-1] is None else result[-1]
         if not isinstance(info, Mapping):
-            raise ValueError(f"env: a step of {self.name} returned info {shown(info)}; return a dict, empty for none")
+            raise ValueError(f"env: expected info of {self.name} to be a dict, got {shown(info)}; return a dict")
         if len(result) == 6:
             truncated = result[4]
         elif owns(self.env, "is_truncated"):
@@ -174,7 +176,8 @@ class Adapter:
         array = jnp.asarray(value)
         if array.size != 1 or not _is_real(array.dtype):
             raise ValueError(
-                f"env: {what} after a step of {self.name} is {array.dtype}{list(array.shape)}; return one number"
+                f"env: expected {what} of {self.name} to be one number, got {array.dtype}{list(array.shape)}; return a "
+                "scalar"
             )
         return array.reshape(())
 
@@ -196,10 +199,10 @@ class Adapter:
         return int(limit)
 
     def opens_ahead(self, params: PyTree, steps: int) -> bool:
-        """Whether the first states of an episode after each of ``steps`` steps are small enough to be made at once.
+        """Whether to precompute the initial states of the episodes that may begin after each of ``steps`` steps.
 
-        That is faster; but their memory grows with steps × state, so that beyond 2 MiB per instance each is made in its
-        step. The numbers are the same.
+        Precomputing is faster, but its memory grows with steps × state size. Above 2 MiB per instance each state is
+        therefore computed in its step. The results are the same.
         """
         shapes = jax.tree.leaves(jax.eval_shape(self.raw_reset, jax.random.key(0), params))
         return steps * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) <= _MOST_AHEAD
@@ -224,7 +227,7 @@ class Adapter:
         except NotImplementedError:
             return None
         except Exception as error:
-            raise ValueError(f"env: {which} of {self.name} failed with {_reason(error)}; repair it") from error
+            raise ValueError(f"env: {which} of {self.name} failed with {_reason(error)}; correct the method") from error
 
     @functools.cached_property
     def _codes(self) -> tuple["_Code", ...]:
@@ -232,11 +235,12 @@ class Adapter:
         obs, _ = self._shapes("reset", self.raw_reset, jax.random.key(0), self.default_params)
         leaves = jax.tree_util.tree_leaves_with_path(obs)
         if not leaves:
-            raise ValueError(f"env: {self.name} observes nothing ({shown(obs)}); return an array, or a tree of arrays")
+            raise ValueError(f"env: expected an observation from {self.name}, got {shown(obs)}; return an array")
         for path, leaf in leaves:
             if not _is_real(leaf.dtype):
                 raise ValueError(
-                    f"env: {self.name} observes {leaf.dtype}{list(leaf.shape)} at {_where(path)}; return real numbers"
+                    f"env: expected real numbers in the observation of {self.name}, got "
+                    f"{leaf.dtype}{list(leaf.shape)} at {_where(path)}; convert them"
                 )
         try:
             spaces = _spaces([path for path, _ in leaves], self.space("observation_space"))
@@ -248,31 +252,31 @@ class Adapter:
         return tuple(_code(leaf, space) for (_, leaf), space in zip(leaves, spaces, strict=True))
 
     def check(self, params: PyTree = None) -> None:
-        """Check that the environment keeps the contract of ``docs/environments.md``, as far as shapes tell.
+        """Check the contract of ``docs/environments.md`` by shapes.
 
-        Nothing is computed or compiled; `jaxmarket.testing.check_environment` plays, and finds more.
+        Nothing is computed or compiled. `jaxmarket.testing.check_environment` also plays episodes, and checks more.
 
         Args:
             params: the environment's parameters; ``default_params`` if None.
 
         Raises:
-            ValueError: it does not; the message says what to change.
+            ValueError: the environment violates the contract; the message states the required change.
         """
         if inspect.ismethod(self.default_params):
-            raise ValueError(f"env: default_params of {self.name} is a method; make it a property")
+            raise ValueError(f"env: expected a value as default_params of {self.name}, got a method; use a property")
         name = self._attribute("name")
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"env: the name of {self.name} is {shown(name)}; make it a string (a property, no method)")
+            raise ValueError(f"env: expected a string as name of {self.name}, got {shown(name)}; use a str property")
         try:
             hash(self.env)
         except TypeError as error:
             raise ValueError(
-                f"env: {self.name} cannot be hashed ({_reason(error)}); environments are static arguments of jit: keep "
-                "arrays in default_params, or define __eq__ and __hash__"
+                f"env: expected a hashable environment, as a static argument of jit, got {self.name} "
+                f"({_reason(error)}); keep arrays in default_params, or define __eq__ and __hash__"
             ) from error
-        # Now rather than inside jit, where a space's bounds would be tracers.
+        # Evaluated here, because inside jit the bounds of a space would be tracers.
         _ = self.num_actions, self.gamma, self._codes
-        # Training compiles the environment's own parameters in; others are traced.
+        # Training compiles default_params as constants; other parameters are traced.
         own = self.default_params
         with_params = (lambda f: lambda *args: f(*args, own)) if params is None else (lambda f: f)
         args = () if params is None else (params,)
@@ -287,8 +291,8 @@ class Adapter:
         legal = self._shapes("legal_actions", with_params(self.legal), state, *args)
         if legal.shape != (self.num_actions,):
             raise ValueError(
-                f"env: legal_actions of {self.name} has shape {legal.shape}; return one boolean per action, "
-                f"{(self.num_actions,)}"
+                f"env: expected legal_actions of {self.name} of shape {(self.num_actions,)}, got {legal.shape}; return "
+                "one boolean per action"
             )
 
     def _same(self, what: str, before: PyTree, after: PyTree) -> None:
@@ -297,7 +301,7 @@ class Adapter:
             raise ValueError(f"env: the {what} after a step of {self.name} {different}")
 
     def _shapes(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
-        """`jax.eval_shape`; what fails there is the environment's fault."""
+        """`jax.eval_shape`, with errors that name the environment."""
         try:
             return jax.eval_shape(function, *args)
         except Exception as error:
@@ -317,10 +321,10 @@ class Adapter:
 
 
 class _Code(NamedTuple):
-    """How one leaf of an observation becomes features."""
+    """The encoding of one leaf of an observation."""
 
-    categories: tuple[int, int] | None = None  # lowest value and number of values, where it becomes one-hot
-    scale: float | None = None  # what it is divided by
+    categories: tuple[int, int] | None = None  # lowest value and number of values, for one-hot encoding
+    scale: float | None = None  # divisor
 
     def encode(self, leaf: Array) -> Array:
         if self.categories is not None:
@@ -346,42 +350,42 @@ def _code(leaf: jax.ShapeDtypeStruct, space: Any) -> _Code:
 
 
 def _spaces(paths: Sequence[tuple[Any, ...]], space: Any) -> list[Any]:
-    """The space of each leaf of an observation, None for leaves nothing is said about.
+    """The space of each leaf of an observation; None for leaves without a space.
 
     Args:
-        paths: of the leaves below here, in their order.
-        space: of all of them.
+        paths: paths of the leaves, in their order.
+        space: the space of all leaves.
 
     Raises:
-        LookupError: the space has other parts than the observation.
+        LookupError: space and observation have different structures.
     """
     parts = getattr(space, "spaces", None)
     if space is None or (parts is None and len(paths) == 1):
         return [space] * len(paths)
     if parts is None:
-        raise LookupError(f"{len(paths)} arrays are observed, {shown(space)} describes one")
+        raise LookupError(f"the observation has {len(paths)} arrays, {shown(space)} describes one")
     below: dict[Any, list[tuple[Any, ...]]] = {}
     for path in paths:
         if not path:
-            raise LookupError(f"one array is observed, {shown(space)} has {len(parts)} parts")
+            raise LookupError(f"the observation is one array, {shown(space)} has {len(parts)} parts")
         label = next(getattr(path[0], field) for field in ("key", "idx", "name") if hasattr(path[0], field))
         below.setdefault(label, []).append(path[1:])
     if not isinstance(parts, Mapping) and len(parts) == len(paths) and not any(hasattr(p, "spaces") for p in parts):
-        return list(parts)  # the arrays in their order, however deep
+        return list(parts)  # matched in order, at any depth of the observation
     named = parts if isinstance(parts, Mapping) else dict(zip(below, parts, strict=False))
     if set(named) != set(below) or len(parts) != len(below):
         has = list(parts) if isinstance(parts, Mapping) else f"{len(parts)} parts"
-        raise LookupError(f"{list(below)} are observed, the space has {has}")
+        raise LookupError(f"the observation has {list(below)}, the space has {has}")
     return [leaf for label, inner in below.items() for leaf in _spaces(inner, named[label])]
 
 
 def longer(length: Array, duration: Array) -> Array:
-    """A count of steps i32 after ``duration`` more; it stays at 2^31 - 1 instead of wrapping to negative numbers."""
+    """The sum of a step count i32 and ``duration``; saturates at 2^31 - 1 instead of overflowing."""
     return length + jnp.minimum(duration.astype(jnp.int32), jnp.iinfo(jnp.int32).max - length)
 
 
 def mismatch(before: PyTree, after: PyTree) -> str | None:
-    """How the structure, shapes or dtypes of two trees differ, and what to do about it; None where they agree."""
+    """Describe how the structures, shapes or dtypes of two pytrees differ, with a remedy; None if they are equal."""
     old, new = jax.tree.structure(before), jax.tree.structure(after)
     if old != new:
         return f"has the structure {shown(str(new), 200)}, before {shown(str(old), 200)}; return the same fields"
@@ -411,14 +415,14 @@ def _reason(error: Exception) -> str:
 
 
 _checked: "weakref.WeakKeyDictionary[Any, None]" = weakref.WeakKeyDictionary()
-"""Environments that have passed `Adapter.check` with their own parameters."""
+"""Environments that have passed `Adapter.check` with their default parameters."""
 
 
 def adapt(env: Any) -> Adapter:
     """The society's view of a gymnax-style environment (an `Adapter` is returned as it is).
 
     Raises:
-        ValueError: the object breaks the contract of ``docs/environments.md``, as far as shapes tell.
+        ValueError: the shapes of the object violate the contract of ``docs/environments.md``.
     """
     if isinstance(env, Adapter):
         return env
@@ -432,31 +436,31 @@ def adapt(env: Any) -> Adapter:
     adapter = Adapter(env)
     try:
         known = env in _checked
-    except TypeError:  # it cannot be hashed, which `check` reports, or cannot be referred to weakly
+    except TypeError:  # unhashable, which `check` reports, or without weak references
         known = False
     if not known:
         adapter.check()
         with contextlib.suppress(TypeError):
             _checked[env] = None
-    # Now rather than inside jit, where a space's bounds would be tracers.
+    # Evaluated here, because inside jit the bounds of a space would be tracers.
     _ = adapter.num_actions, adapter._codes
     return adapter
 
 
 def _refuse_strangers(env: Any) -> None:
-    """Refuse what is often taken for an environment, with what to do instead."""
+    """Raise an error with a remedy for objects that are often mistaken for environments."""
     if isinstance(env, type) or (callable(env) and not hasattr(env, "reset")):
         name = getattr(env, "__name__", shown(env))
         raise ValueError(f"env: expected an environment, got the class or function {name}; call it: {name}()")
     if isinstance(env, tuple):
-        raise ValueError("env: expected an environment, got a tuple; of what make() returns, give the first value")
+        raise ValueError("env: expected an environment, got a tuple; give the first value that make() returns")
     if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in inspect.getmro(type(env))):
         raise ValueError(
-            f"env: {shown(env)} is a Gymnasium environment, which JAX cannot compile; give the id of one written in "
-            "JAX (`jaxmarket list`), or write it with reset(key, params) and step(key, state, action, params)"
+            f"env: expected a JAX environment, got the Gymnasium environment {shown(env)}; give the id of a JAX "
+            "environment (`jaxmarket list`), or implement reset(key, params) and step(key, state, action, params)"
         )
 
 
 def owns(env: Any, name: str) -> bool:
-    """Whether ``env`` itself has the method; a wrapper that passes on its inner environment's has not."""
+    """Whether ``env`` itself defines the method, rather than delegating it to a wrapped environment."""
     return hasattr(type(env), name) or name in getattr(env, "__dict__", ())

@@ -139,12 +139,12 @@ def reader(digits: Digits, resolution: int) -> Reader:
     like = jax.eval_shape(_Network().init, jax.random.key(0), jnp.zeros((resolution, resolution)))
     try:
         params = checkpoint.restore(path, like)
-    except ValueError:  # not there, or damaged
+    except ValueError:  # missing or damaged
         params = train_reader(images[: digits.train], digits.labels[: digits.train])
         try:
             _keep(path, params)
         except (ValueError, OSError) as error:
-            warnings.warn(f"{path}: the digit classifier cannot be kept ({error}); set JAXMARKET_CACHE", stacklevel=2)
+            warnings.warn(f"{path}: the digit classifier cannot be saved ({error}); set JAXMARKET_CACHE", stacklevel=2)
     classify = Reader(params, float("nan"))
     return classify._replace(accuracy=float((read_digits(classify, upright) == labels).mean()))
 
@@ -198,7 +198,7 @@ def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
 
 
 def _keep(path: Path, params: PyTree) -> None:
-    """Write the parameters, where another process may be doing the same: the last one wins, with the same numbers."""
+    """Write the parameters. Concurrent processes write the same values, so the last write is as good as the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as own:
         unfinished = Path(own) / path.name

@@ -59,7 +59,7 @@ class Memory(environment.Environment[Any, Any]):
     def __init__(self, env: Any, bits: int = 1) -> None:
         super().__init__()
         self.adapter: Adapter = adapt(env)
-        self.bits = whole("bits", bits)  # without bits, use the environment itself
+        self.bits = whole("bits", bits)  # for zero bits use the environment itself
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Memory) and (self.adapter, self.bits) == (other.adapter, other.bits)

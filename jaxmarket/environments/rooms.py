@@ -250,7 +250,7 @@ class TwoRooms(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Views: MiniGrid's codes of objects, colors and states, the highest of which is 10 (no intensities to 255)."""
+        """Views: MiniGrid's codes of objects, colors and states from 0 to 10, which are not intensities."""
         return spaces.Box(0, 10, (SIGHT, SIGHT, 3), jnp.uint8)
 
     def state_at(self, place: Place, time: int = 0) -> RoomsState:

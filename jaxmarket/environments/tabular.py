@@ -180,8 +180,8 @@ class FiniteMDP(environment.Environment[Any, Any]):
             tried.add(policy.tobytes())
             value = np.linalg.solve(np.eye(self.num_states) - onward[states, policy], rewards[states, policy])
             q = rewards + onward @ value
-            # Only improvement beyond rounding, which is relative to each state's own amounts. With a discount close
-            # to 1 rounding can exceed that, and equal actions would alternate forever: stop when a policy returns.
+            # Ignore improvements within the rounding error, relative to the amounts of each state. For discounts close
+            # to 1 the error can be larger, and equal actions would alternate forever: stop when a policy repeats.
             amounts = (np.abs(rewards) + onward @ np.abs(value)).max(1)
             better = q.max(1) > q[states, policy] + 1e-12 * amounts
             policy = np.where(better, q.argmax(1), policy)

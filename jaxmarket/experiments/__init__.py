@@ -206,8 +206,8 @@ def reproduce(
         seeds = experiment.quick_seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
-    key_of(seed)  # a seed out of range is refused before anything runs
-    seeds = whole("seeds", seeds, 2)  # a spread needs at least two
+    key_of(seed)  # raises before training if the seed is out of range
+    seeds = whole("seeds", seeds, 2)  # a standard deviation needs at least two
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():
         if field not in experiment.settings:

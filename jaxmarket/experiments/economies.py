@@ -252,7 +252,7 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
         return life
     step, saved = last
     if saved.note != _note(plan, seeds, seed):
-        raise ValueError(f"{kept.folder}: holds a market on other terms, or of other versions; choose another folder")
+        raise ValueError(f"{kept.folder}: holds a market with other settings or versions; choose another folder")
     whose = f"{kept.path(step)}: the arrays"
     # The structure of what a chunk gives, without running one.
     _, one = jax.eval_shape(

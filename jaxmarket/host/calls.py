@@ -20,7 +20,7 @@ _LONGEST = 300  # characters of a reason
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The result of a call: its value, the reason if there is none (else empty), and the seconds it took."""
+    """The result of a call: its value, the reason if the call failed (empty otherwise), and its duration in seconds."""
 
     value: Any
     reason: str
@@ -30,9 +30,9 @@ class Reply:
 class Calls:
     """Asks agents, one call at a time for each.
 
-    A thread cannot be killed. One that stalls goes on in the background: it keeps neither the others nor the exit of
-    the process waiting, nor do the workers of thread pools that it started. Its agent is not called again until the
-    call has ended, and the late answer is dropped.
+    A thread cannot be killed. A call that stalls continues in the background. It delays neither the other calls nor the
+    exit of the process, and neither do the workers of thread pools that it started. Its agent is not called again until
+    the call has ended, and the late answer is dropped.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def _answer(
         value, reason = read(answer)
     except _LateError:
         reason = "late"
-    except BaseException as error:  # SystemExit too: it is the failure of this agent only
+    except BaseException as error:  # including SystemExit, which must not end the process
         reason = describe(error)
     future.set_result(Reply(value, reason, time.perf_counter() - start))
 
@@ -114,10 +114,10 @@ async def _within(answer: Awaitable[Any], seconds: float) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """An agent's exception for a log: its type and message on one line, at most 300 characters."""
+    """Describe an agent's exception for a log: its type and message on one line of at most 300 characters."""
     try:
         kind = str.__str__(type(error).__name__)
-        # Methods of str, as __str__ may return a subclass; and no more of a long text than can be shown.
+        # Unbound methods of str, because __str__ may return a subclass. Long texts are cut first, to bound the work.
         text = " ".join(str.__getitem__(str(error), slice(10 * _LONGEST)).split())
     except BaseException:  # raised by a hostile __str__, or by the metaclass
         return "an exception that cannot be shown"
@@ -125,15 +125,15 @@ def describe(error: BaseException) -> str:
 
 
 def _let_go() -> None:
-    """At exit concurrent.futures joins the threads of all pools. Those that agents started may never end.
+    """Keep concurrent.futures from joining, at exit, the pool threads that agents started, which may never end.
 
-    They are told apart by being daemons, as every thread started by a daemon is; those of the user's pools are not.
+    Threads started by a daemon thread are daemons, so these are the daemon threads. Threads of users' pools are not.
     """
-    workers: Any = concurrent.futures.thread._threads_queues  # private: there is no public way to give up a thread
+    workers: Any = concurrent.futures.thread._threads_queues  # private, because no public API abandons a thread
     for thread in list(workers):
         if thread.daemon:
             workers.pop(thread, None)
 
 
-# These run before the function of concurrent.futures, which was registered at its import.
+# Registered after the function of concurrent.futures, and therefore called before it.
 threading._register_atexit(_let_go)  # type: ignore[attr-defined]

@@ -43,8 +43,8 @@ class Entry:
 class Ledger:
     """A growing list of entries. Each names both sides, so money cannot appear or vanish without a name.
 
-    Balances are sums without rounding: ``balance`` is bit for bit what `math.fsum` makes of the account's entries, and
-    infinite where their sum is larger than the largest float.
+    Balances are exact sums, rounded once: ``balance`` equals `math.fsum` of the account's entries bit for bit, and is
+    infinite if their sum exceeds the largest float.
 
     >>> ledger = Ledger()
     >>> for _ in range(10):
@@ -80,7 +80,7 @@ class Ledger:
         return [e.amount if e.payee == account else -e.amount for e in mine]
 
     def balance(self, account: str) -> float:
-        """What the account owns: the exact sum of ``ledger.of(account)``, rounded once."""
+        """The balance of the account: the exact sum of ``ledger.of(account)``, rounded once."""
         return _rounded(self._exact.get(account, Fraction()))
 
     def purse(self, account: str) -> float:
@@ -97,7 +97,7 @@ class Ledger:
 
 
 def exact_sum(amounts: Iterable[float]) -> float:
-    """The exact sum of finite numbers, rounded once; infinite where it is larger than the largest float.
+    """The exact sum of finite numbers, rounded once; infinite if it exceeds the largest float.
 
     >>> exact_sum([0.1] * 10), exact_sum([1e308] * 5)
     (1.0, inf)
@@ -105,7 +105,7 @@ def exact_sum(amounts: Iterable[float]) -> float:
     amounts = list(amounts)
     try:
         return math.fsum(amounts)
-    except OverflowError:  # of a partial sum, perhaps
+    except OverflowError:  # a partial sum may overflow although the total does not
         return _rounded(sum(map(Fraction, amounts), Fraction()))
 
 

@@ -123,7 +123,7 @@ class Episode:
 
     @property
     def reward(self) -> float:
-        """The sum of its rewards, infinite where it is larger than the largest float."""
+        """The sum of its rewards; infinite if it exceeds the largest float."""
         return exact_sum(step.auction.reward for step in self.steps)
 
 
@@ -135,7 +135,7 @@ class Market:
 
     Args:
         agents: their names differ.
-        reward: ``state -> number``, what the winner is paid for the state it reached; may be negative. True is 1.
+        reward: ``state -> number``, paid to the winner for the state it reached; may be negative. True counts as 1.
         done: ``state -> bool``, whether the episode ends there; never by default.
         mechanism: what the winner pays and the owner receives, or its short name; first price by default.
         rent: share of its wealth that the winner pays to the house after each sale, in [0, 1].
@@ -296,7 +296,7 @@ class Market:
     def _bids(self, state: Any) -> list[Bid]:
         """Ask all agents at once; a record for each, in their order."""
         purses = {name: self.ledger.purse(name) for name in self.agents}
-        # What an agent's attributes do is part of its call: they are looked up in its thread.
+        # Attributes of agents may run code, so they are looked up in the agent's thread.
         asked = {
             name: functools.partial(_bid, agent, self._shown(state), purses[name])
             for name, agent in self.agents.items()
@@ -341,7 +341,7 @@ class Market:
     def _teach(self, auction: Auction) -> list[Call]:
         """Tell the buyer and the seller."""
         pupils = {
-            # A copy for each, so that none can change what was recorded.
+            # Each agent gets a copy, so that it cannot change the recorded auction.
             name: functools.partial(_learn, self.agents[name], dataclasses.replace(auction))
             for name in dict.fromkeys((auction.winner, auction.seller))
             if name in self._pupils
@@ -403,9 +403,9 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
     named: dict[str, Trader] = {}
     for agent in agents:
         given = getattr(agent, "name", None)
-        name = str.__str__(given) if isinstance(given, str) else ""  # of a subclass, the text alone
+        name = str.__str__(given) if isinstance(given, str) else ""  # a plain str also for subclasses
         if not name:
-            raise ValueError(f"agents: an agent's name is a string that is not empty, got {given!r} of {shown(agent)}")
+            raise ValueError(f"agents: expected a non-empty string as name, got {given!r} of {shown(agent)}; set it")
         if name in named or name in (HOUSE, MINT, WORLD):
             raise ValueError(f"agents: the name {name!r} is taken; every account needs one of its own")
         for method in ("bid", "act"):
@@ -420,7 +420,7 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
 def _learns(name: str, agent: Trader) -> bool:
     learn = getattr(agent, "learn", None)
     if not callable(learn) and learn is not None:
-        raise ValueError(f"agents: 'learn' of {name!r} is neither callable nor None")
+        raise ValueError(f"agents: learn of {name!r}: expected a callable or None, got {shown(learn)}; set learn=None")
     return learn is not None
 
 
@@ -432,9 +432,9 @@ def _endowment(name: str, agent: Trader) -> float:
 
 
 def _number(field: str, value: Any) -> float:
-    """A finite float, also of an array with one number."""
+    """Convert a number, or an array with one number, to a finite float."""
     if not isinstance(value, (bool, np.bool_, str, bytes)) and hasattr(value, "__float__"):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):  # refused below
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # `number` raises the error
             value = float(value)
     return number(field, value)
 
@@ -450,7 +450,7 @@ def _amount(answer: Any) -> tuple[float | None, str]:
         except (TypeError, ValueError, OverflowError):
             amount = None
     if amount is None:
-        # A method of str, as __repr__ may return a subclass.
+        # An unbound method of str, because __repr__ may return a subclass.
         return None, f"not a number: {plain(str.__getitem__(repr(answer), slice(60)))}"
     if not math.isfinite(amount):
         return amount, "not finite"

@@ -28,7 +28,7 @@ ACT_PROMPT = (
 
 
 _HIDDEN = "***"
-_SHORTEST = 4  # characters of a secret: local servers take any key, such as "-", which is in every text
+_SHORTEST = 4  # characters; local servers accept any key, and a key such as "-" occurs in every text
 
 
 def read_bid(reply: str) -> float | None:
@@ -71,24 +71,24 @@ class ChatAgent:
     Attributes:
         name: its account, and the author of its items.
         model: as the endpoint calls it.
-        base_url: of the endpoint, such as ``http://127.0.0.1:8000/v1``; the openai package's own if None. A user and
-            a password in it are sent, and not kept in this attribute.
-        api_key: the package reads ``OPENAI_API_KEY`` if None. It is no field: only the package's client keeps it.
+        base_url: URL of the endpoint, such as ``http://127.0.0.1:8000/v1``; the openai package's default if None. User
+            and password in it are sent, but not stored in this attribute.
+        api_key: the key; the package reads ``OPENAI_API_KEY`` if None. Stored only in the package's client.
         wealth: what it begins with.
         bid_prompt, act_prompt: system messages; ``{purse}`` in the first is replaced.
         render: ``state -> text``.
         write: ``(state, text) -> state``, what becomes of its step; by default ``state.append(name, text)``.
         seconds: time-out of one request. Retries come on top: the market's own time-outs end it all.
         retries: after a failed connection, a time-out, or one of the statuses 408, 409, 429 and 500 to 599.
-        options: more of the request: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The values of
-            ``extra_headers`` and ``extra_query`` are sent, and not kept in this attribute.
+        options: further request parameters: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The
+            values of ``extra_headers`` and ``extra_query`` are sent, but not stored in this attribute.
 
-    The key, the password and these values are secrets: they are replaced by ``***`` in replies and in errors, whose
-    requests, responses, traces and causes are dropped.
+    The key, the password and these values are secrets: ``***`` replaces them in replies and errors. Requests,
+    responses, traces and causes of errors are removed.
 
     Raises:
         ImportError: there is no openai package.
-        ValueError: ``base_url`` is not the URL of an endpoint.
+        ValueError: ``base_url`` is not a valid URL of an endpoint.
         openai.OpenAIError: there is no key, nor ``OPENAI_API_KEY``.
     """
 
@@ -155,7 +155,7 @@ class ChatAgent:
             completion = self._client.chat.completions.create(model=self.model, messages=messages, **options)
         except Exception as error:
             failure = secrets.purge(error)
-        if failure is not None:  # raised out of the handler, where it would bring its context along
+        if failure is not None:  # raised outside of the handler, which would attach the original error as its context
             raise failure
         try:
             text = completion.choices[0].message.content  # type: ignore[union-attr]
@@ -167,26 +167,26 @@ class ChatAgent:
 
 
 class _Secrets:
-    """What must appear in no text: the key, user and password, and values of headers and queries."""
+    """The secrets to remove from texts: the key, user and password, and values of headers and queries."""
 
     def __init__(self, client: Any, options: Mapping[str, Mapping[str, Any]], login: Sequence[str]) -> None:
-        self._client = client  # has the key, which may change
+        self._client = client  # stores the key, which may change
         self.options = {name: values for name, values in options.items() if values}
         self._texts = [*login, *(str(value) for values in options.values() for value in values.values())]
 
     def hide(self, text: str) -> str:
-        """The text without secrets, also where they are written as JSON, in a representation or in a URL."""
+        """The text without secrets, including their JSON, repr and URL encodings."""
         for secret in sorted({str(self._client.api_key), *self._texts}, key=len, reverse=True):
             if len(secret) >= _SHORTEST:
                 for written in {secret, json.dumps(secret)[1:-1], quote(secret, safe="")}:
-                    # Backslashes before its characters, as in text within text.
+                    # Repeated encoding, as in JSON within JSON, adds backslashes before characters.
                     text = re.sub(
                         "".join(r"\\+" if c == "\\" else r"\\*" + re.escape(c) for c in written), _HIDDEN, text
                     )
         return text
 
     def purge(self, error: Exception) -> Exception:
-        """The error without secrets in its texts, and without its request, trace and the errors that led to it."""
+        """The error without secrets in its texts, and without its request, response, traceback and causes."""
         error.args = self._purged(error.args)
         vars(error).update(self._purged(vars(error)))
         vars(error).update({name: None for name in ("request", "response") if name in vars(error)})
@@ -204,24 +204,24 @@ class _Secrets:
 
 
 def _encodable(text: Any) -> Any:
-    """Without lone surrogates, which another agent may have said, and which cannot be sent."""
+    """Escape lone surrogates, which other agents' text may contain, and which cannot be encoded as UTF-8."""
     return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
 
 
 def _split_login(url: str | None) -> tuple[str | None, list[str] | None]:
-    """A URL without user and password; and these, with what HTTP sends for them as the last."""
+    """Split a URL into the URL without credentials, and [user, password, HTTP Basic credentials] or None."""
     if url is None:
         return None, None
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number
+        _ = parts.port  # raises if the port is invalid
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError
     except (ValueError, AttributeError, TypeError):
         raise ValueError(
             "base_url: expected the URL of an endpoint, such as http://127.0.0.1:8000/v1, without ? and #, got another "
-            "text (not shown: it may hold a password); write special characters of a password as %XX, and give a "
-            "query as options={'extra_query': {...}}"
+            "value (not shown, because it may contain a password); escape special characters of a password as %XX, and "
+            "give a query as options={'extra_query': {...}}"
         ) from None
     login, at, host = parts.netloc.rpartition("@")
     if not at:

@@ -96,7 +96,7 @@ class JsonLines:
         """Write a record; it is on its way to the disk when this returns."""
         fields = {name: _plain(value) for name, value in dataclasses.asdict(record).items()}
         line = json.dumps({"record": type(record).__name__, **fields}, ensure_ascii=False, allow_nan=False)
-        if not line.isprintable():  # C1 codes, overrides of direction, separators of lines: legal in JSON as they are
+        if not line.isprintable():  # C1 codes, bidirectional overrides and line separators, which JSON permits
             line = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
         self._file.write(line + "\n")
         self._file.flush()  # the log of a run that is killed says what happened until then
@@ -120,8 +120,8 @@ def _plain(value: Any) -> Any:
 def json_lines(path: str | PathLike[str]) -> JsonLines:
     """A log for ``Market(log=…)`` that appends to a file, as UTF-8; a NaN or infinite bid is written as a string.
 
-    Characters that a terminal would obey or hide are written as JSON's escapes. A last line that a killed process left
-    unfinished is ended first, so that it spoils no other.
+    Characters that a terminal would interpret or hide become JSON escapes. If a killed process left an incomplete last
+    line, the next record begins on a new line.
 
     Raises:
         OSError: the file cannot be opened.

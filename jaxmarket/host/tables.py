@@ -25,7 +25,7 @@ def _short(state: Any) -> str:
 def _shown(show: Callable[[Any], str], state: Any) -> Text:
     try:
         return cell(show(state))
-    except (Exception, SystemExit) as error:  # an agent made the state, and its methods
+    except (Exception, SystemExit) as error:  # the state and its methods may come from an agent
         return cell(f"({describe(error)})"[:_WIDTH])
 
 
@@ -34,7 +34,8 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
 
     Args:
         episode: as `Market.play` returned it.
-        show: a state in a few characters; by default what was said last, cut at 40. Its error is shown if it raises.
+        show: formats a state as a short text; by default its last item, cut at 40 characters. If it raises, the table
+            shows the error.
         title: above the table.
     """
     minted = any(step.auction.resale != step.auction.price for step in episode.steps)

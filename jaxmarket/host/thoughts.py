@@ -13,7 +13,7 @@ class Item:
 
     Attributes:
         author: who says so.
-        content: text, or any object; what agents append is text where `appends` decides.
+        content: text, or any object; `appends` accepts only text from agents.
     """
 
     author: str
@@ -61,9 +61,9 @@ class Thought:
 def appends(agent: str, before: Any, after: Any) -> bool:
     """Whether an agent only appended items of text under its own name: for ``Market(legal=appends)``.
 
-    No method of an object that the agent made is called: a `Thought`, its tuple of items, each `Item`, its author and
-    the content that was added must be exactly of these types and of ``str``, not of subclasses. Of the earlier items,
-    the contents are the same objects, or equal strings.
+    It calls no method of an object from the agent: the `Thought`, its tuple of items, each `Item`, the authors and the
+    contents of new items (``str``) must have exactly these types, not subclasses. The contents of the earlier items
+    must be the same objects, or equal strings.
     """
     if not (type(before) is Thought and type(after) is Thought and type(after.items) is tuple):
         return False
@@ -74,7 +74,7 @@ def appends(agent: str, before: Any, after: Any) -> bool:
 
 
 def _by(author: str, item: Any) -> bool:
-    # getattr, as an item can be made without its fields.
+    # getattr, because an item can be created without its fields.
     name = getattr(item, "author", None) if type(item) is Item else None
     return type(name) is str and name == author
 
