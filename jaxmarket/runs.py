@@ -427,7 +427,7 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _environment_digest(env: Adapter) -> str:
-    """SHA-256 of an environment's program: its reset and step, with all constants in them."""
+    """SHA-256 of an environment's program (its reset and step, with all constants) and of its default parameters."""
 
     def program(key: Array, params: PyTree, action: Array) -> Any:
         obs, state = env.reset(key, params)
@@ -445,7 +445,8 @@ def _mechanism_digest(mechanism: Mechanism, bidders: int) -> str:
 
 
 def _program_digest(function: Callable[..., Any], *args: Any) -> str:
-    return files.sha256(jax.jit(standard_promotion(function)).lower(*args).as_text().encode())
+    text = jax.jit(standard_promotion(function)).lower(*args).as_text()
+    return files.sha256(f"{text} {checkpoint.digest(checkpoint.flatten(args))}".encode())
 
 
 def document(path: Path) -> dict[str, Any]:

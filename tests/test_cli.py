@@ -166,7 +166,7 @@ def test_an_interrupted_run_in_a_folder_with_brackets(capsys, monkeypatch, bandi
     with pytest.raises(SystemExit) as stopped:
         main(["train", "Bandit-v0", "--out", str(tmp_path / "[/yellow]")])
     assert stopped.value.code == 130
-    assert f"--resume {tmp_path}/[/yellow]\n" in capsys.readouterr().out
+    assert f"--resume '{tmp_path}/[/yellow]'\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"], ["reproduce", "--list"]])

@@ -152,7 +152,7 @@ def test_equal_programs_of_different_length_compile_once_and_keep_their_own_sche
 
 def test_another_seed_or_other_settings_are_refused(finished):
     options, wanted, _ = finished
-    with pytest.raises(ValueError, match="another seed"):
+    with pytest.raises(ValueError, match="holds another run: key is"):
         sweep.train(wanted, dataclasses.replace(options, seed=1), "bandit")
     other = [Condition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
     with pytest.raises(ValueError, match="choose another folder"):

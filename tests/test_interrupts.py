@@ -18,8 +18,9 @@ import pytest
 from folders import contents, reseal
 
 import jaxmarket
-from jaxmarket import TrainConfig, experiments, files, fit, runs, sweeps
+from jaxmarket import TrainConfig, comparison, experiments, files, fit, runs, sweeps
 from jaxmarket.cli import main
+from jaxmarket.environments import FiniteMDP
 from jaxmarket.interrupts import Deferred
 from jaxmarket.keys import from_words
 
@@ -361,6 +362,130 @@ def test_other_versions_are_refused_unless_they_are_accepted(stopped, whole, mon
     assert found.summary["params_sha256"] == whole[0].summary["params_sha256"]
     monkeypatch.setattr(runs, "versions", lambda: true | {"jax": "100.0"})
     assert fit(CONFIG, KEY, stopped, resume=True, progress=False).summary == found.summary  # finished: only shown
+
+
+def test_versions_are_those_that_did_the_work(stopped, monkeypatch):
+    """After a resume with other versions the last checkpoint and the summary name the versions that computed them."""
+    true = runs.versions()
+    edited(stopped, lambda settings: settings["run"]["versions"].update(jax="0.0.1"))
+    reseal(stopped)
+    (stopped / "checkpoints" / "3.safetensors").unlink()
+    result = fit(CONFIG, KEY, stopped, resume=True, other_versions=True, progress=False)
+    assert result.summary["versions"] == true
+    monkeypatch.setattr(runs, "versions", lambda: true | {"jax": "0.0.1"})
+    (stopped / "SHA256SUMS").write_text("")
+    (stopped / "summary.json").unlink()
+    reseal(stopped)
+    with pytest.raises(ValueError, match=r"8\.safetensors was written with jax"):
+        fit(CONFIG, KEY, stopped, resume=True, progress=False)
+
+
+def test_switches_that_change_bits_are_part_of_a_run(stopped):
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"jax_enable_x64 False \(here True\)"):
+        runs.Folder(stopped, CONFIG, runs.Origin.of(KEY), resume=True).__enter__()
+
+
+def test_a_folder_without_checksums_is_kept(tmp_path, whole):
+    """A run of an earlier version, or an incomplete copy, is neither read nor overwritten."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[1], copy)
+    (copy / "SHA256SUMS").unlink()
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    for read in (runs.read, runs.settings_in, lambda folder: fit(CONFIG, KEY, folder, progress=False)):
+        with pytest.raises(ValueError, match="SHA256SUMS is missing or empty"):
+            read(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_is_shown_whole_or_not_at_all(tmp_path, whole):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[1], copy)
+    shutil.rmtree(copy / "checkpoints")
+
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(ValueError, match="whose last state cannot be shown"):
+        fit(CONFIG, KEY, copy, resume=True, progress=False, loggers=[interrupt])
+    assert not (copy / "checkpoints").exists()  # nothing is written to a finished run
+    again = fit(CONFIG, KEY, copy, resume=True, progress=False)
+    assert again.summary["params_sha256"] == whole[0].summary["params_sha256"]
+
+
+def test_environment_objects_of_one_name_are_told_apart(tmp_path):
+    one, other = (FiniteMDP([[[1.0]] * 2], [[0.0, reward]], 0.5, [1.0], horizon=3) for reward in (1.0, -5.0))
+    made = {"learner": "valuation", **SMALL}
+
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    fit(TrainConfig(one, **made), KEY, tmp_path / "run", progress=False, loggers=[interrupt])
+    with pytest.raises(ValueError, match="holds another run: env is"):
+        fit(TrainConfig(other, **made), KEY, tmp_path / "run", resume=True, progress=False)
+    same = FiniteMDP([[[1.0]] * 2], [[0.0, 1.0]], 0.5, [1.0], horizon=3)
+    assert runs.settings_of(TrainConfig(same, **made)) == runs.settings_of(TrainConfig(one, **made))
+
+
+@pytest.mark.parametrize("how", ["interrupted", "frozen", "unfinished"])
+def test_a_sweep_takes_only_its_own_finished_runs(tmp_path, how):
+    config = TrainConfig("Bandit-v0", learner="valuation", learning_rate=0.1, **SMALL)
+
+    def stop(record):
+        if how != "frozen" and record.chunk == 2:
+            raise KeyboardInterrupt if how == "interrupted" else RuntimeError
+
+    freeze = ["policy/*"] if how == "frozen" else []
+    cell = tmp_path / "learning_rate=0.1"
+    try:
+        fit(config, KEY, cell, progress=False, loggers=[stop], freeze=freeze, checkpoint_every=0)
+    except RuntimeError:
+        assert how == "unfinished"
+    with pytest.raises(ValueError, match=r"interrupted|frozen is|unfinished run"):
+        sweeps.train([sweeps.Condition(cell.name, config)], tmp_path, progress=False)
+
+
+def test_a_folder_that_was_replaced_is_not_written_to(tmp_path):
+    def replace(record):
+        if record.chunk == 2:
+            shutil.rmtree(tmp_path / "run")
+            (tmp_path / "run").mkdir()
+
+    with pytest.raises(ValueError, match="was removed or replaced while it was written"):
+        fit(CONFIG, KEY, tmp_path / "run", progress=False, loggers=[replace], checkpoint_every=1e9)
+    assert list((tmp_path / "run").iterdir()) == []
+    with files.owned(tmp_path / "a"):
+        shutil.rmtree(tmp_path / "a")
+        with files.owned(tmp_path / "a"):
+            pass
+        assert not (tmp_path / "a" / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS.tmp", "metrics.csv"])
+def test_nothing_is_written_through_a_link(stopped, tmp_path, name):
+    target = tmp_path / "target"
+    target.write_text("mine")
+    (stopped / name).unlink(missing_ok=True)
+    (stopped / name).symlink_to(target)
+    fit(CONFIG, KEY, stopped, resume=True, progress=False)
+    assert target.read_text() == "mine"
+
+
+def test_metrics_are_written_whole_at_the_end(stopped, whole):
+    """Rows that were lost or doubled on the way do not get a checksum."""
+
+    def spoil(record):
+        if record.chunk == 6:
+            rows = (stopped / "metrics.csv").read_text()
+            (stopped / "metrics.csv").write_text(rows[:200] + rows)
+
+    fit(CONFIG, KEY, stopped, resume=True, progress=False, loggers=[spoil])
+    assert (stopped / "metrics.csv").read_text() == (whole[1] / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("read", [runs.read, runs.settings_in, comparison.read])
+def test_a_name_that_is_too_long_is_no_run(read):
+    with pytest.raises(ValueError, match="no run"):
+        read("x" * 300)
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
