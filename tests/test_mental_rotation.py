@@ -374,7 +374,7 @@ def test_a_reader_that_cannot_be_kept_is_used_all_the_same(trainings, few, tmp_p
     (tmp_path / "file").write_text("no folder can be made below")
     monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path / "file" / "cache"))
     for count in (1, 2):
-        with pytest.warns(UserWarning, match="the digit classifier cannot be kept .*set JAXMARKET_CACHE"):
+        with pytest.warns(UserWarning, match="the digit classifier cannot be saved .*set JAXMARKET_CACHE"):
             read = digits.reader(few, 16)
         assert len(trainings) == count and 0 <= read.accuracy <= 1
     # Something else is there by that name: it stays, and what was written beside it goes.
@@ -383,7 +383,7 @@ def test_a_reader_that_cannot_be_kept_is_used_all_the_same(trainings, few, tmp_p
     (path,) = (tmp_path / "cache").iterdir()
     path.unlink()
     path.mkdir()
-    with pytest.warns(UserWarning, match="the digit classifier cannot be kept"):
+    with pytest.warns(UserWarning, match="the digit classifier cannot be saved"):
         digits.reader(few, 16)
     assert list((tmp_path / "cache").iterdir()) == [path]
 
