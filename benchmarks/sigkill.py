@@ -13,6 +13,7 @@ lost or repeated rows), returns, bids, reports. No process may remain. The log h
 
 import argparse
 import concurrent.futures
+import csv
 import dataclasses
 import hashlib
 import json
@@ -49,7 +50,7 @@ RUNS = {
 }
 KINDS = [*RUNS, "sweep", "reproduce", "launch"]
 SIGNALS = {"KILL": signal.SIGKILL, "INT": signal.SIGINT, "TERM": signal.SIGTERM}
-_TIMES = {"compile_seconds", "run_seconds", "steps_per_second", "compiled_now", "folder"}
+_TIMES = {"compile_seconds", "run_seconds", "steps_per_second", "steps/s", "compiled_now", "folder"}
 _REFUSED = ("is being written by", "holds a finished run", "holds an unfinished run", "holds an interrupted run")
 
 
@@ -105,7 +106,10 @@ def ending(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.suffix in (".csv", ".safetensors") and "checkpoints" not in name:
+        if path.name == "sweep.csv":
+            rows = csv.DictReader(path.read_text().splitlines())
+            found[name] = json.dumps(_timeless(list(rows))).encode()
+        elif path.suffix in (".csv", ".safetensors") and "checkpoints" not in name:
             found[name] = path.read_bytes()
         elif path.suffix == ".json":
             found[name] = json.dumps(_timeless(json.loads(path.read_bytes()))).encode()
