@@ -484,8 +484,7 @@ def _restored(summary: dict[str, Any]) -> dict[str, Any]:
     def number(value: Any) -> Any:
         return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
 
-    numbers = {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
-    return {"diverged": [], "unfinished_share": math.nan, "sampled_unfinished_share": math.nan} | numbers
+    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
 
 
 def ended(folder: Path) -> dict[str, Any]:
