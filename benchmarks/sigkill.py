@@ -168,7 +168,9 @@ def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], 
     where = _where(folder) if first.poll() is None else "after its end"
     first.send_signal(SIGNALS[trial.signal])
     error = first.communicate(timeout=600)[1]
-    if "Traceback" in error:
+    # Ctrl-C while Python imports ends with Python's own traceback: there is no folder yet, and nothing to lose.
+    importing = trial.signal == "INT" and where == "before its folder" and "KeyboardInterrupt" in error
+    if "Traceback" in error and not importing:
         wrong.append(f"traceback: {error.strip().splitlines()[-1]}")
     if second is not None:
         error = second.communicate(timeout=600)[1]
