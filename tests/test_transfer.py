@@ -128,7 +128,7 @@ def test_a_sweep_knows_where_its_conditions_started(trained, tmp_path):
     kept = sweep.train(wanted, options, "again", {"again": run})["again"]
     jax.tree.map(np.testing.assert_array_equal, kept.networks, first.networks)
     for other in ({}, {"again": first}):
-        with pytest.raises(ValueError, match="went on from other networks"):
+        with pytest.raises(ValueError, match="holds another run: start is"):
             sweep.train(wanted, options, "again", other)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmarket.checking import number, shown, whole
-from jaxmarket.switches import check_backend
+from jaxmarket.switches import check_backend, standard_promotion
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
@@ -204,7 +204,7 @@ class Adapter:
         Precomputing is faster, but its memory grows with steps × state size. Above 2 MiB per instance each state is
         therefore computed in its step. The results are the same.
         """
-        shapes = jax.tree.leaves(jax.eval_shape(self.raw_reset, jax.random.key(0), params))
+        shapes = jax.tree.leaves(jax.eval_shape(standard_promotion(self.raw_reset), jax.random.key(0), params))
         return steps * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) <= _MOST_AHEAD
 
     def encode(self, obs: PyTree) -> Array:
@@ -303,7 +303,7 @@ class Adapter:
     def _shapes(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
         """`jax.eval_shape`, with errors that name the environment."""
         try:
-            return jax.eval_shape(function, *args)
+            return jax.eval_shape(standard_promotion(function), *args)
         except Exception as error:
             if isinstance(error, ValueError) and str(error).startswith("env: "):
                 raise
