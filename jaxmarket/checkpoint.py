@@ -120,8 +120,9 @@ def save(path: Path, tree: PyTree, note: Mapping[str, Any] | None = None) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, data)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"{path}: cannot be written ({reason}); make room, or choose another folder") from error
+        raise ValueError(
+            f"{path}: cannot be written ({files.reason(error)}); make room, or choose another folder"
+        ) from error
 
 
 def load(path: Path, most: int = 2**62) -> Saved:
@@ -161,7 +162,9 @@ def restore(path: Path, like: PyTree) -> PyTree:
     try:
         saved = load(path, size)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the folder of a finished run") from error
+        raise ValueError(
+            f"{path}: cannot be read ({files.reason(error)}); give the folder of a finished run"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: damaged, {error}; train the run again") from error
     return unflatten(like, saved.arrays, f"{path}: these parameters")
@@ -237,4 +240,4 @@ class Checkpoints:
             return steps[-1], load(path, most)
         except (ValueError, OSError) as error:
             remedy = f"to resume from step {steps[-2]}" if len(steps) > 1 else "to start over"
-            raise ValueError(f"{path}: the checkpoint is damaged, {error}; remove it {remedy}") from error
+            raise ValueError(f"{path}: the checkpoint is damaged, {files.reason(error)}; remove it {remedy}") from error

@@ -30,6 +30,7 @@ __all__ = [
     "checksums",
     "owned",
     "read_bytes",
+    "reason",
     "sealed",
     "sha256",
     "sum_of",
@@ -168,7 +169,7 @@ def checksums(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({_reason(error)}); restore it from a copy of the run") from error
+        raise ValueError(f"{path}: cannot be read ({reason(error)}); restore it from a copy of the run") from error
     pairs = [line.split("  ", 1) for line in lines]
     if not all(len(pair) == 2 and len(pair[0]) == 64 for pair in pairs):
         raise ValueError(f"{path}: damaged; restore it from a copy of the run")
@@ -181,10 +182,8 @@ def sealed(path: Path) -> bytes:
     Raises:
         ValueError: the file cannot be read, is not listed in `SUMS`, or was changed since it was written.
     """
-    try:
+    with _reading(path):
         data = read_bytes(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({_reason(error)}); restore it, or train the run again") from error
     _compare(path, sha256(data))
     return data
 
@@ -195,11 +194,17 @@ def check_sum(path: Path) -> None:
     Raises:
         ValueError: as `sealed`.
     """
-    try:
+    with _reading(path):
         found = sum_of(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({_reason(error)}); restore it, or train the run again") from error
     _compare(path, found)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({reason(error)}); restore it, or train the run again") from error
 
 
 def _compare(path: Path, found: str) -> None:
@@ -213,7 +218,8 @@ def _compare(path: Path, found: str) -> None:
         raise ValueError(f"{path}: changed since it was written ({SUMS}); restore it, or train the run again")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Why a file could not be read or written, without its name."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -227,7 +233,7 @@ def writing(folder: Path, remedy: str = "make room, or choose another folder") -
     try:
         yield
     except OSError as error:
-        raise ValueError(f"out: cannot write to {folder} ({_reason(error)}); {remedy}") from error
+        raise ValueError(f"out: cannot write to {folder} ({reason(error)}); {remedy}") from error
 
 
 # --- ownership
@@ -282,11 +288,9 @@ def owned(folder: str | Path) -> Iterator[Lock]:
     """
     folder = Path(folder)
     path = folder / _LOCK
-    try:
+    with writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path)
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder} ({_reason(error)}); choose another folder") from error
     try:
         yield lock
     finally:

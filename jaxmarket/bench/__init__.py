@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from jaxmarket import files
 from jaxmarket.bench.timing import Report, pinned
 from jaxmarket.checking import whole
 
@@ -39,10 +40,8 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
         raise ValueError(f"name: unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
     cores = whole("cores", cores)
     folder = Path("bench" if out is None else out)
-    try:
+    with files.writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be those of compiling
     try:
