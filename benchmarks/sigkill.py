@@ -171,7 +171,8 @@ def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], 
     # Ctrl-C while Python imports ends with Python's own traceback: there is no folder yet, and nothing to lose.
     importing = trial.signal == "INT" and where == "before its folder" and "KeyboardInterrupt" in error
     if "Traceback" in error and not importing:
-        wrong.append(f"traceback: {error.strip().splitlines()[-1]}")
+        before, _, after = error.partition("Traceback")
+        wrong.append(f"traceback: {' | '.join([*before.splitlines()[-1:], *after.splitlines()])}")
     if second is not None:
         error = second.communicate(timeout=600)[1]
         if second.returncode != 0 and not any(reason in error for reason in _REFUSED):
