@@ -47,28 +47,15 @@ import numpy as np
 from numpy.random import Generator
 
 import jaxmarket
-from jaxmarket import (
-    TrainConfig,
-    auctions,
-    checkpoint,
-    cli,
-    deep_market,
-    environments,
-    equilibria,
-    files,
-    fit,
-    goods,
-    population,
-    runs,
-    sweeps,
-)
-from jaxmarket.checkpoint import digest, flatten
-from jaxmarket.languages import Networks, Programs, Rules, Tables
+from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, fit, wide_market
+from jaxmarket.deep_market import Networks, Programs, Rules, Tables, demographics
+from jaxmarket.networks.backpropagation import MarketGraph, flows, solve_prices
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
-from jaxmarket.prices import MarketGraph, flows, solve_prices
+from jaxmarket.runs import checkpoint, files, run_folder, sweeps
 from jaxmarket.society import Society
-from jaxmarket.training import as_arrays
-from jaxmarket.valuations import Additive, Linear, Logarithmic, Quadratic
+from jaxmarket.training.arrays import digest, flatten
+from jaxmarket.training.society import as_arrays
+from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic, equilibrium
 
 LIMIT = 60.0
 """Seconds that an input may take. Compilation is the longest of it."""
@@ -382,7 +369,7 @@ def plain(config: TrainConfig) -> bool:
         return False
     objects = {name: getattr(config, name) for name in ("env", "auction")}
     replace = {name: value for name, value in objects.items() if not isinstance(value, str)}
-    again = runs.configuration(Path("here"), json.loads(json.dumps(runs.settings_of(config))), **replace)
+    again = run_folder.configuration(Path("here"), json.loads(json.dumps(run_folder.settings_of(config))), **replace)
     return again == config
 
 
@@ -497,13 +484,13 @@ def whole_runs(rng: Generator, w: "Workshop") -> Input:
         words = ["train", *_words(given), f"--out={folder}", f"--seed={seed}", "--json"]
         printed = w.call(words, train=True)
         result = w.trained
-        read = runs.read(folder)
+        read = run_folder.read(folder)
         summary = json.loads(printed.splitlines()[-1])
         same = [
             read.config == result.config == TrainConfig(**given),
             _equal(read.networks, result.networks),
             _equal(read.metrics, result.metrics),
-            runs.to_json(read.summary) == runs.to_json(result.summary) == runs.to_json(summary),
+            run_folder.to_json(read.summary) == run_folder.to_json(result.summary) == run_folder.to_json(summary),
             jaxmarket.load(folder) is not None,
         ]
         shown = w.call(["evaluate", str(folder), f"--seed={seed}", "--json"])
@@ -559,7 +546,7 @@ def run_files(rng: Generator, w: "Workshop") -> Input:
     what = f"{which}/{name}{', resealed' if resealed else ''}: {found[:300] if path.is_file() else 'no file'!r}"
 
     def read() -> bool:
-        run = runs.read(folder)
+        run = run_folder.read(folder)
         run.policy()
         _ = run.metrics
         return resealed or found == content  # else a damaged file was taken for a whole one
@@ -572,7 +559,7 @@ def saved_networks(rng: Generator, w: "Workshop") -> Input:
     which, folder, what = _damaged(rng, w, "networks.safetensors")
 
     def read() -> bool:
-        found, exact = runs.read(folder).networks, w.networks[which]
+        found, exact = run_folder.read(folder).networks, w.networks[which]
         same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), found, exact)
         return all(jax.tree.leaves(same))
 
@@ -799,7 +786,7 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
     ),
     "deep_market.run": (_run_deep, lambda: {"rounds": 1, "period": 2, "cradles": 1}),
     "population.found": (
-        population.found,
+        demographics.found,
         lambda: {"agents": jnp.ones((3, 2)), "wealth": jnp.ones(3), "alive": jnp.array([True, False, True])},
     ),
     "Tables": (Tables, lambda: {"states": 3, "actions": 2}),
@@ -809,20 +796,20 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
         lambda: {"sensors": 3, "actions": 2, "length": 2, "constants": (0.0, 1.0), "names": ("a",) * 3},
     ),
     "Networks": (Networks, lambda: {"features": 3, "actions": 2}),
-    "goods.open_market": (goods.open_market, _economy),
+    "goods.open_market": (wide_market.open_market, _economy),
     "Tatonnement": (
-        equilibria.Tatonnement(),
+        equilibrium.Tatonnement(),
         _trade(Quadratic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ConvexProgram": (
-        equilibria.ConvexProgram(),
+        equilibrium.ConvexProgram(),
         _trade(Logarithmic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ProportionalResponse": (
-        equilibria.ProportionalResponse(),
+        equilibrium.ProportionalResponse(),
         _trade(Linear(jnp.ones((3, 2)))),
     ),
-    "SealedBids": (equilibria.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
+    "SealedBids": (equilibrium.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
     "prices.flows": (
         _graph(flows),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
@@ -857,8 +844,10 @@ class Workshop:
         self.folders = {name: path / "runs" / name for name in _CONFIGURATIONS}
         for name, given in _CONFIGURATIONS.items():
             fit(TrainConfig(**(given | _SMALL)), jax.random.key(0), self.folders[name], progress=False)
-        self.digests = {name: runs.read(folder).summary["params_sha256"] for name, folder in self.folders.items()}
-        self.networks = {name: jax.device_get(runs.read(folder).networks) for name, folder in self.folders.items()}
+        self.digests = {name: run_folder.read(folder).summary["params_sha256"] for name, folder in self.folders.items()}
+        self.networks = {
+            name: jax.device_get(run_folder.read(folder).networks) for name, folder in self.folders.items()
+        }
 
     def copy(self, name: str) -> Path:
         """A copy of a run, in the place of the last one."""
@@ -1050,8 +1039,8 @@ def self_check(path: Path, say: Callable[[str], Any] = print) -> list[str]:
     The table drops its second row, the reader of networks returns other numbers, the validator of numbers lets NaN
     through.
     """
-    from jaxmarket import config as settings_module  # noqa: PLC0415
-    from jaxmarket.text import DataTable  # noqa: PLC0415
+    from jaxmarket.training import config as settings_module  # noqa: PLC0415
+    from jaxmarket.view.text import DataTable  # noqa: PLC0415
 
     workshop = Workshop(path)
     lax = {

@@ -58,11 +58,11 @@ def reproduce(folder: str) -> None:
     """``jaxmarket reproduce`` of a small experiment: two trained conditions and a market of rules."""
     from jaxmarket import TrainConfig, experiments  # noqa: PLC0415  only the child needs all this
     from jaxmarket.cli import main  # noqa: PLC0415
-    from jaxmarket.estimates import Sheet  # noqa: PLC0415
     from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
     from jaxmarket.experiments.economies import grow  # noqa: PLC0415
     from jaxmarket.experiments.report import Options, Report  # noqa: PLC0415
-    from jaxmarket.sweeps import Condition, train  # noqa: PLC0415
+    from jaxmarket.runs.estimates import Sheet  # noqa: PLC0415
+    from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
 
     def run(options: Options) -> Report:
         small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
@@ -258,19 +258,19 @@ def stress(wanted: list[Trial], work: Path, env: dict[str, str], jobs: int = 2, 
 
 FAULTS = {
     "a resumed run forgets its last row of metrics": (
-        "fitting.py",
+        "runs/fitting.py",
         "chunks = len(next(iter(metrics.values()), ()))",
         "chunks = max(0, len(next(iter(metrics.values()), ())) - 1)",
         {"kinds": ["valuation"], "signals": ["KILL"], "share": 0.0},
     ),
     "signals are not held back": (
-        "interrupts.py",
+        "runs/interrupts.py",
         "if threading.current_thread() is threading.main_thread():",
         "if False:",
         {"kinds": ["valuation"], "signals": ["INT"], "share": 0.0},
     ),
     "a folder may have two writers": (
-        "files.py",
+        "runs/files.py",
         "            _lock(handle, path)\n",
         "",
         {"kinds": ["ppo"], "signals": ["KILL"], "share": 1.0},

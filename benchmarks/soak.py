@@ -43,16 +43,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import MECHANISMS, BidPolicy, Society, deep_market, environments, goods, reset, rollout
+from jaxmarket import MECHANISMS, BidPolicy, Society, deep_market, environments, reset, rollout, wide_market
 from jaxmarket import society as society_module
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
-from jaxmarket.equilibria import SealedBids
-from jaxmarket.languages import Tables
+from jaxmarket.deep_market import Tables, Terms
 from jaxmarket.policies import KumaraswamyHead, linear
-from jaxmarket.population import Terms
 from jaxmarket.settlement import transfer
 from jaxmarket.types import Array, PyTree, Transition, real
-from jaxmarket.valuations import Additive
+from jaxmarket.wide_market import Additive, SealedBids
 
 INSTANCES = 8
 POINTS = 10
@@ -131,17 +129,19 @@ def wide() -> Soak:
     """Agents that bid for four indivisible goods, and get others for them; rent and incomes keep money in bounds."""
     number, kinds, rounds = 8, 4, 512
 
-    def produce(key: Array, agents: PyTree, world: PyTree, bundles: Array) -> goods.Produced:
+    def produce(key: Array, agents: PyTree, world: PyTree, bundles: Array) -> wide_market.Produced:
         turned = jnp.roll(bundles, 1, axis=1)
-        return goods.Produced(holdings=turned, reward=(agents * bundles).sum(1) / 10, world=world)
+        return wide_market.Produced(holdings=turned, reward=(agents * bundles).sum(1) / 10, world=world)
 
-    market = goods.WideMarket(lambda taste, world: Additive(taste), produce, SealedBids(CREDIT_CONSERVING_VICKREY))
+    market = wide_market.WideMarket(
+        lambda taste, world: Additive(taste), produce, SealedBids(CREDIT_CONSERVING_VICKREY)
+    )
     tastes = jax.random.uniform(jax.random.key(0), (number, kinds))
-    state = goods.open_market(tastes, jnp.ones((number, kinds)), 10.0)
+    state = wide_market.open_market(tastes, jnp.ones((number, kinds)), 10.0)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        state, history = goods.run(market, key, state, rounds=rounds, income=0.01, rent=0.05)
+        state, history = wide_market.run(market, key, state, rounds=rounds, income=0.01, rent=0.05)
         b = history.books
         return state, {
             "accounts": state.wealth,

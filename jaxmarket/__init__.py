@@ -13,15 +13,13 @@ if Path(*sys.argv[:1]).name in ("jaxmarket", "jaxmarket.exe", "-m") and sys.stde
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from jaxmarket.auctions import MECHANISMS, Mechanism, clear
-from jaxmarket.config import TrainConfig
 from jaxmarket.environments import make
-from jaxmarket.fitting import fit
 from jaxmarket.policies import BidPolicy
 from jaxmarket.rollouts import rollout
-from jaxmarket.runs import as_policy, load
+from jaxmarket.runs import as_policy, fit, load
 from jaxmarket.settlement import flows, settle
 from jaxmarket.society import MarketPolicy, Society, reset, step
-from jaxmarket.training import FitResult, train
+from jaxmarket.training import FitResult, TrainConfig, train
 from jaxmarket.types import Outcome, Rules, State, Transition
 
 __version__ = "0.1.0"

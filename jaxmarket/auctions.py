@@ -19,9 +19,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmarket.checking import given, mask, numbers, prng_key
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, Outcome, real
+from jaxmarket.validation import given, mask, numbers, prng_key
 
 __all__ = [
     "BUCKET_BRIGADE",

@@ -14,19 +14,22 @@ import jax
 import numpy as np
 from cyclopts import App, Parameter
 
-from jaxmarket import auctions, divergence, files, plotting, runs, tables
-from jaxmarket import processes as multi
-from jaxmarket.checking import read_whole
-from jaxmarket.config import PRESETS, TrainConfig
+from jaxmarket import auctions
 from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import watch as watch_episode
-from jaxmarket.fitting import evaluate_both, fit
 from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
-from jaxmarket.logging import LOGGERS
+from jaxmarket.runs import files, run_folder
+from jaxmarket.runs import processes as multi
+from jaxmarket.runs.fitting import evaluate_both, fit
+from jaxmarket.runs.sinks import LOGGERS
 from jaxmarket.society import MarketPolicy
-from jaxmarket.text import DataTable, Screen, emit, plain
-from jaxmarket.transfer import weight_changes
+from jaxmarket.training import divergence
+from jaxmarket.training.config import PRESETS, TrainConfig
+from jaxmarket.training.transfer import weight_changes
+from jaxmarket.validation import escaped, read_whole
+from jaxmarket.view import plotting, tables
+from jaxmarket.view.text import DataTable, Screen, emit
 
 __all__ = ["app", "main"]
 
@@ -93,9 +96,9 @@ def train(
             if value is not None:
                 raise ValueError(f"resume: {resume} holds the run's own settings; leave out {name}")
         out = resume
-        config, origin = runs.settings_in(resume)
+        config, origin = run_folder.settings_in(resume)
         key, freeze = from_words(origin.key), tuple(origin.frozen)
-        env_params = runs.params_in(config, origin.env_params, resume)
+        env_params = run_folder.params_in(config, origin.env_params, resume)
     if config is None:
         raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
     loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
@@ -126,12 +129,12 @@ def train(
         f"({s['steps_per_second']:,.0f} steps/s), compiled in {s['compile_seconds']:.1f} s"
     )
     if s["interrupted"]:
-        again = "" if out is None else f"; resume with {runs.resume_command(out)}"
+        again = "" if out is None else f"; resume with {run_folder.resume_command(out)}"
         screen.message(f"interrupted: the figures are those of the training so far{again}", "yellow")
     if out is not None:
         screen.message(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if json:
-        emit(runs.to_json(s))
+        emit(run_folder.to_json(s))
     if s["interrupted"]:
         sys.exit(130)
     _some_seed(s["return_seeds"], "lower --learning-rate, or find the first value that is not finite with --check")
@@ -201,13 +204,13 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         json: make the last line of standard output one JSON object.
     """
     key = key_for(key_of(seed), "evaluate")
-    run = runs.read(folder)
+    run = run_folder.read(folder)
     table = DataTable(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unfinished"):
         table.add_column(column, justify="right")
     with tables.progress(run.config.adapter.name) as show:
         show.phase("evaluating")
-        player, seeds = runs.player_of(run.config), run.config.seeds
+        player, seeds = run_folder.player_of(run.config), run.config.seeds
         both = jax.device_get(evaluate_both(player, run.params, key, seeds, run.env_params))
     trained = np.isfinite(run.summary["return_seeds"])
     kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
@@ -231,11 +234,11 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     Screen().print(table)
     _say_if_interrupted(run)
     if json:
-        emit(runs.to_json(summary))
+        emit(run_folder.to_json(summary))
     _some_seed(np.where(kept, 0.0, np.nan), "evaluate another run")
 
 
-def _say_if_interrupted(run: runs.SavedRun) -> None:
+def _say_if_interrupted(run: run_folder.SavedRun) -> None:
     if run.interrupted:
         Screen().message(run.interruption, "yellow")
 
@@ -252,7 +255,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         steps: cut the episode after so many auctions.
     """
     key = key_for(key_of(seed), "watch")
-    run = runs.read(folder)
+    run = run_folder.read(folder)
     if steps < 1:
         raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
     policy = run.policy(run_seed, greedy=not sampled)
@@ -292,7 +295,7 @@ def compare(
     if weights:
         _compare_weights(folders, out, json)
         return
-    from jaxmarket import comparison  # noqa: PLC0415  scipy's statistics, only where they are used
+    from jaxmarket.runs import comparison  # noqa: PLC0415  scipy's statistics, only where they are used
 
     found = comparison.compare(folders, share=share, target=target)
     screen = Screen()
@@ -302,13 +305,13 @@ def compare(
             plotting.save(found.figure(), out)
         screen.message(f"written to {out}")
     if json:
-        emit(runs.to_json(found.document()))
+        emit(run_folder.to_json(found.document()))
 
 
 def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) -> None:
     if len(folders) != 2:
         raise ValueError(f"weights: of how many runs? expected two folders, before and after, got {len(folders)}")
-    old, new = (runs.read(folder) for folder in folders)
+    old, new = (run_folder.read(folder) for folder in folders)
     rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
     parts = list(dict.fromkeys(row["part"] for row in rows))
     table = DataTable("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
@@ -332,7 +335,7 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
             plotting.save(fig, out)
         screen.message(f"written to {out}")
     if json:
-        emit(runs.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
+        emit(run_folder.to_json({"before": old.config.adapter.name, "after": new.config.adapter.name, "parts": rows}))
 
 
 class _Given(TrainConfig):
@@ -371,7 +374,7 @@ def sweep(
         share: of the best run's return in the end, while learning, which "steps to" asks for.
         json: make the last line of standard output one JSON object.
     """
-    from jaxmarket import sweeps  # noqa: PLC0415  scipy's statistics, only where they are used
+    from jaxmarket.runs import sweeps  # noqa: PLC0415  scipy's statistics, only where they are used
 
     varied: dict[str, Any] = {}
     for text in vary:
@@ -394,7 +397,7 @@ def sweep(
     screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
     screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
-        emit(runs.to_json(found.document()))
+        emit(run_folder.to_json(found.document()))
     _some_seed([one for run in found.comparison.runs for one in run.returns], "sweep over lower learning rates")
 
 
@@ -508,12 +511,12 @@ def bench(
         screen.message(f"written to {out}: {written}")
     if json:
         found = [report.to_json() for report in reports]
-        emit(runs.to_json(found[0] if name is not None else {"benchmarks": found}))
+        emit(run_folder.to_json(found[0] if name is not None else {"benchmarks": found}))
 
 
 def _stop(message: str, code: int) -> NoReturn:
     """End with one line on standard error."""
-    emit(f"jaxmarket: {plain(' '.join(message.split()))}", sys.stderr)
+    emit(f"jaxmarket: {escaped(' '.join(message.split()))}", sys.stderr)
     sys.exit(code)
 
 

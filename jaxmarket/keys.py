@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.checking import shown, whole
 from jaxmarket.switches import check_backend
 from jaxmarket.types import Array
+from jaxmarket.validation import shown, whole
 
 __all__ = ["PURPOSES", "from_words", "key_for", "key_of", "tag_of", "to_words"]
 

@@ -20,7 +20,7 @@ with one-hot observations.
 | ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than winning is worth under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
 | ``gini`` | inequality of the bidders' wealth, see `gini` |
 | ``conservation_residual`` | money no named flow accounts for, see `conservation_residual` |
-| ``diverged`` | 1 if parameters or rewards of this chunk are not finite, else 0; see `jaxmarket.divergence` |
+| ``diverged`` | 1 if parameters or rewards of this chunk are not finite, else 0; see `jaxmarket.training.divergence` |
 """  # noqa: E501  a table row is a line
 
 from typing import Any

@@ -16,8 +16,8 @@ from flax import linen as nn
 from flax import struct
 from jax.scipy.special import betaln, digamma
 
-from jaxmarket.checking import flag, number, plain, whole, widths
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import flag, number, plain, whole, widths
 
 __all__ = [
     "Affine",

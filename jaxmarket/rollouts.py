@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmarket.checking import whole
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
+from jaxmarket.validation import whole
 
 __all__ = ["cut_rows", "play", "rollout"]
 

@@ -17,7 +17,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 
-from jaxmarket import TrainConfig, fit, fitting
+from jaxmarket import TrainConfig, fit
+from jaxmarket.runs import fitting
 
 _MAPS = Path("/proc/self/maps")
 _MANY = 20_000

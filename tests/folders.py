@@ -2,8 +2,8 @@
 
 import json
 
-from jaxmarket import files, runs
-from jaxmarket.checkpoint import flatten
+from jaxmarket.runs import files, run_folder
+from jaxmarket.training.arrays import flatten
 
 
 def contents(folder):
@@ -12,7 +12,7 @@ def contents(folder):
     for timing in ("compile_seconds", "run_seconds", "steps_per_second"):
         summary.pop(timing)
     texts = {name: (folder / name).read_text() for name in ("config.json", "metrics.csv", "bids.csv")}
-    return summary, texts, flatten(runs.read(folder).networks)
+    return summary, texts, flatten(run_folder.read(folder).networks)
 
 
 def reseal(folder):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax
 
-from jaxmarket import files
 from jaxmarket.bench.timing import Report, pinned
-from jaxmarket.checking import whole
+from jaxmarket.runs import files
+from jaxmarket.validation import whole
 
 __all__ = ["BENCHMARKS", "bench"]
 

@@ -12,11 +12,11 @@ import jax
 
 from jaxmarket.bench.scale import market
 from jaxmarket.bench.timing import Report, allowed_cores, every_core
-from jaxmarket.config import TrainConfig
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import reset
-from jaxmarket.tables import progress
-from jaxmarket.training import Program, as_arrays, chunk, init, oracle_of
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.society import Program, as_arrays, chunk, init, oracle_of
+from jaxmarket.view.tables import progress
 
 __all__ = ["run"]
 
@@ -45,7 +45,7 @@ print(len(xla_bridge._backends))
 """
 _MAIN_JOB = """
 from jaxmarket.bench.compile import seconds_to_compile
-from jaxmarket.config import TrainConfig
+from jaxmarket.training.config import TrainConfig
 print(sum(seconds_to_compile(TrainConfig("Chain-v0"))))
 """
 

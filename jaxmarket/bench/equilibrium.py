@@ -12,11 +12,21 @@ import numpy as np
 from scipy import optimize, sparse
 
 from jaxmarket.bench.timing import REPEATS, Report, Timing, every_core
-from jaxmarket.equilibria import ConvexProgram, Equilibrium, ProportionalResponse, SealedBids, Solver, Tatonnement
-from jaxmarket.plotting import figure
-from jaxmarket.tables import progress
 from jaxmarket.types import PyTree
-from jaxmarket.valuations import Additive, Linear, Logarithmic, Quadratic
+from jaxmarket.view.plotting import figure
+from jaxmarket.view.tables import progress
+from jaxmarket.wide_market import (
+    Additive,
+    ConvexProgram,
+    Equilibrium,
+    Linear,
+    Logarithmic,
+    ProportionalResponse,
+    Quadratic,
+    SealedBids,
+    Solver,
+    Tatonnement,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,13 +6,11 @@ import jax
 
 from jaxmarket import deep_market
 from jaxmarket.bench.timing import Report, exponent, measure
-from jaxmarket.deep_market import DeepMarket, Economy, Round
+from jaxmarket.deep_market import DeepMarket, Economy, Language, Programs, Round, Rules, Tables, Terms
 from jaxmarket.environments import make
-from jaxmarket.languages import Language, Programs, Rules, Tables
-from jaxmarket.plotting import figure
-from jaxmarket.population import Terms
-from jaxmarket.tables import progress
 from jaxmarket.types import Array
+from jaxmarket.view.plotting import figure
+from jaxmarket.view.tables import progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,15 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmarket import training
 from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import Report, measure
-from jaxmarket.config import TrainConfig
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
-from jaxmarket.tables import progress
-from jaxmarket.training import Program, as_arrays, chunk, init
+from jaxmarket.training import society as training
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.society import Program, as_arrays, chunk, init
 from jaxmarket.types import Array, PyTree, Rules
+from jaxmarket.view.tables import progress
 
 __all__ = ["copy_limit", "flops_limit", "run", "update_costs"]
 

@@ -7,11 +7,11 @@ import jax
 from jaxmarket.bench.step import market_rollout, scrambled
 from jaxmarket.bench.timing import Report, exponent, in_a_row, measure
 from jaxmarket.environments import adapt, garnet
-from jaxmarket.plotting import figure
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
 from jaxmarket.society import Society, reset
-from jaxmarket.tables import progress
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view.plotting import figure
+from jaxmarket.view.tables import progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

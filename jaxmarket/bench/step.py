@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmarket import baselines
 from jaxmarket.bench.timing import Report, Timing, in_a_row, measure
-from jaxmarket.config import TrainConfig
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import Draws, Society, draw, reset
-from jaxmarket.tables import progress
+from jaxmarket.training import monolith
+from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view.tables import progress
 
 __all__ = ["Case", "market_rollout", "programs", "run", "time_case"]
 
@@ -101,12 +101,12 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
 
         def one(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
             key_draw, key_env = jax.random.split(key)
-            return baselines.roam(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
+            return monolith.roam(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
 
         return lambda key, running: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), running)
 
     states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
-    running = jax.vmap(lambda key: baselines.start(env, key, env_params))(keys)
+    running = jax.vmap(lambda key: monolith.start(env, key, env_params))(keys)
     return {
         "society": (market_rollout(society, params, case.instances, horizon), states),
         "networks": (without(networks=True), running),

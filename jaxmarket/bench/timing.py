@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Group
 
-from jaxmarket.files import write_text
-from jaxmarket.plotting import save
-from jaxmarket.text import DataTable
+from jaxmarket.runs.files import write_text
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view.plotting import save
+from jaxmarket.view.text import DataTable
 
 __all__ = [
     "REPEATS",

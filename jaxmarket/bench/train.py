@@ -1,7 +1,7 @@
 """How fast complete training is, beside a monolithic agent and what users would pick instead.
 
 A step is one auction, its environment step, and its share of settlement, learning and metrics. The monolithic PPO is
-`jaxmarket.baselines`: the same kind of networks, learner, instances and minibatches, as many parameters in all.
+`jaxmarket.training.monolith`: the same kind of networks, learner, instances and minibatches, as many parameters in all.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import baselines
 from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import REPEATS, Report, allowed_cores, in_a_row, measure
-from jaxmarket.config import TrainConfig
 from jaxmarket.evaluation import evaluate
-from jaxmarket.tables import progress
-from jaxmarket.training import Program, TrainState, as_arrays, chunk, init, oracle_of
+from jaxmarket.training import monolith as baselines
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.society import Program, TrainState, as_arrays, chunk, init, oracle_of
 from jaxmarket.types import Array
+from jaxmarket.view.tables import progress
 
 __all__ = ["CHAIN", "equal_width", "run", "worker"]
 

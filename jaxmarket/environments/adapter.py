@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmarket.checking import number, shown, whole
 from jaxmarket.switches import check_backend, standard_promotion
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import number, shown, whole
 
 __all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
 

@@ -17,8 +17,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import shown
 from jaxmarket.types import Array, real
+from jaxmarket.validation import shown
 
 __all__ = ["DONE", "MOVES", "SENSORS", "BlocksParams", "BlocksState", "BlocksWorld"]
 

@@ -9,16 +9,18 @@ import hashlib
 import os
 import tempfile
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxmarket import checkpoint
 from jaxmarket.environments.affine import resample, rotation
 from jaxmarket.policies import Affine, cnn
 from jaxmarket.types import Array, PyTree
@@ -135,11 +137,11 @@ def reader(digits: Digits, resolution: int) -> Reader:
     upright, labels = images[digits.train :], digits.labels[digits.train :]
     recipe = hashlib.sha256(images.tobytes() + digits.labels.tobytes() + repr(_RECIPE).encode()).hexdigest()
     folder = Path(os.environ.get("JAXMARKET_CACHE", Path.home() / ".cache" / "jaxmarket"))
-    path = folder / f"reader-{digits.source}-{resolution}-{recipe[:16]}.safetensors"
+    path = folder / f"reader-{digits.source}-{resolution}-{recipe[:16]}.npz"
     like = jax.eval_shape(_Network().init, jax.random.key(0), jnp.zeros((resolution, resolution)))
     try:
-        params = checkpoint.restore(path, like)
-    except ValueError:  # missing or damaged
+        params = _kept(path, like)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # missing or damaged
         params = train_reader(images[: digits.train], digits.labels[: digits.train])
         try:
             _keep(path, params)
@@ -197,10 +199,22 @@ def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
     return run(jax.random.key(_RECIPE["seed"]))
 
 
+def _kept(path: Path, like: PyTree) -> PyTree:
+    """The parameters in a file. NumPy compares the checksum of every array."""
+    wanted: dict[str, Any] = flatten_dict(like, sep="/")
+    with np.load(path) as saved:
+        arrays = {name: saved[name] for name in wanted}
+    if any((arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype) for name, leaf in wanted.items()):
+        raise ValueError(f"{path}: expected the arrays of another network")
+    return jax.tree.map(jnp.asarray, unflatten_dict(arrays, sep="/"))
+
+
 def _keep(path: Path, params: PyTree) -> None:
     """Write the parameters. Concurrent processes write the same values, so the last write is as good as the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as own:
         unfinished = Path(own) / path.name
-        checkpoint.save(unfinished, params)
+        arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+        with unfinished.open("wb") as file:
+            np.savez(file, **arrays)
         unfinished.replace(path)

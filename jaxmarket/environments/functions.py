@@ -14,8 +14,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import number, shown, whole
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import number, shown, whole
 
 __all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
 

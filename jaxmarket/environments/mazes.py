@@ -16,8 +16,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import shown, whole
 from jaxmarket.types import Array, real
+from jaxmarket.validation import shown, whole
 
 __all__ = ["COMPASS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
 

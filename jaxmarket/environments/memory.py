@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import whole
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import whole
 
 __all__ = ["Memory", "MemoryParams", "MemoryState"]
 

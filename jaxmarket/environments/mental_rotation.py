@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 
-from jaxmarket.checking import whole
 from jaxmarket.environments import digits
 from jaxmarket.environments.affine import resample, rotation, translation
 from jaxmarket.environments.functions import Functions
 from jaxmarket.types import Array, real
+from jaxmarket.validation import whole
 
 __all__ = ["NAMES", "MentalRotation", "inverse", "needed"]
 

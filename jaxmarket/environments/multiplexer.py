@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import whole
 from jaxmarket.types import Array, real
+from jaxmarket.validation import whole
 
 __all__ = ["Multiplexer", "MultiplexerParams", "MultiplexerState"]
 

@@ -13,9 +13,9 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import number, shown, whole
 from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import number, shown, whole
 
 __all__ = ["Option", "Options", "OptionsParams", "OptionsState"]
 

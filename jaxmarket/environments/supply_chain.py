@@ -12,8 +12,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import number, shown, whole
 from jaxmarket.types import Array, real
+from jaxmarket.validation import number, shown, whole
 
 __all__ = ["SupplyChain", "SupplyChainParams", "SupplyChainState"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmarket.checking import number, whole
 from jaxmarket.types import Array, real
+from jaxmarket.validation import number, whole
 
 __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "garnet"]
 

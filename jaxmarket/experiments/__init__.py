@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmarket import files, tables
-from jaxmarket.checking import path, whole
 from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
@@ -27,6 +25,9 @@ from jaxmarket.experiments import (
 )
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
 from jaxmarket.keys import key_of
+from jaxmarket.runs import files
+from jaxmarket.validation import path, whole
+from jaxmarket.view import tables
 
 __all__ = [
     "EXPERIMENTS",

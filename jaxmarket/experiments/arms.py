@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmarket import plotting
 from jaxmarket.experiments.report import Estimate, interquartile_mean, tally
 from jaxmarket.metrics import env_steps
-from jaxmarket.runs import SavedRun
-from jaxmarket.transfer import weight_changes
+from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.training.transfer import weight_changes
+from jaxmarket.view import plotting
 
 __all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "first_task", "over_reached", "steps_to", "success_curve"]
 

@@ -1,8 +1,8 @@
 """Is truth a bidder's best reply? One bidder learns by PPO what to bid, all others bid Q* and learn nothing.
 
 What it has learned is held against the best reply there is with the same bids, found by dynamic programming
-(`jaxmarket.bidder.Exact`), and against truth, both in expectation and without any sampling: the gain of a strategy is
-the discounted sum of its utilities, γᵗ (r + γ · resale - price), above truth's.
+(`jaxmarket.interop.bidder.Exact`), and against truth, both in expectation and without any sampling: the gain of a
+strategy is the discounted sum of its utilities, γᵗ (r + γ · resale - price), above truth's.
 
 - *One auction* (the market bandit): under second prices truth is best (Vickrey 1961). Under first price the bidder
   with the highest value shades its bid to just above the next one's, unless it has a clone.
@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import plotting
 from jaxmarket.auctions import MECHANISMS
-from jaxmarket.baselines import Agent, Monolith
-from jaxmarket.bidder import BidderEnv, Exact, truthful
-from jaxmarket.config import TrainConfig
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
-from jaxmarket.estimates import mean
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.experiments.sweep import train
-from jaxmarket.runs import SavedRun
+from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
+from jaxmarket.runs.estimates import mean
+from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import Agent, Monolith
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,17 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import deep_market, plotting
-from jaxmarket.deep_market import DeepMarket
+from jaxmarket import deep_market
+from jaxmarket.deep_market import DeepMarket, Population, Terms
+from jaxmarket.deep_market.representations import ANYTHING, Rules
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.languages import ANYTHING, Rules
-from jaxmarket.population import Population, Terms
 from jaxmarket.types import Array, real
+from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,16 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import auctions, plotting, tables
+from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
-from jaxmarket.deep_market import Books, Round
+from jaxmarket.deep_market import Books, Population, Round, Terms, newcomers, turnover
+from jaxmarket.deep_market.representations import SILENCE
 from jaxmarket.environments.digits import load
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.languages import SILENCE
 from jaxmarket.metrics import gini
-from jaxmarket.population import Population, Terms, newcomers, turnover
 from jaxmarket.types import Array, real
+from jaxmarket.view import plotting, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

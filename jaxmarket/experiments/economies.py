@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import deep_market, plotting, tables
+from jaxmarket import deep_market
 from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
-from jaxmarket.checkpoint import Checkpoints, flatten, unflatten
-from jaxmarket.deep_market import DeepMarket, Economy, Round
-from jaxmarket.interrupts import Deferred
+from jaxmarket.deep_market import DeepMarket, Economy, Lineage, Population, Round, Terms
 from jaxmarket.keys import key_of
-from jaxmarket.population import Lineage, Population, Terms
-from jaxmarket.runs import versions
+from jaxmarket.runs.checkpoint import Checkpoints
+from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.run_folder import versions
+from jaxmarket.training.arrays import flatten, unflatten
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view import plotting, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

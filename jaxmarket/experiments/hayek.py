@@ -18,16 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import deep_market, plotting
-from jaxmarket.deep_market import DeepMarket
+from jaxmarket import deep_market
+from jaxmarket.deep_market import DeepMarket, Population, Programs, Terms, found
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.languages import Programs
-from jaxmarket.population import Population, Terms, found
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import auctions, plotting, tables
+from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
@@ -45,6 +45,7 @@ from jaxmarket.rollouts import play
 from jaxmarket.settlement import settle
 from jaxmarket.society import Society
 from jaxmarket.types import Array, Rules
+from jaxmarket.view import plotting, tables
 
 __all__ = [
     "IDENTITIES",

@@ -23,17 +23,16 @@ import numpy as np
 from flax import struct
 from gymnax.environments.bsuite.memory_chain import MemoryChain
 
-from jaxmarket import deep_market, plotting
-from jaxmarket.deep_market import DeepMarket
+from jaxmarket import deep_market
+from jaxmarket.deep_market import DeepMarket, Population, Rules, Terms
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.languages import Rules
-from jaxmarket.population import Population, Terms
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,17 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmarket import divergence, plotting, tables
-from jaxmarket.config import TrainConfig
 from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
 from jaxmarket.experiments import report, sweep
 from jaxmarket.experiments.arms import draw_curves
 from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean
 from jaxmarket.experiments.sweep import Condition
-from jaxmarket.runs import Policy, SavedRun, as_policy
+from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
 from jaxmarket.society import MarketPolicy
+from jaxmarket.training import divergence
+from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import PyTree
+from jaxmarket.view import plotting, tables
 
 __all__ = ["ARMS", "GRID", "TUNED", "described", "draw_chains", "environment", "run"]
 

@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import fitting, plotting
-from jaxmarket.config import TrainConfig
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
 from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, over_reached, steps_to, success_curve
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import Condition, train
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.runs import Policy, SavedRun, as_policy
+from jaxmarket.runs import fitting
+from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array
+from jaxmarket.view import plotting
 
 __all__ = [
     "ARMS",

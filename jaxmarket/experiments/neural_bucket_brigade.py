@@ -26,12 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import plotting, tables
-from jaxmarket.estimates import mean
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
 from jaxmarket.keys import key_of
-from jaxmarket.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
+from jaxmarket.networks.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
+from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
+from jaxmarket.view import plotting, tables
 
 __all__ = ["CONDITIONS", "HOLD", "Condition", "Finding", "first_held", "light", "measure", "run", "xor"]
 

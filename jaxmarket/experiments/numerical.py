@@ -13,17 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmarket import auctions, fitting, plotting
-from jaxmarket.config import TrainConfig
+from jaxmarket import auctions
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import play
-from jaxmarket.runs import SavedRun
+from jaxmarket.runs import fitting
+from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
-from jaxmarket.training import Program
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.society import Program
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view import plotting
 
 __all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved"]
 

@@ -15,15 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import divergence, evaluation, files, fitting, plotting, tables, training
-from jaxmarket.config import TrainConfig
+from jaxmarket import evaluation
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
+from jaxmarket.runs import files, fitting
 from jaxmarket.society import Society
-from jaxmarket.training import Program, TrainState
+from jaxmarket.training import divergence
+from jaxmarket.training import society as training
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.society import Program, TrainState
 from jaxmarket.types import Array, PyTree, Rules
+from jaxmarket.view import plotting, tables
 
 __all__ = ["Arm", "arms", "run"]
 

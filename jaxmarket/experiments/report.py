@@ -11,10 +11,11 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from jaxmarket import files, plotting
-from jaxmarket.estimates import Estimate, Sheet, interquartile_mean
-from jaxmarket.runs import to_json
-from jaxmarket.text import DataTable, Screen, cell
+from jaxmarket.runs import files
+from jaxmarket.runs.estimates import Estimate, Sheet, interquartile_mean
+from jaxmarket.runs.run_folder import to_json
+from jaxmarket.view import plotting
+from jaxmarket.view.text import DataTable, Screen, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

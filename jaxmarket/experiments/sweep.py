@@ -1,11 +1,11 @@
-"""Training the conditions of a reproduction: `jaxmarket.sweeps.train` with its options."""
+"""Training the conditions of a reproduction: `jaxmarket.runs.sweeps.train` with its options."""
 
 from collections.abc import Mapping, Sequence
 
-from jaxmarket import sweeps
 from jaxmarket.experiments.report import Options
-from jaxmarket.runs import SavedRun
-from jaxmarket.sweeps import Cell, Condition
+from jaxmarket.runs import sweeps
+from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.runs.sweeps import Cell, Condition
 
 __all__ = ["Cell", "Condition", "train"]
 

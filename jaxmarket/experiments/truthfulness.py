@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import auctions, plotting
+from jaxmarket import auctions
 from jaxmarket.auctions import MECHANISMS, Mechanism
-from jaxmarket.config import TrainConfig
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
 from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
@@ -31,7 +30,9 @@ from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
 from jaxmarket.society import Society
+from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view import plotting
 
 __all__ = ["Seat", "one_shot_gain", "run"]
 

@@ -14,9 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmarket import plotting, rendering
-from jaxmarket.config import TrainConfig
-from jaxmarket.divergence import spread
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
@@ -35,9 +32,12 @@ from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_m
 from jaxmarket.experiments.sweep import Condition
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
-from jaxmarket.runs import SavedRun
+from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.divergence import spread
 from jaxmarket.types import Array, PyTree
+from jaxmarket.view import plotting, rendering
 
 __all__ = [
     "ARMS",

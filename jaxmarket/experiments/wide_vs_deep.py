@@ -24,20 +24,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import baselines, divergence, evaluation, files, goods, plotting, tables, training
+from jaxmarket import evaluation, wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
-from jaxmarket.baselines import Monolith, ProductHead
-from jaxmarket.config import TrainConfig
 from jaxmarket.environments.supply_chain import SupplyChain
-from jaxmarket.equilibria import SealedBids
 from jaxmarket.experiments.arms import LEVEL, over_reached
 from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.runs import files
 from jaxmarket.settlement import lambda_returns
-from jaxmarket.training import Program, as_arrays
+from jaxmarket.training import divergence
+from jaxmarket.training import monolith as baselines
+from jaxmarket.training import society as training
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import Monolith, ProductHead
+from jaxmarket.training.society import Program, as_arrays
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.valuations import Additive
+from jaxmarket.view import plotting, tables
+from jaxmarket.wide_market import Additive, SealedBids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,14 +124,14 @@ class _Work:
 
     env: SupplyChain
 
-    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Array) -> goods.Produced:
+    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Array) -> wide_market.Produced:
         del key
         env = self.env
         after, earned = _effects(env, agents)
         mine = jnp.where(jax.vmap(_own, (None, 0))(env, agents), bundles, 0).reshape(-1, env.lines, env.stages).sum(1)
         made = jnp.einsum("nk,nkj->nj", mine, after)
         own = jax.vmap(_own, (None, 0))(env, agents)
-        return goods.Produced(
+        return wide_market.Produced(
             holdings=jnp.where(own, jnp.tile(made, env.lines), bundles), reward=(mine * earned).sum(1), world=world
         )
 
@@ -143,7 +147,7 @@ class WideState(struct.PyTreeNode):
     """A wide market that learns; one seed."""
 
     learner: PyTree  # leaves [L * M, ...]: of each job
-    economy: goods.Economy
+    economy: wide_market.Economy
     key: Array
     update: Array  # i32 [] updates done
     earned: Array  # f [] all rewards so far
@@ -188,27 +192,27 @@ class Wide:
         assert isinstance(config.clones, int)
         return cls(config.adapter.env, config.learner_rule, config.horizon, config.clones)
 
-    def market(self, exploration: Any = None) -> goods.WideMarket:
+    def market(self, exploration: Any = None) -> wide_market.WideMarket:
         """The market; sealed bids, second prices paid to the owner, as in the society.
 
         With exploration (f [], traced or not) a random worker of the line gets a piece with that probability.
         """
         solver = SealedBids(CREDIT_CONSERVING_VICKREY, exploration=exploration)
-        return goods.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
+        return wide_market.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
 
     def bids(self, params: PyTree) -> Array:
         """What each job is worth to whoever does it, at each stage of its line: f [L * M, K]."""
         stages = jnp.eye(self.env.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
 
-    def open(self, values: Array) -> goods.Economy:
+    def open(self, values: Array) -> wide_market.Economy:
         """A market of raw pieces; who owns them is the first to be paid, and makes no difference."""
         agents = workers(self.env, values, self.clones)
         count = agents.line.shape[0]
         first = jnp.arange(self.env.lines) * self.env.operations * self.clones
         holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
         holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
-        return goods.open_market(agents, holdings, jnp.full(count, _CREDIT, real()))
+        return wide_market.open_market(agents, holdings, jnp.full(count, _CREDIT, real()))
 
     def init(self, key: Array, hyper: Hyperparameters) -> WideState:
         """The state before the first update."""
@@ -227,11 +231,13 @@ class Wide:
             moved=nothing,
         )
 
-    def trade(self, key: Array, economy: goods.Economy, exploration: Any = None) -> tuple[goods.Economy, Sale]:
+    def trade(
+        self, key: Array, economy: wide_market.Economy, exploration: Any = None
+    ) -> tuple[wide_market.Economy, Sale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
-        economy, round_ = goods.step(self.market(exploration), key, economy)
+        economy, round_ = wide_market.step(self.market(exploration), key, economy)
         won = round_.bundles.sum(1)
         by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
         offers = by_line((agents.values * shelf[agents.line]).sum(1))
@@ -265,7 +271,7 @@ class Wide:
         keys = jax.random.split(key_trade, self.horizon + 1)
         held = jnp.arange(self.horizon + 1) < self.horizon
 
-        def one(economy: goods.Economy, ahead: tuple[Array, Array]) -> tuple[goods.Economy, Sale]:
+        def one(economy: wide_market.Economy, ahead: tuple[Array, Array]) -> tuple[wide_market.Economy, Sale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
@@ -311,7 +317,7 @@ class Wide:
     def earn(self, values: Array, key: Array) -> Array:
         """`play` with bids f [L * M, K]."""
 
-        def one(economy: goods.Economy, key: Array) -> tuple[goods.Economy, Array]:
+        def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
             economy, sale = self.trade(key, economy)
             return economy, sale.reward.sum()
 
@@ -359,8 +365,8 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
     nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
     economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
 
-    def one(economy: goods.Economy, key: Array) -> tuple[goods.Economy, Array]:
-        economy, round_ = goods.step(market, key, economy)
+    def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+        economy, round_ = wide_market.step(market, key, economy)
         return economy.replace(world=round_.prices), round_.prices
 
     return jax.lax.scan(one, economy, jax.random.split(key, rounds))[1]

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
-from jaxmarket.text import plain
+from jaxmarket.validation import escaped
 
 __all__ = ["Calls", "Reply", "describe"]
 
@@ -121,7 +121,7 @@ def describe(error: BaseException) -> str:
         text = " ".join(str.__getitem__(str(error), slice(10 * _LONGEST)).split())
     except BaseException:  # raised by a hostile __str__, or by the metaclass
         return "an exception that cannot be shown"
-    return plain(f"{kind}: {text}" if text else kind)[:_LONGEST]
+    return escaped(f"{kind}: {text}" if text else kind)[:_LONGEST]
 
 
 def _let_go() -> None:

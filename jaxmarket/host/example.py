@@ -18,7 +18,7 @@ from jaxmarket.host.market import Episode, Market
 from jaxmarket.host.records import Auction, Record
 from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Thought, appends
-from jaxmarket.text import Screen
+from jaxmarket.view.text import Screen
 
 __all__ = ["Solver", "arithmetic", "expression", "learn_arithmetic", "main", "solvers"]
 

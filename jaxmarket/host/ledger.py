@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-from jaxmarket.checking import number
+from jaxmarket.validation import number
 
 __all__ = ["HOUSE", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 

@@ -24,12 +24,11 @@ import numpy as np
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
-from jaxmarket.checking import number, shown, whole
 from jaxmarket.host.calls import Calls, Reply
 from jaxmarket.host.ledger import HOUSE, MINT, WORLD, Entry, Ledger, exact_sum
 from jaxmarket.host.records import Auction, Bid, Call, Record
-from jaxmarket.text import plain
 from jaxmarket.types import Array
+from jaxmarket.validation import escaped, number, shown, whole
 
 __all__ = ["Agent", "Episode", "Market", "Step", "Trader"]
 
@@ -451,7 +450,7 @@ def _amount(answer: Any) -> tuple[float | None, str]:
             amount = None
     if amount is None:
         # An unbound method of str, because __repr__ may return a subclass.
-        return None, f"not a number: {plain(str.__getitem__(repr(answer), slice(60)))}"
+        return None, f"not a number: {escaped(str.__getitem__(repr(answer), slice(60)))}"
     if not math.isfinite(amount):
         return amount, "not finite"
     return (amount, "negative") if amount < 0 else (amount, "")

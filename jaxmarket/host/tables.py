@@ -8,7 +8,7 @@ from rich.text import Text
 from jaxmarket.host.calls import describe
 from jaxmarket.host.ledger import HOUSE, exact_sum
 from jaxmarket.host.market import Episode, Market
-from jaxmarket.text import DataTable, cell
+from jaxmarket.view.text import DataTable, cell
 
 __all__ = ["episode_table", "wealth_table"]
 

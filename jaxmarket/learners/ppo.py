@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.devices import share, total
+from jaxmarket.collectives import share, total
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxmarket.devices import INSTANCES, total
+from jaxmarket.collectives import INSTANCES, total
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree
 
@@ -72,7 +72,7 @@ class Learner(Protocol):
     """A local update rule for one module.
 
     A frozen dataclass with a field ``axis``, None or the mesh axis over which a module's experience is spread. Where it
-    is spread, a loss is this shard's part of the whole one, and gradients are added up (`jaxmarket.devices`).
+    is spread, a loss is this shard's part of the whole one, and gradients are added up (`jaxmarket.runs.devices`).
     """
 
     @property

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from flax import struct
 
-from jaxmarket.devices import share, total
+from jaxmarket.collectives import share, total
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,

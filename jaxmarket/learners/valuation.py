@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.devices import largest, share, total
+from jaxmarket.collectives import largest, share, total
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Optimizer, adam, clip, descend, over_minibatches
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree, real

@@ -1,0 +1,383 @@
+"""Languages: how an agent of a population is written down, and how its children differ from it.
+
+An agent is a pytree of arrays; a `Language` says what it bids and does, and how one is born. Its methods concern
+one agent and are pure: a market maps them over all agents and all its instances. A language of your own is a frozen
+dataclass with these five methods, and nothing else has to know of it.
+
+| language | an agent is | its bid |
+|---|---|---|
+| `Rules` | a condition of 0, 1 and # and an action (Holland 1985) | a share of its purse, by specificity |
+| `Programs` | guards over what it observes, and an action (after Baum and Durdanovic 2000) | a number |
+| `Networks` | the weights of a linear map or a small network | an output of the network |
+| `Tables` | a bid for every state, and an action | looked up |
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import number, shown, whole
+
+__all__ = ["ANYTHING", "SILENCE", "Language", "Networks", "Program", "Programs", "Rule", "Rules", "Table", "Tables"]
+
+SILENCE = -jnp.inf
+"""The bid of an agent that does not bid: an auction takes no other than finite ones."""
+
+
+class Language(Protocol):
+    """What a market needs to know of its agents. Compares and hashes by value, like a frozen dataclass."""
+
+    def init(self, key: Array, obs: Array) -> PyTree:
+        """An agent at random, born into the state behind ``obs`` f [...] (which it may ignore)."""
+        ...
+
+    def bid(self, agent: PyTree, obs: Array, purse: Array) -> Array:
+        """What it offers for the state: f [], `SILENCE` for nothing. ``purse`` f [] is the most it can pay."""
+        ...
+
+    def act(self, agent: PyTree, obs: Array) -> Array:
+        """Which primitive it applies if it wins: i32 []."""
+        ...
+
+    def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> PyTree:
+        """A child of ``agent``; ``mate`` is another rich agent (or the same), for languages that recombine."""
+        ...
+
+    def cost(self, agent: PyTree) -> Array:
+        """Units of computation that a bid takes, for a tax on it: f []."""
+        ...
+
+
+ANYTHING = 2
+"""``#`` in a condition: matches 0 and 1."""
+
+
+class Rule(struct.PyTreeNode):
+    """A classifier: if the condition matches, do the action."""
+
+    condition: Array  # i32 [n] 0, 1 or ANYTHING
+    action: Array  # i32 []
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Condition-action rules over n bits (Holland 1985; Goldberg 1989, ch. 6).
+
+    A rule that matches bids ``coefficient · (base + (1 - base) · specificity) · purse``; its specificity is the
+    share of its condition that is not ``#``. With ``base=0`` this is Holland's c · specificity · strength. A new rule
+    matches the state it is born into (Wilson's covering); a child is recombined with its mate at two points, and
+    every one of its symbols then changes with probability ``mutation``.
+
+    Attributes:
+        bits: n, length of an observation; entries above one half are 1.
+        actions: P.
+        coefficient: c, share of its purse that a rule without # bids.
+        base: what specificity does not decide, in [0, 1].
+        wildcards: probability of # in a new rule.
+        crossover, mutation: probabilities.
+    """
+
+    bits: int
+    actions: int
+    coefficient: float = 0.125
+    base: float = 0.0
+    wildcards: float = 1 / 3
+    crossover: float = 0.5
+    mutation: float = 0.04
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "bits", "actions")
+        _check_shares(self, "coefficient", "base", "wildcards", "crossover", "mutation")
+
+    def init(self, key: Array, obs: Array) -> Rule:
+        """A rule that matches ``obs`` f [n] and does anything."""
+        key_hash, key_action = jax.random.split(key)
+        general = jax.random.bernoulli(key_hash, self.wildcards, (self.bits,))
+        condition = jnp.where(general, ANYTHING, (obs > 0.5).astype(jnp.int32))
+        return Rule(condition, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
+
+    def matches(self, agent: Rule, obs: Array) -> Array:
+        """Whether the condition holds: bool []."""
+        return jnp.all((agent.condition == ANYTHING) | (agent.condition == (obs > 0.5)))
+
+    def specificity(self, agent: Rule) -> Array:
+        """Share of the condition that is not #: f []."""
+        return (agent.condition != ANYTHING).mean(dtype=real())
+
+    def bid(self, agent: Rule, obs: Array, purse: Array) -> Array:
+        """A share of the purse, where the condition matches."""
+        share = self.coefficient * (self.base + (1 - self.base) * self.specificity(agent))
+        return jnp.where(self.matches(agent, obs), share * purse, SILENCE)
+
+    def act(self, agent: Rule, obs: Array) -> Array:
+        """Its action, whatever it sees."""
+        return agent.action
+
+    def mutate(self, key: Array, agent: Rule, mate: Rule) -> Rule:
+        """Two-point crossover with the mate, and then point mutations."""
+        keys = jax.random.split(key, 6)
+        first, last = jnp.sort(jax.random.randint(keys[0], (2,), 0, self.bits + 1))
+        places = jnp.arange(self.bits)
+        swapped = jax.random.bernoulli(keys[1], self.crossover) & (first <= places) & (places < last)
+        condition = jnp.where(swapped, mate.condition, agent.condition)
+        # One of the two other symbols.
+        other = (condition + jax.random.randint(keys[2], (self.bits,), 1, 3, jnp.int32)) % 3
+        condition = jnp.where(jax.random.bernoulli(keys[3], self.mutation, (self.bits,)), other, condition)
+        anew = jax.random.randint(keys[4], (), 0, self.actions, jnp.int32)
+        return Rule(condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), anew, agent.action))
+
+    def cost(self, agent: Rule) -> Array:
+        """1."""
+        return jnp.ones((), real())
+
+
+class Program(struct.PyTreeNode):
+    """A sequence of guards, each a test of two values, and what to do if all of them hold."""
+
+    tests: Array  # i32 [L] index into TESTS
+    operands: Array  # i32 [L, 2] index into sensors and constants
+    action: Array  # i32 []
+    price: Array  # f [] what it bids, where nothing else fixes its bid
+
+
+TESTS = (
+    ("skip", lambda a, b: jnp.ones(jnp.broadcast_shapes(a.shape, b.shape), bool)),
+    ("=", lambda a, b: a == b),
+    ("≠", lambda a, b: a != b),
+    (">", lambda a, b: a > b),
+    ("<", lambda a, b: a < b),
+)
+"""Primitives of programs: name, and a predicate of two values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Fixed-length programs: the guards under which an agent bids, and its action.
+
+    After the agents of Hayek (Baum 1999; Baum and Durdanovic 2000), expressions that compute from what is on the
+    stacks whether and how to act. Ours have no loops and no arithmetic: each of ``length`` lines applies one of
+    `TESTS` to two sensors (entries of the observation) or constants, and the agent bids where all of them hold.
+
+    Attributes:
+        sensors: n, length of an observation.
+        actions: P.
+        length: L, lines.
+        constants: numbers a program can use.
+        names: of the sensors, to print programs with.
+        skip: probability that a new line tests nothing.
+        constant: probability that a new line compares with a constant.
+        mutation: probability with which each line, and the action, is drawn anew; one of them always is.
+        highest: new agents' prices are uniform on (0, highest).
+    """
+
+    sensors: int
+    actions: int
+    length: int = 4
+    constants: tuple[float, ...] = (0.0,)
+    names: tuple[str, ...] = ()
+    skip: float = 0.5
+    constant: float = 0.5
+    mutation: float = 0.1
+    highest: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "sensors", "actions", "length")
+        _check_shares(self, "skip", "constant", "mutation")
+        for field, kind in (("constants", float | int), ("names", str)):
+            given = getattr(self, field)
+            if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
+                raise ValueError(f"{field}: expected a tuple of them, got {shown(given)}")
+        if self.names and len(self.names) != self.sensors:
+            raise ValueError(f"names: expected one for each of {self.sensors} sensors, got {len(self.names)}")
+
+    @property
+    def inputs(self) -> int:
+        """V, sensors and constants."""
+        return self.sensors + len(self.constants)
+
+    def init(self, key: Array, obs: Array) -> Program:
+        """Random lines, action and price."""
+        keys = jax.random.split(key, 7)
+        shape = (self.length,)
+        tests = jax.random.randint(keys[0], shape, 1, len(TESTS), jnp.int32)
+        first, second = jax.random.randint(keys[1], (2, *shape), 0, self.sensors, jnp.int32)
+        constant = jax.random.randint(keys[2], shape, self.sensors, self.inputs, jnp.int32)
+        second = jnp.where(jax.random.bernoulli(keys[3], self.constant, shape), constant, second)
+        return Program(
+            tests=jnp.where(jax.random.bernoulli(keys[4], self.skip, shape), 0, tests),
+            operands=jnp.stack([first, second], axis=1),
+            action=jax.random.randint(keys[5], (), 0, self.actions, jnp.int32),
+            price=self.highest * jax.random.uniform(keys[6], (), real()),
+        )
+
+    def bid(self, agent: Program, obs: Array, purse: Array) -> Array:
+        """Its price, where every guard holds."""
+        values = jnp.concatenate([obs.astype(real()), jnp.asarray(self.constants, real())])
+        # Every test of every two values once per state, V · V of them; each agent only looks its own up.
+        results = jnp.stack([test(values[:, None], values[None, :]) for _, test in TESTS])
+        holds = results[agent.tests, agent.operands[:, 0], agent.operands[:, 1]].all()
+        return jnp.where(holds, agent.price, SILENCE)
+
+    def act(self, agent: Program, obs: Array) -> Array:
+        """Its action, whatever it sees."""
+        return agent.action
+
+    def mutate(self, key: Array, agent: Program, mate: Program) -> Program:
+        """Some lines or the action anew; the price moves by a tenth. The mate is not used."""
+        key_new, key_where, key_one, key_price = jax.random.split(key, 4)
+        new = self.init(key_new, jnp.zeros(self.sensors))
+        changes = jax.random.bernoulli(key_where, self.mutation, (self.length + 1,))
+        changes = changes.at[jax.random.randint(key_one, (), 0, self.length + 1)].set(True)
+        lines = changes[:-1]
+        return Program(
+            tests=jnp.where(lines, new.tests, agent.tests),
+            operands=jnp.where(lines[:, None], new.operands, agent.operands),
+            action=jnp.where(changes[-1], new.action, agent.action),
+            price=agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())),
+        )
+
+    def cost(self, agent: Program) -> Array:
+        """One, and one more for every line that tests something: f []."""
+        return 1 + (agent.tests != 0).sum(dtype=real())
+
+    def show(self, agent: Program) -> str:
+        """The guards and the action, for people; ``agent`` is one agent, on the host."""
+        names = [*(self.names or (f"x{i}" for i in range(self.sensors))), *(f"{c:g}" for c in self.constants)]
+        lines = zip(agent.tests.tolist(), agent.operands.tolist(), strict=True)
+        guards = [f"{names[a]} {TESTS[test][0]} {names[b]}" for test, (a, b) in lines if test]
+        return f"if {' and '.join(guards) or 'anything'}: {int(agent.action)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Linear agents (no hidden layer) and small networks: one output is the bid, the others choose the action.
+
+    Attributes:
+        features: n, length of an observation.
+        actions: P.
+        hidden: widths of hidden layers, tanh.
+        scale: standard deviation of a new agent's weights, over the root of their number per unit.
+        mutation: standard deviation of what a mutation adds to each.
+    """
+
+    features: int
+    actions: int
+    hidden: tuple[int, ...] = ()
+    scale: float = 1.0
+    mutation: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "features", "actions")
+        if not isinstance(self.hidden, tuple):
+            raise ValueError(f"hidden: expected a tuple of widths, got {shown(self.hidden)}")
+        for width in self.hidden:
+            whole("hidden", width)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of all layers."""
+        return (self.features, *self.hidden, 1 + self.actions)
+
+    def init(self, key: Array, obs: Array) -> list[tuple[Array, Array]]:
+        """Gaussian weights f [in, out] and biases 0 f [out], layer by layer."""
+        keys = jax.random.split(key, len(self.widths) - 1)
+        return [
+            (jax.random.normal(k, pair, real()) * self.scale / math.sqrt(pair[0]), jnp.zeros(pair[1], real()))
+            for k, pair in zip(keys, itertools.pairwise(self.widths), strict=True)
+        ]
+
+    def outputs(self, agent: list[tuple[Array, Array]], obs: Array) -> Array:
+        """The last layer: f [1 + P]."""
+        for weights, bias in agent[:-1]:
+            obs = jnp.tanh(obs @ weights + bias)
+        weights, bias = agent[-1]
+        return obs @ weights + bias
+
+    def bid(self, agent: list[tuple[Array, Array]], obs: Array, purse: Array) -> Array:
+        """Softplus of the first output: positive."""
+        return jax.nn.softplus(self.outputs(agent, obs)[0])
+
+    def act(self, agent: list[tuple[Array, Array]], obs: Array) -> Array:
+        """The action with the highest output."""
+        return jnp.argmax(self.outputs(agent, obs)[1:]).astype(jnp.int32)
+
+    def mutate(self, key: Array, agent: list[tuple[Array, Array]], mate: PyTree) -> list[tuple[Array, Array]]:
+        """Noise on every weight. The mate is not used."""
+        leaves, structure = jax.tree.flatten(agent)
+        keys = jax.random.split(key, len(leaves))
+        noise = [self.mutation * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, [x + e for x, e in zip(leaves, noise, strict=True)])
+
+    def cost(self, agent: list[tuple[Array, Array]]) -> Array:
+        """Multiplications, in thousands."""
+        return jnp.asarray(sum(a * b for a, b in itertools.pairwise(self.widths)) / 1000, real())
+
+
+class Table(struct.PyTreeNode):
+    """A bid for every state."""
+
+    bids: Array  # f [S] SILENCE where it does not bid
+    action: Array  # i32 []
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Tabular agents: each owns one action and bids what its table says of the state.
+
+    Attributes:
+        states: S; observations are one-hot.
+        actions: P.
+        highest: new agents' bids are uniform on (0, highest).
+        mutation: probability with which a state's bid is drawn anew.
+    """
+
+    states: int
+    actions: int
+    highest: float = 1.0
+    mutation: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "states", "actions")
+        _check_shares(self, "mutation")
+
+    def init(self, key: Array, obs: Array) -> Table:
+        """Uniform bids, a random action."""
+        key_bids, key_action = jax.random.split(key)
+        bids = self.highest * jax.random.uniform(key_bids, (self.states,), real())
+        return Table(bids, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
+
+    def bid(self, agent: Table, obs: Array, purse: Array) -> Array:
+        """Looked up."""
+        return agent.bids[jnp.argmax(obs)]
+
+    def act(self, agent: Table, obs: Array) -> Array:
+        """Its action, in whatever state."""
+        return agent.action
+
+    def mutate(self, key: Array, agent: Table, mate: Table) -> Table:
+        """Some bids anew, and with the same probability the action."""
+        key_new, key_bids, key_action = jax.random.split(key, 3)
+        new = self.init(key_new, jnp.zeros(self.states))
+        changes = jax.random.bernoulli(key_bids, self.mutation, (self.states,))
+        anew = jax.random.bernoulli(key_action, self.mutation)
+        return Table(jnp.where(changes, new.bids, agent.bids), jnp.where(anew, new.action, agent.action))
+
+    def cost(self, agent: Table) -> Array:
+        """1."""
+        return jnp.ones((), real())
+
+
+def _check_counts(language: object, *fields: str) -> None:
+    for field in fields:
+        object.__setattr__(language, field, whole(field, getattr(language, field)))
+
+
+def _check_shares(language: object, *fields: str) -> None:
+    for field in fields:
+        object.__setattr__(language, field, number(field, getattr(language, field), 0, 1))

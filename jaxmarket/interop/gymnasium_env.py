@@ -1,0 +1,166 @@
+"""Gymnasium, both ways: our environments for its users, our societies in its environments.
+
+gymnax comes with a wrapper of its own, `gymnax.wrappers.gym.GymnaxToGymWrapper`. In gymnax 1.0.1 it fails Gymnasium's
+``check_env`` (``reset(seed=...)`` does not seed), hands out JAX arrays, and resets by itself: the last step of an
+episode comes with the first observation of the next. `GymnasiumEnv` has none of this.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+from gymnasium import spaces
+from gymnax.environments.spaces import gymnax_space_to_gym_space
+
+from jaxmarket.environments import make
+from jaxmarket.environments.adapter import Adapter, Step
+from jaxmarket.keys import key_for, key_of
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["GymnasiumEnv", "actor"]
+
+
+class GymnasiumEnv(gymnasium.Env[Any, Any]):
+    """A gymnax-style environment as a `gymnasium.Env`: numpy observations, compiled steps, no auto-reset.
+
+    >>> env = GymnasiumEnv("Chain-v0")
+    >>> obs, info = env.reset(seed=0)
+    >>> obs, reward, terminated, truncated, info = env.step(1)
+    >>> obs.tolist(), reward, terminated, truncated
+    ([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 0.0, False, False)
+
+    Anything gymnax-style fits: our environments, gymnax's, one's own, a `jaxmarket.interop.bidder` environment (the
+    market as one bidder sees it); continuous actions too. A step is one call into JAX, tenths of a millisecond on a
+    CPU: convenient, not fast.
+
+    ``reset(seed=n)`` starts a new stream of random numbers from the low 32 bits of n; otherwise the stream continues.
+    ``info`` has ``duration`` and ``undiscounted``: where a choice takes several environment steps (`Options`), how
+    many, and their reward without the discount within.
+
+    Args:
+        env: an environment, its `Adapter`, or an id that `jaxmarket.make` knows.
+        env_params: its parameters, its default ones by default.
+
+    Raises:
+        ValueError: an unknown id; an environment whose spaces are neither declared nor to be guessed.
+    """
+
+    def __init__(self, env: Any, env_params: PyTree = None) -> None:
+        env = make(env)[0] if isinstance(env, str) else env
+        self.adapter = env if isinstance(env, Adapter) else Adapter(env)
+        self.env_params = self.adapter.default_params if env_params is None else env_params
+        self.action_space = _action_space(self.adapter, self.env_params)
+        self.observation_space = _observation_space(self.adapter, self.env_params)
+        self._key: Array | None = None
+        self._env_state: PyTree = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode: ``(obs, info)``. ``options={"env_params": ...}`` changes the parameters from here on."""
+        super().reset(seed=seed)
+        if seed is not None or self._key is None:
+            number = self.np_random.integers(2**32, dtype=np.uint32) if seed is None else seed & 0xFFFFFFFF
+            self._key = key_for(jax.random.key(np.uint32(number)), "gymnasium")
+        self.env_params = (options or {}).get("env_params", self.env_params)
+        self._key, obs, self._env_state = _reset(self.adapter, self._key, self.env_params)
+        return _to_numpy(self.observation_space, obs), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One choice: ``(obs, reward, terminated, truncated, info)``. The last state of an episode is not reset.
+
+        Raises:
+            ValueError: an action that is not one of the choices.
+            gymnasium.error.ResetNeeded: no episode was begun.
+        """
+        if self._key is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        if isinstance(self.action_space, spaces.Discrete) and not self.action_space.contains(action):
+            raise ValueError(f"action: expected a whole number from 0 to {self.action_space.n - 1}, got {action!r}")
+        self._key, after = _step(self.adapter, self._key, self._env_state, action, self.env_params)
+        self._env_state = after.env_state
+        now: Step = jax.device_get(after._replace(env_state=None))
+        info = {"duration": now.duration.item(), "undiscounted": now.undiscounted.item()}
+        obs = _to_numpy(self.observation_space, now.obs)
+        return obs, now.reward.item(), now.terminated.item(), now.truncated.item(), info
+
+    def action_masks(self) -> np.ndarray:
+        """Which choices are legal now: bool [P]. The name is that of sb3-contrib's masked PPO.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode was begun.
+        """
+        if self._key is None:
+            raise gymnasium.error.ResetNeeded("call reset() before action_masks()")
+        return np.asarray(self.adapter.legal(self._env_state, self.env_params))
+
+
+def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
+    """A policy for whoever has numpy observations and wants a number: ``act(obs) -> int``.
+
+    The policy is compiled once. Where it draws random numbers, call t draws those of ``seed`` and t.
+
+    >>> act = actor(lambda obs, key: jax.random.randint(key, (), 0, 2) + 10 * obs.argmax())
+    >>> act(np.array([0.0, 1.0])) in (10, 11)
+    True
+
+    Args:
+        policy: ``(obs, key) -> action``: from `jaxmarket.as_policy` or `jaxmarket.load`, for one.
+        seed: of its random numbers.
+
+    Returns:
+        ``act(obs, legal=None)``: obs is one observation of the kind that the policy was trained on, legal
+        bool [P] the legal choices, all by default.
+    """
+    base = key_for(key_of(seed), "actor")
+
+    @jax.jit
+    def choose(obs: PyTree, call: int, legal: Array | None) -> Array:
+        key = jax.random.fold_in(base, call)
+        return policy(obs, key) if legal is None else policy(obs, key, legal)
+
+    calls = itertools.count()
+    return lambda obs, legal=None: int(choose(obs, np.uint32(next(calls) & 0xFFFFFFFF), legal))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reset(adapter: Adapter, key: Array, env_params: PyTree) -> tuple[Array, PyTree, PyTree]:
+    key, key_reset = jax.random.split(key)
+    return key, *adapter.raw_reset(key_reset, env_params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(adapter: Adapter, key: Array, env_state: PyTree, action: Array, env_params: PyTree) -> tuple[Array, Step]:
+    key, key_step = jax.random.split(key)
+    return key, adapter.raw_step(key_step, env_state, action, env_params)
+
+
+def _action_space(adapter: Adapter, env_params: PyTree) -> spaces.Space[Any]:
+    if callable(getattr(adapter.env, "action_space", None)):
+        return gymnax_space_to_gym_space(adapter.env.action_space(env_params))
+    return spaces.Discrete(adapter.num_actions)
+
+
+def _observation_space(adapter: Adapter, env_params: PyTree) -> spaces.Space[Any]:
+    """As declared; else any numbers of the shape that a reset gives."""
+    if callable(getattr(adapter.env, "observation_space", None)):
+        return gymnax_space_to_gym_space(adapter.env.observation_space(env_params))
+    obs, _ = jax.eval_shape(adapter.raw_reset, jax.random.key(0), env_params)
+    if not isinstance(obs, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"env: {adapter.name} has no observation_space(params), and its observations are not one array "
+            f"({jax.tree.structure(obs)}); give it one"
+        )
+    return spaces.Box(-np.inf, np.inf, obs.shape, obs.dtype)
+
+
+def _to_numpy(space: spaces.Space[Any], obs: Any) -> Any:
+    """An observation as the space has it: gymnax's spaces and observations do not always agree on the type."""
+    if isinstance(space, spaces.Dict):
+        return {name: _to_numpy(space[name], leaf) for name, leaf in obs.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_to_numpy(*pair) for pair in zip(space, obs, strict=True))
+    obs = np.asarray(obs, space.dtype).reshape(space.shape)
+    return obs[()] if isinstance(space, spaces.Discrete) else obs

@@ -1,0 +1,175 @@
+"""The market as a multi-agent environment in JaxMARL's interface: agents are bidders, actions are bids.
+
+Needs JaxMARL: ``pip install 'jaxmarket[marl]'``. Without it, `jaxmarket.interop.embedding.given_bids` is the same
+market in arrays.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket.interop.embedding import given_bids
+from jaxmarket.settlement import Flows, flows
+from jaxmarket.society import Society, advance, draw, reset
+from jaxmarket.types import Array, PyTree, Rules, State, real
+
+try:
+    from jaxmarl.environments.multi_agent_env import MultiAgentEnv
+    from jaxmarl.environments.spaces import Box, Discrete, Space
+except ModuleNotFoundError as error:
+    raise ImportError("jaxmarket.interop.multi_agent needs JaxMARL: pip install 'jaxmarket[marl]'") from error
+
+__all__ = ["MarketEnv"]
+
+
+class MarketEnv(MultiAgentEnv):
+    """A society whose bidders are JaxMARL's agents ``bidder_0`` … ``bidder_{A-1}``.
+
+    One step is one `jaxmarket.step`: the bids are the actions, the auction clears, the buyer pays, the owner is
+    paid, the winner's primitive transforms the environment, and its reward is credited.
+
+    **Rewards are cash flow**: what moved on a bidder's account in this step, resale received + reward earned - price
+    paid. What a purchase is worth is known only when the state is sold again, in the next step, and that is when the
+    resale is paid. So an episode's sum of rewards is the bidder's change of wealth, and its discounted sum is
+    the discounted sum of the utilities by `jaxmarket.settle` with the same discount and ``time_limits="terminal"``
+    (where a primitive takes k > 1 environment steps, `settle` waits k times as long). An episode that is cut leaves
+    its last owner with a state nobody will buy; JaxMARL's ``dones`` do not tell a cut from an end, ``infos`` do.
+
+    **Observations** are the society's, flattened, and a flag whether the bidder owns the state now for sale, since the
+    owner is paid by whoever wins. Accounts are not observed: there are no budgets here, so they change nothing.
+
+    **Episodes** end for all bidders at once; JaxMARL's ``step`` resets, and ``step_env`` does not. A reset
+    opens new accounts. ``infos`` have [A] entries each, as JaxMARL's baselines expect them: ``purchase``, ``sale``
+    and ``reward`` (the parts of the cash flow), ``wealth`` after the step, ``terminated`` and ``truncated``.
+
+    JaxMARL compiles its methods for each environment object, so the parameters are constants there: make the object
+    once. To sweep over parameters or differentiate, use `jaxmarket.interop.embedding.given_bids`.
+
+    >>> import jaxmarket
+    >>> market = MarketEnv(jaxmarket.TrainConfig("Chain-v0", clones=1).society)
+    >>> obs, state = market.reset(jax.random.key(0))
+    >>> actions = {"bidder_0": jnp.array([0.25]), "bidder_1": jnp.array([0.75])}
+    >>> obs, state, rewards, dones, infos = market.step(jax.random.key(1), state, actions)
+    >>> {name: float(reward) for name, reward in rewards.items()}, obs["bidder_1"].tolist()
+    ({'bidder_0': 0.0, 'bidder_1': -0.25}, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+
+    Args:
+        society: environment, mechanism and number of bidders; its policy only says how high bids may be.
+        env_params: the environment's parameters, its default ones by default.
+        rules: exploration, reserve and dropout; none by default.
+        low, high: the lowest and highest bid, by default the society's. Bids beyond are clipped, as samples of a
+            normal distribution need; NaN is no bid at all.
+        grid: bids to choose from, ascending, instead of limits. Actions are then their indices, ``Discrete``, where
+            they are otherwise a ``Box`` of shape (1,).
+
+    Raises:
+        ValueError: not a society, limits that are not finite or not low < high, or a grid that is not ascending.
+    """
+
+    def __init__(
+        self,
+        society: Society,
+        env_params: PyTree = None,
+        *,
+        rules: Rules | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        grid: Sequence[float] | None = None,
+    ) -> None:
+        if not isinstance(society, Society):
+            raise ValueError(f"society: expected a Society, got {society!r}; TrainConfig(...).society is one")
+        super().__init__(num_agents=society.bidders)
+        self.society = given_bids(society)
+        self.env_params = society.env.default_params if env_params is None else env_params
+        self.rules = rules or Rules()
+        self.grid = None if grid is None else _ascending(grid)
+        self.low, self.high = _limits(society, low, high) if self.grid is None else (self.grid[0], self.grid[-1])
+        self.agents = [f"bidder_{i}" for i in range(society.bidders)]
+        observation = Box(-jnp.inf, jnp.inf, (math.prod(society.observation.shape) + 1,), real())
+        action = Box(self.low, self.high, (1,), real()) if self.grid is None else Discrete(len(self.grid))
+        self.observation_spaces: dict[str, Space] = dict.fromkeys(self.agents, observation)
+        self.action_spaces: dict[str, Space] = dict.fromkeys(self.agents, action)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def reset(self, key: Array) -> tuple[dict[str, Array], State]:
+        """Open a market: empty accounts, the house owns the first state. Returns ``(obs, state)``."""
+        state, _ = reset(self.society, key, self.env_params, self.rules)
+        return self.get_obs(state), state
+
+    def step_env(  # pyright: ignore[reportIncompatibleMethodOverride]  the state is ours
+        self, key: Array, state: State, actions: dict[str, Array]
+    ) -> tuple[dict[str, Array], State, dict[str, Array], dict[str, Array], dict[str, Array]]:
+        """One auction, its payments and the winner's step: ``(obs, state, rewards, dones, infos)``, no reset."""
+        draws = draw(self.society, key)
+        state, row = advance(self.society, draws, self.bids(actions), state, self.env_params, self.rules)
+        books: Flows = flows(row)
+        everybody = functools.partial(jnp.broadcast_to, shape=(self.num_agents,))
+        infos = {
+            "purchase": books.purchase,
+            "sale": books.sale,
+            "reward": books.reward,
+            "wealth": state.wealth,
+            "terminated": everybody(row.terminated),
+            "truncated": everybody(row.truncated),
+        }
+        rewards = self._named(books.purchase + books.sale + books.reward)
+        dones = self._named(everybody(row.done)) | {"__all__": row.done}
+        return self.get_obs(state), state, rewards, dones, infos
+
+    def bids(self, actions: dict[str, Array]) -> Array:
+        """The bids [A] behind the actions: clipped to the limits, or looked up in the grid."""
+        stacked = jnp.stack([jnp.reshape(actions[agent], ()) for agent in self.agents])
+        if self.grid is not None:
+            return jnp.asarray(self.grid, real())[stacked]
+        return jnp.clip(stacked.astype(real()), self.low, self.high)
+
+    def get_obs(self, state: State) -> dict[str, Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What each bidder sees: the society's observation, flattened, and whether it is the owner. f [n + 1]."""
+        owns = (jnp.arange(self.num_agents) == state.owner).astype(state.obs.dtype)
+        seen = state.obs.reshape(-1)
+        return self._named(jax.vmap(lambda own: jnp.append(seen, own))(owns))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def get_avail_actions(self, state: State) -> dict[str, Array]:
+        """Who may win: with a grid bool [n], the lowest bid alone for whoever cannot win; bool [1] without."""
+        eligible = self.society.eligible(state.active, state.env_state, self.env_params)
+        if self.grid is None:
+            return self._named(eligible[:, None])
+        return self._named(eligible[:, None] | (jnp.arange(len(self.grid)) == 0))
+
+    @property
+    def name(self) -> str:
+        """Environment name."""
+        return f"Market({self.society.env.name})"
+
+    @property
+    def agent_classes(self) -> dict[str, list[str]]:
+        """The bidders of each primitive: they sell the same, and may share what they learn."""
+        clones = self.society.clones
+        return {f"primitive_{p}": self.agents[p * clones : (p + 1) * clones] for p in range(self.society.primitives)}
+
+    def _named(self, values: Array) -> dict[str, Array]:
+        """[A, ...] by agent."""
+        return dict(zip(self.agents, values, strict=True))
+
+
+def _limits(society: Society, low: float | None, high: float | None) -> tuple[float, float]:
+    head = getattr(society.policy, "head", None)
+    lowest = float(getattr(head, "low", -math.inf) if low is None else low)
+    highest = float(getattr(head, "high", math.inf) if high is None else high)
+    if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+        raise ValueError(
+            f"low, high: bids need finite limits with low < high, got {lowest} and {highest}; give both, or a grid"
+        )
+    return lowest, highest
+
+
+def _ascending(grid: Sequence[float]) -> tuple[float, ...]:
+    bids = np.asarray(grid, float)
+    if bids.ndim != 1 or len(bids) < 2 or not np.isfinite(bids).all() or (np.diff(bids) <= 0).any():
+        raise ValueError(f"grid: expected two or more finite bids in ascending order, got {grid!r}")
+    return tuple(bids.tolist())

@@ -1,0 +1,347 @@
+"""Finished runs side by side: where their settings differ, what they reached, how soon, and whether that is noise."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmarket.runs import files, run_folder
+from jaxmarket.view import plotting
+from jaxmarket.training.divergence import finite, spread
+from jaxmarket.runs.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
+from jaxmarket.validation import escaped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "Outcome", "compare", "find", "label", "read", "shown"]
+
+_LATE = 0.1  # of a run's rows of metrics: the return it ends with while still learning
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one finished run reached; S seeds, T rows of metrics per seed.
+
+    Attributes:
+        name: of the run in tables and figures.
+        folder: where it is.
+        env: name of its environment.
+        settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
+        returns: f [S], greedy returns of fresh episodes after training; NaN for diverged seeds.
+        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN if unknown.
+        diverged: see `divergence.find`.
+        steps: f [T, S], environment steps so far.
+        learning: f [T, S], return of the episodes that ended since the last row; NaN if none did, and for diverged
+            seeds.
+        steps_per_second: environment steps of all seeds together.
+        interrupted: whether training was cut short.
+    """
+
+    name: str
+    folder: Path
+    env: str
+    settings: dict[str, Any]
+    returns: np.ndarray
+    unfinished: np.ndarray
+    diverged: list[dict[str, Any]]
+    steps: np.ndarray
+    learning: np.ndarray
+    steps_per_second: float
+    interrupted: bool
+
+    def __repr__(self) -> str:
+        stopped = ", interrupted" if self.interrupted else ""
+        reached = mean(self.kept).brief
+        return f"Outcome({escaped(self.name)}: {escaped(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Greedy returns of the seeds that did not diverge."""
+        return finite(self.returns)
+
+    @property
+    def late(self) -> float:
+        """Return while learning in the last tenth of training, mean over seeds; NaN where no episode ended."""
+        last = self.learning[-max(1, round(_LATE * len(self.learning))) :]
+        return spread(last).mean
+
+    def steps_to(self, target: float) -> np.ndarray:
+        """Environment steps at the first row of metrics whose return is at least ``target``: f [S], NaN if none is."""
+        reached = np.nan_to_num(self.learning, nan=-np.inf) >= target
+        return np.where(reached.any(0), self.steps[reached.argmax(0), np.arange(self.steps.shape[1])], np.nan)
+
+
+def read(folder: str | Path, name: str | None = None) -> Outcome:
+    """Read what a run reached; its networks are not needed, nor the objects it may have been trained with.
+
+    Args:
+        folder: the ``--out`` of a finished run.
+        name: in tables and figures; the folder's own by default.
+
+    Raises:
+        ValueError: there is no run, it is not finished, or its files are damaged.
+    """
+    folder = Path(folder)
+    summary = run_folder.ended(folder)
+    settings = run_folder.document(folder / "config.json")
+    try:
+        # What decides a run, too, and is not part of its configuration.
+        settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
+        *rest, seed = summary["key"]["words"]
+        beside = {
+            "seed": summary["key"]["words"] if any(rest) else seed,
+            "start": summary.get("start"),
+            "frozen": summary.get("frozen", []),
+            "env_params": (summary.get("env_params") or {}).get("sha256"),
+        }
+        returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
+        text = files.sealed(folder / "metrics.csv").decode()
+        rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
+        table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
+        table[:, ~np.isfinite(returns), 1] = np.nan
+        unfinished = np.asarray(summary.get("unfinished_share_seeds", [None] * len(returns)), np.float64)
+        return Outcome(
+            name=folder.resolve().name if name is None else name,
+            folder=folder,
+            env=str(summary["env"]),
+            settings=settings | beside,
+            returns=returns,
+            unfinished=unfinished,
+            diverged=list(summary.get("diverged", [])),
+            steps=table[..., 0],
+            learning=table[..., 1],
+            steps_per_second=float(summary["steps_per_second"]),
+            interrupted=bool(summary["interrupted"]),
+        )
+    except (KeyError, csv.Error, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{folder}: summary.json and metrics.csv are not those of a finished run ({error!r})"
+        ) from error
+
+
+def find(paths: Sequence[str | Path]) -> list[Path]:
+    """The folders of runs that are meant.
+
+    A folder that holds runs stands for all of them, in the order of their names. Plain files are passed over: a shell
+    names them, too, where ``OUT/*`` is written.
+
+    Raises:
+        ValueError: there is no such folder, or a run is named twice.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if os.path.isfile(path):  # pathlib's raises an error where a name is too long
+            continue
+        inside = sorted(p.parent for p in path.glob("*/config.json")) if os.path.isdir(path) else []
+        found += inside if inside and not (path / "config.json").exists() else [path]
+    whole = [path.resolve() for path in found]
+    twice = [path for path, one in zip(found, whole, strict=True) if whole.count(one) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]}: this run is named twice; name every run once")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Runs of one environment; the first is what the others are held against.
+
+    Attributes:
+        runs: at least two.
+        differing: settings in which they differ, by name.
+        target: the return that `Outcome.steps_to` asks for.
+    """
+
+    runs: list[Outcome]
+    differing: list[str]
+    target: float
+
+    def __repr__(self) -> str:
+        first, *rest = (escaped(run.name) for run in self.runs)
+        others = ", ".join(rest[:3]) + (", …" if len(rest) > 3 else "")
+        return f"Comparison({escaped(self.runs[0].env)}: {len(self.runs)} runs, {others} against {first})"
+
+    @property
+    def goal(self) -> str:
+        """The column that says how soon the target was reached."""
+        return f"steps to {self.target:.3g}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per run: settings, then numbers and `Estimate`s."""
+        first, rows = self.runs[0], []
+        for run in self.runs:
+            steps = run.steps_to(self.target)
+            middle = float(np.median(np.nan_to_num(steps, nan=np.inf)))
+            rows.append(
+                {
+                    "run": run.name + (" (interrupted)" if run.interrupted else ""),
+                    **{name: shown(run.settings.get(name)) for name in self.differing},
+                    "seeds": len(run.returns),
+                    "diverged": int(np.sum(~np.isfinite(run.returns))),
+                    "unfinished": spread(run.unfinished).mean,
+                    "return": mean(run.kept),
+                    self.goal: middle if np.isfinite(middle) else None,
+                    "reached by": f"{int(np.sum(~np.isnan(steps)))}/{len(steps)}",
+                    "steps/s": run.steps_per_second,
+                    "interquartile mean": interquartile_mean(run.kept) if len(run.kept) > 1 else mean(run.kept),
+                    "minus first": _against(difference, run, first),
+                    "P(above first)": _against(improvement, run, first),
+                }
+            )
+        return rows
+
+    def sheets(self, title: str | None = None) -> list[Sheet]:
+        """What each run reached, and how it does against the first."""
+        rows = self.rows()
+        known = [set(label(run.settings, self.differing).split(",")) for run in self.runs]
+        named = all(set(run.name.split(",")) <= parts for run, parts in zip(self.runs, known, strict=True))
+        aside = ("run",) if named else ()  # a name that only says the settings says them twice
+        reached = "return: greedy; mean of seeds ± 95% interval (Student)"
+        never = (self.goal, "reached by") if math.isnan(self.target) else ()  # no episode ended while learning
+        if not never:
+            reached += f"\n{self.goal}: environment steps until the return\nwhile learning is there; median of seeds"
+        against = (
+            "interquartile mean: with its interval by bootstrap\n"
+            "minus first: difference of means, interval by Welch\n"
+            "P(above first): that a seed of this run is above\none of the first, ties counting half"
+        )
+        pairwise = ("interquartile mean", "minus first", "P(above first)")
+        alone = ("seeds", "diverged", "unfinished", "return", self.goal, "reached by", "steps/s")
+        if any(row["diverged"] for row in rows):
+            reached += "\ndiverged: seeds that are excluded from all numbers"
+        else:
+            never = (*never, "diverged")
+        if any(row["unfinished"] > 0 for row in rows):
+            reached += "\nunfinished: share of the greedy episodes that\nthe step limit of the evaluation cut"
+        else:
+            never = (*never, "unfinished")
+        if "seeds" in self.differing:
+            alone = alone[1:]
+        title = title or f"{self.runs[0].env}: {len(self.runs)} runs"
+        # The settings may be many, and the name of a run already contains them.
+        below = () if named else tuple(name for name in self.differing if name != "seeds")
+        return [
+            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never), below=below),
+            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone, *below)),
+        ]
+
+    def figure(self) -> "Figure":
+        """Learning curves, and what was reached in the end."""
+        names = [run.name for run in self.runs]
+        height = max(4.0, 1.2 + 0.28 * len(names))
+        fig, (left, right) = plotting.figure(columns=2, height=height)
+        curves = {run.name: (run.steps.mean(1), *bands(run.learning)) for run in self.runs}
+        plotting.draw_curves(left, curves, target=self.target)
+        env = plotting.words(self.runs[0].env)
+        left.set_title(f"{env}: while learning, mean of seeds and 95% interval", fontsize=10)
+        ends = {run.name: run.kept for run in self.runs}
+        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
+        right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
+        return fig
+
+    def document(self) -> dict[str, Any]:
+        """Plain values: a row per run, with its folder and the returns of its seeds."""
+        rows = []
+        for run, row in zip(self.runs, self.sheets()[0].flat(), strict=True):
+            raw = {name: run.settings.get(name) for name in self.differing}  # as they are, not as they are shown
+            seeds = {
+                "return_seeds": run.returns.tolist(),
+                "unfinished_share_seeds": run.unfinished.tolist(),
+                "diverged_seeds": run.diverged,
+                "steps_seeds": run.steps_to(self.target).tolist(),
+            }
+            rows.append(
+                row | raw | {"run": run.name, "folder": str(run.folder), "interrupted": run.interrupted} | seeds
+            )
+        return {"env": self.runs[0].env, "target": self.target, "differing": self.differing, "runs": rows}
+
+
+def _against(how: Callable[[Any, Any], Estimate], run: Outcome, first: Outcome) -> Estimate | None:
+    """Compare a run with the first: None for the first itself, NaN if every seed of either run diverged."""
+    if run is first:
+        return None
+    if not len(run.kept) or not len(first.kept):
+        return Estimate(math.nan, math.nan, math.nan)
+    return how(run.kept, first.kept)
+
+
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def shown(value: Any) -> str:
+    """A setting as tables and names of folders say it: numbers in short, ``64x64`` for widths, ``none`` for none."""
+    if isinstance(value, dict):
+        return str(value.get("object", value))
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def label(settings: dict[str, Any], names: Sequence[str]) -> str:
+    """``learning_rate=0.001,entropy=0.1``: those settings, in that order."""
+    return ",".join(f"{name}={shown(settings.get(name))}" for name in names)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest trailing parts of the paths that are distinct."""
+    parts = [path.resolve().parts for path in paths]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def compare(
+    folders: Sequence[str | Path], *, share: float = 0.9, target: float | None = None, best_first: bool = False
+) -> Comparison:
+    """Compare finished runs of one environment.
+
+    Seeds of different runs are treated as independent. A single seed gives numbers without intervals.
+
+    Args:
+        folders: of two or more runs, or of folders that hold runs.
+        share: of the best run's late return while learning, which a run has to reach; where that return is negative,
+            it may be missed by as large a share of its size.
+        target: that return itself, in place of a share.
+        best_first: order the runs by their mean return; as they were named otherwise.
+
+    Raises:
+        ValueError: there are fewer than two, one is not finished or damaged, or their environments differ.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+    if target is not None and not math.isfinite(target):
+        raise ValueError(f"target: expected a finite number, got {target!r}")
+    paths = find(folders)
+    if len(paths) < 2:
+        raise ValueError(f"compare: expected two finished runs or more, got {len(paths)}; name their folders")
+    found = [read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    for run in found[1:]:
+        if run.env != found[0].env:
+            raise ValueError(
+                f"compare: returns on different environments cannot be compared: {found[0].folder} is a run of "
+                f"{found[0].env}, {run.folder} one of {run.env}; name runs of one (--weights: two runs' networks)"
+            )
+    if best_first:
+        found.sort(key=lambda run: -run.kept.mean() if len(run.kept) else math.inf)
+    names = list(dict.fromkeys(name for run in found for name in run.settings))
+    values = {name: [run.settings.get(name) for run in found] for name in names}
+    differing = [name for name in names if any(value != values[name][0] for value in values[name])]
+    if target is None:
+        late = [run.late for run in found if not math.isnan(run.late)]
+        best = max(late) if late else math.nan
+        target = best - (1 - share) * abs(best)
+    return Comparison(found, differing, target)

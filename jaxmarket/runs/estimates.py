@@ -1,0 +1,198 @@
+"""Numbers over seeds with their intervals, and tables of them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from rich.text import Text
+from scipy import stats
+
+from jaxmarket.view.text import DataTable
+from jaxmarket.validation import escaped
+
+__all__ = ["Estimate", "Sheet", "bands", "difference", "improvement", "interquartile_mean", "mean"]
+
+_LARGE = 1000
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number over seeds with its interval; both ends are NaN where there is none, as for a single seed."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return _number(self.value)
+        return f"{_number(self.value)} [{_number(self.low)}, {_number(self.high)}]"
+
+    @property
+    def brief(self) -> str:
+        """The number and the larger side of its interval."""
+        if math.isnan(self.low):
+            return _number(self.value)
+        side = max(self.high - self.value, self.value - self.low)
+        if abs(self.value) >= _LARGE:
+            return f"{self.value:,.0f} ±{side:,.0f}"
+        return f"{self.value:.3f} ±{f'{side:.3f}'.removeprefix('0')}"
+
+
+def _number(value: float) -> str:
+    """Three decimals, none for values in the thousands, a dash for NaN."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
+
+
+def bands(values: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over seeds and Student's interval around it, leaving out seeds that are NaN: f [...] each.
+
+    Args:
+        values: f [..., seeds].
+        confidence: of the interval.
+
+    Returns:
+        Mean, lower and upper end; an end is NaN where fewer than two seeds are left, the mean where none is.
+    """
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        middle = np.where(known, values, 0).sum(-1) / count
+        squares = np.where(known, (values - middle[..., None]) ** 2, 0).sum(-1)
+        side = stats.t.ppf((1 + confidence) / 2, count - 1) * np.sqrt(squares / (count - 1) / count)
+    return middle, middle - side, middle + side
+
+
+def mean(values: Any, confidence: float = 0.95) -> Estimate:
+    """Mean with Student's interval; f [seeds]."""
+    return Estimate(*(float(x) for x in bands(values, confidence)))
+
+
+def difference(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
+    """Mean of one set of seeds minus that of another, with Welch's interval: spreads may differ, seeds are not paired.
+
+    Args:
+        mine: f [seeds].
+        others: f [seeds], not necessarily as many.
+        confidence: of the interval.
+    """
+    mine, others = np.asarray(mine, np.float64), np.asarray(others, np.float64)
+    value = float(mine.mean() - others.mean())
+    if min(mine.size, others.size) < 2:
+        return Estimate(value, math.nan, math.nan)
+    spreads = np.array([x.var(ddof=1) / x.size for x in (mine, others)])
+    if not spreads.sum() > 0:
+        return Estimate(value, value, value)
+    shares = spreads / spreads.sum()
+    freedom = 1 / np.sum(shares**2 / (np.array([mine.size, others.size]) - 1))
+    side = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(spreads.sum()))
+    return Estimate(value, value - side, value + side)
+
+
+def improvement(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
+    """Probability that one of my seeds beats one of theirs, a tie counting half (Agarwal et al. 2021).
+
+    Args:
+        mine: f [seeds].
+        others: f [seeds], not necessarily as many.
+        confidence: of the percentile bootstrap interval, both sets resampled.
+    """
+    mine, others = np.asarray(mine, np.float64), np.asarray(others, np.float64)
+    beats = (np.sign(mine[:, None] - others[None, :]) + 1) / 2
+    value = float(beats.mean())
+    if min(mine.size, others.size) < 2:
+        return Estimate(value, math.nan, math.nan)
+    rng = np.random.default_rng(0)
+    i = rng.integers(mine.size, size=(_RESAMPLES, mine.size))
+    j = rng.integers(others.size, size=(_RESAMPLES, others.size))
+    drawn = beats[i[:, :, None], j[:, None, :]].mean((1, 2))
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
+    """Mean of the middle half of the seeds, with a percentile bootstrap interval (Agarwal et al. 2021).
+
+    Args:
+        values: f [seeds]; the result is NaN if one of them is not finite.
+        confidence: of the interval.
+    """
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():  # sorting would place NaN last, and trimming would remove it
+        return Estimate(math.nan, math.nan, math.nan)
+
+    def middle(sample: np.ndarray, axis: int = -1) -> np.ndarray:
+        return stats.trim_mean(sample, 0.25, axis=axis)
+
+    value = float(middle(values))
+    if np.ptp(values) == 0:
+        return Estimate(value, value, value)
+    interval = stats.bootstrap(
+        (values,),
+        middle,
+        method="percentile",
+        confidence_level=confidence,
+        n_resamples=_RESAMPLES,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A table: equal-keyed rows of text, numbers and `Estimate`s."""
+
+    name: str
+    title: str
+    rows: list[dict[str, Any]]
+    note: str = ""
+    shown: bool = True  # on a terminal; it is written in any case
+    aside: tuple[str, ...] = ()  # columns that are written and not shown
+    below: tuple[str, ...] = ()  # columns that move to a list below the table on narrow terminals
+
+    def flat(self) -> list[dict[str, Any]]:
+        """Rows of plain values; an estimate becomes three columns."""
+        return [_flat(row) for row in self.rows]
+
+    def table(self) -> DataTable:
+        """For a terminal."""
+        table = DataTable(title=self.title, caption=self.note)
+        columns = [column for column in self.rows[0] if column not in self.aside]
+        for column in columns:
+            name = escaped(column)
+            header = name.replace(" ", "\n").replace("_", "\n") if len(name) > 8 else name
+            text = isinstance(self.rows[0][column], str)
+            justify = "left" if text else "right"
+            table.add_column(
+                Text(header), justify=justify, wrap=24 if text else 0, below=column in self.below, name=name
+            )
+        for row in self.rows:
+            table.add_row(*(_cell(row[column]) for column in columns))
+        return table
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for name, value in row.items():
+        if isinstance(value, Estimate):
+            flat |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+        else:
+            flat[name] = value.item() if isinstance(value, np.generic) else value
+    return flat
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Estimate):
+        return value.brief
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return f"{value:.1e}" if value != 0 and abs(value) < 1e-3 else _number(float(value))
+    return str(value)

@@ -1,0 +1,630 @@
+"""Sweeps: one run per combination of settings; finished ones are kept and skipped.
+
+Settings that are traced (`jaxmarket.learners.Hyperparameters`: learning rates, entropy, exploration, discount, …) share
+one compiled program whatever their values; every other setting compiles anew for each of its values. On a CPU the
+combinations run one after the other in that program, two at a time, each on a thread: mapping them by ``vmap`` in one
+call gains nothing there, and would lose that finished ones are kept.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+import os
+import threading
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxmarket.runs import files, fitting, run_folder
+from jaxmarket.training import divergence
+from jaxmarket.view import plotting, tables
+from jaxmarket.auctions import Mechanism
+from jaxmarket.validation import flag, given, number, path, read_whole, whole
+from jaxmarket.runs.checkpoint import Checkpoints
+from jaxmarket.runs.comparison import Comparison, compare, shown
+from jaxmarket.training.config import TrainConfig, plain_setting
+from jaxmarket.runs.estimates import Estimate, Sheet, mean
+from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.keys import key_of
+from jaxmarket.runs.sinks import Record
+from jaxmarket.runs.run_folder import Origin, SavedRun
+from jaxmarket.validation import escaped
+from jaxmarket.training.transfer import fingerprint
+from jaxmarket.types import Array, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Cell", "Condition", "Range", "Sweep", "combinations", "draw", "parse", "sweep", "train"]
+
+
+class Cell(Protocol):
+    """One cell of a sweep: all its seeds are one vmapped call."""
+
+    @property
+    def name(self) -> str:
+        """Also the name of its folder."""
+        ...
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its settings."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A cell that is no more than that."""
+
+    name: str
+    config: TrainConfig
+
+
+def train(
+    wanted: Sequence[Cell],
+    folder: Path,
+    *,
+    seed: int = 0,
+    label: str = "sweep",
+    progress: bool = True,
+    start: Mapping[str, SavedRun] | None = None,
+    env_params: PyTree = None,
+) -> dict[str, SavedRun]:
+    """Train what is not in ``folder`` yet; every finished condition by name.
+
+    On CPU two conditions run side by side, each in its own thread. A condition is written when it is
+    complete, so after an interruption at most those under way are lost.
+
+    Args:
+        wanted: the conditions.
+        folder: a folder of runs, one per condition and named like it.
+        seed: of all randomness.
+        label: of the progress bar.
+        progress: whether to show one.
+        start: by a condition's name, the run whose networks it starts from.
+        env_params: the environment's parameters for all conditions, as in `fit`; its defaults if None.
+
+    Raises:
+        ValueError: the folder holds a condition of that name with other settings or another seed.
+    """
+    start = start or {}
+    key = key_of(seed)
+    finished = _finished_in(folder, wanted, key, start, env_params)
+    waiting = [c for c in wanted if c.name not in finished]
+    total = sum(_steps(c.config) for c in waiting)
+    stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
+    programs = {c.name: fitting.program_of(c.config) for c in waiting}
+    compiling = {program: threading.Lock() for program in programs.values()}
+    workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    with tables.progress(label, shown=progress and bool(waiting)) as show:
+        if finished:
+            show.say(f"{len(finished)} of {len(wanted)} conditions are in {folder} already")
+
+        def fit_one(condition: Cell) -> Any:
+            # Whoever is first compiles; who needs the same program waits until it is there.
+            with contextlib.ExitStack() as until_compiled:
+                until_compiled.enter_context(compiling[programs[condition.name]])
+                if stop.is_set():
+                    raise concurrent.futures.CancelledError
+
+                def on_chunk(record: Record) -> None:
+                    until_compiled.close()
+                    if stop.is_set():
+                        raise concurrent.futures.CancelledError
+                    done[condition.name] = record.auctions * condition.config.seeds
+                    over = record.chunk == record.chunks
+                    note = "evaluating" if over else tables.return_note(record.metrics)
+                    show(sum(done.values()), total, f"{condition.name} {note}")
+
+                return fitting.fit(
+                    condition.config,
+                    key,
+                    env_params=env_params,
+                    start=start.get(condition.name),
+                    progress=False,
+                    loggers=[on_chunk],
+                )
+
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            futures = {pool.submit(fit_one, condition): condition for condition in waiting}
+
+            def keep(future: concurrent.futures.Future) -> None:
+                condition, result = futures[future], future.result()
+                with Deferred():
+                    run_folder.write(folder / condition.name, result)
+                    finished[condition.name] = _read(folder / condition.name, condition)
+                s = result.summary
+                middle, _, low, high = map(tables.number, divergence.spread(s["return_seeds"]))
+                show.say(f"{condition.name}: greedy return {middle} ({low} … {high}), {s['run_seconds']:.0f} s")
+                if s["diverged"]:
+                    show.say(f"{condition.name}: {divergence.described(s['diverged'], s['seeds'])}")
+
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    keep(future)
+            except BaseException:
+                show.say("stopping: the conditions under way are given up, the finished ones are kept")
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                for future, condition in futures.items():  # finished in the meantime
+                    if condition.name not in finished and not future.cancelled() and future.exception() is None:
+                        keep(future)
+                raise
+    return finished
+
+
+def _steps(config: TrainConfig) -> int:
+    return config.seeds * config.chunks * config.auctions_per_chunk
+
+
+def _read(folder: Path, condition: Cell) -> SavedRun:
+    # What a file cannot hold is taken from the condition.
+    objects = {"env": condition.config.env, "auction": condition.config.auction}
+    return run_folder.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
+
+
+def _finished_in(
+    folder: Path, wanted: Sequence[Cell], key: Array, start: Mapping[str, SavedRun], env_params: PyTree
+) -> dict[str, SavedRun]:
+    """The conditions that are finished, by name."""
+    origins = {name: fingerprint(run.networks) for name, run in start.items()}
+    found = {}
+    for condition in wanted:
+        params = None if env_params is None else condition.config.adapter.parameters(env_params)
+        origin = Origin.of(key, origins.get(condition.name), env_params=params)
+        found[condition.name] = _finished(folder / condition.name, condition, origin)
+    return {name: run for name, run in found.items() if run is not None}
+
+
+def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
+    if run_folder.summary_of(folder) is None:
+        if Checkpoints(folder / "checkpoints").steps():
+            raise ValueError(
+                f"out: {folder} holds an unfinished run; finish it ({run_folder.resume_command(folder)}), or remove it"
+            )
+        return None
+    run = _read(folder, condition)
+    if run.interrupted:
+        raise ValueError(f"out: {run.interruption}")
+    differs = run_folder.difference(run_folder.described(condition.config, origin), run_folder.document(folder / "config.json"))
+    if differs:
+        name, there, here = differs
+        raise ValueError(
+            f"out: {folder} holds another run: {name} is {there!r} there and {here!r} here; choose another folder"
+        )
+    if run.summary["versions"] != origin.versions:
+        raise ValueError(f"out: {folder} holds a run of other library versions; choose another folder")
+    return run
+
+
+# --- which combinations
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``.
+
+    Attributes:
+        low, high: both ends belong to it; above 0 where ``log``.
+        log: whether equal ratios, and not equal differences, are equally far apart.
+        points: how many of them a grid takes; at least 2, None where the range is only drawn from.
+        whole: whether they are whole numbers.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    points: int | None = None
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("low", "high"):
+            object.__setattr__(self, field, number(f"range: {field}", getattr(self, field)))
+        for field in ("log", "whole"):
+            object.__setattr__(self, field, flag(f"range: {field}", getattr(self, field)))
+        if not self.low < self.high:
+            raise ValueError(f"range: expected low < high, got {self.low:g}:{self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"range: a logarithmic one begins above 0, got {self.low:g}:{self.high:g}; use lin")
+        if self.points is not None:
+            object.__setattr__(self, "points", whole("range: points", self.points, 2))
+
+    def grid(self) -> list[float]:
+        """Its points, rounded to four digits (whole numbers: to whole ones, each once)."""
+        if self.points is None:
+            raise ValueError(f"range: how many points of {self.low:g}:{self.high:g}? add :8, or draw --samples")
+        space = np.geomspace if self.log else np.linspace
+        return list(dict.fromkeys(self._rounded(x) for x in space(self.low, self.high, self.points)))
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A number of it at random, uniform (in its logarithm where ``log``), rounded like a grid's."""
+        if self.log:
+            return self._rounded(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return self._rounded(rng.uniform(self.low, self.high))
+
+    def _rounded(self, x: float) -> float:
+        return round(x) if self.whole else float(f"{x:.4g}")
+
+
+Vary = Mapping[str, "Sequence[Any] | Range"]
+"""Values by setting."""
+
+
+def combinations(vary: Vary) -> list[dict[str, Any]]:
+    """Every combination of the values, the last setting fastest."""
+    values = [choice.grid() if isinstance(choice, Range) else list(choice) for choice in vary.values()]
+    return [dict(zip(vary, each, strict=True)) for each in itertools.product(*values)]
+
+
+def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
+    """So many combinations at random, no two equal; the first ones do not depend on how many are drawn.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    samples = whole("samples", samples)
+    rng = np.random.default_rng(whole("seed", seed, 0, 2**32 - 1))
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(100 * samples):
+        if len(found) == samples:
+            break
+        one = {
+            name: choice.draw(rng) if isinstance(choice, Range) else choice[int(rng.integers(len(choice)))]
+            for name, choice in vary.items()
+        }
+        found.setdefault(repr(one), one)
+    if len(found) < samples:
+        raise ValueError(f"samples: there are not {samples} different combinations; ask for fewer, or leave it out")
+    return list(found.values())
+
+
+_HINTS = typing.get_type_hints(TrainConfig)
+
+
+def _kinds(field: str) -> tuple[Any, ...]:
+    """``(int, NoneType)`` of a setting that may be None."""
+    return typing.get_args(_HINTS[field]) or (_HINTS[field],)
+
+
+def parse(text: str) -> tuple[str, "list[Any] | Range"]:
+    """What the command line calls a variation: a setting and its values.
+
+    ``learning_rate=1e-3,1e-4`` lists them, ``hidden=none,64,64x64`` lists widths of layers, and
+    ``learning_rate=1e-5:1e-2:log:8`` is a `Range` (``lin`` in place of ``log`` for equal differences; ``:8`` may be
+    left out where combinations are drawn at random).
+
+    Raises:
+        ValueError: there is no such setting, or a value is none of its kind.
+    """
+    name, equals, values = text.partition("=")
+    field = _setting("vary", name.strip().replace("-", "_"))
+    if not equals or not values.strip():
+        raise ValueError(f"vary: which values of {field}? write {field}=a,b")
+    kind = next((kind for kind in (int, float) if kind in _kinds(field)), None)
+    if ":" in values and kind is not None:
+        return field, _range(field, values, kind)
+    return field, list(dict.fromkeys(_value(field, value.strip()) for value in values.split(",")))
+
+
+def _setting(where: str, field: Any) -> str:
+    """Check the name of a setting that can be varied.
+
+    Raises:
+        ValueError: there is no such setting.
+    """
+    known = [f.name for f in dataclasses.fields(TrainConfig) if f.name != "env"]
+    if field not in known:
+        near = difflib.get_close_matches(str(field), known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        raise ValueError(f"{where}: unknown setting {given(field)}; {hint}")
+    return field
+
+
+def _range(field: str, text: str, kind: type) -> Range:
+    low, high, *rest = text.split(":")
+    if len(rest) not in (1, 2) or rest[0] not in ("lin", "log"):
+        raise ValueError(f"vary: {field}={text} is no range; write {field}=low:high:log:8 (or lin), or {field}=a,b")
+    points = _number(field, rest[1], int) if len(rest) == 2 else None
+    return Range(_number(field, low, float), _number(field, high, float), rest[0] == "log", points, kind is int)
+
+
+def _number(field: str, text: str, kind: type) -> Any:
+    try:
+        return read_whole(text) if kind is int else kind(text)
+    except (ValueError, OverflowError) as error:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"vary: {field}: expected {what}, got {text!r}") from error
+
+
+def _value(field: str, text: str) -> Any:
+    kinds = _kinds(field)
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return () if text == "none" else tuple(_number(field, width, int) for width in text.split("x"))
+    if bool in kinds:
+        if text not in ("true", "false"):
+            raise ValueError(f"vary: {field}: expected true or false, got {text!r}")
+        return text == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            return _number(field, text, kind)
+    return text
+
+
+def _checked(vary: Any) -> dict[str, Any]:
+    """Check the varied settings, and convert their values to those that a configuration stores.
+
+    Raises:
+        ValueError: a setting or a value is invalid, or a value is given twice.
+    """
+    if not isinstance(vary, Mapping) or not vary:
+        raise ValueError(
+            f"vary: expected at least one setting with its values, got {given(vary)}; give one, such as "
+            "learning_rate=1e-3,1e-4"
+        )
+    found: dict[str, Any] = {}
+    for name, values in vary.items():
+        if isinstance(name, str) and name == "env":
+            raise ValueError("vary: expected other settings than env, got env; run one sweep per env")
+        _setting("vary", name)
+        if isinstance(values, Range):
+            # Settings of type int take whole numbers, even if the range does not.
+            found[name] = dataclasses.replace(values, whole=True) if int in _kinds(name) else values
+            continue
+        single = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
+        if single or not isinstance(values, Iterable):
+            raise ValueError(f"vary: {name}: expected a list of values or a Range, got {given(values)}")
+        try:
+            plain = [plain_setting(name, value) for value in values]
+        except ValueError as error:
+            raise ValueError(f"vary: {error}") from error
+        if not plain:
+            raise ValueError(f"vary: {name}: expected at least one value, got none; give some")
+        for i, value in enumerate(plain):
+            if value in plain[:i]:
+                raise ValueError(
+                    f"vary: {name}: expected distinct values, got {_text(value, exact=True)} twice; remove one"
+                )
+        found[name] = plain
+    return found
+
+
+def _text(value: Any, *, exact: bool) -> str:
+    """A value as text for names and tables; ``exact`` if six digits do not distinguish it from the others."""
+    if isinstance(value, Mechanism):
+        return value.name
+    if exact and isinstance(value, float):
+        return repr(value)
+    return "default" if exact and value is None else shown(value)
+
+
+def _texts(chosen: Sequence[Mapping[str, Any]]) -> Callable[[str, Any], str]:
+    """A function that formats the values of each setting: short if the short forms are distinct."""
+    values: dict[str, list[Any]] = {name: [] for name in chosen[0]}
+    for each in chosen:
+        for name, value in each.items():
+            if value not in values[name]:
+                values[name].append(value)
+    exact = {name for name, some in values.items() if len({_text(v, exact=False) for v in some}) < len(some)}
+    return lambda name, value: _text(value, exact=name in exact)
+
+
+def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The name of each combination, which is also the name of its folder.
+
+    Raises:
+        ValueError: two combinations have the same name, or a name is not valid for a folder.
+    """
+    text = _texts(chosen)
+    names = [",".join(f"{name}={text(name, value)}" for name, value in each.items()) for each in chosen]
+    for i, name in enumerate(names):
+        if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems ignore case
+            raise ValueError(f"vary: expected distinct names, got {name} twice; give the mechanisms different names")
+        if "/" in name or os.sep in name or "\0" in name:
+            raise ValueError(f"vary: expected a valid folder name, got {given(name)}; give the mechanism another name")
+        if len(os.fsencode(name)) > _LONGEST:
+            raise ValueError(
+                f"vary: expected a folder name of at most {_LONGEST} bytes, got {given(name)}; vary fewer settings"
+            )
+    return names
+
+
+_LONGEST = 200
+"""Bytes in the name of a run's folder, at most: file systems allow 255, and temporary names are longer."""
+
+
+# --- a sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        folder: where its runs are.
+        vary: what was varied.
+        drawn: whether combinations were drawn at random, and not all of them tried.
+        settings: the varied settings of every run, by its name.
+        comparison: of the runs, the best first.
+        compiled: training programs that were compiled for it.
+    """
+
+    folder: Path
+    vary: Vary
+    drawn: bool
+    settings: dict[str, dict[str, Any]]
+    comparison: Comparison
+    compiled: int
+
+    def __repr__(self) -> str:
+        best = self.comparison.runs[0]
+        return f"Sweep({escaped(str(self.folder))}: {len(self.settings)} combinations, the best {best!r})"
+
+    def sheets(self) -> list[Sheet]:
+        """A row per combination, the best first, and all of them against the best."""
+        best = self.comparison
+        title = f"{best.runs[0].env}: {len(best.runs)} combinations, by greedy return"
+        # Defaults that follow from what was varied are in each run's config.json.
+        return dataclasses.replace(best, differing=list(self.vary)).sheets(title)
+
+    def document(self) -> dict[str, Any]:
+        """Plain values: what was varied, and a row per run, the best first."""
+        vary = {
+            name: dataclasses.asdict(values) if isinstance(values, Range) else [_document(v) for v in values]
+            for name, values in self.vary.items()
+        }
+        return {"vary": vary, "drawn": self.drawn, "compiled_now": self.compiled, **self.comparison.document()}
+
+    def write(self) -> list[str]:
+        """``sweep.json``, ``sweep.csv`` and ``sweep.png`` into the folder; their names."""
+        document = self.document()
+        files.write_text(self.folder / "sweep.json", json.dumps(json.loads(run_folder.to_json(document)), indent=2) + "\n")
+        rows = self.sheets()[0].flat()
+        names = list(rows[-1])  # the first one is not held against itself
+        files.write_rows(self.folder / "sweep.csv", names, [[row.get(name) for name in names] for row in rows])
+        plotting.save(self.figure(), self.folder / "sweep.png")
+        return ["sweep.csv", "sweep.json", "sweep.png"]
+
+    def figure(self) -> "Figure":
+        """Greedy return against what was varied.
+
+        One number: a line with intervals. Two numbers, or two choices: a heat map. A number and a choice: a line per
+        choice. Drawn at random: every number in a panel of its own. Anything else: a row per combination.
+        """
+        cells = [(self.settings[run.name], run.returns) for run in self.comparison.runs]
+        estimates = [mean(returns) for _, returns in cells]
+        text = _texts(list(self.settings.values()))
+        numeric = [name for name in self.vary if all(_is_number(s[name]) for s, _ in cells)]
+        others = [name for name in self.vary if name not in numeric]
+        if self.drawn and numeric:
+            fig, axes = plotting.figure(columns=len(numeric), width=4.5)
+            for ax, name in zip(axes, numeric, strict=True):
+                x = [s[name] for s, _ in cells]
+                plotting.draw_setting(ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False)
+        elif not self.drawn and len(numeric) == 1 and len(others) <= 1:
+            fig, (ax,) = plotting.figure()
+            lines: dict[str, list[int]] = {}
+            for i, (s, _) in enumerate(cells):
+                lines.setdefault(",".join(f"{name}={text(name, s[name])}" for name in others), []).append(i)
+            drawn = {
+                each: ([cells[i][0][numeric[0]] for i in mine], _array([estimates[i] for i in mine]))
+                for each, mine in sorted(lines.items())
+            }
+            plotting.draw_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
+        elif not self.drawn and len(self.vary) == 2:
+            fig, (ax,) = plotting.figure()
+            down, across = self.vary
+            rows, columns = (list(dict.fromkeys(s[n] for s in combinations(self.vary))) for n in (down, across))
+            values = np.full((len(rows), len(columns)), np.nan)
+            for (s, _), estimate in zip(cells, estimates, strict=True):
+                values[rows.index(s[down]), columns.index(s[across])] = estimate.value
+            plotting.draw_heat_map(ax, values, [text(down, x) for x in rows], [text(across, x) for x in columns])
+            ax.set(xlabel=across, ylabel=down)
+        else:
+            fig, (ax,) = plotting.figure(width=8.0, height=max(4.0, 1.2 + 0.28 * len(cells)))
+            names = [run.name for run in self.comparison.runs]
+            ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
+            plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
+        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
+        return fig
+
+    def _log(self, name: str) -> bool:
+        """Whether a logarithmic axis suits: a logarithmic range, or a list that spans more than a decade."""
+        values = self.vary[name]
+        if isinstance(values, Range):
+            return values.log
+        return min(values) > 0 and max(values) >= 10 * min(values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _document(value: Any) -> Any:
+    return {"object": value.name} if isinstance(value, Mechanism) else value
+
+
+def _array(estimates: Sequence[Estimate]) -> np.ndarray:
+    return np.array([(e.value, e.low, e.high) for e in estimates])
+
+
+def sweep(
+    env: Any,
+    vary: Vary,
+    out: str | Path,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    env_params: PyTree = None,
+    progress: bool = True,
+    share: float = 0.9,
+    **settings: Any,
+) -> Sweep:
+    """Train every combination of some settings, or some combinations at random, and compare them.
+
+    Every combination is a run like any other, in ``out/learning_rate=0.001,entropy=0.1``. What is finished is kept,
+    and skipped when the same sweep, or a larger one, is called again.
+
+    Args:
+        env: as in `TrainConfig`.
+        vary: lists of values, or `Range`s, by setting.
+        out: a folder for the runs, ``sweep.csv``, ``sweep.json`` and ``sweep.png``.
+        samples: so many combinations at random, where not all of them.
+        seed: of all randomness, that of the drawing included.
+        env_params: the environment's parameters for all combinations, traced; its defaults if None.
+        progress: whether to show a progress bar.
+        share: of the best run's return, see `compare`.
+        settings: of all combinations, as in `TrainConfig`.
+
+    Raises:
+        ValueError: a setting is invalid or given twice, two combinations are the same or have the same folder, or the
+            folder holds a run with other settings. All errors are raised before training.
+    """
+    vary, out = _checked(vary), path("out", out)
+    key_of(seed)  # raises before training if the seed is out of range
+    for name, value in settings.items():
+        if _setting(name, name) in vary:
+            raise ValueError(f"vary: {name} is both varied and given as {shown(value)}; remove one of them")
+    if not 0 < number("share", share) <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+    if samples is not None:
+        samples = whole("samples", samples, 2)
+    chosen = combinations(vary) if samples is None else draw(vary, samples, seed)
+    names = _names(chosen)
+    if len(chosen) < 2:
+        raise ValueError(f"vary: expected at least two combinations, got {names[0]}; give more values")
+    cells: list[Condition] = []
+    same: dict[str, str] = {}
+    for name, each in zip(names, chosen, strict=True):
+        try:
+            cells.append(Condition(name, TrainConfig(env, **settings, **each)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        other = same.setdefault(json.dumps(run_folder.settings_of(cells[-1].config), sort_keys=True), name)
+        if other != name:
+            raise ValueError(f"vary: expected different runs, got the same settings for {other} and {name}; remove one")
+    before = fitting.compiles()
+    with files.owned(out):
+        name = cells[0].config.adapter.name
+        train(cells, out, seed=seed, label=name, progress=progress, env_params=env_params)
+        with tables.progress(name, shown=progress) as show:
+            show.phase("comparing and drawing")
+            comparison = compare([out / cell.name for cell in cells], share=share, best_first=True)
+            found = Sweep(
+                out,
+                vary,
+                samples is not None,
+                {cell.name: each for cell, each in zip(cells, chosen, strict=True)},
+                comparison,
+                fitting.compiles() - before,
+            )
+            with files.writing(out):
+                found.write()
+    return found

@@ -1,0 +1,549 @@
+"""Baselines: one agent that acts by itself, made of the society's own networks, learner and returns.
+
+A monolithic agent is `PPO` with a policy over choices where a bidder has one over bids; its utility is what it
+will earn: generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. `roam` is a
+rollout without a market; benchmarks measure against it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec as P
+
+from jaxmarket.collectives import INSTANCES, SEEDS, mine, total
+from jaxmarket.environments.adapter import Adapter, Step, longer
+from jaxmarket.evaluation import Episodes, first_episodes
+from jaxmarket.learners import PPO, Experience, Hyperparameters
+from jaxmarket.learners.protocol import spread
+from jaxmarket.metrics import Totals, totals
+from jaxmarket.policies import BidPolicy, ValueNetwork
+from jaxmarket.rollouts import cut_rows
+from jaxmarket.settlement import lambda_returns
+from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.training.config import TrainConfig, check_config
+from jaxmarket.training.divergence import diverged
+from jaxmarket.training.transfer import networks
+from jaxmarket.types import Array, PyTree, real
+
+__all__ = [
+    "PARTITION",
+    "Agent",
+    "Categorical",
+    "ChoiceHead",
+    "ChoicePolicy",
+    "Monolith",
+    "MonolithState",
+    "Product",
+    "ProductHead",
+    "Running",
+    "Steps",
+    "chunk",
+    "evaluate",
+    "init",
+    "parameters",
+    "roam",
+    "start",
+    "utilities",
+]
+
+
+class Running(struct.PyTreeNode):
+    """One running environment without a market."""
+
+    env_state: PyTree
+    obs: Array  # f [...] encoded
+    episode_return: Array  # f [] undiscounted reward of the running episode
+    episode_length: Array  # i32 [] environment steps of the running episode
+
+
+class Steps(struct.PyTreeNode):
+    """What happened, one row a step."""
+
+    obs: Array  # f [...]
+    choice: PyTree  # whatever decided the action
+    reward: Array  # f []
+    duration: Array  # f [] environment steps taken
+    terminated: Array  # bool []
+    truncated: Array  # bool []
+    next_obs: Array  # f [...] before any reset
+    episode_return: Array  # f [] of the episode so far, this row included
+    episode_length: Array  # i32 []
+
+    @property
+    def done(self) -> Array:
+        """Whether the episode ended with this row: bool []."""
+        return self.terminated | self.truncated
+
+
+def start(env: Adapter, key: Array, env_params: PyTree) -> Running:
+    """A first state."""
+    obs, env_state = env.reset(key, env_params)
+    return Running(
+        env_state=env_state, obs=obs, episode_return=jnp.zeros((), real()), episode_length=jnp.zeros((), jnp.int32)
+    )
+
+
+def roam(
+    env: Adapter,
+    act: Callable[[PyTree, Array], tuple[Array, PyTree]],
+    key: Array,
+    running: Running,
+    env_params: PyTree,
+    draws: PyTree,
+) -> tuple[Running, Steps]:
+    """Run one environment, reset where an episode ends; ``vmap`` for many.
+
+    Args:
+        env: the environment.
+        act: ``(draws of the step, obs) -> (action, choice)``; the choice is kept in the rows.
+        key: of the environment's own randomness.
+        running: where to begin.
+        env_params: the environment's parameters.
+        draws: randomness of ``act``, leaves [T, ...], whose length is that of the rollout.
+    """
+    steps = jax.tree.leaves(draws)[0].shape[0]
+    implementation = jax.random.key_impl(key)
+    # Words of keys, as in `society.Draws`.
+    env_words, reset_words = (jax.random.key_data(jax.random.split(k, steps)) for k in jax.random.split(key))
+
+    def typed(words: Array) -> Array:
+        return jax.random.wrap_key_data(words, impl=implementation)
+
+    def opened(words: Array) -> Running:
+        return start(env, typed(words), env_params)
+
+    # As in `rollouts.rollout`.
+    ahead = env.opens_ahead(env_params, steps)
+
+    def body(running: Running, now: tuple[PyTree, Array, Array | Running]) -> tuple[Running, Steps]:
+        draws, words, fresh = now
+        if not isinstance(fresh, Running):
+            fresh = opened(fresh)
+        action, choice = act(draws, running.obs)
+        after = env.step(typed(words), running.env_state, action, env_params)
+        return _book(running, choice, after, fresh)
+
+    return jax.lax.scan(body, running, (draws, env_words, jax.vmap(opened)(reset_words) if ahead else reset_words))
+
+
+def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tuple[Running, Steps]:
+    """Where it goes on after a step, in the next episode where one has ended, and the row for the record."""
+    row = Steps(
+        obs=running.obs,
+        choice=choice,
+        reward=after.reward,
+        duration=after.duration,
+        terminated=after.terminated,
+        truncated=after.truncated,
+        next_obs=after.obs,
+        episode_return=running.episode_return + after.undiscounted,
+        episode_length=longer(running.episode_length, after.duration),
+    )
+    onward = Running(
+        env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
+    )
+    return jax.tree.map(lambda new, old: jnp.where(row.done, new, old), fresh, onward), row
+
+
+class Categorical(struct.PyTreeNode):
+    """One of P choices: what an agent has that acts instead of bidding."""
+
+    logits: Array  # f [..., P]
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent choices, as numbers: f [*shape, ...]."""
+        choices = jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1]))
+        return choices.astype(self.logits.dtype)
+
+    def quantile(self, u: Array) -> Array:
+        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``]."""
+        below = jnp.cumsum(jax.nn.softmax(self.logits), -1)[..., :-1]
+        return jnp.sum(u[..., None] >= below, -1).astype(self.logits.dtype)
+
+    def mean(self) -> Array:
+        """The likeliest choice, which is the greedy one: f [...]."""
+        return jnp.argmax(self.logits, -1).astype(self.logits.dtype)
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-probability of the choice ``bid``: f [...]."""
+        chosen = bid[..., None] == jnp.arange(self.logits.shape[-1], dtype=bid.dtype)
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), -1)
+
+    def entropy(self) -> Array:
+        """Entropy: f [...]."""
+        logs = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(logs) * logs, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceHead:
+    """One logit per choice."""
+
+    outputs: int
+
+    @property
+    def low(self) -> float:
+        """The first choice."""
+        return 0.0
+
+    @property
+    def high(self) -> float:
+        """The last choice."""
+        return self.outputs - 1.0
+
+    def distribution(self, raw: Array) -> Categorical:
+        """The distribution with logits ``raw`` [..., outputs]."""
+        return Categorical(raw)
+
+
+class Product(struct.PyTreeNode):
+    """L independent choices, one of M each, as one choice of M^L: a number in base M, the first choice in front.
+
+    It is the `Categorical` of all M^L in which probabilities are products, for the price of L · M logits.
+    """
+
+    logits: Array  # f [..., L, M]
+
+    def _number(self, digits: Array) -> Array:
+        """Of the choices i32 [..., L]: f [...]."""
+        factors, base = self.logits.shape[-2:]
+        weights = base ** jnp.arange(factors - 1, -1, -1, dtype=jnp.int32)
+        return jnp.sum(digits * weights, -1).astype(self.logits.dtype)
+
+    def _digits(self, bid: Array) -> Array:
+        """The choices that make up a number: i32 [..., L]."""
+        factors, base = self.logits.shape[-2:]
+        weights = base ** jnp.arange(factors - 1, -1, -1, dtype=jnp.int32)
+        return bid[..., None].astype(jnp.int32) // weights % base
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent choices, as numbers: f [*shape, ...]."""
+        return self._number(jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1])))
+
+    def quantile(self, u: Array) -> Array:
+        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``].
+
+        The first choice takes its share of ``u``, and what is left of that, stretched to (0, 1), decides the next one.
+        """
+        shares = jax.nn.softmax(self.logits)
+        least, most = jnp.finfo(shares.dtype).tiny, 1 - jnp.finfo(shares.dtype).epsneg
+        digits = []
+        for i in range(self.logits.shape[-2]):
+            share = shares[..., i, :]
+            ends = jnp.cumsum(share, -1)
+            digit = jnp.sum(u[..., None] >= ends[..., :-1], -1)
+            chosen = digit[..., None] == jnp.arange(share.shape[-1])
+            start, width = (jnp.sum(jnp.where(chosen, x, 0), -1) for x in (ends - share, share))
+            u = jnp.clip((u - start) / jnp.maximum(width, least), 0, most)
+            digits.append(digit)
+        return self._number(jnp.stack(digits, -1))
+
+    def mean(self) -> Array:
+        """The likeliest choice, which is the greedy one: f [...]."""
+        return self._number(jnp.argmax(self.logits, -1))
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-probability of the choice ``bid``: f [...]."""
+        chosen = self._digits(bid)[..., None] == jnp.arange(self.logits.shape[-1])
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), (-2, -1))
+
+    def entropy(self) -> Array:
+        """Entropy, the sum of the choices': f [...]."""
+        return Categorical(self.logits).entropy().sum(-1)
+
+
+_MOST_CHOICES = 2**24
+"""What float32, in which choices are kept, can count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductHead:
+    """One logit per choice of each factor, for actions that are numbers in a base (`Product`).
+
+    Attributes:
+        factors: L.
+        base: M.
+
+    Raises:
+        ValueError: there are none of one of them, or more than 2^24 choices, which float32 cannot tell apart.
+    """
+
+    factors: int
+    base: int
+
+    def __post_init__(self) -> None:
+        for field in ("factors", "base"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+        if self.choices > _MOST_CHOICES:
+            raise ValueError(f"factors: {self.base}^{self.factors} choices are more than 2^24; use fewer factors")
+
+    @property
+    def choices(self) -> int:
+        """M^L."""
+        return self.base**self.factors
+
+    @property
+    def outputs(self) -> int:
+        """L · M."""
+        return self.factors * self.base
+
+    @property
+    def low(self) -> float:
+        """The first choice."""
+        return 0.0
+
+    @property
+    def high(self) -> float:
+        """The last choice."""
+        return self.choices - 1.0
+
+    def distribution(self, raw: Array) -> Product:
+        """The distribution with logits ``raw`` [..., outputs], factor by factor."""
+        return Product(raw.reshape(*raw.shape[:-1], self.factors, self.base))
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """The static description of an agent that acts by itself, as `Society` is that of a market.
+
+    Attributes:
+        env: the environment's `Adapter`.
+        policy: over choices, with a `ChoiceHead` or a `ProductHead`.
+        greedy: take the likeliest choice instead of sampling.
+    """
+
+    env: Adapter
+    policy: BidPolicy
+    greedy: bool = False
+
+    def choose(self, params: PyTree, key: Array | None, obs: Array) -> Array:
+        """The choice for one encoded observation: i32 []. A greedy agent needs no key."""
+        distribution = self.policy.apply(params, obs)
+        choice = distribution.mean() if self.greedy or key is None else distribution.sample(key)
+        return choice.astype(jnp.int32)
+
+
+class ChoicePolicy(struct.PyTreeNode):
+    """A trained monolithic agent as a policy: ``obs -> action``, as `MarketPolicy` is a society.
+
+    Attributes:
+        params: of the policy network.
+        agent: whose ``greedy`` says whether it samples.
+    """
+
+    params: PyTree
+    agent: Agent = struct.field(pytree_node=False)
+
+    @standard_promotion
+    def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
+        """The choice for one raw observation of the environment: i32 [].
+
+        Raises:
+            ValueError: a sampling agent was given no key.
+        """
+        if key is None and not self.agent.greedy:
+            raise ValueError("key: an agent that samples its choices needs a key; give one, or use a greedy policy")
+        return self.agent.choose(self.params, key, self.agent.env.encode(obs))
+
+
+@standard_promotion
+def evaluate(
+    agent: Agent, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
+) -> Episodes:
+    """`evaluation.evaluate` of a monolithic agent."""
+
+    def step(key: Array, running: Running) -> tuple[Running, Steps]:
+        key_act, key_env, key_reset = jax.random.split(key, 3)
+        choice = agent.choose(params, key_act, running.obs)
+        after = agent.env.step(key_env, running.env_state, choice, env_params)
+        return _book(running, choice, after, start(agent.env, key_reset, env_params))
+
+    return first_episodes(lambda key: start(agent.env, key, env_params), step, key, episodes, max_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Monolith:
+    """The static part of a monolithic agent's training, as `Program` is that of a society's.
+
+    Attributes:
+        env: the environment.
+        learner: `PPO` over choices.
+        instances, horizon: parallel environments, and steps of each per update.
+        updates_per_chunk: updates per `chunk`.
+        chunks: how often the host calls; not compiled in.
+    """
+
+    env: Adapter
+    learner: PPO
+    instances: int
+    horizon: int
+    updates_per_chunk: int
+    chunks: int = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, hidden: tuple[int, ...] | None = None, head: ProductHead | None = None
+    ) -> "Monolith":
+        """The agent that ``config`` describes, or that is to be compared with the ``ppo`` society it describes.
+
+        Args:
+            config: the settings; environment, instances and minibatches are the same for both.
+            hidden: widths of both networks; by default those of one bidder, with which the agent has fewer
+                parameters than the society (see `parameters`).
+            head: of the policy; one logit per action by default.
+
+        Raises:
+            ValueError: the configuration's learner is not ppo, its environment or rules are none the agent knows, or
+                the head makes another number of choices than there are actions.
+        """
+        config = check_config(config).as_monolith()
+        rule = config.learner_rule
+        assert isinstance(rule, PPO)
+        torsos = rule.policy.torso, rule.value.torso
+        if hidden is not None:
+            torsos = tuple(dataclasses.replace(torso, hidden=hidden) for torso in torsos)  # type: ignore[type-var]
+        if head is not None and head.choices != config.primitives:
+            raise ValueError(
+                f"head: {head.base}^{head.factors} = {head.choices} choices, but {config.adapter.name} has "
+                f"{config.primitives} actions; choose factors and base that multiply to them"
+            )
+        policy = BidPolicy(torsos[0], head or ChoiceHead(config.primitives))
+        return cls(
+            env=config.adapter,
+            learner=dataclasses.replace(rule, policy=policy, value=ValueNetwork(torsos[1])),
+            instances=config.instances,  # type: ignore[arg-type]
+            horizon=config.horizon,  # type: ignore[arg-type]
+            updates_per_chunk=config.updates_per_chunk,
+            chunks=config.chunks,
+        )
+
+    def spread(self, shards: int) -> "Monolith":
+        """As `training.Program.spread`."""
+        return dataclasses.replace(self, learner=spread(self.learner, shards))
+
+    @property
+    def agent(self) -> Agent:
+        """The agent that is trained."""
+        return Agent(self.env, self.learner.policy)
+
+
+class MonolithState(struct.PyTreeNode):
+    """Everything a run needs to go on; one seed."""
+
+    learner: PyTree
+    running: Running  # leaves [B, ...]
+    key: Array
+    update: Array  # i32 [] updates done
+
+
+PARTITION = MonolithState(learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS))  # type: ignore[arg-type]
+"""As `training.PARTITION`."""
+
+
+@entry_point
+def init(monolith: Monolith, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
+    """The state before the first update; ``hyper`` as in `training.init`, of no use here."""
+    del hyper
+    key_learner, key_start, key = jax.random.split(key, 3)
+    keys = jax.random.split(key_start, monolith.instances)
+    running = jax.vmap(lambda key: start(monolith.env, key, env_params))(keys)
+    return MonolithState(
+        learner=monolith.learner.init(key_learner, running.obs[0]),
+        running=running,
+        key=key,
+        update=jnp.zeros((), jnp.int32),
+    )
+
+
+def parameters(learner_state: PyTree) -> int:
+    """Numbers in the policy and value networks of a `PPO` state, of all modules together."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((learner_state.params, learner_state.value_params)))
+
+
+@standard_promotion
+def chunk(
+    monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters, oracle: None = None
+) -> tuple[MonolithState, dict[str, Array]]:
+    """``updates_per_chunk`` updates, and those of the `metrics` over them that need no market.
+
+    ``hyper.trace_decay`` is the λ of the generalised advantages, 0.95 by default; ``oracle`` as in `training.chunk`, of
+    no use here.
+    """
+    del oracle
+
+    def body(state: MonolithState, _: None) -> tuple[MonolithState, Totals]:
+        return _update(monolith, state, env_params, hyper)
+
+    state, sums = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
+    sums = total(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis)
+    return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
+
+
+def utilities(
+    rows: Steps, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
+) -> Array:
+    """What each choice will have earned: the generalised advantage plus V(s). f [T].
+
+    Args:
+        rows: [T] of one environment.
+        values: f [T], V of the rows' observations.
+        value: observations [K, ...] -> V, f [K]; asked where an episode was cut, and for the end of the rollout.
+        hyper: the discount and λ (``trace_decay``, 0.95 by default).
+        limit: as in `rollouts.cut_rows`.
+    """
+    steps = rows.reward.shape[0]
+    cuts = cut_rows(rows.terminated, rows.truncated, limit)
+    ahead = jnp.roll(values, -1).at[cuts].set(value(rows.next_obs[cuts]), mode="drop")
+    decay = 0.95 if hyper.trace_decay is None else hyper.trace_decay
+    return lambda_returns(
+        rows.reward,
+        jnp.asarray(hyper.discount, real()) ** rows.duration,
+        jnp.where(rows.terminated, 0, ahead),
+        jnp.where(rows.done | (jnp.arange(steps) == steps - 1), 0, jnp.asarray(decay, real())),
+    )
+
+
+def _update(
+    monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters
+) -> tuple[MonolithState, Totals]:
+    learner, steps = monolith.learner, monolith.horizon
+    key_act, key_env, key = jax.random.split(state.key, 3)
+
+    def act(draw: Array, obs: Array) -> tuple[Array, Array]:
+        choice = learner.policy.apply(state.learner.params, obs).quantile(draw)  # type: ignore[attr-defined]
+        return choice.astype(jnp.int32), choice
+
+    def roll(keys: Array, running: Running) -> tuple[Running, Steps]:
+        draws = jax.random.uniform(keys[0], (steps,), real())
+        return roam(monolith.env, act, keys[1], running, env_params, draws)
+
+    def value(obs: Array) -> Array:
+        return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
+
+    keys = jnp.stack([jax.random.split(k, monolith.instances) for k in (key_act, key_env)], 1)
+    keys = mine(keys, monolith.learner.axis)
+    running, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.running)
+    # The same expression as in the learner's update, so that it is computed once.
+    obs = rows.obs.reshape(-1, *rows.obs.shape[2:])
+    values = value(obs).reshape(rows.reward.shape)
+    limit = monolith.env.longest_episode(env_params)
+    earned = jax.vmap(lambda rows, values: utilities(rows, values, value, hyper, limit), (1, 1), 1)
+    utility = earned(rows, values).reshape(1, -1)
+    everywhere = jnp.ones(utility.shape, bool)
+    experience = Experience(
+        obs=obs,
+        bid=rows.choice.reshape(1, -1),
+        eligible=everywhere,
+        won=everywhere,
+        price=jnp.zeros_like(utility),
+        utility=utility,
+    )
+    progress = state.update / jnp.asarray(hyper.updates, real())
+    after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
+    return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)

@@ -1,0 +1,55 @@
+"""What `fit` returns."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.transfer import Networks, networks
+from jaxmarket.validation import escaped
+
+__all__ = ["FitResult", "in_short"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `fit` returns.
+
+    Attributes:
+        summary: the fields of the command line's ``--json``.
+        state: the final `TrainState` (a monolith's `MonolithState`), leaves [seeds, ...].
+        metrics: arrays [chunks, seeds], per bidder [chunks, seeds, A] or per state [chunks, seeds, S], by name;
+            `jaxmarket.metrics` defines them.
+        config: the settings.
+        q: f [S, P], Q*, where the environment knows it.
+        bids: f [seeds, S, P], each primitive's highest greedy bid per state, if Q* is known; NaN for diverged
+            seeds.
+        visited: bool [seeds, S], states visited in the last tenth of training, if Q* is known; False for diverged
+            seeds.
+    """
+
+    summary: dict[str, Any]
+    state: Any
+    metrics: dict[str, np.ndarray]
+    config: TrainConfig
+    q: np.ndarray | None = None
+    bids: np.ndarray | None = None
+    visited: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return f"FitResult({in_short(self.summary)})"
+
+    @property
+    def networks(self) -> Networks:
+        """The trained networks, leaves [seeds, ...]."""
+        return networks(self.state.learner)
+
+
+def in_short(summary: Mapping[str, Any]) -> str:
+    """A run's summary on one line."""
+    stopped = ", interrupted" if summary.get("interrupted") else ""
+    reached = summary["return_mean"]
+    number = "none" if reached is None else f"{reached:.3f}"  # JSON has no NaN
+    return f"{escaped(str(summary['env']))}: {summary['seeds']} seeds, return {number}{stopped}"

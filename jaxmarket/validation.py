@@ -1,0 +1,279 @@
+"""Validation of arguments: each function returns the value in its working type, or raises a `ValueError`.
+
+Every message names the field, the expected value and the given value.
+"""
+
+import math
+import os
+import unicodedata
+from collections.abc import Iterable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxmarket.types import Array, real
+
+__all__ = [
+    "choice",
+    "escaped",
+    "flag",
+    "given",
+    "mask",
+    "number",
+    "numbers",
+    "path",
+    "plain",
+    "prng_key",
+    "read_whole",
+    "shown",
+    "whole",
+    "widths",
+]
+
+
+def numbers(field: str, value: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """Real numbers that somebody gave, as an array of the working precision: f [...].
+
+    Args:
+        field: what they are called.
+        value: an array, traced or not, or what makes one.
+        shape: the only one that will do.
+
+    Raises:
+        ValueError: they are no real numbers, or have another shape.
+    """
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError("text")
+        array = jnp.asarray(value)
+        if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+            raise TypeError(f"{array.dtype} is no type of number")
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise TypeError("complex numbers are no amounts")
+    except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        # With its reason's first words: JAX's are long.
+        raise ValueError(f"{field}: expected numbers, got {shown(value)} ({shown(str(error), 100)})") from error
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{field}: expected shape {shape}, got {array.shape}")
+    return array.astype(real())
+
+
+def mask(field: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """A boolean mask that somebody gave: bool ``shape``.
+
+    Raises:
+        ValueError: it is none, or has another shape.
+    """
+    try:
+        array = jnp.asarray(None if isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {shown(value)}") from error
+    if array.shape != shape or array.dtype != bool:
+        raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {array.dtype} {array.shape}")
+    return array
+
+
+def plain(field: str, value: Any) -> Any:
+    """Convert NumPy and JAX scalars and zero-dimensional arrays to Python numbers; return other values unchanged.
+
+    Raises:
+        ValueError: the value is a JAX tracer, or its buffer was deleted.
+    """
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{field}: expected a number that is known before compilation, got a value traced by jit, vmap or grad; "
+            f"give a Python number ({_TRACED})"
+        )
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
+        if jnp.issubdtype(value.dtype, jnp.floating):  # float() also converts bfloat16
+            return float(_read(field, value))
+        if jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool:
+            return _read(field, value).item()
+    return value
+
+
+_TRACED = "train accepts traced settings: train(config, key, hyper=config.hyperparameters.replace(learning_rate=...))"
+
+
+def _read(field: str, value: Any) -> Any:
+    try:
+        return np.asarray(value)
+    except RuntimeError as error:  # deleted, or on the devices of another process
+        raise ValueError(f"{field}: expected a number, got an array that cannot be read ({error})") from error
+
+
+def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+    """Check an integer: a Python, NumPy or JAX integer, or a float without a fraction such as ``1e6``.
+
+    Raises:
+        ValueError: the value is not a whole number (a bool does not count), is traced, or is out of range.
+    """
+    number = plain(field, value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, Integral) or not least <= int(number) <= most:
+        limits = f">= {least}" if most >= 2**31 - 1 else f"from {least} to {most}"
+        too_large = isinstance(number, Integral) and int(number) > most >= 2**31 - 1
+        limits += f" and <= {most}" if too_large else ""
+        raise ValueError(f"{field}: expected a whole number {limits}, got {given(value)}")
+    return int(number)
+
+
+def read_whole(text: str) -> int:
+    """Parse a whole number, as on a command line: ``12``, ``1_000`` or ``1e6``.
+
+    Raises:
+        ValueError: the text is not a whole number; 1.5 is not rounded.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        found = float(text)
+        if not found.is_integer():
+            raise ValueError(f"expected a whole number, got {text!r}") from None
+        return int(found)
+
+
+def number(field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """Check a finite Python, NumPy or JAX number, and return it as a Python float.
+
+    Raises:
+        ValueError: the value is not a finite number (a bool does not count), is traced, or is out of range.
+    """
+    found = plain(field, value)
+    try:
+        fits = isinstance(found, Real) and not isinstance(found, bool) and math.isfinite(found)
+    except OverflowError:  # an integer beyond the largest float
+        fits = False
+    if not fits or not least <= float(found) <= most:
+        limits = (
+            f" in [{least:g}, {most:g}]" if math.isfinite(most) else f" >= {least:g}" if math.isfinite(least) else ""
+        )
+        kind = "" if math.isfinite(most) else "finite "
+        raise ValueError(f"{field}: expected a {kind}number{limits}, got {given(value)}")
+    return float(found)
+
+
+def flag(field: str, value: Any) -> bool:
+    """Check a Python, NumPy or JAX boolean, and return it as a Python bool.
+
+    Raises:
+        ValueError: the value is not a boolean, such as ``"no"`` or ``1``.
+    """
+    found = plain(field, value)
+    if not isinstance(found, bool):
+        raise ValueError(f"{field}: expected True or False, got {given(value)}")
+    return found
+
+
+def widths(field: str, value: Any) -> tuple[int, ...]:
+    """Check the widths of layers, a sequence or a vector of whole numbers >= 1, and return a tuple.
+
+    Raises:
+        ValueError: the value is not such a sequence.
+    """
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim == 1:
+        value = list(_read(field, value))
+    if not isinstance(value, tuple | list | range):
+        raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {given(value)}")
+    return tuple(whole(field, width) for width in value)
+
+
+def choice(field: str, value: Any, known: Iterable[str]) -> str:
+    """Check that a value is one of the known names.
+
+    Raises:
+        ValueError: the value is not a known name.
+    """
+    if not isinstance(value, str) or value not in known:  # other types may not be hashable
+        raise ValueError(f"{field}: unknown value {given(value)}; choose from {', '.join(known)}")
+    return str.__str__(value)  # a plain str also for np.str_ and members of a StrEnum
+
+
+def path(field: str, value: Any) -> Path:
+    """Check a path in the file system.
+
+    Raises:
+        ValueError: the value is not a path.
+    """
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise ValueError(f"{field}: expected the path of a folder or file, got {given(value)}")
+    return Path(value)
+
+
+def prng_key(field: str, value: Any, *, traced: bool = True) -> Array:
+    """Check a scalar typed PRNG key; raw key data (`jax.random.PRNGKey`) is wrapped.
+
+    Args:
+        field: the name of the argument.
+        value: a key, or uint32 key data of the default implementation.
+        traced: whether a traced key is allowed.
+
+    Raises:
+        ValueError: the value is not a scalar key, or is traced and ``traced`` is False.
+    """
+    if isinstance(value, Tracer) and not traced:
+        raise ValueError(
+            f"{field}: expected a key outside of jit and vmap, got a traced key; use jaxmarket.train under jit and vmap"
+        )
+    if isinstance(value, np.ndarray | jax.Array):
+        if value.dtype == np.uint32 and value.ndim == 1:
+            try:
+                value = jax.random.wrap_key_data(jnp.asarray(value))
+            except (TypeError, ValueError) as error:  # key data of another implementation
+                raise ValueError(
+                    f"{field}: expected a typed key, got {value.shape[0]} uint32 words, which do not fit the default "
+                    "implementation; use jax.random.wrap_key_data(words, impl=...)"
+                ) from error
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            if value.ndim:
+                raise ValueError(f"{field}: expected a scalar key, got keys of shape {value.shape}; index the array")
+            return jnp.asarray(value)
+    use = f"jax.random.key({given(value)})" if isinstance(value, Integral) else "jax.random.key(0)"
+    raise ValueError(f"{field}: expected a PRNG key, got {given(value)}; use {use}")
+
+
+def given(value: Any) -> str:
+    """A value for an error message: like `shown`, with quotes around strings."""
+    return shown(repr(value) if isinstance(value, str) else value)
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value for a message: one line, and not too long a one."""
+    try:
+        text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    except Exception:  # a broken __repr__ must not hide the message it is part of
+        text = f"an object of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def escaped(text: str, *, lines: bool = False) -> str:
+    r"""The text on one line, with every character escaped that a terminal would interpret or hide.
+
+    These are control characters (C0, DEL, C1), bidirectional marks and overrides, zero-width and other format
+    characters, line and paragraph separators, lone surrogates, and unassigned or private-use code points. Spaces,
+    letters, combining marks and symbols of any script are unchanged. Escapes use Python's notation.
+
+    >>> print(escaped("a\x1b[2Jb\u202ec\n"))
+    a\x1b[2Jb\u202ec\n
+
+    Args:
+        text: any string.
+        lines: whether to keep newlines.
+    """
+    text = str.__str__(text)  # an agent may return a subclass of str with overridden methods
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or unicodedata.category(char) == "Zs" or (lines and char == "\n") else _escape(char)
+        for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

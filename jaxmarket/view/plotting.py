@@ -1,0 +1,457 @@
+"""Figures. Matplotlib is imported when the first one is drawn, and no window is ever opened."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmarket.metrics import env_steps
+from jaxmarket.validation import escaped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from jaxmarket.deep_market import Lineage, Round
+    from jaxmarket.runs.run_folder import SavedRun
+    from jaxmarket.training.result import FitResult
+
+    Result = FitResult | SavedRun
+
+__all__ = [
+    "draw_bids",
+    "draw_convergence",
+    "draw_curves",
+    "draw_finals",
+    "draw_flows",
+    "draw_heat_map",
+    "draw_inequality",
+    "draw_learning_curve",
+    "draw_lineage",
+    "draw_money",
+    "draw_population",
+    "draw_price_stability",
+    "draw_prices",
+    "draw_setting",
+    "draw_wealth",
+    "draw_weight_changes",
+    "figure",
+    "save",
+    "words",
+]
+
+_NAMED = 10  # curves that still have a colour and a name each
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
+    """An empty figure with panels side by side, row after row."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    axes = [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    return fig, axes
+
+
+def save(fig: "Figure", path: str | Path) -> None:
+    """Write a figure, as PNG unless the file name has the suffix of another format that Matplotlib supports."""
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.text import Text  # noqa: PLC0415
+
+    kind = Path(path).suffix.lower().removeprefix(".")
+    # If the user's settings enable TeX, a name with an underscore would raise an error.
+    with mpl.rc_context({"text.usetex": False}):
+        for text in fig.findobj(Text):
+            text.set_usetex(False)  # type: ignore[attr-defined]
+        # Without a format, Matplotlib would append a suffix to the name.
+        fig.savefig(path, format=kind if kind in fig.canvas.get_supported_filetypes() else "png")
+
+
+def words(text: str) -> str:
+    """Escape text for a figure: on one line, shortened in its middle, and without formulas.
+
+    Matplotlib interprets text between dollar signs as formulas, and omits labels that begin with an underscore from
+    legends.
+    """
+    line = escaped(text)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
+    return (" " + line if line.startswith("_") else line).replace("$", r"\$")
+
+
+_LONGEST = 80
+
+
+def _name(result: "Result") -> str:
+    return " · ".join(words(result.summary[part] or "one agent") for part in ("env", "auction", "learner"))
+
+
+def draw_learning_curve(ax: "Axes", result: "Result") -> None:
+    """Return against environment steps: every seed thin, their mean thick, the final greedy return dashed."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    returns = result.metrics["return_mean"]
+    steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
+    ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
+    ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
+    kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
+    finished = ~np.isnan(kept).all(axis=1)
+    if finished.any():
+        mean = np.nanmean(kept[finished], axis=1)
+        ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="mean of seeds")
+    if kept.shape[1]:
+        ax.axhline(
+            result.summary["return_mean"],
+            color="tab:green",
+            linestyle="--",
+            linewidth=1.2,
+            label="greedy, in the end (mean of seeds)",
+        )
+    ax.set(
+        xlabel="environment steps per seed",
+        ylabel="undiscounted return",
+        title=_name(result),
+    )
+    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
+    """Greedy bid of every primitive in every visited state (bars: spread over seeds) beside Q* (dashes)."""
+    if result.q is None or result.bids is None or result.visited is None:
+        raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
+    q = result.q
+    shown = np.flatnonzero(result.visited.any(0))
+    kept = result.bids[np.isfinite(result.bids).all((1, 2))]  # seeds that did not diverge
+    primitives = q.shape[1]
+    width = 0.8 / primitives
+    for p in range(primitives):
+        x = np.arange(len(shown)) + (p - (primitives - 1) / 2) * width
+        bids = kept[:, shown, p]
+        error = np.abs(np.stack([bids.min(0), bids.max(0)]) - bids.mean(0))
+        ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
+        ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)
+    ax.plot([], [], color="black", linewidth=2, label="Q*")
+    ax.margins(y=0.25)  # room for the legend above the bars
+    ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
+    ax.set(
+        xlabel="state",
+        ylabel="greedy bid",
+        title=words(title) if title else f"{_name(result)}: greedy bids beside Q*, visited states",
+    )
+    ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")
+
+
+def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = "tab:blue", title: str = "") -> None:
+    """Relative change of every part (`transfer.weight_changes`): mean over seeds, and their range as bars."""
+    names = list(dict.fromkeys(row["part"] for row in rows))
+    values = np.array([[row["change"] for row in rows if row["part"] == name] for name in names])
+    mean = values.mean(1)
+    error = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
+    ax.barh([words(name) for name in names], mean, xerr=error, color=color, alpha=0.8)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", labelsize=7)
+    # Small parts can change by many times their size: clip these bars. Parts that were zero before have no bar.
+    ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.nanmax(values, initial=0)))))
+    ax.set(xlabel="|after - before| / |before|", title=words(title))
+
+
+# --- several runs, several settings
+
+
+def draw_curves(
+    ax: "Axes",
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    target: float | None = None,
+) -> None:
+    """Return against environment steps, a curve with its band per run.
+
+    Args:
+        ax: where.
+        curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN where there is none.
+        target: a return to mark by a dotted line.
+    """
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        ax.plot(steps, mean, color=color, linewidth=1.8, label=words(name))
+        ax.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+    if target is not None and np.isfinite(target):
+        ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
+    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return")
+    ax.xaxis.set_major_formatter(EngFormatter())
+    if len(curves) <= _NAMED:  # more would hide the curves; the panel beside them has the same colours
+        ax.legend(frameon=False, fontsize=8)
+
+
+def draw_finals(
+    ax: "Axes", values: Mapping[str, np.ndarray], estimates: Mapping[str, tuple[float, float, float]]
+) -> None:
+    """A row per run: its seeds as dots, their mean as a bar across with its interval.
+
+    Args:
+        ax: where.
+        values: by name: f [seeds].
+        estimates: by the same names: mean, lower and upper end.
+    """
+    for row, (name, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
+        seeds = np.sort(values[name])
+        ax.plot(seeds, row + np.linspace(-0.22, 0.22, len(seeds)), "o", color=color, alpha=0.35, markersize=4)
+        mean, low, high = estimates[name]
+        ax.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+        ax.plot([mean], [row], "|", color=color, markersize=16, markeredgewidth=2.5)
+    ax.set_yticks(range(len(values)), [words(name) for name in values], fontsize=8)
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set(xlabel="undiscounted return")
+
+
+def draw_setting(
+    ax: "Axes",
+    lines: Mapping[str, tuple[Sequence[float], np.ndarray]],
+    name: str,
+    *,
+    log: bool = False,
+    joined: bool = True,
+) -> None:
+    """Return against one numeric setting, a line with intervals per name.
+
+    Args:
+        ax: where.
+        lines: by label (empty for none): values of the setting [n]; mean, lower and upper end [n, 3].
+        name: of the setting.
+        log: whether its axis is logarithmic.
+        joined: whether the points of a line are joined.
+    """
+    for (label, (x, estimates)), color in zip(lines.items(), _colors(len(lines)), strict=True):
+        order = np.argsort(x)
+        mean, low, high = np.asarray(estimates)[order].T
+        # Where there is no interval (one seed), there is no bar.
+        error = np.nan_to_num(np.stack([mean - low, high - mean]))
+        ax.errorbar(
+            np.asarray(x)[order],
+            mean,
+            yerr=error,
+            fmt="o-" if joined else "o",
+            color=color,
+            capsize=3,
+            label=words(label) or None,
+        )
+    if log:
+        ax.set_xscale("log")
+    ax.set(xlabel=words(name), ylabel="greedy return, mean of seeds and 95% interval")
+    if any(lines):
+        ax.legend(frameon=False, fontsize=8)
+
+
+def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A number per pair of settings, in colour and in print.
+
+    Args:
+        ax: where.
+        values: f [rows, columns]; NaN is left white.
+        rows: labels.
+        columns: labels.
+    """
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    ax.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high if high > low else low + 1)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            dark = value < low + 0.6 * (high - low)
+            ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    ax.set_xticks(range(len(columns)), [words(name) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [words(name) for name in rows], fontsize=8)
+    ax.grid(visible=False)
+
+
+def _colors(count: int) -> list[Any]:
+    """As many colours, apart from each other."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    if count <= _NAMED:
+        return [f"C{i}" for i in range(count)]
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.95, count)))
+
+
+# --- populations: one market's rounds, NumPy leaves [rounds, ...]
+
+_SOURCES = {
+    "reward": ("rewards", 1),
+    "subsidy": ("auctioneer's mint", 1),
+    "income": ("consumers' income", 1),
+    "allowance": ("allowances", 1),
+    "house": ("first sales, to the house", -1),
+    "rent": ("rent", -1),
+    "levy": ("levy", -1),
+    "tax": ("tax", -1),
+    "estate": ("taken by the dead", -1),
+}
+_WINDOWS = 60  # points of a curve, each a mean over rounds
+
+
+def _windows(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Round numbers and means of windows of equal length, [W] and [W, ...]."""
+    width = max(1, len(values) // _WINDOWS)
+    count = len(values) // width
+    ends = width * np.arange(1, count + 1)
+    return ends, np.asarray(values[: count * width], float).reshape(count, width, *values.shape[1:]).mean(1)
+
+
+def draw_population(ax: "Axes", rounds: "Round") -> None:
+    """How many live, and births and deaths per round."""
+    ends, living = _windows(rounds.living)
+    ax.plot(ends, living, color="black", label="living")
+    ax.set(xlabel="round", ylabel="agents", ylim=(0, None), title="population")
+    changes = ax.twinx()
+    changes.spines["top"].set_visible(False)
+    changes.plot(ends, _windows((rounds.births.ident >= 0).sum(-1))[1], color="tab:green", label="births")
+    changes.plot(ends, _windows(rounds.births.deaths)[1], color="tab:red", linewidth=1, label="deaths")
+    changes.set(ylabel="per round", ylim=(0, None))
+    lines = [*ax.get_lines(), *changes.get_lines()]
+    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="center left")
+
+
+def draw_wealth(ax: "Axes", rounds: "Round") -> None:
+    """Quartiles of the living agents' wealth, and the richest."""
+    ends, wealth = _windows(rounds.wealth)
+    ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color="tab:blue", alpha=0.25, label="middle half")
+    ax.plot(ends, wealth[:, 2], color="tab:blue", label="median")
+    ax.plot(ends, wealth[:, 4], color="tab:orange", label="richest")
+    lowest = max(1e-3, float(wealth[:, 1].min()))
+    ax.set_yscale("log")
+    ax.set_ylim(lowest / 1.5, 1.5 * max(lowest, float(wealth[:, 4].max())))
+    if wealth[:, 4].max() < 30 * lowest:  # hardly a decade: say where things are
+        ax.yaxis.set_minor_formatter("{x:g}")
+    ax.set(xlabel="round", ylabel="wealth", title="wealth of the living")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_inequality(ax: "Axes", rounds: "Round") -> None:
+    """Gini coefficient of wealth, and the market share of the agent that wins most."""
+    ends, gini = _windows(rounds.gini)
+    ax.plot(ends, gini, color="tab:purple", label="Gini coefficient of wealth")
+    ax.plot(ends, _windows(rounds.share)[1], color="tab:gray", label="auctions won by one agent (share)")
+    ax.set(xlabel="round", ylim=(0, 1), title="inequality")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_money(ax: "Axes", rounds: "Round", opened: float) -> None:
+    """All money there is, and what the named flows say it should be."""
+    named = opened + np.cumsum(np.asarray(rounds.books.net))
+    every = max(1, len(named) // 400)
+    ax.plot(np.arange(1, len(named) + 1)[::every], rounds.money[::every], color="tab:blue", label="money")
+    marks = max(1, len(named) // 12)
+    ax.plot(
+        np.arange(1, len(named) + 1)[::marks], named[::marks], "x", color="black", markersize=5, label="named flows"
+    )
+    ax.set(xlabel="round", ylabel="money", title="money supply")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_flows(ax: "Axes", rounds: "Round") -> None:
+    """Where money came from and went, per round; what never flowed is left out."""
+    for i, (field, (label, sign)) in enumerate(_SOURCES.items()):
+        values = np.asarray(getattr(rounds.books, field))
+        if np.any(values):
+            ends, mean = _windows(values)
+            ax.plot(ends, sign * mean, color=f"C{i}", label=label)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.margins(y=0.35)  # room for the legend
+    ax.set(xlabel="round", ylabel="per round", title="money in and out")
+    ax.legend(frameon=False, fontsize=7, ncol=2, loc="upper left")
+
+
+def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) -> None:
+    """The family of an agent: everybody who descends from the first of its line, its own ancestors in orange.
+
+    Large families are thinned to ``most`` members, the line itself and the youngest.
+    """
+    line = lineage.ancestors(ident)
+    family = lineage.family(ident)
+    shown = sorted({*line, *family[-most:]})
+    order = _depth_first(lineage, set(shown))
+    height = {who: i for i, who in enumerate(order)}
+    for who in shown:
+        mother = int(lineage.parent[who])
+        if mother in height:
+            own = who in line
+            x = lineage.born[[mother, who]]
+            y = [height[mother], height[who]]
+            ax.plot(x, y, color="tab:orange" if own else "tab:gray", linewidth=2 if own else 0.6, zorder=2 + own)
+    ax.scatter(lineage.born[line], [height[who] for who in line], s=14, color="tab:orange", zorder=4)
+    ax.set_yticks([])
+    ax.set(xlabel="round of birth", title=f"family of the richest: {len(family)}, {len(line)} generations")
+
+
+def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
+    """Members of a family such that every branch stays together."""
+    children: dict[int, list[int]] = {}
+    roots = []
+    for who in sorted(members):
+        mother = int(lineage.parent[who])
+        (children.setdefault(mother, []) if mother in members else roots).append(who)
+    order, stack = [], roots[::-1]
+    while stack:
+        order.append(stack.pop())
+        stack.extend(reversed(children.get(order[-1], [])))
+    return order
+
+
+# --- wide markets: prices by good
+
+
+def _per_good(ax: "Axes", x: np.ndarray, values: np.ndarray, goods: Sequence[str] | None) -> None:
+    """A line for each good: x [K], values [K, G]."""
+    names = [f"good {j}" for j in range(values.shape[1])] if goods is None else goods
+    for j, name in enumerate(names):
+        ax.plot(x, values[:, j], color=f"C{j}", label=words(name))
+
+
+def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, title: str = "prices") -> None:
+    """Prices of every good over rounds, f [T, G]; gaps where it was not quoted (NaN)."""
+    prices = np.asarray(prices, float)
+    _per_good(ax, np.arange(1, len(prices) + 1), prices, goods)
+    ax.set(xlabel="round", ylabel="price of a unit", ylim=(0, None), title=words(title))
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_convergence(
+    ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
+) -> None:
+    """|excess demand| / supply of every good after each adjustment, f [K, G] of `equilibria.Tatonnement.path`.
+
+    That of a good which is free in the end stays where it is: there is more of it than anybody wants.
+    """
+    size = np.abs(np.asarray(excess, float))
+    _per_good(ax, np.arange(len(size)), np.where(size > 0, size, np.nan), goods)
+    if tolerance is not None:
+        ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label="tolerance")
+    ax.set_yscale("log")
+    ax.set(xlabel="adjustments of prices", ylabel="|demand - supply| / supply", title="the way to an equilibrium")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[str] | None = None) -> None:
+    """Spread of prices against the number of agents, beside 1 / √N.
+
+    Args:
+        ax: where.
+        agents: [K], N in each market.
+        spread: f [K, G] (`welfare.dispersion`).
+        goods: names, by default numbers.
+    """
+    agents, spread = np.asarray(agents, float), np.asarray(spread, float)
+    _per_good(ax, agents, spread, goods)
+    for line in ax.get_lines():
+        line.set_marker("o")
+    middle = np.exp(np.mean(np.log(spread) + np.log(agents)[:, None] / 2))
+    ax.plot(agents, middle / np.sqrt(agents), color="black", linestyle=":", label="1 / √N")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(agents, [f"{n:g}" for n in agents])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="agents that come and go", ylabel="spread of the price (std / mean)", title="price stability")
+    ax.legend(frameon=False, fontsize=8)

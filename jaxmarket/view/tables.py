@@ -1,0 +1,233 @@
+"""Tables of a run, and a progress bar, for the terminal."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from jaxmarket.society import Society
+from jaxmarket.training import divergence
+from jaxmarket.training.result import FitResult
+from jaxmarket.types import Transition
+from jaxmarket.validation import escaped
+from jaxmarket.view.text import DataTable, Screen
+
+__all__ = ["Show", "bids_table", "number", "progress", "return_note", "returns_table", "trace_table"]
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if speed is None:
+            return Text("")
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
+
+
+class _Words(ProgressColumn):
+    """Text that is cut, rather than wrapped, if the bar is too wide."""
+
+    def __init__(self, words: Callable[[Task], str]) -> None:
+        super().__init__()
+        self.words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self.words(task), no_wrap=True, overflow="ellipsis")
+
+
+class _Remaining(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return Text.assemble("ETA ", super().render(task)) if task.total is not None else Text("")
+
+
+class Show:
+    """Updates a progress bar, shows the current phase, and prints above the bar."""
+
+    def __init__(self, bar: Progress, screen: Screen, label: str) -> None:
+        self._bar, self._screen, self._label = bar, screen, escaped(label)
+        self._task = bar.add_task(f"{self._label}: compiling", total=None, note="")
+        self._phase: TaskID | None = None  # the line below a bar that has started
+        self._lock = threading.Lock()  # the runs of a sweep share a bar, each on its own thread
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Set the progress to ``done`` of ``total``."""
+        self.phase("")
+        self._bar.update(self._task, description=self._label, completed=done, total=total, note=escaped(note))
+
+    def phase(self, name: str) -> None:
+        """Show a phase without a known length, such as evaluating; an empty name ends it."""
+        with self._lock:
+            if self._phase is not None:
+                self._bar.remove_task(self._phase)
+                self._phase = None
+            if name and self._bar.tasks[0].total is None:
+                self._bar.update(self._task, description=f"{self._label}: {escaped(name)}")
+            elif name:
+                self._phase = self._bar.add_task(escaped(name), total=None, note="")
+
+    def end(self) -> None:
+        """Remove everything but bars with a known length."""
+        self.phase("")
+        if self._bar.tasks[0].total is None:
+            self._bar.remove_task(self._task)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        if not self._bar.disable:
+            self._screen.message(line)
+
+
+@contextmanager
+def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[Show]:
+    """A progress bar on standard error with rate and ETA.
+
+    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` names what comes before or after it
+    and has no number (evaluating, saving), ``show.say(line)`` prints a line above it.
+    """
+    screen = Screen(sys.stderr)
+    bar = Progress(
+        SpinnerColumn("dots" if screen.encoding.startswith("utf") else "line"),
+        _Words(lambda task: task.description),
+        BarColumn(bar_width=20 if screen.width >= 80 else 8, table_column=Column(no_wrap=True)),
+        TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False, table_column=Column(no_wrap=True)),
+        _Rate(unit),
+        _Remaining(table_column=Column(no_wrap=True)),
+        _Words(lambda task: task.fields["note"]),
+        console=screen,
+        disable=not shown,
+        # Printed text appears above the bar, unless the output goes to a file or a pipe.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+    )
+    with bar:
+        show = Show(bar, screen, label)
+        yield show
+        show.end()
+
+
+def return_note(metrics: dict[str, np.ndarray]) -> str:
+    """The mean return of the episodes that ended, for a progress bar, and how many seeds diverged."""
+    lost = metrics.get("diverged", np.zeros_like(metrics["return_mean"])) > 0
+    ended = divergence.finite(metrics["return_mean"][~lost])
+    notes = [f"return {ended.mean():.3f}"] if len(ended) else []
+    return " · ".join([*notes, f"{lost.sum()} of {len(lost)} seeds diverged"] if lost.any() else notes)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Format a number with ``digits`` decimals; a dash if it is not finite."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
+
+
+def returns_table(result: FitResult) -> DataTable:
+    """Return over seeds with its spread."""
+    s = result.summary
+    who = "one agent" if s["auction"] is None else f"{s['auction']} auction"
+    clones = "" if s["clones"] is None else f" · {s['clones']} clones"
+    table = DataTable(title=f"{s['env']} · {who} · {s['learner']}{clones}")
+    errors = {"bid error": s["bid_error"]}
+    if "bid_error_all" in s:
+        errors["every bid"] = s["bid_error_all"]
+    lost, cut = s.get("diverged", ()), (s.get("unfinished_share", 0.0), s.get("sampled_unfinished_share", 0.0))
+    extra = (["diverged"] if lost else []) + (["unfinished"] if any(share > 0 for share in cut) else [])
+    for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
+        table.add_column(column, justify="right")
+    notes = ["return: greedy bids, mean over seeds; sampled: with sampled bids"]
+    if lost:
+        notes.append("diverged: seeds that are excluded from all numbers")
+    if "unfinished" in extra:
+        notes.append("unfinished: episodes that the step limit of the evaluation cut, greedy / sampled bids")
+    if s["bid_error"] is not None:
+        notes.append("bid error: highest greedy bid from max Q*, worst visited state and seed, over max(1, max |Q*|)")
+    if "every bid" in errors:
+        notes.append("every bid: the same of each agent's bid from its own Q*")
+    table.caption = "\n".join(notes)
+    shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
+    table.add_row(
+        str(s["seeds"]),
+        *(number(x) for x in (*divergence.spread(s["return_seeds"]), s["sampled_return_mean"])),
+        *("–" if error is None else f"{error:.4f}" for error in errors.values()),
+        *(shown[column] for column in extra),
+    )
+    return table
+
+
+def bids_table(result: FitResult) -> DataTable | None:
+    """Each primitive's greedy bid per state, mean over seeds, beside Q*; None where Q* is unknown."""
+    if result.q is None or result.bids is None or result.visited is None:
+        return None
+    q = result.q
+    bids = result.bids[np.isfinite(result.bids).all((1, 2))]  # without diverged seeds
+    if not len(bids):
+        return None
+    several = len(bids) > 1
+    spread = " (mean ± std over seeds)" if several else ""
+    table = DataTable(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
+    table.add_column("state")
+    for p in range(q.shape[1]):
+        table.add_column(f"bid {p}", justify="right", style="cyan")
+        table.add_column(f"Q* {p}", justify="right")
+    mean, std = bids.mean(0), bids.std(0)
+    for s in range(q.shape[0]):
+        cells = [f"{s} {'•' if result.visited[:, s].any() else ''}"]
+        for p in range(q.shape[1]):
+            cells += [f"{mean[s, p]:.3f}" + (f" ±{std[s, p]:.3f}" if several else ""), f"{q[s, p]:.3f}"]
+        table.add_row(*cells)
+    return table
+
+
+def trace_table(society: Society, rows: Transition) -> DataTable:
+    """An episode, auction by auction: who bid what, who won, who paid whom."""
+    rows = jax.device_get(rows)
+    primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
+    table = DataTable(
+        title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
+        caption="bids of #0, #1, … in order; #bidder→its action; gets: what the owner it pays receives",
+    )
+    for column in ("t", "state", "bids", "wins", "pays", "to", "gets", "reward", "end"):
+        numeric = column in ("t", "pays", "gets", "reward")
+        table.add_column(column, justify="right" if numeric else "left", wrap=15 if column == "bids" else 0)
+    for t in range(len(rows.reward)):
+        winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
+        bids = Text(" ").join(
+            Text(f"{bid:.3f}", "bold green")
+            if a == winner
+            else Text(f"{bid:.3f}" if rows.outcome.eligible[t, a] else "·")
+            for a, bid in enumerate(rows.outcome.bids[t])
+        )
+        table.add_row(
+            t,
+            _describe(np.asarray(rows.obs[t])),
+            bids,
+            "nobody" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
+            f"{rows.price[t]:.3f}",
+            "house" if owner < 0 else f"#{owner}",
+            f"{rows.resale[t]:.3f}",
+            f"{rows.reward[t]:.3f}",
+            "ends" if rows.terminated[t] else "cut" if rows.truncated[t] else "",
+        )
+    return table
+
+
+def _describe(obs: np.ndarray) -> str:
+    """A state index for a one-hot observation, else its numbers, shortened."""
+    flat = np.asarray(obs).reshape(-1)
+    if set(np.unique(flat)) <= {0.0, 1.0} and flat.sum() == 1:
+        return f"s{int(flat.argmax())}"
+    return " ".join(f"{x:.2f}" for x in flat[:2]) + (" …" if len(flat) > 2 else "")

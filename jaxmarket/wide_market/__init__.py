@@ -1,0 +1,56 @@
+"""Wide markets: agents that buy and sell bundles of goods at equilibrium prices."""
+
+from jaxmarket.wide_market.equilibrium import (
+    Certificate,
+    ConvexProgram,
+    Equilibrium,
+    ProportionalResponse,
+    SealedBids,
+    Solver,
+    Tatonnement,
+    capped_demand,
+    capped_values,
+    ration,
+    regret,
+)
+from jaxmarket.wide_market.market import (
+    Books,
+    Economy,
+    Produced,
+    Round,
+    WideMarket,
+    individually,
+    open_market,
+    run,
+    step,
+)
+from jaxmarket.wide_market.valuations import Additive, Linear, Logarithmic, Quadratic, StrictlyConcave, Valuation
+
+__all__ = [
+    "Additive",
+    "Books",
+    "Certificate",
+    "ConvexProgram",
+    "Economy",
+    "Equilibrium",
+    "Linear",
+    "Logarithmic",
+    "Produced",
+    "ProportionalResponse",
+    "Quadratic",
+    "Round",
+    "SealedBids",
+    "Solver",
+    "StrictlyConcave",
+    "Tatonnement",
+    "Valuation",
+    "WideMarket",
+    "capped_demand",
+    "capped_values",
+    "individually",
+    "open_market",
+    "ration",
+    "regret",
+    "run",
+    "step",
+]

@@ -1,0 +1,296 @@
+"""The timer, the fits and the comparisons that benchmarks rest on; the benchmarks themselves run as slow tests."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxmarket import TrainConfig, bench
+from jaxmarket.bench import equilibrium, roofline, step, timing, train
+from jaxmarket.cli import main
+from jaxmarket.training import monolith
+from jaxmarket.wide_market import ProportionalResponse, Tatonnement
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_timer_counts_calls_and_keeps_every_repeat():
+    calls = []
+
+    def noted(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x + 1
+
+    found = timing.measure({"one": (noted, (jnp.ones(3),)), "other": (jnp.sum, (jnp.ones(3),))}, repeats=11)
+    jax.effects_barrier()
+    assert len(calls) == 12  # a warm-up, then the repeats
+    assert set(found) == {"one", "other"}
+    for result in found.values():
+        assert len(result.seconds) == 11
+        assert result.compile_seconds > 0
+        assert result.memory_bytes is not None
+    odd = timing.Timing((3.0, 1.0, 2.0, 10.0, 4.0), 0.0)
+    assert (odd.median, odd.iqr) == (3.0, 2.0)
+
+
+def test_rollouts_in_a_row_write_every_row_and_go_on():
+    """Two rollouts of a counter: the second goes on from the first, and its rows are the ones returned."""
+
+    def rollout(key, state):
+        return state + 3, state + jnp.arange(3)
+
+    state, rows = jax.jit(timing.in_a_row(rollout, 2))(jax.random.key(0), jnp.int32(10))
+    assert int(state) == 16
+    assert rows.tolist() == [13, 14, 15]
+
+
+def test_exponents_of_known_growth():
+    sizes = [2, 8, 64, 1024]
+    assert timing.exponent(sizes, [5 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert timing.exponent(sizes, [7.0] * 4) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_the_reference_without_a_market_makes_the_bids_a_society_makes():
+    """The very bids of the same networks, state by state; a random primitive acts, whoever bids most."""
+    case = step.Case("Chain-v0", instances=64, hidden=(3,), horizon=16)
+    programs = step.programs(case)
+    rollout, running = programs["networks"]
+    rows = jax.jit(rollout)(jax.random.key(0), running)[1]
+    action, bids = rows.choice
+    society = dataclasses.replace(case.society, greedy=True)
+    params = step.scrambled(society.init(jax.random.key(0)), jax.random.key(1))
+    means = np.asarray(jax.vmap(lambda obs: society.bids(params, None, obs))(jnp.eye(6)))
+    assert len(np.unique(means.round(5), axis=1).T) == 2  # the two primitives bid differently, unlike untrained ones
+    states = np.asarray(rows.obs.argmax(-1))
+    for state in range(2):
+        np.testing.assert_allclose(np.asarray(bids)[states == state].mean(0), means[state], atol=0.1)
+    highest = np.asarray(bids).argmax(-1) // case.clones
+    assert 0.4 < (np.asarray(action) == highest).mean() < 0.6
+    assert np.asarray(programs["environment"][0](jax.random.key(0), running)[1].choice).shape == (16, 64)
+    _, market = jax.jit(programs["society"][0])(jax.random.key(0), programs["society"][1])
+    assert market.outcome.bids.shape == bids.shape
+
+
+def test_the_tax_case_is_the_one_promised():
+    assert step.TAX.society.bidders == 4
+    assert (step.TAX.env, step.TAX.instances, step.TAX.hidden) == ("CartPole-v1", 1024, (64, 64))
+    timings, steps = step.time_case(step.Case("Bandit-v0", instances=2, hidden=(3,), horizon=4), 2, steps_per_call=16)
+    assert set(timings) == {"society", "networks", "environment"}
+    assert steps == 16
+
+
+def test_a_rival_of_equal_size():
+    config = TrainConfig("CartPole-v1")
+    (width, again) = train.equal_width(config)
+    assert width == again
+    society = config.society
+    wanted = society.modules * monolith.parameters(
+        jax.eval_shape(config.learner_rule.init, jax.random.key(0), jnp.zeros(4))
+    )
+    sizes = {
+        w: monolith.parameters(
+            jax.eval_shape(monolith.Monolith.of(config, (w, w)).learner.init, jax.random.key(0), jnp.zeros(4))
+        )
+        for w in (width - 1, width, width + 1)
+    }
+    assert min(sizes, key=lambda w: abs(sizes[w] - wanted)) == width
+    assert abs(sizes[width] / wanted - 1) < 0.02
+
+
+@pytest.mark.slow
+def test_roofline_work_grows_with_instances_and_horizon():
+    """Twice the instances, in minibatches of the same size: twice the gradient steps, twice the work."""
+    shape = {"horizon": 4, "minibatch": 8}
+    small, large = (roofline.update_costs(TrainConfig("Bandit-v0", instances=n, steps=n * 4, **shape)) for n in (8, 16))
+    assert set(small) == {"steps", "settlement", "gradients"}
+    assert large["gradients"][0] == pytest.approx(2 * small["gradients"][0])
+    assert large["steps"][0] == pytest.approx(2 * small["steps"][0], rel=0.1)
+    longer = roofline.update_costs(TrainConfig("Bandit-v0", instances=8, horizon=8, minibatch=8, steps=64))
+    assert longer["steps"][0] == pytest.approx(2 * small["steps"][0])
+    # Two matrix products of a 2-wide step: nothing is counted for free.
+    assert min(flops for flops, _ in small.values()) > 0
+
+
+# 2x - x²/2 is worth .5 at 2 - √3; the other agent gets the rest of one unit.
+_REST = np.sqrt(3) - 1
+HAND_WORKED = [
+    ("Quadratic", [[[2], [2]], [[1], [1]]], [0.5, 9], 0.5 + 2 * _REST - _REST**2 / 2),
+    ("Quadratic", [[[2], [2]], [[1], [1]]], [9, 9], 1.75),
+    ("Logarithmic", [[[2], [2]], [[1], [1]]], [9, 9], 4 * np.log(1.5)),
+    ("Logarithmic", [[[3], [2]], [[1], [1]]], [3 * np.log(1.2), 9], 3 * np.log(1.2) + 2 * np.log(1.8)),
+    ("Linear", [[[2], [1]]], [0.5, 9], 1.25),
+    ("Fisher", [[[2], [1]]], [1, 3], (np.log(0.5) + 3 * np.log(0.75)) / 4),
+    ("Quasilinear", [[[2], [0.1]]], [1, 1e-9], np.log(2)),  # spends all it has
+    ("Quasilinear", [[[2], [0.1]]], [5, 1e-9], (5 * np.log(5) - 3) / 5),  # and here keeps 3
+    ("Additive", [[[3, 1], [2, 2]]], [9, 9], 5),
+    ("Additive", [[[3, 1], [2, -np.inf]]], [2, 9], 2.5),  # bids 1.5 and .5
+]
+
+
+@pytest.mark.parametrize(("name", "leaves", "wealth", "welfare"), HAND_WORKED)
+def test_rivals_find_the_best_there_is(name, leaves, wealth, welfare):
+    """Markets of one unit of each good, worked out by hand; one part in 10,000."""
+    holdings = np.zeros(np.shape(leaves[0]))
+    holdings[1] = 1
+    for rival in equilibrium.CASES[name].rivals.values():
+        found = rival([np.array(leaf, float) for leaf in leaves], np.array(wealth, float), holdings)
+        assert found == pytest.approx(welfare, rel=1e-4)
+
+
+def test_a_bad_solver_and_an_absent_rival_are_told(monkeypatch):
+    """Stopped after one change of prices: it does not meet the tolerances, and loses welfare a rival finds."""
+
+    def fails(*_):
+        raise ArithmeticError("no luck")
+
+    full = equilibrium.CASES["Quadratic"]
+    rivals = {**full.rivals, "other": fails}
+    case = dataclasses.replace(full, wealth=0.2, solvers={"hasty": Tatonnement(iterations=1)}, rivals=rivals)
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    report = timing.Report("equilibrium")
+    equilibrium.compare(report, "Quadratic", case, agents=16, goods=4, patience=0.1)
+    (row,), rows = report.tables.values()
+    assert (row["meets"], row["steps"]) == ("NO", 1)
+    found = {row["rival"]: row for row in rows}
+    assert found["SciPy"]["lost"] > 1e-3
+    assert found["SciPy"]["runs"] >= 1
+    assert (found["CVXPY"]["its ms"], found["CVXPY"]["lost"]) == ("not installed", None)
+    assert found["other"]["its ms"] == "failed"
+    assert report.notes == ["other on Quadratic: ArithmeticError: no luck"]
+    assert len(report.timings["one, hasty: Quadratic"]["seconds"]) == timing.REPEATS
+
+
+def test_many_markets_are_judged_by_the_worst():
+    """Side by side or in turn, the same markets; one of three stops within the tolerance."""
+    full = equilibrium.CASES["Fisher"]
+    drawn = [equilibrium.market(full, 16, 4, seed) for seed in range(3)]
+    solver = ProportionalResponse(quasilinear=False, gap=0.1, iterations=30)
+    gaps = [float(jax.jit(solver)(*map(jax.device_put, one)).certificate.gap) for one in drawn]
+    report = timing.Report("equilibrium")
+    case = dataclasses.replace(full, solvers={"lax": solver})
+    equilibrium.many(report, "Fisher", case, 16, 4, [("vmap", 3), ("map", 2)], patience=0.01)
+    side, turn = report.tables["many such markets in one call"]
+    assert (side["way"], turn["way"]) == ("vmap 3", "map 2")
+    np.testing.assert_allclose(report.timings["vmap 3, lax: Fisher"]["gap"], gaps, rtol=1e-3)
+    assert side["worst gap"] == pytest.approx(max(gaps), rel=0.05)
+    assert turn["worst gap"] == pytest.approx(max(gaps[:2]), rel=0.05)
+    assert side["meet"] == sum(gap <= equilibrium.GAP for gap in gaps) < 3
+
+
+def test_markets_are_the_ones_promised():
+    """Some agents care for some goods only, everybody for one; indivisible goods come once."""
+    case = equilibrium.CASES["Linear"]
+    valuations, wealth, holdings = equilibrium.market(case, 1000, 32, 0)
+    cares = (valuations.values > 0).mean(1)
+    assert cares.min() > 0
+    assert 0.4 < (cares < 0.9).mean() < 0.6
+    assert 0.2 < cares[cares < 0.9].mean() < 0.35
+    assert wealth.mean() == pytest.approx(32 * case.wealth, rel=0.15)
+    assert {leaf.dtype for leaf in (valuations.values, wealth, holdings)} == {np.dtype(np.float32)}
+    assert not np.array_equal(equilibrium.market(case, 1000, 32, 1)[2], holdings)
+    bids, _, lots = equilibrium.market(equilibrium.CASES["Additive"], 50, 8, 0)
+    np.testing.assert_array_equal(lots.sum(0), 1)
+    assert set(np.unique(lots)) == {0, 1}
+    assert np.isneginf(bids.values).any()
+
+
+def test_reports_are_tables_and_json(tmp_path, capsys):
+    report = timing.Report("step", headline={"market_tax": 1.25})
+    report.tables["rows"] = [{"name": "a", "M/s": 1234.5, "none": None}]
+    report.keep("case", {"one": timing.Timing((1.0, 2.0, 3.0), 0.5)})
+    (path,) = report.write(tmp_path)
+    kept = json.loads(path.read_text())
+    assert kept["market_tax"] == 1.25
+    assert kept["timings"]["case: one"]["seconds"] == [1, 2, 3]
+    assert kept["timings"]["case: one"]["median"] == 2
+    assert {"device", "commit", "jax", "cores_used"} <= set(kept["machine"])
+    Console(width=80).print(report.view())
+    shown = capsys.readouterr().out
+    assert "1,234" in shown
+    assert "market_tax" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["steps"], "name: unknown benchmark 'steps'; choose from " + ", ".join(bench.BENCHMARKS)),
+        (["step", "--cores", "0"], "cores: expected a whole number >= 1, got 0"),
+        (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["bench", *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bench_runs_writes_and_leaves_the_process_as_it_was(tmp_path, monkeypatch):
+    def run(quick):
+        assert quick
+        assert not jax.config.jax_enable_compilation_cache
+        return timing.Report("step", headline={"market_tax": 1.0})
+
+    monkeypatch.setattr(step, "run", run)
+    cores, cached = timing.allowed_cores(), jax.config.jax_enable_compilation_cache
+    assert bench.bench("step", tmp_path, quick=True).headline == {"market_tax": 1.0}
+    assert json.loads((tmp_path / "step.json").read_text())["market_tax"] == 1
+    assert jax.config.jax_enable_compilation_cache == cached
+    assert not hasattr(os, "sched_getaffinity") or sorted(os.sched_getaffinity(0)) == cores
+
+
+def test_every_benchmark_has_a_script():
+    trials = {"fuzz", "sigkill", "soak"}  # of what withstands what, not of speed
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - trials == set(bench.BENCHMARKS)
+
+
+FIELDS = {
+    "step": {"market_tax"},
+    "train": {"train_over_rollout", "society_over_monolithic", "chain_steps_per_second", "seeds64_over_single"},
+    "scale": {"exponent_time", "exponent_memory"},
+    "population": {"exponent_rules", "rules_4096_agents_steps_per_second"},
+    "equilibrium": {
+        "single_markets_that_meet",
+        "many_markets_that_meet",
+        "worst_gap",
+        "worst_welfare_difference",
+        "rival_over_ours_linear",
+    },
+    "compile": {"import_seconds", "main_job_compile_seconds"},
+    "roofline": {"achieved", "gflops_limit", "gbytes_per_second_limit"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIELDS)
+def test_quick_benchmarks_run_as_scripts(name, tmp_path):
+    """Their numbers are finite and positive; how large they are is not a matter for tests."""
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--json", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["benchmark"] == name
+    for field in FIELDS[name]:
+        assert 0 < found[field] < math.inf, field
+    numbers = json.loads((tmp_path / f"{name}.json").read_text())["timings"]
+    assert numbers
+    if name == "equilibrium":
+        assert found["single_markets_that_meet"] == 1
+        assert found["many_markets_that_meet"] == found["many_markets"] == 16 * 8
+        assert found["worst_gap"] <= equilibrium.GAP
+        assert found["worst_welfare_difference"] <= equilibrium.GAP
+        assert found["worst_excess"] <= equilibrium.EXCESS
+        shares = [kept["limited"] for label, kept in numbers.items() if "gap" in kept and "Fisher" not in label]
+        assert all(0.3 <= np.mean(share) <= 0.55 for share in shares), "wealth limits a third to a half"
+    if name == "compile":
+        assert found["backends_started_by_import"] == 0

@@ -1,0 +1,174 @@
+"""Metrics by hand, by property, and against a plain Python ledger."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxmarket import MECHANISMS, Rules, Society, TrainConfig, fit, make, metrics, reset, rollout, settle
+from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
+from jaxmarket.settlement import flows
+from jaxmarket.training import society as training
+
+
+def play(mechanism, steps=60, rules=None):
+    env, env_params = make("Chain-v0")
+    society = Society(env, BidPolicy(linear(4), KumaraswamyHead()), MECHANISMS[mechanism])
+    params = society.init(jax.random.key(0))
+    state, _ = reset(society, jax.random.key(1), env_params, rules)
+    _, rows = jax.jit(rollout, static_argnums=(0, 5))(
+        society, jax.random.key(2), params, state, env_params, steps, rules
+    )
+    return society, rows
+
+
+def test_gini_by_hand():
+    assert metrics.gini(jnp.ones(5)) == pytest.approx(0)
+    assert metrics.gini(jnp.array([0.0, 0.0, 0.0, 8.0])) == pytest.approx(3 / 4)
+    assert metrics.gini(jnp.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 9)
+    some = jnp.array([True, False, True, False, True])
+    assert metrics.gini(jnp.array([1.0, 9.0, 3.0, -7.0, 2.0]), some) == pytest.approx(2 / 9)
+    assert metrics.gini(jnp.array([-1.0, 3.0])) == pytest.approx(0.5)  # |difference| 4 twice, over 4, over 2 · 2
+    assert np.isnan(metrics.gini(jnp.zeros(3)))
+
+
+@given(hnp.arrays(np.float64, st.integers(2, 8), elements=st.floats(-1e3, 1e3)))
+@settings(deadline=None)
+def test_gini_is_the_mean_absolute_difference_and_stays_within_its_bounds(wealth):
+    if np.abs(wealth).mean() < 1e-3:
+        return
+    expected = np.abs(wealth[:, None] - wealth).mean() / (2 * np.abs(wealth).mean())
+    got = float(metrics.gini(jnp.asarray(wealth, jnp.float32)))
+    assert got == pytest.approx(expected, abs=1e-4)
+    assert -1e-5 <= got <= 1 + 1e-5
+    assert float(metrics.gini(jnp.asarray(-3 * wealth, jnp.float32))) == pytest.approx(got, abs=1e-4)
+
+
+@pytest.mark.parametrize("fault", (np.nan, np.inf))
+def test_what_is_not_finite_is_not_hidden(fault):
+    q, visited = jnp.array([[1.0, 4.0], [0.0, 2.0]]), jnp.array([True, True])
+    assert np.isnan(metrics.gini(jnp.array([1.0, fault, 3.0])))
+    assert np.isnan(metrics.gini(jnp.array([1.0, fault, 3.0, 9.0]), jnp.array([True, True, True, False])))
+    assert not np.isfinite(metrics.bid_error(jnp.array([[fault, 1.0], [0.0, 2.0]]), q, visited))
+    _, rows = play("ccv", steps=3)
+    assert not metrics.conservation_residual(rows.replace(reward=rows.reward.at[1].set(fault))) < 1
+
+
+def test_bid_error_by_hand():
+    q, bids = jnp.array([[1.0, 4.0], [0.0, 2.0]]), jnp.array([[4.5, 1.0], [0.0, 9.0]])
+    assert metrics.bid_error(bids, q, jnp.array([True, False])) == pytest.approx(0.5 / 4)
+    assert metrics.bid_error(bids, q, jnp.array([True, False]), every_bidder=True) == pytest.approx(3.5 / 4)
+    assert metrics.bid_error(bids, q, jnp.array([True, True])) == pytest.approx(7 / 4)
+    assert np.isnan(metrics.bid_error(bids, q, jnp.array([False, False])))
+    assert metrics.bid_error(bids / 10, q / 10, jnp.array([True, False])) == pytest.approx(0.05)  # floor of 1
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_conservation_residual_sees_lost_money(mechanism):
+    _, rows = play(mechanism)
+    assert metrics.conservation_residual(rows) < 1e-6
+    assert metrics.conservation_residual(rows.replace(house=rows.house - 1)) > 1e-3
+    late = jax.tree.map(lambda x: x[30:], rows)
+    opening = rows.wealth[29].sum() + rows.house[29]
+    assert metrics.conservation_residual(late, opening) < 1e-6
+    assert metrics.conservation_residual(late, opening + 1) > 1e-3
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_the_ledger_is_that_of_a_plain_loop(mechanism):
+    society, rows = play(mechanism, rules=Rules(exploration=0.4))
+    names = [*range(society.bidders), *metrics.ACCOUNTS]
+    paid = {(payer, payee): 0.0 for payer in names for payee in names}
+    for t in range(len(rows.reward)):
+        winner = int(rows.outcome.winner[t])
+        owner = int(rows.owner[t]) if rows.owner[t] >= 0 else "house"
+        paid[winner, owner] += float(rows.price[t])
+        paid["auctioneer", owner] += float(rows.resale[t]) - float(rows.price[t])
+        paid["environment", winner] += float(rows.reward[t])
+    table = np.asarray(metrics.ledger(rows))
+    for (payer, payee), amount in paid.items():
+        assert table[names.index(payer), names.index(payee)] == pytest.approx(amount, abs=1e-5), (payer, payee)
+    earned = table.sum(0) - table.sum(1)
+    np.testing.assert_allclose(earned[: society.bidders], rows.wealth[-1], atol=1e-5)
+    assert earned[names.index("house")] == pytest.approx(float(rows.house[-1]), abs=1e-5)
+    minted = np.abs(table[names.index("auctioneer")]).sum()
+    assert (minted > 0.1) if mechanism == "vickrey" else (minted == 0)
+
+
+def test_summary_by_hand():
+    """Three sales on a two-state process; every metric is counted on fingers."""
+    _, rows = play("ccv", steps=3)
+    one_hot = jnp.eye(2)
+    rows = rows.replace(
+        obs=one_hot[jnp.array([0, 1, 0])],
+        outcome=rows.outcome.replace(
+            winner=jnp.array([0, 3, -1]), winning_bid=jnp.array([0.9, 0.5, 0.0]), highest_other_bid=jnp.zeros(3)
+        ),
+        price=jnp.array([0.4, 0.2, 0.0]),
+        resale=jnp.array([0.6, 0.2, 0.0]),
+        reward=jnp.array([1.0, 0.0, 0.5]),
+        terminated=jnp.array([False, True, False]),
+        truncated=jnp.zeros(3, bool),
+        episode_return=jnp.array([1.0, 1.0, 0.5]),
+        episode_length=jnp.array([1, 2, 1]),
+    )
+    oracle = metrics.Oracle(q=jnp.array([[0.7, 1.1], [1.3, 0.8]]), optimal_return=jnp.asarray(3.0))
+    means = metrics.summarize(rows, settle(rows, 0.5), oracle).means(oracle)
+    assert means["return_mean"] == 1
+    assert means["regret"] == 2
+    assert means["welfare"] == pytest.approx(0.5)
+    assert means["auction_revenue"] == pytest.approx(0.2)
+    assert means["subsidy"] == pytest.approx(0.2 / 3)
+    # The first winner is resold for .2 at half patience, the second not at all, the third row has no winner.
+    assert means["winner_utility"] == pytest.approx((1 + 0.1 - 0.4 - 0.2) / 3)
+    np.testing.assert_allclose(means["wins"], [1 / 3, 0, 0, 1 / 3])
+    np.testing.assert_allclose(means["state_price"], [0.4, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(means["bid_gap"], [0.9 - 0.7, 0.5 - 0.8], rtol=1e-5)
+    unsold = metrics.summarize(rows.replace(obs=one_hot[jnp.zeros(3, int)]), settle(rows, 0.5), oracle).means(oracle)
+    assert np.isnan(unsold["state_price"][1])
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_welfare_is_what_the_accounts_gained(mechanism):
+    """Payments cancel: the accounts' gain is the reward and what the auctioneer minted."""
+    _, rows = play(mechanism)
+    means = metrics.summarize(rows, settle(rows, 0.99)).means()
+    gained = float(rows.wealth[-1].sum() + rows.house[-1]) / len(rows.reward)
+    assert float(means["welfare"] + means["subsidy"]) == pytest.approx(gained, abs=1e-6)
+    assert float(means["welfare"]) == pytest.approx(float(flows(rows).earned.mean()), abs=1e-6)
+
+
+def test_training_reduces_the_same_metrics_inside_its_scan(small):
+    """The one chunk of a one-update run is `summarize` of that update's rollout."""
+    config = TrainConfig("Chain-v0", auction="vickrey", **(small | {"steps": 128}))
+    program, oracle = training.Program.of(config), training.oracle_of(config)
+    hyper = training.as_arrays(config.hyperparameters)
+    state = training.init(program, jax.random.key(0), config.adapter.default_params, hyper)
+    key_roll, _ = jax.random.split(state.key)
+    rows = jax.vmap(
+        lambda k, s: rollout(
+            program.society, k, state.learner.params, s, config.adapter.default_params, config.horizon
+        )[1],
+        out_axes=1,
+    )(jax.random.split(key_roll, config.instances), state.market)
+    settled = jax.vmap(lambda r: settle(r, config.gamma), 1, 1)(rows)
+    expected = metrics.summarize(rows, settled, oracle).means(oracle)
+    _, got = jax.jit(training.chunk, static_argnums=0)(program, state, config.adapter.default_params, hyper, oracle)
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert got["gini"] == pytest.approx(float(metrics.gini(rows.wealth[-1].sum(0))), rel=1e-4)
+    assert got["conservation_residual"] < 1e-5
+
+
+def test_fit_returns_metrics_per_bidder_and_state(small):
+    result = fit(TrainConfig("Chain-v0", learner="valuation", seeds=2, **small), jax.random.key(0))
+    chunks = result.config.chunks
+    assert result.metrics["regret"].shape == (chunks, 2)
+    assert result.metrics["wins"].shape == (chunks, 2, 4)
+    assert result.metrics["state_price"].shape == result.metrics["bid_gap"].shape == (chunks, 2, 6)
+    np.testing.assert_allclose(result.metrics["wins"].sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(0.8 - result.metrics["return_mean"], result.metrics["regret"], rtol=1e-4, atol=1e-5)
+    assert np.isnan(result.metrics["state_price"][..., 5]).all()  # the last state is never for sale

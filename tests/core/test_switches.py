@@ -1,0 +1,126 @@
+"""JAX's own switches: programs work under them, or end with one line that says which switch to change."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmarket import TrainConfig, clear, deep_market, environments, fit, train, wide_market
+from jaxmarket.deep_market import Tables
+from jaxmarket.training.monolith import Monolith
+from jaxmarket.training.monolith import chunk as monolith_chunk
+from jaxmarket.training.monolith import init as monolith_init
+from jaxmarket.training.society import as_arrays
+from jaxmarket.wide_market import Additive, Quadratic, equilibrium
+
+SMALL = {"steps": 16, "instances": 2, "horizon": 4, "minibatch": 8}
+
+
+def society(env, **settings):
+    config = TrainConfig(env, **SMALL, **settings)
+    return lambda key: train(config, key)
+
+
+def monolith(env):
+    config = TrainConfig(env, agent="monolith", **SMALL)
+    program, hyper, env_params = Monolith.of(config), as_arrays(config.hyperparameters), config.adapter.default_params
+    return lambda key: monolith_chunk(program, monolith_init(program, key, env_params), env_params, hyper)
+
+
+def deep(key):
+    env = environments.make("Chain-v0")[0]
+    market = deep_market.DeepMarket(env, Tables(6, 2), capacity=4, instances=2)
+    economy = deep_market.open_market(market, key, env.default_params)
+    return deep_market.run(market, key, economy, env.default_params, rounds=1, period=3)
+
+
+def wide(solver, value):
+    def run(key):
+        made = wide_market.individually(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
+        market = wide_market.WideMarket(lambda agent, world: value(agent), made, solver)
+        economy = wide_market.open_market(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
+        return wide_market.run(market, key, economy, rounds=2, income=0.1, rent=0.1)
+
+    return run
+
+
+PROGRAMS = {
+    "ppo": lambda: society("Chain-v0", trace_decay=0.5, bids="beta"),
+    "reinforce": lambda: society("Bandit-v0", learner="reinforce"),
+    "valuation": lambda: society("Chain-v0", learner="valuation", epochs=2, dropout=0.1, reserve=0.1, bid_high=9.0),
+    "valuation, CartPole": lambda: society("CartPole-v1", learner="valuation", clones=3, share_clones=False),
+    "monolith": lambda: monolith("CartPole-v1"),
+    "deep market": lambda: deep,
+    "wide market": lambda: wide(equilibrium.Tatonnement(), lambda agent: Quadratic(agent, jnp.ones_like(agent))),
+    "sealed bids": lambda: wide(equilibrium.SealedBids(), Additive),
+}
+QUICK = ("valuation", "sealed bids")
+SWITCHES = {
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "x64": lambda: jax.enable_x64(True),
+    "rbg": lambda: jax.default_prng_impl("rbg"),
+    "unsafe_rbg": lambda: jax.default_prng_impl("unsafe_rbg"),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in PROGRAMS]
+)
+def test_programs_are_traced_under_every_switch(name, switch):
+    with SWITCHES[switch]():
+        jax.eval_shape(PROGRAMS[name](), jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("given", [{"learner": "valuation"}, {"agent": "monolith"}], ids=["society", "monolith"])
+def test_fit_runs_under_every_switch(switch, given):
+    with SWITCHES[switch]():
+        result = fit(TrainConfig("Bandit-v0", **SMALL, **given), jax.random.key(0), progress=False)
+    assert result.summary["return_mean"] >= 0
+
+
+@pytest.mark.parametrize("switch", ["jax_debug_nans", "jax_debug_infs"])
+def test_switches_that_stop_sound_programs_are_named(switch):
+    config = TrainConfig("Bandit-v0", **SMALL)
+    debugging = {"jax_debug_nans": jax.debug_nans, "jax_debug_infs": jax.debug_infs}[switch]
+    with debugging(True):
+        for run in (lambda: fit(config, jax.random.key(0)), lambda: train(config, jax.random.key(0))):
+            with pytest.raises(ValueError, match=f"^{switch}: .*set it to False"):
+                run()
+        for name in ("deep market", "sealed bids"):
+            with pytest.raises(ValueError, match=f"^{switch}: .*open_market"):
+                PROGRAMS[name]()(jax.random.key(0))
+
+
+def test_an_auction_without_jit():
+    with jax.disable_jit():
+        assert clear(jnp.array([0.1, 0.5, 0.3])).winner == 1
+
+
+@pytest.mark.slow
+def test_a_run_without_jit():
+    config = TrainConfig("Bandit-v0", learner="valuation", steps=4, instances=1, horizon=2, minibatch=2)
+    with jax.disable_jit():
+        PROGRAMS["sealed bids"]()(jax.random.key(0))
+        assert len(train(config, jax.random.key(0))[1]["return_mean"]) == 2
+
+
+@pytest.mark.parametrize("words", [["train", "Chain-v0"], ["evaluate", "nowhere"]], ids=["train", "evaluate"])
+def test_a_platform_that_is_not_there(words):
+    """In a process of its own, since a backend starts once."""
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxmarket", *words],
+        env=os.environ | {"JAX_PLATFORMS": "tpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("jaxmarket: JAX_PLATFORMS: ")

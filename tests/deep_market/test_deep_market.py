@@ -1,0 +1,539 @@
+"""Deep markets: the printed algorithm, the books, consumers, and what cannot happen."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmarket import deep_market
+from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
+from jaxmarket.deep_market import DeepMarket, Terms, forward, found, money, open_market, run
+from jaxmarket.deep_market.representations import SILENCE, Networks, Table, Tables
+from jaxmarket.environments import make
+from jaxmarket.environments.tabular import FiniteMDP, garnet
+from jaxmarket.types import HOUSE
+
+STATES, ACTIONS, AGENTS = 4, 3, 6
+WORLD = garnet(3, STATES, ACTIONS, 0.9, branching=1)  # never ends, deterministic, rewards in [0, 1)
+LANGUAGE = Tables(STATES, ACTIONS)
+step = jax.jit(deep_market.step, static_argnums=0)
+
+
+def tables(seed, agents=AGENTS, silent=0.2):
+    rng = np.random.default_rng(seed)
+    bids = rng.random((agents, STATES))
+    bids[rng.random(bids.shape) < silent] = -np.inf
+    return Table(jnp.asarray(bids, jnp.float32), jnp.asarray(rng.integers(0, ACTIONS, agents), jnp.int32))
+
+
+def lived(market, terms=None, *, seed=0, rounds=5, period=7, cradles=2, **opening):
+    """An economy as it opened, as it ended, and its rounds."""
+    env_params = market.env.default_params
+    start = open_market(market, jax.random.key(seed), env_params, **opening)
+
+    @jax.jit
+    def go(start):
+        return run(
+            market, jax.random.key(seed + 1), start, env_params, terms, rounds=rounds, period=period, cradles=cradles
+        )
+
+    return start, *go(start)
+
+
+# --- Algorithm 1
+
+
+def printed_algorithm(agents, wealth, owner, state, steps, rent=0.0):
+    """Sudhir and Tran-Thanh (2025), Algorithm 1, word for word, in plain Python."""
+    bids, actions = np.asarray(agents.bids, float), np.asarray(agents.action)
+    wealth, history = [float(w) for w in wealth], []
+    transitions, rewards = np.asarray(WORLD.transitions).argmax(-1), np.asarray(WORLD.rewards)
+    for _ in range(steps):
+        previous = owner
+        b = [min(bids[a, state], wealth[a]) for a in range(len(wealth))]
+        owner = max(range(len(wealth)), key=lambda a: b[a])
+        action = actions[owner]
+        wealth[owner] -= b[owner]
+        wealth[previous] += b[owner]
+        reward = rewards[state, action]
+        state = transitions[state, action]
+        wealth[owner] += reward
+        wealth[owner] *= 1 - rent
+        history.append((owner, state, *wealth))
+    return np.array(history)
+
+
+@pytest.mark.parametrize("rent", [None, 0.05])
+@pytest.mark.parametrize("seed", (1, 2, 3))
+def test_one_instance_is_the_printed_algorithm(seed, rent):
+    agents, steps = tables(seed), 60
+    wealth = np.random.default_rng(seed + 10).random(AGENTS) * 3 + 0.1  # no ties between the penniless
+    market = DeepMarket(WORLD, LANGUAGE, AGENTS)
+    economy = open_market(market, jax.random.key(seed), WORLD.default_params, found(agents, wealth), original_owner=2)
+    state = int(economy.env_state.index[0])
+    terms = Terms(rent=rent)
+    ours = []
+    for key in jax.random.split(jax.random.key(7), steps):
+        economy, _, _ = step(market, key, economy, WORLD.default_params, terms)
+        ours.append((int(economy.owner[0]), int(economy.env_state.index[0]), *np.asarray(economy.population.wealth)))
+    theirs = printed_algorithm(agents, wealth, 2, state, steps, rent or 0.0)
+    np.testing.assert_array_equal(np.array(ours)[:, :2], theirs[:, :2])
+    np.testing.assert_allclose(np.array(ours)[:, 2:], theirs[:, 2:], rtol=2e-5, atol=1e-5)
+    assert len(set(theirs[:, 0])) > 1, "a test in which one agent always wins shows little"
+
+
+@pytest.mark.parametrize("mechanism", [BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY], ids=lambda m: m.name)
+def test_instances_share_one_table_of_wealth(mechanism):
+    """Three instances against plain loops: every purse is a third, payments of all instances add up."""
+    agents, wealth = tables(5, silent=0.3), np.random.default_rng(1).random(AGENTS) * 4
+    market = DeepMarket(WORLD, LANGUAGE, AGENTS, instances=3, mechanism=mechanism)
+    before = open_market(market, jax.random.key(2), WORLD.default_params, found(agents, wealth))
+    before = before.replace(owner=jnp.array([0, HOUSE, 4], jnp.int32))
+    after, books, wins = step(market, jax.random.key(3), before, WORLD.default_params)
+    expected, house, minted, won = wealth.copy(), 0.0, 0.0, np.zeros(AGENTS, int)
+    for instance, owner in enumerate((0, HOUSE, 4)):
+        state = int(before.env_state.index[instance])
+        bids = [min(float(agents.bids[a, state]), wealth[a] / 3) for a in range(AGENTS)]
+        ranked = sorted((b for b in bids if np.isfinite(b)), reverse=True)
+        winner = bids.index(ranked[0])
+        second = ranked[1] if len(ranked) > 1 else 0.0
+        price = ranked[0] if mechanism is BUCKET_BRIGADE else second
+        resale = second if mechanism is CREDIT_CONSERVING_VICKREY else ranked[0]
+        expected[winner] += WORLD.rewards[state, int(agents.action[winner])] - price
+        minted += resale - price
+        won[winner] += 1
+        if owner == HOUSE:
+            house += resale
+        else:
+            expected[owner] += resale
+    np.testing.assert_allclose(after.population.wealth, expected, rtol=1e-5)
+    np.testing.assert_allclose([books.house, books.subsidy], [house, minted], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(wins, won)
+
+
+# --- money
+
+
+@st.composite
+def lives(draw):
+    """Terms of every kind, and a world."""
+    some = st.floats(0.0, 0.3)
+    return {
+        "seed": draw(st.integers(0, 2**16)),
+        "rent": draw(some),
+        "levy": draw(some),
+        "tax": draw(some),
+        "exploration": draw(some),
+        "birth_rate": draw(st.floats(0.2, 1)),
+        "mutants": draw(st.floats(0, 1)),
+        "repair": draw(st.floats(0, 1)),
+        "dowry": draw(some),
+        "bankruptcy": draw(some),
+        "displace": draw(st.booleans()),
+        "patience": draw(st.integers(1, 30)),
+    }
+
+
+MORTAL = DeepMarket(make("Duality-v0")[0], Tables(3, 2), 7, instances=3)  # rewards of both signs: there are debts
+MARKETS = {
+    "first price": MORTAL,
+    "mint": dataclasses.replace(MORTAL, mechanism=VICKREY),
+    "theft": dataclasses.replace(MORTAL, property_rights=False),
+}
+
+
+@pytest.fixture(scope="module")
+def longer():
+    """`run` compiled once per market: every term is traced."""
+
+    def compiled(market):
+        params = market.env.default_params
+
+        @jax.jit
+        def go(key, terms):
+            start = open_market(market, key, params, living=5, wealth=2.0)
+            end, rounds = run(market, key, start, params, terms, rounds=6, period=5, cradles=3)
+            return start, end, rounds
+
+        return go
+
+    return {name: compiled(market) for name, market in MARKETS.items()}
+
+
+@pytest.mark.parametrize("name", MARKETS)
+@given(life=lives())
+@settings(max_examples=20, deadline=None)
+def test_every_change_of_the_money_supply_has_a_name(longer, name, life):
+    terms = Terms(**{k: jnp.asarray(v) for k, v in life.items() if k != "seed"}, markup=jnp.asarray(0.1))
+    start, end, rounds = longer[name](jax.random.key(life["seed"]), terms)
+    b = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), rounds.books)
+    named = b.reward + b.subsidy + b.income + b.allowance - b.house - b.rent - b.levy - b.tax - b.estate
+    assert named == pytest.approx(b.net)
+    assert float(money(end)) - float(money(start)) == pytest.approx(named, abs=1e-5 * max(1, b.moved))
+    np.testing.assert_allclose(np.asarray(rounds.money)[-1], money(end), rtol=1e-6)
+    assert b.subsidy == 0 or name == "mint"
+    dead = ~np.asarray(end.population.alive)
+    assert not np.asarray(end.population.wealth)[dead].any()
+    owners = np.asarray(end.owner)
+    assert not dead[owners[owners >= 0]].any()
+
+
+def test_the_ledger_adds_up_over_a_long_run():
+    """A hundred thousand auctions with births, deaths, rent, levy and tax."""
+    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 32, instances=8)
+    terms = Terms(
+        rent=0.001, levy=1e-4, tax=1e-4, exploration=0.05, allowance=4.0, mutants=0.5, birth_rate=0.5, patience=200
+    )
+    start, end, rounds = lived(market, terms, rounds=200, period=64, cradles=2, living=20, wealth=4.0)
+    b = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), rounds.books)
+    residual = abs(float(money(end)) - float(money(start)) - b.net) / b.moved
+    assert residual < 1e-6
+    assert min(b.reward, b.allowance, b.house, b.rent, b.levy, b.tax, b.estate) > 0, "every flow took part"
+    assert b.auctions == 200 * 64 * 8
+    assert int(rounds.births.deaths.sum()) > 100
+
+
+@given(seed=st.integers(0, 2**16), wealth=st.lists(st.floats(0, 3), min_size=AGENTS, max_size=AGENTS))
+@settings(max_examples=25, deadline=None)
+def test_wealth_is_never_below_zero_while_rewards_are_not(seed, wealth):
+    """Five instances, each of which may spend a fifth: five fifths, rounded, can be more than the whole."""
+    economy = open_market(CROWDED, jax.random.key(seed), WORLD.default_params, found(tables(1), jnp.asarray(wealth)))
+    economy, _ = _crowded(jax.random.key(seed + 1), economy)
+    assert float(economy.population.wealth.min()) >= 0
+
+
+class Faulty:
+    """Action 1 earns a reward that is no number, action 0 earns 1."""
+
+    name, num_actions = "Faulty", 2
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def reset(self, key, params=None):
+        return jnp.ones(1), jnp.zeros(())
+
+    def step(self, key, state, action, params=None):
+        return jnp.ones(1), state, jnp.where(action == 1, self.fault, 1.0), jnp.asarray(False), {}
+
+
+@pytest.mark.parametrize("cradles", (0, 2))
+@pytest.mark.parametrize("fault", (np.nan, np.inf))
+def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, cradles):
+    market = DeepMarket(Faulty(fault), Tables(1, 2), 4, instances=2)
+    agents = Table(jnp.array([[0.5], [0.4], [0.3], [0.2]]), jnp.array([1, 0, 0, 0], jnp.int32))
+    population = found(agents, jnp.array([3.0, 2.0, 2.0, 2.0]))
+    start, end, rounds = lived(market, Terms(birth_rate=0.0), rounds=3, cradles=cradles, population=population)
+    assert end.population.alive.tolist() == [False, True, True, True]
+    assert float(end.population.wealth[0]) == 0
+    assert np.isfinite(end.population.wealth).all()
+    books = jax.tree.map(lambda flow: np.asarray(flow, np.float64), rounds.books)
+    assert books.nonfinite.tolist() == [1, 0, 0]
+    assert books.estate[0] == pytest.approx(2.0, abs=1e-5)  # it had paid .5 to the house in both instances
+    money_then = np.concatenate([[float(money(start))], np.asarray(rounds.money)])
+    np.testing.assert_allclose(np.diff(money_then), books.net, rtol=1e-5)
+    assert (np.asarray(end.owner) != 0).all()
+
+
+@pytest.mark.parametrize("instances", (3, 8))
+def test_an_agent_that_spends_all_in_many_instances_owns_exactly_nothing(instances):
+    market = DeepMarket(Faulty(0.0), Tables(1, 2), 1, instances=instances)  # action 1 earns nothing
+    wealth = jnp.linspace(0.1, 9, 500)
+
+    def one(wealth):
+        agent = Table(jnp.full((1, 1), 1e9), jnp.ones(1, jnp.int32))
+        start = open_market(market, jax.random.key(0), market.env.default_params, found(agent, wealth[None]))
+        after, books, _ = deep_market.step(market, jax.random.key(1), start, market.env.default_params)
+        return after.population.wealth[0], books
+
+    left, books = jax.jit(jax.vmap(one))(wealth)
+    assert float(left.min()) >= 0
+    np.testing.assert_allclose(left - wealth, books.net, atol=1e-6)
+
+
+CROWDED = DeepMarket(WORLD, LANGUAGE, AGENTS, instances=5, mechanism=CREDIT_CONSERVING_VICKREY)
+
+
+@jax.jit
+def _crowded(key, economy):
+    terms = Terms(rent=0.1, levy=0.01, tax=0.05, exploration=0.3)
+    return run(CROWDED, key, economy, WORLD.default_params, terms, rounds=1, period=40, cradles=0)
+
+
+def test_exploration_makes_nobody_pay_more_than_its_purse():
+    agents = Table(jnp.array([[0.9] * STATES, [0.1] * STATES]), jnp.array([0, 1], jnp.int32))
+    market = DeepMarket(WORLD, LANGUAGE, 2, mechanism=CREDIT_CONSERVING_VICKREY)
+    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.array([5.0, 0.2])))
+    poor = 0
+    for key in jax.random.split(jax.random.key(1), 12):
+        _after, books, wins = step(market, key, economy, WORLD.default_params, Terms(exploration=1.0))
+        if wins[1]:
+            poor += 1
+            assert float(books.sales) == pytest.approx(0.2)  # the other bid is .9
+            assert float(books.house) == pytest.approx(0.2)
+        assert float(books.subsidy) == 0
+    assert poor > 2
+
+
+# --- owners, the house, consumers
+
+
+def test_the_house_sells_first_states_and_acts_where_nobody_bids():
+    market = DeepMarket(make("Bandit-v0")[0], Tables(1, 4), 2, instances=2)
+    silent = Table(jnp.full((2, 1), SILENCE), jnp.zeros(2, jnp.int32))
+    economy = open_market(market, jax.random.key(0), market.env.default_params, found(silent, jnp.ones(2)))
+    after, books, _ = step(market, jax.random.key(1), economy, market.env.default_params)
+    assert (float(books.unsold), float(books.sales)) == (2, 0)
+    assert float(books.reward) == 0, "earned by nobody"
+    assert float(books.returns) > 0
+    eager = Table(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
+    economy = open_market(market, jax.random.key(0), market.env.default_params, found(eager, jnp.ones(2)))
+    after, books, _wins = step(market, jax.random.key(1), economy, market.env.default_params)
+    assert float(books.house) == pytest.approx(0.6)
+    np.testing.assert_allclose(after.population.wealth, [1 + 2 * (0.8 - 0.3), 1], rtol=1e-6)
+    assert (np.asarray(after.owner) == HOUSE).all(), "a new episode belongs to the original owner"
+    assert (float(books.episodes), float(books.returns)) == pytest.approx((2, 1.6))
+
+
+def test_an_original_owner_sells_first_states():
+    market = DeepMarket(make("Bandit-v0")[0], Tables(1, 4), 2)
+    eager = Table(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
+    params = market.env.default_params
+    economy = open_market(market, jax.random.key(0), params, found(eager, jnp.ones(2)), original_owner=1)
+    for sales in (1, 2):
+        economy, _, _ = step(market, jax.random.key(sales), economy, params)
+        assert float(economy.population.wealth[1]) == pytest.approx(1 + 0.3 * sales)
+
+
+def test_what_the_dead_owned_falls_to_the_house():
+    """An agent that owns the state dies of bankruptcy: the next sale's money is the house's."""
+    agents = Table(jnp.array([[0.5] * STATES, [0.25] * STATES]), jnp.array([0, 0], jnp.int32))
+    market = DeepMarket(FiniteMDP([[[1.0]]], [[0.0]], 0.9, [1.0]), Tables(1, 1), 2)
+    agents = Table(agents.bids[:, :1], agents.action)
+    params = market.env.default_params
+    economy = open_market(market, jax.random.key(0), params, found(agents, jnp.array([0.5, 2.0])), original_owner=0)
+    economy = economy.replace(owner=jnp.array([HOUSE], jnp.int32))
+    terms = Terms(birth_rate=0.0, bankruptcy=0.1)
+    economy, rounds = run(market, jax.random.key(1), economy, params, terms, rounds=1, period=1, cradles=1)
+    assert np.asarray(economy.population.alive).tolist() == [False, True]
+    assert (int(economy.owner[0]), int(economy.original_owner)) == (HOUSE, HOUSE)
+    assert float(rounds.books.house[0]) == 0.5
+    economy, rounds = run(market, jax.random.key(2), economy, params, terms, rounds=1, period=1, cradles=1)
+    assert float(rounds.books.house[0]) == 0.25
+    assert int(economy.owner[0]) == 1
+
+
+def test_consumers_buy_what_they_like_in_place_of_rewards():
+    """Chain's goal is worth .6 to one consumer and 5 to another, who owns 1.5 and so has .5 for each of 3 instances."""
+    consumers = (lambda obs: 0.6 * obs[5], lambda obs: 5.0 * obs[5])
+    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 1, instances=3, consumers=consumers)
+    right = Table(jnp.full((1, 6), 0.1), jnp.ones(1, jnp.int32))
+    params = market.env.default_params
+    economy = open_market(
+        market, jax.random.key(0), params, found(right, jnp.array([3.0])), consumers=jnp.array([6.0, 1.5])
+    )
+    terms = Terms(income=0.01)
+    for t in range(5):
+        economy, books, _ = step(market, jax.random.key(t), economy, params, terms)
+        assert float(books.reward) == 0
+        assert float(books.income) == pytest.approx(0.02)
+    # The first purse is 2, so its whole value counts; the second bids a third of what it owns, about .5.
+    assert float(books.consumption) == pytest.approx(3 * 0.6)
+    np.testing.assert_allclose(economy.consumers, [6 + 5 * 0.01 - 1.8, 1.5 + 5 * 0.01], rtol=1e-6)
+    # Each instance: .1 to the house for the first state, .1 to itself four times, .6 from the consumer.
+    assert float(economy.population.wealth[0]) == pytest.approx(3 - 3 * 0.1 + 1.8)
+    assert float(money(economy)) == pytest.approx(3 + 7.5 + 0.1 - 0.3)
+
+
+def test_a_consumer_owns_what_it_bought_and_sells_it_on():
+    market = DeepMarket(WORLD, LANGUAGE, 1, consumers=(lambda obs: jnp.ones(()),))
+    agent = Table(jnp.full((1, STATES), 0.25), jnp.zeros(1, jnp.int32))
+    params = WORLD.default_params
+    economy = open_market(market, jax.random.key(0), params, found(agent, jnp.ones(1)), consumers=10.0)
+    for t in range(3):
+        economy, _, _ = step(market, jax.random.key(t), economy, params)
+        assert int(economy.owner[0]) == 1  # place N + 0
+    assert float(economy.consumers[0]) == pytest.approx(10 - 3 * 1 + 2 * 0.25)
+    assert float(economy.population.wealth[0]) == pytest.approx(1 + 3 * (1 - 0.25))
+
+
+def test_theft_pays_strangers():
+    """Without property rights the money still goes to somebody, only not to the owner."""
+    agents = Table(jnp.array([[0.5] * STATES] + [[0.1] * STATES] * 4), jnp.zeros(5, jnp.int32))
+    market = DeepMarket(WORLD, LANGUAGE, 5, property_rights=False)
+    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.full(5, 9.0)))
+    economy = economy.replace(owner=jnp.zeros(1, jnp.int32))
+    paid = set()
+    for t in range(30):
+        after, books, _ = step(market, jax.random.key(t), economy, WORLD.default_params)
+        gains = np.asarray(after.population.wealth) - 9 - np.array([float(books.reward) - 0.5, 0, 0, 0, 0])
+        assert gains.sum() == pytest.approx(0.5, abs=1e-5)
+        paid.add(int(gains.argmax()))
+    assert paid == set(range(5))
+
+
+def test_illegal_actions_are_not_bid_for():
+    class Careful(type(WORLD)):
+        def legal_actions(self, state, params):
+            return jnp.arange(ACTIONS) != 1
+
+    world = Careful(WORLD.transitions, WORLD.rewards, 0.9, WORLD.start)
+    agents = Table(jnp.array([[0.1] * STATES, [0.9] * STATES]), jnp.array([0, 1], jnp.int32))
+    market = DeepMarket(world, LANGUAGE, 2)
+    economy = open_market(market, jax.random.key(0), world.default_params, found(agents, jnp.ones(2)))
+    _, _, wins = step(market, jax.random.key(1), economy, world.default_params)
+    assert wins.tolist() == [1, 0]
+
+
+def test_the_dead_do_not_bid_pay_or_act():
+    """The highest bidder by far is dead, and so is the owner's neighbour: nothing that happens is theirs."""
+    agents = Table(jnp.array([[0.9] * STATES, [0.1] * STATES, [0.8] * STATES]), jnp.array([0, 1, 2], jnp.int32))
+    alive = jnp.array([False, True, False])
+    market = DeepMarket(WORLD, LANGUAGE, 3)
+    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.full(3, 5.0), alive))
+    terms = Terms(rent=0.1, levy=0.1, tax=0.1, exploration=0.5, markup=0.2)
+    for t in range(10):
+        economy, books, wins = step(market, jax.random.key(t), economy, WORLD.default_params, terms)
+        assert wins.tolist() == [0, 1, 0]
+        assert float(books.sales) == pytest.approx(0.2)
+    assert np.asarray(economy.population.wealth)[[0, 2]].tolist() == [0, 0]
+    assert np.isnan(np.asarray(economy.population.offer)[[0, 2]]).all()
+
+
+# --- entry
+
+
+def test_a_novice_bids_the_best_rivals_offer_and_a_little_more_for_life():
+    agents = Table(jnp.ones((3, STATES)), jnp.zeros(3, jnp.int32))
+    market = DeepMarket(WORLD, LANGUAGE, 3)
+    population_ = found(agents, jnp.array([2.0, 2.0, 0.3])).replace(offer=jnp.array([0.5, jnp.nan, 0.9]))
+    economy = open_market(market, jax.random.key(0), WORLD.default_params, population_)
+    terms = Terms(markup=0.25)
+    for t in range(3):
+        economy, books, _ = step(market, jax.random.key(t), economy, WORLD.default_params, terms)
+        # The rival with an offer of .9 can pay .3 only: the best of the others is .5.
+        np.testing.assert_allclose(economy.population.offer, [0.5, 0.75, 0.9])
+        assert float(books.sales) == 0.75
+    outcome, prices, _ = forward(
+        market, jax.random.key(9), economy.population, economy.obs, economy.env_state, WORLD.default_params, terms
+    )
+    assert (int(outcome.winner[0]), float(prices[0])) == (1, 0.75)
+    newcomer = economy.population.replace(offer=jnp.array([0.5, jnp.nan, 0.9]))
+    outcome, _, _ = forward(
+        market, jax.random.key(9), newcomer, economy.obs, economy.env_state, WORLD.default_params, terms
+    )
+    assert int(outcome.winner[0]) == 0, "a frozen market lets nobody in"
+
+
+def test_a_novice_that_is_silent_enters_later():
+    agents = Table(jnp.array([[SILENCE, 1.0]]), jnp.zeros(1, jnp.int32))
+    world = FiniteMDP([[[0.0, 1.0]], [[1.0, 0.0]]], [[0.0], [0.0]], 0.9, [1.0, 0.0])
+    market = DeepMarket(world, Tables(2, 1), 1)
+    economy = open_market(market, jax.random.key(0), world.default_params, found(agents, jnp.ones(1)))
+    terms = Terms(markup=0.25)
+    economy, _, _ = step(market, jax.random.key(0), economy, world.default_params, terms)
+    assert np.isnan(economy.population.offer[0])
+    economy, _, _ = step(market, jax.random.key(0), economy, world.default_params, terms)
+    assert float(economy.population.offer[0]) == 0.25
+
+
+# --- as a JAX program
+
+
+def test_churn_compiles_once():
+    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 16, instances=4)
+    traces = []
+
+    @jax.jit
+    def go(key, economy, terms):
+        traces.append(None)
+        return run(market, key, economy, market.env.default_params, terms, rounds=4, period=3, cradles=4)
+
+    economy = open_market(market, jax.random.key(0), market.env.default_params, living=3)
+    living = []
+    for t in range(4):
+        terms = Terms(allowance=1.0 + t, birth_rate=0.9, patience=10 - t)
+        economy, rounds = go(jax.random.key(t), economy, jax.tree.map(jnp.asarray, terms))
+        living.extend(np.asarray(rounds.living).tolist())
+    assert len(traces) == 1
+    assert len(set(living)) > 3, "the population did change"
+
+
+def test_vmapped_over_seeds_and_terms():
+    """Each seed as if alone, to rounding."""
+    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 8, instances=2)
+    params = market.env.default_params
+
+    def go(key, rent):
+        economy = open_market(market, key, params, wealth=2.0)
+        terms = Terms(rent=rent)
+        return run(market, key, economy, params, terms, rounds=3, period=4, cradles=2)[1].money
+
+    keys, rents = jax.random.split(jax.random.key(0), 3), jnp.array([0.0, 0.01, 0.2])
+    many = jax.jit(jax.vmap(go))(keys, rents)
+    for i in range(3):
+        np.testing.assert_allclose(many[i], jax.jit(go)(keys[i], rents[i]), rtol=1e-5)
+
+
+def test_types_survive_x64():
+    market = DeepMarket(make("Chain-v0")[0], Networks(6, 2, (3,)), 4, instances=2)
+
+    def lives(key):
+        params = market.env.default_params
+        start = open_market(market, key, params)
+        return start, *run(market, key, start, params, Terms(markup=0.1, rent=0.1), rounds=2, period=2, cradles=2)
+
+    def types(tree):
+        return jax.tree.map(lambda leaf: leaf.dtype, tree)
+
+    with jax.enable_x64(True):
+        start, end, rounds = jax.eval_shape(lives, jax.random.key(0))
+        assert types(start) == types(end)
+        assert end.population.wealth.dtype == rounds.money.dtype == jnp.float64
+    start, end, rounds = jax.eval_shape(lives, jax.random.key(0))
+    assert types(start) == types(end)
+    assert end.population.wealth.dtype == rounds.money.dtype == jnp.float32
+
+
+def test_keys_are_used_once():
+    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 4, instances=2)
+    with jax.debug_key_reuse(True):
+        lived(market, Terms(exploration=0.1), rounds=2, period=2)
+
+
+def test_bad_input_is_named():
+    env = make("Chain-v0")[0]
+    with pytest.raises(ValueError, match="capacity: expected a whole number >= 1, got 0"):
+        DeepMarket(env, Tables(6, 2), 0)
+    with pytest.raises(ValueError, match="instances"):
+        DeepMarket(env, Tables(6, 2), 4, instances=1.5)
+    with pytest.raises(ValueError, match="mechanism"):
+        DeepMarket(env, Tables(6, 2), 4, mechanism="bb")
+    market = DeepMarket(env, Tables(6, 2), 4)
+    params = market.env.default_params
+    with pytest.raises(ValueError, match="living: expected 0 to 4"):
+        open_market(market, jax.random.key(0), params, living=5)
+    with pytest.raises(ValueError, match="population: expected 4 places"):
+        open_market(market, jax.random.key(0), params, found(tables(0), jnp.ones(AGENTS)))
+    economy = open_market(market, jax.random.key(0), params)
+    with pytest.raises(ValueError, match="cradles: at most one"):
+        run(market, jax.random.key(0), economy, params, rounds=1, period=1, cradles=5)
+    with pytest.raises(ValueError, match="period: expected a whole number >= 1, got 0"):
+        run(market, jax.random.key(0), economy, params, rounds=1, period=0)
+
+
+def test_markets_compare_by_value():
+    env = make("Chain-v0")[0]
+    one, other = (DeepMarket(env, Tables(6, 2), 4) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != DeepMarket(env, Tables(6, 2), 4, mechanism=Mechanism("x", lambda o: 0, lambda o: 0))
+
+
+def test_names_are_public():
+    for module in (deep_market, deep_market.market, deep_market.demographics):
+        assert all(hasattr(module, name) for name in module.__all__)

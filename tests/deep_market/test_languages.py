@@ -1,0 +1,246 @@
+"""Languages: what rules, programs, networks and tables bid and do, and how their children differ."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmarket.deep_market.representations import (
+    ANYTHING,
+    TESTS,
+    Networks,
+    Program,
+    Programs,
+    Rule,
+    Rules,
+    Table,
+    Tables,
+)
+
+LANGUAGES = {
+    "rules": Rules(6, 3),
+    "programs": Programs(6, 3),
+    "linear": Networks(6, 3),
+    "networks": Networks(6, 3, (4,)),
+    "tables": Tables(6, 3),
+}
+OBS = jax.nn.one_hot(2, 6)
+
+
+def rule(text, action=0):
+    return Rule(jnp.array([ANYTHING if c == "#" else int(c) for c in text], jnp.int32), jnp.asarray(action))
+
+
+# --- the protocol
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_contract(name):
+    """Jit and vmap, stable types and shapes, legal actions, equality by value."""
+    language = LANGUAGES[name]
+    keys = jax.random.split(jax.random.key(0), 64)
+
+    @jax.jit
+    def lives(keys):
+        agents = jax.vmap(language.init, (0, None))(keys, OBS)
+        children = jax.vmap(language.mutate)(keys, agents, jax.tree.map(lambda x: x[::-1], agents))
+        bids = jax.vmap(language.bid, (0, None, None))(children, OBS, jnp.asarray(2.0))
+        return agents, children, bids, jax.vmap(language.act, (0, None))(children, OBS), jax.vmap(language.cost)(agents)
+
+    agents, children, bids, actions, costs = lives(keys)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), agents) == jax.tree.map(lambda x: (x.shape, x.dtype), children)
+    assert bids.dtype == costs.dtype == jnp.float32
+    assert bids.shape == actions.shape == costs.shape == (64,)
+    assert set(np.asarray(actions).tolist()) == {0, 1, 2}
+    assert (np.asarray(costs) > 0).all()
+    assert not np.isnan(np.asarray(bids)).any()
+    assert np.isfinite(np.asarray(bids)).any()
+    changed = [np.asarray(a != b).any() for a, b in zip(*map(jax.tree.leaves, (agents, children)), strict=True)]
+    assert any(changed)
+    assert language == type(language)(**{f: getattr(language, f) for f in language.__dataclass_fields__})
+    assert len({language, type(language)(**language.__dict__)}) == 1
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_types_survive_x64(name):
+    with jax.enable_x64(True):
+        language = LANGUAGES[name]
+        agent = language.init(jax.random.key(0), OBS.astype(jnp.float64))
+        child = language.mutate(jax.random.key(1), agent, agent)
+        assert jax.tree.map(lambda x: x.dtype, agent) == jax.tree.map(lambda x: x.dtype, child)
+        assert language.bid(agent, OBS.astype(jnp.float64), jnp.asarray(1.0)).dtype == jnp.float64
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="bits: expected a whole number >= 1, got 0"):
+        Rules(0, 2)
+    with pytest.raises(ValueError, match=r"mutation: expected a number in \[0, 1\], got 2"):
+        Rules(3, 2, mutation=2)
+    with pytest.raises(ValueError, match="names: expected one for each of 3 sensors, got 1"):
+        Programs(3, 2, names=("x",))
+    with pytest.raises(ValueError, match="hidden"):
+        Networks(3, 2, (0,))
+    with pytest.raises(ValueError, match="states"):
+        Tables(0, 2)
+
+
+# --- rules
+
+
+@given(st.text("01#", min_size=6, max_size=6), st.lists(st.integers(0, 1), min_size=6, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_rules_match_as_strings_do(text, bits):
+    language = Rules(6, 2, coefficient=0.125)
+    agent, obs = rule(text), jnp.asarray(bits, jnp.float32)
+    matches = all(c in ("#", str(b)) for c, b in zip(text, bits, strict=True))
+    assert bool(language.matches(agent, obs)) == matches
+    bid = float(language.bid(agent, obs, jnp.asarray(8.0)))
+    specificity = sum(c != "#" for c in text) / 6
+    assert bid == (pytest.approx(0.125 * specificity * 8) if matches else -np.inf)
+
+
+def test_base_is_what_specificity_does_not_decide():
+    bids = [
+        float(Rules(4, 2, coefficient=0.5, base=b).bid(rule("1###"), jnp.ones(4), jnp.asarray(1.0)))
+        for b in (0, 0.5, 1)
+    ]
+    assert bids == pytest.approx([0.125, 0.3125, 0.5])
+
+
+def test_a_new_rule_matches_where_it_is_born():
+    language = Rules(5, 2, wildcards=0.3)
+    obs = jnp.array([0.0, 1, 1, 0, 1])
+    rules = jax.vmap(language.init, (0, None))(jax.random.split(jax.random.key(0), 300), obs)
+    assert jax.vmap(language.matches, (0, None))(rules, obs).all()
+    assert float((rules.condition == ANYTHING).mean()) == pytest.approx(0.3, abs=0.04)
+
+
+def test_crossover_takes_a_segment_of_the_mate():
+    language = Rules(12, 2, crossover=1.0, mutation=0.0)
+    children = jax.vmap(language.mutate, (0, None, None))(
+        jax.random.split(jax.random.key(1), 200), rule("0" * 12), rule("1" * 12, action=1)
+    )
+    conditions = np.asarray(children.condition)
+    assert set(conditions.reshape(-1).tolist()) == {0, 1}
+    assert (np.abs(np.diff(conditions, axis=1)).sum(1) <= 2).all(), "one segment"
+    assert (np.asarray(children.action) == 0).all()
+    assert 0.2 < conditions.mean() < 0.5
+
+
+def test_mutation_changes_symbols_into_others():
+    language = Rules(200, 2, crossover=0.0, mutation=0.25)
+    child = language.mutate(jax.random.key(2), rule("#" * 200), rule("1" * 200))
+    values, counts = np.unique(np.asarray(child.condition), return_counts=True)
+    assert values.tolist() == [0, 1, 2]
+    assert counts[2] / 200 == pytest.approx(0.75, abs=0.1)
+
+
+# --- programs
+
+
+def program(lines, action=0, price=0.5):
+    names = [name for name, _ in TESTS]
+    return Program(
+        jnp.array([names.index(test) for test, _, _ in lines]),
+        jnp.array([[a, b] for _, a, b in lines]),
+        jnp.asarray(action),
+        jnp.asarray(price),
+    )
+
+
+@given(
+    lines=st.lists(
+        st.tuples(st.sampled_from([name for name, _ in TESTS]), st.integers(0, 4), st.integers(0, 4)),
+        min_size=3,
+        max_size=3,
+    ),
+    obs=st.lists(st.integers(-1, 2), min_size=3, max_size=3),
+)
+@settings(max_examples=80, deadline=None)
+def test_programs_against_plain_python(lines, obs):
+    language = Programs(3, 2, length=3, constants=(0.0, 1.0))
+    values = [*obs, 0, 1]
+    tests = {
+        "skip": lambda a, b: True,
+        "=": lambda a, b: a == b,
+        "≠": lambda a, b: a != b,
+        ">": lambda a, b: a > b,
+        "<": lambda a, b: a < b,
+    }
+    holds = all(tests[test](values[a], values[b]) for test, a, b in lines)
+    bid = float(language.bid(program(lines), jnp.asarray(obs, jnp.float32), jnp.asarray(9.0)))
+    assert bid == (0.5 if holds else -np.inf)
+    assert float(language.cost(program(lines))) == 1 + sum(test != "skip" for test, _, _ in lines)
+
+
+def test_programs_can_be_read():
+    language = Programs(2, 3, length=3, names=("depth", "height"))
+    assert language.show(program([("=", 0, 2), ("skip", 1, 1), (">", 1, 0)], 2)) == "if depth = 0 and height > depth: 2"
+    assert language.show(program([("skip", 0, 0)] * 3)) == "if anything: 0"
+
+
+def test_a_childs_program_differs_a_little():
+    language = Programs(4, 3, length=4, mutation=0.0)
+    parent = language.init(jax.random.key(0), OBS)
+    children = jax.vmap(language.mutate, (0, None, None))(jax.random.split(jax.random.key(1), 100), parent, parent)
+    changed = np.stack(
+        [
+            np.asarray((children.tests != parent.tests) | (children.operands != parent.operands).any(-1)).sum(-1),
+            np.asarray(children.action != parent.action),
+        ]
+    ).sum(0)
+    assert (changed <= 1).all()
+    assert changed.mean() > 0.5
+    assert np.asarray(children.price != parent.price).all()
+
+
+def test_new_programs_follow_their_prior():
+    language = Programs(4, 3, length=5, skip=0.4, constant=0.7)
+    new = jax.vmap(language.init, (0, None))(jax.random.split(jax.random.key(0), 400), OBS)
+    assert float((new.tests == 0).mean()) == pytest.approx(0.4, abs=0.04)
+    assert float((new.operands[..., 1] >= 4).mean()) == pytest.approx(0.7, abs=0.04)
+    assert int(new.operands.max()) == 4
+    assert int(new.operands[..., 0].max()) == 3
+
+
+# --- networks and tables
+
+
+def test_networks_against_numpy():
+    language = Networks(3, 2, (4,))
+    (w1, b1), (w2, b2) = (tuple(map(np.asarray, layer)) for layer in language.init(jax.random.key(0), OBS))
+    agent = [(jnp.asarray(w1), jnp.asarray(b1 + 0.1)), (jnp.asarray(w2), jnp.asarray(b2))]
+    x = np.array([0.5, -1.0, 2.0], np.float32)
+    out = np.tanh(x @ w1 + b1 + 0.1) @ w2 + b2
+    assert float(language.bid(agent, jnp.asarray(x), jnp.asarray(1.0))) == pytest.approx(
+        np.log1p(np.exp(out[0])), rel=1e-5
+    )
+    assert int(language.act(agent, jnp.asarray(x))) == out[1:].argmax()
+    assert float(language.cost(agent)) == pytest.approx((3 * 4 + 4 * 3) / 1000)
+
+
+def test_network_mutations_are_gaussian():
+    language = Networks(40, 10, mutation=0.25)
+    parent = language.init(jax.random.key(0), OBS)
+    child = language.mutate(jax.random.key(1), parent, parent)
+    change = np.concatenate(
+        [np.asarray(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, (child, parent)), strict=True)]
+    )
+    assert change.std() == pytest.approx(0.25, rel=0.1)
+    assert abs(change.mean()) < 0.03
+
+
+def test_tables_are_looked_up():
+    language = Tables(3, 2)
+    agent = Table(jnp.array([0.1, 0.2, 0.3]), jnp.asarray(1))
+    bids = [float(language.bid(agent, jax.nn.one_hot(s, 3), jnp.asarray(1.0))) for s in range(3)]
+    assert bids == pytest.approx([0.1, 0.2, 0.3])
+    assert int(language.act(agent, jax.nn.one_hot(0, 3))) == 1
+    new = jax.vmap(Tables(3, 2, highest=4.0).init, (0, None))(jax.random.split(jax.random.key(0), 200), OBS)
+    assert 3.9 < float(new.bids.max()) <= 4
+    pairs = itertools.pairwise(np.unique(np.asarray(new.action)).tolist())
+    assert list(pairs) == [(0, 1)]

@@ -1,0 +1,314 @@
+"""Layers that live on what they sell: the money and the pass against plain Python, backpropagation against JAX."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket import MECHANISMS
+from jaxmarket.deep_market import Terms
+from jaxmarket.experiments import capitalism as experiment
+from jaxmarket.experiments.capitalism import (
+    ACTIVATIONS,
+    HIDDEN,
+    READOUT,
+    LayerMarket,
+    Layers,
+    Structure,
+    activations,
+    evaluate,
+    live,
+    logits,
+    measure,
+    open_market,
+    sell_lot,
+    sgd,
+)
+from jaxmarket.experiments.report import Options
+
+SMALL = LayerMarket(Layers(4, 6, 3, structured=True), capacity=7, batch=5)
+TERMS = Terms(levy=0.01, allowance=1.0, dowry=0.5, inheritance=0.2, mutants=0.7, displace=True, bankruptcy=0.02)
+
+
+def opened(seed=0, market=SMALL, **learned):
+    """A market with uneven wealth, rates and lives."""
+    rng = np.random.default_rng(seed)
+    p = open_market(market, jax.random.key(seed), 1.0)
+    layer = jnp.arange(market.capacity) % 2
+    p = p.replace(
+        agents=p.agents.replace(layer=layer, earns=jnp.asarray(rng.uniform(0.2, 1.5, market.capacity), jnp.float32)),
+        wealth=jnp.asarray(rng.uniform(0.05, 2, market.capacity), jnp.float32).at[2].set(0),
+        alive=jnp.arange(market.capacity) != 2,
+    )
+    x = jnp.asarray(rng.normal(size=(market.batch, 4)), jnp.float32)
+    return p.replace(**learned), x, jnp.asarray(rng.integers(0, 3, market.batch), jnp.int32)
+
+
+step_jit = jax.jit(experiment._step, static_argnums=0)
+sell_jit = jax.jit(sell_lot, static_argnums=0)
+
+
+def by_loops(market, p, x, labels, terms, informed=True):
+    """One lot in plain Python: wealth and rates after it, reward, what the house got, winners."""
+    p, x = jax.device_get(p), np.asarray(x, np.float64)
+    wealth, earns = p.wealth.astype(float).tolist(), p.agents.earns.astype(float).tolist()
+
+    def forward(weights, h):
+        return h @ weights[:-1].astype(float) + weights[-1].astype(float)
+
+    def softmax(z):
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    functions = (lambda z: np.maximum(z, 0), np.tanh, np.sin, lambda z: z)
+
+    def auction(tag, state):
+        best, winner, expected = 0.0, -1, 1.0
+        for i in range(market.capacity):
+            if not p.alive[i] or p.agents.layer[i] != tag:
+                continue
+            expects = 1.0 if tag == HIDDEN else (softmax(forward(p.agents.readout[i], state)) ** 2).sum(-1).mean()
+            bid = min((1 - market.margin) * earns[i] * expects, wealth[i])
+            if bid > best:
+                best, winner, expected = bid, i, expects
+        return best, winner, expected
+
+    price, maker, _ = auction(HIDDEN, x)
+    h = functions[int(p.agents.structure.activation[maker])](forward(p.agents.hidden[maker], x))
+    h[:, int(p.agents.structure.width[maker]) :] = 0
+    resale, reader, expected = auction(READOUT, h)
+    right = softmax(forward(p.agents.readout[reader], h))[np.arange(len(labels)), labels].mean()
+    reward = right if informed else 1 / 3
+    wealth[maker] += resale - price
+    wealth[reader] += reward - resale
+    earns[maker] += market.memory * (resale - earns[maker])
+    earns[reader] += market.memory * (reward / expected - earns[reader])
+    return [w * (1 - float(terms.levy)) for w in wealth], earns, reward, price, (maker, reader)
+
+
+@pytest.mark.parametrize("informed", [True, False])
+def test_a_lot_is_sold_as_in_plain_python(informed):
+    for seed in range(8):
+        p, x, labels = opened(seed)
+        after, books, wins = step_jit(SMALL, TERMS, p, jnp.int32(3), x, labels, informed)
+        wealth, earns, reward, house, winners = by_loops(SMALL, p, x, labels, TERMS, informed)
+        np.testing.assert_allclose(after.wealth, wealth, rtol=1e-5)
+        np.testing.assert_allclose(after.agents.earns, earns, rtol=1e-5)
+        assert float(books.reward) == pytest.approx(reward, rel=1e-5)
+        assert float(books.house) == pytest.approx(house, rel=1e-5)
+        assert np.flatnonzero(wins).tolist() == sorted(winners)
+        np.testing.assert_array_equal(after.won[jnp.asarray(winners)], 4)
+        np.testing.assert_array_equal(after.agents.hidden, p.agents.hidden)  # capitalism changes no parameter
+
+
+@pytest.mark.parametrize("name", ["bb", "vickrey"])
+def test_money_changes_by_named_flows_only(name):
+    """Over many lots, births and deaths, with subsidies and without; what the dead take is booked."""
+    market = dataclasses.replace(SMALL, mechanism=MECHANISMS[name], learning=name == "bb")
+    p, x, labels = opened(1, market)
+    end, time, rounds = live(market, jax.random.key(2), p, jnp.int32(0), x, labels, TERMS, 40, 3, 2)
+    residual = experiment._residual(np.array([float(p.wealth.sum())]), jax.tree.map(lambda leaf: leaf[None], rounds))
+    assert residual.max() < 1e-6
+    assert int(time) == 120
+    assert float(rounds.money[-1]) == pytest.approx(float(end.wealth.sum()))
+    books = jax.tree.map(lambda flow: float(flow.sum()), rounds.books)
+    assert books.estate > 0
+    assert books.allowance > 0
+    assert (books.subsidy > 0.1) == (name == "vickrey")
+    assert (np.asarray(end.wealth) >= 0).all()
+    forged = rounds.replace(books=rounds.books.replace(house=1.01 * rounds.books.house + 1e-3))
+    assert experiment._residual(np.array([float(p.wealth.sum())]), jax.tree.map(lambda leaf: leaf[None], forged)) > 1e-4
+
+
+def test_who_cannot_pay_does_not_win():
+    p, x, labels = opened(3)
+    rich = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)[2]
+    winners = np.flatnonzero(rich)
+    poor = p.replace(wealth=p.wealth.at[winners].set(0))
+    assert not np.asarray(step_jit(SMALL, TERMS, poor, jnp.int32(0), x, labels, True)[2])[winners].any()
+
+
+@pytest.mark.parametrize("tag", [HIDDEN, READOUT])
+def test_a_layer_without_buyers_delivers_nothing(tag):
+    """Nobody pays for what was not made; without readers the maker keeps what it paid for."""
+    p, x, labels = opened(4)
+    p = p.replace(alive=p.alive & (p.agents.layer != tag))
+    after, books, wins = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)
+    first, *_, logp = sell_jit(SMALL, p, x)
+    np.testing.assert_allclose(jnp.exp(logp), 1 / 3, rtol=1e-6)
+    assert float(books.reward) == 0
+    assert float(books.sales) == float(first.price)
+    assert float(books.unsold) == 2 - (tag == READOUT)
+    assert int(wins.sum()) == int(tag == READOUT)
+    change = float(after.wealth.sum() - p.wealth.sum())
+    assert change == pytest.approx(-float(first.price) - float(books.levy), abs=1e-5)
+    learned = jax.jit(experiment._step, static_argnums=0)(
+        dataclasses.replace(SMALL, learning=True), TERMS, p, jnp.int32(0), x, labels, True
+    )[0]
+    np.testing.assert_array_equal(learned.agents.hidden, p.agents.hidden)
+
+
+def test_winners_learn_by_backpropagation_and_nobody_else():
+    market = dataclasses.replace(SMALL, learning=True)
+    p, x, labels = opened(5)
+    first, second, maker, reader, logp = sell_jit(market, p, x)
+
+    def loss(weights):
+        h = activations(weights[0], maker.structure, x)
+        return -jax.nn.log_softmax(logits(weights[1], h))[jnp.arange(5), labels].mean()
+
+    assert float(loss((maker.hidden, reader.readout))) == pytest.approx(-float(logp[jnp.arange(5), labels].mean()))
+    hidden, readout = jax.grad(loss)((maker.hidden, reader.readout))
+    after = step_jit(market, TERMS, p, jnp.int32(0), x, labels, True)[0].agents
+    one, two = int(first.winner), int(second.winner)
+    np.testing.assert_allclose(after.hidden[one], maker.hidden - maker.structure.rate * hidden, atol=1e-6)
+    np.testing.assert_allclose(after.readout[two], reader.readout - reader.structure.rate * readout, atol=1e-6)
+    assert np.abs(np.asarray(hidden)).max() > 0
+    for i in range(market.capacity):
+        if i != one:
+            np.testing.assert_array_equal(after.hidden[i], p.agents.hidden[i])
+        if i != two:
+            np.testing.assert_array_equal(after.readout[i], p.agents.readout[i])
+
+
+def test_diverged_parameters_do_not_spread():
+    """Learning at an absurd rate: weights may overflow, money and other agents may not."""
+    market = dataclasses.replace(SMALL, learning=True)
+    p, x, labels = opened(6)
+    wild = p.agents.structure.replace(rate=jnp.full(7, 1e20))
+    p = p.replace(agents=p.agents.replace(structure=wild))
+    for _ in range(30):
+        p, books, _ = step_jit(market, TERMS, p, jnp.int32(0), 1e6 * x, labels, True)
+        assert np.isfinite(p.wealth).all()
+        assert np.isfinite(p.agents.earns).all()
+        assert all(np.isfinite(flow) for flow in jax.tree.leaves(books))
+
+
+def test_who_makes_nonsense_teaches_nobody():
+    """Readers cannot value what is not a number: nobody buys it, and nobody learns from it."""
+    market = dataclasses.replace(SMALL, learning=True)
+    p, x, labels = opened(6)
+    first = sell_jit(market, p, x)[0]
+    p = p.replace(agents=p.agents.replace(hidden=p.agents.hidden.at[first.winner].set(jnp.nan)))
+    after, books, _ = step_jit(market, TERMS, p, jnp.int32(0), x, labels, True)
+    assert int(sell_jit(market, p, x)[1].winner) < 0
+    assert float(books.unsold) == 1
+    for name in ("hidden", "readout"):
+        np.testing.assert_array_equal(getattr(after.agents, name), getattr(p.agents, name))
+    assert np.isfinite(after.wealth).all()
+    assert np.isfinite(after.agents.earns).all()
+
+
+def test_structures_do_what_they_say():
+    rng = np.random.default_rng(0)
+    hidden, x = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32), jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
+    z = x @ hidden[:-1] + hidden[-1]
+    for i, (_, function) in enumerate(ACTIVATIONS):
+        h = activations(hidden, Structure(jnp.int32(i), jnp.int32(4), jnp.float32(0.1)), x)
+        np.testing.assert_allclose(h[:, :4], function(z)[:, :4], rtol=1e-5)
+        assert not h[:, 4:].any()
+
+
+def test_children_resemble_their_parents():
+    for language in (SMALL.language, dataclasses.replace(SMALL.language, structured=False)):
+        parent = language.init(jax.random.key(0), jnp.zeros(1))
+        children = jax.vmap(lambda key, p=parent, la=language: la.mutate(key, p, p))(
+            jax.random.split(jax.random.key(1), 200)
+        )
+        assert (children.layer == parent.layer).all()
+        assert (children.earns >= parent.earns).all()
+        assert (children.earns <= parent.earns * 1.0501).all()
+        assert (np.abs(children.hidden - parent.hidden).max((1, 2)) > 0).all()
+        widths, rates = np.asarray(children.structure.width), np.asarray(children.structure.rate)
+        if language.structured:
+            assert len(set(widths.tolist())) > 1
+            assert widths.min() >= 4
+            assert widths.max() <= 6
+            assert len(set(np.asarray(children.structure.activation).tolist())) == len(ACTIVATIONS)
+            assert rates.std() > 0
+        else:
+            assert set(widths.tolist()) == {16}
+            assert len(set(rates.tolist())) == 1
+
+
+def test_sgd_is_sgd():
+    rng = np.random.default_rng(1)
+    x, labels = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 9), jnp.int32)
+    weights = SMALL.language.parameters(jax.random.key(0))
+    structure = Structure(jnp.int32(1), jnp.int32(5), jnp.float32(0.3))
+    fast = sgd(jax.random.key(1), weights, structure, jnp.float32(0.05), x, labels, lots=4, batch=5)
+    for lot in experiment._lots(jax.random.key(1), 4, 5, 9):
+
+        def loss(weights, lot=lot):
+            logp = jax.nn.log_softmax(logits(weights[1], activations(weights[0], structure, x[lot])))
+            return -sum(logp[i, labels[lot[i]]] for i in range(5)) / 5
+
+        hidden, readout = jax.grad(loss)(weights)
+        weights = weights[0] - 0.3 * hidden, weights[1] - 0.05 * readout
+    for got, want in zip(fast, weights, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_evaluation_is_frozen_and_right():
+    p, x, labels = opened(7)
+    before = jax.device_get(p)
+    result = evaluate(SMALL, p, x, labels)
+    logp = np.asarray(sell_jit(SMALL, p, x)[-1])
+    assert float(result["accuracy"]) == pytest.approx((logp.argmax(1) == np.asarray(labels)).mean())
+    assert float(result["payment"]) == pytest.approx(np.exp(logp[np.arange(5), np.asarray(labels)]).mean(), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(p), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_measurements_are_equally_far_apart():
+    assert experiment._parts(49152) == [256] * 192
+    assert experiment._parts(100) == [32] * 3
+    arms = experiment.arms(64)
+    assert all(32 % arm.period == 0 for arm in arms)
+    assert [arm.name for arm in arms].index("hybrid") < [arm.name for arm in arms].index("SGD, structure found")
+
+
+@functools.cache
+def findings():
+    """All arms for a moment, two seeds."""
+    results = {}
+    for arm in experiment.arms(64):
+        found = results["hybrid"].structure if arm.structure == "found" else None
+        results[arm.name] = measure(arm, 2, 0, 64, found)
+    return results
+
+
+@pytest.mark.slow
+def test_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "measure", lambda arm, *_: findings()[arm.name])
+    report = experiment.run(Options(tmp_path, seeds=2, quick=True, progress=False))
+    written = report.write(tmp_path)
+    assert {"capitalism.png", "life.png", "structures.csv", "curves.csv"} <= set(written.written)
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert [row["arm"] for row in document["table"]] == list(findings())
+    assert document["table"][3]["mean"] == pytest.approx(findings()["SGD"].accuracy[-1].mean())
+    assert document["conservation_residual"] < 1e-6
+    assert len(document["verdicts"]) == 6
+    assert document["verdicts"][-1]["standing"] == "confirmed"
+
+
+@pytest.mark.slow
+def test_found_structures_must_be_given():
+    arm = next(arm for arm in experiment.arms(64) if arm.structure == "found")
+    with pytest.raises(ValueError, match="found: SGD, structure found needs"):
+        measure(arm, 2, 0, 64)
+
+
+@pytest.mark.slow
+def test_hybrid_and_sgd_read_digits_and_capitalism_begins_to():
+    """Seeds that are not those of the report."""
+    results = {arm.name: measure(arm, 4, 7, 2048) for arm in experiment.arms(64) if arm.structure == "default"}
+    last = {name: finding.accuracy[-1] for name, finding in results.items()}
+    assert (last["SGD"] > 0.95).all()
+    assert (last["hybrid"] > 0.85).all()
+    assert 0.12 < last["capitalism"].mean() < 0.5
+    assert all(finding.residual.max() < 1e-6 for finding in results.values() if finding.rounds is not None)

@@ -1,0 +1,190 @@
+"""Hayek on blocks world, and what the reproductions of economies share."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket import deep_market
+from jaxmarket.deep_market import Terms, found
+from jaxmarket.deep_market.representations import TESTS, Program, Tables
+from jaxmarket.environments import adapt
+from jaxmarket.environments.blocks import MOVES, BlocksWorld
+from jaxmarket.experiments import economies, hayek, reproduce
+from jaxmarket.experiments.economies import Plan, grow, life, residual
+from jaxmarket.experiments.hayek import LANGUAGE, SENSORS, SIZES, reliable, success
+from jaxmarket.view import plotting
+
+NAMES = [name for name, _ in TESTS]
+
+
+def programs(*texts):
+    """Agents from lines such as ``"surplus > 0: 1 2"``, which bid less the later they stand."""
+    agents = []
+    for rank, text in enumerate(texts):
+        guards, move = text.split(": ")
+        lines = [guard.split() for guard in guards.split(" and ")]
+        lines += [["surplus", "skip", "0"]] * (LANGUAGE.length - len(lines))
+        value = [*SENSORS, "0"].index
+        agents.append(
+            Program(
+                jnp.array([NAMES.index(test) for _, test, _ in lines]),
+                jnp.array([[value(a), value(b)] for a, _, b in lines]),
+                jnp.asarray(MOVES.index(tuple(map(int, move.split())))),
+                jnp.asarray(0.9 - 0.1 * rank),
+            )
+        )
+    return jax.tree.map(lambda *x: jnp.stack(x), *agents)
+
+
+BY_HAND = (
+    "surplus > 0: 1 2",
+    "depth2 = 0: 2 1",
+    "depth3 = 0: 3 1",
+    "depth2 > 0: 2 3",
+    "depth3 > 0: 3 2",
+)
+
+
+@jax.jit
+def tried(agents, alive):
+    market = dataclasses.replace(hayek.plans(economies_options())[0].market, capacity=len(BY_HAND))
+    population = found(agents, jnp.ones(len(BY_HAND)), alive)
+    return success(market, jax.random.key(0), population, Terms(), SIZES, 48)
+
+
+def economies_options():
+    from jaxmarket.experiments.report import Options  # noqa: PLC0415
+
+    return Options(folder=None, seeds=2, quick=True, progress=False)
+
+
+def test_five_programs_solve_blocks_world():
+    """The language suffices: these solve all sizes up to twelve, and four of them do not."""
+    agents = programs(*BY_HAND)
+    np.testing.assert_array_equal(tried(agents, jnp.ones(5, bool)), np.ones(len(SIZES)))
+    without = np.asarray(tried(agents, jnp.arange(5) != 1))
+    assert (without[-3:] < 0.8).all()
+    nobody = np.asarray(tried(agents, jnp.zeros(5, bool)))  # the house at random
+    assert nobody[0] > 0.5
+    assert (nobody[-3:] < 0.1).all()
+
+
+def test_a_team_is_a_list_in_order():
+    team = programs("surplus = 0: 2 1", "surplus > 0: 1 2", "surplus > 0: 1 3")
+    obs = jnp.zeros(len(SENSORS))
+    action, some = hayek._lead(team, obs.at[SENSORS.index("surplus")].set(2.0))
+    assert (MOVES[int(action)], bool(some)) == ((1, 2), True)
+    action, some = hayek._lead(team, obs)
+    assert (MOVES[int(action)], bool(some)) == ((2, 1), True)
+    assert not hayek._lead(programs("top1 > 0: 1 2"), obs)[1]
+
+
+def test_reliable_is_the_size_up_to_which_all_are_solved():
+    solved = np.ones((3, len(SIZES)))
+    solved[1, SIZES.index(5)] = 0.89
+    solved[2, 0] = 0.0
+    assert reliable(solved).tolist() == [max(SIZES), 4, 0]
+
+
+@pytest.mark.slow
+def test_selection_spends_its_budget():
+    found_, spent = hayek.teams(jax.random.split(jax.random.key(0), 2), 12_000, 8)
+    assert found_.shape == (2, len(SIZES))
+    assert (np.asarray(spent) <= 12_000).all()
+    assert (np.asarray(spent) > 4_000).all()
+
+
+# --- what economies share
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """Two conditions of a small economy on blocks of one colour and one block: soon learned."""
+    market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=SENSORS)), LANGUAGE, 24)
+    terms = Terms(markup=0.1, tax=1e-4, birth_rate=0.3, displace=True)
+    plan = Plan("one", market, terms, 40, 5, cradles=2, living=12, wealth=1.0, chunks=4, settling=1)
+    other = dataclasses.replace(plan, name="other", terms=terms.replace(tax=0.05))
+
+    def evaluate(market, key, population, terms):
+        return {"living": population.alive.sum()}
+
+    return grow([plan, other], evaluate, seeds=2, seed=0, label="test", shown=False)
+
+
+def test_plans_grow_on_the_same_seeds(grown):
+    one, other = grown["one"], grown["other"]
+    assert one.rounds.money.shape == (2, 40)
+    assert one.rounds.money.dtype == np.float64
+    assert one.steps.tolist() == [50, 100, 150, 200]
+    assert one.measured["living"].shape == (4, 2)
+    np.testing.assert_array_equal(one.opened, [12, 12])
+    np.testing.assert_array_equal(one.economy.population.agents.tests.shape, [2, 24, 3])
+    assert other.rounds.books.tax.sum() > 10 * one.rounds.books.tax.sum()
+    np.testing.assert_array_equal(one.rounds.births.ident[:, 0], other.rounds.births.ident[:, 0])
+
+
+def test_nobody_is_born_while_an_economy_settles(grown):
+    born = grown["one"].rounds.births.ident >= 0
+    assert born[:, :30].any()
+    assert not born[:, 30:].any()
+
+
+def test_residual_is_what_no_flow_explains(grown):
+    one = grown["one"]
+    assert residual(one) < 1e-6
+    robbed = dataclasses.replace(one, opened=one.opened + np.array([0.0, 3.0]))
+    moved = float(np.asarray(one.rounds.books.moved).sum(1)[1])
+    assert residual(robbed) == pytest.approx(3 / moved, rel=1e-3)
+
+
+def test_stages_change_the_world_and_not_the_program():
+    env = BlocksWorld((1, 2), sensors=SENSORS)
+    params = env.default_params
+    stages = tuple(params.replace(sizes=jnp.array(sizes, jnp.int32)) for sizes in ((1, 1), (2, 2)))
+    market = deep_market.DeepMarket(adapt(env), LANGUAGE, 8, instances=4)
+    plan = Plan("p", market, Terms(), 6, 4, cradles=1, living=8, wealth=1.0, chunks=3, stages=stages)
+    assert [plan.env_params(chunk).sizes.tolist() for chunk in range(3)] == [[1, 1], [2, 2], [2, 2]]
+    grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=1, label="", shown=False)["p"]
+    assert (np.asarray(grown.economy.env_state.heights)[..., 0] == 2).any()
+
+
+def test_figures_show_what_happened(grown, tmp_path):
+    one = grown["one"]
+    fig = life(one, 0, "one")
+    titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
+    assert titles[:5] == ["population", "wealth of the living", "inequality", "money supply", "money in and out"]
+    money = next(ax for ax in fig.axes if ax.get_title() == "money supply")
+    line, crosses = money.get_lines()
+    shown = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    for x, y in zip(crosses.get_xdata(), crosses.get_ydata(), strict=True):
+        assert shown[x] == pytest.approx(y, rel=1e-5)
+    flows = next(ax for ax in fig.axes if ax.get_title() == "money in and out")
+    labels = {text.get_text() for text in flows.get_legend().get_texts()}
+    assert {"allowances", "tax", "taken by the dead"} <= labels
+    assert "auctioneer's mint" not in labels
+    plotting.save(fig, tmp_path / "life.png")
+
+
+def test_languages_other_than_programs_grow_too():
+    market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=("surplus",))), Tables(1, 6), 6)
+    plan = Plan("tables", market, Terms(), 2, 2, cradles=1, living=6, wealth=1.0, chunks=1)
+    grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=0, label="", shown=False)
+    assert economies.terms_of(plan.terms)["allowance"] == 1.0
+    assert "rent" not in economies.terms_of(plan.terms)
+    assert residual(grown["tables"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_hayek_generalises(tmp_path):
+    """A quick run of the reproduction: economies trained with three blocks solve more of four than random programs."""
+    report = reproduce("hayek", tmp_path, quick=True, seeds=4, progress=False)
+    result = json.loads(report.to_json())
+    assert result["conservation_residual"] < 1e-5
+    rows = {row["who"]: row for row in result["table"]}
+    assert rows["hayek"]["3"] > rows["random programs"]["3"] + 0.3
+    assert rows["hayek"]["4"] > rows["random programs"]["4"] + 0.1
+    assert (tmp_path / "life.png").exists()

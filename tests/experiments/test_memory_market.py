@@ -1,0 +1,172 @@
+"""The memory market's evaluations against hand-made policies and plain Python, and what it learns."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarket.deep_market import Terms, found
+from jaxmarket.deep_market.representations import ANYTHING, Rule
+from jaxmarket.environments.mazes import COMPASS, Woods101
+from jaxmarket.experiments import EXPERIMENTS
+from jaxmarket.experiments import memory_market as experiment
+from jaxmarket.experiments.economies import grow, residual
+from jaxmarket.experiments.memory_market import CHAIN_STEPS, episodes, first_states, plans, returns, solved
+
+
+def rules(*texts):
+    """Agents from strings like ``1#11:3``."""
+    parts = [text.split(":") for text in texts]
+    conditions = [[ANYTHING if c == "#" else int(c) for c in left] for left, _ in parts]
+    return Rule(jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32))
+
+
+def play(plan, agents, wealth=None):
+    """The market of a plan with the given agents, all equally rich by default."""
+    size = len(agents.action)
+    market = dataclasses.replace(plan.market, capacity=size)
+    population = found(agents, jnp.ones(size) if wealth is None else jnp.asarray(wealth))
+    return market, population
+
+
+def chain(name="memory"):
+    memory, none = plans("MemoryChain", quick=True)
+    return memory if name == "memory" else none
+
+
+# Observations: time left > .5, query, context > 0.5, the bit. Action a + 2 w: a is the answer, w writes nothing, 0, 1.
+CLEVER = ("1#1#:4", "###0:0", "###1:1")  # a context of 1 is written down; the bit is the answer
+
+
+def test_a_bit_solves_the_chain():
+    market, population = play(chain(), rules(*CLEVER), [9.0, 1.0, 1.0])
+    value = returns(market, jax.random.key(0), population, Terms())["return"]
+    assert float(value) == 1
+    trace = episodes(market, jax.random.key(0), population, Terms(), CHAIN_STEPS)
+    assert trace.reward.shape == (6, 2)
+    np.testing.assert_array_equal(trace.obs[:, :, 3], [[0, 0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]])
+    np.testing.assert_array_equal(trace.winner[:, 1], [0, 0, 2, 2, 2, 2])
+    np.testing.assert_array_equal(trace.reward, [[0, 0]] * 5 + [[1, 1]])
+
+
+def test_who_forgets_earns_nothing():
+    market, population = play(chain(), rules("###0:0", "###1:1"))
+    assert float(returns(market, jax.random.key(0), population, Terms())["return"]) == 0
+
+
+def test_without_memory_the_bounds_hold_for_any_population():
+    """Even where nobody bids or several bid the same: all episodes have the same draws."""
+    for world, most in (("MemoryChain", 0.0), ("Woods101", 2 / 3)):
+        plan = plans(world, quick=True)[1]
+        _, obs, _ = first_states(plan.market.env)
+        evaluate = jax.jit(returns, static_argnums=0)
+        for seed in range(6):
+            keys = jax.random.split(jax.random.key(seed), 6)
+            agents = jax.vmap(plan.market.language.init)(keys, jnp.resize(obs, (6, obs.shape[1])))
+            market, population = play(plan, agents)
+            population = population.replace(alive=jnp.arange(6) < 1 + seed)
+            value = float(evaluate(market, jax.random.key(seed), population, Terms())["return"])
+            assert value <= most + 1e-6
+            assert world != "MemoryChain" or value == 0
+
+
+def test_first_states_are_all_there_are():
+    for plan in plans("MemoryChain", quick=True):
+        states, obs, names = first_states(plan.market.env)
+        assert names == ("context -1", "context 1")
+        np.testing.assert_array_equal(obs[:, 2], [-1, 1])
+        reset = {
+            tuple(np.asarray(plan.market.env.reset(jax.random.key(i), plan.market.env.default_params)[0]))
+            for i in range(20)
+        }
+        assert reset == {tuple(row) for row in np.asarray(obs)}
+        del states
+    maze = Woods101()
+    _, obs, names = first_states(plans("Woods101", quick=True)[0].market.env)
+    np.testing.assert_array_equal(obs[:, :16], [maze.view(cell) for cell in maze.starts])
+    assert not obs[:, 16].any()
+    assert len(names) == 6
+
+
+def woods101_solution():
+    """One rule per view and bit: shortest ways; on the right the bit is set, where cells look alike it decides."""
+    maze, moves = Woods101(), []
+    steps = dict(zip(maze.places, maze.distances, strict=True))
+    views = {}
+    for cell in maze.free:
+        views.setdefault(maze.view(cell).tobytes(), []).append(cell)
+    for cells in views.values():
+        for cell in cells:
+            move = min(range(len(COMPASS)), key=lambda a: steps[maze.move(cell, a)])
+            view = "".join(map(str, maze.view(cell)))
+            right = cell[1] > 3
+            if len(cells) == 1:  # looks like no other: write 1 on the right
+                moves.append(f"{view}#:{move + 8 * (2 if right else 0)}")
+            else:
+                moves.append(f"{view}{int(right)}:{move}")
+    return rules(*moves)
+
+
+def test_a_bit_feeds_all_six():
+    plan = plans("Woods101", quick=True)[0]
+    market, population = play(plan, woods101_solution())
+    assert float(returns(market, jax.random.key(0), population, Terms())["return"]) == 1
+
+
+def test_the_same_rules_without_writing_stay_below_the_bound():
+    plan = plans("Woods101", quick=True)[0]
+    agents = woods101_solution()
+    market, population = play(plan, agents.replace(action=agents.action % 8))
+    value = float(returns(market, jax.random.key(0), population, Terms())["return"])
+    assert 0 < value <= Woods101().memoryless_return() + 1e-6
+
+
+def test_plans_differ_in_the_bit_alone():
+    for world in experiment.WORLDS:
+        memory, none = plans(world, quick=True)
+        assert memory.terms == none.terms
+        assert memory.market.language.bits == none.market.language.bits + 1
+        assert memory.market.language.actions == 3 * none.market.language.actions
+        assert (memory.rounds, memory.market.capacity) == (none.rounds, none.market.capacity)
+
+
+def test_solved_is_right_everywhere():
+    np.testing.assert_array_equal(solved(np.array([1.0, 1 - 1e-7, 5 / 6, 0])), [True, True, False, False])
+
+
+def test_a_short_life_and_its_tables():
+    plan = dataclasses.replace(chain(), rounds=20, chunks=2)
+    grown = grow([plan], returns, seeds=2, seed=0, label="", shown=False)[plan.name]
+    assert residual(grown) < 1e-5
+    rows = experiment._trace("MemoryChain", grown, 0, jax.random.key(0))
+    assert len(rows) == 2 * CHAIN_STEPS
+    assert {row["bit"] for row in rows} <= {0, 1}
+    assert sum(row["reward"] for row in rows) in (-2, 0, 2)
+    # The bit seen next is what was written, or what it was.
+    for before, after in itertools.pairwise(rows):
+        if before["episode"] == after["episode"]:
+            assert after["bit"] == (before["bit"] if before["writes"] == "–" else int(before["writes"]))
+
+
+def test_people_read_views_and_actions():
+    maze = Woods101()
+    obs = np.append(maze.view((2, 3)), 0)
+    assert "S:food" in experiment._see("Woods101", obs)
+    assert experiment._do("Woods101", 8 * 2 + 3) == ("SE", "1")
+    assert experiment._do("Woods101", 4) == ("S", "–")
+    assert experiment._do("MemoryChain", 2) == ("0", "0")
+
+
+def test_it_is_registered():
+    assert EXPERIMENTS["memory-market"].run is experiment.run
+
+
+@pytest.mark.slow
+def test_the_market_learns_to_remember_and_cannot_without():
+    memory, none = (dataclasses.replace(plan, rounds=8000) for plan in plans("MemoryChain", quick=False))
+    grown = grow([memory, none], returns, seeds=6, seed=5, label="", shown=False)
+    assert grown[memory.name].measured["return"][-1].mean() >= 0.5
+    assert np.all(grown[none.name].measured["return"] == 0)

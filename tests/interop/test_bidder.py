@@ -1,0 +1,390 @@
+"""One strategic bidder: its money against the books, its exact best reply against other code, and what PPO finds."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxmarket
+from jaxmarket import MECHANISMS, Society
+from jaxmarket.environments import Bandit, Chain, FiniteMDP, Memory, adapt, garnet
+from jaxmarket.experiments import Options, best_reply
+from jaxmarket.experiments.best_reply import Case, Finding
+from jaxmarket.experiments.truthfulness import Seat
+from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
+from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueHead, linear
+from jaxmarket.runs import estimates
+from jaxmarket.testing import check_environment
+from jaxmarket.training import monolith
+
+LEVELS = (0.0, 0.5, 1.0, 5.0)
+GARNET = garnet(3, 3, 2, 0.9, 2)
+SHORT = FiniteMDP(GARNET.transitions, GARNET.rewards, GARNET.gamma, GARNET.start, horizon=8)
+
+
+def seat(mdp, auction, clones, primitive, levels=LEVELS, time_limits: Any = "terminal"):
+    return BidderEnv(*truthful(mdp, MECHANISMS[auction], clones), primitive * clones, levels, time_limits=time_limits)
+
+
+# --- the books
+
+
+def sampling():
+    """Bidders with their own random networks over Chain, who sample their bids."""
+    policy = BidPolicy(linear(4), KumaraswamyHead(0, 2))
+    society = Society(adapt(Chain()), policy, MECHANISMS["vickrey"], clones=2, share=False)
+    params = society.init(jax.random.key(5))
+    noise = iter(jax.random.split(jax.random.key(6), 99))
+    return society, jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), params)
+
+
+@pytest.mark.parametrize("auction", ["ccv", pytest.param("sampling", marks=pytest.mark.slow)])
+def test_the_books_of_a_society_that_makes_the_same_bids(auction):
+    """Winners, prices, resales, states: as in `jaxmarket.step`; the return is the change of wealth, whatever is bid."""
+    society, params = sampling() if auction == "sampling" else truthful(SHORT, MECHANISMS[auction], 2)
+    me, levels = 2, (0.0, 0.7, 1.2, 3.0, 9.0)
+    env = BidderEnv(society, params, me, levels)
+    replay = dataclasses.replace(society, policy=BidPolicy(linear(), ValueHead()), share=False, greedy=True)
+    nothing = blank(replay)
+    step_env = jax.jit(env.step_env)
+
+    @jax.jit
+    def step(key, bids, state):
+        # Everybody's bid in every state is the bias of its table.
+        quoted = jax.tree.map(lambda x: x.at[:, -1, 0].set(bids), nothing)
+        return jaxmarket.step(replay, key, quoted, state, society.env.default_params)
+
+    rng, won = np.random.default_rng(0), []
+    for episode in range(3):
+        key = jax.random.key(episode)
+        obs, mine = env.reset_env(key, env.default_params)
+        theirs, first = jaxmarket.reset(replay, key, society.env.default_params)
+        np.testing.assert_array_equal(obs, [*first, 0])
+        total, owns = 0.0, False
+        for t in range(25):
+            action = rng.integers(len(levels))
+            key = jax.random.fold_in(jax.random.key(100 + episode), t)
+            obs, mine, money, terminated, info = step_env(key, mine, action, env.default_params)
+            total += float(money)
+            outcome = info["outcome"]
+            assert float(outcome.bids[me]) == pytest.approx(levels[action])
+            before, (theirs, row) = theirs, step(key, outcome.bids, theirs)
+            assert int(outcome.winner) == int(row.outcome.winner)
+            assert float(info["price"]) == float(row.price) and float(info["resale"]) == float(row.resale)
+            assert float(money) == pytest.approx(float(row.wealth[me] - before.wealth[me]), abs=1e-5)
+            won_now = bool(row.outcome.winner == me)
+            by_hand = owns * float(row.resale) + won_now * (float(row.reward) - float(row.price))
+            assert float(money) == pytest.approx(by_hand, abs=1e-5)
+            owns = won_now
+            np.testing.assert_array_equal(obs, [*row.next_obs, owns])
+            assert bool(terminated) == bool(row.terminated)
+            assert bool(env.is_truncated(mine, env.default_params)) == bool(row.truncated)
+            won.append(owns)
+            if bool(row.done):
+                break
+        assert total == pytest.approx(float(theirs.wealth[me]), abs=1e-4)
+    assert 0 < sum(won) < len(won)
+
+
+@pytest.mark.slow
+def test_any_bid_may_be_offered_and_truth_is_the_societys():
+    env = seat(Chain(), "ccv", 2, 1)
+    params, offer = env.default_params, jax.jit(env.offer)
+    _, state = env.reset_env(jax.random.key(0), params)
+    assert float(env.truth(state.obs, params)) == pytest.approx(0.8 * 0.99**4)
+    _, state, money, _, info = offer(jax.random.key(1), state, jnp.asarray(0.77), params)
+    assert int(info["outcome"].winner) == 2 and float(money) == pytest.approx(-0.8 * 0.99**4)
+    # Its twin is cheaper: it sells at the second price, and the twin goes on to state 2.
+    _, state, money, _, info = offer(jax.random.key(2), state, jnp.asarray(-3.0), params)
+    assert int(info["outcome"].winner) == 3 and int(state.owner) == 3 and int(state.env_state.index) == 2
+    assert float(money) == pytest.approx(float(env.society.bids(params.others, None, jnp.eye(6)[1])[0]), abs=1e-6)
+
+
+# --- the contract of an environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time_limits", ["shadow", "terminal"])
+def test_it_is_an_environment(time_limits):
+    env = seat(Chain(), "vickrey", 2, 0, time_limits=time_limits)
+    check_environment(env)
+    space = env.observation_space()
+    obs, _ = env.reset(jax.random.key(0))
+    assert obs.shape == space.shape == (6 + 1 + (time_limits == "terminal"),)
+    assert env.action_space().n == env.num_actions == 4 and env.gamma == 0.99
+    assert env.name == "bidder 0 of Chain-v0 (vickrey)"
+
+
+@pytest.mark.parametrize("time_limits", [pytest.param("shadow", marks=pytest.mark.slow), "terminal"])
+def test_where_a_market_closes(time_limits):
+    """A bidder that goes left for ever holds the state when time is up: cut, or closed, and never paid for it."""
+    env = seat(Chain(), "vickrey", 2, 0, time_limits=time_limits)
+
+    @jax.jit
+    def play(key):
+        def step(carry, key):
+            obs, state = carry
+            obs, state, money, terminated, truncated, info = env.step(key, state, 3)
+            return (obs, state), (money, terminated, truncated, info["final_observation"], obs)
+
+        return jax.lax.scan(step, env.reset(key), jax.random.split(key, 21))[1]
+
+    money, terminated, truncated, final, obs = play(jax.random.key(1))
+    closes = time_limits == "terminal"
+    np.testing.assert_array_equal(terminated, (np.arange(21) == 19) & closes)
+    np.testing.assert_array_equal(truncated, (np.arange(21) == 19) & (not closes))
+    price = 0.8 * 0.99**4
+    np.testing.assert_allclose(money, [-price, *[5 - price] * 19, -price], rtol=1e-5)
+    assert final[19, 6] == 1 and obs[19, 6] == 0  # it owns the last state, and nobody the next episode's first
+    if closes:
+        np.testing.assert_allclose(final[:20, 7], np.arange(1, 21) / 20, rtol=1e-6)
+        assert obs[19, 7] == 0
+
+
+def test_equal_seats_are_equal():
+    assert seat(Chain(), "ccv", 2, 1) == seat(Chain(), "ccv", 2, 1)
+    assert hash(seat(Chain(), "ccv", 2, 1)) == hash(seat(Chain(), "ccv", 2, 1))
+    society, params = truthful(Chain())
+    others = jax.tree.map(lambda x: x + 0.01, params)
+    variants = [
+        BidderEnv(society, params, 0, LEVELS),
+        BidderEnv(society, others, 0, LEVELS),  # frozen bids are constants of a compiled program
+        BidderEnv(society, params, 1, LEVELS),
+        BidderEnv(society, params, 0, LEVELS[1:]),
+        BidderEnv(society, params, 0, LEVELS, time_limits="terminal"),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bidder": 4}, "bidder: expected a whole number from 0 to 3, got 4"),
+        ({"bidder": True}, "bidder"),
+        ({"levels": ()}, "levels: expected different finite bids"),
+        ({"levels": (0, 0)}, "levels"),
+        ({"levels": (0, float("nan"))}, "levels"),
+        ({"time_limits": "none"}, "time_limits: unknown rule"),
+        ({"params": {"params": jnp.zeros(3)}}, "params: of another society"),
+    ],
+)
+def test_bad_input_is_named(change, says):
+    society, params = truthful(Chain())
+    good = {"society": society, "params": params, "bidder": 0, "levels": LEVELS, "time_limits": "shadow"}
+    with pytest.raises(ValueError, match=says):
+        BidderEnv(**(good | change))
+
+
+def blank(society):
+    """Parameters of its shapes, without initialising anything."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(society.init, jax.random.key(0)))
+
+
+def test_what_cannot_be_solved_or_closed_is_refused():
+    society, params = truthful(Chain())
+    with pytest.raises(ValueError, match="draw their bids"):
+        Exact(BidderEnv(dataclasses.replace(society, greedy=False), params, 0, LEVELS))
+    bits = Society(adapt(Memory(Chain())), BidPolicy(linear(), ValueHead()), greedy=True)
+    with pytest.raises(ValueError, match="no FiniteMDP"):
+        Exact(BidderEnv(bits, blank(bits), 0, LEVELS))
+    open_end = Exact(seat(Chain(), "ccv", 2, 0, time_limits="shadow"))
+    with pytest.raises(ValueError, match=r"gamma: .* got 1"):
+        open_end.value(open_end.truth, 1.0)
+    with pytest.raises(ValueError, match="bids: expected shape"):
+        open_end.value(np.zeros((2, 6, 2)))
+    with pytest.raises(ValueError, match="bids: expected finite numbers of shape"):
+        truthful(Chain(), bids=np.zeros((2, 2)))
+    untimed = Society(adapt(Untimed(**_untimed())), BidPolicy(linear(), ValueHead()), greedy=True)
+    with pytest.raises(ValueError, match="time_limits: terminal needs"):
+        BidderEnv(untimed, blank(untimed), 0, LEVELS, time_limits="terminal")
+
+
+class Untimed(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def _untimed():
+    def step(key, state, action, params):
+        return jnp.zeros(1), state, jnp.zeros(()), jnp.zeros((), bool), {}
+
+    return {"num_actions": 2, "reset": lambda key, params: (jnp.zeros(1), jnp.zeros(())), "step": step}
+
+
+# --- the exact best reply
+
+
+def test_truthful_societies_bid_q():
+    exact = Exact(seat(GARNET, "ccv", 2, 1))
+    np.testing.assert_allclose(exact.others, np.repeat(GARNET.optimal_q(), 2, axis=1), rtol=1e-6)
+    quoted = Exact(BidderEnv(*truthful(GARNET, bids=np.arange(6).reshape(3, 2)), 0, LEVELS))
+    np.testing.assert_array_equal(quoted.others, [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]])
+
+
+@pytest.mark.parametrize(
+    ("auction", "clones", "closes"), [("bb", 1, True), ("vickrey", 2, True), ("ccv", 1, False), ("env", 2, False)]
+)
+def test_against_the_solver_of_the_truthfulness_experiment(auction, clones, closes):
+    mdp = SHORT
+    levels = tuple(np.linspace(0, 9, 7))
+    env = seat(mdp, auction, clones, 1, levels, "terminal" if closes else "shadow")
+    exact, other = Exact(env), Seat(mdp, MECHANISMS[auction], clones, 1, mdp.horizon if closes else None)
+    strategy = np.random.default_rng(0).uniform(0, 9, (3, 2))
+    bids = np.broadcast_to(strategy, exact.truth.shape)
+    assert exact.gain(bids) == pytest.approx(other.gain(strategy), rel=1e-4, abs=1e-4)
+    assert exact.value(exact.truth) == pytest.approx(other._value(other.truth[..., None]), rel=1e-4, abs=1e-4)
+    every = np.broadcast_to(np.array(levels), (3, 2, 7))
+    assert exact.value(exact.best()) == pytest.approx(other._value(every), rel=1e-4, abs=1e-4)
+
+
+SOLVED = Exact(seat(SHORT, "vickrey", 2, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.9, 1.0, 0.3]))
+def test_no_strategy_on_the_grid_beats_the_best(seed, gamma):
+    rng = np.random.default_rng(seed)
+    best = SOLVED.best(gamma)
+    mutant = np.where(rng.random(best.shape) < 0.05, rng.choice(LEVELS, best.shape), best)
+    assert SOLVED.value(mutant, gamma) <= SOLVED.value(best, gamma) + 1e-3
+
+
+def test_the_exact_value_is_what_is_earned_on_average():
+    """Time-dependent strategies with ties, played; discounted and not."""
+    env = seat(SHORT, "vickrey", 2, 1)
+    exact = Exact(env)
+    rng = np.random.default_rng(1)
+    bids = np.where(rng.random(exact.truth.shape) < 0.4, exact.truth, rng.uniform(0, 9, exact.truth.shape))
+    table = jnp.asarray(bids, jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    def play(key):
+        def step(state, key):
+            bid = table[state.elapsed.astype(int), state.env_state.index, (state.owner == 2).astype(int)]
+            _, state, money, *_ = env.offer(key, state, bid, env.default_params)
+            return state, money
+
+        key_reset, key = jax.random.split(key)
+        return jax.lax.scan(step, env.reset_env(key_reset, env.default_params)[1], jax.random.split(key, 8))[1]
+
+    money = np.asarray(play(jax.random.split(jax.random.key(0), 4000)), float)
+    for gamma in (0.9, 1.0):
+        earned = money @ gamma ** np.arange(8)
+        assert abs(earned.mean() - exact.value(bids, gamma)) < 4 * earned.std() / np.sqrt(len(earned))
+
+
+def test_one_auction_by_hand():
+    """Worth .8 against .6: under first price .62 is best and gains .18; second prices and clones leave nothing."""
+    levels = tuple(round(0.02 * i, 2) for i in range(51))
+    for auction in ("ccv", "bb"):
+        for clones in (1, 2):
+            exact = Exact(seat(Bandit(), auction, clones, 3, levels))
+            best = exact.best()
+            shades = (auction, clones) == ("bb", 1)
+            assert best[0, 0, 0] == (0.62 if shades else 0.8)
+            assert exact.gain(best) == pytest.approx(0.18 if shades else 0, abs=1e-6)
+            assert exact.value(exact.truth) == pytest.approx(0.2 if clones == 1 and auction != "bb" else 0, abs=1e-6)
+    # At the rival's own bid the tie is won half the time.
+    assert Exact(seat(Bandit(), "bb", 1, 3)).value(np.full((1, 1, 2), 0.6)) == pytest.approx(0.1)
+
+
+def test_whole_episodes_on_chain():
+    """papers.md: nothing under ccv and bb; under vickrey always 1 gains .83, a shill bid of 5 for one's own 16.43."""
+    for auction in ("ccv", "bb"):
+        for primitive in (0, 1):
+            exact = Exact(seat(Chain(), auction, 2, primitive))
+            assert exact.gain(exact.best()) < 1e-5
+    exact = Exact(seat(Chain(), "vickrey", 2, 1))
+    assert exact.gain(np.ones_like(exact.truth)) == pytest.approx(
+        sum(0.99**t * (0.99 - 0.8 * 0.99 ** (4 - t)) for t in range(4)), abs=1e-4
+    )
+    assert exact.gain(exact.best()) == pytest.approx(16.43, abs=0.01)
+    assert (exact.best()[np.arange(1, 5), np.arange(1, 5), 1] == 5).all()
+    # For ever to the left: the first state is sold to itself at 5, 19 times, and bought at the right's Q*.
+    left, price = Exact(seat(Chain(), "vickrey", 2, 0)), 0.8 * 0.99**4
+    by_hand = sum(0.99**t * (5 * (t > 0) - price) for t in range(20))
+    assert left.gain(left.best()) >= by_hand - 1e-3
+    assert left.gain(np.full_like(left.truth, 5.0)) == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_of_equally_good_bids_the_nearest_to_truth():
+    assert Exact(seat(Bandit(), "ccv", 1, 3, (0.3, 0.7, 0.85, 2.0))).best()[0, 0, 0] == 0.85
+    assert Exact(seat(Bandit(), "ccv", 1, 3, (0.3, 0.75, 0.9, 2.0))).best()[0, 0, 0] == 0.75
+
+
+# --- learning
+
+
+def untrained(cases, seeds=2):
+    """Findings' raw material without training: random networks."""
+    runs = {}
+    for case in cases:
+        keys = jax.random.split(jax.random.key(0), seeds)
+        program = monolith.Monolith.of(case.config)
+        params = jax.vmap(
+            lambda key, p=program, c=case: p.learner.init(key, jnp.zeros(c.env.observation_space().shape))
+        )
+        runs[case.name] = SimpleNamespace(params=params(keys).params, summary={"return_seeds": [0.0] * seeds})
+    return runs
+
+
+@pytest.mark.slow
+def test_a_finding_holds_what_greedy_networks_bid():
+    case = Case("Chain", "vickrey", 2, 1, 2, {"steps": 4096, "hidden": (8,)})
+    params = untrained([case])[case.name].params
+    noise = iter(jax.random.split(jax.random.key(1), 99))
+    params = jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), params)
+    run: Any = SimpleNamespace(params=params, summary={"return_seeds": [0.0, 0.0]})
+    finding = Finding(case, run)
+    agent = dataclasses.replace(monolith.Monolith.of(case.config).agent, greedy=True)
+    for hour, state, owns in ((0, 0, 0), (7, 2, 1), (19, 4, 0)):
+        view = jnp.array([*np.eye(6)[state], owns, hour / 20], jnp.float32)
+        for seed in range(2):
+            one = jax.tree.map(lambda x, seed=seed: x[seed], params)
+            wanted = case.env.levels[int(agent.choose(one, None, view))]
+            assert finding.learned[seed, hour, state, owns] == wanted
+    assert len(np.unique(finding.learned)) > 3
+    assert (finding.gains <= finding.best_gain + 1e-4).all() and not finding.nothing_gained
+
+
+def test_means_and_their_interval():
+    estimate = estimates.mean([1.0, 2.0, 3.0, 4.0])
+    assert estimate.value == 2.5
+    assert estimate.high - 2.5 == pytest.approx(3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2)
+    assert estimates.mean([2.0, 2.0]).low == 2
+
+
+@pytest.mark.slow
+def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
+    """What was not found is not said to be."""
+    monkeypatch.setattr(best_reply, "train", lambda cases, *_: untrained(cases))
+    report = dataclasses.replace(best_reply.run(Options(tmp_path, seeds=2)), name="best-reply").write(tmp_path)
+    standing = {verdict.claim: verdict.standing for verdict in report.verdicts}
+    assert len(standing) == len(report.verdicts) == 8
+    assert {c: s for c, s in standing.items() if "shill" in c or "shades" in c} == {
+        "one first-price auction: a solitary best bidder shades towards its rival's bid": "not confirmed",
+        "whole episodes among clones: on Chain the learner finds vickrey's shill gain by itself": "not confirmed",
+        "whole episodes among clones: on Duality the learner finds vickrey's shill gain by itself": "not confirmed",
+    }
+    assert {row["process"] for row in report.sheets[0].rows} == {"Bandit", "Chain", "Duality"}
+    assert {"gains.csv", "one_auction.csv", "wealth.csv", "gains.png", "bids.png"} <= set(report.written)
+
+
+@pytest.mark.slow
+def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv(tmp_path):
+    """Two seeds each, the experiment's own settings, shorter."""
+    options = Options(tmp_path, seeds=2, quick=True, progress=False)
+    for auction, gain in (("vickrey", 16.43), ("ccv", 0.0)):
+        case = Case("Chain", auction, 2, 1, 2, {**best_reply._SETTINGS, "steps": 40_000})
+        run = best_reply.train([case], options, "test")[case.name]
+        finding = Finding(case, run)
+        np.testing.assert_allclose(finding.gains, gain, atol=0.5 if gain else 1e-3)
+        # The books agree: undiscounted, what the fitted agents earned in fresh episodes is what is expected of them.
+        expected = [finding.exact.value(bids, 1.0) for bids in finding.learned]
+        np.testing.assert_allclose(run.summary["return_seeds"], expected, atol=0.05)

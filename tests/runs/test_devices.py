@@ -1,0 +1,183 @@
+"""Many devices and many processes: the results of one device, up to the order of sums."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxmarket import TrainConfig, collectives, fit
+from jaxmarket.runs import devices, processes, run_folder
+from jaxmarket.cli import main
+
+SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 4}
+# jax 0.10 can deadlock with fewer threads than devices; and little is run of what is compiled here.
+ENOUGH = {**os.environ, "NPROC": "16", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
+def test_a_mesh_takes_seeds_first():
+    there = [object() for _ in range(8)]
+    for seeds, count, shape in ((8, 8, (8, 1)), (2, 8, (2, 4)), (1, 8, (1, 8)), (6, 4, (2, 2)), (3, 8, (1, 8))):
+        mesh = devices.mesh(there[:count], seeds, instances=8, minibatch=16)
+        assert tuple(mesh.shape.values()) == shape
+        assert list(mesh.devices.flat) == there[:count]
+    assert devices.mesh(1, 8, 8, 16) is None
+    assert devices.mesh("all", 8, 8, 16) is None  # one device is all there are here
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((0, 1, 8, 16), "devices: expected a whole number >= 1, got 0"),
+        (("most", 1, 8, 16), "expected a number >= 1 or 'all', got 'most'"),
+        ((True, 1, 8, 16), "got True"),
+        ((2, 1, 8, 16), "JAX sees 1 here, not 2; set JAX_NUM_CPU_DEVICES"),
+        (([object()] * 3, 2, 8, 16), "leave 3 for the instances of each, which do not divide 8"),
+        (([object()] * 2, 1, 8, 4), "minibatch: 2 devices share .* 8 instances; 4 is no multiple"),
+    ],
+)
+def test_work_that_cannot_be_shared_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        devices.mesh(*given)
+
+
+def test_on_one_device_nothing_is_added_up():
+    values = jnp.arange(4.0)
+    for function in (collectives.total, collectives.largest, collectives.share, collectives.mine):
+        assert function(values, None) is values
+    assert devices.put(values, None, P()) is devices.gather(values, None) is values
+
+
+_PARITY = """
+import sys, json, numpy as np, jax
+from jaxmarket import TrainConfig, collectives, fit
+assert jax.device_count() == 8
+for settings in json.loads(sys.argv[1]):
+    config = TrainConfig(**settings)
+    one, many = (fit(config, jax.random.key(0), progress=False, devices=n) for n in (1, 8))
+    for name, wanted in one.metrics.items():
+        np.testing.assert_allclose(many.metrics[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+    pairs = zip(jax.tree.leaves(one.state), jax.tree.leaves(many.state), strict=True)
+    worst = 0.0
+    for wanted, found in pairs:
+        if jax.numpy.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            wanted, found = map(jax.random.key_data, (wanted, found))
+        assert wanted.dtype == found.dtype
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        worst = max(worst, float(np.abs(np.asarray(found, float) - np.asarray(wanted, float)).max(initial=0)))
+    assert one.summary["env_steps"] == many.summary["env_steps"]
+    print(settings, "worst difference", worst, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives():
+    """Every learner, with seeds that are spread, and seeds whose instances are; whole states after 8 updates."""
+    every = [
+        {"env": "Chain-v0", "seeds": 1, **SMALL},
+        {"env": "Chain-v0", "seeds": 2, "learner": "valuation", "dropout": 0.3, "clones": 3, **SMALL},
+        {"env": "Bandit-v0", "seeds": 2, "learner": "reinforce", "share_clones": False, **SMALL},
+        {"env": "Chain-v0", "seeds": 1, "agent": "monolith", **SMALL},
+        {"env": "Bandit-v0", "seeds": 8, "learner": "valuation", **SMALL},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _PARITY, json.dumps(every)],
+        env={**ENOUGH, "JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("worst difference") == len(every)
+
+
+def test_processes_are_told_apart():
+    for given, message in (
+        (("localhost:1", 2, 2), "process: of 2 processes there are 0 to 1, got 2"),
+        (("localhost", 2, 0), "coordinator: expected HOST:PORT, got 'localhost'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processes.join(*given)
+    with pytest.raises(ValueError, match="processes: expected a whole number >= 1, got 0"):
+        processes.launch([], 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes=2", "list"], "command: only train runs in several processes, got list"),
+        (["--processes=2"], "got none"),
+        (["train", "Chain-v0"], "--processes"),
+        (["--processes=2", "train", "Chain-v0", "--process", "1"], "give both --coordinator and --process"),
+    ],
+)
+def test_the_command_line_says_what_it_cannot_launch(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["launch", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def _child(number: int, parent: int) -> int:
+    """The process id of one of a launch's processes."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words, line = status.read_text().rsplit(")", 1)[1].split(), (status.parent / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(words[1]) == parent and f"--process\0{number}\0" in line:
+            return int(status.parent.name)
+    raise LookupError(number)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the process to kill in /proc")
+def test_two_processes_over_loopback_one_is_killed_and_the_run_resumed(tmp_path):
+    """Parity with one device, and what is said when one of them dies: all by the documented commands."""
+    settings = {**SMALL, "steps": 40_960, "log_every": 4, "learner": "valuation"}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    launch = [sys.executable, "-P", "-m", "jaxmarket", "launch", "--processes", "2", "train"]
+    first = subprocess.Popen(
+        [*launch, "Bandit-v0", *flags, "--checkpoint-every", "0", "--out", "run"],
+        cwd=tmp_path, env=ENOUGH, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("run/checkpoints/*.safetensors")) and first.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(_child(1, first.pid), signal.SIGKILL)
+    _, error = first.communicate(timeout=120)
+    assert first.returncode == 1
+    last = error.splitlines()[-1]
+    assert last.startswith("jaxmarket: process 1 of 2 was killed (SIGKILL); the others were stopped")
+    assert last.endswith("resume with: jaxmarket launch --processes 2 train --resume run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+    refused = subprocess.run(
+        [*launch, "Bandit-v0", "--out", "run"],
+        cwd=tmp_path, env=ENOUGH, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert refused.stderr.count("out: run holds an unfinished run") == 1
+
+    second = subprocess.run(
+        [*launch, "--resume", "run", "--json"],
+        cwd=tmp_path, env=ENOUGH, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    summary = json.loads(second.stdout.splitlines()[-1])
+    wanted = fit(TrainConfig("Bandit-v0", **settings), jax.random.key(0), progress=False)
+    found = run_folder.read(tmp_path / "run")
+    assert summary["params_sha256"] == found.summary["params_sha256"]
+    for name, values in wanted.metrics.items():
+        np.testing.assert_allclose(found.metrics[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found.networks, wanted.networks)
+    np.testing.assert_allclose(summary["return_mean"], wanted.summary["return_mean"])

@@ -1,0 +1,68 @@
+"""Figures show the numbers they are given."""
+
+import numpy as np
+
+from jaxmarket.view import plotting
+
+
+def lines(ax):
+    return {line.get_label(): np.asarray(line.get_xydata()) for line in ax.get_lines()}
+
+
+def test_prices_by_round(tmp_path):
+    fig, (ax,) = plotting.figure()
+    plotting.draw_prices(ax, np.array([[1.0, np.nan], [2.0, 3.0]]), ["grain", "bread"])
+    drawn = lines(ax)
+    np.testing.assert_array_equal(drawn["grain"], [[1, 1], [2, 2]])
+    np.testing.assert_array_equal(drawn["bread"], [[1, np.nan], [2, 3]])
+    plotting.save(fig, tmp_path / "prices.png")
+    assert (tmp_path / "prices.png").stat().st_size > 10_000
+
+
+def test_convergence_is_the_size_of_excess_demand():
+    _, (ax,) = plotting.figure()
+    plotting.draw_convergence(ax, np.array([[-0.5], [0.1], [0.0]]), tolerance=1e-3)
+    drawn = lines(ax)
+    np.testing.assert_array_equal(drawn["good 0"], [[0, 0.5], [1, 0.1], [2, np.nan]])  # 0 has no logarithm
+    np.testing.assert_array_equal(drawn["tolerance"][:, 1], 1e-3)
+    assert ax.get_yscale() == "log"
+
+
+def test_a_spread_that_falls_with_the_square_root_lies_on_the_line():
+    _, (ax,) = plotting.figure()
+    agents = np.array([4.0, 16.0, 64.0])
+    plotting.draw_price_stability(ax, agents, 0.3 / np.sqrt(agents)[:, None], ["grain"])
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["grain"], drawn["1 / √N"])
+    np.testing.assert_allclose(drawn["grain"][:, 1], [0.15, 0.075, 0.0375])
+
+
+NAME = "a$b$c_{ \\frac \x1b\u202e\n"
+
+
+def test_names_are_no_formulas(tmp_path):
+    fig, (left, right) = plotting.figure(columns=2)
+    steps = np.arange(3.0)
+    names = [NAME, "_hidden", "x" * 300]
+    plotting.draw_curves(left, dict.fromkeys(names, (steps, steps, steps, steps)))
+    plotting.draw_finals(right, dict.fromkeys(names, steps), dict.fromkeys(names, (1.0, 0.0, 2.0)))
+    left.set_title(plotting.words(NAME))
+    plotting.save(fig, tmp_path / "figure.png")  # a formula that does not end raises an error here
+    legend = [text.get_text() for text in left.get_legend().get_texts()]
+    assert legend == [r"a\$b\$c_{ \frac \x1b\u202e\n", " _hidden", "x" * 40 + "…" + "x" * 40]
+    assert not plotting.words(NAME).count("$") - plotting.words(NAME).count(r"\$")
+
+
+def test_a_figure_is_where_it_was_asked_for(tmp_path):
+    for name, begins in (("plain", b"\x89PNG"), ("run.v2", b"\x89PNG"), ("a.pdf", b"%PDF"), ("b.PNG", b"\x89PNG")):
+        plotting.save(plotting.figure()[0], tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_user_s_tex_is_not_needed(tmp_path):
+    import matplotlib as mpl  # noqa: PLC0415
+
+    with mpl.rc_context({"text.usetex": True}):
+        fig, (ax,) = plotting.figure()
+        plotting.draw_prices(ax, np.ones((2, 1)), ["learning_rate"])
+        plotting.save(fig, tmp_path / "figure.png")

@@ -1,0 +1,158 @@
+"""Tables of a run and the progress bar, with names that a user may give."""
+
+import io
+import re
+import threading
+
+import pytest
+from rich.console import Console
+
+from jaxmarket.training.result import FitResult
+from jaxmarket.view import tables
+
+HOSTILE = "Maze[/easy] [bold]x\x1b[2J\u202e\n:smile: {0}"
+SHOWN = r"Maze[/easy] [bold]x\x1b[2J\u202e\n:smile: {0}"
+
+SUMMARY = {
+    "env": HOSTILE,
+    "auction": "ccv",
+    "learner": "ppo",
+    "clones": 2,
+    "bid_error": None,
+    "seeds": 1,
+    "return_mean": 0.0,
+    "return_std": 0.0,
+    "return_seeds": [0.0],
+    "sampled_return_mean": 0.0,
+    "diverged": [],
+    "unfinished_share": 0.0,
+    "sampled_unfinished_share": 0.0,
+}
+
+
+class Terminal(io.StringIO):
+    """Standard error or output as a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def terminal(monkeypatch, columns=120):
+    """Standard error as a terminal; not a fixture, because pytest replaces the streams after setting up."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    return err
+
+
+def lines(text):
+    """What was on the screen at any time, without colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", text)
+
+
+def test_a_name_in_a_title_is_data():
+    file = io.StringIO()
+    Console(file=file, width=120).print(tables.returns_table(FitResult(SUMMARY, None, {}, None)))
+    assert file.getvalue().startswith(f"{SHOWN} · ccv auction · ppo · 2 clones\n")
+
+
+def test_names_in_a_bar_are_data(monkeypatch):
+    err = terminal(monkeypatch)
+    with tables.progress(HOSTILE) as show:
+        show(1, 2, f"{HOSTILE} note")
+        show.say(f"runs/[/x] {HOSTILE}")
+        show.phase(f"[/saving] {HOSTILE}")
+    seen = lines(err.getvalue())
+    for text in (SHOWN, "runs/[/x] " + SHOWN, "[/saving] "):
+        assert text in seen
+    assert "\u202e" not in seen
+
+
+def test_what_has_no_number_is_named_below_the_bar_and_then_gone(monkeypatch):
+    err = terminal(monkeypatch)
+    with tables.progress("Chain-v0") as show:
+        show(2, 2)
+        before = len(err.getvalue())
+        show.phase("evaluating")
+        show.phase("saving")
+        show._bar.refresh()
+        seen = lines(err.getvalue()[before:])
+        assert "saving" in seen
+        assert "100%" in seen  # the bar stays
+        assert [task.description for task in show._bar.tasks] == ["Chain-v0", "saving"]
+        assert not show._bar.tasks[1].finished  # so that it spins
+    assert [task.description for task in show._bar.tasks] == ["Chain-v0"]
+
+
+def test_before_the_first_number_the_bar_itself_names_it(monkeypatch):
+    terminal(monkeypatch)
+    with tables.progress("Chain-v0") as show:
+        show.phase("drawing")
+        assert [task.description for task in show._bar.tasks] == ["Chain-v0: drawing"]
+    assert show._bar.tasks == []  # nothing was counted, nothing is left
+
+
+def test_where_nothing_is_counted_nothing_is_left_in_a_log(monkeypatch):
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    with tables.progress("Chain-v0") as show:
+        show.phase("drawing")
+    assert err.getvalue().strip() == ""
+
+
+def test_runs_on_several_threads_share_a_bar(monkeypatch):
+    terminal(monkeypatch)
+    with tables.progress("sweep") as show:
+        show(0, 100)
+
+        def work():
+            for i in range(50):
+                show.phase("evaluating")
+                show(i, 100)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(show._bar.tasks) == 1
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_the_bar_keeps_to_one_line(columns, monkeypatch):
+    terminal(monkeypatch, columns)
+    with tables.progress("Chain-v0 with a very long name, as a user may give one") as show:
+        show(1, 2, "return -123.456, and more notes than there is room for")
+        rendered = Console(file=io.StringIO(), width=columns).render_lines(show._bar.make_tasks_table(show._bar.tasks))
+        assert len(rendered) == 1
+
+
+def test_output_that_goes_to_a_file_stays_out_of_the_bar(monkeypatch):
+    err = terminal(monkeypatch)
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    with tables.progress("Chain-v0") as show:
+        show(1, 2)
+        print("printed by a logger")
+    assert out.getvalue() == "printed by a logger\n"
+    assert "printed" not in err.getvalue()
+
+
+def test_a_bar_on_a_stream_of_another_encoding(monkeypatch):
+    err = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stderr", err)
+    with tables.progress("Chäin") as show:
+        show(1, 2, "0.9 ± 0.1")
+        show.say("a … b")
+    assert "a ... b" in err.buffer.getvalue().decode("ascii")
+    assert "Ch\\xe4in" in err.buffer.getvalue().decode("ascii")
+
+
+def test_a_result_is_one_line():
+    import numpy as np  # noqa: PLC0415
+
+    result = FitResult(SUMMARY | {"interrupted": True}, np.zeros(10_000), {"m": np.zeros((100, 100))}, None)
+    assert repr(result) == f"FitResult({SHOWN}: 1 seeds, return 0.000, interrupted)"
