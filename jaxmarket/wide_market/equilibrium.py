@@ -16,10 +16,10 @@ nobody wants stays with its owners. So goods and money are conserved, and nobody
 what suffers is optimality, and the certificate says by how much.
 
 Nothing depends on the unit of money or on the unit of any good. Iterative solvers stop early when they no longer make
-progress. Inputs must be finite: NaN in an array that is not traced raises a `ValueError`; where a traced one has NaN, or
-wealth, holdings or a valuation is infinite, the certificate says ``converged`` False, and prices or bundles may be NaN.
-Two exceptions: with strictly concave valuations infinite wealth means no cap, and `SealedBids` excludes bids that are
-not finite and bidders whose wealth is NaN.
+progress. Inputs must be finite. NaN raises a `ValueError`, unless the array is traced: then, and where wealth, holdings
+or a valuation is infinite, the certificate says ``converged`` False, and prices or bundles may be NaN. Two exceptions:
+with strictly concave valuations infinite wealth means no cap, and `SealedBids` excludes bids that are not finite and
+bidders whose wealth is NaN.
 """
 
 import dataclasses

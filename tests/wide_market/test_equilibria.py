@@ -345,7 +345,7 @@ def test_nan_is_an_error_outside_of_compiled_programs(solver, kind, field):
 @pytest.mark.parametrize(("solver", "kind"), [UNITS[0], UNITS[4]])
 def test_first_prices_are_one_for_each_good(solver, kind):
     for wrong in (jnp.ones(GOODS + 1), jnp.ones((1, GOODS)), jnp.ones(GOODS, jnp.float16), [1.0] * GOODS):
-        with pytest.raises(ValueError, match="^prices:"):
+        with pytest.raises(ValueError, match=r"^prices:"):
             solver(*market(0, kind), prices=wrong)
 
 
