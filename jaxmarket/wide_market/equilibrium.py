@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax import core
 
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
@@ -295,7 +296,7 @@ def _check(
 
 def _has_nan(array: Array) -> bool:
     """Whether an array has NaN; False if it is traced, because its values are unknown."""
-    return not isinstance(array, jax.core.Tracer) and bool(jnp.isnan(array).any())
+    return not isinstance(array, core.Tracer) and bool(jnp.isnan(array).any())
 
 
 def _marginal(valuations: StrictlyConcave, supply: Array, agents: int) -> Array:
