@@ -19,7 +19,6 @@ import concurrent.futures
 import csv
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -304,10 +303,9 @@ def stress(
 
     lines: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for some in itertools.batched(range(len(wanted)), jobs if until_wrong else len(wanted)):
-            lines += pool.map(one, some)
-            if until_wrong and len(_noticed(lines)) > 0:
-                break
+        while len(lines) < len(wanted) and not (until_wrong and _noticed(lines)):
+            begun = len(lines)
+            lines += pool.map(one, range(begun, min(begun + jobs, len(wanted)) if until_wrong else len(wanted)))
     same = len(lines) - len(_noticed(lines))
     lines.append(f"{same} of {len(lines)} ended with the same bits, no row lost or doubled, no process left")
     say(lines[-1], flush=True)
