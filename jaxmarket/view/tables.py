@@ -220,7 +220,7 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
             "–" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
             f"{rows.price[t]:.3f}",
             "auctioneer" if owner < 0 else f"#{owner}",
-            f"{rows.resale[t]:.3f}",
+            f"{rows.payout[t]:.3f}",
             f"{rows.reward[t]:.3f}",
             "terminated" if rows.terminated[t] else "truncated" if rows.truncated[t] else "",
         )
