@@ -58,7 +58,10 @@ from jaxmarket.training.society import as_arrays
 from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic, equilibrium
 
 LIMIT = 60.0
-"""Seconds that an input may take. Compilation is the longest of it."""
+"""Seconds of processor time that an input may take, whatever else the machine does. Most of it is compilation."""
+
+_WAIT = 5
+"""Real time may be this many times as long."""
 
 # A documented error begins with what it is about: a field, an entry of it, or a file.
 _DOCUMENTED = re.compile(r"^[\w.\-/ =,+]+(\[[\w, :\-]*\])?[\w.\-/ ,\[\]]*: \S", re.DOTALL)
@@ -190,7 +193,8 @@ def array(rng: Generator, shape: tuple[int, ...] | None = None) -> Any:
     elif how == 5:
         values = values.astype(np.complex64)
     elif how == 6 and np.size(values):
-        np.reshape(values, -1)[rng.integers(np.size(values))] = number(rng).real if values.ndim else 0
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # some numbers do not fit into an array
+            np.reshape(values, -1)[rng.integers(np.size(values))] = number(rng).real if values.ndim else 0
     elif how == 7:
         values = values.tolist()
     elif how == 8:
@@ -690,7 +694,8 @@ def _graph(solve: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _double(agent: Any, x: jax.Array) -> jax.Array:
-    return x / 2 if agent is None else agent * x  # a graph whose agents are all alike has no parameters
+    leaves = jax.tree.leaves(agent)
+    return leaves[0] * x if leaves else x / 2  # a graph whose agents are all alike has no parameters
 
 
 def _utility(agent: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -941,8 +946,10 @@ def attempt(some: Input, limit: float = LIMIT) -> Verdict:
     def late(*_: Any) -> None:
         raise Hang
 
-    previous = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, limit)
+    timers = (signal.SIGPROF, signal.ITIMER_PROF, limit), (signal.SIGALRM, signal.ITIMER_REAL, _WAIT * limit)
+    previous = [signal.signal(number, late) for number, *_ in timers]
+    for _, timer, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -963,8 +970,9 @@ def attempt(some: Input, limit: float = LIMIT) -> Verdict:
             raise
         verdict = Verdict(type(error).__name__, f"{error}", traceback.format_exc())
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        for (number, timer, _), handler in zip(timers, previous, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
     return verdict
 
 
@@ -978,7 +986,7 @@ def fuzz(
     failures, slowest, began = [], (0.0, ""), time.perf_counter()
     for index in range(count):
         some = draw_input(seed, index, workshop, kinds)
-        faulthandler.dump_traceback_later(6 * LIMIT, exit=True)  # where not even a signal gets through
+        faulthandler.dump_traceback_later((_WAIT + 1) * LIMIT, exit=True)  # where not even a signal gets through
         started = time.perf_counter()
         verdict = attempt(some)
         slowest = max(slowest, (time.perf_counter() - started, f"{index}: {some.what.replace(str(path), '')[:200]}"))
