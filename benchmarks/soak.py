@@ -137,12 +137,12 @@ def wide() -> Soak:
         lambda taste, world: Additive(taste), produce, SealedBids(CREDIT_CONSERVING_VICKREY)
     )
     tastes = jax.random.uniform(jax.random.key(0), (number, kinds))
-    state = wide_market.open_market(tastes, jnp.ones((number, kinds)), 10.0)
+    state = wide_market.init(tastes, jnp.ones((number, kinds)), 10.0)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, history = wide_market.run(market, key, state, rounds=rounds, income=0.01, rent=0.05)
-        b = history.books
+        b = history.flows
         return state, {
             "accounts": state.wealth,
             "richest": state.wealth.max(),

@@ -355,7 +355,7 @@ def solve_strictly_concave(
     prices: Array | None,
     tolerances: tuple[float, float],
 ) -> Equilibrium:
-    """The equilibrium of strictly concave valuations whose prices ``find(search, start) -> (prices, iterations)`` finds.
+    """The equilibrium of strictly concave valuations, by a search ``find(search, start) -> (prices, iterations)``.
 
     Derivatives are those of the equilibrium by the implicit function theorem, one linear system of G equations
     (`jax.lax.custom_root`), and not those of the iterations.

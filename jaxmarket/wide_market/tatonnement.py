@@ -83,7 +83,7 @@ class Tatonnement:
     def trajectory(
         self, valuations: PyTree, wealth: Array, holdings: Array, *, prices: Array | None = None
     ) -> tuple[Array, Array]:
-        """Prices, and excess demand over supply, after 0, 1, … `max_iterations` adjustments: f [iterations + 1, G] each.
+        """Prices and excess demand over supply after 0, 1, … `max_iterations` adjustments: f [max_iterations + 1, G].
 
         The trajectory continues where the solver stops: row ``certificate.iterations`` has the prices that the solver
         returns.

@@ -71,7 +71,7 @@ class Logarithmic(struct.PyTreeNode):
         return self.weight @ jnp.log1p(bundle / self.size)
 
     def demand(self, prices: Array, scale: Array) -> Array:
-        """max(λ a_j / p_j - s_j, 0) with λ = scale: f [G]. Prices below a tiny eps count as eps, which keeps it finite."""
+        """max(λ a_j / p_j - s_j, 0) with λ = scale: f [G]. Prices below eps count as eps, so that it is finite."""
         eps = jnp.finfo(prices.dtype).tiny ** 0.5
         return jnp.maximum(scale * self.weight / jnp.maximum(prices, eps) - self.size, 0)
 
