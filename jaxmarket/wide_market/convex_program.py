@@ -74,7 +74,7 @@ class ConvexProgram:
     ) -> Equilibrium:
         """Solve one market; see `jaxmarket.wide_market.equilibrium.EquilibriumSolver`."""
         hint = "a convex program needs a linear or strictly concave class"
-        check_market(valuations, wealth, holdings, (StrictlyConcave, Linear), hint)
+        check_market(valuations, wealth, holdings, prices, (StrictlyConcave, Linear), hint)
         tolerances = 10 * self.tolerance, self.gap_tolerance
         if isinstance(valuations, Linear):
             return self._proximal_point(valuations, wealth, holdings, prices, tolerances)

@@ -16,9 +16,10 @@ goods stay with their owners. Goods and money are therefore conserved and no age
 result; only optimality suffers, and the certificate quantifies by how much.
 
 Results do not depend on the unit of money or of any good. Iterative solvers stop early when they make no more
-progress. Inputs must be finite: if wealth, holdings or a valuation contain NaN or infinity, the certificate has
-``converged`` False, and prices or bundles may be NaN. There are two exceptions: infinite wealth means no cap with
-strictly concave valuations, and `SealedBids` excludes bids that are not finite and bidders whose wealth is NaN.
+progress. Inputs must be finite. NaN raises a ``ValueError``, unless the array is traced: then, and if wealth, holdings
+or a valuation contain infinity, the certificate has ``converged`` False, and prices or bundles may be NaN. There are
+two exceptions: infinite wealth means no cap with strictly concave valuations, and `SealedBids` excludes bids that are
+not finite and bidders whose wealth is NaN.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import core
 
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import shown
@@ -67,7 +69,7 @@ class Equilibrium(struct.PyTreeNode):
     """Prices and bundles that a solver found."""
 
     prices: Array  # f [G] what buyers pay for a unit
-    payouts: Array  # f [G] what owners receive for a unit; equal to prices, except for auctions that mint money
+    payout: Array  # f [G] what owners receive for a unit; equal to prices, except for auctions that mint money
     bundles: Array  # f [N, G] what agents own afterwards
     certificate: EquilibriumCertificate
 
@@ -94,7 +96,7 @@ class EquilibriumSolver(Protocol):
             prices: f [G], initial prices; computed from the valuations by default.
 
         Raises:
-            ValueError: the solver does not support these valuations, or shapes do not match.
+            ValueError: the solver does not support these valuations, shapes do not match, or an array has NaN.
         """
         ...
 
@@ -301,11 +303,24 @@ def _price_sensitivity(valuations: PyTree, wealth: Array, prices: Array) -> Arra
     return jax.vmap(change)(signs).max(0)
 
 
-def check_market(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any, ...], hint: str) -> None:
-    """Raise ValueError unless valuations are of one of ``kinds``, and wealth, holdings and leaves match."""
+def check_market(
+    valuations: PyTree,
+    wealth: Array,
+    holdings: Array,
+    prices: Array | None,
+    kinds: tuple[Any, ...],
+    hint: str,
+    *,
+    excludes_nan: bool = False,
+) -> None:
+    """Check a solver's arguments: valuations of one of ``kinds``, shapes and dtypes that match, no NaN.
+
+    NaN in valuations and wealth is accepted if the solver ``excludes_nan``.
+    """
     if not isinstance(valuations, kinds):
         raise ValueError(f"valuations: {hint}, got {type(valuations).__name__}")
-    for field, value in (("wealth", wealth), ("holdings", holdings)):
+    arrays = {"wealth": wealth, "holdings": holdings} | ({} if prices is None else {"prices": prices})
+    for field, value in arrays.items():
         if not isinstance(value, jax.Array | np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"{field}: expected an array of floats, got {shown(value)}; use jnp.asarray")
     if holdings.ndim != 2 or wealth.shape != holdings.shape[:1] or 0 in holdings.shape:
@@ -322,6 +337,18 @@ def check_market(valuations: PyTree, wealth: Array, holdings: Array, kinds: tupl
                 f"valuations: expected {dtype} leaves [{agents}] or [{agents}, {holdings.shape[1]}], got {found}; "
                 "give wealth, holdings and valuations the same dtype, agents and goods"
             )
+    if prices is not None and (prices.shape != holdings.shape[1:] or prices.dtype != dtype):
+        found = f"{prices.dtype}{list(prices.shape)}"
+        raise ValueError(f"prices: expected {dtype}[{holdings.shape[1]}], one for each good, got {found}")
+    for field, value in ({"valuations": valuations} | arrays).items():
+        if not (excludes_nan and field in ("valuations", "wealth")) and any(map(_has_nan, jax.tree.leaves(value))):
+            raise ValueError(f"{field}: expected numbers, got NaN; remove or replace it first")
+
+
+def _has_nan(array: Array) -> bool:
+    """Whether an array has NaN; False if it is traced, because its values are unknown."""
+    # By NumPy: inside `jit`, `jnp` would trace arrays that are known, such as those of a closure.
+    return not isinstance(array, core.Tracer) and bool(np.isnan(np.asarray(array)).any())
 
 
 def starting_prices(default: Array, prices: Array | None) -> Array:

@@ -31,7 +31,8 @@ import numpy as np
 from flax import struct
 from jax import core
 
-from jaxmarket.checking import check, check_conserved, check_finite, checking
+from jaxmarket.accounts import CashFlows, check_flows
+from jaxmarket.checking import check, check_finite, checking
 from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import numbers, shown, whole
@@ -41,7 +42,6 @@ __all__ = [
     "Produced",
     "Production",
     "WideMarket",
-    "WideMarketFlows",
     "WideMarketState",
     "WideMarketStep",
     "init",
@@ -127,25 +127,20 @@ class WideMarketState(struct.PyTreeNode):
     time: Array  # i32 [] rounds so far
 
 
-class WideMarketFlows(struct.PyTreeNode):
-    """Movements of money in a round. Money changes by ``reward + subsidy + income - rent`` and by nothing else."""
-
-    purchase: Array  # f [N] paid for bundles
-    sale: Array  # f [N] received for holdings, including those that an agent buys back
-    reward: Array  # f [N]
-    income: Array  # f [N]
-    rent: Array  # f [N]
-    subsidy: Array  # f [] minted by auctions: sales - purchases
-
-
 class WideMarketStep(struct.PyTreeNode):
-    """The outcome of one step."""
+    """The outcome of one step.
+
+    The flows are ``sale`` (received for holdings, including those that an agent buys back), ``purchase`` (minus what
+    was paid for bundles), ``reward``, ``income`` and ``rent`` (minus what was paid), f [N] each. Wealth changes by
+    ``flows.net``. Sales and purchases of all agents add up to the subsidy of the auctioneer, which is 0 unless a
+    mechanism mints money.
+    """
 
     prices: Array  # f [G]
-    payouts: Array  # f [G] what owners received for a unit
+    payout: Array  # f [G] what owners received for a unit
     bundles: Array  # f [N, G] what agents owned after trade
     holdings: Array  # f [N, G] what they produced from it
-    flows: WideMarketFlows
+    flows: CashFlows
     certificate: EquilibriumCertificate
 
 
@@ -181,8 +176,8 @@ def init(
     wealth = jnp.broadcast_to(wealth, (n,))
     for field, value in (("holdings", holdings), ("wealth", wealth)):
         # The values of traced arrays are unknown here; the caller is responsible for them.
-        if not isinstance(value, core.Tracer) and not bool(jnp.all(value >= 0)):
-            raise ValueError(f"{field}: expected numbers >= 0, got {float(jnp.min(value))}; remove negative entries")
+        if not isinstance(value, core.Tracer) and not (np.asarray(value) >= 0).all():
+            raise ValueError(f"{field}: expected numbers >= 0, got {np.min(value)}; remove negative entries and NaN")
     return WideMarketState(
         agents=agents,
         holdings=holdings,
@@ -232,10 +227,10 @@ def _step(
     found = market.solver(valuations, state.wealth, state.holdings, key=key_trade)
     bundles = found.bundles
     _check_trade(state, found)
-    purchase, sale = bundles @ found.prices, state.holdings @ found.payouts
+    purchase, sale = bundles @ found.prices, state.holdings @ found.payout
     # Subtract before multiplying, so that goods an agent keeps cost nothing, not even a rounding error.
     wealth = state.wealth + (state.holdings - bundles) @ found.prices
-    wealth = wealth + state.holdings @ (found.payouts - found.prices)
+    wealth = wealth + state.holdings @ (found.payout - found.prices)
     produced = market.production(key_produce, state.agents, state.world, bundles)
     check_finite("reward", produced.reward, "production must return finite numbers", step=time)
     check_finite("holdings", produced.holdings, "production must return finite numbers", step=time)
@@ -252,22 +247,14 @@ def _step(
     if income is not None:
         incomes = jnp.broadcast_to(jnp.asarray(income, wealth.dtype), wealth.shape)
         wealth = wealth + incomes
-    flows = WideMarketFlows(
-        purchase=purchase,
-        sale=sale,
-        reward=produced.reward,
-        income=incomes,
-        rent=rents,
-        subsidy=sale.sum() - purchase.sum(),
-    )
-    named = (produced.reward.sum(), flows.subsidy, incomes.sum(), -rents.sum())
-    check_conserved((state.wealth,), (wealth,), named, (purchase, sale), step=time)
+    flows = CashFlows.of(sale=sale, purchase=-purchase, reward=produced.reward, income=incomes, rent=-rents)
+    check_flows(state.wealth, wealth, flows, step=time)
     after = state.replace(
         holdings=produced.holdings, wealth=wealth, world=produced.world, prices=found.prices, time=time + 1
     )
     return after, WideMarketStep(
         prices=found.prices,
-        payouts=found.payouts,
+        payout=found.payout,
         bundles=bundles,
         holdings=produced.holdings,
         flows=flows,
@@ -280,7 +267,7 @@ def _check_trade(state: WideMarketState, found: Equilibrium) -> None:
     if checking():
         step, remedy = state.time, "the solver must return finite numbers; look at its certificate"
         check_finite("prices", found.prices, remedy, step=step)
-        check_finite("payouts", found.payouts, remedy, step=step)
+        check_finite("payout", found.payout, remedy, step=step)
         check_finite("bundles", found.bundles, remedy, step=step)
         allocated, supply = found.bundles.sum(0), state.holdings.sum(0)
         worst = jnp.argmax(jnp.abs(allocated - supply))

@@ -49,7 +49,7 @@ class ProportionalResponse:
         prices: Array | None = None,
     ) -> Equilibrium:
         """Solve one market; see `jaxmarket.wide_market.equilibrium.EquilibriumSolver`."""
-        check_market(valuations, wealth, holdings, (Linear,), "proportional response needs Linear")
+        check_market(valuations, wealth, holdings, prices, (Linear,), "proportional response needs Linear")
         tiny = jnp.finfo(holdings.dtype).tiny
         supply, budgets = holdings.sum(0), jnp.maximum(wealth, 0)
         values = jnp.maximum(valuations.values, 0) * supply  # of the whole supply of a good

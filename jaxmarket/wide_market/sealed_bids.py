@@ -51,7 +51,7 @@ class SealedBids:
         With a key, ties are broken at random.
         """
         hint = "indivisible goods need Additive valuations; with others there may be no equilibrium"
-        check_market(valuations, wealth, holdings, (Additive,), hint)
+        check_market(valuations, wealth, holdings, prices, (Additive,), hint, excludes_nan=True)
         if self.exploration is not None and key is None:
             raise ValueError(
                 f"key: exploration={self.exploration!r} needs a PRNG key, got None; pass jax.random.key(0)"
@@ -67,7 +67,7 @@ class SealedBids:
         draws = None if key is None else jax.random.uniform(key, (holdings.shape[1], 3), real())
         outcome = jax.vmap(self._clear, (1, 1, None if draws is None else 0))(bids, willing, draws)
         pay = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.price)(outcome), 0)
-        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.resale)(outcome), 0)
+        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.payout)(outcome), 0)
         subsidy = receive - pay
         demands = jnp.where(jnp.arange(wealth.shape[0])[:, None] == outcome.winner, supply, 0)
         # With exploration the winner may be unable to pay another agent's bid: it pays what it has, and the owner

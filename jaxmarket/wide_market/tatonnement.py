@@ -76,7 +76,7 @@ class Tatonnement:
         prices: Array | None = None,
     ) -> Equilibrium:
         """Solve one market; see `jaxmarket.wide_market.equilibrium.EquilibriumSolver`."""
-        check_market(valuations, wealth, holdings, (StrictlyConcave,), _HINT)
+        check_market(valuations, wealth, holdings, prices, (StrictlyConcave,), _HINT)
         tolerances = 10 * self.tolerance, self.gap_tolerance
         return solve_strictly_concave(self.find, valuations, wealth, holdings, prices, tolerances)
 
@@ -94,7 +94,7 @@ class Tatonnement:
             holdings: as for the solver.
             prices: as for the solver.
         """
-        check_market(valuations, wealth, holdings, (StrictlyConcave,), _HINT)
+        check_market(valuations, wealth, holdings, prices, (StrictlyConcave,), _HINT)
         adjust, begin = self._adjustment(*price_search(valuations, wealth, holdings, prices))
         _, rows = jax.lax.scan(lambda c, _: (adjust(c), (c.prices, c.excess)), begin, length=self.max_iterations + 1)
         return rows

@@ -7,14 +7,13 @@ Pure functions of solver results (`jaxmarket.wide_market.equilibrium`) and of re
 import jax
 import jax.numpy as jnp
 
+from jaxmarket.accounts import CashFlows
 from jaxmarket.types import Array, PyTree
 from jaxmarket.wide_market.equilibrium import Equilibrium, EquilibriumSolver, best_response_gain, capped_values
-from jaxmarket.wide_market.market import WideMarketFlows
 from jaxmarket.wide_market.valuations import Additive, Linear
 
 __all__ = [
     "efficiency",
-    "money_residual",
     "money_supply",
     "price_dispersion",
     "price_stability",
@@ -158,36 +157,16 @@ def price_stability(
 # --- money
 
 
-def money_supply(opening: Array, flows: WideMarketFlows) -> Array:
+def money_supply(opening: Array, flows: CashFlows) -> Array:
     """The amount of money after each round, according to the cash flows: f [T].
-
-    Payments between agents cancel; rewards, the subsidy of the auctioneer, incomes and rents remain.
 
     Args:
         opening: f [N], wealth before the first round.
-        flows: of rounds, leaves [T, ...] (`jaxmarket.wide_market.market.run`).
+        flows: of rounds, f [T, N] each (`jaxmarket.wide_market.market.run`).
     """
-    change = flows.reward.sum(1) + flows.income.sum(1) - flows.rent.sum(1) + flows.subsidy
-    return opening.sum() + jnp.cumsum(change)
+    return opening.sum() + jnp.cumsum(flows.net.sum(1))
 
 
-def wealth_history(opening: Array, flows: WideMarketFlows) -> Array:
+def wealth_history(opening: Array, flows: CashFlows) -> Array:
     """The wealth of each agent after each round, according to the cash flows: f [T, N]. See `money_supply`."""
-    change = flows.sale - flows.purchase + flows.reward + flows.income - flows.rent
-    return opening + jnp.cumsum(change, 0)
-
-
-def money_residual(opening: Array, flows: WideMarketFlows, closing: Array) -> Array:
-    """The change of the money supply that no flow explains, relative to the money moved or held: f [].
-
-    Rounding leaves about 1e-7 in float32.
-
-    Args:
-        opening: as for `money_supply`.
-        flows: as for `money_supply`.
-        closing: f [N], wealth after the last round.
-    """
-    named = (flows.sale, flows.reward, flows.income, flows.rent)
-    moved = sum((jnp.abs(flow).sum() for flow in named), jnp.abs(flows.subsidy).sum())
-    unexplained = jnp.abs(closing.sum() - money_supply(opening, flows)[-1])
-    return unexplained / jnp.maximum(1, jnp.maximum(moved, jnp.abs(closing).sum()))
+    return opening + jnp.cumsum(flows.net, 0)
