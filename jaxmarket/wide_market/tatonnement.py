@@ -37,7 +37,7 @@ class _Adjusted(NamedTuple):
     excess: Array  # f [G] excess demand over supply
     residual: Array  # f [] see `clearing_residual`
     stuck: Array  # i32 [G] consecutive adjustments that hardly moved a price
-    count: Array  # i32 [] adjustments
+    adjustments: Array  # i32 []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +106,20 @@ class Tatonnement:
         def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
             now, best = carry
             # NaN never counts as an improvement, and never becomes finite again.
-            return (now.residual > 1) & (now.count - best.count < self.patience) & (now.count < self.max_iterations)
+            return (
+                (now.residual > 1)
+                & (now.adjustments - best.adjustments < self.patience)
+                & (now.adjustments < self.max_iterations)
+            )
 
         def advance(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
             now, best = carry
             new = adjust(now)
             return new, jax.tree.map(lambda a, b: jnp.where(new.residual < best.residual, a, b), new, best)
 
-        begin = begin._replace(count=jnp.asarray(count, jnp.int32))
+        begin = begin._replace(adjustments=jnp.asarray(count, jnp.int32))
         last, best = jax.lax.while_loop(goes_on, advance, (begin, begin))
-        return best.prices, last.count
+        return best.prices, last.adjustments
 
     def _adjustment(self, search: PriceSearch, start: Array) -> tuple[Callable[[_Adjusted], _Adjusted], _Adjusted]:
         """The function of one adjustment, and its initial state."""
@@ -140,7 +144,7 @@ class Tatonnement:
             # of scarce goods would jump up and decrease slowly, forever.
             limit = jnp.where(crossed, jnp.abs(move) / 2, old.limit * 1.2)
             rate = jnp.minimum(jnp.where(crossed, old.rate / 2, old.rate * 1.2), 1)
-            return _Adjusted(prices, rate, limit, excess, residual, stuck, old.count + 1)
+            return _Adjusted(prices, rate, limit, excess, residual, stuck, old.adjustments + 1)
 
         stuck, unlimited = jnp.zeros(start.shape, jnp.int32), jnp.full_like(start, jnp.inf)
         excess, residual = evaluate(start, stuck)
