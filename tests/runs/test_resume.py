@@ -196,7 +196,7 @@ def test_every_learner_goes_on_to_the_same_bits(tmp_path, settings):
 def test_a_population_goes_on_to_the_same_bits(tmp_path):
     plan = plans("multiplexer", quick=True)[0]
     market = dataclasses.replace(plan.market, capacity=24, instances=4)
-    plan = dataclasses.replace(plan, market=market, rounds=8, living=12, chunks=4, settling=1)
+    plan = dataclasses.replace(plan, market=market, rounds=8, num_agents=12, chunks=4, settling=1)
     told = {"seeds": 2, "seed": 0, "label": "", "shown": False}
     wanted = grow([plan], accuracy, **told)[plan.name]
 
