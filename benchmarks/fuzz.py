@@ -48,7 +48,7 @@ from numpy.random import Generator
 
 import jaxmarket
 from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, fit, wide_market
-from jaxmarket.deep_market import NeuralNetworks, GuardedPrograms, ClassifierRules, BidTables, demographics
+from jaxmarket.deep_market import BidTables, ClassifierRules, GuardedPrograms, NeuralNetworks, demographics
 from jaxmarket.networks.backpropagation import MarketGraph, flows, solve_prices
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import checkpoint, files, run_folder, sweeps

@@ -6,7 +6,16 @@ import jax
 
 from jaxmarket import deep_market
 from jaxmarket.bench.timing import Report, exponent, measure
-from jaxmarket.deep_market import DeepMarket, DeepMarketState, Representation, GuardedPrograms, RoundSummary, ClassifierRules, BidTables, Terms
+from jaxmarket.deep_market import (
+    BidTables,
+    ClassifierRules,
+    DeepMarket,
+    DeepMarketState,
+    GuardedPrograms,
+    Representation,
+    RoundSummary,
+    Terms,
+)
 from jaxmarket.environments import make
 from jaxmarket.types import Array
 from jaxmarket.view.plotting import figure
@@ -18,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["churn", "representations", "run"]
 
 _INSTANCES, _PERIOD, _CRADLES = 256, 10, 16
-_TERMS = Terms(endowment=256.0, p_offspring=0.5, wealth_tax=1e-3, compute_tax=1e-3, max_idle_steps=40, replace_poorest=True)
+_TERMS = Terms(
+    endowment=256.0, p_offspring=0.5, wealth_tax=1e-3, compute_tax=1e-3, max_idle_steps=40, replace_poorest=True
+)
 
 
 def representations() -> dict[str, tuple[str, Representation]]:
@@ -30,7 +41,9 @@ def representations() -> dict[str, tuple[str, Representation]]:
     }
 
 
-def churn(market: DeepMarket, rounds: int, key: Array, economy: DeepMarketState) -> tuple[DeepMarketState, RoundSummary]:
+def churn(
+    market: DeepMarket, rounds: int, key: Array, economy: DeepMarketState
+) -> tuple[DeepMarketState, RoundSummary]:
     """So many rounds of ten steps, after each of which up to sixteen agents are born."""
     return deep_market.run(
         market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, max_births=_CRADLES
@@ -53,7 +66,9 @@ def run(quick: bool = False) -> Report:
                 rounds = max(1, (2_000_000 if quick else 10_000_000) // (capacity * _INSTANCES * _PERIOD))
                 steps = rounds * _PERIOD
 
-                def lives(key: Array, economy: DeepMarketState, market: DeepMarket = market, rounds: int = rounds) -> tuple:
+                def lives(
+                    key: Array, economy: DeepMarketState, market: DeepMarket = market, rounds: int = rounds
+                ) -> tuple:
                     return churn(market, rounds, key, economy)
 
                 timing = measure({"": (lives, (jax.random.key(1), economy))})[""]

@@ -1,13 +1,13 @@
-"""Populations: agents that are born, live on what they own, and die, in arrays of fixed size.
+"""Populations of fixed capacity: births, deaths, and the money they create and remove.
 
-A population has a slot for each of N agents; whoever is not ``alive`` neither bids nor pays nor is paid. Births fill
-empty slots, deaths empty them, and no shape ever changes, so nothing is compiled again as agents come and go.
+A population has N slots for agents. An agent that is not ``alive`` neither bids, pays nor is paid. Births fill free
+slots and deaths free them; shapes never change, so nothing is recompiled.
 
-Money enters and leaves here by name (`PopulationFlows`): allowances of newcomers come from nowhere, the wealth of the dead, rent
-and tax go nowhere. What a parent gives its child stays in the population.
+Births and deaths change the amount of money (`PopulationFlows`): endowments of newborn agents are created, and the
+wealth of dead agents is removed. What a parent gives its children stays in the population.
 
-An agent whose wealth is not finite (a reward was NaN, or an account overflowed) dies like a bankrupt agent. `PopulationFlows`
-counts it, and no sum contains its wealth, so that totals stay finite.
+An agent whose wealth is not finite (a reward was NaN, or an account overflowed) dies like a bankrupt agent. It is
+counted in `PopulationFlows.nonfinite` and no sum contains its wealth, so that totals stay finite.
 """
 
 from typing import Any
@@ -28,43 +28,45 @@ __all__ = [
     "RANDOM",
     "REPAIRED",
     "Births",
-    "PopulationFlows",
     "Lineage",
     "Population",
+    "PopulationFlows",
     "Terms",
     "make_population",
-    "random_population",
     "pay",
+    "random_population",
     "turnover",
 ]
 
 RANDOM, OFFSPRING, REPAIRED = 0, 1, 2
-"""How an agent came to be: at random, as a rich agent's child, as the mutated remains of a bankrupt one."""
+"""The origin of an agent: drawn at random, the child of a rich agent, or a mutated bankrupt agent."""
 
 
 class Terms(struct.PyTreeNode):
-    """The traced terms on which agents live; sweeping over them needs no new compilation.
+    """The traced economic settings of a market. A sweep over them compiles once.
 
-    A term left at ``None`` is not part of the compiled program at all.
+    A setting left at ``None`` is not part of the compiled program.
     """
 
-    rent: Array | float | None = None  # f [] share of its wealth the winner of an auction pays (Sudhir et al. 2025)
-    wealth_tax: Array | float | None = None  # f [] share of its wealth every agent pays per step (Holland's life tax)
+    rent: Array | float | None = (
+        None  # f [] share of its wealth that the winner of an auction pays (Sudhir et al. 2025)
+    )
+    wealth_tax: Array | float | None = None  # f [] share of its wealth that every agent pays per step (Holland 1985)
     compute_tax: Array | float | None = None  # f [] money per step and unit of computation (Baum and Durdanovic 2000)
-    exploration: Array | float | None = None  # f [] probability that a random bidder wins instead, and pays its bid
-    markup: Array | float | None = None  # f [] a newcomer's bid is fixed for life: the best rival's and this (Baum)
+    exploration: Array | float | None = None  # f [] probability that a random bidder wins instead and pays its bid
+    markup: Array | float | None = None  # f [] a new agent bids this more than the best rival, for life (Baum 1999)
     consumer_income: Array | float | None = None  # f [] money that every consumer receives per step
-    endowment: Array | float = 1.0  # f [] money of a newcomer without parents, from nowhere
-    child_endowment: Array | float = 0.0  # f [] money of a child beside its parent's gift, from nowhere
-    birth_rate: Array | float = 1.0  # f [] probability that each cradle is used in a turnover
+    endowment: Array | float = 1.0  # f [] money created for a newborn without a parent
+    child_endowment: Array | float = 0.0  # f [] money created for a child, in addition to its parent's gift
+    birth_rate: Array | float = 1.0  # f [] probability that each of the possible births of a turnover happens
     p_offspring: Array | float = 0.5  # f [] probability that a newborn is a child of a rich agent
-    min_parent_wealth: Array | float = 0.0  # f [] who owns more than this may have children, in proportion to what they own
-    inheritance: Array | float = 0.5  # f [] share of its wealth that a parent gives away, to all its new children
-    p_repair: Array | float = 0.0  # f [] probability that a bankrupt agent is mutated and endowed, where a cradle is free
-    bankruptcy: Array | float = 0.0  # f [] who owns this or less dies
-    max_idle_steps: Array | float | None = None  # f [] steps after which an agent that sold nothing dies
+    min_parent_wealth: Array | float = 0.0  # f [] richer agents may have children, in proportion to their wealth
+    inheritance: Array | float = 0.5  # f [] share of its wealth that a parent gives to all its new children together
+    p_repair: Array | float = 0.0  # f [] probability that a bankrupt agent is mutated and endowed in place, at a birth
+    bankruptcy: Array | float = 0.0  # f [] an agent with at most this much money dies
+    max_idle_steps: Array | float | None = None  # f [] an agent that has won no auction for more steps than this dies
     replace_poorest: Array | bool | None = (
-        None  # bool [] whether newcomers take the slots of the poorest in a full population
+        None  # bool [] whether newborns replace the poorest agents when no slot is free
     )
 
 
@@ -170,25 +172,29 @@ def turnover(
     terms: Terms,
     max_births: int,
 ) -> tuple[Population, PopulationFlows, Births, Array]:
-    """Deaths, and then births.
+    """Deaths, followed by births.
 
-    Agents die if they are bankrupt, if their wealth is not finite, or if they are idle too long. Then each of K max_births
-    takes an empty slot, or with ``terms.replace_poorest`` the poorest agent's; with some probability it stays empty. A
-    newborn is, in this order: a *repaired* agent that just died there; the *mutant* child of an agent with more wealth
-    than ``terms.min_parent_wealth``, drawn in proportion to wealth and endowed by it; or a *novice*, without a parent's endowment.
+    Agents die if they are bankrupt, if their wealth is not finite, or if they have been idle too long. Then up to K
+    agents are born, each into a free slot or, with ``terms.replace_poorest``, into that of the poorest agent. A newborn
+    is one of the following, in this order:
+
+    - `REPAIRED`: a mutation of the agent that just died in the slot, with ``terms.endowment``;
+    - `OFFSPRING`: the child of an agent with more wealth than ``terms.min_parent_wealth``, drawn in proportion to
+      wealth, with its parent's gift and ``terms.child_endowment``;
+    - `RANDOM`: a random agent with ``terms.endowment``.
 
     Args:
         representation: of the agents.
-        key: used up.
-        population: as it is.
-        observations: f [K, ...], states for newborns to be born into.
+        key: consumed.
+        population: the population before.
+        observations: f [K, ...], states that random agents are born into.
         step: i32 [], the time.
-        terms: rates and sums.
+        terms: rates and amounts of money.
         max_births: K, static, at most N.
 
     Returns:
-        The population, what money came and went, the births, and who died: bool [N] (slots, some of them taken
-        again).
+        The population, the money that was created and removed, the births, and a mask bool [N] of the agents that died
+        (their slots may be in use again).
     """
     p, capacity = population, population.capacity
     key_use, key_kind, key_repair, key_parent, key_mate, key_mutate, key_init = jax.random.split(key, 7)

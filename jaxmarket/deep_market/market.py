@@ -26,7 +26,7 @@ from flax import struct
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.checking import check, check_conserved, check_finite, checking
-from jaxmarket.deep_market.demographics import Births, Population, Terms, random_population, pay, turnover
+from jaxmarket.deep_market.demographics import Births, Population, Terms, pay, random_population, turnover
 from jaxmarket.deep_market.representations import NO_BID, Representation
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
@@ -34,7 +34,17 @@ from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import HOUSE, Array, Outcome, PyTree, real
 from jaxmarket.validation import numbers, shown, whole
 
-__all__ = ["DeepMarketFlows", "DeepMarket", "DeepMarketState", "RoundSummary", "forward", "money", "init", "run", "step"]
+__all__ = [
+    "DeepMarket",
+    "DeepMarketFlows",
+    "DeepMarketState",
+    "RoundSummary",
+    "forward",
+    "init",
+    "money",
+    "run",
+    "step",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +177,9 @@ def init(
     if population is None:
         num_agents = market.capacity if num_agents is None else num_agents
         if not isinstance(num_agents, int | np.integer) or not 0 <= num_agents <= market.capacity:
-            raise ValueError(f"num_agents: expected 0 to {market.capacity} agents (the capacity), got {shown(num_agents)}")
+            raise ValueError(
+                f"num_agents: expected 0 to {market.capacity} agents (the capacity), got {shown(num_agents)}"
+            )
         wealth = numbers("wealth", wealth, ())
         population = random_population(market.representation, key_agents, obs, market.capacity, num_agents, wealth)
     elif population.capacity != market.capacity:
@@ -521,7 +533,9 @@ def run(
     def one(state: DeepMarketState, key: Array) -> tuple[DeepMarketState, RoundSummary]:
         key_steps, key_turnover, key_states = jax.random.split(key, 3)
 
-        def body(carry: tuple[DeepMarketState, Array], chance: _Chance) -> tuple[tuple[DeepMarketState, Array], DeepMarketFlows]:
+        def body(
+            carry: tuple[DeepMarketState, Array], chance: _Chance
+        ) -> tuple[tuple[DeepMarketState, Array], DeepMarketFlows]:
             state, wins = carry
             state, books, won = _step(market, implementation, env_params, terms, state, chance)
             return (state, wins + won), books

@@ -1,8 +1,8 @@
 """Representations: how an agent of a population is written down, and how its children differ from it.
 
 An agent is a pytree of arrays; a `Representation` says what it bids and does, and how one is born. Its methods concern
-one agent and are pure: a market maps them over all agents and all its instances. A representation of your own is a frozen
-dataclass with these five methods, and nothing else has to know of it.
+one agent and are pure: a market maps them over all agents and all its instances. A representation of your own is a
+frozen dataclass with these five methods; nothing has to be registered.
 
 | representation | an agent is | its bid |
 |---|---|---|
@@ -24,7 +24,18 @@ from flax import struct
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import number, shown, whole
 
-__all__ = ["WILDCARD", "NO_BID", "Representation", "NeuralNetworks", "GuardedProgram", "GuardedPrograms", "ClassifierRule", "ClassifierRules", "BidTable", "BidTables"]
+__all__ = [
+    "NO_BID",
+    "WILDCARD",
+    "BidTable",
+    "BidTables",
+    "ClassifierRule",
+    "ClassifierRules",
+    "GuardedProgram",
+    "GuardedPrograms",
+    "NeuralNetworks",
+    "Representation",
+]
 
 NO_BID = -jnp.inf
 """The bid of an agent that does not bid: an auction takes no other than finite ones."""

@@ -188,7 +188,9 @@ def plans(task: str, quick: bool) -> list[Plan]:
     """
     if task == "multiplexer":
         market = DeepMarket(adapt(Multiplexer(2)), ClassifierRules(6, 2, coefficient=0.2, wildcards=0.4), 400, 16)
-        terms = Terms(wealth_tax=2e-4, endowment=80.0, child_endowment=80.0, birth_rate=0.5, inheritance=0.1, p_offspring=1.0)
+        terms = Terms(
+            wealth_tax=2e-4, endowment=80.0, child_endowment=80.0, birth_rate=0.5, inheritance=0.1, p_offspring=1.0
+        )
         rounds = 400 if quick else 1600
     else:
         market = DeepMarket(adapt(Woods1()), ClassifierRules(16, 8, coefficient=0.2, wildcards=0.4), 400, 16)

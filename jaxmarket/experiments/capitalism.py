@@ -56,9 +56,9 @@ __all__ = [
     "arms",
     "digits",
     "evaluate",
+    "init",
     "live",
     "measure",
-    "init",
     "run",
     "sell_lot",
     "sgd",
@@ -381,7 +381,9 @@ def live(
         key_lots, key_turnover = jax.random.split(key)
         chosen = _lots(key_lots, period, market.batch, len(labels))
 
-        def body(carry: tuple[Population, Array, Array], lot: Array) -> tuple[tuple[Population, Array, Array], DeepMarketFlows]:
+        def body(
+            carry: tuple[Population, Array, Array], lot: Array
+        ) -> tuple[tuple[Population, Array, Array], DeepMarketFlows]:
             population, time, wins = carry
             population, books, won = _step(market, terms, population, time, x[lot], labels[lot], informed)
             return (population, time + 1, wins + won), books
@@ -415,7 +417,9 @@ def _lots(key: Array, count: int, batch: int, examples: int) -> Array:
 
 def init(market: LayerMarket, key: Array, wealth: float) -> Population:
     """Random agents for every place, equally rich; the first two are of different layers, so that both have one."""
-    p = random_population(market.representation, key, jnp.zeros((1, 1), real()), market.capacity, market.capacity, wealth)
+    p = random_population(
+        market.representation, key, jnp.zeros((1, 1), real()), market.capacity, market.capacity, wealth
+    )
     return p.replace(agents=p.agents.replace(layer=p.agents.layer.at[:2].set(jnp.arange(2))))
 
 
@@ -479,7 +483,13 @@ def arms(inputs: int, classes: int = 10) -> list[Arm]:
     fixed = Layers(inputs, _WIDTH, classes)
     free = dataclasses.replace(fixed, structured=True, noise=(0.005, 0.05))
     terms = Terms(
-        wealth_tax=1e-3, endowment=WEALTH, child_endowment=WEALTH, inheritance=0.1, p_offspring=0.98, replace_poorest=True, bankruptcy=0.02
+        wealth_tax=1e-3,
+        endowment=WEALTH,
+        child_endowment=WEALTH,
+        inheritance=0.1,
+        p_offspring=0.98,
+        replace_poorest=True,
+        bankruptcy=0.02,
     )
     capitalism = LayerMarket(fixed, batch=BATCH)
     return [

@@ -112,7 +112,9 @@ class Grown:
 
 
 @functools.partial(jax.jit, static_argnames=("market", "num_agents"))
-def _open(market: DeepMarket, keys: Array, env_params: PyTree, num_agents: int, wealth: float) -> tuple[DeepMarketState, Array]:
+def _open(
+    market: DeepMarket, keys: Array, env_params: PyTree, num_agents: int, wealth: float
+) -> tuple[DeepMarketState, Array]:
     def one(key: Array) -> tuple[DeepMarketState, Array]:
         economy = deep_market.init(market, key, env_params, num_agents=num_agents, wealth=wealth)
         return economy, deep_market.money(economy)
@@ -132,7 +134,9 @@ def _chunk(
     max_births: int,
 ) -> tuple[DeepMarketState, RoundSummary]:
     def one(key: Array, economy: DeepMarketState) -> tuple[DeepMarketState, RoundSummary]:
-        return deep_market.run(market, key, economy, env_params, terms, rounds=rounds, period=period, max_births=max_births)
+        return deep_market.run(
+            market, key, economy, env_params, terms, rounds=rounds, period=period, max_births=max_births
+        )
 
     return jax.vmap(one)(keys, economies)
 
@@ -275,7 +279,9 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
 
 def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
     """What tells one plan's checkpoints from another's of that name."""
-    numbers = {name: getattr(plan, name) for name in ("rounds", "period", "max_births", "num_agents", "wealth", "chunks")}
+    numbers = {
+        name: getattr(plan, name) for name in ("rounds", "period", "max_births", "num_agents", "wealth", "chunks")
+    }
     market = plan.market
     return {
         **numbers,

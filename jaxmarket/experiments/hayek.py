@@ -1,8 +1,8 @@
 """Hayek on blocks world (Baum 1999; Baum and Durdanovic 2000): an economy of programs, paid at the very end.
 
-Agents are short programs over sensors (`GuardedPrograms`). Whoever bids most owns the world, moves one block and sells; only
-the last one is rewarded. A newcomer's bid is fixed for life at the best rival's and a little more, so prices rise
-until they are what a state is worth, and an agent lives only if it leaves the world worth more than it paid.
+Agents are short programs over sensors (`GuardedPrograms`). The highest bidder owns the world, moves one block and
+sells; only the last one is rewarded. A newcomer's bid is fixed for life, at the best rival's bid plus a markup. Prices
+therefore rise to what a state is worth, and an agent survives only if it leaves the world worth more than it paid.
 
 Trained on instances of at most three blocks, the economies are frozen and given larger ones. Rivals: the same programs
 at random, and evolution of whole teams of them by success alone. Ablations: what Baum holds to be needed, money that is
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, Population, GuardedPrograms, Terms, make_population
+from jaxmarket.deep_market import DeepMarket, GuardedPrograms, Population, Terms, make_population
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of

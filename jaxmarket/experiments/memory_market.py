@@ -24,7 +24,7 @@ from flax import struct
 from gymnax.environments.bsuite.memory_chain import MemoryChain
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, Population, ClassifierRules, Terms
+from jaxmarket.deep_market import ClassifierRules, DeepMarket, Population, Terms
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
@@ -153,7 +153,9 @@ def plans(world: str, quick: bool) -> list[Plan]:
         terms = Terms(wealth_tax=1e-3, endowment=5.0, birth_rate=0.3, inheritance=0.1, p_offspring=0.5)
         capacity, wildcards, living = 64, 0.3, 8
     else:
-        terms = Terms(wealth_tax=1e-3, exploration=0.02, endowment=8.0, birth_rate=0.5, inheritance=0.1, p_offspring=0.3)
+        terms = Terms(
+            wealth_tax=1e-3, exploration=0.02, endowment=8.0, birth_rate=0.5, inheritance=0.1, p_offspring=0.3
+        )
         capacity, wildcards, living = 128, 0.1, 64
     rounds = 3000 if quick else 16000
     chosen = []

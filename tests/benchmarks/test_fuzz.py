@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmarket import TrainConfig, auctions, deep_market, environments, wide_market
-from jaxmarket.deep_market import NeuralNetworks, GuardedPrograms, BidTables, demographics
+from jaxmarket.deep_market import BidTables, GuardedPrograms, NeuralNetworks, demographics
 from jaxmarket.environments import BlocksWorld, Functions, Maze, Option, Options, SupplyChain, garnet
 from jaxmarket.networks import backpropagation
 from jaxmarket.policies import BetaHead, ValueHead, cnn, mlp

@@ -131,7 +131,7 @@ def test_money_that_appears_from_nowhere_is_found(monkeypatch):
         checked(books)(jnp.nan)
 
 
-class Shouting(Tables):
+class Shouting(BidTables):
     """Tables of which one agent bids NaN."""
 
     def bid(self, agent, obs, purse):

@@ -21,17 +21,25 @@ from jaxmarket.experiments.capitalism import (
     Structure,
     activations,
     evaluate,
+    init,
     live,
     logits,
     measure,
-    init,
     sell_lot,
     sgd,
 )
 from jaxmarket.experiments.report import Options
 
 SMALL = LayerMarket(Layers(4, 6, 3, structured=True), capacity=7, batch=5)
-TERMS = Terms(wealth_tax=0.01, endowment=1.0, child_endowment=0.5, inheritance=0.2, p_offspring=0.7, replace_poorest=True, bankruptcy=0.02)
+TERMS = Terms(
+    wealth_tax=0.01,
+    endowment=1.0,
+    child_endowment=0.5,
+    inheritance=0.2,
+    p_offspring=0.7,
+    replace_poorest=True,
+    bankruptcy=0.02,
+)
 
 
 def opened(seed=0, market=SMALL, **learned):

@@ -10,7 +10,7 @@ import pytest
 
 from jaxmarket import deep_market
 from jaxmarket.deep_market import Terms, make_population
-from jaxmarket.deep_market.representations import TESTS, GuardedProgram, BidTables
+from jaxmarket.deep_market.representations import TESTS, BidTables, GuardedProgram
 from jaxmarket.environments import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
 from jaxmarket.experiments import economies, hayek, reproduce
@@ -173,7 +173,7 @@ def test_languages_other_than_programs_grow_too():
     market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=("surplus",))), BidTables(1, 6), 6)
     plan = Plan("tables", market, Terms(), 2, 2, max_births=1, num_agents=6, wealth=1.0, chunks=1)
     grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=0, label="", shown=False)
-    assert economies.terms_of(plan.terms)["allowance"] == 1.0
+    assert economies.terms_of(plan.terms)["endowment"] == 1.0
     assert "rent" not in economies.terms_of(plan.terms)
     assert residual(grown["tables"]) < 1e-6
 

@@ -21,7 +21,9 @@ def rules(*texts):
     """Agents from strings like ``1#11:3``."""
     parts = [text.split(":") for text in texts]
     conditions = [[WILDCARD if c == "#" else int(c) for c in left] for left, _ in parts]
-    return ClassifierRule(jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32))
+    return ClassifierRule(
+        jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32)
+    )
 
 
 def play(plan, agents, wealth=None):

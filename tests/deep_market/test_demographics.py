@@ -11,12 +11,12 @@ from jaxmarket.deep_market import (
     OFFSPRING,
     RANDOM,
     REPAIRED,
-    Births,
-    Lineage,
-    ClassifierRule,
-    ClassifierRules,
     BidTable,
     BidTables,
+    Births,
+    ClassifierRule,
+    ClassifierRules,
+    Lineage,
     Terms,
     make_population,
     random_population,
@@ -47,7 +47,7 @@ NOBODY_BORN = Terms(birth_rate=0.0)
 def test_the_poor_and_the_idle_die_and_take_what_they_have():
     p = people([1.0, 0.2, 3.0, 0.1]).replace(won=jnp.array([9, 9, 2, 9]))
     p = p.replace(wealth=p.wealth.at[3].set(-0.5))  # debts
-    terms = NOBODY_BORN.replace(bankruptcy=0.2, patience=5)
+    terms = NOBODY_BORN.replace(bankruptcy=0.2, max_idle_steps=5)
     after, flows, births, died = year(jax.random.key(0), p, terms)
     assert died.tolist() == [False, True, True, True]
     assert after.alive.tolist() == [True, False, False, False]
@@ -67,7 +67,7 @@ def test_an_agent_whose_wealth_is_not_finite_dies_and_is_counted(wealth):
     assert (float(flows.estate), float(flows.nonfinite), int(births.deaths)) == (1, 1, 2)
     assert float(flows.net) == -1
     full, flows, _, died = year(jax.random.key(0), p, Terms(p_offspring=0.0, replace_poorest=True, endowment=5.0))
-    assert died.tolist() == [True, True, True, False], "newcomers displace it first of all"
+    assert died.tolist() == [True, True, True, False], "newborns take its slot first"
     assert full.wealth.tolist() == [5, 5, 5, 4]
     assert (float(flows.estate), float(flows.nonfinite), float(flows.allowance)) == (4, 1, 15)
 
@@ -94,7 +94,7 @@ def test_debtors_have_no_children():
     assert (np.asarray(births.parent)[np.asarray(births.ident) >= 0] == 2).all()
 
 
-def test_novices_take_empty_places_with_an_allowance():
+def test_random_agents_take_free_slots_with_an_endowment():
     p = people([1.0] * PLACES, jnp.arange(PLACES) < 6)
     after, flows, births, _ = year(jax.random.key(1), p, Terms(p_offspring=0.0, endowment=2.5))
     assert after.alive.all()  # two places for three max_births
@@ -114,7 +114,9 @@ def test_children_of_the_rich_are_endowed_by_their_parent():
     after, flows, births, _ = year(jax.random.key(2), p, terms)
     assert (np.asarray(births.kind) == OFFSPRING).all()
     assert (np.asarray(births.parent) == 0).all(), "nobody else is rich"
-    np.testing.assert_allclose(after.wealth, [2, 1, 1, 2.5, 2.5, 2.5])  # a third of .75 · 8 each, and the dowry
+    np.testing.assert_allclose(
+        after.wealth, [2, 1, 1, 2.5, 2.5, 2.5]
+    )  # a third of .75 · 8 each, and the child endowment
     assert float(flows.allowance) == 1.5
     drawn = np.asarray(after.agents.bids)[3:]
     kept = (drawn == 0).mean()
@@ -142,11 +144,11 @@ def test_the_bankrupt_are_repaired():
     assert int(after.ident[1]) != 1, "an agent of its own"
     assert float(after.wealth[1]) == 3
     assert float(np.mean(np.asarray(after.agents.bids[1]) == 1)) > 0, "most of what it was"
-    assert int(after.parent[3]) == NOBODY, "the other cradle held a novice"
+    assert int(after.parent[3]) == NOBODY, "the other newborn is random"
     assert float(flows.allowance) == 6
 
 
-def test_newcomers_displace_the_poorest_of_a_full_population():
+def test_newborns_replace_the_poorest_of_a_full_population():
     p = people([5.0, 0.5, 4.0, 0.25, 3.0])
     after, flows, births, died = year(jax.random.key(5), p, Terms(p_offspring=0.0, replace_poorest=True, endowment=1.0))
     assert died.tolist() == [False, True, False, True, True]
@@ -162,7 +164,9 @@ def test_newcomers_displace_the_poorest_of_a_full_population():
 def test_birth_rates_are_probabilities():
     p = people([1.0] * 4, jnp.arange(4) < 1)
     keys = jax.random.split(jax.random.key(6), 400)
-    _, _, births, _ = jax.vmap(year, (0, None, None))(keys, p, Terms(birth_rate=0.3, p_offspring=0.5, min_parent_wealth=0.5))
+    _, _, births, _ = jax.vmap(year, (0, None, None))(
+        keys, p, Terms(birth_rate=0.3, p_offspring=0.5, min_parent_wealth=0.5)
+    )
     used = np.asarray(births.ident) >= 0
     assert used.mean() == pytest.approx(0.3, abs=0.05)
     assert (np.asarray(births.kind)[used] == OFFSPRING).mean() == pytest.approx(0.5, abs=0.08)
@@ -248,7 +252,11 @@ def test_lineage():
 def test_lineage_of_a_real_history():
     """The records kept on the device, against parents looked up as they were."""
     p = people([3.0, 2.0, 1.0, 0.0, 0.0], jnp.arange(5) < 3)
-    terms, history, known = Terms(p_offspring=0.8, min_parent_wealth=0.5, replace_poorest=True), [], {0: -1, 1: -1, 2: -1}
+    terms, history, known = (
+        Terms(p_offspring=0.8, min_parent_wealth=0.5, replace_poorest=True),
+        [],
+        {0: -1, 1: -1, 2: -1},
+    )
     for t in range(6):
         p, _, births, _ = year(jax.random.key(t), p, terms)
         history.append(births)

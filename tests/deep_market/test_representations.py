@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmarket.deep_market.representations import (
-    WILDCARD,
     TESTS,
-    NeuralNetworks,
-    GuardedProgram,
-    GuardedPrograms,
-    ClassifierRule,
-    ClassifierRules,
+    WILDCARD,
     BidTable,
     BidTables,
+    ClassifierRule,
+    ClassifierRules,
+    GuardedProgram,
+    GuardedPrograms,
+    NeuralNetworks,
 )
 
 REPRESENTATIONS = {
@@ -49,7 +49,13 @@ def test_contract(name):
         agents = jax.vmap(representation.init, (0, None))(keys, OBS)
         children = jax.vmap(representation.mutate)(keys, agents, jax.tree.map(lambda x: x[::-1], agents))
         bids = jax.vmap(representation.bid, (0, None, None))(children, OBS, jnp.asarray(2.0))
-        return agents, children, bids, jax.vmap(representation.act, (0, None))(children, OBS), jax.vmap(representation.cost)(agents)
+        return (
+            agents,
+            children,
+            bids,
+            jax.vmap(representation.act, (0, None))(children, OBS),
+            jax.vmap(representation.cost)(agents),
+        )
 
     agents, children, bids, actions, costs = lives(keys)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), agents) == jax.tree.map(lambda x: (x.shape, x.dtype), children)
@@ -61,7 +67,9 @@ def test_contract(name):
     assert np.isfinite(np.asarray(bids)).any()
     changed = [np.asarray(a != b).any() for a, b in zip(*map(jax.tree.leaves, (agents, children)), strict=True)]
     assert any(changed)
-    assert representation == type(representation)(**{f: getattr(representation, f) for f in representation.__dataclass_fields__})
+    assert representation == type(representation)(
+        **{f: getattr(representation, f) for f in representation.__dataclass_fields__}
+    )
     assert len({representation, type(representation)(**representation.__dict__)}) == 1
 
 
@@ -179,14 +187,19 @@ def test_programs_against_plain_python(lines, obs):
 
 def test_programs_can_be_read():
     representation = GuardedPrograms(2, 3, length=3, names=("depth", "height"))
-    assert representation.show(program([("=", 0, 2), ("skip", 1, 1), (">", 1, 0)], 2)) == "if depth = 0 and height > depth: 2"
+    assert (
+        representation.show(program([("=", 0, 2), ("skip", 1, 1), (">", 1, 0)], 2))
+        == "if depth = 0 and height > depth: 2"
+    )
     assert representation.show(program([("skip", 0, 0)] * 3)) == "if anything: 0"
 
 
 def test_a_childs_program_differs_a_little():
     representation = GuardedPrograms(4, 3, length=4, mutation=0.0)
     parent = representation.init(jax.random.key(0), OBS)
-    children = jax.vmap(representation.mutate, (0, None, None))(jax.random.split(jax.random.key(1), 100), parent, parent)
+    children = jax.vmap(representation.mutate, (0, None, None))(
+        jax.random.split(jax.random.key(1), 100), parent, parent
+    )
     changed = np.stack(
         [
             np.asarray((children.tests != parent.tests) | (children.operands != parent.operands).any(-1)).sum(-1),

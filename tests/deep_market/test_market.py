@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from jaxmarket import deep_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
-from jaxmarket.deep_market import DeepMarket, Terms, forward, make_population, money, init, run
-from jaxmarket.deep_market.representations import NO_BID, NeuralNetworks, BidTable, BidTables
+from jaxmarket.deep_market import DeepMarket, Terms, forward, init, make_population, money, run
+from jaxmarket.deep_market.representations import NO_BID, BidTable, BidTables, NeuralNetworks
 from jaxmarket.environments import make
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.types import HOUSE
@@ -38,7 +38,14 @@ def lived(market, terms=None, *, seed=0, rounds=5, period=7, max_births=2, **ope
     @jax.jit
     def go(start):
         return run(
-            market, jax.random.key(seed + 1), start, env_params, terms, rounds=rounds, period=period, max_births=max_births
+            market,
+            jax.random.key(seed + 1),
+            start,
+            env_params,
+            terms,
+            rounds=rounds,
+            period=period,
+            max_births=max_births,
         )
 
     return start, *go(start)
@@ -73,7 +80,9 @@ def test_one_instance_is_the_printed_algorithm(seed, rent):
     agents, steps = tables(seed), 60
     wealth = np.random.default_rng(seed + 10).random(AGENTS) * 3 + 0.1  # no ties between the penniless
     market = DeepMarket(WORLD, REPRESENTATION, AGENTS)
-    economy = init(market, jax.random.key(seed), WORLD.default_params, make_population(agents, wealth), original_owner=2)
+    economy = init(
+        market, jax.random.key(seed), WORLD.default_params, make_population(agents, wealth), original_owner=2
+    )
     state = int(economy.env_state.index[0])
     terms = Terms(rent=rent)
     ours = []
@@ -125,16 +134,16 @@ def lives(draw):
     return {
         "seed": draw(st.integers(0, 2**16)),
         "rent": draw(some),
-        "levy": draw(some),
-        "tax": draw(some),
+        "wealth_tax": draw(some),
+        "compute_tax": draw(some),
         "exploration": draw(some),
         "birth_rate": draw(st.floats(0.2, 1)),
-        "mutants": draw(st.floats(0, 1)),
-        "repair": draw(st.floats(0, 1)),
-        "dowry": draw(some),
+        "p_offspring": draw(st.floats(0, 1)),
+        "p_repair": draw(st.floats(0, 1)),
+        "child_endowment": draw(some),
         "bankruptcy": draw(some),
-        "displace": draw(st.booleans()),
-        "patience": draw(st.integers(1, 30)),
+        "replace_poorest": draw(st.booleans()),
+        "max_idle_steps": draw(st.integers(1, 30)),
     }
 
 
@@ -186,7 +195,14 @@ def test_the_ledger_adds_up_over_a_long_run():
     """A hundred thousand auctions with births, deaths, rent, levy and tax."""
     market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 32, instances=8)
     terms = Terms(
-        rent=0.001, wealth_tax=1e-4, compute_tax=1e-4, exploration=0.05, endowment=4.0, p_offspring=0.5, birth_rate=0.5, max_idle_steps=200
+        rent=0.001,
+        wealth_tax=1e-4,
+        compute_tax=1e-4,
+        exploration=0.05,
+        endowment=4.0,
+        p_offspring=0.5,
+        birth_rate=0.5,
+        max_idle_steps=200,
     )
     start, end, rounds = lived(market, terms, rounds=200, period=64, max_births=2, num_agents=20, wealth=4.0)
     b = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), rounds.books)
@@ -515,9 +531,9 @@ def test_bad_input_is_named():
         DeepMarket(env, BidTables(6, 2), 4, mechanism="bb")
     market = DeepMarket(env, BidTables(6, 2), 4)
     params = market.env.default_params
-    with pytest.raises(ValueError, match="living: expected 0 to 4"):
+    with pytest.raises(ValueError, match="num_agents: expected 0 to 4"):
         init(market, jax.random.key(0), params, num_agents=5)
-    with pytest.raises(ValueError, match="population: expected 4 places"):
+    with pytest.raises(ValueError, match="population: expected 4"):
         init(market, jax.random.key(0), params, make_population(tables(0), jnp.ones(AGENTS)))
     economy = init(market, jax.random.key(0), params)
     with pytest.raises(ValueError, match="max_births: at most one"):
