@@ -94,7 +94,7 @@ def test_switches_that_stop_sound_programs_are_named(switch):
             with pytest.raises(ValueError, match=f"^{switch}: .*set it to False"):
                 run()
         for name in ("deep market", "sealed bids"):
-            with pytest.raises(ValueError, match=f"^{switch}: .*open_market"):
+            with pytest.raises(ValueError, match=f"^{switch}: "):
                 PROGRAMS[name]()(jax.random.key(0))
 
 
