@@ -33,7 +33,7 @@ from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.deep_market import DeepMarketFlows, Population, RoundSummary, Terms, random_population, turnover
 from jaxmarket.deep_market.representations import NO_BID
 from jaxmarket.environments.digits import load
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import gini
 from jaxmarket.types import Array, real
@@ -761,7 +761,7 @@ def run(options: Options) -> Report:
             findings[arm.name] = measure(arm, options.seeds, options.seed, lots, found)
             bar(len(findings), len(chosen), f"{arm.name}: {findings[arm.name].accuracy[-1].mean():.3f}")
     examples = int(findings["SGD"].lots[-1]) * BATCH
-    table = Sheet(
+    table = ResultTable(
         "capitalism",
         f"held-out accuracy after {examples:,} examples, {options.seeds} seeds",
         [_row(finding) for finding in findings.values()],
@@ -771,11 +771,11 @@ def run(options: Options) -> Report:
         "paid for anything: consumers pay 1/10 whatever is delivered · structure found: by the hybrid of that seed",
         aside=("residual", "mean", "early"),
     )
-    structures = Sheet(
+    structures = ResultTable(
         "structures", "structures in the end, and how well they do", _structures(findings),
         "of markets: of who would win a lot", shown=False,
     )  # fmt: skip
-    curves = Sheet(
+    curves = ResultTable(
         "curves", "accuracy at every measurement",
         [
             {"arm": name, "examples": int(count) * BATCH, "accuracy": float(now.mean()), "spread": float(now.std())}

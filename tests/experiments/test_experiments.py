@@ -16,7 +16,7 @@ from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
     Options,
     Report,
-    Sheet,
+    ResultTable,
     Verdict,
     interquartile_mean,
     numerical,
@@ -257,7 +257,7 @@ def test_a_bootstrap_interval_covers():
 def test_a_report_as_files_and_as_one_line(tmp_path):
     rows = [{"name": "a", "return": interquartile_mean([1.0, 2.0]), "error": None, "odd": float("nan")}]
     report = Report(
-        {"quick": True}, [Sheet("main", "Main", rows)], [Verdict.of("it holds", False, 0.5, "half")], {}, "x"
+        {"quick": True}, [ResultTable("main", "Main", rows)], [Verdict.of("it holds", False, 0.5, "half")], {}, "x"
     )
     report = report.write(tmp_path)
     line = json.loads(report.to_json())

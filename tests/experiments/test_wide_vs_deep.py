@@ -297,7 +297,7 @@ def test_the_report_is_made_of_curves(tmp_path):
         made = curve(arm, lines, speed[arm] * (lines if arm == "deep" else 1))
         (tmp_path / f"{arm.replace(', ', '-')}-{lines}.json").write_text(made.save())
     report = experiment.run(options)
-    table = report.sheets[0].rows
+    table = report.tables[0].rows
     assert [row["lines"] for row in table] == [1] * 5 + [2] * 2 + [4] * 6
     deep, wide = (next(r for r in table if r["arm"] == arm and r["lines"] == 4) for arm in ("deep", "wide"))
     assert deep["of own optimum"].value == wide["of own optimum"].value == wide["of parallel optimum"].value == 1
