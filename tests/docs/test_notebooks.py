@@ -9,12 +9,12 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
-LONG = ("01", "02", "03", "04", "05", "06", "07", "08")  # most of a minute or more, even when they are shortened
+QUICK = "08"  # the others take most of a minute or more, even when they are shortened
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=[pytest.mark.slow] * p.stem.startswith(LONG)) for p in NOTEBOOKS],
+    [pytest.param(p, marks=[pytest.mark.full] * (not p.stem.startswith(QUICK))) for p in NOTEBOOKS],
     ids=[p.stem for p in NOTEBOOKS],
 )
 def test_notebook_runs(path, monkeypatch, tmp_path):
