@@ -61,7 +61,7 @@ def reproduce(folder: str) -> None:
     from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
     from jaxmarket.experiments.economies import grow  # noqa: PLC0415
     from jaxmarket.experiments.report import Options, Report  # noqa: PLC0415
-    from jaxmarket.runs.estimates import Sheet  # noqa: PLC0415
+    from jaxmarket.runs.estimates import ResultTable  # noqa: PLC0415
     from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
 
     def run(options: Options) -> Report:
@@ -78,7 +78,7 @@ def reproduce(folder: str) -> None:
         told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
         (grown,) = grow([plan], accuracy, **told).values()
         rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]
-        return Report({}, [Sheet("table", "", rows)], [], {})
+        return Report({}, [ResultTable("table", "", rows)], [], {})
 
     experiments.EXPERIMENTS["small"] = experiments.Experiment("a small one", "none", run, quick_seeds=2)
     main(["reproduce", "small", "--out", folder])

@@ -299,7 +299,7 @@ def compare(
 
     found = comparison.compare(folders, share=share, target=target)
     screen = Screen()
-    screen.print(*(sheet.table() for sheet in found.sheets()))
+    screen.print(*(table.as_rich() for table in found.tables()))
     if out is not None:
         with files.writing(out):
             plotting.save(found.figure(), out)
@@ -393,7 +393,7 @@ def sweep(
     except KeyboardInterrupt:
         _stop("interrupted; finished parts are kept, repeat the command to continue", 130)
     screen = Screen()
-    screen.print(*(sheet.table() for sheet in found.sheets()))
+    screen.print(*(table.as_rich() for table in found.tables()))
     screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
     screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:

@@ -32,7 +32,7 @@ from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, real
 from jaxmarket.view import plotting
@@ -424,26 +424,26 @@ def run(options: Options) -> Report:
     best, good = int(np.argmax(mux.measured["right"][-1])), int(np.argmin(woods.measured["steps"][-1]))
     present = [len(optimal_rules(mux.population(seed), 2)) for seed in range(options.seeds)]
     tables = [
-        Sheet(
+        ResultTable(
             "multiplexer", f"6-multiplexer, {options.seeds} seeds, {mux.steps[-1]:,} auctions each",
             [_multiplexer_row(name, grown[f"multiplexer: {name}"]) for name in CONDITIONS],
             "right: share of the 64 inputs, frozen population, mean over seeds · auctions to 95%: median over seeds, "
             "to stay there\nmint: paid to sellers and by nobody, per seed",
             aside=("money", "mint", "residual"),
         ),
-        Sheet(
+        ResultTable(
             "woods1", f"Woods1, {options.seeds} seeds, {woods.steps[-1]:,} auctions each",
             [_woods_row(name, grown[f"woods1: {name}"]) for name in CONDITIONS],
             f"steps to food: the optimum is {Woods1().mean_shortest():.4f}, random moves take about 27\n"
             f"frozen: from each of the 16 cells, 50 where food is not reached · near: seeds at {NEAR:g} or less",
             aside=("money", "residual"),
         ),
-        Sheet(
+        ResultTable(
             "rules", f"the richest rules of seed {best} (multiplexer)", _rules(mux, best),
             f"optimal: one of the 8 correct rules that are as general as can be; {present[best]} of them "
             f"are present, {np.mean(present):.1f} on average over seeds",
         ),
-        Sheet(
+        ResultTable(
             "seeds", "every seed of the market",
             [
                 {
@@ -458,7 +458,7 @@ def run(options: Options) -> Report:
             ],
             shown=False,
         ),
-        Sheet(
+        ResultTable(
             "published", "what others report, as recalled, not looked up: other algorithms, other budgets",
             [dict(zip(("task", "system", "reported"), row, strict=True)) for row in PUBLISHED],
         ),
@@ -476,4 +476,4 @@ def run(options: Options) -> Report:
         "life-multiplexer": life(mux, best, f"6-multiplexer, seed {best}"),
         "life-woods1": life(woods, good, f"Woods1, seed {good}"),
     }
-    return Report(settings=settings, sheets=tables, verdicts=_verdicts(grown), figures=figures)
+    return Report(settings=settings, tables=tables, verdicts=_verdicts(grown), figures=figures)

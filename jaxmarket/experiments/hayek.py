@@ -23,7 +23,7 @@ from jaxmarket.deep_market import DeepMarket, Population, Programs, Terms, found
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
@@ -264,7 +264,7 @@ _PUBLISHED = (
 )
 
 
-def _table(found: dict[str, np.ndarray]) -> Sheet:
+def _table(found: dict[str, np.ndarray]) -> ResultTable:
     """Success per size of everybody."""
     rows = []
     for name, values in found.items():
@@ -279,20 +279,20 @@ def _table(found: dict[str, np.ndarray]) -> Sheet:
         f"{RELIABLE:.0%} of instances, mean and best of seeds; {max(SIZES)} is the largest tried"
     )
     aside = tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8))
-    return Sheet("hayek", "blocks world: instances solved, by size", rows, note, aside=aside)
+    return ResultTable("hayek", "blocks world: instances solved, by size", rows, note, aside=aside)
 
 
-def _seeds(found: dict[str, np.ndarray]) -> Sheet:
+def _seeds(found: dict[str, np.ndarray]) -> ResultTable:
     """Every seed of every condition."""
     rows = [
         {"who": name, "seed": seed} | {str(n): float(values[seed, i]) for i, n in enumerate(SIZES)}
         for name, values in found.items()
         for seed in range(len(values))
     ]
-    return Sheet("seeds", "every seed", rows, shown=False)
+    return ResultTable("seeds", "every seed", rows, shown=False)
 
 
-def _programs(grown: Grown, seed: int, most: int = 12) -> Sheet:
+def _programs(grown: Grown, seed: int, most: int = 12) -> ResultTable:
     """The richest programs of an economy, to be read."""
     p = grown.population(seed)
     rows = []
@@ -311,10 +311,10 @@ def _programs(grown: Grown, seed: int, most: int = 12) -> Sheet:
         )
     title = f"the richest agents of the economy that solves most (seed {seed})"
     note = "bid: fixed at entry, nan for who has not bid yet · line: generations of ancestors, itself included"
-    return Sheet("programs", title, rows, note, aside=("born",))
+    return ResultTable("programs", title, rows, note, aside=("born",))
 
 
-def _economies(grown: dict[str, Grown]) -> Sheet:
+def _economies(grown: dict[str, Grown]) -> ResultTable:
     """How the economies did in the last tenth of training, and where their money came from and went."""
     rows = []
     for name, each in grown.items():
@@ -346,7 +346,7 @@ def _economies(grown: dict[str, Grown]) -> Sheet:
         "money by source, summed over all of training, is in economies.csv and the figure"
     )
     aside = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
-    return Sheet("economies", "the economies", rows, note, aside=aside)
+    return ResultTable("economies", "the economies", rows, note, aside=aside)
 
 
 def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":

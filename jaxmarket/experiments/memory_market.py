@@ -29,7 +29,7 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
@@ -342,8 +342,8 @@ def run(options: Options) -> Report:
             folder=options.folder / "markets",
         )
     rows = [_row(world, name, grown[f"{world}: {name}"]) for world in WORLDS for name in ("memory", "no memory")]
-    sheets = [
-        Sheet(
+    tables = [
+        ResultTable(
             "memory-market", f"one bit of memory, {options.seeds} seeds", rows,
             "return: frozen population, mean over all first states and seeds; bound: what can be reached at best\n"
             "solved: right from every first state, in the end · ever: at one of 20 measurements",
@@ -356,16 +356,16 @@ def run(options: Options) -> Report:
         final = memory.measured["return"][-1]
         # Among equals the one that has been right for longest.
         best = int(np.lexsort((memory.measured["return"].mean(0), final))[-1])
-        sheets.append(
-            Sheet(
+        tables.append(
+            ResultTable(
                 f"trace-{world.lower()}", f"{world}, seed {best}: who writes what (mean return {final[best]:.3f})",
                 _trace(world, memory, best, key_for(key_of(options.seed), "watch")),
                 "price: what the state is sold for · agent: who buys it, by ident · writes: what the bit is set to",
             )
         )  # fmt: skip
         figures[f"life-{world.lower()}"] = life(memory, best, f"{world} with one bit, seed {best}")
-    sheets.append(
-        Sheet(
+    tables.append(
+        ResultTable(
             "seeds", "every seed",
             [
                 {"world": world, "market": name, "seed": seed, "return": float(values[seed])}
@@ -384,4 +384,4 @@ def run(options: Options) -> Report:
         "terms": {world: terms_of(grown[f"{world}: memory"].plan.terms) for world in WORLDS},
         "conservation_residual": float(np.max([residual(each) for each in grown.values()])),
     }
-    return Report(settings=settings, sheets=sheets, verdicts=_verdicts(grown), figures=figures)
+    return Report(settings=settings, tables=tables, verdicts=_verdicts(grown), figures=figures)

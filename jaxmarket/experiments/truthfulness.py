@@ -3,7 +3,7 @@
 *One auction*: under second prices no bid ever beats bidding one's value (Vickrey 1961). *A whole episode*: the owner
 of a state is paid at its next auction, in which it may bid itself. Against rivals who bid Q*, one bidder's best
 strategy is a decision process over (state, do I own it?), solved here exactly; what it gains over truth is the
-discounted sum of its utilities, γᵗ (r + γ · resale - price). Under `vickrey` the seller is paid the highest bid, its
+discounted sum of its utilities, γᵗ (r + γ · payout - price). Under `vickrey` the seller is paid the highest bid, its
 own included, by an auctioneer who mints the difference: overbidding for one's own state pays.
 
 Then, whether that is why `vickrey` fails on Chain. The paper's learner cannot strategise over the episode: a bid is
@@ -25,7 +25,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
@@ -116,10 +116,10 @@ class Seat:
         mine = np.arange(mdp.num_actions * self.clones) == me
         with jax.enable_x64(True):
             rivals = jnp.repeat(jnp.asarray(mdp.optimal_q()), self.clones, axis=1)
-            odds, price, resale = (np.asarray(x) for x in _auctions(self.mechanism, rivals, me, jnp.asarray(choices)))
+            odds, price, payout = (np.asarray(x) for x in _auctions(self.mechanism, rivals, me, jnp.asarray(choices)))
         owns = np.array([0.0, 1.0])[None, :, None]
         won = odds[..., me] * (mdp.rewards[:, self.primitive, None, None] - price[..., me])
-        earned = owns * (odds * resale).sum(-1) + won
+        earned = owns * (odds * payout).sum(-1) + won
         successors = np.repeat(mdp.transitions, self.clones, axis=1)  # [S, A, S']
         by_winner = [np.einsum("sola,sat->solt", odds * who, successors) for who in (~mine, mine)]
         return earned, np.stack(by_winner, -2) * ~mdp.terminal
@@ -127,14 +127,14 @@ class Seat:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _auctions(mechanism: Mechanism, rivals: Array, me: Array | int, choices: Array) -> tuple[Array, Array, Array]:
-    """For rivals' bids f [S, A] and own bids f [S, 2, L]: who wins how likely, at which price, for what resale."""
+    """For rivals' bids f [S, A] and own bids f [S, 2, L]: who wins how likely, at which price, for what payout."""
     everyone = jnp.ones(rivals.shape[1], bool)
 
     def auction(rivals: Array, bid: Array) -> tuple[Array, Array, Array]:
         bids = rivals.at[me].set(bid)
         outcomes = jax.vmap(lambda w: auctions.award(bids, w, everyone))(jnp.arange(len(everyone)))
         tied = bids == bids.max()
-        return tied / tied.sum(), jax.vmap(mechanism.price)(outcomes), jax.vmap(mechanism.resale)(outcomes)
+        return tied / tied.sum(), jax.vmap(mechanism.price)(outcomes), jax.vmap(mechanism.payout)(outcomes)
 
     return jax.vmap(jax.vmap(jax.vmap(auction, (None, 0)), (None, 0)))(rivals, choices)
 
@@ -150,7 +150,7 @@ def _minted(society: Society, params: PyTree, key: Array, steps: int, instances:
 
     def money(key: Array) -> tuple[Array, Array]:
         rows = play(society, key, params, society.env.default_params, steps, shadow=False)
-        subsidy = rows.resale - rows.price
+        subsidy = rows.payout - rows.price
         own = (rows.owner >= 0) & (rows.owner // society.clones == rows.outcome.winner // society.clones)
         return jnp.where(own, subsidy, 0).mean(), jnp.where(own, 0, subsidy).mean()
 
@@ -177,7 +177,7 @@ def _chain_conditions(options: Options) -> dict[str, Condition]:
     return {f"{c.config.auction}, {c.settings}": c for c in wanted}
 
 
-def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
+def _explain(options: Options) -> tuple[ResultTable, list[Verdict]]:
     wanted = _chain_conditions(options)
     finished = train(list(wanted.values()), options, "Chain-v0")
     optimum = Chain().optimal_return()
@@ -200,7 +200,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
             "minted, own": float(own.mean()),
             "minted, other": float(others.mean()),
         }
-    sheet = Sheet(
+    table = ResultTable(
         "chain",
         "why vickrey fails on Chain (truth: bids of .77 to .80)",
         list(rows.values()),
@@ -211,7 +211,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
     fails, cured, noiseless = (rows[f"vickrey, {bids}"] for bids in ("noise-0.1", "contract", "noiseless"))
     own, other = fails["minted, own"], fails["minted, other"]
     all_seeds = f"{options.seeds}/{options.seeds}"
-    return sheet, [
+    return table, [
         Verdict.of(
             "vickrey with the paper's settings fails on Chain",
             fails["solved"] != all_seeds,
@@ -272,7 +272,7 @@ def run(options: Options) -> Report:
     conserved = float(max(gains["ccv"].max(), gains["bb"].max()))
     chain = next(row for row in rows if row["process"] == "Chain" and row["society"] == "cloned")
     dominant = {row["auction"]: row["dominant"] for row in one_shot}
-    sheet, explained = _explain(options)
+    table, explained = _explain(options)
     fig, (ax,) = plotting.figure(width=8)
     cloned = [row for row in rows if row["society"] == "cloned"]
     for i, auction in enumerate(MECHANISMS):
@@ -287,15 +287,15 @@ def run(options: Options) -> Report:
     ax.legend(frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds},
-        sheets=[
-            Sheet(
+        tables=[
+            ResultTable(
                 "episode", "gain of the best deviation over a whole episode, rivals bid Q*", rows,
                 "discounted utility above truth's, best of all bidders and of strategies over (state, is it mine?) "
                 f"with {_GRID} bid levels; on Chain and Bandit within the time limit, elsewhere for ever",
             ),
-            Sheet("one_shot", "gain of the best deviation in one auction", one_shot,
+            ResultTable("one_shot", "gain of the best deviation in one auction", one_shot,
                   "over any value and rival bid; expected: against the highest of three uniform bids"),
-            sheet,
+            table,
         ],
         verdicts=[
             Verdict.of(

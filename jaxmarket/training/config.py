@@ -117,7 +117,7 @@ class TrainConfig:
         hidden: widths of the networks' dense layers; none at all makes a table.
         convolutions: channels of the convolutions over images; none at all reads an image as a vector.
         stride: of the convolutions; 2 over images more than 16 pixels wide, else 1.
-        time_limits: shadow (a time-out's resale is estimated) or terminal (it counts as 0).
+        time_limits: shadow (a time-out's payout is estimated) or terminal (it counts as 0).
         ties: random (the default) or lowest.
         preset: paper (published settings); what is given beside it wins.
     """

@@ -75,7 +75,7 @@ class Equilibrium(struct.PyTreeNode):
     """What a solver found."""
 
     prices: Array  # f [G] what buyers pay for a unit
-    resale: Array  # f [G] what owners receive for a unit; the prices, but for auctions that mint money
+    payout: Array  # f [G] what owners receive for a unit; the prices, but for auctions that mint money
     bundles: Array  # f [N, G] what agents own afterwards
     certificate: Certificate
 
@@ -858,7 +858,7 @@ class SealedBids:
         draws = None if key is None else jax.random.uniform(key, (holdings.shape[1], 3), real())
         outcome = jax.vmap(self._clear, (1, 1, None if draws is None else 0))(bids, willing, draws)
         pay = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.price)(outcome), 0)
-        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.resale)(outcome), 0)
+        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.payout)(outcome), 0)
         subsidy = receive - pay
         demands = jnp.where(jnp.arange(wealth.shape[0])[:, None] == outcome.winner, supply, 0)
         # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the owner gets less.

@@ -218,6 +218,6 @@ def test_the_quick_report(tmp_path):
     report = experiment.run(Options(folder=tmp_path, seeds=2, quick=True, progress=False))
     document = json.loads(report.to_json())
     assert document["conservation_residual"] < 1e-5
-    assert len(report.sheets[0].rows) == len(CONDITIONS)
+    assert len(report.tables[0].rows) == len(CONDITIONS)
     report.write(tmp_path)
     assert (tmp_path / "map.png").exists()

@@ -106,7 +106,7 @@ def test_whatever_is_missing_is_made_again(stopped, whole, lost, capsys):
 def test_the_command_line_shows_a_finished_run(whole, capsys):
     main(["train", "--resume", str(whole[1]), "--json"])
     out = capsys.readouterr().out
-    assert "greedy bids beside Q*" in out
+    assert "greedy bids and Q*" in out
     assert json.loads(out.splitlines()[-1]) == json.loads((whole[1] / "summary.json").read_text())
 
 

@@ -611,9 +611,9 @@ def test_one_auction_for_each_good():
 
 def test_mechanisms_price_and_resale():
     bids = [[3.0], [2.0]]
-    for mechanism, price, resale in ((BUCKET_BRIGADE, 3, 3), (VICKREY, 2, 3), (CREDIT_CONSERVING_VICKREY, 2, 2)):
+    for mechanism, price, payout in ((BUCKET_BRIGADE, 3, 3), (VICKREY, 2, 3), (CREDIT_CONSERVING_VICKREY, 2, 2)):
         found = sold(bids, mechanism=mechanism)
-        assert (float(found.prices[0]), float(found.resale[0])) == (price, resale)
+        assert (float(found.prices[0]), float(found.payout[0])) == (price, payout)
 
 
 def test_bids_shrink_to_what_the_purse_holds():
@@ -665,7 +665,7 @@ def test_an_explorer_pays_no_more_than_it_has():
 
 
 def test_a_mechanism_of_ones_own():
-    half = Mechanism("half", price=lambda o: o.winning_bid / 2, resale=lambda o: o.winning_bid / 2)
+    half = Mechanism("half", price=lambda o: o.winning_bid / 2, payout=lambda o: o.winning_bid / 2)
     assert float(sold([[3.0], [2.0]], mechanism=half).prices[0]) == 1.5
     assert float(sold([[3.0], [2.0]], mechanism=half).certificate.gap) > 0, "below the second bid others would buy"
 
