@@ -13,7 +13,9 @@ PAGES = sorted((Path(__file__).parents[2] / "docs").glob("[!a]*.md"))  # archite
 
 def shortened(snippet):
     """The same code with less training: no budget of three digits or more stays."""
-    return re.sub(r'(steps"?(?:=|: )|rounds=)\d[\d_]{2,}', lambda m: m[1] + ("4096" if "steps" in m[1] else "2"), snippet)
+    return re.sub(
+        r'(steps"?(?:=|: )|rounds=)\d[\d_]{2,}', lambda m: m[1] + ("4096" if "steps" in m[1] else "2"), snippet
+    )
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
