@@ -144,7 +144,7 @@ def test_a_few_random_inputs(kind, tmp_path):
         assert verdict.fine, f"{index} {some.what}\n{verdict}"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_random_inputs_of_every_kind(tmp_path):
     report = fuzzing.fuzz(300, 4, tmp_path)  # a seed that draws every kind
     assert report["failures"] == []
@@ -183,7 +183,7 @@ def test_the_judge_tells_right_from_wrong():
     assert same[0] == same[1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_short_soak():
     soaking = script("soak")
     for name in ("society ccv", "deep market", "wide market"):

@@ -205,7 +205,7 @@ def test_it_is_registered():
 # --- what it learns
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_market_learns_the_multiplexer_and_woods1():
     plan = plans("multiplexer", quick=True)[0]
     grown = grow([dataclasses.replace(plan, rounds=1000)], accuracy, seeds=4, seed=5, label="", shown=False)
@@ -215,7 +215,7 @@ def test_the_market_learns_the_multiplexer_and_woods1():
     assert experiment._per_episode(grown, "lengths")[-1].mean() < 6  # random moves: 27
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_quick_report(tmp_path):
     report = experiment.run(Options(folder=tmp_path, seeds=2, quick=True, progress=False))
     document = json.loads(report.to_json())

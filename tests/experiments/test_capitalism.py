@@ -290,7 +290,7 @@ def findings():
     return results
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "measure", lambda arm, *_: findings()[arm.name])
     report = experiment.run(Options(tmp_path, seeds=2, quick=True, progress=False))
@@ -311,7 +311,7 @@ def test_found_structures_must_be_given():
         measure(arm, 2, 0, 64)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_hybrid_and_sgd_read_digits_and_capitalism_begins_to():
     """Seeds that are not those of the report."""
     results = {arm.name: measure(arm, 4, 7, 2048) for arm in experiment.arms(64) if arm.structure == "default"}

@@ -178,7 +178,7 @@ def test_languages_other_than_programs_grow_too():
     assert residual(grown["tables"]) < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_hayek_generalises(tmp_path):
     """A quick run of the reproduction: economies trained with three blocks solve more of four than random programs."""
     report = reproduce("hayek", tmp_path, quick=True, seeds=4, progress=False)

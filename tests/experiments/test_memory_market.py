@@ -166,7 +166,7 @@ def test_it_is_registered():
     assert EXPERIMENTS["memory-market"].run is experiment.run
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_market_learns_to_remember_and_cannot_without():
     memory, none = (dataclasses.replace(plan, rounds=8000) for plan in plans("MemoryChain", quick=False))
     grown = grow([memory, none], returns, seeds=6, seed=5, label="", shown=False)

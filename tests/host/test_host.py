@@ -1090,7 +1090,7 @@ def test_in_the_right_order_the_solvers_are_right_and_none_is_alone(seed, terms)
     assert all(exhaust(solver, start).last != str(answer) for solver in (brackets, times, plus, guesser))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_solvers_learn_the_order_for_every_seed():
     for seed in range(12):
         market, history = example.learn_arithmetic(40, seed=seed)
