@@ -10,7 +10,7 @@ import pytest
 from jaxmarket import rollouts
 from jaxmarket.environments import SupplyChain
 from jaxmarket.experiments import wide_vs_deep as experiment
-from jaxmarket.experiments.report import Options
+from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Sale, Wide, points, prepare, quoting
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
@@ -284,7 +284,7 @@ def test_who_is_sooner():
 
 
 def test_the_report_is_made_of_curves(tmp_path):
-    options = Options(tmp_path, seeds=8, quick=True, progress=False)
+    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
     speed = {
         "deep": 400.0,
         "wide": 400.0,
