@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from jaxmarket import auctions
@@ -32,7 +31,7 @@ from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import numbers, shown, whole
+from jaxmarket.validation import as_float_array, check_int
 
 __all__ = ["Books", "DeepMarket", "Economy", "Round", "forward", "money", "open_market", "run", "step"]
 
@@ -64,9 +63,7 @@ class DeepMarket:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
         for field in ("capacity", "instances"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+            object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if not isinstance(self.mechanism, Mechanism):
             raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
 
@@ -165,18 +162,16 @@ def open_market(
     key_reset, key_agents = jax.random.split(key)
     obs, env_state = jax.vmap(market.env.reset, (0, None))(jax.random.split(key_reset, market.instances), env_params)
     if population is None:
-        living = market.capacity if living is None else living
-        if not isinstance(living, int | np.integer) or not 0 <= living <= market.capacity:
-            raise ValueError(f"living: expected 0 to {market.capacity} agents (the capacity), got {shown(living)}")
-        wealth = numbers("wealth", wealth, ())
+        living = check_int("living", market.capacity if living is None else living, 0, market.capacity)
+        wealth = as_float_array("wealth", wealth, ())
         population = newcomers(market.language, key_agents, obs, market.capacity, living, wealth)
     elif population.capacity != market.capacity:
         raise ValueError(f"population: expected {market.capacity} places, as in the market, got {population.capacity}")
     if not isinstance(original_owner, jax.Array):
-        original_owner = whole(
+        original_owner = check_int(
             "original_owner", original_owner, AUCTIONEER, market.capacity + len(market.consumers) - 1
         )
-    purses = numbers("consumers", consumers)
+    purses = as_float_array("consumers", consumers)
     if purses.shape not in ((), (len(market.consumers),)):
         raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {purses.shape}")
     instances = market.instances
@@ -512,12 +507,8 @@ def run(
         ValueError: no rounds or steps, or more cradles than places.
     """
     terms = terms or Terms()
-    for field, value, least in (("rounds", rounds, 1), ("period", period, 1), ("cradles", cradles, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{field}: expected a whole number >= {least}, got {value!r}")
-    if cradles > market.capacity:
-        raise ValueError(f"cradles: at most one for each of {market.capacity} places, got {cradles}")
-
+    rounds, period = check_int("rounds", rounds), check_int("period", period)
+    cradles = check_int("cradles", cradles, 0, market.capacity)
     implementation = jax.random.key_impl(key)
 
     def one(economy: Economy, key: Array) -> tuple[Economy, Round]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["ANYTHING", "SILENCE", "Language", "Networks", "Program", "Programs", "Rule", "Rules", "Table", "Tables"]
 
@@ -192,7 +192,7 @@ class Programs:
         for field, kind in (("constants", float | int), ("names", str)):
             given = getattr(self, field)
             if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
-                raise ValueError(f"{field}: expected a tuple of them, got {shown(given)}")
+                raise ValueError(f"{field}: expected a tuple of them, got {short_repr(given)}")
         if self.names and len(self.names) != self.sensors:
             raise ValueError(f"names: expected one for each of {self.sensors} sensors, got {len(self.names)}")
 
@@ -275,9 +275,9 @@ class Networks:
     def __post_init__(self) -> None:
         _check_counts(self, "features", "actions")
         if not isinstance(self.hidden, tuple):
-            raise ValueError(f"hidden: expected a tuple of widths, got {shown(self.hidden)}")
+            raise ValueError(f"hidden: expected a tuple of widths, got {short_repr(self.hidden)}")
         for width in self.hidden:
-            whole("hidden", width)
+            check_int("hidden", width)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -375,9 +375,9 @@ class Tables:
 
 def _check_counts(language: object, *fields: str) -> None:
     for field in fields:
-        object.__setattr__(language, field, whole(field, getattr(language, field)))
+        object.__setattr__(language, field, check_int(field, getattr(language, field)))
 
 
 def _check_shares(language: object, *fields: str) -> None:
     for field in fields:
-        object.__setattr__(language, field, number(field, getattr(language, field), 0, 1))
+        object.__setattr__(language, field, check_float(field, getattr(language, field), 0, 1))

@@ -33,7 +33,7 @@ from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.types import Array, Outcome, PyTree, real
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["NetworkMarket", "Quotes", "from_mlp", "quote"]
 
@@ -198,7 +198,7 @@ def from_mlp(
         ValueError: no layers, something other than dense layers, an order that cannot be told, widths that do not
             fit, a negative number of decoys, or decoys without a key.
     """
-    decoys = whole("decoys", decoys, 0)
+    decoys = check_int("decoys", decoys, 0)
     if decoys and key is None:
         raise ValueError(f"key: {decoys} decoys are drawn at random; pass key=jax.random.key(...)")
     layers = _layers(variables)

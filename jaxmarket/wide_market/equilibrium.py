@@ -37,7 +37,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, Outcome, PyTree, real
-from jaxmarket.validation import shown
+from jaxmarket.validation import short_repr
 from jaxmarket.wide_market.valuations import Additive, Linear, StrictlyConcave
 
 __all__ = [
@@ -274,7 +274,7 @@ def _check(
     arrays = {"wealth": wealth, "holdings": holdings} | ({} if prices is None else {"prices": prices})
     for field, value in arrays.items():
         if not isinstance(value, jax.Array | np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{field}: expected an array of floats, got {shown(value)}; use jnp.asarray")
+            raise ValueError(f"{field}: expected an array of floats, got {short_repr(value)}; use jnp.asarray")
     if holdings.ndim != 2 or wealth.shape != holdings.shape[:1] or 0 in holdings.shape:
         raise ValueError(
             f"holdings: expected [N, G] and wealth [N], N and G at least 1, got {holdings.shape} and {wealth.shape}; "
@@ -284,7 +284,7 @@ def _check(
     for leaf in (wealth, *jax.tree.leaves(valuations)):
         fits = isinstance(leaf, jax.Array | np.ndarray) and leaf.shape[:1] == (agents,) and leaf.dtype == dtype
         if not fits or leaf.shape[1:] not in ((), holdings.shape[1:]):
-            found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else shown(leaf)
+            found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else short_repr(leaf)
             raise ValueError(f"valuations: expected {dtype} for {agents} agents and as many goods as held, got {found}")
     if prices is not None and (prices.shape != holdings.shape[1:] or prices.dtype != dtype):
         found = f"{prices.dtype}{list(prices.shape)}"

@@ -32,7 +32,7 @@ from jax import core
 from jaxmarket.checking import check, check_conserved, check_finite, checking
 from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import numbers, shown, whole
+from jaxmarket.validation import as_float_array, check_int, short_repr
 from jaxmarket.wide_market.equilibrium import Certificate, Equilibrium, Solver
 
 __all__ = ["Books", "Economy", "Produced", "Round", "WideMarket", "individually", "open_market", "run", "step"]
@@ -99,7 +99,7 @@ class WideMarket:
 
     def __post_init__(self) -> None:
         if self.unconverged not in ("count", "raise"):
-            raise ValueError(f'unconverged: expected "count" or "raise", got {shown(self.unconverged)}')
+            raise ValueError(f'unconverged: expected "count" or "raise", got {short_repr(self.unconverged)}')
 
 
 class Economy(struct.PyTreeNode):
@@ -152,7 +152,7 @@ def open_market(
     Raises:
         ValueError: no agents or goods, another number of agents in a leaf, or negative holdings or wealth.
     """
-    holdings = numbers("holdings", holdings)
+    holdings = as_float_array("holdings", holdings)
     if holdings.ndim != 2 or 0 in holdings.shape:
         raise ValueError(f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}")
     n, goods = holdings.shape
@@ -161,7 +161,7 @@ def open_market(
             raise ValueError(
                 f"agents: expected leaves [{n}, ...], as many as holdings has rows, got {getattr(leaf, 'shape', leaf)}"
             )
-    wealth = numbers("wealth", wealth)
+    wealth = as_float_array("wealth", wealth)
     if wealth.shape not in ((), (n,)):
         raise ValueError(f"wealth: expected one for each of {n} agents, or one for all, got shape {wealth.shape}")
     wealth = jnp.broadcast_to(wealth, (n,))
@@ -174,7 +174,7 @@ def open_market(
         holdings=holdings,
         wealth=wealth,
         world=world,
-        prices=jnp.full(goods, jnp.nan, real()) if prices is None else numbers("prices", prices, (goods,)),
+        prices=jnp.full(goods, jnp.nan, real()) if prices is None else as_float_array("prices", prices, (goods,)),
         time=jnp.zeros((), jnp.int32),
     )
 
@@ -323,7 +323,7 @@ def run(
         ValueError: ``rounds`` is less than 1; or the solver did not converge in a round, and ``market.unconverged`` is
             ``"raise"``.
     """
-    rounds = whole("rounds", rounds)
+    rounds = check_int("rounds", rounds)
 
     def body(economy: Economy, key: Array) -> tuple[Economy, Round]:
         after, round_ = _step(market, key, economy, income=income, rent=rent)

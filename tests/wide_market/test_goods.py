@@ -349,5 +349,5 @@ def test_refusals():
             open_market(*arguments)
     with pytest.raises(ValueError, match='unconverged: expected "count" or "raise", got stop'):
         WideMarket(MARKET.valuation, MARKET.production, MARKET.solver, unconverged="stop")
-    with pytest.raises(ValueError, match="rounds: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="rounds: expected an integer >= 1, got 0"):
         run(MARKET, jax.random.key(0), makers(0), rounds=0)
