@@ -224,7 +224,7 @@ class Range:
     high: float
     log: bool = False
     points: int | None = None
-    check_int: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for field in ("low", "high"):
