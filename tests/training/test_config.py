@@ -169,7 +169,7 @@ KEY, HYPER = jax.random.key(0), config().hyperparameters
         (lambda: train(config(), KEY, {"learning_rate": 1}), "hyper: expected Hyperparameters, got"),
         (lambda: train(config(), KEY, HYPER.replace(entropy=jnp.ones(2))), "hyper.entropy: expected shape"),
         (lambda: train(config(), KEY, HYPER.replace(learning_rate=None)), "hyper.learning_rate: expected a number"),
-        (lambda: as_arrays(config().hyperparameters.replace(clip="wide")), "hyper.clip: expected numbers, got wide"),
+        (lambda: as_arrays(config().hyperparameters.replace(clip="wide")), "hyper.clip: expected numbers, got 'wide'"),
         (lambda: jaxmarket.as_policy(3), "source: expected a finished run or its folder, got 3"),
         (lambda: jaxmarket.load(None), "folder: expected the path of a folder or file, got None"),
     ],
