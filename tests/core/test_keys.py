@@ -32,7 +32,7 @@ def test_tags_are_beyond_every_split():
 
 
 def test_an_unknown_purpose_is_named():
-    with pytest.raises(ValueError, match="purpose: unknown .evaluaton.; choose from evaluation,"):
+    with pytest.raises(ValueError, match=r"purpose: unknown .evaluaton.; choose from evaluation,"):
         key_for(jax.random.key(0), "evaluaton")
 
 
