@@ -14,7 +14,7 @@ from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.monolith import chunk as monolith_chunk
 from jaxmarket.training.monolith import init as monolith_init
 from jaxmarket.training.society import as_arrays
-from jaxmarket.wide_market import Additive, Quadratic, equilibrium
+from jaxmarket.wide_market import Additive, Quadratic
 
 SMALL = {"steps": 16, "instances": 2, "horizon": 4, "minibatch": 8}
 
@@ -39,9 +39,9 @@ def deep(key):
 
 def wide(solver, value):
     def run(key):
-        made = wide_market.individually(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
+        made = wide_market.per_agent(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
         market = wide_market.WideMarket(lambda agent, world: value(agent), made, solver)
-        economy = wide_market.open_market(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
+        economy = wide_market.init(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
         return wide_market.run(market, key, economy, rounds=2, income=0.1, rent=0.1)
 
     return run
@@ -54,8 +54,8 @@ PROGRAMS = {
     "valuation, CartPole": lambda: society("CartPole-v1", learner="valuation", clones=3, share_clones=False),
     "monolith": lambda: monolith("CartPole-v1"),
     "deep market": lambda: deep,
-    "wide market": lambda: wide(equilibrium.Tatonnement(), lambda agent: Quadratic(agent, jnp.ones_like(agent))),
-    "sealed bids": lambda: wide(equilibrium.SealedBids(), Additive),
+    "wide market": lambda: wide(wide_market.Tatonnement(), lambda agent: Quadratic(agent, jnp.ones_like(agent))),
+    "sealed bids": lambda: wide(wide_market.SealedBids(), Additive),
 }
 QUICK = ("valuation", "sealed bids")
 SWITCHES = {
