@@ -11,7 +11,7 @@ from jaxmarket import rollouts
 from jaxmarket.environments import SupplyChain
 from jaxmarket.experiments import wide_vs_deep as experiment
 from jaxmarket.experiments.report import ExperimentOptions
-from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Sale, Wide, points, prepare, quoting
+from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Wide, WideSale, points, prepare, quoting
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
 from jaxmarket.training.society import Program, as_arrays
@@ -98,7 +98,7 @@ def test_on_one_line_the_wide_market_is_the_deep_one():
     bonus = jnp.pad(right, ((0, 0), (0, 1)))[..., None]
     params = jax.tree.map(lambda x: jax.random.uniform(KEY, x.shape) + 2 * bonus, params)
     greedy = dataclasses.replace(society, greedy=True)
-    rows = jax.jit(lambda: rollouts.play(greedy, KEY, params, society.env.default_params, 40))()
+    rows = jax.jit(lambda: rollouts.fresh_rollout(greedy, KEY, params, society.env.default_params, 40))()
 
     def one(economy, key):
         return wide.trade(key, economy)
@@ -115,7 +115,7 @@ def test_settlement_is_a_loop_over_sales():
     rng, rounds = np.random.default_rng(0), 9
     price, reward = rng.random((rounds, 2)), rng.random((rounds, 2))
     outbid = rng.random((rounds, 2)) < 0.4
-    sales = Sale(
+    sales = WideSale(
         stage=jnp.zeros((rounds, 2, 3)),
         won=jnp.zeros((rounds, 4)),
         price=jnp.asarray(price),
