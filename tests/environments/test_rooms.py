@@ -286,7 +286,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="task: unknown task 'TwoRooms-Pink-v0'; choose from TwoRooms-Red-v0"):
         TwoRooms("TwoRooms-Pink-v0")
     for place in (Place(4, 2, 0, False), Place(0, 0, 0), Place(4, 1, 0, True), Place(1, 1, 4), Place(8, 2, 0)):
-        with pytest.raises(ValueError, match="^place:"):
+        with pytest.raises(ValueError, match=r"^place:"):
             TwoRooms().state_at(place)
 
 
@@ -434,14 +434,14 @@ def test_an_episode_with_options_is_that_of_stepping_them(executes_done, seed):
 
 
 def test_episodes_refuse_bad_input():
-    with pytest.raises(ValueError, match="^env:"):
+    with pytest.raises(ValueError, match=r"^env:"):
         episode(make("Chain-v0")[0], wandering, KEY)
-    with pytest.raises(ValueError, match="^names:"):
+    with pytest.raises(ValueError, match=r"^names:"):
         episode(TwoRooms(), wandering, KEY, names=["one"])
     for choice in (7, -1):
         with pytest.raises(ValueError, match=f"policy: chose {choice}; .* 0 to 6"):
             episode(TwoRooms(), lambda obs, key, choice=choice: choice, KEY)
-    with pytest.raises(ValueError, match="^place:"):
+    with pytest.raises(ValueError, match=r"^place:"):
         episode(TwoRooms(), wandering, KEY, start=Place(0, 0, 0))
 
 
