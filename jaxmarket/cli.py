@@ -22,6 +22,7 @@ from jaxmarket.learners import LEARNERS
 from jaxmarket.runs import files, run_folder
 from jaxmarket.runs import processes as multi
 from jaxmarket.runs.fitting import evaluate_both, fit
+from jaxmarket.runs.interrupts import retained
 from jaxmarket.runs.sinks import LOGGERS
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
@@ -530,7 +531,8 @@ def _stop(message: str, code: int) -> NoReturn:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an invalid name or value ends it with one line and exit code 2."""
     try:
-        app(arguments, console=Screen(), exit_on_error=False, print_error=False)
+        with retained():
+            app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
         words = sys.argv[1:] if arguments is None else arguments
         message = str(error)

@@ -26,7 +26,7 @@ from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, put
 from jaxmarket.runs.devices import mesh as devices_mesh
-from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.interrupts import Deferred, raise_dropped, retained
 from jaxmarket.runs.run_folder import Folder, Origin, SavedRun, player_of, read, versions, warn_if_interrupted
 from jaxmarket.runs.sinks import Logger, Record
 from jaxmarket.society import Society
@@ -158,6 +158,7 @@ def evaluate_both(
 
 
 @entry_point
+@retained()
 def fit(
     config: TrainConfig,
     key: Array,
@@ -397,6 +398,7 @@ class _Run:
         self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
         settings = put((self.hyper, self.oracle, self.env_params), self.mesh, P())
         compiled = self._compile(settings)
+        raise_dropped()  # there is nothing to save yet
         self.compile_seconds = time.perf_counter() - began
         if self.done:
             show.say(f"continuing after chunk {self.done} of {chunks}")

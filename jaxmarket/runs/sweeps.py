@@ -29,7 +29,7 @@ from jaxmarket.runs import files, fitting, run_folder
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.comparison import Comparison, compare, shown
 from jaxmarket.runs.estimates import Estimate, ResultTable, mean
-from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.interrupts import Deferred, retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.sinks import Record
 from jaxmarket.training import divergence
@@ -67,6 +67,7 @@ class Condition:
     config: TrainConfig
 
 
+@retained()
 def train(
     wanted: Sequence[Cell],
     folder: Path,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jaxmarket.deep_market import Lineage, Round
+    from jaxmarket.deep_market import Lineage, RoundSummary
     from jaxmarket.runs.run_folder import SavedRun
     from jaxmarket.training.result import FitResult
 
@@ -348,9 +348,9 @@ def _windows(values: Any) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.asarray(values[: count * width], float).reshape(count, width, *values.shape[1:]).mean(1)
 
 
-def draw_population(ax: "Axes", rounds: "Round") -> None:
+def draw_population(ax: "Axes", rounds: "RoundSummary") -> None:
     """Number of living agents, and births and deaths per round."""
-    ends, living = _windows(rounds.living)
+    ends, living = _windows(rounds.num_agents)
     ax.plot(ends, living, color="black", label="living")
     ax.set(xlabel="round", ylabel="agents", ylim=(0, None), title="population")
     changes = ax.twinx()
@@ -362,7 +362,7 @@ def draw_population(ax: "Axes", rounds: "Round") -> None:
     ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="center left")
 
 
-def draw_wealth(ax: "Axes", rounds: "Round") -> None:
+def draw_wealth(ax: "Axes", rounds: "RoundSummary") -> None:
     """Quartiles of the living agents' wealth, and the richest."""
     ends, wealth = _windows(rounds.wealth)
     ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color="tab:blue", alpha=0.25, label="middle half")
@@ -377,7 +377,7 @@ def draw_wealth(ax: "Axes", rounds: "Round") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_inequality(ax: "Axes", rounds: "Round") -> None:
+def draw_inequality(ax: "Axes", rounds: "RoundSummary") -> None:
     """Gini coefficient of wealth, and the market share of the agent that wins most."""
     ends, gini = _windows(rounds.gini)
     ax.plot(ends, gini, color="tab:purple", label="Gini coefficient of wealth")
@@ -386,7 +386,7 @@ def draw_inequality(ax: "Axes", rounds: "Round") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_money_supply(ax: "Axes", rounds: "Round", opened: float) -> None:
+def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None:
     """All money in the market, and the opening balance plus all named cash flows, which must be equal."""
     named = opened + np.cumsum(np.asarray(rounds.books.net))
     every = max(1, len(named) // 400)
@@ -404,7 +404,7 @@ def draw_money_supply(ax: "Axes", rounds: "Round", opened: float) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_cash_flows(ax: "Axes", rounds: "Round") -> None:
+def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
     """Cash flows per round by name, without those that are always zero."""
     for i, (field, (label, sign)) in enumerate(_SOURCES.items()):
         values = np.asarray(getattr(rounds.books, field))
@@ -478,7 +478,7 @@ def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, tit
 def draw_convergence(
     ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
 ) -> None:
-    """|excess demand| / supply of every good after each adjustment, f [K, G] of `equilibria.Tatonnement.path`.
+    """|excess demand| / supply of every good after each adjustment, f [K, G] (`Tatonnement.trajectory`).
 
     The excess of a good whose equilibrium price is 0 does not converge to 0: supply exceeds demand.
     """

@@ -10,13 +10,13 @@ from jaxmarket import BidPolicy, Mechanism, Society, accounts, auctions, deep_ma
 from jaxmarket import checking as checking_module
 from jaxmarket.accounts import pay_sale
 from jaxmarket.checking import check, check_finite, checked, checking
-from jaxmarket.deep_market import Tables
+from jaxmarket.deep_market import BidTables
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import Point, ValueHead, linear
 from jaxmarket.rollouts import play
 from jaxmarket.types import Accounts
 from jaxmarket.validation import mask, number, numbers, whole
-from jaxmarket.wide_market import Additive, equilibrium
+from jaxmarket.wide_market import Additive
 
 BAD = jnp.nan
 
@@ -131,7 +131,7 @@ def test_money_that_appears_from_nowhere_is_found(monkeypatch):
         checked(books)(jnp.nan)
 
 
-class Shouting(Tables):
+class Shouting(BidTables):
     """Tables of which one agent bids NaN."""
 
     def bid(self, agent, obs, purse):
@@ -141,17 +141,17 @@ class Shouting(Tables):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("language", "what", "says"),
+    ("representation", "what", "says"),
     [
-        (Tables(9, 2), "reward", r"^reward\[0\] is nan, step 7"),
+        (BidTables(9, 2), "reward", r"^reward\[0\] is nan, step 7"),
         (Shouting(9, 2), "nothing", r"^bids\[\d \d\] is nan; an agent bids a number, or is silent"),
-        (Tables(9, 2), "nothing", None),
+        (BidTables(9, 2), "nothing", None),
     ],
 )
-def test_deep_markets_are_checked(language, what, says):
+def test_deep_markets_are_checked(representation, what, says):
     env = Faulty(what)
-    market = deep_market.DeepMarket(env, language, capacity=16, instances=2)
-    economy = deep_market.open_market(market, jax.random.key(0), env.default_params)
+    market = deep_market.DeepMarket(env, representation, capacity=16, instances=2)
+    economy = deep_market.init(market, jax.random.key(0), env.default_params)
 
     def run(economy):
         return deep_market.run(market, jax.random.key(1), economy, env.default_params, rounds=1, period=9)
@@ -168,27 +168,27 @@ def test_deep_markets_are_checked(language, what, says):
 def test_wide_markets_are_checked():
     def run(economy, factor, reward=0.0, kept=1.0):
         def solve(*arguments, **others):
-            found = equilibrium.SealedBids()(*arguments, **others)
+            found = wide_market.SealedBids()(*arguments, **others)
             return (
                 found._replace(bundles=found.bundles * kept)
                 if hasattr(found, "_replace")
                 else found.replace(bundles=found.bundles * kept)
             )
 
-        made = wide_market.individually(lambda agent, bundle: bundle * factor, lambda agent, bundle, left: reward)
+        made = wide_market.per_agent(lambda agent, bundle: bundle * factor, lambda agent, bundle, left: reward)
         market = wide_market.WideMarket(lambda agent, world: Additive(agent), made, solve)
         return wide_market.run(market, jax.random.key(0), economy, rounds=2, income=0.1, rent=0.1)
 
-    economy = wide_market.open_market(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
+    economy = wide_market.init(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
     program = checked(run)
     program(economy, 1.0)
     for given, says in (
-        ((-1.0,), r"^holdings: production left less than nothing, step 0"),
+        ((-1.0,), r"^holdings: production must return numbers >= 0, got a negative one, step 0"),
         ((jnp.nan,), r"^holdings\[0 0\] is nan, step 0"),
         ((1.0, jnp.inf), r"^reward\[0\] is inf, step 0"),
         (
             (1.0, 0.0, 0.5),
-            r"^bundles: the solver handed out 1\.0 of good 0 where there is 2\.0, step 0",
+            r"^bundles: the solver allocated 1\.0 of good 0, expected its supply 2\.0, step 0",
         ),
     ):
         with pytest.raises(ValueError, match=says):

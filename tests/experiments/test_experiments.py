@@ -308,7 +308,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path):
 # --- what the README claims
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("env", ["Bandit-v0", "Chain-v0", "Duality-v0"])
 def test_tuned_cloned_ccv_is_optimal_on_every_seed(env):
     """Sixteen seeds, greedy return within 1% of the optimum on each."""
@@ -318,7 +318,7 @@ def test_tuned_cloned_ccv_is_optimal_on_every_seed(env):
     assert min(returns) >= 0.99 * optimum
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_reproduce_from_the_command_line(capsys, tmp_path):
     out = tmp_path / "out"
     main(["reproduce", "identities", "--quick", "--seeds", "2", "--out", str(out), "--json"])

@@ -236,7 +236,7 @@ def tiny(tmp_path_factory):
         return options, first, modularity.run(options)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_report_has_the_promised_fields(tiny):
     _, report, _ = tiny
     line = json.loads(dataclasses.replace(report, name="modularity").to_json())

@@ -314,7 +314,7 @@ def test_the_report_is_made_of_curves(tmp_path):
     assert {"steps.png", "prices.csv", "report.json"} <= set(written.written)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     wide = experiment.measure("wide", 2, seeds=8, seed=11, steps=20_480)
     deep = experiment.measure("deep", 2, seeds=8, seed=11, steps=20_480)
@@ -327,7 +327,7 @@ def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     assert np.abs(ratio - 1).max() < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("arm", ["PPO, serial", "PPO, joint", "PPO, factored", QUOTING])
 def test_the_rivals_learn_too(arm):
     found = experiment.measure(arm, 2, seeds=8, seed=11, steps=20_480)

@@ -376,7 +376,7 @@ def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
     assert {"gains.csv", "one_auction.csv", "wealth.csv", "gains.png", "bids.png"} <= set(report.written)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv(tmp_path):
     """Two seeds each, the experiment's own settings, shorter."""
     options = Options(tmp_path, seeds=2, quick=True, progress=False)

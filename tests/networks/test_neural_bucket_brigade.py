@@ -17,8 +17,8 @@ from jaxmarket.networks.neural_bucket_brigade import (
     NO_TARGET,
     SILENT,
     Network,
+    NetworkState,
     Rates,
-    State,
     init,
     present,
     respond,
@@ -66,7 +66,7 @@ def by_loops(network, state, inputs, target, rates):
                 new[i][j] += rates.reward * carried[i][j]
                 injected += rates.reward * carried[i][j]
     fired = next((k for k, j in enumerate(outputs) if active[j]), SILENT)
-    return State(np.array(new), np.array(active), np.array(carried)), (injected, dissipated, circulated), fired
+    return NetworkState(np.array(new), np.array(active), np.array(carried)), (injected, dissipated, circulated), fired
 
 
 @st.composite
@@ -325,7 +325,7 @@ def test_a_report_of_failure(moving, tmp_path, monkeypatch):
     assert [verdict["standing"] for verdict in document["verdicts"]] == ["not confirmed"] * 4 + ["confirmed"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_xor_is_solved():
     """18 of 20 hold a solution within 6,000 presentations, on seeds that are not those of the report.
 

@@ -117,7 +117,10 @@ def test_processes_are_told_apart():
         (["--processes=2", "list"], "command: expected train and its settings, got list"),
         (["--processes=2"], "got none"),
         (["train", "Chain-v0"], "--processes"),
-        (["--processes=2", "train", "Chain-v0", "--process", "1"], "process: expected both --coordinator and --process"),
+        (
+            ["--processes=2", "train", "Chain-v0", "--process", "1"],
+            "process: expected both --coordinator and --process",
+        ),
     ],
 )
 def test_the_command_line_says_what_it_cannot_launch(arguments, message, capsys):
