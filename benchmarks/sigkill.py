@@ -66,11 +66,11 @@ def reproduce(folder: str) -> None:
     from jaxmarket.cli import main  # noqa: PLC0415
     from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
     from jaxmarket.experiments.economies import grow  # noqa: PLC0415
-    from jaxmarket.experiments.report import Options, Report  # noqa: PLC0415
+    from jaxmarket.experiments.report import ExperimentOptions, Report  # noqa: PLC0415
     from jaxmarket.runs.estimates import ResultTable  # noqa: PLC0415
     from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
 
-    def run(options: Options) -> Report:
+    def run(options: ExperimentOptions) -> Report:
         small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
         wanted = [
             Condition(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))
@@ -80,7 +80,7 @@ def reproduce(folder: str) -> None:
         rows = [{"condition": name, "return": found[name].summary["return_mean"]} for name in sorted(found)]
         plan = plans("multiplexer", quick=True)[0]
         market = dataclasses.replace(plan.market, capacity=64, instances=4)
-        plan = dataclasses.replace(plan, market=market, living=32, rounds=400, chunks=40)
+        plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
         told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
         (grown,) = grow([plan], accuracy, **told).values()
         rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]

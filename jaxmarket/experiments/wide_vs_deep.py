@@ -27,8 +27,16 @@ from flax import struct
 from jaxmarket import evaluation, wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
-from jaxmarket.experiments.arms import LEVEL, over_reached
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
+from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
 from jaxmarket.runs import files
@@ -147,14 +155,14 @@ class WideState(struct.PyTreeNode):
     """A wide market that learns; one seed."""
 
     learner: PyTree  # leaves [L * M, ...]: of each job
-    economy: wide_market.Economy
+    economy: wide_market.WideMarketState
     key: Array
     update: Array  # i32 [] updates done
     earned: Array  # f [] all rewards so far
     moved: Array  # f [] money that changed hands so far, rewards included
 
 
-class Sale(struct.PyTreeNode):
+class WideSale(struct.PyTreeNode):
     """What happened to every line's piece in a round; leaves [T, ...]."""
 
     stage: Array  # f [L, K] one-hot, the piece for sale
@@ -205,14 +213,14 @@ class Wide:
         stages = jnp.eye(self.env.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
 
-    def open(self, values: Array) -> wide_market.Economy:
+    def open(self, values: Array) -> wide_market.WideMarketState:
         """A market of raw pieces; who owns them is the first to be paid, and makes no difference."""
         agents = workers(self.env, values, self.clones)
         count = agents.line.shape[0]
         first = jnp.arange(self.env.lines) * self.env.operations * self.clones
         holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
         holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
-        return wide_market.open_market(agents, holdings, jnp.full(count, _CREDIT, real()))
+        return wide_market.init(agents, holdings, jnp.full(count, _CREDIT, real()))
 
     def init(self, key: Array, hyper: Hyperparameters) -> WideState:
         """The state before the first update."""
@@ -232,8 +240,8 @@ class Wide:
         )
 
     def trade(
-        self, key: Array, economy: wide_market.Economy, exploration: Any = None
-    ) -> tuple[wide_market.Economy, Sale]:
+        self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
+    ) -> tuple[wide_market.WideMarketState, WideSale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
@@ -242,16 +250,16 @@ class Wide:
         by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
         offers = by_line((agents.values * shelf[agents.line]).sum(1))
         winning = (offers * by_line(won)).sum(1)
-        return economy, Sale(
+        return economy, WideSale(
             stage=shelf,
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
             payout=(by_line(round_.payout) * shelf).sum(1),
-            reward=by_line(round_.books.reward).sum(1),
+            reward=by_line(round_.flows["reward"]).sum(1),
             outbid=winning < offers.max(1),
         )
 
-    def settle(self, sales: Sale, hyper: Hyperparameters) -> Array:
+    def settle(self, sales: WideSale, hyper: Hyperparameters) -> Array:
         """What each purchase turned out to be worth: f [T, L], of T + 1 rounds.
 
         As in `settlement.settle`: reward + γ times what the piece was sold for a round later. With contracts a share of
@@ -260,9 +268,9 @@ class Wide:
         now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
         decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
         last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
-        share = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
-        patience = jnp.full_like(now.reward, hyper.discount)
-        return lambda_returns(now.reward, patience, later.payout, share)
+        decays = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
+        discounts = jnp.full_like(now.reward, hyper.discount)
+        return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
         """``horizon`` rounds, and what everybody learns from them."""
@@ -271,13 +279,15 @@ class Wide:
         keys = jax.random.split(key_trade, self.horizon + 1)
         held = jnp.arange(self.horizon + 1) < self.horizon
 
-        def one(economy: wide_market.Economy, ahead: tuple[Array, Array]) -> tuple[wide_market.Economy, Sale]:
+        def one(
+            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
+        ) -> tuple[wide_market.WideMarketState, WideSale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
             return jax.tree.map(lambda new, old: jnp.where(held, new, old), after, economy), sale
 
-        # The last round is a shadow auction, for what the pieces reached would be sold for: no money moves.
+        # The last round is a bootstrap auction, for what the pieces reached would be sold for: no money moves.
         economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
         revenue = self.settle(sales, hyper)
         sales = jax.tree.map(lambda rows: rows[:-1], sales)
@@ -317,7 +327,7 @@ class Wide:
     def earn(self, values: Array, key: Array) -> Array:
         """`play` with bids f [L * M, K]."""
 
-        def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+        def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
             economy, sale = self.trade(key, economy)
             return economy, sale.reward.sum()
 
@@ -365,7 +375,7 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
     nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
     economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
 
-    def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+    def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
         economy, round_ = wide_market.step(market, key, economy)
         return economy.replace(world=round_.prices), round_.prices
 
@@ -546,7 +556,7 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
 
 
-def _cells(options: Options) -> list[tuple[str, int]]:
+def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
     """Arms and numbers of lines, what takes longest first."""
     cells = []
     for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
@@ -564,7 +574,7 @@ def _cells(options: Options) -> list[tuple[str, int]]:
     return cells
 
 
-def _curves(options: Options) -> dict[tuple[str, int], Curve]:
+def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
     """Everything measured, by arm and lines; what ``options.folder`` holds already is read back."""
     cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
     threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
@@ -800,8 +810,7 @@ def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
         ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
         ax.set_xticks(lines, [str(n) for n in lines])
         ax.minorticks_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -817,14 +826,12 @@ def _draw_learning(curves: dict[tuple[str, int], Curve], lines: int) -> "Figure"
                 continue
             most = curve.own if share == "own" else curve.serial * lines
             low, middle, high = np.percentile(curve.returns / most, (25, 50, 75), axis=0)
-            ax.plot(curve.steps, middle, color=colour, label=arm)
-            ax.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            plotting.draw_band(ax, curve.steps, middle, low, high, color=colour, label=arm)
         ax.set(xscale="log", xlabel="environment steps per seed", ylabel=f"return over the {share} optimum")
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_ylim(-0.03, 1.05)
         ax.set_title(f"{lines} lines, greedy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -848,11 +855,11 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
         ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
         ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
         ax.set_ylim(-0.1, worth.max() * 1.08)
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    plotting.legend_below(fig)
     return fig
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every arm on every number of lines (what ``options.folder`` holds is read back), and judge."""
     curves = _curves(options)
     lines = sorted({lines for _, lines in curves})

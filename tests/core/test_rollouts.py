@@ -8,7 +8,7 @@ import pytest
 from jaxmarket import BidPolicy, Society, make, reset, rollout
 from jaxmarket.environments import adapt, adapter
 from jaxmarket.policies import KumaraswamyHead, mlp
-from jaxmarket.training.monolith import roam, start
+from jaxmarket.training.monolith import rollout_policy, start
 
 KEY = jax.random.key(0)
 
@@ -49,7 +49,7 @@ def wander(env, steps):
 
     def run(key):
         draws = jax.random.uniform(key, (steps,))
-        return roam(world, act, key, start(world, key, world.default_params), world.default_params, draws)
+        return rollout_policy(world, act, key, start(world, key, world.default_params), world.default_params, draws)
 
     return jax.jit(run)
 
@@ -62,6 +62,7 @@ def test_temporary_memory_does_not_grow_with_the_horizon(play):
     assert temporary(64) < temporary(256) + 2**20 < 2**22  # 256 first states are 16 MB
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("play", [roll, wander])
 @pytest.mark.parametrize("env", ["Chain-v0", "CartPole-v1"])
 def test_first_states_are_the_same_beforehand_and_in_their_step(play, env, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from jaxmarket import rollouts
 from jaxmarket.environments import SupplyChain
 from jaxmarket.experiments import wide_vs_deep as experiment
-from jaxmarket.experiments.report import Options
-from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Sale, Wide, points, prepare, quoting
+from jaxmarket.experiments.report import ExperimentOptions
+from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Wide, WideSale, points, prepare, quoting
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
 from jaxmarket.training.society import Program, as_arrays
@@ -98,7 +98,7 @@ def test_on_one_line_the_wide_market_is_the_deep_one():
     bonus = jnp.pad(right, ((0, 0), (0, 1)))[..., None]
     params = jax.tree.map(lambda x: jax.random.uniform(KEY, x.shape) + 2 * bonus, params)
     greedy = dataclasses.replace(society, greedy=True)
-    rows = jax.jit(lambda: rollouts.play(greedy, KEY, params, society.env.default_params, 40))()
+    rows = jax.jit(lambda: rollouts.fresh_rollout(greedy, KEY, params, society.env.default_params, 40))()
 
     def one(economy, key):
         return wide.trade(key, economy)
@@ -115,7 +115,7 @@ def test_settlement_is_a_loop_over_sales():
     rng, rounds = np.random.default_rng(0), 9
     price, reward = rng.random((rounds, 2)), rng.random((rounds, 2))
     outbid = rng.random((rounds, 2)) < 0.4
-    sales = Sale(
+    sales = WideSale(
         stage=jnp.zeros((rounds, 2, 3)),
         won=jnp.zeros((rounds, 4)),
         price=jnp.asarray(price),
@@ -284,7 +284,7 @@ def test_who_is_sooner():
 
 
 def test_the_report_is_made_of_curves(tmp_path):
-    options = Options(tmp_path, seeds=8, quick=True, progress=False)
+    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
     speed = {
         "deep": 400.0,
         "wide": 400.0,
@@ -314,7 +314,7 @@ def test_the_report_is_made_of_curves(tmp_path):
     assert {"steps.png", "prices.csv", "report.json"} <= set(written.written)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     wide = experiment.measure("wide", 2, seeds=8, seed=11, steps=20_480)
     deep = experiment.measure("deep", 2, seeds=8, seed=11, steps=20_480)
@@ -327,7 +327,7 @@ def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     assert np.abs(ratio - 1).max() < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("arm", ["PPO, serial", "PPO, joint", "PPO, factored", QUOTING])
 def test_the_rivals_learn_too(arm):
     found = experiment.measure(arm, 2, seeds=8, seed=11, steps=20_480)

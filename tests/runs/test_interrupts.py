@@ -256,6 +256,7 @@ CHILD = """
 """
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_a_terminated_run_is_checkpointed_first_and_goes_on_to_the_same_bits(tmp_path, whole, number):
     done = subprocess.run(
@@ -576,7 +577,7 @@ def interrupted(arguments, ready, number, rng, cwd):
     return child.wait(timeout=120)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_the_command_line_interrupted_at_a_random_moment_ends_with_the_same_files(tmp_path, number):
     flags = ["Bandit-v0", "--learner", "valuation", "--steps", "300000", "--seeds", "2"]
