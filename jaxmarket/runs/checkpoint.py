@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.runs import files
 from jaxmarket.training.arrays import ALONE, Arrays, digest, flatten, unflatten
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import PyTree
 
 __all__ = ["Checkpoints", "Saved", "load", "restore", "save"]
 

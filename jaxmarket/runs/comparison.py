@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmarket.runs import files, run_folder
-from jaxmarket.view import plotting
-from jaxmarket.training.divergence import finite, spread
 from jaxmarket.runs.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
+from jaxmarket.training.divergence import finite, spread
 from jaxmarket.validation import escaped
+from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,9 @@ class Outcome:
     def __repr__(self) -> str:
         stopped = ", interrupted" if self.interrupted else ""
         reached = mean(self.kept).brief
-        return f"Outcome({escaped(self.name)}: {escaped(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
+        return (
+            f"Outcome({escaped(self.name)}: {escaped(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
+        )
 
     @property
     def kept(self) -> np.ndarray:

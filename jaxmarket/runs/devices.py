@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.validation import whole
 from jaxmarket.collectives import INSTANCES, SEEDS
 from jaxmarket.types import PyTree
+from jaxmarket.validation import whole
 
 __all__ = ["Devices", "gather", "mesh", "put"]
 

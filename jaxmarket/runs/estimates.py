@@ -8,8 +8,8 @@ import numpy as np
 from rich.text import Text
 from scipy import stats
 
-from jaxmarket.view.text import DataTable
 from jaxmarket.validation import escaped
+from jaxmarket.view.text import DataTable
 
 __all__ = ["Estimate", "Sheet", "bands", "difference", "improvement", "interquartile_mean", "mean"]
 

@@ -15,32 +15,33 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.training import society as training
-from jaxmarket.training import monolith as baselines, divergence, transfer
-from jaxmarket.view import tables
 from jaxmarket.auctions import ENVIRONMENT_REWARD
-from jaxmarket.training.monolith import Agent, Monolith, MonolithState
 from jaxmarket.checking import checked
-from jaxmarket.validation import flag, given, number, path, prng_key
-from jaxmarket.runs.checkpoint import Checkpoints, Saved
-from jaxmarket.training.arrays import digest, flatten, unflatten
-from jaxmarket.training.config import TrainConfig, check_config
 from jaxmarket.collectives import INSTANCES, SEEDS
-from jaxmarket.runs.devices import Devices, gather, put
-from jaxmarket.runs.devices import mesh as devices_mesh
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
-from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
-from jaxmarket.runs.sinks import Logger, Record
 from jaxmarket.metrics import Oracle, bid_error, env_steps
+from jaxmarket.runs.checkpoint import Checkpoints, Saved
+from jaxmarket.runs.devices import Devices, gather, put
+from jaxmarket.runs.devices import mesh as devices_mesh
+from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.runs.run_folder import Folder, Origin, SavedRun, player_of, read, versions, warn_if_interrupted
+from jaxmarket.runs.sinks import Logger, Record
 from jaxmarket.society import Society
 from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.training import divergence, transfer
+from jaxmarket.training import monolith as baselines
+from jaxmarket.training import society as training
+from jaxmarket.training.arrays import digest, flatten, unflatten
+from jaxmarket.training.config import TrainConfig, check_config
+from jaxmarket.training.monolith import Agent, Monolith, MonolithState
 from jaxmarket.training.result import FitResult
 from jaxmarket.training.society import Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import flag, given, number, path, prng_key
+from jaxmarket.view import tables
 
 __all__ = ["compiles", "evaluate_both", "fit", "init_seeds", "program_of"]
 
@@ -188,11 +189,11 @@ def fit(
             own, are left out then, and every truncation of a rollout is priced by a shadow auction.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers. Not needed to resume.
-        freeze: names of parts of the networks that are not trained, as shell patterns; see `jaxmarket.training.transfer`.
+        freeze: names of parts of the networks that are not trained, as shell patterns (`jaxmarket.training.transfer`).
         resume: go on where the run in ``out`` stopped, if there is one; one that is finished is read back.
         checkpoint_every: seconds between checkpoints, 0 for one after every chunk; there is always one at the end.
-        devices: how many devices seeds and instances are spread over, ``"all"``, or which; see `jaxmarket.runs.devices`. The
-            results are those of one device up to the order of sums where devices share a seed. In a run of several
+        devices: how many devices seeds and instances are spread over, ``"all"``, or which (`jaxmarket.runs.devices`).
+            The results are those of one device up to the order of sums where devices share a seed. In a run of several
             processes, always all of all of them.
         loggers: called after each chunk; see `jaxmarket.runs.sinks`.
         check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,

@@ -22,8 +22,7 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from jaxmarket.validation import whole
-from jaxmarket.validation import escaped
+from jaxmarket.validation import escaped, whole
 
 __all__ = ["end_with_parent", "join", "launch", "leave"]
 

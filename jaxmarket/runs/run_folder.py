@@ -26,26 +26,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import validation
-from jaxmarket.runs import checkpoint, files
-from jaxmarket.training import divergence
-from jaxmarket.view import plotting
 from jaxmarket.auctions import Mechanism, clear
-from jaxmarket.training.monolith import Agent, ChoicePolicy, Monolith
-from jaxmarket.validation import flag, given, whole
-from jaxmarket.runs.checkpoint import Checkpoints
-from jaxmarket.training.arrays import digest, flatten, unflatten
-from jaxmarket.training.config import TrainConfig
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.keys import to_words
-from jaxmarket.runs.sinks import Record, csv_rows, to_json
 from jaxmarket.metrics import env_steps
+from jaxmarket.runs import checkpoint, files
+from jaxmarket.runs.checkpoint import Checkpoints
+from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.sinks import Record, csv_rows, to_json
 from jaxmarket.society import MarketPolicy, Society
 from jaxmarket.switches import standard_promotion
-from jaxmarket.validation import escaped
+from jaxmarket.training import divergence
+from jaxmarket.training.arrays import digest, flatten, unflatten
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import Agent, ChoicePolicy, Monolith
 from jaxmarket.training.result import FitResult, in_short
 from jaxmarket.training.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import escaped, flag, given, whole
+from jaxmarket.view import plotting
 
 __all__ = [
     "NETWORKS",

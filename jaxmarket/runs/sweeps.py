@@ -23,22 +23,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from jaxmarket.runs import files, fitting, run_folder
-from jaxmarket.training import divergence
-from jaxmarket.view import plotting, tables
 from jaxmarket.auctions import Mechanism
-from jaxmarket.validation import flag, given, number, path, read_whole, whole
+from jaxmarket.keys import key_of
+from jaxmarket.runs import files, fitting, run_folder
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.comparison import Comparison, compare, shown
-from jaxmarket.training.config import TrainConfig, plain_setting
 from jaxmarket.runs.estimates import Estimate, Sheet, mean
 from jaxmarket.runs.interrupts import Deferred
-from jaxmarket.keys import key_of
-from jaxmarket.runs.sinks import Record
 from jaxmarket.runs.run_folder import Origin, SavedRun
-from jaxmarket.validation import escaped
+from jaxmarket.runs.sinks import Record
+from jaxmarket.training import divergence
+from jaxmarket.training.config import TrainConfig, plain_setting
 from jaxmarket.training.transfer import fingerprint
 from jaxmarket.types import Array, PyTree
+from jaxmarket.validation import escaped, flag, given, number, path, read_whole, whole
+from jaxmarket.view import plotting, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,7 +193,9 @@ def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
     run = _read(folder, condition)
     if run.interrupted:
         raise ValueError(f"out: {run.interruption}")
-    differs = run_folder.difference(run_folder.described(condition.config, origin), run_folder.document(folder / "config.json"))
+    differs = run_folder.difference(
+        run_folder.described(condition.config, origin), run_folder.document(folder / "config.json")
+    )
     if differs:
         name, there, here = differs
         raise ValueError(
@@ -485,7 +486,9 @@ class Sweep:
     def write(self) -> list[str]:
         """``sweep.json``, ``sweep.csv`` and ``sweep.png`` into the folder; their names."""
         document = self.document()
-        files.write_text(self.folder / "sweep.json", json.dumps(json.loads(run_folder.to_json(document)), indent=2) + "\n")
+        files.write_text(
+            self.folder / "sweep.json", json.dumps(json.loads(run_folder.to_json(document)), indent=2) + "\n"
+        )
         rows = self.sheets()[0].flat()
         names = list(rows[-1])  # the first one is not held against itself
         files.write_rows(self.folder / "sweep.csv", names, [[row.get(name) for name in names] for row in rows])

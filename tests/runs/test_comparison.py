@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxmarket.runs import comparison, estimates
 from jaxmarket.cli import main
+from jaxmarket.runs import comparison, estimates
 
 FEW = st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=2, max_size=8)
 

@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxmarket import TrainConfig, collectives, fit
-from jaxmarket.runs import devices, processes, run_folder
 from jaxmarket.cli import main
+from jaxmarket.runs import devices, processes, run_folder
 
 SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 4}
 # jax 0.10 can deadlock with fewer threads than devices; and little is run of what is compiled here.

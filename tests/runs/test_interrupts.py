@@ -19,11 +19,11 @@ from folders import contents, reseal
 
 import jaxmarket
 from jaxmarket import TrainConfig, experiments, fit
-from jaxmarket.runs import comparison, files, run_folder, sweeps
 from jaxmarket.cli import main
 from jaxmarket.environments import FiniteMDP
-from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.keys import from_words
+from jaxmarket.runs import comparison, files, run_folder, sweeps
+from jaxmarket.runs.interrupts import Deferred
 
 SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
 CONFIG = TrainConfig("Bandit-v0", learner="valuation", **SMALL)

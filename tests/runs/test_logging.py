@@ -11,8 +11,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxmarket import TrainConfig, fit
-from jaxmarket.runs import sinks
 from jaxmarket.cli import main
+from jaxmarket.runs import sinks
 from jaxmarket.runs.sinks import Record
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}

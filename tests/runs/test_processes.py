@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxmarket.runs import processes
 from jaxmarket.cli import main
+from jaxmarket.runs import processes
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 

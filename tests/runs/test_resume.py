@@ -16,10 +16,10 @@ from folders import contents
 
 import jaxmarket
 from jaxmarket import TrainConfig, fit
-from jaxmarket.training.arrays import flatten
 from jaxmarket.cli import main
 from jaxmarket.experiments.bucket_brigade import accuracy, plans
 from jaxmarket.experiments.economies import grow
+from jaxmarket.training.arrays import flatten
 
 SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
 CONFIG = TrainConfig("Bandit-v0", learner="valuation", **SMALL)

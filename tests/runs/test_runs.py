@@ -13,8 +13,8 @@ from folders import reseal
 
 import jaxmarket
 from jaxmarket import TrainConfig, fit
-from jaxmarket.runs import run_folder
 from jaxmarket.environments import FiniteMDP
+from jaxmarket.runs import run_folder
 
 
 def test_folder_holds_everything(bandit_run):

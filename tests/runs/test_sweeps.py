@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmarket import Mechanism, TrainConfig, fit
-from jaxmarket.runs import comparison, fitting, run_folder, sweeps
 from jaxmarket.cli import main
+from jaxmarket.runs import comparison, fitting, run_folder, sweeps
 from jaxmarket.runs.sweeps import Range, combinations, parse
 
 HALF = Mechanism("half", price=lambda o: o.winning_bid / 2, resale=lambda o: o.winning_bid / 2)
