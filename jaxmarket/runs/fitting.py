@@ -189,12 +189,13 @@ def fit(
             own, are left out then, and every truncation of a rollout is priced by a shadow auction.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers. Not needed to resume.
-        freeze: names of parts of the networks that are not trained, as shell patterns (`jaxmarket.training.transfer`).
+        freeze: names of parts of the networks that are not trained, as shell patterns; see
+            `jaxmarket.training.transfer`.
         resume: go on where the run in ``out`` stopped, if there is one; one that is finished is read back.
         checkpoint_every: seconds between checkpoints, 0 for one after every chunk; there is always one at the end.
-        devices: how many devices seeds and instances are spread over, ``"all"``, or which (`jaxmarket.runs.devices`).
-            The results are those of one device up to the order of sums where devices share a seed. In a run of several
-            processes, always all of all of them.
+        devices: how many devices seeds and instances are spread over, ``"all"``, or which; see
+            `jaxmarket.runs.devices`. The results are those of one device up to the order of sums where devices share a
+            seed. In a run of several processes, always all of all of them.
         loggers: called after each chunk; see `jaxmarket.runs.sinks`.
         check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
             or money comes from nowhere, and says what. Slower; the results are the same. On one device.
