@@ -328,7 +328,7 @@ def _jsonable(value: Any) -> Any:
     try:
         json.dumps(value)
     except (TypeError, ValueError):
-        return str(value)
+        return _short(value)
     return value
 
 
@@ -629,7 +629,8 @@ def constructors(rng: Generator, _: "Workshop") -> Input:
 
     def run() -> None:
         build(**given)
-        if name not in _NAN_IS_TAKEN and _holds_nan(shown):
+        checked = {field: value for field, value in shown.items() if field not in _EXCLUDED.get(name, ())}
+        if name not in _NAN_IS_TAKEN and _holds_nan(checked):
             raise SilentNaNError(name)
 
     return Input(f"arrays: {name}", f"{name}: {_short(shown)}", run)
@@ -637,6 +638,9 @@ def constructors(rng: Generator, _: "Workshop") -> Input:
 
 _NAN_IS_TAKEN = ("clear", "adapt", "make", "mechanism", "Functions")
 """A bid that is NaN is not eligible; the others take objects, or a data set without checks."""
+
+_EXCLUDED = {"SealedBids": ("valuations", "wealth")}
+"""Arguments in which NaN means that an agent does not bid."""
 
 
 def _holds_nan(value: Any) -> bool:
@@ -672,7 +676,12 @@ def _economy() -> dict[str, Any]:
 
 
 def _trade(valuations: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: {"valuations": valuations, "wealth": jnp.ones(3), "holdings": jnp.ones((3, 2))}
+    return lambda: {
+        "valuations": valuations,
+        "wealth": jnp.ones(3),
+        "holdings": jnp.ones((3, 2)),
+        "prices": jnp.ones(2),
+    }
 
 
 def _graph(solve: Callable[..., Any]) -> Callable[..., Any]:

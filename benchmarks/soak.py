@@ -45,11 +45,11 @@ import numpy as np
 
 from jaxmarket import MECHANISMS, BidPolicy, Society, deep_market, environments, reset, rollout, wide_market
 from jaxmarket import society as society_module
+from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.deep_market import Tables, Terms
 from jaxmarket.policies import KumaraswamyHead, linear
-from jaxmarket.settlement import transfer
-from jaxmarket.types import Array, PyTree, Transition, real
+from jaxmarket.types import Accounts, Array, PyTree, Transition, real
 from jaxmarket.wide_market import Additive, SealedBids
 
 INSTANCES = 8
@@ -87,10 +87,10 @@ def society(mechanism: str) -> Soak:
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, rows = jax.vmap(roll)(jax.random.split(key, INSTANCES), state)
         return state, {
-            "accounts": jnp.concatenate([state.wealth.reshape(-1), state.house]),
-            "richest": state.wealth.max(),
-            "change": _partial(rows.reward + rows.resale - rows.price),
-            "moved": _partial(jnp.abs(rows.reward) + rows.resale + rows.price),
+            "accounts": jnp.concatenate([state.accounts.wealth.reshape(-1), state.accounts.auctioneer]),
+            "richest": state.accounts.wealth.max(),
+            "change": _partial(rows.reward + rows.payout - rows.price),
+            "moved": _partial(jnp.abs(rows.reward) + rows.payout + rows.price),
         }
 
     start = jax.jit(jax.vmap(lambda key: reset(who, key, env.default_params)[0]))
@@ -238,11 +238,11 @@ def failures(rows: Sequence[Mapping[str, float]]) -> list[str]:
 def _burning(some: Soak) -> Soak:
     """Destroy a hundredth of every sale."""
 
-    def burn(*accounts: Array, resale: Array, **movement: Array) -> tuple[Array, Array]:
-        return transfer(*accounts, resale=0.99 * resale, **movement)
+    def burn(accounts: Accounts, *, payout: Array, **movement: Array) -> Accounts:
+        return pay_sale(accounts, payout=0.99 * payout, **movement)
 
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        with mock.patch.object(society_module, "transfer", burn):  # the first call traces it
+        with mock.patch.object(society_module, "pay_sale", burn):  # the first call traces it
             return some.advance(key, state)
 
     return some._replace(advance=advance)
@@ -256,7 +256,8 @@ def _poisoned(some: Soak) -> Soak:
         nonlocal calls
         calls += 1
         if calls == 5:
-            state = state.replace(wealth=state.wealth.at[0, 0].set(jnp.nan))
+            wealth = state.accounts.wealth.at[0, 0].set(jnp.nan)
+            state = state.replace(accounts=state.accounts.replace(wealth=wealth))
         return some.advance(key, state)
 
     return some._replace(advance=advance)
@@ -295,16 +296,15 @@ def self_check(seconds: float = 2.0) -> list[str]:
 def last_growth(amount: float) -> float:
     """The least account, among powers of two, that a reward of that amount no longer changes."""
     for exponent in range(1024):
-        wealth, _ = transfer(
-            jnp.full(1, 2.0**exponent, real()),
-            jnp.zeros((), real()),
+        after = pay_sale(
+            Accounts(jnp.full(1, 2.0**exponent, real()), jnp.zeros((), real())),
             buyer=jnp.zeros((), jnp.int32),
             seller=jnp.full((), -1, jnp.int32),
             price=jnp.zeros((), real()),
-            resale=jnp.zeros((), real()),
+            payout=jnp.zeros((), real()),
             reward=jnp.asarray(amount, real()),
         )
-        if float(wealth[0]) == 2.0**exponent:
+        if float(after.wealth[0]) == 2.0**exponent:
             return 2.0**exponent
     return float("inf")
 

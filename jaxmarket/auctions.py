@@ -6,7 +6,7 @@ else in the library decides a price, so a new auction is two lines::
     >>> third_price = Mechanism(
     ...     "third-price",
     ...     price=lambda o: jnp.sort(jnp.where(o.eligible, o.bids, 0.0))[-3],
-    ...     resale=lambda o: jnp.sort(jnp.where(o.eligible, o.bids, 0.0))[-3],
+    ...     payout=lambda o: jnp.sort(jnp.where(o.eligible, o.bids, 0.0))[-3],
     ... )
     >>> outcome = clear(jnp.array([0.2, 0.9, 0.5]))
     >>> float(third_price.price(outcome)), float(VICKREY.price(outcome))
@@ -162,7 +162,7 @@ class Mechanism:
     Attributes:
         name: short name, as used on the command line.
         price: ``Outcome -> f []``, what the winner pays for the state.
-        resale: ``Outcome -> f []``, what the owner of the state receives for it.
+        payout: ``Outcome -> f []``, what the owner of the state receives for it.
 
     Both are 0 by convention where ``outcome.winner`` is `NOBODY`; the society makes sure of it.
 
@@ -172,12 +172,12 @@ class Mechanism:
 
     name: str
     price: Callable[[Outcome], Array]
-    resale: Callable[[Outcome], Array]
+    payout: Callable[[Outcome], Array]
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name: expected a short name, got {given(self.name)}")
-        for field in ("price", "resale"):
+        for field in ("price", "payout"):
             if not callable(getattr(self, field)):
                 raise ValueError(f"{field}: expected a function of an Outcome, got {given(getattr(self, field))}")
 
@@ -198,17 +198,17 @@ def _nothing(outcome: Outcome) -> Array:
     return jnp.zeros_like(outcome.winning_bid)
 
 
-BUCKET_BRIGADE = Mechanism("bb", price=_own, resale=_own)
+BUCKET_BRIGADE = Mechanism("bb", price=_own, payout=_own)
 """First price (Holland 1985): the winner pays its own bid to the owner."""
 
-VICKREY = Mechanism("vickrey", price=_other, resale=_highest)
+VICKREY = Mechanism("vickrey", price=_other, payout=_highest)
 """Second price (Chang et al. 2020): the winner pays the other bid, the owner receives the highest
 bid, and the auctioneer mints the difference."""
 
-CREDIT_CONSERVING_VICKREY = Mechanism("ccv", price=_other, resale=_other)
+CREDIT_CONSERVING_VICKREY = Mechanism("ccv", price=_other, payout=_other)
 """Second price paid to the owner (Chang et al. 2020): truthful in one auction and conserving."""
 
-ENVIRONMENT_REWARD = Mechanism("env", price=_nothing, resale=_nothing)
+ENVIRONMENT_REWARD = Mechanism("env", price=_nothing, payout=_nothing)
 """No market (Chang et al. 2020, ablation): the winner keeps its reward and that is all."""
 
 MECHANISMS = {m.name: m for m in (BUCKET_BRIGADE, VICKREY, CREDIT_CONSERVING_VICKREY, ENVIRONMENT_REWARD)}

@@ -15,7 +15,7 @@ compiles the same program with the library's invariants in it, through ``jit``, 
     Traceback (most recent call last):
     ValueError: a price of -1.0; pay nothing less than nothing
 
-What is checked: bids, prices, resales, rewards, observations and wealth are numbers; accounts exist; money is
+What is checked: bids, prices, payouts, rewards, observations and wealth are numbers; accounts exist; money is
 conserved up to rounding; nobody spends more than it has. Outside of `checked` a check leaves no trace in the program:
 it is never traced. (`jax.experimental.checkify.debug_check` alone is not free: its effect stays in the program, which
 costs some 50 µs per call, and its predicates stay in scans.)

@@ -382,7 +382,7 @@ def sweep(
         if field in varied:
             raise ValueError(f"vary: {field} is varied twice; name all its values at once")
         varied[field] = values
-    # A setting that has its default's value was not given, or might as well not have been.
+    # Settings at their defaults are left out: `sweep` derives them anew for every combination.
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "env"}
     given = {
         f.name: settings[f.name] for f in dataclasses.fields(config) if settings.get(f.name, f.default) != f.default

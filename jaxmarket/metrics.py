@@ -12,8 +12,8 @@ with one-hot observations.
 | ``regret`` | return of the optimal policy minus ``return_mean``, per episode (Lai and Robbins 1985) |
 | ``welfare`` | reward per auction, whoever earned it: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
 | ``auction_revenue`` | what the winner paid, per auction (Nisan et al. 2007, ch. 13) |
-| ``subsidy`` | what the auctioneer minted, per auction: resale - price; 0 where money is conserved (Chang et al. 2020) |
-| ``winner_utility`` | reward + γ^k · resale - price of the winner, per auction (Chang et al. 2020) |
+| ``subsidy`` | what the auctioneer minted, per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
+| ``winner_utility`` | reward + γ^k · payout - price of the winner, per auction (Chang et al. 2020) |
 | ``winning_bid`` | the winner's own bid, per auction |
 | ``wins`` [A] | share of all auctions each bidder won |
 | ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
@@ -25,12 +25,14 @@ with one-hot observations.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket.settlement import Settlement, flows
-from jaxmarket.types import HOUSE, Array, Transition
+from jaxmarket.accounts import CashFlows
+from jaxmarket.settlement import Settlement
+from jaxmarket.types import AUCTIONEER, Accounts, Array, Transition
 
 __all__ = [
     "ACCOUNTS",
@@ -148,7 +150,7 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     """
     t = trajectory
     sold = t.outcome.winner >= 0
-    bidders = t.wealth.shape[-1]
+    bidders = t.accounts.wealth.shape[-1]
     won = (t.outcome.winner[..., None] == jnp.arange(bidders)).astype(t.reward.dtype).reshape(-1, bidders)
     sales = state_price = bid_gap = jnp.zeros(0, t.reward.dtype)
     if oracle is not None:
@@ -161,7 +163,7 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     return Summary(
         totals=totals(t),
         price=t.price.sum(),
-        subsidy=(t.resale - t.price).sum(),
+        subsidy=(t.payout - t.price).sum(),
         utility=jnp.where(sold, settlement.utility, 0).sum(),
         bid=t.outcome.winning_bid.sum(),
         wins=won.sum(0),
@@ -189,44 +191,44 @@ def gini(wealth: Array, among: Array | None = None) -> Array:
     return jnp.sum((2 * rank - n - 1) * ordered) / (n * jnp.sum(jnp.abs(ordered)))
 
 
-def conservation_residual(trajectory: Transition, opening: Array | float = 0.0) -> Array:
-    """|change of money - named flows| over money moved or held, for rows [T] of one market. f [].
+def conservation_residual(trajectory: Transition, opening: Accounts | Array | float = 0.0) -> Array:
+    """The change of all accounts that no named flow explains, relative to the money moved or held: f [].
 
-    Rewards and the auctioneer's subsidy are the only sources of money (`settlement.flows`), so what is left
-    is rounding, or a bug.
+    Rewards and the subsidy are the only sources of money, so the residual is rounding, or a bug. See
+    `jaxmarket.accounts.CashFlows.residual`.
 
     Args:
         trajectory: rows [T] of one market instance.
-        opening: f [], money of all bidders and the house before the first row; 0 for a new market.
+        opening: the `Accounts` before the first row, or their sum f []; 0 for a new market.
     """
-    named = flows(trajectory)
-    closing = trajectory.wealth[-1].sum() + trajectory.house[-1]
-    moved = jnp.abs(trajectory.price).sum() + jnp.abs(trajectory.resale).sum() + jnp.abs(trajectory.reward).sum()
-    held = jnp.abs(trajectory.wealth[-1]).sum() + jnp.abs(trajectory.house[-1])
-    unnamed = jnp.abs(closing - opening - (named.earned + named.subsidy).sum())
-    return unnamed / jnp.maximum(1, jnp.maximum(moved, held))
+    t = trajectory
+    closing = jax.tree.map(lambda x: x[-1], t.accounts)
+    held = sum(jnp.abs(x).sum() for x in jax.tree.leaves(closing))
+    # Sums over accounts: cheaper than `settlement.flows`, and equal to them.
+    named = CashFlows.of(purchase=-t.price, sale=t.payout, reward=t.reward)
+    return named.residual(opening, closing, held)
 
 
-ACCOUNTS = ("house", "auctioneer", "environment")
-"""The accounts of a `ledger` beside the bidders, in this order, after them."""
+ACCOUNTS = ("auctioneer", "mint", "environment")
+"""The accounts of a `ledger` that follow the bidders' accounts, in this order."""
 
 
 def ledger(trajectory: Transition) -> Array:
-    """Who paid whom: f [A + 3, A + 3], payer × payee, summed over rows with any leading axes.
+    """Payments by payer and payee: f [A + 3, A + 3], summed over rows with any leading axes.
 
-    The last three accounts are the `ACCOUNTS`: the house sells first states, the auctioneer pays the part of
-    a resale that exceeds the price (and collects where it falls short: a negative entry), the environment
-    pays rewards. Row and column sums give each bidder's change of wealth.
+    The last three accounts are `ACCOUNTS`: the auctioneer sells first states; the mint pays the subsidy, which is the
+    part of a payout that exceeds the price (a negative entry if the payout is less); the environment pays rewards.
+    Column sums minus row sums are each bidder's change of wealth.
     """
     t = trajectory
-    bidders = t.wealth.shape[-1]
-    house, auctioneer, environment = bidders + jnp.arange(len(ACCOUNTS))
-    buyer = jnp.where(t.outcome.winner < 0, house, t.outcome.winner).reshape(-1)
-    seller = jnp.where(t.owner == HOUSE, house, t.owner).reshape(-1)
-    price, resale, reward = (x.reshape(-1) for x in (t.price, t.resale, t.reward))
+    bidders = t.accounts.wealth.shape[-1]
+    auctioneer, mint, environment = bidders + jnp.arange(len(ACCOUNTS))
+    buyer = jnp.where(t.outcome.winner < 0, auctioneer, t.outcome.winner).reshape(-1)
+    seller = jnp.where(t.owner == AUCTIONEER, auctioneer, t.owner).reshape(-1)
+    price, payout, reward = (x.reshape(-1) for x in (t.price, t.payout, t.reward))
     table = jnp.zeros((bidders + len(ACCOUNTS),) * 2, t.reward.dtype)
     table = table.at[buyer, seller].add(price)
-    table = table.at[auctioneer, seller].add(resale - price)
+    table = table.at[mint, seller].add(payout - price)
     return table.at[environment, buyer].add(reward)
 
 

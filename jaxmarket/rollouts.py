@@ -60,7 +60,7 @@ def rollout(
     def hold(_: None, cut: tuple[Draws, Array, Array]) -> tuple[None, Array]:
         draws, obs, eligible = cut
         outcome = auction(society, draws, params, obs, eligible, rules)
-        return None, jnp.where(outcome.winner >= 0, society.mechanism.resale(outcome), 0)
+        return None, jnp.where(outcome.winner >= 0, society.mechanism.payout(outcome), 0)
 
     # One after the other, like the steps: vmap's further axis would not vectorise on a CPU.
     cuts = (draw(society, key_shadow, rows.shape), trajectory.next_obs[rows], trajectory.next_eligible[rows])

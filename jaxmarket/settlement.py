@@ -1,10 +1,7 @@
-"""Settlement: who pays whom and when, and what each purchase earned in the end.
+"""Settlement: named cash flows and the utility of every purchase, from a trajectory.
 
-The books of a market are its trajectory: `Transition` rows with a leading time axis. Three readings:
-
-- `transfer` moves the money of one row between the accounts (the step calls it);
-- `flows` names every movement of money in a trajectory, undiscounted;
-- `settle` recomputes each winner's utility, in which γ is patience and not money.
+A trajectory, `Transition` rows with a leading time axis, is the complete record of a market. `flows` names every
+movement of money in it, undiscounted. `settle` computes each winner's utility, where proceeds are discounted by γ^k.
 """
 
 from typing import Literal
@@ -13,110 +10,61 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.checking import check, check_conserved, checking
+from jaxmarket.accounts import CashFlows
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import HOUSE, Array, Transition
+from jaxmarket.types import AUCTIONEER, Array, Transition
 
 __all__ = [
     "TIME_LIMITS",
-    "Flows",
     "Settlement",
     "TimeLimits",
     "flows",
     "lambda_returns",
     "per_bidder",
-    "resale_ahead",
+    "proceeds",
     "settle",
-    "transfer",
 ]
 
 TimeLimits = Literal["shadow", "terminal"]
 TIME_LIMITS: tuple[TimeLimits, ...] = ("shadow", "terminal")
 
 
-def transfer(
-    wealth: Array,
-    house: Array,
-    *,
-    buyer: Array,
-    seller: Array,
-    price: Array,
-    resale: Array,
-    reward: Array,
-) -> tuple[Array, Array]:
-    """Move the money of one sale and one reward.
-
-    The buyer pays ``price`` and earns ``reward``; the seller receives ``resale``. The house sells
-    the first state of an episode, and earns the reward of a step that nobody bought.
-
-    Args:
-        wealth: f [A]. house: f []. buyer, seller: i32 [], negative for the house.
-        price, resale, reward: f [].
-
-    Returns:
-        The new ``(wealth, house)``.
-    """
-    ids = jnp.arange(wealth.shape[0])
-    for role, who in (("buyer", buyer), ("seller", seller)):
-        check(
-            lambda who=who: (who >= HOUSE) & (who < wealth.shape[0]),
-            f"{role}: there is no account {{who}}, only -1 (the house) to {wealth.shape[0] - 1}; give one of these",
-            who=who,
-        )
-    opening = wealth, house
-    wealth = wealth + jnp.where(ids == buyer, reward - price, 0) + jnp.where(ids == seller, resale, 0)
-    house = house + jnp.where(seller < 0, resale, 0) + jnp.where(buyer < 0, reward, 0)
-    if checking():
-        # Where nobody bought, nobody pays the price.
-        paid = jnp.where(buyer < 0, 0, price)
-        check_conserved(opening, (wealth, house), (reward, resale, -paid))
-    return wealth, house
-
-
-def per_bidder(value: Array, bidder: Array, bidders: int) -> Array:
-    """Book ``value`` [...] on the account of ``bidder`` [...]: f [..., A], 0 for all others."""
-    return jnp.where(bidder[..., None] == jnp.arange(bidders), value[..., None], 0)
-
-
-class Flows(struct.PyTreeNode):
-    """Every movement of money in a trajectory, by name. Undiscounted.
-
-    ``purchase + sale + reward`` summed over time is each bidder's change of wealth, ``house`` the
-    house's, and all of it together is ``earned + subsidy``: rewards and what the auctioneer minted.
-    """
-
-    purchase: Array  # f [T, A] minus the price the winner paid
-    sale: Array  # f [T, A] what the owner of the state received
-    reward: Array  # f [T, A] what the winner's step earned
-    subsidy: Array  # f [T] minted by the auctioneer: resale - price
-    house: Array  # f [T] first sale of an episode, and rewards nobody bought
-    earned: Array  # f [T] reward of the environment, whoever received it
+def per_bidder(amount: Array, bidder: Array, bidders: int) -> Array:
+    """Amounts [...] as entries of the bidders [...] they belong to: f [..., A], 0 for all other bidders."""
+    return jnp.where(bidder[..., None] == jnp.arange(bidders), amount[..., None], 0)
 
 
 @standard_promotion
-def flows(trajectory: Transition) -> Flows:
-    """Name the movements of money in ``trajectory`` (leading axis T)."""
+def flows(trajectory: Transition) -> CashFlows:
+    """Name the movements of money in ``trajectory``, undiscounted.
+
+    Args:
+        trajectory: rows [T] of one market instance, or with any leading axes.
+
+    Returns:
+        The flows ``purchase`` (minus the price that the winner paid), ``sale`` (the payout to the seller) and
+        ``reward``, f [T, A + 1]: an entry for each bidder, and the last one for the auctioneer. ``net`` is the change
+        of every account; over all accounts it adds up to the rewards and the subsidy, payout - price.
+    """
     t = trajectory
-    winner, bidders = t.outcome.winner, t.wealth.shape[-1]
-    return Flows(
-        purchase=per_bidder(-t.price, winner, bidders),
-        sale=per_bidder(t.resale, t.owner, bidders),
-        reward=per_bidder(t.reward, winner, bidders),
-        subsidy=t.resale - t.price,
-        house=jnp.where(t.owner == HOUSE, t.resale, 0) + jnp.where(winner < 0, t.reward, 0),
-        earned=t.reward,
+    buyer = t.outcome.winner[..., None]
+    accounts = jnp.append(jnp.arange(t.accounts.wealth.shape[-1]), AUCTIONEER)
+    return CashFlows.of(
+        purchase=jnp.where((buyer == accounts) & (buyer >= 0), -t.price[..., None], 0),
+        sale=jnp.where(t.owner[..., None] == accounts, t.payout[..., None], 0),
+        reward=jnp.where(buyer == accounts, t.reward[..., None], 0),
     )
 
 
 class Settlement(struct.PyTreeNode):
     """What every purchase of a trajectory earned."""
 
-    revenue: Array  # f [T] reward + γ^k · resale ahead: what the purchase turned out to be worth
+    revenue: Array  # f [T] reward + γ^k · proceeds: what the purchase turned out to be worth
     utility: Array  # f [T] revenue - price, the winner's; every loser's utility is 0
-    estimated: Array  # bool [T] the resale ahead is a shadow estimate; that money never moved
+    estimated: Array  # bool [T] the proceeds are a shadow estimate; that money never moved
 
 
-def resale_ahead(trajectory: Transition, time_limits: TimeLimits = "shadow") -> tuple[Array, Array]:
+def proceeds(trajectory: Transition, time_limits: TimeLimits = "shadow") -> tuple[Array, Array]:
     """The boundary rule: what the state bought at t was sold for afterwards.
 
     - *terminated* (it wins where both flags are set): nothing is ever sold, 0;
@@ -127,15 +75,15 @@ def resale_ahead(trajectory: Transition, time_limits: TimeLimits = "shadow") -> 
     Nothing is paid across a reset: the row after an episode's last one is never read.
 
     Returns:
-        ``(resale, estimated)``: f [T] and bool [T].
+        ``(payout, estimated)``: f [T] and bool [T].
     """
     t = trajectory
     last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
     cut = ~t.terminated & (t.truncated | last)
-    following = jnp.roll(t.resale, -1)
+    following = jnp.roll(t.payout, -1)
     estimate = t.shadow if time_limits == "shadow" else jnp.zeros_like(t.shadow)
-    resale = jnp.where(t.terminated, 0, jnp.where(cut, estimate, following))
-    return resale, cut & (time_limits == "shadow")
+    payout = jnp.where(t.terminated, 0, jnp.where(cut, estimate, following))
+    return payout, cut & (time_limits == "shadow")
 
 
 def lambda_returns(reward: Array, patience: Array, estimate: Array, share: Array) -> Array:
@@ -167,10 +115,10 @@ def settle(
     trace_decay: Array | float | None = None,
     time_limits: TimeLimits = "shadow",
 ) -> Settlement:
-    """Utilities of a whole trajectory: ``reward + γ^k · resale ahead - price`` (Chang et al. 2020).
+    """Utilities of a whole trajectory: ``reward + γ^k · proceeds - price`` (Chang et al. 2020).
 
     With a ``trace_decay`` λ > 0 buyer and seller hold a contract: the seller waits, and receives
-    (1-λ) of the resale and λ of what the buyer's own purchase turns out to be worth. This is the
+    (1-λ) of the payout and λ of what the buyer's own purchase turns out to be worth. This is the
     λ-return of the chain of sales. The contract is void where exploration forced the sale on
     someone who was outbid (Watkins's cut), so truthful values stay the fixed point at any
     exploration. It changes utilities only; the money in the books is unaffected.
@@ -179,7 +127,7 @@ def settle(
         trajectory: rows [T] of one market instance, from `rollout`; ``vmap`` for many.
         discount: γ, f [].
         trace_decay: λ, f [], in [0, 1].
-        time_limits: see `resale_ahead`.
+        time_limits: see `proceeds`.
 
     Raises:
         ValueError: unknown ``time_limits``.
@@ -187,15 +135,15 @@ def settle(
     if time_limits not in TIME_LIMITS:
         raise ValueError(f"time_limits: unknown rule {time_limits!r}; choose from {', '.join(TIME_LIMITS)}")
     t = trajectory
-    resale, estimated = resale_ahead(t, time_limits)
+    payout, estimated = proceeds(t, time_limits)
     patience = jnp.asarray(discount, t.reward.dtype) ** t.duration
     if trace_decay is None:
-        revenue = t.reward + patience * resale
+        revenue = t.reward + patience * payout
     else:
         highest = jnp.where(t.outcome.eligible, t.outcome.bids, -jnp.inf).max(-1)
         won_by_bid = (t.outcome.winner >= 0) & (t.outcome.winning_bid >= highest)
         last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
         share = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1))
 
-        revenue = lambda_returns(t.reward, patience, resale, share.astype(t.reward.dtype))
+        revenue = lambda_returns(t.reward, patience, payout, share.astype(t.reward.dtype))
     return Settlement(revenue=revenue, utility=revenue - t.price, estimated=estimated)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket import auctions
+from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
-from jaxmarket.settlement import transfer
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, Transition, real
+from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, Transition, real
 
 __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
 
@@ -182,15 +182,14 @@ def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None 
         key, key_active = jax.random.split(key)
         active = _who_takes_part(key_active, active, rules.dropout)
     obs, env_state = society.env.reset(key, env_params)
-    money = jnp.zeros((), real())
+    zero = jnp.zeros((), real())
     state = State(
         env_state=env_state,
         obs=obs,
-        owner=jnp.asarray(HOUSE, jnp.int32),
+        owner=jnp.asarray(AUCTIONEER, jnp.int32),
         active=active,
-        wealth=jnp.zeros(society.bidders, real()),
-        house=money,
-        episode_return=money,
+        accounts=Accounts(wealth=jnp.zeros(society.bidders, real()), auctioneer=zero),
+        episode_return=zero,
         episode_length=jnp.zeros((), jnp.int32),
     )
     return state, obs
@@ -231,7 +230,7 @@ def step_with(
 ) -> tuple[State, Transition]:
     """`step` with its randomness drawn and its next episode opened beforehand; a rollout does so for all its steps."""
     onward, transition = advance(society, draws, params, state, env_params, rules)
-    fresh = fresh.replace(wealth=onward.wealth, house=onward.house)
+    fresh = fresh.replace(accounts=onward.accounts)
     return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
 
 
@@ -243,7 +242,7 @@ def advance(
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
     price = jnp.where(sold, society.mechanism.price(outcome), 0)
-    resale = jnp.where(sold, society.mechanism.resale(outcome), 0)
+    payout = jnp.where(sold, society.mechanism.payout(outcome), 0)
     now = state.episode_length
     check_finite(
         "bids",
@@ -253,19 +252,18 @@ def advance(
         step=now,
     )
     check_finite("price", price, f"the mechanism {society.mechanism.name} must return a number", step=now)
-    check_finite("resale", resale, f"the mechanism {society.mechanism.name} must return a number", step=now)
+    check_finite("payout", payout, f"the mechanism {society.mechanism.name} must return a number", step=now)
 
     primitive = jnp.maximum(outcome.winner, 0) // society.clones
     after = society.env.step(draws.key("env"), state.env_state, primitive, env_params)
     check_finite("reward", after.reward, f"a step of {society.env.name} must return a number", step=now)
     check_finite("observation", after.obs, f"a step of {society.env.name} must return numbers", step=now)
-    wealth, house = transfer(
-        state.wealth,
-        state.house,
+    accounts = pay_sale(
+        state.accounts,
         buyer=outcome.winner,
         seller=state.owner,
         price=price,
-        resale=resale,
+        payout=payout,
         reward=after.reward,
     )
     transition = Transition(
@@ -273,7 +271,7 @@ def advance(
         outcome=outcome,
         owner=state.owner,
         price=price,
-        resale=resale,
+        payout=payout,
         reward=after.reward,
         duration=after.duration,
         terminated=after.terminated,
@@ -281,8 +279,7 @@ def advance(
         next_obs=after.obs,
         next_eligible=society.eligible(state.active, after.env_state, env_params),
         shadow=jnp.zeros_like(price),
-        wealth=wealth,
-        house=house,
+        accounts=accounts,
         episode_return=state.episode_return + after.undiscounted,
         episode_length=longer(state.episode_length, after.duration),
     )
@@ -291,8 +288,7 @@ def advance(
         obs=after.obs,
         owner=outcome.winner,
         active=state.active,
-        wealth=wealth,
-        house=house,
+        accounts=accounts,
         episode_return=transition.episode_return,
         episode_length=transition.episode_length,
     )

@@ -29,7 +29,7 @@ _PURE = "it must be a pure function of its arguments, written in jax.numpy (jnp.
 def check_mechanism(
     mechanism: Mechanism, *, conserving: bool | None = None, truthful: bool = False, bidders: int = 4
 ) -> None:
-    """Check that a mechanism's price and resale are sound functions of an outcome.
+    """Check that a mechanism's price and payout are sound functions of an outcome.
 
     Both must be finite scalars of the bids' dtype, the same under ``jit``, ``vmap`` and in a plain
     loop, and independent of the bids [A] of ineligible bidders (which may be NaN). The outcomes tried
@@ -45,11 +45,11 @@ def check_mechanism(
         AssertionError: the mechanism breaks one of these promises.
     """
     outcomes = jax.jit(_outcomes, static_argnums=(0, 1))(64, bidders)
-    price, resale = (_amounts(f"{mechanism.name}.{f}", getattr(mechanism, f), outcomes) for f in ("price", "resale"))
-    gap = np.abs(price - resale).max()
+    price, payout = (_amounts(f"{mechanism.name}.{f}", getattr(mechanism, f), outcomes) for f in ("price", "payout"))
+    gap = np.abs(price - payout).max()
     _require(
         conserving is None or conserving == (gap <= 1e-6),
-        f"{mechanism.name}: price and resale differ by up to {gap:.3g}, and conserving={conserving} was claimed; "
+        f"{mechanism.name}: price and payout differ by up to {gap:.3g}, and conserving={conserving} was claimed; "
         "let both be one function of the outcome, or correct the claim",
     )
     if truthful:
@@ -188,7 +188,7 @@ def _outcomes(count: int, bidders: int) -> Outcome:
 
 
 def _amounts(name: str, rule: Callable[[Outcome], Array], outcomes: Outcome) -> np.ndarray:
-    """What a price or resale rule gives for each outcome, once it has kept every promise. f [count]."""
+    """What a price or payout rule gives for each outcome, once it has kept every promise. f [count]."""
     some = [jax.tree.map(lambda x, i=i: x[i], outcomes) for i in range(8)]
     kind, dtype = _attempt(f"{name} under jit", _PURE, jax.eval_shape, rule, some[0]), outcomes.bids.dtype
     scalar = getattr(kind, "shape", None) == () and getattr(kind, "dtype", None) == dtype

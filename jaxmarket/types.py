@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-__all__ = ["HOUSE", "NOBODY", "Array", "Outcome", "PyTree", "Rules", "State", "Transition", "real"]
+__all__ = [
+    "AUCTIONEER",
+    "NOBODY",
+    "Accounts",
+    "Array",
+    "Outcome",
+    "PyTree",
+    "Rules",
+    "State",
+    "Transition",
+    "real",
+]
 
 Array = jax.Array
 PyTree = Any
@@ -20,8 +31,11 @@ PyTree = Any
 NOBODY = -1
 """The ``winner`` of an auction that had no eligible bidder."""
 
-HOUSE = -1
-"""The ``owner`` of a state no bidder has bought: the first state of an episode belongs to the house."""
+AUCTIONEER = -1
+"""The account number of the auctioneer, which owns every state that no bidder has bought, such as an episode's first.
+
+As an index it means the last account: an array of accounts holds the bidders' first and the auctioneer's last.
+"""
 
 
 def real() -> jnp.dtype:
@@ -56,36 +70,41 @@ class Rules(struct.PyTreeNode):
     present: Array | None = None  # bool [A] bidders in the market; the others sit out every episode
 
 
+class Accounts(struct.PyTreeNode):
+    """The money of one market since it opened; balances may be negative."""
+
+    wealth: Array  # f [A] of each bidder
+    auctioneer: Array  # f []
+
+
 class State(struct.PyTreeNode):
     """One running market instance."""
 
     env_state: PyTree
     obs: Array  # f [...] encoded observation of the state now for sale
-    owner: Array  # i32 [] who sells it: the last winner of this episode, or HOUSE
+    owner: Array  # i32 [] who sells it: the last winner of this episode, or AUCTIONEER
     active: Array  # bool [A] bidders that take part in this episode
-    wealth: Array  # f [A] money of each bidder since the market opened, may be negative
-    house: Array  # f [] money of the house
+    accounts: Accounts
     episode_return: Array  # f [] undiscounted reward of the running episode
     episode_length: Array  # i32 [] environment steps of the running episode
 
 
 class Transition(struct.PyTreeNode):
-    """One row of a market's books: an auction, the payments it caused and the step its winner made."""
+    """One auction, the payments it caused and the environment step of its winner: a row of a trajectory."""
 
     obs: Array  # f [...] encoded observation of the state that was sold
     outcome: Outcome
-    owner: Array  # i32 [] the seller, HOUSE for the first sale of an episode
+    owner: Array  # i32 [] the seller, AUCTIONEER for the first sale of an episode
     price: Array  # f [] what the winner paid
-    resale: Array  # f [] what the seller received; resale - price is minted by the auctioneer
+    payout: Array  # f [] what the seller received; payout - price is minted by the auctioneer
     reward: Array  # f [] credited to the winner
     duration: Array  # f [] environment steps the winner's primitive took (k; 1 for literal actions)
     terminated: Array  # bool [] the episode ended for good; wins over truncated where both are set
     truncated: Array  # bool [] the episode was cut by a limit
     next_obs: Array  # f [...] encoded observation of the state reached, before any reset
     next_eligible: Array  # bool [A] who could have bid for the state reached
-    shadow: Array  # f [] estimated resale where an auction that will never be held is needed, else 0
-    wealth: Array  # f [A] after this row
-    house: Array  # f [] after this row
+    shadow: Array  # f [] estimated payout where an auction that will never be held is needed, else 0
+    accounts: Accounts  # after this row
     episode_return: Array  # f [] of the episode so far, this row included
     episode_length: Array  # i32 [] of the episode so far, this row included
 

@@ -8,7 +8,7 @@ payment takes from one account what it gives to another, and so a ledger always 
 import dataclasses
 import math
 
-HOUSE, AUCTIONEER, ENVIRONMENT = "house", "auctioneer", "environment"
+AUCTIONEER, MINT, ENVIRONMENT = "auctioneer", "mint", "environment"
 
 
 @dataclasses.dataclass
@@ -46,7 +46,7 @@ class Entry:
     winner: int | None
     owner: int | str
     price: float
-    resale: float
+    payout: float
     ledger: dict
     resold_for: float = math.nan  # what the state bought here was worth to the next buyer
     estimated: bool = False
@@ -107,7 +107,7 @@ def run(
     *,
     time_limits: str = "shadow",
     reserve: float = 0.0,
-    owner: int | str = HOUSE,
+    owner: int | str = AUCTIONEER,
     ledger: dict | None = None,
 ) -> tuple[list[Entry], int | str]:
     """Keep the books of one market instance.
@@ -115,19 +115,19 @@ def run(
     ``owner`` and ``ledger`` carry a market on from an earlier call. Returns an entry per row and who owns the last
     state.
     """
-    ledger = dict(ledger or dict.fromkeys((*range(bidders), HOUSE, AUCTIONEER, ENVIRONMENT), 0.0))
+    ledger = dict(ledger or dict.fromkeys((*range(bidders), AUCTIONEER, MINT, ENVIRONMENT), 0.0))
     entries: list[Entry] = []
-    unsold: Entry | None = None  # the purchase of this episode (and call) that waits for its resale
+    unsold: Entry | None = None  # the purchase of this episode (and call) that waits for its payout
     for row in rows:
         sale = hold(row.auction, reserve)
         winner = None if sale is None else sale.winner
         price, proceeds = price_of(mechanism, sale), proceeds_of(mechanism, sale)
         if sale is not None:
-            pay(ledger, winner, AUCTIONEER, price)
-            pay(ledger, AUCTIONEER, owner, proceeds)
+            pay(ledger, winner, MINT, price)
+            pay(ledger, MINT, owner, proceeds)
         if unsold is not None:
             unsold.resold_for = proceeds
-        actor = HOUSE if winner is None else winner
+        actor = AUCTIONEER if winner is None else winner
         pay(ledger, ENVIRONMENT, actor, row.reward)
         entry = Entry(winner, owner, price, proceeds, dict(ledger))
         entries.append(entry)
@@ -142,7 +142,7 @@ def run(
             else:
                 entry.resold_for = 0.0
         if row.terminated or row.truncated:  # the next state is another episode's, and the house's
-            owner, unsold = HOUSE, None
+            owner, unsold = AUCTIONEER, None
     for row, entry in zip(rows, entries, strict=True):
         if entry.winner is not None:
             entry.utility = row.reward + discount**row.duration * entry.resold_for - entry.price

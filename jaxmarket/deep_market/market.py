@@ -31,7 +31,7 @@ from jaxmarket.deep_market.representations import SILENCE, Language
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.types import HOUSE, Array, Outcome, PyTree, real
+from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
 from jaxmarket.validation import numbers, shown, whole
 
 __all__ = ["Books", "DeepMarket", "Economy", "Round", "forward", "money", "open_market", "run", "step"]
@@ -77,7 +77,7 @@ class Economy(struct.PyTreeNode):
     population: Population
     env_state: PyTree  # leaves [B, ...]
     obs: Array  # f [B, ...] encoded observations of the states for sale
-    owner: Array  # i32 [B] account that sells: an agent's place, N + c for consumer c, or HOUSE
+    owner: Array  # i32 [B] account that sells: an agent's place, N + c for consumer c, or AUCTIONEER
     original_owner: Array  # i32 [] who owns the first state of every episode
     consumers: Array  # f [C] their money
     sold: Array  # bool [B] whether anybody bid in the last auction
@@ -97,7 +97,7 @@ class Books(struct.PyTreeNode):
     """
 
     reward: Array  # from the environment, to agents that survive it
-    subsidy: Array  # minted by the auctioneer: resale - price
+    subsidy: Array  # minted by the auctioneer: payout - price
     income: Array  # to consumers
     allowance: Array  # to newcomers without parents
     house: Array  # to the house: sales of what it owned
@@ -143,7 +143,7 @@ def open_market(
     *,
     living: int | None = None,
     wealth: Array | float = 1.0,
-    original_owner: Array | int = HOUSE,
+    original_owner: Array | int = AUCTIONEER,
     consumers: Array | float = 0.0,
 ) -> Economy:
     """Open a market: first states, and agents that own nothing but their money.
@@ -173,7 +173,9 @@ def open_market(
     elif population.capacity != market.capacity:
         raise ValueError(f"population: expected {market.capacity} places, as in the market, got {population.capacity}")
     if not isinstance(original_owner, jax.Array):
-        original_owner = whole("original_owner", original_owner, HOUSE, market.capacity + len(market.consumers) - 1)
+        original_owner = whole(
+            "original_owner", original_owner, AUCTIONEER, market.capacity + len(market.consumers) - 1
+        )
     purses = numbers("consumers", consumers)
     if purses.shape not in ((), (len(market.consumers),)):
         raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {purses.shape}")
@@ -220,7 +222,7 @@ def _clear(mechanism: Mechanism, draws: Array, bids: Array, eligible: Array, exp
     if exploration is not None:
         winner = jnp.where(draws[1] < exploration, auctions.pick(draws[2], eligible), winner)
     outcome = auctions.award(bids, winner, eligible)
-    return outcome, jnp.where(winner >= 0, jnp.stack([mechanism.price(outcome), mechanism.resale(outcome)]), 0)
+    return outcome, jnp.where(winner >= 0, jnp.stack([mechanism.price(outcome), mechanism.payout(outcome)]), 0)
 
 
 def _sell(
@@ -342,24 +344,24 @@ def _step(
     check_finite("observation", after.obs, f"a step of {market.env.name} must return numbers", step=e.time)
     last = places + len(market.consumers) - 1
     check(
-        lambda: jnp.all((e.owner >= HOUSE) & (e.owner <= last)),
+        lambda: jnp.all((e.owner >= AUCTIONEER) & (e.owner <= last)),
         f"owner: there is no account {{owner}}, only -1 (the house) to {last}",
-        owner=lambda: e.owner[jnp.argmax((e.owner < HOUSE) | (e.owner > last))],
+        owner=lambda: e.owner[jnp.argmax((e.owner < AUCTIONEER) | (e.owner > last))],
     )
 
     # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the seller gets less.
     purse = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / instances
     price = jnp.minimum(prices[:, 0], purse)
     subsidy = prices[:, 1] - prices[:, 0]
-    resale = price + subsidy
+    payout = price + subsidy
     seller = e.owner
     if not market.property_rights:
         stranger = jax.vmap(auctions.pick, (0, None))(chance.draws[:, 5], p.alive)
-        seller = jnp.where(seller == HOUSE, HOUSE, stranger)
+        seller = jnp.where(seller == AUCTIONEER, AUCTIONEER, stranger)
     # Agents, then consumers, then the house, whose number -1 is the last one.
     accounts = jnp.concatenate([p.wealth, e.consumers, jnp.zeros(1, real())])
     accounts, rounding = _pay(market, accounts, winner, price)
-    accounts = accounts.at[seller].add(resale)
+    accounts = accounts.at[seller].add(payout)
 
     owner, reward = winner, jnp.where(sold & (not market.consumers), after.reward, 0)
     consumption = income = jnp.zeros((), real())
@@ -378,8 +380,8 @@ def _step(
             accounts = accounts.at[places:-1].add(terms.income)
     accounts, gone, estate = _credit(p, accounts, winner, reward)
     lost = sold & gone[winner]
-    owner = jnp.where(lost & (owner == winner), HOUSE, owner)
-    original_owner = jnp.where(gone[e.original_owner] & (e.original_owner < places), HOUSE, e.original_owner)
+    owner = jnp.where(lost & (owner == winner), AUCTIONEER, owner)
+    original_owner = jnp.where(gone[e.original_owner] & (e.original_owner < places), AUCTIONEER, e.original_owner)
 
     wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
     wealth, rent, levy, tax = _charges(market, p, accounts[:places], wins, terms)
@@ -544,7 +546,7 @@ def run(
             # Nobody is paid in place of the dead: what they owned falls to the house.
             heirless = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
             owner, original_owner = (
-                jnp.where(heirless[account], HOUSE, account) for account in (economy.owner, economy.original_owner)
+                jnp.where(heirless[account], AUCTIONEER, account) for account in (economy.owner, economy.original_owner)
             )
             economy = economy.replace(population=population, owner=owner, original_owner=original_owner)
         else:

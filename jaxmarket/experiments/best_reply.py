@@ -2,7 +2,7 @@
 
 What it has learned is held against the best reply there is with the same bids, found by dynamic programming
 (`jaxmarket.interop.bidder.Exact`), and against truth, both in expectation and without any sampling: the gain of a
-strategy is the discounted sum of its utilities, γᵗ (r + γ · resale - price), above truth's.
+strategy is the discounted sum of its utilities, γᵗ (r + γ · payout - price), above truth's.
 
 - *One auction* (the market bandit): under second prices truth is best (Vickrey 1961). Under first price the bidder
   with the highest value shades its bid to just above the next one's, unless it has a clone.

@@ -249,7 +249,7 @@ class Sale(struct.PyTreeNode):
 
     winner: Array  # i32 [] NOBODY if nobody bid
     price: Array  # f [] what it paid
-    resale: Array  # f [] what the owner received
+    payout: Array  # f [] what the owner received
     expected: Array  # f [] what the winner expected, before its rate
 
 
@@ -258,8 +258,8 @@ def _auction(market: LayerMarket, population: Population, tag: int, state: Array
     outcome = auctions.clear(bids)
     who = jnp.maximum(outcome.winner, 0)
     sold = outcome.winner >= 0
-    price, resale = market.mechanism.price(outcome), market.mechanism.resale(outcome)
-    sale = Sale(outcome.winner, jnp.where(sold, price, 0), jnp.where(sold, resale, 0), expects[who])
+    price, payout = market.mechanism.price(outcome), market.mechanism.payout(outcome)
+    sale = Sale(outcome.winner, jnp.where(sold, price, 0), jnp.where(sold, payout, 0), expects[who])
     return sale, jax.tree.map(lambda leaf: leaf[who], population.agents)
 
 
@@ -324,21 +324,21 @@ def _step(
     paid = jnp.where(informed, paid, 1 / market.language.classes)
     # Activations nobody made are not for sale.
     reward = jnp.where(delivered, paid, 0)
-    price, resale = jnp.where(sold, second.price, 0), jnp.where(sold, second.resale, 0)
-    agents = _remember(market, p.agents, first, resale)
+    price, payout = jnp.where(sold, second.price, 0), jnp.where(sold, second.payout, 0)
+    agents = _remember(market, p.agents, first, payout)
     agents = _remember(market, agents, second.replace(winner=jnp.where(sold, second.winner, -1)), reward)
     if market.learning:
         agents = _learn(agents, first, second, x, labels)
-    accounts = p.wealth.at[first.winner].add(jnp.where(sold, resale - first.price, 0))
+    accounts = p.wealth.at[first.winner].add(jnp.where(sold, payout - first.price, 0))
     accounts = accounts.at[second.winner].add(jnp.where(delivered, reward - price, 0))
     charge = terms.levy * jnp.maximum(accounts, 0) if terms.levy is not None else jnp.zeros_like(accounts)
     wealth = accounts - charge
     ids = jnp.arange(places)
     wins = ((ids == first.winner) | ((ids == second.winner) & delivered)).astype(jnp.int32)
     zero = jnp.zeros((), real())
-    subsidy = jnp.where(sold, first.resale - first.price, 0) + resale - price
+    subsidy = jnp.where(sold, first.payout - first.price, 0) + payout - price
     books = Books(
-        reward=reward, subsidy=subsidy, income=zero, allowance=zero, house=first.resale, rent=zero,
+        reward=reward, subsidy=subsidy, income=zero, allowance=zero, house=first.payout, rent=zero,
         levy=(accounts - wealth).sum(), tax=zero, estate=zero, nonfinite=zero, sales=first.price + price,
         consumption=zero, auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1,
         terminated=zero + 1, returns=reward, lengths=zero + 1,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UNPAID", "Grown", "Plan", "grow", "life", "residual", "terms_of"]
 
-UNPAID = Mechanism("unpaid", price=ENVIRONMENT_REWARD.price, resale=BUCKET_BRIGADE.resale)
+UNPAID = Mechanism("unpaid", price=ENVIRONMENT_REWARD.price, payout=BUCKET_BRIGADE.payout)
 """Conservation off: sellers receive the winning bid from nowhere, and buyers pay nothing."""
 
 Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]

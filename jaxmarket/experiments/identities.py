@@ -1,10 +1,10 @@
 """Auctions are temporal-difference rules: four identities, on random finite processes.
 
 Tabular agents own one action each and bid what they believe it is worth, v(s, a). Whoever wins moves its bid
-towards what the purchase turned out to be worth, r + γ · resale. With probability ε a random bidder wins instead;
+towards what the purchase turned out to be worth, r + γ · payout. With probability ε a random bidder wins instead;
 its price is then computed for it. Which temporal-difference rule the society runs depends on the auction alone:
 
-| auction | resale expected at s' | is exactly |
+| auction | payout expected at s' | is exactly |
 |---|---|---|
 | `vickrey`, two clones per action | max v | Q-learning, at any ε |
 | `bb` | (1-ε) max v + ε mean v | expected SARSA, for the ε-greedy policy |
@@ -14,7 +14,7 @@ its price is then computed for it. Which temporal-difference rule the society ru
 The first two are the market forms of Watkins (1989) and of van Seijen et al. (2009); the third is why Chang et al.
 (2020) clone their bidders (§5); the last is Holland's (1985) bucket brigade.
 
-Each is shown twice. In *expectation*, full backups through `auctions.award` and the mechanism's ``resale``, in
+Each is shown twice. In *expectation*, full backups through `auctions.award` and the mechanism's ``payout``, in
 float64, are iterated to their fixed point, which is compared with that of an independent dynamic program in NumPy.
 *Sampled*, the real society (`rollouts.rollout`, `settlement.settle`) runs in phases (Kearns and Singh 1999): bids are
 held fixed, and then replaced by the mean revenue of each winner in each state. Every backup is a contraction by γ, so
@@ -68,7 +68,7 @@ _DELTA = 1e-3
 # --- the market, in expectation
 
 
-def expected_resale(mechanism: Mechanism, bids: Array, exploration: Array | float) -> Array:
+def expected_payout(mechanism: Mechanism, bids: Array, exploration: Array | float) -> Array:
     """What the owner of a state receives on average, over who wins it. f [].
 
     Args:
@@ -77,16 +77,16 @@ def expected_resale(mechanism: Mechanism, bids: Array, exploration: Array | floa
         exploration: ε, probability that a uniformly random bidder wins.
     """
     everyone = jnp.ones(bids.shape, bool)
-    resale = jax.vmap(lambda w: mechanism.resale(auctions.award(bids, w, everyone)))(jnp.arange(bids.shape[0]))
-    return (1 - exploration) * resale[auctions.choose(bids, None, everyone)] + exploration * resale.mean()
+    payout = jax.vmap(lambda w: mechanism.payout(auctions.award(bids, w, everyone)))(jnp.arange(bids.shape[0]))
+    return (1 - exploration) * payout[auctions.choose(bids, None, everyone)] + exploration * payout.mean()
 
 
 def expected_backup(mechanism: Mechanism, clones: int, mdp: FiniteMDP, exploration: float, values: Array) -> Array:
     """Every winner's expected revenue where all bid ``values``: f [S, P] to f [S, P]."""
     bids = jnp.repeat(values, clones, axis=1)
-    resale = jax.vmap(expected_resale, (None, 0, None))(mechanism, bids, exploration)
+    payout = jax.vmap(expected_payout, (None, 0, None))(mechanism, bids, exploration)
     onward = jnp.asarray(mdp.transitions * ~mdp.terminal)
-    return jnp.asarray(mdp.rewards) + mdp.gamma * onward @ resale
+    return jnp.asarray(mdp.rewards) + mdp.gamma * onward @ payout
 
 
 def fixed_point(
@@ -244,7 +244,7 @@ def holland(strength: Array, states: Array, rewards: Array, share: float, tax: f
     def sale(strength: Array, visit: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         state, onward, reward = visit
         here, there = (auctions.clear(share * strength, eligible=rules == s) for s in (state, onward))
-        utility = reward + BUCKET_BRIGADE.resale(there) - BUCKET_BRIGADE.price(here)
+        utility = reward + BUCKET_BRIGADE.payout(there) - BUCKET_BRIGADE.price(here)
         strength = strength + jnp.where(rules == here.winner, utility - tax * strength, 0)
         return strength, strength
 

@@ -3,7 +3,7 @@
 *One auction*: under second prices no bid ever beats bidding one's value (Vickrey 1961). *A whole episode*: the owner
 of a state is paid at its next auction, in which it may bid itself. Against rivals who bid Q*, one bidder's best
 strategy is a decision process over (state, do I own it?), solved here exactly; what it gains over truth is the
-discounted sum of its utilities, γᵗ (r + γ · resale - price). Under `vickrey` the seller is paid the highest bid, its
+discounted sum of its utilities, γᵗ (r + γ · payout - price). Under `vickrey` the seller is paid the highest bid, its
 own included, by an auctioneer who mints the difference: overbidding for one's own state pays.
 
 Then, whether that is why `vickrey` fails on Chain. The paper's learner cannot strategise over the episode: a bid is
@@ -116,10 +116,10 @@ class Seat:
         mine = np.arange(mdp.num_actions * self.clones) == me
         with jax.enable_x64(True):
             rivals = jnp.repeat(jnp.asarray(mdp.optimal_q()), self.clones, axis=1)
-            odds, price, resale = (np.asarray(x) for x in _auctions(self.mechanism, rivals, me, jnp.asarray(choices)))
+            odds, price, payout = (np.asarray(x) for x in _auctions(self.mechanism, rivals, me, jnp.asarray(choices)))
         owns = np.array([0.0, 1.0])[None, :, None]
         won = odds[..., me] * (mdp.rewards[:, self.primitive, None, None] - price[..., me])
-        earned = owns * (odds * resale).sum(-1) + won
+        earned = owns * (odds * payout).sum(-1) + won
         successors = np.repeat(mdp.transitions, self.clones, axis=1)  # [S, A, S']
         by_winner = [np.einsum("sola,sat->solt", odds * who, successors) for who in (~mine, mine)]
         return earned, np.stack(by_winner, -2) * ~mdp.terminal
@@ -127,14 +127,14 @@ class Seat:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _auctions(mechanism: Mechanism, rivals: Array, me: Array | int, choices: Array) -> tuple[Array, Array, Array]:
-    """For rivals' bids f [S, A] and own bids f [S, 2, L]: who wins how likely, at which price, for what resale."""
+    """For rivals' bids f [S, A] and own bids f [S, 2, L]: who wins how likely, at which price, for what payout."""
     everyone = jnp.ones(rivals.shape[1], bool)
 
     def auction(rivals: Array, bid: Array) -> tuple[Array, Array, Array]:
         bids = rivals.at[me].set(bid)
         outcomes = jax.vmap(lambda w: auctions.award(bids, w, everyone))(jnp.arange(len(everyone)))
         tied = bids == bids.max()
-        return tied / tied.sum(), jax.vmap(mechanism.price)(outcomes), jax.vmap(mechanism.resale)(outcomes)
+        return tied / tied.sum(), jax.vmap(mechanism.price)(outcomes), jax.vmap(mechanism.payout)(outcomes)
 
     return jax.vmap(jax.vmap(jax.vmap(auction, (None, 0)), (None, 0)))(rivals, choices)
 
@@ -150,7 +150,7 @@ def _minted(society: Society, params: PyTree, key: Array, steps: int, instances:
 
     def money(key: Array) -> tuple[Array, Array]:
         rows = play(society, key, params, society.env.default_params, steps, shadow=False)
-        subsidy = rows.resale - rows.price
+        subsidy = rows.payout - rows.price
         own = (rows.owner >= 0) & (rows.owner // society.clones == rows.outcome.winner // society.clones)
         return jnp.where(own, subsidy, 0).mean(), jnp.where(own, 0, subsidy).mean()
 

@@ -160,7 +160,7 @@ class Sale(struct.PyTreeNode):
     stage: Array  # f [L, K] one-hot, the piece for sale
     won: Array  # f [N] 1 for who bought something
     price: Array  # f [L] paid
-    resale: Array  # f [L] received
+    payout: Array  # f [L] received
     reward: Array  # f [L]
     outbid: Array  # bool [L] whether exploration gave it to somebody who was outbid
 
@@ -246,7 +246,7 @@ class Wide:
             stage=shelf,
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
-            resale=(by_line(round_.resale) * shelf).sum(1),
+            payout=(by_line(round_.payout) * shelf).sum(1),
             reward=by_line(round_.books.reward).sum(1),
             outbid=winning < offers.max(1),
         )
@@ -262,7 +262,7 @@ class Wide:
         last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
         share = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
         patience = jnp.full_like(now.reward, hyper.discount)
-        return lambda_returns(now.reward, patience, later.resale, share)
+        return lambda_returns(now.reward, patience, later.payout, share)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
         """``horizon`` rounds, and what everybody learns from them."""

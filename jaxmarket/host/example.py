@@ -70,7 +70,7 @@ class Solver:
     def learn(self, auction: Auction) -> None:
         """It sold what it had bought, or nobody wanted that; it bought, and perhaps that was the end."""
         if auction.seller == self.name and self._bought is not None:
-            self._settle(self._earned + auction.resale)
+            self._settle(self._earned + auction.payout)
         if auction.winner == self.name:
             self._bought, self._earned = self._acting, auction.reward
             if auction.done:

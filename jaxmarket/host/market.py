@@ -319,9 +319,9 @@ class Market:
         while eligible.any():
             # Money is in double precision, whatever JAX computes in elsewhere.
             with jax.enable_x64(True):
-                place, price, resale = map(float, np.asarray(_clear(self.mechanism, offers, eligible, draw)))
+                place, price, payout = map(float, np.asarray(_clear(self.mechanism, offers, eligible, draw)))
             winner = bids[int(place)].agent
-            for field, value in (("price", price), ("resale", resale)):
+            for field, value in (("price", price), ("payout", payout)):
                 if not math.isfinite(value):
                     raise ValueError(f"mechanism: the {field} of {self.mechanism.name!r} is {value}; it must be finite")
             act = functools.partial(_act, self.agents[winner], self._shown(state))
@@ -333,7 +333,7 @@ class Market:
             self._tell(acts[-1])
             if not reason:
                 # A mechanism of one's own may price above the bid: nobody pays more than it has.
-                return winner, reply.value, min(price, self.ledger.purse(winner)), resale - price, acts
+                return winner, reply.value, min(price, self.ledger.purse(winner)), payout - price, acts
             eligible[int(place)] = False
         return None, state, 0.0, 0.0, acts
 
@@ -376,13 +376,13 @@ class Market:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _clear(mechanism: Mechanism, bids: Array, eligible: Array, draw: Array) -> Array:
-    """The library's own auction: f [3] place of the winner, price, resale.
+    """The library's own auction: f [3] place of the winner, price, payout.
 
     Compiled once per mechanism and number of agents, 20 microseconds a call; operation by operation it is 50 ms.
     """
     bids = jnp.asarray(bids)
     outcome = auctions.award(bids, auctions.choose(bids, jnp.asarray(draw), eligible), eligible)
-    return jnp.stack([outcome.winner.astype(bids.dtype), mechanism.price(outcome), mechanism.resale(outcome)])
+    return jnp.stack([outcome.winner.astype(bids.dtype), mechanism.price(outcome), mechanism.payout(outcome)])
 
 
 def _bid(agent: Trader, state: Any, purse: float) -> Any:

@@ -66,7 +66,7 @@ class Auction:
         winner: who bought the state and acted; None if nobody did, and then no money moved.
         seller: who owned the state.
         price: what the winner paid.
-        resale: what the seller received; ``resale - price`` is minted.
+        payout: what the seller received; ``payout - price`` is minted.
         reward: what the winner was paid for the state it reached.
         rent: what the winner paid to the house after that.
         done: whether the episode ended with the state reached, which nobody buys then.
@@ -77,7 +77,7 @@ class Auction:
     winner: str | None
     seller: str
     price: float
-    resale: float
+    payout: float
     reward: float
     rent: float
     done: bool

@@ -38,7 +38,7 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
             shows the error.
         title: above the table.
     """
-    minted = any(step.auction.resale != step.auction.price for step in episode.steps)
+    minted = any(step.auction.payout != step.auction.price for step in episode.steps)
     agents = [bid.agent for bid in episode.steps[0].bids]
     table = DataTable(
         title=title or "",
@@ -65,7 +65,7 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
             cell(a.winner or "nobody"),
             f"{a.price:.3f}",
             cell(a.seller),
-            *[f"{a.resale:.3f}"] * minted,
+            *[f"{a.payout:.3f}"] * minted,
             f"{a.reward:.3f}",
             "ends" if a.done else "unsold" if a.winner is None else "",
         )

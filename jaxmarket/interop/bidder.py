@@ -24,7 +24,7 @@ from jaxmarket.interop.embedding import given_bids
 from jaxmarket.policies import BidPolicy, ValueHead, linear
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society, advance, draw
-from jaxmarket.types import HOUSE, Array, Outcome, PyTree, Rules, State, real
+from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, real
 from jaxmarket.validation import whole
 
 __all__ = ["BidderEnv", "BidderParams", "BidderState", "Exact", "truthful"]
@@ -35,7 +35,7 @@ class BidderState(struct.PyTreeNode):
 
     env_state: PyTree
     obs: Array  # f [...] encoded observation of the state now for sale
-    owner: Array  # i32 [] who sells it, HOUSE for the first state
+    owner: Array  # i32 [] who sells it, AUCTIONEER for the first state
     elapsed: Array  # f [] environment steps since the reset
     truncated: Array  # bool [] whether the environment beneath was cut
 
@@ -53,10 +53,10 @@ class BidderEnv(environment.Environment[Any, Any]):
     Action i bids ``levels[i]``. The others bid as ``society`` does with ``params``: sampled, or greedily where it is
     greedy. The reward is the money that moves on the bidder's account at this auction,
 
-        resale (if it owns the state that is sold) + reward - price (if it wins),
+        payout (if it owns the state that is sold) + reward - price (if it wins),
 
     so an episode's undiscounted return is its change of wealth in the books of `jaxmarket.step`, and its discounted
-    return is the sum of its utilities, γᵗ (r + γ · resale - price), since a resale arrives with the next auction.
+    return is the sum of its utilities, γᵗ (r + γ · payout - price), since a payout arrives with the next auction.
     Nothing is paid across a reset: whoever holds the state at the end of an episode is not paid for it.
 
     The observation is the society's, flattened, and whether the bidder owns the state that is for sale: f [n + 1]. A
@@ -150,7 +150,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         state = BidderState(
             env_state=env_state,
             obs=obs,
-            owner=jnp.asarray(HOUSE, jnp.int32),
+            owner=jnp.asarray(AUCTIONEER, jnp.int32),
             elapsed=jnp.zeros((), real()),
             truncated=jnp.zeros((), bool),
         )
@@ -169,7 +169,7 @@ class BidderEnv(environment.Environment[Any, Any]):
 
         Returns:
             ``(obs, state, money, terminated, info)``; in ``info`` the ``outcome`` of the auction, the ``price`` and
-            the ``resale`` of the sale, whoever's they are, and the ``duration`` of the winner's primitive.
+            the ``payout`` of the sale, whoever's they are, and the ``duration`` of the winner's primitive.
         """
         society, draws = self.society, draw(self.society, key)
         bids = society.bids(params.others, draws, state.obs)
@@ -180,8 +180,7 @@ class BidderEnv(environment.Environment[Any, Any]):
             obs=state.obs,
             owner=state.owner,
             active=jnp.ones(society.bidders, bool),
-            wealth=jnp.zeros(society.bidders, real()),  # so that what is there afterwards has moved
-            house=nothing,
+            accounts=Accounts(jnp.zeros(society.bidders, real()), nothing),  # the balance afterwards is what moved
             episode_return=nothing,
             episode_length=jnp.zeros((), jnp.int32),
         )
@@ -194,8 +193,8 @@ class BidderEnv(environment.Environment[Any, Any]):
             elapsed=state.elapsed + row.duration,
             truncated=row.truncated & ~closes,
         )
-        info = {"outcome": row.outcome, "price": row.price, "resale": row.resale, "duration": row.duration}
-        return self.get_obs(onward), onward, after.wealth[self.bidder], row.terminated | closes, info
+        info = {"outcome": row.outcome, "price": row.price, "payout": row.payout, "duration": row.duration}
+        return self.get_obs(onward), onward, after.accounts.wealth[self.bidder], row.terminated | closes, info
 
     def truth(self, obs: Array, params: BidderParams) -> Array:
         """What the frozen society itself would bid in the bidder's place, greedily: f [].
@@ -380,17 +379,17 @@ class Exact:
     def _auctions(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Own money f [T, S, 2, K] and what follows f [T, S, 2, K, 2, S'], by who wins, averaged over ties."""
         mdp, society, me = self.mdp, self.env.society, self.env.bidder
-        odds, price, resale = self._outcomes(choices)
+        odds, price, payout = self._outcomes(choices)
         owns = np.array([0.0, 1.0])[:, None]
         won = odds[..., me] * (mdp.rewards[:, self.env.primitive, None, None] - price[..., me])
-        earned = owns * (odds * resale).sum(-1) + won
+        earned = owns * (odds * payout).sum(-1) + won
         successors = np.repeat(mdp.transitions * ~mdp.terminal, society.clones, axis=1)  # [S, A, S']
         mine = np.arange(society.bidders) == me
         by_winner = [np.einsum("zsoka,sat->zsokt", odds * who, successors) for who in (~mine, mine)]
         return earned, np.stack(by_winner, -2)
 
     def _outcomes(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For own bids f [T, S, 2, K]: the odds of each winner, its price and its resale, f [T, S, 2, K, A]."""
+        """For own bids f [T, S, 2, K]: the odds of each winner, its price and its payout, f [T, S, 2, K, A]."""
         society, ids = self.env.society, np.arange(self.env.society.bidders)
         # In the working precision, in which the market finds ties.
         own = choices.astype(self.others.dtype)[..., None]
@@ -410,8 +409,8 @@ class Exact:
         )
         rows = jax.tree.map(lambda x: jnp.asarray(x.reshape(-1, *x.shape[bids.ndim :])), outcomes)
         mechanism = society.mechanism
-        price, resale = (np.asarray(jax.vmap(rule)(rows), float) for rule in (mechanism.price, mechanism.resale))
-        return odds, price.reshape(bids.shape), resale.reshape(bids.shape)
+        price, payout = (np.asarray(jax.vmap(rule)(rows), float) for rule in (mechanism.price, mechanism.payout))
+        return odds, price.reshape(bids.shape), payout.reshape(bids.shape)
 
 
 def _bytes(leaf: Any) -> tuple[Any, ...]:

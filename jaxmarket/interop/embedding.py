@@ -40,7 +40,7 @@ def given_bids(society: Society) -> Society:
     >>> bids = jnp.array([0.25, 0.75])
     >>> step = jax.jit(jaxmarket.step, static_argnums=0)
     >>> state, row = step(society, jax.random.key(1), bids, state, env_params)
-    >>> int(row.outcome.winner), float(row.price), state.wealth.tolist()
+    >>> int(row.outcome.winner), float(row.price), state.accounts.wealth.tolist()
     (1, 0.25, [0.0, -0.25])
     """
     return dataclasses.replace(society, policy=GivenBids(), share=False)

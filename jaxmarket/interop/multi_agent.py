@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.interop.embedding import given_bids
-from jaxmarket.settlement import Flows, flows
+from jaxmarket.settlement import flows
 from jaxmarket.society import Society, advance, draw, reset
 from jaxmarket.types import Array, PyTree, Rules, State, real
 
@@ -32,9 +32,9 @@ class MarketEnv(MultiAgentEnv):
     One step is one `jaxmarket.step`: the bids are the actions, the auction clears, the buyer pays, the owner is
     paid, the winner's primitive transforms the environment, and its reward is credited.
 
-    **Rewards are cash flow**: what moved on a bidder's account in this step, resale received + reward earned - price
+    **Rewards are cash flow**: what moved on a bidder's account in this step, payout received + reward earned - price
     paid. What a purchase is worth is known only when the state is sold again, in the next step, and that is when the
-    resale is paid. So an episode's sum of rewards is the bidder's change of wealth, and its discounted sum is
+    payout is paid. So an episode's sum of rewards is the bidder's change of wealth, and its discounted sum is
     the discounted sum of the utilities by `jaxmarket.settle` with the same discount and ``time_limits="terminal"``
     (where a primitive takes k > 1 environment steps, `settle` waits k times as long). An episode that is cut leaves
     its last owner with a state nobody will buy; JaxMARL's ``dones`` do not tell a cut from an end, ``infos`` do.
@@ -106,17 +106,15 @@ class MarketEnv(MultiAgentEnv):
         """One auction, its payments and the winner's step: ``(obs, state, rewards, dones, infos)``, no reset."""
         draws = draw(self.society, key)
         state, row = advance(self.society, draws, self.bids(actions), state, self.env_params, self.rules)
-        books: Flows = flows(row)
+        cash = jax.tree.map(lambda flow: flow[:-1], flows(row))  # without the auctioneer
         everybody = functools.partial(jnp.broadcast_to, shape=(self.num_agents,))
         infos = {
-            "purchase": books.purchase,
-            "sale": books.sale,
-            "reward": books.reward,
-            "wealth": state.wealth,
+            **{name: cash[name] for name in cash.names},
+            "wealth": state.accounts.wealth,
             "terminated": everybody(row.terminated),
             "truncated": everybody(row.truncated),
         }
-        rewards = self._named(books.purchase + books.sale + books.reward)
+        rewards = self._named(cash.net)
         dones = self._named(everybody(row.done)) | {"__all__": row.done}
         return self.get_obs(state), state, rewards, dones, infos
 

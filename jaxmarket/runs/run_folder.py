@@ -441,10 +441,10 @@ def _environment_digest(env: Adapter) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _mechanism_digest(mechanism: Mechanism, bidders: int) -> str:
-    """SHA-256 of a mechanism's program: its price and resale."""
+    """SHA-256 of a mechanism's program: its price and payout."""
     bids = jnp.zeros(bidders, real())
     outcome = clear(bids)
-    return _program_digest(lambda outcome: (mechanism.price(outcome), mechanism.resale(outcome)), outcome)
+    return _program_digest(lambda outcome: (mechanism.price(outcome), mechanism.payout(outcome)), outcome)
 
 
 def _program_digest(function: Callable[..., Any], *args: Any) -> str:

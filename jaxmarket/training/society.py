@@ -185,8 +185,7 @@ class SocietyTraining:
         visits = state.visits
         if self.states is not None:
             visits = visits + jnp.where(late, experience.obs.sum(0), 0)
-        opening = state.market.wealth.sum(1) + state.market.house
-        residual = jax.vmap(conservation_residual, (1, 0))(rows, opening).max()
+        residual = jax.vmap(conservation_residual, (1, 0))(rows, state.market.accounts).max()
         state = TrainState(learner=learner, market=market, key=key, update=state.update + 1, visits=visits)
         return state, (summarize(rows, settlement, oracle), residual)
 
@@ -208,8 +207,9 @@ class SocietyTraining:
 
         axis, before = self.learner.axis, state.visits
         state, (summaries, residuals) = jax.lax.scan(body, state, None, length=self.updates_per_chunk)
+        wealth = state.market.accounts.wealth.sum(0)
         summary, new_visits, wealth = total(
-            (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, state.market.wealth.sum(0)), axis
+            (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, wealth), axis
         )
         accounts = {
             "gini": gini(wealth),

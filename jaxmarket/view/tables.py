@@ -218,7 +218,7 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
             "nobody" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
             f"{rows.price[t]:.3f}",
             "house" if owner < 0 else f"#{owner}",
-            f"{rows.resale[t]:.3f}",
+            f"{rows.payout[t]:.3f}",
             f"{rows.reward[t]:.3f}",
             "ends" if rows.terminated[t] else "cut" if rows.truncated[t] else "",
         )

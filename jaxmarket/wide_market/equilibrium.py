@@ -16,9 +16,10 @@ nobody wants stays with its owners. So goods and money are conserved, and nobody
 what suffers is optimality, and the certificate says by how much.
 
 Nothing depends on the unit of money or on the unit of any good. Iterative solvers stop early when they no longer make
-progress. Inputs must be finite: where wealth, holdings or a valuation is NaN or infinite, the certificate says
-``converged`` False, and prices or bundles may be NaN. Two exceptions: with strictly concave valuations infinite wealth
-means no cap, and `SealedBids` excludes bids that are not finite and bidders whose wealth is NaN.
+progress. Inputs must be finite. NaN raises a `ValueError`, unless the array is traced: then, and where wealth, holdings
+or a valuation is infinite, the certificate says ``converged`` False, and prices or bundles may be NaN. Two exceptions:
+with strictly concave valuations infinite wealth means no cap, and `SealedBids` excludes bids that are not finite and
+bidders whose wealth is NaN.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax import core
 
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
@@ -73,7 +75,7 @@ class Equilibrium(struct.PyTreeNode):
     """What a solver found."""
 
     prices: Array  # f [G] what buyers pay for a unit
-    resale: Array  # f [G] what owners receive for a unit; the prices, but for auctions that mint money
+    payout: Array  # f [G] what owners receive for a unit; the prices, but for auctions that mint money
     bundles: Array  # f [N, G] what agents own afterwards
     certificate: Certificate
 
@@ -100,7 +102,7 @@ class Solver(Protocol):
             prices: f [G], where to begin; found from the valuations by default.
 
         Raises:
-            ValueError: the solver cannot serve such valuations, or shapes do not fit.
+            ValueError: the solver cannot serve such valuations, shapes do not fit, or an array has NaN.
         """
         ...
 
@@ -256,10 +258,21 @@ def _response(valuations: PyTree, wealth: Array, prices: Array) -> Array:
     return jax.vmap(change)(signs).max(0)
 
 
-def _check(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any, ...], hint: str) -> None:
+def _check(
+    valuations: PyTree,
+    wealth: Array,
+    holdings: Array,
+    prices: Array | None,
+    kinds: tuple[Any, ...],
+    hint: str,
+    *,
+    excludes_nan: bool = False,
+) -> None:
+    """Check a solver's arguments; NaN in valuations and wealth is accepted if it ``excludes_nan``."""
     if not isinstance(valuations, kinds):
         raise ValueError(f"valuations: {hint}, got {type(valuations).__name__}")
-    for field, value in (("wealth", wealth), ("holdings", holdings)):
+    arrays = {"wealth": wealth, "holdings": holdings} | ({} if prices is None else {"prices": prices})
+    for field, value in arrays.items():
         if not isinstance(value, jax.Array | np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"{field}: expected an array of floats, got {shown(value)}; use jnp.asarray")
     if holdings.ndim != 2 or wealth.shape != holdings.shape[:1] or 0 in holdings.shape:
@@ -273,6 +286,17 @@ def _check(valuations: PyTree, wealth: Array, holdings: Array, kinds: tuple[Any,
         if not fits or leaf.shape[1:] not in ((), holdings.shape[1:]):
             found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else shown(leaf)
             raise ValueError(f"valuations: expected {dtype} for {agents} agents and as many goods as held, got {found}")
+    if prices is not None and (prices.shape != holdings.shape[1:] or prices.dtype != dtype):
+        found = f"{prices.dtype}{list(prices.shape)}"
+        raise ValueError(f"prices: expected {dtype}[{holdings.shape[1]}], one for each good, got {found}")
+    for field, value in ({"valuations": valuations} | arrays).items():
+        if not (excludes_nan and field in ("valuations", "wealth")) and any(map(_has_nan, jax.tree.leaves(value))):
+            raise ValueError(f"{field}: expected numbers, got NaN; remove or replace it first")
+
+
+def _has_nan(array: Array) -> bool:
+    """Whether an array has NaN; False if it is traced, because its values are unknown."""
+    return not isinstance(array, core.Tracer) and bool(jnp.isnan(array).any())
 
 
 def _marginal(valuations: StrictlyConcave, supply: Array, agents: int) -> Array:
@@ -427,7 +451,7 @@ class Tatonnement:
         prices: Array | None = None,
     ) -> Equilibrium:
         """Solve one market; see `Solver`."""
-        _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
+        _check(valuations, wealth, holdings, prices, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
         frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
 
         def find(demands: Callable[[Array], Array], start: Array) -> tuple[Array, Array]:
@@ -448,7 +472,7 @@ class Tatonnement:
         Returns:
             f [iterations + 1, G] each.
         """
-        _check(valuations, wealth, holdings, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
+        _check(valuations, wealth, holdings, prices, (StrictlyConcave,), "tâtonnement needs a strictly concave class")
         supply = holdings.sum(0)
         start = _start(_marginal(valuations, supply, wealth.shape[0]), prices)
         market = _market(lambda prices: _demands(valuations, wealth, prices), valuations, wealth, supply, start)
@@ -586,7 +610,7 @@ class ConvexProgram:
     ) -> Equilibrium:
         """Solve one market; see `Solver`."""
         hint = "a convex program needs a linear or strictly concave class"
-        _check(valuations, wealth, holdings, (StrictlyConcave, Linear), hint)
+        _check(valuations, wealth, holdings, prices, (StrictlyConcave, Linear), hint)
         if isinstance(valuations, Linear):
             return self._sequence(valuations, wealth, holdings, prices)
         frozen, supply = jax.lax.stop_gradient((valuations, wealth)), jax.lax.stop_gradient(holdings.sum(0))
@@ -740,7 +764,7 @@ class ProportionalResponse:
         prices: Array | None = None,
     ) -> Equilibrium:
         """Solve one market; see `Solver`."""
-        _check(valuations, wealth, holdings, (Linear,), "proportional response needs Linear")
+        _check(valuations, wealth, holdings, prices, (Linear,), "proportional response needs Linear")
         tiny = jnp.finfo(holdings.dtype).tiny
         supply, budgets = holdings.sum(0), jnp.maximum(wealth, 0)
         worth = jnp.maximum(valuations.values, 0) * supply  # of all there is of a good
@@ -820,7 +844,7 @@ class SealedBids:
     ) -> Equilibrium:
         """Solve one market; see `Solver`. With a key, ties are broken at random."""
         hint = "indivisible goods are auctioned to Additive valuations; with others there may be no equilibrium"
-        _check(valuations, wealth, holdings, (Additive,), hint)
+        _check(valuations, wealth, holdings, prices, (Additive,), hint, excludes_nan=True)
         if self.exploration is not None and key is None:
             raise ValueError(f"key: needed for exploration, which is {self.exploration!r}; give one")
         supply, purse = holdings.sum(0), jnp.maximum(wealth, 0)
@@ -834,7 +858,7 @@ class SealedBids:
         draws = None if key is None else jax.random.uniform(key, (holdings.shape[1], 3), real())
         outcome = jax.vmap(self._clear, (1, 1, None if draws is None else 0))(bids, willing, draws)
         pay = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.price)(outcome), 0)
-        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.resale)(outcome), 0)
+        receive = jnp.where(outcome.winner >= 0, jax.vmap(self.mechanism.payout)(outcome), 0)
         subsidy = receive - pay
         demands = jnp.where(jnp.arange(wealth.shape[0])[:, None] == outcome.winner, supply, 0)
         # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the owner gets less.

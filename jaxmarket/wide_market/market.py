@@ -129,7 +129,7 @@ class Round(struct.PyTreeNode):
     """What one step did."""
 
     prices: Array  # f [G]
-    resale: Array  # f [G] what owners received for a unit
+    payout: Array  # f [G] what owners received for a unit
     bundles: Array  # f [N, G] what agents owned after trade
     holdings: Array  # f [N, G] what they had made of it
     books: Books
@@ -218,9 +218,9 @@ def _step(
     found = market.solver(valuations, e.wealth, e.holdings, key=key_trade)
     bundles = found.bundles
     _check_trade(e, found)
-    purchase, sale = bundles @ found.prices, e.holdings @ found.resale
+    purchase, sale = bundles @ found.prices, e.holdings @ found.payout
     # What is owned before and after costs nothing, not even a rounding error: difference first.
-    wealth = e.wealth + (e.holdings - bundles) @ found.prices + e.holdings @ (found.resale - found.prices)
+    wealth = e.wealth + (e.holdings - bundles) @ found.prices + e.holdings @ (found.payout - found.prices)
     made = market.production(key_produce, e.agents, e.world, bundles)
     check_finite("reward", made.reward, "production must return numbers", step=e.time)
     check_finite("holdings", made.holdings, "production must return numbers", step=e.time)
@@ -248,7 +248,7 @@ def _step(
     check_conserved((e.wealth,), (wealth,), flows, (purchase, sale), step=e.time)
     return after, Round(
         prices=found.prices,
-        resale=found.resale,
+        payout=found.payout,
         bundles=bundles,
         holdings=made.holdings,
         books=books,
@@ -261,7 +261,7 @@ def _check_trade(economy: Economy, found: Equilibrium) -> None:
     if checking():
         step, remedy = economy.time, "the solver must return numbers; look at its certificate"
         check_finite("prices", found.prices, remedy, step=step)
-        check_finite("resale", found.resale, remedy, step=step)
+        check_finite("payout", found.payout, remedy, step=step)
         check_finite("bundles", found.bundles, remedy, step=step)
         traded, supply = found.bundles.sum(0), economy.holdings.sum(0)
         worst = jnp.argmax(jnp.abs(traded - supply))

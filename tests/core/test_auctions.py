@@ -85,7 +85,7 @@ def test_clear_matches_the_reference(bids, eligible, reserve):
     if sale is not None:
         for name, rule in MECHANISMS.items():
             assert float(rule.price(outcome)) == price_of(name, sale)
-            assert float(rule.resale(outcome)) == proceeds_of(name, sale)
+            assert float(rule.payout(outcome)) == proceeds_of(name, sale)
 
 
 @given(vectors(wild), masks, grid, seeds)
@@ -167,15 +167,15 @@ def test_exploration_replaces_the_winner_and_leaves_the_bids_alone():
     assert_outcome(outcome, 0, 0.25, 0.75)
     np.testing.assert_array_equal(outcome.bids, bids)
     np.testing.assert_array_equal(outcome.eligible, eligible)
-    prices = {name: (float(m.price(outcome)), float(m.resale(outcome))) for name, m in MECHANISMS.items()}
+    prices = {name: (float(m.price(outcome)), float(m.payout(outcome))) for name, m in MECHANISMS.items()}
     assert prices == {"bb": (0.25, 0.25), "vickrey": (0.75, 0.75), "ccv": (0.75, 0.75), "env": (0.0, 0.0)}
     assert_outcome(award(bids, jnp.int32(NOBODY), eligible, 0.5), NOBODY, 0.0, 0.0)
 
 
 def test_mechanisms_by_hand():
-    """The table of the paper: (price, resale), with b1 = .75 and b2 = .5."""
+    """The table of the paper: (price, payout), with b1 = .75 and b2 = .5."""
     outcome = clear(jnp.array([0.5, 0.75, 0.25]))
-    prices = {name: (float(m.price(outcome)), float(m.resale(outcome))) for name, m in MECHANISMS.items()}
+    prices = {name: (float(m.price(outcome)), float(m.payout(outcome))) for name, m in MECHANISMS.items()}
     assert prices == {"bb": (0.75, 0.75), "vickrey": (0.5, 0.75), "ccv": (0.5, 0.5), "env": (0.0, 0.0)}
     assert all(MECHANISMS[name].name == name and mechanism(name) is MECHANISMS[name] for name in MECHANISMS)
 
@@ -184,10 +184,10 @@ def test_a_user_writes_a_third_price_auction_in_two_lines():
     def third(outcome):
         return jnp.sort(jnp.where(outcome.eligible, outcome.bids, -jnp.inf))[-3]
 
-    rule = Mechanism("third-price", price=third, resale=third)
+    rule = Mechanism("third-price", price=third, payout=third)
     assert mechanism(rule) is rule
     outcome = jax.jit(clear)(jnp.array([0.25, 1.0, 0.5, 0.75, 0.625]), None, jnp.array([True, True, True, False, True]))
-    assert (int(outcome.winner), float(rule.price(outcome)), float(rule.resale(outcome))) == (1, 0.5, 0.5)
+    assert (int(outcome.winner), float(rule.price(outcome)), float(rule.payout(outcome))) == (1, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -286,5 +286,5 @@ def test_dtypes_are_stable_under_x64(given_dtype, wanted):
             outcome = clearing(bids, key, eligible, reserve=0.5)
             assert outcome.winner.dtype == jnp.int32
             money = [outcome.winning_bid, outcome.highest_other_bid, outcome.bids]
-            money += [f(outcome) for m in MECHANISMS.values() for f in (m.price, m.resale)]
+            money += [f(outcome) for m in MECHANISMS.values() for f in (m.price, m.payout)]
             assert {str(x.dtype) for x in money} == {wanted}

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxmarket import BidPolicy, Mechanism, Society, auctions, deep_market, settlement, wide_market
+from jaxmarket import BidPolicy, Mechanism, Society, accounts, auctions, deep_market, wide_market
 from jaxmarket import checking as checking_module
+from jaxmarket.accounts import pay_sale
 from jaxmarket.checking import check, check_finite, checked, checking
 from jaxmarket.deep_market import Tables
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import Point, ValueHead, linear
 from jaxmarket.rollouts import play
+from jaxmarket.types import Accounts
 from jaxmarket.validation import mask, number, numbers, whole
 from jaxmarket.wide_market import Additive, equilibrium
 
@@ -57,7 +59,7 @@ def runner(market):
 
 
 KEYS = jax.random.split(jax.random.key(1), 2)
-INFINITE = Mechanism("infinite", price=lambda o: o.winning_bid, resale=lambda o: jnp.full((), jnp.inf))
+INFINITE = Mechanism("infinite", price=lambda o: o.winning_bid, payout=lambda o: jnp.full((), jnp.inf))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ INFINITE = Mechanism("infinite", price=lambda o: o.winning_bid, resale=lambda o:
         ),
         pytest.param(
             lambda: runner(society(mechanism=INFINITE)),
-            r"^resale is inf, step 0; the mechanism infinite must",
+            r"^payout is inf, step 0; the mechanism infinite must",
             marks=pytest.mark.slow,
         ),
     ],
@@ -100,8 +102,8 @@ def test_a_sound_market_passes_and_is_unchanged():
 def test_outside_of_checked_no_check_is_in_the_program(monkeypatch):
     program, arguments = runner(society()), (KEYS,)
     with_checks = jax.make_jaxpr(program)(*arguments)
-    for name in ("check", "check_finite", "check_conserved"):
-        for module in (settlement, checking_module, __import__("jaxmarket.society", fromlist=["x"])):
+    for name in ("check", "check_finite", "check_conserved", "check_flows"):
+        for module in (accounts, checking_module, __import__("jaxmarket.society", fromlist=["x"])):
             monkeypatch.setattr(module, name, lambda *a, **k: None, raising=False)
     without = jax.make_jaxpr(runner(society()))(*arguments)
     strip = lambda jaxpr: __import__("re").sub(r"0x[0-9a-f]+", "", str(jaxpr))  # noqa: E731
@@ -113,14 +115,12 @@ def test_outside_of_checked_no_check_is_in_the_program(monkeypatch):
 def test_money_that_appears_from_nowhere_is_found(monkeypatch):
     wealth, nothing = jnp.array([1.0, 2.0]), jnp.zeros(())
 
-    def pay(buyer, wealth=wealth):
-        return settlement.transfer(
-            wealth, nothing, buyer=buyer, seller=jnp.asarray(1), price=jnp.asarray(0.5), resale=jnp.asarray(0.5),
-            reward=jnp.asarray(0.25),
-        )  # fmt: skip
+    def pay(buyer):
+        sale = {"price": jnp.asarray(0.5), "payout": jnp.asarray(0.5), "reward": jnp.asarray(0.25)}
+        return pay_sale(Accounts(wealth, nothing), buyer=buyer, seller=jnp.asarray(1), **sale)
 
-    np.testing.assert_allclose(checked(pay)(jnp.asarray(0))[0], [0.75, 2.5])
-    with pytest.raises(ValueError, match=r"^buyer: there is no account 2, only -1 \(the house\) to 1"):
+    np.testing.assert_allclose(checked(pay)(jnp.asarray(0)).wealth, [0.75, 2.5])
+    with pytest.raises(ValueError, match=r"^buyer: expected an account from -1 .* got 2"):
         checked(pay)(jnp.asarray(2))
     checking_module.check_conserved((wealth,), (wealth,), (nothing,))  # no check outside
     books = lambda minted: checking_module.check_conserved((wealth,), (wealth + minted,), (nothing,))  # noqa: E731

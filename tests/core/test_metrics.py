@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from jaxmarket import MECHANISMS, Rules, Society, TrainConfig, fit, make, metrics, reset, rollout, settle
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
-from jaxmarket.settlement import flows
 from jaxmarket.training import society as training
 
 
@@ -70,11 +69,16 @@ def test_bid_error_by_hand():
 def test_conservation_residual_sees_lost_money(mechanism):
     _, rows = play(mechanism)
     assert metrics.conservation_residual(rows) < 1e-6
-    assert metrics.conservation_residual(rows.replace(house=rows.house - 1)) > 1e-3
+    assert (
+        metrics.conservation_residual(
+            rows.replace(accounts=rows.accounts.replace(auctioneer=rows.accounts.auctioneer - 1))
+        )
+        > 1e-3
+    )
     late = jax.tree.map(lambda x: x[30:], rows)
-    opening = rows.wealth[29].sum() + rows.house[29]
+    opening = jax.tree.map(lambda x: x[29], rows.accounts)
     assert metrics.conservation_residual(late, opening) < 1e-6
-    assert metrics.conservation_residual(late, opening + 1) > 1e-3
+    assert metrics.conservation_residual(late, opening.replace(auctioneer=opening.auctioneer + 1)) > 1e-3
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -84,17 +88,17 @@ def test_the_ledger_is_that_of_a_plain_loop(mechanism):
     paid = {(payer, payee): 0.0 for payer in names for payee in names}
     for t in range(len(rows.reward)):
         winner = int(rows.outcome.winner[t])
-        owner = int(rows.owner[t]) if rows.owner[t] >= 0 else "house"
+        owner = int(rows.owner[t]) if rows.owner[t] >= 0 else "auctioneer"
         paid[winner, owner] += float(rows.price[t])
-        paid["auctioneer", owner] += float(rows.resale[t]) - float(rows.price[t])
+        paid["mint", owner] += float(rows.payout[t]) - float(rows.price[t])
         paid["environment", winner] += float(rows.reward[t])
     table = np.asarray(metrics.ledger(rows))
     for (payer, payee), amount in paid.items():
         assert table[names.index(payer), names.index(payee)] == pytest.approx(amount, abs=1e-5), (payer, payee)
     earned = table.sum(0) - table.sum(1)
-    np.testing.assert_allclose(earned[: society.bidders], rows.wealth[-1], atol=1e-5)
-    assert earned[names.index("house")] == pytest.approx(float(rows.house[-1]), abs=1e-5)
-    minted = np.abs(table[names.index("auctioneer")]).sum()
+    np.testing.assert_allclose(earned[: society.bidders], rows.accounts.wealth[-1], atol=1e-5)
+    assert earned[names.index("auctioneer")] == pytest.approx(float(rows.accounts.auctioneer[-1]), abs=1e-5)
+    minted = np.abs(table[names.index("mint")]).sum()
     assert (minted > 0.1) if mechanism == "vickrey" else (minted == 0)
 
 
@@ -108,7 +112,7 @@ def test_summary_by_hand():
             winner=jnp.array([0, 3, -1]), winning_bid=jnp.array([0.9, 0.5, 0.0]), highest_other_bid=jnp.zeros(3)
         ),
         price=jnp.array([0.4, 0.2, 0.0]),
-        resale=jnp.array([0.6, 0.2, 0.0]),
+        payout=jnp.array([0.6, 0.2, 0.0]),
         reward=jnp.array([1.0, 0.0, 0.5]),
         terminated=jnp.array([False, True, False]),
         truncated=jnp.zeros(3, bool),
@@ -136,9 +140,9 @@ def test_welfare_is_what_the_accounts_gained(mechanism):
     """Payments cancel: the accounts' gain is the reward and what the auctioneer minted."""
     _, rows = play(mechanism)
     means = metrics.summarize(rows, settle(rows, 0.99)).means()
-    gained = float(rows.wealth[-1].sum() + rows.house[-1]) / len(rows.reward)
+    gained = float(rows.accounts.wealth[-1].sum() + rows.accounts.auctioneer[-1]) / len(rows.reward)
     assert float(means["welfare"] + means["subsidy"]) == pytest.approx(gained, abs=1e-6)
-    assert float(means["welfare"]) == pytest.approx(float(flows(rows).earned.mean()), abs=1e-6)
+    assert float(means["welfare"]) == pytest.approx(float(rows.reward.mean()), abs=1e-6)
 
 
 def test_training_reduces_the_same_metrics_inside_its_scan(small):
@@ -159,7 +163,7 @@ def test_training_reduces_the_same_metrics_inside_its_scan(small):
     _, got = jax.jit(training.chunk, static_argnums=0)(program, state, config.adapter.default_params, hyper, oracle)
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert got["gini"] == pytest.approx(float(metrics.gini(rows.wealth[-1].sum(0))), rel=1e-4)
+    assert got["gini"] == pytest.approx(float(metrics.gini(rows.accounts.wealth[-1].sum(0))), rel=1e-4)
     assert got["conservation_residual"] < 1e-5
 
 

@@ -1,7 +1,7 @@
 """Whole societies against the plain-Python reference market, and the laws their books obey.
 
 One compiled function per society holds the auctions of all four mechanisms at once: bids and winners do not depend
-on who is paid what, so the same key gives the same auctions, and further "mechanisms" whose resale is the winner or
+on who is paid what, so the same key gives the same auctions, and further "mechanisms" whose payout is the winner or
 one bidder's bid read the shadow auctions out.
 """
 
@@ -19,7 +19,7 @@ from jaxmarket import MECHANISMS, BidPolicy, Mechanism, Rules, Society, flows, r
 from jaxmarket.environments import Bandit, Chain, Duality, FiniteMDP
 from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
 from jaxmarket.settlement import TIME_LIMITS
-from jaxmarket.types import HOUSE, NOBODY
+from jaxmarket.types import AUCTIONEER, NOBODY
 
 STEPS, CHUNKS, DISCOUNT = 48, 2, 0.9
 # Four instances with no rule in force, and four with all of them.
@@ -92,17 +92,17 @@ def society_and_params(name):
 
 
 def switched(society, which):
-    """The society under mechanism number ``which`` (traced); beyond the last, resale is a reading of the auction."""
+    """The society under mechanism number ``which`` (traced); beyond the last, payout is a reading of the auction."""
     rules = list(MECHANISMS.values())
 
     def price(outcome):
         return jnp.stack([m.price(outcome) for m in rules])[jnp.minimum(which, len(rules) - 1)]
 
-    def resale(outcome):
-        readings = [*(m.resale(outcome) for m in rules), outcome.winner.astype(outcome.bids.dtype), *outcome.bids]
+    def payout(outcome):
+        readings = [*(m.payout(outcome) for m in rules), outcome.winner.astype(outcome.bids.dtype), *outcome.bids]
         return jnp.stack(readings)[which]
 
-    return dataclasses.replace(society, mechanism=Mechanism("switched", price, resale))
+    return dataclasses.replace(society, mechanism=Mechanism("switched", price, payout))
 
 
 @functools.cache
@@ -171,11 +171,11 @@ def reference_rows(m, instance, chunk):
 @every_society
 @every_mechanism
 def test_the_books_are_the_references(name, mechanism):
-    """Winners, owners, prices, resales to the bit; wealth and utilities to float rounding; across two chunks."""
+    """Winners, owners, prices, payouts to the bit; wealth and utilities to float rounding; across two chunks."""
     m = market(name)
-    accounts = [*range(m.society.bidders), reference.HOUSE]
+    accounts = [*range(m.society.bidders), reference.AUCTIONEER]
     for instance, rules in enumerate(RULES):
-        owner, ledger, moved = reference.HOUSE, None, 1.0
+        owner, ledger, moved = reference.AUCTIONEER, None, 1.0
         for chunk in range(CHUNKS):
             rows = reference_rows(m, instance, chunk)
             got, settled = jax.tree.map(lambda x, at=(instance, chunk): x[at], (m.by[mechanism], m.settled[mechanism]))
@@ -193,11 +193,13 @@ def test_the_books_are_the_references(name, mechanism):
             for t, entry in enumerate(entries):
                 where = (instance, chunk, t)
                 assert got.outcome.winner[t] == (NOBODY if entry.winner is None else entry.winner), where
-                assert got.owner[t] == (HOUSE if entry.owner == reference.HOUSE else entry.owner), where
-                assert (got.price[t], got.resale[t]) == (entry.price, entry.resale), where
+                assert got.owner[t] == (AUCTIONEER if entry.owner == reference.AUCTIONEER else entry.owner), where
+                assert (got.price[t], got.payout[t]) == (entry.price, entry.payout), where
                 assert abs(sum(entry.ledger.values())) < 1e-9, where
-                moved += abs(entry.price) + abs(entry.resale) + abs(rows[t].reward)
-                for account, booked in zip(accounts, [*got.wealth[t], got.house[t]], strict=True):
+                moved += abs(entry.price) + abs(entry.payout) + abs(rows[t].reward)
+                for account, booked in zip(
+                    accounts, [*got.accounts.wealth[t], got.accounts.auctioneer[t]], strict=True
+                ):
                     assert abs(booked - entry.ledger[account]) <= 1e-6 * moved, (*where, account)
             ledger = entries[-1].ledger
 
@@ -234,12 +236,12 @@ def test_the_random_markets_meet_every_situation():
 
 @every_society
 def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
-    """Σ utility = Δ wealth − Σ (1 − γ^k) · resale + unpaid shadow resales, per chunk and mechanism.
+    """Σ utility = Δ wealth − Σ (1 − γ^k) · payout + unpaid shadow payouts, per chunk and mechanism.
 
-    Sums are over the rows somebody bought; *resale* is the resale ahead, shadow estimates included (0 after
+    Sums are over the rows somebody bought; *payout* is the payout ahead, shadow estimates included (0 after
     *terminated*), *unpaid* the estimates alone, undiscounted; Δ wealth is the bidders' together. It starts from a
     reset, where the first sale is the house's. A chunk that starts with a carried owner pays that owner for a state
-    bought before it: this first resale is taken off Δ wealth. The house's income is outside of it on both sides: it
+    bought before it: this first payout is taken off Δ wealth. The house's income is outside of it on both sides: it
     pays no price, so the first sale of an episode and the rewards nobody bought enter neither.
     """
     m = market(name)
@@ -250,16 +252,16 @@ def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
         ahead = np.where(sold, (settled.revenue - rows.reward) / patience, 0)  # f [instance, chunk, T]
         unpaid = np.where(settled.estimated, ahead, 0)
         np.testing.assert_allclose(unpaid, np.where(settled.estimated & sold, rows.shadow, 0), atol=1e-5)
-        final = rows.wealth[:, :, -1].sum(-1, dtype=np.float64)
+        final = rows.accounts.wealth[:, :, -1].sum(-1, dtype=np.float64)
         earlier = np.concatenate([np.zeros((INSTANCES, 1)), final[:, :-1]], 1)
-        carried = np.where(rows.owner[:, :, 0] >= 0, rows.resale[:, :, 0], 0)
+        carried = np.where(rows.owner[:, :, 0] >= 0, rows.payout[:, :, 0], 0)
         utility = np.where(sold, settled.utility, 0).sum(-1, dtype=np.float64)
         wanted = final - earlier - carried - ((1 - patience) * ahead).sum(-1) + unpaid.sum(-1)
-        moved = 1 + np.abs([rows.price, rows.resale, rows.reward, rows.shadow]).sum((0, -1))
+        moved = 1 + np.abs([rows.price, rows.payout, rows.reward, rows.shadow]).sum((0, -1))
         assert (np.abs(utility - wanted) <= 1e-5 * moved).all(), mechanism
         # The house's share: first sales, and rewards of steps nobody bought.
-        income = np.where(rows.owner == HOUSE, rows.resale, 0) + np.where(sold, 0, rows.reward)
-        np.testing.assert_allclose(rows.house[:, -1, -1], income.sum((1, 2)), rtol=1e-5, atol=1e-5)
+        income = np.where(rows.owner == AUCTIONEER, rows.payout, 0) + np.where(sold, 0, rows.reward)
+        np.testing.assert_allclose(rows.accounts.auctioneer[:, -1, -1], income.sum((1, 2)), rtol=1e-5, atol=1e-5)
 
 
 @every_society
@@ -267,10 +269,10 @@ def test_the_owner_is_the_last_winner_and_the_house_at_the_start(name):
     """Row by row, and from the last row of a chunk to the first of the next, which pays it."""
     r = market(name).rows
     owner, winner, done = (x.reshape(INSTANCES, -1) for x in (r.owner, r.outcome.winner, r.done))
-    assert (owner[:, 0] == HOUSE).all()
-    np.testing.assert_array_equal(owner[:, 1:], np.where(done[:, :-1], HOUSE, winner[:, :-1]))
+    assert (owner[:, 0] == AUCTIONEER).all()
+    np.testing.assert_array_equal(owner[:, 1:], np.where(done[:, :-1], AUCTIONEER, winner[:, :-1]))
     if name != "bandit":
-        assert (owner[:, STEPS] != HOUSE).any()  # carried from chunk to chunk
+        assert (owner[:, STEPS] != AUCTIONEER).any()  # carried from chunk to chunk
 
 
 @every_society
@@ -334,7 +336,7 @@ def test_a_legal_action_mask_becomes_eligibility():
         assert not (eligible & ~legal).any()
     nobody = ~m.rows.outcome.eligible.any(-1)
     np.testing.assert_array_equal(m.rows.outcome.winner == NOBODY, nobody)
-    assert nobody.any() and not m.by["vickrey"].price[nobody].any() and not m.by["vickrey"].resale[nobody].any()
+    assert nobody.any() and not m.by["vickrey"].price[nobody].any() and not m.by["vickrey"].payout[nobody].any()
 
 
 @pytest.mark.parametrize("name", ["chain", "duality", "bandit", "mdp"])
@@ -433,17 +435,14 @@ def long_run():
             key_reset, key_run = jax.random.split(key)
             state, _ = reset(version, key_reset, env_params, rules)
             state, rows = rollout(version, key_run, params, state, env_params, LONG, rules, shadow=False)
-            money = flows(rows)
             return {
-                "wealth": state.wealth,
-                "house": state.house,
+                "wealth": state.accounts.wealth,
+                "auctioneer": state.accounts.auctioneer,
                 "reward": rows.reward.sum(),
-                "minted": (rows.resale - rows.price).sum(),
-                "most minted": jnp.abs(rows.resale - rows.price).max(),
-                "moved": (jnp.abs(rows.price) + jnp.abs(rows.resale) + jnp.abs(rows.reward)).sum(),
-                "booked": (money.purchase + money.sale + money.reward).sum(0),
-                "booked house": money.house.sum(),
-                "booked total": (money.earned + money.subsidy).sum(),
+                "minted": (rows.payout - rows.price).sum(),
+                "most minted": jnp.abs(rows.payout - rows.price).max(),
+                "moved": (jnp.abs(rows.price) + jnp.abs(rows.payout) + jnp.abs(rows.reward)).sum(),
+                "named": flows(rows).net.sum(0),
             }
 
         return jax.vmap(instance)(jax.random.split(key, MARKETS))
@@ -463,15 +462,14 @@ def test_money_is_conserved_over_a_million_steps(mechanism):
     )
     tolerance = 1e-5 * got["moved"]
     assert tolerance.max() < 0.1 and got["moved"].min() > 100
-    total = got["wealth"].sum(-1) + got["house"]
+    total = got["wealth"].sum(-1) + got["auctioneer"]
     assert (np.abs(total - got["reward"] - got["minted"]) <= tolerance).all()
-    # `flows` names the same money: account by account, and all of it.
-    assert (np.abs(got["booked"] - got["wealth"]) <= tolerance[:, None]).all()
-    assert (np.abs(got["booked house"] - got["house"]) <= tolerance).all()
-    assert (np.abs(got["booked total"] - total) <= tolerance).all()
+    # `flows` names the same money, account by account.
+    accounts = np.concatenate([got["wealth"], got["auctioneer"][:, None]], axis=1)
+    assert (np.abs(got["named"] - accounts) <= tolerance[:, None]).all()
     if mechanism == "vickrey":
         assert (got["minted"] > 10).all()
     else:
         assert (got["most minted"] == 0).all()
     if mechanism != "env":
-        assert (np.abs(got["house"]) > 1).mean() > 0.9
+        assert (np.abs(got["auctioneer"]) > 1).mean() > 0.9

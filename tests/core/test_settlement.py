@@ -5,19 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket.settlement import TIME_LIMITS, flows, per_bidder, resale_ahead, settle, transfer
-from jaxmarket.types import HOUSE, NOBODY, Outcome, Transition
+from jaxmarket.accounts import pay_sale
+from jaxmarket.settlement import TIME_LIMITS, flows, per_bidder, proceeds, settle
+from jaxmarket.types import AUCTIONEER, NOBODY, Accounts, Outcome, Transition
 
 A, STEPS = 3, 24
-MONEY = ("reward", "price", "resale", "shadow")
+MONEY = ("reward", "price", "payout", "shadow")
 
 
-def books(
+def record(
     winner,
     *,
     reward=0.0,
     price=0.0,
-    resale=0.0,
+    payout=0.0,
     shadow=0.0,
     duration=1,
     terminated=(),
@@ -33,7 +34,7 @@ def books(
         return jnp.asarray(np.broadcast_to(value, (steps,)).astype(dtype))
 
     done = np.isin(rows, [*terminated, *truncated])
-    owner = np.where(np.roll(done, 1) | (rows == 0), HOUSE, np.roll(winner, 1)).astype(np.int32)
+    owner = np.where(np.roll(done, 1) | (rows == 0), AUCTIONEER, np.roll(winner, 1)).astype(np.int32)
     blank = jnp.zeros((steps, A), dtype)
     own = np.where(winner < 0, 0, np.where(np.isin(rows, forced), 1, 3))  # outbid where exploration forced the sale
     bids = np.where(np.arange(A) == winner[:, None], own[:, None], 2)
@@ -48,7 +49,7 @@ def books(
         ),
         owner=jnp.asarray(owner),
         price=column(price),
-        resale=column(resale),
+        payout=column(payout),
         reward=column(reward),
         duration=column(duration),
         terminated=jnp.asarray(np.isin(rows, terminated)),
@@ -56,8 +57,7 @@ def books(
         next_obs=blank,
         next_eligible=jnp.ones((steps, A), bool),
         shadow=column(shadow),
-        wealth=blank,
-        house=column(0),
+        accounts=Accounts(blank, column(0)),
         episode_return=column(0),
         episode_length=jnp.zeros(steps, jnp.int32),
     )
@@ -71,18 +71,18 @@ def example(**changes):
     columns = {
         "reward": [10, 20, 30, 40, 50],
         "price": [1, 2, 3, 4, 5],
-        "resale": [1.5, 2.5, 3.5, 4.5, 5.5],
+        "payout": [1.5, 2.5, 3.5, 4.5, 5.5],
         "shadow": [0, 7, 0, 8, 9],
         "terminated": [1],
         "truncated": [3],
     }
-    return books([0, 1, 0, 1, 2], **(columns | changes))
+    return record([0, 1, 0, 1, 2], **(columns | changes))
 
 
 def trade(**changes):
     """One chain of sales without an end: 0 sells to 1, 1 to 2, and 8 is the estimate for what 2 holds."""
-    columns = {"reward": [1, 2, 3], "resale": [99, 2, 4], "shadow": [0, 0, 8]}
-    return books([0, 1, 2], **(columns | changes))
+    columns = {"reward": [1, 2, 3], "payout": [99, 2, 4], "shadow": [0, 0, 8]}
+    return record([0, 1, 2], **(columns | changes))
 
 
 def scrambled(seed=0, *, lowest=NOBODY, **changes):
@@ -91,7 +91,7 @@ def scrambled(seed=0, *, lowest=NOBODY, **changes):
     columns = {name: rng.normal(size=STEPS) for name in MONEY}
     columns |= {"duration": rng.integers(1, 4, STEPS)}
     columns |= {name: np.flatnonzero(rng.random(STEPS) < 0.2) for name in ("terminated", "truncated", "forced")}
-    return books(rng.integers(lowest, A, STEPS), **(columns | changes))
+    return record(rng.integers(lowest, A, STEPS), **(columns | changes))
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def scrambled(seed=0, *, lowest=NOBODY, **changes):
     ],
 )
 def test_utilities_by_hand(changes, time_limits, ahead, utility):
-    """reward + .5^k · resale ahead - price, and the three ways in which there is no row ahead."""
+    """reward + .5^k · payout ahead - price, and the three ways in which there is no row ahead."""
     rows = example(**changes)
-    resale, estimated = resale_ahead(rows, time_limits)
+    payout, estimated = proceeds(rows, time_limits)
     settlement = settle(rows, 0.5, time_limits=time_limits)
-    assert resale.tolist() == ahead
+    assert payout.tolist() == ahead
     assert settlement.utility.tolist() == utility
     np.testing.assert_array_equal(settlement.revenue, settlement.utility + rows.price)
     wanted = time_limits == "shadow" and (rows.truncated | (jnp.arange(5) == 4)) & ~rows.terminated
@@ -125,20 +125,20 @@ def test_the_edges_of_patience(discount, utility):
 
 
 def test_a_state_nobody_buys_earns_its_last_owner_nothing():
-    """Row 1 has no eligible bidder: row 0 is not resold, and row 2 is the house's sale."""
-    rows = books([0, NOBODY, 1], reward=[1, 2, 3], price=[1, 0, 1], resale=[1, 0, 4], terminated=[2])
+    """Row 1 has no eligible bidder: row 0 is not resold, and row 2 is the auctioneer's sale."""
+    rows = record([0, NOBODY, 1], reward=[1, 2, 3], price=[1, 0, 1], payout=[1, 0, 4], terminated=[2])
     settlement = settle(rows, 0.5)
     assert settlement.utility[0] == 1 + 0.5 * 0 - 1
     assert per_bidder(settlement.utility, rows.outcome.winner, A).tolist() == [[0, 0, 0], [0, 0, 0], [0, 2, 0]]
     money = flows(rows)
-    assert money.house.tolist() == [1, 2, 4]  # sells row 0, earns row 1 for want of a buyer, sells row 2
-    assert money.sale.tolist() == [[0, 0, 0]] * 3
+    assert money.net[:, -1].tolist() == [1, 2, 4]  # sells row 0, earns row 1 for want of a buyer, sells row 2
+    assert money["sale"][:, :-1].tolist() == [[0, 0, 0]] * 3
 
 
 @pytest.mark.parametrize(
     ("trace_decay", "changes", "revenue"),
     [
-        # Backwards at γ = .5: 3 + .5 · 8 = 7; then reward + .5 · ((1-λ) resale + λ · revenue of the next).
+        # Backwards at γ = .5: 3 + .5 · 8 = 7; then reward + .5 · ((1-λ) payout + λ · revenue of the next).
         (0.0, {}, [2, 4, 7]),
         (0.5, {}, [2.6875, 4.75, 7]),
         (1.0, {}, [3.75, 5.5, 7]),  # Monte Carlo: 1 + .5 · 2 + .25 · 3 + .125 · 8
@@ -157,13 +157,13 @@ def test_traces_by_hand(trace_decay, changes, revenue):
 
 def test_a_trace_ends_where_nobody_buys():
     """The row nobody bought is worth 51 to nobody, and none of it flows back to the owner before."""
-    rows = books([0, NOBODY, 2], reward=[1, 50, 2], resale=[9, 0, 4], terminated=[2])
+    rows = record([0, NOBODY, 2], reward=[1, 50, 2], payout=[9, 0, 4], terminated=[2])
     assert settle(rows, 0.5, trace_decay=1.0).revenue[0] == 1
 
 
 def test_a_lone_bidder_under_the_reserve_was_not_forced():
     """Its own bid is the highest there is, though the reserve stands above it: the contract holds."""
-    rows = books([0, 1], reward=[1, 10], terminated=[1])
+    rows = record([0, 1], reward=[1, 10], terminated=[1])
     alone = rows.outcome.replace(
         bids=jnp.full((2, A), -5.0),
         eligible=jnp.arange(A) == rows.outcome.winner[:, None],
@@ -223,7 +223,7 @@ def test_no_derivative_crosses_a_reset(time_limits, trace_decay):
     # Within an episode the derivatives are there, so that the zeros mean something.
     np.testing.assert_array_equal(np.diag(jacobian["reward"]), 1)
     np.testing.assert_array_equal(np.diag(jacobian["price"]), -1)
-    ahead = np.diag(jacobian["resale"], 1)[episode[1:] == episode[:-1]]
+    ahead = np.diag(jacobian["payout"], 1)[episode[1:] == episode[:-1]]
     assert (ahead > 0).all() and ahead.size > 5
     cut = ~rows.terminated & (rows.truncated | (steps == STEPS - 1))
     estimated = np.asarray(cut) & (time_limits == "shadow")
@@ -250,65 +250,39 @@ def test_what_happens_after_a_reset_changes_nothing_before_it(trace_decay):
 
 @pytest.mark.parametrize("trace_decay", [None, 0.7])
 def test_not_even_a_nan_crosses_a_reset(trace_decay):
-    rows = books([0, 1], reward=[1, np.nan], terminated=[0])
+    rows = record([0, 1], reward=[1, np.nan], terminated=[0])
     assert settle(rows, 0.9, trace_decay=trace_decay).revenue[0] == 1
 
 
-@pytest.mark.parametrize(
-    ("buyer", "seller", "wealth", "house"),
-    [
-        (1, 2, [0, 97, 5], 0),  # 1 pays 4 and earns 1, 2 receives 5
-        (1, HOUSE, [0, 97, 0], 5),
-        (1, 1, [0, 102, 0], 0),  # buys from itself
-        (NOBODY, HOUSE, [0, 100, 0], 6),  # the reward of a step nobody bought is the house's
-    ],
-)
-def test_transfer_by_hand(buyer, seller, wealth, house):
-    got = transfer(
-        jnp.array([0.0, 100.0, 0.0]),
-        jnp.zeros(()),
-        buyer=jnp.int32(buyer),
-        seller=jnp.int32(seller),
-        price=jnp.float32(4),
-        resale=jnp.float32(5),
-        reward=jnp.float32(1),
-    )
-    assert (got[0].tolist(), float(got[1])) == (wealth, house)
-
-
 def test_flows_by_hand():
-    money = flows(example())
-    assert money.purchase.tolist() == [[-1, 0, 0], [0, -2, 0], [-3, 0, 0], [0, -4, 0], [0, 0, -5]]
-    assert money.sale.tolist() == [[0, 0, 0], [2.5, 0, 0], [0, 0, 0], [4.5, 0, 0], [0, 0, 0]]
-    assert money.reward.tolist() == [[10, 0, 0], [0, 20, 0], [30, 0, 0], [0, 40, 0], [0, 0, 50]]
-    assert money.house.tolist() == [1.5, 0, 3.5, 0, 5.5]
-    assert money.subsidy.tolist() == [0.5] * 5
-    assert money.earned.tolist() == [10, 20, 30, 40, 50]
+    """An entry for each bidder, and the last one for the auctioneer."""
+    got = flows(example())
+    assert got["purchase"].tolist() == [[-1, 0, 0, 0], [0, -2, 0, 0], [-3, 0, 0, 0], [0, -4, 0, 0], [0, 0, -5, 0]]
+    assert got["sale"].tolist() == [[0, 0, 0, 1.5], [2.5, 0, 0, 0], [0, 0, 0, 3.5], [4.5, 0, 0, 0], [0, 0, 0, 5.5]]
+    assert got["reward"].tolist() == [[10, 0, 0, 0], [0, 20, 0, 0], [30, 0, 0, 0], [0, 40, 0, 0], [0, 0, 50, 0]]
+    assert got.net.sum(1).tolist() == [10.5, 20.5, 30.5, 40.5, 50.5]  # rewards, and a subsidy of .5
 
 
-def test_flows_name_all_the_money_that_transfer_moves():
-    """Row by row, for every account; and together they are the reward and what the auctioneer minted."""
+def test_flows_name_all_the_money_that_sales_move():
+    """Row by row, for every account."""
     rows = scrambled()
-    money = flows(rows)
-    wealth, house = jnp.zeros((STEPS, A)), jnp.zeros(STEPS)  # one market per row
-    wealth, house = jax.vmap(
-        lambda wealth, house, row: transfer(
-            wealth,
-            house,
+    closed = Accounts(jnp.zeros((STEPS, A)), jnp.zeros(STEPS))  # one market for each row
+    accounts = jax.vmap(
+        lambda before, row: pay_sale(
+            before,
             buyer=row.outcome.winner,
             seller=row.owner,
             price=row.price,
-            resale=row.resale,
+            payout=row.payout,
             reward=row.reward,
         )
-    )(wealth, house, rows)
-    sold = np.asarray(rows.outcome.winner) >= 0
-    np.testing.assert_allclose(money.purchase + money.sale + money.reward, wealth, atol=1e-6)
-    np.testing.assert_allclose(money.house, house, atol=1e-6)
-    np.testing.assert_allclose((wealth.sum(1) + house)[sold], (money.earned + money.subsidy)[sold], atol=1e-6)
+    )(closed, rows)
+    net = flows(rows).net
+    np.testing.assert_allclose(net[:, :-1], accounts.wealth, atol=1e-6)
+    np.testing.assert_allclose(net[:, -1], accounts.auctioneer, atol=1e-6)
 
 
-def test_per_bidder_books_one_account_only():
+def test_per_bidder_fills_one_entry_only():
     values = per_bidder(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[0, 2], [NOBODY, 1]]), A)
     assert values.tolist() == [[[1, 0, 0], [0, 0, 2]], [[0, 0, 0], [0, 4, 0]]]
 

@@ -41,12 +41,12 @@ def test_a_third_price_auction_passes_and_is_not_truthful():
     def third(outcome):
         return jnp.sort(jnp.where(outcome.eligible, outcome.bids, 0.0))[-3]
 
-    check_mechanism(Mechanism("third", price=third, resale=third), conserving=True)
+    check_mechanism(Mechanism("third", price=third, payout=third), conserving=True)
     with fails("not truthful"):
-        check_mechanism(Mechanism("third", price=third, resale=third), truthful=True)
+        check_mechanism(Mechanism("third", price=third, payout=third), truthful=True)
 
 
-@pytest.mark.parametrize("field", ["price", "resale"])
+@pytest.mark.parametrize("field", ["price", "payout"])
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
@@ -62,7 +62,7 @@ def test_a_third_price_auction_passes_and_is_not_truthful():
     ],
 )
 def test_broken_mechanisms_are_refused(field, rule, message):
-    rules = {"price": OTHER, "resale": OTHER} | {field: rule}
+    rules = {"price": OTHER, "payout": OTHER} | {field: rule}
     with fails(message) as error:
         check_mechanism(Mechanism("mine", **rules))
     assert f"mine.{field}" in str(error.value)

@@ -15,7 +15,7 @@ from jaxmarket.deep_market import DeepMarket, Terms, forward, found, money, open
 from jaxmarket.deep_market.representations import SILENCE, Networks, Table, Tables
 from jaxmarket.environments import make
 from jaxmarket.environments.tabular import FiniteMDP, garnet
-from jaxmarket.types import HOUSE
+from jaxmarket.types import AUCTIONEER
 
 STATES, ACTIONS, AGENTS = 4, 3, 6
 WORLD = garnet(3, STATES, ACTIONS, 0.9, branching=1)  # never ends, deterministic, rewards in [0, 1)
@@ -92,24 +92,24 @@ def test_instances_share_one_table_of_wealth(mechanism):
     agents, wealth = tables(5, silent=0.3), np.random.default_rng(1).random(AGENTS) * 4
     market = DeepMarket(WORLD, LANGUAGE, AGENTS, instances=3, mechanism=mechanism)
     before = open_market(market, jax.random.key(2), WORLD.default_params, found(agents, wealth))
-    before = before.replace(owner=jnp.array([0, HOUSE, 4], jnp.int32))
+    before = before.replace(owner=jnp.array([0, AUCTIONEER, 4], jnp.int32))
     after, books, wins = step(market, jax.random.key(3), before, WORLD.default_params)
     expected, house, minted, won = wealth.copy(), 0.0, 0.0, np.zeros(AGENTS, int)
-    for instance, owner in enumerate((0, HOUSE, 4)):
+    for instance, owner in enumerate((0, AUCTIONEER, 4)):
         state = int(before.env_state.index[instance])
         bids = [min(float(agents.bids[a, state]), wealth[a] / 3) for a in range(AGENTS)]
         ranked = sorted((b for b in bids if np.isfinite(b)), reverse=True)
         winner = bids.index(ranked[0])
         second = ranked[1] if len(ranked) > 1 else 0.0
         price = ranked[0] if mechanism is BUCKET_BRIGADE else second
-        resale = second if mechanism is CREDIT_CONSERVING_VICKREY else ranked[0]
+        payout = second if mechanism is CREDIT_CONSERVING_VICKREY else ranked[0]
         expected[winner] += WORLD.rewards[state, int(agents.action[winner])] - price
-        minted += resale - price
+        minted += payout - price
         won[winner] += 1
-        if owner == HOUSE:
-            house += resale
+        if owner == AUCTIONEER:
+            house += payout
         else:
-            expected[owner] += resale
+            expected[owner] += payout
     np.testing.assert_allclose(after.population.wealth, expected, rtol=1e-5)
     np.testing.assert_allclose([books.house, books.subsidy], [house, minted], rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(wins, won)
@@ -295,7 +295,7 @@ def test_the_house_sells_first_states_and_acts_where_nobody_bids():
     after, books, _wins = step(market, jax.random.key(1), economy, market.env.default_params)
     assert float(books.house) == pytest.approx(0.6)
     np.testing.assert_allclose(after.population.wealth, [1 + 2 * (0.8 - 0.3), 1], rtol=1e-6)
-    assert (np.asarray(after.owner) == HOUSE).all(), "a new episode belongs to the original owner"
+    assert (np.asarray(after.owner) == AUCTIONEER).all(), "a new episode belongs to the original owner"
     assert (float(books.episodes), float(books.returns)) == pytest.approx((2, 1.6))
 
 
@@ -316,11 +316,11 @@ def test_what_the_dead_owned_falls_to_the_house():
     agents = Table(agents.bids[:, :1], agents.action)
     params = market.env.default_params
     economy = open_market(market, jax.random.key(0), params, found(agents, jnp.array([0.5, 2.0])), original_owner=0)
-    economy = economy.replace(owner=jnp.array([HOUSE], jnp.int32))
+    economy = economy.replace(owner=jnp.array([AUCTIONEER], jnp.int32))
     terms = Terms(birth_rate=0.0, bankruptcy=0.1)
     economy, rounds = run(market, jax.random.key(1), economy, params, terms, rounds=1, period=1, cradles=1)
     assert np.asarray(economy.population.alive).tolist() == [False, True]
-    assert (int(economy.owner[0]), int(economy.original_owner)) == (HOUSE, HOUSE)
+    assert (int(economy.owner[0]), int(economy.original_owner)) == (AUCTIONEER, AUCTIONEER)
     assert float(rounds.books.house[0]) == 0.5
     economy, rounds = run(market, jax.random.key(2), economy, params, terms, rounds=1, period=1, cradles=1)
     assert float(rounds.books.house[0]) == 0.25

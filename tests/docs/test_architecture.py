@@ -123,7 +123,7 @@ def test_every_module_is_in_the_reference(builder):
 def test_comments_beside_fields_are_their_documentation(builder):
     from jaxmarket.settlement import Settlement  # noqa: PLC0415
 
-    assert builder.fields(Settlement)["estimated"].startswith("bool [T] the resale ahead")
+    assert builder.fields(Settlement)["estimated"].startswith("bool [T] the proceeds")
 
 
 @pytest.mark.slow
@@ -135,5 +135,5 @@ def test_the_reference_is_built_without_a_warning(tmp_path):
 
     subprocess.run([sys.executable, str(ROOT / "docs" / "build.py"), str(tmp_path)], check=True, timeout=500)
     page = (tmp_path / "jaxmarket" / "settlement.html").read_text()
-    assert "the resale ahead is a shadow estimate" in page
+    assert "the proceeds are a shadow estimate" in page
     assert "jaxlib._jax" not in page

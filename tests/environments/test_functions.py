@@ -15,7 +15,6 @@ from jaxmarket.environments import Functions, adapt
 from jaxmarket.environments.functions import STOP, compose, search
 from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
 from jaxmarket.rollouts import cut_rows, play
-from jaxmarket.settlement import flows
 from jaxmarket.testing import check_environment
 
 KEY = jax.random.key(0)
@@ -381,8 +380,8 @@ def test_no_money_is_lost(mechanism):
     ended = np.asarray(rows.terminated)
     np.testing.assert_allclose(rows.reward[~ended], -0.5)
     earned = (rows.reward + 0.5 * applied).sum()
-    money = rows.wealth[-1].sum() + rows.house[-1]
-    np.testing.assert_allclose(money, earned - 0.5 * applied.sum() + flows(rows).subsidy.sum(), rtol=1e-5)
+    money = rows.accounts.wealth[-1].sum() + rows.accounts.auctioneer[-1]
+    np.testing.assert_allclose(money, earned - 0.5 * applied.sum() + (rows.payout - rows.price).sum(), rtol=1e-5)
 
 
 def shortest(value, target, most):

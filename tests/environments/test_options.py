@@ -71,10 +71,10 @@ BIDS = [[0.9, 0.4], [0, 0], [0.3, 0.1], [0.2, 0.7], [0, 0]]
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "price", "resale"),
+    ("mechanism", "price", "payout"),
     [("bb", 0.9, 0.7), ("vickrey", 0.4, 0.7), ("ccv", 0.4, 0.2), ("env", 0.0, 0.0)],
 )
-def test_the_utility_of_an_option_of_three_steps(mechanism, price, resale):
+def test_the_utility_of_an_option_of_three_steps(mechanism, price, payout):
     """Three steps earn 1 + 2/2 + 4/4 = 3, and what the state reached is sold for counts an eighth."""
     env = on_the_line(Option(advance, length=3), Option(advance, length=1))
     society, params = society_that_bids(env, BIDS, mechanism)
@@ -87,7 +87,7 @@ def test_the_utility_of_an_option_of_three_steps(mechanism, price, resale):
     assert rows.episode_length.tolist() == [3, 4]
     sale = {"bb": 0.7, "vickrey": 0.2, "ccv": 0.2, "env": 0}[mechanism]  # what option 1 pays for state 3
     np.testing.assert_allclose(rows.price, [price, sale], rtol=1e-6)
-    np.testing.assert_allclose(settle(rows, GAMMA).utility, [3 + resale / 8 - price, 8 - sale], rtol=1e-6)
+    np.testing.assert_allclose(settle(rows, GAMMA).utility, [3 + payout / 8 - price, 8 - sale], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("time_limits", "expected"), [("shadow", 2 + 0.1 / 4 - 0.4), ("terminal", 2 - 0.4)])

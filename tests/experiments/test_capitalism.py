@@ -80,12 +80,12 @@ def by_loops(market, p, x, labels, terms, informed=True):
     price, maker, _ = auction(HIDDEN, x)
     h = functions[int(p.agents.structure.activation[maker])](forward(p.agents.hidden[maker], x))
     h[:, int(p.agents.structure.width[maker]) :] = 0
-    resale, reader, expected = auction(READOUT, h)
+    payout, reader, expected = auction(READOUT, h)
     right = softmax(forward(p.agents.readout[reader], h))[np.arange(len(labels)), labels].mean()
     reward = right if informed else 1 / 3
-    wealth[maker] += resale - price
-    wealth[reader] += reward - resale
-    earns[maker] += market.memory * (resale - earns[maker])
+    wealth[maker] += payout - price
+    wealth[reader] += reward - payout
+    earns[maker] += market.memory * (payout - earns[maker])
     earns[reader] += market.memory * (reward / expected - earns[reader])
     return [w * (1 - float(terms.levy)) for w in wealth], earns, reward, price, (maker, reader)
 

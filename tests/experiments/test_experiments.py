@@ -66,7 +66,7 @@ def test_on_chain_vickrey_pays_for_overbidding():
     assert seat.gain(strategy(seat, own=5, other=1)) == pytest.approx(16.43, abs=0.01)
     assert seat.gain(seat.truth) == 0
     left = Seat(Chain(), MECHANISMS["vickrey"], 2, 0, horizon=20)
-    # The agent that goes left never ends the episode: 19 resales of 1 for the first state, the 20th is never paid.
+    # The agent that goes left never ends the episode: 19 payouts of 1 for the first state, the 20th is never paid.
     loop = [0.99 * (t < 19) - 0.8 * 0.99**4 for t in range(20)]
     assert left.best_gain(0, 1) == pytest.approx(sum(0.99**t * u for t, u in enumerate(loop)), rel=0.2)
     assert left.best_gain(0, 1) > 3
@@ -92,8 +92,8 @@ def test_a_seat_is_worth_what_a_plain_simulation_earns(mechanism, clones):
             winner = winner[rng.integers(len(winner))]
             second = max(offer for b, offer in offers.items() if b != winner)
             price = {"bb": top, "vickrey": second, "ccv": second, "env": 0.0}[mechanism]
-            resale = {"bb": top, "vickrey": top, "ccv": second, "env": 0.0}[mechanism]
-            total += mdp.gamma**t * (resale * (owner == (me, 0)))
+            payout = {"bb": top, "vickrey": top, "ccv": second, "env": 0.0}[mechanism]
+            total += mdp.gamma**t * (payout * (owner == (me, 0)))
             if winner == (me, 0):
                 total += mdp.gamma**t * (mdp.rewards[state, me] - price)
             state, owner = rng.choice(3, p=mdp.transitions[state, winner[0]]), winner

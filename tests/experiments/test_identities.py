@@ -87,11 +87,11 @@ def test_the_leak_by_hand():
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=lambda m: m.name)
-def test_expected_resale_is_the_mean_over_who_wins(mechanism):
+def test_expected_payout_is_the_mean_over_who_wins(mechanism):
     bids, epsilon = jnp.array([0.3, 0.9, 0.5]), 0.3
     own = {"bb": bids, "vickrey": [0.9] * 3, "ccv": [0.9, 0.5, 0.9], "env": [0.0] * 3}[mechanism.name]
     expected = 0.7 * own[1] + 0.3 * np.mean(own)
-    assert identities.expected_resale(mechanism, bids, epsilon) == pytest.approx(float(expected))
+    assert identities.expected_payout(mechanism, bids, epsilon) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -57,7 +57,7 @@ def test_every_line_is_a_market_of_its_own():
             sold = right and stage == ENV.stages - 1
             pieces[line] = stage + 1 if right and not sold else 0
             np.testing.assert_array_equal(sales.stage[t, line], np.eye(ENV.stages)[stage])
-            assert sales.price[t, line] == sales.resale[t, line] == values[winner, stage]
+            assert sales.price[t, line] == sales.payout[t, line] == values[winner, stage]
             assert sales.reward[t, line] == (1.0 if sold else 0.0 if right else -0.25)
             assert np.asarray(sales.won[t]).reshape(JOBS, CLONES)[list(jobs)].sum(1).tolist() == [
                 float(job == winner) for job in jobs
@@ -119,7 +119,7 @@ def test_settlement_is_a_loop_over_sales():
         stage=jnp.zeros((rounds, 2, 3)),
         won=jnp.zeros((rounds, 4)),
         price=jnp.asarray(price),
-        resale=jnp.asarray(price + 0.5),
+        payout=jnp.asarray(price + 0.5),
         reward=jnp.asarray(reward),
         outbid=jnp.asarray(outbid),
     )
@@ -131,8 +131,8 @@ def test_settlement_is_a_loop_over_sales():
         expected = 0.0
         for t in range(rounds - 2, -1, -1):
             share = 0 if t == rounds - 2 or outbid[t + 1, line] else 0.6
-            resale = price[t + 1, line] + 0.5
-            expected = reward[t, line] + GAMMA * ((1 - share) * resale + share * expected)
+            payout = price[t + 1, line] + 0.5
+            expected = reward[t, line] + GAMMA * ((1 - share) * payout + share * expected)
             np.testing.assert_allclose(found[t, line], expected, rtol=1e-5)
 
 

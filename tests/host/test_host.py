@@ -205,7 +205,7 @@ def test_every_change_of_wealth_is_in_the_ledger_to_the_last_bit(wealth, mechani
 def test_prices_are_in_double_precision():
     market = counting([constant("ann", 0.1, wealth=0.3), constant("bob", 0.1 - 1e-12)], mechanism="vickrey")
     (step,) = market.play(0, 1).steps
-    assert (step.auction.winner, step.auction.price, step.auction.resale) == ("ann", 0.1 - 1e-12, 0.1)
+    assert (step.auction.winner, step.auction.price, step.auction.payout) == ("ann", 0.1 - 1e-12, 0.1)
     assert 1e-13 < market.ledger.total("mint") < 1e-11
 
 
@@ -258,10 +258,10 @@ def test_an_agent_learns_its_purse_and_cannot_bid_above_it():
 
 
 def test_a_mechanism_of_ones_own_that_charges_more_than_it_can():
-    posted = Mechanism("posted", price=lambda o: jnp.asarray(5.0), resale=lambda o: jnp.asarray(5.0))
+    posted = Mechanism("posted", price=lambda o: jnp.asarray(5.0), payout=lambda o: jnp.asarray(5.0))
     market = counting([constant("ann", 0.5)], mechanism=posted)
     assert market.play(0, 1).steps[0].auction.price == 1.0
-    broken = Mechanism("broken", price=lambda o: o.winning_bid / 0, resale=lambda o: o.winning_bid)
+    broken = Mechanism("broken", price=lambda o: o.winning_bid / 0, payout=lambda o: o.winning_bid)
     market = counting([constant("ann", 0.5)], mechanism=broken)
     with pytest.raises(ValueError, match="price of 'broken' is inf"):
         market.play(0, 1)

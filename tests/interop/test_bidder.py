@@ -46,7 +46,7 @@ def sampling():
 
 @pytest.mark.parametrize("auction", ["ccv", pytest.param("sampling", marks=pytest.mark.slow)])
 def test_the_books_of_a_society_that_makes_the_same_bids(auction):
-    """Winners, prices, resales, states: as in `jaxmarket.step`; the return is the change of wealth, whatever is bid."""
+    """Winners, prices, payouts, states: as in `jaxmarket.step`; the return is the change of wealth, whatever is bid."""
     society, params = sampling() if auction == "sampling" else truthful(SHORT, MECHANISMS[auction], 2)
     me, levels = 2, (0.0, 0.7, 1.2, 3.0, 9.0)
     env = BidderEnv(society, params, me, levels)
@@ -76,10 +76,10 @@ def test_the_books_of_a_society_that_makes_the_same_bids(auction):
             assert float(outcome.bids[me]) == pytest.approx(levels[action])
             before, (theirs, row) = theirs, step(key, outcome.bids, theirs)
             assert int(outcome.winner) == int(row.outcome.winner)
-            assert float(info["price"]) == float(row.price) and float(info["resale"]) == float(row.resale)
-            assert float(money) == pytest.approx(float(row.wealth[me] - before.wealth[me]), abs=1e-5)
+            assert float(info["price"]) == float(row.price) and float(info["payout"]) == float(row.payout)
+            assert float(money) == pytest.approx(float(row.accounts.wealth[me] - before.accounts.wealth[me]), abs=1e-5)
             won_now = bool(row.outcome.winner == me)
-            by_hand = owns * float(row.resale) + won_now * (float(row.reward) - float(row.price))
+            by_hand = owns * float(row.payout) + won_now * (float(row.reward) - float(row.price))
             assert float(money) == pytest.approx(by_hand, abs=1e-5)
             owns = won_now
             np.testing.assert_array_equal(obs, [*row.next_obs, owns])
@@ -88,7 +88,7 @@ def test_the_books_of_a_society_that_makes_the_same_bids(auction):
             won.append(owns)
             if bool(row.done):
                 break
-        assert total == pytest.approx(float(theirs.wealth[me]), abs=1e-4)
+        assert total == pytest.approx(float(theirs.accounts.wealth[me]), abs=1e-4)
     assert 0 < sum(won) < len(won)
 
 

@@ -92,7 +92,7 @@ def test_objects_are_given_back_on_reading(tmp_path, small):
 
 @pytest.mark.slow
 def test_a_mechanism_of_ones_own_is_given_back_on_reading(tmp_path, small):
-    free = jaxmarket.Mechanism("free", price=lambda o: 0 * o.winning_bid, resale=lambda o: 0 * o.winning_bid)
+    free = jaxmarket.Mechanism("free", price=lambda o: 0 * o.winning_bid, payout=lambda o: 0 * o.winning_bid)
     fit(TrainConfig("Bandit-v0", auction=free, **small), jax.random.key(0), tmp_path / "run")
     with pytest.raises(ValueError, match="auction="):
         run_folder.read(tmp_path / "run")

@@ -17,7 +17,7 @@ from jaxmarket.cli import main
 from jaxmarket.runs import comparison, fitting, run_folder, sweeps
 from jaxmarket.runs.sweeps import Range, combinations, parse
 
-HALF = Mechanism("half", price=lambda o: o.winning_bid / 2, resale=lambda o: o.winning_bid / 2)
+HALF = Mechanism("half", price=lambda o: o.winning_bid / 2, payout=lambda o: o.winning_bid / 2)
 # Equal settings in all tests of this file share one compiled program.
 TINY = {"learner": "valuation", "seeds": 2, "steps": 1024, "instances": 4, "horizon": 8, "minibatch": 32}
 
@@ -250,7 +250,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, tmp_path, monkeypa
         ({"clones": [1, 2]}, {"seed": -1}, "seed: expected a whole number"),
         ({"clones": [1, 2]}, {"share": 0}, r"share: expected a number in \(0, 1\]"),
         (
-            {"auction": [HALF, dataclasses.replace(HALF, resale=abs)]},
+            {"auction": [HALF, dataclasses.replace(HALF, payout=abs)]},
             {},
             "got auction=half twice",
         ),

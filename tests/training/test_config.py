@@ -192,13 +192,13 @@ def test_widths_and_limits_of_numpy_and_jax():
 @pytest.mark.parametrize(
     "given",
     [
-        {"name": 3, "price": len, "resale": len},
-        {"name": "a", "price": 0, "resale": len},
-        {"name": "a", "price": len, "resale": None},
+        {"name": 3, "price": len, "payout": len},
+        {"name": "a", "price": 0, "payout": len},
+        {"name": "a", "price": len, "payout": None},
     ],
 )
 def test_a_mechanism_is_a_name_and_two_functions(given):
-    with pytest.raises(ValueError, match=r"^(name|price|resale): expected"):
+    with pytest.raises(ValueError, match=r"^(name|price|payout): expected"):
         auctions.Mechanism(**given)
 
 

@@ -203,7 +203,7 @@ def test_dropout_trains_and_never_empties_the_market():
 
 def test_custom_mechanism_and_environment_object():
     """An environment is an object, an auction two functions: nothing has to be registered."""
-    half = jaxmarket.Mechanism("half", price=lambda o: 0.5 * o.winning_bid, resale=lambda o: 0.5 * o.winning_bid)
+    half = jaxmarket.Mechanism("half", price=lambda o: 0.5 * o.winning_bid, payout=lambda o: 0.5 * o.winning_bid)
     mdp = FiniteMDP(P=[[[0.5, 0.5]], [[0.0, 1.0]]], R=[[1.0], [0.0]], gamma=0.9, start=[1.0, 0.0], horizon=8)
     config = TrainConfig(mdp, auction=half, learner="valuation", steps=4096, instances=8, horizon=16, minibatch=32)
     assert fit(config, jax.random.key(0)).summary["auction"] == "half"

@@ -322,6 +322,33 @@ def test_numbers_that_are_not_finite_end_the_search(solver, kind):
             assert int(found.certificate.iterations) < 250
 
 
+@pytest.mark.parametrize(("solver", "kind"), UNITS)
+@pytest.mark.parametrize("field", ["valuations", "wealth", "holdings", "prices"])
+def test_nan_is_an_error_outside_of_compiled_programs(solver, kind, field):
+    valuations, wealth, holdings = market(0, Linear if kind is Additive else kind)
+    if kind is Additive:
+        valuations = Additive(valuations.values)
+    given = {"valuations": valuations, "wealth": wealth, "holdings": holdings, "prices": jnp.ones(GOODS)}
+    leaves, tree = jax.tree.flatten(given[field])
+    leaves[-1] = leaves[-1].at[(1,) * leaves[-1].ndim].set(jnp.nan)
+    given[field] = jax.tree.unflatten(tree, leaves)
+    if kind is Additive and field in ("valuations", "wealth"):
+        assert jnp.isfinite(solver(**given).bundles).all(), "excluded from the auctions"
+        return
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        solver(**given)
+    if isinstance(solver, Tatonnement):
+        with pytest.raises(ValueError, match=f"^{field}:"):
+            solver.path(**given)
+
+
+@pytest.mark.parametrize(("solver", "kind"), [UNITS[0], UNITS[4]])
+def test_first_prices_are_one_for_each_good(solver, kind):
+    for wrong in (jnp.ones(GOODS + 1), jnp.ones((1, GOODS)), jnp.ones(GOODS, jnp.float16), [1.0] * GOODS):
+        with pytest.raises(ValueError, match=r"^prices:"):
+            solver(*market(0, kind), prices=wrong)
+
+
 def test_a_bidder_whose_wealth_is_not_a_number_does_not_bid():
     found = sold([[3.0], [5.0], [2.0]], wealth=[10, np.nan, 10])
     np.testing.assert_array_equal(found.bundles, [[1], [0], [0]])
@@ -584,9 +611,9 @@ def test_one_auction_for_each_good():
 
 def test_mechanisms_price_and_resale():
     bids = [[3.0], [2.0]]
-    for mechanism, price, resale in ((BUCKET_BRIGADE, 3, 3), (VICKREY, 2, 3), (CREDIT_CONSERVING_VICKREY, 2, 2)):
+    for mechanism, price, payout in ((BUCKET_BRIGADE, 3, 3), (VICKREY, 2, 3), (CREDIT_CONSERVING_VICKREY, 2, 2)):
         found = sold(bids, mechanism=mechanism)
-        assert (float(found.prices[0]), float(found.resale[0])) == (price, resale)
+        assert (float(found.prices[0]), float(found.payout[0])) == (price, payout)
 
 
 def test_bids_shrink_to_what_the_purse_holds():
@@ -638,7 +665,7 @@ def test_an_explorer_pays_no_more_than_it_has():
 
 
 def test_a_mechanism_of_ones_own():
-    half = Mechanism("half", price=lambda o: o.winning_bid / 2, resale=lambda o: o.winning_bid / 2)
+    half = Mechanism("half", price=lambda o: o.winning_bid / 2, payout=lambda o: o.winning_bid / 2)
     assert float(sold([[3.0], [2.0]], mechanism=half).prices[0]) == 1.5
     assert float(sold([[3.0], [2.0]], mechanism=half).certificate.gap) > 0, "below the second bid others would buy"
 
