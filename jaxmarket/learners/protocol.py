@@ -19,6 +19,7 @@ from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.validation import numbers
 
 __all__ = [
+    "EXPERIENCE_AXES",
     "UNBOUND",
     "Experience",
     "Hyperparameters",
@@ -51,6 +52,10 @@ class Experience(struct.PyTreeNode):
     won: Array  # bool [R, N]
     price: Array  # f [R, N] paid; 0 for losers
     utility: Array  # f [R, N] earned; 0 for losers
+
+
+EXPERIENCE_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]
+"""Axes of modules in an `Experience` of several, for `jax.vmap`: all see the same observations."""
 
 
 class Hyperparameters(struct.PyTreeNode):

@@ -36,11 +36,25 @@ from jaxmarket.training.society import SocietyTraining
 from jaxmarket.validation import choice, flag, given, number, whole, widths
 
 if TYPE_CHECKING:
-    Agent, Auction, Bids, LearnerLike = str | AgentKind, str | Mechanism, str | Head, str | Learner
+    AgentLike = str | AgentKind
+    AuctionLike = str | Mechanism
+    BidsLike = str | Head
+    LearnerLike = str | Learner
 else:
-    Agent = Auction = Bids = LearnerLike = str  # the command line reads these annotations, and takes names
+    AgentLike = AuctionLike = BidsLike = LearnerLike = str  # the command line reads these annotations, and takes names
 
-__all__ = ["AGENTS", "ALIASES", "HEADS", "PRESETS", "TrainConfig", "accepts", "check_config", "plain_setting"]
+__all__ = [
+    "AGENTS",
+    "ALIASES",
+    "HEADS",
+    "OF_HEADS",
+    "OF_LEARNERS",
+    "PRESETS",
+    "TrainConfig",
+    "accepts",
+    "check_config",
+    "plain_setting",
+]
 
 AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith}
 """Aliases of kinds of agents."""
@@ -75,7 +89,8 @@ _DEFAULTS: dict[str, Any] = {
     "dropout": 0.0,
     "reserve": 0.0,
 }
-_LARGE_IMAGE = 16
+_ROWS = 50  # of metrics of a run
+_LARGE_IMAGE = 16  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +148,8 @@ class TrainConfig:
 
     env: Any
     _: dataclasses.KW_ONLY
-    agent: Agent = "society"
-    auction: Auction | None = None
+    agent: AgentLike = "society"
+    auction: AuctionLike | None = None
     learner: LearnerLike = "ppo"
     clones: int | None = None
     seeds: int = 1
@@ -155,7 +170,7 @@ class TrainConfig:
     exploration_final: float | None = None
     dropout: float | None = None
     reserve: float | None = None
-    bids: Bids | None = None
+    bids: BidsLike | None = None
     bid_low: float | None = None
     bid_high: float | None = None
     hidden: tuple[int, ...] | None = None
@@ -212,20 +227,20 @@ def _resolve(config: TrainConfig) -> Settings:
     for field in unused:
         if field in said:
             raise ValueError(f"{field}: agent {_label(config.agent)} has no such setting; leave it out")
-    learner, numbers = _component("learner", config.learner, said, _OF_LEARNERS)
+    learner, numbers = _component("learner", config.learner, said, OF_LEARNERS)
     defaults = _DEFAULTS | {"gamma": 0.99 if adapter.gamma is None else adapter.gamma}
     defaults = defaults | dict(getattr(learner, "defaults", {})) | dict(getattr(agent, "defaults", {}))
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
     limits = {name: said[name] for name in ("bid_low", "bid_high") if name in said}
-    head, bounds = _component("bids", chosen["bids"], limits, _OF_HEADS)
-    values = getattr(learner, "estimates_values", None)
-    if "bids" not in unused and values is not None and values != isinstance(head, ValueHead):
+    head, bounds = _component("bids", chosen["bids"], limits, OF_HEADS)
+    by_value = getattr(learner, "estimates_values", None)
+    if "bids" not in unused and by_value is not None and by_value != isinstance(head, ValueHead):
         raise ValueError(
-            f"bids: learner {_label(config.learner)} cannot train {_label(chosen['bids'])} bids; valuation takes value, "
-            "ppo and reinforce take kumaraswamy or beta"
+            f"bids: learner {_label(config.learner)} cannot train {_label(chosen['bids'])} bids; valuation takes "
+            "value, ppo and reinforce take kumaraswamy or beta"
         )
-    torso, layers = _torso(config, adapter, table=bool(values))
+    torso, layers = _torso(config, adapter, table=bool(by_value))
     society = Society(
         env=adapter,
         policy=BidPolicy(torso=torso, head=head),
@@ -236,36 +251,34 @@ def _resolve(config: TrainConfig) -> Settings:
     )
     value_torso = mlp(*torso.hidden) if not torso.convolutions else torso
     learner = learner.bind(society.policy, ValueNetwork(value_torso))
-    names = {f.name for f in dataclasses.fields(Settings)}
-    effective = (
-        {"env": config.env, "agent": config.agent, "learner": config.learner, "seeds": config.seeds}
+    updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
+    chosen["log_every"] = min(updates, chosen["log_every"] or -(-updates // _ROWS))
+    values = (
+        {"env": config.env, "seeds": config.seeds, "preset": config.preset}
         | chosen
+        | {"agent": _alias("agent", config.agent), "auction": _alias("auction", chosen["auction"])}
+        | {"learner": _alias("learner", config.learner, numbers), "bids": _alias("bids", chosen["bids"], bounds)}
         | {name: getattr(learner, own) for name, own in numbers.items()}
-        | {name: limit for name, own in bounds.items() if _finite(limit := getattr(head, own))}
+        | {name: limit for name, own in bounds.items() if _set(limit := getattr(head, own))}
         | layers
     )
-    if config.preset is not None:
-        effective["preset"] = config.preset
+    order = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in unused]
+    names = {f.name for f in dataclasses.fields(Settings)}
     settings = Settings(
         adapter=adapter,
         agent=agent,
         society=society,
         learner=learner,
         seeds=config.seeds,
+        updates_per_chunk=chosen["log_every"],
+        values={name: values[name] for name in order if values.get(name) is not None},
         **{name: value for name, value in chosen.items() if name in names},
-        values={},
     )
-    effective["log_every"] = settings.updates_per_chunk
-    order = [f.name for f in dataclasses.fields(TrainConfig)]
-    shown = {name: effective[name] for name in order if name in effective and name not in unused}
-    settings = dataclasses.replace(settings, values=shown)
     _check(settings)
     return settings
 
 
-def _component(
-    field: str, value: Any, said: Mapping[str, Any], names: Mapping[str, str]
-) -> tuple[Any, dict[str, Any]]:
+def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
     """The learner or bid head, built from its alias and the flat settings that are its fields.
 
     Args:
@@ -294,12 +307,13 @@ def _component(
     for name, setting in numeric_settings(found).items() if fields else ():
         if setting is not None:
             number(f"{field}.{name}", setting)
-    plain = {own: plain_setting(name, setting) for name, own in flat.items() if (setting := getattr(found, own)) is not None and _finite(setting)}
-    return dataclasses.replace(found, **plain) if plain else found, flat
+    plain = {own: plain_setting(name, setting) for name, own in flat.items() if _set(setting := getattr(found, own))}
+    return (dataclasses.replace(found, **plain) if plain else found), flat  # type: ignore[type-var]
 
 
-def _finite(value: Any) -> bool:
-    return not (isinstance(value, float) and math.isinf(value))
+def _set(value: Any) -> bool:
+    """Whether a field has a value, and not None or an infinite bound."""
+    return value is not None and not (isinstance(value, float) and math.isinf(value))
 
 
 def _made(field: str, value: Any) -> Any:
@@ -316,6 +330,19 @@ def _made(field: str, value: Any) -> Any:
             f"the command line --import {module})"
         )
     return found
+
+
+def _alias(field: str, value: Any, flat: Mapping[str, str] | None = None) -> Any:
+    """The alias of an object that equals one of ours but for fields that are settings; else the value itself."""
+    for alias, known in ALIASES[field].items():
+        if value is known:
+            return alias
+        if flat is not None and type(value) is known:
+            default = known()
+            own = {name: getattr(default, name) for name in flat.values()}
+            if dataclasses.replace(value, **own) == default:
+                return alias
+    return value
 
 
 def _label(value: Any) -> str:
@@ -411,10 +438,10 @@ def check_config(config: Any) -> TrainConfig:
     raise ValueError(f"config: expected a TrainConfig, got {given(config)}; write {write}")
 
 
-_OF_LEARNERS = {
+OF_LEARNERS = {
     name: name for name in ("minibatch", "epochs", "learning_rate", "value_learning_rate", "entropy", "clip")
 }
-_OF_HEADS = {"bid_low": "low", "bid_high": "high"}
+OF_HEADS = {"bid_low": "low", "bid_high": "high"}
 """Fields of bid heads by setting; those of learners have the names of their settings."""
 _ATTRIBUTES = {
     "env": ("reset", "step"),

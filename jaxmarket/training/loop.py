@@ -17,8 +17,8 @@ def train(
 ) -> tuple[PyTree, dict[str, Array]]:
     """The whole run of one seed as one pure function.
 
-    ``jax.jit(train, static_argnums=0)`` it; ``jax.vmap(lambda key: train(config, key))(keys)`` runs many seeds. To sweep
-    over a traced setting with one compilation, map over ``hyper``::
+    ``jax.jit(train, static_argnums=0)`` it; ``jax.vmap(lambda key: train(config, key))(keys)`` runs many seeds. To
+    sweep over a traced setting with one compilation, map over ``hyper``::
 
         hyper = config.settings.hyperparameters
         jax.vmap(lambda rate: train(config, key, hyper.replace(learning_rate=rate)))(rates)

@@ -371,6 +371,11 @@ class MonolithState(struct.PyTreeNode):
     update: Array  # i32 [] updates done
 
 
+_PARTITION = MonolithState(
+    learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS)  # type: ignore[arg-type]
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Monolith:
     """The static part of a monolithic agent's training, a `jaxmarket.training.trainable.Trainable`.
@@ -395,11 +400,6 @@ class Monolith:
         *("exploration", "exploration_final", "dropout", "reserve", "bid_low", "bid_high"),
     )
     defaults: ClassVar[Mapping[str, Any]] = {"trace_decay": 0.95}
-    states: ClassVar[None] = None
-    module_axis: ClassVar[bool] = False
-    partition: ClassVar[MonolithState] = MonolithState(
-        learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS)  # type: ignore[arg-type]
-    )  # fmt: skip
 
     @classmethod
     def of(
@@ -447,6 +447,20 @@ class Monolith:
             updates_per_chunk=settings.updates_per_chunk,
             chunks=settings.chunks,
         )
+
+    @property
+    def states(self) -> None:
+        """None: the metrics of a monolithic agent contain no bids."""
+
+    @property
+    def module_axis(self) -> bool:
+        """False: there is one network."""
+        return False
+
+    @property
+    def partition(self) -> MonolithState:
+        """How a state with a leading axis of seeds is laid out over a mesh."""
+        return _PARTITION
 
     @property
     def initializer(self) -> Self:
@@ -499,9 +513,7 @@ class Monolith:
         sums = total(jax.tree.map(lambda x: x.sum(0), sums), self.learner.axis)
         return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
 
-    def _update(
-        self, state: MonolithState, env_params: PyTree, hyper: Hyperparameters
-    ) -> tuple[MonolithState, Totals]:
+    def _update(self, state: MonolithState, env_params: PyTree, hyper: Hyperparameters) -> tuple[MonolithState, Totals]:
         learner, steps = self.learner, self.horizon
         key_act, key_env, key = jax.random.split(state.key, 3)
 
@@ -537,6 +549,7 @@ class Monolith:
         progress = state.update / jnp.asarray(hyper.updates, real())
         after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
         return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)
+
 
 def parameters(learner_state: PyTree) -> int:
     """Numbers in the policy and value networks of a `PPO` state, of all modules together."""

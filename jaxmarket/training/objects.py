@@ -106,9 +106,10 @@ def restore(
         if key in objects:
             return objects[key]
     found, fields = find(name), entry.get("fields")
-    if found is not ABSENT and fields is None and not inspect.isroutine(found) and accepts(found):
+    whole = fields is None and not inspect.isroutine(found) and (field == "agent" or not inspect.isclass(found))
+    if found is not ABSENT and whole and accepts(found):
         return found
-    if isinstance(fields, Mapping) and inspect.isclass(found) and dataclasses.is_dataclass(found) and accepts(found):
+    if isinstance(fields, Mapping) and _is_frozen(found) and accepts(found):
         settable = {f.name for f in dataclasses.fields(found) if f.init}
         try:
             values = {key: _restore_value(f"{field}.{key}", value, objects) for key, value in fields.items()}
@@ -122,6 +123,11 @@ def restore(
         f"{field}: the run used the object {name}, which cannot be resolved here; import its module "
         f"(on the command line --import {module}), or pass objects={{{root!r}: ...}} in Python"
     )
+
+
+def _is_frozen(found: Any) -> bool:
+    """Whether it is a class of frozen dataclasses."""
+    return inspect.isclass(found) and dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
 def _restore_value(field: str, value: Any, objects: Mapping[str, Any]) -> Any:

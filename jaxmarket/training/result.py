@@ -38,17 +38,17 @@ class RunResult(Protocol):
 
     @property
     def q(self) -> np.ndarray | None:
-        """f [S, P], Q*, where the environment knows it."""
+        """F [S, P], Q*, where the environment knows it."""
         ...
 
     @property
     def bids(self) -> np.ndarray | None:
-        """f [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known."""
+        """F [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known."""
         ...
 
     @property
     def visited(self) -> np.ndarray | None:
-        """bool [seeds, S], states visited in the last tenth of training, where Q* is known."""
+        """Bool [seeds, S], states visited in the last tenth of training, where Q* is known."""
         ...
 
 

@@ -17,8 +17,6 @@ from jaxmarket.types import real
 
 __all__ = ["AgentKind", "Settings"]
 
-_CHUNKS = 50  # rows of metrics of a run, by default
-
 
 class AgentKind(Protocol):
     """What `TrainConfig` takes as ``agent``: a class of trainables, or an object that makes them.
@@ -49,7 +47,7 @@ class Settings:
         steps: auctions per seed.
         gamma: discount.
         instances, horizon: parallel instances per seed, and auctions of each per update.
-        log_every: updates per row of metrics that were asked for; 0 for a fiftieth of the run.
+        updates_per_chunk: updates per compiled call, each of which gives one row of metrics.
         time_limits: how settlement treats truncated episodes.
         trace_decay, exploration, exploration_final, dropout, reserve: the market's rules; 0 turns a rule off.
         values: the settings by name as `TrainConfig` takes them, with defaults filled in, without those that do not
@@ -65,7 +63,7 @@ class Settings:
     gamma: float
     instances: int
     horizon: int
-    log_every: int
+    updates_per_chunk: int
     time_limits: TimeLimits
     trace_decay: float
     exploration: float
@@ -78,11 +76,6 @@ class Settings:
     def updates(self) -> int:
         """Rollouts that make up ``steps``, rounded up."""
         return -(-self.steps // (self.instances * self.horizon))
-
-    @property
-    def updates_per_chunk(self) -> int:
-        """Updates per compiled call, each of which gives one row of metrics."""
-        return min(self.updates, self.log_every or -(-self.updates // _CHUNKS))
 
     @property
     def auctions_per_chunk(self) -> int:
@@ -115,6 +108,17 @@ class Settings:
         return self.agent.of(self)
 
     @property
+    def labels(self) -> dict[str, Any]:
+        """What identifies the kind of agent in the summary of a run; None where a setting does not apply."""
+        names = {
+            "agent": self.values["agent"],
+            "auction": self.values.get("auction"),
+            "learner": self.values["learner"],
+        }
+        names = {name: _label(value) for name, value in names.items()}
+        return names | {"clones": self.values.get("clones")}
+
+    @property
     def oracle(self) -> Oracle | None:
         """Q* and the optimal return at these settings' discount, where the trainable's metrics use them; else None."""
         q = None if self.trainable.states is None else self.adapter.optimal_q(self.gamma)
@@ -122,3 +126,10 @@ class Settings:
             return None
         best = self.adapter.optimal_return(self.gamma)
         return Oracle(q=jnp.asarray(q, real()), optimal_return=jnp.asarray(best, real()))
+
+
+def _label(value: Any) -> str | None:
+    """The alias, the name, or else the class of an object."""
+    if value is None or isinstance(value, str):
+        return value
+    return getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxmarket.collectives import INSTANCES, SEEDS, largest, mine, total
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Experience, Hyperparameters, Learner
-from jaxmarket.learners.protocol import shard, static_part
+from jaxmarket.learners.protocol import EXPERIENCE_AXES, shard, static_part
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
@@ -39,6 +38,11 @@ class TrainState(struct.PyTreeNode):
     key: Array
     update: Array  # i32 [] updates done
     visits: Array  # f [S] visits of each state during the last tenth of training; [0] if unknown
+
+
+_PARTITION = TrainState(
+    learner=P(SEEDS), market=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS), visits=P(SEEDS)  # type: ignore[arg-type]
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +85,6 @@ class SocietyTraining:
     states: int | None
     chunks: int = dataclasses.field(compare=False)
 
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    module_axis: ClassVar[bool] = True
-    partition: ClassVar[TrainState] = TrainState(
-        learner=P(SEEDS), market=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS), visits=P(SEEDS)  # type: ignore[arg-type]
-    )  # fmt: skip
-
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The training of the society that the settings describe."""
@@ -106,6 +104,16 @@ class SocietyTraining:
     def env(self) -> Adapter:
         """The environment."""
         return self.society.env
+
+    @property
+    def module_axis(self) -> bool:
+        """True: bidders of different modules have their own parameters."""
+        return True
+
+    @property
+    def partition(self) -> TrainState:
+        """How a state with a leading axis of seeds is laid out over a mesh."""
+        return _PARTITION
 
     @property
     def initializer(self) -> Self:
@@ -180,7 +188,7 @@ class SocietyTraining:
         def learn(learner: PyTree, experience: Experience) -> tuple[PyTree, dict[str, Array]]:
             return self.learner.update(learner, experience, hyper, state.update, progress)
 
-        learner, _ = jax.vmap(learn, in_axes=(0, _AXES))(state.learner, experience)
+        learner, _ = jax.vmap(learn, in_axes=(0, EXPERIENCE_AXES))(state.learner, experience)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:
@@ -239,6 +247,3 @@ def module_experience(society: Society, trajectory: Transition, utility: Array) 
         price=by_module(per_bidder(t.price, winner, society.bidders)),
         utility=by_module(per_bidder(utility, winner, society.bidders)),
     )
-
-
-_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays

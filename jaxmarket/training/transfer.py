@@ -118,7 +118,9 @@ def parts(nets: NetworkParams, *, modules: bool) -> dict[str, np.ndarray]:
     return {f"module{m}/{name}": array[:, m] for m in range(leaves[0][1].shape[1]) for name, array in leaves}
 
 
-def weight_changes(before: NetworkParams, after: NetworkParams, *, modules: bool, moved_by: float = 0.1) -> list[dict[str, Any]]:
+def weight_changes(
+    before: NetworkParams, after: NetworkParams, *, modules: bool, moved_by: float = 0.1
+) -> list[dict[str, Any]]:
     """How far every part moved: a row per part and seed, and per seed one for all ``policies`` and one for ``all``.
 
     ``distance`` is |after - before| (Euclidean), ``change`` is |after - before| / |before|, ``moved`` the share of the

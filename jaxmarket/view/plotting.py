@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmarket.deep_market import Lineage, Round
-    from jaxmarket.runs.run_folder import SavedRun
-    from jaxmarket.training.result import FitResult
-
-    Result = FitResult | SavedRun
+    from jaxmarket.training.result import RunResult
 
 __all__ = [
     "draw_bids",
@@ -85,16 +82,16 @@ def words(text: str) -> str:
 _LONGEST = 80
 
 
-def _name(result: "Result") -> str:
+def _name(result: "RunResult") -> str:
     return " · ".join(words(result.summary[part] or "one agent") for part in ("env", "auction", "learner"))
 
 
-def draw_learning_curve(ax: "Axes", result: "Result") -> None:
+def draw_learning_curve(ax: "Axes", result: "RunResult") -> None:
     """Return against environment steps: every seed thin, their mean thick, the final greedy return dashed."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     returns = result.metrics["return_mean"]
-    steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
+    steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
     ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
     kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
@@ -119,7 +116,7 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
+def draw_bids(ax: "Axes", result: "RunResult", title: str | None = None) -> None:
     """Greedy bid of every primitive in every visited state (bars: spread over seeds) beside Q* (dashes)."""
     if result.q is None or result.bids is None or result.visited is None:
         raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")

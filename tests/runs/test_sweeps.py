@@ -298,7 +298,7 @@ def test_arrays_and_iterators_are_lists_of_values(make, monkeypatch, tmp_path):
     assert [(cell.name, cell.config.clones) for cell in cells] == [("clones=1", 1), ("clones=3", 3)]
     cells = planned({"gamma": make([0.25, 0.5]), "hidden": np.array([[4], [8]])}, monkeypatch, tmp_path)
     assert [cell.name for cell in cells][:2] == ["gamma=0.25,hidden=4", "gamma=0.25,hidden=8"]
-    assert {type(cell.config.gamma) for cell in cells} == {float}
+    assert {type(cell.config.settings.gamma) for cell in cells} == {float}
 
 
 def test_ranges_of_counts_are_whole_numbers(monkeypatch, tmp_path):
