@@ -4,11 +4,14 @@
 
 Trials alternate between every learner, a monolithic agent, a sweep, a reproduction and a run of two processes, and
 between the signals KILL, INT and TERM. Each trial runs a command in a separate process, sends it a signal at a random
-moment between its start and its end, and runs it again. In a quarter of the trials a second process is started on the
-same folder. Finally every result file must equal that of an uninterrupted run bit for bit: parameters, metrics (without
-lost or repeated rows), returns, bids, reports. No process may remain. The log has a line per trial.
+moment, and runs it again. In half of the trials the moment lies between the first file of results and the end, in the
+others between start and end. In a quarter of the trials a second process is started on the same folder. The exit code
+must be that of the signal, or 0. Finally every result file must equal that of an uninterrupted run bit for bit:
+parameters, metrics (without lost or repeated rows), returns, bids, reports. No process may remain. The log has a line
+per trial.
 
-``--self-check`` breaks a copy of the package in three ways, and fails unless each fault is detected.
+``--self-check`` breaks a copy of the package in three ways, and fails unless each fault is detected. It runs trials
+until one of them detects the fault.
 """
 
 import argparse
@@ -50,6 +53,9 @@ RUNS = {
 }
 KINDS = [*RUNS, "sweep", "reproduce", "launch"]
 SIGNALS = {"KILL": signal.SIGKILL, "INT": signal.SIGINT, "TERM": signal.SIGTERM}
+_ENDS = {  # exit codes of a command that is sent the signal; 0 if it ended first
+    name: (0, -number, 128 + number) for name, number in SIGNALS.items()
+}
 _TIMES = {"compile_seconds", "run_seconds", "steps_per_second", "steps/s", "compiled_now", "folder"}
 _REFUSED = ("is being written by", "holds a finished run", "holds an unfinished run", "holds an interrupted run")
 
@@ -61,7 +67,7 @@ def reproduce(folder: str) -> None:
     from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
     from jaxmarket.experiments.economies import grow  # noqa: PLC0415
     from jaxmarket.experiments.report import Options, Report  # noqa: PLC0415
-    from jaxmarket.runs.estimates import Sheet  # noqa: PLC0415
+    from jaxmarket.runs.estimates import ResultTable  # noqa: PLC0415
     from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
 
     def run(options: Options) -> Report:
@@ -74,11 +80,11 @@ def reproduce(folder: str) -> None:
         rows = [{"condition": name, "return": found[name].summary["return_mean"]} for name in sorted(found)]
         plan = plans("multiplexer", quick=True)[0]
         market = dataclasses.replace(plan.market, capacity=64, instances=4)
-        plan = dataclasses.replace(plan, market=market, living=32, rounds=400, chunks=40)
+        plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
         told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
         (grown,) = grow([plan], accuracy, **told).values()
         rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]
-        return Report({}, [Sheet("table", "", rows)], [], {})
+        return Report({}, [ResultTable("table", "", rows)], [], {})
 
     experiments.EXPERIMENTS["small"] = experiments.Experiment("a small one", "none", run, quick_seeds=2)
     main(["reproduce", "small", "--out", folder])
@@ -148,12 +154,22 @@ class Trial:
 
     kind: str
     signal: str
-    moment: float  # of the seconds that the command takes
-    second: float | None  # when, likewise
+    aimed: bool  # whether the moment is after the first file of results
+    moment: float  # of the seconds that the command takes, or takes from then on
+    second: float | None  # of the seconds that it takes, or takes until then
     every: float  # seconds between checkpoints
 
 
-def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], env: dict[str, str]) -> tuple[str, str]:
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """An uninterrupted command."""
+
+    seconds: float
+    begun: float  # seconds until the first file of results
+    ending: dict[str, str]
+
+
+def attempt(trial: Trial, folder: Path, whole: Whole, env: dict[str, str]) -> tuple[str, str]:
     """Interrupt a command, resume it, and compare: the state at the signal, and the errors ("" if there are none)."""
     wrong = []
     begun = command(trial.kind, folder, resume=False, every=trial.every)
@@ -162,17 +178,19 @@ def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], 
     first = subprocess.Popen(begun, **quiet)
     second = None
     if trial.second is not None:
-        _until(began + trial.second * seconds)
+        _until(began + trial.second * (whole.begun if trial.aimed else whole.seconds))
         second = subprocess.Popen(begun, **quiet)
-    _until(began + trial.moment * seconds)
+    if trial.aimed:
+        while first.poll() is None and not _has_results(folder):
+            time.sleep(0.01)
+        time.sleep(trial.moment * (whole.seconds - whole.begun))
+    else:
+        _until(began + trial.moment * whole.seconds)
     where = _where(folder) if first.poll() is None else "after its end"
     first.send_signal(SIGNALS[trial.signal])
     error = first.communicate(timeout=600)[1]
-    # Ctrl-C while Python imports ends with Python's own traceback: there is no folder yet, and nothing to lose.
-    importing = trial.signal == "INT" and where == "before its folder" and "KeyboardInterrupt" in error
-    if "Traceback" in error and not importing:
-        before, _, after = error.partition("Traceback")
-        wrong.append(f"traceback: {' | '.join([*before.splitlines()[-1:], *after.splitlines()])}")
+    wrong += _misbehaved(trial, where, first.returncode, error)
+    where += f", exit code {first.returncode}"
     if second is not None:
         error = second.communicate(timeout=600)[1]
         if second.returncode != 0 and not any(reason in error for reason in _REFUSED):
@@ -189,7 +207,7 @@ def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], 
     done = run(trial.kind, folder, env, resume=again)
     if done.returncode:
         wrong.append(f"called again, exit code {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}")
-    found = ending(folder)
+    found, wanted = ending(folder), whole.ending
     differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differ:
         wrong.append(f"other bits: {', '.join(differ)}")
@@ -197,8 +215,27 @@ def attempt(trial: Trial, folder: Path, seconds: float, wanted: dict[str, str], 
     return where, "; ".join(wrong)
 
 
+def _misbehaved(trial: Trial, where: str, code: int, error: str) -> list[str]:
+    """What is wrong with how a command ended that was sent a signal."""
+    # Ctrl-C while Python imports ends with Python's own traceback: there is no folder yet, and nothing to lose.
+    if trial.signal == "INT" and where.startswith("before its folder") and "KeyboardInterrupt" in error:
+        return []
+    wrong = []
+    if "Traceback" in error:
+        before, _, after = error.partition("Traceback")
+        wrong.append(f"traceback: {' | '.join([*before.splitlines()[-1:], *after.splitlines()])}")
+    refused = trial.second is not None and any(reason in error for reason in _REFUSED)
+    if code not in _ENDS[trial.signal] and not refused:
+        wrong.append(f"ended with {code}: {(error.splitlines() or [''])[-1]}")
+    return wrong
+
+
 def _until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.monotonic()))
+
+
+def _has_results(folder: Path) -> bool:
+    return any(path.suffix in (".csv", ".safetensors") for path in folder.rglob("*"))
 
 
 def _where(folder: Path) -> str:
@@ -217,43 +254,69 @@ def trials(kinds: list[str], count: int, seed: int, signals: list[str], share: f
     rng = random.Random(seed)
     found = []
     for i in range(count):
-        moment = rng.uniform(0, 1)
-        second = rng.uniform(0, moment) if rng.random() < share else None
+        aimed, moment = rng.random() < 0.5, rng.uniform(0, 1)
+        second = rng.uniform(0, 1 if aimed else moment) if rng.random() < share else None
         kind, sign = kinds[i % len(kinds)], signals[(i // len(kinds)) % len(signals)]
-        found.append(Trial(kind, sign, moment, second, every=rng.choice([0, 0.2])))
+        found.append(Trial(kind, sign, aimed, moment, second, every=rng.choice([0, 0.2])))
     return found
 
 
-def stress(wanted: list[Trial], work: Path, env: dict[str, str], jobs: int = 2, say: Any = print) -> list[str]:
-    """Run all trials: a line for each, and a last line with the count."""
-    # Compile first; otherwise most signals would arrive during compilation.
-    env = env | {"JAX_COMPILATION_CACHE_DIR": f"{work}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
-    endings, seconds = {}, {}
-    for kind in dict.fromkeys(trial.kind for trial in wanted):
+def undisturbed(kinds: list[str], work: Path, env: dict[str, str]) -> dict[str, Whole]:
+    """Run every kind twice, so that the second one finds its programs compiled.
+
+    Raises:
+        SystemExit: a command failed.
+    """
+    found = {}
+    for kind in kinds:
         for name in ("cold", "whole"):
-            began = time.monotonic()
-            done = run(kind, work / f"{kind}-{name}", env, resume=False)
-            if done.returncode:
-                raise SystemExit(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}")
-            seconds[kind] = time.monotonic() - began
-        endings[kind] = ending(work / f"{kind}-whole")
+            folder, began, begun = work / f"{kind}-{name}", time.monotonic(), None
+            with (work / "errors").open("w+") as errors:
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": errors, "env": env}
+                process = subprocess.Popen(command(kind, folder, resume=False), **quiet)
+                while process.poll() is None:
+                    if begun is None and _has_results(folder):
+                        begun = time.monotonic() - began
+                    time.sleep(0.01)
+                if process.returncode or begun is None:
+                    errors.seek(0)
+                    raise SystemExit(f"{kind}: exit code {process.returncode}\n{errors.read()[-3000:]}")
+            found[kind] = Whole(time.monotonic() - began, begun, ending(folder))
+    return found
+
+
+def stress(
+    wanted: list[Trial], work: Path, env: dict[str, str], jobs: int = 2, say: Any = print, *, until_wrong: bool = False
+) -> list[str]:
+    """Run trials, all or until one goes wrong: a line for each, and a last line with the count."""
+    # Compile first; otherwise most signals would arrive during compilation.
+    env = {"JAX_COMPILATION_CACHE_DIR": f"{work}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"} | env
+    whole = undisturbed(list(dict.fromkeys(trial.kind for trial in wanted)), work, env)
 
     def one(number: int) -> str:
         trial = wanted[number]
-        folder = work / f"trial-{number}"
-        where, wrong = attempt(trial, folder, seconds[trial.kind], endings[trial.kind], env)
-        text = (
-            f"{number + 1:4} {trial.kind:10} {trial.signal:4} at {trial.moment:4.0%}, {where}: {wrong or 'same bits'}"
-        )
+        where, wrong = attempt(trial, work / f"trial-{number}", whole[trial.kind], env)
+        moment = f"{trial.moment:4.0%} of {'the writing' if trial.aimed else 'the run'}"
+        text = f"{number + 1:4} {trial.kind:10} {trial.signal:4} at {moment}, {where}: {wrong or _FINE}"
         say(text, flush=True)
         return text
 
+    lines: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        lines = list(pool.map(one, range(len(wanted))))
-    same = sum(line.endswith(": same bits") for line in lines)
+        while len(lines) < len(wanted) and not (until_wrong and _noticed(lines)):
+            begun = len(lines)
+            lines += pool.map(one, range(begun, min(begun + jobs, len(wanted)) if until_wrong else len(wanted)))
+    same = len(lines) - len(_noticed(lines))
     lines.append(f"{same} of {len(lines)} ended with the same bits, no row lost or doubled, no process left")
     say(lines[-1], flush=True)
     return lines
+
+
+_FINE = "same bits"
+
+
+def _noticed(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.endswith(f": {_FINE}")]
 
 
 FAULTS = {
@@ -261,19 +324,19 @@ FAULTS = {
         "runs/fitting.py",
         "chunks = len(next(iter(metrics.values()), ()))",
         "chunks = max(0, len(next(iter(metrics.values()), ())) - 1)",
-        {"kinds": ["valuation"], "signals": ["KILL"], "share": 0.0},
+        {"kind": "valuation", "signal": "KILL"},
     ),
     "signals are not held back": (
         "runs/interrupts.py",
         "if threading.current_thread() is threading.main_thread():",
         "if False:",
-        {"kinds": ["valuation"], "signals": ["INT"], "share": 0.0},
+        {"kind": "valuation", "signal": "INT"},
     ),
     "a folder may have two writers": (
         "runs/files.py",
         "            _lock(handle, path)\n",
         "",
-        {"kinds": ["ppo"], "signals": ["KILL"], "share": 1.0},
+        {"kind": "ppo", "signal": "KILL", "second": True},
     ),
 }
 
@@ -290,15 +353,19 @@ def self_check(work: Path, seed: int) -> int:
         if old not in text:
             raise SystemExit(f"{name}: {file} no longer has the line to break")
         path.write_text(text.replace(old, new))
-        env = os.environ | {"PYTHONPATH": str(copy)}
-        chosen = trials(how["kinds"], 12, seed, how["signals"], how["share"])
-        chosen = [dataclasses.replace(trial, moment=0.5 + trial.moment / 2) for trial in chosen]
-        lines = stress(chosen, copy, env, say=lambda *_, **__: None)
-        noticed = [line for line in lines[:-1] if not line.endswith(": same bits")]
+        env = os.environ | {"PYTHONPATH": str(copy), "JAX_COMPILATION_CACHE_DIR": f"{work}/cache"}
+        chosen = trials([how["kind"]], 12, seed, [how["signal"]], share=how.get("second", 0))
+        # A second process must find the first one writing, which lasts until the signal; updates come early.
+        low, high = (0.7, 1) if how.get("second") else (0, 0.5)
+        chosen = [
+            dataclasses.replace(trial, aimed=True, moment=low + (high - low) * trial.moment, every=0.2)
+            for trial in chosen
+        ]
+        lines = stress(chosen, copy, env, say=lambda *_, **__: None, until_wrong=True)[:-1]
+        noticed = _noticed(lines)
         missed += not noticed
-        print(
-            f"{name}: {f'noticed {len(noticed)} times, e.g. {noticed[0].strip()}' if noticed else 'MISSED'}", flush=True
-        )
+        told = f"noticed in {len(noticed)} of {len(lines)} trials, e.g. {noticed[0].strip()}" if noticed else "MISSED"
+        print(f"{name}: {told}", flush=True)
     return missed
 
 
@@ -326,7 +393,7 @@ def main() -> None:
         lines = stress(chosen, Path(work), dict(os.environ), options.jobs)
     if options.log:
         options.log.write_text("\n".join(lines) + "\n")
-    sys.exit(any(not line.endswith(": same bits") for line in lines[:-1]))
+    sys.exit(len(_noticed(lines[:-1])) > 0)
 
 
 if __name__ == "__main__":

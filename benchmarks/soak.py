@@ -47,7 +47,7 @@ from jaxmarket import MECHANISMS, BidPolicy, Society, deep_market, environments,
 from jaxmarket import society as society_module
 from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
-from jaxmarket.deep_market import Tables, Terms
+from jaxmarket.deep_market import BidTables, Terms
 from jaxmarket.policies import KumaraswamyHead, linear
 from jaxmarket.types import Accounts, Array, PyTree, Transition, real
 from jaxmarket.wide_market import Additive, SealedBids
@@ -101,14 +101,14 @@ def society(mechanism: str) -> Soak:
 def deep() -> Soak:
     """Tables on Chain that pay rent, die poor, and are born."""
     env = environments.make("Chain-v0")[0]
-    market = deep_market.DeepMarket(env, Tables(states=6, actions=2), capacity=16, instances=INSTANCES)
-    terms, rounds, period = Terms(rent=0.01, allowance=0.5, bankruptcy=1e-3, patience=200.0), 8, 64
-    state = deep_market.open_market(market, jax.random.key(0), env.default_params)
+    market = deep_market.DeepMarket(env, BidTables(states=6, actions=2), capacity=16, instances=INSTANCES)
+    terms, rounds, period = Terms(rent=0.01, endowment=0.5, bankruptcy=1e-3, max_idle_steps=200.0), 8, 64
+    state = deep_market.init(market, jax.random.key(0), env.default_params)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, history = deep_market.run(
-            market, key, state, env.default_params, terms, rounds=rounds, period=period, cradles=2
+            market, key, state, env.default_params, terms, rounds=rounds, period=period, max_births=2
         )
         return state, {
             "accounts": jnp.concatenate([state.population.wealth, state.consumers]),

@@ -22,6 +22,7 @@ from jaxmarket.learners import LEARNERS
 from jaxmarket.runs import files, run_folder
 from jaxmarket.runs import processes as multi
 from jaxmarket.runs.fitting import evaluate_both, fit
+from jaxmarket.runs.interrupts import retained
 from jaxmarket.runs.sinks import LOGGERS
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
@@ -299,7 +300,7 @@ def compare(
 
     found = comparison.compare(folders, share=share, target=target)
     screen = Screen()
-    screen.print(*(sheet.table() for sheet in found.sheets()))
+    screen.print(*(table.as_rich() for table in found.tables()))
     if out is not None:
         with files.writing(out):
             plotting.save(found.figure(), out)
@@ -393,7 +394,7 @@ def sweep(
     except KeyboardInterrupt:
         _stop("interrupted; finished parts are kept, repeat the command to continue", 130)
     screen = Screen()
-    screen.print(*(sheet.table() for sheet in found.sheets()))
+    screen.print(*(table.as_rich() for table in found.tables()))
     screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
     screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
@@ -523,7 +524,8 @@ def _stop(message: str, code: int) -> NoReturn:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
     try:
-        app(arguments, console=Screen(), exit_on_error=False, print_error=False)
+        with retained():
+            app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
         words = sys.argv[1:] if arguments is None else arguments
         message = str(error)

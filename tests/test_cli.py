@@ -34,8 +34,8 @@ def test_evaluate_and_watch_a_saved_run(capsys, bandit_run):
     assert summary["greedy_return_mean"] == pytest.approx(0.8)
     main(["watch", str(bandit_run[1])])
     printed = capsys.readouterr().out
-    assert "house" in printed
-    assert "ends" in printed
+    assert "auctioneer" in printed
+    assert "terminated" in printed
     assert "0.800" in printed
 
 

@@ -23,7 +23,7 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
 from jaxmarket.validation import path, whole
@@ -35,7 +35,7 @@ __all__ = [
     "Experiment",
     "Options",
     "Report",
-    "Sheet",
+    "ResultTable",
     "Verdict",
     "interquartile_mean",
     "reproduce",

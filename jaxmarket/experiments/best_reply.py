@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
@@ -201,7 +201,7 @@ def _cases(options: Options) -> list[Case]:
     return [Case(*seat, options.seeds, settings) for seat in seats]
 
 
-def _one_auction(findings: list[Finding]) -> Sheet:
+def _one_auction(findings: list[Finding]) -> ResultTable:
     rows = []
     for finding in findings:
         case, others = finding.case, finding.exact.others[0]
@@ -218,7 +218,7 @@ def _one_auction(findings: list[Finding]) -> Sheet:
                 "trained gain": mean(finding.gains),
             }
         )
-    return Sheet(
+    return ResultTable(
         "one_auction",
         "one auction: what is bid, and what it gains over truth",
         rows,
@@ -232,7 +232,7 @@ def _worst(findings: list[Finding]) -> tuple[float, str]:
     trained = [mean(finding.gains) for finding in findings]
     top = trained[int(np.argmax([estimate.value for estimate in trained]))]
     most = float(np.maximum(best, top.value))
-    return most, f"best reply gains at most {best:.2g}, trained bidders at most {top.brief}"
+    return most, f"best reply gains at most {best:.2g}, trained bidders at most {top.plus_minus}"
 
 
 def _verdicts(findings: list[Finding]) -> list[Verdict]:
@@ -253,8 +253,8 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
             "one first-price auction: a solitary best bidder shades towards its rival's bid",
             rival < bids.low and bids.high < own and mean(shader.gains).low > _NOTHING,
             own - bids.value,
-            f"worth {own:.2f}, rival {rival:.2f}: trained bid {bids.brief}, best {shader.best[0, 0, 0]:.2f}; gain "
-            f"{mean(shader.gains).brief}, best {shader.best_gain:.3f}",
+            f"worth {own:.2f}, rival {rival:.2f}: trained bid {bids.plus_minus}, best {shader.best[0, 0, 0]:.2f}; gain "
+            f"{mean(shader.gains).plus_minus}, best {shader.best_gain:.3f}",
         ),
     ]  # fmt: skip
     if hopeless:
@@ -283,7 +283,7 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
                     bool(reached.all()) and min(f.best_gain for f in held) > _NOTHING,
                     float(np.mean([f.gains.mean() / f.best_gain for f in held])),
                     "; ".join(
-                        f"primitive {f.case.primitive} {mean(f.gains).brief} of {f.best_gain:,.2f}, "
+                        f"primitive {f.case.primitive} {mean(f.gains).plus_minus} of {f.best_gain:,.2f}, "
                         f"{tally(f.found)} seeds, {_shilling(f)}"
                         for f in held
                     ),
@@ -299,7 +299,8 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
                 max(f.best_gain for f in alone),
                 "Duality: "
                 + "; ".join(
-                    f"primitive {f.case.primitive} {mean(f.gains).brief} of {f.best_gain:,.2f}, {tally(f.found)} seeds"
+                    f"primitive {f.case.primitive} {mean(f.gains).plus_minus} of {f.best_gain:,.2f}, "
+                    f"{tally(f.found)} seeds"
                     for f in alone
                 ),
             )
@@ -395,8 +396,8 @@ def run(options: Options) -> Report:
     findings = [Finding(case, finished[case.name]) for case in cases]
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds, **cases[0].settings},
-        sheets=[
-            Sheet(
+        tables=[
+            ResultTable(
                 "gains",
                 "gain over truth, rivals bid Q*",
                 [finding.row() for finding in findings],
@@ -405,7 +406,7 @@ def run(options: Options) -> Report:
                 "found: seeds with 95% of the best reply's gain, or .001 less",
             ),
             _one_auction([f for f in findings if f.case.process == "Bandit"]),
-            Sheet(
+            ResultTable(
                 "wealth",
                 "change of wealth in an episode, undiscounted",
                 [finding.wealth_row() for finding in findings if finding.case.env.time_limits == "terminal"],

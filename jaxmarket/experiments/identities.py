@@ -38,7 +38,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict
 from jaxmarket.keys import key_of
 from jaxmarket.policies import BidPolicy, ValueHead, linear
 from jaxmarket.rollouts import play
@@ -406,7 +406,7 @@ def run(options: Options) -> Report:
     ax.axhline(_TOLERANCE, color="black", linewidth=0.8)
     ax.set(xlabel="process", ylabel="distance from TD(0)", title="bb with tax")
     ax.legend(frameon=False, fontsize=8)
-    sheet = Sheet(
+    table = ResultTable(
         "identities",
         "each auction beside the temporal-difference rule it is",
         rows,
@@ -419,7 +419,7 @@ def run(options: Options) -> Report:
     )
     return Report(
         settings={"processes": options.seeds, "sampled": effort, "quick": options.quick},
-        sheets=[sheet],
+        tables=[table],
         verdicts=verdicts,
         figures={"identities": fig},
     )

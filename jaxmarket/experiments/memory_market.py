@@ -24,12 +24,12 @@ from flax import struct
 from gymnax.environments.bsuite.memory_chain import MemoryChain
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, Population, Rules, Terms
+from jaxmarket.deep_market import ClassifierRules, DeepMarket, Population, Terms
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
@@ -150,26 +150,28 @@ def plans(world: str, quick: bool) -> list[Plan]:
     bare = adapt(inner)
     width = 3 if world == "MemoryChain" else 2 * len(COMPASS)
     if world == "MemoryChain":
-        terms = Terms(levy=1e-3, allowance=5.0, birth_rate=0.3, inheritance=0.1, mutants=0.5)
+        terms = Terms(wealth_tax=1e-3, endowment=5.0, birth_rate=0.3, inheritance=0.1, p_offspring=0.5)
         capacity, wildcards, living = 64, 0.3, 8
     else:
-        terms = Terms(levy=1e-3, exploration=0.02, allowance=8.0, birth_rate=0.5, inheritance=0.1, mutants=0.3)
+        terms = Terms(
+            wealth_tax=1e-3, exploration=0.02, endowment=8.0, birth_rate=0.5, inheritance=0.1, p_offspring=0.3
+        )
         capacity, wildcards, living = 128, 0.1, 64
     rounds = 3000 if quick else 16000
     chosen = []
     for name, env in (("memory", adapt(Memory(bare, 1))), ("no memory", bare)):
         bits = width + (name == "memory")
-        language = Rules(bits, env.num_actions, coefficient=0.4, wildcards=wildcards)
+        representation = ClassifierRules(bits, env.num_actions, coefficient=0.4, wildcards=wildcards)
         chosen.append(
             Plan(
                 name=f"{world}: {name}",
-                market=DeepMarket(env, language, capacity, 8),
-                terms=terms.replace(displace=True),
+                market=DeepMarket(env, representation, capacity, 8),
+                terms=terms.replace(replace_poorest=True),
                 rounds=rounds,
                 period=4,
-                cradles=2,
-                living=living,
-                wealth=float(terms.allowance),
+                max_births=2,
+                num_agents=living,
+                wealth=float(terms.endowment),
                 chunks=20,
                 settling=2,
             )
@@ -206,7 +208,7 @@ def _row(world: str, name: str, grown: Grown) -> dict[str, Any]:
         "ever solved": tally(np.isfinite(first)),
         "auctions till then": int(np.median(first[np.isfinite(first)])) if np.isfinite(first).any() else None,
         "while learning": _while_learning(grown).mean(),
-        "living": grown.rounds.living[:, -1].mean(),
+        "living": grown.rounds.num_agents[:, -1].mean(),
         "residual": residual(grown),
     }
 
@@ -342,8 +344,8 @@ def run(options: Options) -> Report:
             folder=options.folder / "markets",
         )
     rows = [_row(world, name, grown[f"{world}: {name}"]) for world in WORLDS for name in ("memory", "no memory")]
-    sheets = [
-        Sheet(
+    tables = [
+        ResultTable(
             "memory-market", f"one bit of memory, {options.seeds} seeds", rows,
             "return: frozen population, mean over all first states and seeds; bound: what can be reached at best\n"
             "solved: right from every first state, in the end · ever: at one of 20 measurements",
@@ -356,16 +358,16 @@ def run(options: Options) -> Report:
         final = memory.measured["return"][-1]
         # Among equals the one that has been right for longest.
         best = int(np.lexsort((memory.measured["return"].mean(0), final))[-1])
-        sheets.append(
-            Sheet(
+        tables.append(
+            ResultTable(
                 f"trace-{world.lower()}", f"{world}, seed {best}: who writes what (mean return {final[best]:.3f})",
                 _trace(world, memory, best, key_for(key_of(options.seed), "watch")),
                 "price: what the state is sold for · agent: who buys it, by ident · writes: what the bit is set to",
             )
         )  # fmt: skip
         figures[f"life-{world.lower()}"] = life(memory, best, f"{world} with one bit, seed {best}")
-    sheets.append(
-        Sheet(
+    tables.append(
+        ResultTable(
             "seeds", "every seed",
             [
                 {"world": world, "market": name, "seed": seed, "return": float(values[seed])}
@@ -384,4 +386,4 @@ def run(options: Options) -> Report:
         "terms": {world: terms_of(grown[f"{world}: memory"].plan.terms) for world in WORLDS},
         "conservation_residual": float(np.max([residual(each) for each in grown.values()])),
     }
-    return Report(settings=settings, sheets=sheets, verdicts=_verdicts(grown), figures=figures)
+    return Report(settings=settings, tables=tables, verdicts=_verdicts(grown), figures=figures)

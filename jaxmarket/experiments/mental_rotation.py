@@ -19,7 +19,7 @@ from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
 from jaxmarket.experiments import report, sweep
 from jaxmarket.experiments.arms import draw_curves
-from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.experiments.sweep import Condition
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.society import MarketPolicy
@@ -52,7 +52,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "society": {"learning_rate": 5e-4, "entropy": 0.03},
     "monolithic": {"learning_rate": 1e-3, "entropy": 0.03},
 }
-"""The best of each arm's grid: see the sheet ``tuning`` of a ``--full`` run."""
+"""The best of each arm's grid: see the table ``tuning`` of a ``--full`` run."""
 GRID = tuple(itertools.product((3e-4, 5e-4, 1e-3), (0.01, 0.03, 0.1)))
 """Policy learning rates and entropy weights tried for both arms alike, on seeds of their own."""
 _TUNING_KEY, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
@@ -415,8 +415,8 @@ def run(options: report.Options) -> Report:
         on_seed()
     bids = _bid_rows(env, plays["society"], examples)
     dynamic = env.depth == "dynamic"
-    sheets = [
-        Sheet(
+    result_tables = [
+        ResultTable(
             "accuracy",
             f"{title}: {len(examples[0]):,} held-out inputs, {options.seeds} seeds",
             _accuracy_rows(bounds, plays, examples),
@@ -427,18 +427,18 @@ def run(options: report.Options) -> Report:
             f"used: mean number of functions · {env.digits.source} digits: upright, the classifier reads "
             f"{env.reader.accuracy:.1%} of the held-out ones",
         ),
-        Sheet(
+        ResultTable(
             "combinations",
             "what was done to the digit, and who reads it again",
             _combination_rows(env, bounds, plays, examples),
             "undone: how often the society composes the exact inverse",
             aside=("none", "oracle", "usual program"),
         ),
-        Sheet("bids", "mean greedy bids on the way back", bids, shown=False),
+        ResultTable("bids", "mean greedy bids on the way back", bids, shown=False),
     ]
     if options.full:
-        sheets.append(
-            Sheet(
+        result_tables.append(
+            ResultTable(
                 "tuning",
                 f"the same grid for both arms: {_TUNING_SEEDS} seeds of their own, training digits",
                 _tuning(env, options),
@@ -462,7 +462,7 @@ def run(options: report.Options) -> Report:
             "components": env.components,
             **{f"{name}_settings": _BASE | TUNED[name] for name in ARMS},
         },
-        sheets=sheets,
+        tables=result_tables,
         verdicts=list(_verdicts(env, bounds, plays, examples)),
         figures={
             "learning_curves": _draw_curves(runs, bounds, dynamic),

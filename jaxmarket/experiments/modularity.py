@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
 from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, over_reached, steps_to, success_curve
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import Condition, train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs import fitting
@@ -396,8 +396,8 @@ def run(options: Options) -> Report:
         )
         for topology, change, task in cells
     ]
-    sheets = [
-        Sheet(
+    tables = [
+        ResultTable(
             "transfers",
             f"one decision of {FIRST} changes: {options.seeds} seeds, {_STEPS / 1000:.0f} k steps on each task",
             [row for transfer in transfers for row in transfer.rows()],
@@ -408,13 +408,13 @@ def run(options: Options) -> Report:
             "moved: share of the weights that moved by more than a tenth of their layer's root mean square",
             aside=("first", "k steps", "transfer", "change"),
         ),
-        Sheet(
+        ResultTable(
             "first", f"the first tasks, {FIRST}", list(_first_rows(transfers)), "success: in fresh episodes, sampled"
         ),
     ]
     if early:
-        sheets.append(
-            Sheet(
+        tables.append(
+            ResultTable(
                 "early",
                 f"{_EARLY / 1000:.0f} k steps into the transfer: how often a decision is right, sampled",
                 [row for transfer in transfers for row in transfer.early_rows()],
@@ -424,7 +424,7 @@ def run(options: Options) -> Report:
         )
     if options.full:
         note = "settings of the linear chain; best: soonest above 90% for good, success at least 99%"
-        sheets.append(Sheet("tuning", f"grids: {_TUNING_SEEDS} seeds of their own", tune(options), note))
+        tables.append(ResultTable("tuning", f"grids: {_TUNING_SEEDS} seeds of their own", tune(options), note))
     return Report(
         settings={
             "seeds": options.seeds,
@@ -438,7 +438,7 @@ def run(options: Options) -> Report:
             "arms": {arm: _summary(transfers, arm) for arm in ARMS}
             | {"hierarchical": dict.fromkeys(_POOLED) | {"tasks": {}, "note": "there are no options in these tasks"}},
         },
-        sheets=sheets,
+        tables=tables,
         verdicts=list(_verdicts(transfers)),
         figures={
             "transfers": _draw_transfers(transfers),

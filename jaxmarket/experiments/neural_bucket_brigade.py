@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_of
 from jaxmarket.networks.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
 from jaxmarket.runs.estimates import mean
@@ -388,7 +388,7 @@ def run(options: Options) -> Report:
             findings.append(measure(condition, options.seeds, options.seed, presentations))
             note = f"{condition.task}, {condition.setting}: {tally(np.isfinite(findings[-1].held))}"
             bar(len(findings), len(CONDITIONS), note)
-    table = Sheet(
+    table = ResultTable(
         "neural-bucket-brigade",
         f"presentations until it is solved, of {presentations:,}",
         [_row(finding) for finding in findings],
@@ -407,7 +407,7 @@ def run(options: Options) -> Report:
             "money",
         ),
     )
-    runs = Sheet(
+    runs = ResultTable(
         "runs", "every run", [row for finding in findings for row in _runs(finding)],
         "money: the sum of all weights; residual: its change that no flow explains, over the weight that moved",
         shown=False,
@@ -421,4 +421,4 @@ def run(options: Options) -> Report:
         "hold": HOLD,
         "conservation_residual": float(np.max([finding.residual.max() for finding in findings])),
     }
-    return Report(settings=settings, sheets=[table, runs], verdicts=_verdicts(findings), figures=_figures(findings))
+    return Report(settings=settings, tables=[table, runs], verdicts=_verdicts(findings), figures=_figures(findings))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxmarket import auctions
-from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
@@ -355,8 +355,8 @@ def run(env: str, options: Options) -> Report:
         for name in auctions.MECHANISMS
     }
     names = account_names(findings["tuned", "ccv", "cloned"].condition.config.settings.society)
-    sheets = [
-        Sheet(
+    tables = [
+        ResultTable(
             "conditions",
             f"{env}: {options.seeds} seeds per condition, optimum {optimum:.3f}",
             [finding.row() for finding in findings.values()],
@@ -367,10 +367,10 @@ def run(env: str, options: Options) -> Report:
             "minted: by the auctioneer, per auction · beta: the published settings with Beta bids, as published",
             aside=("updates", "greedy", "lowest", "every |bid-Q*|", "residual", "gini"),
         ),
-        Sheet("learning", f"{env}: sampled return at updates 50 to 500, cloned", list(_learning(env, findings)),
+        ResultTable("learning", f"{env}: sampled return at updates 50 to 500, cloned", list(_learning(env, findings)),
               "reference: an independent restatement of the released code, Beta bids, one seed"),
-        Sheet("bids", f"{env}: greedy bids", list(_bids(findings)), shown=False),
-        Sheet("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", [
+        ResultTable("bids", f"{env}: greedy bids", list(_bids(findings)), shown=False),
+        ResultTable("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", [
             {"auction": auction, "pays": names[i], "is paid": names[j], "money": float(amount)}
             for auction, table in money.items() for (i, j), amount in np.ndenumerate(table) if abs(amount) >= 0.0005
         ], shown=False),
@@ -387,7 +387,7 @@ def run(env: str, options: Options) -> Report:
             "conditions": len(wanted),
             **{c.settings: SETTINGS[c.settings] | {"steps": c.config.settings.steps} for c in wanted},
         },
-        sheets=sheets,
+        tables=tables,
         verdicts=list(_verdicts(findings)),
         figures={
             "learning_curves": _draw_curves(findings, env, optimum),

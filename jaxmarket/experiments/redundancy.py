@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmarket import evaluation
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files, fitting
@@ -240,7 +240,7 @@ def run(options: Options) -> Report:
         ax.set_xticks(range(len(cases)), cases)
         ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after training on")
         ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    sheet = Sheet(
+    table = ResultTable(
         "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
         "greedy return of fresh episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap\n"
         "any other: the worst removal of each seed · best bidder: highest greedy bid for the first state · "
@@ -248,4 +248,4 @@ def run(options: Options) -> Report:
         aside=("lowest", "lowest after", "optimal at once", "optimal after"),
     )  # fmt: skip
     settings = {"seeds": options.seeds, "quick": options.quick, "dropout": _DROPOUT, "tuned": SETTINGS["tuned"]}
-    return Report(settings=settings, sheets=[sheet], verdicts=verdicts, figures={"redundancy": fig})
+    return Report(settings=settings, tables=[table], verdicts=verdicts, figures={"redundancy": fig})

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from jaxmarket.runs import files
-from jaxmarket.runs.estimates import Estimate, Sheet, interquartile_mean
+from jaxmarket.runs.estimates import Estimate, ResultTable, interquartile_mean
 from jaxmarket.runs.run_folder import to_json
 from jaxmarket.view import plotting
 from jaxmarket.view.text import DataTable, Screen, cell
@@ -20,7 +20,7 @@ from jaxmarket.view.text import DataTable, Screen, cell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Estimate", "Options", "Report", "Sheet", "Verdict", "interquartile_mean", "tally"]
+__all__ = ["Estimate", "Options", "Report", "ResultTable", "Verdict", "interquartile_mean", "tally"]
 
 Standing = Literal["confirmed", "not confirmed", "not testable"]
 _STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red", "not testable": "yellow"}
@@ -71,10 +71,10 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome of one experiment; the first sheet is the table that matters most."""
+    """The outcome of one experiment; the first table is the table that matters most."""
 
     settings: dict[str, Any]
-    sheets: list[Sheet]
+    tables: list[ResultTable]
     verdicts: list[Verdict]
     figures: "dict[str, Figure]"
     name: str = ""
@@ -83,24 +83,24 @@ class Report:
     written: tuple[str, ...] = ()  # files in it
 
     def to_json(self) -> str:
-        """One line: the table, the other sheets, the verdicts, the settings."""
+        """One line: the table, the other tables, the verdicts, the settings."""
         return to_json(
             {
                 "experiment": self.name,
                 "source": self.source,
                 **self.settings,
-                "table": self.sheets[0].flat(),
-                "tables": {sheet.name: sheet.flat() for sheet in self.sheets[1:]},
+                "table": self.tables[0].as_rows(),
+                "tables": {table.name: table.as_rows() for table in self.tables[1:]},
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
             }
         )
 
     def write(self, folder: Path) -> "Report":
-        """Every sheet as CSV, every figure as PNG, all of it as ``report.json`` and as ``report.txt``."""
+        """Every table as CSV, every figure as PNG, all of it as ``report.json`` and as ``report.txt``."""
         written = []
-        for sheet in self.sheets:
-            path = folder / f"{sheet.name}.csv"
-            rows = sheet.flat()
+        for table in self.tables:
+            path = folder / f"{table.name}.csv"
+            rows = table.as_rows()
             files.write_rows(path, list(rows[0]), [list(row.values()) for row in rows])
             written.append(path.name)
         for name, fig in self.figures.items():
@@ -130,4 +130,4 @@ class Report:
         verdicts.add_column("", wrap=24)
         for verdict in self.verdicts:
             verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, verdict.evidence)
-        return Group(*head, *(sheet.table() for sheet in self.sheets if sheet.shown), verdicts)
+        return Group(*head, *(table.as_rich() for table in self.tables if table.shown), verdicts)

@@ -25,7 +25,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
-from jaxmarket.experiments.report import Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
@@ -177,7 +177,7 @@ def _chain_conditions(options: Options) -> dict[str, Condition]:
     return {f"{c.config.auction}, {c.settings}": c for c in wanted}
 
 
-def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
+def _explain(options: Options) -> tuple[ResultTable, list[Verdict]]:
     wanted = _chain_conditions(options)
     finished = train(list(wanted.values()), options, "Chain-v0")
     optimum = Chain().optimal_return()
@@ -200,7 +200,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
             "minted, own": float(own.mean()),
             "minted, other": float(others.mean()),
         }
-    sheet = Sheet(
+    table = ResultTable(
         "chain",
         "why vickrey fails on Chain (truth: bids of .77 to .80)",
         list(rows.values()),
@@ -211,7 +211,7 @@ def _explain(options: Options) -> tuple[Sheet, list[Verdict]]:
     fails, cured, noiseless = (rows[f"vickrey, {bids}"] for bids in ("noise-0.1", "contract", "noiseless"))
     own, other = fails["minted, own"], fails["minted, other"]
     all_seeds = f"{options.seeds}/{options.seeds}"
-    return sheet, [
+    return table, [
         Verdict.of(
             "vickrey with the paper's settings fails on Chain",
             fails["solved"] != all_seeds,
@@ -272,7 +272,7 @@ def run(options: Options) -> Report:
     conserved = float(max(gains["ccv"].max(), gains["bb"].max()))
     chain = next(row for row in rows if row["process"] == "Chain" and row["society"] == "cloned")
     dominant = {row["auction"]: row["dominant"] for row in one_shot}
-    sheet, explained = _explain(options)
+    table, explained = _explain(options)
     fig, (ax,) = plotting.figure(width=8)
     cloned = [row for row in rows if row["society"] == "cloned"]
     for i, auction in enumerate(MECHANISMS):
@@ -287,15 +287,15 @@ def run(options: Options) -> Report:
     ax.legend(frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds},
-        sheets=[
-            Sheet(
+        tables=[
+            ResultTable(
                 "episode", "gain of the best deviation over a whole episode, rivals bid Q*", rows,
                 "discounted utility above truth's, best of all bidders and of strategies over (state, is it mine?) "
                 f"with {_GRID} bid levels; on Chain and Bandit within the time limit, elsewhere for ever",
             ),
-            Sheet("one_shot", "gain of the best deviation in one auction", one_shot,
+            ResultTable("one_shot", "gain of the best deviation in one auction", one_shot,
                   "over any value and rival bid; expected: against the highest of three uniform bids"),
-            sheet,
+            table,
         ],
         verdicts=[
             Verdict.of(

@@ -28,7 +28,7 @@ from jaxmarket.experiments.arms import (
     steps_to,
     success_curve,
 )
-from jaxmarket.experiments.report import Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import Condition
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import play
@@ -86,7 +86,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "hierarchical": {"learning_rate": 1e-3, "entropy": 0.01},
     "flat": {"learning_rate": 1e-3, "entropy": 0.1},
 }
-"""The best of each arm's grid: see the sheet ``tuning`` of a ``--full`` run."""
+"""The best of each arm's grid: see the table ``tuning`` of a ``--full`` run."""
 for _name in EXPLORING:
     _kind = _name.removesuffix("-exploring")
     _BASE[_name], TUNED[_name] = _BASE[_kind], TUNED[_kind] | {"entropy": 0.1}
@@ -330,8 +330,8 @@ def run(options: report.Options) -> Report:
     played = watch(arms["society"].second)
     rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
     wasted = _waste(arms["society"].first, key_for(key_of(options.seed), "measurement"))
-    sheets = [
-        Sheet(
+    tables = [
+        ResultTable(
             "arms",
             f"Two Rooms: green, then blue from there; {options.seeds} seeds",
             [arm.row for arm in arms.values()],
@@ -344,7 +344,7 @@ def run(options: report.Options) -> Report:
             f"{wasted['trained']:.0%} after it",
             aside=("change",),
         ),
-        Sheet(
+        ResultTable(
             "options",
             "the options, trained once",
             [_option_row(what, "PPO", trained[task]) for what, task in OPTIONS.items()]
@@ -352,7 +352,7 @@ def run(options: report.Options) -> Report:
             "success, return: greedy, of the best seed, which is the one that is used\n"
             "optimum: the mean return of the shortest ways · k steps: thousands of steps to 90% success while learning",
         ),
-        Sheet(
+        ResultTable(
             "weights",
             "how far every part moved in the transfer",
             [{"arm": name, **row} for name, arm in arms.items() for row in arm.weights],
@@ -360,8 +360,8 @@ def run(options: report.Options) -> Report:
         ),
     ]
     if options.full:
-        sheets.append(
-            Sheet(
+        tables.append(
+            ResultTable(
                 "tuning",
                 f"the same grid for every arm: green task, {_TUNING_SEEDS} seeds of their own",
                 _tuning(trained, options),
@@ -383,7 +383,7 @@ def run(options: report.Options) -> Report:
             "option_settings": _OPTION,
             "society_option_settings": _SOCIETY_OPTION,
         },
-        sheets=sheets,
+        tables=tables,
         verdicts=list(_verdicts(trained, arms, nested)),
         figures={
             "learning_curves": _draw(arms),

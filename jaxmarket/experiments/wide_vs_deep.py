@@ -28,7 +28,7 @@ from jaxmarket import wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.arms import LEVEL, over_reached
-from jaxmarket.experiments.report import Estimate, Options, Report, Sheet, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
 from jaxmarket.learners.protocol import static_part
@@ -854,8 +854,8 @@ def run(options: Options) -> Report:
     most, order = lines[-1], [*ARMS, QUOTING]
     wide, quotes = curves["wide", most], curves[QUOTING, most]
     steps = _QUICK_STEPS if options.quick else _STEPS
-    sheets = [
-        Sheet(
+    tables = [
+        ResultTable(
             "wide-vs-deep", f"{options.seeds} seeds, {steps / 1000:.0f} k environment steps for every arm that learns",
             [_row(curves[arm, n]) for n in lines for arm in order if (arm, n) in curves],
             "a greedy episode in the end, over the own and over the parallel optimum; interquartile means over seeds\n"
@@ -864,12 +864,12 @@ def run(options: Options) -> Report:
             "to serial: to 90% of what can be earned one piece at a time\n"
             "on one line all PPO agents are the same",
         ),
-        Sheet(
+        ResultTable(
             "prices", f"prices of pieces by stage, {most} lines, discount {GAMMA}", _price_rows(wide, quotes),
             "learned: mean over lines; lowest, highest: of all lines and seeds\n"
             "quoted: by agents that know what they do",
         ),
-        Sheet(
+        ResultTable(
             "seeds", "every seed",
             [
                 {
@@ -884,8 +884,8 @@ def run(options: Options) -> Report:
     ]  # fmt: skip
     if options.full:
         note = "mean share of the optimum over all looks; the wide market takes over the deep one's settings"
-        sheets.append(
-            Sheet("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} seeds of their own", tune(), note)
+        tables.append(
+            ResultTable("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} seeds of their own", tune(), note)
         )
     env = SupplyChain(most)
     return Report(
@@ -901,7 +901,7 @@ def run(options: Options) -> Report:
             "settings": ARMS,
             "conservation_residual": float(np.max([c.residual for c in curves.values() if c.residual is not None])),
         },
-        sheets=sheets,
+        tables=tables,
         verdicts=list(_verdicts(curves)),
         figures={
             "steps": _draw_steps(curves),

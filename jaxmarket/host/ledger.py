@@ -9,9 +9,9 @@ from fractions import Fraction
 
 from jaxmarket.validation import number
 
-__all__ = ["HOUSE", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
+__all__ = ["AUCTIONEER", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 
-HOUSE = "house"
+AUCTIONEER = "auctioneer"
 """Owns what nobody has bought; receives rent."""
 
 MINT = "mint"
@@ -28,7 +28,7 @@ class Entry:
     Attributes:
         episode, step: when; both 0 for endowments.
         kind: ``endowment``, ``sale``, ``mint``, ``reward`` or ``rent``.
-        payer, payee: agents' names, `HOUSE`, `MINT` or `WORLD`; equal where an owner buys its own state.
+        payer, payee: agents' names, `AUCTIONEER`, `MINT` or `WORLD`; equal where an owner buys its own state.
         amount: a negative one flows backwards, as a negative reward does.
     """
 
@@ -83,7 +83,7 @@ class Ledger:
         """The balance of the account: the exact sum of ``ledger.of(account)``, rounded once."""
         return _rounded(self._exact.get(account, Fraction()))
 
-    def purse(self, account: str) -> float:
+    def budget(self, account: str) -> float:
         """The most it can pay: its balance, rounded down, or nothing for one in debt."""
         exact = self._exact.get(account, Fraction())
         if exact <= 0:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmarket.runs import files, run_folder
-from jaxmarket.runs.estimates import Estimate, Sheet, bands, difference, improvement, interquartile_mean, mean
+from jaxmarket.runs.estimates import (
+    Estimate,
+    ResultTable,
+    difference,
+    interquartile_mean,
+    mean,
+    mean_ci,
+    probability_of_improvement,
+)
 from jaxmarket.training.divergence import finite, spread
 from jaxmarket.validation import escaped
 from jaxmarket.view import plotting
@@ -58,7 +66,7 @@ class Outcome:
 
     def __repr__(self) -> str:
         stopped = ", interrupted" if self.interrupted else ""
-        reached = mean(self.kept).brief
+        reached = mean(self.kept).plus_minus
         return (
             f"Outcome({escaped(self.name)}: {escaped(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
         )
@@ -193,12 +201,12 @@ class Comparison:
                     "steps/s": run.steps_per_second,
                     "interquartile mean": interquartile_mean(run.kept) if len(run.kept) > 1 else mean(run.kept),
                     "minus first": _against(difference, run, first),
-                    "P(above first)": _against(improvement, run, first),
+                    "P(above first)": _against(probability_of_improvement, run, first),
                 }
             )
         return rows
 
-    def sheets(self, title: str | None = None) -> list[Sheet]:
+    def tables(self, title: str | None = None) -> list[ResultTable]:
         """What each run reached, and how it does against the first."""
         rows = self.rows()
         known = [set(label(run.settings, self.differing).split(",")) for run in self.runs]
@@ -229,8 +237,8 @@ class Comparison:
         # The settings may be many, and the name of a run already contains them.
         below = () if named else tuple(name for name in self.differing if name != "seeds")
         return [
-            Sheet("runs", title, rows, reached, aside=(*aside, *pairwise, *never), below=below),
-            Sheet("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone, *below)),
+            ResultTable("runs", title, rows, reached, aside=(*aside, *pairwise, *never), below=below),
+            ResultTable("against", f"against {self.runs[0].name}", rows, against, aside=(*aside, *alone, *below)),
         ]
 
     def figure(self) -> "Figure":
@@ -238,7 +246,7 @@ class Comparison:
         names = [run.name for run in self.runs]
         height = max(4.0, 1.2 + 0.28 * len(names))
         fig, (left, right) = plotting.figure(columns=2, height=height)
-        curves = {run.name: (run.steps.mean(1), *bands(run.learning)) for run in self.runs}
+        curves = {run.name: (run.steps.mean(1), *mean_ci(run.learning)) for run in self.runs}
         plotting.draw_curves(left, curves, target=self.target)
         env = plotting.words(self.runs[0].env)
         left.set_title(f"{env}: while learning, mean of seeds and 95% interval", fontsize=10)
@@ -250,7 +258,7 @@ class Comparison:
     def document(self) -> dict[str, Any]:
         """Plain values: a row per run, with its folder and the returns of its seeds."""
         rows = []
-        for run, row in zip(self.runs, self.sheets()[0].flat(), strict=True):
+        for run, row in zip(self.runs, self.tables()[0].as_rows(), strict=True):
             raw = {name: run.settings.get(name) for name in self.differing}  # as they are, not as they are shown
             seeds = {
                 "return_seeds": run.returns.tolist(),

@@ -11,7 +11,15 @@ from scipy import stats
 from jaxmarket.validation import escaped
 from jaxmarket.view.text import DataTable
 
-__all__ = ["Estimate", "Sheet", "bands", "difference", "improvement", "interquartile_mean", "mean"]
+__all__ = [
+    "Estimate",
+    "ResultTable",
+    "difference",
+    "interquartile_mean",
+    "mean",
+    "mean_ci",
+    "probability_of_improvement",
+]
 
 _LARGE = 1000
 _RESAMPLES = 2000
@@ -31,7 +39,7 @@ class Estimate:
         return f"{_number(self.value)} [{_number(self.low)}, {_number(self.high)}]"
 
     @property
-    def brief(self) -> str:
+    def plus_minus(self) -> str:
         """The number and the larger side of its interval."""
         if math.isnan(self.low):
             return _number(self.value)
@@ -48,7 +56,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3f}"
 
 
-def bands(values: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_ci(values: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over seeds and Student's interval around it, leaving out seeds that are NaN: f [...] each.
 
     Args:
@@ -70,7 +78,7 @@ def bands(values: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray
 
 def mean(values: Any, confidence: float = 0.95) -> Estimate:
     """Mean with Student's interval; f [seeds]."""
-    return Estimate(*(float(x) for x in bands(values, confidence)))
+    return Estimate(*(float(x) for x in mean_ci(values, confidence)))
 
 
 def difference(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
@@ -94,7 +102,7 @@ def difference(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
     return Estimate(value, value - side, value + side)
 
 
-def improvement(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
+def probability_of_improvement(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
     """Probability that one of my seeds beats one of theirs, a tie counting half (Agarwal et al. 2021).
 
     Args:
@@ -144,7 +152,7 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sheet:
+class ResultTable:
     """A table: equal-keyed rows of text, numbers and `Estimate`s."""
 
     name: str
@@ -155,11 +163,11 @@ class Sheet:
     aside: tuple[str, ...] = ()  # columns that are written and not shown
     below: tuple[str, ...] = ()  # columns that move to a list below the table on narrow terminals
 
-    def flat(self) -> list[dict[str, Any]]:
+    def as_rows(self) -> list[dict[str, Any]]:
         """Rows of plain values; an estimate becomes three columns."""
         return [_flat(row) for row in self.rows]
 
-    def table(self) -> DataTable:
+    def as_rich(self) -> DataTable:
         """For a terminal."""
         table = DataTable(title=self.title, caption=self.note)
         columns = [column for column in self.rows[0] if column not in self.aside]
@@ -190,7 +198,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, Estimate):
-        return value.brief
+        return value.plus_minus
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):

@@ -25,7 +25,7 @@ from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, put
 from jaxmarket.runs.devices import mesh as devices_mesh
-from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.interrupts import Deferred, raise_dropped, retained
 from jaxmarket.runs.run_folder import Origin, RunFolder, SavedRun, read, versions, warn_if_interrupted
 from jaxmarket.runs.sinks import Logger, Record
 from jaxmarket.switches import entry_point, standard_promotion
@@ -130,6 +130,7 @@ def evaluate_both(
 
 
 @entry_point
+@retained()
 def fit(
     config: TrainConfig,
     key: Array,
@@ -368,6 +369,7 @@ class _Run:
         self.state = put(self.state, self.mesh, self.trainable.partition)
         arguments = put((self.hyper, self.oracle, self.env_params), self.mesh, P())
         compiled = self._compile(arguments)
+        raise_dropped()  # there is nothing to save yet
         self.compile_seconds = time.perf_counter() - began
         if self.done:
             show.say(f"continuing after chunk {self.done} of {chunks}")

@@ -2,15 +2,57 @@
 
 Python runs signal handlers between any two bytecodes of the main thread. If a handler raises (as Ctrl-C does) after the
 update of a state and before its record is stored, a checkpoint of the two would be inconsistent.
+
+If a handler raises in a callback of the garbage collector or of a weak reference, or in ``__del__``, Python prints the
+exception and drops it. JAX has such callbacks, and Ctrl-C while it traces or compiles can arrive in one of them.
+`retained` raises such a ``KeyboardInterrupt`` later.
 """
 
+import contextlib
 import inspect
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 
-__all__ = ["Deferred"]
+__all__ = ["Deferred", "raise_dropped", "retained"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+
+_dropped = threading.Event()  # set from the loss of a KeyboardInterrupt until `raise_dropped`
+
+
+@contextlib.contextmanager
+def retained() -> Iterator[None]:
+    """A context in which no Ctrl-C is lost: the next `Deferred` or the end raises a dropped ``KeyboardInterrupt``.
+
+    Contexts can be nested. Outside the main thread, where Ctrl-C raises nothing, the context has no effect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs", /) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            _dropped.set()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+        raise_dropped()
+    finally:
+        sys.unraisablehook = before
+        _dropped.clear()
+
+
+def raise_dropped() -> None:
+    """Raise the ``KeyboardInterrupt`` that was dropped, if there is one."""
+    if _dropped.is_set():
+        _dropped.clear()
+        raise KeyboardInterrupt
 
 
 class Deferred:
@@ -41,6 +83,7 @@ class Deferred:
     def __enter__(self) -> "Deferred":
         """Replace the handlers."""
         if threading.current_thread() is threading.main_thread():
+            raise_dropped()
             handlers = {number: signal.getsignal(number) for number in _SIGNALS}
             # None stands for a handler that was not installed from Python, which could not be restored.
             self._before = {n: old for n, old in handlers.items() if old not in (None, signal.SIG_IGN)}

@@ -28,8 +28,8 @@ from jaxmarket.keys import key_of
 from jaxmarket.runs import files, fitting, run_folder
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.comparison import Comparison, compare, shown
-from jaxmarket.runs.estimates import Estimate, Sheet, mean
-from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.estimates import Estimate, ResultTable, mean
+from jaxmarket.runs.interrupts import Deferred, retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.sinks import Record
 from jaxmarket.training import divergence
@@ -67,6 +67,7 @@ class Condition:
     config: TrainConfig
 
 
+@retained()
 def train(
     wanted: Sequence[Cell],
     folder: Path,
@@ -467,12 +468,12 @@ class Sweep:
         best = self.comparison.runs[0]
         return f"Sweep({escaped(str(self.folder))}: {len(self.settings)} combinations, the best {best!r})"
 
-    def sheets(self) -> list[Sheet]:
+    def tables(self) -> list[ResultTable]:
         """A row per combination, the best first, and all of them against the best."""
         best = self.comparison
         title = f"{best.runs[0].env}: {len(best.runs)} combinations, by greedy return"
         # Defaults that follow from what was varied are in each run's config.json.
-        return dataclasses.replace(best, differing=list(self.vary)).sheets(title)
+        return dataclasses.replace(best, differing=list(self.vary)).tables(title)
 
     def document(self) -> dict[str, Any]:
         """Plain values: what was varied, and a row per run, the best first."""
@@ -488,7 +489,7 @@ class Sweep:
         files.write_text(
             self.folder / "sweep.json", json.dumps(json.loads(run_folder.to_json(document)), indent=2) + "\n"
         )
-        rows = self.sheets()[0].flat()
+        rows = self.tables()[0].as_rows()
         names = list(rows[-1])  # the first one is not held against itself
         files.write_rows(self.folder / "sweep.csv", names, [[row.get(name) for name in names] for row in rows])
         plotting.save(self.figure(), self.folder / "sweep.png")

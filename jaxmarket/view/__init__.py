@@ -1,1 +1,1 @@
-"""What people look at: terminal tables, plots, and pictures of environments."""
+"""Terminal tables, plots, and pictures of environments."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jaxmarket.deep_market import Lineage, Round
+    from jaxmarket.deep_market import Lineage, RoundSummary
     from jaxmarket.training.result import RunResult
 
 __all__ = [
@@ -297,9 +297,9 @@ def _windows(values: Any) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.asarray(values[: count * width], float).reshape(count, width, *values.shape[1:]).mean(1)
 
 
-def draw_population(ax: "Axes", rounds: "Round") -> None:
+def draw_population(ax: "Axes", rounds: "RoundSummary") -> None:
     """How many live, and births and deaths per round."""
-    ends, living = _windows(rounds.living)
+    ends, living = _windows(rounds.num_agents)
     ax.plot(ends, living, color="black", label="living")
     ax.set(xlabel="round", ylabel="agents", ylim=(0, None), title="population")
     changes = ax.twinx()
@@ -311,7 +311,7 @@ def draw_population(ax: "Axes", rounds: "Round") -> None:
     ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="center left")
 
 
-def draw_wealth(ax: "Axes", rounds: "Round") -> None:
+def draw_wealth(ax: "Axes", rounds: "RoundSummary") -> None:
     """Quartiles of the living agents' wealth, and the richest."""
     ends, wealth = _windows(rounds.wealth)
     ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color="tab:blue", alpha=0.25, label="middle half")
@@ -326,7 +326,7 @@ def draw_wealth(ax: "Axes", rounds: "Round") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_inequality(ax: "Axes", rounds: "Round") -> None:
+def draw_inequality(ax: "Axes", rounds: "RoundSummary") -> None:
     """Gini coefficient of wealth, and the market share of the agent that wins most."""
     ends, gini = _windows(rounds.gini)
     ax.plot(ends, gini, color="tab:purple", label="Gini coefficient of wealth")
@@ -335,7 +335,7 @@ def draw_inequality(ax: "Axes", rounds: "Round") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_money(ax: "Axes", rounds: "Round", opened: float) -> None:
+def draw_money(ax: "Axes", rounds: "RoundSummary", opened: float) -> None:
     """All money there is, and what the named flows say it should be."""
     named = opened + np.cumsum(np.asarray(rounds.books.net))
     every = max(1, len(named) // 400)
@@ -348,7 +348,7 @@ def draw_money(ax: "Axes", rounds: "Round", opened: float) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_flows(ax: "Axes", rounds: "Round") -> None:
+def draw_flows(ax: "Axes", rounds: "RoundSummary") -> None:
     """Where money came from and went, per round; what never flowed is left out."""
     for i, (field, (label, sign)) in enumerate(_SOURCES.items()):
         values = np.asarray(getattr(rounds.books, field))

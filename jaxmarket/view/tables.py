@@ -1,4 +1,4 @@
-"""Tables of a run, and a progress bar, for the terminal."""
+"""Terminal output of a run: tables and a progress bar."""
 
 import sys
 import threading
@@ -42,15 +42,15 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
 
 
-class _Words(ProgressColumn):
+class _Label(ProgressColumn):
     """Text that is cut, rather than wrapped, if the bar is too wide."""
 
-    def __init__(self, words: Callable[[Task], str]) -> None:
+    def __init__(self, text: Callable[[Task], str]) -> None:
         super().__init__()
-        self.words = words
+        self.text = text
 
     def render(self, task: Task) -> Text:
-        return Text(self.words(task), no_wrap=True, overflow="ellipsis")
+        return Text(self.text(task), no_wrap=True, overflow="ellipsis")
 
 
 class _Remaining(TimeRemainingColumn):
@@ -90,7 +90,7 @@ class Show:
             self._bar.remove_task(self._task)
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line above the bar."""
         if not self._bar.disable:
             self._screen.message(line)
 
@@ -99,18 +99,18 @@ class Show:
 def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[Show]:
     """A progress bar on standard error with rate and ETA.
 
-    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` names what comes before or after it
-    and has no number (evaluating, saving), ``show.say(line)`` prints a line above it.
+    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` shows a phase of unknown length
+    (evaluating, saving), ``show.say(line)`` prints a line above the bar.
     """
     screen = Screen(sys.stderr)
     bar = Progress(
         SpinnerColumn("dots" if screen.encoding.startswith("utf") else "line"),
-        _Words(lambda task: task.description),
+        _Label(lambda task: task.description),
         BarColumn(bar_width=20 if screen.width >= 80 else 8, table_column=Column(no_wrap=True)),
         TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False, table_column=Column(no_wrap=True)),
         _Rate(unit),
         _Remaining(table_column=Column(no_wrap=True)),
-        _Words(lambda task: task.fields["note"]),
+        _Label(lambda task: task.fields["note"]),
         console=screen,
         disable=not shown,
         # Printed text appears above the bar, unless the output goes to a file or a pipe.
@@ -123,7 +123,7 @@ def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator
 
 
 def return_note(metrics: dict[str, np.ndarray]) -> str:
-    """The mean return of the episodes that ended, for a progress bar, and how many seeds diverged."""
+    """The mean return of the finished episodes and the number of diverged seeds, for a progress bar."""
     lost = metrics.get("diverged", np.zeros_like(metrics["return_mean"])) > 0
     ended = divergence.finite(metrics["return_mean"][~lost])
     notes = [f"return {ended.mean():.3f}"] if len(ended) else []
@@ -136,27 +136,29 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def returns_table(result: RunResult) -> DataTable:
-    """Return over seeds with its spread."""
+    """The return over seeds with its spread, and the bid errors."""
     s = result.summary
-    who = "one agent" if s["auction"] is None else f"{s['auction']} auction"
+    agent = "monolith" if s["auction"] is None else f"{s['auction']} auction"
     clones = "" if s["clones"] is None else f" · {s['clones']} clones"
-    table = DataTable(title=f"{s['env']} · {who} · {s['learner']}{clones}")
+    table = DataTable(title=f"{s['env']} · {agent} · {s['learner']}{clones}")
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
-        errors["every bid"] = s["bid_error_all"]
+        errors["all bids"] = s["bid_error_all"]
     lost, cut = s.get("diverged", ()), (s.get("unfinished_share", 0.0), s.get("sampled_unfinished_share", 0.0))
     extra = (["diverged"] if lost else []) + (["unfinished"] if any(share > 0 for share in cut) else [])
     for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
         table.add_column(column, justify="right")
-    notes = ["return: greedy bids, mean over seeds; sampled: with sampled bids"]
+    notes = ["return: with greedy bids, mean over seeds · sampled: the same with sampled bids"]
     if lost:
-        notes.append("diverged: seeds that are excluded from all numbers")
+        notes.append("diverged: number of seeds, which are excluded from all other columns")
     if "unfinished" in extra:
-        notes.append("unfinished: episodes that the step limit of the evaluation cut, greedy / sampled bids")
+        notes.append("unfinished: share of episodes that the evaluation's step limit cut, with greedy / sampled bids")
     if s["bid_error"] is not None:
-        notes.append("bid error: highest greedy bid from max Q*, worst visited state and seed, over max(1, max |Q*|)")
-    if "every bid" in errors:
-        notes.append("every bid: the same of each agent's bid from its own Q*")
+        notes.append(
+            "bid error: largest |highest greedy bid - max Q*| / max(1, max |Q*|), maximum over visited states and seeds"
+        )
+    if "all bids" in errors:
+        notes.append("all bids: the same for every greedy bid and the Q* of its primitive")
     table.caption = "\n".join(notes)
     shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
     table.add_row(
@@ -169,7 +171,7 @@ def returns_table(result: RunResult) -> DataTable:
 
 
 def bids_table(result: RunResult) -> DataTable | None:
-    """Each primitive's greedy bid per state, mean over seeds, beside Q*; None where Q* is unknown."""
+    """The greedy bid for each primitive in each state, mean over seeds, beside Q*; None where Q* is unknown."""
     if result.q is None or result.bids is None or result.visited is None:
         return None
     q = result.q
@@ -178,7 +180,7 @@ def bids_table(result: RunResult) -> DataTable | None:
         return None
     several = len(bids) > 1
     spread = " (mean ± std over seeds)" if several else ""
-    table = DataTable(title=f"greedy bids beside Q*{spread}", caption="• visited late in training")
+    table = DataTable(title=f"greedy bids and Q*{spread}", caption="• visited late in training")
     table.add_column("state")
     for p in range(q.shape[1]):
         table.add_column(f"bid {p}", justify="right", style="cyan")
@@ -193,15 +195,15 @@ def bids_table(result: RunResult) -> DataTable | None:
 
 
 def trace_table(society: Society, rows: Transition) -> DataTable:
-    """An episode, auction by auction: who bid what, who won, who paid whom."""
+    """The auctions of one episode: bids, winner, payments and reward."""
     rows = jax.device_get(rows)
     primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
     table = DataTable(
         title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
-        caption="bids of #0, #1, … in order; #bidder→its action; gets: what the owner it pays receives",
+        caption="bids: of #0, #1, … in order, · if not eligible | winner: #bidder→action | payout: to the seller",
     )
-    for column in ("t", "state", "bids", "wins", "pays", "to", "gets", "reward", "end"):
-        numeric = column in ("t", "pays", "gets", "reward")
+    for column in ("t", "state", "bids", "winner", "price", "seller", "payout", "reward", "end"):
+        numeric = column in ("t", "price", "payout", "reward")
         table.add_column(column, justify="right" if numeric else "left", wrap=15 if column == "bids" else 0)
     for t in range(len(rows.reward)):
         winner, owner = int(rows.outcome.winner[t]), int(rows.owner[t])
@@ -215,12 +217,12 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
             t,
             _describe(np.asarray(rows.obs[t])),
             bids,
-            "nobody" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
+            "–" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
             f"{rows.price[t]:.3f}",
-            "house" if owner < 0 else f"#{owner}",
+            "auctioneer" if owner < 0 else f"#{owner}",
             f"{rows.payout[t]:.3f}",
             f"{rows.reward[t]:.3f}",
-            "ends" if rows.terminated[t] else "cut" if rows.truncated[t] else "",
+            "terminated" if rows.terminated[t] else "truncated" if rows.truncated[t] else "",
         )
     return table
 

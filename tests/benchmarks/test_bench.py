@@ -275,7 +275,7 @@ FIELDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", FIELDS)
 def test_quick_benchmarks_run_as_scripts(name, tmp_path):
     """Their numbers are finite and positive; how large they are is not a matter for tests."""

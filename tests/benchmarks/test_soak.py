@@ -49,7 +49,7 @@ def test_what_fails_is_said(harness, fault, said):
     assert any(said in failure for failure in harness.failures(points(**fault)))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_faults_that_are_built_in_are_noticed(harness):
     """A hundredth of every sale destroyed, an account that becomes NaN, an array kept alive in every call."""
     assert harness.self_check(seconds=0.5) == []

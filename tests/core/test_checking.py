@@ -10,7 +10,7 @@ from jaxmarket import BidPolicy, Mechanism, Society, accounts, auctions, deep_ma
 from jaxmarket import checking as checking_module
 from jaxmarket.accounts import pay_sale
 from jaxmarket.checking import check, check_finite, checked, checking
-from jaxmarket.deep_market import Tables
+from jaxmarket.deep_market import BidTables
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import Point, ValueHead, linear
 from jaxmarket.rollouts import play
@@ -131,7 +131,7 @@ def test_money_that_appears_from_nowhere_is_found(monkeypatch):
         checked(books)(jnp.nan)
 
 
-class Shouting(Tables):
+class Shouting(BidTables):
     """Tables of which one agent bids NaN."""
 
     def bid(self, agent, obs, purse):
@@ -141,17 +141,17 @@ class Shouting(Tables):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("language", "what", "says"),
+    ("representation", "what", "says"),
     [
-        (Tables(9, 2), "reward", r"^reward\[0\] is nan, step 7"),
+        (BidTables(9, 2), "reward", r"^reward\[0\] is nan, step 7"),
         (Shouting(9, 2), "nothing", r"^bids\[\d \d\] is nan; an agent bids a number, or is silent"),
-        (Tables(9, 2), "nothing", None),
+        (BidTables(9, 2), "nothing", None),
     ],
 )
-def test_deep_markets_are_checked(language, what, says):
+def test_deep_markets_are_checked(representation, what, says):
     env = Faulty(what)
-    market = deep_market.DeepMarket(env, language, capacity=16, instances=2)
-    economy = deep_market.open_market(market, jax.random.key(0), env.default_params)
+    market = deep_market.DeepMarket(env, representation, capacity=16, instances=2)
+    economy = deep_market.init(market, jax.random.key(0), env.default_params)
 
     def run(economy):
         return deep_market.run(market, jax.random.key(1), economy, env.default_params, rounds=1, period=9)

@@ -399,6 +399,7 @@ def test_ties_can_go_to_the_lowest_id():
     assert not run(jax.random.key(1)).outcome.winner.any()
 
 
+@pytest.mark.bits
 def test_the_shortcut_for_shadow_auctions_changes_no_bit():
     """With the limit known, few shadow auctions are held; with a traced limit, one per row: the same estimates."""
     society, params = society_and_params("duality")

@@ -62,6 +62,7 @@ def test_temporary_memory_does_not_grow_with_the_horizon(play):
     assert temporary(64) < temporary(256) + 2**20 < 2**22  # 256 first states are 16 MB
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("play", [roll, wander])
 @pytest.mark.parametrize("env", ["Chain-v0", "CartPole-v1"])
 def test_first_states_are_the_same_beforehand_and_in_their_step(play, env, monkeypatch):

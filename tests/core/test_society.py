@@ -124,7 +124,7 @@ def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
     assert bool(rows.terminated[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_bid_range_lets_ppo_learn_values_above_one():
     """Rewards of 2 to 8 lie outside (0, 1): with ``bid_high`` the best arm's bidder finds its price."""
     mdp = FiniteMDP([[[1.0]] * 4], [[2.0, 4.0, 6.0, 8.0]], 0.9, [1.0], horizon=1, terminal=np.array([True]))

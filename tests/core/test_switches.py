@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmarket import TrainConfig, clear, deep_market, environments, fit, train, wide_market
-from jaxmarket.deep_market import Tables
+from jaxmarket.deep_market import BidTables
 from jaxmarket.wide_market import Additive, Quadratic, equilibrium
 
 SMALL = {"steps": 16, "instances": 2, "horizon": 4, "minibatch": 8}
@@ -26,8 +26,8 @@ def monolith(env):
 
 def deep(key):
     env = environments.make("Chain-v0")[0]
-    market = deep_market.DeepMarket(env, Tables(6, 2), capacity=4, instances=2)
-    economy = deep_market.open_market(market, key, env.default_params)
+    market = deep_market.DeepMarket(env, BidTables(6, 2), capacity=4, instances=2)
+    economy = deep_market.init(market, key, env.default_params)
     return deep_market.run(market, key, economy, env.default_params, rounds=1, period=3)
 
 
@@ -88,7 +88,7 @@ def test_switches_that_stop_sound_programs_are_named(switch):
             with pytest.raises(ValueError, match=f"^{switch}: .*set it to False"):
                 run()
         for name in ("deep market", "sealed bids"):
-            with pytest.raises(ValueError, match=f"^{switch}: .*open_market"):
+            with pytest.raises(ValueError, match=f"^{switch}: "):
                 PROGRAMS[name]()(jax.random.key(0))
 
 

@@ -1,20 +1,23 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom; what notebooks and pages import exists."""
 
+import ast
+import importlib
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-
-
-LONG = ("01", "02", "03", "04", "05", "06", "07", "08")  # most of a minute or more, even when they are shortened
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUICK = "02"  # the others take most of a minute or more, even when they are shortened
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=[pytest.mark.slow] * p.stem.startswith(LONG)) for p in NOTEBOOKS],
+    [pytest.param(p, marks=[pytest.mark.full] * (not p.stem.startswith(QUICK))) for p in NOTEBOOKS],
     ids=[p.stem for p in NOTEBOOKS],
 )
 def test_notebook_runs(path, monkeypatch, tmp_path):
@@ -26,3 +29,20 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     ).execute()
+
+
+def blocks(path):
+    """The Python of a notebook's cells, without magic commands, or of a page's code blocks."""
+    if path.suffix == ".md":
+        return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    cells = nbformat.read(path, as_version=4).cells
+    return [re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE) for cell in cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *PAGES], ids=lambda path: path.stem)
+def test_what_is_imported_from_the_package_exists(path):
+    for node in (node for block in blocks(path) for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "jaxmarket":
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")

@@ -155,7 +155,7 @@ def light(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_whole_reproduction(light):
     settings = {"quick": True, "seeds": 2, "resolution": 16, "depth": "dynamic", "progress": False}
     found = json.loads(experiments.reproduce("mental-rotation", light, **settings).to_json())
@@ -184,7 +184,7 @@ def test_wrong_settings_are_refused(tmp_path, name, settings, message):
         experiments.reproduce(name, tmp_path / "run", quick=True, progress=False, **settings)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_society_learns_to_turn_digits_it_has_not_seen(tmp_path, monkeypatch):
     """Nine tenths of the oracle's held-out digits in the mean of 8 seeds, more than the best fixed program on each."""
     monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))

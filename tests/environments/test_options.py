@@ -344,7 +344,7 @@ def test_a_monolith_over_options_discounts_by_duration():
 # --- societies of societies
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_three_levels_train():
     """Actions, options learned by a society, a society over them, and options of that one."""
     small = {"learner": "valuation", "steps": 2048, "instances": 8, "horizon": 16, "minibatch": 32}

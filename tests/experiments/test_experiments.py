@@ -16,7 +16,7 @@ from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
     Options,
     Report,
-    Sheet,
+    ResultTable,
     Verdict,
     interquartile_mean,
     numerical,
@@ -257,7 +257,7 @@ def test_a_bootstrap_interval_covers():
 def test_a_report_as_files_and_as_one_line(tmp_path):
     rows = [{"name": "a", "return": interquartile_mean([1.0, 2.0]), "error": None, "odd": float("nan")}]
     report = Report(
-        {"quick": True}, [Sheet("main", "Main", rows)], [Verdict.of("it holds", False, 0.5, "half")], {}, "x"
+        {"quick": True}, [ResultTable("main", "Main", rows)], [Verdict.of("it holds", False, 0.5, "half")], {}, "x"
     )
     report = report.write(tmp_path)
     line = json.loads(report.to_json())
@@ -308,7 +308,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path):
 # --- what the README claims
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("env", ["Bandit-v0", "Chain-v0", "Duality-v0"])
 def test_tuned_cloned_ccv_is_optimal_on_every_seed(env):
     """Sixteen seeds, greedy return within 1% of the optimum on each."""
@@ -318,7 +318,7 @@ def test_tuned_cloned_ccv_is_optimal_on_every_seed(env):
     assert min(returns) >= 0.99 * optimum
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_reproduce_from_the_command_line(capsys, tmp_path):
     out = tmp_path / "out"
     main(["reproduce", "identities", "--quick", "--seeds", "2", "--out", str(out), "--json"])

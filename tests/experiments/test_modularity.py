@@ -236,7 +236,7 @@ def tiny(tmp_path_factory):
         return options, first, modularity.run(options)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_report_has_the_promised_fields(tiny):
     _, report, _ = tiny
     line = json.loads(dataclasses.replace(report, name="modularity").to_json())
@@ -270,7 +270,7 @@ def test_the_transfer_starts_where_the_first_task_ended(tiny):
 def test_finished_stages_are_not_trained_again(tiny):
     _, first, again = tiny
     assert first.settings["arms"] == again.settings["arms"]
-    assert first.sheets[0].flat() == again.sheets[0].flat()
+    assert first.tables[0].as_rows() == again.tables[0].as_rows()
 
 
 def test_grids_are_of_one_size_and_hold_what_is_used():

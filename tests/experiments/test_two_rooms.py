@@ -102,7 +102,7 @@ def test_settings_are_those_of_the_grid():
     assert {*two_rooms.OPTIONS.values(), two_rooms.FIRST, two_rooms.TRANSFER} == set(TASKS)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_options_and_arms_solve_their_tasks(tmp_path):
     """Options in 95% of episodes, society and hierarchical agent on green likewise on each of 8 seeds; then again."""
     report = experiments.reproduce("two-rooms", tmp_path, quick=True, seeds=8, progress=False)

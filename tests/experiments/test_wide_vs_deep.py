@@ -296,7 +296,7 @@ def test_the_report_is_made_of_curves(tmp_path):
         made = curve(arm, lines, speed[arm] * (lines if arm == "deep" else 1))
         (tmp_path / f"{arm.replace(', ', '-')}-{lines}.json").write_text(made.save())
     report = experiment.run(options)
-    table = report.sheets[0].rows
+    table = report.tables[0].rows
     assert [row["lines"] for row in table] == [1] * 5 + [2] * 2 + [4] * 6
     deep, wide = (next(r for r in table if r["arm"] == arm and r["lines"] == 4) for arm in ("deep", "wide"))
     assert deep["of own optimum"].value == wide["of own optimum"].value == wide["of parallel optimum"].value == 1
@@ -313,7 +313,7 @@ def test_the_report_is_made_of_curves(tmp_path):
     assert {"steps.png", "prices.csv", "report.json"} <= set(written.written)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     wide = experiment.measure("wide", 2, seeds=8, seed=11, steps=20_480)
     deep = experiment.measure("deep", 2, seeds=8, seed=11, steps=20_480)
@@ -326,7 +326,7 @@ def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     assert np.abs(ratio - 1).max() < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("arm", ["PPO, serial", "PPO, joint", "PPO, factored", QUOTING])
 def test_the_rivals_learn_too(arm):
     found = experiment.measure(arm, 2, seeds=8, seed=11, steps=20_480)

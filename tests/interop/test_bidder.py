@@ -371,11 +371,11 @@ def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
         "whole episodes among clones: on Chain the learner finds vickrey's shill gain by itself": "not confirmed",
         "whole episodes among clones: on Duality the learner finds vickrey's shill gain by itself": "not confirmed",
     }
-    assert {row["process"] for row in report.sheets[0].rows} == {"Bandit", "Chain", "Duality"}
+    assert {row["process"] for row in report.tables[0].rows} == {"Bandit", "Chain", "Duality"}
     assert {"gains.csv", "one_auction.csv", "wealth.csv", "gains.png", "bids.png"} <= set(report.written)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv(tmp_path):
     """Two seeds each, the experiment's own settings, shorter."""
     options = Options(tmp_path, seeds=2, quick=True, progress=False)

@@ -191,7 +191,7 @@ def test_an_actors_draws_are_those_of_its_seed():
     assert len(set(draws(3))) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_society_trained_in_jax_balances_gymnasiums_own_pole():
     """gymnax's CartPole is trained on, Gymnasium's is played: their own code, in NumPy and float64."""
     run = jaxmarket.fit(

@@ -57,6 +57,7 @@ def stacked(env, values):
 # --- the same market
 
 
+@pytest.mark.bits
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", [VICKREY, BUCKET_BRIGADE], ids=lambda m: m.name)
 def test_a_societys_own_bids_give_its_own_trajectory_bit_for_bit(mechanism):

@@ -325,7 +325,7 @@ def test_a_report_of_failure(moving, tmp_path, monkeypatch):
     assert [verdict["standing"] for verdict in document["verdicts"]] == ["not confirmed"] * 4 + ["confirmed"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_xor_is_solved():
     """18 of 20 hold a solution within 6,000 presentations, on seeds that are not those of the report.
 

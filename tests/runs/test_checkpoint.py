@@ -43,6 +43,7 @@ def same(one, other):
         np.testing.assert_array_equal(value, found)
 
 
+@pytest.mark.bits
 def test_a_state_comes_back_bit_for_bit(two, tree):
     step, (arrays, note) = Checkpoints(two).last()
     assert (step, note) == (2, {"nested": {"list": [1, None, "é"]}})

@@ -43,31 +43,35 @@ def test_the_difference_is_welch_s(mine, others):
 
 def test_seeds_that_agree_leave_no_doubt_and_a_single_one_says_nothing_of_it():
     assert estimates.difference([0.8, 0.8], [0.5, 0.5, 0.5]) == estimates.Estimate(*[pytest.approx(0.3)] * 3)
-    for found in (estimates.mean([0.8]), estimates.difference([0.8], [0.5, 0.5]), estimates.improvement([1.0], [0.5])):
+    for found in (
+        estimates.mean([0.8]),
+        estimates.difference([0.8], [0.5, 0.5]),
+        estimates.probability_of_improvement([1.0], [0.5]),
+    ):
         assert np.isnan([found.low, found.high]).all()
-        assert "nan" not in str(found) + found.brief
+        assert "nan" not in str(found) + found.plus_minus
 
 
 @settings(max_examples=30, deadline=None)
 @given(FEW, FEW)
 def test_improvement_counts_pairs(mine, others):
     wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a in mine for b in others)
-    found = estimates.improvement(mine, others)
+    found = estimates.probability_of_improvement(mine, others)
     assert found.value == pytest.approx(wins / len(mine) / len(others))
     assert 0 <= found.low <= found.high <= 1
-    assert estimates.improvement(others, mine).value == pytest.approx(1 - found.value)
+    assert estimates.probability_of_improvement(others, mine).value == pytest.approx(1 - found.value)
 
 
 def test_improvement_s_interval_covers():
     """Normal seeds, one spread apart: the truth is in the interval about as often as it says."""
     rng, truth = np.random.default_rng(1), stats.norm.cdf(1 / np.sqrt(2))
-    found = [estimates.improvement(rng.normal(1, 1, 16), rng.normal(0, 1, 16)) for _ in range(60)]
+    found = [estimates.probability_of_improvement(rng.normal(1, 1, 16), rng.normal(0, 1, 16)) for _ in range(60)]
     assert 0.85 <= np.mean([e.low <= truth <= e.high for e in found]) <= 1
 
 
 def test_bands_leave_out_seeds_that_have_no_number():
     values = np.array([[1.0, 3.0, np.nan], [2.0, np.nan, np.nan], [np.nan] * 3])
-    middle, low, high = estimates.bands(values)
+    middle, low, high = estimates.mean_ci(values)
     np.testing.assert_array_equal(middle, [2, 2, np.nan])
     np.testing.assert_array_equal(np.isnan(low), [False, True, True])
     assert high[0] - 2 == pytest.approx(2 - low[0]) == pytest.approx(stats.t.ppf(0.975, 1))
@@ -128,7 +132,7 @@ def test_a_run_is_read_as_it_was(folders):
 def test_only_settings_that_differ_are_shown(folders):
     found = comparison.compare(folders)
     assert found.differing == ["auction", "learning_rate", "start"]
-    rows = found.sheets()[0].flat()
+    rows = found.tables()[0].as_rows()
     assert [(row["run"], row["auction"], row["learning_rate"]) for row in rows] == [
         ("good", "ccv", "0.01"),
         ("bad", "bb", "0.1"),
@@ -290,16 +294,16 @@ def test_settings_in_words():
 
 def test_a_name_that_says_the_settings_is_not_said_twice(tmp_path):
     rates = [run_at(tmp_path / f"learning_rate={rate:g}", [1.0, 0.9], learning_rate=rate) for rate in (0.1, 0.01)]
-    assert all("run" in sheet.aside for sheet in comparison.compare(rates).sheets())
+    assert all("run" in table.aside for table in comparison.compare(rates).tables())
     renamed = dataclasses.replace(comparison.compare(rates).runs[0], name="mine")
     found = dataclasses.replace(comparison.compare(rates), runs=[renamed, comparison.read(rates[1])])
-    assert not any("run" in sheet.aside for sheet in found.sheets())
+    assert not any("run" in table.aside for table in found.tables())
 
 
 def test_single_seeds_and_runs_without_an_episode_are_shown_as_far_as_they_go(tmp_path):
     runs = [run_at(tmp_path / name, [r], steps=1, auction=name) for name, r in (("a", 1.0), ("b", 0.5))]
     found = comparison.compare(runs)
     assert np.isnan(found.target)
-    assert "steps to nan" in found.sheets()[0].aside
-    assert [row["return"].brief for row in found.rows()] == ["1.000", "0.500"]
+    assert "steps to nan" in found.tables()[0].aside
+    assert [row["return"].plus_minus for row in found.rows()] == ["1.000", "0.500"]
     assert len(found.figure().axes) == 2

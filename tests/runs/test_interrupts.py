@@ -22,8 +22,8 @@ from jaxmarket import TrainConfig, experiments, fit
 from jaxmarket.cli import main
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.keys import from_words
-from jaxmarket.runs import comparison, files, run_folder, sweeps
-from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs import comparison, files, fitting, run_folder, sweeps
+from jaxmarket.runs.interrupts import Deferred, retained
 
 SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
 CONFIG = TrainConfig("Bandit-v0", learner="valuation", **SMALL)
@@ -129,6 +129,53 @@ def test_an_interrupt_at_any_bytecode_leaves_the_pair_whole_and_the_handlers_in_
     assert at > 100
 
 
+# --- retained
+
+
+class Interrupting:
+    """Python drops what ``__del__`` raises, as it does in callbacks of the garbage collector."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_that_python_drops_is_raised_by_the_next_deferred_context_or_at_the_end(capsys):
+    done = []
+    with pytest.raises(KeyboardInterrupt), retained():
+        Interrupting()
+        done.append("dropped")
+        with Deferred():
+            done.append("not reached")
+    with pytest.raises(KeyboardInterrupt), retained(), retained():
+        Interrupting()
+        done.append("dropped")
+    with pytest.raises(ValueError, match="another"), retained():
+        Interrupting()
+        raise ValueError("another")
+    with Deferred():
+        done.append("nothing is left over")
+    assert done == ["dropped", "dropped", "nothing is left over"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["_compile", "result"])
+def test_fit_stops_at_a_ctrl_c_that_python_drops(monkeypatch, tmp_path, where):
+    """It arrives while the program compiles, or while the result is evaluated; the run resumes with the same bits."""
+    before = getattr(fitting._Run, where)
+
+    def interrupted(self, *given):
+        Interrupting()
+        return before(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fitting._Run, where, interrupted)
+        fit(CONFIG, KEY, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert bool(list((tmp_path / "run").glob("checkpoints/*"))) == (where == "result")
+    again = fit(CONFIG, KEY, tmp_path / "run", resume=True, progress=False)
+    assert again.summary["params_sha256"] == fit(CONFIG, KEY, progress=False).summary["params_sha256"]
+
+
 # --- fit
 
 
@@ -209,6 +256,7 @@ CHILD = """
 """
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_a_terminated_run_is_checkpointed_first_and_goes_on_to_the_same_bits(tmp_path, whole, number):
     done = subprocess.run(
@@ -529,7 +577,7 @@ def interrupted(arguments, ready, number, rng, cwd):
     return child.wait(timeout=120)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_the_command_line_interrupted_at_a_random_moment_ends_with_the_same_files(tmp_path, number):
     flags = ["Bandit-v0", "--learner", "valuation", "--steps", "300000", "--seeds", "2"]

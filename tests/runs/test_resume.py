@@ -106,7 +106,7 @@ def test_whatever_is_missing_is_made_again(stopped, whole, lost, capsys):
 def test_the_command_line_shows_a_finished_run(whole, capsys):
     main(["train", "--resume", str(whole[1]), "--json"])
     out = capsys.readouterr().out
-    assert "greedy bids beside Q*" in out
+    assert "greedy bids and Q*" in out
     assert json.loads(out.splitlines()[-1]) == json.loads((whole[1] / "summary.json").read_text())
 
 
@@ -169,6 +169,7 @@ def test_on_a_full_disk_a_run_ends_with_one_error_and_goes_on_where_there_is_roo
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.bits
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
@@ -192,11 +193,12 @@ def test_every_learner_goes_on_to_the_same_bits(tmp_path, settings):
     assert again.summary["params_sha256"] == whole.summary["params_sha256"]
 
 
+@pytest.mark.bits
 @pytest.mark.slow
 def test_a_population_goes_on_to_the_same_bits(tmp_path):
     plan = plans("multiplexer", quick=True)[0]
     market = dataclasses.replace(plan.market, capacity=24, instances=4)
-    plan = dataclasses.replace(plan, market=market, rounds=8, living=12, chunks=4, settling=1)
+    plan = dataclasses.replace(plan, market=market, rounds=8, num_agents=12, chunks=4, settling=1)
     told = {"seeds": 2, "seed": 0, "label": "", "shown": False}
     wanted = grow([plan], accuracy, **told)[plan.name]
 
@@ -225,7 +227,7 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
         grow([dataclasses.replace(plan, wealth=1.0)], accuracy, **told, folder=tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_and_interrupted_at_random_moments(tmp_path):
     """Four of the hundred whose log is in benchmarks/results: a learner, a sweep, a reproduction and two processes."""
     script = Path(__file__).parents[2] / "benchmarks" / "sigkill.py"

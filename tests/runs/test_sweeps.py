@@ -162,7 +162,7 @@ def test_the_table_is_sorted_and_the_files_say_the_same(swept):
     assert document["vary"]["exploration"] == [1, 0.5]
     compared = comparison.compare([out / name for name in found.settings])  # a sweep's folder is one of runs
     assert {run.name for run in compared.runs} == set(found.settings)
-    assert all("run" in sheet.aside for sheet in compared.sheets())
+    assert all("run" in table.aside for table in compared.tables())
 
 
 def test_the_heat_map_is_those_means(swept):

@@ -255,7 +255,7 @@ def test_a_monolith_is_trained_by_fit_and_by_train(tmp_path):
     keys = jax.random.split(jax.random.key(0), 2)
     state, _ = jax.jit(jax.vmap(lambda key: train(config, key)))(keys)
     jax.tree.map(np.testing.assert_array_equal, state.learner.params, result.networks["policy"])
-    with pytest.raises(ValueError, match="^dropout: "):
+    with pytest.raises(ValueError, match=r"^dropout: "):
         dataclasses.replace(config, dropout=0.1)
     with pytest.raises(ValueError, match="agent: unknown value 'anarchist'"):
         dataclasses.replace(config, agent="anarchist")

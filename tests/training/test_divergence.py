@@ -89,7 +89,7 @@ def test_statistics_are_over_finite_values():
     with pytest.raises(ValueError, match="seed: expected at least one finite return, got 2"):
         divergence.best([None, np.nan])
     assert np.isnan(estimates.interquartile_mean([0.1, 0.2, 0.3, np.nan]).value)
-    assert np.isnan(estimates.improvement([0.1, np.nan], [0.2, 0.1]).value)
+    assert np.isnan(estimates.probability_of_improvement([0.1, np.nan], [0.2, 0.1]).value)
     assert np.isnan(estimates.difference([0.1, np.nan], [0.2, 0.1]).value)
 
 
@@ -138,7 +138,7 @@ def test_comparisons_count_diverged_seeds_and_leave_them_out(partly, sound):
     assert rest["return"].value == pytest.approx(partly[0].summary["return_mean"])
     assert np.isfinite(rest["minus first"].value)
     assert np.isnan(found.runs[1].learning[:, 1]).all()
-    shown = text(*(sheet.table() for sheet in found.sheets()))
+    shown = text(*(table.as_rich() for table in found.tables()))
     assert "diverged" in shown
     assert "nan" not in shown
     assert found.document()["runs"][1]["diverged_seeds"][0]["seed"] == 1
@@ -182,7 +182,7 @@ def test_comparisons_with_a_run_that_has_no_finite_seed(lost, sound):
     assert np.isnan(worst["return"].value)
     assert np.isnan(worst["minus first"].value)
     found = comparison.compare([lost[1], sound[1]])
-    assert "nan" not in text(*(sheet.table() for sheet in found.sheets()))
+    assert "nan" not in text(*(table.as_rich() for table in found.tables()))
     run_folder.to_json(found.document())
     found.figure()
 
@@ -250,7 +250,7 @@ def test_unfinished_episodes_are_reported_everywhere(sound, tmp_path, monkeypatc
     assert "unfinished" not in text(tables.returns_table(sound[0]))
     found = comparison.compare([sound[1], folder])
     assert [row["unfinished"] for row in found.rows()] == [0, 0.5]
-    assert "unfinished" in text(*(sheet.table() for sheet in found.sheets()))
+    assert "unfinished" in text(*(table.as_rich() for table in found.tables()))
     assert found.document()["runs"][1]["unfinished_share_seeds"] == [0.5] * 3
     main(["evaluate", str(folder), "--json"])
     out = capsys.readouterr().out

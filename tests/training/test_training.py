@@ -38,6 +38,7 @@ def test_vmap_of_train_equals_fit(learner, small):
     np.testing.assert_allclose(metrics["return_mean"].T, result.metrics["return_mean"], rtol=1e-5)
 
 
+@pytest.mark.bits
 def test_same_seed_same_bits_and_other_seed_other_bits(small):
     config = TrainConfig("Chain-v0", **small)
     first, again, other = (fit(config, jax.random.key(k)) for k in (0, 0, 1))
@@ -218,7 +219,7 @@ def test_valuation_learns_the_bandit_exactly(bandit_run):
     assert bandit_run[0].summary["return_mean"] == pytest.approx(0.8)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("scale", [1, 100])
 def test_valuation_learns_a_stochastic_process(scale):
     """Bids come to Q* of a random process the library has no names for (bid_error <= .05), in any currency."""
@@ -229,21 +230,21 @@ def test_valuation_learns_a_stochastic_process(scale):
     assert result.summary["bid_error_all"] <= 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_reinforce_and_ppo_find_the_best_arm():
     for learner in ("reinforce", "ppo"):
         config = TrainConfig("Bandit-v0", learner=learner, learning_rate=1e-3, steps=200_000, seeds=2)
         assert fit(config, jax.random.key(0)).summary["return_mean"] == pytest.approx(0.8), learner
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_claim_ppo_solves_chain_on_all_seeds():
     """``jaxmarket train Chain-v0 --auction ccv --learner ppo --seeds 8``."""
     result = fit(TrainConfig("Chain-v0", auction="ccv", learner="ppo", seeds=8), jax.random.key(0))
     assert result.summary["return_seeds"] == pytest.approx([0.8] * 8)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("env", ["Bandit-v0", "Chain-v0", "Duality-v0"])
 def test_claim_valuation_bids_the_optimal_values(env):
     """``jaxmarket train ENV --learner valuation``: bid_error at most .02, on 8 seeds."""
@@ -252,7 +253,7 @@ def test_claim_valuation_bids_the_optimal_values(env):
     assert result.summary["bid_error_all"] <= 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_claim_a_society_of_two_primitives_balances_the_pole():
     """``jaxmarket train CartPole-v1 --learner valuation --seeds 8``: median and 7 of 8 at 475 or more."""
     result = fit(TrainConfig("CartPole-v1", learner="valuation", seeds=8), jax.random.key(0))

@@ -15,8 +15,8 @@ from scipy import optimize
 from jaxmarket import deep_market, wide_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
 from jaxmarket.checking import checked
-from jaxmarket.deep_market import DeepMarket, Terms, found
-from jaxmarket.deep_market.representations import SILENCE, Table, Tables
+from jaxmarket.deep_market import DeepMarket, Terms, make_population
+from jaxmarket.deep_market.representations import NO_BID, BidTable, BidTables
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.environments.tabular import garnet
 from jaxmarket.wide_market import (
@@ -38,12 +38,12 @@ from jaxmarket.wide_market import (
 
 STATES, ACTIONS, AGENTS = 4, 3, 6
 WORLD = garnet(3, STATES, ACTIONS, 0.9, branching=1)  # never ends, deterministic, rewards in [0, 1)
-LANGUAGE = Tables(STATES, ACTIONS)
+LANGUAGE = BidTables(STATES, ACTIONS)
 ADAPTER = Adapter(WORLD)
 
 
 def bid(agent, world):
-    """Everybody offers for the state what its language says, and has the last word on its own purse elsewhere."""
+    """Everybody offers for the state what its representation says, and has the last word on its own purse elsewhere."""
     return Additive(LANGUAGE.bid(agent, world[1], jnp.inf)[None])
 
 
@@ -73,11 +73,11 @@ def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         bids = rng.random((AGENTS, STATES)) * 2
-        bids[rng.random(bids.shape) < 0.2] = SILENCE
-        agents = Table(jnp.asarray(bids, jnp.float32), jnp.asarray(rng.integers(0, ACTIONS, AGENTS), jnp.int32))
+        bids[rng.random(bids.shape) < 0.2] = NO_BID
+        agents = BidTable(jnp.asarray(bids, jnp.float32), jnp.asarray(rng.integers(0, ACTIONS, AGENTS), jnp.int32))
         wealth = jnp.asarray(rng.random(AGENTS) + 0.1, jnp.float32)  # often less than what is bid
-        one = deep_market.open_market(
-            deep, jax.random.key(seed), WORLD.default_params, found(agents, wealth), original_owner=2
+        one = deep_market.init(
+            deep, jax.random.key(seed), WORLD.default_params, make_population(agents, wealth), original_owner=2
         )
         world = jax.tree.map(lambda leaf: leaf[0], (one.env_state, one.obs))
         other = open_market(agents, jnp.zeros((AGENTS, 1)).at[2].set(1), wealth, world)

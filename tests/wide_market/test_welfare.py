@@ -153,7 +153,7 @@ def test_prices_of_those_present_in_closed_form():
     np.testing.assert_allclose(found.bundles.sum(1), here @ holdings, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_spread_of_prices_falls_with_the_square_root_of_the_market():
     """Copies of eight agents, each present by the toss of a coin, and the spread of the closed form."""
     valuations, wealth, holdings = jax.tree.map(lambda leaf: jnp.tile(leaf, (64, *[1] * (leaf.ndim - 1))), interior(8))
