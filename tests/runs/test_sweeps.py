@@ -127,7 +127,7 @@ def test_a_cell_is_the_run_that_train_would_have_given(swept):
     alone = fit(
         TrainConfig("Bandit-v0", **TINY, learning_rate=0.001, exploration=0.5), jax.random.key(0), progress=False
     )
-    assert run.config == alone.config
+    assert run.config.settings == alone.config.settings
     jax.tree.map(np.testing.assert_array_equal, run.networks, alone.networks)
     assert run.summary["return_seeds"] == alone.summary["return_seeds"]
 

@@ -259,5 +259,5 @@ def test_a_monolith_is_trained_by_fit_and_by_train(tmp_path):
         dataclasses.replace(config, dropout=0.1)
     with pytest.raises(ValueError, match="agent: unknown value 'anarchist'"):
         dataclasses.replace(config, agent="anarchist")
-    with pytest.raises(ValueError, match=r"convolutions: Bandit-v0 observes shape \(1,\), no image"):
+    with pytest.raises(ValueError, match=r"^convolutions: "):
         dataclasses.replace(config, convolutions=(4,))
