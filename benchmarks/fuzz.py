@@ -49,13 +49,13 @@ from numpy.random import Generator
 import jaxmarket
 from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, fit, wide_market
 from jaxmarket.deep_market import BidTables, ClassifierRules, GuardedPrograms, NeuralNetworks, demographics
-from jaxmarket.networks.backpropagation import MarketGraph, flows, solve_prices
+from jaxmarket.networks.backpropagation import MarketGraph, goods_flows, solve_prices
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import checkpoint, files, run_folder, sweeps
 from jaxmarket.society import Society
 from jaxmarket.training.arrays import digest, flatten
 from jaxmarket.training.config import ALIASES
-from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic, equilibrium
+from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic
 
 LIMIT = 60.0
 """Seconds that an input may take. Compilation is the longest of it."""
@@ -811,25 +811,25 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
         lambda: {"sensors": 3, "actions": 2, "length": 2, "constants": (0.0, 1.0), "names": ("a",) * 3},
     ),
     "NeuralNetworks": (NeuralNetworks, lambda: {"features": 3, "actions": 2}),
-    "goods.open_market": (wide_market.open_market, _economy),
+    "wide_market.init": (wide_market.init, _economy),
     "Tatonnement": (
-        equilibrium.Tatonnement(),
+        wide_market.Tatonnement(),
         _trade(Quadratic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ConvexProgram": (
-        equilibrium.ConvexProgram(),
+        wide_market.ConvexProgram(),
         _trade(Logarithmic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ProportionalResponse": (
-        equilibrium.ProportionalResponse(),
+        wide_market.ProportionalResponse(),
         _trade(Linear(jnp.ones((3, 2)))),
     ),
-    "SealedBids": (equilibrium.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
-    "prices.flows": (
-        _graph(flows),
+    "SealedBids": (wide_market.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
+    "networks.goods_flows": (
+        _graph(goods_flows),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
     ),
-    "prices.solve_prices": (
+    "networks.solve_prices": (
         _graph(solve_prices),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
     ),

@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_of
-from jaxmarket.networks.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
+from jaxmarket.networks.neural_bucket_brigade import Network, Rates, WeightFlows, init, present, respond
 from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, tables
@@ -120,7 +120,7 @@ CONDITIONS = (
 @functools.partial(jax.jit, static_argnames=("network", "chunks", "last"))
 def _train(
     network: Network, chunks: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
-) -> tuple[Array, Array, Flows]:
+) -> tuple[Array, Array, WeightFlows]:
     """Whether all answers are right after each presentation, and the books.
 
     Args:
@@ -137,17 +137,17 @@ def _train(
         f [seeds, chunks], summed over it.
     """
 
-    def seed(key: Array) -> tuple[Array, Array, Flows]:
+    def seed(key: Array) -> tuple[Array, Array, WeightFlows]:
         start, order = jax.random.split(key)
         weights = init(network, start)
 
-        def one(weights: Array, key: Array) -> tuple[Array, tuple[Array, Flows]]:
+        def one(weights: Array, key: Array) -> tuple[Array, tuple[Array, WeightFlows]]:
             shown = jax.random.randint(key, (), 0, patterns.shape[0])
             weights, flows, _ = present(network, weights, patterns[shown], targets[shown], rates)
             answers = jax.vmap(functools.partial(respond, network, weights))(patterns)
             return weights, ((answers == targets)[:, -last:].all(), flows)
 
-        def chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, Flows]]:
+        def chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, WeightFlows]]:
             weights, (solved, flows) = jax.lax.scan(one, weights, keys)
             return weights, (solved, weights, jax.tree.map(lambda flow: flow.sum(), flows))
 

@@ -146,7 +146,7 @@ class WideState(struct.PyTreeNode):
     """A wide market that learns; one seed."""
 
     learner: PyTree  # leaves [L * M, ...]: of each job
-    economy: wide_market.Economy
+    economy: wide_market.WideMarketState
     key: Array
     update: Array  # i32 [] updates done
     earned: Array  # f [] all rewards so far
@@ -203,14 +203,14 @@ class Wide:
         stages = jnp.eye(self.env.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
 
-    def open(self, values: Array) -> wide_market.Economy:
+    def open(self, values: Array) -> wide_market.WideMarketState:
         """A market of raw pieces; who owns them is the first to be paid, and makes no difference."""
         agents = workers(self.env, values, self.clones)
         count = agents.line.shape[0]
         first = jnp.arange(self.env.lines) * self.env.operations * self.clones
         holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
         holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
-        return wide_market.open_market(agents, holdings, jnp.full(count, _CREDIT, real()))
+        return wide_market.init(agents, holdings, jnp.full(count, _CREDIT, real()))
 
     def init(self, key: Array, hyper: Hyperparameters) -> WideState:
         """The state before the first update."""
@@ -230,8 +230,8 @@ class Wide:
         )
 
     def trade(
-        self, key: Array, economy: wide_market.Economy, exploration: Any = None
-    ) -> tuple[wide_market.Economy, Sale]:
+        self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
+    ) -> tuple[wide_market.WideMarketState, Sale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
@@ -245,7 +245,7 @@ class Wide:
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
             payout=(by_line(round_.payout) * shelf).sum(1),
-            reward=by_line(round_.books.reward).sum(1),
+            reward=by_line(round_.flows["reward"]).sum(1),
             outbid=winning < offers.max(1),
         )
 
@@ -269,7 +269,9 @@ class Wide:
         keys = jax.random.split(key_trade, self.horizon + 1)
         held = jnp.arange(self.horizon + 1) < self.horizon
 
-        def one(economy: wide_market.Economy, ahead: tuple[Array, Array]) -> tuple[wide_market.Economy, Sale]:
+        def one(
+            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
+        ) -> tuple[wide_market.WideMarketState, Sale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
@@ -315,7 +317,7 @@ class Wide:
     def earn(self, values: Array, key: Array) -> Array:
         """`play` with bids f [L * M, K]."""
 
-        def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+        def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
             economy, sale = self.trade(key, economy)
             return economy, sale.reward.sum()
 
@@ -363,7 +365,7 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
     nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
     economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
 
-    def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+    def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
         economy, round_ = wide_market.step(market, key, economy)
         return economy.replace(world=round_.prices), round_.prices
 

@@ -418,7 +418,7 @@ def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, tit
 def draw_convergence(
     ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
 ) -> None:
-    """|excess demand| / supply of every good after each adjustment, f [K, G] of `equilibria.Tatonnement.path`.
+    """|excess demand| / supply of every good after each adjustment, f [K, G] (`Tatonnement.trajectory`).
 
     That of a good which is free in the end stays where it is: there is more of it than anybody wants.
     """
@@ -437,7 +437,7 @@ def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[s
     Args:
         ax: where.
         agents: [K], N in each market.
-        spread: f [K, G] (`welfare.dispersion`).
+        spread: f [K, G] (`jaxmarket.wide_market.welfare.price_dispersion`).
         goods: names, by default numbers.
     """
     agents, spread = np.asarray(agents, float), np.asarray(spread, float)

@@ -16,7 +16,7 @@ from jaxmarket.policies import Point, ValueHead, linear
 from jaxmarket.rollouts import play
 from jaxmarket.types import Accounts
 from jaxmarket.validation import mask, number, numbers, whole
-from jaxmarket.wide_market import Additive, equilibrium
+from jaxmarket.wide_market import Additive
 
 BAD = jnp.nan
 
@@ -168,27 +168,27 @@ def test_deep_markets_are_checked(representation, what, says):
 def test_wide_markets_are_checked():
     def run(economy, factor, reward=0.0, kept=1.0):
         def solve(*arguments, **others):
-            found = equilibrium.SealedBids()(*arguments, **others)
+            found = wide_market.SealedBids()(*arguments, **others)
             return (
                 found._replace(bundles=found.bundles * kept)
                 if hasattr(found, "_replace")
                 else found.replace(bundles=found.bundles * kept)
             )
 
-        made = wide_market.individually(lambda agent, bundle: bundle * factor, lambda agent, bundle, left: reward)
+        made = wide_market.per_agent(lambda agent, bundle: bundle * factor, lambda agent, bundle, left: reward)
         market = wide_market.WideMarket(lambda agent, world: Additive(agent), made, solve)
         return wide_market.run(market, jax.random.key(0), economy, rounds=2, income=0.1, rent=0.1)
 
-    economy = wide_market.open_market(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
+    economy = wide_market.init(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
     program = checked(run)
     program(economy, 1.0)
     for given, says in (
-        ((-1.0,), r"^holdings: production left less than nothing, step 0"),
+        ((-1.0,), r"^holdings: production must return numbers >= 0, got a negative one, step 0"),
         ((jnp.nan,), r"^holdings\[0 0\] is nan, step 0"),
         ((1.0, jnp.inf), r"^reward\[0\] is inf, step 0"),
         (
             (1.0, 0.0, 0.5),
-            r"^bundles: the solver handed out 1\.0 of good 0 where there is 2\.0, step 0",
+            r"^bundles: the solver allocated 1\.0 of good 0, expected its supply 2\.0, step 0",
         ),
     ):
         with pytest.raises(ValueError, match=says):
