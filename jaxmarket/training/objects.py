@@ -110,7 +110,7 @@ def restore(
     if found is not ABSENT and whole and accepts(found):
         return found
     if isinstance(fields, Mapping) and _is_frozen(found) and accepts(found):
-        settable = {f.name for f in dataclasses.fields(found) if f.init}
+        settable = {f.name for f in dataclasses.fields(found) if f.init}  # type: ignore[arg-type]
         try:
             values = {key: _restore_value(f"{field}.{key}", value, objects) for key, value in fields.items()}
             return found(**values | {key: value for key, value in extra.items() if key in settable})
