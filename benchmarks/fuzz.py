@@ -342,7 +342,7 @@ def settings(rng: Generator, _: "Workshop") -> Input:
         "agent": "society", "auction": "ccv", "learner": "ppo", "clones": 2, "seeds": 1, "steps": 64, "gamma": 0.9,
         "instances": 4, "horizon": 8, "minibatch": 16, "epochs": 1, "learning_rate": 1e-3, "trace_decay": 0.5,
         "exploration": 0.5, "dropout": 0.1, "bid_low": 0.0, "bid_high": 1.0, "hidden": (4,), "bids": "beta",
-        "time_limits": "shadow", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
+        "time_limits": "bootstrap", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
         "convolutions": (4,), "share_clones": True, "log_every": 1,
     }  # fmt: skip
     env: Any = ("Chain-v0", "Bandit-v0", "Duality-v0", "CartPole-v1")[rng.integers(4)]

@@ -81,7 +81,7 @@ def society(mechanism: str) -> Soak:
     params, length = who.init(jax.random.key(0)), 1024
 
     def roll(key: Array, state: PyTree) -> tuple[PyTree, Transition]:
-        return rollout(who, key, params, state, env.default_params, length, shadow=False)
+        return rollout(who, key, params, state, env.default_params, length, bootstrap=False)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:

@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 
 from jaxmarket import auctions
 from jaxmarket.environments import OURS, environment_ids, make
-from jaxmarket.evaluation import watch as watch_episode
+from jaxmarket.evaluation import trace_episode as watch_episode
 from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
 from jaxmarket.runs import files, run_folder
@@ -28,7 +28,7 @@ from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
 from jaxmarket.training.config import PRESETS, TrainConfig
 from jaxmarket.training.transfer import weight_changes
-from jaxmarket.validation import escaped, read_whole
+from jaxmarket.validation import escaped, parse_int
 from jaxmarket.view import plotting, tables
 from jaxmarket.view.text import DataTable, Screen, emit
 
@@ -37,7 +37,7 @@ __all__ = ["app", "main"]
 
 def _convert(kind: type, text: str) -> Any:
     # cyclopts would round 1.5 to 2, and rejects 1e6.
-    return read_whole(text) if kind is int else cyclopts.convert(kind, [text])
+    return parse_int(text) if kind is int else cyclopts.convert(kind, [text])
 
 
 app = App(
@@ -258,7 +258,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     key = key_for(key_of(seed), "watch")
     run = run_folder.read(folder)
     if steps < 1:
-        raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
+        raise ValueError(f"steps: expected an integer >= 1, got {steps}")
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
         raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")

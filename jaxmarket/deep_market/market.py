@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from jaxmarket import auctions
@@ -32,7 +31,7 @@ from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import numbers, shown, whole
+from jaxmarket.validation import as_float_array, check_int
 
 __all__ = [
     "DeepMarket",
@@ -74,9 +73,7 @@ class DeepMarket:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
         for field in ("capacity", "instances"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+            object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if not isinstance(self.mechanism, Mechanism):
             raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
 
@@ -175,20 +172,16 @@ def init(
     key_reset, key_agents = jax.random.split(key)
     obs, env_state = jax.vmap(market.env.reset, (0, None))(jax.random.split(key_reset, market.instances), env_params)
     if population is None:
-        num_agents = market.capacity if num_agents is None else num_agents
-        if not isinstance(num_agents, int | np.integer) or not 0 <= num_agents <= market.capacity:
-            raise ValueError(
-                f"num_agents: expected 0 to {market.capacity} agents (the capacity), got {shown(num_agents)}"
-            )
-        wealth = numbers("wealth", wealth, ())
+        num_agents = check_int("num_agents", market.capacity if num_agents is None else num_agents, 0, market.capacity)
+        wealth = as_float_array("wealth", wealth, ())
         population = random_population(market.representation, key_agents, obs, market.capacity, num_agents, wealth)
     elif population.capacity != market.capacity:
         raise ValueError(f"population: expected {market.capacity} slots, as in the market, got {population.capacity}")
     if not isinstance(original_owner, jax.Array):
-        original_owner = whole(
+        original_owner = check_int(
             "original_owner", original_owner, AUCTIONEER, market.capacity + len(market.consumers) - 1
         )
-    budgets = numbers("consumers", consumers)
+    budgets = as_float_array("consumers", consumers)
     if budgets.shape not in ((), (len(market.consumers),)):
         raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {budgets.shape}")
     instances = market.instances
@@ -524,12 +517,8 @@ def run(
         ValueError: no rounds or steps, or more max_births than slots.
     """
     terms = terms or Terms()
-    for field, value, least in (("rounds", rounds, 1), ("period", period, 1), ("max_births", max_births, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{field}: expected a whole number >= {least}, got {value!r}")
-    if max_births > market.capacity:
-        raise ValueError(f"max_births: at most one for each of {market.capacity} slots, got {max_births}")
-
+    rounds, period = check_int("rounds", rounds), check_int("period", period)
+    max_births = check_int("max_births", max_births, 0, market.capacity)
     implementation = jax.random.key_impl(key)
 
     def one(state: DeepMarketState, key: Array) -> tuple[DeepMarketState, RoundSummary]:

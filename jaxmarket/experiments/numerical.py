@@ -18,7 +18,7 @@ from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable,
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs import fitting
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
@@ -195,7 +195,7 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
     """Ledgers of fresh episodes with sampled bids, summed over seeds and instances; and the episodes ended."""
 
     def money(params: PyTree, key: Array) -> tuple[Array, Array]:
-        rows = play(society, key, params, society.env.default_params, steps, shadow=False)
+        rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
         return ledger(rows), rows.done.sum()
 
     seeds = jax.tree.leaves(params)[0].shape[0]

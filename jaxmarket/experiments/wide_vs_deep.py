@@ -258,9 +258,9 @@ class Wide:
         now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
         decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
         last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
-        share = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
-        patience = jnp.full_like(now.reward, hyper.discount)
-        return lambda_returns(now.reward, patience, later.payout, share)
+        decays = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
+        discounts = jnp.full_like(now.reward, hyper.discount)
+        return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
         """``horizon`` rounds, and what everybody learns from them."""
@@ -277,7 +277,7 @@ class Wide:
             after, sale = self.trade(key, economy, hyper.exploration)
             return jax.tree.map(lambda new, old: jnp.where(held, new, old), after, economy), sale
 
-        # The last round is a shadow auction, for what the pieces reached would be sold for: no money moves.
+        # The last round is a bootstrap auction, for what the pieces reached would be sold for: no money moves.
         economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
         revenue = self.settle(sales, hyper)
         sales = jax.tree.map(lambda rows: rows[:-1], sales)

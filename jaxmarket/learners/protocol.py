@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxmarket.collectives import INSTANCES, total
+from jaxmarket.collectives import INSTANCES, psum
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree, Rules
-from jaxmarket.validation import numbers
+from jaxmarket.validation import as_float_array
 
 __all__ = [
     "EXPERIENCE_AXES",
@@ -88,9 +88,9 @@ class Hyperparameters(struct.PyTreeNode):
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
             if name == "own":
-                arrays[name] = {key: numbers(f"hyper.own[{key!r}]", each, ()) for key, each in value.items()}
+                arrays[name] = {key: as_float_array(f"hyper.own[{key!r}]", each, ()) for key, each in value.items()}
             elif value is not None:
-                arrays[name] = jnp.asarray(value) if name == "present" else numbers(f"hyper.{name}", value, ())
+                arrays[name] = jnp.asarray(value) if name == "present" else as_float_array(f"hyper.{name}", value, ())
             elif field.default is not None:
                 raise ValueError(f"hyper.{name}: expected a number, got None; its default is {field.default}")
         return self.replace(**arrays)
@@ -231,13 +231,13 @@ def static_part(learner: Any) -> Any:
 
 def mean_where(values: Array, mask: Array, axis: str | None = None) -> Array:
     """Mean of the values a mask selects, 0 if it selects none; where they are spread, this shard's part of it. f []."""
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, total(jnp.sum(mask, dtype=values.dtype), axis))
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
 def moments(values: Array, mask: Array, axis: str | None = None) -> tuple[Array, Array]:
     """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
-    mean = total(mean_where(values, mask, axis), axis)
-    return mean, jnp.sqrt(total(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
+    mean = psum(mean_where(values, mask, axis), axis)
+    return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
 
 
 def over_minibatches(

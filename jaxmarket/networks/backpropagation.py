@@ -40,7 +40,7 @@ from flax import struct
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import numbers
+from jaxmarket.validation import as_float_array
 
 __all__ = [
     "Convergence",
@@ -417,7 +417,7 @@ def _utility(graph: MarketGraph) -> Callable[[PyTree, Array, Array], Array]:
 
 
 def _arrays(agents: PyTree, shares: Array, goods: Array, name: str = "endowments") -> tuple[Array, Array]:
-    shares, goods = numbers("shares", shares), numbers(name, goods)
+    shares, goods = as_float_array("shares", shares), as_float_array(name, goods)
     if goods.ndim != 2 or shares.shape != (goods.shape[0], *goods.shape):
         raise ValueError(
             f"shares: expected [n, n, G] and {name} [n, G], got {shares.shape} and {goods.shape}; "

@@ -33,7 +33,7 @@ from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.types import Array, Outcome, PyTree, real
-from jaxmarket.validation import shown, whole
+from jaxmarket.validation import check_int, short_repr
 
 __all__ = ["NetworkMarket", "Quotes", "from_mlp", "neuron_quote"]
 
@@ -198,7 +198,7 @@ def from_mlp(
         ValueError: there are no layers, a layer is not dense, the order of layers is ambiguous, widths do not match,
             ``decoys`` is negative, or ``key`` is missing.
     """
-    decoys = whole("decoys", decoys, 0)
+    decoys = check_int("decoys", decoys, 0)
     if decoys and key is None:
         raise ValueError(f"key: {decoys} decoys need a PRNG key, got None; pass key=jax.random.key(0)")
     layers = _layers(variables)
@@ -230,7 +230,7 @@ def _layers(variables: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]
     if not isinstance(params, Mapping) or not params:
         raise ValueError(
             'variables: expected {"params": {layer: {"kernel": ..., "bias": ...}}}, '
-            f"got {shown(variables)}; pass what Flax's init returns"
+            f"got {short_repr(variables)}; pass what Flax's init returns"
         )
     layers: list[tuple[np.ndarray, np.ndarray]] = []
     for name in _ordered(list(params)):

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmarket.collectives import INSTANCES, SEEDS
 from jaxmarket.types import PyTree
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["Devices", "gather", "mesh", "put"]
 
@@ -64,7 +64,7 @@ def _chosen(devices: int | str) -> list[Any]:
         if devices == "all":
             return there
         raise ValueError(f"devices: expected a number >= 1 or 'all', got {devices!r}")
-    devices = whole("devices", devices)
+    devices = check_int("devices", devices)
     if devices > len(there):
         more = "; set JAX_NUM_CPU_DEVICES to have more" if jax.default_backend() == "cpu" else ""
         raise ValueError(f"devices: JAX sees {len(there)} here, not {devices}{more}")

@@ -36,7 +36,7 @@ from jaxmarket.training.result import FitResult
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.trainable import Player, Trainable
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import flag, given, number, path, prng_key
+from jaxmarket.validation import check_bool, check_float, check_key, check_path, short_repr
 from jaxmarket.view import tables
 
 __all__ = ["compiles", "evaluate_both", "fit", "init_seeds"]
@@ -181,17 +181,17 @@ def fit(
             share the work, or a check failed.
     """
     settings = check_config(config).settings
-    key = prng_key("key", key, traced=False)
-    checkpoint_every = number("checkpoint_every", checkpoint_every, 0)
+    key = check_key("key", key, traced=False)
+    checkpoint_every = check_float("checkpoint_every", checkpoint_every, 0)
     if not isinstance(freeze, list | tuple) or not all(isinstance(pattern, str) for pattern in freeze):
         write = f"; write [{freeze!r}]" if isinstance(freeze, str) else ""
-        raise ValueError(f"freeze: expected a sequence of patterns, got {given(freeze)}{write}")
+        raise ValueError(f"freeze: expected a sequence of patterns, got {short_repr(freeze)}{write}")
     if not isinstance(loggers, list | tuple) or not all(map(callable, loggers)):
-        raise ValueError(f"loggers: expected a sequence of functions of a Record, got {given(loggers)}")
-    resume, check = flag("resume", resume), flag("check", check)
+        raise ValueError(f"loggers: expected a sequence of functions of a Record, got {short_repr(loggers)}")
+    resume, check = check_bool("resume", resume), check_bool("check", check)
     if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
-        raise ValueError(f"start: expected a finished run or its folder, got {given(start)}")
-    out = None if out is None else path("out", out)
+        raise ValueError(f"start: expected a finished run or its folder, got {short_repr(start)}")
+    out = None if out is None else check_path("out", out)
     if resume and out is None:
         raise ValueError("resume: which run? give its folder as out")
     if jax.process_count() > 1:

@@ -22,7 +22,7 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from jaxmarket.validation import escaped, whole
+from jaxmarket.validation import check_int, escaped
 
 __all__ = ["end_with_parent", "join", "launch", "leave"]
 
@@ -49,7 +49,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
     Raises:
         ValueError: the numbers make no sense, or the others were not there in time.
     """
-    processes = whole("processes", processes)
+    processes = check_int("processes", processes)
     if process not in range(processes):
         raise ValueError(f"process: of {processes} processes there are 0 to {processes - 1}, got {process}")
     host, _, port = coordinator.rpartition(":")
@@ -140,7 +140,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         ValueError: the number makes no sense.
         ChildProcessError: one died; says which and how.
     """
-    processes = whole("processes", processes)
+    processes = check_int("processes", processes)
     with socket.socket() as free:
         free.bind((_LOOPBACK, 0))
         coordinator = f"{_LOOPBACK}:{free.getsockname()[1]}"

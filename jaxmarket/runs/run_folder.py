@@ -42,7 +42,7 @@ from jaxmarket.training.result import FitResult, RunResult, summary_line
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import NetworkParams, networks
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import escaped, flag, given, whole
+from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
 
 __all__ = [
@@ -500,10 +500,10 @@ _NUMBERS = (
 def _restored(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with NaN for the nulls that stand for the numbers of diverged seeds in JSON."""
 
-    def number(value: Any) -> Any:
-        return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
+    def check_float(value: Any) -> Any:
+        return [check_float(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
 
-    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
+    return {name: check_float(value) if name in _NUMBERS else value for name, value in summary.items()}
 
 
 def ended(folder: Path) -> dict[str, Any]:
@@ -677,11 +677,11 @@ def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy
         run = read(source)
         warn_if_interrupted(run)
     if not all(hasattr(run, name) for name in ("config", "summary", "networks")):
-        raise ValueError(f"source: expected a finished run or its folder, got {given(source)}")
+        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
     settings: Settings = run.config.settings
-    chosen = best_seed(run) if seed is None else whole("seed", seed, 0, settings.seeds - 1)
+    chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, settings.seeds - 1)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
-    return settings.trainable.policy(params, greedy=flag("greedy", greedy))
+    return settings.trainable.policy(params, greedy=check_bool("greedy", greedy))
 
 
 def read(folder: str | Path, objects: Mapping[str, Any] | None = None) -> SavedRun:
@@ -695,7 +695,7 @@ def read(folder: str | Path, objects: Mapping[str, Any] | None = None) -> SavedR
     Raises:
         ValueError: the folder holds no finished run, or another society's.
     """
-    folder = validation.path("folder", folder)
+    folder = validation.check_path("folder", folder)
     summary = ended(folder)
     config = config_from_dict(folder, read_json(folder / "config.json"), objects)
     returns = summary.get("return_seeds")
@@ -760,7 +760,7 @@ def config_from_dict(
                 accepted = functools.partial(accepts, field)
                 settings[field] = objects.restore(field, entry, accepted, given_objects or {}, extra)
             elif _is_object(entry):
-                raise ValueError(f"{field}: expected an alias or a saved object, got {given(entry)}")
+                raise ValueError(f"{field}: expected an alias or a saved object, got {short_repr(entry)}")
         config = TrainConfig(**settings)
     except objects.MissingObjectError as error:
         raise ValueError(f"{folder}: {error}") from error

@@ -33,7 +33,7 @@ from jaxmarket.training import objects
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.settings import AgentKind, Settings
 from jaxmarket.training.society import SocietyTraining
-from jaxmarket.validation import choice, flag, given, number, whole, widths
+from jaxmarket.validation import check_bool, check_choice, check_float, check_int, check_widths, short_repr
 
 if TYPE_CHECKING:
     AgentLike = str | AgentKind
@@ -83,7 +83,7 @@ _DEFAULTS: dict[str, Any] = {
     "clones": 2,
     "share_clones": True,
     "ties": "random",
-    "time_limits": "shadow",
+    "time_limits": "bootstrap",
     "trace_decay": 0.0,
     "exploration": 0.0,
     "dropout": 0.0,
@@ -138,7 +138,7 @@ class TrainConfig:
         convolutions: channels of the convolutions over images, 16 by default, 16 32 over images more than 16 pixels
             wide; no channel reads an image as a vector.
         stride: of the convolutions; 1 by default, 2 over images more than 16 pixels wide.
-        time_limits: shadow (the default: a time-out's payout is estimated) or terminal (it counts as 0).
+        time_limits: bootstrap (the default: proceeds after a time-out are estimated) or terminal (they count as 0).
         ties: random (the default) or lowest.
         preset: paper (published settings); other settings take precedence.
 
@@ -306,7 +306,7 @@ def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[s
         return cls(**{flat[name]: setting for name, setting in given_flat.items()}), flat
     for name, setting in numeric_settings(found).items() if fields else ():
         if setting is not None:
-            number(f"{field}.{name}", setting)
+            check_float(f"{field}.{name}", setting)
     plain = {own: plain_setting(name, setting) for name, own in flat.items() if _set(setting := getattr(found, own))}
     return (dataclasses.replace(found, **plain) if plain else found), flat  # type: ignore[type-var]
 
@@ -435,7 +435,7 @@ def check_config(config: Any) -> TrainConfig:
         write = f"TrainConfig({config!r})"
     elif isinstance(config, Mapping):
         write = "TrainConfig(**settings)"
-    raise ValueError(f"config: expected a TrainConfig, got {given(config)}; write {write}")
+    raise ValueError(f"config: expected a TrainConfig, got {short_repr(config)}; write {write}")
 
 
 OF_LEARNERS = {
@@ -460,33 +460,35 @@ def accepts(field: str, value: Any) -> bool:
 def _object(field: str, value: Any) -> Any:
     """An alias or ``module:name`` as a plain string; an object as it is."""
     if isinstance(value, str):
-        return str.__str__(value) if ":" in value else choice(field, value, ALIASES[field])
+        return str.__str__(value) if ":" in value else check_choice(field, value, ALIASES[field])
     if isinstance(value, type) and field != "agent":
         raise ValueError(f"{field}: expected an object, got the class {value.__name__}; write {value.__name__}()")
     if not accepts(field, value):
         raise ValueError(
             f"{field}: expected {', '.join(ALIASES[field])}, or an object with {', '.join(_ATTRIBUTES[field])}, got "
-            f"{given(value)}"
+            f"{short_repr(value)}"
         )
     return value
 
 
-_count = functools.partial(whole, most=2**63 - 1)
-_fraction = functools.partial(number, least=0, most=1)
-_amount = functools.partial(number, least=0)
+_count = functools.partial(check_int, most=2**63 - 1)
+_fraction = functools.partial(check_float, least=0, most=1)
+_amount = functools.partial(check_float, least=0)
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "env": lambda _, value: str.__str__(value) if isinstance(value, str) else value,
     **dict.fromkeys(("agent", "auction", "learner", "bids"), _object),
-    "share_clones": flag,
+    "share_clones": check_bool,
     "steps": _count,
-    **dict.fromkeys(("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), whole),
-    **dict.fromkeys(("hidden", "convolutions"), widths),
+    **dict.fromkeys(
+        ("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), check_int
+    ),
+    **dict.fromkeys(("hidden", "convolutions"), check_widths),
     **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "dropout"), _fraction),
     **dict.fromkeys(("learning_rate", "value_learning_rate", "entropy", "clip"), _amount),
-    **dict.fromkeys(("reserve", "bid_low", "bid_high"), number),
-    "time_limits": functools.partial(choice, known=TIME_LIMITS),
-    "ties": functools.partial(choice, known=("random", "lowest")),
-    "preset": functools.partial(choice, known=PRESETS),
+    **dict.fromkeys(("reserve", "bid_low", "bid_high"), check_float),
+    "time_limits": functools.partial(check_choice, known=TIME_LIMITS),
+    "ties": functools.partial(check_choice, known=("random", "lowest")),
+    "preset": functools.partial(check_choice, known=PRESETS),
 }
 _TRACED = {f.name: f.name for f in dataclasses.fields(Hyperparameters)} | {"gamma": "discount"}
 """Settings that compiled programs take as arguments, with their names in `Hyperparameters`."""

@@ -6,7 +6,7 @@ from jaxmarket.learners import Hyperparameters
 from jaxmarket.switches import entry_point
 from jaxmarket.training.config import TrainConfig, check_config
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import given, prng_key
+from jaxmarket.validation import check_key, short_repr
 
 __all__ = ["train"]
 
@@ -38,10 +38,11 @@ def train(
     Raises:
         ValueError: an argument has the wrong type, or ``hyper`` does not contain one number per setting.
     """
-    key, settings = prng_key("key", key), check_config(config).settings
+    key, settings = check_key("key", key), check_config(config).settings
     if hyper is not None and not isinstance(hyper, Hyperparameters):
         raise ValueError(
-            f"hyper: expected Hyperparameters, got {given(hyper)}; use config.settings.hyperparameters.replace(...)"
+            f"hyper: expected Hyperparameters, got {short_repr(hyper)}; use "
+            "config.settings.hyperparameters.replace(...)"
         )
     hyper = (settings.hyperparameters if hyper is None else hyper).as_arrays()
     oracle = settings.oracle if env_params is None else None

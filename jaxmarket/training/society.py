@@ -10,7 +10,7 @@ from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from jaxmarket.auctions import ENVIRONMENT_REWARD
-from jaxmarket.collectives import INSTANCES, SEEDS, largest, mine, total
+from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, pmax, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Experience, Hyperparameters, Learner
@@ -174,13 +174,13 @@ class SocietyTraining:
         def roll(key: Array, market: State) -> tuple[State, Transition]:
             return rollout(
                 society, key, state.learner.params, market, env_params, self.horizon, rules,
-                shadow=self.time_limits == "shadow",
+                bootstrap=self.time_limits == "bootstrap",
             )  # fmt: skip
 
         def earned(rows: Transition) -> PyTree:
             return settle(rows, hyper.discount, trace_decay=hyper.trace_decay, time_limits=self.time_limits)
 
-        keys = mine(jax.random.split(key_roll, self.instances), self.learner.axis)
+        keys = local_slice(jax.random.split(key_roll, self.instances), self.learner.axis)
         market, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.market)
         settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
         experience = module_experience(society, rows, settlement.utility)
@@ -216,12 +216,12 @@ class SocietyTraining:
         axis, before = self.learner.axis, state.visits
         state, (summaries, residuals) = jax.lax.scan(body, state, None, length=self.updates_per_chunk)
         wealth = state.market.accounts.wealth.sum(0)
-        summary, new_visits, wealth = total(
+        summary, new_visits, wealth = psum(
             (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, wealth), axis
         )
         accounts = {
             "gini": gini(wealth),
-            "conservation_residual": largest(residuals.max(), axis),
+            "conservation_residual": pmax(residuals.max(), axis),
             "diverged": diverged(networks(state.learner), summary.totals.reward),
         }
         return state.replace(visits=before + new_visits), summary.means(oracle) | accounts

@@ -32,7 +32,7 @@ from flax import struct
 from jax import core
 
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import shown
+from jaxmarket.validation import short_repr
 from jaxmarket.wide_market.valuations import Linear, StrictlyConcave
 
 __all__ = [
@@ -322,7 +322,7 @@ def check_market(
     arrays = {"wealth": wealth, "holdings": holdings} | ({} if prices is None else {"prices": prices})
     for field, value in arrays.items():
         if not isinstance(value, jax.Array | np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"{field}: expected an array of floats, got {shown(value)}; use jnp.asarray")
+            raise ValueError(f"{field}: expected an array of floats, got {short_repr(value)}; use jnp.asarray")
     if holdings.ndim != 2 or wealth.shape != holdings.shape[:1] or 0 in holdings.shape:
         raise ValueError(
             f"holdings: expected [N, G] and wealth [N], N and G at least 1, got {holdings.shape} and {wealth.shape}; "
@@ -332,7 +332,7 @@ def check_market(
     for leaf in (wealth, *jax.tree.leaves(valuations)):
         fits = isinstance(leaf, jax.Array | np.ndarray) and leaf.shape[:1] == (agents,) and leaf.dtype == dtype
         if not fits or leaf.shape[1:] not in ((), holdings.shape[1:]):
-            found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else shown(leaf)
+            found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else short_repr(leaf)
             raise ValueError(
                 f"valuations: expected {dtype} leaves [{agents}] or [{agents}, {holdings.shape[1]}], got {found}; "
                 "give wealth, holdings and valuations the same dtype, agents and goods"

@@ -35,7 +35,7 @@ from jaxmarket.accounts import CashFlows, check_flows
 from jaxmarket.checking import check, check_finite, checking
 from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import numbers, shown, whole
+from jaxmarket.validation import as_float_array, check_int, short_repr
 from jaxmarket.wide_market.equilibrium import Equilibrium, EquilibriumCertificate, EquilibriumSolver
 
 __all__ = [
@@ -113,7 +113,7 @@ class WideMarket:
 
     def __post_init__(self) -> None:
         if self.nonconvergence not in ("record", "raise"):
-            raise ValueError(f'nonconvergence: expected "record" or "raise", got {shown(self.nonconvergence)}')
+            raise ValueError(f'nonconvergence: expected "record" or "raise", got {short_repr(self.nonconvergence)}')
 
 
 class WideMarketState(struct.PyTreeNode):
@@ -160,7 +160,7 @@ def init(
     Raises:
         ValueError: there are no agents or goods, shapes do not match, or holdings or wealth are negative.
     """
-    holdings = numbers("holdings", holdings)
+    holdings = as_float_array("holdings", holdings)
     if holdings.ndim != 2 or 0 in holdings.shape:
         raise ValueError(f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}")
     n, goods = holdings.shape
@@ -170,7 +170,7 @@ def init(
                 f"agents: expected array leaves [{n}, ...], one row for each row of holdings, got "
                 f"{getattr(leaf, 'shape', leaf)}"
             )
-    wealth = numbers("wealth", wealth)
+    wealth = as_float_array("wealth", wealth)
     if wealth.shape not in ((), (n,)):
         raise ValueError(f"wealth: expected a number for all agents or shape ({n},), got shape {wealth.shape}")
     wealth = jnp.broadcast_to(wealth, (n,))
@@ -183,7 +183,7 @@ def init(
         holdings=holdings,
         wealth=wealth,
         world=world,
-        prices=jnp.full(goods, jnp.nan, real()) if prices is None else numbers("prices", prices, (goods,)),
+        prices=jnp.full(goods, jnp.nan, real()) if prices is None else as_float_array("prices", prices, (goods,)),
         time=jnp.zeros((), jnp.int32),
     )
 
@@ -329,7 +329,7 @@ def run(
         ValueError: ``rounds`` is less than 1; or the solver did not converge in a round, and ``market.nonconvergence``
             is ``"raise"``.
     """
-    rounds = whole("rounds", rounds)
+    rounds = check_int("rounds", rounds)
 
     def body(state: WideMarketState, key: Array) -> tuple[WideMarketState, WideMarketStep]:
         after, outcome = _step(market, key, state, income=income, rent=rent)

@@ -228,7 +228,7 @@ def test_reports_are_tables_and_json(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["steps"], "name: unknown benchmark 'steps'; choose from " + ", ".join(bench.BENCHMARKS)),
-        (["step", "--cores", "0"], "cores: expected a whole number >= 1, got 0"),
+        (["step", "--cores", "0"], "cores: expected an integer >= 1, got 0"),
         (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
     ],
 )

@@ -13,9 +13,9 @@ from jaxmarket.checking import check, check_finite, checked, checking
 from jaxmarket.deep_market import BidTables
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import Point, ValueHead, linear
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.types import Accounts
-from jaxmarket.validation import mask, number, numbers, whole
+from jaxmarket.validation import as_bool_array, as_float_array, check_float, check_int
 from jaxmarket.wide_market import Additive
 
 BAD = jnp.nan
@@ -54,7 +54,7 @@ def society(env=None, mechanism=auctions.VICKREY, policy=BidPolicy):
 def runner(market):
     """A compiled program: two instances, twelve auctions each."""
     params = market.init(jax.random.key(0))
-    one = lambda key: play(market, key, params, market.env.default_params, 12)  # noqa: E731
+    one = lambda key: fresh_rollout(market, key, params, market.env.default_params, 12)  # noqa: E731
     return jax.jit(jax.vmap(one))
 
 
@@ -229,22 +229,22 @@ def test_static_arguments_values_by_function_and_other_kinds_of_errors():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: numbers("field", "a"),
-        lambda: numbers("field", [[1], [1, 2]]),
-        lambda: numbers("field", 1j),
-        lambda: numbers("field", None),
-        lambda: numbers("field", [object()]),
-        lambda: numbers("field", [1.0], ()),
-        lambda: mask("field", [0, 1], (2,)),
-        lambda: mask("field", [True], (2,)),
-        lambda: mask("field", "a", (2,)),
-        lambda: whole("field", True),
-        lambda: whole("field", 2.5),
-        lambda: whole("field", 0),
-        lambda: whole("field", 2**31),
-        lambda: number("field", float("nan")),
-        lambda: number("field", "1"),
-        lambda: number("field", 2, 0, 1),
+        lambda: as_float_array("field", "a"),
+        lambda: as_float_array("field", [[1], [1, 2]]),
+        lambda: as_float_array("field", 1j),
+        lambda: as_float_array("field", None),
+        lambda: as_float_array("field", [object()]),
+        lambda: as_float_array("field", [1.0], ()),
+        lambda: as_bool_array("field", [0, 1], (2,)),
+        lambda: as_bool_array("field", [True], (2,)),
+        lambda: as_bool_array("field", "a", (2,)),
+        lambda: check_int("field", True),
+        lambda: check_int("field", 2.5),
+        lambda: check_int("field", 0),
+        lambda: check_int("field", 2**31),
+        lambda: check_float("field", float("nan")),
+        lambda: check_float("field", "1"),
+        lambda: check_float("field", 2, 0, 1),
     ],
 )
 def test_what_is_given_is_refused_by_the_name_of_its_field(wrong):
@@ -253,7 +253,7 @@ def test_what_is_given_is_refused_by_the_name_of_its_field(wrong):
 
 
 def test_what_is_given_is_taken_where_it_is_good():
-    assert numbers("field", [1, 2]).dtype == jnp.zeros(()).dtype
-    assert mask("field", [True, False], (2,)).tolist() == [True, False]
-    assert whole("field", np.int8(3)) == 3
-    assert number("field", 1, 0, 1) == 1.0
+    assert as_float_array("field", [1, 2]).dtype == jnp.zeros(()).dtype
+    assert as_bool_array("field", [True, False], (2,)).tolist() == [True, False]
+    assert check_int("field", np.int8(3)) == 3
+    assert check_float("field", 1, 0, 1) == 1.0

@@ -84,7 +84,7 @@ def test_types_survive_x64(name):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="bits: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="bits: expected an integer >= 1, got 0"):
         ClassifierRules(0, 2)
     with pytest.raises(ValueError, match=r"mutation: expected a number in \[0, 1\], got 2"):
         ClassifierRules(3, 2, mutation=2)

@@ -36,7 +36,7 @@ def test_a_mesh_takes_seeds_first():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((0, 1, 8, 16), "devices: expected a whole number >= 1, got 0"),
+        ((0, 1, 8, 16), "devices: expected an integer >= 1, got 0"),
         (("most", 1, 8, 16), "expected a number >= 1 or 'all', got 'most'"),
         ((True, 1, 8, 16), "got True"),
         ((2, 1, 8, 16), "JAX sees 1 here, not 2; set JAX_NUM_CPU_DEVICES"),
@@ -51,7 +51,7 @@ def test_work_that_cannot_be_shared_is_refused(given, message):
 
 def test_on_one_device_nothing_is_added_up():
     values = jnp.arange(4.0)
-    for function in (collectives.total, collectives.largest, collectives.share, collectives.mine):
+    for function in (collectives.psum, collectives.pmax, collectives.per_shard, collectives.local_slice):
         assert function(values, None) is values
     assert devices.put(values, None, P()) is devices.gather(values, None) is values
 
@@ -107,7 +107,7 @@ def test_processes_are_told_apart():
     ):
         with pytest.raises(ValueError, match=message):
             processes.join(*given)
-    with pytest.raises(ValueError, match="processes: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="processes: expected an integer >= 1, got 0"):
         processes.launch([], 0)
 
 
