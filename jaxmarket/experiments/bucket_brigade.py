@@ -303,8 +303,8 @@ def optimal_rules(population: Population, address: int) -> set[str]:
 def _curve(ax: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
     """Mean over seeds, and the middle half of them; values f [chunks, seeds]."""
     low, high = np.quantile(values, (0.25, 0.75), axis=1)
-    ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    ax.plot(x, values.mean(1), color=color, label=label, linewidth=2 if label == "market" else 1.2)
+    width = 2 if label == "market" else 1.2
+    plotting.draw_band(ax, x, values.mean(1), low, high, color=color, label=label, linewidth=width)
 
 
 def _curves(grown: dict[str, Grown]) -> "Figure":

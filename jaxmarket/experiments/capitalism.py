@@ -744,8 +744,8 @@ def _figures(findings: dict[str, Finding]) -> "dict[str, Figure]":
         assert rounds is not None and market is not None
         one = jax.tree.map(lambda leaf: leaf[0], rounds)
         plotting.draw_wealth(axes[3 * row], one)
-        plotting.draw_money(axes[3 * row + 1], one, market.capacity * WEALTH)
-        plotting.draw_flows(axes[3 * row + 2], one)
+        plotting.draw_money_supply(axes[3 * row + 1], one, market.capacity * WEALTH)
+        plotting.draw_cash_flows(axes[3 * row + 2], one)
         axes[3 * row].set_title(f"{name}, seed 0")
     return {"capitalism": curves, "life": lives}
 

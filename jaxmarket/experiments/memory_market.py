@@ -280,7 +280,7 @@ def _figure(grown: dict[str, Grown]) -> "Figure":
         ax.set(xlabel="auctions", ylabel="mean return, frozen", title=world)
         ax.set_ylim(min(-0.1, float(without.measured["return"].mean(1).min()) - 0.05), 1.05)
         ax.xaxis.set_major_formatter(EngFormatter())
-        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
+    plotting.legend_below(fig)
     return fig
 
 

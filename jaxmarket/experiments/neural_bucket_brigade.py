@@ -355,6 +355,7 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
             ylabel="share of runs",
             title=f"{task}: runs whose answers are all right",
         )
+        # One legend for each panel: the published numbers differ.
         ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     money, axes = plotting.figure(columns=2, width=6.5)
     shown = [f for f in findings if f.condition.setting == "published"]
@@ -368,8 +369,8 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
         }
         for i, (label, flow) in enumerate(flows.items()):
             total = flow if i == 0 else np.cumsum(np.pad(flow, ((0, 0), (1, 0))), axis=1)
-            ax.plot(x, total.mean(0), color="black" if i == 0 else f"C{i - 1}", linewidth=2, label=label)
-            ax.fill_between(x, total.min(0), total.max(0), color="black" if i == 0 else f"C{i - 1}", alpha=0.15)
+            color = "black" if i == 0 else f"C{i - 1}"
+            plotting.draw_band(ax, x, total.mean(0), total.min(0), total.max(0), color=color, linewidth=2, label=label)
         ax.set(
             xlabel="presentations",
             ylabel="weight",

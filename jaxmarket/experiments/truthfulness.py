@@ -284,7 +284,7 @@ def run(options: Options) -> Report:
         title="a whole episode against truthful clones; no bar: nothing to gain",
     )
     ax.set_yscale("symlog", linthresh=0.01)
-    ax.legend(frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    plotting.legend_below(fig)
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds},
         tables=[

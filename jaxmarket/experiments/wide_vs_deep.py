@@ -797,8 +797,7 @@ def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
         ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
         ax.set_xticks(lines, [str(n) for n in lines])
         ax.minorticks_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -814,14 +813,12 @@ def _draw_learning(curves: dict[tuple[str, int], Curve], lines: int) -> "Figure"
                 continue
             most = curve.own if share == "own" else curve.serial * lines
             low, middle, high = np.percentile(curve.returns / most, (25, 50, 75), axis=0)
-            ax.plot(curve.steps, middle, color=colour, label=arm)
-            ax.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            plotting.draw_band(ax, curve.steps, middle, low, high, color=colour, label=arm)
         ax.set(xscale="log", xlabel="environment steps per seed", ylabel=f"return over the {share} optimum")
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_ylim(-0.03, 1.05)
         ax.set_title(f"{lines} lines, greedy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -845,7 +842,7 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
         ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
         ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
         ax.set_ylim(-0.1, worth.max() * 1.08)
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    plotting.legend_below(fig)
     return fig
 
 

@@ -512,7 +512,9 @@ class Sweep:
             fig, axes = plotting.figure(columns=len(numeric), width=4.5)
             for ax, name in zip(axes, numeric, strict=True):
                 x = [s[name] for s, _ in cells]
-                plotting.draw_setting(ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False)
+                plotting.draw_returns_by_setting(
+                    ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False
+                )
         elif not self.drawn and len(numeric) == 1 and len(others) <= 1:
             fig, (ax,) = plotting.figure()
             lines: dict[str, list[int]] = {}
@@ -522,7 +524,7 @@ class Sweep:
                 each: ([cells[i][0][numeric[0]] for i in mine], _array([estimates[i] for i in mine]))
                 for each, mine in sorted(lines.items())
             }
-            plotting.draw_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
+            plotting.draw_returns_by_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
         elif not self.drawn and len(self.vary) == 2:
             fig, (ax,) = plotting.figure()
             down, across = self.vary
@@ -536,8 +538,8 @@ class Sweep:
             fig, (ax,) = plotting.figure(width=8.0, height=max(4.0, 1.2 + 0.28 * len(cells)))
             names = [run.name for run in self.comparison.runs]
             ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
-            plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
-        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
+            plotting.draw_final_returns(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
+        fig.suptitle(f"{plotting.plain_text(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
         return fig
 
     def _log(self, name: str) -> bool:

@@ -346,7 +346,7 @@ def test_the_command_gives_each_combination_the_defaults_that_follow_from_it(mon
         (["sweep", "Bandit-v0"], "--vary"),
         (["sweep", "Bandit-v1", "--vary", "clones=1,2"], "did you mean 'Bandit-v0'"),
         (["sweep", "Bandit-v0", "--vary", "clone=1,2"], "did you mean 'clones'"),
-        (["sweep", "Bandit-v0", "--vary", "clones=1,2", "--vary", "clones=3"], "varied twice"),
+        (["sweep", "Bandit-v0", "--vary", "clones=1,2", "--vary", "clones=3"], "clones is given twice"),
         (["sweep", "Bandit-v0", "--clones", "3", "--vary", "clones=1,2"], "clones is both varied and given as 3"),
         (["sweep", "Bandit-v0", "--vary", "learning_rate=1:2:log"], "how many points"),
     ],
@@ -379,4 +379,4 @@ def test_four_rates_and_two_entropies_compile_once(tmp_path, capsys):
 def test_static_settings_compile_for_each_value_and_the_command_says_so(tmp_path, capsys):
     printed, document = told(tmp_path, ["clones=1,2,3", "gamma=0.5,0.9"], capsys, **TINY | {"horizon": 16})
     assert document["compiled_now"] == 3
-    assert "6 combinations, 3 training programs compiled now" in printed
+    assert "6 combinations, 3 training programs compiled" in printed
