@@ -14,8 +14,15 @@ import jax
 import numpy as np
 
 from jaxmarket import auctions
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import fresh_rollout
@@ -26,7 +33,7 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
-__all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved"]
+__all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
 # The learner's own defaults are the paper's numbers; Kumaraswamy bids stand in for Beta's, six times faster.
@@ -75,7 +82,7 @@ def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class NumericalCondition:
     """One cell of the sweep: all its seeds are one vmapped call."""
 
     settings: str
@@ -92,7 +99,7 @@ class Condition:
         return "solitary" if self.config.clones == 1 else "cloned"
 
 
-def conditions(env: str, options: Options) -> list[Condition]:
+def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]:
     """The sweep; the slowest first, and equal programs far apart."""
     cells = [("beta", "ccv", 2)]
     if options.full:
@@ -116,17 +123,17 @@ def conditions(env: str, options: Options) -> list[Condition]:
             chosen["steps"] = 2000 * _UPDATE
         return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
-    return [Condition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
+    return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
 
 
 # --- what the runs show
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class NumericalResult:
     """A finished condition, reduced to numbers per seed."""
 
-    condition: Condition
+    condition: NumericalCondition
     run: SavedRun
     optimum: float
 
@@ -205,7 +212,7 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
 
 
 def who_paid_whom(run: SavedRun, key: Array) -> np.ndarray:
-    """Money per episode, payer × payee, over bidders, house, auctioneer and environment: f [A + 3, A + 3]."""
+    """Money per episode, payer × payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
     horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
     money, episodes = _money(run.config.settings.society, run.params, key, horizon)
     return np.asarray(money) / max(1.0, float(episodes))
@@ -221,7 +228,7 @@ def account_names(society: Society) -> list[str]:
 # --- the paper's claims; each judges the cells (auction, society) of one settings
 
 
-def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _truthful(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     claim, ccv = "cloned ccv bids are truthful", cells["ccv", "cloned"]
     if not ccv.truth_in_range:
         return Verdict(claim, "not testable", None, "Q* lies outside the bids' range (0, 1)")
@@ -230,14 +237,14 @@ def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
     return Verdict.of(claim, error.value <= _TRUTHFUL, error.value, evidence)
 
 
-def _optimal(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _optimal(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     ccv = cells["ccv", "cloned"]
     solved, seeds = int(ccv.solved.sum()), len(ccv.solved)
     evidence = f"{solved} of {seeds} seeds within 1% of {ccv.optimum:.2f}, lowest {ccv.greedy.min():.3f}"
     return Verdict.of("cloned ccv recovers the optimal policy", solved == seeds, solved / seeds, evidence)
 
 
-def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _conserving(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     minted = {
         auction: float(np.max([np.abs(cells[auction, s].late("subsidy")).max() for s in ("cloned", "solitary")]))
         for auction in ("bb", "ccv", "vickrey")
@@ -253,7 +260,7 @@ def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
     )
 
 
-def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _clones_matter(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     cloned, alone = cells["ccv", "cloned"], cells["ccv", "solitary"]
     gain = interquartile_mean(cloned.late("return_mean") - alone.late("return_mean"))
     evidence = f"cloned minus solitary return {gain}"
@@ -264,7 +271,7 @@ def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
     return Verdict.of("clones matter (ccv)", gain.low > 0 or nearer.low > 0, nearer.value, evidence)
 
 
-def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _best(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     finals = {
         auction: interquartile_mean(cells[auction, "cloned"].late("return_mean")) for auction in auctions.MECHANISMS
     }
@@ -277,7 +284,7 @@ def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
 _ONE_CELL, _ALL_CELLS = (_truthful, _optimal), (_truthful, _optimal, _conserving, _clones_matter, _best)
 
 
-def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict]:
+def _verdicts(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[Verdict]:
     for settings in dict.fromkeys(key[0] for key in findings):
         cells = {key[1:]: finding for key, finding in findings.items() if key[0] == settings}
         for claim in _ALL_CELLS if len(cells) > 1 else _ONE_CELL:
@@ -288,7 +295,7 @@ def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict
 # --- figures
 
 
-def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimum: float) -> Any:
+def _draw_curves(findings: dict[tuple[str, str, str], NumericalResult], env: str, optimum: float) -> Any:
     settings = list(dict.fromkeys(key[0] for key in findings))
     fig, axes = plotting.figure(columns=len(settings), width=5.5)
     colors = dict(zip(auctions.MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
@@ -309,7 +316,7 @@ def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimu
     return fig
 
 
-def _draw_bids(findings: dict[tuple[str, str, str], Finding], env: str) -> Any:
+def _draw_bids(findings: dict[tuple[str, str, str], NumericalResult], env: str) -> Any:
     shown = [(key, f) for key, f in findings.items() if key[2] == "cloned" and key[1] != "env"]
     fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
     for ax, ((settings, auction, _), finding) in zip(axes, shown, strict=False):
@@ -336,15 +343,15 @@ def _draw_ledgers(ledgers: dict[str, np.ndarray], names: list[str], env: str) ->
     return fig
 
 
-def run(env: str, options: Options) -> Report:
+def run(env: str, options: ExperimentOptions) -> Report:
     """Train the sweep on ``env`` and judge the paper's claims by it."""
     wanted = conditions(env, options)
     before = fitting.compiles()
-    finished = train(wanted, options, env)
+    finished = options.train(wanted, env)
     compiled = fitting.compiles() - before
     optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
     findings = {
-        (c.settings, str(c.config.auction), c.society): Finding(c, finished[c.name], optimum)
+        (c.settings, str(c.config.auction), c.society): NumericalResult(c, finished[c.name], optimum)
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
     }
     money = {
@@ -394,7 +401,7 @@ def run(env: str, options: Options) -> Report:
     )
 
 
-def _learning(env: str, findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:
+def _learning(env: str, findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for auction in ("ccv", "bb", "vickrey", "env"):
         if auction in REFERENCE[env]:
             yield {
@@ -415,7 +422,7 @@ def _columns() -> list[str]:
     return [f"at {at}" for at in _AT]
 
 
-def _bids(findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:
+def _bids(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for (settings, auction, society), finding in findings.items():
         run = finding.run
         assert run.q is not None and run.bids is not None and run.visited is not None

@@ -27,8 +27,16 @@ from flax import struct
 from jaxmarket import wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
-from jaxmarket.experiments.arms import LEVEL, over_reached
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
+from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
 from jaxmarket.learners.protocol import static_part
@@ -153,7 +161,7 @@ class WideState(struct.PyTreeNode):
     moved: Array  # f [] money that changed hands so far, rewards included
 
 
-class Sale(struct.PyTreeNode):
+class WideSale(struct.PyTreeNode):
     """What happened to every line's piece in a round; leaves [T, ...]."""
 
     stage: Array  # f [L, K] one-hot, the piece for sale
@@ -231,7 +239,7 @@ class Wide:
 
     def trade(
         self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
-    ) -> tuple[wide_market.WideMarketState, Sale]:
+    ) -> tuple[wide_market.WideMarketState, WideSale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
@@ -240,7 +248,7 @@ class Wide:
         by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
         offers = by_line((agents.values * shelf[agents.line]).sum(1))
         winning = (offers * by_line(won)).sum(1)
-        return economy, Sale(
+        return economy, WideSale(
             stage=shelf,
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
@@ -249,7 +257,7 @@ class Wide:
             outbid=winning < offers.max(1),
         )
 
-    def settle(self, sales: Sale, hyper: Hyperparameters) -> Array:
+    def settle(self, sales: WideSale, hyper: Hyperparameters) -> Array:
         """What each purchase turned out to be worth: f [T, L], of T + 1 rounds.
 
         As in `settlement.settle`: reward + γ times what the piece was sold for a round later. With contracts a share of
@@ -271,7 +279,7 @@ class Wide:
 
         def one(
             economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
-        ) -> tuple[wide_market.WideMarketState, Sale]:
+        ) -> tuple[wide_market.WideMarketState, WideSale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
@@ -543,7 +551,7 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
 
 
-def _cells(options: Options) -> list[tuple[str, int]]:
+def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
     """Arms and numbers of lines, what takes longest first."""
     cells = []
     for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
@@ -561,7 +569,7 @@ def _cells(options: Options) -> list[tuple[str, int]]:
     return cells
 
 
-def _curves(options: Options) -> dict[tuple[str, int], Curve]:
+def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
     """Everything measured, by arm and lines; what ``options.folder`` holds already is read back."""
     cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
     threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
@@ -846,7 +854,7 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
     return fig
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every arm on every number of lines (what ``options.folder`` holds is read back), and judge."""
     curves = _curves(options)
     lines = sorted({lines for _, lines in curves})

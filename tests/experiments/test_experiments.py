@@ -14,17 +14,16 @@ from jaxmarket import MECHANISMS, TrainConfig, experiments, train
 from jaxmarket.cli import main
 from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
-    Options,
+    ExperimentOptions,
     Report,
     ResultTable,
     Verdict,
     interquartile_mean,
     numerical,
     redundancy,
-    sweep,
     truthfulness,
 )
-from jaxmarket.experiments.numerical import Condition, Finding
+from jaxmarket.experiments.numerical import NumericalCondition, NumericalResult
 from jaxmarket.experiments.truthfulness import Seat
 from jaxmarket.runs import fitting, run_folder
 
@@ -124,18 +123,21 @@ def test_who_is_removed():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two small conditions on the bandit, trained once."""
-    options = Options(tmp_path_factory.mktemp("numerical"), seeds=2, progress=False)
+    options = ExperimentOptions(tmp_path_factory.mktemp("numerical"), seeds=2, progress=False)
     config = TrainConfig(
         "Bandit-v0", learner="valuation", seeds=2, steps=4096, instances=8, horizon=16, minibatch=32, log_every=4
     )
-    wanted = [Condition("small", config), Condition("longer", dataclasses.replace(config, steps=8192))]
-    return options, wanted, sweep.train(wanted, options, "bandit")
+    wanted = [
+        NumericalCondition("small", config),
+        NumericalCondition("longer", dataclasses.replace(config, steps=8192)),
+    ]
+    return options, wanted, options.train(wanted, "bandit")
 
 
 def test_finished_conditions_are_read_back_and_not_trained_again(finished, monkeypatch):
     options, wanted, first = finished
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
-    again = sweep.train(wanted, options, "bandit")
+    again = options.train(wanted, "bandit")
     for name, run in first.items():
         assert again[name].summary == run.summary
         np.testing.assert_array_equal(again[name].bids, run.bids)
@@ -154,15 +156,15 @@ def test_equal_programs_of_different_length_compile_once_and_keep_their_own_sche
 def test_another_seed_or_other_settings_are_refused(finished):
     options, wanted, _ = finished
     with pytest.raises(ValueError, match="holds another run: key is"):
-        sweep.train(wanted, dataclasses.replace(options, seed=1), "bandit")
-    other = [Condition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
+        dataclasses.replace(options, seed=1).train(wanted, "bandit")
+    other = [NumericalCondition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
     with pytest.raises(ValueError, match="choose another folder"):
-        sweep.train(other, options, "bandit")
+        options.train(other, "bandit")
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
     _, wanted, complete = finished
-    options, fit = Options(tmp_path, seeds=2, progress=False), fitting.fit
+    options, fit = ExperimentOptions(tmp_path, seeds=2, progress=False), fitting.fit
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
     def interrupted(config, key, **rest):
@@ -172,10 +174,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monke
 
     monkeypatch.setattr(fitting, "fit", interrupted)
     with pytest.raises((KeyboardInterrupt, concurrent.futures.CancelledError)):
-        sweep.train(wanted, options, "bandit")
+        options.train(wanted, "bandit")
     assert [p.name for p in tmp_path.iterdir()] == [wanted[0].name]
     monkeypatch.setattr(fitting, "fit", fit)
-    resumed = sweep.train(wanted, options, "bandit")
+    resumed = options.train(wanted, "bandit")
     for name, run in complete.items():
         assert resumed[name].summary["return_seeds"] == run.summary["return_seeds"]
         np.testing.assert_array_equal(resumed[name].bids, run.bids)
@@ -194,7 +196,7 @@ def test_a_saved_run_reads_back_as_the_result_it_was(bandit_run):
 
 def test_a_finding_measures_bids_over_visited_states_only(finished):
     _, wanted, found = finished
-    finding = Finding(wanted[1], found[wanted[1].name], 0.8)
+    finding = NumericalResult(wanted[1], found[wanted[1].name], 0.8)
     bids, q = finding.run.bids, finding.run.q
     np.testing.assert_allclose(finding.winner_error, np.abs(bids[:, 0].max(-1) - 0.8))
     np.testing.assert_allclose(finding.every_error, np.abs(bids[:, 0] - q[0]).mean(-1))
@@ -206,20 +208,22 @@ def test_a_finding_measures_bids_over_visited_states_only(finished):
     names = numerical.account_names(wanted[1].config.settings.society)
     assert names[:3] == ["0a", "0b", "1a"]
     assert money.shape == (len(names),) * 2
-    # One step an episode: what the environment pays is the return, what the house is paid is the price.
+    # One step an episode: what the environment pays is the return, what the auctioneer is paid is the price.
     assert money[names.index("environment")].sum() == pytest.approx(0.8, abs=0.2)
-    assert money[:, names.index("house")].sum() == pytest.approx(money.sum() - money[names.index("environment")].sum())
+    assert money[:, names.index("auctioneer")].sum() == pytest.approx(
+        money.sum() - money[names.index("environment")].sum()
+    )
 
 
 def test_bids_out_of_range_cannot_be_judged():
     published = TrainConfig("Duality-v0", steps=4096, seeds=2, **{"time_limits": "terminal"})
     run = type("Run", (), {"q": np.array([[-99.0, 50], [50, 49]]), "visited": np.ones((2, 2), bool)})
-    cells = {("ccv", "cloned"): Finding(Condition("published", published), run, 5.0)}
+    cells = {("ccv", "cloned"): NumericalResult(NumericalCondition("published", published), run, 5.0)}
     assert numerical._truthful(cells).standing == "not testable"
 
 
 def test_the_sweep_is_every_mechanism_cloned_and_solitary(tmp_path):
-    options = Options(tmp_path)
+    options = ExperimentOptions(tmp_path)
     wanted = numerical.conditions("Chain-v0", options)
     cells = {(c.settings, c.config.auction, c.society) for c in wanted}
     assert cells == {(s, a, k) for s in ("published", "tuned") for a in MECHANISMS for k in ("cloned", "solitary")} | {

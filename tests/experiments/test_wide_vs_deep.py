@@ -10,8 +10,8 @@ import pytest
 from jaxmarket import rollouts
 from jaxmarket.environments import SupplyChain
 from jaxmarket.experiments import wide_vs_deep as experiment
-from jaxmarket.experiments.report import Options
-from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Sale, Wide, points, prepare, quoting
+from jaxmarket.experiments.report import ExperimentOptions
+from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Wide, WideSale, points, prepare, quoting
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
 
@@ -114,7 +114,7 @@ def test_settlement_is_a_loop_over_sales():
     rng, rounds = np.random.default_rng(0), 9
     price, reward = rng.random((rounds, 2)), rng.random((rounds, 2))
     outbid = rng.random((rounds, 2)) < 0.4
-    sales = Sale(
+    sales = WideSale(
         stage=jnp.zeros((rounds, 2, 3)),
         won=jnp.zeros((rounds, 4)),
         price=jnp.asarray(price),
@@ -283,7 +283,7 @@ def test_who_is_sooner():
 
 
 def test_the_report_is_made_of_curves(tmp_path):
-    options = Options(tmp_path, seeds=8, quick=True, progress=False)
+    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
     speed = {
         "deep": 400.0,
         "wide": 400.0,
