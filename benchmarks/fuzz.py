@@ -701,7 +701,7 @@ def _graph(solve: Callable[..., Any]) -> Callable[..., Any]:
 
 def _double(agent: Any, x: jax.Array) -> jax.Array:
     leaves = jax.tree.leaves(agent)
-    return leaves[0] * x if leaves else x / 2  # a graph whose agents are all alike has no parameters
+    return leaves[0].mean() * x if leaves else x / 2  # a graph whose agents are all alike has no parameters
 
 
 def _utility(agent: Any, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -225,7 +225,9 @@ def _misbehaved(trial: Trial, where: str, code: int, error: str) -> list[str]:
         before, _, after = error.partition("Traceback")
         wrong.append(f"traceback: {' | '.join([*before.splitlines()[-1:], *after.splitlines()])}")
     refused = trial.second is not None and any(reason in error for reason in _REFUSED)
-    if code not in _ENDS[trial.signal] and not refused:
+    if code == 0 and where.startswith("before"):
+        wrong.append("the signal was lost")
+    elif code not in _ENDS[trial.signal] and not refused:
         wrong.append(f"ended with {code}: {(error.splitlines() or [''])[-1]}")
     return wrong
 
@@ -389,6 +391,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.reproduce:
         return reproduce(options.reproduce)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # commands inherit SIG_IGN, which a shell sets after "&"
     with tempfile.TemporaryDirectory() as work:
         if options.self_check:
             sys.exit(self_check(Path(work), options.seed) > 0)

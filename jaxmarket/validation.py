@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxmarket.types import Array, real
+from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
     "as_bool_array",
@@ -27,6 +27,7 @@ __all__ = [
     "check_float",
     "check_int",
     "check_key",
+    "check_no_nan",
     "check_path",
     "check_widths",
     "escaped",
@@ -60,6 +61,23 @@ def as_float_array(field: str, value: Any, shape: tuple[int, ...] | None = None)
     if shape is not None and array.shape != shape:
         raise ValueError(f"{field}: expected shape {shape}, got {array.shape}")
     return array.astype(real())
+
+
+def check_no_nan(field: str, value: PyTree) -> None:
+    """Check that no floating-point array has NaN. Traced arrays pass, because their values are unknown.
+
+    Args:
+        field: the name of the argument.
+        value: a tree of arrays.
+
+    Raises:
+        ValueError: an array has NaN.
+    """
+    for leaf in jax.tree.leaves(value):
+        known = isinstance(leaf, np.ndarray | jax.Array) and not isinstance(leaf, Tracer)
+        # By NumPy: inside `jit`, `jnp` would trace arrays that are known, such as those of a closure.
+        if known and jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any():
+            raise ValueError(f"{field}: expected numbers, got NaN; remove or replace it first")
 
 
 def as_bool_array(field: str, value: Any, shape: tuple[int, ...]) -> Array:

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxmarket.deep_market.representations import Representation
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, PyTree, real
-from jaxmarket.validation import as_bool_array, as_float_array
+from jaxmarket.validation import as_bool_array, as_float_array, check_no_nan
 
 __all__ = [
     "OFFSPRING",
@@ -121,7 +121,7 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
         alive: bool [N], all by default; the other slots are empty.
 
     Raises:
-        ValueError: lengths differ, or somebody starts with debts.
+        ValueError: lengths differ, agents have NaN, or somebody starts with debts.
     """
     wealth = as_float_array("wealth", wealth)
     if wealth.ndim != 1:
@@ -136,6 +136,7 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
         raise ValueError(
             f"agents: expected {capacity} of them, one for each wealth, got leading axes {sorted(lengths)}"
         )
+    check_no_nan("agents", agents)
     if not isinstance(wealth, Tracer) and not bool((wealth >= 0).all()):
         raise ValueError(f"wealth: agents cannot start with debts, the least is {float(wealth.min())}")
     ident = jnp.where(alive, jnp.cumsum(alive, dtype=jnp.int32) - 1, NOBODY)

@@ -18,7 +18,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import check_int, short_repr
+from jaxmarket.validation import check_bool, check_int, short_repr
 
 __all__ = ["DONE", "MOVES", "SENSORS", "BlocksParams", "BlocksState", "BlocksWorld"]
 
@@ -113,7 +113,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
             raise ValueError(f"sensors: expected a sequence of names, got {short_repr(sensors)}")
         if not isinstance(reward, str) or reward not in ("one", "size"):
             raise ValueError(f"reward: expected one or size, got {reward!r}")
-        self.done, self.reward, self.sensors = bool(done), reward, tuple(sensors)
+        self.done, self.reward, self.sensors = check_bool("done", done), reward, tuple(sensors)
         unknown = [name for name in self.sensors if name not in SENSORS]
         if unknown or not self.sensors:
             raise ValueError(f"sensors: expected some of {', '.join(SENSORS)}, got {unknown or 'none'}")

@@ -17,7 +17,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import check_int, short_repr
+from jaxmarket.validation import check_bool, check_int, short_repr
 
 __all__ = ["COMPASS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
 
@@ -87,7 +87,7 @@ class Maze(environment.Environment[Any, Any]):
         if check_int("moves", moves) not in (4, 8):
             raise ValueError(f"moves: expected 4 or 8, got {moves!r}")
         self.moves = COMPASS if moves == 8 else COMPASS[::2]
-        self.wrap, self.limit, self._name = bool(wrap), check_int("limit", limit), name
+        self.wrap, self.limit, self._name = check_bool("wrap", wrap), check_int("limit", limit), name
         grid = np.array([list(row) for row in self.layout])
         self.places: tuple[Cell, ...] = tuple((int(r), int(c)) for r, c in np.argwhere(grid != _ROCK))
         """The cells that are no rock, in reading order: S."""

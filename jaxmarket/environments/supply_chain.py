@@ -13,7 +13,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import check_float, check_int, short_repr
+from jaxmarket.validation import check_bool, check_float, check_int, short_repr
 
 __all__ = ["SupplyChain", "SupplyChainParams", "SupplyChainState"]
 
@@ -83,13 +83,14 @@ class SupplyChain(environment.Environment[Any, Any]):
         lines, stages, horizon = check_int("lines", lines), check_int("stages", stages), check_int("horizon", horizon)
         operations = check_int("operations", operations, 2)
         material = check_float("material", material, 0)
+        joint = check_bool("joint", joint)
         if joint and operations**lines > _MOST_ACTIONS:
             raise ValueError(
                 f"joint: {operations} operations on {lines} lines are {operations}^{lines} actions, more than an int32 "
                 "can count; use fewer lines, or the serial view"
             )
         self.lines, self.stages, self.operations = lines, stages, operations
-        self.joint, self.horizon, self.material = bool(joint), horizon, material
+        self.joint, self.horizon, self.material = joint, horizon, material
         table = _draw(lines, stages, operations, seed) if recipe is None else recipe
         try:
             rows = tuple(tuple(int(o) for o in row) for row in table)

@@ -10,7 +10,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import check_float, check_int
+from jaxmarket.validation import as_bool_array, check_float, check_int, short_repr
 
 __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "garnet"]
 
@@ -72,9 +72,8 @@ class FiniteMDP(environment.Environment[Any, Any]):
             raise ValueError(f"P: expected shape [S, A, S] with S, A >= 1, got {transitions.shape}")
         rewards = _array("R", R, 2, (states, actions))
         first = _array("start", start, 1, (states,))
-        ends = np.zeros(states, bool) if terminal is None else np.asarray(terminal)
-        if ends.shape != (states,) or ends.dtype != bool:
-            raise ValueError(f"terminal: expected a boolean mask of shape {(states,)}, got {ends.dtype} {ends.shape}")
+        terminal = np.zeros(states, bool) if terminal is None else terminal
+        ends = np.asarray(as_bool_array("terminal", terminal, (states,)))
         _distribution("P", transitions)
         _distribution("start", first)
         gamma = check_float("gamma", gamma, 0, 1)
@@ -260,8 +259,8 @@ def _draw(key: Array, probabilities: Array) -> Array:
 def _array(field: str, value: Any, ndim: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{field}: expected an array of numbers, got {value!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{field}: expected an array of numbers, got {short_repr(value)}") from error
     if array.ndim != ndim or (shape is not None and array.shape != shape):
         wanted = f"shape {shape}" if shape is not None else f"{ndim} axes"
         raise ValueError(f"{field}: expected {wanted}, got shape {array.shape}")

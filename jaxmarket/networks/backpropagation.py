@@ -40,7 +40,7 @@ from flax import struct
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import as_float_array
+from jaxmarket.validation import as_float_array, check_no_nan
 
 __all__ = [
     "Convergence",
@@ -137,7 +137,7 @@ def goods_flows(
         max_rounds: maximum number of rounds.
 
     Raises:
-        ValueError: the shapes do not match.
+        ValueError: the shapes do not match, or an array that is not traced has NaN.
     """
     shares, endowments = _arrays(agents, shares, endowments)
 
@@ -221,7 +221,8 @@ def goods_prices(
         max_rounds: maximum number of rounds.
 
     Raises:
-        ValueError: the shapes do not match, or ``bids`` and ``graph.utility`` are both None.
+        ValueError: the shapes do not match, an array that is not traced has NaN, or ``bids`` and ``graph.utility`` are
+            both None.
     """
     shares, x = _arrays(agents, shares, x, "x")
     offers = consumer_bids(graph, agents, x) if bids is None else bids
@@ -429,4 +430,6 @@ def _arrays(agents: PyTree, shares: Array, goods: Array, name: str = "endowments
                 f"agents: expected array leaves [{goods.shape[0]}, ...], one row for each agent, got "
                 f"{getattr(leaf, 'shape', leaf)}"
             )
+    for field, value in (("agents", agents), ("shares", shares), (name, goods)):
+        check_no_nan(field, value)
     return shares, goods

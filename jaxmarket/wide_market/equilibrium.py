@@ -29,10 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import core
 
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import short_repr
+from jaxmarket.validation import check_no_nan, short_repr
 from jaxmarket.wide_market.valuations import Linear, StrictlyConcave
 
 __all__ = [
@@ -341,14 +340,8 @@ def check_market(
         found = f"{prices.dtype}{list(prices.shape)}"
         raise ValueError(f"prices: expected {dtype}[{holdings.shape[1]}], one for each good, got {found}")
     for field, value in ({"valuations": valuations} | arrays).items():
-        if not (excludes_nan and field in ("valuations", "wealth")) and any(map(_has_nan, jax.tree.leaves(value))):
-            raise ValueError(f"{field}: expected numbers, got NaN; remove or replace it first")
-
-
-def _has_nan(array: Array) -> bool:
-    """Whether an array has NaN; False if it is traced, because its values are unknown."""
-    # By NumPy: inside `jit`, `jnp` would trace arrays that are known, such as those of a closure.
-    return not isinstance(array, core.Tracer) and bool(np.isnan(np.asarray(array)).any())
+        if not (excludes_nan and field in ("valuations", "wealth")):
+            check_no_nan(field, value)
 
 
 def starting_prices(default: Array, prices: Array | None) -> Array:

@@ -35,7 +35,7 @@ from jaxmarket.accounts import CashFlows, check_flows
 from jaxmarket.checking import check, check_finite, checking
 from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import as_float_array, check_int, short_repr
+from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
 from jaxmarket.wide_market.equilibrium import Equilibrium, EquilibriumCertificate, EquilibriumSolver
 
 __all__ = [
@@ -158,7 +158,8 @@ def init(
         prices: f [G] of an earlier round, if there was one.
 
     Raises:
-        ValueError: there are no agents or goods, shapes do not match, or holdings or wealth are negative.
+        ValueError: there are no agents or goods, shapes do not match, holdings or wealth are negative, or an array that
+            is not traced has NaN.
     """
     holdings = as_float_array("holdings", holdings)
     if holdings.ndim != 2 or 0 in holdings.shape:
@@ -174,6 +175,9 @@ def init(
     if wealth.shape not in ((), (n,)):
         raise ValueError(f"wealth: expected a number for all agents or shape ({n},), got shape {wealth.shape}")
     wealth = jnp.broadcast_to(wealth, (n,))
+    prices = None if prices is None else as_float_array("prices", prices, (goods,))
+    check_no_nan("agents", agents)
+    check_no_nan("prices", prices)
     for field, value in (("holdings", holdings), ("wealth", wealth)):
         # The values of traced arrays are unknown here; the caller is responsible for them.
         if not isinstance(value, core.Tracer) and not (np.asarray(value) >= 0).all():
@@ -183,7 +187,7 @@ def init(
         holdings=holdings,
         wealth=wealth,
         world=world,
-        prices=jnp.full(goods, jnp.nan, real()) if prices is None else as_float_array("prices", prices, (goods,)),
+        prices=jnp.full(goods, jnp.nan, real()) if prices is None else prices,
         time=jnp.zeros((), jnp.int32),
     )
 

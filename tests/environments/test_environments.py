@@ -16,7 +16,19 @@ from gymnax.environments.environment import Environment
 from gymnax.wrappers.purerl import LogWrapper, StickyActionWrapper
 
 from jaxmarket import TrainConfig, make
-from jaxmarket.environments import OURS, Bandit, Chain, Duality, FiniteMDP, adapt, environment_ids, garnet
+from jaxmarket.environments import (
+    OURS,
+    Bandit,
+    BlocksWorld,
+    Chain,
+    Duality,
+    FiniteMDP,
+    Maze,
+    SupplyChain,
+    adapt,
+    environment_ids,
+    garnet,
+)
 from jaxmarket.environments.rooms import TASKS
 from jaxmarket.environments.tabular import MDPState
 from jaxmarket.interop.gymnasium_env import GymnasiumEnv
@@ -187,6 +199,7 @@ def changed(name, index, value):
         ({"P": np.ones((2, 3, 4)) / 4}, r"P: expected shape \[S, A, S\].*\(2, 3, 4\)"),
         ({"P": np.ones((0, 3, 0))}, r"P: expected shape \[S, A, S\] with S, A >= 1"),
         ({"P": "rain"}, "P: expected an array of numbers"),
+        ({"P": [[[10**400, 0]]]}, "P: expected an array of numbers"),
         (changed("P", (1, 2, 0), np.nan), r"P: every entry must be finite, P\[1, 2, 0\] is nan"),
         (changed("P", (1, 2), [-0.5, 1.5]), r"P: probabilities cannot be negative, P\[1, 2, 0\] is -0.5"),
         (changed("P", (1, 2, 0), 0.6), r"P\[1, 2\]: probabilities must sum to one.*1.1"),
@@ -198,6 +211,7 @@ def changed(name, index, value):
         ({"start": [0.5, 0.4]}, "start: probabilities must sum to one"),
         ({"start": [np.nan, 1.0]}, "start: every entry must be finite"),
         ({"terminal": [0, 1]}, "terminal: expected a boolean mask"),
+        ({"terminal": [[1], [1, 2]]}, "terminal: expected a boolean mask"),
         ({"terminal": np.zeros(3, bool)}, "terminal: expected a boolean mask"),
         ({"gamma": 1.0}, r"gamma: .* \[0, 1\), got 1.0"),
         ({"gamma": -0.1}, "gamma: expected a number in"),
@@ -874,3 +888,14 @@ def test_garnets_are_processes_and_equal_seeds_give_equal_ones(branching):
     assert process != garnet(4, 5, 2, 0.9, branching)
     with pytest.raises(ValueError, match="branching"):
         garnet(0, 5, 2, 0.9, 6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "no", 2, None])
+def test_options_that_are_true_or_false_accept_nothing_else(value):
+    for make_one, field in (
+        (lambda: BlocksWorld(done=value), "done"),
+        (lambda: Maze(["OOO", "O.O", "OFO", "OOO"], wrap=value), "wrap"),
+        (lambda: SupplyChain(joint=value), "joint"),
+    ):
+        with pytest.raises(ValueError, match=f"^{field}: expected True or False"):
+            make_one()

@@ -526,7 +526,7 @@ def test_routing_finds_the_optimum_of_a_concave_market(fitness):
         ({"shares": np.ones((N, N))}, r"^shares: .*\(6, 6\).*broadcast_to"),
         ({"shares": np.ones((N, N, G))}, r"^shares: .*largest sum of 6;"),
         ({"shares": -np.ones((N, N, G))}, r"^shares: .*smallest share of -1 "),
-        ({"shares": np.full((N, N, G), np.nan)}, r"^shares: .*nan"),
+        ({"shares": np.full((N, N, G), np.nan)}, r"^shares: .*NaN"),
         ({"endowments": np.full((N, G), np.inf)}, "^endowments: "),
         ({"graph": UNVALUED}, r"^utility: .*None"),
         ({"bids": Prices(*jnp.full((2, N, G), jnp.nan))}, r"^shares: .*prices.*not finite: check bids"),
