@@ -88,7 +88,7 @@ def as_bool_array(field: str, value: Any, shape: tuple[int, ...]) -> Array:
     """
     try:
         array = jnp.asarray(None if isinstance(value, str | bytes) else value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {short_repr(value)}") from error
     if array.shape != shape or array.dtype != bool:
         raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {array.dtype} {array.shape}")

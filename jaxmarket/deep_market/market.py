@@ -31,7 +31,7 @@ from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import as_float_array, check_int
+from jaxmarket.validation import as_float_array, check_int, check_no_nan
 
 __all__ = [
     "DeepMarket",
@@ -182,6 +182,7 @@ def init(
             "original_owner", original_owner, AUCTIONEER, market.capacity + len(market.consumers) - 1
         )
     budgets = as_float_array("consumers", consumers)
+    check_no_nan("consumers", budgets)
     if budgets.shape not in ((), (len(market.consumers),)):
         raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {budgets.shape}")
     instances = market.instances

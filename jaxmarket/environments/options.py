@@ -237,13 +237,15 @@ def waste(durations: Any) -> float:
 
 def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
     if not isinstance(option, Option):
-        raise ValueError(f"{where}: expected an Option, got {option!r}; write Option(policy, done=..., length=...)")
+        raise ValueError(
+            f"{where}: expected an Option, got {short_repr(option)}; write Option(policy, done=..., length=...)"
+        )
     if not callable(option.policy):
-        raise ValueError(f"{where}.policy: expected a callable (obs, key) -> action, got {option.policy!r}")
+        raise ValueError(f"{where}.policy: expected a callable (obs, key) -> action, got {short_repr(option.policy)}")
     if option.done is not None:
         check_int(f"{where}.done", option.done, 0, actions - 1)
     if option.until is not None and not callable(option.until):
-        raise ValueError(f"{where}.until: expected a function of the observation, got {option.until!r}")
+        raise ValueError(f"{where}.until: expected a function of the observation, got {short_repr(option.until)}")
     if option.length is not None:
         check_int(f"{where}.length", option.length)
     if option.length is None and bound is None:

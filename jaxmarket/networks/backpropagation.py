@@ -40,7 +40,7 @@ from flax import struct
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import as_float_array, check_no_nan
+from jaxmarket.validation import as_float_array, check_no_nan, short_repr
 
 __all__ = [
     "Convergence",
@@ -428,7 +428,7 @@ def _arrays(agents: PyTree, shares: Array, goods: Array, name: str = "endowments
         if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != goods.shape[:1]:
             raise ValueError(
                 f"agents: expected array leaves [{goods.shape[0]}, ...], one row for each agent, got "
-                f"{getattr(leaf, 'shape', leaf)}"
+                f"{getattr(leaf, 'shape', None) or short_repr(leaf)}"
             )
     for field, value in (("agents", agents), ("shares", shares), (name, goods)):
         check_no_nan(field, value)

@@ -169,7 +169,7 @@ def init(
         if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != (n,):
             raise ValueError(
                 f"agents: expected array leaves [{n}, ...], one row for each row of holdings, got "
-                f"{getattr(leaf, 'shape', leaf)}"
+                f"{getattr(leaf, 'shape', None) or short_repr(leaf)}"
             )
     wealth = as_float_array("wealth", wealth)
     if wealth.shape not in ((), (n,)):
