@@ -115,7 +115,7 @@ class Settings:
             "auction": self.values.get("auction"),
             "learner": self.values["learner"],
         }
-        names = {name: _label(value) for name, value in names.items()}
+        names = {name: _name(value) for name, value in names.items()}
         return names | {"clones": self.values.get("clones")}
 
     @property
