@@ -27,7 +27,7 @@ from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.monolith import Agent, Monolith
+from jaxmarket.training.monolith import SingleAgent
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
 
@@ -124,7 +124,7 @@ class BestReplyResult:
     def __init__(self, case: Case, run: SavedRun) -> None:
         self.case, self.exact = case, Exact(case.env)
         self.best = self.exact.best()
-        chosen = _choices(dataclasses.replace(Monolith.of(case.config).agent, greedy=True), run.params, self._views)
+        chosen = _choices(case.config.settings.trainable.player(greedy=True), run.params, self._views)
         self.learned = np.asarray(case.env.levels)[np.asarray(chosen)].reshape(-1, *self.best.shape)
         self._played = np.asarray(run.summary["return_seeds"])
 
@@ -182,7 +182,7 @@ class BestReplyResult:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _choices(agent: Agent, params: PyTree, views: Array) -> Array:
+def _choices(agent: SingleAgent, params: PyTree, views: Array) -> Array:
     """The greedy choice of every seed for every observation: i32 [seeds, N]."""
     return jax.vmap(lambda params: jax.vmap(lambda obs: agent.choose(params, None, obs))(views))(params)
 

@@ -20,11 +20,12 @@ from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, invers
 from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.experiments.transfer_conditions import draw_curves
-from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import PyTree
 from jaxmarket.view import plotting, tables
 
@@ -119,7 +120,7 @@ class Play:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="keep")
 def _compose_all(
-    env: MentalRotation, policy: Policy, examples: PyTree, *, keep: bool = False
+    env: MentalRotation, policy: MarketPolicy | ChoicePolicy, examples: PyTree, *, keep: bool = False
 ) -> tuple[Composition, Any]:
     """The greedy programs and all bids, and the intermediate images if they are requested."""
 
@@ -301,7 +302,7 @@ def _draw_bids(env: MentalRotation, rows: list[dict[str, Any]]) -> Any:
     return fig
 
 
-def draw_chains(env: MentalRotation, policy: Policy) -> Any:
+def draw_chains(env: MentalRotation, policy: MarketPolicy | ChoicePolicy) -> Any:
     """One held-out digit for each combination, its intermediate images under a society's policy, and winning bids."""
     examples = (env.held_out[: len(env.combinations)], np.array(env.combinations, np.int32))
     made, bids = jax.device_get(_compose_all(env, policy, examples, keep=True))

@@ -27,9 +27,11 @@ from jaxmarket.experiments.transfer_conditions import (
 )
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs import fitting
-from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import Condition
+from jaxmarket.society import MarketPolicy
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
@@ -170,7 +172,7 @@ class Transfer:
 
 
 @jax.jit
-def _actions(policy: Policy, keys: Array, obs: Array) -> Array:
+def _actions(policy: MarketPolicy | ChoicePolicy, keys: Array, obs: Array) -> Array:
     """The actions of a policy for each key and observation: i32 [keys, states]."""
     return jax.vmap(lambda key: jax.vmap(lambda o: policy(o, key))(obs))(keys)
 
@@ -445,7 +447,7 @@ def run(options: ExperimentOptions) -> Report:
             "quick": options.quick,
             "full": options.full,
             "conditions": len(trained) + len(moved),
-            "programs": len({fitting.program_of(c.config) for c in (*first, *second)}),
+            "programs": len({c.config.settings.trainable for c in (*first, *second)}),
             "compiled_now": fitting.compiles() - before,
             "budget": _BUDGET,
             "settings": ARMS,

@@ -30,7 +30,6 @@ from jaxmarket.runs import fitting
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
@@ -156,7 +155,7 @@ class NumericalResult:
     @functools.cached_property
     def truth_in_range(self) -> bool:
         """Whether Q* of every visited state lies in the range of bids."""
-        head = self.condition.config.society.policy.head
+        head = self.condition.config.settings.society.policy.head
         assert self.run.q is not None and self.run.visited is not None
         q = self.run.q[self.run.visited.any(0)]
         return bool(q.size and head.low <= q.min() and q.max() <= head.high)  # type: ignore[attr-defined]
@@ -185,7 +184,7 @@ class NumericalResult:
             "settings": self.condition.settings,
             "auction": str(config.auction),
             "society": self.condition.society,
-            "updates": config.updates,
+            "updates": config.settings.updates,
             "greedy": interquartile_mean(self.greedy),
             "lowest": float(self.greedy.min()),
             "solved": tally(self.solved),
@@ -215,7 +214,7 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
 def who_paid_whom(run: SavedRun, key: Array) -> np.ndarray:
     """Money per episode from payer to payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
     horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
-    money, episodes = _money(run.config.society, run.params, key, horizon)
+    money, episodes = _money(run.config.settings.society, run.params, key, horizon)
     return np.asarray(money) / max(1.0, float(episodes))
 
 
@@ -305,7 +304,7 @@ def _draw_curves(findings: dict[tuple[str, str, str], NumericalResult], env: str
             if name != chosen:
                 continue
             curve = finding.run.metrics["return_mean"]
-            updates = np.arange(1, len(curve) + 1) * finding.condition.config.updates_per_chunk
+            updates = np.arange(1, len(curve) + 1) * finding.condition.config.settings.updates_per_chunk
             low, middle, high = np.nanpercentile(curve, (25, 50, 75), axis=1)
             style = "-" if society == "cloned" else ":"
             label = f"{auction}, {society}"
@@ -350,7 +349,7 @@ def run(env: str, options: ExperimentOptions) -> Report:
     before = fitting.compiles()
     finished = options.train(wanted, env)
     compiled = fitting.compiles() - before
-    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.gamma)
+    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
     findings = {
         (c.settings, str(c.config.auction), c.society): NumericalResult(c, finished[c.name], optimum)
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
@@ -359,7 +358,7 @@ def run(env: str, options: ExperimentOptions) -> Report:
         name: who_paid_whom(findings["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
         for name in auctions.MECHANISMS
     }
-    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.society)
+    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.settings.society)
     tables = [
         ResultTable(
             "conditions",
@@ -387,10 +386,10 @@ def run(env: str, options: ExperimentOptions) -> Report:
             "quick": options.quick,
             "full": options.full,
             "optimum": optimum,
-            "programs": len({Program.of(c.config) for c in wanted}),
+            "programs": len({c.config.settings.trainable for c in wanted}),
             "compiled_now": compiled,
             "conditions": len(wanted),
-            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.steps} for c in wanted},
+            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.settings.steps} for c in wanted},
         },
         tables=tables,
         verdicts=list(_verdicts(findings)),
@@ -413,7 +412,7 @@ def _learning(env: str, findings: dict[tuple[str, str, str], NumericalResult]) -
         for (settings, name, society), finding in findings.items():
             if name == auction and society == "cloned":
                 curve = finding.run.metrics["return_mean"]
-                every = finding.condition.config.updates_per_chunk
+                every = finding.condition.config.settings.updates_per_chunk
                 at = [at // every - 1 for at in _AT]
                 values = [float(np.median(curve[i])) if i < len(curve) else None for i in at]
                 yield {"auction": auction, "settings": settings, **dict(zip(_columns(), values, strict=True))}

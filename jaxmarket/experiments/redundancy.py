@@ -23,9 +23,8 @@ from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files, fitting
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program, TrainState
+from jaxmarket.training.society import SocietyTraining, TrainState
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view import plotting, tables
 
@@ -50,8 +49,8 @@ class RedundancyCondition:
     @property
     def chunks(self) -> int:
         """Total number of chunks: training, and further training after every removal."""
-        removals = 3 + self.config.society.bidders - 1
-        return self.config.chunks + self.retrain * removals
+        removals = 3 + self.config.settings.society.bidders - 1
+        return self.config.settings.chunks + self.retrain * removals
 
 
 def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
@@ -78,12 +77,14 @@ def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _chunk(program: Program, states: TrainState, hyper: Hyperparameters, present: Array) -> tuple[TrainState, Array]:
+def _chunk(
+    program: SocietyTraining, states: TrainState, hyper: Hyperparameters, present: Array
+) -> tuple[TrainState, Array]:
     """One chunk of every seed, each with its own present bidders: states [seeds, ...], present bool [seeds, A]."""
 
     def one(state: TrainState, present: Array) -> tuple[TrainState, Array]:
         here, env_params = hyper.replace(present=present), program.society.env.default_params
-        state, metrics = training.chunk(program, state, env_params, here)
+        state, metrics = program.chunk(state, env_params, here)
         return state, metrics["return_mean"]
 
     return jax.vmap(one)(states, present)
@@ -130,8 +131,8 @@ Returns = dict[str, dict[str, list[float]]]
 def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: Any) -> Returns:
     """Train, remove a bidder, measure, train again, measure."""
     config = condition.config
-    program, society = Program.of(config), config.society
-    hyper = training.as_arrays(config.hyperparameters)
+    program, society = config.settings.trainable, config.settings.society
+    hyper = config.settings.hyperparameters.as_arrays()
     key = key_of(options.seed)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
     state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
@@ -158,7 +159,7 @@ def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: A
 
 def _row(condition: RedundancyCondition, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
     now, later = np.array(returns["at once"]), np.array(returns["trained on"])
-    optimum = condition.config.adapter.optimal_return(condition.config.gamma)
+    optimum = condition.config.adapter.optimal_return(condition.config.settings.gamma)
     return {
         "env": condition.config.adapter.name,
         "society": condition.name,

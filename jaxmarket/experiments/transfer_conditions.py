@@ -32,7 +32,7 @@ LEVEL = 0.9
 
 def success_curve(run: SavedRun) -> tuple[np.ndarray, np.ndarray]:
     """Environment steps per seed until each chunk, and the success rate of its episodes: [chunks, seeds] each."""
-    return env_steps(run.metrics["duration"], run.config.auctions_per_chunk), run.metrics["termination_rate"]
+    return env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk), run.metrics["termination_rate"]
 
 
 def steps_to(run: SavedRun, level: float = LEVEL) -> np.ndarray:

@@ -185,14 +185,14 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
     for name, condition in wanted.items():
         config, run = condition.config, finished[condition.name]
         finding = NumericalResult(condition, run, optimum)
-        society = dataclasses.replace(config.society, greedy=config.learner == "valuation")
+        society = dataclasses.replace(config.settings.society, greedy=config.learner == "valuation")
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
             "auction": str(config.auction),
             "bids": condition.settings,
             "learner": config.learner,
-            "updates": config.updates,
+            "updates": config.settings.updates,
             "greedy": interquartile_mean(finding.greedy),
             "solved": tally(finding.solved),
             "sampled": interquartile_mean(finding.late("return_mean")),

@@ -206,9 +206,9 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
 
 def _waste(run: SavedRun, key: Array) -> dict[str, float]:
     """`waste` of vmapped options, for an untrained and for the trained society."""
-    society, config = run.config.society, run.config
+    society, config = run.config.settings.society, run.config
     key_play, key_init = jax.random.split(key)
-    keys = jax.random.split(key_play, (config.seeds, config.instances))  # type: ignore[arg-type]
+    keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
     return {
         when: waste(_durations(society, params, keys, 64))

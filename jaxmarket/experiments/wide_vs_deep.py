@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import evaluation, wide_market
+from jaxmarket import wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.report import (
@@ -38,14 +38,13 @@ from jaxmarket.experiments.report import (
 from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.learners.protocol import static_part
 from jaxmarket.runs import files
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import divergence
-from jaxmarket.training import monolith as baselines
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
-from jaxmarket.training.society import Program, as_arrays
+from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting, tables
 from jaxmarket.wide_market import Additive, SealedBids
@@ -193,10 +192,9 @@ class Wide:
     @classmethod
     def of(cls, config: TrainConfig) -> "Wide":
         """The wide market whose agents have the learner of the society that ``config`` describes."""
-        assert isinstance(config.learner_rule, Valuation)
-        assert isinstance(config.horizon, int)
-        assert isinstance(config.clones, int)
-        return cls(config.adapter.env, config.learner_rule, config.horizon, config.clones)
+        settings = config.settings
+        assert isinstance(settings.learner, Valuation)
+        return cls(config.adapter.env, static_part(settings.learner), settings.horizon, settings.society.clones)
 
     def market(self, exploration: Any = None) -> wide_market.WideMarket:
         """The market: sealed bids, with second prices paid to the owner, as in the society.
@@ -394,16 +392,16 @@ def _environment(arm: str, lines: int) -> SupplyChain:
     return SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
 
 
-def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Program | Monolith | Wide]:
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable | Wide]:
     """Configuration and program of an arm that learns; ``settings`` override those of the arm."""
     env = _environment(arm, lines)
     config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
     if arm == "wide":
         return config, Wide.of(config)
     if arm == "deep":
-        return config, Program.of(config)
+        return config, config.settings.trainable
     head = ProductHead(env.lines, env.operations) if arm == "PPO, factored" else None
-    return config, Monolith.of(config, head=head)
+    return config, Monolith.of(config.settings, head=head)
 
 
 def points(steps: int, update: int) -> np.ndarray:
@@ -414,30 +412,27 @@ def points(steps: int, update: int) -> np.ndarray:
 _LOOKS = 96
 
 
-def _functions(program: Program | Monolith | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+def _functions(program: Trainable | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """``init(key, hyper)``, ``update(state, hyper)``, and ``play(state, key)``: a greedy episode's return."""
     if isinstance(program, Wide):
         return program.init, program.update, program.play
-    home: Any = baselines if isinstance(program, Monolith) else training
-    judge: Any = baselines if isinstance(program, Monolith) else evaluation
-    player = program.agent if isinstance(program, Monolith) else program.society
-    player, env_params = dataclasses.replace(player, greedy=True), program.env.default_params
+    player, env_params = program.player(greedy=True), program.env.default_params
 
     def init(key: Array, hyper: Hyperparameters) -> Any:
-        return home.init(program, key, env_params, hyper)
+        return program.init(key, env_params, hyper)
 
     def update(state: Any, hyper: Hyperparameters) -> Any:
-        return home.chunk(program, state, env_params, hyper)[0]
+        return program.chunk(state, env_params, hyper)[0]
 
     def play(state: Any, key: Array) -> Array:
-        returns = judge.evaluate(player, state.learner.params, key, env_params, 1).returns[0]
+        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
         return divergence.valid(returns, state.learner.params)
 
     return init, update, play
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def learn(program: Program | Monolith | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
     """Train every seed with every setting, with evaluations in between.
 
     Args:
@@ -542,9 +537,9 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
         returns = np.asarray(returns, np.float64)
         return Curve(arm, lines, when, returns, lines * serial, serial, lines, quotes)
     config, learner = prepare(arm, lines, steps)
-    update = config.instances * config.horizon  # type: ignore[operator]
+    update = config.settings.instances * config.settings.horizon
     looks = points(steps, update)
-    hyper = jax.tree.map(lambda x: x[None], as_arrays(config.hyperparameters))
+    hyper = jax.tree.map(lambda x: x[None], config.settings.hyperparameters.as_arrays())
     returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
     returns = np.asarray(returns[0], np.float64)
     if not isinstance(learner, Wide):
@@ -629,9 +624,9 @@ def tune() -> list[dict[str, Any]]:
     rows = []
     for arm, grid in GRIDS.items():
         config, learner = prepare(arm, _TUNING_LINES, _TUNING_STEPS)
-        update = config.instances * config.horizon  # type: ignore[operator]
+        update = config.settings.instances * config.settings.horizon
         looks = points(_TUNING_STEPS, update)
-        settings = [as_arrays(config.hyperparameters.replace(**setting)) for setting in grid]
+        settings = [config.settings.hyperparameters.replace(**setting).as_arrays() for setting in grid]
         hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
         returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
         score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()

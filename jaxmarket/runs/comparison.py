@@ -99,7 +99,7 @@ def read(folder: str | Path, name: str | None = None) -> RunOutcome:
     """
     folder = Path(folder)
     summary = run_folder.ended(folder)
-    settings = run_folder.document(folder / "config.json")
+    settings = run_folder.read_json(folder / "config.json")
     try:
         # What decides a run, too, and is not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere

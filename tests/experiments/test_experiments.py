@@ -146,7 +146,7 @@ def test_finished_conditions_are_read_back_and_not_trained_again(finished, monke
 def test_equal_programs_of_different_length_compile_once_and_keep_their_own_schedules(finished):
     """The learning rate falls over the run: the compiled chunk must not remember the length of the first one."""
     options, wanted, found = finished
-    assert len({numerical.Program.of(c.config) for c in wanted}) == 1
+    assert len({c.config.settings.trainable for c in wanted}) == 1
     keys = jax.random.split(jax.random.key(options.seed), 2)
     for condition in wanted:
         state, _ = jax.jit(jax.vmap(lambda key, c=condition: train(c.config, key)))(keys)
@@ -168,7 +168,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monke
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
     def interrupted(config, key, **rest):
-        if config.steps == 8192:
+        if config.settings.steps == 8192:
             raise KeyboardInterrupt
         return fit(config, key, **rest)
 
@@ -205,7 +205,7 @@ def test_a_finding_measures_bids_over_visited_states_only(finished):
     assert row["solved"] in ("0/2", "1/2", "2/2")
     assert row["greedy"].value == pytest.approx(np.mean(finding.run.summary["return_seeds"]))
     money = numerical.who_paid_whom(finding.run, jax.random.key(0))
-    names = numerical.account_names(wanted[1].config.society)
+    names = numerical.account_names(wanted[1].config.settings.society)
     assert names[:3] == ["0a", "0b", "1a"]
     assert money.shape == (len(names),) * 2
     # One step an episode: what the environment pays is the return, what the auctioneer is paid is the price.
@@ -230,12 +230,12 @@ def test_the_sweep_is_every_mechanism_cloned_and_solitary(tmp_path):
         ("beta", "ccv", "cloned")
     }
     assert {c.config.seeds for c in wanted} == {16}
-    assert len({numerical.Program.of(c.config) for c in wanted}) == 9
+    assert len({c.config.settings.trainable for c in wanted}) == 9
     published = next(c.config for c in wanted if c.settings == "published")
-    assert (published.learning_rate, published.hyperparameters.entropy, published.gamma) == (4e-5, 0.1, 0.99)
-    assert published.instances * published.horizon == 4096
+    assert (*(published.settings.values[name] for name in ("learning_rate", "entropy", "gamma")),) == (4e-5, 0.1, 0.99)
+    assert published.settings.instances * published.settings.horizon == 4096
     full = numerical.conditions("Chain-v0", dataclasses.replace(options, full=True))
-    assert {c.config.updates for c in full if c.settings == "beta"} == {2000}
+    assert {c.config.settings.updates for c in full if c.settings == "beta"} == {2000}
     assert len(full) == 24
 
 
@@ -318,7 +318,7 @@ def test_tuned_cloned_ccv_is_optimal_on_every_seed(env):
     """Sixteen seeds, greedy return within 1% of the optimum on each."""
     config = TrainConfig(env, auction="ccv", clones=2, seeds=16, **numerical.SETTINGS["tuned"])
     returns = fitting.fit(config, jax.random.key(0), progress=False).summary["return_seeds"]
-    optimum = config.adapter.optimal_return(config.gamma)
+    optimum = config.adapter.optimal_return(config.settings.gamma)
     assert min(returns) >= 0.99 * optimum
 
 

@@ -259,7 +259,7 @@ def test_the_transfer_starts_where_the_first_task_ended(tiny):
     options, report, _ = tiny
     mdp = {task: linear_chain(task) for task in ("ABC", "ABD")}
     before, after = (
-        run_folder.read(options.folder / f"flat-linear_chain-{task}", env=env) for task, env in mdp.items()
+        run_folder.read(options.folder / f"flat-linear_chain-{task}", {"env": env}) for task, env in mdp.items()
     )
     gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
     assert 0 < max(jax.tree.leaves(gap)) < 0.2

@@ -21,7 +21,6 @@ from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueHead, linear
 from jaxmarket.runs import estimates
 from jaxmarket.testing import check_environment
-from jaxmarket.training import monolith
 
 LEVELS = (0.0, 0.5, 1.0, 5.0)
 GARNET = garnet(3, 3, 2, 0.9, 2)
@@ -326,7 +325,7 @@ def untrained(cases, seeds=2):
     runs = {}
     for case in cases:
         keys = jax.random.split(jax.random.key(0), seeds)
-        program = monolith.Monolith.of(case.config)
+        program = case.config.settings.trainable
         params = jax.vmap(
             lambda key, p=program, c=case: p.learner.init(key, jnp.zeros(c.env.observation_space().shape))
         )
@@ -342,7 +341,7 @@ def test_a_finding_holds_what_greedy_networks_bid():
     params = jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), params)
     run: Any = SimpleNamespace(params=params, summary={"return_seeds": [0.0, 0.0]})
     finding = BestReplyResult(case, run)
-    agent = dataclasses.replace(monolith.Monolith.of(case.config).agent, greedy=True)
+    agent = case.config.settings.trainable.player(greedy=True)
     for hour, state, owns in ((0, 0, 0), (7, 2, 1), (19, 4, 0)):
         view = jnp.array([*np.eye(6)[state], owns, hour / 20], jnp.float32)
         for seed in range(2):

@@ -53,7 +53,9 @@ def test_each_seed_begins_where_it_ended(trained, name):
             != transfer.fingerprint({"policy": before[0] + 1})
         )
     assert not np.array_equal(before[0][0], before[0][1])  # seeds do differ
-    as_policy(run)(jnp.eye(run.config.society.observation.shape[0])[0])  # and what was started from is still there
+    as_policy(run)(
+        jnp.eye(run.config.settings.society.observation.shape[0])[0]
+    )  # and what was started from is still there
 
 
 @pytest.mark.slow
