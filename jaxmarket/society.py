@@ -22,7 +22,7 @@ from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, Transition, real
-from jaxmarket.validation import check_choice, check_int
+from jaxmarket.validation import check_choice, check_int, short_repr
 
 __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
 
@@ -54,7 +54,9 @@ class Society:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
         if not isinstance(self.mechanism, Mechanism):
-            raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
+            raise ValueError(
+                f"mechanism: expected a Mechanism, got {short_repr(self.mechanism)}; see jaxmarket.MECHANISMS"
+            )
         object.__setattr__(self, "clones", check_int("clones", self.clones))
         check_choice("ties", self.ties, ("random", "lowest"))
 

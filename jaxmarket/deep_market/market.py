@@ -31,7 +31,7 @@ from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import as_float_array, check_int, check_no_nan
+from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
 
 __all__ = [
     "DeepMarket",
@@ -75,7 +75,9 @@ class DeepMarket:
         for field in ("capacity", "instances"):
             object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if not isinstance(self.mechanism, Mechanism):
-            raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
+            raise ValueError(
+                f"mechanism: expected a Mechanism, got {short_repr(self.mechanism)}; see jaxmarket.MECHANISMS"
+            )
 
 
 class DeepMarketState(struct.PyTreeNode):

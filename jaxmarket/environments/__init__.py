@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.switches import check_backend
 from jaxmarket.types import PyTree
+from jaxmarket.validation import short_repr
 
 if TYPE_CHECKING:
     from jaxmarket.environments.blocks import BlocksWorld
@@ -110,7 +111,7 @@ def make(env_id: str) -> tuple[Any, PyTree]:
         ValueError: the id is unknown, its actions are not discrete, or it cannot be built here.
     """
     if not isinstance(env_id, str):
-        raise ValueError(f"env: expected the id of an environment, got {env_id!r}")
+        raise ValueError(f"env: expected the id of an environment, got {short_repr(env_id)}")
     check_backend()
     env = _make(env_id)
     return env, adapt(env).default_params

@@ -112,7 +112,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
         if not isinstance(sensors, Sequence) or not all(isinstance(name, str) for name in sensors):
             raise ValueError(f"sensors: expected a sequence of names, got {short_repr(sensors)}")
         if not isinstance(reward, str) or reward not in ("one", "size"):
-            raise ValueError(f"reward: expected one or size, got {reward!r}")
+            raise ValueError(f"reward: expected one or size, got {short_repr(reward)}")
         self.done, self.reward, self.sensors = check_bool("done", done), reward, tuple(sensors)
         unknown = [name for name in self.sensors if name not in SENSORS]
         if unknown or not self.sensors:

@@ -85,7 +85,7 @@ class Maze(environment.Environment[Any, Any]):
         self.layout = tuple(layout)
         _check_layout(self.layout)
         if check_int("moves", moves) not in (4, 8):
-            raise ValueError(f"moves: expected 4 or 8, got {moves!r}")
+            raise ValueError(f"moves: expected 4 or 8, got {short_repr(moves)}")
         self.moves = COMPASS if moves == 8 else COMPASS[::2]
         self.wrap, self.limit, self._name = check_bool("wrap", wrap), check_int("limit", limit), name
         grid = np.array([list(row) for row in self.layout])

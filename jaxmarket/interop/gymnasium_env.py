@@ -20,6 +20,7 @@ from jaxmarket.environments import make
 from jaxmarket.environments.adapter import Adapter, Step
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree
+from jaxmarket.validation import short_repr
 
 __all__ = ["GymnasiumEnv", "actor"]
 
@@ -78,7 +79,9 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
         if self._key is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         if isinstance(self.action_space, spaces.Discrete) and not self.action_space.contains(action):
-            raise ValueError(f"action: expected an integer from 0 to {self.action_space.n - 1}, got {action!r}")
+            raise ValueError(
+                f"action: expected an integer from 0 to {self.action_space.n - 1}, got {short_repr(action)}"
+            )
         self._key, after = _step(self.adapter, self._key, self._env_state, action, self.env_params)
         self._env_state = after.env_state
         now: Step = jax.device_get(after._replace(env_state=None))

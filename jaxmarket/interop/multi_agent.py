@@ -16,6 +16,7 @@ from jaxmarket.interop.embedding import given_bids
 from jaxmarket.settlement import flows
 from jaxmarket.society import Society, advance, draw, reset
 from jaxmarket.types import Array, PyTree, Rules, State, real
+from jaxmarket.validation import short_repr
 
 try:
     from jaxmarl.environments.multi_agent_env import MultiAgentEnv
@@ -81,7 +82,7 @@ class MarketEnv(MultiAgentEnv):
         grid: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(society, Society):
-            raise ValueError(f"society: expected a Society, got {society!r}; TrainConfig(...).society is one")
+            raise ValueError(f"society: expected a Society, got {short_repr(society)}; TrainConfig(...).society is one")
         super().__init__(num_agents=society.bidders)
         self.society = given_bids(society)
         self.env_params = society.env.default_params if env_params is None else env_params
@@ -169,5 +170,5 @@ def _limits(society: Society, low: float | None, high: float | None) -> tuple[fl
 def _ascending(grid: Sequence[float]) -> tuple[float, ...]:
     bids = np.asarray(grid, float)
     if bids.ndim != 1 or len(bids) < 2 or not np.isfinite(bids).all() or (np.diff(bids) <= 0).any():
-        raise ValueError(f"grid: expected two or more finite bids in ascending order, got {grid!r}")
+        raise ValueError(f"grid: expected two or more finite bids in ascending order, got {short_repr(grid)}")
     return tuple(bids.tolist())

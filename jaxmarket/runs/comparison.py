@@ -22,7 +22,7 @@ from jaxmarket.runs.estimates import (
     probability_of_improvement,
 )
 from jaxmarket.training.divergence import finite, spread
-from jaxmarket.validation import escaped
+from jaxmarket.validation import escaped, short_repr
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
@@ -332,9 +332,9 @@ def compare(
         ValueError: there are fewer than two, one is not finished or damaged, or their environments differ.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+        raise ValueError(f"share: expected a number in (0, 1], got {short_repr(share)}")
     if target is not None and not math.isfinite(target):
-        raise ValueError(f"target: expected a finite number, got {target!r}")
+        raise ValueError(f"target: expected a finite number, got {short_repr(target)}")
     paths = find(folders)
     if len(paths) < 2:
         raise ValueError(f"compare: expected two finished runs or more, got {len(paths)}; name their folders")

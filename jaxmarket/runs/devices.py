@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmarket.collectives import INSTANCES, SEEDS
 from jaxmarket.types import PyTree
-from jaxmarket.validation import check_int
+from jaxmarket.validation import check_int, short_repr
 
 __all__ = ["Devices", "gather", "mesh", "put"]
 
@@ -64,7 +64,7 @@ def _chosen(devices: int | str) -> list[Any]:
     if isinstance(devices, str):
         if devices == "all":
             return there
-        raise ValueError(f"devices: expected a number >= 1 or 'all', got {devices!r}")
+        raise ValueError(f"devices: expected a number >= 1 or 'all', got {short_repr(devices)}")
     devices = check_int("devices", devices)
     if devices > len(there):
         remedy = "set JAX_NUM_CPU_DEVICES" if jax.default_backend() == "cpu" else "use fewer"

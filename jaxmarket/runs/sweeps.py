@@ -603,7 +603,7 @@ def sweep(
         if _setting(name, name) in vary:
             raise ValueError(f"vary: {name} is both varied and given as {shown(value)}; remove one of them")
     if not 0 < check_float("share", share) <= 1:
-        raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
+        raise ValueError(f"share: expected a number in (0, 1], got {short_repr(share)}")
     if samples is not None:
         samples = check_int("samples", samples, 2)
     chosen = combinations(vary) if samples is None else draw(vary, samples, seed)

@@ -38,6 +38,7 @@ from jaxmarket.environments.rooms import (
     view,
 )
 from jaxmarket.types import Array, PyTree
+from jaxmarket.validation import short_repr
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def episode(
     beneath = adapter if options is None else options.adapter
     rooms = beneath.env
     if not isinstance(rooms, TwoRooms):
-        raise ValueError(f"env: expected a TwoRooms, or Options upon one, got {env!r}; only Two Rooms can be drawn")
+        raise ValueError(
+            f"env: expected a TwoRooms, or Options upon one, got {short_repr(env)}; only Two Rooms can be drawn"
+        )
     if names is None:
         names = ACTIONS if options is None else [f"option {i}" for i in range(adapter.num_actions)]
     if len(names) != adapter.num_actions:
@@ -389,6 +392,6 @@ def _check_places(places: Sequence[Place]) -> None:
 
 def _check_place(where: str, place: Any) -> None:
     if not isinstance(place, Place):
-        raise ValueError(f"{where}: expected a Place, got {place!r}; use TwoRooms.place_of(state)")
+        raise ValueError(f"{where}: expected a Place, got {short_repr(place)}; use TwoRooms.place_of(state)")
     if place not in PLACES:
         raise ValueError(f"{where}: no agent can be at {place}; choose one of rooms.PLACES")
