@@ -720,7 +720,7 @@ def _cosine(value: Any) -> Any:
 
 def _flat(**given: Any) -> Any:
     pair = given.pop("functions"), given.pop("dataset")
-    return environments.Functions(*pair, lambda value, target: (value * target).sum(), **given)
+    return environments.Functions(*pair, lambda *both: sum(map(jnp.sum, jax.tree.leaves(both)), 0.0), **given)
 
 
 _OPTION = environments.Option(policy=lambda obs, key: jnp.zeros((), jnp.int32), length=3)

@@ -29,6 +29,7 @@ __all__ = [
     "check_key",
     "check_no_nan",
     "check_path",
+    "check_rows",
     "check_widths",
     "escaped",
     "parse_int",
@@ -78,6 +79,19 @@ def check_no_nan(field: str, value: PyTree) -> None:
         # By NumPy: inside `jit`, `jnp` would trace arrays that are known, such as those of a closure.
         if known and jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any():
             raise ValueError(f"{field}: expected numbers, got NaN; remove or replace it first")
+
+
+def check_rows(field: str, value: PyTree, rows: int) -> None:
+    """Check that the leaves of a tree are arrays [rows, ...] of numbers, without NaN as in `check_no_nan`.
+
+    Raises:
+        ValueError: a leaf is not an array of numbers, has another leading axis, or has NaN.
+    """
+    for leaf in jax.tree.leaves(value):
+        if not isinstance(leaf, np.ndarray | jax.Array) or leaf.dtype.kind in "OSUMm" or leaf.shape[:1] != (rows,):
+            found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, np.ndarray | jax.Array) else short_repr(leaf)
+            raise ValueError(f"{field}: expected leaves [{rows}, ...], arrays with {rows} rows of numbers, got {found}")
+    check_no_nan(field, value)
 
 
 def as_bool_array(field: str, value: Any, shape: tuple[int, ...]) -> Array:

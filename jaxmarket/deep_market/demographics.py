@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxmarket.deep_market.representations import Representation
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, PyTree, real
-from jaxmarket.validation import as_bool_array, as_float_array, check_no_nan
+from jaxmarket.validation import as_bool_array, as_float_array, check_rows
 
 __all__ = [
     "OFFSPRING",
@@ -128,15 +128,7 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
         raise ValueError(f"wealth: expected f [N], a number for each agent, got shape {wealth.shape}")
     capacity = wealth.shape[0]
     alive = jnp.ones(capacity, bool) if alive is None else as_bool_array("alive", alive, (capacity,))
-    lengths = {
-        jnp.shape(leaf)[:1] if isinstance(leaf, jax.Array | np.ndarray) else ()
-        for leaf in (*jax.tree.leaves(agents), alive)
-    }
-    if lengths != {(capacity,)}:
-        raise ValueError(
-            f"agents: expected {capacity} of them, one for each wealth, got leading axes {sorted(lengths)}"
-        )
-    check_no_nan("agents", agents)
+    check_rows("agents", agents, capacity)
     if not isinstance(wealth, Tracer) and not bool((wealth >= 0).all()):
         raise ValueError(f"wealth: agents cannot start with debts, the least is {float(wealth.min())}")
     ident = jnp.where(alive, jnp.cumsum(alive, dtype=jnp.int32) - 1, NOBODY)

@@ -204,6 +204,8 @@ class GuardedPrograms:
             given = getattr(self, field)
             if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
                 raise ValueError(f"{field}: expected a tuple of them, got {short_repr(given)}")
+        for constant in self.constants:
+            check_float("constants", constant)
         if self.names and len(self.names) != self.sensors:
             raise ValueError(f"names: expected one for each of {self.sensors} sensors, got {len(self.names)}")
 

@@ -40,7 +40,7 @@ from flax import struct
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import as_float_array, check_no_nan, short_repr
+from jaxmarket.validation import as_float_array, check_no_nan, check_rows
 
 __all__ = [
     "Convergence",
@@ -424,12 +424,7 @@ def _arrays(agents: PyTree, shares: Array, goods: Array, name: str = "endowments
             f"shares: expected [n, n, G] and {name} [n, G], got {shares.shape} and {goods.shape}; "
             "if all goods have the same shares, use jnp.broadcast_to(shares[..., None], (n, n, G))"
         )
-    for leaf in jax.tree.leaves(agents):
-        if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != goods.shape[:1]:
-            raise ValueError(
-                f"agents: expected array leaves [{goods.shape[0]}, ...], one row for each agent, got "
-                f"{getattr(leaf, 'shape', None) or short_repr(leaf)}"
-            )
-    for field, value in (("agents", agents), ("shares", shares), (name, goods)):
-        check_no_nan(field, value)
+    check_rows("agents", agents, goods.shape[0])
+    check_no_nan("shares", shares)
+    check_no_nan(name, goods)
     return shares, goods

@@ -271,6 +271,10 @@ def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
         ValueError: there are not so many.
     """
     samples = check_int("samples", samples)
+    too_few = f"samples: there are not {samples} different combinations; ask for fewer, or leave it out"
+    lists = [choice for choice in vary.values() if not isinstance(choice, Range)]
+    if len(lists) == len(vary) and math.prod(map(len, lists)) < samples:
+        raise ValueError(too_few)
     rng = np.random.default_rng(check_int("seed", seed, 0, 2**32 - 1))
     found: dict[str, dict[str, Any]] = {}
     for _ in range(100 * samples):
@@ -282,7 +286,7 @@ def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
         }
         found.setdefault(repr(one), one)
     if len(found) < samples:
-        raise ValueError(f"samples: there are not {samples} different combinations; ask for fewer, or leave it out")
+        raise ValueError(too_few)
     return list(found.values())
 
 

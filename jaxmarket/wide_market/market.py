@@ -35,7 +35,7 @@ from jaxmarket.accounts import CashFlows, check_flows
 from jaxmarket.checking import check, check_finite, checking
 from jaxmarket.switches import entry_point
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
+from jaxmarket.validation import as_float_array, check_int, check_no_nan, check_rows, short_repr
 from jaxmarket.wide_market.equilibrium import Equilibrium, EquilibriumCertificate, EquilibriumSolver
 
 __all__ = [
@@ -165,18 +165,12 @@ def init(
     if holdings.ndim != 2 or 0 in holdings.shape:
         raise ValueError(f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}")
     n, goods = holdings.shape
-    for leaf in jax.tree.leaves(agents):
-        if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != (n,):
-            raise ValueError(
-                f"agents: expected array leaves [{n}, ...], one row for each row of holdings, got "
-                f"{getattr(leaf, 'shape', None) or short_repr(leaf)}"
-            )
+    check_rows("agents", agents, n)
     wealth = as_float_array("wealth", wealth)
     if wealth.shape not in ((), (n,)):
         raise ValueError(f"wealth: expected a number for all agents or shape ({n},), got shape {wealth.shape}")
     wealth = jnp.broadcast_to(wealth, (n,))
     prices = None if prices is None else as_float_array("prices", prices, (goods,))
-    check_no_nan("agents", agents)
     check_no_nan("prices", prices)
     for field, value in (("holdings", holdings), ("wealth", wealth)):
         # The values of traced arrays are unknown here; the caller is responsible for them.

@@ -227,7 +227,7 @@ def test_newcomers_are_born_into_states():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="agents: expected 3 of them"):
+    with pytest.raises(ValueError, match=r"^agents: expected leaves \[3, ...\]"):
         make_population(ClassifierRule(jnp.zeros((2, 4), jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(3))
     with pytest.raises(ValueError, match=r"^agents: expected numbers, got NaN"):
         make_population(jnp.full((3, 2), jnp.nan), jnp.ones(3))
