@@ -253,7 +253,7 @@ def turnover(
     births = Births(
         ident=jnp.where(used, ident, NOBODY),
         parent=jnp.where(used, parent, NOBODY),
-        kind=jnp.where(repaired, REPAIRED, jnp.where(mutant, MUTANT, NOVICE)),
+        kind=jnp.where(repaired, REPAIRED, jnp.where(mutant, MUTANT, NOVICE)).astype(jnp.int32),  # also under x64
         deaths=died.sum(dtype=jnp.int32),
     )
     flows = Flows(
