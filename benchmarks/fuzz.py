@@ -48,14 +48,14 @@ from numpy.random import Generator
 
 import jaxmarket
 from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, fit, wide_market
-from jaxmarket.deep_market import Networks, Programs, Rules, Tables, demographics
-from jaxmarket.networks.backpropagation import MarketGraph, flows, solve_prices
+from jaxmarket.deep_market import BidTables, ClassifierRules, GuardedPrograms, NeuralNetworks, demographics
+from jaxmarket.networks.backpropagation import MarketGraph, goods_flows, solve_prices
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import checkpoint, files, run_folder, sweeps
 from jaxmarket.society import Society
 from jaxmarket.training.arrays import digest, flatten
 from jaxmarket.training.society import as_arrays
-from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic, equilibrium
+from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic
 
 LIMIT = 60.0
 """Seconds that an input may take. Compilation is the longest of it."""
@@ -342,7 +342,7 @@ def settings(rng: Generator, _: "Workshop") -> Input:
         "agent": "society", "auction": "ccv", "learner": "ppo", "clones": 2, "seeds": 1, "steps": 64, "gamma": 0.9,
         "instances": 4, "horizon": 8, "minibatch": 16, "epochs": 1, "learning_rate": 1e-3, "trace_decay": 0.5,
         "exploration": 0.5, "dropout": 0.1, "bid_low": 0.0, "bid_high": 1.0, "hidden": (4,), "bids": "beta",
-        "time_limits": "shadow", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
+        "time_limits": "bootstrap", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
         "convolutions": (4,), "share_clones": True, "log_every": 1,
     }  # fmt: skip
     env: Any = ("Chain-v0", "Bandit-v0", "Duality-v0", "CartPole-v1")[rng.integers(4)]
@@ -703,7 +703,7 @@ def _flat(**given: Any) -> Any:
 
 
 _OPTION = environments.Option(policy=lambda obs, key: jnp.zeros((), jnp.int32), length=3)
-_MARKET = {"env": "Chain-v0", "language": Tables(states=6, actions=2), "capacity": 4, "instances": 2}
+_MARKET = {"env": "Chain-v0", "representation": BidTables(states=6, actions=2), "capacity": 4, "instances": 2}
 _PAIR = {"low": 0.0, "high": 1.0}
 
 
@@ -714,7 +714,7 @@ def _deep(**given: Any) -> Any:
 
 def _run_deep(**given: Any) -> Any:
     market, env = _deep(**_MARKET), environments.make("Chain-v0")[0]
-    economy = deep_market.open_market(market, jax.random.key(0), env.default_params)
+    economy = deep_market.init(market, jax.random.key(0), env.default_params)
     return jax.eval_shape(
         lambda economy: deep_market.run(market, jax.random.key(0), economy, env.default_params, **given), economy
     )
@@ -722,7 +722,7 @@ def _run_deep(**given: Any) -> Any:
 
 def _open_deep(**given: Any) -> Any:
     market, env = _deep(**_MARKET), environments.make("Chain-v0")[0]
-    return deep_market.open_market(market, jax.random.key(0), env.default_params, **given)
+    return deep_market.init(market, jax.random.key(0), env.default_params, **given)
 
 
 def _society() -> dict[str, Any]:
@@ -789,41 +789,41 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
     "mlp": (lambda width: mlp(width, 3), lambda: {"width": 4}),
     "cnn": (lambda **given: cnn(4, **given), lambda: {"convolutions": (4,), "stride": 1}),
     "DeepMarket": (_deep, lambda: dict(_MARKET, mechanism=auctions.VICKREY)),
-    "deep_market.open_market": (
+    "deep_market.init": (
         _open_deep,
-        lambda: {"living": 3, "wealth": 1.0, "original_owner": -1, "consumers": 0.0},
+        lambda: {"num_agents": 3, "wealth": 1.0, "original_owner": -1, "consumers": 0.0},
     ),
-    "deep_market.run": (_run_deep, lambda: {"rounds": 1, "period": 2, "cradles": 1}),
+    "deep_market.run": (_run_deep, lambda: {"rounds": 1, "period": 2, "max_births": 1}),
     "population.found": (
-        demographics.found,
+        demographics.make_population,
         lambda: {"agents": jnp.ones((3, 2)), "wealth": jnp.ones(3), "alive": jnp.array([True, False, True])},
     ),
-    "Tables": (Tables, lambda: {"states": 3, "actions": 2}),
-    "Rules": (Rules, lambda: {"bits": 3, "actions": 2}),
-    "Programs": (
-        Programs,
+    "BidTables": (BidTables, lambda: {"states": 3, "actions": 2}),
+    "ClassifierRules": (ClassifierRules, lambda: {"bits": 3, "actions": 2}),
+    "GuardedPrograms": (
+        GuardedPrograms,
         lambda: {"sensors": 3, "actions": 2, "length": 2, "constants": (0.0, 1.0), "names": ("a",) * 3},
     ),
-    "Networks": (Networks, lambda: {"features": 3, "actions": 2}),
-    "goods.open_market": (wide_market.open_market, _economy),
+    "NeuralNetworks": (NeuralNetworks, lambda: {"features": 3, "actions": 2}),
+    "wide_market.init": (wide_market.init, _economy),
     "Tatonnement": (
-        equilibrium.Tatonnement(),
+        wide_market.Tatonnement(),
         _trade(Quadratic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ConvexProgram": (
-        equilibrium.ConvexProgram(),
+        wide_market.ConvexProgram(),
         _trade(Logarithmic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ProportionalResponse": (
-        equilibrium.ProportionalResponse(),
+        wide_market.ProportionalResponse(),
         _trade(Linear(jnp.ones((3, 2)))),
     ),
-    "SealedBids": (equilibrium.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
-    "prices.flows": (
-        _graph(flows),
+    "SealedBids": (wide_market.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
+    "networks.goods_flows": (
+        _graph(goods_flows),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
     ),
-    "prices.solve_prices": (
+    "networks.solve_prices": (
         _graph(solve_prices),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
     ),

@@ -80,7 +80,7 @@ def reproduce(folder: str) -> None:
         rows = [{"condition": name, "return": found[name].summary["return_mean"]} for name in sorted(found)]
         plan = plans("multiplexer", quick=True)[0]
         market = dataclasses.replace(plan.market, capacity=64, instances=4)
-        plan = dataclasses.replace(plan, market=market, living=32, rounds=400, chunks=40)
+        plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
         told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
         (grown,) = grow([plan], accuracy, **told).values()
         rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]

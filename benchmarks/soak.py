@@ -47,7 +47,7 @@ from jaxmarket import MECHANISMS, BidPolicy, Society, deep_market, environments,
 from jaxmarket import society as society_module
 from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
-from jaxmarket.deep_market import Tables, Terms
+from jaxmarket.deep_market import BidTables, Terms
 from jaxmarket.policies import KumaraswamyHead, linear
 from jaxmarket.types import Accounts, Array, PyTree, Transition, real
 from jaxmarket.wide_market import Additive, SealedBids
@@ -81,7 +81,7 @@ def society(mechanism: str) -> Soak:
     params, length = who.init(jax.random.key(0)), 1024
 
     def roll(key: Array, state: PyTree) -> tuple[PyTree, Transition]:
-        return rollout(who, key, params, state, env.default_params, length, shadow=False)
+        return rollout(who, key, params, state, env.default_params, length, bootstrap=False)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
@@ -101,14 +101,14 @@ def society(mechanism: str) -> Soak:
 def deep() -> Soak:
     """Tables on Chain that pay rent, die poor, and are born."""
     env = environments.make("Chain-v0")[0]
-    market = deep_market.DeepMarket(env, Tables(states=6, actions=2), capacity=16, instances=INSTANCES)
-    terms, rounds, period = Terms(rent=0.01, allowance=0.5, bankruptcy=1e-3, patience=200.0), 8, 64
-    state = deep_market.open_market(market, jax.random.key(0), env.default_params)
+    market = deep_market.DeepMarket(env, BidTables(states=6, actions=2), capacity=16, instances=INSTANCES)
+    terms, rounds, period = Terms(rent=0.01, endowment=0.5, bankruptcy=1e-3, max_idle_steps=200.0), 8, 64
+    state = deep_market.init(market, jax.random.key(0), env.default_params)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, history = deep_market.run(
-            market, key, state, env.default_params, terms, rounds=rounds, period=period, cradles=2
+            market, key, state, env.default_params, terms, rounds=rounds, period=period, max_births=2
         )
         return state, {
             "accounts": jnp.concatenate([state.population.wealth, state.consumers]),
@@ -137,17 +137,19 @@ def wide() -> Soak:
         lambda taste, world: Additive(taste), produce, SealedBids(CREDIT_CONSERVING_VICKREY)
     )
     tastes = jax.random.uniform(jax.random.key(0), (number, kinds))
-    state = wide_market.open_market(tastes, jnp.ones((number, kinds)), 10.0)
+    state = wide_market.init(tastes, jnp.ones((number, kinds)), 10.0)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, history = wide_market.run(market, key, state, rounds=rounds, income=0.01, rent=0.05)
-        b = history.books
+        flows = history.flows
+        subsidy = flows["sale"].sum(1) + flows["purchase"].sum(1)
+        external = [flows[name] for name in ("reward", "income", "rent")]
         return state, {
             "accounts": state.wealth,
             "richest": state.wealth.max(),
-            "change": jnp.concatenate([_partial(x) for x in (b.reward, b.income, -b.rent, b.subsidy)]),
-            "moved": jnp.concatenate([_partial(jnp.abs(x)) for x in (b.reward, b.income, b.rent, b.sale)]),
+            "change": jnp.concatenate([_partial(x) for x in (*external, subsidy)]),
+            "moved": jnp.concatenate([_partial(jnp.abs(x)) for x in (*external, flows["sale"])]),
             "goods": jnp.abs(state.holdings.sum() - number * kinds),
         }
 

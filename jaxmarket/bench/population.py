@@ -6,7 +6,16 @@ import jax
 
 from jaxmarket import deep_market
 from jaxmarket.bench.timing import Report, exponent, measure
-from jaxmarket.deep_market import DeepMarket, Economy, Language, Programs, Round, Rules, Tables, Terms
+from jaxmarket.deep_market import (
+    BidTables,
+    ClassifierRules,
+    DeepMarket,
+    DeepMarketState,
+    GuardedPrograms,
+    Representation,
+    RoundSummary,
+    Terms,
+)
 from jaxmarket.environments import make
 from jaxmarket.types import Array
 from jaxmarket.view.plotting import figure
@@ -15,45 +24,51 @@ from jaxmarket.view.tables import progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["churn", "languages", "run"]
+__all__ = ["churn", "representations", "run"]
 
 _INSTANCES, _PERIOD, _CRADLES = 256, 10, 16
-_TERMS = Terms(allowance=256.0, mutants=0.5, levy=1e-3, tax=1e-3, patience=40, displace=True)
+_TERMS = Terms(
+    endowment=256.0, p_offspring=0.5, wealth_tax=1e-3, compute_tax=1e-3, max_idle_steps=40, replace_poorest=True
+)
 
 
-def languages() -> dict[str, tuple[str, Language]]:
+def representations() -> dict[str, tuple[str, Representation]]:
     """An environment and how agents are written down, by name."""
     return {
-        "rules": ("Multiplexer6-v0", Rules(6, 2)),
-        "programs": ("BlocksWorld3-v0", Programs(13, 6)),
-        "tables": ("Chain-v0", Tables(6, 2)),
+        "rules": ("Multiplexer6-v0", ClassifierRules(6, 2)),
+        "programs": ("BlocksWorld3-v0", GuardedPrograms(13, 6)),
+        "tables": ("Chain-v0", BidTables(6, 2)),
     }
 
 
-def churn(market: DeepMarket, rounds: int, key: Array, economy: Economy) -> tuple[Economy, Round]:
+def churn(
+    market: DeepMarket, rounds: int, key: Array, economy: DeepMarketState
+) -> tuple[DeepMarketState, RoundSummary]:
     """So many rounds of ten steps, after each of which up to sixteen agents are born."""
     return deep_market.run(
-        market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, cradles=_CRADLES
+        market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, max_births=_CRADLES
     )
 
 
 def run(quick: bool = False) -> Report:
-    """Sweep the capacity, for each language, at 256 instances."""
+    """Sweep the capacity, for each representation, at 256 instances."""
     report = Report("population")
     capacities = (64, 512, 4096) if quick else tuple(2**k for k in range(4, 14))
-    wanted = {"rules": languages()["rules"]} if quick else languages()
+    wanted = {"rules": representations()["rules"]} if quick else representations()
     todo, done = len(capacities) * len(wanted), 0
     with progress("population", unit="sizes") as show:
-        for name, (env_id, language) in wanted.items():
+        for name, (env_id, representation) in wanted.items():
             rows = report.tables.setdefault(f"{name} on {env_id}", [])
             for capacity in capacities:
                 show(done, todo, f"{capacity} agents, {name}")
-                market = DeepMarket(make(env_id)[0], language, capacity, _INSTANCES)
-                economy = deep_market.open_market(market, jax.random.key(0), market.env.default_params, wealth=256.0)
+                market = DeepMarket(make(env_id)[0], representation, capacity, _INSTANCES)
+                economy = deep_market.init(market, jax.random.key(0), market.env.default_params, wealth=256.0)
                 rounds = max(1, (2_000_000 if quick else 10_000_000) // (capacity * _INSTANCES * _PERIOD))
                 steps = rounds * _PERIOD
 
-                def lives(key: Array, economy: Economy, market: DeepMarket = market, rounds: int = rounds) -> tuple:
+                def lives(
+                    key: Array, economy: DeepMarketState, market: DeepMarket = market, rounds: int = rounds
+                ) -> tuple:
                     return churn(market, rounds, key, economy)
 
                 timing = measure({"": (lives, (jax.random.key(1), economy))})[""]

@@ -2,7 +2,7 @@
 
 XLA's own cost analysis gives floating-point operations and bytes touched. It counts the body of a loop once, so one
 training update is put together from its loop bodies, compiled apart: a step of all instances times the horizon, the
-settlement, and a gradient step times the minibatches. Left out are shadow auctions, metrics, and all but one turn of
+settlement, and a gradient step times the minibatches. Left out are bootstrap auctions, metrics, and all but one turn of
 the generator's own loop, so the counts are a little low. Over the measured rate of a matrix product, and the measured
 bandwidth of passes over an array as large as what the program holds, they give the time XLA's counted work would
 take at full speed; that over the measured time is the achieved fraction.

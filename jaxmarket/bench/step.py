@@ -101,7 +101,7 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
 
         def one(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
             key_draw, key_env = jax.random.split(key)
-            return monolith.roam(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
+            return monolith.rollout_policy(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
 
         return lambda key, running: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), running)
 

@@ -8,9 +8,9 @@ are paid → winners act, rewards are credited → rent, levy and tax.
 
 With one instance this is the printed algorithm. Because no agent bids more than a B-th of its wealth in any instance,
 no agent can spend more than it has: while rewards are not negative, wealth does not fall below zero except by rounding
-(about 1e-7 of the payments). There is no γ: rent takes its place. Every ``period`` steps agents die and are born
+(about 1e-7 of the payments). There is no γ: rent takes its slot. Every ``period`` steps agents die and are born
 (`population.turnover`). An agent whose wealth is no longer finite, because a reward was NaN or an account overflowed,
-dies at once (`Books.nonfinite`).
+dies at once (`DeepMarketFlows.nonfinite`).
 """
 
 import dataclasses
@@ -20,21 +20,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.checking import check, check_conserved, check_finite, checking
-from jaxmarket.deep_market.demographics import Births, Population, Terms, newcomers, pay, turnover
-from jaxmarket.deep_market.representations import SILENCE, Language
+from jaxmarket.deep_market.demographics import Births, Population, Terms, pay, random_population, turnover
+from jaxmarket.deep_market.representations import NO_BID, Representation
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import numbers, shown, whole
+from jaxmarket.validation import as_float_array, check_int
 
-__all__ = ["Books", "DeepMarket", "Economy", "Round", "forward", "money", "open_market", "run", "step"]
+__all__ = [
+    "DeepMarket",
+    "DeepMarketFlows",
+    "DeepMarketState",
+    "RoundSummary",
+    "forward",
+    "init",
+    "money",
+    "run",
+    "step",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +52,18 @@ class DeepMarket:
 
     Attributes:
         env: an environment, or its `Adapter`.
-        language: how agents are written down.
-        capacity: N, places for agents.
+        representation: how agents are written down.
+        capacity: N, slots for agents.
         instances: B, parallel copies of the world, one table of wealth.
         mechanism: what the winner pays and the owner receives; first price by default, as printed.
         consumers: for each consumer what a state is worth to it, ``obs -> f []``. Consumers do not act. They bid on
-            every state an agent has just reached, where it is worth something, up to their purse; whoever buys it
+            every state an agent has just reached, where it is worth something, up to their budget; whoever buys it
             pays the agent and owns it from then on. Where there are consumers, the environment's reward is not paid.
         property_rights: whether a sale's money goes to the owner; else it goes to a random living agent (ablation).
     """
 
     env: Adapter
-    language: Language
+    representation: Representation
     capacity: int
     instances: int = 1
     mechanism: Mechanism = BUCKET_BRIGADE
@@ -64,20 +73,18 @@ class DeepMarket:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
         for field in ("capacity", "instances"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+            object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if not isinstance(self.mechanism, Mechanism):
             raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
 
 
-class Economy(struct.PyTreeNode):
+class DeepMarketState(struct.PyTreeNode):
     """A running deep market."""
 
     population: Population
     env_state: PyTree  # leaves [B, ...]
     obs: Array  # f [B, ...] encoded observations of the states for sale
-    owner: Array  # i32 [B] account that sells: an agent's place, N + c for consumer c, or AUCTIONEER
+    owner: Array  # i32 [B] account that sells: an agent's slot, N + c for consumer c, or AUCTIONEER
     original_owner: Array  # i32 [] who owns the first state of every episode
     consumers: Array  # f [C] their money
     sold: Array  # bool [B] whether anybody bid in the last auction
@@ -86,7 +93,7 @@ class Economy(struct.PyTreeNode):
     time: Array  # i32 [] steps so far
 
 
-class Books(struct.PyTreeNode):
+class DeepMarketFlows(struct.PyTreeNode):
     """Movements of money and counts, summed over instances (and over the steps of a round). f [] each.
 
     Money changes by ``reward + subsidy + income + allowance - house - rent - levy - tax - estate`` and by nothing else.
@@ -129,23 +136,23 @@ class Books(struct.PyTreeNode):
         return sum((abs(x) for x in (*gains, *losses, self.sales)), abs(self.consumption))
 
 
-def money(economy: Economy) -> Array:
+def money(state: DeepMarketState) -> Array:
     """All money there is: agents' and consumers'. f []."""
-    return economy.population.wealth.sum() + economy.consumers.sum()
+    return state.population.wealth.sum() + state.consumers.sum()
 
 
 @entry_point
-def open_market(
+def init(
     market: DeepMarket,
     key: Array,
     env_params: PyTree,
     population: Population | None = None,
     *,
-    living: int | None = None,
+    num_agents: int | None = None,
     wealth: Array | float = 1.0,
     original_owner: Array | int = AUCTIONEER,
     consumers: Array | float = 0.0,
-) -> Economy:
+) -> DeepMarketState:
     """Open a market: first states, and agents that own nothing but their money.
 
     Args:
@@ -153,40 +160,38 @@ def open_market(
         key: used up.
         env_params: the environment's parameters.
         population: who lives; random agents by default.
-        living: how many of these; as many as there are places by default.
+        num_agents: how many of these; as many as there are slots by default.
         wealth: f [], of each of them.
         original_owner: who owns first states, the house by default.
         consumers: f [C] or f [], what consumers own.
 
     Raises:
-        ValueError: the population has another number of places, more agents are wanted than places, or what is given
+        ValueError: the population has another number of slots, more agents are wanted than slots, or what is given
             is no amount of money or no account.
     """
     key_reset, key_agents = jax.random.split(key)
     obs, env_state = jax.vmap(market.env.reset, (0, None))(jax.random.split(key_reset, market.instances), env_params)
     if population is None:
-        living = market.capacity if living is None else living
-        if not isinstance(living, int | np.integer) or not 0 <= living <= market.capacity:
-            raise ValueError(f"living: expected 0 to {market.capacity} agents (the capacity), got {shown(living)}")
-        wealth = numbers("wealth", wealth, ())
-        population = newcomers(market.language, key_agents, obs, market.capacity, living, wealth)
+        num_agents = check_int("num_agents", market.capacity if num_agents is None else num_agents, 0, market.capacity)
+        wealth = as_float_array("wealth", wealth, ())
+        population = random_population(market.representation, key_agents, obs, market.capacity, num_agents, wealth)
     elif population.capacity != market.capacity:
-        raise ValueError(f"population: expected {market.capacity} places, as in the market, got {population.capacity}")
+        raise ValueError(f"population: expected {market.capacity} slots, as in the market, got {population.capacity}")
     if not isinstance(original_owner, jax.Array):
-        original_owner = whole(
+        original_owner = check_int(
             "original_owner", original_owner, AUCTIONEER, market.capacity + len(market.consumers) - 1
         )
-    purses = numbers("consumers", consumers)
-    if purses.shape not in ((), (len(market.consumers),)):
-        raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {purses.shape}")
+    budgets = as_float_array("consumers", consumers)
+    if budgets.shape not in ((), (len(market.consumers),)):
+        raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {budgets.shape}")
     instances = market.instances
-    return Economy(
+    return DeepMarketState(
         population=population,
         env_state=env_state,
         obs=obs,
         owner=jnp.full(instances, original_owner, jnp.int32),
         original_owner=jnp.asarray(original_owner, jnp.int32),
-        consumers=jnp.broadcast_to(purses, (len(market.consumers),)),
+        consumers=jnp.broadcast_to(budgets, (len(market.consumers),)),
         sold=jnp.ones(instances, bool),
         episode_return=jnp.zeros(instances, real()),
         episode_length=jnp.zeros(instances, jnp.int32),
@@ -195,22 +200,22 @@ def open_market(
 
 
 def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, frozen: bool) -> tuple[Array, Array]:
-    """Bids f [B, N], capped by purses, `SILENCE` of the dead; and the offers f [N], newcomers' fixed unless frozen."""
+    """Bids f [B, N], capped by budgets, `NO_BID` of the dead; and the offers f [N], newcomers' fixed unless frozen."""
     p = population
-    purse = jnp.maximum(p.wealth, 0) / market.instances
-    each_agent = jax.vmap(market.language.bid, (0, None, 0))
-    bids = jax.vmap(each_agent, (None, 0, None))(p.agents, obs, purse)
-    check_finite("bids", bids, "an agent bids a number, or is silent", p.alive & (bids != SILENCE))
-    bids = jnp.where(p.alive & jnp.isfinite(bids), bids, SILENCE)
+    budget = jnp.maximum(p.wealth, 0) / market.instances
+    each_agent = jax.vmap(market.representation.bid, (0, None, 0))
+    bids = jax.vmap(each_agent, (None, 0, None))(p.agents, obs, budget)
+    check_finite("bids", bids, "an agent bids a number, or is silent", p.alive & (bids != NO_BID))
+    bids = jnp.where(p.alive & jnp.isfinite(bids), bids, NO_BID)
     offer = p.offer
     if terms.markup is not None:
-        willing, settled = bids > SILENCE, ~jnp.isnan(offer)
+        willing, settled = bids > NO_BID, ~jnp.isnan(offer)
         if not frozen:
-            best = jnp.max(jnp.where(willing & settled, jnp.minimum(offer, purse), 0), axis=1)  # [B]
+            best = jnp.max(jnp.where(willing & settled, jnp.minimum(offer, budget), 0), axis=1)  # [B]
             entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # of the first instance that it bids in
             offer = jnp.where(willing.any(0) & ~settled, entry, offer)
-        bids = jnp.where(willing & ~jnp.isnan(offer), offer, SILENCE)
-    return jnp.minimum(bids, purse), offer
+        bids = jnp.where(willing & ~jnp.isnan(offer), offer, NO_BID)
+    return jnp.minimum(bids, budget), offer
 
 
 def _clear(mechanism: Mechanism, draws: Array, bids: Array, eligible: Array, exploration: Any) -> tuple[Outcome, Array]:
@@ -239,15 +244,15 @@ def _sell(
     """Auctions of any number of states: outcomes [B], prices f [B, 2], actions i32 [B], and the offers f [N]."""
     p = population
     bids, offer = _bids(market, p, obs, terms, frozen)
-    eligible = bids > SILENCE
+    eligible = bids > NO_BID
     if hasattr(market.env.env, "legal_actions"):
         legal = jax.vmap(market.env.legal, (0, None))(env_state, env_params)  # [B, P]
-        would = jax.vmap(jax.vmap(market.language.act, (0, None)), (None, 0))(p.agents, obs)  # [B, N]
+        would = jax.vmap(jax.vmap(market.representation.act, (0, None)), (None, 0))(p.agents, obs)  # [B, N]
         eligible = eligible & jnp.take_along_axis(legal, would, axis=1)
     clear = functools.partial(_clear, market.mechanism, exploration=terms.exploration)
     outcome, prices = jax.vmap(clear)(draws, bids, eligible)
     winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(outcome.winner, 0)], p.agents)
-    actions = jax.vmap(market.language.act)(winners, obs)
+    actions = jax.vmap(market.representation.act)(winners, obs)
     # Where nobody bids, the house does anything at all.
     anything = jnp.floor(draws[:, 3] * market.env.num_actions).astype(actions.dtype)
     return outcome, prices, jnp.where(outcome.winner >= 0, actions, anything), offer
@@ -308,8 +313,8 @@ def _draw(market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> _Ch
 
 @entry_point
 def step(
-    market: DeepMarket, key: Array, economy: Economy, env_params: PyTree, terms: Terms | None = None
-) -> tuple[Economy, Books, Array]:
+    market: DeepMarket, key: Array, state: DeepMarketState, env_params: PyTree, terms: Terms | None = None
+) -> tuple[DeepMarketState, DeepMarketFlows, Array]:
     """One auction, its payments and one environment step in every instance.
 
     Where nobody bids, the house acts at random, and what that earns is paid to nobody. An episode that ends is
@@ -318,22 +323,22 @@ def step(
     Args:
         market: the static description.
         key: a typed PRNG key, used up.
-        economy: as it is.
+        state: as it is.
         env_params: the environment's parameters.
         terms: traced terms; none of them by default.
 
     Returns:
-        The economy after the step, the books of it, and how many auctions each agent won: i32 [N].
+        The state after the step, the books of it, and how many auctions each agent won: i32 [N].
     """
     chance = jax.tree.map(lambda leaf: leaf[0], _draw(market, key, env_params, 1))
-    return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), economy, chance)
+    return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), state, chance)
 
 
 def _step(
-    market: DeepMarket, implementation: Any, env_params: PyTree, terms: Terms, economy: Economy, chance: _Chance
-) -> tuple[Economy, Books, Array]:
+    market: DeepMarket, implementation: Any, env_params: PyTree, terms: Terms, state: DeepMarketState, chance: _Chance
+) -> tuple[DeepMarketState, DeepMarketFlows, Array]:
     """`step`, with its randomness drawn beforehand."""
-    e, p, instances, places = economy, economy.population, market.instances, market.capacity
+    e, p, instances, slots = state, state.population, market.instances, market.capacity
     outcome, prices, action, offer = _sell(market, chance.draws, p, e.obs, e.env_state, env_params, terms)
     winner, sold = outcome.winner, outcome.winner >= 0
     keys = jax.random.wrap_key_data(chance.words, impl=implementation)
@@ -342,7 +347,7 @@ def _step(
     check_finite("prices", prices, f"the mechanism {market.mechanism.name} must return numbers", step=e.time)
     check_finite("reward", after.reward, f"a step of {market.env.name} must return a number", step=e.time)
     check_finite("observation", after.obs, f"a step of {market.env.name} must return numbers", step=e.time)
-    last = places + len(market.consumers) - 1
+    last = slots + len(market.consumers) - 1
     check(
         lambda: jnp.all((e.owner >= AUCTIONEER) & (e.owner <= last)),
         f"owner: there is no account {{owner}}, only -1 (the house) to {last}",
@@ -350,8 +355,8 @@ def _step(
     )
 
     # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the seller gets less.
-    purse = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / instances
-    price = jnp.minimum(prices[:, 0], purse)
+    budget = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / instances
+    price = jnp.minimum(prices[:, 0], budget)
     subsidy = prices[:, 1] - prices[:, 0]
     payout = price + subsidy
     seller = e.owner
@@ -368,25 +373,25 @@ def _step(
     if market.consumers:
         # They bid for the states just reached, terminal ones included.
         values = jnp.stack([jax.vmap(value)(after.obs) for value in market.consumers], axis=1)  # [B, C]
-        values = jnp.minimum(values, jnp.maximum(accounts[places:-1], 0) / instances)
+        values = jnp.minimum(values, jnp.maximum(accounts[slots:-1], 0) / instances)
         clear = functools.partial(_clear, market.mechanism, exploration=None)
         bought, paid = jax.vmap(clear)(chance.draws[:, 4:], values, values > 0)
-        owner = jnp.where(bought.winner >= 0, places + bought.winner, winner)
+        owner = jnp.where(bought.winner >= 0, slots + bought.winner, winner)
         accounts, more = _pay(market, accounts, owner, paid[:, 0])
         accounts, rounding = accounts.at[winner].add(paid[:, 1]), rounding + more
         consumption, subsidy = paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
-        if terms.income is not None:
-            income = jnp.asarray(terms.income * len(market.consumers), accounts.dtype)
-            accounts = accounts.at[places:-1].add(terms.income)
+        if terms.consumer_income is not None:
+            income = jnp.asarray(terms.consumer_income * len(market.consumers), accounts.dtype)
+            accounts = accounts.at[slots:-1].add(terms.consumer_income)
     accounts, gone, estate = _credit(p, accounts, winner, reward)
     lost = sold & gone[winner]
     owner = jnp.where(lost & (owner == winner), AUCTIONEER, owner)
-    original_owner = jnp.where(gone[e.original_owner] & (e.original_owner < places), AUCTIONEER, e.original_owner)
+    original_owner = jnp.where(gone[e.original_owner] & (e.original_owner < slots), AUCTIONEER, e.original_owner)
 
-    wins = jnp.zeros(places, jnp.int32).at[jnp.where(sold, winner, places)].add(1, mode="drop")
-    wealth, rent, levy, tax = _charges(market, p, accounts[:places], wins, terms)
+    wins = jnp.zeros(slots, jnp.int32).at[jnp.where(sold, winner, slots)].add(1, mode="drop")
+    wealth, rent, levy, tax = _charges(market, p, accounts[:slots], wins, terms)
     returns, lengths = e.episode_return + after.undiscounted, longer(e.episode_length, after.duration)
-    books = Books(
+    books = DeepMarketFlows(
         reward=jnp.where(lost, 0, reward).sum(),
         subsidy=subsidy.sum(),
         income=income,
@@ -410,7 +415,7 @@ def _step(
     def begin(new: Array, old: Array) -> Array:
         return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    economy = e.replace(
+    state = e.replace(
         population=p.replace(
             alive=p.alive & ~gone, wealth=wealth, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)
         ),
@@ -418,16 +423,16 @@ def _step(
         obs=begin(chance.fresh[0], after.obs),
         owner=jnp.where(done, original_owner, owner),
         original_owner=original_owner,
-        consumers=accounts[places:-1],
+        consumers=accounts[slots:-1],
         sold=sold,
         episode_return=jnp.where(done, 0, returns),
         episode_length=jnp.where(done, 0, lengths),
         time=e.time + 1,
     )
     if checking():
-        opening, closing = ((p.wealth, e.consumers), (wealth, economy.consumers))
+        opening, closing = ((p.wealth, e.consumers), (wealth, state.consumers))
         check_conserved(opening, closing, (books.net,), (books.moved,), step=e.time)
-    return economy, books, wins
+    return state, books, wins
 
 
 def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
@@ -444,11 +449,11 @@ def _credit(population: Population, accounts: Array, winner: Array, reward: Arra
         The accounts, 0 for dead agents; whether each agent died, bool [N]; and the finite wealth of dead agents before
         the reward, f [].
     """
-    places = population.capacity
-    before, after = accounts[:places], accounts.at[winner].add(reward)
-    died = population.alive & ~jnp.isfinite(after[:places])
+    slots = population.capacity
+    before, after = accounts[:slots], accounts.at[winner].add(reward)
+    died = population.alive & ~jnp.isfinite(after[:slots])
     estate = jnp.where(died & jnp.isfinite(before), before, 0).sum()
-    return after.at[:places].set(jnp.where(died, 0, after[:places])), died, estate
+    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, estate
 
 
 def _charges(
@@ -465,20 +470,20 @@ def _charges(
 
     if terms.rent is not None:
         left, rent = take(left, terms.rent * wins / market.instances * jnp.maximum(left, 0))
-    if terms.levy is not None:
-        left, levy = take(left, terms.levy * jnp.maximum(left, 0))
-    if terms.tax is not None:
-        owed = terms.tax * jax.vmap(market.language.cost)(population.agents)
+    if terms.wealth_tax is not None:
+        left, levy = take(left, terms.wealth_tax * jnp.maximum(left, 0))
+    if terms.compute_tax is not None:
+        owed = terms.compute_tax * jax.vmap(market.representation.cost)(population.agents)
         left, tax = take(left, jnp.minimum(owed, jnp.maximum(left, 0)))
     return left, rent, levy, tax
 
 
-class Round(struct.PyTreeNode):
+class RoundSummary(struct.PyTreeNode):
     """What one round did: so many steps, then deaths and births."""
 
-    books: Books  # sums over the round
+    books: DeepMarketFlows  # sums over the round
     money: Array  # f [] at its end
-    living: Array  # i32 [] agents, at its end
+    num_agents: Array  # i32 [] agents, at its end
     births: Births
     gini: Array  # f [] of the living agents' wealth
     wealth: Array  # f [5] of the living: least, quartiles, most
@@ -489,79 +494,77 @@ class Round(struct.PyTreeNode):
 def run(
     market: DeepMarket,
     key: Array,
-    economy: Economy,
+    state: DeepMarketState,
     env_params: PyTree,
     terms: Terms | None = None,
     *,
     rounds: int,
     period: int,
-    cradles: int = 1,
-) -> tuple[Economy, Round]:
+    max_births: int = 1,
+) -> tuple[DeepMarketState, RoundSummary]:
     """Rounds of ``period`` steps, each followed by deaths and births. Jit it, vmap it over seeds and terms.
 
     Args:
-        market, economy, env_params, terms: as in `step`.
+        market, state, env_params, terms: as in `step`.
         key: used up.
         rounds, period: static.
-        cradles: K, most births in a turnover; without any, nobody dies either. Static.
+        max_births: K, most births in a turnover; without any, nobody dies either. Static.
 
     Returns:
-        The economy, and the rounds with a leading axis [rounds].
+        The state, and the rounds with a leading axis [rounds].
 
     Raises:
-        ValueError: no rounds or steps, or more cradles than places.
+        ValueError: no rounds or steps, or more max_births than slots.
     """
     terms = terms or Terms()
-    for field, value, least in (("rounds", rounds, 1), ("period", period, 1), ("cradles", cradles, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{field}: expected a whole number >= {least}, got {value!r}")
-    if cradles > market.capacity:
-        raise ValueError(f"cradles: at most one for each of {market.capacity} places, got {cradles}")
-
+    rounds, period = check_int("rounds", rounds), check_int("period", period)
+    max_births = check_int("max_births", max_births, 0, market.capacity)
     implementation = jax.random.key_impl(key)
 
-    def one(economy: Economy, key: Array) -> tuple[Economy, Round]:
+    def one(state: DeepMarketState, key: Array) -> tuple[DeepMarketState, RoundSummary]:
         key_steps, key_turnover, key_states = jax.random.split(key, 3)
 
-        def body(carry: tuple[Economy, Array], chance: _Chance) -> tuple[tuple[Economy, Array], Books]:
-            economy, wins = carry
-            economy, books, won = _step(market, implementation, env_params, terms, economy, chance)
-            return (economy, wins + won), books
+        def body(
+            carry: tuple[DeepMarketState, Array], chance: _Chance
+        ) -> tuple[tuple[DeepMarketState, Array], DeepMarketFlows]:
+            state, wins = carry
+            state, books, won = _step(market, implementation, env_params, terms, state, chance)
+            return (state, wins + won), books
 
-        carry = economy, jnp.zeros(market.capacity, jnp.int32)
-        (economy, wins), books = jax.lax.scan(body, carry, _draw(market, key_steps, env_params, period))
+        carry = state, jnp.zeros(market.capacity, jnp.int32)
+        (state, wins), books = jax.lax.scan(body, carry, _draw(market, key_steps, env_params, period))
         books = jax.tree.map(lambda x: x.sum(0), books)
-        if cradles:
+        if max_births:
             # Newcomers are born first of all into states that nobody wanted.
-            order = jnp.argsort(economy.sold + 0.5 * jax.random.uniform(key_states, economy.sold.shape))
-            states = jnp.resize(economy.obs[order], (cradles, *economy.obs.shape[1:]))
+            order = jnp.argsort(state.sold + 0.5 * jax.random.uniform(key_states, state.sold.shape))
+            states = jnp.resize(state.obs[order], (max_births, *state.obs.shape[1:]))
             population, flows, births, died = turnover(
-                market.language, key_turnover, economy.population, states, economy.time, terms, cradles
+                market.representation, key_turnover, state.population, states, state.time, terms, max_births
             )
             books = books.replace(
                 allowance=flows.allowance,
                 estate=books.estate + flows.estate,
                 nonfinite=books.nonfinite + flows.nonfinite,
             )
-            # Nobody is paid in place of the dead: what they owned falls to the house.
+            # Nobody is paid in slot of the dead: what they owned falls to the house.
             heirless = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
             owner, original_owner = (
-                jnp.where(heirless[account], AUCTIONEER, account) for account in (economy.owner, economy.original_owner)
+                jnp.where(heirless[account], AUCTIONEER, account) for account in (state.owner, state.original_owner)
             )
-            economy = economy.replace(population=population, owner=owner, original_owner=original_owner)
+            state = state.replace(population=population, owner=owner, original_owner=original_owner)
         else:
             nobody = jnp.zeros(0, jnp.int32)
             births = Births(nobody, nobody, nobody, jnp.zeros((), jnp.int32))
-        p = economy.population
+        p = state.population
         alive_wealth = jnp.where(p.alive, p.wealth, jnp.nan)
-        return economy, Round(
+        return state, RoundSummary(
             books=books,
-            money=money(economy),
-            living=p.alive.sum(dtype=jnp.int32),
+            money=money(state),
+            num_agents=p.alive.sum(dtype=jnp.int32),
             births=births,
             gini=gini(p.wealth, p.alive),
             wealth=jnp.nanquantile(alive_wealth, jnp.linspace(0, 1, 5)),
             share=wins.max() / (books.auctions - books.unsold),
         )
 
-    return jax.lax.scan(one, economy, jax.random.split(key, rounds))
+    return jax.lax.scan(one, state, jax.random.split(key, rounds))

@@ -1,15 +1,15 @@
-"""Languages: how an agent of a population is written down, and how its children differ from it.
+"""Representations: how an agent of a population is written down, and how its children differ from it.
 
-An agent is a pytree of arrays; a `Language` says what it bids and does, and how one is born. Its methods concern
-one agent and are pure: a market maps them over all agents and all its instances. A language of your own is a frozen
-dataclass with these five methods, and nothing else has to know of it.
+An agent is a pytree of arrays; a `Representation` says what it bids and does, and how one is born. Its methods concern
+one agent and are pure: a market maps them over all agents and all its instances. A representation of your own is a
+frozen dataclass with these five methods; nothing has to be registered.
 
-| language | an agent is | its bid |
+| representation | an agent is | its bid |
 |---|---|---|
-| `Rules` | a condition of 0, 1 and # and an action (Holland 1985) | a share of its purse, by specificity |
-| `Programs` | guards over what it observes, and an action (after Baum and Durdanovic 2000) | a number |
-| `Networks` | the weights of a linear map or a small network | an output of the network |
-| `Tables` | a bid for every state, and an action | looked up |
+| `ClassifierRules` | a condition of 0, 1 and # and an action (Holland 1985) | a share of its budget, by specificity |
+| `GuardedPrograms` | guards over what it observes, and an action (after Baum and Durdanovic 2000) | a number |
+| `NeuralNetworks` | the weights of a linear map or a small network | an output of the network |
+| `BidTables` | a bid for every state, and an action | looked up |
 """
 
 import dataclasses
@@ -22,23 +22,34 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr
 
-__all__ = ["ANYTHING", "SILENCE", "Language", "Networks", "Program", "Programs", "Rule", "Rules", "Table", "Tables"]
+__all__ = [
+    "NO_BID",
+    "WILDCARD",
+    "BidTable",
+    "BidTables",
+    "ClassifierRule",
+    "ClassifierRules",
+    "GuardedProgram",
+    "GuardedPrograms",
+    "NeuralNetworks",
+    "Representation",
+]
 
-SILENCE = -jnp.inf
+NO_BID = -jnp.inf
 """The bid of an agent that does not bid: an auction takes no other than finite ones."""
 
 
-class Language(Protocol):
+class Representation(Protocol):
     """What a market needs to know of its agents. Compares and hashes by value, like a frozen dataclass."""
 
     def init(self, key: Array, obs: Array) -> PyTree:
         """An agent at random, born into the state behind ``obs`` f [...] (which it may ignore)."""
         ...
 
-    def bid(self, agent: PyTree, obs: Array, purse: Array) -> Array:
-        """What it offers for the state: f [], `SILENCE` for nothing. ``purse`` f [] is the most it can pay."""
+    def bid(self, agent: PyTree, obs: Array, budget: Array) -> Array:
+        """What it offers for the state: f [], `NO_BID` for nothing. ``budget`` f [] is the most it can pay."""
         ...
 
     def act(self, agent: PyTree, obs: Array) -> Array:
@@ -46,7 +57,7 @@ class Language(Protocol):
         ...
 
     def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> PyTree:
-        """A child of ``agent``; ``mate`` is another rich agent (or the same), for languages that recombine."""
+        """A child of ``agent``; ``mate`` is another rich agent (or the same), for representations that recombine."""
         ...
 
     def cost(self, agent: PyTree) -> Array:
@@ -54,22 +65,22 @@ class Language(Protocol):
         ...
 
 
-ANYTHING = 2
+WILDCARD = 2
 """``#`` in a condition: matches 0 and 1."""
 
 
-class Rule(struct.PyTreeNode):
+class ClassifierRule(struct.PyTreeNode):
     """A classifier: if the condition matches, do the action."""
 
-    condition: Array  # i32 [n] 0, 1 or ANYTHING
+    condition: Array  # i32 [n] 0, 1 or WILDCARD
     action: Array  # i32 []
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class ClassifierRules:
     """Condition-action rules over n bits (Holland 1985; Goldberg 1989, ch. 6).
 
-    A rule that matches bids ``coefficient · (base + (1 - base) · specificity) · purse``; its specificity is the
+    A rule that matches bids ``coefficient · (base + (1 - base) · specificity) · budget``; its specificity is the
     share of its condition that is not ``#``. With ``base=0`` this is Holland's c · specificity · strength. A new rule
     matches the state it is born into (Wilson's covering); a child is recombined with its mate at two points, and
     every one of its symbols then changes with probability ``mutation``.
@@ -77,7 +88,7 @@ class Rules:
     Attributes:
         bits: n, length of an observation; entries above one half are 1.
         actions: P.
-        coefficient: c, share of its purse that a rule without # bids.
+        coefficient: c, share of its budget that a rule without # bids.
         base: what specificity does not decide, in [0, 1].
         wildcards: probability of # in a new rule.
         crossover, mutation: probabilities.
@@ -95,31 +106,31 @@ class Rules:
         _check_counts(self, "bits", "actions")
         _check_shares(self, "coefficient", "base", "wildcards", "crossover", "mutation")
 
-    def init(self, key: Array, obs: Array) -> Rule:
+    def init(self, key: Array, obs: Array) -> ClassifierRule:
         """A rule that matches ``obs`` f [n] and does anything."""
         key_hash, key_action = jax.random.split(key)
         general = jax.random.bernoulli(key_hash, self.wildcards, (self.bits,))
-        condition = jnp.where(general, ANYTHING, (obs > 0.5).astype(jnp.int32))
-        return Rule(condition, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
+        condition = jnp.where(general, WILDCARD, (obs > 0.5).astype(jnp.int32))
+        return ClassifierRule(condition, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
 
-    def matches(self, agent: Rule, obs: Array) -> Array:
+    def matches(self, agent: ClassifierRule, obs: Array) -> Array:
         """Whether the condition holds: bool []."""
-        return jnp.all((agent.condition == ANYTHING) | (agent.condition == (obs > 0.5)))
+        return jnp.all((agent.condition == WILDCARD) | (agent.condition == (obs > 0.5)))
 
-    def specificity(self, agent: Rule) -> Array:
+    def specificity(self, agent: ClassifierRule) -> Array:
         """Share of the condition that is not #: f []."""
-        return (agent.condition != ANYTHING).mean(dtype=real())
+        return (agent.condition != WILDCARD).mean(dtype=real())
 
-    def bid(self, agent: Rule, obs: Array, purse: Array) -> Array:
-        """A share of the purse, where the condition matches."""
+    def bid(self, agent: ClassifierRule, obs: Array, budget: Array) -> Array:
+        """A share of the budget, where the condition matches."""
         share = self.coefficient * (self.base + (1 - self.base) * self.specificity(agent))
-        return jnp.where(self.matches(agent, obs), share * purse, SILENCE)
+        return jnp.where(self.matches(agent, obs), share * budget, NO_BID)
 
-    def act(self, agent: Rule, obs: Array) -> Array:
+    def act(self, agent: ClassifierRule, obs: Array) -> Array:
         """Its action, whatever it sees."""
         return agent.action
 
-    def mutate(self, key: Array, agent: Rule, mate: Rule) -> Rule:
+    def mutate(self, key: Array, agent: ClassifierRule, mate: ClassifierRule) -> ClassifierRule:
         """Two-point crossover with the mate, and then point mutations."""
         keys = jax.random.split(key, 6)
         first, last = jnp.sort(jax.random.randint(keys[0], (2,), 0, self.bits + 1))
@@ -130,14 +141,14 @@ class Rules:
         other = (condition + jax.random.randint(keys[2], (self.bits,), 1, 3, jnp.int32)) % 3
         condition = jnp.where(jax.random.bernoulli(keys[3], self.mutation, (self.bits,)), other, condition)
         anew = jax.random.randint(keys[4], (), 0, self.actions, jnp.int32)
-        return Rule(condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), anew, agent.action))
+        return ClassifierRule(condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), anew, agent.action))
 
-    def cost(self, agent: Rule) -> Array:
+    def cost(self, agent: ClassifierRule) -> Array:
         """1."""
         return jnp.ones((), real())
 
 
-class Program(struct.PyTreeNode):
+class GuardedProgram(struct.PyTreeNode):
     """A sequence of guards, each a test of two values, and what to do if all of them hold."""
 
     tests: Array  # i32 [L] index into TESTS
@@ -157,7 +168,7 @@ TESTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class GuardedPrograms:
     """Fixed-length programs: the guards under which an agent bids, and its action.
 
     After the agents of Hayek (Baum 1999; Baum and Durdanovic 2000), expressions that compute from what is on the
@@ -192,7 +203,7 @@ class Programs:
         for field, kind in (("constants", float | int), ("names", str)):
             given = getattr(self, field)
             if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
-                raise ValueError(f"{field}: expected a tuple of them, got {shown(given)}")
+                raise ValueError(f"{field}: expected a tuple of them, got {short_repr(given)}")
         if self.names and len(self.names) != self.sensors:
             raise ValueError(f"names: expected one for each of {self.sensors} sensors, got {len(self.names)}")
 
@@ -201,7 +212,7 @@ class Programs:
         """V, sensors and constants."""
         return self.sensors + len(self.constants)
 
-    def init(self, key: Array, obs: Array) -> Program:
+    def init(self, key: Array, obs: Array) -> GuardedProgram:
         """Random lines, action and price."""
         keys = jax.random.split(key, 7)
         shape = (self.length,)
@@ -209,44 +220,44 @@ class Programs:
         first, second = jax.random.randint(keys[1], (2, *shape), 0, self.sensors, jnp.int32)
         constant = jax.random.randint(keys[2], shape, self.sensors, self.inputs, jnp.int32)
         second = jnp.where(jax.random.bernoulli(keys[3], self.constant, shape), constant, second)
-        return Program(
+        return GuardedProgram(
             tests=jnp.where(jax.random.bernoulli(keys[4], self.skip, shape), 0, tests),
             operands=jnp.stack([first, second], axis=1),
             action=jax.random.randint(keys[5], (), 0, self.actions, jnp.int32),
             price=self.highest * jax.random.uniform(keys[6], (), real()),
         )
 
-    def bid(self, agent: Program, obs: Array, purse: Array) -> Array:
+    def bid(self, agent: GuardedProgram, obs: Array, budget: Array) -> Array:
         """Its price, where every guard holds."""
         values = jnp.concatenate([obs.astype(real()), jnp.asarray(self.constants, real())])
         # Every test of every two values once per state, V · V of them; each agent only looks its own up.
         results = jnp.stack([test(values[:, None], values[None, :]) for _, test in TESTS])
         holds = results[agent.tests, agent.operands[:, 0], agent.operands[:, 1]].all()
-        return jnp.where(holds, agent.price, SILENCE)
+        return jnp.where(holds, agent.price, NO_BID)
 
-    def act(self, agent: Program, obs: Array) -> Array:
+    def act(self, agent: GuardedProgram, obs: Array) -> Array:
         """Its action, whatever it sees."""
         return agent.action
 
-    def mutate(self, key: Array, agent: Program, mate: Program) -> Program:
+    def mutate(self, key: Array, agent: GuardedProgram, mate: GuardedProgram) -> GuardedProgram:
         """Some lines or the action anew; the price moves by a tenth. The mate is not used."""
         key_new, key_where, key_one, key_price = jax.random.split(key, 4)
         new = self.init(key_new, jnp.zeros(self.sensors))
         changes = jax.random.bernoulli(key_where, self.mutation, (self.length + 1,))
         changes = changes.at[jax.random.randint(key_one, (), 0, self.length + 1)].set(True)
         lines = changes[:-1]
-        return Program(
+        return GuardedProgram(
             tests=jnp.where(lines, new.tests, agent.tests),
             operands=jnp.where(lines[:, None], new.operands, agent.operands),
             action=jnp.where(changes[-1], new.action, agent.action),
             price=agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())),
         )
 
-    def cost(self, agent: Program) -> Array:
+    def cost(self, agent: GuardedProgram) -> Array:
         """One, and one more for every line that tests something: f []."""
         return 1 + (agent.tests != 0).sum(dtype=real())
 
-    def show(self, agent: Program) -> str:
+    def show(self, agent: GuardedProgram) -> str:
         """The guards and the action, for people; ``agent`` is one agent, on the host."""
         names = [*(self.names or (f"x{i}" for i in range(self.sensors))), *(f"{c:g}" for c in self.constants)]
         lines = zip(agent.tests.tolist(), agent.operands.tolist(), strict=True)
@@ -255,7 +266,7 @@ class Programs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
+class NeuralNetworks:
     """Linear agents (no hidden layer) and small networks: one output is the bid, the others choose the action.
 
     Attributes:
@@ -275,9 +286,9 @@ class Networks:
     def __post_init__(self) -> None:
         _check_counts(self, "features", "actions")
         if not isinstance(self.hidden, tuple):
-            raise ValueError(f"hidden: expected a tuple of widths, got {shown(self.hidden)}")
+            raise ValueError(f"hidden: expected a tuple of widths, got {short_repr(self.hidden)}")
         for width in self.hidden:
-            whole("hidden", width)
+            check_int("hidden", width)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -299,7 +310,7 @@ class Networks:
         weights, bias = agent[-1]
         return obs @ weights + bias
 
-    def bid(self, agent: list[tuple[Array, Array]], obs: Array, purse: Array) -> Array:
+    def bid(self, agent: list[tuple[Array, Array]], obs: Array, budget: Array) -> Array:
         """Softplus of the first output: positive."""
         return jax.nn.softplus(self.outputs(agent, obs)[0])
 
@@ -319,15 +330,15 @@ class Networks:
         return jnp.asarray(sum(a * b for a, b in itertools.pairwise(self.widths)) / 1000, real())
 
 
-class Table(struct.PyTreeNode):
+class BidTable(struct.PyTreeNode):
     """A bid for every state."""
 
-    bids: Array  # f [S] SILENCE where it does not bid
+    bids: Array  # f [S] NO_BID where it does not bid
     action: Array  # i32 []
 
 
 @dataclasses.dataclass(frozen=True)
-class Tables:
+class BidTables:
     """Tabular agents: each owns one action and bids what its table says of the state.
 
     Attributes:
@@ -346,38 +357,38 @@ class Tables:
         _check_counts(self, "states", "actions")
         _check_shares(self, "mutation")
 
-    def init(self, key: Array, obs: Array) -> Table:
+    def init(self, key: Array, obs: Array) -> BidTable:
         """Uniform bids, a random action."""
         key_bids, key_action = jax.random.split(key)
         bids = self.highest * jax.random.uniform(key_bids, (self.states,), real())
-        return Table(bids, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
+        return BidTable(bids, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
 
-    def bid(self, agent: Table, obs: Array, purse: Array) -> Array:
+    def bid(self, agent: BidTable, obs: Array, budget: Array) -> Array:
         """Looked up."""
         return agent.bids[jnp.argmax(obs)]
 
-    def act(self, agent: Table, obs: Array) -> Array:
+    def act(self, agent: BidTable, obs: Array) -> Array:
         """Its action, in whatever state."""
         return agent.action
 
-    def mutate(self, key: Array, agent: Table, mate: Table) -> Table:
+    def mutate(self, key: Array, agent: BidTable, mate: BidTable) -> BidTable:
         """Some bids anew, and with the same probability the action."""
         key_new, key_bids, key_action = jax.random.split(key, 3)
         new = self.init(key_new, jnp.zeros(self.states))
         changes = jax.random.bernoulli(key_bids, self.mutation, (self.states,))
         anew = jax.random.bernoulli(key_action, self.mutation)
-        return Table(jnp.where(changes, new.bids, agent.bids), jnp.where(anew, new.action, agent.action))
+        return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(anew, new.action, agent.action))
 
-    def cost(self, agent: Table) -> Array:
+    def cost(self, agent: BidTable) -> Array:
         """1."""
         return jnp.ones((), real())
 
 
-def _check_counts(language: object, *fields: str) -> None:
+def _check_counts(representation: object, *fields: str) -> None:
     for field in fields:
-        object.__setattr__(language, field, whole(field, getattr(language, field)))
+        object.__setattr__(representation, field, check_int(field, getattr(representation, field)))
 
 
-def _check_shares(language: object, *fields: str) -> None:
+def _check_shares(representation: object, *fields: str) -> None:
     for field in fields:
-        object.__setattr__(language, field, number(field, getattr(language, field), 0, 1))
+        object.__setattr__(representation, field, check_float(field, getattr(representation, field), 0, 1))

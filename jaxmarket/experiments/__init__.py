@@ -26,7 +26,7 @@ from jaxmarket.experiments import (
 from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
-from jaxmarket.validation import path, whole
+from jaxmarket.validation import check_int, check_path
 from jaxmarket.view import tables
 
 __all__ = [
@@ -208,7 +208,7 @@ def reproduce(
     else:
         suffix += f"-{seeds}-seeds"
     key_of(seed)  # raises before training if the seed is out of range
-    seeds = whole("seeds", seeds, 2)  # a standard deviation needs at least two
+    seeds = check_int("seeds", seeds, 2)  # a standard deviation needs at least two
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():
         if field not in experiment.settings:
@@ -216,7 +216,7 @@ def reproduce(
         if value != experiment.settings[field]:
             suffix += f"-{value}"
     chosen = {**experiment.settings, **chosen}
-    folder = Path("reproductions", name + suffix) if out is None else path("out", out)
+    folder = Path("reproductions", name + suffix) if out is None else check_path("out", out)
     options = Options(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}

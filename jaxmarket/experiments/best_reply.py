@@ -50,7 +50,7 @@ _LEVELS: dict[str, tuple[float, ...]] = {
 }
 _PROCESSES = {"Bandit": Bandit, "Chain": Chain, "Duality": Duality}
 # Q* of Duality is that of the process without its cut: the market must not close with it.
-_TIME_LIMITS: dict[str, TimeLimits] = {"Bandit": "terminal", "Chain": "terminal", "Duality": "shadow"}
+_TIME_LIMITS: dict[str, TimeLimits] = {"Bandit": "terminal", "Chain": "terminal", "Duality": "bootstrap"}
 _SETTINGS: dict[str, Any] = {
     "instances": 32,
     "horizon": 64,

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxmarket import deep_market
 from jaxmarket.deep_market import DeepMarket, Population, Terms
-from jaxmarket.deep_market.representations import ANYTHING, Rules
+from jaxmarket.deep_market.representations import WILDCARD, ClassifierRules
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
@@ -126,7 +126,7 @@ def mean_steps(market: DeepMarket, key: Array, population: Population, terms: Te
 
 def rule_string(condition: Any, action: Any, groups: tuple[int, ...]) -> str:
     """A rule as people write it, ``01 #1## : 1``; ``groups`` are lengths of parts of the condition."""
-    symbols = "".join("#" if c == ANYTHING else str(int(c)) for c in condition)
+    symbols = "".join("#" if c == WILDCARD else str(int(c)) for c in condition)
     ends = list(itertools.accumulate(groups))
     return " ".join(symbols[end - size : end] for size, end in zip(groups, ends, strict=True)) + f" : {int(action)}"
 
@@ -137,11 +137,11 @@ def is_optimal(condition: Any, action: Any, address: int) -> bool:
     Such a rule knows the whole address and the data bit it points to, ignores the others, and answers with that bit.
     """
     head, data = [int(c) for c in condition[:address]], [int(c) for c in condition[address:]]
-    if ANYTHING in head:
+    if WILDCARD in head:
         return False
     where = functools.reduce(lambda number, bit: 2 * number + bit, head, 0)
     others = data[:where] + data[where + 1 :]
-    return data[where] == int(action) and all(c == ANYTHING for c in others)
+    return data[where] == int(action) and all(c == WILDCARD for c in others)
 
 
 # --- what is run
@@ -160,8 +160,8 @@ PUBLISHED = (
 
 def _ablate(name: str, plan: Plan) -> Plan:
     """The plan without one of its parts."""
-    market, terms, language = plan.market, plan.terms, plan.market.language
-    assert isinstance(language, Rules)
+    market, terms, representation = plan.market, plan.terms, plan.market.representation
+    assert isinstance(representation, ClassifierRules)
     match name:
         case "no conservation":
             market = dataclasses.replace(market, mechanism=UNPAID)
@@ -169,13 +169,13 @@ def _ablate(name: str, plan: Plan) -> Plan:
             market = dataclasses.replace(market, property_rights=False)
         case "no levy":
             # Zero rather than None: the same compiled program.
-            terms = terms.replace(levy=0.0, rent=None if terms.rent is None else 0.0)
+            terms = terms.replace(wealth_tax=0.0, rent=None if terms.rent is None else 0.0)
         case "no mutation":
-            terms = terms.replace(mutants=0.0)
+            terms = terms.replace(p_offspring=0.0)
         case "no specificity":
             # Newcomers bid as much as before on average: half of their symbols are not #.
-            language = dataclasses.replace(language, base=1.0, coefficient=0.5 * language.coefficient)
-            market = dataclasses.replace(market, language=language)
+            representation = dataclasses.replace(representation, base=1.0, coefficient=0.5 * representation.coefficient)
+            market = dataclasses.replace(market, representation=representation)
     return dataclasses.replace(plan, name=f"{plan.name}: {name}", market=market, terms=terms)
 
 
@@ -187,22 +187,24 @@ def plans(task: str, quick: bool) -> list[Plan]:
     Children of the multiplexer's rules get as much from nowhere, those of Woods1 live on what their parents give.
     """
     if task == "multiplexer":
-        market = DeepMarket(adapt(Multiplexer(2)), Rules(6, 2, coefficient=0.2, wildcards=0.4), 400, 16)
-        terms = Terms(levy=2e-4, allowance=80.0, dowry=80.0, birth_rate=0.5, inheritance=0.1, mutants=1.0)
+        market = DeepMarket(adapt(Multiplexer(2)), ClassifierRules(6, 2, coefficient=0.2, wildcards=0.4), 400, 16)
+        terms = Terms(
+            wealth_tax=2e-4, endowment=80.0, child_endowment=80.0, birth_rate=0.5, inheritance=0.1, p_offspring=1.0
+        )
         rounds = 400 if quick else 1600
     else:
-        market = DeepMarket(adapt(Woods1()), Rules(16, 8, coefficient=0.2, wildcards=0.4), 400, 16)
-        terms = Terms(levy=2e-4, rent=0.06, allowance=80.0, birth_rate=0.5, inheritance=0.1, mutants=1.0)
+        market = DeepMarket(adapt(Woods1()), ClassifierRules(16, 8, coefficient=0.2, wildcards=0.4), 400, 16)
+        terms = Terms(wealth_tax=2e-4, rent=0.06, endowment=80.0, birth_rate=0.5, inheritance=0.1, p_offspring=1.0)
         rounds = 400 if quick else 1200
     plan = Plan(
         name=task,
         market=market,
-        terms=terms.replace(displace=True),
+        terms=terms.replace(replace_poorest=True),
         rounds=rounds,
         period=4,
-        cradles=2,
-        living=200,
-        wealth=float(terms.allowance),
+        max_births=2,
+        num_agents=200,
+        wealth=float(terms.endowment),
         chunks=20,
     )
     return [_ablate(name, plan) for name in CONDITIONS]
@@ -301,8 +303,8 @@ def optimal_rules(population: Population, address: int) -> set[str]:
 def _curve(ax: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
     """Mean over seeds, and the middle half of them; values f [chunks, seeds]."""
     low, high = np.quantile(values, (0.25, 0.75), axis=1)
-    ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    ax.plot(x, values.mean(1), color=color, label=label, linewidth=2 if label == "market" else 1.2)
+    width = 2 if label == "market" else 1.2
+    plotting.draw_band(ax, x, values.mean(1), low, high, color=color, label=label, linewidth=width)
 
 
 def _curves(grown: dict[str, Grown]) -> "Figure":

@@ -30,8 +30,8 @@ from flax import struct
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
-from jaxmarket.deep_market import Books, Population, Round, Terms, newcomers, turnover
-from jaxmarket.deep_market.representations import SILENCE
+from jaxmarket.deep_market import DeepMarketFlows, Population, RoundSummary, Terms, random_population, turnover
+from jaxmarket.deep_market.representations import NO_BID
 from jaxmarket.environments.digits import load
 from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_for, key_of
@@ -56,9 +56,9 @@ __all__ = [
     "arms",
     "digits",
     "evaluate",
+    "init",
     "live",
     "measure",
-    "open_market",
     "run",
     "sell_lot",
     "sgd",
@@ -116,7 +116,7 @@ def logits(readout: Array, h: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The language of layer agents: how one is born, what it expects of a lot, and how its children differ.
+    """The representation of layer agents: how one is born, what it expects of a lot, and how its children differ.
 
     Attributes:
         inputs, width, classes: d, H (most hidden units), C.
@@ -204,9 +204,9 @@ class Layers:
         """1."""
         return jnp.ones((), real())
 
-    def bid(self, agent: LayerAgent, obs: Array, purse: Array) -> Array:
+    def bid(self, agent: LayerAgent, obs: Array, budget: Array) -> Array:
         """As in `LayerMarket.bids`, for activations."""
-        return jnp.minimum(agent.earns * self.expects(agent, READOUT, obs), purse)
+        return jnp.minimum(agent.earns * self.expects(agent, READOUT, obs), budget)
 
     def act(self, agent: LayerAgent, obs: Array) -> Array:
         """The class it would name, given activations: i32 []."""
@@ -218,7 +218,7 @@ class LayerMarket:
     """The static description of the economy.
 
     Attributes:
-        language: of its agents.
+        representation: of its agents.
         capacity: N, places.
         batch: examples in a lot.
         learning: whether winners learn by backpropagation.
@@ -227,7 +227,7 @@ class LayerMarket:
         mechanism: what winners pay and owners receive.
     """
 
-    language: Layers
+    representation: Layers
     capacity: int = 32
     batch: int = 64
     learning: bool = False
@@ -236,12 +236,12 @@ class LayerMarket:
     mechanism: Mechanism = BUCKET_BRIGADE
 
     def bids(self, population: Population, tag: int, state: Array) -> tuple[Array, Array]:
-        """What everybody bids for a lot f [N], `SILENCE` of who is dead or of another layer, and what it expects."""
+        """What everybody bids for a lot f [N], `NO_BID` of who is dead or of another layer, and what it expects."""
         p = population
-        expects = jax.vmap(lambda agent: self.language.expects(agent, tag, state))(p.agents)
+        expects = jax.vmap(lambda agent: self.representation.expects(agent, tag, state))(p.agents)
         bids = jnp.minimum((1 - self.margin) * p.agents.earns * expects, p.wealth)
         able = p.alive & (p.agents.layer == tag) & (bids > 0)
-        return jnp.where(able, bids, SILENCE), expects
+        return jnp.where(able, bids, NO_BID), expects
 
 
 class Sale(struct.PyTreeNode):
@@ -274,7 +274,7 @@ def sell_lot(market: LayerMarket, population: Population, x: Array) -> tuple[Sal
     second, reader = _auction(market, population, READOUT, h)
     logp = jax.nn.log_softmax(logits(reader.readout, h))
     delivered = (first.winner >= 0) & (second.winner >= 0)
-    return first, second, maker, reader, jnp.where(delivered, logp, -np.log(market.language.classes))
+    return first, second, maker, reader, jnp.where(delivered, logp, -np.log(market.representation.classes))
 
 
 def evaluate(market: LayerMarket, population: Population, x: Array, labels: Array) -> dict[str, Array]:
@@ -321,7 +321,7 @@ def _step(
     first, second, _, _, logp = sell_lot(market, p, x)
     sold, delivered = first.winner >= 0, (first.winner >= 0) & (second.winner >= 0)
     paid = jnp.exp(jnp.take_along_axis(logp, labels[:, None], 1)).mean()
-    paid = jnp.where(informed, paid, 1 / market.language.classes)
+    paid = jnp.where(informed, paid, 1 / market.representation.classes)
     # Activations nobody made are not for sale.
     reward = jnp.where(delivered, paid, 0)
     price, payout = jnp.where(sold, second.price, 0), jnp.where(sold, second.payout, 0)
@@ -331,13 +331,13 @@ def _step(
         agents = _learn(agents, first, second, x, labels)
     accounts = p.wealth.at[first.winner].add(jnp.where(sold, payout - first.price, 0))
     accounts = accounts.at[second.winner].add(jnp.where(delivered, reward - price, 0))
-    charge = terms.levy * jnp.maximum(accounts, 0) if terms.levy is not None else jnp.zeros_like(accounts)
+    charge = terms.wealth_tax * jnp.maximum(accounts, 0) if terms.wealth_tax is not None else jnp.zeros_like(accounts)
     wealth = accounts - charge
     ids = jnp.arange(places)
     wins = ((ids == first.winner) | ((ids == second.winner) & delivered)).astype(jnp.int32)
     zero = jnp.zeros((), real())
     subsidy = jnp.where(sold, first.payout - first.price, 0) + payout - price
-    books = Books(
+    books = DeepMarketFlows(
         reward=reward, subsidy=subsidy, income=zero, allowance=zero, house=first.payout, rent=zero,
         levy=(accounts - wealth).sum(), tax=zero, estate=zero, nonfinite=zero, sales=first.price + price,
         consumption=zero, auctions=zero + 2, unsold=2 - sold.astype(real()) - delivered, episodes=zero + 1,
@@ -347,7 +347,7 @@ def _step(
     return population, books, wins
 
 
-@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "cradles"))
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"))
 def live(
     market: LayerMarket,
     key: Array,
@@ -358,9 +358,9 @@ def live(
     terms: Terms,
     rounds: int,
     period: int,
-    cradles: int,
+    max_births: int,
     informed: Array | bool = True,
-) -> tuple[Population, Array, Round]:
+) -> tuple[Population, Array, RoundSummary]:
     """Rounds of ``period`` lots, each followed by deaths and births. Map it over seeds.
 
     Args:
@@ -370,18 +370,20 @@ def live(
         time: i32 [], lots so far.
         x: f [n, d], examples to draw lots from, with replacement. labels: i32 [n].
         terms: `levy` and those of `turnover`.
-        rounds, period, cradles: static.
+        rounds, period, max_births: static.
         informed: bool [], whether consumers pay for right answers; else 1/C for anything (control).
 
     Returns:
         The population, the time, and the rounds [rounds].
     """
 
-    def one(carry: tuple[Population, Array], key: Array) -> tuple[tuple[Population, Array], Round]:
+    def one(carry: tuple[Population, Array], key: Array) -> tuple[tuple[Population, Array], RoundSummary]:
         key_lots, key_turnover = jax.random.split(key)
         chosen = _lots(key_lots, period, market.batch, len(labels))
 
-        def body(carry: tuple[Population, Array, Array], lot: Array) -> tuple[tuple[Population, Array, Array], Books]:
+        def body(
+            carry: tuple[Population, Array, Array], lot: Array
+        ) -> tuple[tuple[Population, Array, Array], DeepMarketFlows]:
             population, time, wins = carry
             population, books, won = _step(market, terms, population, time, x[lot], labels[lot], informed)
             return (population, time + 1, wins + won), books
@@ -389,16 +391,16 @@ def live(
         start = (*carry, jnp.zeros(market.capacity, jnp.int32))
         (population, time, wins), books = jax.lax.scan(body, start, chosen)
         books = jax.tree.map(lambda flow: flow.sum(0), books)
-        nothing = jnp.zeros((cradles, 1), real())
+        nothing = jnp.zeros((max_births, 1), real())
         population, flows, births, _ = turnover(
-            market.language, key_turnover, population, nothing, time, terms, cradles
+            market.representation, key_turnover, population, nothing, time, terms, max_births
         )
         p = population
         owned = jnp.where(p.alive, p.wealth, jnp.nan)
-        return (p, time), Round(
+        return (p, time), RoundSummary(
             books=books.replace(allowance=flows.allowance, estate=flows.estate, nonfinite=flows.nonfinite),
             money=p.wealth.sum(),
-            living=p.alive.sum(dtype=jnp.int32),
+            num_agents=p.alive.sum(dtype=jnp.int32),
             births=births,
             gini=gini(p.wealth, p.alive),
             wealth=jnp.nanquantile(owned, jnp.linspace(0, 1, 5)),
@@ -413,9 +415,11 @@ def _lots(key: Array, count: int, batch: int, examples: int) -> Array:
     return jax.random.randint(key, (count, batch), 0, examples)
 
 
-def open_market(market: LayerMarket, key: Array, wealth: float) -> Population:
+def init(market: LayerMarket, key: Array, wealth: float) -> Population:
     """Random agents for every place, equally rich; the first two are of different layers, so that both have one."""
-    p = newcomers(market.language, key, jnp.zeros((1, 1), real()), market.capacity, market.capacity, wealth)
+    p = random_population(
+        market.representation, key, jnp.zeros((1, 1), real()), market.capacity, market.capacity, wealth
+    )
     return p.replace(agents=p.agents.replace(layer=p.agents.layer.at[:2].set(jnp.arange(2))))
 
 
@@ -455,8 +459,8 @@ class Arm:
         name: for people.
         market: the economy; none for SGD.
         terms: of the economy, none for SGD.
-        period, cradles: lots between turnovers, births in one.
-        structure: of SGD: ``default``, ``random`` or ``found``.
+        period, max_births: lots between turnovers, births in one.
+        structure: of SGD: ``default``, ``random`` or ``make_population``.
         informed: whether consumers pay for right answers only.
     """
 
@@ -464,7 +468,7 @@ class Arm:
     market: LayerMarket | None = None
     terms: Terms | None = None
     period: int = 8
-    cradles: int = 2
+    max_births: int = 2
     structure: str = "default"
     informed: bool = True
 
@@ -479,7 +483,13 @@ def arms(inputs: int, classes: int = 10) -> list[Arm]:
     fixed = Layers(inputs, _WIDTH, classes)
     free = dataclasses.replace(fixed, structured=True, noise=(0.005, 0.05))
     terms = Terms(
-        levy=1e-3, allowance=WEALTH, dowry=WEALTH, inheritance=0.1, mutants=0.98, displace=True, bankruptcy=0.02
+        wealth_tax=1e-3,
+        endowment=WEALTH,
+        child_endowment=WEALTH,
+        inheritance=0.1,
+        p_offspring=0.98,
+        replace_poorest=True,
+        bankruptcy=0.02,
     )
     capitalism = LayerMarket(fixed, batch=BATCH)
     return [
@@ -510,7 +520,7 @@ class Finding:
     lots: np.ndarray
     accuracy: np.ndarray
     residual: np.ndarray
-    rounds: Round | None
+    rounds: RoundSummary | None
     structure: tuple[Structure, np.ndarray]
     population: Population | None = None
 
@@ -533,22 +543,22 @@ def _parts(lots: int, unit: int = 32) -> list[int]:
     return [part] * max(1, round(lots / part))
 
 
-def _residual(opened: np.ndarray, rounds: Round) -> np.ndarray:
+def _residual(opened: np.ndarray, rounds: RoundSummary) -> np.ndarray:
     """Change of money that no flow names, over what moved, summed in float64: f [seeds]."""
     books = jax.tree.map(lambda flow: np.asarray(flow, np.float64).sum(1), rounds.books)
     held = np.asarray(rounds.money, np.float64)[:, -1]
     return np.abs(held - opened - books.net) / np.maximum(1, books.moved)
 
 
-@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "cradles"))
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"))
 def _live_all(
     market: LayerMarket, keys: Array, populations: Population, times: Array, x: Array, labels: Array, terms: Terms,
-    informed: Array | bool, *, rounds: int, period: int, cradles: int,
-) -> tuple[Population, Array, Round]:  # fmt: skip
+    informed: Array | bool, *, rounds: int, period: int, max_births: int,
+) -> tuple[Population, Array, RoundSummary]:  # fmt: skip
     """`live` for all seeds: leaves [seeds, ...]."""
 
-    def one(key: Array, population: Population, time: Array) -> tuple[Population, Array, Round]:
-        return live(market, key, population, time, x, labels, terms, rounds, period, cradles, informed)
+    def one(key: Array, population: Population, time: Array) -> tuple[Population, Array, RoundSummary]:
+        return live(market, key, population, time, x, labels, terms, rounds, period, max_births, informed)
 
     return jax.vmap(one)(keys, populations, times)
 
@@ -571,10 +581,10 @@ def measure(arm: Arm, seeds: int, seed: int, lots: int, found: tuple[Structure, 
         seeds: how many.
         seed: of all randomness; arms of a kind start from the same weights.
         lots: about how many, of `BATCH` examples each.
-        found: for SGD of the structure ``found``, leaves [seeds].
+        found: for SGD of the structure ``make_population``, leaves [seeds].
 
     Raises:
-        ValueError: ``found`` is missing.
+        ValueError: ``make_population`` is missing.
     """
     x, labels, held, answers = map(jnp.asarray, digits())
     start, go = jax.random.split(key_of(seed))
@@ -582,14 +592,14 @@ def measure(arm: Arm, seeds: int, seed: int, lots: int, found: tuple[Structure, 
     if arm.market is None or arm.terms is None:
         return _measure_sgd(arm, jax.random.split(start, seeds), go, parts, found, (x, labels, held, answers))
     market, terms = arm.market, jax.tree.map(jnp.asarray, arm.terms)
-    population = jax.vmap(lambda key: open_market(market, key, WEALTH))(jax.random.split(start, seeds))
+    population = jax.vmap(lambda key: init(market, key, WEALTH))(jax.random.split(start, seeds))
     opened, time = np.asarray(population.wealth, np.float64).sum(1), jnp.zeros(seeds, jnp.int32)
     ask = jax.jit(jax.vmap(lambda p: (evaluate(market, p, held, answers)["accuracy"], sell_lot(market, p, x[:256]))))
     rows, accuracy, sold = [], [], None
     for part, key in zip(parts, jax.random.split(go, len(parts)), strict=True):
         population, time, lived = _live_all(
             market, jax.random.split(key, seeds), population, time, x, labels, terms, arm.informed,
-            rounds=part // arm.period, period=arm.period, cradles=arm.cradles,
+            rounds=part // arm.period, period=arm.period, max_births=arm.max_births,
         )  # fmt: skip
         now, sold = ask(population)
         rows.append(jax.device_get(lived))
@@ -605,14 +615,14 @@ def measure(arm: Arm, seeds: int, seed: int, lots: int, found: tuple[Structure, 
 
 def _measure_sgd(arm: Arm, keys: Array, go: Array, parts: list[int], found: Any, data: tuple[Array, ...]) -> Finding:
     x, labels, held, answers = data
-    language = Layers(x.shape[1], _WIDTH, 10, structured=arm.structure == "random")
-    weights = jax.vmap(language.parameters)(keys)
+    representation = Layers(x.shape[1], _WIDTH, 10, structured=arm.structure == "random")
+    weights = jax.vmap(representation.parameters)(keys)
     if arm.structure == "found":
         if found is None:
             raise ValueError(f"found: {arm.name} needs the structures that were found; run the hybrid first")
         structure, second = jax.tree.map(jnp.asarray, found)
     else:
-        structure = jax.vmap(language.draw)(jax.vmap(lambda key: key_for(key, "structure"))(keys))
+        structure = jax.vmap(representation.draw)(jax.vmap(lambda key: key_for(key, "structure"))(keys))
         second = structure.rate
 
     def right(weights: tuple[Array, Array], structure: Structure) -> Array:
@@ -734,8 +744,8 @@ def _figures(findings: dict[str, Finding]) -> "dict[str, Figure]":
         assert rounds is not None and market is not None
         one = jax.tree.map(lambda leaf: leaf[0], rounds)
         plotting.draw_wealth(axes[3 * row], one)
-        plotting.draw_money(axes[3 * row + 1], one, market.capacity * WEALTH)
-        plotting.draw_flows(axes[3 * row + 2], one)
+        plotting.draw_money_supply(axes[3 * row + 1], one, market.capacity * WEALTH)
+        plotting.draw_cash_flows(axes[3 * row + 2], one)
         axes[3 * row].set_title(f"{name}, seed 0")
     return {"capitalism": curves, "life": lives}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmarket import deep_market
 from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
-from jaxmarket.deep_market import DeepMarket, Economy, Lineage, Population, Round, Terms
+from jaxmarket.deep_market import DeepMarket, DeepMarketState, Lineage, Population, RoundSummary, Terms
 from jaxmarket.keys import key_of
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.interrupts import Deferred
@@ -43,8 +43,8 @@ class Plan:
         name: of the condition.
         market: the static description.
         terms: on which agents live; numbers.
-        rounds, period, cradles: as in `deep_market.run`.
-        living: agents to begin with, each with ``wealth``.
+        rounds, period, max_births: as in `deep_market.run`.
+        num_agents: agents to begin with, each with ``wealth``.
         chunks: parts in which the rounds are run; measurements are made after each.
         settling: at the end, chunks in which nobody is born: what lives then has proved itself.
         stages: environment parameters of each chunk, the last ones for all that follow; the default ones if empty.
@@ -55,8 +55,8 @@ class Plan:
     terms: Terms
     rounds: int
     period: int
-    cradles: int
-    living: int
+    max_births: int
+    num_agents: int
     wealth: float
     chunks: int = 10
     settling: int = 0
@@ -83,9 +83,9 @@ class Grown:
 
     plan: Plan
     opened: np.ndarray
-    rounds: Round
+    rounds: RoundSummary
     measured: dict[str, np.ndarray]
-    economy: Economy
+    economy: DeepMarketState
 
     @property
     def steps(self) -> np.ndarray:
@@ -93,7 +93,7 @@ class Grown:
         plan = self.plan
         return np.arange(1, plan.chunks + 1) * (plan.rounds // plan.chunks) * plan.period * plan.market.instances
 
-    def seed(self, seed: int) -> Round:
+    def seed(self, seed: int) -> RoundSummary:
         """The rounds of one seed: leaves [rounds, ...]."""
         return jax.tree.map(lambda leaf: leaf[seed], self.rounds)
 
@@ -108,31 +108,35 @@ class Grown:
 
     def lineage(self, seed: int) -> Lineage:
         """Who descends from whom, of one seed."""
-        return Lineage(self.seed(seed).births, self.plan.living)
+        return Lineage(self.seed(seed).births, self.plan.num_agents)
 
 
-@functools.partial(jax.jit, static_argnames=("market", "living"))
-def _open(market: DeepMarket, keys: Array, env_params: PyTree, living: int, wealth: float) -> tuple[Economy, Array]:
-    def one(key: Array) -> tuple[Economy, Array]:
-        economy = deep_market.open_market(market, key, env_params, living=living, wealth=wealth)
+@functools.partial(jax.jit, static_argnames=("market", "num_agents"))
+def _open(
+    market: DeepMarket, keys: Array, env_params: PyTree, num_agents: int, wealth: float
+) -> tuple[DeepMarketState, Array]:
+    def one(key: Array) -> tuple[DeepMarketState, Array]:
+        economy = deep_market.init(market, key, env_params, num_agents=num_agents, wealth=wealth)
         return economy, deep_market.money(economy)
 
     return jax.vmap(one)(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "cradles"), donate_argnames="economies")
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"), donate_argnames="economies")
 def _chunk(
     market: DeepMarket,
     keys: Array,
-    economies: Economy,
+    economies: DeepMarketState,
     env_params: PyTree,
     terms: Terms,
     rounds: int,
     period: int,
-    cradles: int,
-) -> tuple[Economy, Round]:
-    def one(key: Array, economy: Economy) -> tuple[Economy, Round]:
-        return deep_market.run(market, key, economy, env_params, terms, rounds=rounds, period=period, cradles=cradles)
+    max_births: int,
+) -> tuple[DeepMarketState, RoundSummary]:
+    def one(key: Array, economy: DeepMarketState) -> tuple[DeepMarketState, RoundSummary]:
+        return deep_market.run(
+            market, key, economy, env_params, terms, rounds=rounds, period=period, max_births=max_births
+        )
 
     return jax.vmap(one)(keys, economies)
 
@@ -180,7 +184,7 @@ def grow(
         for plan in plans:
             key_open, key = jax.random.split(key_of(seed))
             keys = jax.random.split(key_open, seeds)
-            economies, opened = _open(plan.market, keys, plan.env_params(0), plan.living, plan.wealth)
+            economies, opened = _open(plan.market, keys, plan.env_params(0), plan.num_agents, plan.wealth)
             life = _Life(economies, np.asarray(opened, np.float64), key, [], [])
             with contextlib.ExitStack() as stack:
                 kept = None if folder is None else stack.enter_context(Checkpoints(folder / _folder_name(plan)))
@@ -212,10 +216,10 @@ def _folder_name(plan: Plan) -> str:
 class _Life(NamedTuple):
     """A market under way, of all seeds, and what came before."""
 
-    economies: Economy
+    economies: DeepMarketState
     opened: np.ndarray
     key: Array
-    rounds: list[Round]
+    rounds: list[RoundSummary]
     measured: list[dict[str, np.ndarray]]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -239,7 +243,7 @@ def _live(plan: Plan, evaluate: Evaluate, life: _Life, seeds: int) -> _Life:
         terms,
         plan.rounds // plan.chunks,
         plan.period,
-        plan.cradles,
+        plan.max_births,
     )
     keys = jax.random.split(key_measure, seeds)
     measured = jax.device_get(_measure(evaluate, plan.market, keys, economies.population, terms))
@@ -258,7 +262,7 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
     # The structure of what a chunk gives, without running one.
     _, one = jax.eval_shape(
         lambda keys, *args: _chunk(
-            plan.market, jax.random.split(keys, seeds), *args, plan.rounds // plan.chunks, plan.period, plan.cradles
+            plan.market, jax.random.split(keys, seeds), *args, plan.rounds // plan.chunks, plan.period, plan.max_births
         ),
         life.key, life.economies, plan.env_params(0), jax.tree.map(jnp.asarray, plan.terms),
     )  # fmt: skip
@@ -275,7 +279,9 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
 
 def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
     """What tells one plan's checkpoints from another's of that name."""
-    numbers = {name: getattr(plan, name) for name in ("rounds", "period", "cradles", "living", "wealth", "chunks")}
+    numbers = {
+        name: getattr(plan, name) for name in ("rounds", "period", "max_births", "num_agents", "wealth", "chunks")
+    }
     market = plan.market
     return {
         **numbers,
@@ -316,8 +322,8 @@ def life(grown: Grown, seed: int, title: str) -> "Figure":
     plotting.draw_population(axes[0], rounds)
     plotting.draw_wealth(axes[1], rounds)
     plotting.draw_inequality(axes[2], rounds)
-    plotting.draw_money(axes[3], rounds, float(grown.opened[seed]))
-    plotting.draw_flows(axes[4], rounds)
+    plotting.draw_money_supply(axes[3], rounds, float(grown.opened[seed]))
+    plotting.draw_cash_flows(axes[4], rounds)
     richest = int(population.ident[grown.richest(seed, 1)[0]])
     plotting.draw_lineage(axes[5], grown.lineage(seed), richest)
     fig.suptitle(title, fontsize=10)

@@ -1,8 +1,8 @@
 """Hayek on blocks world (Baum 1999; Baum and Durdanovic 2000): an economy of programs, paid at the very end.
 
-Agents are short programs over sensors (`Programs`). Whoever bids most owns the world, moves one block and sells; only
-the last one is rewarded. A newcomer's bid is fixed for life at the best rival's and a little more, so prices rise
-until they are what a state is worth, and an agent lives only if it leaves the world worth more than it paid.
+Agents are short programs over sensors (`GuardedPrograms`). The highest bidder owns the world, moves one block and
+sells; only the last one is rewarded. A newcomer's bid is fixed for life, at the best rival's bid plus a markup. Prices
+therefore rise to what a state is worth, and an agent survives only if it leaves the world worth more than it paid.
 
 Trained on instances of at most three blocks, the economies are frozen and given larger ones. Rivals: the same programs
 at random, and evolution of whole teams of them by success alone. Ablations: what Baum holds to be needed, money that is
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, Population, Programs, Terms, found
+from jaxmarket.deep_market import DeepMarket, GuardedPrograms, Population, Terms, make_population
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
@@ -31,7 +31,7 @@ from jaxmarket.view import plotting
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LANGUAGE", "SENSORS", "SIZES", "TRAINED", "plans", "reliable", "run", "success", "teams"]
+__all__ = ["PROGRAMS", "SENSORS", "SIZES", "TRAINED", "plans", "reliable", "run", "success", "teams"]
 
 TRAINED = 3
 """The most blocks of an instance in training."""
@@ -39,7 +39,7 @@ SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 """Blocks of the instances that economies are tested with."""
 SENSORS = ("correct", "surplus", "needed", "top1", "top2", "top3", "depth2", "depth3")
 """What programs can look at, see `blocks.SENSORS`."""
-LANGUAGE = Programs(len(SENSORS), len(MOVES), length=3, names=SENSORS)
+PROGRAMS = GuardedPrograms(len(SENSORS), len(MOVES), length=3, names=SENSORS)
 RELIABLE = 0.9
 """Success with which a size counts as solved."""
 
@@ -47,14 +47,14 @@ _CAPACITY, _AGENTS = max(SIZES), 128
 _TERMS = Terms(
     markup=0.05,
     rent=0.01,
-    tax=1e-5,
-    allowance=1.0,
+    compute_tax=1e-5,
+    endowment=1.0,
     birth_rate=0.1,
-    mutants=0.5,
-    rich=2.0,
+    p_offspring=0.5,
+    min_parent_wealth=2.0,
     inheritance=0.3,
     bankruptcy=0.05,
-    displace=True,
+    replace_poorest=True,
 )
 
 
@@ -64,14 +64,14 @@ def _world(sizes: tuple[int, ...], capacity: int | None = None) -> BlocksWorld:
 
 def _market() -> DeepMarket:
     """The economy's market, on the instances of training."""
-    return DeepMarket(adapt(_world(tuple(range(1, TRAINED + 1)))), LANGUAGE, _AGENTS)
+    return DeepMarket(adapt(_world(tuple(range(1, TRAINED + 1)))), PROGRAMS, _AGENTS)
 
 
 def plans(options: Options) -> list[Plan]:
     """The economy and its ablations; a quick run has the first alone."""
     market = _market()
     rounds = 15_000 if options.quick else 100_000
-    whole = Plan("hayek", market, _TERMS, rounds, 20, cradles=1, living=40, wealth=1.0, chunks=10, settling=2)
+    whole = Plan("hayek", market, _TERMS, rounds, 20, max_births=1, num_agents=40, wealth=1.0, chunks=10, settling=2)
 
     def without(name: str, **changes: Any) -> Plan:
         return dataclasses.replace(whole, name=name, **changes)
@@ -82,8 +82,8 @@ def plans(options: Options) -> list[Plan]:
         whole,
         without("no conservation", market=dataclasses.replace(market, mechanism=UNPAID)),
         without("no property rights", market=dataclasses.replace(market, property_rights=False)),
-        without("no rent", terms=_TERMS.replace(rent=0.0, tax=0.0)),
-        without("no mutation", terms=_TERMS.replace(mutants=0.0)),
+        without("no rent", terms=_TERMS.replace(rent=0.0, compute_tax=0.0)),
+        without("no mutation", terms=_TERMS.replace(p_offspring=0.0)),
     ]
 
 
@@ -175,7 +175,7 @@ _TEAM, _TEAMS, _TRIALS, _ELITE = 8, 32, 16, 8
 
 def _lead(team: PyTree, obs: Array) -> tuple[Array, Array]:
     """The first program of a team that wants to act: its action, and whether there is one."""
-    bids = jax.vmap(LANGUAGE.bid, (0, None, None))(team, obs, jnp.ones(()))
+    bids = jax.vmap(PROGRAMS.bid, (0, None, None))(team, obs, jnp.ones(()))
     willing = jnp.isfinite(bids)
     return team.action[jnp.argmax(willing)], willing.any()
 
@@ -200,7 +200,7 @@ def _generation(teams: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Array]
     parents = best[jax.random.randint(key_parent, (children,), 0, _ELITE)]
     who = jax.random.randint(key_member, (children,), 0, _TEAM)
     members = jax.tree.map(lambda leaf: leaf[parents, who], teams)
-    changed = jax.vmap(LANGUAGE.mutate)(jax.random.split(key_mutate, children), members, members)
+    changed = jax.vmap(PROGRAMS.mutate)(jax.random.split(key_mutate, children), members, members)
     following = jax.tree.map(
         lambda leaf, new: jnp.concatenate([leaf[best], leaf[parents].at[rows, who].set(new)]), teams, changed
     )
@@ -227,7 +227,7 @@ def teams(keys: Array, budget: int, instances: int) -> tuple[Array, Array]:
 
     def one(key: Array) -> tuple[Array, Array]:
         key_init, key_run, key_exam = jax.random.split(key, 3)
-        init = jax.vmap(jax.vmap(LANGUAGE.init, (0, None)), (0, None))
+        init = jax.vmap(jax.vmap(PROGRAMS.init, (0, None)), (0, None))
         first = init(jax.random.split(key_init, (_TEAMS, _TEAM)), jnp.zeros(len(SENSORS)))
         _, (best, steps) = jax.lax.scan(_generation, first, jax.random.split(key_run, generations))
         spent = jnp.cumsum(steps)
@@ -250,8 +250,8 @@ def strangers(keys: Array, instances: int) -> Array:
 
     def one(key: Array) -> Array:
         key_agents, key_exam = jax.random.split(key)
-        agents = jax.vmap(LANGUAGE.init, (0, None))(jax.random.split(key_agents, _AGENTS), jnp.zeros(len(SENSORS)))
-        return success(market, key_exam, found(agents, jnp.ones(_AGENTS)), Terms(), SIZES, instances)
+        agents = jax.vmap(PROGRAMS.init, (0, None))(jax.random.split(key_agents, _AGENTS), jnp.zeros(len(SENSORS)))
+        return success(market, key_exam, make_population(agents, jnp.ones(_AGENTS)), Terms(), SIZES, instances)
 
     return jax.vmap(one)(keys)
 
@@ -298,7 +298,7 @@ def _programs(grown: Grown, seed: int, most: int = 12) -> ResultTable:
     rows = []
     for place in grown.richest(seed, most):
         agent = jax.tree.map(lambda leaf, place=place: leaf[place], p.agents)
-        text, action = LANGUAGE.show(agent).rsplit(": ", 1)
+        text, action = PROGRAMS.show(agent).rsplit(": ", 1)
         source, target = MOVES[int(action)]
         rows.append(
             {
@@ -329,7 +329,7 @@ def _economies(grown: dict[str, Grown]) -> ResultTable:
                 "economy": name,
                 "solved": float((books.terminated[:, last].sum(1) / books.episodes[:, last].sum(1)).mean()),
                 "price": float(books.sales[:, last].sum() / (books.auctions - books.unsold)[:, last].sum()),
-                "living": float(each.rounds.living[:, -1].mean()),
+                "living": float(each.rounds.num_agents[:, -1].mean()),
                 "gini": float(each.rounds.gini[:, last].mean()),
                 "births": float((each.rounds.births.ident >= 0).sum((1, 2)).mean()),
                 "rewards": total("reward"),

@@ -41,7 +41,7 @@ from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict
 from jaxmarket.keys import key_of
 from jaxmarket.policies import BidPolicy, ValueHead, linear
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.settlement import settle
 from jaxmarket.society import Society
 from jaxmarket.types import Array, Rules
@@ -184,7 +184,7 @@ def _mean_revenue(
     params = {"params": {"Affine_0": {"kernel": table}}}
 
     def earned(key: Array) -> tuple[Array, Array]:
-        rows = play(society, key, params, env_params, steps, rules)
+        rows = fresh_rollout(society, key, params, env_params, steps, rules)
         revenue = settle(rows, gamma).revenue
         primitive = jax.nn.one_hot(rows.outcome.winner // society.clones, society.primitives)
         return jnp.einsum("ts,tp,t->sp", rows.obs, primitive, revenue), jnp.einsum("ts,tp->sp", rows.obs, primitive)

@@ -24,7 +24,7 @@ from flax import struct
 from gymnax.environments.bsuite.memory_chain import MemoryChain
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, Population, Rules, Terms
+from jaxmarket.deep_market import ClassifierRules, DeepMarket, Population, Terms
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
@@ -150,26 +150,28 @@ def plans(world: str, quick: bool) -> list[Plan]:
     bare = adapt(inner)
     width = 3 if world == "MemoryChain" else 2 * len(COMPASS)
     if world == "MemoryChain":
-        terms = Terms(levy=1e-3, allowance=5.0, birth_rate=0.3, inheritance=0.1, mutants=0.5)
+        terms = Terms(wealth_tax=1e-3, endowment=5.0, birth_rate=0.3, inheritance=0.1, p_offspring=0.5)
         capacity, wildcards, living = 64, 0.3, 8
     else:
-        terms = Terms(levy=1e-3, exploration=0.02, allowance=8.0, birth_rate=0.5, inheritance=0.1, mutants=0.3)
+        terms = Terms(
+            wealth_tax=1e-3, exploration=0.02, endowment=8.0, birth_rate=0.5, inheritance=0.1, p_offspring=0.3
+        )
         capacity, wildcards, living = 128, 0.1, 64
     rounds = 3000 if quick else 16000
     chosen = []
     for name, env in (("memory", adapt(Memory(bare, 1))), ("no memory", bare)):
         bits = width + (name == "memory")
-        language = Rules(bits, env.num_actions, coefficient=0.4, wildcards=wildcards)
+        representation = ClassifierRules(bits, env.num_actions, coefficient=0.4, wildcards=wildcards)
         chosen.append(
             Plan(
                 name=f"{world}: {name}",
-                market=DeepMarket(env, language, capacity, 8),
-                terms=terms.replace(displace=True),
+                market=DeepMarket(env, representation, capacity, 8),
+                terms=terms.replace(replace_poorest=True),
                 rounds=rounds,
                 period=4,
-                cradles=2,
-                living=living,
-                wealth=float(terms.allowance),
+                max_births=2,
+                num_agents=living,
+                wealth=float(terms.endowment),
                 chunks=20,
                 settling=2,
             )
@@ -206,7 +208,7 @@ def _row(world: str, name: str, grown: Grown) -> dict[str, Any]:
         "ever solved": tally(np.isfinite(first)),
         "auctions till then": int(np.median(first[np.isfinite(first)])) if np.isfinite(first).any() else None,
         "while learning": _while_learning(grown).mean(),
-        "living": grown.rounds.living[:, -1].mean(),
+        "living": grown.rounds.num_agents[:, -1].mean(),
         "residual": residual(grown),
     }
 
@@ -278,7 +280,7 @@ def _figure(grown: dict[str, Grown]) -> "Figure":
         ax.set(xlabel="auctions", ylabel="mean return, frozen", title=world)
         ax.set_ylim(min(-0.1, float(without.measured["return"].mean(1).min()) - 0.05), 1.05)
         ax.xaxis.set_major_formatter(EngFormatter())
-        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
+    plotting.legend_below(fig)
     return fig
 
 

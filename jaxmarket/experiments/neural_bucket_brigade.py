@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_of
-from jaxmarket.networks.neural_bucket_brigade import Flows, Network, Rates, init, present, respond
+from jaxmarket.networks.neural_bucket_brigade import Network, Rates, WeightFlows, init, present, respond
 from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, tables
@@ -120,7 +120,7 @@ CONDITIONS = (
 @functools.partial(jax.jit, static_argnames=("network", "chunks", "last"))
 def _train(
     network: Network, chunks: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
-) -> tuple[Array, Array, Flows]:
+) -> tuple[Array, Array, WeightFlows]:
     """Whether all answers are right after each presentation, and the books.
 
     Args:
@@ -137,17 +137,17 @@ def _train(
         f [seeds, chunks], summed over it.
     """
 
-    def seed(key: Array) -> tuple[Array, Array, Flows]:
+    def seed(key: Array) -> tuple[Array, Array, WeightFlows]:
         start, order = jax.random.split(key)
         weights = init(network, start)
 
-        def one(weights: Array, key: Array) -> tuple[Array, tuple[Array, Flows]]:
+        def one(weights: Array, key: Array) -> tuple[Array, tuple[Array, WeightFlows]]:
             shown = jax.random.randint(key, (), 0, patterns.shape[0])
             weights, flows, _ = present(network, weights, patterns[shown], targets[shown], rates)
             answers = jax.vmap(functools.partial(respond, network, weights))(patterns)
             return weights, ((answers == targets)[:, -last:].all(), flows)
 
-        def chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, Flows]]:
+        def chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, WeightFlows]]:
             weights, (solved, flows) = jax.lax.scan(one, weights, keys)
             return weights, (solved, weights, jax.tree.map(lambda flow: flow.sum(), flows))
 
@@ -355,6 +355,7 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
             ylabel="share of runs",
             title=f"{task}: runs whose answers are all right",
         )
+        # One legend for each panel: the published numbers differ.
         ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     money, axes = plotting.figure(columns=2, width=6.5)
     shown = [f for f in findings if f.condition.setting == "published"]
@@ -368,8 +369,8 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
         }
         for i, (label, flow) in enumerate(flows.items()):
             total = flow if i == 0 else np.cumsum(np.pad(flow, ((0, 0), (1, 0))), axis=1)
-            ax.plot(x, total.mean(0), color="black" if i == 0 else f"C{i - 1}", linewidth=2, label=label)
-            ax.fill_between(x, total.min(0), total.max(0), color="black" if i == 0 else f"C{i - 1}", alpha=0.15)
+            color = "black" if i == 0 else f"C{i - 1}"
+            plotting.draw_band(ax, x, total.mean(0), total.min(0), total.max(0), color=color, linewidth=2, label=label)
         ax.set(
             xlabel="presentations",
             ylabel="weight",

@@ -18,7 +18,7 @@ from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable,
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs import fitting
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
@@ -196,7 +196,7 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
     """Ledgers of fresh episodes with sampled bids, summed over seeds and instances; and the episodes ended."""
 
     def money(params: PyTree, key: Array) -> tuple[Array, Array]:
-        rows = play(society, key, params, society.env.default_params, steps, shadow=False)
+        rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
         return ledger(rows), rows.done.sum()
 
     seeds = jax.tree.leaves(params)[0].shape[0]
@@ -301,15 +301,12 @@ def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimu
             updates = np.arange(1, len(curve) + 1) * finding.condition.config.updates_per_chunk
             low, middle, high = np.nanpercentile(curve, (25, 50, 75), axis=1)
             style = "-" if society == "cloned" else ":"
-            ax.plot(updates, middle, style, color=colors[auction], label=f"{auction}, {society}")
-            ax.fill_between(updates, low, high, color=colors[auction], alpha=0.15, linewidth=0)
+            label = f"{auction}, {society}"
+            plotting.draw_band(ax, updates, middle, low, high, color=colors[auction], linestyle=style, label=label)
         ax.axhline(optimum, color="black", linewidth=0.8)
         ax.set(xlabel="updates of 4,096 steps", ylabel="return while learning", title=f"{env}, {chosen} settings")
         ax.sharey(axes[0])
-    lines = {str(line.get_label()): line for ax in axes for line in ax.get_lines() if ", " in str(line.get_label())}
-    fig.legend(
-        list(lines.values()), list(lines), loc="outside lower center", ncol=len(lines), frameon=False, fontsize=8
-    )
+    plotting.legend_below(fig)
     return fig
 
 

@@ -223,6 +223,7 @@ def run(options: Options) -> Report:
             f"without dropout {plain['at once']}",
         )
     )
+    every = list(dict.fromkeys(r["society"] for r in rows))
     fig, axes = plotting.figure(columns=2, width=6.5)
     for ax, env in zip(axes, ("Chain-v0", "Bandit-v0"), strict=True):
         societies = list(dict.fromkeys(r["society"] for r in rows if r["env"] == env))
@@ -233,12 +234,12 @@ def run(options: Options) -> Report:
             now, later = (
                 [find(env, society, case)[column].value for case in cases] for column in ("at once", "trained on")
             )
-            ax.bar(x, now, width * 0.9, color=f"C{i}", label=society)
+            ax.bar(x, now, width * 0.9, color=f"C{every.index(society)}", label=society)
             ax.bar(x, later, width * 0.9, facecolor="none", edgecolor="black")
         ax.bar(0, 0, facecolor="none", edgecolor="black", label="after training on")
         ax.set_xticks(range(len(cases)), cases)
         ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after training on")
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    plotting.legend_below(fig)
     table = ResultTable(
         "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
         "greedy return of fresh episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap\n"

@@ -28,7 +28,7 @@ from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
 from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import train
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
@@ -149,7 +149,7 @@ def _minted(society: Society, params: PyTree, key: Array, steps: int, instances:
     """Money minted per auction where the owner's own clones bid highest, and where others did: f [] each."""
 
     def money(key: Array) -> tuple[Array, Array]:
-        rows = play(society, key, params, society.env.default_params, steps, shadow=False)
+        rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
         subsidy = rows.payout - rows.price
         own = (rows.owner >= 0) & (rows.owner // society.clones == rows.outcome.winner // society.clones)
         return jnp.where(own, subsidy, 0).mean(), jnp.where(own, 0, subsidy).mean()
@@ -284,7 +284,7 @@ def run(options: Options) -> Report:
         title="a whole episode against truthful clones; no bar: nothing to gain",
     )
     ax.set_yscale("symlog", linthresh=0.01)
-    ax.legend(frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    plotting.legend_below(fig)
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds},
         tables=[

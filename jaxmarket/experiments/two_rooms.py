@@ -31,7 +31,7 @@ from jaxmarket.experiments.arms import (
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.experiments.sweep import Condition
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
@@ -199,7 +199,7 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
     env_params = society.env.default_params
 
     def one(params: PyTree, key: Array) -> Array:
-        return play(society, key, params, env_params, steps, shadow=False).duration
+        return fresh_rollout(society, key, params, env_params, steps, bootstrap=False).duration
 
     return jax.vmap(jax.vmap(one, (None, 0)))(params, keys).transpose(2, 0, 1).reshape(steps, -1)
 

@@ -147,7 +147,7 @@ class WideState(struct.PyTreeNode):
     """A wide market that learns; one seed."""
 
     learner: PyTree  # leaves [L * M, ...]: of each job
-    economy: wide_market.Economy
+    economy: wide_market.WideMarketState
     key: Array
     update: Array  # i32 [] updates done
     earned: Array  # f [] all rewards so far
@@ -205,14 +205,14 @@ class Wide:
         stages = jnp.eye(self.env.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
 
-    def open(self, values: Array) -> wide_market.Economy:
+    def open(self, values: Array) -> wide_market.WideMarketState:
         """A market of raw pieces; who owns them is the first to be paid, and makes no difference."""
         agents = workers(self.env, values, self.clones)
         count = agents.line.shape[0]
         first = jnp.arange(self.env.lines) * self.env.operations * self.clones
         holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
         holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
-        return wide_market.open_market(agents, holdings, jnp.full(count, _CREDIT, real()))
+        return wide_market.init(agents, holdings, jnp.full(count, _CREDIT, real()))
 
     def init(self, key: Array, hyper: Hyperparameters) -> WideState:
         """The state before the first update."""
@@ -232,8 +232,8 @@ class Wide:
         )
 
     def trade(
-        self, key: Array, economy: wide_market.Economy, exploration: Any = None
-    ) -> tuple[wide_market.Economy, Sale]:
+        self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
+    ) -> tuple[wide_market.WideMarketState, Sale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
@@ -247,7 +247,7 @@ class Wide:
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
             payout=(by_line(round_.payout) * shelf).sum(1),
-            reward=by_line(round_.books.reward).sum(1),
+            reward=by_line(round_.flows["reward"]).sum(1),
             outbid=winning < offers.max(1),
         )
 
@@ -260,9 +260,9 @@ class Wide:
         now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
         decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
         last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
-        share = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
-        patience = jnp.full_like(now.reward, hyper.discount)
-        return lambda_returns(now.reward, patience, later.payout, share)
+        decays = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
+        discounts = jnp.full_like(now.reward, hyper.discount)
+        return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
         """``horizon`` rounds, and what everybody learns from them."""
@@ -271,13 +271,15 @@ class Wide:
         keys = jax.random.split(key_trade, self.horizon + 1)
         held = jnp.arange(self.horizon + 1) < self.horizon
 
-        def one(economy: wide_market.Economy, ahead: tuple[Array, Array]) -> tuple[wide_market.Economy, Sale]:
+        def one(
+            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
+        ) -> tuple[wide_market.WideMarketState, Sale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
             return jax.tree.map(lambda new, old: jnp.where(held, new, old), after, economy), sale
 
-        # The last round is a shadow auction, for what the pieces reached would be sold for: no money moves.
+        # The last round is a bootstrap auction, for what the pieces reached would be sold for: no money moves.
         economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
         revenue = self.settle(sales, hyper)
         sales = jax.tree.map(lambda rows: rows[:-1], sales)
@@ -317,7 +319,7 @@ class Wide:
     def earn(self, values: Array, key: Array) -> Array:
         """`play` with bids f [L * M, K]."""
 
-        def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+        def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
             economy, sale = self.trade(key, economy)
             return economy, sale.reward.sum()
 
@@ -365,7 +367,7 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
     nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
     economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
 
-    def one(economy: wide_market.Economy, key: Array) -> tuple[wide_market.Economy, Array]:
+    def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
         economy, round_ = wide_market.step(market, key, economy)
         return economy.replace(world=round_.prices), round_.prices
 
@@ -800,8 +802,7 @@ def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
         ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
         ax.set_xticks(lines, [str(n) for n in lines])
         ax.minorticks_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -817,14 +818,12 @@ def _draw_learning(curves: dict[tuple[str, int], Curve], lines: int) -> "Figure"
                 continue
             most = curve.own if share == "own" else curve.serial * lines
             low, middle, high = np.percentile(curve.returns / most, (25, 50, 75), axis=0)
-            ax.plot(curve.steps, middle, color=colour, label=arm)
-            ax.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            plotting.draw_band(ax, curve.steps, middle, low, high, color=colour, label=arm)
         ax.set(xscale="log", xlabel="environment steps per seed", ylabel=f"return over the {share} optimum")
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_ylim(-0.03, 1.05)
         ax.set_title(f"{lines} lines, greedy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -848,7 +847,7 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
         ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
         ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
         ax.set_ylim(-0.1, worth.max() * 1.08)
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    plotting.legend_below(fig)
     return fig
 
 

@@ -7,20 +7,20 @@ too: `jaxmarket.host.openai`, with ``pip install 'jaxmarket[openai]'``. ``python
 market of three small solvers that learn to work in the right order.
 """
 
-from jaxmarket.host.ledger import HOUSE, MINT, WORLD, Entry, Ledger
-from jaxmarket.host.market import Agent, Episode, Market, Step, Trader
+from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger
+from jaxmarket.host.market import CallableAgent, Episode, Market, Step, Trader
 from jaxmarket.host.records import Auction, Bid, Call, JsonLines, Record, json_lines
 from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Item, Thought, appends
 
 __all__ = [
-    "HOUSE",
+    "AUCTIONEER",
     "MINT",
     "WORLD",
-    "Agent",
     "Auction",
     "Bid",
     "Call",
+    "CallableAgent",
     "Entry",
     "Episode",
     "Item",

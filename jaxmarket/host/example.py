@@ -20,11 +20,11 @@ from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Thought, appends
 from jaxmarket.view.text import Screen
 
-__all__ = ["Solver", "arithmetic", "expression", "learn_arithmetic", "main", "solvers"]
+__all__ = ["RewritingAgent", "arithmetic", "expression", "learn_arithmetic", "main", "solvers"]
 
 
 @dataclasses.dataclass
-class Solver:
+class RewritingAgent:
     """An agent that can do one thing to a text, and learns what that is worth.
 
     Its estimate for a kind of state (which of the signs ``( * +`` are in it) moves towards what it earned there: the
@@ -58,7 +58,7 @@ class Solver:
         """What it expects to earn with this text."""
         return self.estimates.get(_kind(text), self.optimism)
 
-    def bid(self, state: Thought, purse: float) -> float | None:
+    def bid(self, state: Thought, budget: float) -> float | None:
         """A share of its estimate, nothing where it finds no work."""
         return self.share * self.estimate(state.last) if re.search(self.pattern, state.last) else None
 
@@ -87,13 +87,13 @@ def _kind(text: str) -> str:
     return "".join(sign for sign in "(*+" if sign in text)
 
 
-def solvers(**settings: float) -> list[Solver]:
-    """The three, and the guesser; ``settings`` go to each `Solver`."""
+def solvers(**settings: float) -> list[RewritingAgent]:
+    """The three, and the guesser; ``settings`` go to each `RewritingAgent`."""
     return [
-        Solver("brackets", r"(\d+)\*\((\d+)\+(\d+)\)", lambda m: f"{m[1]}*{m[2]}+{m[1]}*{m[3]}", **settings),
-        Solver("times", r"(\d+)\*(\d+)", lambda m: str(int(m[1]) * int(m[2])), **settings),
-        Solver("plus", r"(\d+)\+(\d+)", lambda m: str(int(m[1]) + int(m[2])), **settings),
-        Solver("guesser", r"(\d+)\D.*", lambda m: m[1], **settings),
+        RewritingAgent("brackets", r"(\d+)\*\((\d+)\+(\d+)\)", lambda m: f"{m[1]}*{m[2]}+{m[1]}*{m[3]}", **settings),
+        RewritingAgent("times", r"(\d+)\*(\d+)", lambda m: str(int(m[1]) * int(m[2])), **settings),
+        RewritingAgent("plus", r"(\d+)\+(\d+)", lambda m: str(int(m[1]) + int(m[2])), **settings),
+        RewritingAgent("guesser", r"(\d+)\D.*", lambda m: m[1], **settings),
     ]
 
 

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-from jaxmarket.validation import number
+from jaxmarket.validation import check_float
 
-__all__ = ["HOUSE", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
+__all__ = ["AUCTIONEER", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 
-HOUSE = "house"
+AUCTIONEER = "auctioneer"
 """Owns what nobody has bought; receives rent."""
 
 MINT = "mint"
@@ -28,7 +28,7 @@ class Entry:
     Attributes:
         episode, step: when; both 0 for endowments.
         kind: ``endowment``, ``sale``, ``mint``, ``reward`` or ``rent``.
-        payer, payee: agents' names, `HOUSE`, `MINT` or `WORLD`; equal where an owner buys its own state.
+        payer, payee: agents' names, `AUCTIONEER`, `MINT` or `WORLD`; equal where an owner buys its own state.
         amount: a negative one flows backwards, as a negative reward does.
     """
 
@@ -63,7 +63,7 @@ class Ledger:
         Raises:
             ValueError: its amount is not finite.
         """
-        amount = Fraction(number("amount", entry.amount))
+        amount = Fraction(check_float("amount", entry.amount))
         self._entries.append(entry)
         self._exact[entry.payer] -= amount
         self._exact[entry.payee] += amount
@@ -83,7 +83,7 @@ class Ledger:
         """The balance of the account: the exact sum of ``ledger.of(account)``, rounded once."""
         return _rounded(self._exact.get(account, Fraction()))
 
-    def purse(self, account: str) -> float:
+    def budget(self, account: str) -> float:
         """The most it can pay: its balance, rounded down, or nothing for one in debt."""
         exact = self._exact.get(account, Fraction())
         if exact <= 0:

@@ -25,18 +25,18 @@ import numpy as np
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.host.calls import Calls, Reply
-from jaxmarket.host.ledger import HOUSE, MINT, WORLD, Entry, Ledger, exact_sum
+from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger, exact_sum
 from jaxmarket.host.records import Auction, Bid, Call, Record
 from jaxmarket.types import Array
-from jaxmarket.validation import escaped, number, shown, whole
+from jaxmarket.validation import check_float, check_int, escaped, short_repr
 
-__all__ = ["Agent", "Episode", "Market", "Step", "Trader"]
+__all__ = ["CallableAgent", "Episode", "Market", "Step", "Trader"]
 
 _SEEDS = 2**64 - 1
 
 
 class Trader(Protocol):
-    """What a market needs to know of an agent: any object with these will do, an `Agent` for instance.
+    """What a market needs to know of an agent: any object with these will do, an `CallableAgent` for instance.
 
     Each call has a thread of its own, and never two of one agent at once. An answer that can be awaited is awaited in
     that thread, in an event loop of its own, and cancelled when its time is over.
@@ -57,7 +57,7 @@ class Trader(Protocol):
 
     @property
     def bid(self) -> Callable[[Any, float], Any]:
-        """``(state, purse) -> number``, None for no bid; the purse is the most it can pay."""
+        """``(state, budget) -> number``, None for no bid; the budget is the most it can pay."""
         ...
 
     @property
@@ -67,12 +67,12 @@ class Trader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Agent:
+class CallableAgent:
     """An agent made of callables, synchronous or not.
 
     Attributes:
         name: its account in the ledger.
-        bid: ``(state, purse) -> number``, None for no bid.
+        bid: ``(state, budget) -> number``, None for no bid.
         act: ``state -> state``.
         wealth: what it begins with.
         learn: ``Auction -> anything``, see `Trader`; None if it does not.
@@ -137,10 +137,10 @@ class Market:
         reward: ``state -> number``, paid to the winner for the state it reached; may be negative. True counts as 1.
         done: ``state -> bool``, whether the episode ends there; never by default.
         mechanism: what the winner pays and the owner receives, or its short name; first price by default.
-        rent: share of its wealth that the winner pays to the house after each sale, in [0, 1].
+        rent: share of its wealth that the winner pays to the auctioneer after each sale, in [0, 1].
         bankruptcy: who owns this or less when an episode is over is out for good, and its account stays as it is; None
             for never.
-        owner: the original owner of every first state: the house, or an agent.
+        owner: the original owner of every first state: the auctioneer or an agent.
         bid_seconds: time for all bids of an auction, which are asked for at once.
         act_seconds: time for one act, or one lesson.
         view: ``state -> state``, what an agent is given, made anew for each call. `copy.deepcopy` if agents could
@@ -162,8 +162,9 @@ class Market:
         ValueError: an argument is none of this, with its name.
 
     >>> def double(state): return 2 * state
-    >>> agents = [Agent("ann", lambda state, purse: 0.4, double), Agent("bob", lambda state, purse: 1 / 0, double)]
-    >>> market = Market(agents, reward=lambda state: 0.5, done=lambda state: state > 3)
+    >>> ann = CallableAgent("ann", bid=lambda state, budget: 0.4, act=double)
+    >>> bob = CallableAgent("bob", bid=lambda state, budget: 1 / 0, act=double)
+    >>> market = Market([ann, bob], reward=lambda state: 0.5, done=lambda state: state > 3)
     >>> episode = market.play(1)
     >>> episode.state, episode.end, market.wealth
     (4, 'done', {'ann': 1.6, 'bob': 1.0})
@@ -180,7 +181,7 @@ class Market:
         mechanism: Mechanism | str = BUCKET_BRIGADE,
         rent: float = 0.0,
         bankruptcy: float | None = 0.0,
-        owner: str = HOUSE,
+        owner: str = AUCTIONEER,
         bid_seconds: float = 10.0,
         act_seconds: float = 60.0,
         view: Callable[[Any], Any] | None = None,
@@ -195,24 +196,26 @@ class Market:
         self.reward, self.done, self.view, self.legal, self.log = reward, done, view, legal, log
         for field, callback in (("reward", reward), ("done", done), ("view", view), ("legal", legal), ("log", log)):
             if not callable(callback) and (callback is not None or field == "reward"):
-                raise ValueError(f"{field}: expected a callable, got {shown(callback)}")
+                raise ValueError(f"{field}: expected a callable, got {short_repr(callback)}")
         self.rent = _number("rent", rent)
         if not 0 <= self.rent <= 1:
-            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {shown(rent)}")
+            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {short_repr(rent)}")
         self.bankruptcy = None if bankruptcy is None else _number("bankruptcy", bankruptcy)
         self.bid_seconds, self.act_seconds = _number("bid_seconds", bid_seconds), _number("act_seconds", act_seconds)
         for field in ("bid_seconds", "act_seconds"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}: expected more than 0 seconds, got {getattr(self, field)!r}")
-        if owner != HOUSE and owner not in self.agents:
-            raise ValueError(f"owner: expected {HOUSE!r} or one of {', '.join(self.agents)}, got {shown(owner)}")
+        if owner != AUCTIONEER and owner not in self.agents:
+            raise ValueError(
+                f"owner: expected {AUCTIONEER!r} or one of {', '.join(self.agents)}, got {short_repr(owner)}"
+            )
         self.original_owner = self.owner = owner
         self.state: Any = None
         self.episode = self.steps = 0
         self.bankrupt: set[str] = set()
         self.ledger = Ledger()
         self._calls = Calls()
-        self._random = random.Random(whole("seed", seed, -_SEEDS, _SEEDS))
+        self._random = random.Random(check_int("seed", seed, -_SEEDS, _SEEDS))
         for name, wealth in endowments.items():
             self._book(Entry(0, 0, "endowment", WORLD, name, wealth))
 
@@ -236,9 +239,9 @@ class Market:
         """Open an episode and hold auctions until it is done, until nobody bids or acts, or so many times.
 
         Raises:
-            ValueError: ``steps`` is no whole number >= 1; or as `open` and `step` do.
+            ValueError: ``steps`` is not an integer >= 1; or as `open` and `step` do.
         """
-        steps = whole("steps", steps)
+        steps = check_int("steps", steps)
         self.open(state)
         history: list[Step] = []
         end = "cut"
@@ -279,9 +282,9 @@ class Market:
                 book("mint", MINT, seller, subsidy)
             if reward:
                 book("reward", WORLD, winner, reward)
-            rent = self.rent * self.ledger.purse(winner)
+            rent = self.rent * self.ledger.budget(winner)
             if rent:
-                book("rent", winner, HOUSE, rent)
+                book("rent", winner, AUCTIONEER, rent)
             self.state, self.owner = after, winner
         auction = Auction(self.episode, self.steps, winner, seller, price, price + subsidy, reward, rent, done)
         for entry in entries:
@@ -294,18 +297,18 @@ class Market:
 
     def _bids(self, state: Any) -> list[Bid]:
         """Ask all agents at once; a record for each, in their order."""
-        purses = {name: self.ledger.purse(name) for name in self.agents}
+        budgets = {name: self.ledger.budget(name) for name in self.agents}
         # Attributes of agents may run code, so they are looked up in the agent's thread.
         asked = {
-            name: functools.partial(_bid, agent, self._shown(state), purses[name])
+            name: functools.partial(_bid, agent, self._shown(state), budgets[name])
             for name, agent in self.agents.items()
             if name not in self.bankrupt
         }
         replies = self._calls.ask("bid", asked, self.bid_seconds, _amount)
         bids = []
-        for name, purse in purses.items():
+        for name, budget in budgets.items():
             reply = replies.get(name, Reply(None, "bankrupt", 0.0))
-            offer = None if reply.reason else min(reply.value, purse)
+            offer = None if reply.reason else min(reply.value, budget)
             bid = Bid(self.episode, self.steps, name, reply.value, offer, reply.reason, reply.seconds)
             self._tell(bid)
             bids.append(bid)
@@ -333,7 +336,7 @@ class Market:
             self._tell(acts[-1])
             if not reason:
                 # A mechanism of one's own may price above the bid: nobody pays more than it has.
-                return winner, reply.value, min(price, self.ledger.purse(winner)), payout - price, acts
+                return winner, reply.value, min(price, self.ledger.budget(winner)), payout - price, acts
             eligible[int(place)] = False
         return None, state, 0.0, 0.0, acts
 
@@ -385,8 +388,8 @@ def _clear(mechanism: Mechanism, bids: Array, eligible: Array, draw: Array) -> A
     return jnp.stack([outcome.winner.astype(bids.dtype), mechanism.price(outcome), mechanism.payout(outcome)])
 
 
-def _bid(agent: Trader, state: Any, purse: float) -> Any:
-    return agent.bid(state, purse)
+def _bid(agent: Trader, state: Any, budget: float) -> Any:
+    return agent.bid(state, budget)
 
 
 def _act(agent: Trader, state: Any) -> Any:
@@ -404,12 +407,14 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
         given = getattr(agent, "name", None)
         name = str.__str__(given) if isinstance(given, str) else ""  # a plain str also for subclasses
         if not name:
-            raise ValueError(f"agents: expected a non-empty string as name, got {given!r} of {shown(agent)}; set it")
-        if name in named or name in (HOUSE, MINT, WORLD):
+            raise ValueError(
+                f"agents: expected a non-empty string as name, got {given!r} of {short_repr(agent)}; set it"
+            )
+        if name in named or name in (AUCTIONEER, MINT, WORLD):
             raise ValueError(f"agents: the name {name!r} is taken; every account needs one of its own")
         for method in ("bid", "act"):
             if not callable(getattr(agent, method, None)):
-                raise ValueError(f"agents: {name!r} has no callable {method!r}; see jaxmarket.host.Agent")
+                raise ValueError(f"agents: {name!r} has no callable {method!r}; see jaxmarket.host.CallableAgent")
         named[name] = agent
     if not named:
         raise ValueError("agents: a market needs at least one agent, got none")
@@ -419,7 +424,9 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
 def _learns(name: str, agent: Trader) -> bool:
     learn = getattr(agent, "learn", None)
     if not callable(learn) and learn is not None:
-        raise ValueError(f"agents: learn of {name!r}: expected a callable or None, got {shown(learn)}; set learn=None")
+        raise ValueError(
+            f"agents: learn of {name!r}: expected a callable or None, got {short_repr(learn)}; set learn=None"
+        )
     return learn is not None
 
 
@@ -435,7 +442,7 @@ def _number(field: str, value: Any) -> float:
     if not isinstance(value, (bool, np.bool_, str, bytes)) and hasattr(value, "__float__"):
         with contextlib.suppress(TypeError, ValueError, OverflowError):  # `number` raises the error
             value = float(value)
-    return number(field, value)
+    return check_float(field, value)
 
 
 def _amount(answer: Any) -> tuple[float | None, str]:

@@ -18,8 +18,8 @@ __all__ = ["ACT_PROMPT", "BID_PROMPT", "ChatAgent", "read_bid"]
 
 BID_PROMPT = """You take part in auctions. Whoever bids most pays its bid, does the next step of the work below, and \
 is paid for it by whoever buys the work after that, or by the customer when it is done. Bid less than you expect to be \
-paid; bid 0 if you cannot help. You own {purse}. Reply with a JSON object and nothing else, such as {"bid": 0.25}."""
-"""What a model is told before it bids. ``{purse}`` is replaced by the most it can pay; other braces stay."""
+paid; bid 0 if you cannot help. You own {budget}. Reply with a JSON object and nothing else, such as {"bid": 0.25}."""
+"""What a model is told before it bids. ``{budget}`` is replaced by the most it can pay; other braces stay."""
 
 ACT_PROMPT = (
     """You have bought the right to do the next step of the work below. Reply with that step and nothing else."""
@@ -75,7 +75,7 @@ class ChatAgent:
             and password in it are sent, but not stored in this attribute.
         api_key: the key; the package reads ``OPENAI_API_KEY`` if None. Stored only in the package's client.
         wealth: what it begins with.
-        bid_prompt, act_prompt: system messages; ``{purse}`` in the first is replaced.
+        bid_prompt, act_prompt: system messages; ``{budget}`` in the first is replaced.
         render: ``state -> text``.
         write: ``(state, text) -> state``, what becomes of its step; by default ``state.append(name, text)``.
         seconds: time-out of one request. Retries come on top: the market's own time-outs end it all.
@@ -124,13 +124,13 @@ class ChatAgent:
         )
         self._secrets = _Secrets(self._client, private, login or ())
 
-    def bid(self, state: Any, purse: float) -> float | None:
+    def bid(self, state: Any, budget: float) -> float | None:
         """Ask the model for a bid.
 
         Raises:
             ValueError: the reply is none.
         """
-        return read_bid(self._ask(self.bid_prompt.replace("{purse}", f"{purse:.6g}"), state))
+        return read_bid(self._ask(self.bid_prompt.replace("{budget}", f"{budget:.6g}"), state))
 
     def act(self, state: Any) -> Any:
         """Ask the model for its step: the state after it.

@@ -21,7 +21,7 @@ class Bid:
         episode, step: which auction, from 1.
         agent: its name.
         bid: the number it gave; None where there was none.
-        offer: the bid, at most its purse; None where it was not eligible.
+        offer: the bid, at most its budget; None where it was not eligible.
         reason: empty for an eligible bid. Else ``silent`` (it bid None), ``late``, ``busy`` with an earlier call,
             ``bankrupt``, ``not finite``, ``negative``, ``not a number: …`` or the exception it raised.
         seconds: until it answered, or until nobody waited any longer.
@@ -68,7 +68,7 @@ class Auction:
         price: what the winner paid.
         payout: what the seller received; ``payout - price`` is minted.
         reward: what the winner was paid for the state it reached.
-        rent: what the winner paid to the house after that.
+        rent: what the winner paid to the auctioneer after that.
         done: whether the episode ended with the state reached, which nobody buys then.
     """
 

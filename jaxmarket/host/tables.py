@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from jaxmarket.host.calls import describe
-from jaxmarket.host.ledger import HOUSE, exact_sum
+from jaxmarket.host.ledger import AUCTIONEER, exact_sum
 from jaxmarket.host.market import Episode, Market
 from jaxmarket.view.text import DataTable, cell
 
@@ -42,7 +42,7 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
     agents = [bid.agent for bid in episode.steps[0].bids]
     table = DataTable(
         title=title or "",
-        caption="bids, at most the purse; · no bid; ! failed to act" + "; gets: with the mint" * minted,
+        caption="bids, at most the budget; · no bid; ! failed to act" + "; gets: with the mint" * minted,
     )
     table.add_column("t", justify="right")
     table.add_column("state")
@@ -75,7 +75,7 @@ def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, titl
 
 
 def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
-    """What every agent and the house own, and where it came from."""
+    """What every agent and the auctioneer own, and where it came from."""
     table = DataTable(
         title=title or "",
         caption="sold: what others paid it, and the mint; won: auctions",
@@ -83,7 +83,7 @@ def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
     for column in ("agent", "began with", "rewards", "sold", "bought", "rent", "wealth", "won", ""):
         table.add_column(column, justify="left" if column in ("agent", "") else "right")
     entries = [e for e in market.ledger if e.payer != e.payee]
-    for name in (*market.agents, HOUSE):
+    for name in (*market.agents, AUCTIONEER):
         got, paid = [e for e in entries if e.payee == name], [e for e in entries if e.payer == name]
         rent = [e.amount for e in got if e.kind == "rent"] + [-e.amount for e in paid if e.kind == "rent"]
         numbers = (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.collectives import share, total
+from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
@@ -95,7 +95,7 @@ class PPO:
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
-            return log_prob, share(distribution.entropy().mean(), self.axis)
+            return log_prob, per_shard(distribution.entropy().mean(), self.axis)
 
         def value(params: PyTree, obs: Array) -> Array:
             return jax.vmap(self.value.apply, (None, 0))(params, obs)
@@ -111,7 +111,7 @@ class PPO:
             _, eligible, utility, _, _ = rest
             penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
             error = mean_where((value(params, obs) - utility) ** 2, eligible, self.axis)
-            return error + share(self.value_l2 * penalty, self.axis)
+            return error + per_shard(self.value_l2 * penalty, self.axis)
 
         e = experience
         before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
@@ -121,7 +121,7 @@ class PPO:
         def step(state: PPOState, obs: Array, rest: _Rest) -> tuple[PPOState, Array]:
             loss, gradient = jax.value_and_grad(policy_loss)(state.params, obs, rest)
             value_gradient = jax.grad(value_loss)(state.value_params, obs, rest)
-            loss, gradient, value_gradient = total((loss, gradient, value_gradient), self.axis)
+            loss, gradient, value_gradient = psum((loss, gradient, value_gradient), self.axis)
             (params, value_params), opt = descend(
                 (state.params, state.value_params),
                 state.opt,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxmarket.collectives import INSTANCES, total
+from jaxmarket.collectives import INSTANCES, psum
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree
 
@@ -142,13 +142,13 @@ def spread(learner: Any, shards: int) -> Any:
 
 def mean_where(values: Array, mask: Array, axis: str | None = None) -> Array:
     """Mean of the values a mask selects, 0 if it selects none; where they are spread, this shard's part of it. f []."""
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, total(jnp.sum(mask, dtype=values.dtype), axis))
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
 def moments(values: Array, mask: Array, axis: str | None = None) -> tuple[Array, Array]:
     """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
-    mean = total(mean_where(values, mask, axis), axis)
-    return mean, jnp.sqrt(total(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
+    mean = psum(mean_where(values, mask, axis), axis)
+    return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
 
 
 def over_minibatches(

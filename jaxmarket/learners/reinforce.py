@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from flax import struct
 
-from jaxmarket.collectives import share, total
+from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
     Experience,
     Hyperparameters,
@@ -63,10 +63,10 @@ class Reinforce:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             gain = mean_where(log_prob * advantage, eligible, self.axis)
-            return -gain - share(hyper.entropy * distribution.entropy().mean(), self.axis)
+            return -gain - per_shard(hyper.entropy * distribution.entropy().mean(), self.axis)
 
         def step(state: ReinforceState, obs: Array, mini: tuple[Array, Array, Array]) -> tuple[ReinforceState, Array]:
-            value, gradient = total(jax.value_and_grad(loss)(state.params, obs, mini), self.axis)
+            value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, mini), self.axis)
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), hyper.learning_rate)
             return ReinforceState(params=params, opt=opt), value
 

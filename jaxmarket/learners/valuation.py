@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.collectives import largest, share, total
+from jaxmarket.collectives import per_shard, pmax, psum
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Optimizer, adam, clip, descend, over_minibatches
 from jaxmarket.policies import BidPolicy
 from jaxmarket.types import Array, PyTree, real
@@ -58,17 +58,17 @@ class Valuation:
         """Regress over one rollout."""
         del update
         revenue = experience.utility + experience.price
-        seen = largest(jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)), self.axis)
+        seen = pmax(jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)), self.axis)
         scale = jnp.maximum(state.scale, seen)
         rate = hyper.learning_rate * (1 - progress) ** 2 * (jnp.maximum(1, scale / 10) if self.relative else 1)
 
         def loss(params: PyTree, obs: Array, batch: tuple[Array, Array]) -> Array:
             won, revenue = batch
             value = jax.vmap(self.policy.apply, (None, 0))(params, obs).mean()
-            return share(jnp.sum(jnp.where(won, (value - revenue) ** 2, 0)) / obs.shape[0], self.axis)
+            return per_shard(jnp.sum(jnp.where(won, (value - revenue) ** 2, 0)) / obs.shape[0], self.axis)
 
         def step(state: ValuationState, obs: Array, batch: tuple[Array, Array]) -> tuple[ValuationState, Array]:
-            value, gradient = total(jax.value_and_grad(loss)(state.params, obs, batch), self.axis)
+            value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, batch), self.axis)
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
             return ValuationState(params=params, opt=opt, scale=scale), value
 

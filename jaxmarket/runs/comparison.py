@@ -247,11 +247,11 @@ class Comparison:
         height = max(4.0, 1.2 + 0.28 * len(names))
         fig, (left, right) = plotting.figure(columns=2, height=height)
         curves = {run.name: (run.steps.mean(1), *mean_ci(run.learning)) for run in self.runs}
-        plotting.draw_curves(left, curves, target=self.target)
-        env = plotting.words(self.runs[0].env)
+        plotting.draw_return_curves(left, curves, target=self.target)
+        env = plotting.plain_text(self.runs[0].env)
         left.set_title(f"{env}: while learning, mean of seeds and 95% interval", fontsize=10)
         ends = {run.name: run.kept for run in self.runs}
-        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
+        plotting.draw_final_returns(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
         right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
         return fig
 

@@ -40,7 +40,7 @@ from jaxmarket.training.monolith import Agent, Monolith, MonolithState
 from jaxmarket.training.result import FitResult
 from jaxmarket.training.society import Program, TrainState, as_arrays, oracle_of
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import flag, given, number, path, prng_key
+from jaxmarket.validation import check_bool, check_float, check_key, check_path, short_repr
 from jaxmarket.view import tables
 
 __all__ = ["compiles", "evaluate_both", "fit", "init_seeds", "program_of"]
@@ -68,7 +68,7 @@ def _without_prices(society: Society) -> Society:
 def _params_of(adapter: Adapter, env_params: PyTree) -> PyTree:
     """The given parameters, or the environment's defaults if None.
 
-    Defaults are constants of the program, so that a known time limit avoids shadow auctions. Others are traced.
+    Defaults are constants of the program, so that a known time limit avoids bootstrap auctions. Others are traced.
     """
     return adapter.default_params if env_params is None else env_params
 
@@ -187,7 +187,7 @@ def fit(
         key: a typed PRNG key.
         out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
         env_params: the environment's parameters, traced; its own if None. Metrics that need Q*, which is that of its
-            own, are left out then, and every truncation of a rollout is priced by a shadow auction.
+            own, are left out then, and every truncation of a rollout is priced by a bootstrap auction.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers. Not needed to resume.
         freeze: names of parts of the networks that are not trained, as shell patterns; see
@@ -209,17 +209,17 @@ def fit(
             share the work, or a check failed.
     """
     program = program_of(config)
-    key = prng_key("key", key, traced=False)
-    checkpoint_every = number("checkpoint_every", checkpoint_every, 0)
+    key = check_key("key", key, traced=False)
+    checkpoint_every = check_float("checkpoint_every", checkpoint_every, 0)
     if not isinstance(freeze, list | tuple) or not all(isinstance(pattern, str) for pattern in freeze):
         write = f"; write [{freeze!r}]" if isinstance(freeze, str) else ""
-        raise ValueError(f"freeze: expected a sequence of patterns, got {given(freeze)}{write}")
+        raise ValueError(f"freeze: expected a sequence of patterns, got {short_repr(freeze)}{write}")
     if not isinstance(loggers, list | tuple) or not all(map(callable, loggers)):
-        raise ValueError(f"loggers: expected a sequence of functions of a Record, got {given(loggers)}")
-    resume, check = flag("resume", resume), flag("check", check)
+        raise ValueError(f"loggers: expected a sequence of functions of a Record, got {short_repr(loggers)}")
+    resume, check = check_bool("resume", resume), check_bool("check", check)
     if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
-        raise ValueError(f"start: expected a finished run or its folder, got {given(start)}")
-    out = None if out is None else path("out", out)
+        raise ValueError(f"start: expected a finished run or its folder, got {short_repr(start)}")
+    out = None if out is None else check_path("out", out)
     if resume and out is None:
         raise ValueError("resume: which run? give its folder as out")
     if jax.process_count() > 1:

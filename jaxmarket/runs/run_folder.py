@@ -43,7 +43,7 @@ from jaxmarket.training.monolith import Agent, ChoicePolicy, Monolith
 from jaxmarket.training.result import FitResult, in_short
 from jaxmarket.training.transfer import Networks, networks
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import escaped, flag, given, whole
+from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
 
 __all__ = [
@@ -648,9 +648,9 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
     else:
         run = source
     if not isinstance(run, SavedRun | FitResult):
-        raise ValueError(f"source: expected a finished run or its folder, got {given(run)}")
-    chosen = best_seed(run) if seed is None else whole("seed", seed, 0, run.config.seeds - 1)
-    greedy = flag("greedy", greedy)
+        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(run)}")
+    chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, run.config.seeds - 1)
+    greedy = check_bool("greedy", greedy)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
     player = dataclasses.replace(player_of(run.config), greedy=greedy)
     return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
@@ -667,7 +667,7 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
     Raises:
         ValueError: the folder holds no finished run, or another society's.
     """
-    folder = validation.path("folder", folder)
+    folder = validation.check_path("folder", folder)
     summary = ended(folder)
     config = configuration(folder, document(folder / "config.json"), **replace)
     returns = summary.get("return_seeds")

@@ -16,7 +16,7 @@ from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, Torso, Valu
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society
 from jaxmarket.switches import check_backend
-from jaxmarket.validation import choice, flag, given, number, whole, widths
+from jaxmarket.validation import check_bool, check_choice, check_float, check_int, check_widths, short_repr
 
 if TYPE_CHECKING:
     Auction = str | Mechanism
@@ -117,7 +117,7 @@ class TrainConfig:
         hidden: widths of the networks' dense layers; none at all makes a table.
         convolutions: channels of the convolutions over images; none at all reads an image as a vector.
         stride: of the convolutions; 2 over images more than 16 pixels wide, else 1.
-        time_limits: shadow (a time-out's payout is estimated) or terminal (it counts as 0).
+        time_limits: bootstrap (proceeds after a time-out are estimated) or terminal (they count as 0).
         ties: random (the default) or lowest.
         preset: paper (published settings); what is given beside it wins.
     """
@@ -158,10 +158,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_backend()
-        self._set(agent=choice("agent", self.agent, ("society", "monolith")))
-        self._set(learner=choice("learner", self.learner, LEARNERS))
+        self._set(agent=check_choice("agent", self.agent, ("society", "monolith")))
+        self._set(learner=check_choice("learner", self.learner, LEARNERS))
         if self.preset is not None:
-            self._set(preset=choice("preset", self.preset, PRESETS))
+            self._set(preset=check_choice("preset", self.preset, PRESETS))
             self._fill(PRESETS[self.preset])
         if isinstance(self.env, str):
             self._set(env=str.__str__(self.env))
@@ -175,7 +175,7 @@ class TrainConfig:
             fill.pop("bids")
         else:
             fill |= {"auction": "ccv", "clones": 2, "share_clones": True, "ties": "random"}
-        self._fill(fill | {"gamma": adapter.gamma if adapter.gamma is not None else 0.99, "time_limits": "shadow"})
+        self._fill(fill | {"gamma": adapter.gamma if adapter.gamma is not None else 0.99, "time_limits": "bootstrap"})
         self._validate()
         _ = self.society  # whatever is wrong with the parts is wrong now
 
@@ -230,7 +230,7 @@ class TrainConfig:
     def _validate_monolith(self) -> None:
         if self.learner != "ppo":
             raise ValueError(f"learner: a monolithic agent is compared with ppo societies, got {self.learner!r}")
-        if self.time_limits != "shadow":
+        if self.time_limits != "bootstrap":
             raise ValueError(
                 f"time_limits: a monolithic agent estimates what a time-out cuts off, got {self.time_limits!r}"
             )
@@ -360,7 +360,7 @@ def check_config(config: Any) -> TrainConfig:
         write = f"TrainConfig({config!r})"
     elif isinstance(config, Mapping):
         write = "TrainConfig(**settings)"
-    raise ValueError(f"config: expected a TrainConfig, got {given(config)}; write {write}")
+    raise ValueError(f"config: expected a TrainConfig, got {short_repr(config)}; write {write}")
 
 
 _ONLY_FOR = {"value_learning_rate": ("ppo",), "clip": ("ppo",), "entropy": ("ppo", "reinforce")}
@@ -374,21 +374,23 @@ def _auction(_: str, value: Any) -> Any:
     return str.__str__(value) if isinstance(value, str) else value
 
 
-_count = functools.partial(whole, most=2**63 - 1)
-_fraction = functools.partial(number, least=0, most=1)
-_amount = functools.partial(number, least=0)
+_count = functools.partial(check_int, most=2**63 - 1)
+_fraction = functools.partial(check_float, least=0, most=1)
+_amount = functools.partial(check_float, least=0)
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "auction": _auction,
-    "share_clones": flag,
+    "share_clones": check_bool,
     "steps": _count,
-    **dict.fromkeys(("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), whole),
-    **dict.fromkeys(("hidden", "convolutions"), widths),
+    **dict.fromkeys(
+        ("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), check_int
+    ),
+    **dict.fromkeys(("hidden", "convolutions"), check_widths),
     **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "dropout"), _fraction),
     **dict.fromkeys(("learning_rate", "value_learning_rate", "entropy", "clip"), _amount),
-    **dict.fromkeys(("reserve", "bid_low", "bid_high"), number),
-    "bids": functools.partial(choice, known=_HEADS),
-    "time_limits": functools.partial(choice, known=TIME_LIMITS),
-    "ties": functools.partial(choice, known=("random", "lowest")),
+    **dict.fromkeys(("reserve", "bid_low", "bid_high"), check_float),
+    "bids": functools.partial(check_choice, known=_HEADS),
+    "time_limits": functools.partial(check_choice, known=TIME_LIMITS),
+    "ties": functools.partial(check_choice, known=("random", "lowest")),
 }
 _TRACED = {f.name: f.name for f in dataclasses.fields(Hyperparameters)} | {"gamma": "discount"}
 """Settings that compiled programs take as arguments, with their names in `Hyperparameters`."""

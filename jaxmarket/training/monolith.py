@@ -1,8 +1,8 @@
 """Baselines: one agent that acts by itself, made of the society's own networks, learner and returns.
 
 A monolithic agent is `PPO` with a policy over choices where a bidder has one over bids; its utility is what it
-will earn: generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. `roam` is a
-rollout without a market; benchmarks measure against it.
+will earn: generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. `rollout_policy` is
+a rollout without a market; benchmarks measure against it.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.collectives import INSTANCES, SEEDS, mine, total
+from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
 from jaxmarket.environments.adapter import Adapter, Step, longer
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
@@ -28,6 +28,7 @@ from jaxmarket.training.config import TrainConfig, check_config
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, real
+from jaxmarket.validation import check_int
 
 __all__ = [
     "PARTITION",
@@ -35,23 +36,23 @@ __all__ = [
     "Categorical",
     "ChoiceHead",
     "ChoicePolicy",
+    "EnvCarry",
+    "EnvTransition",
     "Monolith",
     "MonolithState",
     "Product",
     "ProductHead",
-    "Running",
-    "Steps",
     "chunk",
     "evaluate",
     "init",
     "parameters",
-    "roam",
+    "rollout_policy",
     "start",
     "utilities",
 ]
 
 
-class Running(struct.PyTreeNode):
+class EnvCarry(struct.PyTreeNode):
     """One running environment without a market."""
 
     env_state: PyTree
@@ -60,7 +61,7 @@ class Running(struct.PyTreeNode):
     episode_length: Array  # i32 [] environment steps of the running episode
 
 
-class Steps(struct.PyTreeNode):
+class EnvTransition(struct.PyTreeNode):
     """What happened, one row a step."""
 
     obs: Array  # f [...]
@@ -79,22 +80,22 @@ class Steps(struct.PyTreeNode):
         return self.terminated | self.truncated
 
 
-def start(env: Adapter, key: Array, env_params: PyTree) -> Running:
+def start(env: Adapter, key: Array, env_params: PyTree) -> EnvCarry:
     """A first state."""
     obs, env_state = env.reset(key, env_params)
-    return Running(
+    return EnvCarry(
         env_state=env_state, obs=obs, episode_return=jnp.zeros((), real()), episode_length=jnp.zeros((), jnp.int32)
     )
 
 
-def roam(
+def rollout_policy(
     env: Adapter,
     act: Callable[[PyTree, Array], tuple[Array, PyTree]],
     key: Array,
-    running: Running,
+    running: EnvCarry,
     env_params: PyTree,
     draws: PyTree,
-) -> tuple[Running, Steps]:
+) -> tuple[EnvCarry, EnvTransition]:
     """Run one environment, reset where an episode ends; ``vmap`` for many.
 
     Args:
@@ -113,15 +114,15 @@ def roam(
     def typed(words: Array) -> Array:
         return jax.random.wrap_key_data(words, impl=implementation)
 
-    def opened(words: Array) -> Running:
+    def opened(words: Array) -> EnvCarry:
         return start(env, typed(words), env_params)
 
     # As in `rollouts.rollout`.
     ahead = env.opens_ahead(env_params, steps)
 
-    def body(running: Running, now: tuple[PyTree, Array, Array | Running]) -> tuple[Running, Steps]:
+    def body(running: EnvCarry, now: tuple[PyTree, Array, Array | EnvCarry]) -> tuple[EnvCarry, EnvTransition]:
         draws, words, fresh = now
-        if not isinstance(fresh, Running):
+        if not isinstance(fresh, EnvCarry):
             fresh = opened(fresh)
         action, choice = act(draws, running.obs)
         after = env.step(typed(words), running.env_state, action, env_params)
@@ -130,9 +131,9 @@ def roam(
     return jax.lax.scan(body, running, (draws, env_words, jax.vmap(opened)(reset_words) if ahead else reset_words))
 
 
-def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tuple[Running, Steps]:
+def _book(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
     """Where it goes on after a step, in the next episode where one has ended, and the row for the record."""
-    row = Steps(
+    row = EnvTransition(
         obs=running.obs,
         choice=choice,
         reward=after.reward,
@@ -143,7 +144,7 @@ def _book(running: Running, choice: PyTree, after: Step, fresh: Running) -> tupl
         episode_return=running.episode_return + after.undiscounted,
         episode_length=longer(running.episode_length, after.duration),
     )
-    onward = Running(
+    onward = EnvCarry(
         env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
     )
     return jax.tree.map(lambda new, old: jnp.where(row.done, new, old), fresh, onward), row
@@ -277,9 +278,7 @@ class ProductHead:
 
     def __post_init__(self) -> None:
         for field in ("factors", "base"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")
+            object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if self.choices > _MOST_CHOICES:
             raise ValueError(f"factors: {self.base}^{self.factors} choices are more than 2^24; use fewer factors")
 
@@ -358,7 +357,7 @@ def evaluate(
 ) -> Episodes:
     """`evaluation.evaluate` of a monolithic agent."""
 
-    def step(key: Array, running: Running) -> tuple[Running, Steps]:
+    def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
         key_act, key_env, key_reset = jax.random.split(key, 3)
         choice = agent.choose(params, key_act, running.obs)
         after = agent.env.step(key_env, running.env_state, choice, env_params)
@@ -437,7 +436,7 @@ class MonolithState(struct.PyTreeNode):
     """Everything a run needs to go on; one seed."""
 
     learner: PyTree
-    running: Running  # leaves [B, ...]
+    running: EnvCarry  # leaves [B, ...]
     key: Array
     update: Array  # i32 [] updates done
 
@@ -481,12 +480,12 @@ def chunk(
         return _update(monolith, state, env_params, hyper)
 
     state, sums = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
-    sums = total(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis)
+    sums = psum(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis)
     return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
 
 
 def utilities(
-    rows: Steps, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
+    rows: EnvTransition, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
 ) -> Array:
     """What each choice will have earned: the generalised advantage plus V(s). f [T].
 
@@ -503,9 +502,9 @@ def utilities(
     decay = 0.95 if hyper.trace_decay is None else hyper.trace_decay
     return lambda_returns(
         rows.reward,
-        jnp.asarray(hyper.discount, real()) ** rows.duration,
-        jnp.where(rows.terminated, 0, ahead),
-        jnp.where(rows.done | (jnp.arange(steps) == steps - 1), 0, jnp.asarray(decay, real())),
+        discount=jnp.asarray(hyper.discount, real()) ** rows.duration,
+        value=jnp.where(rows.terminated, 0, ahead),
+        trace_decay=jnp.where(rows.done | (jnp.arange(steps) == steps - 1), 0, jnp.asarray(decay, real())),
     )
 
 
@@ -519,15 +518,15 @@ def _update(
         choice = learner.policy.apply(state.learner.params, obs).quantile(draw)  # type: ignore[attr-defined]
         return choice.astype(jnp.int32), choice
 
-    def roll(keys: Array, running: Running) -> tuple[Running, Steps]:
+    def roll(keys: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
         draws = jax.random.uniform(keys[0], (steps,), real())
-        return roam(monolith.env, act, keys[1], running, env_params, draws)
+        return rollout_policy(monolith.env, act, keys[1], running, env_params, draws)
 
     def value(obs: Array) -> Array:
         return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
 
     keys = jnp.stack([jax.random.split(k, monolith.instances) for k in (key_act, key_env)], 1)
-    keys = mine(keys, monolith.learner.axis)
+    keys = local_slice(keys, monolith.learner.axis)
     running, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.running)
     # The same expression as in the learner's update, so that it is computed once.
     obs = rows.obs.reshape(-1, *rows.obs.shape[2:])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.collectives import INSTANCES, SEEDS, largest, mine, total
+from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, pmax, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
 from jaxmarket.learners.protocol import spread
@@ -25,7 +25,7 @@ from jaxmarket.training.config import TrainConfig, check_config
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
-from jaxmarket.validation import given, numbers, prng_key
+from jaxmarket.validation import as_float_array, check_key, short_repr
 
 __all__ = [
     "PARTITION",
@@ -172,13 +172,13 @@ def _update(
     def roll(key: Array, market: State) -> tuple[State, Transition]:
         return rollout(
             society, key, state.learner.params, market, env_params, program.horizon, rules,
-            shadow=program.time_limits == "shadow",
+            bootstrap=program.time_limits == "bootstrap",
         )  # fmt: skip
 
     def earned(rows: Transition) -> PyTree:
         return settle(rows, hyper.discount, trace_decay=hyper.trace_decay, time_limits=program.time_limits)
 
-    keys = mine(jax.random.split(key_roll, program.instances), program.learner.axis)
+    keys = local_slice(jax.random.split(key_roll, program.instances), program.learner.axis)
     market, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.market)
     settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
     experience = experience_of(society, rows, settlement.utility)
@@ -215,12 +215,12 @@ def chunk(
 
     axis, before = program.learner.axis, state.visits
     state, (summaries, residuals) = jax.lax.scan(body, state, None, length=program.updates_per_chunk)
-    summary, new_visits, wealth = total(
+    summary, new_visits, wealth = psum(
         (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, state.market.accounts.wealth.sum(0)), axis
     )
     accounts = {
         "gini": gini(wealth),
-        "conservation_residual": largest(residuals.max(), axis),
+        "conservation_residual": pmax(residuals.max(), axis),
         "diverged": diverged(networks(state.learner), summary.totals.reward),
     }
     return state.replace(visits=before + new_visits), summary.means(oracle) | accounts
@@ -259,7 +259,7 @@ def train(
     Raises:
         ValueError: an argument has the wrong type, or ``hyper`` does not contain one number per setting.
     """
-    key = prng_key("key", key)
+    key = check_key("key", key)
     program = Program.of(config)
     hyper = as_arrays(config.hyperparameters if hyper is None else hyper)
     oracle = oracle_of(config) if env_params is None else None
@@ -275,14 +275,14 @@ def as_arrays(hyper: Hyperparameters) -> Hyperparameters:
     """Settings as arrays of the working precision (masks stay masks), so that equal shapes are equal programs."""
     if not isinstance(hyper, Hyperparameters):
         raise ValueError(
-            f"hyper: expected Hyperparameters, got {given(hyper)}; use config.hyperparameters.replace(...)"
+            f"hyper: expected Hyperparameters, got {short_repr(hyper)}; use config.hyperparameters.replace(...)"
         )
     settings = {f.name: getattr(hyper, f.name) for f in dataclasses.fields(hyper)}
     for field in dataclasses.fields(hyper):
         if settings[field.name] is None and field.default is not None:
             raise ValueError(f"hyper.{field.name}: expected a number, got None; its default is {field.default}")
     arrays = {
-        name: jnp.asarray(value) if name == "present" else numbers(f"hyper.{name}", value, ())
+        name: jnp.asarray(value) if name == "present" else as_float_array(f"hyper.{name}", value, ())
         for name, value in settings.items()
         if value is not None
     }

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from jaxmarket import TrainConfig, auctions, deep_market, environments, wide_market
-from jaxmarket.deep_market import Networks, Programs, Tables, demographics
+from jaxmarket.deep_market import BidTables, GuardedPrograms, NeuralNetworks, demographics
 from jaxmarket.environments import BlocksWorld, Functions, Maze, Option, Options, SupplyChain, garnet
 from jaxmarket.networks import backpropagation
 from jaxmarket.policies import BetaHead, ValueHead, cnn, mlp
 from jaxmarket.society import Society
-from jaxmarket.wide_market import Additive, Linear, Quadratic, equilibrium
+from jaxmarket.wide_market import Additive, Linear, Quadratic
 
 
 def script(name):
@@ -34,13 +34,13 @@ fuzzing = script("fuzz")
 
 def wide(**given):
     good = {"agents": jnp.ones((3, 2)), "holdings": jnp.ones((3, 2)), "wealth": jnp.ones(3)}
-    return wide_market.open_market(**good | given)
+    return wide_market.init(**good | given)
 
 
 def deep(**given):
     env = environments.make("Chain-v0")[0]
-    market = deep_market.DeepMarket(env, Tables(6, 2), capacity=4)
-    return deep_market.open_market(market, jax.random.key(0), env.default_params, **given)
+    market = deep_market.DeepMarket(env, BidTables(6, 2), capacity=4)
+    return deep_market.init(market, jax.random.key(0), env.default_params, **given)
 
 
 def functions(*given, **others):
@@ -80,42 +80,42 @@ FOUND = {
     "supply chain": (lambda: SupplyChain(1, 1, 2, recipe=[[[0]]]), "recipe: "),
     "blocks": (lambda: BlocksWorld(sizes=1.0), "sizes: "),
     "blocks array": (lambda: BlocksWorld(sizes=np.ones(2)), "sizes: "),
-    "programs": (lambda: Programs(3, 2, names=np.zeros(3, bool)), "names: "),
-    "networks": (lambda: Networks(3, 2, hidden=4), "hidden: "),
-    "tables": (lambda: Tables(3, 2, mutation="a"), "mutation: "),
-    "deep living": (lambda: deep(living=""), "living: "),
+    "programs": (lambda: GuardedPrograms(3, 2, names=np.zeros(3, bool)), "names: "),
+    "networks": (lambda: NeuralNetworks(3, 2, hidden=4), "hidden: "),
+    "tables": (lambda: BidTables(3, 2, mutation="a"), "mutation: "),
+    "deep num_agents": (lambda: deep(num_agents=""), "num_agents: "),
     "deep wealth": (lambda: deep(wealth=1j), "wealth: "),
     "deep owner": (lambda: deep(original_owner=float("nan")), "original_owner: "),
     "deep owner, nobody": (lambda: deep(original_owner=4), "original_owner: "),
     "deep consumers": (lambda: deep(consumers=[1.0, 2.0]), "consumers: "),
-    "found": (lambda: demographics.found("a", jnp.ones(2)), "agents: "),
-    "found wealth": (lambda: demographics.found(jnp.ones(2), 0), "wealth: "),
-    "found alive": (lambda: demographics.found(jnp.ones(2), jnp.ones(2), float("nan")), "alive: "),
+    "found": (lambda: demographics.make_population("a", jnp.ones(2)), "agents: "),
+    "found wealth": (lambda: demographics.make_population(jnp.ones(2), 0), "wealth: "),
+    "found alive": (lambda: demographics.make_population(jnp.ones(2), jnp.ones(2), float("nan")), "alive: "),
     "wide agents": (lambda: wide(agents="abc"), "agents: "),
     "wide wealth": (lambda: wide(wealth=jnp.ones(2)), "wealth: "),
     "wide prices": (lambda: wide(prices={}), "prices: "),
     "solver, no array": (
-        lambda: equilibrium.SealedBids()(Additive(jnp.ones((3, 2))), [1.0] * 3, jnp.ones((3, 2))),
+        lambda: wide_market.SealedBids()(Additive(jnp.ones((3, 2))), [1.0] * 3, jnp.ones((3, 2))),
         "wealth: ",
     ),
     "solver, other agents": (
-        lambda: equilibrium.Tatonnement()(Quadratic(*[jnp.ones((3, 2))] * 2), jnp.ones(2), jnp.ones((2, 2))),
+        lambda: wide_market.Tatonnement()(Quadratic(*[jnp.ones((3, 2))] * 2), jnp.ones(2), jnp.ones((2, 2))),
         "valuations: ",
     ),
     "solver, other dtype": (
-        lambda: equilibrium.ProportionalResponse()(
+        lambda: wide_market.ProportionalResponse()(
             Linear(jnp.ones((3, 2))), jnp.ones(3), jnp.ones((3, 2), jnp.float16)
         ),
         "valuations: ",
     ),
     "prices": (
-        lambda: backpropagation.flows(
+        lambda: backpropagation.goods_flows(
             backpropagation.MarketGraph(jnp.multiply), 0.5, np.ones((2, 2, 1)) / 4, np.ones((2, 1))
         ),
         "agents: ",
     ),
     "prices, text": (
-        lambda: backpropagation.flows(backpropagation.MarketGraph(jnp.multiply), 0.5, np.ones((2, 2, 1)), {}),
+        lambda: backpropagation.goods_flows(backpropagation.MarketGraph(jnp.multiply), 0.5, np.ones((2, 2, 1)), {}),
         "endowments: ",
     ),
 }

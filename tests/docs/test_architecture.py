@@ -135,5 +135,5 @@ def test_the_reference_is_built_without_a_warning(tmp_path):
 
     subprocess.run([sys.executable, str(ROOT / "docs" / "build.py"), str(tmp_path)], check=True, timeout=500)
     page = (tmp_path / "jaxmarket" / "settlement.html").read_text()
-    assert "the proceeds are a shadow estimate" in page
+    assert "the proceeds are a bootstrap value" in page
     assert "jaxlib._jax" not in page

@@ -175,7 +175,7 @@ def test_the_whole_reproduction(light):
     ("name", "settings", "message"),
     [
         ("chain", {"resolution": 32}, "resolution: chain has no such setting, got 32"),
-        ("mental-rotation", {"resolution": 8}, "resolution: expected a whole number >= 16, got 8"),
+        ("mental-rotation", {"resolution": 8}, "resolution: expected an integer >= 16, got 8"),
         ("mental-rotation", {"depth": "deep"}, "depth: unknown depth 'deep'; choose from fixed, dynamic"),
     ],
 )

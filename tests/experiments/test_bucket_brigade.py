@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket.deep_market import Terms, found
-from jaxmarket.deep_market.representations import ANYTHING, Rule
+from jaxmarket.deep_market import Terms, make_population
+from jaxmarket.deep_market.representations import WILDCARD, ClassifierRule
 from jaxmarket.environments.mazes import Woods1
 from jaxmarket.experiments import EXPERIMENTS, Options
 from jaxmarket.experiments import bucket_brigade as experiment
@@ -31,8 +31,10 @@ from jaxmarket.experiments.economies import grow, residual
 def rules(texts):
     """Agents from strings like ``01#1## : 1``."""
     parts = [text.split(" : ") for text in texts]
-    conditions = [[ANYTHING if c == "#" else int(c) for c in left.replace(" ", "")] for left, _ in parts]
-    return Rule(jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32))
+    conditions = [[WILDCARD if c == "#" else int(c) for c in left.replace(" ", "")] for left, _ in parts]
+    return ClassifierRule(
+        jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32)
+    )
 
 
 def multiplexer(bits):
@@ -60,13 +62,13 @@ def test_a_rule_is_optimal_if_it_is_right_wherever_it_matches_and_no_more_genera
     inputs = list(itertools.product((0, 1), repeat=6))
 
     def always_right(condition, action):
-        matched = [x for x in inputs if all(c in (ANYTHING, bit) for c, bit in zip(condition, x, strict=True))]
+        matched = [x for x in inputs if all(c in (WILDCARD, bit) for c, bit in zip(condition, x, strict=True))]
         return all(multiplexer(x) == action for x in matched)
 
-    every = itertools.product(itertools.product((0, 1, ANYTHING), repeat=6), (0, 1))
+    every = itertools.product(itertools.product((0, 1, WILDCARD), repeat=6), (0, 1))
     right = {rule for rule in every if always_right(*rule)}
     # Those with three #: 8 with the whole address, 8 that know two data bits and one of the address.
-    general = {rule for rule in right if rule[0].count(ANYTHING) == 3 and ANYTHING not in rule[0][:2]}
+    general = {rule for rule in right if rule[0].count(WILDCARD) == 3 and WILDCARD not in rule[0][:2]}
     assert {rule for rule in right if is_optimal(*rule, 2)} == general
     assert len(general) == 8
     assert not any(is_optimal(*rule, 2) for rule in itertools.product([(0, 0, 1, 2, 2, 2), (0, 2, 1, 1, 2, 2)], (0,)))
@@ -74,7 +76,7 @@ def test_a_rule_is_optimal_if_it_is_right_wherever_it_matches_and_no_more_genera
 
 def test_optimal_rules_are_counted_among_the_living():
     agents = rules([*OPTIMAL[:3], OPTIMAL[0], "00 00## : 0"])
-    population = found(agents, jnp.ones(5), jnp.array([True, True, False, True, True]))
+    population = make_population(agents, jnp.ones(5), jnp.array([True, True, False, True, True]))
     assert optimal_rules(population, 2) == set(OPTIMAL[:2])
 
 
@@ -85,7 +87,7 @@ def measured(task, agents, wealth, terms=None):
     plan = plans(task, quick=True)[0]
     market = dataclasses.replace(plan.market, capacity=len(wealth))
     evaluate = accuracy if task == "multiplexer" else mean_steps
-    population = found(agents, jnp.asarray(wealth))
+    population = make_population(agents, jnp.asarray(wealth))
     values = jax.jit(evaluate, static_argnums=0)(market, jax.random.key(0), population, terms or Terms())
     return {name: float(value) for name, value in values.items()}
 
@@ -107,14 +109,14 @@ def test_accuracy_is_that_of_the_highest_bidder():
     right = answered = 0
     for x in itertools.product((0, 1), repeat=6):
         bids = {
-            i: (conditions[i] != ANYTHING).mean() * wealth[i]
+            i: (conditions[i] != WILDCARD).mean() * wealth[i]
             for i in range(12)
-            if all(c in (ANYTHING, bit) for c, bit in zip(conditions[i], x, strict=True))
+            if all(c in (WILDCARD, bit) for c, bit in zip(conditions[i], x, strict=True))
         }
         if bids:
             answered += 1
             right += actions[max(bids, key=bids.get)] == multiplexer(x)
-    agents = Rule(jnp.asarray(conditions, jnp.int32), jnp.asarray(actions, jnp.int32))
+    agents = ClassifierRule(jnp.asarray(conditions, jnp.int32), jnp.asarray(actions, jnp.int32))
     assert measured("multiplexer", agents, wealth) == {"right": right / 64, "answered": answered / 64}
 
 
@@ -122,7 +124,7 @@ def woods_rules(moves):
     """One rule per free cell of Woods1, that sees all of it and makes the given move."""
     maze = Woods1()
     conditions = np.stack([maze.view(cell) for cell in maze.free])
-    return Rule(jnp.asarray(conditions, jnp.int32), jnp.asarray(moves, jnp.int32))
+    return ClassifierRule(jnp.asarray(conditions, jnp.int32), jnp.asarray(moves, jnp.int32))
 
 
 def shortest(maze):
@@ -166,7 +168,7 @@ def test_walk_against_steps_in_plain_python():
 def test_policy_names_the_price():
     plan = plans("woods1", quick=True)[0]
     market = dataclasses.replace(plan.market, capacity=16)
-    population = found(woods_rules(shortest(Woods1())), jnp.full(16, 10.0))
+    population = make_population(woods_rules(shortest(Woods1())), jnp.full(16, 10.0))
     sold, price, _ = policy(market, jax.random.key(0), population, Terms())
     free = np.array([place in Woods1().free for place in Woods1().places])
     np.testing.assert_array_equal(sold, free)
@@ -189,7 +191,7 @@ def test_every_ablation_takes_away_one_thing():
 def test_where_sellers_are_paid_by_the_mint_the_mint_is_in_the_books():
     plan = plans("multiplexer", quick=True)[1]
     small = dataclasses.replace(plan.market, capacity=24, instances=4)
-    plan = dataclasses.replace(plan, market=small, rounds=8, living=12, chunks=2)
+    plan = dataclasses.replace(plan, market=small, rounds=8, num_agents=12, chunks=2)
     grown = grow([plan], accuracy, seeds=2, seed=0, label="", shown=False)[plan.name]
     assert np.asarray(grown.rounds.books.subsidy).sum() > 0
     assert residual(grown) < 1e-5

@@ -21,23 +21,31 @@ from jaxmarket.experiments.capitalism import (
     Structure,
     activations,
     evaluate,
+    init,
     live,
     logits,
     measure,
-    open_market,
     sell_lot,
     sgd,
 )
 from jaxmarket.experiments.report import Options
 
 SMALL = LayerMarket(Layers(4, 6, 3, structured=True), capacity=7, batch=5)
-TERMS = Terms(levy=0.01, allowance=1.0, dowry=0.5, inheritance=0.2, mutants=0.7, displace=True, bankruptcy=0.02)
+TERMS = Terms(
+    wealth_tax=0.01,
+    endowment=1.0,
+    child_endowment=0.5,
+    inheritance=0.2,
+    p_offspring=0.7,
+    replace_poorest=True,
+    bankruptcy=0.02,
+)
 
 
 def opened(seed=0, market=SMALL, **learned):
     """A market with uneven wealth, rates and lives."""
     rng = np.random.default_rng(seed)
-    p = open_market(market, jax.random.key(seed), 1.0)
+    p = init(market, jax.random.key(seed), 1.0)
     layer = jnp.arange(market.capacity) % 2
     p = p.replace(
         agents=p.agents.replace(layer=layer, earns=jnp.asarray(rng.uniform(0.2, 1.5, market.capacity), jnp.float32)),
@@ -87,7 +95,7 @@ def by_loops(market, p, x, labels, terms, informed=True):
     wealth[reader] += reward - payout
     earns[maker] += market.memory * (payout - earns[maker])
     earns[reader] += market.memory * (reward / expected - earns[reader])
-    return [w * (1 - float(terms.levy)) for w in wealth], earns, reward, price, (maker, reader)
+    return [w * (1 - float(terms.wealth_tax)) for w in wealth], earns, reward, price, (maker, reader)
 
 
 @pytest.mark.parametrize("informed", [True, False])
@@ -214,9 +222,9 @@ def test_structures_do_what_they_say():
 
 
 def test_children_resemble_their_parents():
-    for language in (SMALL.language, dataclasses.replace(SMALL.language, structured=False)):
-        parent = language.init(jax.random.key(0), jnp.zeros(1))
-        children = jax.vmap(lambda key, p=parent, la=language: la.mutate(key, p, p))(
+    for representation in (SMALL.representation, dataclasses.replace(SMALL.representation, structured=False)):
+        parent = representation.init(jax.random.key(0), jnp.zeros(1))
+        children = jax.vmap(lambda key, p=parent, la=representation: la.mutate(key, p, p))(
             jax.random.split(jax.random.key(1), 200)
         )
         assert (children.layer == parent.layer).all()
@@ -224,7 +232,7 @@ def test_children_resemble_their_parents():
         assert (children.earns <= parent.earns * 1.0501).all()
         assert (np.abs(children.hidden - parent.hidden).max((1, 2)) > 0).all()
         widths, rates = np.asarray(children.structure.width), np.asarray(children.structure.rate)
-        if language.structured:
+        if representation.structured:
             assert len(set(widths.tolist())) > 1
             assert widths.min() >= 4
             assert widths.max() <= 6
@@ -238,7 +246,7 @@ def test_children_resemble_their_parents():
 def test_sgd_is_sgd():
     rng = np.random.default_rng(1)
     x, labels = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 9), jnp.int32)
-    weights = SMALL.language.parameters(jax.random.key(0))
+    weights = SMALL.representation.parameters(jax.random.key(0))
     structure = Structure(jnp.int32(1), jnp.int32(5), jnp.float32(0.3))
     fast = sgd(jax.random.key(1), weights, structure, jnp.float32(0.05), x, labels, lots=4, batch=5)
     for lot in experiment._lots(jax.random.key(1), 4, 5, 9):

@@ -287,7 +287,7 @@ def test_list_names_every_experiment_with_its_source(capsys):
         ([], "choose from identities"),
         (["chains"], "unknown experiment"),
         (["chain", "--quick", "--full"], "choose one"),
-        (["chain", "--seeds", "1"], "seeds: expected a whole number >= 2"),
+        (["chain", "--seeds", "1"], "seeds: expected an integer >= 2"),
     ],
 )
 def test_bad_input_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):

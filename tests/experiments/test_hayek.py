@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import Terms, found
-from jaxmarket.deep_market.representations import TESTS, Program, Tables
+from jaxmarket.deep_market import Terms, make_population
+from jaxmarket.deep_market.representations import TESTS, BidTables, GuardedProgram
 from jaxmarket.environments import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
 from jaxmarket.experiments import economies, hayek, reproduce
 from jaxmarket.experiments.economies import Plan, grow, life, residual
-from jaxmarket.experiments.hayek import LANGUAGE, SENSORS, SIZES, reliable, success
+from jaxmarket.experiments.hayek import PROGRAMS, SENSORS, SIZES, reliable, success
 from jaxmarket.view import plotting
 
 NAMES = [name for name, _ in TESTS]
@@ -27,10 +27,10 @@ def programs(*texts):
     for rank, text in enumerate(texts):
         guards, move = text.split(": ")
         lines = [guard.split() for guard in guards.split(" and ")]
-        lines += [["surplus", "skip", "0"]] * (LANGUAGE.length - len(lines))
+        lines += [["surplus", "skip", "0"]] * (PROGRAMS.length - len(lines))
         value = [*SENSORS, "0"].index
         agents.append(
-            Program(
+            GuardedProgram(
                 jnp.array([NAMES.index(test) for _, test, _ in lines]),
                 jnp.array([[value(a), value(b)] for a, _, b in lines]),
                 jnp.asarray(MOVES.index(tuple(map(int, move.split())))),
@@ -52,7 +52,7 @@ BY_HAND = (
 @jax.jit
 def tried(agents, alive):
     market = dataclasses.replace(hayek.plans(economies_options())[0].market, capacity=len(BY_HAND))
-    population = found(agents, jnp.ones(len(BY_HAND)), alive)
+    population = make_population(agents, jnp.ones(len(BY_HAND)), alive)
     return success(market, jax.random.key(0), population, Terms(), SIZES, 48)
 
 
@@ -63,7 +63,7 @@ def economies_options():
 
 
 def test_five_programs_solve_blocks_world():
-    """The language suffices: these solve all sizes up to twelve, and four of them do not."""
+    """The representation suffices: these solve all sizes up to twelve, and four of them do not."""
     agents = programs(*BY_HAND)
     np.testing.assert_array_equal(tried(agents, jnp.ones(5, bool)), np.ones(len(SIZES)))
     without = np.asarray(tried(agents, jnp.arange(5) != 1))
@@ -104,10 +104,10 @@ def test_selection_spends_its_budget():
 @pytest.fixture(scope="module")
 def grown():
     """Two conditions of a small economy on blocks of one colour and one block: soon learned."""
-    market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=SENSORS)), LANGUAGE, 24)
-    terms = Terms(markup=0.1, tax=1e-4, birth_rate=0.3, displace=True)
-    plan = Plan("one", market, terms, 40, 5, cradles=2, living=12, wealth=1.0, chunks=4, settling=1)
-    other = dataclasses.replace(plan, name="other", terms=terms.replace(tax=0.05))
+    market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=SENSORS)), PROGRAMS, 24)
+    terms = Terms(markup=0.1, compute_tax=1e-4, birth_rate=0.3, replace_poorest=True)
+    plan = Plan("one", market, terms, 40, 5, max_births=2, num_agents=12, wealth=1.0, chunks=4, settling=1)
+    other = dataclasses.replace(plan, name="other", terms=terms.replace(compute_tax=0.05))
 
     def evaluate(market, key, population, terms):
         return {"living": population.alive.sum()}
@@ -145,8 +145,8 @@ def test_stages_change_the_world_and_not_the_program():
     env = BlocksWorld((1, 2), sensors=SENSORS)
     params = env.default_params
     stages = tuple(params.replace(sizes=jnp.array(sizes, jnp.int32)) for sizes in ((1, 1), (2, 2)))
-    market = deep_market.DeepMarket(adapt(env), LANGUAGE, 8, instances=4)
-    plan = Plan("p", market, Terms(), 6, 4, cradles=1, living=8, wealth=1.0, chunks=3, stages=stages)
+    market = deep_market.DeepMarket(adapt(env), PROGRAMS, 8, instances=4)
+    plan = Plan("p", market, Terms(), 6, 4, max_births=1, num_agents=8, wealth=1.0, chunks=3, stages=stages)
     assert [plan.env_params(chunk).sizes.tolist() for chunk in range(3)] == [[1, 1], [2, 2], [2, 2]]
     grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=1, label="", shown=False)["p"]
     assert (np.asarray(grown.economy.env_state.heights)[..., 0] == 2).any()
@@ -170,10 +170,10 @@ def test_figures_show_what_happened(grown, tmp_path):
 
 
 def test_languages_other_than_programs_grow_too():
-    market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=("surplus",))), Tables(1, 6), 6)
-    plan = Plan("tables", market, Terms(), 2, 2, cradles=1, living=6, wealth=1.0, chunks=1)
+    market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=("surplus",))), BidTables(1, 6), 6)
+    plan = Plan("tables", market, Terms(), 2, 2, max_births=1, num_agents=6, wealth=1.0, chunks=1)
     grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=0, label="", shown=False)
-    assert economies.terms_of(plan.terms)["allowance"] == 1.0
+    assert economies.terms_of(plan.terms)["endowment"] == 1.0
     assert "rent" not in economies.terms_of(plan.terms)
     assert residual(grown["tables"]) < 1e-6
 

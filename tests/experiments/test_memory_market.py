@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket.deep_market import Terms, found
-from jaxmarket.deep_market.representations import ANYTHING, Rule
+from jaxmarket.deep_market import Terms, make_population
+from jaxmarket.deep_market.representations import WILDCARD, ClassifierRule
 from jaxmarket.environments.mazes import COMPASS, Woods101
 from jaxmarket.experiments import EXPERIMENTS
 from jaxmarket.experiments import memory_market as experiment
@@ -20,15 +20,17 @@ from jaxmarket.experiments.memory_market import CHAIN_STEPS, episodes, first_sta
 def rules(*texts):
     """Agents from strings like ``1#11:3``."""
     parts = [text.split(":") for text in texts]
-    conditions = [[ANYTHING if c == "#" else int(c) for c in left] for left, _ in parts]
-    return Rule(jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32))
+    conditions = [[WILDCARD if c == "#" else int(c) for c in left] for left, _ in parts]
+    return ClassifierRule(
+        jnp.asarray(conditions, jnp.int32), jnp.asarray([int(right) for _, right in parts], jnp.int32)
+    )
 
 
 def play(plan, agents, wealth=None):
     """The market of a plan with the given agents, all equally rich by default."""
     size = len(agents.action)
     market = dataclasses.replace(plan.market, capacity=size)
-    population = found(agents, jnp.ones(size) if wealth is None else jnp.asarray(wealth))
+    population = make_population(agents, jnp.ones(size) if wealth is None else jnp.asarray(wealth))
     return market, population
 
 
@@ -65,7 +67,7 @@ def test_without_memory_the_bounds_hold_for_any_population():
         evaluate = jax.jit(returns, static_argnums=0)
         for seed in range(6):
             keys = jax.random.split(jax.random.key(seed), 6)
-            agents = jax.vmap(plan.market.language.init)(keys, jnp.resize(obs, (6, obs.shape[1])))
+            agents = jax.vmap(plan.market.representation.init)(keys, jnp.resize(obs, (6, obs.shape[1])))
             market, population = play(plan, agents)
             population = population.replace(alive=jnp.arange(6) < 1 + seed)
             value = float(evaluate(market, jax.random.key(seed), population, Terms())["return"])
@@ -128,8 +130,8 @@ def test_plans_differ_in_the_bit_alone():
     for world in experiment.WORLDS:
         memory, none = plans(world, quick=True)
         assert memory.terms == none.terms
-        assert memory.market.language.bits == none.market.language.bits + 1
-        assert memory.market.language.actions == 3 * none.market.language.actions
+        assert memory.market.representation.bits == none.market.representation.bits + 1
+        assert memory.market.representation.actions == 3 * none.market.representation.actions
         assert (memory.rounds, memory.market.capacity) == (none.rounds, none.market.capacity)
 
 

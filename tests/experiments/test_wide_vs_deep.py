@@ -98,7 +98,7 @@ def test_on_one_line_the_wide_market_is_the_deep_one():
     bonus = jnp.pad(right, ((0, 0), (0, 1)))[..., None]
     params = jax.tree.map(lambda x: jax.random.uniform(KEY, x.shape) + 2 * bonus, params)
     greedy = dataclasses.replace(society, greedy=True)
-    rows = jax.jit(lambda: rollouts.play(greedy, KEY, params, society.env.default_params, 40))()
+    rows = jax.jit(lambda: rollouts.fresh_rollout(greedy, KEY, params, society.env.default_params, 40))()
 
     def one(economy, key):
         return wide.trade(key, economy)

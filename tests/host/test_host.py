@@ -26,16 +26,16 @@ from rich.console import Console
 
 from jaxmarket import deep_market, host
 from jaxmarket.auctions import MECHANISMS, Mechanism
-from jaxmarket.deep_market import DeepMarket, Table, Tables, Terms, found, open_market
+from jaxmarket.deep_market import BidTable, BidTables, DeepMarket, Terms, init, make_population
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.host import (
-    HOUSE,
+    AUCTIONEER,
     MINT,
     WORLD,
-    Agent,
     Auction,
     Bid,
     Call,
+    CallableAgent,
     Entry,
     Ledger,
     Market,
@@ -48,7 +48,7 @@ from jaxmarket.host.thoughts import Item
 
 
 def constant(name, bid, wealth=1.0, act=lambda state: state + 1):
-    return Agent(name, lambda state, purse: bid, act, wealth)
+    return CallableAgent(name, lambda state, budget: bid, act, wealth)
 
 
 def counting(agents, **rules):
@@ -82,25 +82,25 @@ def test_the_same_winners_prices_wealth_and_flows_as_a_deep_market(name):
     with jax.enable_x64(True):
         step = jax.jit(deep_market.step, static_argnums=0)
         successors, rewards, env = world(1)
-        deep = DeepMarket(env, Tables(STATES, ACTIONS), AGENTS, mechanism=MECHANISMS[name])
-        for seed, rent, original in ((0, 0.0, HOUSE), (1, 0.07, HOUSE), (2, 0.02, "agent 3")):
+        deep = DeepMarket(env, BidTables(STATES, ACTIONS), AGENTS, mechanism=MECHANISMS[name])
+        for seed, rent, original in ((0, 0.0, AUCTIONEER), (1, 0.07, AUCTIONEER), (2, 0.02, "agent 3")):
             rng = np.random.default_rng(seed)
             bids, actions = rng.random((AGENTS, STATES)), rng.integers(0, ACTIONS, AGENTS)
             bids[:-1][rng.random((AGENTS - 1, STATES)) < 0.3] = -np.inf  # one always bids
             wealth = rng.random(AGENTS) + 0.1
-            owner = -1 if original == HOUSE else int(original[-1])
-            population = found(Table(jnp.asarray(bids), jnp.asarray(actions, jnp.int32)), wealth)
-            economy = open_market(deep, jax.random.key(seed), env.default_params, population, original_owner=owner)
+            owner = -1 if original == AUCTIONEER else int(original[-1])
+            population = make_population(BidTable(jnp.asarray(bids), jnp.asarray(actions, jnp.int32)), wealth)
+            economy = init(deep, jax.random.key(seed), env.default_params, population, original_owner=owner)
 
             def agent(a, bids=bids, actions=actions, wealth=wealth):
-                def bid(state, purse):
+                def bid(state, budget):
                     offer = bids[a, state[0]]
                     return offer if np.isfinite(offer) else None
 
                 def act(state):
                     return int(successors[state[0], actions[a]]), rewards[state[0], actions[a]]
 
-                return Agent(f"agent {a}", bid, act, wealth[a])
+                return CallableAgent(f"agent {a}", bid, act, wealth[a])
 
             market = Market(
                 map(agent, range(AGENTS)),
@@ -120,15 +120,15 @@ def test_the_same_winners_prices_wealth_and_flows_as_a_deep_market(name):
                 economy, books, wins = step(deep, jax.random.key(t), economy, env.default_params, terms)
                 assert ours.auction.winner == f"agent {int(wins.argmax())}"
                 flows = {kind: math.fsum(e.amount for e in ours.entries if e.kind == kind) for kind in KINDS}
-                to_house = math.fsum(e.amount for e in ours.entries if e.kind == "sale" and e.payee == HOUSE)
-                to_house += math.fsum(e.amount for e in ours.entries if e.kind == "mint" and e.payee == HOUSE)
+                to_auctioneer = math.fsum(e.amount for e in ours.entries if e.kind == "sale" and e.payee == AUCTIONEER)
+                to_auctioneer += math.fsum(e.amount for e in ours.entries if e.kind == "mint" and e.payee == AUCTIONEER)
                 theirs = [books.sales, books.subsidy, books.reward, books.rent, books.house, *economy.population.wealth]
                 np.testing.assert_allclose(
-                    [*flows.values(), to_house, *market.wealth.values()], theirs, rtol=1e-12, atol=1e-12
+                    [*flows.values(), to_auctioneer, *market.wealth.values()], theirs, rtol=1e-12, atol=1e-12
                 )
                 winners.add(ours.auction.winner)
                 capped += any(b.offer is not None and b.offer < b.bid for b in ours.bids)
-    assert episodes > 10 and capped > 10 and len(winners) > 2, "ends, purses and rivals all took part"
+    assert episodes > 10 and capped > 10 and len(winners) > 2, "ends, budgets and rivals all took part"
 
 
 KINDS = ("sale", "mint", "reward", "rent")
@@ -141,19 +141,19 @@ def lawless(name, wealth, seed):
     """An agent that bids and acts at random, and fails in every way that takes no time."""
     rng = random.Random(seed)
 
-    def bid(state, purse):
+    def bid(state, budget):
         if rng.random() < 0.3:
             return rng.choice([math.nan, math.inf, -1.0, "1", None, 1e308])
         if rng.random() < 0.1:
             raise RuntimeError("no bid")
-        return rng.random() * rng.choice([1e-3, 1.0, purse])
+        return rng.random() * rng.choice([1e-3, 1.0, budget])
 
     def act(state):
         if rng.random() < 0.2:
             raise RuntimeError("no act")
         return None if rng.random() < 0.1 else rng.random()
 
-    return Agent(name, bid, act, wealth)
+    return CallableAgent(name, bid, act, wealth)
 
 
 @given(
@@ -191,11 +191,11 @@ def test_every_change_of_wealth_is_in_the_ledger_to_the_last_bit(wealth, mechani
         assert all(b.offer is None or 0 <= b.offer <= b.bid for b in step.bids)
     for name in market.agents:
         assert market.wealth[name] == math.fsum(market.ledger.of(name)) == float(before[name])
-    everyone = [*market.agents, HOUSE, MINT, WORLD]
+    everyone = [*market.agents, AUCTIONEER, MINT, WORLD]
     assert math.fsum(x for account in everyone for x in market.ledger.of(account)) == 0
     minted, earned = market.ledger.total("mint"), market.ledger.total("reward")
     assert minted == 0 or mechanism == "vickrey"
-    owned = math.fsum([*market.wealth.values(), market.ledger.balance(HOUSE)])
+    owned = math.fsum([*market.wealth.values(), market.ledger.balance(AUCTIONEER)])
     assert owned == pytest.approx(math.fsum([*wealth, minted, earned]), rel=1e-12)
     assert [r for r in records if isinstance(r, Entry)] == list(market.ledger)
     assert [r for r in records if isinstance(r, Bid)] == [b for step in steps for b in step.bids]
@@ -209,24 +209,24 @@ def test_prices_are_in_double_precision():
     assert 1e-13 < market.ledger.total("mint") < 1e-11
 
 
-def test_a_purse_is_never_above_what_is_owned():
+def test_a_budget_is_never_above_what_is_owned():
     ledger = Ledger()
     for amount in (1.0, 2.0**-53, 2.0**-55):  # a balance that rounds up
         ledger.book(Entry(0, 0, "reward", WORLD, "ann", amount))
     assert ledger.balance("ann") == 1 + 2.0**-52
-    assert ledger.purse("ann") == 1.0
-    ledger.book(Entry(0, 0, "rent", "ann", HOUSE, 2.0))
-    assert (ledger.purse("ann"), ledger.purse("nobody"), ledger.balance("nobody")) == (0.0, 0.0, 0.0)
+    assert ledger.budget("ann") == 1.0
+    ledger.book(Entry(0, 0, "rent", "ann", AUCTIONEER, 2.0))
+    assert (ledger.budget("ann"), ledger.budget("nobody"), ledger.balance("nobody")) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="amount: expected a finite number, got nan"):
-        ledger.book(Entry(0, 0, "rent", "ann", HOUSE, math.nan))
+        ledger.book(Entry(0, 0, "rent", "ann", AUCTIONEER, math.nan))
 
 
-def test_sums_beyond_the_largest_float_are_infinite_and_purses_are_not():
+def test_sums_beyond_the_largest_float_are_infinite_and_budgets_are_not():
     market = counting([constant("ann", 0.0)], reward=lambda state: 1e308)
     episode = market.play(0, 5)
     assert episode.reward == market.ledger.total("reward") == market.wealth["ann"] == math.inf
     assert market.ledger.balance(WORLD) == -math.inf
-    assert market.ledger.purse("ann") == sys.float_info.max
+    assert market.ledger.budget("ann") == sys.float_info.max
     assert "inf" in printed(host.wealth_table(market))
     assert host.ledger.exact_sum([1e308, 1e308, -1e308]) == 1e308, "no partial sum counts"
 
@@ -240,9 +240,9 @@ def test_numbers_may_be_numpys_and_rewards_truth_values():
     assert ledger.balance("ann") == 0.5
 
 
-def test_an_agent_learns_its_purse_and_cannot_bid_above_it():
-    purses = []
-    agent = Agent("ann", lambda state, purse: purses.append(purse) or 1e30, lambda state: state + 1, 0.75)
+def test_an_agent_learns_its_budget_and_cannot_bid_above_it():
+    budgets = []
+    agent = CallableAgent("ann", lambda state, budget: budgets.append(budget) or 1e30, lambda state: state + 1, 0.75)
     market = counting([agent, constant("bob", 0.5)])
     first, second = market.play(0, 2).steps
     assert (first.auction.winner, first.auction.price, first.bids[0].bid, first.bids[0].offer) == (
@@ -252,9 +252,9 @@ def test_an_agent_learns_its_purse_and_cannot_bid_above_it():
         0.75,
     )
     assert (second.auction.winner, second.auction.price, second.auction.seller) == ("bob", 0.5, "ann")
-    assert purses == [0.75, 0.25]
+    assert budgets == [0.75, 0.25]
     assert market.wealth == {"ann": 0.75, "bob": 0.75}
-    assert market.ledger.balance(HOUSE) == 0.75
+    assert market.ledger.balance(AUCTIONEER) == 0.75
 
 
 def test_a_mechanism_of_ones_own_that_charges_more_than_it_can():
@@ -373,7 +373,7 @@ NONSENSE = {
 def test_a_bidder_that_fails_loses_the_auction_and_nothing_else(kind):
     make, reason = NONSENSE[kind]
     sound = [constant("ann", 0.4), constant("bob", 0.3)]
-    bad = Agent("bad", lambda state, purse: make(), lambda state: state + 1)
+    bad = CallableAgent("bad", lambda state, budget: make(), lambda state: state + 1)
     alone = counting(sound, mechanism="ccv")
     beside = counting([bad, *sound], mechanism="ccv", bid_seconds=0.25 if reason == "late" else 10.0)
     expected = [step.auction for step in alone.play(0, 2).steps]
@@ -388,7 +388,7 @@ def test_a_bidder_that_fails_loses_the_auction_and_nothing_else(kind):
 def test_a_winner_that_cannot_act_has_bought_nothing(kind):
     """The runner-up acts, at the price it would have paid had the other not bid."""
     make, reason = NONSENSE[kind]
-    bad = Agent("bad", lambda state, purse: 0.9, lambda state: make())
+    bad = CallableAgent("bad", lambda state, budget: 0.9, lambda state: make())
     market = counting(
         [constant("ann", 0.3), bad, constant("bob", 0.5)],
         mechanism="ccv",
@@ -423,7 +423,7 @@ def test_an_agent_cannot_change_what_is_recorded():
     def learn(auction):
         object.__setattr__(auction, "reward", 1e9)
 
-    market = counting([Agent("ann", lambda state, purse: 0.5, lambda state: state + 1, 1.0, learn)])
+    market = counting([CallableAgent("ann", lambda state, budget: 0.5, lambda state: state + 1, 1.0, learn)])
     (step,) = market.play(0, 1).steps
     assert step.auction.reward == 0.25 and step.calls[-1].reason == ""
 
@@ -450,12 +450,12 @@ def test_where_nobody_can_act_nothing_happens():
 def test_a_stalled_agent_is_left_alone_until_it_answers():
     gate, calls = threading.Event(), []
 
-    def bid(state, purse):
+    def bid(state, budget):
         calls.append(state)
         gate.wait(10)
         return 0.9
 
-    market = counting([Agent("slow", bid, lambda state: state + 1), constant("ann", 0.1)], bid_seconds=0.25)
+    market = counting([CallableAgent("slow", bid, lambda state: state + 1), constant("ann", 0.1)], bid_seconds=0.25)
     market.open(0)
     steps = [market.step(), market.step()]
     assert [reasons(step)["slow"] for step in steps] == ["late", "busy: its bid still runs"]
@@ -478,7 +478,7 @@ def test_an_act_that_stalls_is_void_even_if_it_ends():
 
     good = constant("ann", 0.1, act=lambda state: [*state, "good"])
     market = Market(
-        [Agent("slow", lambda state, purse: 0.9, act), good],
+        [CallableAgent("slow", lambda state, budget: 0.9, act), good],
         reward=len,
         act_seconds=0.25,
         view=copy.deepcopy,
@@ -497,7 +497,7 @@ def test_all_are_asked_at_once():
     """A barrier opens only when every bid is being made."""
     barrier = threading.Barrier(12)
     agents = [
-        Agent(f"a{i}", lambda state, purse, i=i: barrier.wait(5) * 0 + i / 100, lambda state: state + 1)
+        CallableAgent(f"a{i}", lambda state, budget, i=i: barrier.wait(5) * 0 + i / 100, lambda state: state + 1)
         for i in range(12)
     ]
     (step,) = counting(agents).play(0, 1).steps
@@ -508,7 +508,7 @@ def test_coroutines_are_agents_also_within_a_running_loop():
     class Talker:
         name, wealth = "talker", 1.0
 
-        async def bid(self, state, purse):
+        async def bid(self, state, budget):
             await asyncio.sleep(0)
             return 0.5
 
@@ -526,13 +526,13 @@ def test_coroutines_are_agents_also_within_a_running_loop():
 def test_a_coroutine_that_is_late_is_cancelled_and_free_again():
     ended = []
 
-    async def bid(state, purse):
+    async def bid(state, budget):
         try:
             await asyncio.sleep(60)
         finally:
             ended.append(state)
 
-    market = counting([Agent("slow", bid, lambda state: state + 1), constant("ann", 0.1)], bid_seconds=0.25)
+    market = counting([CallableAgent("slow", bid, lambda state: state + 1), constant("ann", 0.1)], bid_seconds=0.25)
     market.open(0)
     for expected in (0, 1):
         assert reasons(market.step())["slow"] == "late"
@@ -550,7 +550,7 @@ def test_lessons_go_to_buyer_and_seller_and_may_fail():
             if name == "bob":
                 raise RuntimeError("slow learner")
 
-        return Agent(name, lambda state, purse: bids[state], lambda state: state + 1, 1.0, learn)
+        return CallableAgent(name, lambda state, budget: bids[state], lambda state: state + 1, 1.0, learn)
 
     market = counting([agent("ann", [0.5, 0.1, None]), agent("bob", [0.1, 0.5, None]), agent("cid", [0.2, 0.2, None])])
     episode = market.play(0)
@@ -608,11 +608,11 @@ def test_the_owners_own_mistakes_are_raised_and_move_no_money(field):
     [
         ({"agents": []}, "at least one agent"),
         ({"agents": [constant("ann", 0), constant("ann", 0)]}, "'ann' is taken"),
-        ({"agents": [constant("house", 0)]}, "'house' is taken"),
+        ({"agents": [constant("auctioneer", 0)]}, "'auctioneer' is taken"),
         ({"agents": [constant("", 0)]}, "non-empty string as name"),
         ({"agents": [object()]}, "non-empty string as name"),
         ({"agents": [constant("ann", 0, act=None)]}, "no callable 'act'"),
-        ({"agents": [Agent("ann", lambda s, p: 0, lambda s: s, 1.0, "learn")]}, "learn of 'ann'"),
+        ({"agents": [CallableAgent("ann", lambda s, p: 0, lambda s: s, 1.0, "learn")]}, "learn of 'ann'"),
         ({"agents": [constant("ann", 0, -1.0)]}, "wealth of 'ann': expected at least 0"),
         ({"agents": [constant("ann", 0, math.nan)]}, "wealth of 'ann': expected a finite number"),
         ({"reward": None}, "reward: expected a callable"),
@@ -620,7 +620,7 @@ def test_the_owners_own_mistakes_are_raised_and_move_no_money(field):
         ({"mechanism": "third"}, "unknown mechanism 'third'"),
         ({"rent": 1.5}, "rent: expected a share"),
         ({"bankruptcy": "0"}, "bankruptcy: expected a finite number"),
-        ({"owner": "eve"}, "owner: expected 'house' or one of ann"),
+        ({"owner": "eve"}, "owner: expected 'auctioneer' or one of ann"),
         ({"bid_seconds": 0}, "bid_seconds: expected more than 0"),
         ({"act_seconds": math.inf}, "act_seconds: expected a finite"),
     ],
@@ -636,7 +636,7 @@ def test_bad_states_and_steps_are_named():
     with pytest.raises(ValueError, match="state: expected any object but None"):
         market.open(None)
     for steps in (0, True, 1.5):
-        with pytest.raises(ValueError, match="steps: expected a whole number >= 1"):
+        with pytest.raises(ValueError, match="steps: expected an integer >= 1"):
             market.play(0, steps)
 
 
@@ -717,7 +717,9 @@ def strict(line):
 
 def test_the_log_has_every_bid_call_payment_and_auction(tmp_path):
     path = tmp_path / "market.jsonl"
-    bad = Agent("bäd \ud800", lambda state, purse: math.nan if state else 0.9, lambda state: crash(OSError("ñ")))
+    bad = CallableAgent(
+        "bäd \ud800", lambda state, budget: math.nan if state else 0.9, lambda state: crash(OSError("ñ"))
+    )
     with host.json_lines(path) as log:
         market = counting([bad, constant("ann", 0.25)], mechanism="vickrey", rent=0.5, log=log)
         live = path.read_text("utf-8").count("\n")
@@ -757,7 +759,7 @@ EVIL = "a\x1b[2J\x07\x9b31m\u202eb\u2028\u2066\ud800[red]c[/]\\"
 
 def test_names_and_texts_are_data_in_tables_and_logs(tmp_path):
     path = tmp_path / "market.jsonl"
-    bad = Agent(EVIL, lambda state, purse: 0.9, lambda state: crash(OSError(EVIL)), wealth=2.0)
+    bad = CallableAgent(EVIL, lambda state, budget: 0.9, lambda state: crash(OSError(EVIL)), wealth=2.0)
     good = constant("ann", 0.5, act=lambda state: state.append("ann", EVIL))
     with host.json_lines(path) as log:
         market = Market([bad, good], reward=lambda state: 0.0, legal=appends, log=log, mechanism="ccv")
@@ -782,27 +784,27 @@ def test_a_state_that_cannot_be_shown_does_not_end_a_table():
 
 def printed(table):
     out = io.StringIO()
-    Console(file=out, width=120).print(table)
+    Console(file=out, width=140).print(table)
     return out.getvalue()
 
 
 def test_tables_say_what_happened():
     agents = [
         constant("[ann]", 0.5, act=lambda state: "[b]"),
-        Agent("bad", lambda state, purse: 0.9, lambda state: crash(OSError())),
-        Agent("nan", lambda state, purse: math.nan, lambda state: state),
-        Agent("shy", lambda state, purse: None, lambda state: state),
+        CallableAgent("bad", lambda state, budget: 0.9, lambda state: crash(OSError())),
+        CallableAgent("nan", lambda state, budget: math.nan, lambda state: state),
+        CallableAgent("shy", lambda state, budget: None, lambda state: state),
     ]
     market = Market(agents, reward=lambda state: 0.25, mechanism="vickrey", done=lambda state: False)
     text = printed(host.episode_table(market.play("x" * 50, 2), title="first"))
-    row = next(line for line in text.splitlines() if "house" in line)
-    cells = ["1", "x" * 39 + "…", "0.500", "0.900!", "not", "finite", "·", "[ann]", "0.000", "house", "0.500", "0.250"]
+    row = next(line for line in text.splitlines() if "auctioneer" in line)
+    cells = f"1 {'x' * 39}… 0.500 0.900! not finite · [ann] 0.000 auctioneer 0.500 0.250".split()
     assert row.split() == cells
     assert "[b]" in text and "cut" in text and "first" in text
     text = printed(host.wealth_table(market))
     rows = [line.split() for line in text.splitlines()]
     assert ["[ann]", "1.000", "0.500", "0.500", "0.000", "0.000", "2.000", "2"] in rows, "the mint pays it"
-    assert all(name in text for name in ("bad", "nan", "shy", "house"))
+    assert all(name in text for name in ("bad", "nan", "shy", "auctioneer"))
 
 
 # --- chat models, behind a stub of an endpoint
@@ -890,7 +892,7 @@ def chat(stub, name, model, **settings):
 def test_a_chat_model_bids_and_appends_its_step(stub):
     stub.requests.clear()
     agent = chat(
-        stub, "bot", 'good {"bid": 0.75}', options={"temperature": 0}, bid_prompt='auctions {purse} {"bid": 1}'
+        stub, "bot", 'good {"bid": 0.75}', options={"temperature": 0}, bid_prompt='auctions {budget} {"bid": 1}'
     )
     task = Thought().append("user", "¿2+3?")
     market = Market([agent, constant("ann", 0.5)], reward=lambda state: 1.0, done=lambda state: True, legal=appends)
@@ -1058,10 +1060,10 @@ def test_the_solvers_learn_the_order_and_get_rich(capsys):
     wealth = market.wealth
     assert min(wealth[name] for name in set(order)) > 4
     assert wealth["guesser"] < 2
-    owned = math.fsum([*wealth.values(), market.ledger.balance(HOUSE)])
+    owned = math.fsum([*wealth.values(), market.ledger.balance(AUCTIONEER)])
     solved = sum(episode.reward for episode in history)
     assert owned == pytest.approx(8 + solved, abs=1e-9)
-    assert math.fsum(x for a in (*wealth, HOUSE, WORLD) for x in market.ledger.of(a)) == 0
+    assert math.fsum(x for a in (*wealth, AUCTIONEER, WORLD) for x in market.ledger.of(a)) == 0
     again, _ = example.learn_arithmetic(40, seed=0)
     assert again.wealth == wealth, "it is deterministic"
     example.main(2)
@@ -1101,12 +1103,12 @@ def test_the_solvers_learn_the_order_for_every_seed():
 def test_a_stalled_agent_holds_no_process_and_nothing_imports_openai():
     code = """
 import sys, time
-from jaxmarket.host import Agent, Market
+from jaxmarket.host import CallableAgent, Market
 assert "openai" not in sys.modules
 import jaxmarket.host.openai, jaxmarket.host.example
 assert "openai" not in sys.modules
 stall = lambda *args: time.sleep(1000)
-agents = [Agent("a", stall, stall), Agent("b", lambda state, purse: .5, stall)]
+agents = [CallableAgent("a", stall, stall), CallableAgent("b", lambda state, budget: .5, stall)]
 market = Market(agents, reward=len, bid_seconds=.1, act_seconds=.1)
 print(market.play("x").end)
 """
@@ -1118,27 +1120,27 @@ def test_workers_of_stalled_agents_hold_no_process_and_those_of_the_user_do():
     code = """
 import asyncio, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from jaxmarket.host import Agent, Market
+from jaxmarket.host import CallableAgent, Market
 stall = lambda *args: time.sleep(1000)
-async def worker(state, purse):
+async def worker(state, budget):
     return await asyncio.to_thread(stall)
-def pool(state, purse):
+def pool(state, budget):
     with ThreadPoolExecutor() as pool:
         return pool.submit(stall).result()
-def thread(state, purse):
+def thread(state, budget):
     other = threading.Thread(target=stall)
     other.start()
     other.join()
-async def deaf(state, purse):
+async def deaf(state, budget):
     while True:
         try:
             await asyncio.sleep(1000)
         except asyncio.CancelledError:
             pass
-def spin(state, purse):
+def spin(state, budget):
     while True:
         pass
-agents = [Agent(bid.__name__, bid, stall) for bid in (worker, pool, thread, deaf, spin)]
+agents = [CallableAgent(bid.__name__, bid, stall) for bid in (worker, pool, thread, deaf, spin)]
 market = Market(agents, reward=len, bid_seconds=.5)
 print({bid.reason for bid in market.play("x").steps[0].bids})
 ThreadPoolExecutor().submit(lambda: (time.sleep(.2), print("done")))

@@ -110,7 +110,7 @@ def test_any_bid_may_be_offered_and_truth_is_the_societys():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("time_limits", ["shadow", "terminal"])
+@pytest.mark.parametrize("time_limits", ["bootstrap", "terminal"])
 def test_it_is_an_environment(time_limits):
     env = seat(Chain(), "vickrey", 2, 0, time_limits=time_limits)
     check_environment(env)
@@ -121,7 +121,7 @@ def test_it_is_an_environment(time_limits):
     assert env.name == "bidder 0 of Chain-v0 (vickrey)"
 
 
-@pytest.mark.parametrize("time_limits", [pytest.param("shadow", marks=pytest.mark.slow), "terminal"])
+@pytest.mark.parametrize("time_limits", [pytest.param("bootstrap", marks=pytest.mark.slow), "terminal"])
 def test_where_a_market_closes(time_limits):
     """A bidder that goes left for ever holds the state when time is up: cut, or closed, and never paid for it."""
     env = seat(Chain(), "vickrey", 2, 0, time_limits=time_limits)
@@ -165,7 +165,7 @@ def test_equal_seats_are_equal():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"bidder": 4}, "bidder: expected a whole number from 0 to 3, got 4"),
+        ({"bidder": 4}, "bidder: expected an integer from 0 to 3, got 4"),
         ({"bidder": True}, "bidder"),
         ({"levels": ()}, "levels: expected different finite bids"),
         ({"levels": (0, 0)}, "levels"),
@@ -176,7 +176,7 @@ def test_equal_seats_are_equal():
 )
 def test_bad_input_is_named(change, says):
     society, params = truthful(Chain())
-    good = {"society": society, "params": params, "bidder": 0, "levels": LEVELS, "time_limits": "shadow"}
+    good = {"society": society, "params": params, "bidder": 0, "levels": LEVELS, "time_limits": "bootstrap"}
     with pytest.raises(ValueError, match=says):
         BidderEnv(**(good | change))
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_solved_or_closed_is_refused():
     bits = Society(adapt(Memory(Chain())), BidPolicy(linear(), ValueHead()), greedy=True)
     with pytest.raises(ValueError, match="no FiniteMDP"):
         Exact(BidderEnv(bits, blank(bits), 0, LEVELS))
-    open_end = Exact(seat(Chain(), "ccv", 2, 0, time_limits="shadow"))
+    open_end = Exact(seat(Chain(), "ccv", 2, 0, time_limits="bootstrap"))
     with pytest.raises(ValueError, match=r"gamma: .* got 1"):
         open_end.value(open_end.truth, 1.0)
     with pytest.raises(ValueError, match="bids: expected shape"):
@@ -232,7 +232,7 @@ def test_truthful_societies_bid_q():
 def test_against_the_solver_of_the_truthfulness_experiment(auction, clones, closes):
     mdp = SHORT
     levels = tuple(np.linspace(0, 9, 7))
-    env = seat(mdp, auction, clones, 1, levels, "terminal" if closes else "shadow")
+    env = seat(mdp, auction, clones, 1, levels, "terminal" if closes else "bootstrap")
     exact, other = Exact(env), Seat(mdp, MECHANISMS[auction], clones, 1, mdp.horizon if closes else None)
     strategy = np.random.default_rng(0).uniform(0, 9, (3, 2))
     bids = np.broadcast_to(strategy, exact.truth.shape)

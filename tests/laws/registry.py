@@ -62,18 +62,18 @@ MODULES = (
 EXCEPTIONS = {
     "accounts.check_flows": "raises in programs compiled by `checked`: tests/core/test_checking.py",
     "auctions.mechanism": "looks up a name",
-    "collectives.largest": "needs a mapped axis: tests/runs/test_devices.py",
-    "collectives.mine": "needs a mapped axis: tests/runs/test_devices.py",
-    "collectives.share": "needs a mapped axis: tests/runs/test_devices.py",
-    "collectives.total": "needs a mapped axis: tests/runs/test_devices.py",
-    "deep_market.newcomers": "called by `open_market`",
-    "evaluation.watch": "a host loop over `step`",
+    "collectives.pmax": "needs a mapped axis: tests/runs/test_devices.py",
+    "collectives.local_slice": "needs a mapped axis: tests/runs/test_devices.py",
+    "collectives.per_shard": "needs a mapped axis: tests/runs/test_devices.py",
+    "collectives.psum": "needs a mapped axis: tests/runs/test_devices.py",
+    "deep_market.random_population": "called by `init`",
+    "evaluation.trace_episode": "a host loop over `step`",
     "metrics.env_steps": "NumPy, in 64-bit integers",
     "networks.from_mlp": "builds a market from parameters on the host",
     "protocol.adam": "builds the state that `descend` carries",
     "protocol.spread": "changes a static object",
-    "wide_market.individually": "turns one function into another",
-    "wide_market.open_market": "checks values on the host",
+    "wide_market.per_agent": "turns one function into another",
+    "wide_market.init": "checks values on the host",
 }
 
 
@@ -128,19 +128,19 @@ def of_society(call: Callable[..., Any], *names: str) -> Case:
 
 
 def deep() -> deep_market.DeepMarket:
-    return deep_market.DeepMarket(Chain(), deep_market.Tables(6, 2), capacity=4, instances=2)
+    return deep_market.DeepMarket(Chain(), deep_market.BidTables(6, 2), capacity=4, instances=2)
 
 
-TERMS = deep_market.Terms(rent=0.01, tax=0.001, exploration=0.1)
+TERMS = deep_market.Terms(rent=0.01, compute_tax=0.001, exploration=0.1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def founded(market: deep_market.DeepMarket, key: jax.Array) -> deep_market.Economy:
-    return deep_market.open_market(market, key, market.env.default_params, living=3)
+def founded(market: deep_market.DeepMarket, key: jax.Array) -> deep_market.DeepMarketState:
+    return deep_market.init(market, key, market.env.default_params, num_agents=3)
 
 
 def of_deep_market(call: Callable[..., Any]) -> Case:
-    """``call(market, env_params, key, economy)``."""
+    """``call(market, env_params, key, state)``."""
     return Case(
         lambda m, *args: call(m, m.env.default_params, *args),
         lambda rng, m: (key(rng), founded(m, key(rng))),
@@ -161,11 +161,11 @@ def _valuation(agent: Any, world: Any) -> Any:
     return agent
 
 
-PRODUCTION = wide_market.individually(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
+PRODUCTION = wide_market.per_agent(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
 
 
-def an_economy(rng: np.random.Generator) -> wide_market.Economy:
-    return wide_market.open_market(quadratic(rng), rng.uniform(0.5, 1, (3, 2)), 5.0)
+def an_state(rng: np.random.Generator) -> wide_market.WideMarketState:
+    return wide_market.init(quadratic(rng), rng.uniform(0.5, 1, (3, 2)), 5.0)
 
 
 def bids(rng: np.random.Generator) -> np.ndarray:
@@ -194,14 +194,14 @@ def a_sale(rng: np.random.Generator) -> tuple:
 
 
 def wide_rounds(rng: np.random.Generator) -> tuple:
-    economy = an_economy(rng)
-    return economy.wealth, _run_wide(key(rng), economy)
+    state = an_state(rng)
+    return state.wealth, _run_wide(key(rng), state)
 
 
 @jax.jit
-def _run_wide(key: jax.Array, economy: wide_market.Economy) -> tuple:
-    closing, rounds = wide_market.run(wide(), key, economy, rounds=2, income=0.1, rent=0.1)
-    return closing.wealth, rounds.books
+def _run_wide(key: jax.Array, state: wide_market.WideMarketState) -> tuple:
+    closing, rounds = wide_market.run(wide(), key, state, rounds=2, income=0.1, rent=0.1)
+    return closing.wealth, rounds.flows
 
 
 def minibatch_step(carry: jax.Array, obs: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -280,8 +280,8 @@ CASES = {
         "params",
         "state",
     ),
-    "rollouts.play": of_society(
-        lambda s, env, key, params: rollouts.play(s, key, params, env, 5, RULES), "key", "params"
+    "rollouts.fresh_rollout": of_society(
+        lambda s, env, key, params: rollouts.fresh_rollout(s, key, params, env, 5, RULES), "key", "params"
     ),
     "rollouts.cut_rows": Case(
         lambda limit, ended, cut: rollouts.cut_rows(ended, cut, limit),
@@ -320,14 +320,14 @@ CASES = {
         lambda carry, obs, batch: protocol.over_minibatches(minibatch_step, carry, obs, batch, 2, 2),
         lambda rng: (money(rng), money(rng, 6, 3), money(rng, 6)),
     ),
-    "deep_market.open_market": Case(
-        lambda m, key: deep_market.open_market(m, key, m.env.default_params, living=3),
+    "deep_market.init": Case(
+        lambda m, key: deep_market.init(m, key, m.env.default_params, num_agents=3),
         lambda rng, _: (key(rng),),
         deep,
     ),
-    "deep_market.money": of_deep_market(lambda m, env, key, economy: deep_market.money(economy)),
-    "deep_market.found": plain(
-        deep_market.found,
+    "deep_market.money": of_deep_market(lambda m, env, key, state: deep_market.money(state)),
+    "deep_market.make_population": plain(
+        deep_market.make_population,
         lambda rng: (money(rng, 4, 2), rng.random(4), rng.random(4) < 0.7),
     ),
     "deep_market.pay": plain(deep_market.pay, payments),
@@ -337,11 +337,11 @@ CASES = {
         ),
     ),
     "deep_market.turnover": of_deep_market(
-        lambda m, env, key, e: deep_market.turnover(m.language, key, e.population, e.obs, e.time, TERMS, 2),
+        lambda m, env, key, e: deep_market.turnover(m.representation, key, e.population, e.obs, e.time, TERMS, 2),
     ),
-    "deep_market.step": of_deep_market(lambda m, env, key, economy: deep_market.step(m, key, economy, env, TERMS)),
+    "deep_market.step": of_deep_market(lambda m, env, key, state: deep_market.step(m, key, state, env, TERMS)),
     "deep_market.run": of_deep_market(
-        lambda m, env, key, economy: deep_market.run(m, key, economy, env, TERMS, rounds=2, period=2),
+        lambda m, env, key, state: deep_market.run(m, key, state, env, TERMS, rounds=2, period=2),
     ),
     "wide_market.capped_values": plain(
         wide_market.capped_values, lambda rng: (quadratic(rng), rng.random(3), rng.random((3, 2)))
@@ -352,26 +352,28 @@ CASES = {
         approximate=1e-3,
     ),
     "wide_market.ration": plain(wide_market.ration, lambda rng: (rng.random((3, 2)), rng.random((3, 2)))),
-    "wide_market.regret": plain(
-        wide_market.regret,
+    "wide_market.best_response_gain": plain(
+        wide_market.best_response_gain,
         lambda rng: (quadratic(rng), rng.random(3), rng.uniform(0.1, 1, 2), rng.random((3, 2))),
         approximate=1e-3,
     ),
     "wide_market.step": Case(
-        lambda market, key, economy: wide_market.step(market, key, economy, income=0.1, rent=0.1),
-        lambda rng, _: (key(rng), an_economy(rng)),
+        lambda market, key, state: wide_market.step(market, key, state, income=0.1, rent=0.1),
+        lambda rng, _: (key(rng), an_state(rng)),
         wide,
         approximate=1e-3,
     ),
     "wide_market.run": Case(
-        lambda market, key, economy: wide_market.run(market, key, economy, rounds=2, income=0.1, rent=0.1),
-        lambda rng, _: (key(rng), an_economy(rng)),
+        lambda market, key, state: wide_market.run(market, key, state, rounds=2, income=0.1, rent=0.1),
+        lambda rng, _: (key(rng), an_state(rng)),
         wide,
         approximate=1e-3,
     ),
-    "welfare.total": plain(welfare.total, lambda rng: (quadratic(rng), rng.random(3), rng.random((3, 2)))),
-    "welfare.bound": plain(
-        welfare.bound,
+    "welfare.total_welfare": plain(
+        welfare.total_welfare, lambda rng: (quadratic(rng), rng.random(3), rng.random((3, 2)))
+    ),
+    "welfare.welfare_bound": plain(
+        welfare.welfare_bound,
         lambda rng: (quadratic(rng), rng.random(3), rng.random(2), rng.uniform(0.1, 1, 2)),
         approximate=1e-3,
     ),
@@ -380,7 +382,7 @@ CASES = {
         lambda rng: (quadratic(rng), rng.random(3), rng.random((3, 2)), rng.uniform(0.1, 1, 2)),
         approximate=1e-3,
     ),
-    "welfare.dispersion": plain(welfare.dispersion, lambda rng: (1 + rng.random((3, 2)),)),
+    "welfare.price_dispersion": plain(welfare.price_dispersion, lambda rng: (1 + rng.random((3, 2)),)),
     "welfare.price_stability": plain(
         lambda v, wealth, holdings, present: welfare.price_stability(
             wide_market.Tatonnement(), v, wealth, holdings, present
@@ -391,13 +393,10 @@ CASES = {
     "welfare.money_supply": plain(
         lambda opening, rounds: welfare.money_supply(opening, rounds[1]), wide_rounds, approximate=1e-3
     ),
-    "welfare.accounts": plain(
-        lambda opening, rounds: welfare.accounts(opening, rounds[1]), wide_rounds, approximate=1e-3
+    "welfare.wealth_history": plain(
+        lambda opening, rounds: welfare.wealth_history(opening, rounds[1]), wide_rounds, approximate=1e-3
     ),
-    "welfare.money_residual": plain(
-        lambda opening, rounds: welfare.money_residual(opening, rounds[1], rounds[0]), wide_rounds
-    ),
-    "networks.quote": plain(networks.quote, lambda rng: (money(rng), money(rng, 3), money(rng, 2))),
+    "networks.neuron_quote": plain(networks.neuron_quote, lambda rng: (money(rng), money(rng, 3), money(rng, 2))),
 } | {
     f"Mechanism.{name}.{part}": plain(getattr(mechanism, part), lambda rng: (sold(rng),))
     for name, mechanism in MECHANISMS.items()
@@ -438,8 +437,11 @@ STATIC = {
         lambda: learners.Valuation(BidPolicy(linear(), ValueHead()), minibatch=16),
     ),
     "DeepMarket": (deep, lambda: dataclasses.replace(deep(), capacity=5)),
-    "Tables": (lambda: deep_market.Tables(6, 2), lambda: deep_market.Tables(6, 3)),
-    "Rules": (lambda: deep_market.Rules(bits=4, actions=2), lambda: deep_market.Rules(bits=5, actions=2)),
+    "BidTables": (lambda: deep_market.BidTables(6, 2), lambda: deep_market.BidTables(6, 3)),
+    "ClassifierRules": (
+        lambda: deep_market.ClassifierRules(bits=4, actions=2),
+        lambda: deep_market.ClassifierRules(bits=5, actions=2),
+    ),
     "WideMarket": (wide, lambda: dataclasses.replace(wide(), solver=wide_market.ConvexProgram())),
     "Tatonnement": (wide_market.Tatonnement, wide_market.ConvexProgram),
     "ProportionalResponse": (wide_market.ProportionalResponse, wide_market.SealedBids),

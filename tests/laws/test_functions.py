@@ -19,7 +19,7 @@ LONG = (
     "deep_market.run",
     "deep_market.turnover",
     "evaluation.first_episodes",
-    "rollouts.play",
+    "rollouts.fresh_rollout",
     "welfare.price_stability",
     "wide_market.run",
 )

@@ -17,8 +17,8 @@ from jaxmarket.networks.neural_bucket_brigade import (
     NO_TARGET,
     SILENT,
     Network,
+    NetworkState,
     Rates,
-    State,
     init,
     present,
     respond,
@@ -66,7 +66,7 @@ def by_loops(network, state, inputs, target, rates):
                 new[i][j] += rates.reward * carried[i][j]
                 injected += rates.reward * carried[i][j]
     fired = next((k for k, j in enumerate(outputs) if active[j]), SILENT)
-    return State(np.array(new), np.array(active), np.array(carried)), (injected, dissipated, circulated), fired
+    return NetworkState(np.array(new), np.array(active), np.array(carried)), (injected, dissipated, circulated), fired
 
 
 @st.composite

@@ -25,8 +25,9 @@ def test_lambda_returns_are_generalised_advantages_plus_values():
     terminated = np.zeros(steps, bool)
     terminated[4] = True
     ahead = np.where(terminated, 0, value[1:])
-    share = np.where(terminated | (np.arange(steps) == steps - 1), 0, decay)
-    found = lambda_returns(*(jnp.asarray(x) for x in (reward, np.full(steps, gamma), ahead, share)))
+    decays = np.where(terminated | (np.arange(steps) == steps - 1), 0, decay)
+    discounts = np.full(steps, gamma)
+    found = jax.jit(lambda_returns)(reward, discount=discounts, value=ahead, trace_decay=decays)
     delta = reward + gamma * ahead - value[:-1]
     for t in range(steps):
         end = 4 if t <= 4 else steps - 1
@@ -34,10 +35,12 @@ def test_lambda_returns_are_generalised_advantages_plus_values():
         np.testing.assert_allclose(found[t], advantage + value[t], rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_leaks_into_a_return_that_shares_nothing():
-    rows = (jnp.ones(3), jnp.full(3, 0.9), jnp.ones(3), jnp.array([0.5, 0.0, 0.5]))
-    spoilt = tuple(x.at[2].set(jnp.nan) for x in rows)
-    np.testing.assert_array_equal(lambda_returns(*rows)[:2], lambda_returns(*spoilt)[:2])
+def test_nothing_leaks_into_a_return_without_a_trace():
+    def returns(last):
+        ones, discount = jnp.array([1.0, 1.0, last]), jnp.array([0.9, 0.9, last])
+        return lambda_returns(ones, discount=discount, value=ones, trace_decay=jnp.array([0.5, 0.0, 0.5]))
+
+    np.testing.assert_array_equal(returns(1.0)[:2], returns(np.nan)[:2])
 
 
 def test_categorical_agrees_with_its_own_samples():
@@ -110,7 +113,7 @@ def test_heads_fit_their_environments():
     assert baselines.parameters(state) == (7 * 5 + 6 * 6) + (7 * 5 + 6 * 1)
     with pytest.raises(ValueError, match=r"head: 2\^2 = 4 choices, but SupplyChain3-v0-joint has 8 actions"):
         baselines.Monolith.of(joint, head=ProductHead(2, 2))
-    with pytest.raises(ValueError, match="base: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="base: expected an integer >= 1, got 0"):
         ProductHead(2, 0)
     with pytest.raises(ValueError, match=r"factors: 4\^13 choices are more than 2\^24"):
         ProductHead(13, 4)
@@ -126,7 +129,7 @@ def test_roaming_is_stepping_by_hand():
         return action, action
 
     running = baselines.start(env, jax.random.key(0), params)
-    running, rows = jax.jit(lambda r: baselines.roam(env, act, jax.random.key(1), r, params, script))(running)
+    running, rows = jax.jit(lambda r: baselines.rollout_policy(env, act, jax.random.key(1), r, params, script))(running)
     assert np.flatnonzero(rows.terminated).tolist() == [4]
     assert np.flatnonzero(rows.truncated).tolist() == [24]
     assert rows.episode_length.tolist() == [*range(1, 6), *range(1, 21), 1, 2, 3]
@@ -164,8 +167,8 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
     script = jnp.array([1, 1] + [0] * 20 + [1] * 5 + [1, 0])
     running = baselines.start(env, jax.random.key(0), params)
     act = lambda action, obs: (action, action)  # noqa: E731
-    running, _ = baselines.roam(env, act, jax.random.key(1), running, params, jnp.array([1, 1]))
-    _, rows = baselines.roam(env, act, jax.random.key(1), running, params, script)
+    running, _ = baselines.rollout_policy(env, act, jax.random.key(1), running, params, jnp.array([1, 1]))
+    _, rows = baselines.rollout_policy(env, act, jax.random.key(1), running, params, script)
     weights = jnp.array([0.3, 0.5, -0.2, 0.7, 0.1, 9.0])
     value = lambda obs: obs @ weights  # noqa: E731
     hyper = TrainConfig("Chain-v0", trace_decay=0.8).hyperparameters

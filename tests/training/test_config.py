@@ -56,14 +56,14 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"clones": True}, "clones: expected a whole number >= 1, got True"),
-        ({"clones": np.True_}, "clones: expected a whole number >= 1, got "),
-        ({"clones": 1.5}, "clones: expected a whole number >= 1, got 1.5"),
-        ({"clones": "2"}, "clones: expected a whole number >= 1, got '2'"),
-        ({"clones": np.array([2])}, "clones: expected a whole number"),
-        ({"clones": 2**31}, "clones: expected a whole number >= 1 and <= 2147483647"),
-        ({"steps": float("inf")}, "steps: expected a whole number"),
-        ({"steps": 2**70}, "steps: expected a whole number"),
+        ({"clones": True}, "clones: expected an integer >= 1, got True"),
+        ({"clones": np.True_}, "clones: expected an integer >= 1, got "),
+        ({"clones": 1.5}, "clones: expected an integer >= 1, got 1.5"),
+        ({"clones": "2"}, "clones: expected an integer >= 1, got '2'"),
+        ({"clones": np.array([2])}, "clones: expected an integer"),
+        ({"clones": 2**31}, "clones: expected an integer >= 1 and <= 2147483647"),
+        ({"steps": float("inf")}, "steps: expected an integer"),
+        ({"steps": 2**70}, "steps: expected an integer"),
         ({"gamma": True}, r"gamma: expected a number in \[0, 1\], got True"),
         ({"gamma": jnp.nan}, r"gamma: expected a number in \[0, 1\], got nan"),
         ({"learning_rate": np.float32("nan")}, "learning_rate: expected a finite number >= 0, got "),
@@ -73,7 +73,7 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
         ({"share_clones": 1}, "share_clones: expected True or False, got 1"),
         ({"hidden": "88"}, "hidden: expected a sequence of widths"),
         ({"hidden": np.ones((2, 2))}, "hidden: expected a sequence of widths"),
-        ({"hidden": [True]}, "hidden: expected a whole number"),
+        ({"hidden": [True]}, "hidden: expected an integer"),
         ({"ties": "none"}, "ties: unknown value 'none'; choose from random, lowest"),
         ({"time_limits": "shadows"}, "time_limits: unknown value"),
         ({"bids": ["value"]}, "bids: unknown value"),
@@ -169,7 +169,7 @@ KEY, HYPER = jax.random.key(0), config().hyperparameters
         (lambda: train(config(), KEY, {"learning_rate": 1}), "hyper: expected Hyperparameters, got"),
         (lambda: train(config(), KEY, HYPER.replace(entropy=jnp.ones(2))), "hyper.entropy: expected shape"),
         (lambda: train(config(), KEY, HYPER.replace(learning_rate=None)), "hyper.learning_rate: expected a number"),
-        (lambda: as_arrays(config().hyperparameters.replace(clip="wide")), "hyper.clip: expected numbers, got wide"),
+        (lambda: as_arrays(config().hyperparameters.replace(clip="wide")), "hyper.clip: expected numbers, got 'wide'"),
         (lambda: jaxmarket.as_policy(3), "source: expected a finished run or its folder, got 3"),
         (lambda: jaxmarket.load(None), "folder: expected the path of a folder or file, got None"),
     ],
@@ -209,7 +209,7 @@ def test_keys_as_words_and_seeds_of_numpy():
     assert words.summary["params_sha256"] == typed.summary["params_sha256"]
     best = np.argmax(typed.summary["return_seeds"])
     assert jaxmarket.as_policy(typed, seed=best) is not None
-    with pytest.raises(ValueError, match=r"^seed: expected a whole number from 0 to 0, got 1"):
+    with pytest.raises(ValueError, match=r"^seed: expected an integer from 0 to 0, got 1"):
         jaxmarket.as_policy(typed, seed=1)
-    with pytest.raises(ValueError, match=r"^seed: expected a whole number"):
+    with pytest.raises(ValueError, match=r"^seed: expected an integer"):
         jaxmarket.as_policy(typed, seed=True)

@@ -1,4 +1,4 @@
-"""Languages: what rules, programs, networks and tables bid and do, and how their children differ."""
+"""Representations: what rules, programs, networks and tables bid and do, and how their children differ."""
 
 import itertools
 
@@ -10,46 +10,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmarket.deep_market.representations import (
-    ANYTHING,
     TESTS,
-    Networks,
-    Program,
-    Programs,
-    Rule,
-    Rules,
-    Table,
-    Tables,
+    WILDCARD,
+    BidTable,
+    BidTables,
+    ClassifierRule,
+    ClassifierRules,
+    GuardedProgram,
+    GuardedPrograms,
+    NeuralNetworks,
 )
 
-LANGUAGES = {
-    "rules": Rules(6, 3),
-    "programs": Programs(6, 3),
-    "linear": Networks(6, 3),
-    "networks": Networks(6, 3, (4,)),
-    "tables": Tables(6, 3),
+REPRESENTATIONS = {
+    "rules": ClassifierRules(6, 3),
+    "programs": GuardedPrograms(6, 3),
+    "linear": NeuralNetworks(6, 3),
+    "networks": NeuralNetworks(6, 3, (4,)),
+    "tables": BidTables(6, 3),
 }
 OBS = jax.nn.one_hot(2, 6)
 
 
 def rule(text, action=0):
-    return Rule(jnp.array([ANYTHING if c == "#" else int(c) for c in text], jnp.int32), jnp.asarray(action))
+    return ClassifierRule(jnp.array([WILDCARD if c == "#" else int(c) for c in text], jnp.int32), jnp.asarray(action))
 
 
 # --- the protocol
 
 
-@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_contract(name):
     """Jit and vmap, stable types and shapes, legal actions, equality by value."""
-    language = LANGUAGES[name]
+    representation = REPRESENTATIONS[name]
     keys = jax.random.split(jax.random.key(0), 64)
 
     @jax.jit
     def lives(keys):
-        agents = jax.vmap(language.init, (0, None))(keys, OBS)
-        children = jax.vmap(language.mutate)(keys, agents, jax.tree.map(lambda x: x[::-1], agents))
-        bids = jax.vmap(language.bid, (0, None, None))(children, OBS, jnp.asarray(2.0))
-        return agents, children, bids, jax.vmap(language.act, (0, None))(children, OBS), jax.vmap(language.cost)(agents)
+        agents = jax.vmap(representation.init, (0, None))(keys, OBS)
+        children = jax.vmap(representation.mutate)(keys, agents, jax.tree.map(lambda x: x[::-1], agents))
+        bids = jax.vmap(representation.bid, (0, None, None))(children, OBS, jnp.asarray(2.0))
+        return (
+            agents,
+            children,
+            bids,
+            jax.vmap(representation.act, (0, None))(children, OBS),
+            jax.vmap(representation.cost)(agents),
+        )
 
     agents, children, bids, actions, costs = lives(keys)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), agents) == jax.tree.map(lambda x: (x.shape, x.dtype), children)
@@ -61,31 +67,33 @@ def test_contract(name):
     assert np.isfinite(np.asarray(bids)).any()
     changed = [np.asarray(a != b).any() for a, b in zip(*map(jax.tree.leaves, (agents, children)), strict=True)]
     assert any(changed)
-    assert language == type(language)(**{f: getattr(language, f) for f in language.__dataclass_fields__})
-    assert len({language, type(language)(**language.__dict__)}) == 1
+    assert representation == type(representation)(
+        **{f: getattr(representation, f) for f in representation.__dataclass_fields__}
+    )
+    assert len({representation, type(representation)(**representation.__dict__)}) == 1
 
 
-@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_types_survive_x64(name):
     with jax.enable_x64(True):
-        language = LANGUAGES[name]
-        agent = language.init(jax.random.key(0), OBS.astype(jnp.float64))
-        child = language.mutate(jax.random.key(1), agent, agent)
+        representation = REPRESENTATIONS[name]
+        agent = representation.init(jax.random.key(0), OBS.astype(jnp.float64))
+        child = representation.mutate(jax.random.key(1), agent, agent)
         assert jax.tree.map(lambda x: x.dtype, agent) == jax.tree.map(lambda x: x.dtype, child)
-        assert language.bid(agent, OBS.astype(jnp.float64), jnp.asarray(1.0)).dtype == jnp.float64
+        assert representation.bid(agent, OBS.astype(jnp.float64), jnp.asarray(1.0)).dtype == jnp.float64
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="bits: expected a whole number >= 1, got 0"):
-        Rules(0, 2)
+    with pytest.raises(ValueError, match="bits: expected an integer >= 1, got 0"):
+        ClassifierRules(0, 2)
     with pytest.raises(ValueError, match=r"mutation: expected a number in \[0, 1\], got 2"):
-        Rules(3, 2, mutation=2)
+        ClassifierRules(3, 2, mutation=2)
     with pytest.raises(ValueError, match="names: expected one for each of 3 sensors, got 1"):
-        Programs(3, 2, names=("x",))
+        GuardedPrograms(3, 2, names=("x",))
     with pytest.raises(ValueError, match="hidden"):
-        Networks(3, 2, (0,))
+        NeuralNetworks(3, 2, (0,))
     with pytest.raises(ValueError, match="states"):
-        Tables(0, 2)
+        BidTables(0, 2)
 
 
 # --- rules
@@ -94,34 +102,34 @@ def test_bad_input_is_named():
 @given(st.text("01#", min_size=6, max_size=6), st.lists(st.integers(0, 1), min_size=6, max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_rules_match_as_strings_do(text, bits):
-    language = Rules(6, 2, coefficient=0.125)
+    representation = ClassifierRules(6, 2, coefficient=0.125)
     agent, obs = rule(text), jnp.asarray(bits, jnp.float32)
     matches = all(c in ("#", str(b)) for c, b in zip(text, bits, strict=True))
-    assert bool(language.matches(agent, obs)) == matches
-    bid = float(language.bid(agent, obs, jnp.asarray(8.0)))
+    assert bool(representation.matches(agent, obs)) == matches
+    bid = float(representation.bid(agent, obs, jnp.asarray(8.0)))
     specificity = sum(c != "#" for c in text) / 6
     assert bid == (pytest.approx(0.125 * specificity * 8) if matches else -np.inf)
 
 
 def test_base_is_what_specificity_does_not_decide():
     bids = [
-        float(Rules(4, 2, coefficient=0.5, base=b).bid(rule("1###"), jnp.ones(4), jnp.asarray(1.0)))
+        float(ClassifierRules(4, 2, coefficient=0.5, base=b).bid(rule("1###"), jnp.ones(4), jnp.asarray(1.0)))
         for b in (0, 0.5, 1)
     ]
     assert bids == pytest.approx([0.125, 0.3125, 0.5])
 
 
 def test_a_new_rule_matches_where_it_is_born():
-    language = Rules(5, 2, wildcards=0.3)
+    representation = ClassifierRules(5, 2, wildcards=0.3)
     obs = jnp.array([0.0, 1, 1, 0, 1])
-    rules = jax.vmap(language.init, (0, None))(jax.random.split(jax.random.key(0), 300), obs)
-    assert jax.vmap(language.matches, (0, None))(rules, obs).all()
-    assert float((rules.condition == ANYTHING).mean()) == pytest.approx(0.3, abs=0.04)
+    rules = jax.vmap(representation.init, (0, None))(jax.random.split(jax.random.key(0), 300), obs)
+    assert jax.vmap(representation.matches, (0, None))(rules, obs).all()
+    assert float((rules.condition == WILDCARD).mean()) == pytest.approx(0.3, abs=0.04)
 
 
 def test_crossover_takes_a_segment_of_the_mate():
-    language = Rules(12, 2, crossover=1.0, mutation=0.0)
-    children = jax.vmap(language.mutate, (0, None, None))(
+    representation = ClassifierRules(12, 2, crossover=1.0, mutation=0.0)
+    children = jax.vmap(representation.mutate, (0, None, None))(
         jax.random.split(jax.random.key(1), 200), rule("0" * 12), rule("1" * 12, action=1)
     )
     conditions = np.asarray(children.condition)
@@ -132,8 +140,8 @@ def test_crossover_takes_a_segment_of_the_mate():
 
 
 def test_mutation_changes_symbols_into_others():
-    language = Rules(200, 2, crossover=0.0, mutation=0.25)
-    child = language.mutate(jax.random.key(2), rule("#" * 200), rule("1" * 200))
+    representation = ClassifierRules(200, 2, crossover=0.0, mutation=0.25)
+    child = representation.mutate(jax.random.key(2), rule("#" * 200), rule("1" * 200))
     values, counts = np.unique(np.asarray(child.condition), return_counts=True)
     assert values.tolist() == [0, 1, 2]
     assert counts[2] / 200 == pytest.approx(0.75, abs=0.1)
@@ -144,7 +152,7 @@ def test_mutation_changes_symbols_into_others():
 
 def program(lines, action=0, price=0.5):
     names = [name for name, _ in TESTS]
-    return Program(
+    return GuardedProgram(
         jnp.array([names.index(test) for test, _, _ in lines]),
         jnp.array([[a, b] for _, a, b in lines]),
         jnp.asarray(action),
@@ -162,7 +170,7 @@ def program(lines, action=0, price=0.5):
 )
 @settings(max_examples=80, deadline=None)
 def test_programs_against_plain_python(lines, obs):
-    language = Programs(3, 2, length=3, constants=(0.0, 1.0))
+    representation = GuardedPrograms(3, 2, length=3, constants=(0.0, 1.0))
     values = [*obs, 0, 1]
     tests = {
         "skip": lambda a, b: True,
@@ -172,21 +180,26 @@ def test_programs_against_plain_python(lines, obs):
         "<": lambda a, b: a < b,
     }
     holds = all(tests[test](values[a], values[b]) for test, a, b in lines)
-    bid = float(language.bid(program(lines), jnp.asarray(obs, jnp.float32), jnp.asarray(9.0)))
+    bid = float(representation.bid(program(lines), jnp.asarray(obs, jnp.float32), jnp.asarray(9.0)))
     assert bid == (0.5 if holds else -np.inf)
-    assert float(language.cost(program(lines))) == 1 + sum(test != "skip" for test, _, _ in lines)
+    assert float(representation.cost(program(lines))) == 1 + sum(test != "skip" for test, _, _ in lines)
 
 
 def test_programs_can_be_read():
-    language = Programs(2, 3, length=3, names=("depth", "height"))
-    assert language.show(program([("=", 0, 2), ("skip", 1, 1), (">", 1, 0)], 2)) == "if depth = 0 and height > depth: 2"
-    assert language.show(program([("skip", 0, 0)] * 3)) == "if anything: 0"
+    representation = GuardedPrograms(2, 3, length=3, names=("depth", "height"))
+    assert (
+        representation.show(program([("=", 0, 2), ("skip", 1, 1), (">", 1, 0)], 2))
+        == "if depth = 0 and height > depth: 2"
+    )
+    assert representation.show(program([("skip", 0, 0)] * 3)) == "if anything: 0"
 
 
 def test_a_childs_program_differs_a_little():
-    language = Programs(4, 3, length=4, mutation=0.0)
-    parent = language.init(jax.random.key(0), OBS)
-    children = jax.vmap(language.mutate, (0, None, None))(jax.random.split(jax.random.key(1), 100), parent, parent)
+    representation = GuardedPrograms(4, 3, length=4, mutation=0.0)
+    parent = representation.init(jax.random.key(0), OBS)
+    children = jax.vmap(representation.mutate, (0, None, None))(
+        jax.random.split(jax.random.key(1), 100), parent, parent
+    )
     changed = np.stack(
         [
             np.asarray((children.tests != parent.tests) | (children.operands != parent.operands).any(-1)).sum(-1),
@@ -199,8 +212,8 @@ def test_a_childs_program_differs_a_little():
 
 
 def test_new_programs_follow_their_prior():
-    language = Programs(4, 3, length=5, skip=0.4, constant=0.7)
-    new = jax.vmap(language.init, (0, None))(jax.random.split(jax.random.key(0), 400), OBS)
+    representation = GuardedPrograms(4, 3, length=5, skip=0.4, constant=0.7)
+    new = jax.vmap(representation.init, (0, None))(jax.random.split(jax.random.key(0), 400), OBS)
     assert float((new.tests == 0).mean()) == pytest.approx(0.4, abs=0.04)
     assert float((new.operands[..., 1] >= 4).mean()) == pytest.approx(0.7, abs=0.04)
     assert int(new.operands.max()) == 4
@@ -211,22 +224,22 @@ def test_new_programs_follow_their_prior():
 
 
 def test_networks_against_numpy():
-    language = Networks(3, 2, (4,))
-    (w1, b1), (w2, b2) = (tuple(map(np.asarray, layer)) for layer in language.init(jax.random.key(0), OBS))
+    representation = NeuralNetworks(3, 2, (4,))
+    (w1, b1), (w2, b2) = (tuple(map(np.asarray, layer)) for layer in representation.init(jax.random.key(0), OBS))
     agent = [(jnp.asarray(w1), jnp.asarray(b1 + 0.1)), (jnp.asarray(w2), jnp.asarray(b2))]
     x = np.array([0.5, -1.0, 2.0], np.float32)
     out = np.tanh(x @ w1 + b1 + 0.1) @ w2 + b2
-    assert float(language.bid(agent, jnp.asarray(x), jnp.asarray(1.0))) == pytest.approx(
+    assert float(representation.bid(agent, jnp.asarray(x), jnp.asarray(1.0))) == pytest.approx(
         np.log1p(np.exp(out[0])), rel=1e-5
     )
-    assert int(language.act(agent, jnp.asarray(x))) == out[1:].argmax()
-    assert float(language.cost(agent)) == pytest.approx((3 * 4 + 4 * 3) / 1000)
+    assert int(representation.act(agent, jnp.asarray(x))) == out[1:].argmax()
+    assert float(representation.cost(agent)) == pytest.approx((3 * 4 + 4 * 3) / 1000)
 
 
 def test_network_mutations_are_gaussian():
-    language = Networks(40, 10, mutation=0.25)
-    parent = language.init(jax.random.key(0), OBS)
-    child = language.mutate(jax.random.key(1), parent, parent)
+    representation = NeuralNetworks(40, 10, mutation=0.25)
+    parent = representation.init(jax.random.key(0), OBS)
+    child = representation.mutate(jax.random.key(1), parent, parent)
     change = np.concatenate(
         [np.asarray(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, (child, parent)), strict=True)]
     )
@@ -235,12 +248,12 @@ def test_network_mutations_are_gaussian():
 
 
 def test_tables_are_looked_up():
-    language = Tables(3, 2)
-    agent = Table(jnp.array([0.1, 0.2, 0.3]), jnp.asarray(1))
-    bids = [float(language.bid(agent, jax.nn.one_hot(s, 3), jnp.asarray(1.0))) for s in range(3)]
+    representation = BidTables(3, 2)
+    agent = BidTable(jnp.array([0.1, 0.2, 0.3]), jnp.asarray(1))
+    bids = [float(representation.bid(agent, jax.nn.one_hot(s, 3), jnp.asarray(1.0))) for s in range(3)]
     assert bids == pytest.approx([0.1, 0.2, 0.3])
-    assert int(language.act(agent, jax.nn.one_hot(0, 3))) == 1
-    new = jax.vmap(Tables(3, 2, highest=4.0).init, (0, None))(jax.random.split(jax.random.key(0), 200), OBS)
+    assert int(representation.act(agent, jax.nn.one_hot(0, 3))) == 1
+    new = jax.vmap(BidTables(3, 2, highest=4.0).init, (0, None))(jax.random.split(jax.random.key(0), 200), OBS)
     assert 3.9 < float(new.bids.max()) <= 4
     pairs = itertools.pairwise(np.unique(np.asarray(new.action)).tolist())
     assert list(pairs) == [(0, 1)]

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from jaxmarket import deep_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
-from jaxmarket.deep_market import DeepMarket, Terms, forward, found, money, open_market, run
-from jaxmarket.deep_market.representations import SILENCE, Networks, Table, Tables
+from jaxmarket.deep_market import DeepMarket, Terms, forward, init, make_population, money, run
+from jaxmarket.deep_market.representations import NO_BID, BidTable, BidTables, NeuralNetworks
 from jaxmarket.environments import make
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.types import AUCTIONEER
 
 STATES, ACTIONS, AGENTS = 4, 3, 6
 WORLD = garnet(3, STATES, ACTIONS, 0.9, branching=1)  # never ends, deterministic, rewards in [0, 1)
-LANGUAGE = Tables(STATES, ACTIONS)
+REPRESENTATION = BidTables(STATES, ACTIONS)
 step = jax.jit(deep_market.step, static_argnums=0)
 
 
@@ -27,18 +27,25 @@ def tables(seed, agents=AGENTS, silent=0.2):
     rng = np.random.default_rng(seed)
     bids = rng.random((agents, STATES))
     bids[rng.random(bids.shape) < silent] = -np.inf
-    return Table(jnp.asarray(bids, jnp.float32), jnp.asarray(rng.integers(0, ACTIONS, agents), jnp.int32))
+    return BidTable(jnp.asarray(bids, jnp.float32), jnp.asarray(rng.integers(0, ACTIONS, agents), jnp.int32))
 
 
-def lived(market, terms=None, *, seed=0, rounds=5, period=7, cradles=2, **opening):
+def lived(market, terms=None, *, seed=0, rounds=5, period=7, max_births=2, **opening):
     """An economy as it opened, as it ended, and its rounds."""
     env_params = market.env.default_params
-    start = open_market(market, jax.random.key(seed), env_params, **opening)
+    start = init(market, jax.random.key(seed), env_params, **opening)
 
     @jax.jit
     def go(start):
         return run(
-            market, jax.random.key(seed + 1), start, env_params, terms, rounds=rounds, period=period, cradles=cradles
+            market,
+            jax.random.key(seed + 1),
+            start,
+            env_params,
+            terms,
+            rounds=rounds,
+            period=period,
+            max_births=max_births,
         )
 
     return start, *go(start)
@@ -72,8 +79,10 @@ def printed_algorithm(agents, wealth, owner, state, steps, rent=0.0):
 def test_one_instance_is_the_printed_algorithm(seed, rent):
     agents, steps = tables(seed), 60
     wealth = np.random.default_rng(seed + 10).random(AGENTS) * 3 + 0.1  # no ties between the penniless
-    market = DeepMarket(WORLD, LANGUAGE, AGENTS)
-    economy = open_market(market, jax.random.key(seed), WORLD.default_params, found(agents, wealth), original_owner=2)
+    market = DeepMarket(WORLD, REPRESENTATION, AGENTS)
+    economy = init(
+        market, jax.random.key(seed), WORLD.default_params, make_population(agents, wealth), original_owner=2
+    )
     state = int(economy.env_state.index[0])
     terms = Terms(rent=rent)
     ours = []
@@ -88,10 +97,10 @@ def test_one_instance_is_the_printed_algorithm(seed, rent):
 
 @pytest.mark.parametrize("mechanism", [BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY], ids=lambda m: m.name)
 def test_instances_share_one_table_of_wealth(mechanism):
-    """Three instances against plain loops: every purse is a third, payments of all instances add up."""
+    """Three instances against plain loops: every budget is a third, payments of all instances add up."""
     agents, wealth = tables(5, silent=0.3), np.random.default_rng(1).random(AGENTS) * 4
-    market = DeepMarket(WORLD, LANGUAGE, AGENTS, instances=3, mechanism=mechanism)
-    before = open_market(market, jax.random.key(2), WORLD.default_params, found(agents, wealth))
+    market = DeepMarket(WORLD, REPRESENTATION, AGENTS, instances=3, mechanism=mechanism)
+    before = init(market, jax.random.key(2), WORLD.default_params, make_population(agents, wealth))
     before = before.replace(owner=jnp.array([0, AUCTIONEER, 4], jnp.int32))
     after, books, wins = step(market, jax.random.key(3), before, WORLD.default_params)
     expected, house, minted, won = wealth.copy(), 0.0, 0.0, np.zeros(AGENTS, int)
@@ -125,20 +134,20 @@ def lives(draw):
     return {
         "seed": draw(st.integers(0, 2**16)),
         "rent": draw(some),
-        "levy": draw(some),
-        "tax": draw(some),
+        "wealth_tax": draw(some),
+        "compute_tax": draw(some),
         "exploration": draw(some),
         "birth_rate": draw(st.floats(0.2, 1)),
-        "mutants": draw(st.floats(0, 1)),
-        "repair": draw(st.floats(0, 1)),
-        "dowry": draw(some),
+        "p_offspring": draw(st.floats(0, 1)),
+        "p_repair": draw(st.floats(0, 1)),
+        "child_endowment": draw(some),
         "bankruptcy": draw(some),
-        "displace": draw(st.booleans()),
-        "patience": draw(st.integers(1, 30)),
+        "replace_poorest": draw(st.booleans()),
+        "max_idle_steps": draw(st.integers(1, 30)),
     }
 
 
-MORTAL = DeepMarket(make("Duality-v0")[0], Tables(3, 2), 7, instances=3)  # rewards of both signs: there are debts
+MORTAL = DeepMarket(make("Duality-v0")[0], BidTables(3, 2), 7, instances=3)  # rewards of both signs: there are debts
 MARKETS = {
     "first price": MORTAL,
     "mint": dataclasses.replace(MORTAL, mechanism=VICKREY),
@@ -155,8 +164,8 @@ def longer():
 
         @jax.jit
         def go(key, terms):
-            start = open_market(market, key, params, living=5, wealth=2.0)
-            end, rounds = run(market, key, start, params, terms, rounds=6, period=5, cradles=3)
+            start = init(market, key, params, num_agents=5, wealth=2.0)
+            end, rounds = run(market, key, start, params, terms, rounds=6, period=5, max_births=3)
             return start, end, rounds
 
         return go
@@ -184,11 +193,18 @@ def test_every_change_of_the_money_supply_has_a_name(longer, name, life):
 
 def test_the_ledger_adds_up_over_a_long_run():
     """A hundred thousand auctions with births, deaths, rent, levy and tax."""
-    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 32, instances=8)
+    market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 32, instances=8)
     terms = Terms(
-        rent=0.001, levy=1e-4, tax=1e-4, exploration=0.05, allowance=4.0, mutants=0.5, birth_rate=0.5, patience=200
+        rent=0.001,
+        wealth_tax=1e-4,
+        compute_tax=1e-4,
+        exploration=0.05,
+        endowment=4.0,
+        p_offspring=0.5,
+        birth_rate=0.5,
+        max_idle_steps=200,
     )
-    start, end, rounds = lived(market, terms, rounds=200, period=64, cradles=2, living=20, wealth=4.0)
+    start, end, rounds = lived(market, terms, rounds=200, period=64, max_births=2, num_agents=20, wealth=4.0)
     b = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), rounds.books)
     residual = abs(float(money(end)) - float(money(start)) - b.net) / b.moved
     assert residual < 1e-6
@@ -201,7 +217,7 @@ def test_the_ledger_adds_up_over_a_long_run():
 @settings(max_examples=25, deadline=None)
 def test_wealth_is_never_below_zero_while_rewards_are_not(seed, wealth):
     """Five instances, each of which may spend a fifth: five fifths, rounded, can be more than the whole."""
-    economy = open_market(CROWDED, jax.random.key(seed), WORLD.default_params, found(tables(1), jnp.asarray(wealth)))
+    economy = init(CROWDED, jax.random.key(seed), WORLD.default_params, make_population(tables(1), jnp.asarray(wealth)))
     economy, _ = _crowded(jax.random.key(seed + 1), economy)
     assert float(economy.population.wealth.min()) >= 0
 
@@ -221,13 +237,13 @@ class Faulty:
         return jnp.ones(1), state, jnp.where(action == 1, self.fault, 1.0), jnp.asarray(False), {}
 
 
-@pytest.mark.parametrize("cradles", (0, 2))
+@pytest.mark.parametrize("max_births", (0, 2))
 @pytest.mark.parametrize("fault", (np.nan, np.inf))
-def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, cradles):
-    market = DeepMarket(Faulty(fault), Tables(1, 2), 4, instances=2)
-    agents = Table(jnp.array([[0.5], [0.4], [0.3], [0.2]]), jnp.array([1, 0, 0, 0], jnp.int32))
-    population = found(agents, jnp.array([3.0, 2.0, 2.0, 2.0]))
-    start, end, rounds = lived(market, Terms(birth_rate=0.0), rounds=3, cradles=cradles, population=population)
+def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, max_births):
+    market = DeepMarket(Faulty(fault), BidTables(1, 2), 4, instances=2)
+    agents = BidTable(jnp.array([[0.5], [0.4], [0.3], [0.2]]), jnp.array([1, 0, 0, 0], jnp.int32))
+    population = make_population(agents, jnp.array([3.0, 2.0, 2.0, 2.0]))
+    start, end, rounds = lived(market, Terms(birth_rate=0.0), rounds=3, max_births=max_births, population=population)
     assert end.population.alive.tolist() == [False, True, True, True]
     assert float(end.population.wealth[0]) == 0
     assert np.isfinite(end.population.wealth).all()
@@ -241,12 +257,12 @@ def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, 
 
 @pytest.mark.parametrize("instances", (3, 8))
 def test_an_agent_that_spends_all_in_many_instances_owns_exactly_nothing(instances):
-    market = DeepMarket(Faulty(0.0), Tables(1, 2), 1, instances=instances)  # action 1 earns nothing
+    market = DeepMarket(Faulty(0.0), BidTables(1, 2), 1, instances=instances)  # action 1 earns nothing
     wealth = jnp.linspace(0.1, 9, 500)
 
     def one(wealth):
-        agent = Table(jnp.full((1, 1), 1e9), jnp.ones(1, jnp.int32))
-        start = open_market(market, jax.random.key(0), market.env.default_params, found(agent, wealth[None]))
+        agent = BidTable(jnp.full((1, 1), 1e9), jnp.ones(1, jnp.int32))
+        start = init(market, jax.random.key(0), market.env.default_params, make_population(agent, wealth[None]))
         after, books, _ = deep_market.step(market, jax.random.key(1), start, market.env.default_params)
         return after.population.wealth[0], books
 
@@ -255,19 +271,19 @@ def test_an_agent_that_spends_all_in_many_instances_owns_exactly_nothing(instanc
     np.testing.assert_allclose(left - wealth, books.net, atol=1e-6)
 
 
-CROWDED = DeepMarket(WORLD, LANGUAGE, AGENTS, instances=5, mechanism=CREDIT_CONSERVING_VICKREY)
+CROWDED = DeepMarket(WORLD, REPRESENTATION, AGENTS, instances=5, mechanism=CREDIT_CONSERVING_VICKREY)
 
 
 @jax.jit
 def _crowded(key, economy):
-    terms = Terms(rent=0.1, levy=0.01, tax=0.05, exploration=0.3)
-    return run(CROWDED, key, economy, WORLD.default_params, terms, rounds=1, period=40, cradles=0)
+    terms = Terms(rent=0.1, wealth_tax=0.01, compute_tax=0.05, exploration=0.3)
+    return run(CROWDED, key, economy, WORLD.default_params, terms, rounds=1, period=40, max_births=0)
 
 
 def test_exploration_makes_nobody_pay_more_than_its_purse():
-    agents = Table(jnp.array([[0.9] * STATES, [0.1] * STATES]), jnp.array([0, 1], jnp.int32))
-    market = DeepMarket(WORLD, LANGUAGE, 2, mechanism=CREDIT_CONSERVING_VICKREY)
-    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.array([5.0, 0.2])))
+    agents = BidTable(jnp.array([[0.9] * STATES, [0.1] * STATES]), jnp.array([0, 1], jnp.int32))
+    market = DeepMarket(WORLD, REPRESENTATION, 2, mechanism=CREDIT_CONSERVING_VICKREY)
+    economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.array([5.0, 0.2])))
     poor = 0
     for key in jax.random.split(jax.random.key(1), 12):
         _after, books, wins = step(market, key, economy, WORLD.default_params, Terms(exploration=1.0))
@@ -283,15 +299,15 @@ def test_exploration_makes_nobody_pay_more_than_its_purse():
 
 
 def test_the_house_sells_first_states_and_acts_where_nobody_bids():
-    market = DeepMarket(make("Bandit-v0")[0], Tables(1, 4), 2, instances=2)
-    silent = Table(jnp.full((2, 1), SILENCE), jnp.zeros(2, jnp.int32))
-    economy = open_market(market, jax.random.key(0), market.env.default_params, found(silent, jnp.ones(2)))
+    market = DeepMarket(make("Bandit-v0")[0], BidTables(1, 4), 2, instances=2)
+    silent = BidTable(jnp.full((2, 1), NO_BID), jnp.zeros(2, jnp.int32))
+    economy = init(market, jax.random.key(0), market.env.default_params, make_population(silent, jnp.ones(2)))
     after, books, _ = step(market, jax.random.key(1), economy, market.env.default_params)
     assert (float(books.unsold), float(books.sales)) == (2, 0)
     assert float(books.reward) == 0, "earned by nobody"
     assert float(books.returns) > 0
-    eager = Table(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
-    economy = open_market(market, jax.random.key(0), market.env.default_params, found(eager, jnp.ones(2)))
+    eager = BidTable(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
+    economy = init(market, jax.random.key(0), market.env.default_params, make_population(eager, jnp.ones(2)))
     after, books, _wins = step(market, jax.random.key(1), economy, market.env.default_params)
     assert float(books.house) == pytest.approx(0.6)
     np.testing.assert_allclose(after.population.wealth, [1 + 2 * (0.8 - 0.3), 1], rtol=1e-6)
@@ -300,10 +316,10 @@ def test_the_house_sells_first_states_and_acts_where_nobody_bids():
 
 
 def test_an_original_owner_sells_first_states():
-    market = DeepMarket(make("Bandit-v0")[0], Tables(1, 4), 2)
-    eager = Table(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
+    market = DeepMarket(make("Bandit-v0")[0], BidTables(1, 4), 2)
+    eager = BidTable(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
     params = market.env.default_params
-    economy = open_market(market, jax.random.key(0), params, found(eager, jnp.ones(2)), original_owner=1)
+    economy = init(market, jax.random.key(0), params, make_population(eager, jnp.ones(2)), original_owner=1)
     for sales in (1, 2):
         economy, _, _ = step(market, jax.random.key(sales), economy, params)
         assert float(economy.population.wealth[1]) == pytest.approx(1 + 0.3 * sales)
@@ -311,18 +327,18 @@ def test_an_original_owner_sells_first_states():
 
 def test_what_the_dead_owned_falls_to_the_house():
     """An agent that owns the state dies of bankruptcy: the next sale's money is the house's."""
-    agents = Table(jnp.array([[0.5] * STATES, [0.25] * STATES]), jnp.array([0, 0], jnp.int32))
-    market = DeepMarket(FiniteMDP([[[1.0]]], [[0.0]], 0.9, [1.0]), Tables(1, 1), 2)
-    agents = Table(agents.bids[:, :1], agents.action)
+    agents = BidTable(jnp.array([[0.5] * STATES, [0.25] * STATES]), jnp.array([0, 0], jnp.int32))
+    market = DeepMarket(FiniteMDP([[[1.0]]], [[0.0]], 0.9, [1.0]), BidTables(1, 1), 2)
+    agents = BidTable(agents.bids[:, :1], agents.action)
     params = market.env.default_params
-    economy = open_market(market, jax.random.key(0), params, found(agents, jnp.array([0.5, 2.0])), original_owner=0)
+    economy = init(market, jax.random.key(0), params, make_population(agents, jnp.array([0.5, 2.0])), original_owner=0)
     economy = economy.replace(owner=jnp.array([AUCTIONEER], jnp.int32))
     terms = Terms(birth_rate=0.0, bankruptcy=0.1)
-    economy, rounds = run(market, jax.random.key(1), economy, params, terms, rounds=1, period=1, cradles=1)
+    economy, rounds = run(market, jax.random.key(1), economy, params, terms, rounds=1, period=1, max_births=1)
     assert np.asarray(economy.population.alive).tolist() == [False, True]
     assert (int(economy.owner[0]), int(economy.original_owner)) == (AUCTIONEER, AUCTIONEER)
     assert float(rounds.books.house[0]) == 0.5
-    economy, rounds = run(market, jax.random.key(2), economy, params, terms, rounds=1, period=1, cradles=1)
+    economy, rounds = run(market, jax.random.key(2), economy, params, terms, rounds=1, period=1, max_births=1)
     assert float(rounds.books.house[0]) == 0.25
     assert int(economy.owner[0]) == 1
 
@@ -330,18 +346,18 @@ def test_what_the_dead_owned_falls_to_the_house():
 def test_consumers_buy_what_they_like_in_place_of_rewards():
     """Chain's goal is worth .6 to one consumer and 5 to another, who owns 1.5 and so has .5 for each of 3 instances."""
     consumers = (lambda obs: 0.6 * obs[5], lambda obs: 5.0 * obs[5])
-    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 1, instances=3, consumers=consumers)
-    right = Table(jnp.full((1, 6), 0.1), jnp.ones(1, jnp.int32))
+    market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 1, instances=3, consumers=consumers)
+    right = BidTable(jnp.full((1, 6), 0.1), jnp.ones(1, jnp.int32))
     params = market.env.default_params
-    economy = open_market(
-        market, jax.random.key(0), params, found(right, jnp.array([3.0])), consumers=jnp.array([6.0, 1.5])
+    economy = init(
+        market, jax.random.key(0), params, make_population(right, jnp.array([3.0])), consumers=jnp.array([6.0, 1.5])
     )
-    terms = Terms(income=0.01)
+    terms = Terms(consumer_income=0.01)
     for t in range(5):
         economy, books, _ = step(market, jax.random.key(t), economy, params, terms)
         assert float(books.reward) == 0
         assert float(books.income) == pytest.approx(0.02)
-    # The first purse is 2, so its whole value counts; the second bids a third of what it owns, about .5.
+    # The first budget is 2, so its whole value counts; the second bids a third of what it owns, about .5.
     assert float(books.consumption) == pytest.approx(3 * 0.6)
     np.testing.assert_allclose(economy.consumers, [6 + 5 * 0.01 - 1.8, 1.5 + 5 * 0.01], rtol=1e-6)
     # Each instance: .1 to the house for the first state, .1 to itself four times, .6 from the consumer.
@@ -350,10 +366,10 @@ def test_consumers_buy_what_they_like_in_place_of_rewards():
 
 
 def test_a_consumer_owns_what_it_bought_and_sells_it_on():
-    market = DeepMarket(WORLD, LANGUAGE, 1, consumers=(lambda obs: jnp.ones(()),))
-    agent = Table(jnp.full((1, STATES), 0.25), jnp.zeros(1, jnp.int32))
+    market = DeepMarket(WORLD, REPRESENTATION, 1, consumers=(lambda obs: jnp.ones(()),))
+    agent = BidTable(jnp.full((1, STATES), 0.25), jnp.zeros(1, jnp.int32))
     params = WORLD.default_params
-    economy = open_market(market, jax.random.key(0), params, found(agent, jnp.ones(1)), consumers=10.0)
+    economy = init(market, jax.random.key(0), params, make_population(agent, jnp.ones(1)), consumers=10.0)
     for t in range(3):
         economy, _, _ = step(market, jax.random.key(t), economy, params)
         assert int(economy.owner[0]) == 1  # place N + 0
@@ -363,9 +379,9 @@ def test_a_consumer_owns_what_it_bought_and_sells_it_on():
 
 def test_theft_pays_strangers():
     """Without property rights the money still goes to somebody, only not to the owner."""
-    agents = Table(jnp.array([[0.5] * STATES] + [[0.1] * STATES] * 4), jnp.zeros(5, jnp.int32))
-    market = DeepMarket(WORLD, LANGUAGE, 5, property_rights=False)
-    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.full(5, 9.0)))
+    agents = BidTable(jnp.array([[0.5] * STATES] + [[0.1] * STATES] * 4), jnp.zeros(5, jnp.int32))
+    market = DeepMarket(WORLD, REPRESENTATION, 5, property_rights=False)
+    economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.full(5, 9.0)))
     economy = economy.replace(owner=jnp.zeros(1, jnp.int32))
     paid = set()
     for t in range(30):
@@ -382,20 +398,20 @@ def test_illegal_actions_are_not_bid_for():
             return jnp.arange(ACTIONS) != 1
 
     world = Careful(WORLD.transitions, WORLD.rewards, 0.9, WORLD.start)
-    agents = Table(jnp.array([[0.1] * STATES, [0.9] * STATES]), jnp.array([0, 1], jnp.int32))
-    market = DeepMarket(world, LANGUAGE, 2)
-    economy = open_market(market, jax.random.key(0), world.default_params, found(agents, jnp.ones(2)))
+    agents = BidTable(jnp.array([[0.1] * STATES, [0.9] * STATES]), jnp.array([0, 1], jnp.int32))
+    market = DeepMarket(world, REPRESENTATION, 2)
+    economy = init(market, jax.random.key(0), world.default_params, make_population(agents, jnp.ones(2)))
     _, _, wins = step(market, jax.random.key(1), economy, world.default_params)
     assert wins.tolist() == [1, 0]
 
 
 def test_the_dead_do_not_bid_pay_or_act():
     """The highest bidder by far is dead, and so is the owner's neighbour: nothing that happens is theirs."""
-    agents = Table(jnp.array([[0.9] * STATES, [0.1] * STATES, [0.8] * STATES]), jnp.array([0, 1, 2], jnp.int32))
+    agents = BidTable(jnp.array([[0.9] * STATES, [0.1] * STATES, [0.8] * STATES]), jnp.array([0, 1, 2], jnp.int32))
     alive = jnp.array([False, True, False])
-    market = DeepMarket(WORLD, LANGUAGE, 3)
-    economy = open_market(market, jax.random.key(0), WORLD.default_params, found(agents, jnp.full(3, 5.0), alive))
-    terms = Terms(rent=0.1, levy=0.1, tax=0.1, exploration=0.5, markup=0.2)
+    market = DeepMarket(WORLD, REPRESENTATION, 3)
+    economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.full(3, 5.0), alive))
+    terms = Terms(rent=0.1, wealth_tax=0.1, compute_tax=0.1, exploration=0.5, markup=0.2)
     for t in range(10):
         economy, books, wins = step(market, jax.random.key(t), economy, WORLD.default_params, terms)
         assert wins.tolist() == [0, 1, 0]
@@ -408,10 +424,10 @@ def test_the_dead_do_not_bid_pay_or_act():
 
 
 def test_a_novice_bids_the_best_rivals_offer_and_a_little_more_for_life():
-    agents = Table(jnp.ones((3, STATES)), jnp.zeros(3, jnp.int32))
-    market = DeepMarket(WORLD, LANGUAGE, 3)
-    population_ = found(agents, jnp.array([2.0, 2.0, 0.3])).replace(offer=jnp.array([0.5, jnp.nan, 0.9]))
-    economy = open_market(market, jax.random.key(0), WORLD.default_params, population_)
+    agents = BidTable(jnp.ones((3, STATES)), jnp.zeros(3, jnp.int32))
+    market = DeepMarket(WORLD, REPRESENTATION, 3)
+    population_ = make_population(agents, jnp.array([2.0, 2.0, 0.3])).replace(offer=jnp.array([0.5, jnp.nan, 0.9]))
+    economy = init(market, jax.random.key(0), WORLD.default_params, population_)
     terms = Terms(markup=0.25)
     for t in range(3):
         economy, books, _ = step(market, jax.random.key(t), economy, WORLD.default_params, terms)
@@ -430,10 +446,10 @@ def test_a_novice_bids_the_best_rivals_offer_and_a_little_more_for_life():
 
 
 def test_a_novice_that_is_silent_enters_later():
-    agents = Table(jnp.array([[SILENCE, 1.0]]), jnp.zeros(1, jnp.int32))
+    agents = BidTable(jnp.array([[NO_BID, 1.0]]), jnp.zeros(1, jnp.int32))
     world = FiniteMDP([[[0.0, 1.0]], [[1.0, 0.0]]], [[0.0], [0.0]], 0.9, [1.0, 0.0])
-    market = DeepMarket(world, Tables(2, 1), 1)
-    economy = open_market(market, jax.random.key(0), world.default_params, found(agents, jnp.ones(1)))
+    market = DeepMarket(world, BidTables(2, 1), 1)
+    economy = init(market, jax.random.key(0), world.default_params, make_population(agents, jnp.ones(1)))
     terms = Terms(markup=0.25)
     economy, _, _ = step(market, jax.random.key(0), economy, world.default_params, terms)
     assert np.isnan(economy.population.offer[0])
@@ -445,33 +461,33 @@ def test_a_novice_that_is_silent_enters_later():
 
 
 def test_churn_compiles_once():
-    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 16, instances=4)
+    market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 16, instances=4)
     traces = []
 
     @jax.jit
     def go(key, economy, terms):
         traces.append(None)
-        return run(market, key, economy, market.env.default_params, terms, rounds=4, period=3, cradles=4)
+        return run(market, key, economy, market.env.default_params, terms, rounds=4, period=3, max_births=4)
 
-    economy = open_market(market, jax.random.key(0), market.env.default_params, living=3)
+    economy = init(market, jax.random.key(0), market.env.default_params, num_agents=3)
     living = []
     for t in range(4):
-        terms = Terms(allowance=1.0 + t, birth_rate=0.9, patience=10 - t)
+        terms = Terms(endowment=1.0 + t, birth_rate=0.9, max_idle_steps=10 - t)
         economy, rounds = go(jax.random.key(t), economy, jax.tree.map(jnp.asarray, terms))
-        living.extend(np.asarray(rounds.living).tolist())
+        living.extend(np.asarray(rounds.num_agents).tolist())
     assert len(traces) == 1
     assert len(set(living)) > 3, "the population did change"
 
 
 def test_vmapped_over_seeds_and_terms():
     """Each seed as if alone, to rounding."""
-    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 8, instances=2)
+    market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 8, instances=2)
     params = market.env.default_params
 
     def go(key, rent):
-        economy = open_market(market, key, params, wealth=2.0)
+        economy = init(market, key, params, wealth=2.0)
         terms = Terms(rent=rent)
-        return run(market, key, economy, params, terms, rounds=3, period=4, cradles=2)[1].money
+        return run(market, key, economy, params, terms, rounds=3, period=4, max_births=2)[1].money
 
     keys, rents = jax.random.split(jax.random.key(0), 3), jnp.array([0.0, 0.01, 0.2])
     many = jax.jit(jax.vmap(go))(keys, rents)
@@ -480,12 +496,12 @@ def test_vmapped_over_seeds_and_terms():
 
 
 def test_types_survive_x64():
-    market = DeepMarket(make("Chain-v0")[0], Networks(6, 2, (3,)), 4, instances=2)
+    market = DeepMarket(make("Chain-v0")[0], NeuralNetworks(6, 2, (3,)), 4, instances=2)
 
     def lives(key):
         params = market.env.default_params
-        start = open_market(market, key, params)
-        return start, *run(market, key, start, params, Terms(markup=0.1, rent=0.1), rounds=2, period=2, cradles=2)
+        start = init(market, key, params)
+        return start, *run(market, key, start, params, Terms(markup=0.1, rent=0.1), rounds=2, period=2, max_births=2)
 
     def types(tree):
         return jax.tree.map(lambda leaf: leaf.dtype, tree)
@@ -500,38 +516,38 @@ def test_types_survive_x64():
 
 
 def test_keys_are_used_once():
-    market = DeepMarket(make("Chain-v0")[0], Tables(6, 2), 4, instances=2)
+    market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 4, instances=2)
     with jax.debug_key_reuse(True):
         lived(market, Terms(exploration=0.1), rounds=2, period=2)
 
 
 def test_bad_input_is_named():
     env = make("Chain-v0")[0]
-    with pytest.raises(ValueError, match="capacity: expected a whole number >= 1, got 0"):
-        DeepMarket(env, Tables(6, 2), 0)
+    with pytest.raises(ValueError, match="capacity: expected an integer >= 1, got 0"):
+        DeepMarket(env, BidTables(6, 2), 0)
     with pytest.raises(ValueError, match="instances"):
-        DeepMarket(env, Tables(6, 2), 4, instances=1.5)
+        DeepMarket(env, BidTables(6, 2), 4, instances=1.5)
     with pytest.raises(ValueError, match="mechanism"):
-        DeepMarket(env, Tables(6, 2), 4, mechanism="bb")
-    market = DeepMarket(env, Tables(6, 2), 4)
+        DeepMarket(env, BidTables(6, 2), 4, mechanism="bb")
+    market = DeepMarket(env, BidTables(6, 2), 4)
     params = market.env.default_params
-    with pytest.raises(ValueError, match="living: expected 0 to 4"):
-        open_market(market, jax.random.key(0), params, living=5)
-    with pytest.raises(ValueError, match="population: expected 4 places"):
-        open_market(market, jax.random.key(0), params, found(tables(0), jnp.ones(AGENTS)))
-    economy = open_market(market, jax.random.key(0), params)
-    with pytest.raises(ValueError, match="cradles: at most one"):
-        run(market, jax.random.key(0), economy, params, rounds=1, period=1, cradles=5)
-    with pytest.raises(ValueError, match="period: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_agents: expected an integer from 0 to 4"):
+        init(market, jax.random.key(0), params, num_agents=5)
+    with pytest.raises(ValueError, match="population: expected 4"):
+        init(market, jax.random.key(0), params, make_population(tables(0), jnp.ones(AGENTS)))
+    economy = init(market, jax.random.key(0), params)
+    with pytest.raises(ValueError, match="max_births: expected an integer from 0 to"):
+        run(market, jax.random.key(0), economy, params, rounds=1, period=1, max_births=5)
+    with pytest.raises(ValueError, match="period: expected an integer >= 1, got 0"):
         run(market, jax.random.key(0), economy, params, rounds=1, period=0)
 
 
 def test_markets_compare_by_value():
     env = make("Chain-v0")[0]
-    one, other = (DeepMarket(env, Tables(6, 2), 4) for _ in range(2))
+    one, other = (DeepMarket(env, BidTables(6, 2), 4) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
-    assert one != DeepMarket(env, Tables(6, 2), 4, mechanism=Mechanism("x", lambda o: 0, lambda o: 0))
+    assert one != DeepMarket(env, BidTables(6, 2), 4, mechanism=Mechanism("x", lambda o: 0, lambda o: 0))
 
 
 def test_names_are_public():
