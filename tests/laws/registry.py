@@ -169,7 +169,7 @@ def an_state(rng: np.random.Generator) -> wide_market.WideMarketState:
 
 
 def bids(rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 4, 5) / 4  # ties are common
+    return rng.choice([-1, 0, 0.25, 0.5, 1, np.nan, np.inf], 5)  # ties are common
 
 
 def sold(rng: np.random.Generator) -> auctions.Outcome:
@@ -213,12 +213,17 @@ def _descend(params: jax.Array, gradient: jax.Array) -> Any:
 
 
 CASES = {
-    "auctions.pick": plain(auctions.pick, lambda rng: (rng.random(), rng.random(5) < 0.5)),
-    "auctions.choose": plain(auctions.choose, lambda rng: (bids(rng), rng.random(), rng.random(5) < 0.7)),
-    "auctions.award": plain(auctions.award, lambda rng: (bids(rng), rng.integers(-1, 5), rng.random(5) < 0.7, 0.25)),
+    "auctions.pick": plain(auctions.pick, lambda rng: (rng.random(), rng.random(5) < 0.5), approximate=0),
+    "auctions.choose": plain(
+        auctions.choose, lambda rng: (bids(rng), rng.random(), rng.random(5) < 0.7), approximate=0
+    ),
+    "auctions.award": plain(
+        auctions.award, lambda rng: (bids(rng), rng.integers(-1, 5), rng.random(5) < 0.7, 0.25), approximate=0
+    ),
     "auctions.clear": plain(
         lambda bids, key, eligible: auctions.clear(bids, key, eligible, reserve=0.1),
         lambda rng: (bids(rng), key(rng), rng.random(5) < 0.7),
+        approximate=0,
     ),
     "settlement.flows": plain(settlement.flows, lambda rng: (rows_of(rng),)),
     "settlement.per_bidder": Case(
@@ -236,7 +241,10 @@ CASES = {
         lambda rng: (money(rng, 6), rng.random(6), money(rng, 6), rng.integers(0, 2, 6) * 0.5),
     ),
     "settlement.settle": plain(
-        lambda rows, discount, decay: settlement.settle(rows, discount, trace_decay=decay),
+        lambda rows, discount, decay: (
+            settlement.settle(rows, discount),
+            settlement.settle(rows, discount, trace_decay=decay),
+        ),
         lambda rng: (rows_of(rng), 0.9, 0.5),
     ),
     "accounts.pay_sale": plain(
@@ -398,7 +406,7 @@ CASES = {
     ),
     "networks.neuron_quote": plain(networks.neuron_quote, lambda rng: (money(rng), money(rng, 3), money(rng, 2))),
 } | {
-    f"Mechanism.{name}.{part}": plain(getattr(mechanism, part), lambda rng: (sold(rng),))
+    f"Mechanism.{name}.{part}": plain(getattr(mechanism, part), lambda rng: (sold(rng),), approximate=0)
     for name, mechanism in MECHANISMS.items()
     for part in ("price", "payout")
 }
@@ -442,6 +450,7 @@ STATIC = {
         lambda: deep_market.ClassifierRules(bits=4, actions=2),
         lambda: deep_market.ClassifierRules(bits=5, actions=2),
     ),
+    "DeepMarket, mechanism": (deep, lambda: dataclasses.replace(deep(), mechanism=MECHANISMS["vickrey"])),
     "WideMarket": (wide, lambda: dataclasses.replace(wide(), solver=wide_market.ConvexProgram())),
     "Tatonnement": (wide_market.Tatonnement, wide_market.ConvexProgram),
     "ProportionalResponse": (wide_market.ProportionalResponse, wide_market.SealedBids),
