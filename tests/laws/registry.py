@@ -71,7 +71,10 @@ EXCEPTIONS = {
     "metrics.env_steps": "NumPy, in 64-bit integers",
     "networks.from_mlp": "builds a market from parameters on the host",
     "protocol.adam": "builds the state that `descend` carries",
-    "protocol.spread": "changes a static object",
+    "learners.numeric": "declares a field of a learner",
+    "protocol.numeric_settings": "splits a learner, a static object",
+    "protocol.shard": "changes a learner, a static object",
+    "protocol.static_part": "splits a learner, a static object",
     "wide_market.per_agent": "turns one function into another",
     "wide_market.init": "checks values on the host",
 }
@@ -237,7 +240,7 @@ CASES = {
         lambda: "terminal",
     ),
     "settlement.lambda_returns": plain(
-        settlement.lambda_returns,
+        lambda *rows: settlement.lambda_returns(rows[0], discount=rows[1], value=rows[2], trace_decay=rows[3]),
         lambda rng: (money(rng, 6), rng.random(6), money(rng, 6), rng.integers(0, 2, 6) * 0.5),
     ),
     "settlement.settle": plain(
