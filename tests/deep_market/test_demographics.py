@@ -14,7 +14,6 @@ from jaxmarket.deep_market import (
     BidTable,
     BidTables,
     Births,
-    ClassifierRule,
     ClassifierRules,
     Lineage,
     Terms,
@@ -224,13 +223,6 @@ def test_newcomers_are_born_into_states():
     for i in range(6):
         agent = jax.tree.map(lambda leaf, i=i: leaf[i], p.agents)
         assert bool(representation.matches(agent, states[i % 2]))
-
-
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="agents: expected 3 of them"):
-        make_population(ClassifierRule(jnp.zeros((2, 4), jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(3))
-    with pytest.raises(ValueError, match="wealth: agents cannot start with debts, the least is -1"):
-        people([1.0, -1.0])
 
 
 def test_lineage():

@@ -515,27 +515,6 @@ def test_types_survive_x64():
     assert end.population.wealth.dtype == rounds.money.dtype == jnp.float32
 
 
-def test_bad_input_is_named():
-    env = make("Chain-v0")[0]
-    with pytest.raises(ValueError, match="capacity: expected an integer >= 1, got 0"):
-        DeepMarket(env, BidTables(6, 2), 0)
-    with pytest.raises(ValueError, match="instances"):
-        DeepMarket(env, BidTables(6, 2), 4, instances=1.5)
-    with pytest.raises(ValueError, match="mechanism"):
-        DeepMarket(env, BidTables(6, 2), 4, mechanism="bb")
-    market = DeepMarket(env, BidTables(6, 2), 4)
-    params = market.env.default_params
-    with pytest.raises(ValueError, match="num_agents: expected an integer from 0 to 4"):
-        init(market, jax.random.key(0), params, num_agents=5)
-    with pytest.raises(ValueError, match="population: expected 4"):
-        init(market, jax.random.key(0), params, make_population(tables(0), jnp.ones(AGENTS)))
-    economy = init(market, jax.random.key(0), params)
-    with pytest.raises(ValueError, match="max_births: expected an integer from 0 to"):
-        run(market, jax.random.key(0), economy, params, rounds=1, period=1, max_births=5)
-    with pytest.raises(ValueError, match="period: expected an integer >= 1, got 0"):
-        run(market, jax.random.key(0), economy, params, rounds=1, period=0)
-
-
 def test_names_are_public():
     for module in (deep_market, deep_market.market, deep_market.demographics):
         assert all(hasattr(module, name) for name in module.__all__)
