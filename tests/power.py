@@ -3,12 +3,13 @@
     python tests/power.py                 # the working tree's HEAD
     python tests/power.py 28a2ec2         # before modules moved into packages
 
-Prints a row for each fault: caught or escaped, and after how many seconds. Every test process is a fork of this one,
+Prints for each fault the first test that fails, or that it escaped. Every test process is a fork of this one,
 which has imported what they all need.
 """
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -107,8 +108,9 @@ FAULTS = [
 ]
 
 
-def caught(tree: Path, tests: list[str]) -> bool:
-    """Whether the default tests in these files fail, in a process of its own."""
+def first_failure(tree: Path, tests: list[str]) -> str:
+    """The first default test in these files that fails, empty if none does; in a process of its own."""
+    log = tree / "power.log"
     child = os.fork()
     if not child:
         os.chdir(tree)
@@ -116,14 +118,14 @@ def caught(tree: Path, tests: list[str]) -> bool:
         import jaxmarket  # noqa: PLC0415
 
         assert jaxmarket.__file__.startswith(str(tree)), jaxmarket.__file__
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1), os.dup2(quiet, 2)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1), os.dup2(output, 2)
         arguments = ["-x", "-q", "-n0", "-pno:cacheprovider"]  # the rest as in pyproject.toml
         os._exit(int(pytest.main([*arguments, *tests])))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code not in (0, 1):
         raise SystemExit(f"{' '.join(tests)}: pytest ended with exit code {code}")
-    return code == 1
+    return re.findall(r"^(?:FAILED|ERROR) (\S+)", log.read_text(), re.MULTILINE)[0] if code else ""
 
 
 def main(revision: str = "HEAD", *numbers: str) -> None:
@@ -144,10 +146,10 @@ def main(revision: str = "HEAD", *numbers: str) -> None:
             if sound.count(line) != 1:
                 raise SystemExit(f"{file}: expected one {line!r}, got {sound.count(line)}")
             path.write_text(sound.replace(line, fault))
-            noticed = caught(tree, tests.split())
+            failed = first_failure(tree, tests.split())
             path.write_text(sound)
-            result = f"{'caught' if noticed else 'ESCAPED':8} {time.monotonic() - start:4.0f} s"
-            print(f"{number:2} {result}  {file}: {line} -> {fault}")
+            seconds = round(time.monotonic() - start)
+            print(f"{number:2} {file}: {line} -> {fault}: {failed or 'ESCAPED'} ({seconds} s)")
 
 
 if __name__ == "__main__":
