@@ -113,10 +113,10 @@ def deep() -> Soak:
         return state, {
             "accounts": jnp.concatenate([state.population.wealth, state.consumers]),
             "richest": state.population.wealth.max(),
-            "change": history.books.net,
-            "moved": history.books.moved,
+            "change": history.flows.net,
+            "moved": history.flows.moved,
             "born": state.population.count,
-            "nonfinite": history.books.nonfinite.sum(),
+            "nonfinite": history.statistics.nonfinite_deaths.sum(),
         }
 
     steps = rounds * period * INSTANCES

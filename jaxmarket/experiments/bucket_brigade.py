@@ -215,12 +215,12 @@ def plans(task: str, quick: bool) -> list[Plan]:
 
 def _per_episode(grown: Grown, field: str) -> np.ndarray:
     """Mean return or length of the episodes that ended in each chunk, while learning: f [chunks, seeds]."""
-    books, chunks = grown.rounds.books, grown.plan.chunks
+    statistics, chunks = grown.rounds.statistics, grown.plan.chunks
 
     def sums(values: np.ndarray) -> np.ndarray:
         return values.reshape(len(values), chunks, -1).sum(-1).T
 
-    return sums(getattr(books, field)) / np.maximum(1, sums(np.asarray(books.episodes)))
+    return sums(getattr(statistics, field)) / np.maximum(1, sums(np.asarray(statistics.episodes)))
 
 
 def _reached(grown: Grown) -> np.ndarray:
@@ -253,7 +253,7 @@ def _multiplexer_row(name: str, grown: Grown) -> dict[str, Any]:
         "auctions to 95%": int(middle) if np.isfinite(middle) else None,
         "right while learning": _per_episode(grown, "returns")[-1].mean(),
         "money": f"{grown.rounds.money[:, -1].mean():.3g}",
-        "mint": f"{np.asarray(grown.rounds.books.subsidy).sum(1).mean():.3g}",
+        "mint": f"{grown.rounds.flows['subsidy'].sum(1).mean():.3g}",
         "residual": residual(_finite(grown)),
     }
 
@@ -269,7 +269,7 @@ def _woods_row(name: str, grown: Grown) -> dict[str, Any]:
         "near": tally(steps <= NEAR),
         "cells fed": grown.measured["fed"][-1].mean(),
         "money": f"{grown.rounds.money[:, -1].mean():.3g}",
-        "mint": f"{np.asarray(grown.rounds.books.subsidy).sum(1).mean():.3g}",
+        "mint": f"{grown.rounds.flows['subsidy'].sum(1).mean():.3g}",
         "residual": residual(_finite(grown)),
     }
 

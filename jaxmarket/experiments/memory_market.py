@@ -184,8 +184,8 @@ def plans(world: str, quick: bool) -> list[Plan]:
 
 def _while_learning(grown: Grown) -> Any:
     """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
-    books, tenth = grown.rounds.books, max(1, grown.rounds.money.shape[1] // 10)
-    return books.returns[:, -tenth:].sum(1) / books.episodes[:, -tenth:].sum(1)
+    statistics, tenth = grown.rounds.statistics, max(1, grown.rounds.money.shape[1] // 10)
+    return statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1)
 
 
 def _first_solved(grown: Grown) -> np.ndarray:

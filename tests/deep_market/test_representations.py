@@ -84,15 +84,15 @@ def test_types_survive_x64(name):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="bits: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"^bits: "):
         ClassifierRules(0, 2)
-    with pytest.raises(ValueError, match=r"mutation: expected a number in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"^mutation: "):
         ClassifierRules(3, 2, mutation=2)
-    with pytest.raises(ValueError, match="names: expected one for each of 3 sensors, got 1"):
+    with pytest.raises(ValueError, match=r"^names: "):
         GuardedPrograms(3, 2, names=("x",))
-    with pytest.raises(ValueError, match="hidden"):
+    with pytest.raises(ValueError, match=r"^hidden: "):
         NeuralNetworks(3, 2, (0,))
-    with pytest.raises(ValueError, match="states"):
+    with pytest.raises(ValueError, match=r"^states: "):
         BidTables(0, 2)
 
 

@@ -117,12 +117,14 @@ def test_the_same_winners_prices_wealth_and_flows_as_a_deep_market(name):
                     market.open((0, 0.0))
                     episodes += 1
                 ours = market.step()
-                economy, books, wins = step(deep, jax.random.key(t), economy, env.default_params, terms)
-                assert ours.auction.winner == f"agent {int(wins.argmax())}"
+                economy, happened = step(deep, jax.random.key(t), economy, env.default_params, terms)
+                assert ours.auction.winner == f"agent {int(happened.wins.argmax())}"
                 flows = {kind: math.fsum(e.amount for e in ours.entries if e.kind == kind) for kind in KINDS}
                 to_auctioneer = math.fsum(e.amount for e in ours.entries if e.kind == "sale" and e.payee == AUCTIONEER)
                 to_auctioneer += math.fsum(e.amount for e in ours.entries if e.kind == "mint" and e.payee == AUCTIONEER)
-                theirs = [books.sales, books.subsidy, books.reward, books.rent, books.house, *economy.population.wealth]
+                f = happened.flows
+                theirs = [f["sales"], f["subsidy"], f["reward"], -f["rent"], -f["auctioneer"]]
+                theirs += economy.population.wealth.tolist()
                 np.testing.assert_allclose(
                     [*flows.values(), to_auctioneer, *market.wealth.values()], theirs, rtol=1e-12, atol=1e-12
                 )
