@@ -49,13 +49,13 @@ from numpy.random import Generator
 import jaxmarket
 from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, fit, wide_market
 from jaxmarket.deep_market import BidTables, ClassifierRules, GuardedPrograms, NeuralNetworks, demographics
-from jaxmarket.networks.backpropagation import MarketGraph, flows, solve_prices
+from jaxmarket.networks.backpropagation import MarketGraph, goods_flows, solve_prices
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import checkpoint, files, run_folder, sweeps
 from jaxmarket.society import Society
 from jaxmarket.training.arrays import digest, flatten
-from jaxmarket.training.society import as_arrays
-from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic, equilibrium
+from jaxmarket.training.config import ALIASES
+from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic
 
 LIMIT = 60.0
 """Seconds that an input may take. Compilation is the longest of it."""
@@ -342,7 +342,7 @@ def settings(rng: Generator, _: "Workshop") -> Input:
         "agent": "society", "auction": "ccv", "learner": "ppo", "clones": 2, "seeds": 1, "steps": 64, "gamma": 0.9,
         "instances": 4, "horizon": 8, "minibatch": 16, "epochs": 1, "learning_rate": 1e-3, "trace_decay": 0.5,
         "exploration": 0.5, "dropout": 0.1, "bid_low": 0.0, "bid_high": 1.0, "hidden": (4,), "bids": "beta",
-        "time_limits": "shadow", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
+        "time_limits": "bootstrap", "ties": "random", "preset": "paper", "clip": 0.2, "entropy": 0.1, "stride": 2,
         "convolutions": (4,), "share_clones": True, "log_every": 1,
     }  # fmt: skip
     env: Any = ("Chain-v0", "Bandit-v0", "Duality-v0", "CartPole-v1")[rng.integers(4)]
@@ -355,22 +355,28 @@ def settings(rng: Generator, _: "Workshop") -> Input:
     return Input("settings", f"TrainConfig({_short(env)}, **{_short(given)})", lambda: plain(TrainConfig(env, **given)))
 
 
+OBJECTS = ("env", *ALIASES)
+"""Settings that may be objects."""
+
+
 def plain(config: TrainConfig) -> bool:
     """Whether a configuration contains finite plain values, and is equal after a round trip through its file.
 
     Raises:
         SilentNaNError: it contains a NaN.
     """
-    values = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("env", "auction")]
+    values = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in OBJECTS]
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         raise SilentNaNError(f"{config}")
     kinds = {type(value) for value in values} | {type(width) for width in (config.hidden or ())}
     if not kinds <= {int, float, bool, str, tuple, type(None)}:
         return False
-    objects = {name: getattr(config, name) for name in ("env", "auction")}
+    objects = {name: getattr(config, name) for name in OBJECTS}
     replace = {name: value for name, value in objects.items() if not isinstance(value, str)}
-    again = run_folder.configuration(Path("here"), json.loads(json.dumps(run_folder.settings_of(config))), **replace)
-    return again == config
+    again = run_folder.config_from_dict(
+        Path("here"), json.loads(json.dumps(run_folder.config_to_dict(config))), replace
+    )
+    return again.settings == config.settings
 
 
 class SilentNaNError(Exception):
@@ -421,10 +427,10 @@ def arguments(rng: Generator, w: "Workshop") -> Input:
         ),
         "train": (
             lambda **given: jax.eval_shape(lambda: jaxmarket.train(**given)),
-            {"config": config, "key": key, "hyper": config.hyperparameters},
+            {"config": config, "key": key, "hyper": config.settings.hyperparameters},
         ),
         "hyper": (
-            lambda **given: as_arrays(config.hyperparameters.replace(**given)),
+            lambda **given: config.settings.hyperparameters.replace(**given).as_arrays(),
             {"learning_rate": 1e-3, "discount": 0.9, "exploration": 0.5, "clip": 0.2},
         ),
         "as_policy": (jaxmarket.as_policy, {"source": w.folders["valuation"], "seed": 0, "greedy": True}),
@@ -805,25 +811,25 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
         lambda: {"sensors": 3, "actions": 2, "length": 2, "constants": (0.0, 1.0), "names": ("a",) * 3},
     ),
     "NeuralNetworks": (NeuralNetworks, lambda: {"features": 3, "actions": 2}),
-    "goods.open_market": (wide_market.open_market, _economy),
+    "wide_market.init": (wide_market.init, _economy),
     "Tatonnement": (
-        equilibrium.Tatonnement(),
+        wide_market.Tatonnement(),
         _trade(Quadratic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ConvexProgram": (
-        equilibrium.ConvexProgram(),
+        wide_market.ConvexProgram(),
         _trade(Logarithmic(jnp.ones((3, 2)), jnp.ones((3, 2)))),
     ),
     "ProportionalResponse": (
-        equilibrium.ProportionalResponse(),
+        wide_market.ProportionalResponse(),
         _trade(Linear(jnp.ones((3, 2)))),
     ),
-    "SealedBids": (equilibrium.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
-    "prices.flows": (
-        _graph(flows),
+    "SealedBids": (wide_market.SealedBids(), _trade(Additive(jnp.ones((3, 2))))),
+    "networks.goods_flows": (
+        _graph(goods_flows),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
     ),
-    "prices.solve_prices": (
+    "networks.solve_prices": (
         _graph(solve_prices),
         lambda: {"agents": jnp.ones(2) / 2, "shares": jnp.ones((2, 2, 1)) / 4, "endowments": jnp.ones((2, 1))},
     ),

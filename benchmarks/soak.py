@@ -81,7 +81,7 @@ def society(mechanism: str) -> Soak:
     params, length = who.init(jax.random.key(0)), 1024
 
     def roll(key: Array, state: PyTree) -> tuple[PyTree, Transition]:
-        return rollout(who, key, params, state, env.default_params, length, shadow=False)
+        return rollout(who, key, params, state, env.default_params, length, bootstrap=False)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
@@ -137,17 +137,19 @@ def wide() -> Soak:
         lambda taste, world: Additive(taste), produce, SealedBids(CREDIT_CONSERVING_VICKREY)
     )
     tastes = jax.random.uniform(jax.random.key(0), (number, kinds))
-    state = wide_market.open_market(tastes, jnp.ones((number, kinds)), 10.0)
+    state = wide_market.init(tastes, jnp.ones((number, kinds)), 10.0)
 
     @jax.jit
     def advance(key: Array, state: PyTree) -> tuple[PyTree, dict[str, Array]]:
         state, history = wide_market.run(market, key, state, rounds=rounds, income=0.01, rent=0.05)
-        b = history.books
+        flows = history.flows
+        subsidy = flows["sale"].sum(1) + flows["purchase"].sum(1)
+        external = [flows[name] for name in ("reward", "income", "rent")]
         return state, {
             "accounts": state.wealth,
             "richest": state.wealth.max(),
-            "change": jnp.concatenate([_partial(x) for x in (b.reward, b.income, -b.rent, b.subsidy)]),
-            "moved": jnp.concatenate([_partial(jnp.abs(x)) for x in (b.reward, b.income, b.rent, b.sale)]),
+            "change": jnp.concatenate([_partial(x) for x in (*external, subsidy)]),
+            "moved": jnp.concatenate([_partial(jnp.abs(x)) for x in (*external, flows["sale"])]),
             "goods": jnp.abs(state.holdings.sum() - number * kinds),
         }
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, Outcome, real
-from jaxmarket.validation import given, mask, numbers, prng_key
+from jaxmarket.validation import as_bool_array, as_float_array, check_key, short_repr
 
 __all__ = [
     "BUCKET_BRIGADE",
@@ -141,8 +141,8 @@ def clear(
     (1, 0.8999999761581421, 0.5)
     """
     if not isinstance(bids, jax.Array) or not jnp.issubdtype(bids.dtype, jnp.floating):
-        bids = numbers("bids", bids)
-    reserve = numbers("reserve", reserve, ())
+        bids = as_float_array("bids", bids)
+    reserve = as_float_array("reserve", reserve, ())
     if bids.ndim != 1 or bids.shape[0] == 0:
         raise ValueError(
             f"bids: an auction takes a vector of at least one bid, got shape {bids.shape}; "
@@ -150,8 +150,8 @@ def clear(
         )
     if eligible is None:
         eligible = jnp.ones(bids.shape, bool)
-    eligible = mask("eligible", eligible, bids.shape) & jnp.isfinite(bids)
-    draw = None if key is None else jax.random.uniform(prng_key("key", key))
+    eligible = as_bool_array("eligible", eligible, bids.shape) & jnp.isfinite(bids)
+    draw = None if key is None else jax.random.uniform(check_key("key", key))
     return award(bids, choose(bids, draw, eligible), eligible, reserve)
 
 
@@ -176,10 +176,10 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name: expected a short name, got {given(self.name)}")
+            raise ValueError(f"name: expected a short name, got {short_repr(self.name)}")
         for field in ("price", "payout"):
             if not callable(getattr(self, field)):
-                raise ValueError(f"{field}: expected a function of an Outcome, got {given(getattr(self, field))}")
+                raise ValueError(f"{field}: expected a function of an Outcome, got {short_repr(getattr(self, field))}")
 
 
 def _own(outcome: Outcome) -> Array:
@@ -224,5 +224,5 @@ def mechanism(auction: str | Mechanism) -> Mechanism:
     if isinstance(auction, Mechanism):
         return auction
     if not isinstance(auction, str) or auction not in MECHANISMS:
-        raise ValueError(f"auction: unknown mechanism {given(auction)}; choose from {', '.join(MECHANISMS)}")
+        raise ValueError(f"auction: unknown mechanism {short_repr(auction)}; choose from {', '.join(MECHANISMS)}")
     return MECHANISMS[auction]

@@ -10,28 +10,28 @@ import jax
 
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["INSTANCES", "SEEDS", "largest", "mine", "share", "total"]
+__all__ = ["INSTANCES", "SEEDS", "local_slice", "per_shard", "pmax", "psum"]
 
 SEEDS, INSTANCES = "seeds", "instances"
 """The axes of the mesh."""
 
 
-def total(tree: PyTree, axis: str | None) -> PyTree:
+def psum(tree: PyTree, axis: str | None) -> PyTree:
     """The sum over shards."""
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def largest(value: Array, axis: str | None) -> Array:
+def pmax(value: Array, axis: str | None) -> Array:
     """The maximum over shards."""
     return value if axis is None else jax.lax.pmax(value, axis)
 
 
-def share(value: Any, axis: str | None) -> Any:
+def per_shard(value: Any, axis: str | None) -> Any:
     """One shard's part of what every shard has in full, so that the sum over shards is that again."""
     return value if axis is None else value / jax.lax.axis_size(axis)
 
 
-def mine(values: Array, axis: str | None) -> Array:
+def local_slice(values: Array, axis: str | None) -> Array:
     """This shard's rows of an array [n, ...] that every shard has in full."""
     if axis is None:
         return values

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.keys import key_for
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
-__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "watch"]
+__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "trace_episode"]
 
 _MOST_STEPS = 100_000
 
@@ -101,8 +101,8 @@ def bids_by_state(society: Society, params: PyTree, states: int) -> Array:
 
 
 @standard_promotion
-def watch(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
+def trace_episode(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
     """The rows of one fresh episode, cut after ``max_steps``; not for use inside ``jit``."""
-    rows = jax.jit(play, static_argnums=(0, 4))(society, key, params, env_params, max_steps)
+    rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(society, key, params, env_params, max_steps)
     length = int(jnp.argmax(rows.done)) + 1 if bool(rows.done.any()) else max_steps
     return jax.tree.map(lambda x: x[:length], rows)

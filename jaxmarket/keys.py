@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmarket.switches import check_backend
 from jaxmarket.types import Array
-from jaxmarket.validation import shown, whole
+from jaxmarket.validation import check_int, short_repr, shorten
 
 __all__ = ["PURPOSES", "from_words", "key_for", "key_of", "tag_of", "to_words"]
 
@@ -49,7 +49,9 @@ def key_for(key: Array, purpose: str) -> Array:
         ValueError: ``purpose`` is not in `PURPOSES`.
     """
     if purpose not in PURPOSES:
-        raise ValueError(f"purpose: unknown {shown(purpose)}; choose from {', '.join(PURPOSES)}, or add it to PURPOSES")
+        raise ValueError(
+            f"purpose: unknown {short_repr(purpose)}; choose from {', '.join(PURPOSES)}, or add it to PURPOSES"
+        )
     return jax.random.fold_in(key, tag_of(purpose))
 
 
@@ -69,7 +71,7 @@ def key_of(seed: Any, field: str = "seed") -> Array:
         ValueError: ``seed`` is not an integer in this range, or JAX has no device.
     """
     check_backend()
-    return jax.random.key(np.uint32(whole(field, seed, 0, 2**32 - 1)))
+    return jax.random.key(np.uint32(check_int(field, seed, 0, 2**32 - 1)))
 
 
 def to_words(key: Array) -> dict[str, Any]:
@@ -88,9 +90,9 @@ def from_words(saved: Any, field: str = "key") -> Array:
         case {"impl": str(impl), "words": list(words), **rest} if not rest:
             pass
         case _:
-            raise ValueError(f"{expected}, got {shown(saved)}")
-    words = [whole(f"{field}: words", word, 0, 2**32 - 1) for word in words]
+            raise ValueError(f"{expected}, got {short_repr(saved)}")
+    words = [check_int(f"{field}: words", word, 0, 2**32 - 1) for word in words]
     try:
         return jax.random.wrap_key_data(jnp.asarray(np.array(words, np.uint32)), impl=impl)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{expected}, got {shown(saved)} ({shown(str(error), 100)})") from error
+        raise ValueError(f"{expected}, got {short_repr(saved)} ({shorten(str(error), 100)})") from error

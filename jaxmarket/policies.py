@@ -17,7 +17,7 @@ from flax import struct
 from jax.scipy.special import betaln, digamma
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import flag, number, plain, whole, widths
+from jaxmarket.validation import as_scalar, check_bool, check_float, check_int, check_widths
 
 __all__ = [
     "Affine",
@@ -219,7 +219,7 @@ class _BoundedHead:
 
     def __post_init__(self) -> None:
         for field in ("low", "high"):
-            object.__setattr__(self, field, number("bid_low, bid_high", getattr(self, field)))
+            object.__setattr__(self, field, check_float("bid_low, bid_high", getattr(self, field)))
         if not self.low < self.high:
             raise ValueError(f"bid_low, bid_high: expected low < high, got {self.low} and {self.high}")
 
@@ -259,9 +259,9 @@ class ValueHead:
 
     def __post_init__(self) -> None:
         for field in ("low", "high"):
-            value = plain("bid_low, bid_high", getattr(self, field))
+            value = as_scalar("bid_low, bid_high", getattr(self, field))
             if not (isinstance(value, float) and math.isinf(value)):
-                value = number("bid_low, bid_high", value)
+                value = check_float("bid_low, bid_high", value)
             object.__setattr__(self, field, value)
         if not self.low < self.high:
             raise ValueError(f"bid_low, bid_high: expected low < high, got {self.low} and {self.high}")
@@ -359,19 +359,22 @@ class Torso(nn.Module):
 
 def linear(*hidden: int) -> Torso:
     """Dense layers without activation: the paper's tabular network is ``linear(16)``, a table ``linear()``."""
-    return Torso(hidden=widths("hidden", hidden), activation=False)
+    return Torso(hidden=check_widths("hidden", hidden), activation=False)
 
 
 def mlp(*hidden: int, layer_norm: bool = False) -> Torso:
     """Dense layers with ReLU."""
-    return Torso(hidden=widths("hidden", hidden), layer_norm=flag("layer_norm", layer_norm))
+    return Torso(hidden=check_widths("hidden", hidden), layer_norm=check_bool("layer_norm", layer_norm))
 
 
 def cnn(*hidden: int, convolutions: tuple[int, ...] = (16,), stride: int = 1, layer_norm: bool = False) -> Torso:
     """3 × 3 convolutions over an image [height, width, channels], then dense layers, with ReLU."""
-    channels, stride = widths("convolutions", convolutions), whole("stride", stride)
+    channels, stride = check_widths("convolutions", convolutions), check_int("stride", stride)
     return Torso(
-        convolutions=channels, stride=stride, hidden=widths("hidden", hidden), layer_norm=flag("layer_norm", layer_norm)
+        convolutions=channels,
+        stride=stride,
+        hidden=check_widths("hidden", hidden),
+        layer_norm=check_bool("layer_norm", layer_norm),
     )
 
 

@@ -13,6 +13,7 @@ from flax import struct
 from jaxmarket.accounts import CashFlows
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Transition
+from jaxmarket.validation import check_choice
 
 __all__ = [
     "TIME_LIMITS",
@@ -25,8 +26,8 @@ __all__ = [
     "settle",
 ]
 
-TimeLimits = Literal["shadow", "terminal"]
-TIME_LIMITS: tuple[TimeLimits, ...] = ("shadow", "terminal")
+TimeLimits = Literal["bootstrap", "terminal"]
+TIME_LIMITS: tuple[TimeLimits, ...] = ("bootstrap", "terminal")
 
 
 def per_bidder(amount: Array, bidder: Array, bidders: int) -> Array:
@@ -57,54 +58,55 @@ def flows(trajectory: Transition) -> CashFlows:
 
 
 class Settlement(struct.PyTreeNode):
-    """What every purchase of a trajectory earned."""
+    """The worth of every purchase of a trajectory."""
 
     revenue: Array  # f [T] reward + γ^k · proceeds: what the purchase turned out to be worth
-    utility: Array  # f [T] revenue - price, the winner's; every loser's utility is 0
-    estimated: Array  # bool [T] the proceeds are a shadow estimate; that money never moved
+    utility: Array  # f [T] revenue - price, of the winner; every loser's utility is 0
+    estimated: Array  # bool [T] the proceeds are a bootstrap value; that money never moved
 
 
-def proceeds(trajectory: Transition, time_limits: TimeLimits = "shadow") -> tuple[Array, Array]:
-    """The boundary rule: what the state bought at t was sold for afterwards.
+def proceeds(trajectory: Transition, time_limits: TimeLimits = "bootstrap") -> tuple[Array, Array]:
+    """The boundary rule: the money for which the state bought at t was sold afterwards.
 
-    - *terminated* (it wins where both flags are set): nothing is ever sold, 0;
-    - *truncated*, or the end of the rollout: the shadow auction's estimate under ``"shadow"``; 0
-      under ``"terminal"``, the convention of the code released with Chang et al. (2020);
-    - otherwise: what the auction at t+1 paid its seller.
+    - *terminated* (also if truncated): the state is never sold, 0;
+    - *truncated*, or the end of the rollout: the bootstrap value under ``"bootstrap"``; 0 under ``"terminal"``, the
+      convention of the code released with Chang et al. (2020);
+    - otherwise: the payout of the auction at t+1.
 
     Nothing is paid across a reset: the row after an episode's last one is never read.
 
     Returns:
-        ``(payout, estimated)``: f [T] and bool [T].
+        The proceeds f [T], and whether they are a bootstrap value, bool [T].
     """
     t = trajectory
     last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
     cut = ~t.terminated & (t.truncated | last)
-    following = jnp.roll(t.payout, -1)
-    estimate = t.shadow if time_limits == "shadow" else jnp.zeros_like(t.shadow)
-    payout = jnp.where(t.terminated, 0, jnp.where(cut, estimate, following))
-    return payout, cut & (time_limits == "shadow")
+    following = jnp.roll(t.payout, -1)  # across resets, too: the next lines replace these entries
+    estimate = t.bootstrap_value if time_limits == "bootstrap" else jnp.zeros_like(t.bootstrap_value)
+    amounts = jnp.where(t.terminated, 0, jnp.where(cut, estimate, following))
+    return amounts, cut & (time_limits == "bootstrap")
 
 
-def lambda_returns(reward: Array, patience: Array, estimate: Array, share: Array) -> Array:
-    """``reward + patience · ((1 - share) · estimate + share · the same of the next row)``: f [T].
+def lambda_returns(reward: Array, *, discount: Array, value: Array, trace_decay: Array) -> Array:
+    """``reward + discount · ((1 - λ) · value + λ · the return of the next row)``: f [T].
 
-    λ-returns (Sutton 1988) where ``share`` is λ, and 0 where nothing of the next row belongs to this one.
-    With V(s') for the estimate, they are generalised advantages (Schulman et al. 2016) plus V(s).
+    These are λ-returns (Sutton 1988), where ``trace_decay`` is λ, and 0 on the last row of an episode. They equal
+    generalised advantages (Schulman et al. 2016) plus the value of the row's own state.
 
     Args:
-        reward, estimate: f [T].
-        patience: f [T], γ^k.
-        share: f [T], in [0, 1].
+        reward: f [T].
+        discount: f [T], γ^k.
+        value: f [T], the estimated value of the state reached.
+        trace_decay: f [T], in [0, 1].
     """
 
-    def backward(ahead: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
-        reward, patience, estimate, share = row
-        # Where nothing is shared nothing ahead may leak in, not even a NaN.
-        revenue = reward + patience * ((1 - share) * estimate + jnp.where(share > 0, share * ahead, 0))
+    def backward(following: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, discount, value, decay = row
+        # Where λ is 0 nothing of the next row may leak in, not even a NaN.
+        revenue = reward + discount * ((1 - decay) * value + jnp.where(decay > 0, decay * following, 0))
         return revenue, revenue
 
-    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, patience, estimate, share), reverse=True)[1]
+    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, discount, value, trace_decay), reverse=True)[1]
 
 
 @standard_promotion
@@ -113,15 +115,14 @@ def settle(
     discount: Array | float,
     *,
     trace_decay: Array | float | None = None,
-    time_limits: TimeLimits = "shadow",
+    time_limits: TimeLimits = "bootstrap",
 ) -> Settlement:
     """Utilities of a whole trajectory: ``reward + γ^k · proceeds - price`` (Chang et al. 2020).
 
-    With a ``trace_decay`` λ > 0 buyer and seller hold a contract: the seller waits, and receives
-    (1-λ) of the payout and λ of what the buyer's own purchase turns out to be worth. This is the
-    λ-return of the chain of sales. The contract is void where exploration forced the sale on
-    someone who was outbid (Watkins's cut), so truthful values stay the fixed point at any
-    exploration. It changes utilities only; the money in the books is unaffected.
+    With a ``trace_decay`` λ > 0 buyer and seller hold a contract: the seller waits, and receives (1-λ) of the payout
+    and λ of the revenue of the buyer's own purchase. This is the λ-return of the chain of sales. The contract is void
+    where exploration gave the state to a bidder that was outbid (Watkins's cut), so truthful values stay the fixed
+    point at any exploration. A trace changes utilities only; the money that moved is unaffected.
 
     Args:
         trajectory: rows [T] of one market instance, from `rollout`; ``vmap`` for many.
@@ -132,18 +133,16 @@ def settle(
     Raises:
         ValueError: unknown ``time_limits``.
     """
-    if time_limits not in TIME_LIMITS:
-        raise ValueError(f"time_limits: unknown rule {time_limits!r}; choose from {', '.join(TIME_LIMITS)}")
+    check_choice("time_limits", time_limits, TIME_LIMITS)
     t = trajectory
-    payout, estimated = proceeds(t, time_limits)
-    patience = jnp.asarray(discount, t.reward.dtype) ** t.duration
+    amounts, estimated = proceeds(t, time_limits)
+    discounts = jnp.asarray(discount, t.reward.dtype) ** t.duration
     if trace_decay is None:
-        revenue = t.reward + patience * payout
+        revenue = t.reward + discounts * amounts
     else:
         highest = jnp.where(t.outcome.eligible, t.outcome.bids, -jnp.inf).max(-1)
         won_by_bid = (t.outcome.winner >= 0) & (t.outcome.winning_bid >= highest)
         last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
-        share = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1))
-
-        revenue = lambda_returns(t.reward, patience, payout, share.astype(t.reward.dtype))
+        decay = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1)).astype(t.reward.dtype)
+        revenue = lambda_returns(t.reward, discount=discounts, value=amounts, trace_decay=decay)
     return Settlement(revenue=revenue, utility=revenue - t.price, estimated=estimated)

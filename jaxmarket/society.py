@@ -22,6 +22,7 @@ from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, Transition, real
+from jaxmarket.validation import check_choice, check_int
 
 __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
 
@@ -54,10 +55,8 @@ class Society:
         object.__setattr__(self, "env", adapt(self.env))
         if not isinstance(self.mechanism, Mechanism):
             raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
-        if isinstance(self.clones, bool) or not isinstance(self.clones, int) or self.clones < 1:
-            raise ValueError(f"clones: a society needs at least one bidder per primitive, got {self.clones!r}")
-        if not isinstance(self.ties, str) or self.ties not in ("random", "lowest"):
-            raise ValueError(f"ties: unknown rule {self.ties!r}; choose from random, lowest")
+        object.__setattr__(self, "clones", check_int("clones", self.clones))
+        check_choice("ties", self.ties, ("random", "lowest"))
 
     @property
     def primitives(self) -> int:
@@ -278,7 +277,7 @@ def advance(
         truncated=after.truncated,
         next_obs=after.obs,
         next_eligible=society.eligible(state.active, after.env_state, env_params),
-        shadow=jnp.zeros_like(price),
+        bootstrap_value=jnp.zeros_like(price),
         accounts=accounts,
         episode_return=state.episode_return + after.undiscounted,
         episode_length=longer(state.episode_length, after.duration),

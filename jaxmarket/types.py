@@ -103,7 +103,7 @@ class Transition(struct.PyTreeNode):
     truncated: Array  # bool [] the episode was cut by a limit
     next_obs: Array  # f [...] encoded observation of the state reached, before any reset
     next_eligible: Array  # bool [A] who could have bid for the state reached
-    shadow: Array  # f [] estimated payout where an auction that will never be held is needed, else 0
+    bootstrap_value: Array  # f [] estimated payout where an auction that will never be held is needed, else 0
     accounts: Accounts  # after this row
     episode_return: Array  # f [] of the episode so far, this row included
     episode_length: Array  # i32 [] of the episode so far, this row included

@@ -19,66 +19,65 @@ from jax.core import Tracer
 from jaxmarket.types import Array, real
 
 __all__ = [
-    "choice",
+    "as_bool_array",
+    "as_float_array",
+    "as_scalar",
+    "check_bool",
+    "check_choice",
+    "check_float",
+    "check_int",
+    "check_key",
+    "check_path",
+    "check_widths",
     "escaped",
-    "flag",
-    "given",
-    "mask",
-    "number",
-    "numbers",
-    "path",
-    "plain",
-    "prng_key",
-    "read_whole",
-    "shown",
-    "whole",
-    "widths",
+    "parse_int",
+    "short_repr",
+    "shorten",
 ]
 
 
-def numbers(field: str, value: Any, shape: tuple[int, ...] | None = None) -> Array:
-    """Real numbers that somebody gave, as an array of the working precision: f [...].
+def as_float_array(field: str, value: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """Convert real numbers to an array of the working precision: f [...].
 
     Args:
-        field: what they are called.
-        value: an array, traced or not, or what makes one.
-        shape: the only one that will do.
+        field: the name of the argument.
+        value: an array, traced or not, or anything that `jax.numpy.asarray` accepts.
+        shape: the required shape; any by default.
 
     Raises:
-        ValueError: they are no real numbers, or have another shape.
+        ValueError: the value is not real numbers, or has another shape.
     """
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text")
         array = jnp.asarray(value)
         if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
-            raise TypeError(f"{array.dtype} is no type of number")
+            raise TypeError(f"{array.dtype} is not a numeric dtype")
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise TypeError("complex numbers are no amounts")
+            raise TypeError("complex numbers are not accepted")
     except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
-        # With its reason's first words: JAX's are long.
-        raise ValueError(f"{field}: expected numbers, got {shown(value)} ({shown(str(error), 100)})") from error
+        raise ValueError(f"{field}: expected numbers, got {short_repr(value)} ({shorten(str(error), 100)})") from error
     if shape is not None and array.shape != shape:
         raise ValueError(f"{field}: expected shape {shape}, got {array.shape}")
     return array.astype(real())
 
 
-def mask(field: str, value: Any, shape: tuple[int, ...]) -> Array:
-    """A boolean mask that somebody gave: bool ``shape``.
+def as_bool_array(field: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Check a boolean mask: bool ``shape``.
 
     Raises:
-        ValueError: it is none, or has another shape.
+        ValueError: the value is not boolean, or has another shape.
     """
     try:
         array = jnp.asarray(None if isinstance(value, str | bytes) else value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {shown(value)}") from error
+        raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {short_repr(value)}") from error
     if array.shape != shape or array.dtype != bool:
         raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {array.dtype} {array.shape}")
     return array
 
 
-def plain(field: str, value: Any) -> Any:
+def as_scalar(field: str, value: Any) -> Any:
     """Convert NumPy and JAX scalars and zero-dimensional arrays to Python numbers; return other values unchanged.
 
     Raises:
@@ -97,7 +96,10 @@ def plain(field: str, value: Any) -> Any:
     return value
 
 
-_TRACED = "train accepts traced settings: train(config, key, hyper=config.hyperparameters.replace(learning_rate=...))"
+_TRACED = (
+    "train accepts traced settings: "
+    "train(config, key, hyper=config.settings.hyperparameters.replace(learning_rate=...))"
+)
 
 
 def _read(field: str, value: Any) -> Any:
@@ -107,45 +109,45 @@ def _read(field: str, value: Any) -> Any:
         raise ValueError(f"{field}: expected a number, got an array that cannot be read ({error})") from error
 
 
-def whole(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
+def check_int(field: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
     """Check an integer: a Python, NumPy or JAX integer, or a float without a fraction such as ``1e6``.
 
     Raises:
-        ValueError: the value is not a whole number (a bool does not count), is traced, or is out of range.
+        ValueError: the value is not an integer (a bool does not count), is traced, or is out of range.
     """
-    number = plain(field, value)
+    number = as_scalar(field, value)
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, Integral) or not least <= int(number) <= most:
         limits = f">= {least}" if most >= 2**31 - 1 else f"from {least} to {most}"
         too_large = isinstance(number, Integral) and int(number) > most >= 2**31 - 1
         limits += f" and <= {most}" if too_large else ""
-        raise ValueError(f"{field}: expected a whole number {limits}, got {given(value)}")
+        raise ValueError(f"{field}: expected an integer {limits}, got {short_repr(value)}")
     return int(number)
 
 
-def read_whole(text: str) -> int:
-    """Parse a whole number, as on a command line: ``12``, ``1_000`` or ``1e6``.
+def parse_int(text: str) -> int:
+    """Parse an integer, as on a command line: ``12``, ``1_000`` or ``1e6``.
 
     Raises:
-        ValueError: the text is not a whole number; 1.5 is not rounded.
+        ValueError: the text is not an integer; 1.5 is not rounded.
     """
     try:
         return int(text)
     except ValueError:
         found = float(text)
         if not found.is_integer():
-            raise ValueError(f"expected a whole number, got {text!r}") from None
+            raise ValueError(f"expected an integer, got {text!r}") from None
         return int(found)
 
 
-def number(field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+def check_float(field: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """Check a finite Python, NumPy or JAX number, and return it as a Python float.
 
     Raises:
         ValueError: the value is not a finite number (a bool does not count), is traced, or is out of range.
     """
-    found = plain(field, value)
+    found = as_scalar(field, value)
     try:
         fits = isinstance(found, Real) and not isinstance(found, bool) and math.isfinite(found)
     except OverflowError:  # an integer beyond the largest float
@@ -155,24 +157,24 @@ def number(field: str, value: Any, least: float = -math.inf, most: float = math.
             f" in [{least:g}, {most:g}]" if math.isfinite(most) else f" >= {least:g}" if math.isfinite(least) else ""
         )
         kind = "" if math.isfinite(most) else "finite "
-        raise ValueError(f"{field}: expected a {kind}number{limits}, got {given(value)}")
+        raise ValueError(f"{field}: expected a {kind}number{limits}, got {short_repr(value)}")
     return float(found)
 
 
-def flag(field: str, value: Any) -> bool:
+def check_bool(field: str, value: Any) -> bool:
     """Check a Python, NumPy or JAX boolean, and return it as a Python bool.
 
     Raises:
         ValueError: the value is not a boolean, such as ``"no"`` or ``1``.
     """
-    found = plain(field, value)
+    found = as_scalar(field, value)
     if not isinstance(found, bool):
-        raise ValueError(f"{field}: expected True or False, got {given(value)}")
+        raise ValueError(f"{field}: expected True or False, got {short_repr(value)}")
     return found
 
 
-def widths(field: str, value: Any) -> tuple[int, ...]:
-    """Check the widths of layers, a sequence or a vector of whole numbers >= 1, and return a tuple.
+def check_widths(field: str, value: Any) -> tuple[int, ...]:
+    """Check the widths of layers, a sequence or a vector of integers >= 1, and return a tuple.
 
     Raises:
         ValueError: the value is not such a sequence.
@@ -180,33 +182,33 @@ def widths(field: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim == 1:
         value = list(_read(field, value))
     if not isinstance(value, tuple | list | range):
-        raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {given(value)}")
-    return tuple(whole(field, width) for width in value)
+        raise ValueError(f"{field}: expected a sequence of widths, one per layer, got {short_repr(value)}")
+    return tuple(check_int(field, width) for width in value)
 
 
-def choice(field: str, value: Any, known: Iterable[str]) -> str:
+def check_choice(field: str, value: Any, known: Iterable[str]) -> str:
     """Check that a value is one of the known names.
 
     Raises:
         ValueError: the value is not a known name.
     """
     if not isinstance(value, str) or value not in known:  # other types may not be hashable
-        raise ValueError(f"{field}: unknown value {given(value)}; choose from {', '.join(known)}")
+        raise ValueError(f"{field}: unknown value {short_repr(value)}; choose from {', '.join(known)}")
     return str.__str__(value)  # a plain str also for np.str_ and members of a StrEnum
 
 
-def path(field: str, value: Any) -> Path:
+def check_path(field: str, value: Any) -> Path:
     """Check a path in the file system.
 
     Raises:
         ValueError: the value is not a path.
     """
     if not isinstance(value, str | os.PathLike) or "\0" in str(value):
-        raise ValueError(f"{field}: expected the path of a folder or file, got {given(value)}")
+        raise ValueError(f"{field}: expected the path of a folder or file, got {short_repr(value)}")
     return Path(value)
 
 
-def prng_key(field: str, value: Any, *, traced: bool = True) -> Array:
+def check_key(field: str, value: Any, *, traced: bool = True) -> Array:
     """Check a scalar typed PRNG key; raw key data (`jax.random.PRNGKey`) is wrapped.
 
     Args:
@@ -234,21 +236,22 @@ def prng_key(field: str, value: Any, *, traced: bool = True) -> Array:
             if value.ndim:
                 raise ValueError(f"{field}: expected a scalar key, got keys of shape {value.shape}; index the array")
             return jnp.asarray(value)
-    use = f"jax.random.key({given(value)})" if isinstance(value, Integral) else "jax.random.key(0)"
-    raise ValueError(f"{field}: expected a PRNG key, got {given(value)}; use {use}")
+    use = f"jax.random.key({short_repr(value)})" if isinstance(value, Integral) else "jax.random.key(0)"
+    raise ValueError(f"{field}: expected a PRNG key, got {short_repr(value)}; use {use}")
 
 
-def given(value: Any) -> str:
-    """A value for an error message: like `shown`, with quotes around strings."""
-    return shown(repr(value) if isinstance(value, str) else value)
-
-
-def shown(value: Any, most: int = 60) -> str:
-    """A value for a message: one line, and not too long a one."""
+def short_repr(value: Any) -> str:
+    """The representation of a value for an error message: one line of at most 60 characters."""
     try:
-        text = " ".join((value if isinstance(value, str) else repr(value)).split())
+        text = repr(value)
     except Exception:  # a broken __repr__ must not hide the message it is part of
         text = f"an object of type {type(value).__name__}"
+    return shorten(text)
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """The text on one line, cut after ``most`` characters."""
+    text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}…"
 
 

@@ -29,7 +29,7 @@ class Row:
     duration: float
     terminated: bool
     truncated: bool
-    shadow: Auction | None = None  # the auction that would be held for the state reached, if it is to be estimated
+    bootstrap: Auction | None = None  # the auction that would be held for the state reached, if it is to be estimated
 
 
 @dataclasses.dataclass
@@ -105,7 +105,7 @@ def run(
     discount: float,
     bidders: int,
     *,
-    time_limits: str = "shadow",
+    time_limits: str = "bootstrap",
     reserve: float = 0.0,
     owner: int | str = AUCTIONEER,
     ledger: dict | None = None,
@@ -136,8 +136,8 @@ def run(
         if row.terminated:  # wins over truncated: there is nothing left to sell
             entry.resold_for = 0.0
         elif row.truncated or row is rows[-1]:  # the sale would have happened, but is not in these books
-            if time_limits == "shadow":
-                entry.resold_for = proceeds_of(mechanism, hold(row.shadow, reserve))
+            if time_limits == "bootstrap":
+                entry.resold_for = proceeds_of(mechanism, hold(row.bootstrap, reserve))
                 entry.estimated = True
             else:
                 entry.resold_for = 0.0

@@ -7,7 +7,7 @@ import jax
 
 from jaxmarket.bench.timing import Report, pinned
 from jaxmarket.runs import files
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["BENCHMARKS", "bench"]
 
@@ -38,7 +38,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     """
     if name not in BENCHMARKS:
         raise ValueError(f"name: unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-    cores = whole("cores", cores)
+    cores = check_int("cores", cores)
     folder = Path("bench" if out is None else out)
     with files.writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)

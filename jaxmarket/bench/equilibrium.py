@@ -19,12 +19,12 @@ from jaxmarket.wide_market import (
     Additive,
     ConvexProgram,
     Equilibrium,
+    EquilibriumSolver,
     Linear,
     Logarithmic,
     ProportionalResponse,
     Quadratic,
     SealedBids,
-    Solver,
     Tatonnement,
 )
 
@@ -233,13 +233,13 @@ class Case:
 
     kind: type[Any]
     wealth: float
-    solvers: Mapping[str, Solver]
+    solvers: Mapping[str, EquilibriumSolver]
     rivals: Mapping[str, Rival]
     welfare: Callable[..., tuple[float, float]]
     relative: bool = True
 
 
-_BOTH: Mapping[str, Solver] = {"Tatonnement": Tatonnement(), "ConvexProgram": ConvexProgram()}
+_BOTH: Mapping[str, EquilibriumSolver] = {"Tatonnement": Tatonnement(), "ConvexProgram": ConvexProgram()}
 
 CASES: Mapping[str, Case] = {
     "Quadratic": Case(Quadratic, 0.5, _BOTH, {"SciPy": _dual(Quadratic), "CVXPY": _cvxpy(Quadratic)}, _capped),
@@ -293,7 +293,7 @@ def _double(of: Market) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     return [np.asarray(leaf, float) for leaf in jax.tree.leaves(of[0])], of[1].astype(float), of[2].astype(float)
 
 
-def _compile(solver: Solver, markets: Market, way: str = "one") -> tuple[Callable[..., Equilibrium], float]:
+def _compile(solver: EquilibriumSolver, markets: Market, way: str = "one") -> tuple[Callable[..., Equilibrium], float]:
     """The program for such markets, and the seconds it took. Many: side by side (vmap), or in turn (map)."""
 
     def solve(valuations: PyTree, wealth: Any, holdings: Any) -> Equilibrium:
@@ -323,7 +323,7 @@ def _short(number: Any) -> float:
 
 def _meets(found: Equilibrium) -> np.ndarray:
     certificate = found.certificate
-    return np.asarray((certificate.excess <= EXCESS) & (certificate.gap <= GAP))
+    return np.asarray((certificate.excess_demand <= EXCESS) & (certificate.duality_gap <= GAP))
 
 
 def compare(
@@ -379,8 +379,8 @@ def compare(
                 "solver": label,
                 "valuations": name,
                 "steps": int(certificate.iterations),
-                "excess": _short(certificate.excess),
-                "gap": _short(certificate.gap),
+                "excess": _short(certificate.excess_demand),
+                "gap": _short(certificate.duality_gap),
                 "meets": "yes" if _meets(result) else "NO",
                 "ms": 1e3 * timing.median,
                 "compile s": timing.compile_seconds,
@@ -447,16 +447,16 @@ def many(
         report.timings[f"{way} {markets}, {label}: {name}"] |= {
             "limited": [float(share) for share in limited],
             "iterations": found.certificate.iterations.tolist(),
-            "excess": found.certificate.excess.tolist(),
-            "gap": found.certificate.gap.tolist(),
+            "excess": found.certificate.excess_demand.tolist(),
+            "gap": found.certificate.duality_gap.tolist(),
         }
         rows.append(
             {
                 "solver": label,
                 "valuations": name,
                 "way": f"{way} {markets}",
-                "worst excess": _short(found.certificate.excess.max()),
-                "worst gap": _short(found.certificate.gap.max()),
+                "worst excess": _short(found.certificate.excess_demand.max()),
+                "worst gap": _short(found.certificate.duality_gap.max()),
                 "meet": int(_meets(found).sum()),
                 "ms": 1e3 * timing.median / markets,
                 "runs": len(seconds),

@@ -41,7 +41,7 @@ class Case:
         shape: dict[str, Any] = {"instances": self.instances, "horizon": self.horizon, "minibatch": self.instances}
         return TrainConfig(
             self.env, clones=self.clones, share_clones=self.share, hidden=self.hidden, **shape
-        ).society  # fmt: skip
+        ).settings.society  # fmt: skip
 
 
 TAX = Case()
@@ -101,7 +101,7 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
 
         def one(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
             key_draw, key_env = jax.random.split(key)
-            return monolith.roam(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
+            return monolith.rollout_policy(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
 
         return lambda key, running: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), running)
 

@@ -22,7 +22,7 @@ from jaxmarket.accounts import CashFlows, withdraw
 from jaxmarket.deep_market.representations import Representation
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, PyTree, real
-from jaxmarket.validation import mask, numbers
+from jaxmarket.validation import as_bool_array, as_float_array
 
 __all__ = [
     "OFFSPRING",
@@ -126,11 +126,11 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
     Raises:
         ValueError: lengths differ, or an agent has negative wealth.
     """
-    wealth = numbers("wealth", wealth)
+    wealth = as_float_array("wealth", wealth)
     if wealth.ndim != 1:
         raise ValueError(f"wealth: expected f [N], a number for each agent, got shape {wealth.shape}")
     capacity = wealth.shape[0]
-    alive = jnp.ones(capacity, bool) if alive is None else mask("alive", alive, (capacity,))
+    alive = jnp.ones(capacity, bool) if alive is None else as_bool_array("alive", alive, (capacity,))
     lengths = {
         jnp.shape(leaf)[:1] if isinstance(leaf, jax.Array | np.ndarray) else ()
         for leaf in (*jax.tree.leaves(agents), alive)

@@ -19,7 +19,6 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from jaxmarket import auctions
@@ -32,7 +31,7 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import numbers, shown, whole
+from jaxmarket.validation import as_float_array, check_int
 
 __all__ = [
     "DeepMarket",
@@ -77,7 +76,7 @@ class DeepMarket:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
         for field in ("capacity", "instances"):
-            object.__setattr__(self, field, whole(field, getattr(self, field)))
+            object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if not isinstance(self.mechanism, Mechanism):
             raise ValueError(f"mechanism: expected a Mechanism, got {self.mechanism!r}; see jaxmarket.MECHANISMS")
 
@@ -165,19 +164,15 @@ def init(
     key_reset, key_agents = jax.random.split(key)
     obs, env_state = jax.vmap(market.env.reset, (0, None))(jax.random.split(key_reset, market.instances), env_params)
     if population is None:
-        num_agents = market.capacity if num_agents is None else num_agents
-        if not isinstance(num_agents, int | np.integer) or not 0 <= num_agents <= market.capacity:
-            raise ValueError(
-                f"num_agents: expected 0 to {market.capacity} agents (the capacity), got {shown(num_agents)}"
-            )
-        wealth = numbers("wealth", wealth, ())
+        num_agents = check_int("num_agents", market.capacity if num_agents is None else num_agents, 0, market.capacity)
+        wealth = as_float_array("wealth", wealth, ())
         population = random_population(market.representation, key_agents, obs, market.capacity, num_agents, wealth)
     elif population.capacity != market.capacity:
         raise ValueError(f"population: expected {market.capacity} slots, as in the market, got {population.capacity}")
     count = len(market.consumers)
     if not isinstance(original_owner, jax.Array):
-        original_owner = whole("original_owner", original_owner, AUCTIONEER, market.capacity + count - 1)
-    consumer_wealth = numbers("consumers", consumers)
+        original_owner = check_int("original_owner", original_owner, AUCTIONEER, market.capacity + count - 1)
+    consumer_wealth = as_float_array("consumers", consumers)
     if consumer_wealth.shape not in ((), (count,)):
         raise ValueError(f"consumers: expected the wealth of {count} consumers, got shape {consumer_wealth.shape}")
     instances = market.instances
@@ -589,8 +584,8 @@ def run(
         ValueError: ``rounds`` or ``period`` is less than 1, or ``max_births`` is not between 0 and the capacity.
     """
     terms = terms or Terms()
-    rounds, period = whole("rounds", rounds), whole("period", period)
-    max_births = whole("max_births", max_births, 0, market.capacity)
+    rounds, period = check_int("rounds", rounds), check_int("period", period)
+    max_births = check_int("max_births", max_births, 0, market.capacity)
     key_impl = jax.random.key_impl(key)
 
     def one_step(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = [
     "NO_BID",
@@ -203,7 +203,7 @@ class GuardedPrograms:
         for field, kind in (("constants", float | int), ("names", str)):
             given = getattr(self, field)
             if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
-                raise ValueError(f"{field}: expected a tuple of them, got {shown(given)}")
+                raise ValueError(f"{field}: expected a tuple of them, got {short_repr(given)}")
         if self.names and len(self.names) != self.sensors:
             raise ValueError(f"names: expected one for each of {self.sensors} sensors, got {len(self.names)}")
 
@@ -286,9 +286,9 @@ class NeuralNetworks:
     def __post_init__(self) -> None:
         _check_counts(self, "features", "actions")
         if not isinstance(self.hidden, tuple):
-            raise ValueError(f"hidden: expected a tuple of widths, got {shown(self.hidden)}")
+            raise ValueError(f"hidden: expected a tuple of widths, got {short_repr(self.hidden)}")
         for width in self.hidden:
-            whole("hidden", width)
+            check_int("hidden", width)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -386,9 +386,9 @@ class BidTables:
 
 def _check_counts(representation: object, *fields: str) -> None:
     for field in fields:
-        object.__setattr__(representation, field, whole(field, getattr(representation, field)))
+        object.__setattr__(representation, field, check_int(field, getattr(representation, field)))
 
 
 def _check_shares(representation: object, *fields: str) -> None:
     for field in fields:
-        object.__setattr__(representation, field, number(field, getattr(representation, field), 0, 1))
+        object.__setattr__(representation, field, check_float(field, getattr(representation, field), 0, 1))

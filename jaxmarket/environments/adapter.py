@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from jaxmarket.switches import check_backend, standard_promotion
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr, shorten
 
 __all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
 
@@ -78,7 +78,7 @@ class Adapter:
         try:
             given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), given)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"env_params: expected a tree of arrays, got {shown(given)}") from error
+            raise ValueError(f"env_params: expected a tree of arrays, got {short_repr(given)}") from error
         self.check(given)
         return given
 
@@ -86,7 +86,7 @@ class Adapter:
     def gamma(self) -> float | None:
         """The discount the environment names, if it names one."""
         gamma = self._attribute("gamma")
-        return None if gamma is None or callable(gamma) else number(f"env: gamma of {self.name}", gamma, 0, 1)
+        return None if gamma is None or callable(gamma) else check_float(f"env: gamma of {self.name}", gamma, 0, 1)
 
     @functools.cached_property
     def num_actions(self) -> int:
@@ -97,7 +97,7 @@ class Adapter:
             raise ValueError(
                 f"env: {self.name} has the action space {space!r}; a society needs discrete actions, one per primitive"
             )
-        return whole(f"env: the number of actions of {self.name}", count)
+        return check_int(f"env: the number of actions of {self.name}", count)
 
     def _attribute(self, name: str) -> Any:
         """An optional attribute of the environment; None if it is missing."""
@@ -150,7 +150,7 @@ class Adapter:
         obs, state, reward, terminated = result[:4]
         info = {} if result[-1] is None else result[-1]
         if not isinstance(info, Mapping):
-            raise ValueError(f"env: expected info of {self.name} to be a dict, got {shown(info)}; return a dict")
+            raise ValueError(f"env: expected info of {self.name} to be a dict, got {short_repr(info)}; return a dict")
         if len(result) == 6:
             truncated = result[4]
         elif owns(self.env, "is_truncated"):
@@ -235,7 +235,7 @@ class Adapter:
         obs, _ = self._shapes("reset", self.raw_reset, jax.random.key(0), self.default_params)
         leaves = jax.tree_util.tree_leaves_with_path(obs)
         if not leaves:
-            raise ValueError(f"env: expected an observation from {self.name}, got {shown(obs)}; return an array")
+            raise ValueError(f"env: expected an observation from {self.name}, got {short_repr(obs)}; return an array")
         for path, leaf in leaves:
             if not _is_real(leaf.dtype):
                 raise ValueError(
@@ -266,7 +266,9 @@ class Adapter:
             raise ValueError(f"env: expected a value as default_params of {self.name}, got a method; use a property")
         name = self._attribute("name")
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"env: expected a string as name of {self.name}, got {shown(name)}; use a str property")
+            raise ValueError(
+                f"env: expected a string as name of {self.name}, got {short_repr(name)}; use a str property"
+            )
         try:
             hash(self.env)
         except TypeError as error:
@@ -363,11 +365,11 @@ def _spaces(paths: Sequence[tuple[Any, ...]], space: Any) -> list[Any]:
     if space is None or (parts is None and len(paths) == 1):
         return [space] * len(paths)
     if parts is None:
-        raise LookupError(f"the observation has {len(paths)} arrays, {shown(space)} describes one")
+        raise LookupError(f"the observation has {len(paths)} arrays, {short_repr(space)} describes one")
     below: dict[Any, list[tuple[Any, ...]]] = {}
     for path in paths:
         if not path:
-            raise LookupError(f"the observation is one array, {shown(space)} has {len(parts)} parts")
+            raise LookupError(f"the observation is one array, {short_repr(space)} has {len(parts)} parts")
         label = next(getattr(path[0], field) for field in ("key", "idx", "name") if hasattr(path[0], field))
         below.setdefault(label, []).append(path[1:])
     if not isinstance(parts, Mapping) and len(parts) == len(paths) and not any(hasattr(p, "spaces") for p in parts):
@@ -388,7 +390,7 @@ def mismatch(before: PyTree, after: PyTree) -> str | None:
     """Describe how the structures, shapes or dtypes of two pytrees differ, with a remedy; None if they are equal."""
     old, new = jax.tree.structure(before), jax.tree.structure(after)
     if old != new:
-        return f"has the structure {shown(str(new), 200)}, before {shown(str(old), 200)}; return the same fields"
+        return f"has the structure {shorten(str(new), 200)}, before {shorten(str(old), 200)}; return the same fields"
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             return (
@@ -407,11 +409,11 @@ def _where(path: Any) -> str:
 
 
 def _counted(result: Any) -> str:
-    return f"{len(result)} values" if isinstance(result, Sequence) else f"one value, {shown(result)}"
+    return f"{len(result)} values" if isinstance(result, Sequence) else f"one value, {short_repr(result)}"
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {shown(str(error).partition(chr(10))[0], 200)}"
+    return f"{type(error).__name__}: {shorten(str(error).partition(chr(10))[0], 200)}"
 
 
 _checked: "weakref.WeakKeyDictionary[Any, None]" = weakref.WeakKeyDictionary()
@@ -430,7 +432,7 @@ def adapt(env: Any) -> Adapter:
     check_backend()
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
-            f"env: {shown(env)} is not a gymnax-style environment; "
+            f"env: {short_repr(env)} is not a gymnax-style environment; "
             "it needs reset(key, params) and step(key, state, action, params)"
         )
     adapter = Adapter(env)
@@ -450,13 +452,13 @@ def adapt(env: Any) -> Adapter:
 def _refuse_strangers(env: Any) -> None:
     """Raise an error with a remedy for objects that are often mistaken for environments."""
     if isinstance(env, type) or (callable(env) and not hasattr(env, "reset")):
-        name = getattr(env, "__name__", shown(env))
+        name = getattr(env, "__name__", short_repr(env))
         raise ValueError(f"env: expected an environment, got the class or function {name}; call it: {name}()")
     if isinstance(env, tuple):
         raise ValueError("env: expected an environment, got a tuple; give the first value that make() returns")
     if any(base.__module__.partition(".")[0] in ("gymnasium", "gym") for base in inspect.getmro(type(env))):
         raise ValueError(
-            f"env: expected a JAX environment, got the Gymnasium environment {shown(env)}; give the id of a JAX "
+            f"env: expected a JAX environment, got the Gymnasium environment {short_repr(env)}; give the id of a JAX "
             "environment (`jaxmarket list`), or implement reset(key, params) and step(key, state, action, params)"
         )
 

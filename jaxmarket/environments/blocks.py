@@ -18,7 +18,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import shown
+from jaxmarket.validation import check_int, short_repr
 
 __all__ = ["DONE", "MOVES", "SENSORS", "BlocksParams", "BlocksState", "BlocksWorld"]
 
@@ -101,19 +101,16 @@ class BlocksWorld(environment.Environment[Any, Any]):
     ) -> None:
         super().__init__()
         if not isinstance(sizes, Sequence) or not sizes:
-            raise ValueError(f"sizes: expected at least one number of blocks, got {shown(sizes)}")
-        for size in sizes:
-            _check("sizes", size)
-        _check("colours", colours)
-        self.sizes, self.colours = tuple(int(size) for size in sizes), colours
-        self.capacity = max(self.sizes) if capacity is None else capacity
-        _check("capacity", self.capacity)
+            raise ValueError(f"sizes: expected at least one number of blocks, got {short_repr(sizes)}")
+        self.sizes = tuple(check_int("sizes", size) for size in sizes)
+        self.colours = colours = check_int("colours", colours)
+        self.capacity = check_int("capacity", max(self.sizes) if capacity is None else capacity)
         if self.capacity < max(self.sizes):
-            raise ValueError(f"capacity: expected room for the largest size, {max(self.sizes)} blocks, got {capacity}")
-        self.limit = math.ceil(_PAPERS_LIMIT * max(1.0, math.log(colours, 3))) if limit is None else limit
-        _check("limit", self.limit)
+            raise ValueError(f"capacity: expected at least the largest size, {max(self.sizes)} blocks, got {capacity}")
+        papers = math.ceil(_PAPERS_LIMIT * max(1.0, math.log(colours, 3)))
+        self.limit = check_int("limit", papers if limit is None else limit)
         if not isinstance(sensors, Sequence) or not all(isinstance(name, str) for name in sensors):
-            raise ValueError(f"sensors: expected a sequence of names, got {shown(sensors)}")
+            raise ValueError(f"sensors: expected a sequence of names, got {short_repr(sensors)}")
         if not isinstance(reward, str) or reward not in ("one", "size"):
             raise ValueError(f"reward: expected one or size, got {reward!r}")
         self.done, self.reward, self.sensors = bool(done), reward, tuple(sensors)
@@ -234,7 +231,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Sensors: whole numbers, of any size where instances are."""
+        """Sensors: integers, of any size where instances are."""
         return spaces.Box(-1, jnp.inf, (len(self.sensors),), real())
 
     def instance(self, stacks: Sequence[Sequence[int]]) -> BlocksState:
@@ -316,8 +313,3 @@ class BlocksWorld(environment.Environment[Any, Any]):
                 raise ValueError(f"stacks: expected colours from 1 to {self.colours}, got {colour!r}")
         if sorted(template) != sorted(itertools.chain(*rest)):
             raise ValueError(f"stacks: expected the blocks of the template {list(template)} in the others, got {rest}")
-
-
-def _check(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{field}: expected a whole number >= 1, got {value!r}")

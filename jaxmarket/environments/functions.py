@@ -15,7 +15,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
 
@@ -36,7 +36,7 @@ class FunctionsParams(struct.PyTreeNode):
 
     dataset: PyTree  # leaves [N, ...]
     price: Array | float
-    # A computation ends, it is never cut: rollouts need no shadow auctions but for their own end.
+    # A computation ends, it is never cut: rollouts need no bootstrap auctions but for their own end.
     max_steps_in_episode: int = struct.field(pytree_node=False, default=np.iinfo(np.int32).max)
 
 
@@ -94,14 +94,15 @@ class Functions(environment.Environment[Any, Any]):
     ) -> None:
         super().__init__()
         if not isinstance(functions, Sequence) or not all(callable(function) for function in functions):
-            raise ValueError(f"functions: expected a sequence of functions of a value, got {shown(functions)}")
+            raise ValueError(f"functions: expected a sequence of functions of a value, got {short_repr(functions)}")
         if names is not None and not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f"names: expected a sequence of strings, one per function, got {shown(names)}")
+            raise ValueError(f"names: expected a sequence of strings, one per function, got {short_repr(names)}")
         self.functions = tuple(functions)
         self.reward = reward
         self.start: Callable[[PyTree], Any] = (lambda example: example) if start is None else start
         self._observe: Callable[[PyTree], PyTree] = (lambda value: value) if observe is None else observe
-        self.steps, self.stop, self.price, self.clock = whole("steps", steps), stop, number("price", price), clock
+        self.steps, self.price = check_int("steps", steps), check_float("price", price)
+        self.stop, self.clock = stop, clock
         self.dataset = jax.tree.map(np.asarray, dataset)
         if names is None:
             names = [_name(function, i) for i, function in enumerate(self.functions)]

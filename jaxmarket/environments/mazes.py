@@ -17,7 +17,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import shown, whole
+from jaxmarket.validation import check_int, short_repr
 
 __all__ = ["COMPASS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
 
@@ -81,15 +81,13 @@ class Maze(environment.Environment[Any, Any]):
     ) -> None:
         super().__init__()
         if not isinstance(layout, Sequence) or not all(isinstance(row, str) for row in layout):
-            raise ValueError(f"layout: expected a sequence of strings, one per row, got {shown(layout)}")
+            raise ValueError(f"layout: expected a sequence of strings, one per row, got {short_repr(layout)}")
         self.layout = tuple(layout)
         _check_layout(self.layout)
-        if whole("moves", moves) not in (4, 8):
+        if check_int("moves", moves) not in (4, 8):
             raise ValueError(f"moves: expected 4 or 8, got {moves!r}")
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit: expected a whole number of steps >= 1, got {limit!r}")
         self.moves = COMPASS if moves == 8 else COMPASS[::2]
-        self.wrap, self.limit, self._name = bool(wrap), limit, name
+        self.wrap, self.limit, self._name = bool(wrap), check_int("limit", limit), name
         grid = np.array([list(row) for row in self.layout])
         self.places: tuple[Cell, ...] = tuple((int(r), int(c)) for r, c in np.argwhere(grid != _ROCK))
         """The cells that are no rock, in reading order: S."""
@@ -98,7 +96,7 @@ class Maze(environment.Environment[Any, Any]):
         try:
             self.starts: tuple[Cell, ...] = self.free if starts is None else tuple((int(r), int(c)) for r, c in starts)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"starts: expected cells (row, column), got {shown(starts)}") from error
+            raise ValueError(f"starts: expected cells (row, column), got {short_repr(starts)}") from error
         if not self.starts:
             raise ValueError("starts: expected at least one free cell to start from, got none")
         for cell in self.starts:

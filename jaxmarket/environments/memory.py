@@ -13,7 +13,7 @@ from gymnax.environments import environment, spaces
 
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["Memory", "MemoryParams", "MemoryState"]
 
@@ -59,7 +59,7 @@ class Memory(environment.Environment[Any, Any]):
     def __init__(self, env: Any, bits: int = 1) -> None:
         super().__init__()
         self.adapter: Adapter = adapt(env)
-        self.bits = whole("bits", bits)  # for zero bits use the environment itself
+        self.bits = check_int("bits", bits)  # for zero bits use the environment itself
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Memory) and (self.adapter, self.bits) == (other.adapter, other.bits)

@@ -18,7 +18,7 @@ from jaxmarket.environments import digits
 from jaxmarket.environments.affine import resample, rotation, translation
 from jaxmarket.environments.functions import Functions
 from jaxmarket.types import Array, real
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["NAMES", "MentalRotation", "inverse", "needed"]
 
@@ -83,11 +83,11 @@ class MentalRotation(Functions):
         components: int | None = None,
         source: digits.Source | None = None,
     ) -> None:
-        resolution = whole("resolution", resolution, _SMALLEST)
+        resolution = check_int("resolution", resolution, _SMALLEST)
         if depth not in ("fixed", "dynamic"):
             raise ValueError(f"depth: unknown depth {depth!r}; choose from fixed, dynamic")
         if components is not None:
-            components = whole("components", components, 1, resolution**2)
+            components = check_int("components", components, 1, resolution**2)
         self.digits = digits.load(source)
         self.resolution, self.depth, self.components = resolution, depth, components
         self.images = np.round(255 * digits.on_canvas(self.digits.images, resolution)).astype(np.uint8)

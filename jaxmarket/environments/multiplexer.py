@@ -12,7 +12,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["Multiplexer", "MultiplexerParams", "MultiplexerState"]
 
@@ -49,7 +49,7 @@ class Multiplexer(environment.Environment[Any, Any]):
 
     def __init__(self, address: int = 2) -> None:
         super().__init__()
-        self.address = whole("address", address, 1, _MOST)
+        self.address = check_int("address", address, 1, _MOST)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Multiplexer) and self.address == other.address

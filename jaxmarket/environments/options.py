@@ -15,7 +15,7 @@ from gymnax.environments import environment, spaces
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["Option", "Options", "OptionsParams", "OptionsState"]
 
@@ -110,12 +110,12 @@ class Options(environment.Environment[Any, Any]):
         super().__init__()
         self.adapter: Adapter = adapt(env)
         if not isinstance(options, Sequence) or not options:
-            raise ValueError(f"options: expected at least one option to choose from, got {shown(options)}")
+            raise ValueError(f"options: expected at least one option to choose from, got {short_repr(options)}")
         for i, option in enumerate(options):
             _check(f"options[{i}]", option, self.adapter.num_actions, bound)
         self.options = tuple(option.replace(policy=_as_pytree(option.policy)) for option in options)
-        self.discount_within = number("discount", discount, 0, 1)
-        self.bound = bound = None if bound is None else whole("bound", bound)
+        self.discount_within = check_float("discount", discount, 0, 1)
+        self.bound = bound = None if bound is None else check_int("bound", bound)
         self.executes_done = executes_done
         leaves, tree = jax.tree.flatten(self.options)
         numbers = tuple((np.shape(x), str(np.asarray(x).dtype), np.asarray(x).tobytes()) for x in leaves)
@@ -241,10 +241,10 @@ def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
     if not callable(option.policy):
         raise ValueError(f"{where}.policy: expected a callable (obs, key) -> action, got {option.policy!r}")
     if option.done is not None:
-        whole(f"{where}.done", option.done, 0, actions - 1)
+        check_int(f"{where}.done", option.done, 0, actions - 1)
     if option.until is not None and not callable(option.until):
         raise ValueError(f"{where}.until: expected a function of the observation, got {option.until!r}")
     if option.length is not None:
-        whole(f"{where}.length", option.length)
+        check_int(f"{where}.length", option.length)
     if option.length is None and bound is None:
         raise ValueError(f"{where}: may never stop; give Options(bound=...), or the option a length")

@@ -13,7 +13,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import number, shown, whole
+from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["SupplyChain", "SupplyChainParams", "SupplyChainState"]
 
@@ -80,9 +80,9 @@ class SupplyChain(environment.Environment[Any, Any]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        lines, stages, horizon = whole("lines", lines), whole("stages", stages), whole("horizon", horizon)
-        operations = whole("operations", operations, 2)
-        material = number("material", material, 0)
+        lines, stages, horizon = check_int("lines", lines), check_int("stages", stages), check_int("horizon", horizon)
+        operations = check_int("operations", operations, 2)
+        material = check_float("material", material, 0)
         if joint and operations**lines > _MOST_ACTIONS:
             raise ValueError(
                 f"joint: {operations} operations on {lines} lines are {operations}^{lines} actions, more than an int32 "
@@ -94,7 +94,9 @@ class SupplyChain(environment.Environment[Any, Any]):
         try:
             rows = tuple(tuple(int(o) for o in row) for row in table)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"recipe: expected {lines} rows of {stages} operations, got {shown(recipe)}") from error
+            raise ValueError(
+                f"recipe: expected {lines} rows of {stages} operations, got {short_repr(recipe)}"
+            ) from error
         self.recipe: tuple[tuple[int, ...], ...] = rows
         """The right operations, [L][K]."""
         if len(self.recipe) != lines or any(len(row) != stages for row in self.recipe):

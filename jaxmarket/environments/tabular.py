@@ -10,7 +10,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.types import Array, real
-from jaxmarket.validation import number, whole
+from jaxmarket.validation import check_float, check_int
 
 __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "garnet"]
 
@@ -77,12 +77,12 @@ class FiniteMDP(environment.Environment[Any, Any]):
             raise ValueError(f"terminal: expected a boolean mask of shape {(states,)}, got {ends.dtype} {ends.shape}")
         _distribution("P", transitions)
         _distribution("start", first)
-        gamma = number("gamma", gamma, 0, 1)
+        gamma = check_float("gamma", gamma, 0, 1)
         if gamma == 1:
             raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma!r}")
         self.gamma = gamma
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
-        self.horizon = whole("horizon", horizon)
+        self.horizon = check_int("horizon", horizon)
         self._name = name
         self._solutions: dict[float, np.ndarray] = {}  # Q* by discount: many ask, a large process takes a while
         self._identity = (
@@ -224,9 +224,9 @@ def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | 
     Raises:
         ValueError: a number is out of range.
     """
-    states, actions = whole("states", states), whole("actions", actions)
-    rng = np.random.default_rng(whole("seed", seed, 0))
-    branching = states if branching is None else whole("branching", branching, 1, states)
+    states, actions = check_int("states", states), check_int("actions", actions)
+    rng = np.random.default_rng(check_int("seed", seed, 0))
+    branching = states if branching is None else check_int("branching", branching, 1, states)
     transitions = np.zeros((states, actions, states))
     for row in transitions.reshape(-1, states):
         row[rng.choice(states, branching, replace=False)] = rng.dirichlet(np.ones(branching))

@@ -29,7 +29,7 @@ from jaxmarket.deep_market.layer_market import (
     logits,
 )
 from jaxmarket.environments.digits import load
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, tables
@@ -370,13 +370,13 @@ def _figures(findings: dict[str, Finding]) -> "dict[str, Figure]":
         assert rounds is not None and market is not None
         one = jax.tree.map(lambda leaf: leaf[0], rounds)
         plotting.draw_wealth(axes[3 * row], one)
-        plotting.draw_money(axes[3 * row + 1], one, market.capacity * WEALTH)
-        plotting.draw_flows(axes[3 * row + 2], one)
+        plotting.draw_money_supply(axes[3 * row + 1], one, market.capacity * WEALTH)
+        plotting.draw_cash_flows(axes[3 * row + 2], one)
         axes[3 * row].set_title(f"{name}, seed 0")
     return {"capitalism": curves, "life": lives}
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every arm and judge."""
     lots = 2048 if options.quick else 49152
     findings: dict[str, Finding] = {}

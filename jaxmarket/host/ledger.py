@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-from jaxmarket.validation import number
+from jaxmarket.validation import check_float
 
 __all__ = ["AUCTIONEER", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 
@@ -63,7 +63,7 @@ class Ledger:
         Raises:
             ValueError: its amount is not finite.
         """
-        amount = Fraction(number("amount", entry.amount))
+        amount = Fraction(check_float("amount", entry.amount))
         self._entries.append(entry)
         self._exact[entry.payer] -= amount
         self._exact[entry.payee] += amount

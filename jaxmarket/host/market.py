@@ -28,9 +28,9 @@ from jaxmarket.host.calls import Calls, Reply
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger, exact_sum
 from jaxmarket.host.records import Auction, Bid, Call, Record
 from jaxmarket.types import Array
-from jaxmarket.validation import escaped, number, shown, whole
+from jaxmarket.validation import check_float, check_int, escaped, short_repr
 
-__all__ = ["CallableAgent", "Episode", "Market", "Step", "Trader"]
+__all__ = ["CallableAgent", "Market", "MarketEpisode", "MarketStep", "Trader"]
 
 _SEEDS = 2**64 - 1
 
@@ -86,7 +86,7 @@ class CallableAgent:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class MarketStep:
     """All that happened in one auction.
 
     Attributes:
@@ -107,7 +107,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Episode:
+class MarketEpisode:
     """A state and what the market made of it.
 
     Attributes:
@@ -116,7 +116,7 @@ class Episode:
         end: ``done``, ``unsold`` (nobody bid or acted) or ``cut`` (no steps left).
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[MarketStep, ...]
     state: Any
     end: str
 
@@ -196,24 +196,26 @@ class Market:
         self.reward, self.done, self.view, self.legal, self.log = reward, done, view, legal, log
         for field, callback in (("reward", reward), ("done", done), ("view", view), ("legal", legal), ("log", log)):
             if not callable(callback) and (callback is not None or field == "reward"):
-                raise ValueError(f"{field}: expected a callable, got {shown(callback)}")
+                raise ValueError(f"{field}: expected a callable, got {short_repr(callback)}")
         self.rent = _number("rent", rent)
         if not 0 <= self.rent <= 1:
-            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {shown(rent)}")
+            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {short_repr(rent)}")
         self.bankruptcy = None if bankruptcy is None else _number("bankruptcy", bankruptcy)
         self.bid_seconds, self.act_seconds = _number("bid_seconds", bid_seconds), _number("act_seconds", act_seconds)
         for field in ("bid_seconds", "act_seconds"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}: expected more than 0 seconds, got {getattr(self, field)!r}")
         if owner != AUCTIONEER and owner not in self.agents:
-            raise ValueError(f"owner: expected {AUCTIONEER!r} or one of {', '.join(self.agents)}, got {shown(owner)}")
+            raise ValueError(
+                f"owner: expected {AUCTIONEER!r} or one of {', '.join(self.agents)}, got {short_repr(owner)}"
+            )
         self.original_owner = self.owner = owner
         self.state: Any = None
         self.episode = self.steps = 0
         self.bankrupt: set[str] = set()
         self.ledger = Ledger()
         self._calls = Calls()
-        self._random = random.Random(whole("seed", seed, -_SEEDS, _SEEDS))
+        self._random = random.Random(check_int("seed", seed, -_SEEDS, _SEEDS))
         for name, wealth in endowments.items():
             self._book(Entry(0, 0, "endowment", WORLD, name, wealth))
 
@@ -233,15 +235,15 @@ class Market:
         self._close()
         self.state, self.episode, self.steps = state, self.episode + 1, 0
 
-    def play(self, state: Any, steps: int = 100) -> Episode:
+    def play(self, state: Any, steps: int = 100) -> MarketEpisode:
         """Open an episode and hold auctions until it is done, until nobody bids or acts, or so many times.
 
         Raises:
-            ValueError: ``steps`` is no whole number >= 1; or as `open` and `step` do.
+            ValueError: ``steps`` is not an integer >= 1; or as `open` and `step` do.
         """
-        steps = whole("steps", steps)
+        steps = check_int("steps", steps)
         self.open(state)
-        history: list[Step] = []
+        history: list[MarketStep] = []
         end = "cut"
         while end == "cut" and len(history) < steps:
             history.append(self.step())
@@ -250,9 +252,9 @@ class Market:
             elif history[-1].auction.winner is None:
                 end = "unsold"
         self._close()
-        return Episode(tuple(history), history[-1].after, end)
+        return MarketEpisode(tuple(history), history[-1].after, end)
 
-    def step(self) -> Step:
+    def step(self) -> MarketStep:
         """One auction and its payments.
 
         Raises:
@@ -291,7 +293,7 @@ class Market:
         lessons = self._teach(auction)
         if done:
             self._close()
-        return Step(state, after, tuple(bids), (*acts, *lessons), auction, tuple(entries))
+        return MarketStep(state, after, tuple(bids), (*acts, *lessons), auction, tuple(entries))
 
     def _bids(self, state: Any) -> list[Bid]:
         """Ask all agents at once; a record for each, in their order."""
@@ -405,7 +407,9 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
         given = getattr(agent, "name", None)
         name = str.__str__(given) if isinstance(given, str) else ""  # a plain str also for subclasses
         if not name:
-            raise ValueError(f"agents: expected a non-empty string as name, got {given!r} of {shown(agent)}; set it")
+            raise ValueError(
+                f"agents: expected a non-empty string as name, got {given!r} of {short_repr(agent)}; set it"
+            )
         if name in named or name in (AUCTIONEER, MINT, WORLD):
             raise ValueError(f"agents: the name {name!r} is taken; every account needs one of its own")
         for method in ("bid", "act"):
@@ -420,7 +424,9 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
 def _learns(name: str, agent: Trader) -> bool:
     learn = getattr(agent, "learn", None)
     if not callable(learn) and learn is not None:
-        raise ValueError(f"agents: learn of {name!r}: expected a callable or None, got {shown(learn)}; set learn=None")
+        raise ValueError(
+            f"agents: learn of {name!r}: expected a callable or None, got {short_repr(learn)}; set learn=None"
+        )
     return learn is not None
 
 
@@ -436,7 +442,7 @@ def _number(field: str, value: Any) -> float:
     if not isinstance(value, (bool, np.bool_, str, bytes)) and hasattr(value, "__float__"):
         with contextlib.suppress(TypeError, ValueError, OverflowError):  # `number` raises the error
             value = float(value)
-    return number(field, value)
+    return check_float(field, value)
 
 
 def _amount(answer: Any) -> tuple[float | None, str]:

@@ -25,7 +25,7 @@ from jaxmarket.policies import BidPolicy, ValueHead, linear
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society, advance, draw
 from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, real
-from jaxmarket.validation import whole
+from jaxmarket.validation import check_int
 
 __all__ = ["BidderEnv", "BidderParams", "BidderState", "Exact", "truthful"]
 
@@ -68,7 +68,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         bidder: the strategic one, 0 to A - 1: clone ``bidder % clones`` of primitive ``bidder // clones``. What the
             society would bid in its place is not used, but by `truth`.
         levels: the bids to choose from, in units of reward.
-        time_limits: "shadow": a cut is reported as truncated, and what the state held would have sold for is left to
+        time_limits: "bootstrap": a cut is reported as truncated, and what the state held would have sold for is left to
             the learner's estimate of what follows. "terminal": the market closes with the cut, the state is worth
             nothing then, and the cut is reported as terminated. The observation has one more entry, the share of the
             time that has passed, without which a learner could not know.
@@ -87,10 +87,10 @@ class BidderEnv(environment.Environment[Any, Any]):
         bidder: int,
         levels: Sequence[float],
         *,
-        time_limits: TimeLimits = "shadow",
+        time_limits: TimeLimits = "bootstrap",
     ) -> None:
         super().__init__()
-        bidder = whole("bidder", bidder, 0, society.bidders - 1)
+        bidder = check_int("bidder", bidder, 0, society.bidders - 1)
         self.levels = tuple(float(level) for level in levels)
         if not self.levels or not np.isfinite(self.levels).all() or len(set(self.levels)) < len(self.levels):
             raise ValueError(f"levels: expected different finite bids, at least one, got {self.levels}")
@@ -106,7 +106,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         if time_limits == "terminal" and self.limit is None:
             raise ValueError(
                 f"time_limits: terminal needs an environment with a known time limit, {society.env.name} names none in "
-                "params.max_steps_in_episode; use shadow"
+                "params.max_steps_in_episode; use bootstrap"
             )
         self.society, self.bidder, self.time_limits = society, bidder, time_limits
         self._params = params

@@ -78,7 +78,7 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
         if self._key is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         if isinstance(self.action_space, spaces.Discrete) and not self.action_space.contains(action):
-            raise ValueError(f"action: expected a whole number from 0 to {self.action_space.n - 1}, got {action!r}")
+            raise ValueError(f"action: expected an integer from 0 to {self.action_space.n - 1}, got {action!r}")
         self._key, after = _step(self.adapter, self._key, self._env_state, action, self.env_params)
         self._env_state = after.env_state
         now: Step = jax.device_get(after._replace(env_state=None))

@@ -1,13 +1,15 @@
 """PPO on the one-step problem each auction poses (Chang et al. 2020)."""
 
 import dataclasses
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.collectives import share, total
+from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
+    UNBOUND,
     Experience,
     Hyperparameters,
     Optimizer,
@@ -16,6 +18,7 @@ from jaxmarket.learners.protocol import (
     descend,
     mean_where,
     moments,
+    numeric,
     over_minibatches,
 )
 from jaxmarket.policies import BidPolicy, ValueNetwork
@@ -56,19 +59,22 @@ class PPO:
     bootstrapped from a network. Credit travels only through the next auction's price.
 
     Attributes:
-        policy: bidding policy with a density.
-        value: expected utility of one bidder of the module.
+        policy: bidding policy with a density; bound by training.
+        value: expected utility of one bidder of the module; bound by training.
         minibatch: auctions per gradient step (each holds R bids).
         epochs: passes over a rollout.
         value_l2: weight of the squared value parameters in the value loss.
         max_norm: clip of the policy gradient's global norm.
         decay_after, decay_every, decay: both learning rates shrink by ``decay`` every ``decay_every``
             updates after update ``decay_after``.
-        axis: the mesh axis over which experience is spread, if it is.
+        axis: the mesh axis over which experience is sharded, if it is.
+        learning_rate, value_learning_rate: of the policy and of the value network.
+        entropy: weight of the bids' entropy.
+        clip: range of the policy ratio.
     """
 
-    policy: BidPolicy
-    value: ValueNetwork
+    policy: BidPolicy = UNBOUND
+    value: ValueNetwork = UNBOUND
     minibatch: int = 128
     epochs: int = 1
     value_l2: float = 1e-3
@@ -77,6 +83,16 @@ class PPO:
     decay_every: int = 100
     decay: float = 0.99
     axis: str | None = None
+    learning_rate: float = numeric(4e-5)
+    value_learning_rate: float = numeric(5e-3)
+    entropy: float = numeric(0.1)
+    clip: float = numeric(0.2)
+
+    estimates_values: ClassVar[bool] = False
+
+    def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
+        """This learner with its networks."""
+        return dataclasses.replace(self, policy=policy, value=value)
 
     def init(self, key: Array, obs: Array) -> PPOState:
         """Fresh networks and optimizers."""
@@ -95,7 +111,7 @@ class PPO:
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
             distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
-            return log_prob, share(distribution.entropy().mean(), self.axis)
+            return log_prob, per_shard(distribution.entropy().mean(), self.axis)
 
         def value(params: PyTree, obs: Array) -> Array:
             return jax.vmap(self.value.apply, (None, 0))(params, obs)
@@ -111,7 +127,7 @@ class PPO:
             _, eligible, utility, _, _ = rest
             penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
             error = mean_where((value(params, obs) - utility) ** 2, eligible, self.axis)
-            return error + share(self.value_l2 * penalty, self.axis)
+            return error + per_shard(self.value_l2 * penalty, self.axis)
 
         e = experience
         before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
@@ -121,7 +137,7 @@ class PPO:
         def step(state: PPOState, obs: Array, rest: _Rest) -> tuple[PPOState, Array]:
             loss, gradient = jax.value_and_grad(policy_loss)(state.params, obs, rest)
             value_gradient = jax.grad(value_loss)(state.value_params, obs, rest)
-            loss, gradient, value_gradient = total((loss, gradient, value_gradient), self.axis)
+            loss, gradient, value_gradient = psum((loss, gradient, value_gradient), self.axis)
             (params, value_params), opt = descend(
                 (state.params, state.value_params),
                 state.opt,

@@ -1,31 +1,33 @@
-"""Prices by backpropagation: consumers' bids travel up a market graph, as gradients do.
+"""Prices by backpropagation on a graph of agents that trade goods.
 
-n agents, G goods. Agent i turns what it holds, x_i, into y_i = f_i(x_i), and sends the share s_ij of each good it
-made to agent j. Consumers value what agents hold and make, and welfare is what they value it at:
+There are n agents and G goods. Agent i transforms its input x_i into the output y_i = f_i(x_i), and sends the share
+s_ij of each good it produced to agent j. Consumers value what agents hold and produce, and welfare is the sum of
+these values:
 
     x_i = r_i + Σ_h s_hi y_h          r endowments, q_hi = s_hi y_h flows; 1 - Σ_j s_ij of the output leaves
     W   = Σ_i U_i(x_i, y_i)
 
-Once the graph is fixed, consumers' bids are backpropagated through it (Sudhir and Tran-Thanh, 2025): an agent that
-expects the prices b_i for its outputs offers the prices J_iᵀ b_i for its inputs, J_i its own Jacobian at x_i. So
+On a fixed graph, consumers' bids are backpropagated (Sudhir and Tran-Thanh, 2025): an agent that expects the prices b_i
+for its outputs offers the prices J_iᵀ b_i for its inputs, with its own Jacobian J_i at x_i:
 
-    a_i = ∇_x U_i + J_iᵀ b_i          what one more unit of each good in i's hands is worth: dW/dr_i
-    b_i = ∇_y U_i + Σ_j s_ij a_j      what one more unit of each good that i makes is worth
+    a_i = ∇_x U_i + J_iᵀ b_i          value of one more unit of each good as an input of i: dW/dr_i
+    b_i = ∇_y U_i + Σ_j s_ij a_j      value of one more unit of each good as an output of i
 
-`quote` is one agent's part of this: its own consumers, its own production, the last quotes of those it sells to.
-Where goods run in no circles, all quotes are exact after as many rounds as the longest chain has agents. Where they
-do, quotes sum the consumers' bids g over ever longer paths, a = Σ_k Mᵏ g with M = Jᵀ S, and settle for whatever
-consumers bid if and only if the spectral radius of M is below 1: what goes round a circle must come back smaller.
-M is the transpose of the Jacobian of a round of flows, so prices exist at x exactly where flows are stable at x. With
-linear production flows settle for whatever endowments under the same condition (Hawkins and Simon's, if nothing is
-negative). Beyond it the equations may have a solution, but no sequence of quotes leads there: it is no price.
+`agent_quote` is one agent's part of this computation: it uses the bids of the agent's own consumers, its own
+production, and the last quotes of its buyers. On an acyclic graph all quotes are exact after as many rounds as the
+longest path has agents. On a graph with cycles, quotes sum the consumers' bids g over ever longer paths, a = Σ_k Mᵏ g
+with M = Jᵀ S, and converge for all bids if and only if the spectral radius of M is below 1. M is the transpose of the
+Jacobian of a round of flows, so quotes converge at x exactly if flows are stable at x. With linear production, flows
+converge for all endowments under the same condition (that of Hawkins and Simon, if no entry is negative). If the radius
+is at least 1, the equations may have a solution, but quotes do not converge to it, and it is not reported as a price.
 
 Routing: the shares s_ij = softmax_j θ_ij have the gradient dW/dθ_ij = q_ij (a_j - ā_i), ā_i = Σ_j s_ij a_j: the
 advantage of selling to j. Replicator routing, ds_ij/dt = s_ij y_i (a_j - ā_i), raises welfare at the rate
 Σ_i y_i² Var_s(a); with fitness a_j alone at the rate Σ_i y_i Var_s(a). Gradient ascent on θ does neither.
 
-All functions are pure, `jit`, `vmap` and differentiate to any order: through a fixed point by the implicit function
-theorem, never through the rounds. Source: arXiv 2503.05828, section 2, and its author's price recursion.
+All functions are pure, work under `jit` and `vmap`, and can be differentiated to any order. Derivatives of a fixed
+point follow the implicit function theorem, not the rounds. Source: arXiv 2503.05828, section 2, and its author's price
+recursion.
 """
 
 import dataclasses
@@ -38,25 +40,25 @@ from flax import struct
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import numbers
+from jaxmarket.validation import as_float_array
 
 __all__ = [
-    "Certificate",
-    "Flows",
+    "Convergence",
+    "GoodsFlows",
     "MarketGraph",
     "Prices",
+    "agent_quote",
     "consumer_bids",
     "flow_round",
-    "flows",
-    "prices",
-    "quote",
+    "goods_flows",
+    "goods_prices",
+    "graph_welfare",
     "quote_round",
     "replicator",
     "reroute",
     "routing_gradient",
     "solve_prices",
     "spectral_radius",
-    "welfare",
 ]
 
 MAX_ROUNDS = 10_000
@@ -64,55 +66,55 @@ MAX_ROUNDS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class MarketGraph:
-    """What agents do, written for one agent; static.
+    """The functions of one agent; static.
 
-    Agents differ by their parameters: a pytree with a leading axis n everywhere, which may hold the index of a
+    Agents differ in their parameters: a pytree whose leaves have a leading axis n, and which may contain the index of a
     `jax.lax.switch`.
 
     Attributes:
         produce: ``(agent, x f [G]) -> y f [G]``, differentiable at the flows.
-        utility: ``(agent, x f [G], y f [G]) -> f []``, what this agent's consumers value. None: there is no reward,
-            and `prices` is given the consumers' bids.
+        utility: ``(agent, x f [G], y f [G]) -> f []``, the value to this agent's consumers; None if `goods_prices`
+            receives the consumers' bids as an argument.
     """
 
     produce: Callable[[PyTree, Array], Array]
     utility: Callable[[PyTree, Array, Array], Array] | None = None
 
 
-class Flows(struct.PyTreeNode):
-    """Where the goods are, in units of each good."""
+class GoodsFlows(struct.PyTreeNode):
+    """Goods held, produced and sent, in units of each good."""
 
-    x: Array  # f [n, G] what each agent holds: its endowment and what it is sent
-    y: Array  # f [n, G] what it makes of that
+    x: Array  # f [n, G] inputs of each agent: its endowment and what it receives
+    y: Array  # f [n, G] outputs that it produces from them
     q: Array  # f [n, n, G] what it sends, from row to column
 
 
 class Prices(struct.PyTreeNode):
     """Money per unit of each good, at each agent; may be negative."""
 
-    inputs: Array  # f [n, G] a, for one more unit in its hands
-    outputs: Array  # f [n, G] b, for one more unit of what it makes
+    inputs: Array  # f [n, G] a, for one more unit of an input
+    outputs: Array  # f [n, G] b, for one more unit of an output
 
 
-class Certificate(struct.PyTreeNode):
-    """How an iteration ended. What did not settle is NaN, everywhere, and so are its derivatives."""
+class Convergence(struct.PyTreeNode):
+    """The outcome of a fixed-point iteration. If it did not converge, all results and their derivatives are NaN."""
 
-    converged: Array  # bool [] the last round changed nothing that matters
-    rounds: Array  # i32 [] run, the one that confirmed included
-    residual: Array  # f [] largest change in the last round / largest value; the error is some 1/(1 - radius) times it
+    converged: Array  # bool [] the last round changed values by at most the tolerance
+    rounds: Array  # i32 [] including the last one, which confirmed convergence
+    residual: Array  # f [] largest change in the last round / largest value; the error is about 1/(1 - radius) times it
     spectral_radius: Array  # f [] of the quote map at x; costs (n G)³, under jit only if it is used
 
 
-# --- Flows
+# --- GoodsFlows
 
 
 def flow_round(graph: MarketGraph, agents: PyTree, shares: Array, endowments: Array, x: Array) -> Array:
-    """Everybody produces from what it holds, x f [n, G], and sends it on: what everybody then holds, f [n, G]."""
+    """The inputs f [n, G] of all agents after each produced from its inputs x f [n, G] and sent its outputs."""
     return endowments + jnp.einsum("hig,hg->ig", shares, jax.vmap(graph.produce)(agents, x))
 
 
 @standard_promotion
-def flows(
+def goods_flows(
     graph: MarketGraph,
     agents: PyTree,
     shares: Array,
@@ -120,22 +122,22 @@ def flows(
     *,
     tolerance: Array | float | None = None,
     max_rounds: Array | int = MAX_ROUNDS,
-) -> tuple[Flows, Certificate]:
-    """The goods where rounds of production settle, and how they did.
+) -> tuple[GoodsFlows, Convergence]:
+    """The fixed point of rounds of production, and whether they converged.
 
-    Without circles this is exact, and takes at most as many rounds as the longest chain has agents. With circles it
-    is the fixed point to which the rounds lead from the endowments, if they lead to one (see `Certificate`).
+    On an acyclic graph this is exact, and takes at most as many rounds as the longest path has agents. On a graph with
+    cycles it is the fixed point to which the rounds converge from the endowments, if they converge.
 
     Args:
-        graph: what agents do.
-        agents: their parameters, leading axis n.
+        graph: the functions of one agent.
+        agents: parameters, leading axis n.
         shares: f [n, n, G] s_ij, not negative, at most 1 in sum over j.
         endowments: f [n, G] r, units of each good that enter at each agent.
         tolerance: the residual at which rounds end; 10 machine epsilons if None.
-        max_rounds: that may be needed.
+        max_rounds: maximum number of rounds.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     shares, endowments = _arrays(agents, shares, endowments)
 
@@ -145,14 +147,14 @@ def flows(
     def tangent(linear: Callable[[Array], Array], value: Array) -> Array:
         return _sum_of_powers(lambda v: v - linear(v), value, tolerance, max_rounds)[0]
 
-    x, settled = jax.lax.custom_root(
-        lambda x: x - step(x), endowments, lambda _, x: _settle(step, x, tolerance, max_rounds), tangent, has_aux=True
+    x, iteration = jax.lax.custom_root(
+        lambda x: x - step(x), endowments, lambda _, x: _iterate(step, x, tolerance, max_rounds), tangent, has_aux=True
     )
     y = jax.vmap(graph.produce)(agents, x)
-    return Flows(x, y, shares * y[:, None]), _certificate(x, settled, graph, agents, shares, settled[0])
+    return GoodsFlows(x, y, shares * y[:, None]), _convergence(x, iteration, graph, agents, shares, iteration[0])
 
 
-def welfare(graph: MarketGraph, agents: PyTree, at: Flows) -> Array:
+def graph_welfare(graph: MarketGraph, agents: PyTree, at: GoodsFlows) -> Array:
     """W = Σ_i U_i(x_i, y_i), f []. Raises ValueError if the graph has no utility."""
     return jax.vmap(_utility(graph))(agents, at.x, at.y).sum()
 
@@ -161,7 +163,7 @@ def welfare(graph: MarketGraph, agents: PyTree, at: Flows) -> Array:
 
 
 def consumer_bids(graph: MarketGraph, agents: PyTree, x: Array) -> Prices:
-    """What consumers offer for one more unit at each agent, ∇_x U_i and ∇_y U_i, at the holdings x f [n, G].
+    """What consumers offer for one more unit at each agent, ∇_x U_i and ∇_y U_i, at the inputs x f [n, G].
 
     Raises:
         ValueError: the graph has no utility.
@@ -170,18 +172,18 @@ def consumer_bids(graph: MarketGraph, agents: PyTree, x: Array) -> Prices:
     return Prices(*jax.vmap(jax.grad(_utility(graph), (1, 2)))(agents, x, y))
 
 
-def quote(
+def agent_quote(
     graph: MarketGraph, agent: PyTree, shares: Array, x: Array, bids: Prices, quotes: Array
 ) -> tuple[Array, Array]:
-    """One agent's prices: f [G] for its inputs, f [G] for its outputs. All it needs to know is in the arguments.
+    """One agent's prices, for its inputs f [G] and for its outputs f [G], from information local to the agent.
 
     Args:
-        graph: what agents do.
-        agent: its own parameters.
+        graph: the functions of one agent.
+        agent: parameters of this agent.
         shares: f [n, G] of its output, by buyer.
-        x: f [G] what it holds.
+        x: f [G], its inputs.
         bids: f [G] each, of its own consumers.
-        quotes: f [n, G] the input prices its buyers last quoted; those it sells nothing to do not count.
+        quotes: f [n, G], the last input prices of all agents; only those of its buyers count.
     """
     outputs = bids.outputs + (shares * quotes).sum(0)
     _, pull = jax.vjp(lambda x: graph.produce(agent, x), x)
@@ -189,13 +191,13 @@ def quote(
 
 
 def quote_round(graph: MarketGraph, agents: PyTree, shares: Array, x: Array, bids: Prices, quotes: Array) -> Prices:
-    """All agents quote at once, from the quotes f [n, G] of the round before (0 before the first)."""
-    everyone = jax.vmap(lambda agent, shares, x, bids: quote(graph, agent, shares, x, bids, quotes))
-    return Prices(*everyone(agents, shares, x, bids))
+    """`agent_quote` of all agents, given the quotes f [n, G] of the previous round (0 before the first)."""
+    all_agents = jax.vmap(lambda agent, shares, x, bids: agent_quote(graph, agent, shares, x, bids, quotes))
+    return Prices(*all_agents(agents, shares, x, bids))
 
 
 @standard_promotion
-def prices(
+def goods_prices(
     graph: MarketGraph,
     agents: PyTree,
     shares: Array,
@@ -204,28 +206,28 @@ def prices(
     *,
     tolerance: Array | float | None = None,
     max_rounds: Array | int = MAX_ROUNDS,
-) -> tuple[Prices, Certificate]:
-    """The prices where rounds of quoting settle, and how they did.
+) -> tuple[Prices, Convergence]:
+    """The fixed point of rounds of quotes, and whether they converged.
 
-    At the market's flows, the input prices are the gradient of welfare with respect to the endowments.
+    At the flows of the market, the input prices are the gradient of welfare with respect to the endowments.
 
     Args:
-        graph: what agents do.
-        agents: their parameters, leading axis n.
-        shares: f [n, n, G] as in `flows`.
-        x: f [n, G] what agents hold.
-        bids: f [n, G] each, what consumers offer for a unit of what agents hold and make; if None, `consumer_bids`.
+        graph: the functions of one agent.
+        agents: parameters, leading axis n.
+        shares: f [n, n, G] as in `goods_flows`.
+        x: f [n, G], the inputs of the agents.
+        bids: f [n, G] each, what consumers offer for a unit of an input or output; if None, `consumer_bids`.
         tolerance: the residual at which rounds end; 10 machine epsilons if None.
-        max_rounds: that may be needed.
+        max_rounds: maximum number of rounds.
 
     Raises:
-        ValueError: the shapes do not fit, or there are neither bids nor a utility.
+        ValueError: the shapes do not match, or ``bids`` and ``graph.utility`` are both None.
     """
     shares, x = _arrays(agents, shares, x, "x")
     offers = consumer_bids(graph, agents, x) if bids is None else bids
     first = quote_round(graph, agents, shares, x, offers, jnp.zeros_like(x)).inputs
-    a, settled = _sum_of_powers(_quote_map(graph, agents, shares, x), first, tolerance, max_rounds)
-    return quote_round(graph, agents, shares, x, offers, a), _certificate(a, settled, graph, agents, shares, x)
+    a, iteration = _sum_of_powers(_quote_map(graph, agents, shares, x), first, tolerance, max_rounds)
+    return quote_round(graph, agents, shares, x, offers, a), _convergence(a, iteration, graph, agents, shares, x)
 
 
 @standard_promotion
@@ -238,41 +240,41 @@ def solve_prices(
     *,
     tolerance: Array | float | None = None,
     max_rounds: Array | int = MAX_ROUNDS,
-) -> tuple[Flows, Prices, Certificate]:
-    """`flows`, then `prices` (and their certificate), for use outside `jit`: raises where there are none.
+) -> tuple[GoodsFlows, Prices, Convergence]:
+    """`goods_flows`, then `goods_prices` and their convergence, for use outside of `jit`.
 
     Raises:
-        ValueError: shares are negative, not finite or more than 1 in sum; endowments are not finite; the flows or
-            the prices do not settle, with the spectral radius.
+        ValueError: shares are negative, not finite or add up to more than 1; endowments are not finite; or the flows or
+            the prices do not converge.
     """
     shares, endowments = _arrays(agents, shares, endowments)
     if not np.isfinite(endowments).all():
-        raise ValueError(f"endowments: finite amounts of goods, got {np.asarray(endowments)}; remove NaN and infinity")
+        raise ValueError(f"endowments: expected finite numbers, got {np.asarray(endowments)}; remove NaN and infinity")
     total = np.sum(shares, 1)
     if not (np.min(shares) >= 0 and np.max(total) <= 1 + 1e-5):
         raise ValueError(
-            f"shares: at least 0 and at most 1 in sum over buyers, got a smallest share of {np.min(shares):.4g} and a "
-            f"largest sum of {np.max(total):.4g}; divide each row by its sum"
+            f"shares: expected numbers >= 0 whose sum over buyers is at most 1, got a smallest share of "
+            f"{np.min(shares):.4g} and a largest sum of {np.max(total):.4g}; divide each row by its sum"
         )
-    at, goods = _flows(graph, agents, shares, endowments, tolerance=tolerance, max_rounds=max_rounds)
-    _raise_unless_settled("flows", goods, max_rounds)
-    found, money = _prices(graph, agents, shares, at.x, bids, tolerance=tolerance, max_rounds=max_rounds)
-    _raise_unless_settled("prices", money, max_rounds)
-    return at, found, money
+    at, flow_convergence = _goods_flows(graph, agents, shares, endowments, tolerance=tolerance, max_rounds=max_rounds)
+    _raise_unless_converged("flows", flow_convergence, max_rounds)
+    found, convergence = _goods_prices(graph, agents, shares, at.x, bids, tolerance=tolerance, max_rounds=max_rounds)
+    _raise_unless_converged("prices", convergence, max_rounds)
+    return at, found, convergence
 
 
-_flows = jax.jit(flows, static_argnames="graph")
-_prices = jax.jit(prices, static_argnames="graph")
+_goods_flows = jax.jit(goods_flows, static_argnames="graph")
+_goods_prices = jax.jit(goods_prices, static_argnames="graph")
 
 
 # --- Routing
 
 
 def routing_gradient(shares: Array, outputs: Array, a: Array) -> Array:
-    """How welfare changes with the logits of softmax routing, dW/dθ_ij = q_ij (a_j - ā_i): f [n, n, G].
+    """The gradient of welfare with respect to the logits of softmax routing, dW/dθ_ij = q_ij (a_j - ā_i): f [n, n, G].
 
-    Logits that all goods share have the sum of this over goods. ā_i is the mean price over i's buyers,
-    Σ_j s_ij a_j / Σ_j s_ij, so that this also holds for ``shares = kept * softmax(logits, axis=1)``.
+    For logits common to all goods, sum the result over goods. ā_i is the mean price over the buyers of i,
+    Σ_j s_ij a_j / Σ_j s_ij, so that the formula also holds for ``shares = kept * softmax(logits, axis=1)``.
 
     Args:
         shares: f [n, n, G].
@@ -288,16 +290,17 @@ def replicator(shares: Array, a: Array, outputs: Array | None = None) -> Array:
     """The velocity of shares under replicator routing, f [n, n, G]; sums to 0 over buyers.
 
     With ``outputs`` y f [n, G], fitness is the money a good earns, y_i a_j, and dW/dt = Σ y² Var_s(a). Without, it is
-    the price a_j alone, and dW/dt = Σ y Var_s(a). (The first is, entry by entry, `routing_gradient`: as a velocity of
-    shares, not of logits.)
+    the price a_j alone, and dW/dt = Σ y Var_s(a). (With outputs, the entries equal those of `routing_gradient`, but as
+    a velocity of shares and not of logits.)
     """
     return routing_gradient(shares, jnp.ones_like(a) if outputs is None else outputs, a)
 
 
 def reroute(shares: Array, a: Array, outputs: Array | None = None, rate: Array | float = 0.1) -> Array:
-    """One step of replicator routing that cannot leave the simplex: s_ij exp(rate · fitness), rescaled; f [n, n, G].
+    """One step of replicator routing that stays in the simplex: s_ij exp(rate · fitness), rescaled; f [n, n, G].
 
-    Shares stay at or above 0, every row keeps its sum, no new buyer appears. Per unit of ``rate`` this is `replicator`.
+    Shares stay at or above 0, every row keeps its sum, and shares of 0 stay 0. The derivative by ``rate`` at 0 is
+    `replicator`.
 
     Args:
         shares: f [n, n, G].
@@ -319,7 +322,7 @@ def reroute(shares: Array, a: Array, outputs: Array | None = None, rate: Array |
 def spectral_radius(matrix: Array) -> Array:
     """The largest absolute eigenvalue of a matrix f [N, N], f []: lim |Mᵏ|^(1/k), by squaring M thirty times.
 
-    Unlike eigenvalues this runs on every device, and a graph without circles gives exactly 0.
+    Unlike `jnp.linalg.eigvals` this runs on every device, and an acyclic graph gives exactly 0.
     """
 
     def square(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -331,100 +334,99 @@ def spectral_radius(matrix: Array) -> Array:
     return jnp.exp(jax.lax.fori_loop(0, 31, square, (matrix, jnp.zeros((), matrix.dtype)))[1])
 
 
-Settled = tuple[Array, Array, Array]  # the last value, the rounds (as a float), the residual
+_Iteration = tuple[Array, Array, Array]  # the last value, the rounds (as a float), the residual
 
 
-def _settle(
+def _iterate(
     step: Callable[[Array], Array], start: Array, tolerance: Array | float | None, max_rounds: Array | int
-) -> tuple[Array, Settled]:
-    """Repeat ``step`` until it changes nothing: the value, NaN if that failed, and how it went.
+) -> tuple[Array, _Iteration]:
+    """Repeat ``step`` until values change by at most the tolerance: the value, NaN without convergence, and details.
 
-    A change counts against the largest value, but only after n rounds: by then every agent has heard of every other,
-    and small prices far from the consumers are not cut off.
+    Changes are relative to the largest value. The first n rounds are always run if anything changes: after them
+    information has reached every agent, and small prices far from the consumers are not cut off.
     """
     tolerance = 10 * float(jnp.finfo(start.dtype).eps) if tolerance is None else tolerance
 
-    def going(carry: tuple[Array, Array, Array]) -> Array:
+    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
         _, residual, rounds = carry
         return (rounds < max_rounds) & (residual > jnp.where(rounds < start.shape[0], 0, tolerance))  # ends at NaN
 
-    def once(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def advance(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         old, _, rounds = carry
         new = step(old)
         change, size = jnp.abs(new - old).max(), jnp.abs(new).max()
         return new, jnp.where(change == 0, 0, change / size), rounds + 1
 
     infinite = jnp.full((), jnp.inf, start.dtype)
-    last, residual, rounds = jax.lax.while_loop(going, once, (start, infinite, jnp.zeros((), jnp.int32)))
-    # All floats: JAX's custom_root differentiates what comes with a root, if only to find that it is constant.
+    last, residual, rounds = jax.lax.while_loop(goes_on, advance, (start, infinite, jnp.zeros((), jnp.int32)))
+    # All floats: JAX's custom_root differentiates auxiliary outputs, too.
     return jnp.where(residual <= tolerance, last, jnp.nan), (last, rounds.astype(last.dtype), residual)
 
 
 def _sum_of_powers(
     linear: Callable[[Array], Array], first: Array, tolerance: Array | float | None, max_rounds: Array | int
-) -> tuple[Array, Settled]:
+) -> tuple[Array, _Iteration]:
     """Σ_k Mᵏ g, the solution v of v = g + M v, where ``linear`` is M and ``first`` g; differentiable in both."""
-    # Only what is linear: worked out once, not every round, and what vmap makes of a switch has no transpose as it is.
+    # Linearise once: the map is not recomputed in every round, and a switch under vmap has no transpose without this.
     _, linear = jax.linearize(linear, jnp.zeros_like(first))
     transpose = jax.linear_transpose(linear, first)
     return jax.lax.custom_linear_solve(
         lambda v: v - linear(v),
         first,
-        lambda _, g: _settle(lambda v: g + linear(v), g, tolerance, max_rounds),
-        lambda _, g: _settle(lambda v: g + transpose(v)[0], g, tolerance, max_rounds),
+        lambda _, g: _iterate(lambda v: g + linear(v), g, tolerance, max_rounds),
+        lambda _, g: _iterate(lambda v: g + transpose(v)[0], g, tolerance, max_rounds),
         has_aux=True,
     )
 
 
 def _quote_map(graph: MarketGraph, agents: PyTree, shares: Array, x: Array) -> Callable[[Array], Array]:
-    """M: how the next quotes follow from the last where consumers bid nothing, f [n, G] -> f [n, G]."""
+    """M: the map from the last quotes to the next if consumers bid 0, f [n, G] -> f [n, G]."""
     nothing = Prices(jnp.zeros_like(x), jnp.zeros_like(x))
     return lambda quotes: quote_round(graph, agents, shares, x, nothing, quotes).inputs
 
 
-def _certificate(
-    value: Array, settled: Settled, graph: MarketGraph, agents: PyTree, shares: Array, x: Array
-) -> Certificate:
+def _convergence(
+    value: Array, iteration: _Iteration, graph: MarketGraph, agents: PyTree, shares: Array, x: Array
+) -> Convergence:
     agents, shares, x = jax.lax.stop_gradient((agents, shares, x))
     matrix = jax.jacfwd(_quote_map(graph, agents, shares, x))(x).reshape(x.size, x.size)
-    _, rounds, residual = jax.lax.stop_gradient(settled)
-    return Certificate(jnp.isfinite(value).all(), rounds.astype(jnp.int32), residual, spectral_radius(matrix))
+    _, rounds, residual = jax.lax.stop_gradient(iteration)
+    return Convergence(jnp.isfinite(value).all(), rounds.astype(jnp.int32), residual, spectral_radius(matrix))
 
 
-def _raise_unless_settled(what: str, certificate: Certificate, max_rounds: Array | int) -> None:
-    if certificate.converged:
+def _raise_unless_converged(what: str, found: Convergence, max_rounds: Array | int) -> None:
+    if found.converged:
         return
-    radius, rounds, residual = float(certificate.spectral_radius), int(certificate.rounds), float(certificate.residual)
-    remedy = f"it is slow near 1: allow more than max_rounds={max_rounds}, or a larger tolerance"
+    radius, residual = float(found.spectral_radius), float(found.residual)
     if radius < 1 and not np.isfinite(residual):
-        remedy = (
-            "so they would, but for a number that is not finite: look at bids, utility and production where they are"
-        )
-    elif not radius < 1:
-        remedy = "it must be below 1: let less of what runs in circles come back, by smaller shares or lower yields"
+        remedy = "a number is not finite: check bids, utility and production at the flows"
+    elif radius < 1:
+        remedy = f"convergence is slow near 1: allow more than max_rounds={max_rounds}, or a larger tolerance"
+    else:
+        remedy = "it must be below 1: reduce the shares or the yields along cycles"
     raise ValueError(
-        f"shares: {what} do not settle (residual {residual:.3g} after {rounds} rounds); where they are, the quote map "
-        f"has spectral radius {radius:.6g}, and {remedy}"
+        f"shares: expected {what} that converge, got residual {residual:.3g} after {int(found.rounds)} rounds; the "
+        f"quote map has spectral radius {radius:.6g}, and {remedy}"
     )
 
 
 def _utility(graph: MarketGraph) -> Callable[[PyTree, Array, Array], Array]:
     if graph.utility is None:
-        raise ValueError("utility: None, so nobody values anything; give the graph a utility, or prices the bids")
+        raise ValueError("utility: expected a function, got None; give MarketGraph a utility, or pass bids")
     return graph.utility
 
 
 def _arrays(agents: PyTree, shares: Array, goods: Array, name: str = "endowments") -> tuple[Array, Array]:
-    shares, goods = numbers("shares", shares), numbers(name, goods)
+    shares, goods = as_float_array("shares", shares), as_float_array(name, goods)
     if goods.ndim != 2 or shares.shape != (goods.shape[0], *goods.shape):
         raise ValueError(
-            f"shares: f [n, n, G] for {name} f [n, G], got {shares.shape} and {goods.shape}; "
-            "shares that are the same for all goods need jnp.broadcast_to(shares[..., None], (n, n, G))"
+            f"shares: expected [n, n, G] and {name} [n, G], got {shares.shape} and {goods.shape}; "
+            "if all goods have the same shares, use jnp.broadcast_to(shares[..., None], (n, n, G))"
         )
     for leaf in jax.tree.leaves(agents):
         if not isinstance(leaf, jax.Array | np.ndarray) or leaf.shape[:1] != goods.shape[:1]:
             raise ValueError(
-                f"agents: expected leaves [{goods.shape[0]}, ...], one entry for each agent, got "
+                f"agents: expected array leaves [{goods.shape[0]}, ...], one row for each agent, got "
                 f"{getattr(leaf, 'shape', leaf)}"
             )
     return shares, goods

@@ -33,10 +33,10 @@ from jaxmarket.runs.interrupts import Deferred, retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.sinks import Record
 from jaxmarket.training import divergence
-from jaxmarket.training.config import TrainConfig, plain_setting
+from jaxmarket.training.config import ALIASES, TrainConfig, plain_setting
 from jaxmarket.training.transfer import fingerprint
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import escaped, flag, given, number, path, read_whole, whole
+from jaxmarket.validation import check_bool, check_float, check_int, check_path, escaped, parse_int, short_repr
 from jaxmarket.view import plotting, tables
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train(
     waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
-    programs = {c.name: fitting.program_of(c.config) for c in waiting}
+    programs = {c.name: c.config.settings.trainable for c in waiting}
     compiling = {program: threading.Lock() for program in programs.values()}
     workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     with tables.progress(label, shown=progress and bool(waiting)) as show:
@@ -162,13 +162,12 @@ def train(
 
 
 def _steps(config: TrainConfig) -> int:
-    return config.seeds * config.chunks * config.auctions_per_chunk
+    return config.seeds * config.settings.chunks * config.settings.auctions_per_chunk
 
 
 def _read(folder: Path, condition: Cell) -> SavedRun:
-    # What a file cannot hold is taken from the condition.
-    objects = {"env": condition.config.env, "auction": condition.config.auction}
-    return run_folder.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
+    given_objects = {field: getattr(condition.config, field) for field in ("env", *ALIASES)}
+    return run_folder.read(folder, {name: each for name, each in given_objects.items() if not isinstance(each, str)})
 
 
 def _finished_in(
@@ -195,7 +194,7 @@ def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
     if run.interrupted:
         raise ValueError(f"out: {run.interruption}")
     differs = run_folder.difference(
-        run_folder.described(condition.config, origin), run_folder.document(folder / "config.json")
+        run_folder.described(condition.config, origin), run_folder.read_json(folder / "config.json")
     )
     if differs:
         name, there, here = differs
@@ -218,7 +217,7 @@ class Range:
         low, high: both ends belong to it; above 0 where ``log``.
         log: whether equal ratios, and not equal differences, are equally far apart.
         points: how many of them a grid takes; at least 2, None where the range is only drawn from.
-        whole: whether they are whole numbers.
+        whole: whether they are integers.
     """
 
     low: float
@@ -229,18 +228,18 @@ class Range:
 
     def __post_init__(self) -> None:
         for field in ("low", "high"):
-            object.__setattr__(self, field, number(f"range: {field}", getattr(self, field)))
+            object.__setattr__(self, field, check_float(f"range: {field}", getattr(self, field)))
         for field in ("log", "whole"):
-            object.__setattr__(self, field, flag(f"range: {field}", getattr(self, field)))
+            object.__setattr__(self, field, check_bool(f"range: {field}", getattr(self, field)))
         if not self.low < self.high:
             raise ValueError(f"range: expected low < high, got {self.low:g}:{self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"range: a logarithmic one begins above 0, got {self.low:g}:{self.high:g}; use lin")
         if self.points is not None:
-            object.__setattr__(self, "points", whole("range: points", self.points, 2))
+            object.__setattr__(self, "points", check_int("range: points", self.points, 2))
 
     def grid(self) -> list[float]:
-        """Its points, rounded to four digits (whole numbers: to whole ones, each once)."""
+        """Its points, rounded to four digits (integers: to whole ones, each once)."""
         if self.points is None:
             raise ValueError(f"range: how many points of {self.low:g}:{self.high:g}? add :8, or draw --samples")
         space = np.geomspace if self.log else np.linspace
@@ -272,8 +271,8 @@ def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
     Raises:
         ValueError: there are not so many.
     """
-    samples = whole("samples", samples)
-    rng = np.random.default_rng(whole("seed", seed, 0, 2**32 - 1))
+    samples = check_int("samples", samples)
+    rng = np.random.default_rng(check_int("seed", seed, 0, 2**32 - 1))
     found: dict[str, dict[str, Any]] = {}
     for _ in range(100 * samples):
         if len(found) == samples:
@@ -326,7 +325,7 @@ def _setting(where: str, field: Any) -> str:
     if field not in known:
         near = difflib.get_close_matches(str(field), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-        raise ValueError(f"{where}: unknown setting {given(field)}; {hint}")
+        raise ValueError(f"{where}: unknown setting {short_repr(field)}; {hint}")
     return field
 
 
@@ -340,9 +339,9 @@ def _range(field: str, text: str, kind: type) -> Range:
 
 def _number(field: str, text: str, kind: type) -> Any:
     try:
-        return read_whole(text) if kind is int else kind(text)
+        return parse_int(text) if kind is int else kind(text)
     except (ValueError, OverflowError) as error:
-        what = "a whole number" if kind is int else "a number"
+        what = "an integer" if kind is int else "a number"
         raise ValueError(f"vary: {field}: expected {what}, got {text!r}") from error
 
 
@@ -368,7 +367,7 @@ def _checked(vary: Any) -> dict[str, Any]:
     """
     if not isinstance(vary, Mapping) or not vary:
         raise ValueError(
-            f"vary: expected at least one setting with its values, got {given(vary)}; give one, such as "
+            f"vary: expected at least one setting with its values, got {short_repr(vary)}; give one, such as "
             "learning_rate=1e-3,1e-4"
         )
     found: dict[str, Any] = {}
@@ -377,14 +376,14 @@ def _checked(vary: Any) -> dict[str, Any]:
             raise ValueError("vary: expected other settings than env, got env; run one sweep per env")
         _setting("vary", name)
         if isinstance(values, Range):
-            # Settings of type int take whole numbers, even if the range does not.
+            # Settings of type int take integers, even if the range does not.
             found[name] = dataclasses.replace(values, whole=True) if int in _kinds(name) else values
             continue
         single = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
         if single or not isinstance(values, Iterable):
-            raise ValueError(f"vary: {name}: expected a list of values or a Range, got {given(values)}")
+            raise ValueError(f"vary: {name}: expected a list of values or a Range, got {short_repr(values)}")
         try:
-            plain = [plain_setting(name, value) for value in values]
+            plain = [None if value is None else plain_setting(name, value) for value in values]
         except ValueError as error:
             raise ValueError(f"vary: {error}") from error
         if not plain:
@@ -430,10 +429,12 @@ def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
         if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems ignore case
             raise ValueError(f"vary: expected distinct names, got {name} twice; give the mechanisms different names")
         if "/" in name or os.sep in name or "\0" in name:
-            raise ValueError(f"vary: expected a valid folder name, got {given(name)}; give the mechanism another name")
+            raise ValueError(
+                f"vary: expected a valid folder name, got {short_repr(name)}; give the mechanism another name"
+            )
         if len(os.fsencode(name)) > _LONGEST:
             raise ValueError(
-                f"vary: expected a folder name of at most {_LONGEST} bytes, got {given(name)}; vary fewer settings"
+                f"vary: expected a folder name of at most {_LONGEST} bytes, got {short_repr(name)}; vary fewer settings"
             )
     return names
 
@@ -511,7 +512,9 @@ class Sweep:
             fig, axes = plotting.figure(columns=len(numeric), width=4.5)
             for ax, name in zip(axes, numeric, strict=True):
                 x = [s[name] for s, _ in cells]
-                plotting.draw_setting(ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False)
+                plotting.draw_returns_by_setting(
+                    ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False
+                )
         elif not self.drawn and len(numeric) == 1 and len(others) <= 1:
             fig, (ax,) = plotting.figure()
             lines: dict[str, list[int]] = {}
@@ -521,7 +524,7 @@ class Sweep:
                 each: ([cells[i][0][numeric[0]] for i in mine], _array([estimates[i] for i in mine]))
                 for each, mine in sorted(lines.items())
             }
-            plotting.draw_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
+            plotting.draw_returns_by_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
         elif not self.drawn and len(self.vary) == 2:
             fig, (ax,) = plotting.figure()
             down, across = self.vary
@@ -535,8 +538,8 @@ class Sweep:
             fig, (ax,) = plotting.figure(width=8.0, height=max(4.0, 1.2 + 0.28 * len(cells)))
             names = [run.name for run in self.comparison.runs]
             ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
-            plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
-        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
+            plotting.draw_final_returns(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
+        fig.suptitle(f"{plotting.plain_text(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
         return fig
 
     def _log(self, name: str) -> bool:
@@ -591,15 +594,15 @@ def sweep(
         ValueError: a setting is invalid or given twice, two combinations are the same or have the same folder, or the
             folder holds a run with other settings. All errors are raised before training.
     """
-    vary, out = _checked(vary), path("out", out)
+    vary, out = _checked(vary), check_path("out", out)
     key_of(seed)  # raises before training if the seed is out of range
     for name, value in settings.items():
         if _setting(name, name) in vary:
             raise ValueError(f"vary: {name} is both varied and given as {shown(value)}; remove one of them")
-    if not 0 < number("share", share) <= 1:
+    if not 0 < check_float("share", share) <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share!r}")
     if samples is not None:
-        samples = whole("samples", samples, 2)
+        samples = check_int("samples", samples, 2)
     chosen = combinations(vary) if samples is None else draw(vary, samples, seed)
     names = _names(chosen)
     if len(chosen) < 2:
@@ -611,7 +614,7 @@ def sweep(
             cells.append(Condition(name, TrainConfig(env, **settings, **each)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        other = same.setdefault(json.dumps(run_folder.settings_of(cells[-1].config), sort_keys=True), name)
+        other = same.setdefault(json.dumps(run_folder.config_to_dict(cells[-1].config), sort_keys=True), name)
         if other != name:
             raise ValueError(f"vary: expected different runs, got the same settings for {other} and {name}; remove one")
     before = fitting.compiles()

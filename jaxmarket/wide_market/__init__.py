@@ -1,56 +1,56 @@
 """Wide markets: agents that buy and sell bundles of goods at equilibrium prices."""
 
+from jaxmarket.wide_market.convex_program import ConvexProgram
 from jaxmarket.wide_market.equilibrium import (
-    Certificate,
-    ConvexProgram,
     Equilibrium,
-    ProportionalResponse,
-    SealedBids,
-    Solver,
-    Tatonnement,
+    EquilibriumCertificate,
+    EquilibriumSolver,
+    best_response_gain,
     capped_demand,
     capped_values,
     ration,
-    regret,
 )
 from jaxmarket.wide_market.market import (
-    Books,
-    Economy,
     Produced,
-    Round,
+    Production,
     WideMarket,
-    individually,
-    open_market,
+    WideMarketState,
+    WideMarketStep,
+    init,
+    per_agent,
     run,
     step,
 )
-from jaxmarket.wide_market.valuations import Additive, Linear, Logarithmic, Quadratic, StrictlyConcave, Valuation
+from jaxmarket.wide_market.proportional_response import ProportionalResponse
+from jaxmarket.wide_market.sealed_bids import SealedBids
+from jaxmarket.wide_market.tatonnement import Tatonnement
+from jaxmarket.wide_market.valuations import Additive, BundleValuation, Linear, Logarithmic, Quadratic, StrictlyConcave
 
 __all__ = [
     "Additive",
-    "Books",
-    "Certificate",
+    "BundleValuation",
     "ConvexProgram",
-    "Economy",
     "Equilibrium",
+    "EquilibriumCertificate",
+    "EquilibriumSolver",
     "Linear",
     "Logarithmic",
     "Produced",
+    "Production",
     "ProportionalResponse",
     "Quadratic",
-    "Round",
     "SealedBids",
-    "Solver",
     "StrictlyConcave",
     "Tatonnement",
-    "Valuation",
     "WideMarket",
+    "WideMarketState",
+    "WideMarketStep",
+    "best_response_gain",
     "capped_demand",
     "capped_values",
-    "individually",
-    "open_market",
+    "init",
+    "per_agent",
     "ration",
-    "regret",
     "run",
     "step",
 ]

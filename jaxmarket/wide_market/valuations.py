@@ -1,14 +1,14 @@
-"""Valuations: what a bundle of goods is worth to one agent.
+"""Valuations: the value of a bundle of goods to one agent.
 
-Written for one agent and one bundle x, f [G]; put an agent axis on the leaves for a society of them. Every valuation
-is worth nothing for nothing, v(0) = 0, and never falls as a bundle grows (free disposal). What money can do is decided
-elsewhere: `equilibria` caps valuations by wealth, min(v, w).
+A valuation is written for one agent and one bundle x, f [G]; for N agents its leaves have a leading axis [N]. Every
+valuation is normalised, v(0) = 0, and monotone: it never falls as a bundle grows (free disposal). Valuations ignore
+wealth; `jaxmarket.wide_market.equilibrium` caps them, min(v, w).
 
-Sums of products are written as products of vectors: XLA's CPU compiler (jaxlib 0.10.2; jax issue 39103) gets
-`jnp.sum(a * x) - b` wrong where two `vmap`s make more than 32,768 of them.
+Sums of products are written as products of vectors: XLA's CPU compiler (jaxlib 0.10.2; jax issue 39103) computes
+`jnp.sum(a * x) - b` wrongly if two nested `vmap`s produce more than 32,768 of them.
 
-A class of your own needs ``value``; a strictly concave one also `StrictlyConcave.demand`, and is then welcome
-wherever `Quadratic` is.
+A user-defined class needs the method ``value``. A strictly concave class also needs `StrictlyConcave.demand`, and can
+then be used wherever `Quadratic` can.
 """
 
 from typing import Protocol, runtime_checkable
@@ -18,12 +18,12 @@ from flax import struct
 
 from jaxmarket.types import Array
 
-__all__ = ["Additive", "Linear", "Logarithmic", "Quadratic", "StrictlyConcave", "Valuation"]
+__all__ = ["Additive", "BundleValuation", "Linear", "Logarithmic", "Quadratic", "StrictlyConcave"]
 
 
 @runtime_checkable
-class Valuation(Protocol):
-    """Anything that says what a bundle is worth."""
+class BundleValuation(Protocol):
+    """The value of bundles to one agent."""
 
     def value(self, bundle: Array) -> Array:
         """v(x) in money: f [], of a bundle f [G]."""
@@ -31,8 +31,8 @@ class Valuation(Protocol):
 
 
 @runtime_checkable
-class StrictlyConcave(Valuation, Protocol):
-    """A valuation with one best bundle at every price."""
+class StrictlyConcave(BundleValuation, Protocol):
+    """A valuation with a unique best bundle at all prices."""
 
     def demand(self, prices: Array, scale: Array) -> Array:
         """The bundle that maximises scale · v(x) - prices · x over x >= 0: f [G], finite also where prices are 0.
@@ -45,9 +45,9 @@ class StrictlyConcave(Valuation, Protocol):
 
 
 class Quadratic(struct.PyTreeNode):
-    """v(x) = Σ_j a_j x_j - b_j x_j² / 2, up to its peak a_j / b_j; more is worth no more."""
+    """v(x) = Σ_j a_j x_j - b_j x_j² / 2, and constant in x_j beyond the peak a_j / b_j."""
 
-    slope: Array  # f [G] a >= 0, what the first unit is worth
+    slope: Array  # f [G] a >= 0, value of the first unit
     curvature: Array  # f [G] b > 0
 
     def value(self, bundle: Array) -> Array:
@@ -56,24 +56,24 @@ class Quadratic(struct.PyTreeNode):
         return (self.slope - self.curvature * x / 2) @ x
 
     def demand(self, prices: Array, scale: Array) -> Array:
-        """(a_j - p_j / scale) / b_j, nothing below zero: f [G]."""
+        """max(a_j - p_j / scale, 0) / b_j: f [G]."""
         return jnp.maximum(self.slope - prices / scale, 0) / self.curvature
 
 
 class Logarithmic(struct.PyTreeNode):
-    """v(x) = Σ_j a_j log(1 + x_j / s_j): no bundle is ever enough."""
+    """v(x) = Σ_j a_j log(1 + x_j / s_j), which has no satiation point."""
 
     weight: Array  # f [G] a >= 0
-    size: Array  # f [G] s > 0, the quantity from which on more matters less
+    size: Array  # f [G] s > 0, the quantity that halves the marginal value
 
     def value(self, bundle: Array) -> Array:
         """v(x): f []."""
         return self.weight @ jnp.log1p(bundle / self.size)
 
     def demand(self, prices: Array, scale: Array) -> Array:
-        """λ a_j / p_j - s_j with λ for the scale, nothing below zero: f [G]. Free goods are taken to cost a trifle."""
-        trifle = jnp.finfo(prices.dtype).tiny ** 0.5
-        return jnp.maximum(scale * self.weight / jnp.maximum(prices, trifle) - self.size, 0)
+        """max(λ a_j / p_j - s_j, 0) with λ = scale: f [G]. Prices below eps count as eps, so that it is finite."""
+        eps = jnp.finfo(prices.dtype).tiny ** 0.5
+        return jnp.maximum(scale * self.weight / jnp.maximum(prices, eps) - self.size, 0)
 
 
 class Linear(struct.PyTreeNode):
@@ -87,10 +87,10 @@ class Linear(struct.PyTreeNode):
 
 
 class Additive(struct.PyTreeNode):
-    """Sealed bids, one for each indivisible good: v(x) = Σ_j v_j x_j, each good bought as a whole or not at all."""
+    """v(x) = Σ_j v_j x_j of indivisible goods, the supply of each of which goes to one agent."""
 
-    values: Array  # f [G] of a unit; no bid if not finite
+    values: Array  # f [G] of a unit; not finite: the agent does not bid on the good
 
     def value(self, bundle: Array) -> Array:
-        """v(x): f []; goods it does not bid on are worth nothing to it."""
+        """v(x): f []; goods that the agent does not bid on count 0."""
         return jnp.where(jnp.isfinite(self.values), self.values, 0) @ bundle

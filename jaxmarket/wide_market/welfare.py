@@ -1,114 +1,119 @@
-"""How well a wide market does: welfare, the spread of prices, the supply of money, who comes and goes.
+"""Measures of a wide market: welfare, dispersion of prices, supply of money.
 
-Pure functions of what a solver found (`equilibria`) and of what happened (`goods.Round`), for one market; `vmap` them.
+Pure functions of solver results (`jaxmarket.wide_market.equilibrium`) and of recorded rounds
+(`jaxmarket.wide_market.market.WideMarketStep`) of one market; use `vmap` for several.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jaxmarket.accounts import CashFlows
 from jaxmarket.types import Array, PyTree
-from jaxmarket.wide_market.equilibrium import Equilibrium, Solver, capped_values, regret
-from jaxmarket.wide_market.market import Books
+from jaxmarket.wide_market.equilibrium import Equilibrium, EquilibriumSolver, best_response_gain, capped_values
 from jaxmarket.wide_market.valuations import Additive, Linear
 
 __all__ = [
-    "accounts",
-    "bound",
-    "dispersion",
     "efficiency",
-    "money_residual",
     "money_supply",
+    "price_dispersion",
     "price_stability",
-    "total",
+    "total_welfare",
+    "wealth_history",
+    "welfare_bound",
 ]
 
 
 # --- welfare
 
 
-def total(valuations: PyTree, wealth: Array | None, bundles: Array) -> Array:
-    """Welfare: what all agents' bundles are worth to them, Σ min(v_i(X_i), w_i), f [].
+def total_welfare(valuations: PyTree, wealth: Array | None, bundles: Array) -> Array:
+    """Σ_i min(v_i(X_i), w_i): f [].
 
     Args:
         valuations: leaves [N, ...].
-        wealth: f [N], the caps; None: Σ v_i(X_i), whoever can pay for it.
+        wealth: f [N], the caps; None for Σ_i v_i(X_i).
         bundles: f [N, G].
     """
     return capped_values(valuations, _caps(wealth, bundles), bundles).sum()
 
 
-def bound(valuations: PyTree, wealth: Array | None, supply: Array, prices: Array | None = None) -> Array:
-    """More welfare than this cannot be had from a supply, f [].
+def welfare_bound(valuations: PyTree, wealth: Array | None, supply: Array, prices: Array | None = None) -> Array:
+    """An upper bound on the welfare of all allocations of a supply: f [].
 
-    - `Additive`, and `Linear` without caps: every unit goes to whoever values it most, Σ_j S_j max_i v_ij. This is
-      reached. (Caps on `Additive` are left out: with them it is a knapsack problem, and this only a bound.)
-    - Else the dual of the welfare program, p · S + Σ_i max_x (min(v_i(x), w_i) - p · x): true at all prices, reached
-      at those of an equilibrium.
+    - `Additive`, and `Linear` without caps: every unit goes to the agent with the highest value, Σ_j S_j max_i v_ij.
+      This bound is tight. (Caps on `Additive` are ignored, since the capped problem is a knapsack problem; with caps
+      the bound may not be tight.)
+    - Other valuations: the dual of the welfare program, p · S + Σ_i max_x (min(v_i(x), w_i) - p · x). This is a bound
+      at all prices, and tight at those of an equilibrium.
 
-    Up to rounding, and to the sixth digit of `equilibria.capped_demand`.
+    It holds up to rounding, and to the sixth digit of `jaxmarket.wide_market.equilibrium.capped_demand`.
 
     Args:
         valuations: additive, linear or strictly concave; leaves [N, ...].
-        wealth: f [N], or None, as for `total`.
+        wealth: f [N], or None, as for `total_welfare`.
         supply: S, f [G].
         prices: p, f [G], not negative; for the dual.
 
     Raises:
-        ValueError: the dual needs prices, and there are none.
+        ValueError: ``prices`` is None and the bound is that of the dual.
     """
     if isinstance(valuations, Additive) or (isinstance(valuations, Linear) and wealth is None):
-        most = jnp.max(jnp.where(jnp.isfinite(valuations.values), valuations.values, 0), 0)
-        return jnp.maximum(most, 0) @ supply
+        highest = jnp.max(jnp.where(jnp.isfinite(valuations.values), valuations.values, 0), 0)
+        return jnp.maximum(highest, 0) @ supply
     if prices is None:
         raise ValueError(
-            f"prices: the bound for {type(valuations).__name__} is that of the dual at some prices, got None; "
-            "use those of an equilibrium"
+            f"prices: expected prices f [G], since the bound for {type(valuations).__name__} is that of the dual, got "
+            "None; pass those of an equilibrium"
         )
     agents = jax.tree.leaves(valuations)[0].shape[0]
     nothing = jnp.zeros((agents, supply.shape[0]), supply.dtype)
-    return prices @ supply + regret(valuations, _caps(wealth, nothing), prices, nothing).sum()
+    return prices @ supply + best_response_gain(valuations, _caps(wealth, nothing), prices, nothing).sum()
 
 
 def efficiency(valuations: PyTree, wealth: Array | None, bundles: Array, prices: Array | None = None) -> Array:
-    """Welfare over the most there could be of these bundles' goods (`bound`), f [] in [0, 1]; NaN if that is 0.
+    """Welfare over the bound for the same supply (`welfare_bound`): f [] in [0, 1]; NaN if the bound is 0.
 
-    Where `bound` is not reached, the true efficiency is higher than this.
+    If the bound is not tight, the true efficiency is higher.
 
     Args:
-        valuations, wealth: as for `total`.
+        valuations: as for `total_welfare`.
+        wealth: as for `total_welfare`.
         bundles: f [N, G].
-        prices: f [G], for the dual's bound.
+        prices: f [G], for the bound of the dual.
 
     Raises:
-        ValueError: as for `bound`.
+        ValueError: as for `welfare_bound`.
     """
-    most = bound(valuations, wealth, bundles.sum(0), prices)
-    return total(valuations, wealth, bundles) / jnp.where(most > 0, most, jnp.nan)
+    bound = welfare_bound(valuations, wealth, bundles.sum(0), prices)
+    return total_welfare(valuations, wealth, bundles) / jnp.where(bound > 0, bound, jnp.nan)
 
 
 def _caps(wealth: Array | None, bundles: Array) -> Array:
-    # More than anything is worth, and finite: infinity has no derivatives.
+    # Without wealth, larger than any value, and finite: infinity has no derivatives.
     return jnp.full(bundles.shape[:1], jnp.finfo(bundles.dtype).max ** 0.5) if wealth is None else wealth
 
 
 # --- prices
 
 
-def dispersion(prices: Array, axis: int = 0) -> Array:
-    """Coefficient of variation along an axis (rounds, markets, agents): standard deviation over mean, without it.
+def price_dispersion(prices: Array, axis: int = 0) -> Array:
+    """Coefficient of variation, standard deviation over mean, along an axis (rounds, markets, agents).
 
-    NaN is skipped: a good that was not quoted. Where nothing is left, or the mean is 0, it is NaN.
+    NaN entries (goods without a quote) are ignored. The result is NaN if no entries remain, or if the mean is 0.
 
     Args:
         prices: f [..., K, ...].
-        axis: which one is K.
+        axis: position of the axis K.
+
+    Returns:
+        f [...], without the axis K.
     """
     mean = jnp.nanmean(prices, axis)
     return jnp.nanstd(prices, axis) / jnp.where(mean == 0, jnp.nan, jnp.abs(mean))
 
 
 def price_stability(
-    solver: Solver,
+    solver: EquilibriumSolver,
     valuations: PyTree,
     wealth: Array,
     holdings: Array,
@@ -116,34 +121,34 @@ def price_stability(
     *,
     key: Array | None = None,
 ) -> Equilibrium:
-    """Equilibria of K markets, in each of which some agents are absent; one call, leaves [K, ...].
+    """Equilibria of K markets, each without some of the agents: leaves [K, ...].
 
-    Whoever is absent takes its money and its goods along. The `dispersion` of their prices says how much prices depend
-    on who is there. If that is chance, it falls like 1 / √N in ever larger copies of a market (dynamic scale; Sudhir
-    and Tran-Thanh 2025).
+    Absent agents take their money and goods with them. `price_dispersion` of the results measures how much prices
+    depend on which agents are present. If their presence is random, it falls like 1 / √N in ever larger copies of a
+    market (dynamic scale; Sudhir and Tran-Thanh 2025).
 
     Args:
-        solver: from `equilibria`, or like them.
+        solver: any `jaxmarket.wide_market.equilibrium.EquilibriumSolver`.
         valuations: of all agents, leaves [N, ...].
         wealth: f [N].
         holdings: f [N, G].
         present: bool [K, N].
-        key: for solvers that draw.
+        key: for solvers that use randomness.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not match.
     """
     if present.ndim != 2 or present.shape[1:] != wealth.shape:
         raise ValueError(
             f"present: expected bool [K, N] with N = {wealth.shape[0]}, got {present.shape}; "
-            "a row for each set of agents, a column for each agent"
+            "give a row for each market and a column for each agent"
         )
 
     def solve(here: Array, key: Array | None) -> Equilibrium:
-        those = valuations
-        if isinstance(valuations, Additive):  # a bid of nothing could still win
-            those = Additive(jnp.where(here[:, None], valuations.values, -jnp.inf))
-        return solver(those, jnp.where(here, wealth, 0), jnp.where(here[:, None], holdings, 0), key=key)
+        remaining = valuations
+        if isinstance(valuations, Additive):  # a bid of 0 could still win
+            remaining = Additive(jnp.where(here[:, None], valuations.values, -jnp.inf))
+        return solver(remaining, jnp.where(here, wealth, 0), jnp.where(here[:, None], holdings, 0), key=key)
 
     keys = None if key is None else jax.random.split(key, present.shape[0])
     return jax.vmap(solve, (0, None if key is None else 0))(present, keys)
@@ -152,33 +157,16 @@ def price_stability(
 # --- money
 
 
-def money_supply(opening: Array, books: Books) -> Array:
-    """All money there is after each round, as the named flows have it: f [T].
-
-    Payments between agents cancel, so what is left are rewards, the auctioneer's mint, incomes and rent.
+def money_supply(opening: Array, flows: CashFlows) -> Array:
+    """The amount of money after each round, according to the cash flows: f [T].
 
     Args:
         opening: f [N], wealth before the first round.
-        books: of rounds, leaves [T, ...] (`goods.run`).
+        flows: of rounds, f [T, N] each (`jaxmarket.wide_market.market.run`).
     """
-    change = books.reward.sum(1) + books.income.sum(1) - books.rent.sum(1) + books.subsidy
-    return opening.sum() + jnp.cumsum(change)
+    return opening.sum() + jnp.cumsum(flows.net.sum(1))
 
 
-def accounts(opening: Array, books: Books) -> Array:
-    """What each agent has after each round by the books: f [T, N]. See `money_supply`."""
-    change = books.sale - books.purchase + books.reward + books.income - books.rent
-    return opening + jnp.cumsum(change, 0)
-
-
-def money_residual(opening: Array, books: Books, closing: Array) -> Array:
-    """|money that no named flow accounts for|, over money moved or held: f []. Rounding, or a bug.
-
-    Args:
-        opening, books: as for `money_supply`.
-        closing: f [N], wealth after the last round.
-    """
-    flows = (books.sale, books.reward, books.income, books.rent)
-    moved = sum((jnp.abs(flow).sum() for flow in flows), jnp.abs(books.subsidy).sum())
-    unnamed = jnp.abs(closing.sum() - money_supply(opening, books)[-1])
-    return unnamed / jnp.maximum(1, jnp.maximum(moved, jnp.abs(closing).sum()))
+def wealth_history(opening: Array, flows: CashFlows) -> Array:
+    """The wealth of each agent after each round, according to the cash flows: f [T, N]. See `money_supply`."""
+    return opening + jnp.cumsum(flows.net, 0)

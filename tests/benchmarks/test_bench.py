@@ -93,13 +93,17 @@ def test_a_rival_of_equal_size():
     config = TrainConfig("CartPole-v1")
     (width, again) = train.equal_width(config)
     assert width == again
-    society = config.society
+    society = config.settings.society
     wanted = society.modules * monolith.parameters(
-        jax.eval_shape(config.learner_rule.init, jax.random.key(0), jnp.zeros(4))
+        jax.eval_shape(config.settings.learner.init, jax.random.key(0), jnp.zeros(4))
     )
     sizes = {
         w: monolith.parameters(
-            jax.eval_shape(monolith.Monolith.of(config, (w, w)).learner.init, jax.random.key(0), jnp.zeros(4))
+            jax.eval_shape(
+                monolith.Monolith.of(config.as_monolith().settings, (w, w)).learner.init,
+                jax.random.key(0),
+                jnp.zeros(4),
+            )
         )
         for w in (width - 1, width, width + 1)
     }
@@ -155,7 +159,7 @@ def test_a_bad_solver_and_an_absent_rival_are_told(monkeypatch):
 
     full = equilibrium.CASES["Quadratic"]
     rivals = {**full.rivals, "other": fails}
-    case = dataclasses.replace(full, wealth=0.2, solvers={"hasty": Tatonnement(iterations=1)}, rivals=rivals)
+    case = dataclasses.replace(full, wealth=0.2, solvers={"hasty": Tatonnement(max_iterations=1)}, rivals=rivals)
     monkeypatch.setitem(sys.modules, "cvxpy", None)
     report = timing.Report("equilibrium")
     equilibrium.compare(report, "Quadratic", case, agents=16, goods=4, patience=0.1)
@@ -174,8 +178,8 @@ def test_many_markets_are_judged_by_the_worst():
     """Side by side or in turn, the same markets; one of three stops within the tolerance."""
     full = equilibrium.CASES["Fisher"]
     drawn = [equilibrium.market(full, 16, 4, seed) for seed in range(3)]
-    solver = ProportionalResponse(quasilinear=False, gap=0.1, iterations=30)
-    gaps = [float(jax.jit(solver)(*map(jax.device_put, one)).certificate.gap) for one in drawn]
+    solver = ProportionalResponse(quasilinear=False, gap_tolerance=0.1, max_iterations=30)
+    gaps = [float(jax.jit(solver)(*map(jax.device_put, one)).certificate.duality_gap) for one in drawn]
     report = timing.Report("equilibrium")
     case = dataclasses.replace(full, solvers={"lax": solver})
     equilibrium.many(report, "Fisher", case, 16, 4, [("vmap", 3), ("map", 2)], patience=0.01)
@@ -224,7 +228,7 @@ def test_reports_are_tables_and_json(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["steps"], "name: unknown benchmark 'steps'; choose from " + ", ".join(bench.BENCHMARKS)),
-        (["step", "--cores", "0"], "cores: expected a whole number >= 1, got 0"),
+        (["step", "--cores", "0"], "cores: expected an integer >= 1, got 0"),
         (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
     ],
 )

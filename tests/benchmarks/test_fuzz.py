@@ -16,7 +16,7 @@ from jaxmarket.environments import BlocksWorld, Functions, Maze, Option, Options
 from jaxmarket.networks import backpropagation
 from jaxmarket.policies import BetaHead, ValueHead, cnn, mlp
 from jaxmarket.society import Society
-from jaxmarket.wide_market import Additive, Linear, Quadratic, equilibrium
+from jaxmarket.wide_market import Additive, Linear, Quadratic
 
 
 def script(name):
@@ -34,7 +34,7 @@ fuzzing = script("fuzz")
 
 def wide(**given):
     good = {"agents": jnp.ones((3, 2)), "holdings": jnp.ones((3, 2)), "wealth": jnp.ones(3)}
-    return wide_market.open_market(**good | given)
+    return wide_market.init(**good | given)
 
 
 def deep(**given):
@@ -95,27 +95,27 @@ FOUND = {
     "wide wealth": (lambda: wide(wealth=jnp.ones(2)), "wealth: "),
     "wide prices": (lambda: wide(prices={}), "prices: "),
     "solver, no array": (
-        lambda: equilibrium.SealedBids()(Additive(jnp.ones((3, 2))), [1.0] * 3, jnp.ones((3, 2))),
+        lambda: wide_market.SealedBids()(Additive(jnp.ones((3, 2))), [1.0] * 3, jnp.ones((3, 2))),
         "wealth: ",
     ),
     "solver, other agents": (
-        lambda: equilibrium.Tatonnement()(Quadratic(*[jnp.ones((3, 2))] * 2), jnp.ones(2), jnp.ones((2, 2))),
+        lambda: wide_market.Tatonnement()(Quadratic(*[jnp.ones((3, 2))] * 2), jnp.ones(2), jnp.ones((2, 2))),
         "valuations: ",
     ),
     "solver, other dtype": (
-        lambda: equilibrium.ProportionalResponse()(
+        lambda: wide_market.ProportionalResponse()(
             Linear(jnp.ones((3, 2))), jnp.ones(3), jnp.ones((3, 2), jnp.float16)
         ),
         "valuations: ",
     ),
     "prices": (
-        lambda: backpropagation.flows(
+        lambda: backpropagation.goods_flows(
             backpropagation.MarketGraph(jnp.multiply), 0.5, np.ones((2, 2, 1)) / 4, np.ones((2, 1))
         ),
         "agents: ",
     ),
     "prices, text": (
-        lambda: backpropagation.flows(backpropagation.MarketGraph(jnp.multiply), 0.5, np.ones((2, 2, 1)), {}),
+        lambda: backpropagation.goods_flows(backpropagation.MarketGraph(jnp.multiply), 0.5, np.ones((2, 2, 1)), {}),
         "endowments: ",
     ),
 }

@@ -62,7 +62,7 @@ def assert_same(got, wanted):
         ([0.25, 0.75], [False, False], 0.5, (NOBODY, 0.0, 0.0)),
         ([np.nan, 0.25, np.inf, -np.inf], None, 0.5, (1, 0.25, 0.5)),  # neither wins nor counts as another bid
         ([np.nan, np.inf], None, 0.5, (NOBODY, 0.0, 0.0)),
-        ([3, 7, 5], None, 0, (1, 7.0, 5.0)),  # whole numbers are money too
+        ([3, 7, 5], None, 0, (1, 7.0, 5.0)),  # integers are money too
     ],
 )
 def test_clear_by_hand(bids, eligible, reserve, wanted):

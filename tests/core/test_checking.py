@@ -13,10 +13,10 @@ from jaxmarket.checking import check, check_finite, checked, checking
 from jaxmarket.deep_market import BidTables
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import Point, ValueHead, linear
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.types import Accounts
-from jaxmarket.validation import mask, number, numbers, whole
-from jaxmarket.wide_market import Additive, equilibrium
+from jaxmarket.validation import as_bool_array, as_float_array, check_float, check_int
+from jaxmarket.wide_market import Additive
 
 BAD = jnp.nan
 
@@ -54,7 +54,7 @@ def society(env=None, mechanism=auctions.VICKREY, policy=BidPolicy):
 def runner(market):
     """A compiled program: two instances, twelve auctions each."""
     params = market.init(jax.random.key(0))
-    one = lambda key: play(market, key, params, market.env.default_params, 12)  # noqa: E731
+    one = lambda key: fresh_rollout(market, key, params, market.env.default_params, 12)  # noqa: E731
     return jax.jit(jax.vmap(one))
 
 
@@ -168,27 +168,27 @@ def test_deep_markets_are_checked(representation, what, says):
 def test_wide_markets_are_checked():
     def run(economy, factor, reward=0.0, kept=1.0):
         def solve(*arguments, **others):
-            found = equilibrium.SealedBids()(*arguments, **others)
+            found = wide_market.SealedBids()(*arguments, **others)
             return (
                 found._replace(bundles=found.bundles * kept)
                 if hasattr(found, "_replace")
                 else found.replace(bundles=found.bundles * kept)
             )
 
-        made = wide_market.individually(lambda agent, bundle: bundle * factor, lambda agent, bundle, left: reward)
+        made = wide_market.per_agent(lambda agent, bundle: bundle * factor, lambda agent, bundle, left: reward)
         market = wide_market.WideMarket(lambda agent, world: Additive(agent), made, solve)
         return wide_market.run(market, jax.random.key(0), economy, rounds=2, income=0.1, rent=0.1)
 
-    economy = wide_market.open_market(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
+    economy = wide_market.init(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
     program = checked(run)
     program(economy, 1.0)
     for given, says in (
-        ((-1.0,), r"^holdings: production left less than nothing, step 0"),
+        ((-1.0,), r"^holdings: production must return numbers >= 0, got a negative one, step 0"),
         ((jnp.nan,), r"^holdings\[0 0\] is nan, step 0"),
         ((1.0, jnp.inf), r"^reward\[0\] is inf, step 0"),
         (
             (1.0, 0.0, 0.5),
-            r"^bundles: the solver handed out 1\.0 of good 0 where there is 2\.0, step 0",
+            r"^bundles: the solver allocated 1\.0 of good 0, expected its supply 2\.0, step 0",
         ),
     ):
         with pytest.raises(ValueError, match=says):
@@ -229,22 +229,22 @@ def test_static_arguments_values_by_function_and_other_kinds_of_errors():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: numbers("field", "a"),
-        lambda: numbers("field", [[1], [1, 2]]),
-        lambda: numbers("field", 1j),
-        lambda: numbers("field", None),
-        lambda: numbers("field", [object()]),
-        lambda: numbers("field", [1.0], ()),
-        lambda: mask("field", [0, 1], (2,)),
-        lambda: mask("field", [True], (2,)),
-        lambda: mask("field", "a", (2,)),
-        lambda: whole("field", True),
-        lambda: whole("field", 2.5),
-        lambda: whole("field", 0),
-        lambda: whole("field", 2**31),
-        lambda: number("field", float("nan")),
-        lambda: number("field", "1"),
-        lambda: number("field", 2, 0, 1),
+        lambda: as_float_array("field", "a"),
+        lambda: as_float_array("field", [[1], [1, 2]]),
+        lambda: as_float_array("field", 1j),
+        lambda: as_float_array("field", None),
+        lambda: as_float_array("field", [object()]),
+        lambda: as_float_array("field", [1.0], ()),
+        lambda: as_bool_array("field", [0, 1], (2,)),
+        lambda: as_bool_array("field", [True], (2,)),
+        lambda: as_bool_array("field", "a", (2,)),
+        lambda: check_int("field", True),
+        lambda: check_int("field", 2.5),
+        lambda: check_int("field", 0),
+        lambda: check_int("field", 2**31),
+        lambda: check_float("field", float("nan")),
+        lambda: check_float("field", "1"),
+        lambda: check_float("field", 2, 0, 1),
     ],
 )
 def test_what_is_given_is_refused_by_the_name_of_its_field(wrong):
@@ -253,7 +253,7 @@ def test_what_is_given_is_refused_by_the_name_of_its_field(wrong):
 
 
 def test_what_is_given_is_taken_where_it_is_good():
-    assert numbers("field", [1, 2]).dtype == jnp.zeros(()).dtype
-    assert mask("field", [True, False], (2,)).tolist() == [True, False]
-    assert whole("field", np.int8(3)) == 3
-    assert number("field", 1, 0, 1) == 1.0
+    assert as_float_array("field", [1, 2]).dtype == jnp.zeros(()).dtype
+    assert as_bool_array("field", [True, False], (2,)).tolist() == [True, False]
+    assert check_int("field", np.int8(3)) == 3
+    assert check_float("field", 1, 0, 1) == 1.0

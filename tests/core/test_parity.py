@@ -2,7 +2,7 @@
 
 One compiled function per society holds the auctions of all four mechanisms at once: bids and winners do not depend
 on who is paid what, so the same key gives the same auctions, and further "mechanisms" whose payout is the winner or
-one bidder's bid read the shadow auctions out.
+one bidder's bid read the bootstrap auctions out.
 """
 
 import dataclasses
@@ -132,14 +132,14 @@ def market(name):
     first = jax.tree.map(lambda x: x[0], rows)  # auctions and environment: the same under every mechanism
     for leaf, one in zip(jax.tree.leaves(rows.outcome), jax.tree.leaves(first.outcome), strict=True):
         np.testing.assert_array_equal(leaf, np.broadcast_to(one, leaf.shape))
-    readings = rows.shadow[len(MECHANISMS) :]
+    readings = rows.bootstrap_value[len(MECHANISMS) :]
     return types.SimpleNamespace(
         society=society,
         rows=first,
         by={m: jax.tree.map(lambda x, i=i: x[i], rows) for i, m in enumerate(MECHANISMS)},
         settled={m: jax.tree.map(lambda x, i=i: x[i], settled) for i, m in enumerate(MECHANISMS)},
-        shadow_winner=readings[0].astype(int),
-        shadow_bids=np.moveaxis(readings[1:], 0, -1),
+        bootstrap_winner=readings[0].astype(int),
+        bootstrap_bids=np.moveaxis(readings[1:], 0, -1),
         cut=~first.terminated & (first.truncated | (np.arange(STEPS) == STEPS - 1)),
     )
 
@@ -159,12 +159,14 @@ def auction_of(bids, eligible, winner, explores):
 def reference_rows(m, instance, chunk):
     at = jax.tree.map(lambda x: x[instance, chunk], m.rows)
     explores = RULES[instance].exploration > 0
-    shadows = zip(m.shadow_bids[instance, chunk], at.next_eligible, m.shadow_winner[instance, chunk], strict=True)
+    bootstraps = zip(
+        m.bootstrap_bids[instance, chunk], at.next_eligible, m.bootstrap_winner[instance, chunk], strict=True
+    )
     auctions = zip(at.outcome.bids, at.outcome.eligible, at.outcome.winner, strict=True)
     answers = zip(at.reward, at.duration, at.terminated, at.truncated, strict=True)
     return [
-        reference.Row(auction_of(*auction, explores), *(x.item() for x in answer), auction_of(*shadow, explores))
-        for auction, answer, shadow in zip(auctions, answers, shadows, strict=True)
+        reference.Row(auction_of(*auction, explores), *(x.item() for x in answer), auction_of(*bootstrap, explores))
+        for auction, answer, bootstrap in zip(auctions, answers, bootstraps, strict=True)
     ]
 
 
@@ -224,7 +226,7 @@ def test_the_random_markets_meet_every_situation():
             "nobody": (r.outcome.winner == NOBODY).any(),
             "alone": (r.outcome.eligible.sum(-1) == 1).any(),
             "forced": outbid(r.outcome.bids, r.outcome.eligible, r.outcome.winner).any(),
-            "forced shadow": (outbid(m.shadow_bids, r.next_eligible, m.shadow_winner) & m.cut).any(),
+            "forced bootstrap": (outbid(m.bootstrap_bids, r.next_eligible, m.bootstrap_winner) & m.cut).any(),
             "slow": (r.duration > 1).any(),
             "resold to itself": (r.owner == r.outcome.winner)[r.owner >= 0].any(),
             "loss": (r.outcome.bids < 0).any(),
@@ -236,9 +238,9 @@ def test_the_random_markets_meet_every_situation():
 
 @every_society
 def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
-    """Σ utility = Δ wealth − Σ (1 − γ^k) · payout + unpaid shadow payouts, per chunk and mechanism.
+    """Σ utility = Δ wealth − Σ (1 − γ^k) · payout + unpaid bootstrap values, per chunk and mechanism.
 
-    Sums are over the rows somebody bought; *payout* is the payout ahead, shadow estimates included (0 after
+    Sums are over the rows somebody bought; *payout* is the proceeds, bootstrap values included (0 after
     *terminated*), *unpaid* the estimates alone, undiscounted; Δ wealth is the bidders' together. It starts from a
     reset, where the first sale is the house's. A chunk that starts with a carried owner pays that owner for a state
     bought before it: this first payout is taken off Δ wealth. The house's income is outside of it on both sides: it
@@ -246,18 +248,18 @@ def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
     """
     m = market(name)
     for mechanism, rows in m.by.items():
-        settled = m.settled[mechanism]["shadow"]
+        settled = m.settled[mechanism]["bootstrap"]
         sold = rows.outcome.winner >= 0
         patience = DISCOUNT ** rows.duration.astype(np.float64)
         ahead = np.where(sold, (settled.revenue - rows.reward) / patience, 0)  # f [instance, chunk, T]
         unpaid = np.where(settled.estimated, ahead, 0)
-        np.testing.assert_allclose(unpaid, np.where(settled.estimated & sold, rows.shadow, 0), atol=1e-5)
+        np.testing.assert_allclose(unpaid, np.where(settled.estimated & sold, rows.bootstrap_value, 0), atol=1e-5)
         final = rows.accounts.wealth[:, :, -1].sum(-1, dtype=np.float64)
         earlier = np.concatenate([np.zeros((INSTANCES, 1)), final[:, :-1]], 1)
         carried = np.where(rows.owner[:, :, 0] >= 0, rows.payout[:, :, 0], 0)
         utility = np.where(sold, settled.utility, 0).sum(-1, dtype=np.float64)
         wanted = final - earlier - carried - ((1 - patience) * ahead).sum(-1) + unpaid.sum(-1)
-        moved = 1 + np.abs([rows.price, rows.payout, rows.reward, rows.shadow]).sum((0, -1))
+        moved = 1 + np.abs([rows.price, rows.payout, rows.reward, rows.bootstrap_value]).sum((0, -1))
         assert (np.abs(utility - wanted) <= 1e-5 * moved).all(), mechanism
         # The house's share: first sales, and rewards of steps nobody bought.
         income = np.where(rows.owner == AUCTIONEER, rows.payout, 0) + np.where(sold, 0, rows.reward)
@@ -280,12 +282,12 @@ def test_a_shadow_auction_is_held_on_every_cut_row_and_on_no_other(name):
     """Under first price the estimate is the winner's own bid, which is never 0 where somebody may bid.
 
     With a limit of 10 and no other end, the second 48 rows start two steps before a cut: 6 cuts, as many as there can
-    be, so that the fixed number of shadow auctions is needed in full.
+    be, so that the fixed number of bootstrap auctions is needed in full.
     """
     m = market(name)
-    np.testing.assert_array_equal(m.by["bb"].shadow != 0, m.cut & m.rows.next_eligible.any(-1))
+    np.testing.assert_array_equal(m.by["bb"].bootstrap_value != 0, m.cut & m.rows.next_eligible.any(-1))
     for mechanism in MECHANISMS:
-        assert not m.by[mechanism].shadow[~m.cut].any()
+        assert not m.by[mechanism].bootstrap_value[~m.cut].any()
     if name == "duality":
         assert m.cut.sum(-1).tolist() == [[5, 6]] * INSTANCES
 
@@ -299,7 +301,7 @@ def test_a_shadow_auction_bids_like_a_real_one(name):
         m.rows.next_eligible[:, :, :-1][going_on], m.rows.outcome.eligible[:, :, 1:][going_on]
     )
     held = m.cut & m.rows.next_eligible.any(-1)
-    at, bids = m.rows.next_obs[held], m.shadow_bids[held]
+    at, bids = m.rows.next_obs[held], m.bootstrap_bids[held]
     if name == "mdp":
         by_state = {obs.tobytes(): bid for obs, bid in zip(_flat(m.rows.obs), _flat(m.rows.outcome.bids), strict=True)}
         assert len(bids) > 10
@@ -395,26 +397,27 @@ def test_ties_can_go_to_the_lowest_id():
     society = dataclasses.replace(society, ties="lowest")
     flat = jax.tree.map(jnp.zeros_like, params)
     state, _ = reset(society, jax.random.key(0), society.env.default_params)
-    run = jax.jit(lambda key: rollout(society, key, flat, state, society.env.default_params, 16, shadow=False)[1])
+    run = jax.jit(lambda key: rollout(society, key, flat, state, society.env.default_params, 16, bootstrap=False)[1])
     assert not run(jax.random.key(1)).outcome.winner.any()
 
 
 @pytest.mark.bits
 def test_the_shortcut_for_shadow_auctions_changes_no_bit():
-    """With the limit known, few shadow auctions are held; with a traced limit, one per row: the same estimates."""
+    """With the limit known, few bootstrap auctions are held; with a traced limit, one per row: the same estimates."""
     society, params = society_and_params("duality")
     known = society.env.default_params
     assert society.env.longest_episode(known) == 10
     state, _ = reset(society, jax.random.key(0), known)
 
-    def run(env_params, steps, shadow=True):
-        return rollout(society, jax.random.key(1), params, state, env_params, steps, shadow=shadow)[1].shadow
+    def run(env_params, steps, bootstrap=True):
+        _, rows = rollout(society, jax.random.key(1), params, state, env_params, steps, bootstrap=bootstrap)
+        return rows.bootstrap_value
 
     few, all_rows = jax.jit(lambda: run(known, 25))(), jax.jit(run, static_argnums=1)(known, 25)
     np.testing.assert_array_equal(few, all_rows)
     assert np.flatnonzero(few).tolist() == [9, 19, 24]
     assert np.flatnonzero(jax.jit(lambda: run(known, 1))()).tolist() == [0]
-    assert not jax.jit(lambda: run(known, 25, shadow=False))().any()
+    assert not jax.jit(lambda: run(known, 25, bootstrap=False))().any()
 
 
 MARKETS, LONG = 1000, 1000
@@ -435,7 +438,7 @@ def long_run():
         def instance(key):
             key_reset, key_run = jax.random.split(key)
             state, _ = reset(version, key_reset, env_params, rules)
-            state, rows = rollout(version, key_run, params, state, env_params, LONG, rules, shadow=False)
+            state, rows = rollout(version, key_run, params, state, env_params, LONG, rules, bootstrap=False)
             return {
                 "wealth": state.accounts.wealth,
                 "auctioneer": state.accounts.auctioneer,

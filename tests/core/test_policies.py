@@ -353,9 +353,9 @@ def test_an_image_is_large_from_17_pixels_on(shape, stride):
     [
         ("Bandit-v0", 2, r"stride: Bandit-v0 observes shape \(1,\), no image"),
         ("Bandit-v0", 1, r"stride: Bandit-v0 observes shape \(1,\), no image"),
-        ("Breakout-MinAtar", 0, "stride: expected a whole number >= 1, got 0"),
-        ("Breakout-MinAtar", 2.5, "stride: expected a whole number >= 1, got 2.5"),
-        ("Breakout-MinAtar", True, "stride: expected a whole number >= 1, got True"),
+        ("Breakout-MinAtar", 0, "stride: expected an integer >= 1, got 0"),
+        ("Breakout-MinAtar", 2.5, "stride: expected an integer >= 1, got 2.5"),
+        ("Breakout-MinAtar", True, "stride: expected an integer >= 1, got True"),
     ],
 )
 def test_bad_strides_are_refused(env_id, stride, message):

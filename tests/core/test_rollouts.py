@@ -8,7 +8,7 @@ import pytest
 from jaxmarket import BidPolicy, Society, make, reset, rollout
 from jaxmarket.environments import adapt, adapter
 from jaxmarket.policies import KumaraswamyHead, mlp
-from jaxmarket.training.monolith import roam, start
+from jaxmarket.training.monolith import rollout_policy, start
 
 KEY = jax.random.key(0)
 
@@ -49,7 +49,7 @@ def wander(env, steps):
 
     def run(key):
         draws = jax.random.uniform(key, (steps,))
-        return roam(world, act, key, start(world, key, world.default_params), world.default_params, draws)
+        return rollout_policy(world, act, key, start(world, key, world.default_params), world.default_params, draws)
 
     return jax.jit(run)
 

@@ -10,7 +10,7 @@ from jaxmarket.settlement import TIME_LIMITS, flows, per_bidder, proceeds, settl
 from jaxmarket.types import AUCTIONEER, NOBODY, Accounts, Outcome, Transition
 
 A, STEPS = 3, 24
-MONEY = ("reward", "price", "payout", "shadow")
+MONEY = ("reward", "price", "payout", "bootstrap_value")
 
 
 def record(
@@ -19,7 +19,7 @@ def record(
     reward=0.0,
     price=0.0,
     payout=0.0,
-    shadow=0.0,
+    bootstrap_value=0.0,
     duration=1,
     terminated=(),
     truncated=(),
@@ -56,7 +56,7 @@ def record(
         truncated=jnp.asarray(np.isin(rows, truncated)),
         next_obs=blank,
         next_eligible=jnp.ones((steps, A), bool),
-        shadow=column(shadow),
+        bootstrap_value=column(bootstrap_value),
         accounts=Accounts(blank, column(0)),
         episode_return=column(0),
         episode_length=jnp.zeros(steps, jnp.int32),
@@ -66,13 +66,13 @@ def record(
 def example(**changes):
     """Three episodes: rows 0-1 end for good, rows 2-3 at a limit, row 4 goes on after the rollout.
 
-    Row 1 has a shadow estimate that nobody may read.
+    Row 1 has a bootstrap value that settlement must not read.
     """
     columns = {
         "reward": [10, 20, 30, 40, 50],
         "price": [1, 2, 3, 4, 5],
         "payout": [1.5, 2.5, 3.5, 4.5, 5.5],
-        "shadow": [0, 7, 0, 8, 9],
+        "bootstrap_value": [0, 7, 0, 8, 9],
         "terminated": [1],
         "truncated": [3],
     }
@@ -81,7 +81,7 @@ def example(**changes):
 
 def trade(**changes):
     """One chain of sales without an end: 0 sells to 1, 1 to 2, and 8 is the estimate for what 2 holds."""
-    columns = {"reward": [1, 2, 3], "payout": [99, 2, 4], "shadow": [0, 0, 8]}
+    columns = {"reward": [1, 2, 3], "payout": [99, 2, 4], "bootstrap_value": [0, 0, 8]}
     return record([0, 1, 2], **(columns | changes))
 
 
@@ -97,13 +97,13 @@ def scrambled(seed=0, *, lowest=NOBODY, **changes):
 @pytest.mark.parametrize(
     ("changes", "time_limits", "ahead", "utility"),
     [
-        ({}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),
+        ({}, "bootstrap", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),
         ({}, "terminal", [2.5, 0, 4.5, 0, 0], [10.25, 18, 29.25, 36, 45]),
-        ({"truncated": [1, 3]}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),  # terminated wins
-        ({"terminated": [1, 4]}, "shadow", [2.5, 0, 4.5, 8, 0], [10.25, 18, 29.25, 40, 45]),  # ended on the last row
-        ({"truncated": [3, 4]}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),
+        ({"truncated": [1, 3]}, "bootstrap", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),  # terminated wins
+        ({"terminated": [1, 4]}, "bootstrap", [2.5, 0, 4.5, 8, 0], [10.25, 18, 29.25, 40, 45]),  # ended on the last row
+        ({"truncated": [3, 4]}, "bootstrap", [2.5, 0, 4.5, 8, 9], [10.25, 18, 29.25, 40, 49.5]),
         # γ^k: .5, .25, .125, .25, .5
-        ({"duration": [1, 2, 3, 2, 1]}, "shadow", [2.5, 0, 4.5, 8, 9], [10.25, 18, 27.5625, 38, 49.5]),
+        ({"duration": [1, 2, 3, 2, 1]}, "bootstrap", [2.5, 0, 4.5, 8, 9], [10.25, 18, 27.5625, 38, 49.5]),
     ],
 )
 def test_utilities_by_hand(changes, time_limits, ahead, utility):
@@ -114,7 +114,7 @@ def test_utilities_by_hand(changes, time_limits, ahead, utility):
     assert payout.tolist() == ahead
     assert settlement.utility.tolist() == utility
     np.testing.assert_array_equal(settlement.revenue, settlement.utility + rows.price)
-    wanted = time_limits == "shadow" and (rows.truncated | (jnp.arange(5) == 4)) & ~rows.terminated
+    wanted = time_limits == "bootstrap" and (rows.truncated | (jnp.arange(5) == 4)) & ~rows.terminated
     np.testing.assert_array_equal(estimated, np.broadcast_to(wanted, 5))
     np.testing.assert_array_equal(settlement.estimated, estimated)
 
@@ -147,7 +147,7 @@ def test_a_state_nobody_buys_earns_its_last_owner_nothing():
         (1.0, {"forced": [0]}, [3.75, 5.5, 7]),  # how the chain began does not matter
         (0.5, {"forced": [1]}, [2, 4.75, 7]),
         (1.0, {"terminated": [1]}, [2, 2, 7]),
-        (1.0, {"truncated": [1], "shadow": [0, 6, 8]}, [3.5, 5, 7]),
+        (1.0, {"truncated": [1], "bootstrap_value": [0, 6, 8]}, [3.5, 5, 7]),
         (1.0, {"duration": [2, 1, 3]}, [2.0, 4.0, 4.0]),  # 3 + 8/8; 2 + .5 · 4; 1 + .25 · 4
     ],
 )
@@ -185,7 +185,7 @@ def test_no_trace_is_a_trace_of_zero(time_limits):
 
 
 def test_a_full_trace_is_the_discounted_reward_to_the_end_of_the_episode():
-    """λ = 1, every state sold by bid: Monte Carlo with the shadow as the tail, in a plain loop."""
+    """λ = 1, every state sold by bid: Monte Carlo with the bootstrap value as the tail, in a plain loop."""
     rows = scrambled(forced=(), lowest=0)
     wanted = []
     for start in range(STEPS):
@@ -194,7 +194,7 @@ def test_a_full_trace_is_the_discounted_reward_to_the_end_of_the_episode():
             total += patience * float(rows.reward[t])
             patience *= 0.9 ** float(rows.duration[t])
             if rows.done[t] or t == STEPS - 1:
-                total += 0.0 if rows.terminated[t] else patience * float(rows.shadow[t])
+                total += 0.0 if rows.terminated[t] else patience * float(rows.bootstrap_value[t])
                 break
         wanted.append(total)
     np.testing.assert_allclose(settle(rows, 0.9, trace_decay=1.0).revenue, wanted, rtol=1e-5, atol=1e-6)
@@ -226,8 +226,8 @@ def test_no_derivative_crosses_a_reset(time_limits, trace_decay):
     ahead = np.diag(jacobian["payout"], 1)[episode[1:] == episode[:-1]]
     assert (ahead > 0).all() and ahead.size > 5
     cut = ~rows.terminated & (rows.truncated | (steps == STEPS - 1))
-    estimated = np.asarray(cut) & (time_limits == "shadow")
-    np.testing.assert_array_equal(np.diag(jacobian["shadow"]) > 0, estimated)
+    estimated = np.asarray(cut) & (time_limits == "bootstrap")
+    np.testing.assert_array_equal(np.diag(jacobian["bootstrap_value"]) > 0, estimated)
 
 
 @pytest.mark.parametrize("trace_decay", [None, 0.7])
@@ -313,5 +313,5 @@ def test_dtypes_are_stable_under_x64(dtype):
 
 
 def test_an_unknown_time_limit_rule_is_refused():
-    with pytest.raises(ValueError, match="time_limits: unknown rule 'ignore'; choose from shadow, terminal"):
+    with pytest.raises(ValueError, match="time_limits: unknown value 'ignore'; choose from bootstrap, terminal"):
         settle(example(), 0.9, time_limits="ignore")

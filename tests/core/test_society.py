@@ -119,7 +119,7 @@ def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
     np.testing.assert_array_equal(left.returns, 0)
     short = evaluation.evaluate(society, biased(1.0), jax.random.key(0), env_params, episodes=4, max_steps=3)
     assert not short.finished.any()
-    rows = evaluation.watch(society, biased(1.0), jax.random.key(0), env_params)
+    rows = evaluation.trace_episode(society, biased(1.0), jax.random.key(0), env_params)
     assert rows.reward.shape == (5,)
     assert bool(rows.terminated[-1])
 

@@ -10,11 +10,7 @@ import pytest
 
 from jaxmarket import TrainConfig, clear, deep_market, environments, fit, train, wide_market
 from jaxmarket.deep_market import BidTables
-from jaxmarket.training.monolith import Monolith
-from jaxmarket.training.monolith import chunk as monolith_chunk
-from jaxmarket.training.monolith import init as monolith_init
-from jaxmarket.training.society import as_arrays
-from jaxmarket.wide_market import Additive, Quadratic, equilibrium
+from jaxmarket.wide_market import Additive, Quadratic
 
 SMALL = {"steps": 16, "instances": 2, "horizon": 4, "minibatch": 8}
 
@@ -25,9 +21,7 @@ def society(env, **settings):
 
 
 def monolith(env):
-    config = TrainConfig(env, agent="monolith", **SMALL)
-    program, hyper, env_params = Monolith.of(config), as_arrays(config.hyperparameters), config.adapter.default_params
-    return lambda key: monolith_chunk(program, monolith_init(program, key, env_params), env_params, hyper)
+    return society(env, agent="monolith")
 
 
 def deep(key):
@@ -39,9 +33,9 @@ def deep(key):
 
 def wide(solver, value):
     def run(key):
-        made = wide_market.individually(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
+        made = wide_market.per_agent(lambda agent, bundle: bundle * 0.5, lambda agent, bundle, left: bundle.sum())
         market = wide_market.WideMarket(lambda agent, world: value(agent), made, solver)
-        economy = wide_market.open_market(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
+        economy = wide_market.init(jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.ones((2, 2)), 5.0)
         return wide_market.run(market, key, economy, rounds=2, income=0.1, rent=0.1)
 
     return run
@@ -54,8 +48,8 @@ PROGRAMS = {
     "valuation, CartPole": lambda: society("CartPole-v1", learner="valuation", clones=3, share_clones=False),
     "monolith": lambda: monolith("CartPole-v1"),
     "deep market": lambda: deep,
-    "wide market": lambda: wide(equilibrium.Tatonnement(), lambda agent: Quadratic(agent, jnp.ones_like(agent))),
-    "sealed bids": lambda: wide(equilibrium.SealedBids(), Additive),
+    "wide market": lambda: wide(wide_market.Tatonnement(), lambda agent: Quadratic(agent, jnp.ones_like(agent))),
+    "sealed bids": lambda: wide(wide_market.SealedBids(), Additive),
 }
 QUICK = ("valuation", "sealed bids")
 SWITCHES = {

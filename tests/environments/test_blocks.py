@@ -334,10 +334,10 @@ def test_instances_compare_by_value():
     ("arguments", "message"),
     [
         ({"sizes": ()}, "sizes: expected at least one"),
-        ({"sizes": (1, 0)}, "sizes: expected a whole number >= 1, got 0"),
-        ({"colours": 2.5}, "colours: expected a whole number >= 1, got 2.5"),
+        ({"sizes": (1, 0)}, "sizes: expected an integer >= 1, got 0"),
+        ({"colours": 2.5}, "colours: expected an integer >= 1, got 2.5"),
         ({"capacity": 2}, "capacity: expected room for the largest size, 3 blocks, got 2"),
-        ({"limit": 0}, "limit: expected a whole number >= 1, got 0"),
+        ({"limit": 0}, "limit: expected an integer >= 1, got 0"),
         ({"reward": "much"}, "reward: expected one or size, got 'much'"),
     ],
 )

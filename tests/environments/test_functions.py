@@ -14,7 +14,7 @@ from jaxmarket import MECHANISMS, BidPolicy, MarketPolicy, Rules, Society, Train
 from jaxmarket.environments import Functions, adapt
 from jaxmarket.environments.functions import STOP, compose, search
 from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
-from jaxmarket.rollouts import cut_rows, play
+from jaxmarket.rollouts import cut_rows, fresh_rollout
 from jaxmarket.testing import check_environment
 
 KEY = jax.random.key(0)
@@ -249,7 +249,7 @@ def test_search_finds_every_program():
 
 
 def test_nothing_is_ever_cut():
-    """A rollout needs no shadow auction but the one at its end."""
+    """A rollout needs no bootstrap auction but the one at its end."""
     env = arithmetic(stop=True)
     limit = adapt(env).longest_episode(env.default_params)
     assert limit > 1e9
@@ -257,7 +257,7 @@ def test_nothing_is_ever_cut():
     _, rows = traded("ccv")
     assert not rows.truncated.any()
     assert 60 / 3 - 1 < rows.terminated.sum() < 60
-    assert not rows.shadow[:-1].any()
+    assert not rows.bootstrap_value[:-1].any()
 
 
 def test_episodes_begin_with_every_example_alike():
@@ -367,7 +367,7 @@ def traded(mechanism):
     """A fresh society, and 60 of its auctions."""
     env = arithmetic(stop=True, price=0.5)
     society = Society(env, BidPolicy(linear(4), KumaraswamyHead()), MECHANISMS[mechanism])
-    run = jax.jit(play, static_argnums=(0, 4))
+    run = jax.jit(fresh_rollout, static_argnums=(0, 4))
     return society, run(society, KEY, society.init(KEY), env.default_params, 60, Rules(exploration=0.3))
 
 

@@ -338,7 +338,7 @@ def test_mazes_compare_by_value():
         (["..O"], {}, "layout: expected food, F, somewhere, got none"),
         ([".OF"], {}, r"layout: no way leads from \(0, 0\) to food"),
         (["F."], {"moves": 6}, "moves: expected 4 or 8, got 6"),
-        (["F."], {"limit": 0}, "limit: expected a whole number of steps >= 1, got 0"),
+        (["F."], {"limit": 0}, "limit: expected an integer >= 1, got 0"),
         (["F."], {"starts": [(0, 0)]}, r"starts: expected free cells \(row, column\), got \(0, 0\)"),
         (["FO"], {}, "starts: expected at least one free cell"),
     ],

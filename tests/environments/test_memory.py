@@ -214,7 +214,7 @@ def test_instances_compare_by_value():
 
 @pytest.mark.parametrize("bits", [0, 1.5, True])
 def test_bad_input_is_refused(bits):
-    with pytest.raises(ValueError, match="bits: expected a whole number >= 1, got"):
+    with pytest.raises(ValueError, match="bits: expected an integer >= 1, got"):
         Memory(Woods101(), bits)
     with pytest.raises(ValueError, match=r"env: .* is not a gymnax-style environment"):
         Memory(object())

@@ -17,7 +17,7 @@ from jaxmarket.environments.affine import resample, rotation, translation
 from jaxmarket.environments.functions import FunctionsState
 from jaxmarket.environments.mental_rotation import NAMES, inverse, needed
 from jaxmarket.policies import KumaraswamyHead, linear
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 
 KEY = jax.random.key(0)
 LEFT, RIGHT, UP, DOWN, TO_LEFT, TO_RIGHT = range(6)
@@ -301,7 +301,7 @@ def test_the_reader_reads_digits_nobody_has_shown_it(fixed):
     held_out, labels = fixed.images[fixed.held_out] / np.float32(255), fixed.digits.labels[fixed.held_out]
     logits = np.asarray(jax.jit(jax.vmap(fixed.reader))(held_out))
     assert logits.shape == (len(labels), 10)
-    read = digits.read_digits(fixed.reader, held_out)  # 359 of them: no whole number of batches
+    read = digits.read_digits(fixed.reader, held_out)  # 359 of them: not a multiple of the batch size
     np.testing.assert_array_equal(read, logits.argmax(1))
     accuracy = (read == labels).mean()
     assert accuracy > 0.9
@@ -622,12 +622,12 @@ def test_what_is_observed(fixed, dynamic, encoded):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resolution": 15}, "resolution: expected a whole number >= 16, got 15"),
+        ({"resolution": 15}, "resolution: expected an integer >= 16, got 15"),
         ({"resolution": 32.5}, "resolution: .* got 32.5"),
         ({"resolution": True}, "resolution: .* got True"),
         ({"depth": "deep"}, "depth: unknown depth 'deep'; choose from fixed, dynamic"),
         ({"depth": "dynamic", "price": np.inf}, "price: expected a finite number, got inf"),
-        ({"components": 0}, "components: expected a whole number from 1 to 256, got 0"),
+        ({"components": 0}, "components: expected an integer from 1 to 256, got 0"),
         ({"components": 257}, "components: .* got 257"),
         ({"components": 8.5}, "components: .* got 8.5"),
         ({"components": True}, "components: .* got True"),
@@ -641,7 +641,7 @@ def test_bad_input_is_refused(arguments, message, known_reader):
 
 def test_a_society_trades_on_it(encoded):
     society = Society(encoded, BidPolicy(linear(), KumaraswamyHead()))
-    run = jax.jit(jax.vmap(lambda key: play(society, key, society.init(KEY), encoded.default_params, 6)))
+    run = jax.jit(jax.vmap(lambda key: fresh_rollout(society, key, society.init(KEY), encoded.default_params, 6)))
     rows = run(jax.random.split(KEY, 4))
     assert rows.obs.shape == (4, 6, 8) and jnp.isfinite(rows.obs).all()
     np.testing.assert_array_equal(rows.terminated, np.tile([False, True], (4, 3)))

@@ -83,5 +83,5 @@ def test_dtypes_under_x64():
 
 @pytest.mark.parametrize("address", [0, 6, 2.5, True])
 def test_bad_input_is_refused(address):
-    with pytest.raises(ValueError, match="address: expected a whole number from 1 to 5, got"):
+    with pytest.raises(ValueError, match="address: expected an integer from 1 to 5, got"):
         Multiplexer(address)

@@ -27,7 +27,7 @@ from jaxmarket.environments import FiniteMDP, Option, Options, adapt
 from jaxmarket.environments.options import waste
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
-from jaxmarket.rollouts import play
+from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.testing import check_environment
 from jaxmarket.training import monolith as baselines
 
@@ -78,7 +78,7 @@ def test_the_utility_of_an_option_of_three_steps(mechanism, price, payout):
     """Three steps earn 1 + 2/2 + 4/4 = 3, and what the state reached is sold for counts an eighth."""
     env = on_the_line(Option(advance, length=3), Option(advance, length=1))
     society, params = society_that_bids(env, BIDS, mechanism)
-    rows = play(society, jax.random.key(0), params, society.env.default_params, 2)
+    rows = fresh_rollout(society, jax.random.key(0), params, society.env.default_params, 2)
     assert rows.outcome.winner.tolist() == [0, 1]
     assert rows.duration.tolist() == [3, 1]
     np.testing.assert_allclose(rows.reward, [3, 8])
@@ -90,12 +90,12 @@ def test_the_utility_of_an_option_of_three_steps(mechanism, price, payout):
     np.testing.assert_allclose(settle(rows, GAMMA).utility, [3 + payout / 8 - price, 8 - sale], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("time_limits", "expected"), [("shadow", 2 + 0.1 / 4 - 0.4), ("terminal", 2 - 0.4)])
+@pytest.mark.parametrize(("time_limits", "expected"), [("bootstrap", 2 + 0.1 / 4 - 0.4), ("terminal", 2 - 0.4)])
 def test_a_time_limit_inside_an_option(time_limits, expected):
     """The clock stops option 0 after two of its three steps; state 2 would have been sold for .1 (ccv)."""
     env = on_the_line(Option(advance, length=3), Option(advance, length=1), horizon=2)
     society, params = society_that_bids(env, BIDS, "ccv")
-    rows = play(society, jax.random.key(0), params, society.env.default_params, 1)
+    rows = fresh_rollout(society, jax.random.key(0), params, society.env.default_params, 1)
     assert rows.duration.tolist() == [2]
     assert (rows.truncated.tolist(), rows.terminated.tolist()) == ([True], [False])
     np.testing.assert_allclose(rows.reward, [2])
@@ -107,7 +107,7 @@ def test_an_option_that_ends_the_episode():
     """From state 3 an option of three steps takes one; nothing is sold after the end."""
     env = on_the_line(Option(advance, length=3), Option(advance, length=3))
     society, params = society_that_bids(env, [[0.9, 0.4], [0, 0], [0, 0], [0.7, 0.2], [9, 9]], "vickrey")
-    rows = play(society, jax.random.key(0), params, society.env.default_params, 3)
+    rows = fresh_rollout(society, jax.random.key(0), params, society.env.default_params, 3)
     assert rows.duration.tolist() == [3, 1, 3]
     assert rows.terminated.tolist() == [False, True, False]
     np.testing.assert_allclose(settle(rows, GAMMA).utility[:2], [3 + 0.7 / 8 - 0.4, 8 - 0.2], rtol=1e-6)
@@ -246,7 +246,9 @@ def test_options_of_one_step_are_literal_actions():
     rows = {}
     for name, beneath in (("literal", env), ("options", wrapped)):
         society = Society(beneath, policy)
-        rows[name] = play(society, jax.random.key(1), society.init(jax.random.key(0)), society.env.default_params, 40)
+        rows[name] = fresh_rollout(
+            society, jax.random.key(1), society.init(jax.random.key(0)), society.env.default_params, 40
+        )
     jax.tree.map(np.testing.assert_array_equal, rows["options"], rows["literal"])
 
 
@@ -300,10 +302,10 @@ class Table:
         ([Option(3, length=1)], {}, "options.0..policy: expected a callable"),
         ([Option(advance)], {}, "options.0.: may never stop"),
         ([Option(advance, done=0)], {}, "options.0.: may never stop"),
-        ([Option(advance, done=2, length=1)], {}, "options.0..done: expected a whole number from 0 to 1, got 2"),
-        ([Option(advance, length=0)], {}, "options.0..length: expected a whole number"),
+        ([Option(advance, done=2, length=1)], {}, "options.0..done: expected an integer from 0 to 1, got 2"),
+        ([Option(advance, length=0)], {}, "options.0..length: expected an integer"),
         ([Option(advance, length=1, until=4)], {}, "options.0..until: expected a function"),
-        ([Option(advance, length=1)], {"bound": 0}, "bound: expected a whole number"),
+        ([Option(advance, length=1)], {"bound": 0}, "bound: expected an integer"),
         ([Option(advance, length=1)], {"discount": 1.5}, "discount: expected a number"),
     ],
 )
@@ -332,7 +334,7 @@ def test_a_monolith_over_options_discounts_by_duration():
     params = env.default_params
     running = baselines.start(env, jax.random.key(0), params)
     act = lambda action, obs: (action, action)  # noqa: E731
-    _, rows = baselines.roam(env, act, jax.random.key(1), running, params, jnp.array([0, 1, 1]))
+    _, rows = baselines.rollout_policy(env, act, jax.random.key(1), running, params, jnp.array([0, 1, 1]))
     value = lambda obs: obs @ jnp.array([10.0, 20, 30, 40, 50])  # noqa: E731
     hyper = Hyperparameters(discount=GAMMA, trace_decay=0.5)
     found = baselines.utilities(rows, value(rows.obs), value, hyper, None)
@@ -357,7 +359,7 @@ def test_three_levels_train():
     np.testing.assert_allclose(top.summary["return_mean"], 15)  # the greedy society beneath already solves it
     third = Options(env, [Option(as_policy(top), length=2), Option(advance, length=2)], discount=GAMMA)
     society = TrainConfig(third, **small).society
-    rows = play(society, jax.random.key(0), society.init(jax.random.key(0)), society.env.default_params, 8)
+    rows = fresh_rollout(society, jax.random.key(0), society.init(jax.random.key(0)), society.env.default_params, 8)
     # A level-two option chooses twice among options of two steps: the whole line, discounted step by step.
     assert (rows.duration == 4).all()
     np.testing.assert_allclose(rows.reward, 1 + 2 / 2 + 4 / 4 + 8 / 8)
@@ -375,15 +377,15 @@ def test_policies_come_from_runs_of_either_kind(tmp_path):
             assert int(policy(obs)) in range(4)
             with pytest.raises(ValueError, match="key: "):
                 as_policy(source, greedy=False)(obs)
-            with pytest.raises(ValueError, match="seed: expected a whole number from 0 to 1"):
+            with pytest.raises(ValueError, match="seed: expected an integer from 0 to 1"):
                 as_policy(source, seed=2)
         jax.tree.map(np.testing.assert_array_equal, policy.params, as_policy(run, seed=1).params)
 
 
 def test_the_shadow_auction_sees_the_state_after_the_option():
-    """The shadow auction at the end of a rollout sees the state after the whole option."""
+    """The bootstrap auction at the end of a rollout sees the state after the whole option."""
     env = on_the_line(Option(advance, length=2), Option(advance, length=1))
     society, params = society_that_bids(env, BIDS, "ccv")
     state, _ = reset(society, jax.random.key(0), society.env.default_params)
     _, rows = rollout(society, jax.random.key(0), params, state, society.env.default_params, 1)
-    np.testing.assert_allclose(rows.shadow, [0.1])
+    np.testing.assert_allclose(rows.bootstrap_value, [0.1])

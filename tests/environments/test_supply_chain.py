@@ -210,10 +210,10 @@ def test_dtypes_under_x64():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lines": 0}, "lines: expected a whole number >= 1, got 0"),
-        ({"stages": 2.5}, "stages: expected a whole number"),
-        ({"operations": 1}, "operations: expected a whole number >= 2"),
-        ({"horizon": True}, "horizon: expected a whole number"),
+        ({"lines": 0}, "lines: expected an integer >= 1, got 0"),
+        ({"stages": 2.5}, "stages: expected an integer"),
+        ({"operations": 1}, "operations: expected an integer >= 2"),
+        ({"horizon": True}, "horizon: expected an integer"),
         ({"material": -0.1}, "material: expected a finite number >= 0"),
         ({"lines": 16, "joint": True}, r"joint: 4 operations on 16 lines are 4\^16 actions"),
         ({"recipe": [[0, 1]]}, "recipe: expected 2 rows of 4 operations"),

@@ -638,7 +638,7 @@ def test_bad_states_and_steps_are_named():
     with pytest.raises(ValueError, match="state: expected any object but None"):
         market.open(None)
     for steps in (0, True, 1.5):
-        with pytest.raises(ValueError, match="steps: expected a whole number >= 1"):
+        with pytest.raises(ValueError, match="steps: expected an integer >= 1"):
             market.play(0, steps)
 
 

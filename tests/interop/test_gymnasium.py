@@ -122,7 +122,7 @@ def test_what_gymnasium_would_refuse_is_refused():
             call()
     env.reset(seed=0)
     for action in (3, -1, 0.5, None):
-        with pytest.raises(ValueError, match=f"action: expected a whole number from 0 to 2, got {action}"):
+        with pytest.raises(ValueError, match=f"action: expected an integer from 0 to 2, got {action}"):
             env.step(action)
     with pytest.raises(ValueError, match="did you mean 'Chain-v0'"):
         GymnasiumEnv("Chain-v1")

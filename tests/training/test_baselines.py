@@ -14,7 +14,6 @@ from jaxmarket.runs import run_folder
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import monolith as baselines
 from jaxmarket.training.monolith import Categorical, Product, ProductHead
-from jaxmarket.training.society import as_arrays
 
 
 def test_lambda_returns_are_generalised_advantages_plus_values():
@@ -25,8 +24,9 @@ def test_lambda_returns_are_generalised_advantages_plus_values():
     terminated = np.zeros(steps, bool)
     terminated[4] = True
     ahead = np.where(terminated, 0, value[1:])
-    share = np.where(terminated | (np.arange(steps) == steps - 1), 0, decay)
-    found = lambda_returns(*(jnp.asarray(x) for x in (reward, np.full(steps, gamma), ahead, share)))
+    decays = np.where(terminated | (np.arange(steps) == steps - 1), 0, decay)
+    discounts = np.full(steps, gamma)
+    found = jax.jit(lambda_returns)(reward, discount=discounts, value=ahead, trace_decay=decays)
     delta = reward + gamma * ahead - value[:-1]
     for t in range(steps):
         end = 4 if t <= 4 else steps - 1
@@ -34,10 +34,12 @@ def test_lambda_returns_are_generalised_advantages_plus_values():
         np.testing.assert_allclose(found[t], advantage + value[t], rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_leaks_into_a_return_that_shares_nothing():
-    rows = (jnp.ones(3), jnp.full(3, 0.9), jnp.ones(3), jnp.array([0.5, 0.0, 0.5]))
-    spoilt = tuple(x.at[2].set(jnp.nan) for x in rows)
-    np.testing.assert_array_equal(lambda_returns(*rows)[:2], lambda_returns(*spoilt)[:2])
+def test_nothing_leaks_into_a_return_without_a_trace():
+    def returns(last):
+        ones, discount = jnp.array([1.0, 1.0, last]), jnp.array([0.9, 0.9, last])
+        return lambda_returns(ones, discount=discount, value=ones, trace_decay=jnp.array([0.5, 0.0, 0.5]))
+
+    np.testing.assert_array_equal(returns(1.0)[:2], returns(np.nan)[:2])
 
 
 def test_categorical_agrees_with_its_own_samples():
@@ -103,14 +105,14 @@ def test_a_product_stays_within_its_choices(u):
 
 def test_heads_fit_their_environments():
     joint = TrainConfig(SupplyChain(3, 2, 2, joint=True), agent="monolith")
-    agent = baselines.Monolith.of(joint, hidden=(5,), head=ProductHead(3, 2))
+    agent = baselines.Monolith.of(joint.as_monolith().settings, hidden=(5,), head=ProductHead(3, 2))
     assert agent.learner.policy.head == ProductHead(3, 2)
-    assert agent != baselines.Monolith.of(joint, hidden=(5,))
+    assert agent != baselines.Monolith.of(joint.as_monolith().settings, hidden=(5,))
     state = jax.eval_shape(agent.learner.init, jax.random.key(0), jnp.zeros(6))
     assert baselines.parameters(state) == (7 * 5 + 6 * 6) + (7 * 5 + 6 * 1)
     with pytest.raises(ValueError, match=r"head: 2\^2 = 4 choices, but SupplyChain3-v0-joint has 8 actions"):
-        baselines.Monolith.of(joint, head=ProductHead(2, 2))
-    with pytest.raises(ValueError, match="base: expected a whole number >= 1, got 0"):
+        baselines.Monolith.of(joint.as_monolith().settings, head=ProductHead(2, 2))
+    with pytest.raises(ValueError, match="base: expected an integer >= 1, got 0"):
         ProductHead(2, 0)
     with pytest.raises(ValueError, match=r"factors: 4\^13 choices are more than 2\^24"):
         ProductHead(13, 4)
@@ -126,7 +128,7 @@ def test_roaming_is_stepping_by_hand():
         return action, action
 
     running = baselines.start(env, jax.random.key(0), params)
-    running, rows = jax.jit(lambda r: baselines.roam(env, act, jax.random.key(1), r, params, script))(running)
+    running, rows = jax.jit(lambda r: baselines.rollout_policy(env, act, jax.random.key(1), r, params, script))(running)
     assert np.flatnonzero(rows.terminated).tolist() == [4]
     assert np.flatnonzero(rows.truncated).tolist() == [24]
     assert rows.episode_length.tolist() == [*range(1, 6), *range(1, 21), 1, 2, 3]
@@ -164,11 +166,11 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
     script = jnp.array([1, 1] + [0] * 20 + [1] * 5 + [1, 0])
     running = baselines.start(env, jax.random.key(0), params)
     act = lambda action, obs: (action, action)  # noqa: E731
-    running, _ = baselines.roam(env, act, jax.random.key(1), running, params, jnp.array([1, 1]))
-    _, rows = baselines.roam(env, act, jax.random.key(1), running, params, script)
+    running, _ = baselines.rollout_policy(env, act, jax.random.key(1), running, params, jnp.array([1, 1]))
+    _, rows = baselines.rollout_policy(env, act, jax.random.key(1), running, params, script)
     weights = jnp.array([0.3, 0.5, -0.2, 0.7, 0.1, 9.0])
     value = lambda obs: obs @ weights  # noqa: E731
-    hyper = TrainConfig("Chain-v0", trace_decay=0.8).hyperparameters
+    hyper = TrainConfig("Chain-v0", trace_decay=0.8).settings.hyperparameters
     found = baselines.utilities(rows, value(rows.obs), value, hyper, env.longest_episode(params))
     everywhere = baselines.utilities(rows, value(rows.obs), value, hyper, None)
     np.testing.assert_allclose(found, everywhere, rtol=1e-6)
@@ -189,18 +191,18 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
 
 def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
     config = TrainConfig("Bandit-v0", instances=32, horizon=32, steps=98_304, learning_rate=5e-3, entropy=0.01)
-    agent = baselines.Monolith.of(config)
-    params, hyper = config.adapter.default_params, as_arrays(config.hyperparameters)
+    agent = baselines.Monolith.of(config.as_monolith().settings)
+    params, hyper = config.adapter.default_params, config.settings.hyperparameters.as_arrays()
 
     @jax.jit
     @jax.vmap
     def trained(key):
-        state = baselines.init(agent, key, params)
+        state = agent.init(key, params)
         state, metrics = jax.lax.scan(
-            lambda s, _: baselines.chunk(agent, s, params, hyper), state, None, length=config.chunks
+            lambda s, _: agent.chunk(s, params, hyper), state, None, length=config.settings.chunks
         )
-        greedy = dataclasses.replace(agent.agent, greedy=True)
-        return metrics["return_mean"], baselines.evaluate(greedy, state.learner.params, key, params, 64).returns.mean()
+        greedy = agent.player(greedy=True)
+        return metrics["return_mean"], greedy.evaluate(state.learner.params, key, params, 64).returns.mean()
 
     returns, greedy = trained(jax.random.split(jax.random.key(0), 8))
     np.testing.assert_allclose(greedy, 0.8, rtol=1e-6)
@@ -225,39 +227,40 @@ class Picky:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TrainConfig("Bandit-v0", learner="valuation"), "learner: a monolithic agent is compared with ppo societies"),
+        (TrainConfig("Bandit-v0", learner="valuation"), "^learner: a monolithic agent learns by PPO"),
         (TrainConfig("Bandit-v0", time_limits="terminal"), "time_limits: a monolithic agent estimates"),
         (TrainConfig(Picky()), "env: Picky has illegal actions"),
     ],
 )
 def test_a_monolithic_agent_refuses_what_it_would_get_wrong(config, message):
     with pytest.raises(ValueError, match=message):
-        baselines.Monolith.of(config)
+        baselines.Monolith.of(config.as_monolith().settings)
 
 
 def test_parameters_are_counted_in_both_networks():
-    agent = baselines.Monolith.of(TrainConfig("Chain-v0"), hidden=(5,))
+    agent = baselines.Monolith.of(TrainConfig("Chain-v0", agent="monolith").settings, hidden=(5,))
     state = jax.eval_shape(agent.learner.init, jax.random.key(0), jnp.zeros(6))
     assert baselines.parameters(state) == (7 * 5 + 6 * 2) + (7 * 5 + 6 * 1)
     assert dataclasses.replace(agent, instances=1) != agent
 
 
-def test_a_monolith_is_trained_by_fit_and_not_by_the_societys_train(tmp_path):
-    """One call trains, evaluates and keeps it; what asks for a market says that there is none."""
+def test_a_monolith_is_trained_by_fit_and_by_train(tmp_path):
+    """`fit` trains, evaluates and saves it; `train` gives the same networks."""
     config = TrainConfig("Bandit-v0", agent="monolith", instances=8, horizon=8, minibatch=64, steps=512, seeds=2)
     result = fit(config, jax.random.key(0), tmp_path / "run", progress=False)
     assert result.summary["env_steps"] == 2 * 512
     assert result.summary["auction"] is None
     np.testing.assert_array_equal(result.metrics["termination_rate"], 1)
     saved = run_folder.read(tmp_path / "run")
-    assert saved.config == config
+    assert saved.config.settings == config.settings
     assert (saved.q, saved.bids, saved.visited) == (None, None, None)
     jax.tree.map(np.testing.assert_array_equal, saved.networks, result.networks)
-    with pytest.raises(ValueError, match=r"agent: .monolith. is no society"):
-        train(config, jax.random.key(0))
-    with pytest.raises(ValueError, match="dropout: a monolithic agent"):
+    keys = jax.random.split(jax.random.key(0), 2)
+    state, _ = jax.jit(jax.vmap(lambda key: train(config, key)))(keys)
+    jax.tree.map(np.testing.assert_array_equal, state.learner.params, result.networks["policy"])
+    with pytest.raises(ValueError, match=r"^dropout: "):
         dataclasses.replace(config, dropout=0.1)
     with pytest.raises(ValueError, match="agent: unknown value 'anarchist'"):
         dataclasses.replace(config, agent="anarchist")
-    with pytest.raises(ValueError, match=r"convolutions: Bandit-v0 observes shape \(1,\), no image"):
+    with pytest.raises(ValueError, match=r"^convolutions: "):
         dataclasses.replace(config, convolutions=(4,))

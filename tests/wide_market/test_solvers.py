@@ -21,12 +21,12 @@ from jaxmarket.wide_market import (
     Quadratic,
     SealedBids,
     Tatonnement,
+    best_response_gain,
     capped_demand,
     capped_values,
     ration,
-    regret,
 )
-from jaxmarket.wide_market import equilibrium as equilibria
+from jaxmarket.wide_market.convex_program import Proximal
 
 AGENTS, GOODS = 6, 4
 CAPPED = [
@@ -101,13 +101,13 @@ def test_no_agent_prefers_another_bundle(solver, kind, seed, tight, absent):
     spent = bundles @ prices
     assert (spent <= w * (1 + 1e-5) + 2e-3 * welfare).all()
     rng = np.random.default_rng(seed)
-    regrets = np.asarray(regret(valuations, wealth, found.prices, found.bundles))
+    regrets = np.asarray(best_response_gain(valuations, wealth, found.prices, found.bundles))
     for agent in range(AGENTS):
         own = min(worth(valuations, agent, bundles[agent]), w[agent]) - spent[agent]
         others = rng.exponential(h.sum(0) / AGENTS + 0.1, (300, GOODS)) * (rng.random((300, GOODS)) < 0.6)
         gains = np.minimum(worth(valuations, agent, others), w[agent]) - others @ prices - own
         assert gains.max() <= 2e-3 * welfare
-        # Nor does any of them gain more than `regret` says is possible.
+        # Nor does any of them gain more than `best_response_gain` says is possible.
         assert gains.max() <= regrets[agent] + 1e-4 * (1 + welfare)
 
 
@@ -115,9 +115,9 @@ def test_the_certificate_of_a_bad_solver_says_so_and_nobody_overspends():
     """Stopped after one iteration: far from an equilibrium, but goods, money and purses are safe all the same."""
     for seed in range(20):
         valuations, wealth, holdings = market(seed, Quadratic, 0.5)
-        found = compiled(Tatonnement(iterations=1))(valuations, wealth, holdings)
+        found = compiled(Tatonnement(max_iterations=1))(valuations, wealth, holdings)
         assert not bool(found.certificate.converged)
-        assert float(found.certificate.excess + found.certificate.unsold) > 0.01
+        assert float(found.certificate.excess_demand + found.certificate.complementary_slackness) > 0.01
         np.testing.assert_allclose(found.bundles.sum(0), holdings.sum(0), rtol=1e-5)
         assert float((wealth + (holdings - found.bundles) @ found.prices).min()) >= 0
 
@@ -127,7 +127,7 @@ def test_a_sequence_of_markets_that_stops_early_lends_to_nobody():
     for seed in range(10):
         valuations, wealth, holdings = market(seed, Linear, 0.2)
         holdings = holdings.at[::2].set(0)
-        found = compiled(ConvexProgram(sequence=4, inner=1))(valuations, wealth, holdings)
+        found = compiled(ConvexProgram(proximal_steps=4, inner_iterations=1))(valuations, wealth, holdings)
         assert float((wealth + (holdings - found.bundles) @ found.prices).min()) >= 0
 
 
@@ -267,7 +267,7 @@ def test_empty_markets_are_in_equilibrium(solver, kind, absent):
     if second:
         v = kind(jax.tree.leaves(v)[0], second[0])  # curvatures and sizes are not worth anything
     found = compiled(solver)(v, w, h)
-    assert float(found.certificate.gap) == pytest.approx(0, abs=1e-6)
+    assert float(found.certificate.duality_gap) == pytest.approx(0, abs=1e-6)
     assert bool(found.certificate.converged), found.certificate
     if kind is Additive:  # a bid of nothing wins what nobody values
         np.testing.assert_allclose(found.bundles.sum(0), h.sum(0), rtol=1e-6)
@@ -297,8 +297,8 @@ def test_one_agent(solver, kind):
         (Tatonnement(tolerance=1e-9), Quadratic),
         (Tatonnement(tolerance=1e-9), Logarithmic),
         (ConvexProgram(tolerance=1e-9), Logarithmic),
-        (ConvexProgram(gap=0.0), Linear),
-        (ProportionalResponse(gap=-1.0), Linear),
+        (ConvexProgram(gap_tolerance=0.0), Linear),
+        (ProportionalResponse(gap_tolerance=-1.0), Linear),
     ],
 )
 def test_a_solver_that_cannot_improve_stops(solver, kind):
@@ -306,7 +306,7 @@ def test_a_solver_that_cannot_improve_stops(solver, kind):
     found = compiled(solver)(*market(0, kind, 3.0))
     most = {Tatonnement: 500, ConvexProgram: 800, ProportionalResponse: 5000}[type(solver)]
     assert int(found.certificate.iterations) < most
-    assert float(found.certificate.gap) < 1e-3, "and returns the best that it has seen"
+    assert float(found.certificate.duality_gap) < 1e-3, "and returns the best that it has seen"
 
 
 @pytest.mark.parametrize(("solver", "kind"), UNITS[:-1])
@@ -337,9 +337,11 @@ def test_nan_is_an_error_outside_of_compiled_programs(solver, kind, field):
         return
     with pytest.raises(ValueError, match=f"^{field}:"):
         solver(**given)
+    with pytest.raises(ValueError, match=f"^{field}:"):  # values of closures are known inside jit
+        jax.jit(lambda: solver(**given))()
     if isinstance(solver, Tatonnement):
         with pytest.raises(ValueError, match=f"^{field}:"):
-            solver.path(**given)
+            solver.trajectory(**given)
 
 
 @pytest.mark.parametrize(("solver", "kind"), [UNITS[0], UNITS[4]])
@@ -391,9 +393,15 @@ def test_capped_demand_is_what_a_general_optimiser_finds(kind, wealth):
 def test_a_cap_is_no_budget():
     """v = 10 x, w = 5, p = 5.5: the capped optimum is .5, a budget would allow .909."""
     valuations, wealth, prices = Linear(jnp.array([[10.0]])), jnp.array([5.0]), jnp.array([5.5])
-    assert float(regret(valuations, wealth, prices, jnp.array([[0.5]]))[0]) == pytest.approx(0, abs=1e-6)
-    assert float(regret(valuations, wealth, prices, jnp.array([[0.909]]))[0]) == pytest.approx(2.25, abs=1e-2)
-    assert float(regret(valuations, wealth, prices, jnp.array([[0.0]]))[0]) == pytest.approx(2.25, abs=1e-6)
+
+    def gain(quantity):
+        return float(best_response_gain(valuations, wealth, prices, jnp.array([[quantity]]))[0])
+
+    assert gain(0.5) == pytest.approx(0, abs=1e-6)
+    assert float(best_response_gain(valuations, wealth, prices, jnp.array([[0.909]]))[0]) == pytest.approx(
+        2.25, abs=1e-2
+    )
+    assert gain(0.0) == pytest.approx(2.25, abs=1e-6)
 
 
 # --- other people's solvers
@@ -452,7 +460,7 @@ def fisher(valuations, wealth, holdings, quasilinear):
 
 @pytest.mark.parametrize("quasilinear", [False, True])
 def test_proportional_response_finds_eisenbergs_and_gales_market(quasilinear):
-    solver = ProportionalResponse(quasilinear=quasilinear, gap=1e-5)
+    solver = ProportionalResponse(quasilinear=quasilinear, gap_tolerance=1e-5)
     for seed, tight in [(0, 0.3), (1, 1.0), (2, 10.0)]:
         valuations, wealth, holdings = market(seed, Linear, tight)
         found = compiled(solver)(valuations, wealth, holdings)
@@ -488,7 +496,7 @@ def test_proportional_response_by_hand():
 def test_derivatives_are_those_of_the_equilibrium(solver, kind):
     """Against central differences, in double precision; some wealth binds and some does not."""
     with jax.enable_x64(True):
-        exact = type(solver)(tolerance=1e-11, iterations=2000)
+        exact = type(solver)(tolerance=1e-11, max_iterations=2000)
         valuations, wealth, holdings = market(4, kind)  # no good is free: bundles of free goods are not unique
         assert wealth.dtype == jnp.float64
         weights = jnp.asarray(np.random.default_rng(0).random((AGENTS, GOODS)))
@@ -605,7 +613,7 @@ def test_one_auction_for_each_good():
     np.testing.assert_array_equal(
         found.bundles, [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
     )  # nobody bids for the last: it stays
-    assert float(found.certificate.gap) == 0
+    assert float(found.certificate.duality_gap) == 0
     assert bool(found.certificate.converged)
 
 
@@ -652,8 +660,8 @@ def test_exploration_lets_someone_else_win_and_the_certificate_says_so():
     np.testing.assert_allclose(np.bincount(winners, minlength=3) / 400, [0.8, 0.1, 0.1], atol=0.06)
     # The explorer pays the highest of the other bids, 3, for what it thinks is worth 1 or 2.
     assert (np.asarray(found.prices)[winners != 0, 0] == 3).all()
-    assert (np.asarray(found.certificate.gap)[winners != 0] > 0.3).all()
-    assert (np.asarray(found.certificate.gap)[winners == 0] == 0).all()
+    assert (np.asarray(found.certificate.duality_gap)[winners != 0] > 0.3).all()
+    assert (np.asarray(found.certificate.duality_gap)[winners == 0] == 0).all()
 
 
 def test_an_explorer_pays_no_more_than_it_has():
@@ -667,7 +675,9 @@ def test_an_explorer_pays_no_more_than_it_has():
 def test_a_mechanism_of_ones_own():
     half = Mechanism("half", price=lambda o: o.winning_bid / 2, payout=lambda o: o.winning_bid / 2)
     assert float(sold([[3.0], [2.0]], mechanism=half).prices[0]) == 1.5
-    assert float(sold([[3.0], [2.0]], mechanism=half).certificate.gap) > 0, "below the second bid others would buy"
+    assert float(sold([[3.0], [2.0]], mechanism=half).certificate.duality_gap) > 0, (
+        "below the second bid others would buy"
+    )
 
 
 # --- refusals
@@ -677,20 +687,19 @@ def test_refusals():
     quadratic, wealth, holdings = market(0, Quadratic)
     linear, additive = market(0, Linear)[0], Additive(quadratic.slope)
     for solver, valuations, words in (
-        (Tatonnement(), linear, "strictly concave class, got Linear"),
-        (Tatonnement(), additive, "got Additive"),
-        (ConvexProgram(), additive, "got Additive"),
-        (ProportionalResponse(), quadratic, "needs Linear, got Quadratic"),
-        (SealedBids(), quadratic, "Additive valuations; with others there may be no equilibrium, got Quadratic"),
-        (SealedBids(), linear, "got Linear"),
+        (Tatonnement(), linear, "^valuations: .*strictly concave .*Linear"),
+        (Tatonnement(), additive, "^valuations: .*Additive"),
+        (ConvexProgram(), additive, "^valuations: .*Additive"),
+        (ProportionalResponse(), quadratic, "^valuations: .*Linear.*Quadratic"),
+        (SealedBids(), quadratic, "^valuations: .*Additive.*Quadratic"),
+        (SealedBids(), linear, "^valuations: .*Linear"),
     ):
         with pytest.raises(ValueError, match=words):
             solver(valuations, wealth, holdings)
     with pytest.raises(ValueError, match="holdings: expected"):
         Tatonnement()(quadratic, wealth[:-1], holdings)
-    with pytest.raises(ValueError, match=r"key: needed for exploration, which is 0\.5"):
+    with pytest.raises(ValueError, match=r"^key: .*0\.5"):
         SealedBids(exploration=0.5)(additive, wealth, holdings)
-    assert {"SealedBids", "Tatonnement"} <= set(equilibria.__all__)
 
 
 @pytest.mark.parametrize("kind", [Quadratic, Logarithmic, Linear])
@@ -704,10 +713,10 @@ def test_many_agents_in_many_markets(kind):
     some = jnp.arange(28, 40)
 
     def everything(valuations, wealth, prices, bundles):
-        gains = regret(valuations, wealth, prices, bundles)
+        gains = best_response_gain(valuations, wealth, prices, bundles)
         strict = valuations
         if kind is Linear:  # what the sequence of markets is made of
-            strict = equilibria._Anchored(valuations.values, valuations.values / 2, valuations.values + 1)
+            strict = Proximal(valuations.values, valuations.values / 2, valuations.values + 1)
         demands = jax.vmap(capped_demand, (0, 0, None))(strict, wealth, prices)
         return gains, demands, capped_values(valuations, wealth, bundles)
 

@@ -21,16 +21,16 @@ from jaxmarket.environments.adapter import Adapter
 from jaxmarket.environments.tabular import garnet
 from jaxmarket.wide_market import (
     Additive,
-    Certificate,
     ConvexProgram,
     Equilibrium,
+    EquilibriumCertificate,
     Produced,
     Quadratic,
     SealedBids,
     Tatonnement,
     WideMarket,
-    individually,
-    open_market,
+    init,
+    per_agent,
     run,
 )
 
@@ -80,7 +80,7 @@ def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
             deep, jax.random.key(seed), WORLD.default_params, make_population(agents, wealth), original_owner=2
         )
         world = jax.tree.map(lambda leaf: leaf[0], (one.env_state, one.obs))
-        other = open_market(agents, jnp.zeros((AGENTS, 1)).at[2].set(1), wealth, world)
+        other = init(agents, jnp.zeros((AGENTS, 1)).at[2].set(1), wealth, world)
         for key in jax.random.split(jax.random.key(7), 40):
             one, happened = _deep_step(deep, key, one, WORLD.default_params, Terms(rent=rent))
             other, traded = _wide_step(wide, key, other, rent=rent)
@@ -89,7 +89,8 @@ def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
             np.testing.assert_array_equal(other.world[1], one.obs[0])
             np.testing.assert_allclose(traded.prices[0], happened.flows["sales"], rtol=1e-5)
             np.testing.assert_allclose(other.wealth, one.population.wealth, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(traded.books.subsidy, happened.flows["subsidy"], rtol=1e-4, atol=1e-6)
+            subsidy = (traded.flows["sale"] + traded.flows["purchase"]).sum()
+            np.testing.assert_allclose(subsidy, happened.flows["subsidy"], rtol=1e-4, atol=1e-6)
     assert len(set(winners)) > 2, "a test in which one agent always wins shows little"
 
 
@@ -107,7 +108,7 @@ class Maker(struct.PyTreeNode):
 N, G = 5, 3
 MARKET = WideMarket(
     valuation=lambda agent, world: agent.taste,
-    production=individually(lambda a, x: x @ a.recipe, lambda a, x, h: a.pay @ h),
+    production=per_agent(lambda a, x: x @ a.recipe, lambda a, x, h: a.pay @ h),
     solver=Tatonnement(),
 )
 
@@ -123,7 +124,7 @@ def makers(seed):
         numbers(N, G, G, high=0.6),
         numbers(N, G, high=0.2),
     )
-    return open_market(agents, numbers(N, G), 10 * numbers(N))
+    return init(agents, numbers(N, G), 10 * numbers(N))
 
 
 def clears(slope, curvature, wealth, supply):
@@ -186,16 +187,16 @@ def test_every_change_of_the_money_supply_has_a_name(seed, rent, income):
     """Goods are conserved by trade, money by everything but rewards, incomes and rents; nobody falls into debt."""
     before = makers(seed)
     after, rounds = _lives(before, rent, income)
-    b = rounds.books
-    named = (b.reward + b.income - b.rent).sum() + b.subsidy.sum()
+    b = rounds.flows
+    named = sum(b[name].sum() for name in ("reward", "income", "rent", "sale", "purchase"))
     assert float(after.wealth.sum() - before.wealth.sum()) == pytest.approx(float(named), abs=2e-4)
-    each = before.wealth + (b.sale - b.purchase + b.reward + b.income - b.rent).sum(0)
+    each = before.wealth + b.net.sum(0)
     np.testing.assert_allclose(after.wealth, each, rtol=1e-4, atol=2e-4)
-    np.testing.assert_allclose(b.sale.sum(1), b.purchase.sum(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(b["sale"].sum(1), -b["purchase"].sum(1), rtol=1e-4, atol=1e-5)
     assert float(after.wealth.min()) >= -1e-6
     owned = jnp.concatenate([before.holdings[None], rounds.holdings[:-1]])
     np.testing.assert_allclose(rounds.bundles.sum(1), owned.sum(1), rtol=1e-5, atol=1e-6)
-    assert float(b.reward.sum()) > 0
+    assert float(b["reward"].sum()) > 0
 
 
 @jax.jit
@@ -210,7 +211,7 @@ def test_consumers_use_up_what_they_buy_and_live_on_their_income():
         jnp.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]),
         jnp.zeros((2, 2)),
     )
-    economy = open_market(agents, jnp.array([[0.5, 0.0], [0.5, 0.0]]), jnp.array([5.0, 5.0]))
+    economy = init(agents, jnp.array([[0.5, 0.0], [0.5, 0.0]]), jnp.array([5.0, 5.0]))
     economy, first = _wide_step(MARKET, jax.random.key(0), economy, income=jnp.array([0.0, 1.0]))
     # The baker alone wants grain: slope 1, curvature 1, one unit of it: price 0. Nobody paid anything.
     assert float(first.prices[0]) == pytest.approx(0, abs=5e-3)
@@ -231,15 +232,15 @@ def test_bakery_that_runs_out_of_grain_goes_on_without_an_error(solver):
     bakes = jnp.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
     market = WideMarket(
         valuation=lambda agent, world: agent[0],
-        production=individually(lambda agent, x: x @ agent[1]),
+        production=per_agent(lambda agent, x: x @ agent[1]),
         solver=solver,
     )
-    economy = open_market((likes, bakes), holdings=[[0.2, 0.0], [0.4, 0.0]], wealth=5.0)
+    economy = init((likes, bakes), holdings=[[0.2, 0.0], [0.4, 0.0]], wealth=5.0)
     income = jnp.array([0.0, 1.0])
     _, rounds = jax.jit(lambda e: run(market, jax.random.key(0), e, rounds=20, income=income))(economy)
     assert bool(rounds.certificate.converged.all()), rounds.certificate
     assert int(rounds.certificate.iterations.max()) < 100
-    assert int(rounds.books.unconverged.sum()) == 0
+    assert bool(rounds.certificate.converged.all())
     np.testing.assert_allclose(rounds.prices[:2, [0, 1]].diagonal(), [0.4, 1.4], rtol=1e-4)
 
 
@@ -252,37 +253,34 @@ class Standstill:
 
     def __call__(self, valuations, wealth, holdings, *, key=None, prices=None):
         zero = jnp.zeros(holdings.shape[1])
-        certificate = Certificate(
-            excess=jnp.float32(0.25), unsold=zero[0], gap=jnp.float32(0.5), iterations=jnp.int32(3),
-            converged=holdings.sum() > 1,
+        certificate = EquilibriumCertificate(
+            excess_demand=jnp.float32(0.25), complementary_slackness=zero[0], duality_gap=jnp.float32(0.5),
+            iterations=jnp.int32(3), converged=holdings.sum() > 1,
         )  # fmt: skip
         return Equilibrium(zero, zero, holdings, certificate)
 
 
-def halving(unconverged="count"):
+def halving(nonconvergence="record"):
     """Every round half of 4 units are used up: no equilibrium in the third round and later."""
-    produce = individually(lambda agent, bundle: bundle / 2)
-    market = WideMarket(lambda agent, world: Additive(agent), produce, Standstill(), unconverged=unconverged)
-    return market, open_market(jnp.ones((2, 1)), jnp.full((2, 1), 2.0), 1.0)
+    produce = per_agent(lambda agent, bundle: bundle / 2)
+    market = WideMarket(lambda agent, world: Additive(agent), produce, Standstill(), nonconvergence=nonconvergence)
+    return market, init(jnp.ones((2, 1)), jnp.full((2, 1), 2.0), 1.0)
 
 
 def test_rounds_without_an_equilibrium_are_counted():
     market, economy = halving()
     _, rounds = jax.jit(lambda e: run(market, jax.random.key(0), e, rounds=4))(economy)
-    np.testing.assert_array_equal(rounds.books.unconverged, [0, 0, 1, 1])
-    hasty = WideMarket(MARKET.valuation, MARKET.production, Tatonnement(iterations=1))
-    assert int(_wide_step(hasty, jax.random.key(0), makers(0))[1].books.unconverged) == 1
-    assert int(_wide_step(MARKET, jax.random.key(0), makers(0))[1].books.unconverged) == 0
+    np.testing.assert_array_equal(rounds.certificate.converged, [True, True, False, False])
+    hasty = WideMarket(MARKET.valuation, MARKET.production, Tatonnement(max_iterations=1))
+    assert not _wide_step(hasty, jax.random.key(0), makers(0))[1].certificate.converged
+    assert _wide_step(MARKET, jax.random.key(0), makers(0))[1].certificate.converged
 
 
 def test_a_market_can_insist_on_an_equilibrium():
     """On the host, in checked programs, and, where that is impossible, by refusing to be compiled."""
     market, economy = halving("raise")
     key, scarce = jax.random.key(0), economy.replace(holdings=economy.holdings / 8, time=jnp.int32(7))
-    words = (
-        r"unconverged: the solver found no equilibrium in step {} \(excess demand 0\.25 of the supply, "
-        r"gap 0\.5 of welfare\); give it more iterations"
-    )
+    words = r"^nonconvergence: .*step {} .*0\.25.*0\.5"
     with pytest.raises(ValueError, match=words.format(7)):
         wide_market.step(market, key, scarce)
     with pytest.raises(ValueError, match=words.format(2)):
@@ -292,7 +290,7 @@ def test_a_market_can_insist_on_an_equilibrium():
     with pytest.raises(ValueError, match=words.format(2)):
         checked(lambda e: run(market, key, e, rounds=4))(economy)
     for unchecked in (lambda e: wide_market.step(market, key, e), lambda e: run(market, key, e, rounds=2)):
-        with pytest.raises(ValueError, match="'raise' has no effect in a compiled program; compile it with jaxmarket"):
+        with pytest.raises(ValueError, match=r"^nonconvergence: .*jaxmarket\.checking"):
             jax.jit(unchecked)(economy)
     after, _ = run(market, key, economy, rounds=2)
     same, _ = checked(lambda e: run(market, key, e, rounds=2))(economy)
@@ -340,14 +338,14 @@ def test_dtypes_do_not_drift():
 def test_refusals():
     agents, ones = jnp.zeros((2, 3)), jnp.ones((2, 1))
     for arguments, words in (
-        ((agents, jnp.ones(2), 1.0), r"holdings: expected \[agents, goods\], at least one of each, got shape \(2,\)"),
-        ((agents, jnp.ones((3, 1)), 1.0), r"agents: expected leaves \[3, ...\]"),
-        ((agents, -ones, 1.0), "holdings: expected numbers >= 0, got -1.0"),
-        ((agents, ones, jnp.array([1.0, -2.0])), "wealth: expected numbers >= 0, got -2.0; nobody begins in debt"),
+        ((agents, jnp.ones(2), 1.0), r"^holdings: .*\(2,\)"),
+        ((agents, jnp.ones((3, 1)), 1.0), r"^agents: .*\[3, ...\]"),
+        ((agents, -ones, 1.0), r"^holdings: .*-1\.0"),
+        ((agents, ones, jnp.array([1.0, -2.0])), r"^wealth: .*-2\.0"),
     ):
         with pytest.raises(ValueError, match=words):
-            open_market(*arguments)
-    with pytest.raises(ValueError, match='unconverged: expected "count" or "raise", got stop'):
-        WideMarket(MARKET.valuation, MARKET.production, MARKET.solver, unconverged="stop")
-    with pytest.raises(ValueError, match="rounds: expected a whole number >= 1, got 0"):
+            init(*arguments)
+    with pytest.raises(ValueError, match=r"^nonconvergence: .*stop"):
+        WideMarket(MARKET.valuation, MARKET.production, MARKET.solver, nonconvergence="stop")
+    with pytest.raises(ValueError, match=r"^rounds: "):
         run(MARKET, jax.random.key(0), makers(0), rounds=0)

@@ -1,0 +1,204 @@
+"""Equilibrium prices as the minimum of a convex program, the dual of welfare."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxmarket.switches import standard_promotion
+from jaxmarket.types import Array, PyTree
+from jaxmarket.wide_market.equilibrium import (
+    MIN_TOLERANCE,
+    Equilibrium,
+    EquilibriumCertificate,
+    PriceSearch,
+    all_demands,
+    capped_values,
+    check_market,
+    clearing_residual,
+    excess_units,
+    ration_and_certify,
+    solve_strictly_concave,
+    starting_prices,
+)
+from jaxmarket.wide_market.tatonnement import Tatonnement
+from jaxmarket.wide_market.valuations import Linear, StrictlyConcave
+
+__all__ = ["ConvexProgram"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvexProgram:
+    """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by L-BFGS (Optax).
+
+    The gradient of the dual is supply minus demand, so its minimum clears the market. L-BFGS runs on the logarithms of
+    prices. If it does not converge, because goods are nearly free and the dual is nearly flat, tâtonnement takes over,
+    which is descent on the same dual.
+
+    Linear valuations have many best bundles, and a dual with kinks. They are solved as a sequence of strictly concave
+    markets, in each of which moving away from the previous bundle has a small cost (the proximal point method;
+    Rockafellar 1976).
+
+    Attributes:
+        max_iterations: maximum number of L-BFGS iterations (in each market of a sequence: ``inner_iterations``).
+        tolerance: excess demand over supply at which it stops.
+        gap_tolerance: largest relative duality gap that counts as converged, and at which a sequence stops.
+        memory: number of updates that L-BFGS keeps.
+        proximal_steps: maximum number of markets in a sequence.
+        inner_iterations: maximum number of L-BFGS iterations in each of them.
+        proximal_weight: cost of moving, relative to prices.
+        patience: number of markets of a sequence without improvement after which it stops.
+    """
+
+    max_iterations: int = 200
+    tolerance: float = 1e-5
+    gap_tolerance: float = 1e-3
+    memory: int = 10
+    proximal_steps: int = 200
+    inner_iterations: int = 8
+    proximal_weight: float = 0.01
+    patience: int = 50
+
+    @standard_promotion
+    def __call__(
+        self,
+        valuations: PyTree,
+        wealth: Array,
+        holdings: Array,
+        *,
+        key: Array | None = None,
+        prices: Array | None = None,
+    ) -> Equilibrium:
+        """Solve one market; see `jaxmarket.wide_market.equilibrium.EquilibriumSolver`."""
+        hint = "a convex program needs a linear or strictly concave class"
+        check_market(valuations, wealth, holdings, prices, (StrictlyConcave, Linear), hint)
+        tolerances = 10 * self.tolerance, self.gap_tolerance
+        if isinstance(valuations, Linear):
+            return self._proximal_point(valuations, wealth, holdings, prices, tolerances)
+        return solve_strictly_concave(self._find, valuations, wealth, holdings, prices, tolerances)
+
+    def _find(self, search: PriceSearch, start: Array) -> tuple[Array, Array]:
+        """Market-clearing prices f [G], and the number of iterations."""
+        found, count = self._minimise(search, start, self.max_iterations)
+        fallback = Tatonnement(self.max_iterations + 1000, self.tolerance)
+        usable = (count < self.max_iterations) & jnp.isfinite(found).all()
+        return fallback.find(search, jnp.where(usable, found, start), count)
+
+    def _minimise(self, search: PriceSearch, start: Array, max_iterations: int) -> tuple[Array, Array]:
+        """Prices f [G] that minimise the dual, and the number of L-BFGS iterations."""
+        tiny, epsilon = jnp.finfo(start.dtype).tiny, jnp.finfo(start.dtype).eps
+        supply, units = search.supply, search.units
+        # The unit of money is the initial trade; for scarce goods, the trade that demand would imply.
+        scale = jnp.maximum(start @ jnp.maximum(supply, search.demands(start).sum(0) / 100), tiny)
+
+        def dual(logs: Array) -> Array:
+            prices = jnp.exp(logs)
+            # By the envelope theorem the derivative of the inner maximum does not include that of demand.
+            demands = jax.lax.stop_gradient(search.demands(jax.lax.stop_gradient(prices)))
+            return (search.welfare(demands) + prices @ (supply - demands.sum(0))) / scale
+
+        line_search = optax.scale_by_zoom_linesearch(max_linesearch_steps=15, initial_guess_strategy="one")
+        optimizer = optax.lbfgs(memory_size=self.memory, linesearch=line_search)
+        value_and_slope = optax.value_and_grad_from_state(dual)
+
+        def goes_on(carry: tuple[Array, Any, Array, Array]) -> Array:
+            logs, state, count, moves = carry
+            value, slope = (optax.tree.get(state, name) for name in ("value", "grad"))
+            prices, welfare = jnp.exp(logs), (value - slope.sum()) * scale
+            excess = -slope * scale / prices / units
+            cleared = clearing_residual(excess, prices, units, welfare, self.tolerance) <= 1
+            return (count == 0) | ((count < max_iterations) & ~cleared & moves)
+
+        def descend(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
+            logs, state, count, _ = carry
+            value, slope = value_and_slope(logs, state=state)
+            step, state = optimizer.update(slope, state, logs, value=value, grad=slope, value_fn=dual)
+            moves = jnp.abs(jnp.asarray(step)).max() > 2 * epsilon  # False for NaN
+            return optax.apply_updates(logs, step), state, count + 1, moves  # type: ignore[return-value]
+
+        logs = jnp.log(jnp.maximum(start, tiny))
+        begin = logs, optimizer.init(logs), jnp.zeros((), jnp.int32), jnp.ones((), bool)
+        logs, _, count, _ = jax.lax.while_loop(goes_on, descend, begin)
+        return jnp.exp(logs), count
+
+    def _proximal_point(
+        self,
+        valuations: Linear,
+        wealth: Array,
+        holdings: Array,
+        prices: Array | None,
+        tolerances: tuple[float, float],
+    ) -> Equilibrium:
+        """Solve linear valuations as a sequence of strictly concave markets."""
+        supply = holdings.sum(0)
+        typical_prices = valuations.values.max(0)
+        start = starting_prices(typical_prices, prices)
+        # For a good with zero supply, the scale is the amount that the agents' money would buy.
+        units = excess_units(supply, jnp.maximum(wealth, 0).sum() / jnp.where(typical_prices > 0, typical_prices, 1))
+        # Moving half of a good's supply to a few agents costs about ``proximal_weight`` times its price.
+        typical_bundle = units * holdings.shape[1] / holdings.shape[0]
+        floor = 1e-3 * (typical_prices * typical_bundle).max() / typical_bundle
+        weight = self.proximal_weight * jnp.maximum(typical_prices, floor) / typical_bundle
+
+        def solve(carry: tuple[Array, Array, Array, Array, Any]) -> tuple[Array, Array, Array, Array, Any]:
+            bundles, prices, count, idle, best = carry
+            proximal = jax.vmap(Proximal, (0, 0, None))(valuations.values, bundles, weight)
+
+            def welfare(moved: Array) -> Array:
+                return capped_values(proximal, wealth, moved).sum() - jax.vmap(Proximal.cost)(proximal, moved).sum()
+
+            def demands(prices: Array) -> Array:
+                return all_demands(proximal, wealth, prices)
+
+            search = PriceSearch(demands, welfare, supply, units, typical_prices)
+            prices, iterations = self._minimise(search, prices, self.inner_iterations)
+            bundles, count = demands(prices), count + iterations
+            found = ration_and_certify(valuations, wealth, holdings, prices, bundles, count, tolerances, units)
+            # Keep the best: if all goods are nearly free, the search can diverge, even to NaN.
+            better = _residual_ratio(found.certificate, tolerances) < _residual_ratio(best.certificate, tolerances)
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+            return bundles, prices, count, jnp.where(better, 0, idle + 1), best
+
+        def goes_on(carry: tuple[Array, Array, Array, Array, Any]) -> Array:
+            _, prices, count, idle, best = carry
+            budget = self.proximal_steps * self.inner_iterations
+            going = (count < budget) & (idle < self.patience) & jnp.isfinite(prices).all()
+            return ~best.certificate.converged & going
+
+        zero = jnp.zeros((), jnp.int32)
+        # At these prices buying nothing is optimal. That is an equilibrium if owners value their goods most, or if no
+        # agent values or can pay for any good.
+        no_demand = jnp.zeros_like(holdings)
+        autarky = ration_and_certify(valuations, wealth, holdings, start, no_demand, zero, tolerances, units)
+        found = jax.lax.while_loop(goes_on, solve, (holdings, start, zero, zero, autarky))
+        best = found[-1]
+        return best.replace(certificate=best.certificate.replace(iterations=found[2]))
+
+
+def _residual_ratio(certificate: EquilibriumCertificate, tolerances: tuple[float, float]) -> Array:
+    """The larger of excess demand and duality gap, each over its tolerance: f [], at most 1 at convergence."""
+    excess, gap = (max(tolerance, MIN_TOLERANCE) for tolerance in tolerances)
+    return jnp.maximum(certificate.excess_demand / excess, certificate.duality_gap / gap)
+
+
+class Proximal(struct.PyTreeNode):
+    """A linear valuation of one agent with a quadratic cost of moving away from a bundle."""
+
+    values: Array  # f [G]
+    center: Array  # f [G] the bundle
+    weight: Array  # f [G] ε
+
+    def value(self, bundle: Array) -> Array:
+        """The value of the bundle without the cost of moving, which is what wealth caps: f []."""
+        return self.values @ bundle
+
+    def cost(self, bundle: Array) -> Array:
+        """Σ ε (x - center)² / 2: f []."""
+        return self.weight @ (bundle - self.center) ** 2 / 2
+
+    def demand(self, prices: Array, scale: Array) -> Array:
+        """The bundle that maximises scale · v · x - cost(x) - prices · x: f [G]."""
+        return jnp.maximum(self.center + (scale * self.values - prices) / self.weight, 0)
