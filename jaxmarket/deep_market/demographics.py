@@ -75,9 +75,9 @@ class Population(struct.PyTreeNode):
 
     agents: PyTree  # leaves [N, ...] of the market's representation
     alive: Array  # bool [N]
-    wealth: Array  # f [N] 0 where nobody lives
+    wealth: Array  # f [N] 0 in free slots
     offer: Array  # f [N] the bid that was fixed at entry (`Terms.markup`), NaN before
-    ident: Array  # i32 [N] unique for ever, NOBODY where nobody has lived yet
+    ident: Array  # i32 [N] unique among all agents ever born, NOBODY in slots that were never used
     parent: Array  # i32 [N] ident of the agent it is a child of, NOBODY for newcomers
     born: Array  # i32 [N] step
     won: Array  # i32 [N] step of its last auction won, or of its birth

@@ -19,12 +19,12 @@ __all__ = ["ACT_PROMPT", "BID_PROMPT", "ChatAgent", "read_bid"]
 BID_PROMPT = """You take part in auctions. Whoever bids most pays its bid, does the next step of the work below, and \
 is paid for it by whoever buys the work after that, or by the customer when it is done. Bid less than you expect to be \
 paid; bid 0 if you cannot help. You own {budget}. Reply with a JSON object and nothing else, such as {"bid": 0.25}."""
-"""What a model is told before it bids. ``{budget}`` is replaced by the most it can pay; other braces stay."""
+"""The system message for a bid. ``{budget}`` is replaced by the most that the agent can pay; other braces stay."""
 
 ACT_PROMPT = (
     """You have bought the right to do the next step of the work below. Reply with that step and nothing else."""
 )
-"""What a model is told before it acts."""
+"""The system message for an act."""
 
 
 _HIDDEN = "***"
