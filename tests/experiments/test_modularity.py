@@ -97,7 +97,7 @@ def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
     """A run whose seeds reach 90% at the given chunk of ten (None: never), with networks of ``scale``."""
     config = modularity.condition(arm, topology, task, SEEDS).config
     networks = jax.tree.map(
-        lambda x: jnp.full(x.shape, scale), jax.eval_shape(lambda: run_folder._fresh_networks(config))
+        lambda x: jnp.full(x.shape, scale), jax.eval_shape(lambda: run_folder._fresh_networks(config.settings))
     )
     rate = np.array([[float(at is not None and chunk >= at) for at in reached] for chunk in range(1, 11)])
     final = rate[-1].tolist()
