@@ -103,7 +103,7 @@ def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
     final = rate[-1].tolist()
     summary = {"sampled_termination_rate_seeds": final, "termination_rate_seeds": final}
     run = SavedRun(config, networks, summary, Path())
-    run.__dict__["metrics"] = {"termination_rate": rate, "duration": np.ones((10, SEEDS))}
+    run.__dict__["_metrics"] = {"termination_rate": rate, "duration": np.ones((10, SEEDS))}
     return run
 
 
