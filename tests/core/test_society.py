@@ -147,4 +147,4 @@ def test_the_length_of_an_episode_does_not_wrap(chain):
 def test_more_updates_than_can_be_counted_are_refused():
     with pytest.raises(ValueError, match=r"steps: .* use more instances or a longer horizon"):
         TrainConfig("Chain-v0", learner="valuation", steps=2**41)
-    assert TrainConfig("Chain-v0", learner="valuation", steps=2**40).updates == 2**30
+    assert TrainConfig("Chain-v0", learner="valuation", steps=2**40).settings.updates == 2**30
