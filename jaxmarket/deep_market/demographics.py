@@ -224,7 +224,7 @@ def turnover(
 
     ident = p.count + jnp.cumsum(newborns.used, dtype=jnp.int32) - 1
     parent = jnp.where(newborns.random, NOBODY, p.ident[newborns.parent])
-    kind = jnp.where(newborns.repaired, REPAIRED, jnp.where(newborns.offspring, OFFSPRING, RANDOM))
+    kind = jnp.where(newborns.repaired, REPAIRED, jnp.where(newborns.offspring, OFFSPRING, RANDOM)).astype(jnp.int32)
     return Turnover(
         population=Population(
             agents=jax.tree.map(put, p.agents, agents),
