@@ -520,14 +520,14 @@ def _charge(
 ) -> tuple[Array, dict[str, Array]]:
     """Rent and taxes, none of which puts an agent into debt: the wealth that remains f [N], and the flows f []."""
     due: dict[str, Callable[[Array], Array]] = {}
-    if terms.rent is not None:
-        due["rent"] = lambda own: terms.rent * wins / market.instances * own
-    if terms.wealth_tax is not None:
-        due["wealth_tax"] = lambda own: terms.wealth_tax * own
-    if terms.compute_tax is not None:
+    if (rent := terms.rent) is not None:
+        due["rent"] = lambda own: rent * wins / market.instances * own
+    if (share := terms.wealth_tax) is not None:
+        due["wealth_tax"] = lambda own: share * own
+    if (price := terms.compute_tax) is not None:
         cost = jax.vmap(market.representation.cost)(population.agents)
-        due["compute_tax"] = lambda own: jnp.minimum(terms.compute_tax * cost, own)
-    flows = dict.fromkeys(("rent", "wealth_tax", "compute_tax"), jnp.zeros((), wealth.dtype))
+        due["compute_tax"] = lambda own: jnp.minimum(price * cost, own)
+    flows: dict[str, Array] = {name: jnp.zeros((), wealth.dtype) for name in ("rent", "wealth_tax", "compute_tax")}
     for name, charge in due.items():
         before, wealth = wealth, wealth - charge(jnp.maximum(wealth, 0))
         flows[name] = (wealth - before).sum()  # not the charge, which may be rounded when it is subtracted
