@@ -100,7 +100,7 @@ def train(
             if value is not None:
                 raise ValueError(f"resume: the settings are those in {resume}; leave out {name}")
         out = resume
-        config, origin = run_folder.settings_in(resume)
+        config, origin = run_folder.read_config(resume)
         key, freeze = from_words(origin.key), tuple(origin.frozen)
         env_params = run_folder.params_in(config, origin.env_params, resume)
     if config is None:
@@ -216,8 +216,8 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
         table.add_column(column, justify="right")
     with tables.progress(run.config.adapter.name) as show:
         show.phase("evaluating")
-        player, seeds = run_folder.player_of(run.config), run.config.seeds
-        both = jax.device_get(evaluate_both(player, run.params, key, seeds, run.env_params))
+        trainable, seeds = run.config.settings.trainable, run.config.seeds
+        both = jax.device_get(evaluate_both(trainable, run.params, key, seeds, run.env_params))
     trained = np.isfinite(run.summary["return_seeds"])
     kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
     summary: dict[str, Any] = {
@@ -318,7 +318,7 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
     if len(folders) != 2:
         raise ValueError(f"weights: expected two run folders, before and after, got {len(folders)}")
     old, new = (run_folder.read(folder) for folder in folders)
-    rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
+    rows = weight_changes(old.networks, new.networks, modules=old.config.settings.trainable.module_axis)
     parts = list(dict.fromkeys(row["part"] for row in rows))
     table = DataTable("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
     for column in ("weights", "relative change", "share moved"):

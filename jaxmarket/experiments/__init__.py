@@ -23,7 +23,7 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Estimate, ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
 from jaxmarket.validation import check_int, check_path
@@ -33,7 +33,7 @@ __all__ = [
     "EXPERIMENTS",
     "Estimate",
     "Experiment",
-    "Options",
+    "ExperimentOptions",
     "Report",
     "ResultTable",
     "Verdict",
@@ -57,7 +57,7 @@ class Experiment:
 
     shows: str
     source: str
-    run: Callable[[Options], Report]
+    run: Callable[[ExperimentOptions], Report]
     quick_seeds: int
     seeds: int = 16
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -217,7 +217,7 @@ def reproduce(
             suffix += f"-{value}"
     chosen = {**experiment.settings, **chosen}
     folder = Path("reproductions", name + suffix) if out is None else check_path("out", out)
-    options = Options(folder, seeds, quick, full, seed, progress, chosen)
+    options = ExperimentOptions(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
     with files.owned(folder):

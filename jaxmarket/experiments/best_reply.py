@@ -21,21 +21,20 @@ import numpy as np
 
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.monolith import Agent, Monolith
+from jaxmarket.training.monolith import SingleAgent
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Case", "Finding", "run"]
+__all__ = ["BestReplyResult", "Case", "run"]
 
 _NOTHING = 1e-3
 """Money, in units of reward: float32 prices add up to less than this over an episode."""
@@ -112,7 +111,7 @@ class Case:
         return TrainConfig(self.env, agent="monolith", seeds=self.seeds, **self.settings)
 
 
-class Finding:
+class BestReplyResult:
     """What the learners of a case found, and what there was to find.
 
     Attributes:
@@ -125,7 +124,7 @@ class Finding:
     def __init__(self, case: Case, run: SavedRun) -> None:
         self.case, self.exact = case, Exact(case.env)
         self.best = self.exact.best()
-        chosen = _choices(dataclasses.replace(Monolith.of(case.config).agent, greedy=True), run.params, self._views)
+        chosen = _choices(case.config.settings.trainable.player(greedy=True), run.params, self._views)
         self.learned = np.asarray(case.env.levels)[np.asarray(chosen)].reshape(-1, *self.best.shape)
         self._played = np.asarray(run.summary["return_seeds"])
 
@@ -183,12 +182,12 @@ class Finding:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _choices(agent: Agent, params: PyTree, views: Array) -> Array:
+def _choices(agent: SingleAgent, params: PyTree, views: Array) -> Array:
     """The greedy choice of every seed for every observation: i32 [seeds, N]."""
     return jax.vmap(lambda params: jax.vmap(lambda obs: agent.choose(params, None, obs))(views))(params)
 
 
-def _cases(options: Options) -> list[Case]:
+def _cases(options: ExperimentOptions) -> list[Case]:
     settings = _SETTINGS | (_QUICK if options.quick else {})
     if options.quick:
         seats = [("Bandit", "ccv", 1, 3), ("Bandit", "bb", 1, 3), ("Chain", "ccv", 2, 1), ("Chain", "vickrey", 2, 1)]
@@ -201,7 +200,7 @@ def _cases(options: Options) -> list[Case]:
     return [Case(*seat, options.seeds, settings) for seat in seats]
 
 
-def _one_auction(findings: list[Finding]) -> ResultTable:
+def _one_auction(findings: list[BestReplyResult]) -> ResultTable:
     rows = []
     for finding in findings:
         case, others = finding.case, finding.exact.others[0]
@@ -226,7 +225,7 @@ def _one_auction(findings: list[Finding]) -> ResultTable:
     )
 
 
-def _worst(findings: list[Finding]) -> tuple[float, str]:
+def _worst(findings: list[BestReplyResult]) -> tuple[float, str]:
     """The most that is gained, by best reply or learners, and both in words."""
     best = float(np.max([finding.best_gain for finding in findings]))
     trained = [mean(finding.gains) for finding in findings]
@@ -235,8 +234,8 @@ def _worst(findings: list[Finding]) -> tuple[float, str]:
     return most, f"best reply gains at most {best:.2g}, trained bidders at most {top.plus_minus}"
 
 
-def _verdicts(findings: list[Finding]) -> list[Verdict]:
-    def those(process: str, auction: str, clones: int) -> list[Finding]:
+def _verdicts(findings: list[BestReplyResult]) -> list[Verdict]:
+    def those(process: str, auction: str, clones: int) -> list[BestReplyResult]:
         found = [f for f in findings if f.case.process in process.split("/")]
         return [f for f in found if (f.case.auction, f.case.clones) == (auction, clones)]
 
@@ -308,7 +307,7 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
     return verdicts
 
 
-def _shilling(finding: Finding) -> str:
+def _shilling(finding: BestReplyResult) -> str:
     """How far above truth the learners bid for states of their own, where they come to own any."""
     pairs = [
         (bids[hour, state, 1], finding.exact.truth[hour, state, 1])
@@ -321,7 +320,7 @@ def _shilling(finding: Finding) -> str:
     return f"bidding {own:.2f} for states of its own, truth is {truth:.2f}"
 
 
-def _owned(finding: Finding, bids: np.ndarray) -> list[tuple[int, int]]:
+def _owned(finding: BestReplyResult, bids: np.ndarray) -> list[tuple[int, int]]:
     """The times and states of an episode at which the bidder sells, if it wins all ties. All is deterministic."""
     mdp, exact, me = finding.case.mdp, finding.exact, finding.case.env.bidder
     state, owns, seen = int(mdp.start.argmax()), 0, []
@@ -339,7 +338,7 @@ def _owned(finding: Finding, bids: np.ndarray) -> list[tuple[int, int]]:
     return seen
 
 
-def _gain_figure(findings: list[Finding]) -> "Figure":
+def _gain_figure(findings: list[BestReplyResult]) -> "Figure":
     processes = list(dict.fromkeys(f.case.process for f in findings))
     fig, axes = plotting.figure(len(processes), width=5.5, height=4.4)
     for ax, process in zip(axes, processes, strict=True):
@@ -363,7 +362,7 @@ def _gain_figure(findings: list[Finding]) -> "Figure":
     return fig
 
 
-def _bid_figure(findings: list[Finding]) -> "Figure":
+def _bid_figure(findings: list[BestReplyResult]) -> "Figure":
     shown = [f for f in findings if f.case.process == "Chain"]
     rows = len({f.case.primitive for f in shown})
     fig, axes = plotting.figure(len(shown) // rows, rows, width=4.6, height=3.2)
@@ -389,11 +388,11 @@ def _bid_figure(findings: list[Finding]) -> "Figure":
     return fig
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train a bidder in every seat, and hold it against the best reply and against truth."""
     cases = _cases(options)
-    finished = train(cases, options, "best reply")
-    findings = [Finding(case, finished[case.name]) for case in cases]
+    finished = options.train(cases, "best reply")
+    findings = [BestReplyResult(case, finished[case.name]) for case in cases]
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds, **cases[0].settings},
         tables=[

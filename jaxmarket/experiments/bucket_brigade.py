@@ -32,7 +32,7 @@ from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, real
 from jaxmarket.view import plotting
@@ -409,7 +409,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
     return verdicts
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Grow the market and its ablations on both tasks, measure them, and judge."""
     grown: dict[str, Grown] = {}
     for task, evaluate in (("multiplexer", accuracy), ("woods1", mean_steps)):

@@ -38,7 +38,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict
 from jaxmarket.keys import key_of
 from jaxmarket.policies import BidPolicy, ValueHead, linear
 from jaxmarket.rollouts import fresh_rollout
@@ -306,7 +306,7 @@ def _draw_process(seed: int, most_states: int = 8, most_gamma: float = 0.95) -> 
     return garnet(seed, states, actions, gamma, branching), rng
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Check every identity on ``options.seeds`` random processes, in expectation and sampled."""
     sampled = 2 if options.quick else 6
     effort = {"phases": 12, "instances": 256, "steps": 128} if options.quick else {

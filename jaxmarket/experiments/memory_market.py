@@ -29,7 +29,7 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
@@ -330,7 +330,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
     return verdicts
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Grow both markets in both worlds, measure them, and judge."""
     grown: dict[str, Grown] = {}
     for world in WORLDS:

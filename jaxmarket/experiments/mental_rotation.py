@@ -17,14 +17,15 @@ import numpy as np
 
 from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
-from jaxmarket.experiments import report, sweep
-from jaxmarket.experiments.arms import draw_curves
+from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
-from jaxmarket.experiments.sweep import Condition
-from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.experiments.transfer_conditions import draw_curves
+from jaxmarket.runs.run_folder import SavedRun, as_policy
+from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import PyTree
 from jaxmarket.view import plotting, tables
 
@@ -71,7 +72,7 @@ _FULL: dict[str, dict[str, Any]] = {
 _QUICK_STEPS, _QUICK_DIGITS = 40_960, 100
 
 
-def environment(options: report.Options, *, components: int | None = _COMPONENTS) -> MentalRotation:
+def environment(options: report.ExperimentOptions, *, components: int | None = _COMPONENTS) -> MentalRotation:
     """The task at the resolution and depth asked for."""
     return MentalRotation(options.settings["resolution"], options.settings["depth"], components=components)
 
@@ -80,7 +81,7 @@ def _config(arm: str, env: MentalRotation, **settings: Any) -> TrainConfig:
     return TrainConfig(env, **{**_BASE, **_AGENTS[arm], **settings})
 
 
-def _conditions(env: MentalRotation, options: report.Options) -> list[Condition]:
+def _conditions(env: MentalRotation, options: report.ExperimentOptions) -> list[Condition]:
     size: dict[str, Any] = {"seeds": options.seeds} | ({"steps": _QUICK_STEPS} if options.quick else {})
     wanted = [Condition(name, _config(name, env, **(TUNED[name] | size))) for name in ARMS]
     if options.full:
@@ -119,7 +120,7 @@ class Play:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="keep")
 def _compose_all(
-    env: MentalRotation, policy: Policy, examples: PyTree, *, keep: bool = False
+    env: MentalRotation, policy: MarketPolicy | ChoicePolicy, examples: PyTree, *, keep: bool = False
 ) -> tuple[Composition, Any]:
     """The greedy programs, and all bids for them; what was computed on the way only if it is to be kept."""
 
@@ -135,7 +136,7 @@ def _compose_all(
     return jax.lax.map(one, examples, batch_size=256)
 
 
-def _held_out(env: MentalRotation, options: report.Options) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(env: MentalRotation, options: report.ExperimentOptions) -> tuple[np.ndarray, np.ndarray]:
     return env.examples(env.held_out[: _QUICK_DIGITS if options.quick else None])
 
 
@@ -172,7 +173,7 @@ class Bounds:
     program: tuple[int, ...]
 
 
-def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], options: report.Options) -> Bounds:
+def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], options: report.ExperimentOptions) -> Bounds:
     count = _QUICK_DIGITS if options.quick else _TRAINING_DIGITS
     lengths = (_DEEPEST,) if env.depth == "fixed" else range(_DEEPEST + 1)
     trained, held = (
@@ -301,7 +302,7 @@ def _draw_bids(env: MentalRotation, rows: list[dict[str, Any]]) -> Any:
     return fig
 
 
-def draw_chains(env: MentalRotation, policy: Policy) -> Any:
+def draw_chains(env: MentalRotation, policy: MarketPolicy | ChoicePolicy) -> Any:
     """For each combination one held-out digit, what a society's policy makes of it, and what the winners bid."""
     examples = (env.held_out[: len(env.combinations)], np.array(env.combinations, np.int32))
     made, bids = jax.device_get(_compose_all(env, policy, examples, keep=True))
@@ -365,7 +366,7 @@ def _verdicts(
         )
 
 
-def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]]:
+def _tuning(env: MentalRotation, options: report.ExperimentOptions) -> list[dict[str, Any]]:
     """Both arms over the same grid, on seeds of their own and training digits."""
     apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
     size: dict[str, Any] = {"seeds": _TUNING_SEEDS, "steps": _TUNING_STEPS}
@@ -375,7 +376,7 @@ def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]
             Condition(f"{arm}-{rate:g}-{weight:g}", _config(arm, env, **size, learning_rate=rate, entropy=weight))
             for rate, weight in GRID
         ]
-        found = sweep.train(wanted, apart, f"mental-rotation, tuning: {arm}")
+        found = apart.train(wanted, f"mental-rotation, tuning: {arm}")
         returns = [np.array(found[condition.name].summary["return_seeds"]) for condition in wanted]
         best = divergence.best([each.mean() for each in returns])
         rows += [
@@ -392,14 +393,14 @@ def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]
     return rows
 
 
-def run(options: report.Options) -> Report:
+def run(options: report.ExperimentOptions) -> Report:
     """Train society and rival (what is in ``options.folder`` already is read back) and judge."""
     with tables.progress("mental-rotation: digits and their classifier", shown=options.progress) as show:
         env = environment(options)
         show.say(f"the classifier reads {env.reader.accuracy:.1%} of held-out upright {env.digits.source} digits")
     title = f"{env.name} at {env.resolution} × {env.resolution}"
     wanted = _conditions(env, options)
-    found = sweep.train(wanted, options, "mental-rotation")
+    found = options.train(wanted, "mental-rotation")
     runs = {condition.name: found[condition.name] for condition in wanted}
     examples = _held_out(env, options)
     with tables.progress("mental-rotation: held-out digits", unit="inputs", shown=options.progress) as show:

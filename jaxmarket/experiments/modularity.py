@@ -15,13 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
-from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, over_reached, steps_to, success_curve
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import Condition, train
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.transfer_conditions import (
+    LEVEL,
+    TransferCondition,
+    draw_curves,
+    draw_weights,
+    over_reached,
+    steps_to,
+    success_curve,
+)
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs import fitting
-from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.runs.run_folder import SavedRun, as_policy
+from jaxmarket.runs.sweeps import Condition
+from jaxmarket.society import MarketPolicy
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
@@ -100,7 +110,7 @@ def condition(arm: str, topology: str, task: str, seeds: int, stage: str = "", *
     return Condition(_name(arm, topology, task, stage), config)
 
 
-def tasks(options: Options) -> list[tuple[str, str, str]]:
+def tasks(options: ExperimentOptions) -> list[tuple[str, str, str]]:
     """The transfer tasks: topology, the decision that changes, the right actions."""
     if options.quick:  # a task is a program of every arm, and compiling them takes most of the time
         return [(topology, *next(iter(TRANSFERS[topology].items()))) for topology in QUICK]
@@ -121,7 +131,7 @@ class Transfer:
     topology: str
     change: str
     task: str
-    arms: dict[str, Arm]
+    arms: dict[str, TransferCondition]
     early: dict[str, SavedRun]
 
     @property
@@ -161,7 +171,7 @@ class Transfer:
 
 
 @jax.jit
-def _actions(policy: Policy, keys: Array, obs: Array) -> Array:
+def _actions(policy: MarketPolicy | ChoicePolicy, keys: Array, obs: Array) -> Array:
     """What a policy does for each key and observation: i32 [keys, states]."""
     return jax.vmap(lambda key: jax.vmap(lambda o: policy(o, key))(obs))(keys)
 
@@ -185,7 +195,7 @@ def settled(run: SavedRun) -> np.ndarray:
     return np.where(since < len(steps), steps[np.minimum(since, len(steps) - 1), 0], np.nan)
 
 
-def tune(options: Options) -> list[dict[str, Any]]:
+def tune(options: ExperimentOptions) -> list[dict[str, Any]]:
     """Every setting of every arm's grid on the linear chain, with seeds of its own: a row each, the chosen one marked.
 
     Chosen is, of the settings with which the first task ends at 99% success, the one that first stays above 90%. The
@@ -197,14 +207,16 @@ def tune(options: Options) -> list[dict[str, Any]]:
 
     def learn(task: str, start: dict[str, SavedRun]) -> dict[str, SavedRun]:
         wanted = [condition(arm, topology, task, _TUNING_SEEDS, stage, **setting) for arm, stage, setting in cells]
-        return train(wanted, own, f"grids {task}", start)
+        return own.train(wanted, f"grids {task}", start)
 
     first = learn(FIRST, {})
     starts = {_name(a, topology, last, s): first[_name(a, topology, FIRST, s)] for a, s, _ in cells}
     second = learn(last, starts)
     rows = []
     for arm, stage, setting in cells:
-        run = Arm(arm, first[_name(arm, topology, FIRST, stage)], second[_name(arm, topology, last, stage)])
+        run = TransferCondition(
+            arm, first[_name(arm, topology, FIRST, stage)], second[_name(arm, topology, last, stage)]
+        )
         success, steps = np.mean(run.first.summary["sampled_termination_rate_seeds"]), settled(run.first).mean()
         rows.append(
             {
@@ -364,12 +376,12 @@ def _draw_moved(transfers: list[Transfer]) -> Any:
     return fig
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every arm on the first tasks, then on the transfer tasks from there, and judge the paper's claims."""
     cells, before = tasks(options), fitting.compiles()
     topologies = dict.fromkeys(topology for topology, _, _ in cells)
     first = [condition(arm, topology, FIRST, options.seeds) for arm in ARMS for topology in topologies]
-    trained = train(first, options, "first tasks")
+    trained = options.train(first, "first tasks")
 
     second = [condition(arm, topology, task, options.seeds) for arm in ARMS for topology, _, task in cells]
     early = [
@@ -383,13 +395,16 @@ def run(options: Options) -> Report:
         for topology, _, task in cells
         for stage in ("", "early")
     }
-    moved = train([*second, *early], options, "transfer", starts)
+    moved = options.train([*second, *early], "transfer", starts)
     transfers = [
         Transfer(
             topology,
             change,
             task,
-            {arm: Arm(arm, trained[_name(arm, topology, FIRST)], moved[_name(arm, topology, task)]) for arm in ARMS},
+            {
+                arm: TransferCondition(arm, trained[_name(arm, topology, FIRST)], moved[_name(arm, topology, task)])
+                for arm in ARMS
+            },
             {arm: moved[_name(arm, topology, task, "early")] for arm in _STEADY if early},
         )
         for topology, change, task in cells
@@ -429,7 +444,7 @@ def run(options: Options) -> Report:
             "quick": options.quick,
             "full": options.full,
             "conditions": len(trained) + len(moved),
-            "programs": len({fitting.program_of(c.config) for c in (*first, *second)}),
+            "programs": len({c.config.settings.trainable for c in (*first, *second)}),
             "compiled_now": fitting.compiles() - before,
             "budget": _BUDGET,
             "settings": ARMS,

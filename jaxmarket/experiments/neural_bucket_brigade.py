@@ -26,14 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_of
 from jaxmarket.networks.neural_bucket_brigade import Network, Rates, WeightFlows, init, present, respond
 from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, tables
 
-__all__ = ["CONDITIONS", "HOLD", "Condition", "Finding", "first_held", "light", "measure", "run", "xor"]
+__all__ = ["CONDITIONS", "HOLD", "BrigadeCondition", "BrigadeResult", "first_held", "light", "measure", "run", "xor"]
 
 CHUNK = 100
 """Presentations between two looks at the books."""
@@ -67,7 +67,7 @@ _RETINA = Network((6, 2), ((0, 1), (1, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class BrigadeCondition:
     """A task and a setting.
 
     Attributes:
@@ -98,21 +98,21 @@ class Condition:
 
 
 CONDITIONS = (
-    Condition("XOR", "published", _DIRECT, 6, "619"),
-    Condition("XOR", "no reward", _DIRECT, 6, reward=0.0),
-    Condition("XOR", "8 ticks", _DIRECT, 8),
-    Condition("XOR", "no direct links", Network((3, 3, 2), ((0, 1), (1, 2))), 6),
-    Condition("XOR", "2 hidden", Network((3, 2, 2), ((0, 1), (0, 2), (1, 2))), 6, "160 × 4"),
-    Condition(
+    BrigadeCondition("XOR", "published", _DIRECT, 6, "619"),
+    BrigadeCondition("XOR", "no reward", _DIRECT, 6, reward=0.0),
+    BrigadeCondition("XOR", "8 ticks", _DIRECT, 8),
+    BrigadeCondition("XOR", "no direct links", Network((3, 3, 2), ((0, 1), (1, 2))), 6),
+    BrigadeCondition("XOR", "2 hidden", Network((3, 2, 2), ((0, 1), (0, 2), (1, 2))), 6, "160 × 4"),
+    BrigadeCondition(
         "XOR",
         "2 + 2 hidden",
         Network((3, 2, 2, 2), ((0, 1), (0, 2), (0, 3), (1, 3), (2, 3))),
         6,
         "263 × 4",
     ),
-    Condition("light", "published", _RETINA, 5, "223 × 2"),
-    Condition("light", "no reward", _RETINA, 5, reward=0.0),
-    Condition("light", "6 ticks", _RETINA, 6),
+    BrigadeCondition("light", "published", _RETINA, 5, "223 × 2"),
+    BrigadeCondition("light", "no reward", _RETINA, 5, reward=0.0),
+    BrigadeCondition("light", "6 ticks", _RETINA, 6),
 )
 """Everything that is run."""
 
@@ -170,7 +170,7 @@ def first_held(solved: np.ndarray, hold: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class BrigadeResult:
     """What came of a condition.
 
     Attributes:
@@ -182,7 +182,7 @@ class Finding:
         circulated: f64 [seeds, chunks].
     """
 
-    condition: Condition
+    condition: BrigadeCondition
     solved: np.ndarray
     money: np.ndarray
     injected: np.ndarray
@@ -207,7 +207,7 @@ class Finding:
         return np.abs(self.money[:, -1] - self.money[:, 0] - named) / moved
 
 
-def measure(condition: Condition, seeds: int, seed: int, presentations: int) -> Finding:
+def measure(condition: BrigadeCondition, seeds: int, seed: int, presentations: int) -> BrigadeResult:
     """Train a condition.
 
     Args:
@@ -223,7 +223,7 @@ def measure(condition: Condition, seeds: int, seed: int, presentations: int) -> 
     solved, weights, flows = jax.device_get(trained)
     book = jax.tree.map(lambda flow: np.asarray(flow, np.float64), flows)
     money = np.asarray(weights, np.float64).sum((2, 3))
-    return Finding(condition, solved, money, book.injected, book.dissipated, book.circulated)
+    return BrigadeResult(condition, solved, money, book.injected, book.dissipated, book.circulated)
 
 
 def _finite(value: float) -> int | None:
@@ -247,7 +247,7 @@ def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _row(finding: Finding) -> dict[str, Any]:
+def _row(finding: BrigadeResult) -> dict[str, Any]:
     return {
         "task": finding.condition.task,
         "setting": finding.condition.setting,
@@ -259,7 +259,7 @@ def _row(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _runs(finding: Finding) -> list[dict[str, Any]]:
+def _runs(finding: BrigadeResult) -> list[dict[str, Any]]:
     return [
         {
             "task": finding.condition.task,
@@ -279,7 +279,7 @@ def _runs(finding: Finding) -> list[dict[str, Any]]:
     ]
 
 
-def _verdicts(findings: list[Finding]) -> list[Verdict]:
+def _verdicts(findings: list[BrigadeResult]) -> list[Verdict]:
     by_name = {(f.condition.task, f.condition.setting): f for f in findings}
 
     def held(task: str, setting: str) -> np.ndarray:
@@ -331,7 +331,7 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def _figures(findings: list[Finding]) -> dict[str, Any]:
+def _figures(findings: list[BrigadeResult]) -> dict[str, Any]:
     curves, axes = plotting.figure(columns=2, width=6.5)
     for ax, task, published, patterns in zip(axes, ("XOR", "light"), (619, 223), (4, 2), strict=True):
         chosen = [f for f in findings if f.condition.task == task]
@@ -380,10 +380,10 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
     return {"neural-bucket-brigade": curves, "money": money}
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every condition and judge."""
     presentations = 4000 if options.quick else 6000
-    findings: list[Finding] = []
+    findings: list[BrigadeResult] = []
     with tables.progress("neural-bucket-brigade", unit="conditions", shown=options.progress) as bar:
         for condition in CONDITIONS:
             findings.append(measure(condition, options.seeds, options.seed, presentations))

@@ -14,8 +14,15 @@ import jax
 import numpy as np
 
 from jaxmarket import auctions
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import fresh_rollout
@@ -23,11 +30,10 @@ from jaxmarket.runs import fitting
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
-__all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved"]
+__all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
 # The learner's own defaults are the paper's numbers; Kumaraswamy bids stand in for Beta's, six times faster.
@@ -76,7 +82,7 @@ def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class NumericalCondition:
     """One cell of the sweep: all its seeds are one vmapped call."""
 
     settings: str
@@ -93,7 +99,7 @@ class Condition:
         return "solitary" if self.config.clones == 1 else "cloned"
 
 
-def conditions(env: str, options: Options) -> list[Condition]:
+def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]:
     """The sweep; the slowest first, and equal programs far apart."""
     cells = [("beta", "ccv", 2)]
     if options.full:
@@ -117,17 +123,17 @@ def conditions(env: str, options: Options) -> list[Condition]:
             chosen["steps"] = 2000 * _UPDATE
         return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
-    return [Condition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
+    return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
 
 
 # --- what the runs show
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class NumericalResult:
     """A finished condition, reduced to numbers per seed."""
 
-    condition: Condition
+    condition: NumericalCondition
     run: SavedRun
     optimum: float
 
@@ -149,7 +155,7 @@ class Finding:
     @functools.cached_property
     def truth_in_range(self) -> bool:
         """Whether every visited state's Q* lies within the possible bids."""
-        head = self.condition.config.society.policy.head
+        head = self.condition.config.settings.society.policy.head
         assert self.run.q is not None and self.run.visited is not None
         q = self.run.q[self.run.visited.any(0)]
         return bool(q.size and head.low <= q.min() and q.max() <= head.high)  # type: ignore[attr-defined]
@@ -178,7 +184,7 @@ class Finding:
             "settings": self.condition.settings,
             "auction": str(config.auction),
             "society": self.condition.society,
-            "updates": config.updates,
+            "updates": config.settings.updates,
             "greedy": interquartile_mean(self.greedy),
             "lowest": float(self.greedy.min()),
             "solved": tally(self.solved),
@@ -206,9 +212,9 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
 
 
 def who_paid_whom(run: SavedRun, key: Array) -> np.ndarray:
-    """Money per episode, payer × payee, over bidders, house, auctioneer and environment: f [A + 3, A + 3]."""
+    """Money per episode, payer × payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
     horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
-    money, episodes = _money(run.config.society, run.params, key, horizon)
+    money, episodes = _money(run.config.settings.society, run.params, key, horizon)
     return np.asarray(money) / max(1.0, float(episodes))
 
 
@@ -222,7 +228,7 @@ def account_names(society: Society) -> list[str]:
 # --- the paper's claims; each judges the cells (auction, society) of one settings
 
 
-def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _truthful(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     claim, ccv = "cloned ccv bids are truthful", cells["ccv", "cloned"]
     if not ccv.truth_in_range:
         return Verdict(claim, "not testable", None, "Q* lies outside the bids' range (0, 1)")
@@ -231,14 +237,14 @@ def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
     return Verdict.of(claim, error.value <= _TRUTHFUL, error.value, evidence)
 
 
-def _optimal(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _optimal(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     ccv = cells["ccv", "cloned"]
     solved, seeds = int(ccv.solved.sum()), len(ccv.solved)
     evidence = f"{solved} of {seeds} seeds within 1% of {ccv.optimum:.2f}, lowest {ccv.greedy.min():.3f}"
     return Verdict.of("cloned ccv recovers the optimal policy", solved == seeds, solved / seeds, evidence)
 
 
-def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _conserving(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     minted = {
         auction: float(np.max([np.abs(cells[auction, s].late("subsidy")).max() for s in ("cloned", "solitary")]))
         for auction in ("bb", "ccv", "vickrey")
@@ -254,7 +260,7 @@ def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
     )
 
 
-def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _clones_matter(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     cloned, alone = cells["ccv", "cloned"], cells["ccv", "solitary"]
     gain = interquartile_mean(cloned.late("return_mean") - alone.late("return_mean"))
     evidence = f"cloned minus solitary return {gain}"
@@ -265,7 +271,7 @@ def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
     return Verdict.of("clones matter (ccv)", gain.low > 0 or nearer.low > 0, nearer.value, evidence)
 
 
-def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _best(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     finals = {
         auction: interquartile_mean(cells[auction, "cloned"].late("return_mean")) for auction in auctions.MECHANISMS
     }
@@ -278,7 +284,7 @@ def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
 _ONE_CELL, _ALL_CELLS = (_truthful, _optimal), (_truthful, _optimal, _conserving, _clones_matter, _best)
 
 
-def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict]:
+def _verdicts(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[Verdict]:
     for settings in dict.fromkeys(key[0] for key in findings):
         cells = {key[1:]: finding for key, finding in findings.items() if key[0] == settings}
         for claim in _ALL_CELLS if len(cells) > 1 else _ONE_CELL:
@@ -289,7 +295,7 @@ def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict
 # --- figures
 
 
-def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimum: float) -> Any:
+def _draw_curves(findings: dict[tuple[str, str, str], NumericalResult], env: str, optimum: float) -> Any:
     settings = list(dict.fromkeys(key[0] for key in findings))
     fig, axes = plotting.figure(columns=len(settings), width=5.5)
     colors = dict(zip(auctions.MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
@@ -298,7 +304,7 @@ def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimu
             if name != chosen:
                 continue
             curve = finding.run.metrics["return_mean"]
-            updates = np.arange(1, len(curve) + 1) * finding.condition.config.updates_per_chunk
+            updates = np.arange(1, len(curve) + 1) * finding.condition.config.settings.updates_per_chunk
             low, middle, high = np.nanpercentile(curve, (25, 50, 75), axis=1)
             style = "-" if society == "cloned" else ":"
             label = f"{auction}, {society}"
@@ -310,7 +316,7 @@ def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimu
     return fig
 
 
-def _draw_bids(findings: dict[tuple[str, str, str], Finding], env: str) -> Any:
+def _draw_bids(findings: dict[tuple[str, str, str], NumericalResult], env: str) -> Any:
     shown = [(key, f) for key, f in findings.items() if key[2] == "cloned" and key[1] != "env"]
     fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
     for ax, ((settings, auction, _), finding) in zip(axes, shown, strict=False):
@@ -337,22 +343,22 @@ def _draw_ledgers(ledgers: dict[str, np.ndarray], names: list[str], env: str) ->
     return fig
 
 
-def run(env: str, options: Options) -> Report:
+def run(env: str, options: ExperimentOptions) -> Report:
     """Train the sweep on ``env`` and judge the paper's claims by it."""
     wanted = conditions(env, options)
     before = fitting.compiles()
-    finished = train(wanted, options, env)
+    finished = options.train(wanted, env)
     compiled = fitting.compiles() - before
-    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.gamma)
+    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
     findings = {
-        (c.settings, str(c.config.auction), c.society): Finding(c, finished[c.name], optimum)
+        (c.settings, str(c.config.auction), c.society): NumericalResult(c, finished[c.name], optimum)
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
     }
     money = {
         name: who_paid_whom(findings["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
         for name in auctions.MECHANISMS
     }
-    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.society)
+    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.settings.society)
     tables = [
         ResultTable(
             "conditions",
@@ -380,10 +386,10 @@ def run(env: str, options: Options) -> Report:
             "quick": options.quick,
             "full": options.full,
             "optimum": optimum,
-            "programs": len({Program.of(c.config) for c in wanted}),
+            "programs": len({c.config.settings.trainable for c in wanted}),
             "compiled_now": compiled,
             "conditions": len(wanted),
-            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.steps} for c in wanted},
+            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.settings.steps} for c in wanted},
         },
         tables=tables,
         verdicts=list(_verdicts(findings)),
@@ -395,7 +401,7 @@ def run(env: str, options: Options) -> Report:
     )
 
 
-def _learning(env: str, findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:
+def _learning(env: str, findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for auction in ("ccv", "bb", "vickrey", "env"):
         if auction in REFERENCE[env]:
             yield {
@@ -406,7 +412,7 @@ def _learning(env: str, findings: dict[tuple[str, str, str], Finding]) -> Iterat
         for (settings, name, society), finding in findings.items():
             if name == auction and society == "cloned":
                 curve = finding.run.metrics["return_mean"]
-                every = finding.condition.config.updates_per_chunk
+                every = finding.condition.config.settings.updates_per_chunk
                 at = [at // every - 1 for at in _AT]
                 values = [float(np.median(curve[i])) if i < len(curve) else None for i in at]
                 yield {"auction": auction, "settings": settings, **dict(zip(_columns(), values, strict=True))}
@@ -416,7 +422,7 @@ def _columns() -> list[str]:
     return [f"at {at}" for at in _AT]
 
 
-def _bids(findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:
+def _bids(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for (settings, auction, society), finding in findings.items():
         run = finding.run
         assert run.q is not None and run.bids is not None and run.visited is not None

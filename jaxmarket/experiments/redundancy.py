@@ -17,25 +17,24 @@ import numpy as np
 
 from jaxmarket import evaluation
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files, fitting
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program, TrainState
+from jaxmarket.training.society import SocietyTraining, TrainState
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view import plotting, tables
 
-__all__ = ["Arm", "arms", "run"]
+__all__ = ["RedundancyCondition", "conditions", "run"]
 
 _DROPOUT = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class RedundancyCondition:
     """A kind of society, and how long it trains before and after it loses an agent."""
 
     name: str
@@ -50,11 +49,11 @@ class Arm:
     @property
     def chunks(self) -> int:
         """Chunks to run in all: training, and training on after every removal."""
-        removals = 3 + self.config.society.bidders - 1
-        return self.config.chunks + self.retrain * removals
+        removals = 3 + self.config.settings.society.bidders - 1
+        return self.config.settings.chunks + self.retrain * removals
 
 
-def arms(options: Options) -> list[Arm]:
+def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
     """The societies compared."""
     budget: dict[str, Any] = {"learner": "ppo", "auction": "ccv", "seeds": options.seeds, **SETTINGS["tuned"]}
     kinds: dict[str, dict[str, Any]] = {"solitary": {"clones": 1}, "cloned": {"clones": 2}}
@@ -63,24 +62,29 @@ def arms(options: Options) -> list[Arm]:
         budget, retrain = budget | QUICK, 2
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
-    chosen = [Arm(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain) for name, kind in kinds.items()]
+    chosen = [
+        RedundancyCondition(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain)
+        for name, kind in kinds.items()
+    ]
     for name, kind in kinds.items():
         # No dropout is a dropout of zero here, so that both are one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
-        chosen.append(Arm(name, TrainConfig("Bandit-v0", **bandit), retrain))
+        chosen.append(RedundancyCondition(name, TrainConfig("Bandit-v0", **bandit), retrain))
         if kind.get("share_clones", True):
             with_dropout = TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
-            chosen.append(Arm(f"{name}, dropout", with_dropout, retrain))
+            chosen.append(RedundancyCondition(f"{name}, dropout", with_dropout, retrain))
     return chosen
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _chunk(program: Program, states: TrainState, hyper: Hyperparameters, present: Array) -> tuple[TrainState, Array]:
+def _chunk(
+    program: SocietyTraining, states: TrainState, hyper: Hyperparameters, present: Array
+) -> tuple[TrainState, Array]:
     """One chunk of every seed, each with its own bidders: states [seeds, ...], present bool [seeds, A]."""
 
     def one(state: TrainState, present: Array) -> tuple[TrainState, Array]:
         here, env_params = hyper.replace(present=present), program.society.env.default_params
-        state, metrics = training.chunk(program, state, env_params, here)
+        state, metrics = program.chunk(state, env_params, here)
         return state, metrics["return_mean"]
 
     return jax.vmap(one)(states, present)
@@ -124,17 +128,17 @@ Returns = dict[str, dict[str, list[float]]]
 """By case and by ``at once`` or ``trained on``: the return of each seed, after the worst of several removals."""
 
 
-def _measure(arm: Arm, options: Options, show: Any) -> Returns:
+def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: Any) -> Returns:
     """Train, remove, measure, train on, measure."""
-    config = arm.config
-    program, society = Program.of(config), config.society
-    hyper = training.as_arrays(config.hyperparameters)
+    config = condition.config
+    program, society = config.settings.trainable, config.settings.society
+    hyper = config.settings.hyperparameters.as_arrays()
     key = key_of(options.seed)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
     state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
     for _ in range(program.chunks):
         state, returns = _chunk(program, state, hyper, everyone)
-        show(f"{arm.label}: return {float(jnp.nanmean(returns)):.3f}")
+        show(f"{condition.label}: return {float(jnp.nanmean(returns)):.3f}")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
     keys = jax.random.split(key_for(key, "measurement"), config.seeds)
@@ -145,20 +149,20 @@ def _measure(arm: Arm, options: Options, show: Any) -> Returns:
             at_once.append(_returns(society, state.learner.params, keys, present))
             # Episodes under way end with everybody; the next ones start without.
             after = state
-            for _ in range(arm.retrain):
+            for _ in range(condition.retrain):
                 after, returns = _chunk(program, after, hyper, present)
-                show(f"{arm.label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
+                show(f"{condition.label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
             trained_on.append(_returns(society, after.learner.params, keys, present))
         measured[case] = {"at once": np.min(at_once, 0).tolist(), "trained on": np.min(trained_on, 0).tolist()}
     return measured
 
 
-def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
+def _row(condition: RedundancyCondition, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
     now, later = np.array(returns["at once"]), np.array(returns["trained on"])
-    optimum = arm.config.adapter.optimal_return(arm.config.gamma)
+    optimum = condition.config.adapter.optimal_return(condition.config.settings.gamma)
     return {
-        "env": arm.config.adapter.name,
-        "society": arm.name,
+        "env": condition.config.adapter.name,
+        "society": condition.name,
         "removed": case,
         "at once": interquartile_mean(now),
         "lowest": float(now.min()),
@@ -169,10 +173,10 @@ def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]
     }
 
 
-def run(options: Options) -> Report:
-    """Measure every arm (those in ``options.folder`` already are read back) and judge."""
-    chosen = arms(options)
-    total = sum(arm.chunks for arm in chosen)
+def run(options: ExperimentOptions) -> Report:
+    """Measure every condition (those in ``options.folder`` already are read back) and judge."""
+    chosen = conditions(options)
+    total = sum(condition.chunks for condition in chosen)
     rows: list[dict[str, Any]] = []
     done = 0
     with tables.progress("redundancy", unit="chunks", shown=options.progress) as bar:
@@ -182,15 +186,15 @@ def run(options: Options) -> Report:
             done += 1
             bar(done, total, note)
 
-        for arm in chosen:
-            path = options.folder / f"{arm.label.replace(', ', '-').replace(' ', '-')}.json"
+        for condition in chosen:
+            path = options.folder / f"{condition.label.replace(', ', '-').replace(' ', '-')}.json"
             if path.exists():
-                done += arm.chunks
+                done += condition.chunks
             else:
-                measured = json.dumps(_measure(arm, options, show))
+                measured = json.dumps(_measure(condition, options, show))
                 files.write_text(path, measured + "\n")
             for case, returns in json.loads(path.read_text()).items():
-                rows.append(_row(arm, case, returns))
+                rows.append(_row(condition, case, returns))
 
     def find(env: str, society: str, removed: str) -> dict[str, Any]:
         return next(r for r in rows if (r["env"], r["society"], r["removed"]) == (env, society, removed))
@@ -216,10 +220,10 @@ def run(options: Options) -> Report:
     dropped, plain = (find("Bandit-v0", name, "best primitive") for name in ("cloned, dropout", "cloned"))
     verdicts.append(
         Verdict.of(
-            "[Bandit-v0] dropout in training prepares for the loss of the best arm",
+            "[Bandit-v0] dropout in training prepares for the loss of the best condition",
             dropped["at once"].low > plain["at once"].high,
             dropped["at once"].value - plain["at once"].value,
-            f"return at once without the best arm (.6 is best): {dropped['at once']}, "
+            f"return at once without the best condition (.6 is best): {dropped['at once']}, "
             f"without dropout {plain['at once']}",
         )
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,23 +11,23 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from jaxmarket.runs import files
+from jaxmarket.runs import files, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, interquartile_mean
-from jaxmarket.runs.run_folder import to_json
+from jaxmarket.runs.run_folder import SavedRun, to_json
 from jaxmarket.view import plotting
 from jaxmarket.view.text import DataTable, Screen, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Estimate", "Options", "Report", "ResultTable", "Verdict", "interquartile_mean", "tally"]
+__all__ = ["Estimate", "ExperimentOptions", "Report", "ResultTable", "Verdict", "interquartile_mean", "tally"]
 
 Standing = Literal["confirmed", "not confirmed", "not testable"]
 _STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red", "not testable": "yellow"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ExperimentOptions:
     """How much of an experiment to run, and where.
 
     Attributes:
@@ -37,7 +37,7 @@ class Options:
         full: everything as published.
         seed: of all randomness.
         progress: whether to show a progress bar.
-        settings: what else the experiment lets one choose, all of it.
+        settings: the experiment's own settings, complete.
     """
 
     folder: Path
@@ -47,6 +47,21 @@ class Options:
     seed: int = 0
     progress: bool = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def train(
+        self, wanted: Sequence[sweeps.Cell], label: str, start: Mapping[str, SavedRun] | None = None
+    ) -> dict[str, SavedRun]:
+        """Train conditions that are not yet in ``folder``; returns all of them by name.
+
+        Args:
+            wanted: the conditions.
+            label: of the progress bar.
+            start: by a condition's name, the run whose networks it starts from.
+
+        Raises:
+            ValueError: the folder holds a condition of that name with other settings or another seed.
+        """
+        return sweeps.train(wanted, self.folder, seed=self.seed, label=label, progress=self.progress, start=start)
 
 
 def tally(hits: np.ndarray) -> str:

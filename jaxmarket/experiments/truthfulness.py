@@ -24,9 +24,8 @@ import numpy as np
 from jaxmarket import auctions
 from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
-from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.numerical import QUICK, SETTINGS, NumericalCondition, NumericalResult
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society
@@ -158,7 +157,7 @@ def _minted(society: Society, params: PyTree, key: Array, steps: int, instances:
     return own.mean(), others.mean()
 
 
-def _chain_conditions(options: Options) -> dict[str, Condition]:
+def _chain_conditions(options: ExperimentOptions) -> dict[str, NumericalCondition]:
     """`vickrey` with ever less noise in the bids, without any, with contracts; and `ccv` beside it."""
     budget: dict[str, Any] = {"seeds": options.seeds, **SETTINGS["published"]}
     if options.quick:
@@ -168,31 +167,31 @@ def _chain_conditions(options: Options) -> dict[str, Condition]:
         "contract": {"trace_decay": 0.8},
     }
     wanted = [
-        Condition(name, TrainConfig("Chain-v0", auction="vickrey", **(budget | change)))
+        NumericalCondition(name, TrainConfig("Chain-v0", auction="vickrey", **(budget | change)))
         for name, change in changes.items()
     ]
-    wanted.append(Condition("noise-0.1", TrainConfig("Chain-v0", auction="ccv", **budget)))
+    wanted.append(NumericalCondition("noise-0.1", TrainConfig("Chain-v0", auction="ccv", **budget)))
     exact = TrainConfig("Chain-v0", auction="vickrey", learner="valuation", seeds=options.seeds, steps=1_024_000)
-    wanted.append(Condition("noiseless", exact))
+    wanted.append(NumericalCondition("noiseless", exact))
     return {f"{c.config.auction}, {c.settings}": c for c in wanted}
 
 
-def _explain(options: Options) -> tuple[ResultTable, list[Verdict]]:
+def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
     wanted = _chain_conditions(options)
-    finished = train(list(wanted.values()), options, "Chain-v0")
+    finished = options.train(list(wanted.values()), "Chain-v0")
     optimum = Chain().optimal_return()
     rows = {}
     for name, condition in wanted.items():
         config, run = condition.config, finished[condition.name]
-        finding = Finding(condition, run, optimum)
-        society = dataclasses.replace(config.society, greedy=config.learner == "valuation")
+        finding = NumericalResult(condition, run, optimum)
+        society = dataclasses.replace(config.settings.society, greedy=config.learner == "valuation")
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
             "auction": str(config.auction),
             "bids": condition.settings,
             "learner": config.learner,
-            "updates": config.updates,
+            "updates": config.settings.updates,
             "greedy": interquartile_mean(finding.greedy),
             "solved": tally(finding.solved),
             "sampled": interquartile_mean(finding.late("return_mean")),
@@ -239,7 +238,7 @@ def _explain(options: Options) -> tuple[ResultTable, list[Verdict]]:
 # --- the experiment
 
 
-def _processes(options: Options) -> list[tuple[str, FiniteMDP, int | None, float, float]]:
+def _processes(options: ExperimentOptions) -> list[tuple[str, FiniteMDP, int | None, float, float]]:
     """Name, process, horizon, lowest and highest bid."""
     chosen: list[tuple[str, FiniteMDP, int | None, float, float]] = [
         ("Bandit", Bandit(), 1, 0.0, 1.0),
@@ -253,7 +252,7 @@ def _processes(options: Options) -> list[tuple[str, FiniteMDP, int | None, float
     return chosen
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Measure the best deviation's gain under every auction, and ask whether it explains Chain."""
     one_shot = [
         {"auction": name, "largest gain": gains[0], "expected gain": gains[1], "dominant": gains[0] <= _NOTHING}

@@ -17,10 +17,11 @@ import numpy as np
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
-from jaxmarket.experiments import report, sweep
-from jaxmarket.experiments.arms import (
+from jaxmarket.experiments import report
+from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.transfer_conditions import (
     LEVEL,
-    Arm,
+    TransferCondition,
     draw_curves,
     draw_weights,
     first_task,
@@ -28,11 +29,10 @@ from jaxmarket.experiments.arms import (
     steps_to,
     success_curve,
 )
-from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import Condition
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.divergence import spread
@@ -105,15 +105,15 @@ QUICK = {
 """Steps (auctions, decisions) of a quick run."""
 
 
-def train_options(options: report.Options) -> dict[str, SavedRun]:
+def train_options(options: report.ExperimentOptions) -> dict[str, SavedRun]:
     """The options' own training on the three tasks, by task: flat PPO, 8 seeds each."""
     budget: dict[str, Any] = _OPTION | ({"steps": QUICK["options"]} if options.quick else {})
     return _trained("option", options, "two-rooms, 1 of 4: options", seeds=min(8, options.seeds), **budget)
 
 
-def _trained(kind: str, options: report.Options, label: str, **settings: Any) -> dict[str, SavedRun]:
+def _trained(kind: str, options: report.ExperimentOptions, label: str, **settings: Any) -> dict[str, SavedRun]:
     wanted = [Condition(f"{kind}-{task}", TrainConfig(task, **settings)) for task in OPTIONS.values()]
-    found = sweep.train(wanted, options, label)
+    found = options.train(wanted, label)
     return {condition.config.env: found[condition.name] for condition in wanted}
 
 
@@ -131,7 +131,7 @@ def _config(arm: str, task: str, trained: dict[str, SavedRun], **settings: Any) 
     return TrainConfig(env, **(_BASE[arm] | TUNED[arm] | settings))
 
 
-def _arms(trained: dict[str, SavedRun], options: report.Options) -> dict[str, Arm]:
+def _arms(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> dict[str, TransferCondition]:
     """Every arm on the first task, then from there on the transfer task."""
     names = ARMS if options.quick else (*ARMS, *EXPLORING)
 
@@ -142,23 +142,23 @@ def _arms(trained: dict[str, SavedRun], options: report.Options) -> dict[str, Ar
             for arm in sorted(names, key=lambda arm: arm != "flat")  # the longest first
         ]
 
-    first = sweep.train(conditions(FIRST, "first"), options, "two-rooms, 2 of 4: green")
+    first = options.train(conditions(FIRST, "first"), "two-rooms, 2 of 4: green")
     start = {f"transfer-{arm}": first[f"first-{arm}"] for arm in names}
-    second = sweep.train(conditions(TRANSFER, "transfer"), options, "two-rooms, 3 of 4: blue", start)
-    return {arm: Arm(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in names}
+    second = options.train(conditions(TRANSFER, "transfer"), "two-rooms, 3 of 4: blue", start)
+    return {arm: TransferCondition(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in names}
 
 
-def _nested(options: report.Options) -> tuple[dict[str, SavedRun], SavedRun]:
+def _nested(options: report.ExperimentOptions) -> tuple[dict[str, SavedRun], SavedRun]:
     """Societies over actions learn the options, and a society over these the first task."""
     label = "two-rooms, 4 of 4: a society of societies"
     societies = _trained("society", options, label, seeds=4, **_SOCIETY_OPTION)
     # Every action within an option is an auction of fourteen bidders here: fewer seeds, and half the length.
     size = {"seeds": min(8, options.seeds), "steps": _BASE["society"]["steps"] // 2}
     top = Condition("first-nested", _config("society", FIRST, societies, **size))
-    return societies, sweep.train([top], options, label)[top.name]
+    return societies, options.train([top], label)[top.name]
 
 
-def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[str, Any]]:
+def _tuning(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> list[dict[str, Any]]:
     """Every arm over the same grid, on the first task alone: the transfer task is the test."""
     apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
     rows = []
@@ -171,7 +171,7 @@ def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[
             )
             for rate, weight in GRID
         ]
-        found = sweep.train(wanted, apart, f"two-rooms, tuning: {arm}")
+        found = apart.train(wanted, f"two-rooms, tuning: {arm}")
         tried = []
         for condition, (rate, weight) in zip(wanted, GRID, strict=True):
             run = found[condition.name]
@@ -206,9 +206,9 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
 
 def _waste(run: SavedRun, key: Array) -> dict[str, float]:
     """`waste` of vmapped options, of an untrained and of the trained society."""
-    society, config = run.config.society, run.config
+    society, config = run.config.settings.society, run.config
     key_play, key_init = jax.random.split(key)
-    keys = jax.random.split(key_play, (config.seeds, config.instances))  # type: ignore[arg-type]
+    keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
     return {
         when: waste(_durations(society, params, keys, 64))
@@ -219,7 +219,9 @@ def _waste(run: SavedRun, key: Array) -> dict[str, float]:
 # --- the claims
 
 
-def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm], nested: SavedRun | None) -> Iterator[Verdict]:
+def _verdicts(
+    trained: dict[str, SavedRun], arms: dict[str, TransferCondition], nested: SavedRun | None
+) -> Iterator[Verdict]:
     for what, task in OPTIONS.items():
         rate = trained[task].summary["termination_rate_seeds"]
         best = spread(rate).highest
@@ -255,7 +257,7 @@ def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm], nested: SavedR
     )
 
 
-def _fewer_steps(society: Arm, rival: Arm) -> Verdict:
+def _fewer_steps(society: TransferCondition, rival: TransferCondition) -> Verdict:
     """Seeds that never got there count as the whole budget, which favours whoever has more of them."""
     found = {}
     for arm in (society, rival):
@@ -290,7 +292,7 @@ def _option_row(what: str, learned_by: str, run: SavedRun) -> dict[str, Any]:
     }
 
 
-def _draw(arms: dict[str, Arm]) -> Any:
+def _draw(arms: dict[str, TransferCondition]) -> Any:
     fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
     stages = (("first", FIRST, "green task"), ("second", TRANSFER, "blue task, from there"))
     for column, (stage, task, title) in enumerate(stages):
@@ -312,7 +314,7 @@ def watch(run: SavedRun) -> rendering.Episode:
     return rendering.episode(run.config.env, run.policy(), key, start=start, names=list(OPTIONS))
 
 
-def _draw_ways(arm: Arm) -> Any:
+def _draw_ways(arm: TransferCondition) -> Any:
     fig, axes = plotting.figure(columns=2, width=5.0, height=3.2)
     for ax, run, goal in zip(axes, (arm.first, arm.second), ("green", "blue, after the transfer"), strict=True):
         played = watch(run)
@@ -322,7 +324,7 @@ def _draw_ways(arm: Arm) -> Any:
     return fig
 
 
-def run(options: report.Options) -> Report:
+def run(options: report.ExperimentOptions) -> Report:
     """Train options and arms (what is in ``options.folder`` already is read back) and judge."""
     trained = train_options(options)
     arms = _arms(trained, options)

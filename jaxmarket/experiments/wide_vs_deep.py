@@ -24,21 +24,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import evaluation, wide_market
+from jaxmarket import wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
-from jaxmarket.experiments.arms import LEVEL, over_reached
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
+from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.learners.protocol import static_part
 from jaxmarket.runs import files
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import divergence
-from jaxmarket.training import monolith as baselines
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
-from jaxmarket.training.society import Program, as_arrays
+from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting, tables
 from jaxmarket.wide_market import Additive, SealedBids
@@ -154,7 +161,7 @@ class WideState(struct.PyTreeNode):
     moved: Array  # f [] money that changed hands so far, rewards included
 
 
-class Sale(struct.PyTreeNode):
+class WideSale(struct.PyTreeNode):
     """What happened to every line's piece in a round; leaves [T, ...]."""
 
     stage: Array  # f [L, K] one-hot, the piece for sale
@@ -187,10 +194,9 @@ class Wide:
     @classmethod
     def of(cls, config: TrainConfig) -> "Wide":
         """The wide market whose agents learn like those of the society that ``config`` describes."""
-        assert isinstance(config.learner_rule, Valuation)
-        assert isinstance(config.horizon, int)
-        assert isinstance(config.clones, int)
-        return cls(config.adapter.env, config.learner_rule, config.horizon, config.clones)
+        settings = config.settings
+        assert isinstance(settings.learner, Valuation)
+        return cls(config.adapter.env, static_part(settings.learner), settings.horizon, settings.society.clones)
 
     def market(self, exploration: Any = None) -> wide_market.WideMarket:
         """The market; sealed bids, second prices paid to the owner, as in the society.
@@ -233,7 +239,7 @@ class Wide:
 
     def trade(
         self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
-    ) -> tuple[wide_market.WideMarketState, Sale]:
+    ) -> tuple[wide_market.WideMarketState, WideSale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
@@ -242,7 +248,7 @@ class Wide:
         by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
         offers = by_line((agents.values * shelf[agents.line]).sum(1))
         winning = (offers * by_line(won)).sum(1)
-        return economy, Sale(
+        return economy, WideSale(
             stage=shelf,
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
@@ -251,7 +257,7 @@ class Wide:
             outbid=winning < offers.max(1),
         )
 
-    def settle(self, sales: Sale, hyper: Hyperparameters) -> Array:
+    def settle(self, sales: WideSale, hyper: Hyperparameters) -> Array:
         """What each purchase turned out to be worth: f [T, L], of T + 1 rounds.
 
         As in `settlement.settle`: reward + γ times what the piece was sold for a round later. With contracts a share of
@@ -273,7 +279,7 @@ class Wide:
 
         def one(
             economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
-        ) -> tuple[wide_market.WideMarketState, Sale]:
+        ) -> tuple[wide_market.WideMarketState, WideSale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
@@ -388,16 +394,16 @@ def _environment(arm: str, lines: int) -> SupplyChain:
     return SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
 
 
-def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Program | Monolith | Wide]:
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable | Wide]:
     """Configuration and program of an arm that learns; ``settings`` replace the arm's own."""
     env = _environment(arm, lines)
     config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
     if arm == "wide":
         return config, Wide.of(config)
     if arm == "deep":
-        return config, Program.of(config)
+        return config, config.settings.trainable
     head = ProductHead(env.lines, env.operations) if arm == "PPO, factored" else None
-    return config, Monolith.of(config, head=head)
+    return config, Monolith.of(config.settings, head=head)
 
 
 def points(steps: int, update: int) -> np.ndarray:
@@ -408,30 +414,27 @@ def points(steps: int, update: int) -> np.ndarray:
 _LOOKS = 96
 
 
-def _functions(program: Program | Monolith | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+def _functions(program: Trainable | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """``init(key, hyper)``, ``update(state, hyper)``, and ``play(state, key)``: a greedy episode's return."""
     if isinstance(program, Wide):
         return program.init, program.update, program.play
-    home: Any = baselines if isinstance(program, Monolith) else training
-    judge: Any = baselines if isinstance(program, Monolith) else evaluation
-    player = program.agent if isinstance(program, Monolith) else program.society
-    player, env_params = dataclasses.replace(player, greedy=True), program.env.default_params
+    player, env_params = program.player(greedy=True), program.env.default_params
 
     def init(key: Array, hyper: Hyperparameters) -> Any:
-        return home.init(program, key, env_params, hyper)
+        return program.init(key, env_params, hyper)
 
     def update(state: Any, hyper: Hyperparameters) -> Any:
-        return home.chunk(program, state, env_params, hyper)[0]
+        return program.chunk(state, env_params, hyper)[0]
 
     def play(state: Any, key: Array) -> Array:
-        returns = judge.evaluate(player, state.learner.params, key, env_params, 1).returns[0]
+        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
         return divergence.valid(returns, state.learner.params)
 
     return init, update, play
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def learn(program: Program | Monolith | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
     """Train every seed with every setting, and look every now and then.
 
     Args:
@@ -535,9 +538,9 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
         returns = np.asarray(returns, np.float64)
         return Curve(arm, lines, when, returns, lines * serial, serial, lines, quotes)
     config, learner = prepare(arm, lines, steps)
-    update = config.instances * config.horizon  # type: ignore[operator]
+    update = config.settings.instances * config.settings.horizon
     looks = points(steps, update)
-    hyper = jax.tree.map(lambda x: x[None], as_arrays(config.hyperparameters))
+    hyper = jax.tree.map(lambda x: x[None], config.settings.hyperparameters.as_arrays())
     returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
     returns = np.asarray(returns[0], np.float64)
     if not isinstance(learner, Wide):
@@ -548,7 +551,7 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
 
 
-def _cells(options: Options) -> list[tuple[str, int]]:
+def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
     """Arms and numbers of lines, what takes longest first."""
     cells = []
     for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
@@ -566,7 +569,7 @@ def _cells(options: Options) -> list[tuple[str, int]]:
     return cells
 
 
-def _curves(options: Options) -> dict[tuple[str, int], Curve]:
+def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
     """Everything measured, by arm and lines; what ``options.folder`` holds already is read back."""
     cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
     threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
@@ -621,9 +624,9 @@ def tune() -> list[dict[str, Any]]:
     rows = []
     for arm, grid in GRIDS.items():
         config, learner = prepare(arm, _TUNING_LINES, _TUNING_STEPS)
-        update = config.instances * config.horizon  # type: ignore[operator]
+        update = config.settings.instances * config.settings.horizon
         looks = points(_TUNING_STEPS, update)
-        settings = [as_arrays(config.hyperparameters.replace(**setting)) for setting in grid]
+        settings = [config.settings.hyperparameters.replace(**setting).as_arrays() for setting in grid]
         hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
         returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
         score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()
@@ -851,7 +854,7 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
     return fig
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every arm on every number of lines (what ``options.folder`` holds is read back), and judge."""
     curves = _curves(options)
     lines = sorted({lines for _, lines in curves})

@@ -33,7 +33,7 @@ from jaxmarket.runs.interrupts import Deferred, retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.sinks import Record
 from jaxmarket.training import divergence
-from jaxmarket.training.config import TrainConfig, plain_setting
+from jaxmarket.training.config import ALIASES, TrainConfig, plain_setting
 from jaxmarket.training.transfer import fingerprint
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_bool, check_float, check_int, check_path, escaped, parse_int, short_repr
@@ -101,7 +101,7 @@ def train(
     waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
-    programs = {c.name: fitting.program_of(c.config) for c in waiting}
+    programs = {c.name: c.config.settings.trainable for c in waiting}
     compiling = {program: threading.Lock() for program in programs.values()}
     workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     with tables.progress(label, shown=progress and bool(waiting)) as show:
@@ -162,13 +162,12 @@ def train(
 
 
 def _steps(config: TrainConfig) -> int:
-    return config.seeds * config.chunks * config.auctions_per_chunk
+    return config.seeds * config.settings.chunks * config.settings.auctions_per_chunk
 
 
 def _read(folder: Path, condition: Cell) -> SavedRun:
-    # What a file cannot hold is taken from the condition.
-    objects = {"env": condition.config.env, "auction": condition.config.auction}
-    return run_folder.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
+    given_objects = {field: getattr(condition.config, field) for field in ("env", *ALIASES)}
+    return run_folder.read(folder, {name: each for name, each in given_objects.items() if not isinstance(each, str)})
 
 
 def _finished_in(
@@ -195,7 +194,7 @@ def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
     if run.interrupted:
         raise ValueError(f"out: {run.interruption}")
     differs = run_folder.difference(
-        run_folder.described(condition.config, origin), run_folder.document(folder / "config.json")
+        run_folder.described(condition.config, origin), run_folder.read_json(folder / "config.json")
     )
     if differs:
         name, there, here = differs
@@ -384,7 +383,7 @@ def _checked(vary: Any) -> dict[str, Any]:
         if single or not isinstance(values, Iterable):
             raise ValueError(f"vary: {name}: expected a list of values or a Range, got {short_repr(values)}")
         try:
-            plain = [plain_setting(name, value) for value in values]
+            plain = [None if value is None else plain_setting(name, value) for value in values]
         except ValueError as error:
             raise ValueError(f"vary: {error}") from error
         if not plain:
@@ -615,7 +614,7 @@ def sweep(
             cells.append(Condition(name, TrainConfig(env, **settings, **each)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        other = same.setdefault(json.dumps(run_folder.settings_of(cells[-1].config), sort_keys=True), name)
+        other = same.setdefault(json.dumps(run_folder.config_to_dict(cells[-1].config), sort_keys=True), name)
         if other != name:
             raise ValueError(f"vary: expected different runs, got the same settings for {other} and {name}; remove one")
     before = fitting.compiles()

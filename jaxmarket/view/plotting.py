@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmarket.deep_market import Lineage, RoundSummary
-    from jaxmarket.runs.run_folder import SavedRun
-    from jaxmarket.training.result import FitResult
-
-    Result = FitResult | SavedRun
+    from jaxmarket.training.result import RunResult
 
 __all__ = [
     "draw_band",
@@ -132,16 +129,16 @@ def plain_text(text: str) -> str:
 _LONGEST = 80
 
 
-def _name(result: "Result") -> str:
+def _name(result: "RunResult") -> str:
     return " · ".join(plain_text(result.summary[part] or "monolith") for part in ("env", "auction", "learner"))
 
 
-def draw_learning_curve(ax: "Axes", result: "Result") -> None:
+def draw_learning_curve(ax: "Axes", result: "RunResult") -> None:
     """Return against environment steps: seeds as thin lines, their mean, and the final greedy return (dashed)."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     returns = result.metrics["return_mean"]
-    steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
+    steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, during training")
     ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
     kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
@@ -166,7 +163,7 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
+def draw_bids(ax: "Axes", result: "RunResult", title: str | None = None) -> None:
     """Greedy bids for every primitive in every visited state, with their range over seeds, and Q* as black lines."""
     if result.q is None or result.bids is None or result.visited is None:
         raise ValueError(

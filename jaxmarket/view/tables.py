@@ -22,7 +22,7 @@ from rich.text import Text
 
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
-from jaxmarket.training.result import FitResult
+from jaxmarket.training.result import RunResult
 from jaxmarket.types import Transition
 from jaxmarket.validation import escaped
 from jaxmarket.view.text import DataTable, Screen
@@ -135,7 +135,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "–"
 
 
-def returns_table(result: FitResult) -> DataTable:
+def returns_table(result: RunResult) -> DataTable:
     """The return over seeds with its spread, and the bid errors."""
     s = result.summary
     agent = "monolith" if s["auction"] is None else f"{s['auction']} auction"
@@ -170,7 +170,7 @@ def returns_table(result: FitResult) -> DataTable:
     return table
 
 
-def bids_table(result: FitResult) -> DataTable | None:
+def bids_table(result: RunResult) -> DataTable | None:
     """The greedy bid for each primitive in each state, mean over seeds, beside Q*; None where Q* is unknown."""
     if result.q is None or result.bids is None or result.visited is None:
         return None

@@ -10,10 +10,6 @@ import pytest
 
 from jaxmarket import TrainConfig, clear, deep_market, environments, fit, train, wide_market
 from jaxmarket.deep_market import BidTables
-from jaxmarket.training.monolith import Monolith
-from jaxmarket.training.monolith import chunk as monolith_chunk
-from jaxmarket.training.monolith import init as monolith_init
-from jaxmarket.training.society import as_arrays
 from jaxmarket.wide_market import Additive, Quadratic
 
 SMALL = {"steps": 16, "instances": 2, "horizon": 4, "minibatch": 8}
@@ -25,9 +21,7 @@ def society(env, **settings):
 
 
 def monolith(env):
-    config = TrainConfig(env, agent="monolith", **SMALL)
-    program, hyper, env_params = Monolith.of(config), as_arrays(config.hyperparameters), config.adapter.default_params
-    return lambda key: monolith_chunk(program, monolith_init(program, key, env_params), env_params, hyper)
+    return society(env, agent="monolith")
 
 
 def deep(key):

@@ -127,7 +127,7 @@ def test_a_cell_is_the_run_that_train_would_have_given(swept):
     alone = fit(
         TrainConfig("Bandit-v0", **TINY, learning_rate=0.001, exploration=0.5), jax.random.key(0), progress=False
     )
-    assert run.config == alone.config
+    assert run.config.settings == alone.config.settings
     jax.tree.map(np.testing.assert_array_equal, run.networks, alone.networks)
     assert run.summary["return_seeds"] == alone.summary["return_seeds"]
 
@@ -298,7 +298,7 @@ def test_arrays_and_iterators_are_lists_of_values(make, monkeypatch, tmp_path):
     assert [(cell.name, cell.config.clones) for cell in cells] == [("clones=1", 1), ("clones=3", 3)]
     cells = planned({"gamma": make([0.25, 0.5]), "hidden": np.array([[4], [8]])}, monkeypatch, tmp_path)
     assert [cell.name for cell in cells][:2] == ["gamma=0.25,hidden=4", "gamma=0.25,hidden=8"]
-    assert {type(cell.config.gamma) for cell in cells} == {float}
+    assert {type(cell.config.settings.gamma) for cell in cells} == {float}
 
 
 def test_ranges_of_counts_are_whole_numbers(monkeypatch, tmp_path):

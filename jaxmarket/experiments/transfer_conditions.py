@@ -15,7 +15,16 @@ from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.view import plotting
 
-__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "first_task", "over_reached", "steps_to", "success_curve"]
+__all__ = [
+    "LEVEL",
+    "TransferCondition",
+    "draw_curves",
+    "draw_weights",
+    "first_task",
+    "over_reached",
+    "steps_to",
+    "success_curve",
+]
 
 LEVEL = 0.9
 """The success rate whose first reaching counts."""
@@ -23,7 +32,7 @@ LEVEL = 0.9
 
 def success_curve(run: SavedRun) -> tuple[np.ndarray, np.ndarray]:
     """Environment steps per seed so far, and the success rate of episodes that ended since: [chunks, seeds] each."""
-    return env_steps(run.metrics["duration"], run.config.auctions_per_chunk), run.metrics["termination_rate"]
+    return env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk), run.metrics["termination_rate"]
 
 
 def steps_to(run: SavedRun, level: float = LEVEL) -> np.ndarray:
@@ -38,7 +47,7 @@ def steps_to(run: SavedRun, level: float = LEVEL) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class TransferCondition:
     """One kind of agent, what it learned first, and what it then learned from there.
 
     Attributes:
@@ -140,7 +149,7 @@ def draw_curves(ax: Any, runs: dict[str, SavedRun], *, metric: str = "terminatio
     ax.set(xlabel="environment steps per seed", title=title)
 
 
-def draw_weights(arms: list[Arm]) -> Any:
+def draw_weights(arms: list[TransferCondition]) -> Any:
     """A figure: relative change of every part of every arm, mean over seeds and the range as bars."""
     fig, axes = plotting.figure(columns=len(arms), width=5.0, height=5.0)
     for i, (ax, arm) in enumerate(zip(axes, arms, strict=True)):
