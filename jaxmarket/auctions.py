@@ -73,7 +73,7 @@ def _ranks(draw: Array | None, ids: Array) -> Array:
     ids = ids.astype(jnp.uint32)
     if draw is None:
         return ~ids
-    # Weyl increments through a 32-bit finalizer: as good as a permutation drawn afresh, for a few operations
+    # Weyl increments through a 32-bit finalizer: as good as a new permutation, for a few operations
     # per bidder. Counting up to the n-th candidate instead needs a cumulative sum, ten times as long.
     x = jax.lax.bitcast_convert_type(draw.astype(jnp.float32), jnp.uint32) + ids * jnp.uint32(0x9E3779B9)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
@@ -82,7 +82,7 @@ def _ranks(draw: Array | None, ids: Array) -> Array:
 
 
 def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 0.0) -> Outcome:
-    """The outcome of an auction won by ``winner``, whoever that is.
+    """The outcome of an auction won by ``winner``.
 
     Exploration goes through here: it replaces the winner after the bids were made and leaves the
     bids alone.

@@ -59,8 +59,8 @@ def check(holds: Callable[[], Array], message: str, **values: Any) -> None:
     """
     if not checking():
         return
-    # Of several failed checks checkify reports the earliest only if what they tell has the same shape and dtype, else
-    # the one that was traced first. So all of them tell so many words, and what the words mean is told beside them.
+    # Of several failed checks checkify reports the earliest only if their payloads have the same shape and dtype, else
+    # the one that was traced first. So all payloads have the same length, and their layout is kept separately.
     words, meaning = [], []
     for name, value in values.items():
         array = jnp.asarray(value() if callable(value) else value)
@@ -133,7 +133,7 @@ def check_conserved(
         # NaN is not conserved either.
         lambda: jnp.abs(missing) <= allowed,
         f"money: {{missing}} appeared from nowhere, where rounding explains {{allowed}} at most{_place(context)}; "
-        "something booked what it did not move",
+        "a flow was recorded that moved no money",
         missing=missing,
         allowed=allowed,
         **context,

@@ -24,7 +24,7 @@ class Episodes(struct.PyTreeNode):
     returns: Array  # f [episodes] undiscounted
     lengths: Array  # i32 [episodes] environment steps
     finished: Array  # bool [episodes] False where the step limit of the evaluation came first
-    terminated: Array  # bool [episodes] whether it ended for good, and was not cut
+    terminated: Array  # bool [episodes] whether it terminated, and was not truncated
 
 
 @standard_promotion
@@ -40,7 +40,7 @@ def evaluate(
     """Play ``episodes`` fresh episodes in parallel and return each one's outcome.
 
     Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones. Nobody explores
-    and everybody takes part, unless ``rules`` say otherwise.
+    and all bidders take part, unless ``rules`` say otherwise.
     """
     return first_episodes(
         lambda key: reset(society, key, env_params, rules)[0],

@@ -10,7 +10,7 @@ with one-hot observations.
 | ``termination_rate`` | share of the episodes that ended which terminated, and were not cut; success, where only success terminates |
 | ``duration`` | environment steps per auction: 1 where primitives are literal actions |
 | ``regret`` | return of the optimal policy minus ``return_mean``, per episode (Lai and Robbins 1985) |
-| ``welfare`` | reward per auction, whoever earned it: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
+| ``welfare`` | reward per auction, of all bidders: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
 | ``auction_revenue`` | what the winner paid, per auction (Nisan et al. 2007, ch. 13) |
 | ``subsidy`` | what the auctioneer minted, per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
 | ``winner_utility`` | reward + γ^k · payout - price of the winner, per auction (Chang et al. 2020) |
@@ -177,12 +177,12 @@ def gini(wealth: Array, among: Array | None = None) -> Array:
     """Gini coefficient of wealth [A], debts included: 0 for equality, (A-1)/A if one owns all. f [].
 
     The mean absolute difference over twice the mean *absolute* wealth, which is the usual coefficient
-    where nobody is in debt and stays within [0, 1] where somebody is (Raffinetti, Siletti and Vernizzi
+    where no bidder is in debt and stays within [0, 1] where one is (Raffinetti, Siletti and Vernizzi
     2015, *Statistical Methods & Applications* 24). NaN if all is 0.
 
     Args:
         wealth: f [A].
-        among: bool [A], who counts; everybody by default.
+        among: bool [A], who counts; all by default.
     """
     rank = jnp.arange(1, wealth.shape[0] + 1)
     n = wealth.shape[0] if among is None else among.sum()

@@ -236,7 +236,7 @@ def step_with(
 def advance(
     society: Society, draws: Draws, params: PyTree, state: State, env_params: PyTree, rules: Rules
 ) -> tuple[State, Transition]:
-    """`step_with` up to the last state of an episode and no further, for whoever resets by themselves."""
+    """`step_with` up to the last state of an episode and no further, for callers that reset by themselves."""
     eligible = society.eligible(state.active, state.env_state, env_params)
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0

@@ -99,7 +99,7 @@ class Transition(struct.PyTreeNode):
     payout: Array  # f [] what the seller received; payout - price is minted by the auctioneer
     reward: Array  # f [] credited to the winner
     duration: Array  # f [] environment steps the winner's primitive took (k; 1 for literal actions)
-    terminated: Array  # bool [] the episode ended for good; wins over truncated where both are set
+    terminated: Array  # bool [] the episode ended in the environment; wins over truncated where both are set
     truncated: Array  # bool [] the episode was cut by a limit
     next_obs: Array  # f [...] encoded observation of the state reached, before any reset
     next_eligible: Array  # bool [A] who could have bid for the state reached

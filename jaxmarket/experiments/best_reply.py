@@ -7,7 +7,7 @@ strategy is the discounted sum of its utilities, γᵗ (r + γ · payout - price
 - *One auction* (the market bandit): under second prices truth is best (Vickrey 1961). Under first price the bidder
   with the highest value shades its bid to just above the next one's, unless it has a clone.
 - *A whole episode* (Chain, where the market closes after 20 auctions, and Duality, without its cut) in a society with
-  two clones of everybody, from the seat of one clone of each primitive in turn. Chang et al. (2020) prove truth best
+  two clones of each primitive, for one clone of each primitive in turn. Chang et al. (2020) prove truth best
   for bidders that optimise each auction alone. A bidder that plans can sell to itself.
 """
 

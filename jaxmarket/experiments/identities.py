@@ -1,6 +1,6 @@
 """Auctions are temporal-difference rules: four identities, on random finite processes.
 
-Tabular agents own one action each and bid what they believe it is worth, v(s, a). Whoever wins moves its bid
+Tabular agents own one action each and bid what they believe it is worth, v(s, a). The winner moves its bid
 towards what the purchase turned out to be worth, r + γ · payout. With probability ε a random bidder wins instead;
 its price is then computed for it. Which temporal-difference rule the society runs depends on the auction alone:
 
@@ -230,7 +230,7 @@ def holland(strength: Array, states: Array, rewards: Array, share: float, tax: f
     """Run the bucket brigade along a trajectory, one rule per state: strengths after each sale, f [T, S].
 
     A rule bids ``share`` of its strength for its state, pays that bid to the rule before it, pays ``tax`` of its
-    strength to nobody, and earns the reward; all of it is booked when its state is sold on.
+    strength to no one, and earns the reward; all of it is recorded when its state is sold on.
 
     Args:
         strength: f [S], at first.

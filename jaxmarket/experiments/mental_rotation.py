@@ -37,7 +37,7 @@ _AIM = 0.9
 _DEEPEST = 2  # no input needs more functions
 _TRAINING_DIGITS = 500  # on which the best fixed program is chosen
 
-# For everybody the same frozen encoder, and one small layer on top of it.
+# For all agents the same frozen encoder, and one small layer on top of it.
 _BASE: dict[str, Any] = {
     "hidden": (64,),
     "instances": 64,

@@ -76,7 +76,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "society valuation": {"learning_rate": 3e-3, "exploration": 0.1, "exploration_final": 0.1},
     "flat": {"learning_rate": 1e-2, "entropy": 0.01},
 }
-"""What each arm's grid chose (`tune`): soonest above 90% for good on the linear chain, after 9.2, 1.2, 7.5 k steps."""
+"""What each grid chose (`tune`): soonest permanently above 90% on the linear chain, after 9.2, 1.2, 7.5 k steps."""
 
 _PPO_GRID = [
     {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
@@ -289,7 +289,7 @@ def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
             most = float(success_curve(flat)[0][-1].max())
             claim = f"[{transfer.name}] the {name} society is back at 90% in fewer steps"
             yield fewer_steps(claim, steps_to(ours), steps_to(flat), most)
-            yield fewer_steps(f"{claim}, for good", settled(ours), settled(flat), most)
+            yield fewer_steps(f"{claim}, permanently", settled(ours), settled(flat), most)
         moved = ([transfer.arms[a].over("all", "moved") for transfer in transfers] for a in (arm, "flat"))
         yield fewer_weights(f"the {name} society moves fewer of its weights", *moved)
     for transfer in transfers:
@@ -436,7 +436,7 @@ def run(options: ExperimentOptions) -> Report:
             )
         )
     if options.full:
-        note = "settings of the linear chain; best: soonest above 90% for good, success at least 99%"
+        note = "settings of the linear chain; best: soonest permanently above 90%, success at least 99%"
         tables.append(ResultTable("tuning", f"grids: {_TUNING_SEEDS} seeds of their own", tune(options), note))
     return Report(
         settings={

@@ -1,6 +1,6 @@
 """Robustness by redundancy: a trained society loses an agent (Chang et al. 2020, §5 and §6.1).
 
-Societies are trained, then one bidder is removed for good: the best-bidding one, or any one, or a whole primitive
+Societies are trained, then one bidder is removed: the best-bidding one, or any one, or a whole primitive
 with all its clones. The return is measured at once, and after training on without it. Solitary bidders, clones that
 share parameters, and clones that do not; on Bandit also societies trained with agent dropout, where the paper has
 a random subset of the bidders sit out each episode.
@@ -147,7 +147,7 @@ def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: A
         at_once, trained_on = [], []
         for present in jnp.moveaxis(jnp.asarray(masks), 1, 0):  # [seeds, A] for each removal
             at_once.append(_returns(society, state.learner.params, keys, present))
-            # Episodes under way end with everybody; the next ones start without.
+            # Running episodes end with all bidders; the next ones start without the removed one.
             after = state
             for _ in range(condition.retrain):
                 after, returns = _chunk(program, after, hyper, present)

@@ -62,7 +62,7 @@ _SOLVED = 0.95
 _DONE = ACTIONS.index("done")
 _BOUND = 50  # actions of an option: the episode's own limit comes first
 
-# The same networks for everybody: two layers of 64 over the 7 × 7 × 3 view. MiniGrid's numbers need no convolutions.
+# The same networks for all agents: two layers of 64 over the 7 × 7 × 3 view. MiniGrid's numbers need no convolutions.
 _NETWORKS: dict[str, Any] = {"convolutions": (), "hidden": (64, 64), "value_learning_rate": 1e-3, "epochs": 4}
 _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "minibatch": 128}
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
@@ -92,7 +92,7 @@ for _name in EXPLORING:
     _BASE[_name], TUNED[_name] = _BASE[_kind], TUNED[_kind] | {"entropy": 0.1}
 GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1))
 """Policy learning rates and entropy weights tried for every arm alike, on seeds of their own. (A rate of 3e-3 is a
-little faster, but over 16 seeds and a whole run it loses hierarchical and flat agents for good.)"""
+little faster, but over 16 seeds and a whole run it loses hierarchical and flat agents permanently.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
 
@@ -258,7 +258,7 @@ def _verdicts(
 
 
 def _fewer_steps(society: TransferCondition, rival: TransferCondition) -> Verdict:
-    """Seeds that never got there count as the whole budget, which favours whoever has more of them."""
+    """Seeds that never reached it count as the whole budget, which favours conditions with more such seeds."""
     found = {}
     for arm in (society, rival):
         steps = steps_to(arm.second)

@@ -169,7 +169,7 @@ class WideSale(struct.PyTreeNode):
     price: Array  # f [L] paid
     payout: Array  # f [L] received
     reward: Array  # f [L]
-    outbid: Array  # bool [L] whether exploration gave it to somebody who was outbid
+    outbid: Array  # bool [L] whether exploration gave it to a bidder that was outbid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Wide:
         return wide_market.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
 
     def bids(self, params: PyTree) -> Array:
-        """What each job is worth to whoever does it, at each stage of its line: f [L * M, K]."""
+        """What each job is worth to its agent, at each stage of its line: f [L * M, K]."""
         stages = jnp.eye(self.env.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
 
@@ -271,7 +271,7 @@ class Wide:
         return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
-        """``horizon`` rounds, and what everybody learns from them."""
+        """``horizon`` rounds, and what all agents learn from them."""
         env, jobs = self.env, self.env.lines * self.env.operations
         key_trade, key = jax.random.split(state.key)
         keys = jax.random.split(key_trade, self.horizon + 1)
@@ -359,7 +359,7 @@ class _Expectations:
 
 
 def quoting(wide: Wide, key: Array, rounds: int) -> Array:
-    """A market in which nobody learns and everybody knows what it does; what a round brings, and its prices.
+    """A market of agents that know their operation and do not learn: the return of each round, and its prices.
 
     Args:
         wide: for the workshops and the number of clones.

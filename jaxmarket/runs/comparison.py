@@ -285,7 +285,7 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 
 
 def shown(value: Any) -> str:
-    """A setting as tables and names of folders say it: numbers in short, ``64x64`` for widths, ``none`` for none."""
+    """A setting as text for tables and names of folders: short numbers, ``64x64`` for widths, ``none`` for no width."""
     if isinstance(value, dict):
         return str(value.get("object", value))
     if isinstance(value, list | tuple):
