@@ -2,7 +2,7 @@
 
 {bucket brigade, Vickrey, credit-conserving Vickrey, environment reward} × {solitary, cloned}, each with the paper's
 settings and with tuned ones, many seeds in one vmapped call. Learning rates, entropy weights and the length of a
-run are traced, so both settings share one compiled program per mechanism and number of clones.
+run are traced, so that both settings share one compiled program per mechanism and number of clones.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ from jaxmarket.view import plotting
 __all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
-# The learner's own defaults are the paper's numbers; Kumaraswamy bids stand in for Beta's, six times faster.
-# A trace decay of 0 changes nothing: it is there so that all settings are one program.
+# The learner's defaults are the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
+# A trace decay of 0 has no effect; it is set so that all settings share one program.
 _PUBLISHED = {"time_limits": "terminal", "log_every": 10, "steps": 500 * _UPDATE, "trace_decay": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": _PUBLISHED,
@@ -48,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ten times that, half the entropy weight, λ = .8 contracts of buyers with sellers (`settle`), 300 updates, not 500."""
 
 QUICK = {"steps": 100 * _UPDATE}
-"""What a quick run changes in any of the settings."""
+"""Settings that a quick run replaces."""
 
 _AT = (50, 100, 200, 300, 500)
 REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
@@ -77,20 +77,20 @@ _LEDGER_INSTANCES = 32
 
 
 def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
-    """Which returns are within 1% of the optimum: bool, shaped like ``returns``."""
+    """Which returns are within 1% of the optimum: bool [...], of returns f [...]."""
     return returns >= optimum - _WITHIN * abs(optimum)
 
 
 @dataclasses.dataclass(frozen=True)
 class NumericalCondition:
-    """One cell of the sweep: all its seeds are one vmapped call."""
+    """One condition; its seeds are one vmapped call."""
 
     settings: str
     config: TrainConfig
 
     @property
     def name(self) -> str:
-        """Also the name of its folder."""
+        """The name of the condition and of its folder."""
         return f"{self.settings}-{self.config.auction}-{self.society}"
 
     @property
@@ -100,7 +100,7 @@ class NumericalCondition:
 
 
 def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]:
-    """The sweep; the slowest first, and equal programs far apart."""
+    """All conditions; the slowest first, and equal programs far apart."""
     cells = [("beta", "ccv", 2)]
     if options.full:
         cells = [("beta", auction, clones) for auction in auctions.MECHANISMS for clones in (2, 1)]
@@ -111,7 +111,7 @@ def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]
         for settings in ("published", "tuned")
         for clones in (2, 1)
         for auction in auctions.MECHANISMS
-        # Compiling takes most of a quick run: the ablation is not wanted twice there.
+        # Compiling takes most of a quick run, so that it runs the ablation with one of the settings only.
         if not (options.quick and auction == "env" and clones == 1)
     ]
 
@@ -126,12 +126,12 @@ def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]
     return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
 
 
-# --- what the runs show
+# --- results
 
 
 @dataclasses.dataclass(frozen=True)
 class NumericalResult:
-    """A finished condition, reduced to numbers per seed."""
+    """The measurements of a finished condition."""
 
     condition: NumericalCondition
     run: SavedRun
@@ -154,7 +154,7 @@ class NumericalResult:
 
     @functools.cached_property
     def truth_in_range(self) -> bool:
-        """Whether every visited state's Q* lies within the possible bids."""
+        """Whether Q* of every visited state lies in the range of bids."""
         head = self.condition.config.settings.society.policy.head
         assert self.run.q is not None and self.run.visited is not None
         q = self.run.q[self.run.visited.any(0)]
@@ -176,7 +176,7 @@ class NumericalResult:
         return np.array([error(b, run.q)[v].mean() for b, v in zip(run.bids, run.visited, strict=True)])
 
     def row(self) -> dict[str, Any]:
-        """The condition in the main table."""
+        """The row of the main table."""
         config = self.condition.config
         error: Estimate | None = interquartile_mean(self.winner_error) if self.truth_in_range else None
         every: Estimate | None = interquartile_mean(self.every_error) if self.truth_in_range else None
@@ -199,7 +199,7 @@ class NumericalResult:
 
 @functools.partial(jax.jit, static_argnames=("society", "steps"))
 def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Array, Array]:
-    """Ledgers of fresh episodes with sampled bids, summed over seeds and instances; and the episodes ended."""
+    """Ledgers of new episodes with sampled bids, summed over seeds and instances; and the number of episodes."""
 
     def money(params: PyTree, key: Array) -> tuple[Array, Array]:
         rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
@@ -212,7 +212,7 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
 
 
 def who_paid_whom(run: SavedRun, key: Array) -> np.ndarray:
-    """Money per episode, payer × payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
+    """Money per episode from payer to payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
     horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
     money, episodes = _money(run.config.settings.society, run.params, key, horizon)
     return np.asarray(money) / max(1.0, float(episodes))
@@ -275,7 +275,7 @@ def _best(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     finals = {
         auction: interquartile_mean(cells[auction, "cloned"].late("return_mean")) for auction in auctions.MECHANISMS
     }
-    lead = finals["ccv"].value - max(finals["bb"].value, finals["vickrey"].value)  # env is no auction
+    lead = finals["ccv"].value - max(finals["bb"].value, finals["vickrey"].value)  # env has no auction
     beaten = lead < -_WITHIN * abs(cells["ccv", "cloned"].optimum)
     evidence = "late sampled return " + ", ".join(f"{auction} {value}" for auction, value in finals.items())
     return Verdict.of("neither bb nor vickrey, cloned, beats ccv by 1%", not beaten, lead, evidence)
@@ -321,7 +321,7 @@ def _draw_bids(findings: dict[tuple[str, str, str], NumericalResult], env: str) 
     fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
     for ax, ((settings, auction, _), finding) in zip(axes, shown, strict=False):
         plotting.draw_bids(ax, finding.run, f"{env}, {auction}, cloned, {settings}")
-        if not finding.truth_in_range:  # else Q* would make the bids invisible
+        if not finding.truth_in_range:  # otherwise the range of Q* would hide the bids
             ax.set_ylim(0, 1.25)
     for ax in axes[len(shown) :]:
         ax.remove()
@@ -344,7 +344,7 @@ def _draw_ledgers(ledgers: dict[str, np.ndarray], names: list[str], env: str) ->
 
 
 def run(env: str, options: ExperimentOptions) -> Report:
-    """Train the sweep on ``env`` and judge the paper's claims by it."""
+    """Train all conditions on ``env`` and test the paper's claims."""
     wanted = conditions(env, options)
     before = fitting.compiles()
     finished = options.train(wanted, env)

@@ -1,9 +1,9 @@
 """Robustness by redundancy: a trained society loses an agent (Chang et al. 2020, §5 and §6.1).
 
-Societies are trained, then one bidder is removed: the best-bidding one, or any one, or a whole primitive
-with all its clones. The return is measured at once, and after training on without it. Solitary bidders, clones that
-share parameters, and clones that do not; on Bandit also societies trained with agent dropout, where the paper has
-a random subset of the bidders sit out each episode.
+Societies are trained, then one bidder is removed permanently: the one with the highest bid, any other one, or a
+primitive with all its clones. The return is measured immediately, and after further training without it. Societies have
+solitary bidders, clones that share parameters, or clones with parameters of their own; on Bandit also societies trained
+with agent dropout, where as in the paper a random subset of the bidders is absent in each episode.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _DROPOUT = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class RedundancyCondition:
-    """A kind of society, and how long it trains before and after it loses an agent."""
+    """A society, and how long it trains before and after it loses an agent."""
 
     name: str
     config: TrainConfig
@@ -43,12 +43,12 @@ class RedundancyCondition:
 
     @property
     def label(self) -> str:
-        """Environment and society."""
+        """Names of environment and society."""
         return f"{self.config.adapter.name} {self.name}"
 
     @property
     def chunks(self) -> int:
-        """Chunks to run in all: training, and training on after every removal."""
+        """Total number of chunks: training, and further training after every removal."""
         removals = 3 + self.config.settings.society.bidders - 1
         return self.config.settings.chunks + self.retrain * removals
 
@@ -67,7 +67,7 @@ def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
         for name, kind in kinds.items()
     ]
     for name, kind in kinds.items():
-        # No dropout is a dropout of zero here, so that both are one program.
+        # No dropout is expressed as a dropout of 0, so that both share one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
         chosen.append(RedundancyCondition(name, TrainConfig("Bandit-v0", **bandit), retrain))
         if kind.get("share_clones", True):
@@ -80,7 +80,7 @@ def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
 def _chunk(
     program: SocietyTraining, states: TrainState, hyper: Hyperparameters, present: Array
 ) -> tuple[TrainState, Array]:
-    """One chunk of every seed, each with its own bidders: states [seeds, ...], present bool [seeds, A]."""
+    """One chunk of every seed, each with its own present bidders: states [seeds, ...], present bool [seeds, A]."""
 
     def one(state: TrainState, present: Array) -> tuple[TrainState, Array]:
         here, env_params = hyper.replace(present=present), program.society.env.default_params
@@ -92,7 +92,7 @@ def _chunk(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> Array:
-    """Mean return of fresh episodes with greedy bids, without the absent: f [seeds]."""
+    """Mean return of new episodes with greedy bids of the present bidders: f [seeds]."""
     society = dataclasses.replace(society, greedy=True)
 
     def one(params: PyTree, key: Array, present: Array) -> Array:
@@ -104,7 +104,7 @@ def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> A
 
 
 def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
-    """Who is present in each case: masks bool [seeds, cases, A].
+    """The present bidders of each case: masks bool [seeds, cases, A].
 
     Args:
         society: the bidders.
@@ -114,7 +114,7 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     bids = np.repeat(greedy, society.members, axis=1)
     best = bids.argmax(1)
     everyone = np.ones((seeds, 1, bidders), bool)
-    without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: everyone but a
+    without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: all bidders except a
     primitive = np.arange(bidders) // society.clones
     return {
         "nobody": everyone,
@@ -125,11 +125,11 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
 
 
 Returns = dict[str, dict[str, list[float]]]
-"""By case and by ``at once`` or ``trained on``: the return of each seed, after the worst of several removals."""
+"""The return of each seed by case and by ``at once`` or ``trained on``, for the worst of several removals."""
 
 
 def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: Any) -> Returns:
-    """Train, remove, measure, train on, measure."""
+    """Train, remove a bidder, measure, train again, measure."""
     config = condition.config
     program, society = config.settings.trainable, config.settings.society
     hyper = config.settings.hyperparameters.as_arrays()
@@ -147,7 +147,7 @@ def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: A
         at_once, trained_on = [], []
         for present in jnp.moveaxis(jnp.asarray(masks), 1, 0):  # [seeds, A] for each removal
             at_once.append(_returns(society, state.learner.params, keys, present))
-            # Running episodes end with all bidders; the next ones start without the removed one.
+            # Current episodes end with all bidders; the next ones start without the removed one.
             after = state
             for _ in range(condition.retrain):
                 after, returns = _chunk(program, after, hyper, present)
@@ -174,7 +174,7 @@ def _row(condition: RedundancyCondition, case: str, returns: dict[str, list[floa
 
 
 def run(options: ExperimentOptions) -> Report:
-    """Measure every condition (those in ``options.folder`` already are read back) and judge."""
+    """Measure every condition that is not in ``options.folder``, and test the claims."""
     chosen = conditions(options)
     total = sum(condition.chunks for condition in chosen)
     rows: list[dict[str, Any]] = []

@@ -174,7 +174,7 @@ def test_the_whole_reproduction(light):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("chain", {"resolution": 32}, "resolution: chain has no such setting, got 32"),
+        ("chain", {"resolution": 32}, r"^resolution: .*32"),
         ("mental-rotation", {"resolution": 8}, "resolution: expected an integer >= 16, got 8"),
         ("mental-rotation", {"depth": "deep"}, "depth: unknown depth 'deep'; choose from fixed, dynamic"),
     ],
