@@ -1,6 +1,7 @@
 """The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
 
 import dataclasses
+import importlib
 import itertools
 import shlex
 import signal
@@ -42,7 +43,11 @@ def _convert(kind: type, text: str) -> Any:
 
 app = App(
     name="jaxmarket",
-    help="Market-based reinforcement learning: societies of agents that buy and sell the right to act.",
+    help=(
+        "Market-based reinforcement learning: societies of agents that buy and sell the right to act.\n\n"
+        "Every command takes --import MODULE, which makes the objects of a module available as module:name: "
+        "environments, auctions, learners, bid heads."
+    ),
     result_action="return_value",
     help_format="markdown",
     default_parameter=Parameter(converter=lambda kind, tokens: cyclopts.convert(kind, tokens, converter=_convert)),
@@ -528,13 +533,36 @@ def _stop(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _imported(words: list[str]) -> list[str]:
+    """Import what ``--import MODULE`` names, as a program in the current folder would; the words without it.
+
+    Raises:
+        ValueError: there is no such module, or it cannot be imported.
+    """
+    rest, ahead = [], iter(words)
+    for word in ahead:
+        option, equals, module = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+            continue
+        module = module if equals else next(ahead, "")
+        sys.path[:0] = [path for path in (str(Path.cwd()),) if path not in sys.path]
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"import: cannot import module {module!r} ({error}); give its full name") from error
+    return rest
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an invalid name or value ends it with one line and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        if words[:1] != ["launch"]:  # each of its processes imports for itself
+            arguments = _imported(words)
         with retained():
             app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
-        words = sys.argv[1:] if arguments is None else arguments
         message = str(error)
         if "--resume" in words and "--env" in message:
             message = "resume: a run continues with the settings in its folder; leave out others, or use --start"

@@ -287,7 +287,8 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 def shown(value: Any) -> str:
     """A setting as text for tables and names of folders: short numbers, ``64x64`` for widths, ``none`` for no width."""
     if isinstance(value, dict):
-        return str(value.get("object", value))
+        name, fields = value.get("object", value), value.get("fields") or {}
+        return f"{name}({', '.join(f'{key}={shown(one)}' for key, one in fields.items())})" if fields else str(name)
     if isinstance(value, list | tuple):
         return "x".join(map(str, value)) or "none"
     if value is None:

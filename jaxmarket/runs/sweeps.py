@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from jaxmarket.auctions import Mechanism
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files, fitting, run_folder
 from jaxmarket.runs.checkpoint import Checkpoints
@@ -32,7 +31,7 @@ from jaxmarket.runs.estimates import Estimate, ResultTable, mean
 from jaxmarket.runs.interrupts import Deferred, retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.sinks import Record
-from jaxmarket.training import divergence
+from jaxmarket.training import divergence, objects
 from jaxmarket.training.config import ALIASES, TrainConfig, plain_setting
 from jaxmarket.training.transfer import fingerprint
 from jaxmarket.types import Array, PyTree
@@ -397,10 +396,14 @@ def _checked(vary: Any) -> dict[str, Any]:
     return found
 
 
+_PLAIN = (int, float, str, tuple, list, type(None))
+"""Values of settings that are not objects."""
+
+
 def _text(value: Any, *, exact: bool) -> str:
     """A value as text for names and tables; ``exact`` if six digits do not distinguish it from the others."""
-    if isinstance(value, Mechanism):
-        return value.name
+    if not isinstance(value, _PLAIN):
+        return objects.label(value)
     if exact and isinstance(value, float):
         return repr(value)
     return "default" if exact and value is None else shown(value)
@@ -427,10 +430,10 @@ def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [",".join(f"{name}={text(name, value)}" for name, value in each.items()) for each in chosen]
     for i, name in enumerate(names):
         if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems ignore case
-            raise ValueError(f"vary: expected distinct names, got {name} twice; give the mechanisms different names")
+            raise ValueError(f"vary: expected distinct names, got {name} twice; give the objects different names")
         if "/" in name or os.sep in name or "\0" in name:
             raise ValueError(
-                f"vary: expected a valid folder name, got {short_repr(name)}; give the mechanism another name"
+                f"vary: expected a valid folder name, got {short_repr(name)}; give the object another name"
             )
         if len(os.fsencode(name)) > _LONGEST:
             raise ValueError(
@@ -555,7 +558,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _document(value: Any) -> Any:
-    return {"object": value.name} if isinstance(value, Mechanism) else value
+    return value if isinstance(value, _PLAIN) else {"object": objects.label(value)}
 
 
 def _array(estimates: Sequence[Estimate]) -> np.ndarray:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["ABSENT", "MissingObjectError", "describe", "find", "name_of", "restore"]
+__all__ = ["ABSENT", "MissingObjectError", "describe", "find", "label", "name_of", "restore"]
 
 ABSENT: Any = object()
 """What `find` returns if there is no such object."""
@@ -72,6 +72,17 @@ def _describe_value(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_describe_value(each) for each in value]
     return describe(value)
+
+
+def label(value: Any) -> str:
+    """An object in tables and names of folders: its own name, or its class and the fields that differ from defaults."""
+    own = getattr(value, "name", None)
+    if isinstance(own, str):
+        return own
+    if inspect.isclass(value) or not dataclasses.is_dataclass(value):
+        return getattr(value, "__name__", type(value).__name__)
+    fields = [f for f in dataclasses.fields(value) if f.init and getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({','.join(f'{f.name}={getattr(value, f.name)}' for f in fields)})"
 
 
 def find(name: str) -> Any:

@@ -115,7 +115,7 @@ class Settings:
             "auction": self.values.get("auction"),
             "learner": self.values["learner"],
         }
-        names = {name: _label(value) for name, value in names.items()}
+        names = {name: _name(value) for name, value in names.items()}
         return names | {"clones": self.values.get("clones")}
 
     @property
@@ -128,8 +128,8 @@ class Settings:
         return Oracle(q=jnp.asarray(q, real()), optimal_return=jnp.asarray(best, real()))
 
 
-def _label(value: Any) -> str | None:
-    """The alias, the name, or else the class of an object."""
+def _name(value: Any) -> str | None:
+    """An alias as it is; of an object its name, or the name of its class."""
     if value is None or isinstance(value, str):
         return value
     return getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
+from jaxmarket.training.objects import label
 from jaxmarket.training.result import RunResult
 from jaxmarket.types import Transition
 from jaxmarket.validation import escaped
@@ -159,6 +160,7 @@ def returns_table(result: RunResult) -> DataTable:
         )
     if "all bids" in errors:
         notes.append("all bids: the same for every greedy bid and the Q* of its primitive")
+    notes.append(f"settings: {_settings_text(result.config.settings.values)}")
     table.caption = "\n".join(notes)
     shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
     table.add_row(
@@ -168,6 +170,20 @@ def returns_table(result: RunResult) -> DataTable:
         *(shown[column] for column in extra),
     )
     return table
+
+
+def _settings_text(values: Mapping[str, object]) -> str:
+    """Effective settings on one line."""
+
+    def text(value: object) -> str:
+        if isinstance(value, tuple):
+            return "x".join(map(str, value)) or "none"
+        if isinstance(value, float):
+            return f"{value:g}"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    plain = {name: v if isinstance(v, str | int | float | tuple) else label(v) for name, v in values.items()}
+    return " · ".join(f"{name} {text(value)}" for name, value in plain.items())
 
 
 def bids_table(result: RunResult) -> DataTable | None:
