@@ -216,9 +216,8 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
     primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
     table = DataTable(
         title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
-        caption="bids of #0, #1, …, · if not eligible | winner: #bidder→action | seller –: the auctioneer
-"
-        "end: terminated | cut: truncated",
+        caption="bids of #0, #1, …, · if not eligible | winner: #bidder→action\n"
+        "seller –: the auctioneer | end: terminated | cut: truncated",
     )
     for column in ("t", "state", "bids", "winner", "price", "seller", "payout", "reward", "end"):
         numeric = column in ("t", "price", "payout", "reward")
