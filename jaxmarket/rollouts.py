@@ -89,7 +89,7 @@ def cut_rows(terminated: Array, truncated: Array, limit: int | None) -> Array:
     """
     steps = terminated.shape[0]
     cut = ~terminated & (truncated | (jnp.arange(steps) == steps - 1))
-    return _first(cut, steps if limit is None else min(steps, steps // limit + 2))
+    return _first(cut, steps if limit is None else min(steps, steps // limit + 2)).astype(jnp.int32)
 
 
 def _first(mask: Array, count: int) -> Array:
