@@ -21,7 +21,18 @@ from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, Transition, real
+from jaxmarket.types import (
+    AUCTIONEER,
+    Accounts,
+    Array,
+    Outcome,
+    PyTree,
+    Rules,
+    State,
+    Transition,
+    real,
+    tree_select,
+)
 from jaxmarket.validation import check_choice, check_int
 
 __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
@@ -230,7 +241,7 @@ def step_with(
     """`step` with its randomness drawn and its next episode opened beforehand; a rollout does so for all its steps."""
     onward, transition = advance(society, draws, params, state, env_params, rules)
     fresh = fresh.replace(accounts=onward.accounts)
-    return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
+    return tree_select(transition.done, fresh, onward), transition
 
 
 def advance(

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmarket.auctions import Mechanism, award, clear, pick
 from jaxmarket.environments.adapter import Adapter, Step, adapt, mismatch, owns
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner
-from jaxmarket.types import Array, Outcome, PyTree, real
+from jaxmarket.types import Array, Outcome, PyTree, real, tree_select
 
 __all__ = ["check_environment", "check_learner", "check_mechanism"]
 
@@ -236,7 +236,7 @@ def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[
         legal = adapter.legal(state, params)
         after = adapter.step(key_step, state, pick(jax.random.uniform(key_action), legal), params)
         _, fresh = adapter.reset(key_reset, params)
-        onward = jax.tree.map(functools.partial(jnp.where, after.terminated | after.truncated), fresh, after.env_state)
+        onward = tree_select(after.terminated | after.truncated, fresh, after.env_state)
         return onward, (fresh, after, legal)
 
     _, state = adapter.reset(key, params)

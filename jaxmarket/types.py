@@ -23,6 +23,7 @@ __all__ = [
     "State",
     "Transition",
     "real",
+    "tree_select",
 ]
 
 Array = jax.Array
@@ -41,6 +42,21 @@ As an index it means the last account: an array of accounts holds the bidders' f
 def real() -> jnp.dtype:
     """The floating dtype of money: float32, or float64 when JAX runs with x64 enabled."""
     return jnp.zeros(()).dtype
+
+
+def tree_select(pred: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
+    """`jax.numpy.where` for two trees of one structure; ``pred`` selects along the leading axes of every leaf.
+
+    Args:
+        pred: bool [...].
+        on_true, on_false: leaves [..., ...].
+    """
+
+    def select(x: Array, y: Array) -> Array:
+        trailing = jnp.ndim(x) - jnp.ndim(pred)
+        return jnp.where(pred.reshape(*pred.shape, *[1] * trailing) if jnp.ndim(pred) else pred, x, y)
+
+    return jax.tree.map(select, on_true, on_false)
 
 
 class Outcome(struct.PyTreeNode):

@@ -14,7 +14,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["Option", "Options", "OptionsParams", "OptionsState"]
@@ -179,7 +179,7 @@ class Options(environment.Environment[Any, Any]):
             )
             if not self.executes_done:
                 withheld = finished & (run.taken > 0)
-                after = jax.tree.map(lambda old, new: jnp.where(withheld, old, new), before, after)
+                after = tree_select(withheld, before, after)
             return _Run(after=after, taken=taken, stopped=stopped)
 
         zero, no = jnp.zeros((), real()), jnp.zeros((), bool)
