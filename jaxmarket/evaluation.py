@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.keys import key_for
 from jaxmarket.rollouts import fresh_rollout
@@ -21,10 +22,10 @@ _MOST_STEPS = 100_000
 class Episodes(struct.PyTreeNode):
     """Fresh episodes, one per parallel instance."""
 
-    returns: Array  # f [episodes] undiscounted
-    lengths: Array  # i32 [episodes] environment steps
-    finished: Array  # bool [episodes] False where the step limit of the evaluation came first
-    terminated: Array  # bool [episodes] whether it ended for good, and was not cut
+    returns: Float[Array, " episodes"]  # undiscounted
+    lengths: Int32[Array, " episodes"]  # environment steps
+    finished: Bool[Array, " episodes"]  # False where the step limit of the evaluation came first
+    terminated: Bool[Array, " episodes"]  # whether it ended for good, and was not cut
 
 
 @standard_promotion
@@ -94,8 +95,8 @@ def first_episodes(
 
 
 @standard_promotion
-def bids_by_state(society: Society, params: PyTree, states: int) -> Array:
-    """Mean (greedy) bid of every module in every one-hot state: f [states, M]."""
+def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array, "{states} M"]:
+    """Mean (greedy) bid of every module in every one-hot state."""
     distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))
     return distribution.mean()
 

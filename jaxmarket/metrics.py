@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float
 
 from jaxmarket.accounts import CashFlows
 from jaxmarket.settlement import Settlement
@@ -52,20 +53,20 @@ __all__ = [
 class Oracle(struct.PyTreeNode):
     """What only a solver knows about a finite process; metrics are held against it, no learner sees it."""
 
-    q: Array  # f [S, P] Q*
-    optimal_return: Array  # f [] expected undiscounted return of an episode under the optimal policy
+    q: Float[Array, "S P"]  # Q*
+    optimal_return: Float[Array, ""]  # expected undiscounted return of an episode under the optimal policy
 
 
 class Totals(struct.PyTreeNode):
     """Sums over rows that need no market; add them with ``jax.tree.map(jnp.add, ...)``."""
 
-    steps: Array  # f [] environment steps
-    decisions: Array  # f [] auctions, where there are any
-    episodes: Array  # f [] episodes that ended
-    returns: Array  # f [] sum of their undiscounted returns
-    lengths: Array  # f [] sum of their lengths
-    terminations: Array  # f [] how many of them terminated
-    reward: Array  # f [] earned by anyone
+    steps: Float[Array, ""]  # environment steps
+    decisions: Float[Array, ""]  # auctions, where there are any
+    episodes: Float[Array, ""]  # episodes that ended
+    returns: Float[Array, ""]  # sum of their undiscounted returns
+    lengths: Float[Array, ""]  # sum of their lengths
+    terminations: Float[Array, ""]  # how many of them terminated
+    reward: Float[Array, ""]  # earned by anyone
 
     def means(self) -> dict[str, Array]:
         """The metrics of the module's table that follow from these."""
@@ -111,14 +112,14 @@ class Summary(struct.PyTreeNode):
     """Sums over the rows of a trajectory; add summaries with ``jax.tree.map(jnp.add, ...)``."""
 
     totals: Totals
-    price: Array  # f [] money paid in auctions
-    subsidy: Array  # f [] money minted by the auctioneer
-    utility: Array  # f [] of winners
-    bid: Array  # f [] winning bids
-    wins: Array  # f [A] auctions won
-    sales: Array  # f [S] times each state was sold; [0] without an oracle, like the next two
-    state_price: Array  # f [S] money paid for it
-    bid_gap: Array  # f [S] winning bid - Q*(s, winner's primitive)
+    price: Float[Array, ""]  # money paid in auctions
+    subsidy: Float[Array, ""]  # money minted by the auctioneer
+    utility: Float[Array, ""]  # of winners
+    bid: Float[Array, ""]  # winning bids
+    wins: Float[Array, " A"]  # auctions won
+    sales: Float[Array, " S"]  # times each state was sold; [0] without an oracle, like the next two
+    state_price: Float[Array, " S"]  # money paid for it
+    bid_gap: Float[Array, " S"]  # winning bid - Q*(s, winner's primitive)
 
     def means(self, oracle: Oracle | None = None) -> dict[str, Array]:
         """Per-episode, per-auction and per-state means, as the module's table defines them."""
@@ -173,16 +174,16 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     )
 
 
-def gini(wealth: Array, among: Array | None = None) -> Array:
-    """Gini coefficient of wealth [A], debts included: 0 for equality, (A-1)/A if one owns all. f [].
+def gini(wealth: Float[Array, " A"], among: Bool[Array, " A"] | None = None) -> Float[Array, ""]:
+    """Gini coefficient of wealth, debts included: 0 for equality, (A-1)/A if one bidder owns everything.
 
-    The mean absolute difference over twice the mean *absolute* wealth, which is the usual coefficient
-    where nobody is in debt and stays within [0, 1] where somebody is (Raffinetti, Siletti and Vernizzi
-    2015, *Statistical Methods & Applications* 24). NaN if all is 0.
+    The mean absolute difference over twice the mean *absolute* wealth: the usual coefficient without debts, and
+    within [0, 1] with them (Raffinetti, Siletti and Vernizzi 2015, *Statistical Methods & Applications* 24). NaN if
+    all wealth is 0.
 
     Args:
-        wealth: f [A].
-        among: bool [A], who counts; everybody by default.
+        wealth: of every bidder.
+        among: the bidders that count; all by default.
     """
     rank = jnp.arange(1, wealth.shape[0] + 1)
     n = wealth.shape[0] if among is None else among.sum()
@@ -232,17 +233,19 @@ def ledger(trajectory: Transition) -> Array:
     return table.at[environment, buyer].add(reward)
 
 
-def bid_error(bids: Array, q: Array, visited: Array, *, every_bidder: bool = False) -> Array:
+def bid_error(
+    bids: Float[Array, "S P"], q: Float[Array, "S P"], visited: Bool[Array, " S"], *, every_bidder: bool = False
+) -> Float[Array, ""]:
     """Distance of greedy bids from Q*, over visited states, relative to max(1, max |Q*|).
 
     Args:
-        bids: f [S, P], each primitive's (highest) greedy bid per state.
-        q: f [S, P], Q*.
-        visited: bool [S].
+        bids: each primitive's (highest) greedy bid per state.
+        q: Q*.
+        visited: the states that count.
         every_bidder: compare each bid with its own Q*(s, a) instead of the highest with max Q*(s, ·).
 
     Returns:
-        f []: NaN where no state was visited.
+        The error; NaN where no state was visited.
     """
     error = jnp.abs(bids - q).max(1) if every_bidder else jnp.abs(bids.max(1) - q.max(1))
     worst = jnp.where(visited.any(), jnp.where(visited, error, 0).max(), jnp.nan)

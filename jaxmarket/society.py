@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, UInt32
 
 from jaxmarket import auctions
 from jaxmarket.accounts import pay_sale
@@ -125,10 +126,10 @@ class Draws(struct.PyTreeNode):
     keys scanned over under ``vmap`` for used ones.
     """
 
-    bid: Array  # f [A] uniform, for bid distributions with an inverse CDF
-    tie: Array  # f [] uniform
-    explore: Array  # f [2] uniform: whether to explore, and who wins then
-    words: dict[str, Array]  # u32 [...] of each of the `_KEYS`
+    bid: Float[Array, " A"]  # uniform, for bid distributions with an inverse CDF
+    tie: Float[Array, ""]  # uniform
+    explore: Float[Array, "2"]  # uniform: whether to explore, and who wins then
+    words: dict[str, UInt32[Array, "..."]]  # of each of the `_KEYS`
     implementation: Any = struct.field(pytree_node=False)
 
     def key(self, use: str) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Float, Int32
 
 from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_float, check_int, short_repr
@@ -28,7 +29,7 @@ class FunctionsState(struct.PyTreeNode):
 
     value: PyTree
     target: PyTree  # what the reward compares the value with; nobody observes it
-    applied: Array  # i32 [] functions so far
+    applied: Int32[Array, ""]  # functions so far
 
 
 class FunctionsParams(struct.PyTreeNode):
@@ -45,9 +46,9 @@ class Composition(struct.PyTreeNode):
 
     values: PyTree  # leaves [steps + 1, ...]; after the end the value stays as it is
     obs: PyTree  # leaves [steps, ...] what was observed before each choice
-    choices: Array  # i32 [steps], -1 after the end
-    applied: Array  # i32 [] functions
-    reward: Array  # f [] of what came out; the price of functions is not taken off
+    choices: Int32[Array, " steps"]  # -1 after the end
+    applied: Int32[Array, ""]  # functions
+    reward: Float[Array, ""]  # of what came out; the price of functions is not taken off
 
 
 class Functions(environment.Environment[Any, Any]):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Int32
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
 from jaxmarket.types import Array, PyTree, real, tree_select
@@ -42,7 +43,7 @@ class OptionsState(struct.PyTreeNode):
 
     env_state: PyTree
     obs: PyTree  # raw, for the policies
-    truncated: Array  # bool [] whether the last option was cut by the end of the episode
+    truncated: Bool[Array, ""]  # whether the last option was cut by the end of the episode
 
 
 class OptionsParams(struct.PyTreeNode):
@@ -72,8 +73,8 @@ class _Run(struct.PyTreeNode):
     """An option under way."""
 
     after: Step  # obs raw; reward, duration and undiscounted of the option so far
-    taken: Array  # i32 [] actions so far
-    stopped: Array  # bool []
+    taken: Int32[Array, ""]  # actions so far
+    stopped: Bool[Array, ""]
 
 
 class Options(environment.Environment[Any, Any]):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Bool, Float
 
 from jaxmarket.collectives import INSTANCES, psum
 from jaxmarket.policies import BidPolicy
@@ -28,24 +29,24 @@ __all__ = [
     "mean_where",
     "moments",
     "over_minibatches",
-    "spread",
+    "shard",
 ]
 
 Carry = TypeVar("Carry")
 
 
 class Experience(struct.PyTreeNode):
-    """What one module lived through: N auctions of its R bidders.
+    """The experience of one module: N auctions of its R bidders.
 
-    Auctions come last, so that arithmetic over them runs through memory in one go whatever R is.
+    The axis of auctions is the last one, so that arithmetic over them is contiguous in memory for any R.
     """
 
-    obs: Array  # f [N, ...] the states that were for sale
-    bid: Array  # f [R, N] own bids
-    eligible: Array  # bool [R, N] whether the bid was admitted: nothing is to be learned from one that was not
-    won: Array  # bool [R, N]
-    price: Array  # f [R, N] paid; 0 for losers
-    utility: Array  # f [R, N] earned; 0 for losers
+    obs: Float[Array, "N ..."]  # the states that were for sale
+    bid: Float[Array, "R N"]  # own bids
+    eligible: Bool[Array, "R N"]  # whether the bid was admitted: nothing is to be learned from one that was not
+    won: Bool[Array, "R N"]
+    price: Float[Array, "R N"]  # paid; 0 for losers
+    utility: Float[Array, "R N"]  # earned; 0 for losers
 
 
 class Hyperparameters(struct.PyTreeNode):
@@ -65,7 +66,7 @@ class Hyperparameters(struct.PyTreeNode):
     exploration_final: Array | float | None = None  # ... and from half of it on, linear between
     reserve: Array | float | None = None
     dropout: Array | float | None = None
-    present: Array | None = None  # bool [A] bidders in the market, all by default
+    present: Bool[Array, " A"] | None = None  # bidders in the market, all by default
 
 
 class Learner(Protocol):
@@ -135,17 +136,19 @@ def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyT
     return jax.tree.map(move, learning_rate, params, updates), opt.replace(adam=state)
 
 
-def spread(learner: Any, shards: int) -> Any:
-    """The learner on one of so many shards: its part of every minibatch, and an axis to add up over."""
+def shard(learner: Any, shards: int) -> Any:
+    """The learner on one of ``shards`` devices: its part of every minibatch, and the axis of its collectives."""
     return dataclasses.replace(learner, minibatch=learner.minibatch // shards, axis=INSTANCES)
 
 
-def mean_where(values: Array, mask: Array, axis: str | None = None) -> Array:
-    """Mean of the values a mask selects, 0 if it selects none; where they are spread, this shard's part of it. f []."""
+def mean_where(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None) -> Float[Array, ""]:
+    """Mean of the values that a mask selects, 0 if it selects none; under an axis, this shard's part of it."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
-def moments(values: Array, mask: Array, axis: str | None = None) -> tuple[Array, Array]:
+def moments(
+    values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
     mean = psum(mean_where(values, mask, axis), axis)
     return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8

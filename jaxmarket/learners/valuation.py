@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float
 
 from jaxmarket.collectives import per_shard, pmax, psum
 from jaxmarket.learners.protocol import Experience, Hyperparameters, Optimizer, adam, clip, descend, over_minibatches
@@ -19,7 +20,7 @@ class ValuationState(struct.PyTreeNode):
 
     params: PyTree
     opt: Optimizer
-    scale: Array  # f [] the largest revenue seen
+    scale: Float[Array, ""]  # the largest revenue seen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
 from jaxmarket.environments.adapter import Adapter, Step, longer
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
-from jaxmarket.learners.protocol import spread
+from jaxmarket.learners.protocol import shard
 from jaxmarket.metrics import Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
@@ -424,7 +424,7 @@ class Monolith:
 
     def spread(self, shards: int) -> "Monolith":
         """As `training.Program.spread`."""
-        return dataclasses.replace(self, learner=spread(self.learner, shards))
+        return dataclasses.replace(self, learner=shard(self.learner, shards))
 
     @property
     def agent(self) -> Agent:

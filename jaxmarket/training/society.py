@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, pmax, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import Experience, Hyperparameters, Learner
-from jaxmarket.learners.protocol import spread
+from jaxmarket.learners.protocol import shard
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
@@ -79,7 +79,7 @@ class Program:
 
     def spread(self, shards: int) -> "Program":
         """The program of one of so many shards, each with its part of the instances."""
-        return dataclasses.replace(self, learner=spread(self.learner, shards))
+        return dataclasses.replace(self, learner=shard(self.learner, shards))
 
     @property
     def env(self) -> Adapter:
