@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int
 
 from jaxmarket.checking import check, check_conserved, checking
 from jaxmarket.types import AUCTIONEER, Accounts, Array, PyTree
@@ -125,8 +125,8 @@ def check_flows(before: PyTree, after: PyTree, flows: CashFlows, **context: Any)
 def pay_sale(
     accounts: Accounts,
     *,
-    buyer: Int32[Array, ""],
-    seller: Int32[Array, ""],
+    buyer: Int[Array, ""],
+    seller: Int[Array, ""],
     price: Float[Array, ""],
     payout: Float[Array, ""],
     reward: Float[Array, ""],
@@ -162,7 +162,7 @@ def pay_sale(
 
 
 def withdraw(
-    balances: Float[Array, " N"], payer: Int32[Array, " K"], amounts: Float[Array, " K"]
+    balances: Float[Array, " N"], payer: Int[Array, " K"], amounts: Float[Array, " K"]
 ) -> tuple[Float[Array, " N"], Float[Array, ""]]:
     """Deduct payments from accounts, without rounding below 0.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int32, UInt32
+from jaxtyping import Bool, Float, Int, Int32, UInt32
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, Outcome, real
@@ -77,7 +77,7 @@ def _tie_break_hash(draw: Float[Array, ""] | None, ids: Int32[Array, " A"]) -> U
 
 def award(
     bids: Float[Array, " A"],
-    winner: Int32[Array, ""],
+    winner: Int[Array, ""],
     eligible: Bool[Array, " A"],
     reserve: Float[Array, ""] | float = 0.0,
 ) -> Outcome:

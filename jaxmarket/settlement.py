@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int
 
 from jaxmarket.accounts import CashFlows
 from jaxmarket.switches import standard_promotion
@@ -31,7 +31,7 @@ TimeLimits = Literal["bootstrap", "terminal"]
 TIME_LIMITS: tuple[TimeLimits, ...] = ("bootstrap", "terminal")
 
 
-def per_bidder(amount: Float[Array, "*rows"], bidder: Int32[Array, "*rows"], bidders: int) -> Float[Array, "*rows A"]:
+def per_bidder(amount: Float[Array, "*rows"], bidder: Int[Array, "*rows"], bidders: int) -> Float[Array, "*rows A"]:
     """Amounts as entries of the bidders that they belong to, 0 for all other bidders."""
     return jnp.where(bidder[..., None] == jnp.arange(bidders), amount[..., None], 0)
 
