@@ -1,4 +1,4 @@
-"""Numbers that say how a market is doing. Pure functions of trajectories and accounts.
+"""Metrics of a market: pure functions of trajectories and accounts.
 
 `summarize` reduces a trajectory to sums, inside the training scan; `Summary.means` turns the sums into the
 metrics below. ``[A]`` and ``[S]`` mark metrics per bidder and per state, the latter for finite processes
@@ -10,16 +10,16 @@ with one-hot observations.
 | ``termination_rate`` | share of the episodes that ended which terminated, and were not cut; success, where only success terminates |
 | ``duration`` | environment steps per auction: 1 where primitives are literal actions |
 | ``regret`` | return of the optimal policy minus ``return_mean``, per episode (Lai and Robbins 1985) |
-| ``welfare`` | reward per auction, whoever earned it: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
-| ``auction_revenue`` | what the winner paid, per auction (Nisan et al. 2007, ch. 13) |
-| ``subsidy`` | what the auctioneer minted, per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
-| ``winner_utility`` | reward + γ^k · payout - price of the winner, per auction (Chang et al. 2020) |
+| ``welfare`` | reward per auction, summed over all accounts: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
+| ``auction_revenue`` | the price that the winner paid, per auction (Nisan et al. 2007, ch. 13) |
+| ``subsidy`` | minted money per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
+| ``winner_utility`` | reward + γ^k · proceeds - price of the winner, per auction (Chang et al. 2020) |
 | ``winning_bid`` | the winner's own bid, per auction |
 | ``wins`` [A] | share of all auctions each bidder won |
 | ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
 | ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than winning is worth under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
 | ``gini`` | inequality of the bidders' wealth, see `gini` |
-| ``conservation_residual`` | money no named flow accounts for, see `conservation_residual` |
+| ``conservation_residual`` | change of the accounts that no named flow explains, see `conservation_residual` |
 | ``diverged`` | 1 if parameters or rewards of this chunk are not finite, else 0; see `jaxmarket.training.divergence` |
 """  # noqa: E501  a table row is a line
 
@@ -51,22 +51,22 @@ __all__ = [
 
 
 class Oracle(struct.PyTreeNode):
-    """What only a solver knows about a finite process; metrics are held against it, no learner sees it."""
+    """The exact solution of a finite process, to which metrics are compared; learners do not see it."""
 
     q: Float[Array, "S P"]  # Q*
     optimal_return: Float[Array, ""]  # expected undiscounted return of an episode under the optimal policy
 
 
 class Totals(struct.PyTreeNode):
-    """Sums over rows that need no market; add them with ``jax.tree.map(jnp.add, ...)``."""
+    """Sums over rows of any agent, also without a market; add them with ``jax.tree.map(jnp.add, ...)``."""
 
     steps: Float[Array, ""]  # environment steps
     decisions: Float[Array, ""]  # auctions, where there are any
     episodes: Float[Array, ""]  # episodes that ended
     returns: Float[Array, ""]  # sum of their undiscounted returns
     lengths: Float[Array, ""]  # sum of their lengths
-    terminations: Float[Array, ""]  # how many of them terminated
-    reward: Float[Array, ""]  # earned by anyone
+    terminations: Float[Array, ""]  # the number of these that terminated
+    reward: Float[Array, ""]  # of all accounts
 
     def means(self) -> dict[str, Array]:
         """The metrics of the module's table that follow from these."""
@@ -113,7 +113,7 @@ class Summary(struct.PyTreeNode):
 
     totals: Totals
     price: Float[Array, ""]  # money paid in auctions
-    subsidy: Float[Array, ""]  # money minted by the auctioneer
+    subsidy: Float[Array, ""]  # money minted
     utility: Float[Array, ""]  # of winners
     bid: Float[Array, ""]  # winning bids
     wins: Float[Array, " A"]  # auctions won
@@ -147,7 +147,7 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     Args:
         trajectory: rows [...].
         settlement: of these rows.
-        oracle: where observations are one-hot states whose Q* is known.
+        oracle: the solution, where observations are one-hot states whose Q* is known.
     """
     t = trajectory
     sold = t.outcome.winner >= 0
@@ -157,7 +157,7 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
     if oracle is not None:
         states, primitives = oracle.q.shape
         state = t.obs.reshape(-1, states) * sold.reshape(-1, 1)
-        # How often each primitive bought each state: everything about Q* follows from the counts.
+        # The counts of purchases by state and primitive determine all sums over Q*.
         bought = (state.T @ won).reshape(states, primitives, -1).sum(-1)
         state_price, bid = jnp.stack([t.price.reshape(-1), t.outcome.winning_bid.reshape(-1)]) @ state
         sales, bid_gap = bought.sum(1), bid - (bought * oracle.q).sum(1)

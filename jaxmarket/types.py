@@ -1,9 +1,9 @@
-"""The structs that flow through a market, and the axes they carry.
+"""The structs that the core functions pass on, and the names of their axes.
 
 Axes, in the order they appear: ``T`` time, ``B`` parallel market instances, ``A`` bidders
 (``A = P * clones``), ``P`` primitives, ``M`` modules (bidders that share parameters form one module),
-``S`` seeds. Core functions are unbatched, so a shape such as ``[A]`` is the shape inside one market
-instance at one moment; `jax.vmap` and `jax.lax.scan` put ``B`` and ``T`` in front.
+``S`` seeds. Core functions are unbatched, so the shape of a field is its shape in one market instance at one moment;
+`jax.vmap` and `jax.lax.scan` add ``B`` and ``T`` in front.
 """
 
 from typing import Any
@@ -61,18 +61,18 @@ def tree_select(pred: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
 
 
 class Outcome(struct.PyTreeNode):
-    """What one sealed-bid auction decided.
+    """The outcome of one sealed-bid auction.
 
-    ``winning_bid`` and ``highest_other_bid`` are the winner's own bid and the highest bid among the
-    *other* eligible bidders, as in Chang et al. (2020), so that ``winning_bid >= highest_other_bid``
-    unless exploration picked the winner.
+    ``winning_bid`` and ``highest_other_bid`` are the winner's own bid and the highest bid of the *other* eligible
+    bidders, as in Chang et al. (2020), so that ``winning_bid >= highest_other_bid`` unless exploration chose the
+    winner.
     """
 
     winner: Int32[Array, ""]  # bidder id, NOBODY if no bidder was eligible
-    winning_bid: Float[Array, ""]  # the winner's own bid, 0 if nobody won
-    highest_other_bid: Float[Array, ""]  # the reserve if there is no other bidder, 0 if nobody won
-    bids: Float[Array, " A"]  # sealed bids as they were made
-    eligible: Bool[Array, " A"]  # who was allowed to win (a non-finite bid is never eligible)
+    winning_bid: Float[Array, ""]  # the winner's own bid, 0 without a winner
+    highest_other_bid: Float[Array, ""]  # the reserve without another bidder, 0 without a winner
+    bids: Float[Array, " A"]  # sealed bids, never changed
+    eligible: Bool[Array, " A"]  # the bidders that could win; a non-finite bid is never eligible
 
 
 class Rules(struct.PyTreeNode):
@@ -82,7 +82,7 @@ class Rules(struct.PyTreeNode):
     """
 
     exploration: Float[Array, ""] | float | None = None  # probability that a random eligible bidder wins instead
-    reserve: Float[Array, ""] | float | None = None  # stands in for the highest other bid where there is none
+    reserve: Float[Array, ""] | float | None = None  # replaces the highest other bid where there is none
     dropout: Float[Array, ""] | float | None = None  # probability that a bidder sits out an episode
     present: Bool[Array, " A"] | None = None  # bidders in the market; the others sit out every episode
 
@@ -98,8 +98,8 @@ class State(struct.PyTreeNode):
     """One running market instance."""
 
     env_state: PyTree
-    obs: Float[Array, "..."]  # encoded observation of the state now for sale
-    owner: Int32[Array, ""]  # who sells it: the last winner of this episode, or AUCTIONEER
+    obs: Float[Array, "..."]  # encoded observation of the state for sale
+    owner: Int32[Array, ""]  # its seller: the last winner of this episode, or AUCTIONEER
     active: Bool[Array, " A"]  # bidders that take part in this episode
     accounts: Accounts
     episode_return: Float[Array, ""]  # undiscounted reward of the running episode
@@ -112,15 +112,15 @@ class Transition(struct.PyTreeNode):
     obs: Float[Array, "..."]  # encoded observation of the state that was sold
     outcome: Outcome
     owner: Int32[Array, ""]  # the seller, AUCTIONEER for the first sale of an episode
-    price: Float[Array, ""]  # what the winner paid
-    payout: Float[Array, ""]  # what the seller received; payout - price is minted by the auctioneer
+    price: Float[Array, ""]  # paid by the winner
+    payout: Float[Array, ""]  # received by the seller; payout - price is minted
     reward: Float[Array, ""]  # credited to the winner
     duration: Float[Array, ""]  # environment steps the winner's primitive took (k; 1 for literal actions)
-    terminated: Bool[Array, ""]  # the episode ended for good; wins over truncated where both are set
-    truncated: Bool[Array, ""]  # the episode was cut by a limit
+    terminated: Bool[Array, ""]  # the episode ended; takes precedence over truncated
+    truncated: Bool[Array, ""]  # a limit cut the episode off
     next_obs: Float[Array, "..."]  # encoded observation of the state reached, before any reset
-    next_eligible: Bool[Array, " A"]  # who could have bid for the state reached
-    bootstrap_value: Float[Array, ""]  # estimated payout where an auction that will never be held is needed, else 0
+    next_eligible: Bool[Array, " A"]  # the bidders that could win the state reached
+    bootstrap_value: Float[Array, ""]  # payout of a bootstrap auction where the rows are cut off, else 0
     accounts: Accounts  # after this row
     episode_return: Float[Array, ""]  # of the episode so far, this row included
     episode_length: Int32[Array, ""]  # of the episode so far, this row included
