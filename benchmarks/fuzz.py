@@ -54,7 +54,7 @@ from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, 
 from jaxmarket.runs import checkpoint, files, run_folder, sweeps
 from jaxmarket.society import Society
 from jaxmarket.training.arrays import digest, flatten
-from jaxmarket.training.society import as_arrays
+from jaxmarket.training.config import ALIASES
 from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic
 
 LIMIT = 60.0
@@ -355,22 +355,28 @@ def settings(rng: Generator, _: "Workshop") -> Input:
     return Input("settings", f"TrainConfig({_short(env)}, **{_short(given)})", lambda: plain(TrainConfig(env, **given)))
 
 
+OBJECTS = ("env", *ALIASES)
+"""Settings that may be objects."""
+
+
 def plain(config: TrainConfig) -> bool:
     """Whether a configuration contains finite plain values, and is equal after a round trip through its file.
 
     Raises:
         SilentNaNError: it contains a NaN.
     """
-    values = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("env", "auction")]
+    values = [getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in OBJECTS]
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         raise SilentNaNError(f"{config}")
     kinds = {type(value) for value in values} | {type(width) for width in (config.hidden or ())}
     if not kinds <= {int, float, bool, str, tuple, type(None)}:
         return False
-    objects = {name: getattr(config, name) for name in ("env", "auction")}
+    objects = {name: getattr(config, name) for name in OBJECTS}
     replace = {name: value for name, value in objects.items() if not isinstance(value, str)}
-    again = run_folder.configuration(Path("here"), json.loads(json.dumps(run_folder.settings_of(config))), **replace)
-    return again == config
+    again = run_folder.config_from_dict(
+        Path("here"), json.loads(json.dumps(run_folder.config_to_dict(config))), replace
+    )
+    return again.settings == config.settings
 
 
 class SilentNaNError(Exception):
@@ -421,10 +427,10 @@ def arguments(rng: Generator, w: "Workshop") -> Input:
         ),
         "train": (
             lambda **given: jax.eval_shape(lambda: jaxmarket.train(**given)),
-            {"config": config, "key": key, "hyper": config.hyperparameters},
+            {"config": config, "key": key, "hyper": config.settings.hyperparameters},
         ),
         "hyper": (
-            lambda **given: as_arrays(config.hyperparameters.replace(**given)),
+            lambda **given: config.settings.hyperparameters.replace(**given).as_arrays(),
             {"learning_rate": 1e-3, "discount": 0.9, "exploration": 0.5, "clip": 0.2},
         ),
         "as_policy": (jaxmarket.as_policy, {"source": w.folders["valuation"], "seed": 0, "greedy": True}),

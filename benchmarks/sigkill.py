@@ -66,11 +66,11 @@ def reproduce(folder: str) -> None:
     from jaxmarket.cli import main  # noqa: PLC0415
     from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
     from jaxmarket.experiments.economies import grow  # noqa: PLC0415
-    from jaxmarket.experiments.report import Options, Report  # noqa: PLC0415
+    from jaxmarket.experiments.report import ExperimentOptions, Report  # noqa: PLC0415
     from jaxmarket.runs.estimates import ResultTable  # noqa: PLC0415
     from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
 
-    def run(options: Options) -> Report:
+    def run(options: ExperimentOptions) -> Report:
         small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
         wanted = [
             Condition(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))

@@ -1,6 +1,7 @@
 """The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
 
 import dataclasses
+import importlib
 import itertools
 import shlex
 import signal
@@ -42,16 +43,22 @@ def _convert(kind: type, text: str) -> Any:
 
 app = App(
     name="jaxmarket",
-    help="Societies of agents that buy and sell the right to act.",
+    help=(
+        "Market-based reinforcement learning: societies of agents that buy and sell the right to act.\n\n"
+        "Every command takes --import MODULE, which makes the objects of a module available as module:name: "
+        "environments, auctions, learners, bid heads."
+    ),
     result_action="return_value",
     help_format="markdown",
     default_parameter=Parameter(converter=lambda kind, tokens: cyclopts.convert(kind, tokens, converter=_convert)),
 )
 
 DIVERGED = 3
-"""Exit code of a command if every seed diverged, so that it has no result."""
+"""Exit code if every seed diverged, so that there is no result."""
 
 Json = Annotated[bool, Parameter(negative=())]
+
+_INTERRUPTED = "interrupted; finished parts are kept, repeat the command to continue"
 
 
 @app.command
@@ -70,22 +77,23 @@ def train(
     other_versions: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> None:
-    """Train a society, evaluate it, and show what its agents learned to bid.
+    """Train a society, evaluate it, and show the bids that it learned.
 
     Args:
         config: settings.
-        seed: of all randomness, 0 by default; the same seed gives the same bits on the same device.
-        out: a folder for the settings, metrics, checkpoints, parameters and figures.
-        resume: the --out of a run that stopped, to go on with; its settings are in there. Of a finished run the result
-            is shown.
-        start: the --out of a finished run, of this task or another, whose networks to go on from.
-        freeze: parts of the networks to leave as they are, such as policy/torso/* or module0/*.
-        checkpoint_every: seconds between checkpoints (with --out), 0 for one after every chunk.
-        devices: how many devices to spread seeds and instances over, or all.
-        log: also log to console, jsonl, tensorboard or wandb; several times for several.
-        check: stop where a bid, price or reward is no number, or money comes from nowhere, and say so; slower.
+        seed: random seed, 0 by default; the same seed gives the same bits on the same device.
+        out: folder for settings, metrics, checkpoints, parameters and figures.
+        resume: run folder (--out) of a run to continue with the settings in it. If the run has finished, show its
+            result.
+        start: run folder of a finished run, on this or another task, whose networks are the initial ones.
+        freeze: parts of the networks that are not trained, such as policy/torso/* or module0/*.
+        checkpoint_every: seconds between checkpoints (with --out); 0 for one after every chunk.
+        devices: number of devices over which seeds and instances are sharded, or all.
+        log: also log to console, jsonl, tensorboard or wandb; may be repeated.
+        check: stop with an error at the first bid, price or reward that is not finite, and if money is not conserved;
+            slower.
         other_versions: with --resume, continue a run of other library versions; results may differ.
-        json: make the last line of standard output one JSON object.
+        json: print one JSON object as the last line of standard output.
     """
     unknown = set(log) - set(LOGGERS)
     if unknown:
@@ -95,13 +103,13 @@ def train(
         given = {"env": config, "seed": seed, "out": out, "start": start, "freeze": freeze or None}
         for name, value in given.items():
             if value is not None:
-                raise ValueError(f"resume: {resume} holds the run's own settings; leave out {name}")
+                raise ValueError(f"resume: the settings are those in {resume}; leave out {name}")
         out = resume
-        config, origin = run_folder.settings_in(resume)
+        config, origin = run_folder.read_config(resume)
         key, freeze = from_words(origin.key), tuple(origin.frozen)
         env_params = run_folder.params_in(config, origin.env_params, resume)
     if config is None:
-        raise ValueError("env: which environment? give one, such as Chain-v0, or --resume a run")
+        raise ValueError("env: expected an environment, such as Chain-v0, or --resume RUN_FOLDER, got neither")
     loggers = [LOGGERS[name](out) for name in log] if jax.process_index() == 0 else []
     result = fit(
         config,
@@ -131,7 +139,7 @@ def train(
     )
     if s["interrupted"]:
         again = "" if out is None else f"; resume with {run_folder.resume_command(out)}"
-        screen.message(f"interrupted: the figures are those of the training so far{again}", "yellow")
+        screen.message(f"interrupted: the numbers are those of the training so far{again}", "yellow")
     if out is not None:
         screen.message(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if json:
@@ -154,19 +162,19 @@ def launch(
     coordinator: str | None = None,
     process: int | None = None,
 ) -> None:
-    """Run a command in several processes as one run, such as: launch --processes 2 train Chain-v0 --out runs/chain.
+    """Run train in several processes as one run, such as: launch --processes 2 train Chain-v0 --out runs/chain.
 
-    On one machine that is all. On a cluster, start it once on each machine with the same --coordinator and --processes,
-    and with its own --process; the folder of the run is on a disk they share.
+    On one machine, this starts all processes. On a cluster, run it once on each machine with the same --coordinator and
+    --processes, and with its own --process; the run folder must be on a shared disk.
 
     Args:
         command: train and its settings.
-        processes: how many; each brings the devices JAX sees there.
-        coordinator: HOST:PORT of process 0, where the processes meet.
-        process: which one this is, from 0; all of them by default, on this machine.
+        processes: number of processes; each uses the devices that JAX has there.
+        coordinator: HOST:PORT of process 0, to which the others connect.
+        process: number of this process, from 0; by default all processes are started on this machine.
     """
     if command[:1] != ("train",):
-        raise ValueError(f"command: only train runs in several processes, got {' '.join(command) or 'none'}")
+        raise ValueError(f"command: expected train and its settings, got {' '.join(command) or 'none'}")
     if coordinator is not None and process is not None:
         multi.end_with_parent()
         multi.join(coordinator, processes, process)
@@ -179,7 +187,9 @@ def launch(
             multi.leave(1)
         return
     if coordinator is not None or process is not None:
-        raise ValueError("process: on a cluster give both --coordinator and --process, on one machine neither")
+        raise ValueError(
+            "process: expected both --coordinator and --process (on a cluster) or neither (on one machine), got one"
+        )
     try:
         code = multi.launch(command, processes)
         stopped = f"stopped by {signal.Signals(code - 128).name}" if code > 128 else ""
@@ -197,22 +207,22 @@ def launch(
 
 @app.command
 def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
-    """Play fresh episodes with a trained society, with greedy and with sampled bids.
+    """Evaluate a trained society in new episodes, with greedy and with sampled bids.
 
     Args:
-        folder: the --out of a finished run.
-        seed: of the episodes.
-        json: make the last line of standard output one JSON object.
+        folder: run folder (--out) of a finished run.
+        seed: random seed of the episodes.
+        json: print one JSON object as the last line of standard output.
     """
     key = key_for(key_of(seed), "evaluate")
     run = run_folder.read(folder)
-    table = DataTable(title=f"{run.config.adapter.name}: returns of fresh episodes, {run.config.seeds} seeds")
+    table = DataTable(title=f"{run.config.adapter.name}: returns of new episodes, {run.config.seeds} seeds")
     for column in ("bids", "return", "± std", "lowest", "highest", "length", "unfinished"):
         table.add_column(column, justify="right")
     with tables.progress(run.config.adapter.name) as show:
         show.phase("evaluating")
-        player, seeds = run_folder.player_of(run.config), run.config.seeds
-        both = jax.device_get(evaluate_both(player, run.params, key, seeds, run.env_params))
+        trainable, seeds = run.config.settings.trainable, run.config.seeds
+        both = jax.device_get(evaluate_both(trainable, run.params, key, seeds, run.env_params))
     trained = np.isfinite(run.summary["return_seeds"])
     kept = np.all([trained, *(np.isfinite(episodes.returns).all(1) for episodes in both.values())], axis=0)
     summary: dict[str, Any] = {
@@ -246,14 +256,14 @@ def _say_if_interrupted(run: run_folder.SavedRun) -> None:
 
 @app.command
 def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: bool = False, steps: int = 60) -> None:
-    """Show one episode: who bid what, who won, who paid whom.
+    """Show the auctions of one episode: bids, winners, payments.
 
     Args:
-        folder: the --out of a finished run.
-        seed: of the episode's randomness.
-        run_seed: which of the run's seeds to watch; the one with the highest greedy return by default.
+        folder: run folder (--out) of a finished run.
+        seed: random seed of the episode.
+        run_seed: the seed of the run to watch; by default the one with the highest greedy return.
         sampled: sample the bids instead of bidding their means.
-        steps: cut the episode after so many auctions.
+        steps: largest number of auctions.
     """
     key = key_for(key_of(seed), "watch")
     run = run_folder.read(folder)
@@ -261,7 +271,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
-        raise ValueError(f"{folder}: one agent acts here and holds no auctions; watch a society")
+        raise ValueError(f"folder: {folder} is the run of a monolith, which has no auctions; give the run of a society")
     env_params = run.config.adapter.default_params if run.env_params is None else run.env_params
     rows = watch_episode(policy.society, policy.params, key, env_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
@@ -280,18 +290,18 @@ def compare(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Compare finished runs: what differs in their settings, returns with intervals, steps until they were good.
+    """Compare finished runs: differing settings, returns with intervals, steps to a target return.
 
-    The first run is what the others are held against. With --weights, how far each part of the networks moved between
-    two runs, such as what a transfer started from and the transfer.
+    The first run is the baseline of the others. With --weights, compare the networks of two runs, such as a run and
+    one that started from it: how much each part changed.
 
     Args:
-        folders: the --out of two or more runs on one environment, or a folder of runs, such as a sweep's.
-        weights: compare networks, not returns; exactly two runs.
-        share: of the best run's return in the end, while learning, which a run has to reach.
-        target: that return itself, in place of a share.
-        out: a PNG for the figure.
-        json: make the last line of standard output one JSON object.
+        folders: run folders of two or more runs on one environment, or a folder of runs, such as that of a sweep.
+        weights: compare networks instead of returns, for exactly two runs.
+        share: the target return, as a share of the best run's return at the end of training.
+        target: the target return itself, instead of a share.
+        out: PNG file for the figure.
+        json: print one JSON object as the last line of standard output.
     """
     if weights:
         _compare_weights(folders, out, json)
@@ -311,9 +321,9 @@ def compare(
 
 def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) -> None:
     if len(folders) != 2:
-        raise ValueError(f"weights: of how many runs? expected two folders, before and after, got {len(folders)}")
+        raise ValueError(f"weights: expected two run folders, before and after, got {len(folders)}")
     old, new = (run_folder.read(folder) for folder in folders)
-    rows = weight_changes(old.networks, new.networks, modules=old.config.agent == "society")
+    rows = weight_changes(old.networks, new.networks, modules=old.config.settings.trainable.module_axis)
     parts = list(dict.fromkeys(row["part"] for row in rows))
     table = DataTable("part", title=f"{old.config.adapter.name} → {new.config.adapter.name}: mean over seeds")
     for column in ("weights", "relative change", "share moved"):
@@ -324,8 +334,8 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
         relative = "–" if np.isnan(change) else f"{change:.3f}"
         table.add_row(part, mine[0]["weights"], relative, f"{moved:.3f}")
     table.caption = (
-        "change: |after - before| / |before|, – if it was zero before · "
-        "moved: by more than a tenth of the part's root mean square"
+        "relative change: |after - before| / |before|, – if it was zero before · "
+        "share moved: weights that changed by more than a tenth of the part's root mean square"
     )
     screen = Screen()
     screen.print(table)
@@ -340,7 +350,7 @@ def _compare_weights(folders: tuple[Path, ...], out: Path | None, json: bool) ->
 
 
 class _Given(TrainConfig):
-    """Settings as they were given, without what follows from them: a sweep fills that in for every combination."""
+    """Settings as given, without derived ones: a sweep derives these for every combination."""
 
     __doc__ = TrainConfig.__doc__
 
@@ -361,19 +371,19 @@ def sweep(
 ) -> None:
     """Train every combination of some settings, and compare them.
 
-    Every combination is a run of its own in a folder of OUT, such as learning_rate=0.001,entropy=0.1, so that compare,
-    evaluate and watch work on it. Finished ones are kept and skipped when run again. Rates, entropy, exploration, gamma
-    and the like share one compiled program whatever their values; other settings compile for each of theirs.
+    Every combination is a run in its own folder below OUT, such as learning_rate=0.001,entropy=0.1, so that compare,
+    evaluate and watch accept it. Finished runs are kept and skipped when the command is repeated. Numeric settings such
+    as rates, entropy, exploration and gamma share one compiled program; other settings compile for every value.
 
     Args:
         config: settings of all combinations.
-        vary: a setting and its values: learning_rate=1e-3,1e-4 · clones=1,2 · hidden=none,64,64x64 · ranges of 8 points
-            as learning_rate=1e-5:1e-2:log:8 (or lin); once per setting.
-        samples: so many combinations drawn at random, in place of all of them; :8 may be left out of ranges then.
-        seed: of all randomness.
-        out: a folder for the runs and for sweep.csv, sweep.json, sweep.png; sweeps/ENV by default.
-        share: of the best run's return in the end, while learning, which "steps to" asks for.
-        json: make the last line of standard output one JSON object.
+        vary: a setting and its values: learning_rate=1e-3,1e-4 · clones=1,2 · hidden=none,64,64x64 · a range of 8
+            values, learning_rate=1e-5:1e-2:log:8 (or lin); once per setting.
+        samples: number of combinations to draw at random instead of all; ranges then need no number of values.
+        seed: random seed.
+        out: folder for the runs, sweep.csv, sweep.json and sweep.png; sweeps/ENV by default.
+        share: the target return of "steps to", as a share of the best run's return at the end of training.
+        json: print one JSON object as the last line of standard output.
     """
     from jaxmarket.runs import sweeps  # noqa: PLC0415  scipy's statistics, only where they are used
 
@@ -381,7 +391,7 @@ def sweep(
     for text in vary:
         field, values = sweeps.parse(text)
         if field in varied:
-            raise ValueError(f"vary: {field} is varied twice; name all its values at once")
+            raise ValueError(f"vary: {field} is given twice; give all its values in one --vary")
         varied[field] = values
     # Settings at their defaults are left out: `sweep` derives them anew for every combination.
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "env"}
@@ -392,10 +402,10 @@ def sweep(
     try:
         found = sweeps.sweep(config.env, varied, folder, samples=samples, seed=seed, share=share, **given)
     except KeyboardInterrupt:
-        _stop("interrupted; finished parts are kept, repeat the command to continue", 130)
+        _stop(_INTERRUPTED, 130)
     screen = Screen()
     screen.print(*(table.as_rich() for table in found.tables()))
-    screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled now")
+    screen.message(f"{len(found.settings)} combinations, {found.compiled} training programs compiled")
     screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
         emit(run_folder.to_json(found.document()))
@@ -411,7 +421,7 @@ def list_names() -> None:
     refused = []
     for env_id in environment_ids():
         try:
-            if env_id not in OURS:  # they work, and some are long to build
+            if env_id not in OURS:  # ours are all usable, and some take long to build
                 make(env_id)
         except ValueError:
             refused.append(env_id)
@@ -437,29 +447,31 @@ def reproduce(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Run what a paper reports again, and say of each of its claims whether it came back.
+    """Reproduce the experiments of a paper, and say for each claim whether the measurements confirm it.
 
-    Finished conditions are kept in the folder and skipped when run again.
+    Experiments that train several conditions keep the finished ones in the folder, and skip them when repeated.
 
     Args:
-        name: of the experiment; --list shows them all.
-        list_: show the experiments and their sources.
-        quick: a smaller budget, two minutes on two idle cores: shows that it works, and is no evidence.
-        full: the published settings with Beta bids and 2,000 updates throughout, beside the others; hours on a CPU.
-        seeds: independent seeds per condition; 16 by default for most.
-        seed: of all randomness.
-        resolution: mental-rotation only: side of the images in pixels, 32 by default; the paper's is 64.
-        depth: mental-rotation only: two functions each time, or as many as an input needs.
-        out: folder for tables, figures and finished conditions; reproductions/NAME by default, with -quick, -full and
-            the number of seeds where given.
-        json: make the last line of standard output one JSON object with the table and the verdicts.
+        name: the experiment; --list shows all.
+        list_: list the experiments and their sources.
+        quick: a smaller budget, about two minutes on two cores. It shows that the experiment runs, and is not evidence.
+        full: also the published settings with Beta bids and 2,000 updates; hours on a CPU.
+        seeds: independent seeds per condition; 16 by default for most experiments.
+        seed: random seed.
+        resolution: only mental-rotation: width of the images in pixels, 32 by default; 64 in the paper.
+        depth: only mental-rotation: always two functions (fixed), or as many as an input needs (dynamic).
+        out: folder for tables, figures and finished conditions; by default reproductions/NAME, with -quick, -full and
+            the number of seeds appended if they are given.
+        json: print one JSON object with the table and the verdicts as the last line of standard output.
     """
     from jaxmarket import experiments  # noqa: PLC0415  half a second of imports, only where they are used
 
     screen = Screen()
     if list_ or name is None:
         if not list_:
-            raise ValueError(f"name: which one? choose from {', '.join(experiments.EXPERIMENTS)}")
+            raise ValueError(
+                f"name: expected an experiment, got none; choose from {', '.join(experiments.EXPERIMENTS)}"
+            )
         table = DataTable("name", title="jaxmarket reproduce NAME")
         table.add_column("shows", wrap=24)
         table.add_column("source", wrap=24)
@@ -472,7 +484,7 @@ def reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        _stop("interrupted; finished parts are kept, repeat the command to continue", 130)
+        _stop(_INTERRUPTED, 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:
@@ -488,14 +500,14 @@ def bench(
     out: Path = Path("bench"),
     cores: int = 1,
 ) -> None:
-    """Measure what jaxmarket costs on this machine.
+    """Run benchmarks on this machine.
 
     Args:
-        name: step, train, scale, compile or roofline; all of them, one after the other, without a name.
-        quick: the headline numbers only, each benchmark within a minute.
-        json: make the last line of standard output one JSON object with the numbers.
-        out: folder for NAME.json, raw seconds included.
-        cores: on a CPU, cores this process may use; more than one is usually slower.
+        name: step, train, scale, population, equilibrium, compile or roofline; all of them by default.
+        quick: only the headline numbers, within a minute for each benchmark.
+        json: print one JSON object with the numbers as the last line of standard output.
+        out: folder for NAME.json, which includes all raw timings.
+        cores: number of CPU cores to use; more than one is usually slower.
     """
     from jaxmarket import bench as benchmarks  # noqa: PLC0415  only where it is used
 
@@ -521,18 +533,39 @@ def _stop(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _imported(words: list[str]) -> list[str]:
+    """Import what ``--import MODULE`` names, as a program in the current folder would; the words without it.
+
+    Raises:
+        ValueError: there is no such module, or it cannot be imported.
+    """
+    rest, ahead = [], iter(words)
+    for word in ahead:
+        option, equals, module = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+            continue
+        module = module if equals else next(ahead, "")
+        sys.path[:0] = [path for path in (str(Path.cwd()),) if path not in sys.path]
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"import: cannot import module {module!r} ({error}); give its full name") from error
+    return rest
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what is wrong with a name or a value is one line and exit code 2."""
+    """Run the command line; an invalid name or value ends it with one line and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        if words[:1] != ["launch"]:  # each of its processes imports for itself
+            arguments = _imported(words)
         with retained():
             app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:
-        words = sys.argv[1:] if arguments is None else arguments
         message = str(error)
         if "--resume" in words and "--env" in message:
-            message = (
-                "resume: a run goes on with the settings in its folder; leave out others, or begin anew with --start"
-            )
+            message = "resume: a run continues with the settings in its folder; leave out others, or use --start"
         _stop(message, 2)
     except (cyclopts.CycloptsError, ValueError) as error:
         _stop(str(error), 2)

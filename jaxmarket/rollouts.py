@@ -90,7 +90,7 @@ def cut_rows(terminated: Bool[Array, " T"], truncated: Bool[Array, " T"], limit:
     """
     steps = terminated.shape[0]
     cut = ~terminated & (truncated | (jnp.arange(steps) == steps - 1))
-    return _first(cut, steps if limit is None else min(steps, steps // limit + 2))
+    return _first(cut, steps if limit is None else min(steps, steps // limit + 2)).astype(jnp.int32)
 
 
 def _first(mask: Bool[Array, " T"], count: int) -> Int32[Array, " K"]:

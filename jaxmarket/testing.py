@@ -19,7 +19,8 @@ import numpy as np
 
 from jaxmarket.auctions import Mechanism, award, clear, pick
 from jaxmarket.environments.adapter import Adapter, Step, adapt, mismatch, owns
-from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner
+from jaxmarket.learners.protocol import EXPERIENCE_AXES, UNBOUND, Experience, Hyperparameters, Learner
+from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueHead, ValueNetwork, mlp
 from jaxmarket.types import Array, Outcome, PyTree, real, tree_select
 
 __all__ = ["check_environment", "check_learner", "check_mechanism", "check_pure"]
@@ -136,7 +137,7 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
     exactly zero.
 
     Args:
-        learner: the learner.
+        learner: the learner; without a policy, it is bound to a small one.
         obs_shape: shape of one encoded observation.
         rows: N, auctions in the rollout; a multiple of the learner's minibatch.
         members: R, bidders per module.
@@ -151,6 +152,9 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
     once = jax.jit(chex.assert_max_traces(lambda learner, x: x, n=1), static_argnums=0)
     once(learner, 0.0)
     _require_that(f"{name}: it does not compare by value; {static}", once, copy.copy(learner), 0.0)
+    if learner.policy is UNBOUND:
+        head = ValueHead() if getattr(learner, "estimates_values", False) else KumaraswamyHead()
+        learner = _attempt(f"{name}.bind", _PURE, learner.bind, BidPolicy(mlp(8), head), ValueNetwork(mlp(8)))
     key_init, key_obs, key_bid, key_win, key_money = jax.random.split(jax.random.key(0), 5)
     obs = jax.random.normal(key_obs, (rows, *obs_shape), real())
     init, keys = jax.jit(jax.vmap(learner.init, (0, None))), jax.random.split(key_init, modules)
@@ -166,8 +170,8 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
     won = (winner == jnp.arange(modules * members)).reshape(rows, modules, members).transpose(1, 2, 0)
     price, utility, change = jax.random.normal(key_money, (3, *won.shape), real())
     price, utility = price * won, utility * won
-    axes = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]  axes, not arrays
-    hyper, count, progress = Hyperparameters(learning_rate=1e-2), jnp.zeros((), jnp.int32), jnp.zeros((), real())
+    hyper = Hyperparameters().with_learner(learner).replace(learning_rate=1e-2)
+    count, progress = jnp.zeros((), jnp.int32), jnp.zeros((), real())
 
     @jax.jit
     def update(utility: Array, direction: Array) -> tuple[PyTree, PyTree, PyTree]:
@@ -175,7 +179,7 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
             experience = Experience(
                 obs=obs, bid=bids, eligible=jnp.ones(bids.shape, bool), won=won, price=price, utility=utility
             )
-            learn = jax.vmap(lambda s, e: learner.update(s, e, hyper, count, progress), (0, axes))
+            learn = jax.vmap(lambda s, e: learner.update(s, e, hyper, count, progress), (0, EXPERIENCE_AXES))
             after, metrics = learn(state, experience)
             return [x for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)], (after, metrics)
 

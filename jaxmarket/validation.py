@@ -96,7 +96,10 @@ def as_scalar(field: str, value: Any) -> Any:
     return value
 
 
-_TRACED = "train accepts traced settings: train(config, key, hyper=config.hyperparameters.replace(learning_rate=...))"
+_TRACED = (
+    "train accepts traced settings: "
+    "train(config, key, hyper=config.settings.hyperparameters.replace(learning_rate=...))"
+)
 
 
 def _read(field: str, value: Any) -> Any:

@@ -15,7 +15,6 @@ from jaxmarket.bench.timing import Report, allowed_cores, every_core
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import reset
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program, as_arrays, chunk, init, oracle_of
 from jaxmarket.view.tables import progress
 
 __all__ = ["run"]
@@ -52,10 +51,10 @@ print(sum(seconds_to_compile(TrainConfig("Chain-v0"))))
 
 def seconds_to_compile(config: TrainConfig) -> tuple[float, float]:
     """Seconds to trace and lower, and seconds to compile, the training chunk of a configuration."""
-    program, env_params = Program.of(config), config.adapter.default_params
-    hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
-    state = jax.eval_shape(lambda key: init(program, key, env_params, hyper), jax.random.key(0))
-    return _seconds(lambda state, hyper, oracle: chunk(program, state, env_params, hyper, oracle), state, hyper, oracle)
+    program, env_params = config.settings.trainable, config.adapter.default_params
+    hyper, oracle = config.settings.hyperparameters.as_arrays(), config.settings.oracle
+    state = jax.eval_shape(lambda key: program.init(key, env_params, hyper), jax.random.key(0))
+    return _seconds(lambda state, hyper, oracle: program.chunk(state, env_params, hyper, oracle), state, hyper, oracle)
 
 
 def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:

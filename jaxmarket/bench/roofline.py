@@ -8,7 +8,6 @@ bandwidth of passes over an array as large as what the program holds, they give 
 take at full speed; that over the measured time is the achieved fraction.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -16,11 +15,11 @@ import jax.numpy as jnp
 
 from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import Report, measure
+from jaxmarket.learners.protocol import EXPERIENCE_AXES
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program, as_arrays, chunk, init
+from jaxmarket.training.society import SocietyTraining, module_experience
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view.tables import progress
 
@@ -52,9 +51,13 @@ def _cost(function: Any, *arguments: Any) -> tuple[float, float]:
 
 def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
     """Operations and bytes of one training update (of one epoch), by part: steps, settlement and gradients."""
-    program, env_params, society = Program.of(config), config.adapter.default_params, config.society
-    hyper = as_arrays(config.hyperparameters)
-    state = jax.jit(functools.partial(init, program))(jax.random.key(0), env_params, hyper)
+    program, env_params, society = (
+        SocietyTraining.of(config.settings),
+        config.adapter.default_params,
+        config.settings.society,
+    )
+    hyper = config.settings.hyperparameters.as_arrays()
+    state = jax.jit(program.init)(jax.random.key(0), env_params, hyper)
     keys = jax.random.split(jax.random.key(1), program.instances)
     learner: Any = program.learner
 
@@ -67,7 +70,7 @@ def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
 
     def view(rows: PyTree) -> PyTree:
         earned = jax.vmap(lambda rows: settle(rows, hyper.discount), in_axes=1, out_axes=1)(rows)
-        return training.experience_of(society, rows, earned.utility)
+        return module_experience(society, rows, earned.utility)
 
     roll = market_rollout(society, state.learner.params, program.instances, program.horizon)
     rows = jax.jit(roll)(jax.random.key(2), state.market)[1]
@@ -77,7 +80,7 @@ def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
 
     def gradient_step(learner_state: PyTree, experience: PyTree) -> PyTree:
         learn = lambda state, e: learner.update(state, e, hyper, state_update, jnp.zeros(()))[0]  # noqa: E731
-        return jax.vmap(learn, in_axes=(0, training._AXES))(learner_state, experience)
+        return jax.vmap(learn, in_axes=(0, EXPERIENCE_AXES))(learner_state, experience)
 
     state_update = jnp.zeros((), jnp.int32)
     minibatches = program.instances * program.horizon // learner.minibatch
@@ -107,10 +110,10 @@ def run(quick: bool = False) -> Report:
         arithmetic, memory = flops_limit(), copy_limit(2**28)
         for done, (name, config) in enumerate(configs.items(), 1):
             show(done, len(configs) + 1, name)
-            program, env_params = Program.of(config), config.adapter.default_params
-            hyper = as_arrays(config.hyperparameters)
-            state = jax.jit(functools.partial(init, program))(jax.random.key(0), env_params, hyper)
-            timed = lambda state, p=program, e=env_params, h=hyper: chunk(p, state, e, h)  # noqa: E731
+            program, env_params = SocietyTraining.of(config.settings), config.adapter.default_params
+            hyper = config.settings.hyperparameters.as_arrays()
+            state = jax.jit(program.init)(jax.random.key(0), env_params, hyper)
+            timed = lambda state, p=program, e=env_params, h=hyper: p.chunk(state, e, h)  # noqa: E731
             timing = measure({name: (timed, (state,))})
             report.keep("chunk", timing)
             costs = update_costs(config)

@@ -41,7 +41,7 @@ class Case:
         shape: dict[str, Any] = {"instances": self.instances, "horizon": self.horizon, "minibatch": self.instances}
         return TrainConfig(
             self.env, clones=self.clones, share_clones=self.share, hidden=self.hidden, **shape
-        ).society  # fmt: skip
+        ).settings.society  # fmt: skip
 
 
 TAX = Case()

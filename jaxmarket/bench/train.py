@@ -23,7 +23,7 @@ from jaxmarket.bench.timing import REPEATS, Report, allowed_cores, in_a_row, mea
 from jaxmarket.evaluation import evaluate
 from jaxmarket.training import monolith as baselines
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program, TrainState, as_arrays, chunk, init, oracle_of
+from jaxmarket.training.society import TrainState
 from jaxmarket.types import Array
 from jaxmarket.view.tables import progress
 
@@ -35,33 +35,33 @@ CHAIN = TrainConfig("Chain-v0", instances=128, horizon=32, steps=163_840, log_ev
 
 def _training(config: TrainConfig) -> tuple[Callable[[TrainState], Any], Callable[[Array], TrainState]]:
     """One seed's compiled-to-be chunk and initial state; the traced settings are constants here."""
-    program, env_params = Program.of(config), config.adapter.default_params
-    hyper, oracle = as_arrays(config.hyperparameters), oracle_of(config)
+    program, env_params = config.settings.trainable, config.adapter.default_params
+    hyper, oracle = config.settings.hyperparameters.as_arrays(), config.settings.oracle
     return (
-        lambda state: chunk(program, state, env_params, hyper, oracle),
-        lambda key: init(program, key, env_params, hyper),
+        lambda state: program.chunk(state, env_params, hyper, oracle),
+        lambda key: program.init(key, env_params, hyper),
     )
 
 
 def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable, Callable]:
     """The same of a monolithic agent."""
-    monolith, env_params = baselines.Monolith.of(config, hidden), config.adapter.default_params
-    hyper = as_arrays(config.hyperparameters)
+    monolith, env_params = baselines.Monolith.of(config.as_monolith().settings, hidden), config.adapter.default_params
+    hyper = config.settings.hyperparameters.as_arrays()
     return (
-        lambda state: baselines.chunk(monolith, state, env_params, hyper),
-        lambda key: baselines.init(monolith, key, env_params),
+        lambda state: monolith.chunk(state, env_params, hyper),
+        lambda key: monolith.init(key, env_params),
     )
 
 
 def equal_width(config: TrainConfig) -> tuple[int, ...]:
     """Widths with which a monolithic agent has as many parameters as the society, as nearly as whole widths allow."""
-    society = config.society
+    society = config.settings.society
     key, obs = jax.random.key(0), jnp.zeros(society.observation.shape, society.observation.dtype)
     layers = len(society.policy.torso.hidden)  # type: ignore[attr-defined]
-    wanted = society.modules * baselines.parameters(jax.eval_shape(config.learner_rule.init, key, obs))
+    wanted = society.modules * baselines.parameters(jax.eval_shape(config.settings.learner.init, key, obs))
 
     def missing(width: int) -> int:
-        learner = baselines.Monolith.of(config, (width,) * layers).learner
+        learner = baselines.Monolith.of(config.as_monolith().settings, (width,) * layers).learner
         return wanted - baselines.parameters(jax.eval_shape(learner.init, key, obs))
 
     # Halving: parameters grow with the width.
@@ -76,16 +76,18 @@ def _chain(report: Report) -> None:
     """Chain on one core: complete training, and the same run's rollouts alone."""
     step, start = _training(CHAIN)
     state = jax.jit(start)(jax.random.key(0))
-    roll = market_rollout(CHAIN.society, state.learner.params, CHAIN.instances, CHAIN.horizon)  # type: ignore[arg-type]
+    roll = market_rollout(
+        CHAIN.settings.society, state.learner.params, CHAIN.settings.instances, CHAIN.settings.horizon
+    )
     timings = measure(
         {
             "training": (step, (state,)),
-            "rollouts": (in_a_row(roll, CHAIN.updates_per_chunk), (jax.random.key(1), state.market)),
+            "rollouts": (in_a_row(roll, CHAIN.settings.updates_per_chunk), (jax.random.key(1), state.market)),
         },
         2 * REPEATS,
     )
     report.keep("Chain", timings)
-    rates = {name: CHAIN.auctions_per_chunk / timing.median for name, timing in timings.items()}
+    rates = {name: CHAIN.settings.auctions_per_chunk / timing.median for name, timing in timings.items()}
     report.headline |= {
         "chain_steps_per_second": rates["training"],
         "chain_rollout_steps_per_second": rates["rollouts"],
@@ -129,7 +131,7 @@ def _every_core(report: Report) -> None:
     seconds = [json.loads(process.communicate()[0]) for process in workers]
     report.timings["Chain: every core, one process each"] = {"seconds": seconds}
     report.headline["chain_steps_per_second_every_core"] = sum(
-        CHAIN.auctions_per_chunk / float(np.median(s)) for s in seconds
+        CHAIN.settings.auctions_per_chunk / float(np.median(s)) for s in seconds
     )
 
 
@@ -141,7 +143,7 @@ def _against_monolithic(report: Report) -> None:
     states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
     timings = measure({name: (step, (states[name],)) for name, (step, _) in programs.items()}, 2 * REPEATS)
     report.keep("CartPole", timings)
-    rates = {name: config.auctions_per_chunk / timing.median for name, timing in timings.items()}
+    rates = {name: config.settings.auctions_per_chunk / timing.median for name, timing in timings.items()}
     report.headline["society_over_monolithic"] = rates["society"] / rates["monolithic"]
     rows = report.tables.setdefault("ppo on CartPole-v1, 128 instances × 32 steps, minibatch 128", [])
     for name, timing in timings.items():
@@ -169,7 +171,7 @@ def _many_seeds(report: Report) -> None:
         }
     )
     report.keep("seeds", timings)
-    seeds, one = (single.auctions_per_chunk / timing.median for timing in timings.values())
+    seeds, one = (single.settings.auctions_per_chunk / timing.median for timing in timings.values())
     report.headline |= {"seeds64_over_single": seeds / one, "seeds64_steps_per_second": seeds}
 
 
@@ -186,13 +188,13 @@ class _Contestant:
         env_params = self.config.adapter.default_params
         if self.monolithic:
             hidden = equal_width(self.config)
-            monolith = baselines.Monolith.of(self.config, hidden)
+            monolith = baselines.Monolith.of(self.config.as_monolith().settings, hidden)
             step, start = _monolithic(self.config, hidden)
-            alone = dataclasses.replace(monolith.agent, greedy=True)
-            score = lambda s, key: baselines.evaluate(alone, s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
+            alone = monolith.player(greedy=True)
+            score = lambda s, key: alone.evaluate(s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
         else:
             step, start = _training(self.config)
-            greedy = dataclasses.replace(self.config.society, greedy=True)
+            greedy = dataclasses.replace(self.config.settings.society, greedy=True)
             score = lambda s, key: evaluate(greedy, s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
         return step, start, score
 
@@ -247,14 +249,14 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
             for seed in range(seeds):
                 show(f"{env}: {contestant.name}, seed {seed}")
                 state, seconds = jax.jit(start)(jax.random.key(seed)), 0.0
-                for done in range(1, config.chunks + 1):
+                for done in range(1, config.settings.chunks + 1):
                     began = time.perf_counter()
                     state = jax.block_until_ready(program(state)[0])
                     seconds += time.perf_counter() - began
                     # Twice, so that luck is not enough.
                     if all(float(grade(state, jax.random.key(k))) >= threshold for k in (done, -done)):
                         needed.append(seconds)
-                        steps.append(done * config.auctions_per_chunk)
+                        steps.append(done * config.settings.auctions_per_chunk)
                         break
             rows.append(_row(env, contestant.name, needed, steps, seeds))
             raw = {"seconds": needed, "steps": steps, "compile_seconds": compiled}

@@ -259,7 +259,7 @@ def turnover(
     births = Births(
         ident=jnp.where(used, ident, NOBODY),
         parent=jnp.where(used, parent, NOBODY),
-        kind=jnp.where(repaired, REPAIRED, jnp.where(mutant, OFFSPRING, RANDOM)),
+        kind=jnp.where(repaired, REPAIRED, jnp.where(mutant, OFFSPRING, RANDOM)).astype(jnp.int32),  # also under x64
         deaths=died.sum(dtype=jnp.int32),
     )
     flows = PopulationFlows(

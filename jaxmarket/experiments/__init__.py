@@ -1,4 +1,4 @@
-"""Named reproductions: what the papers claim, run again, and judged by numbers."""
+"""Named reproductions of published claims, with a verdict for each claim."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Estimate, ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
 from jaxmarket.validation import check_int, check_path
@@ -33,7 +33,7 @@ __all__ = [
     "EXPERIMENTS",
     "Estimate",
     "Experiment",
-    "Options",
+    "ExperimentOptions",
     "Report",
     "ResultTable",
     "Verdict",
@@ -47,17 +47,17 @@ class Experiment:
     """A reproduction by name.
 
     Attributes:
-        shows: what it is about, in a line.
+        shows: a one-line summary.
         source: paper, section, figure.
-        run: does it.
-        quick_seeds: seeds where a quick look is wanted.
-        seeds: seeds otherwise.
-        settings: what else can be chosen, and what it is by default.
+        run: runs it.
+        quick_seeds: number of seeds of a quick run.
+        seeds: number of seeds otherwise.
+        settings: additional settings and their defaults.
     """
 
     shows: str
     source: str
-    run: Callable[[Options], Report]
+    run: Callable[[ExperimentOptions], Report]
     quick_seeds: int
     seeds: int = 16
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -79,25 +79,25 @@ EXPERIMENTS = {
         quick_seeds=4,
     ),
     "chain": Experiment(
-        "the same where the reward waits five steps away",
+        "the same auctions with a reward five steps away",
         f"{_NUMERICAL}, Chain",
         functools.partial(numerical.run, "Chain-v0"),
         quick_seeds=4,
     ),
     "duality": Experiment(
-        "the same where greed leads into a trap",
+        "the same auctions in a task where greedy choices lead into a trap",
         f"{_NUMERICAL}, Duality",
         functools.partial(numerical.run, "Duality-v0"),
         quick_seeds=4,
     ),
     "redundancy": Experiment(
-        "a trained society loses its best agent, or any",
+        "a trained society loses its best bidder, or any other",
         "Chang et al. (2020), §5 (redundancy) and §6.1 (dropout)",
         redundancy.run,
         quick_seeds=4,
     ),
     "truthfulness": Experiment(
-        "one auction, a whole episode, and why Vickrey fails on Chain",
+        "one auction, a whole episode, and why Vickrey auctions fail on Chain",
         "Vickrey (1961); Chang et al. (2020), §4-5",
         truthfulness.run,
         quick_seeds=4,
@@ -115,7 +115,7 @@ EXPERIMENTS = {
         quick_seeds=4,
     ),
     "modularity": Experiment(
-        "one decision changes: societies against monolithic agents, three topologies",
+        "transfer to a task with one changed decision: societies against monolithic agents, three topologies",
         "Chang et al. (2021), §7",
         modularity.run,
         quick_seeds=4,
@@ -128,39 +128,39 @@ EXPERIMENTS = {
         settings={"resolution": 32, "depth": "fixed"},
     ),
     "neural-bucket-brigade": Experiment(
-        "weight as money inside a network: XOR, and the direction of a moving light",
+        "connection weights as currency in a network: XOR, and the direction of a moving light",
         "Schmidhuber (1989), Simple Experiments",
         neural_bucket_brigade.run,
         quick_seeds=6,
         seeds=20,
     ),
     "bucket-brigade": Experiment(
-        "rules with wealth: the 6-multiplexer and Woods1, and what breaks without each part of the market",
+        "rules with wealth: the 6-multiplexer and Woods1, and ablations of each part of the market",
         "Holland (1985); Goldberg (1989), ch. 6; Wilson (1987, 1994)",
         bucket_brigade.run,
         quick_seeds=4,
     ),
     "hayek": Experiment(
-        "programs with wealth learn with three blocks and are given twelve; what breaks without money, property, rent",
+        "programs with wealth learn with three blocks and are tested with twelve; ablations of money, ownership, rent",
         "Baum (1999); Baum and Durdanovic (2000)",
         hayek.run,
         quick_seeds=4,
         seeds=8,
     ),
     "memory-market": Experiment(
-        "agents that read and write a bit, where what is seen is not enough",
+        "agents with a memory bit in partially observable tasks",
         "Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
         memory_market.run,
         quick_seeds=4,
     ),
     "wide-vs-deep": Experiment(
-        "workshops side by side: every piece a good with an owner and a price, or the whole world sold at once",
+        "parallel production lines: every piece a good with an owner and a price, or the whole world sold at once",
         "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
         wide_vs_deep.run,
         quick_seeds=4,
     ),
     "capitalism": Experiment(
-        "layers of a network that live on what they sell, with and without backpropagation, against SGD",
+        "layers of a network that trade activations, with and without backpropagation, against SGD",
         "Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",
         capitalism.run,
         quick_seeds=4,
@@ -186,21 +186,21 @@ def reproduce(
     Args:
         name: one of `EXPERIMENTS`.
         out: folder for tables, figures and finished conditions, which are not run again;
-            ``reproductions/NAME`` by default, with ``-quick``, ``-full`` and the number of seeds where given.
-        quick: a smaller budget: shows that it works, and is no evidence.
-        full: the published settings with Beta bids and 2,000 updates throughout, beside the others; hours on a CPU.
-        seeds: independent seeds per condition; those of the experiment by default (16, most of them), fewer if quick.
+            by default ``reproductions/NAME``, with ``-quick``, ``-full`` and the number of seeds if given.
+        quick: a smaller budget, as a functional check and not as evidence.
+        full: additionally the published settings with Beta bids and 2,000 updates; hours on a CPU.
+        seeds: independent seeds per condition; by default those of the experiment (mostly 16, fewer if quick).
         seed: of all randomness.
         progress: whether to show a progress bar.
-        settings: what only this experiment lets one choose (`Experiment.settings`); None means the default.
+        settings: settings of this experiment (`Experiment.settings`); None means the default.
 
     Raises:
-        ValueError: there is no such experiment, or the settings contradict each other.
+        ValueError: the experiment is unknown, or settings are invalid or contradict each other.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"name: unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
     if quick and full:
-        raise ValueError("full: cannot be quick as well; choose one")
+        raise ValueError("full: expected full or quick, got both; choose one")
     experiment = EXPERIMENTS[name]
     suffix = "-quick" if quick else "-full" if full else ""
     if seeds is None:
@@ -212,12 +212,12 @@ def reproduce(
     chosen = {field: value for field, value in settings.items() if value is not None}
     for field, value in chosen.items():
         if field not in experiment.settings:
-            raise ValueError(f"{field}: {name} has no such setting, got {value!r}; leave it out")
+            raise ValueError(f"{field}: {name} does not have this setting, got {value!r}; remove it")
         if value != experiment.settings[field]:
             suffix += f"-{value}"
     chosen = {**experiment.settings, **chosen}
     folder = Path("reproductions", name + suffix) if out is None else check_path("out", out)
-    options = Options(folder, seeds, quick, full, seed, progress, chosen)
+    options = ExperimentOptions(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
     with files.owned(folder):

@@ -1,14 +1,14 @@
-"""Is truth a bidder's best reply? One bidder learns by PPO what to bid, all others bid Q* and learn nothing.
+"""Is truthful bidding a bidder's best reply? One bidder learns its bids by PPO; all others bid Q* and do not learn.
 
-What it has learned is held against the best reply there is with the same bids, found by dynamic programming
-(`jaxmarket.interop.bidder.Exact`), and against truth, both in expectation and without any sampling: the gain of a
-strategy is the discounted sum of its utilities, γᵗ (r + γ · payout - price), above truth's.
+The learned bids are compared with the best reply on the same bids, computed by dynamic programming
+(`jaxmarket.interop.bidder.Exact`), and with truthful bids, both in exact expectation: the gain of a
+strategy is the discounted sum of its utilities, γᵗ (r + γ · payout - price), minus that of truthful bidding.
 
-- *One auction* (the market bandit): under second prices truth is best (Vickrey 1961). Under first price the bidder
-  with the highest value shades its bid to just above the next one's, unless it has a clone.
-- *A whole episode* (Chain, where the market closes after 20 auctions, and Duality, without its cut) in a society with
-  two clones of everybody, from the seat of one clone of each primitive in turn. Chang et al. (2020) prove truth best
-  for bidders that optimise each auction alone. A bidder that plans can sell to itself.
+- *One auction* (the market bandit): under second prices truthful bids are best (Vickrey 1961). Under first prices the
+  bidder with the highest value shades its bid to just above the next one, unless it has a clone.
+- *A whole episode* (Chain, where the market closes after 20 auctions, and Duality, without its time limit) in a society
+  with two clones of each bidder, from the position of one clone of each primitive in turn. Chang et al. (2020) prove
+  truthful bids best for bidders that optimise each auction separately. A bidder that plans ahead can sell to itself.
 """
 
 import dataclasses
@@ -21,27 +21,26 @@ import numpy as np
 
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.monolith import Agent, Monolith
+from jaxmarket.training.monolith import SingleAgent
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Case", "Finding", "run"]
+__all__ = ["BestReplyResult", "Case", "run"]
 
 _NOTHING = 1e-3
-"""Money, in units of reward: float32 prices add up to less than this over an episode."""
+"""Bound on the rounding error of an episode's prices in float32, in units of reward."""
 
 _FOUND = 0.95
-"""Share of the best reply's gain that counts as having found it."""
+"""Share of the best reply's gain from which on the learner counts as having found it."""
 
 _LEVELS: dict[str, tuple[float, ...]] = {
     "Bandit": tuple(round(0.02 * i, 2) for i in range(51)),
@@ -49,7 +48,7 @@ _LEVELS: dict[str, tuple[float, ...]] = {
     "Duality": (0.0, 10.0, 20.0, 30.0, 40.0, 45.0, 47.5, 49.0, 50.0, 51.0, 52.5, 55.0, 60.0),
 }
 _PROCESSES = {"Bandit": Bandit, "Chain": Chain, "Duality": Duality}
-# Q* of Duality is that of the process without its cut: the market must not close with it.
+# Q* of Duality is that of the process without its time limit, so the market must not close at the limit.
 _TIME_LIMITS: dict[str, TimeLimits] = {"Bandit": "terminal", "Chain": "terminal", "Duality": "bootstrap"}
 _SETTINGS: dict[str, Any] = {
     "instances": 32,
@@ -66,13 +65,13 @@ _QUICK = {"steps": 60_000}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A seat that a bidder learns from.
+    """The position in a market from which one bidder learns.
 
     Attributes:
         process: Bandit, Chain or Duality.
         auction: short name of the mechanism.
         clones: bidders per primitive.
-        primitive: the bidder's own; it is the first clone.
+        primitive: primitive of the bidder, which is the first clone.
         seeds: independent learners.
         settings: of the learner.
     """
@@ -86,12 +85,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Also the name of its folder."""
+        """The name of the condition and of its folder."""
         return f"{self.process}-{self.auction}-{self.society}-{self.primitive}"
 
     @property
     def society(self) -> str:
-        """Cloned or solitary."""
+        """``cloned`` or ``solitary``."""
         return "cloned" if self.clones > 1 else "solitary"
 
     @property
@@ -101,7 +100,7 @@ class Case:
 
     @functools.cached_property
     def env(self) -> BidderEnv:
-        """What the bidder acts in."""
+        """The environment of the bidder."""
         society, params = truthful(self.mdp, MECHANISMS[self.auction], self.clones)
         limits = _TIME_LIMITS[self.process]
         return BidderEnv(society, params, self.primitive * self.clones, _LEVELS[self.process], time_limits=limits)
@@ -112,26 +111,26 @@ class Case:
         return TrainConfig(self.env, agent="monolith", seeds=self.seeds, **self.settings)
 
 
-class Finding:
-    """What the learners of a case found, and what there was to find.
+class BestReplyResult:
+    """The bids that the learners of a case found, and the best reply.
 
     Attributes:
-        case: the seat.
-        exact: its decision process, solved.
+        case: the position.
+        exact: the solution of its decision process.
         best: the best reply f [H, S, 2].
-        learned: what each seed bids greedily f [seeds, H, S, 2].
+        learned: greedy bids of each seed f [seeds, H, S, 2].
     """
 
     def __init__(self, case: Case, run: SavedRun) -> None:
         self.case, self.exact = case, Exact(case.env)
         self.best = self.exact.best()
-        chosen = _choices(dataclasses.replace(Monolith.of(case.config).agent, greedy=True), run.params, self._views)
+        chosen = _choices(case.config.settings.trainable.player(greedy=True), run.params, self._views)
         self.learned = np.asarray(case.env.levels)[np.asarray(chosen)].reshape(-1, *self.best.shape)
         self._played = np.asarray(run.summary["return_seeds"])
 
     @property
     def _views(self) -> Array:
-        """Everything the bidder may see: f [H · S · 2, n]."""
+        """All observations of the bidder: f [H · S · 2, n]."""
         states, env = self.case.mdp.num_states, self.case.env
         hours, rows, owns = np.indices((self.exact.horizon, states, 2)).reshape(3, -1)
         return jax.vmap(env.view)(
@@ -140,26 +139,26 @@ class Finding:
 
     @functools.cached_property
     def gains(self) -> np.ndarray:
-        """Each seed's gain over truth, discounted: f [seeds]."""
+        """Each seed's discounted gain over truthful bidding: f [seeds]."""
         return np.array([self.exact.gain(bids) for bids in self.learned])
 
     @functools.cached_property
     def best_gain(self) -> float:
-        """The best reply's."""
+        """The gain of the best reply: f []."""
         return self.exact.gain(self.best)
 
     @property
     def found(self) -> np.ndarray:
-        """Which seeds got (nearly) all there is to gain: bool [seeds]."""
+        """Which seeds got (nearly) the whole gain of the best reply: bool [seeds]."""
         return self.gains >= min(_FOUND * self.best_gain, self.best_gain - _NOTHING)
 
     @property
     def nothing_gained(self) -> bool:
-        """Whether neither the best reply nor, beyond noise, the learners gain anything."""
+        """Whether the gain of the best reply is 0, and that of the learners within noise of 0."""
         return self.best_gain < _NOTHING and mean(self.gains).low < _NOTHING
 
     def row(self) -> dict[str, Any]:
-        """For the table."""
+        """The row of the main table."""
         return self._seat | {
             "best": self.best_gain,
             "trained": mean(self.gains),
@@ -167,7 +166,7 @@ class Finding:
         }
 
     def wealth_row(self) -> dict[str, Any]:
-        """For the table of money that in fact changes hands, where the market closes."""
+        """The row of the table of undiscounted wealth, for markets that close."""
         truth = self.exact.value(self.exact.truth, 1.0)
         return self._seat | {
             "truth": truth,
@@ -183,12 +182,12 @@ class Finding:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _choices(agent: Agent, params: PyTree, views: Array) -> Array:
+def _choices(agent: SingleAgent, params: PyTree, views: Array) -> Array:
     """The greedy choice of every seed for every observation: i32 [seeds, N]."""
     return jax.vmap(lambda params: jax.vmap(lambda obs: agent.choose(params, None, obs))(views))(params)
 
 
-def _cases(options: Options) -> list[Case]:
+def _cases(options: ExperimentOptions) -> list[Case]:
     settings = _SETTINGS | (_QUICK if options.quick else {})
     if options.quick:
         seats = [("Bandit", "ccv", 1, 3), ("Bandit", "bb", 1, 3), ("Chain", "ccv", 2, 1), ("Chain", "vickrey", 2, 1)]
@@ -201,7 +200,7 @@ def _cases(options: Options) -> list[Case]:
     return [Case(*seat, options.seeds, settings) for seat in seats]
 
 
-def _one_auction(findings: list[Finding]) -> ResultTable:
+def _one_auction(findings: list[BestReplyResult]) -> ResultTable:
     rows = []
     for finding in findings:
         case, others = finding.case, finding.exact.others[0]
@@ -226,8 +225,8 @@ def _one_auction(findings: list[Finding]) -> ResultTable:
     )
 
 
-def _worst(findings: list[Finding]) -> tuple[float, str]:
-    """The most that is gained, by best reply or learners, and both in words."""
+def _worst(findings: list[BestReplyResult]) -> tuple[float, str]:
+    """The largest gain of best reply and learners, and a description of both."""
     best = float(np.max([finding.best_gain for finding in findings]))
     trained = [mean(finding.gains) for finding in findings]
     top = trained[int(np.argmax([estimate.value for estimate in trained]))]
@@ -235,8 +234,8 @@ def _worst(findings: list[Finding]) -> tuple[float, str]:
     return most, f"best reply gains at most {best:.2g}, trained bidders at most {top.plus_minus}"
 
 
-def _verdicts(findings: list[Finding]) -> list[Verdict]:
-    def those(process: str, auction: str, clones: int) -> list[Finding]:
+def _verdicts(findings: list[BestReplyResult]) -> list[Verdict]:
+    def those(process: str, auction: str, clones: int) -> list[BestReplyResult]:
         found = [f for f in findings if f.case.process in process.split("/")]
         return [f for f in found if (f.case.auction, f.case.clones) == (auction, clones)]
 
@@ -308,8 +307,8 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
     return verdicts
 
 
-def _shilling(finding: Finding) -> str:
-    """How far above truth the learners bid for states of their own, where they come to own any."""
+def _shilling(finding: BestReplyResult) -> str:
+    """How far above their value the learners bid for states they own, if they come to own any."""
     pairs = [
         (bids[hour, state, 1], finding.exact.truth[hour, state, 1])
         for bids in finding.learned
@@ -321,8 +320,8 @@ def _shilling(finding: Finding) -> str:
     return f"bidding {own:.2f} for states of its own, truth is {truth:.2f}"
 
 
-def _owned(finding: Finding, bids: np.ndarray) -> list[tuple[int, int]]:
-    """The times and states of an episode at which the bidder sells, if it wins all ties. All is deterministic."""
+def _owned(finding: BestReplyResult, bids: np.ndarray) -> list[tuple[int, int]]:
+    """The times and states of an episode at which the bidder sells if it wins all ties; deterministic."""
     mdp, exact, me = finding.case.mdp, finding.exact, finding.case.env.bidder
     state, owns, seen = int(mdp.start.argmax()), 0, []
     for t in range(mdp.horizon):
@@ -339,7 +338,7 @@ def _owned(finding: Finding, bids: np.ndarray) -> list[tuple[int, int]]:
     return seen
 
 
-def _gain_figure(findings: list[Finding]) -> "Figure":
+def _gain_figure(findings: list[BestReplyResult]) -> "Figure":
     processes = list(dict.fromkeys(f.case.process for f in findings))
     fig, axes = plotting.figure(len(processes), width=5.5, height=4.4)
     for ax, process in zip(axes, processes, strict=True):
@@ -363,7 +362,7 @@ def _gain_figure(findings: list[Finding]) -> "Figure":
     return fig
 
 
-def _bid_figure(findings: list[Finding]) -> "Figure":
+def _bid_figure(findings: list[BestReplyResult]) -> "Figure":
     shown = [f for f in findings if f.case.process == "Chain"]
     rows = len({f.case.primitive for f in shown})
     fig, axes = plotting.figure(len(shown) // rows, rows, width=4.6, height=3.2)
@@ -373,7 +372,7 @@ def _bid_figure(findings: list[Finding]) -> "Figure":
         for owns, color, label in ((0, "tab:blue", "another's state"), (1, "tab:orange", "its own state")):
             at = states + (owns - 0.5) * 0.4
             spread = np.linspace(-0.12, 0.12, len(finding.learned))
-            # State s can be reached from the s-th auction on; that is where it is shown.
+            # State s can be reached from the s-th auction on, so it is plotted from there.
             bids = finding.learned[:, states, states, owns]
             ax.plot(at[None] + spread[:, None], bids, ".", color=color, alpha=0.6)
             ax.plot([], [], ".", color=color, label=f"trained, {label}")
@@ -389,11 +388,11 @@ def _bid_figure(findings: list[Finding]) -> "Figure":
     return fig
 
 
-def run(options: Options) -> Report:
-    """Train a bidder in every seat, and hold it against the best reply and against truth."""
+def run(options: ExperimentOptions) -> Report:
+    """Train a bidder in every position, and compare it with the best reply and with truthful bids."""
     cases = _cases(options)
-    finished = train(cases, options, "best reply")
-    findings = [Finding(case, finished[case.name]) for case in cases]
+    finished = options.train(cases, "best reply")
+    findings = [BestReplyResult(case, finished[case.name]) for case in cases]
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds, **cases[0].settings},
         tables=[

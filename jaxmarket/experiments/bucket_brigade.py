@@ -32,7 +32,7 @@ from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, real
 from jaxmarket.view import plotting
@@ -303,8 +303,8 @@ def optimal_rules(population: Population, address: int) -> set[str]:
 def _curve(ax: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
     """Mean over seeds, and the middle half of them; values f [chunks, seeds]."""
     low, high = np.quantile(values, (0.25, 0.75), axis=1)
-    ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    ax.plot(x, values.mean(1), color=color, label=label, linewidth=2 if label == "market" else 1.2)
+    width = 2 if label == "market" else 1.2
+    plotting.draw_band(ax, x, values.mean(1), low, high, color=color, label=label, linewidth=width)
 
 
 def _curves(grown: dict[str, Grown]) -> "Figure":
@@ -409,7 +409,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
     return verdicts
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Grow the market and its ablations on both tasks, measure them, and judge."""
     grown: dict[str, Grown] = {}
     for task, evaluate in (("multiplexer", accuracy), ("woods1", mean_steps)):

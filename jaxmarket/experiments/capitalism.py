@@ -33,7 +33,7 @@ from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.deep_market import DeepMarketFlows, Population, RoundSummary, Terms, random_population, turnover
 from jaxmarket.deep_market.representations import NO_BID
 from jaxmarket.environments.digits import load
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import gini
 from jaxmarket.types import Array, real
@@ -744,13 +744,13 @@ def _figures(findings: dict[str, Finding]) -> "dict[str, Figure]":
         assert rounds is not None and market is not None
         one = jax.tree.map(lambda leaf: leaf[0], rounds)
         plotting.draw_wealth(axes[3 * row], one)
-        plotting.draw_money(axes[3 * row + 1], one, market.capacity * WEALTH)
-        plotting.draw_flows(axes[3 * row + 2], one)
+        plotting.draw_money_supply(axes[3 * row + 1], one, market.capacity * WEALTH)
+        plotting.draw_cash_flows(axes[3 * row + 2], one)
         axes[3 * row].set_title(f"{name}, seed 0")
     return {"capitalism": curves, "life": lives}
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Train every arm and judge."""
     lots = 2048 if options.quick else 49152
     findings: dict[str, Finding] = {}

@@ -23,7 +23,7 @@ from jaxmarket.deep_market import DeepMarket, GuardedPrograms, Population, Terms
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
@@ -67,7 +67,7 @@ def _market() -> DeepMarket:
     return DeepMarket(adapt(_world(tuple(range(1, TRAINED + 1)))), PROGRAMS, _AGENTS)
 
 
-def plans(options: Options) -> list[Plan]:
+def plans(options: ExperimentOptions) -> list[Plan]:
     """The economy and its ablations; a quick run has the first alone."""
     market = _market()
     rounds = 15_000 if options.quick else 100_000
@@ -375,7 +375,7 @@ def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":
     return fig
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Grow the economies on small instances, freeze them, and try larger ones."""
     chosen, instances = plans(options), 64 if options.quick else 200
     grown = grow(

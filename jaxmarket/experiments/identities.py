@@ -1,10 +1,10 @@
 """Auctions are temporal-difference rules: four identities, on random finite processes.
 
-Tabular agents own one action each and bid what they believe it is worth, v(s, a). Whoever wins moves its bid
-towards what the purchase turned out to be worth, r + γ · payout. With probability ε a random bidder wins instead;
-its price is then computed for it. Which temporal-difference rule the society runs depends on the auction alone:
+Each tabular agent owns one action and bids its estimate v(s, a) of the action's value. The winner moves its bid
+towards the revenue of the purchase, r + γ · payout. With probability ε a random bidder wins instead, at the price that
+the mechanism computes for it. The auction alone determines which temporal-difference rule the society runs:
 
-| auction | payout expected at s' | is exactly |
+| auction | expected payout at s' | rule |
 |---|---|---|
 | `vickrey`, two clones per action | max v | Q-learning, at any ε |
 | `bb` | (1-ε) max v + ε mean v | expected SARSA, for the ε-greedy policy |
@@ -14,16 +14,16 @@ its price is then computed for it. Which temporal-difference rule the society ru
 The first two are the market forms of Watkins (1989) and of van Seijen et al. (2009); the third is why Chang et al.
 (2020) clone their bidders (§5); the last is Holland's (1985) bucket brigade.
 
-Each is shown twice. In *expectation*, full backups through `auctions.award` and the mechanism's ``payout``, in
-float64, are iterated to their fixed point, which is compared with that of an independent dynamic program in NumPy.
-*Sampled*, the real society (`rollouts.rollout`, `settlement.settle`) runs in phases (Kearns and Singh 1999): bids are
-held fixed, and then replaced by the mean revenue of each winner in each state. Every backup is a contraction by γ, so
-with probability 1 - δ the result is within
+Each identity is tested in two ways. In *expectation*, full backups through `auctions.award` and the mechanism's
+``payout``, in float64, are iterated to their fixed point, which is compared with that of an independent dynamic program
+in NumPy. *Sampled*, the society (`rollouts.rollout`, `settlement.settle`) runs in phases (Kearns and Singh 1999): bids
+are held fixed within a phase, and then replaced by the mean revenue of each winner in each state. Every backup is a
+contraction by γ, so with probability 1 - δ the result is within
 
     γ^K |v₀ - v*| + Σₖ γ^(K-k) εₖ,   εₖ = γ · spread(vₖ) · sqrt(ln(2 · S · P · K · N / δ) / (2 nₖ))
 
 of the fixed point (Hoeffding, union over states, actions, K phases and the N possible values of the smallest
-count nₖ): the stated bound.
+count nₖ). This is the bound reported.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict
 from jaxmarket.keys import key_of
 from jaxmarket.policies import BidPolicy, ValueHead, linear
 from jaxmarket.rollouts import fresh_rollout
@@ -69,7 +69,7 @@ _DELTA = 1e-3
 
 
 def expected_payout(mechanism: Mechanism, bids: Array, exploration: Array | float) -> Array:
-    """What the owner of a state receives on average, over who wins it. f [].
+    """The expected payout to the owner of a state, over the random winner: f [].
 
     Args:
         mechanism: the auction.
@@ -82,7 +82,7 @@ def expected_payout(mechanism: Mechanism, bids: Array, exploration: Array | floa
 
 
 def expected_backup(mechanism: Mechanism, clones: int, mdp: FiniteMDP, exploration: float, values: Array) -> Array:
-    """Every winner's expected revenue where all bid ``values``: f [S, P] to f [S, P]."""
+    """The expected revenue of each winner if all agents bid ``values``: f [S, P] to f [S, P]."""
     bids = jnp.repeat(values, clones, axis=1)
     payout = jax.vmap(expected_payout, (None, 0, None))(mechanism, bids, exploration)
     onward = jnp.asarray(mdp.transitions * ~mdp.terminal)
@@ -148,7 +148,7 @@ def leaky_values(mdp: FiniteMDP, exploration: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """An auction and the rule it is said to be."""
+    """An auction and the temporal-difference rule that it implements."""
 
     auction: str
     rule: str
@@ -165,7 +165,7 @@ IDENTITIES = (
 
 
 def expected_values(identity: Identity, mdp: FiniteMDP, exploration: float) -> np.ndarray:
-    """What the society's agents bid in the end where every backup is in expectation: f64 [S, P]."""
+    """The final bids of the society's agents under expected backups: f64 [S, P]."""
     with jax.enable_x64(True):
         backup = functools.partial(expected_backup, identity.mechanism, identity.clones, mdp, exploration)
         return np.asarray(jax.jit(lambda v: fixed_point(backup, v))(jnp.zeros(mdp.rewards.shape)))
@@ -178,7 +178,7 @@ def expected_values(identity: Identity, mdp: FiniteMDP, exploration: float) -> n
 def _mean_revenue(
     society: Society, values: Array, key: Array, exploration: Array, gamma: Array, instances: int, steps: int
 ) -> tuple[Array, Array]:
-    """Mean revenue of each winner in each state where all bid ``values``, and counts: f [S, P] each."""
+    """Mean revenue of each winner in each state if all agents bid ``values``, and counts: f [S, P] each."""
     env_params, rules = society.env.default_params, Rules(exploration=exploration)
     table = jnp.concatenate([values, jnp.zeros((1, values.shape[1]))]).T[..., None]
     params = {"params": {"Affine_0": {"kernel": table}}}
@@ -196,13 +196,13 @@ def _mean_revenue(
 def sampled_fixed_point(
     identity: Identity, mdp: FiniteMDP, exploration: float, key: Array, *, phases: int, instances: int, steps: int
 ) -> tuple[np.ndarray, float]:
-    """Learn the values from the real society in phases.
+    """Learn the values from the sampled society in phases.
 
     Returns:
-        The values f [S, P] and the radius within which, with probability 0.999, they hold the fixed point.
+        The values f [S, P], and their distance from the fixed point that holds with probability 0.999.
 
     Raises:
-        ValueError: an agent never won some state, so nothing is known of its value.
+        ValueError: an agent never won in some state, so that its value is unknown.
     """
     society = Society(
         env=adapt(mdp), policy=BidPolicy(linear(), ValueHead()), mechanism=identity.mechanism, clones=identity.clones
@@ -218,7 +218,7 @@ def sampled_fixed_point(
         )  # fmt: skip
         values, least = np.asarray(mean, np.float64), float(np.asarray(count).min())
         if least == 0:
-            raise ValueError(f"steps: some agent of {mdp.name} never won some state in {instances} × {steps} auctions")
+            raise ValueError(f"steps: {instances} × {steps} auctions of {mdp.name} left a state unsampled; use more")
         radius = mdp.gamma * radius + spread * np.sqrt(np.log(union) / (2 * least))
     return values, float(radius)
 
@@ -229,15 +229,15 @@ def sampled_fixed_point(
 def holland(strength: Array, states: Array, rewards: Array, share: float, tax: float) -> Array:
     """Run the bucket brigade along a trajectory, one rule per state: strengths after each sale, f [T, S].
 
-    A rule bids ``share`` of its strength for its state, pays that bid to the rule before it, pays ``tax`` of its
-    strength to nobody, and earns the reward; all of it is booked when its state is sold on.
+    A rule bids ``share`` of its strength for its state, pays that bid to the previous rule, loses ``tax`` of its
+    strength, and earns the reward. Its strength changes when the next state is sold.
 
     Args:
-        strength: f [S], at first.
-        states: i32 [T + 1], visited.
+        strength: f [S], initial.
+        states: i32 [T + 1], states visited.
         rewards: f [T], earned in ``states[:-1]``.
-        share: b, the part of its strength a rule bids.
-        tax: x, the part of its strength a rule loses when it acts.
+        share: b, the fraction of its strength that a rule bids.
+        tax: x, the fraction of its strength that a rule loses when it acts.
     """
     rules = jnp.arange(strength.shape[0])
 
@@ -261,10 +261,10 @@ def td_zero(values: np.ndarray, states: np.ndarray, rewards: np.ndarray, step_si
 
 
 def holland_errors(seed: int, length: int = 2000) -> tuple[float, float]:
-    """The brigade beside TD(0) on a random process under a random policy.
+    """The bucket brigade against TD(0) on a random process under a random policy.
 
     Returns:
-        Largest distance of the expected brigade's fixed point from the linear solve, and of its strengths from
+        The largest distance of the expected fixed point from the linear solution, and of its strengths from
         TD(0)'s at any step of a sampled trajectory.
     """
     mdp, rng = _draw_process(seed)
@@ -281,7 +281,7 @@ def holland_errors(seed: int, length: int = 2000) -> tuple[float, float]:
         every = jnp.arange(mdp.num_states)
 
         def expected(strength: Array) -> Array:
-            # One sale of every rule at once, averaged over where its state leads.
+            # One sale of every rule, averaged over the next states.
             def after(s: Array, t: Array) -> Array:
                 return holland(strength, jnp.stack([s, t]), jnp.asarray(reward)[s][None], share, tax)[0, s]
 
@@ -299,14 +299,14 @@ def holland_errors(seed: int, length: int = 2000) -> tuple[float, float]:
 
 
 def _draw_process(seed: int, most_states: int = 8, most_gamma: float = 0.95) -> tuple[FiniteMDP, np.random.Generator]:
-    """A process of random size, and the generator it was drawn with."""
+    """A process of random size, and the generator that drew it."""
     rng = np.random.default_rng(seed)
     states, actions = int(rng.integers(2, most_states + 1)), int(rng.integers(2, 5))
     gamma, branching = rng.uniform(0.5, most_gamma), int(rng.integers(1, states + 1))
     return garnet(seed, states, actions, gamma, branching), rng
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Check every identity on ``options.seeds`` random processes, in expectation and sampled."""
     sampled = 2 if options.quick else 6
     effort = {"phases": 12, "instances": 256, "steps": 128} if options.quick else {

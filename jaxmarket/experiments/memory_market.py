@@ -29,7 +29,7 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
@@ -280,7 +280,7 @@ def _figure(grown: dict[str, Grown]) -> "Figure":
         ax.set(xlabel="auctions", ylabel="mean return, frozen", title=world)
         ax.set_ylim(min(-0.1, float(without.measured["return"].mean(1).min()) - 0.05), 1.05)
         ax.xaxis.set_major_formatter(EngFormatter())
-        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -330,7 +330,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
     return verdicts
 
 
-def run(options: Options) -> Report:
+def run(options: ExperimentOptions) -> Report:
     """Grow both markets in both worlds, measure them, and judge."""
     grown: dict[str, Grown] = {}
     for world in WORLDS:

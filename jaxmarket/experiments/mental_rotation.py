@@ -1,9 +1,9 @@
 """Mental Rotation (Chang et al. 2020, §6.3): a society composes a program for every input.
 
-Primitives are functions of an image; two of them, well chosen and in the right order, make a digit readable again. A
+Primitives are functions of an image; the right two of them, in the right order, make a digit readable again. A
 society (credit-conserving Vickrey, two clones) and one PPO agent over the same functions learn on training digits and
-are judged on held-out ones, between the best fixed program and an oracle that tries every program and knows the digit.
-With ``depth=dynamic`` inputs need none, one or two functions, and every function costs something.
+are evaluated on held-out ones, between the best fixed program and an oracle that tries every program and knows the
+digit. With ``depth=dynamic`` inputs need zero, one or two functions, and every function has a cost.
 """
 
 import dataclasses
@@ -17,14 +17,15 @@ import numpy as np
 
 from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
-from jaxmarket.experiments import report, sweep
-from jaxmarket.experiments.arms import draw_curves
+from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
-from jaxmarket.experiments.sweep import Condition
-from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.experiments.transfer_conditions import draw_curves
+from jaxmarket.runs.run_folder import SavedRun, as_policy
+from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import PyTree
 from jaxmarket.view import plotting, tables
 
@@ -33,10 +34,10 @@ __all__ = ["ARMS", "GRID", "TUNED", "described", "draw_chains", "environment", "
 ARMS = ("society", "monolithic")
 _COMPONENTS = 128
 _AIM = 0.9
-_DEEPEST = 2  # no input needs more functions
-_TRAINING_DIGITS = 500  # on which the best fixed program is chosen
+_DEEPEST = 2  # functions that an input needs at most
+_TRAINING_DIGITS = 500  # for the choice of the best fixed program
 
-# For everybody the same frozen encoder, and one small layer on top of it.
+# All agents have the same frozen encoder, and one small layer on top of it.
 _BASE: dict[str, Any] = {
     "hidden": (64,),
     "instances": 64,
@@ -51,12 +52,12 @@ TUNED: dict[str, dict[str, Any]] = {
     "society": {"learning_rate": 5e-4, "entropy": 0.03},
     "monolithic": {"learning_rate": 1e-3, "entropy": 0.03},
 }
-"""The best of each arm's grid: see the table ``tuning`` of a ``--full`` run."""
+"""The best settings of each arm's grid; see the table ``tuning`` of a ``--full`` run."""
 GRID = tuple(itertools.product((3e-4, 5e-4, 1e-3), (0.01, 0.03, 0.1)))
-"""Policy learning rates and entropy weights tried for both arms alike, on seeds of their own."""
+"""The grid of policy learning rates and entropy weights, for both arms; it uses separate seeds."""
 _TUNING_KEY, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
 _FULL: dict[str, dict[str, Any]] = {
-    # The paper's kind of bidder, with convolutions of its own over the pixels: ten times the work of the others.
+    # The paper's bidders, each with its own convolutions over the pixels: ten times the compute of the others.
     "society-cnn": {
         "learning_rate": 1e-3,
         "entropy": 0.03,
@@ -67,12 +68,12 @@ _FULL: dict[str, dict[str, Any]] = {
     },
     "society-valuation": {"learner": "valuation", "epochs": 1, "value_learning_rate": None},
 }
-"""Further societies of a ``--full`` run."""
+"""Additional societies of a ``--full`` run."""
 _QUICK_STEPS, _QUICK_DIGITS = 40_960, 100
 
 
-def environment(options: report.Options, *, components: int | None = _COMPONENTS) -> MentalRotation:
-    """The task at the resolution and depth asked for."""
+def environment(options: report.ExperimentOptions, *, components: int | None = _COMPONENTS) -> MentalRotation:
+    """The task at the resolution and depth of the options."""
     return MentalRotation(options.settings["resolution"], options.settings["depth"], components=components)
 
 
@@ -80,7 +81,7 @@ def _config(arm: str, env: MentalRotation, **settings: Any) -> TrainConfig:
     return TrainConfig(env, **{**_BASE, **_AGENTS[arm], **settings})
 
 
-def _conditions(env: MentalRotation, options: report.Options) -> list[Condition]:
+def _conditions(env: MentalRotation, options: report.ExperimentOptions) -> list[Condition]:
     size: dict[str, Any] = {"seeds": options.seeds} | ({"steps": _QUICK_STEPS} if options.quick else {})
     wanted = [Condition(name, _config(name, env, **(TUNED[name] | size))) for name in ARMS]
     if options.full:
@@ -92,18 +93,18 @@ def _conditions(env: MentalRotation, options: report.Options) -> list[Condition]
     return wanted
 
 
-# --- what was composed
+# --- composed programs
 
 
 @dataclasses.dataclass(frozen=True)
 class Play:
-    """What one run composed for every held-out example, N of them, greedily; leaves [seeds, N, ...].
+    """The greedy programs of one run for N held-out examples; leaves [seeds, N, ...].
 
     Attributes:
         read: bool [seeds, N], whether the digit was read.
-        choices: i [seeds, N, T], -1 after the end.
-        applied: i [seeds, N], functions.
-        bids: f [seeds, N, T, P] of each primitive; None of a monolithic agent.
+        choices: i [seeds, N, T], -1 after the end of a program.
+        applied: i [seeds, N], number of functions.
+        bids: f [seeds, N, T, P] of each primitive; None for a monolithic agent.
     """
 
     read: np.ndarray
@@ -119,9 +120,9 @@ class Play:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="keep")
 def _compose_all(
-    env: MentalRotation, policy: Policy, examples: PyTree, *, keep: bool = False
+    env: MentalRotation, policy: MarketPolicy | ChoicePolicy, examples: PyTree, *, keep: bool = False
 ) -> tuple[Composition, Any]:
-    """The greedy programs, and all bids for them; what was computed on the way only if it is to be kept."""
+    """The greedy programs and all bids, and the intermediate images if they are requested."""
 
     def one(example: PyTree) -> tuple[Composition, Any]:
         made = compose(env, policy, example)
@@ -135,7 +136,7 @@ def _compose_all(
     return jax.lax.map(one, examples, batch_size=256)
 
 
-def _held_out(env: MentalRotation, options: report.Options) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(env: MentalRotation, options: report.ExperimentOptions) -> tuple[np.ndarray, np.ndarray]:
     return env.examples(env.held_out[: _QUICK_DIGITS if options.quick else None])
 
 
@@ -155,13 +156,13 @@ def _search_all(env: MentalRotation, examples: PyTree) -> dict[tuple[int, ...], 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What can be had without learning, on the held-out examples: bool [N] each.
+    """Accuracy without learning, on the held-out examples: bool [N] each.
 
     Attributes:
-        none: read as it is.
+        none: read without a function.
         fixed: read after the program that is best on training digits.
-        inverse: read after what was done has been undone.
-        oracle: read after any program at all.
+        inverse: read after the exact inverse of its transformations.
+        oracle: read after at least one program.
         program: the best fixed one.
     """
 
@@ -172,7 +173,7 @@ class Bounds:
     program: tuple[int, ...]
 
 
-def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], options: report.Options) -> Bounds:
+def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], options: report.ExperimentOptions) -> Bounds:
     count = _QUICK_DIGITS if options.quick else _TRAINING_DIGITS
     lengths = (_DEEPEST,) if env.depth == "fixed" else range(_DEEPEST + 1)
     trained, held = (
@@ -196,7 +197,7 @@ def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], option
 
 
 def described(program: tuple[int, ...]) -> str:
-    """A program in words."""
+    """The names of a program's functions."""
     return ", then ".join(NAMES[p] for p in program) or "nothing"
 
 
@@ -252,13 +253,13 @@ def _combination_rows(
 
 
 def _padded(program: tuple[int, ...], env: MentalRotation) -> np.ndarray:
-    """A program as `Play.choices` has it: ``stop`` where it ends early, then -1."""
+    """A program in the format of `Play.choices`: ``stop`` if it ends early, then -1."""
     choices = [*program, *([len(NAMES)] if len(program) < env.steps else [])]
     return np.array(choices + [-1] * (env.steps - len(choices)))
 
 
 def _bid_rows(env: MentalRotation, play: Play, examples: tuple[np.ndarray, np.ndarray]) -> list[dict[str, Any]]:
-    """Mean bids at every auction of the exact inverse, of those examples in which it was followed so far."""
+    """Mean bids at every auction of the exact inverse, over the examples whose choices followed it so far."""
     assert play.bids is not None
     rows = []
     for c in env.combinations:
@@ -301,8 +302,8 @@ def _draw_bids(env: MentalRotation, rows: list[dict[str, Any]]) -> Any:
     return fig
 
 
-def draw_chains(env: MentalRotation, policy: Policy) -> Any:
-    """For each combination one held-out digit, what a society's policy makes of it, and what the winners bid."""
+def draw_chains(env: MentalRotation, policy: MarketPolicy | ChoicePolicy) -> Any:
+    """One held-out digit for each combination, its intermediate images under a society's policy, and winning bids."""
     examples = (env.held_out[: len(env.combinations)], np.array(env.combinations, np.int32))
     made, bids = jax.device_get(_compose_all(env, policy, examples, keep=True))
     columns = int(made.applied.max()) + 1
@@ -318,7 +319,7 @@ def draw_chains(env: MentalRotation, policy: Policy) -> Any:
             lines = [env.describe(c) if t == 0 else chosen[t - 1]]
             if t == last:
                 read, label = int(env.reader(made.values[i, t]).argmax()), env.digits.labels[examples[0][i]]
-                lines += chosen[t : t + 1]  # stop, if it was chosen
+                lines += chosen[t : t + 1]  # the choice ``stop``
                 lines.append(f"read: {read}" + ("" if read == label else f", is {label}"))
             ax.set_title("\n".join(lines), fontsize=7)
     return fig
@@ -365,8 +366,8 @@ def _verdicts(
         )
 
 
-def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]]:
-    """Both arms over the same grid, on seeds of their own and training digits."""
+def _tuning(env: MentalRotation, options: report.ExperimentOptions) -> list[dict[str, Any]]:
+    """Both arms over the same grid, with separate seeds, on training digits."""
     apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
     size: dict[str, Any] = {"seeds": _TUNING_SEEDS, "steps": _TUNING_STEPS}
     rows = []
@@ -375,7 +376,7 @@ def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]
             Condition(f"{arm}-{rate:g}-{weight:g}", _config(arm, env, **size, learning_rate=rate, entropy=weight))
             for rate, weight in GRID
         ]
-        found = sweep.train(wanted, apart, f"mental-rotation, tuning: {arm}")
+        found = apart.train(wanted, f"mental-rotation, tuning: {arm}")
         returns = [np.array(found[condition.name].summary["return_seeds"]) for condition in wanted]
         best = divergence.best([each.mean() for each in returns])
         rows += [
@@ -392,14 +393,14 @@ def _tuning(env: MentalRotation, options: report.Options) -> list[dict[str, Any]
     return rows
 
 
-def run(options: report.Options) -> Report:
-    """Train society and rival (what is in ``options.folder`` already is read back) and judge."""
+def run(options: report.ExperimentOptions) -> Report:
+    """Train society and monolithic agent, except those in ``options.folder``, and test the claims."""
     with tables.progress("mental-rotation: digits and their classifier", shown=options.progress) as show:
         env = environment(options)
         show.say(f"the classifier reads {env.reader.accuracy:.1%} of held-out upright {env.digits.source} digits")
     title = f"{env.name} at {env.resolution} × {env.resolution}"
     wanted = _conditions(env, options)
-    found = sweep.train(wanted, options, "mental-rotation")
+    found = options.train(wanted, "mental-rotation")
     runs = {condition.name: found[condition.name] for condition in wanted}
     examples = _held_out(env, options)
     with tables.progress("mental-rotation: held-out digits", unit="inputs", shown=options.progress) as show:

@@ -1,8 +1,8 @@
-"""Modularity (Chang et al. 2021, §7): one decision changes, and who has to learn how much again?
+"""Modularity (Chang et al. 2021, §7): how much an agent has to relearn if one decision changes.
 
-Three ways in which decisions depend on each other (`environments.topologies`), a first task each, and transfer tasks in
-which the right action of a single state is another one. Societies, in which every primitive has its own networks and
-learns from its own profit, against one PPO agent whose networks all decisions share.
+There are three topologies of decisions (`environments.topologies`), each with a first task and transfer tasks in which
+the right action of a single state differs. Societies, in which every primitive has its own networks and learns from its
+own utility, are compared with one PPO agent whose decisions share one network.
 """
 
 import dataclasses
@@ -15,13 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
-from jaxmarket.experiments.arms import LEVEL, Arm, draw_curves, draw_weights, over_reached, steps_to, success_curve
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import Condition, train
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.transfer_conditions import (
+    LEVEL,
+    TransferCondition,
+    draw_curves,
+    draw_weights,
+    over_reached,
+    steps_to,
+    success_curve,
+)
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs import fitting
-from jaxmarket.runs.run_folder import Policy, SavedRun, as_policy
+from jaxmarket.runs.run_folder import SavedRun, as_policy
+from jaxmarket.runs.sweeps import Condition
+from jaxmarket.society import MarketPolicy
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
@@ -48,7 +58,7 @@ TRANSFERS: dict[str, dict[str, str]] = {
     "common ancestor": {"ancestor": "DBC", "descendant": "ABE"},
     "common descendant": {"descendant": "ABD", "ancestor": "EBC"},
 }
-"""By topology and by the decision that changes: the transfer tasks."""
+"""The transfer tasks, by topology and by the decision that changes."""
 
 QUICK = ("linear chain",)
 """The topologies of a quick run, with the first transfer task of each."""
@@ -66,7 +76,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "society valuation": {"learning_rate": 3e-3, "exploration": 0.1, "exploration_final": 0.1},
     "flat": {"learning_rate": 1e-2, "entropy": 0.01},
 }
-"""What each arm's grid chose (`tune`): soonest above 90% for good on the linear chain, after 9.2, 1.2, 7.5 k steps."""
+"""The settings chosen by `tune`: the first to stay above 90% on the linear chain, after 9.2, 1.2 and 7.5 k steps."""
 
 _PPO_GRID = [
     {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
@@ -79,58 +89,59 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     ],
     "flat": _PPO_GRID,
 }
-"""Twelve settings per arm, all traced: one compiled program per arm."""
+"""Twelve settings per arm, all traced, so that each arm compiles once."""
 
 _TUNING_SEED, _TUNING_SEEDS = 5, 8
-_SOLVED = 0.99  # success that a setting must end with to be chosen
-_EARLY = 10 * _UPDATE  # where a transfer is stopped to look at the decisions that did not change
-_STEADY = ("society", "flat")  # arms whose settings do not depend on the length of a run
+_SOLVED = 0.99  # final success rate that a chosen setting must reach
+_EARLY = 10 * _UPDATE  # when a transfer is stopped to measure the decisions that did not change
+_STEADY = ("society", "flat")  # arms whose settings do not depend on the number of steps
 _DRAWS = 256  # choices per state and seed
 
 
 def _name(arm: str, topology: str, task: str, stage: str = "") -> str:
-    """Of a condition; ``stage`` tells apart those of one arm on one task."""
+    """The name of a condition; ``stage`` distinguishes conditions of one arm on one task."""
     return "-".join(filter(None, (arm, topology, task, stage))).replace(" ", "_")
 
 
 def condition(arm: str, topology: str, task: str, seeds: int, stage: str = "", **settings: Any) -> Condition:
-    """An arm on a task; ``settings`` replace the arm's own."""
+    """An arm on a task; ``settings`` override those of the arm."""
     chosen = _BUDGET | _KINDS[arm] | ARMS[arm] | settings
     config = TrainConfig(TOPOLOGIES[topology](task), seeds=seeds, **chosen)
     return Condition(_name(arm, topology, task, stage), config)
 
 
-def tasks(options: Options) -> list[tuple[str, str, str]]:
+def tasks(options: ExperimentOptions) -> list[tuple[str, str, str]]:
     """The transfer tasks: topology, the decision that changes, the right actions."""
-    if options.quick:  # a task is a program of every arm, and compiling them takes most of the time
+    if options.quick:  # each task compiles one program for every arm, which takes most of the time
         return [(topology, *next(iter(TRANSFERS[topology].items()))) for topology in QUICK]
     return [(topology, change, task) for topology, changes in TRANSFERS.items() for change, task in changes.items()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """A transfer task and what every arm did there.
+    """A transfer task and the runs of every arm.
 
     Attributes:
-        topology, change: which; ``change`` is the decision that became another one.
-        task: the right actions now.
-        arms: by name.
-        early: by name, the same transfer stopped early; not of all arms, and in a quick run of none.
+        topology: name of the topology.
+        change: name of the decision that changed.
+        task: the right actions of the transfer task.
+        arms: the runs, by name of the arm.
+        early: the same transfer stopped early, by name; only of some arms, and empty in a quick run.
     """
 
     topology: str
     change: str
     task: str
-    arms: dict[str, Arm]
+    arms: dict[str, TransferCondition]
     early: dict[str, SavedRun]
 
     @property
     def name(self) -> str:
-        """Shown in figures and verdicts."""
+        """The name in figures and verdicts."""
         return f"{self.topology}, {self.change}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The arms in the main table."""
+        """The rows of the main table."""
         for arm in self.arms.values():
             stays = settled(arm.second)
             yield {
@@ -142,7 +153,7 @@ class Transfer:
             }
 
     def early_rows(self) -> Iterator[dict[str, Any]]:
-        """How right decisions were when the transfer was stopped early, an arm a row."""
+        """The rates of right decisions when the transfer was stopped early, one row for each arm."""
         for name, run in self.early.items():
             others, changed = self.split(correct(run, self.task))
             yield {
@@ -155,19 +166,19 @@ class Transfer:
             }
 
     def split(self, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The less right of the decisions that did not change, and the one that did: f [seeds] each, of [seeds, 3]."""
+        """The lower rate of the unchanged decisions, and the rate of the changed one: f [seeds] each, of [seeds, 3]."""
         same = np.array(list(FIRST)) == np.array(list(self.task))
         return right[:, same].min(1), right[:, ~same][:, 0]
 
 
 @jax.jit
-def _actions(policy: Policy, keys: Array, obs: Array) -> Array:
-    """What a policy does for each key and observation: i32 [keys, states]."""
+def _actions(policy: MarketPolicy | ChoicePolicy, keys: Array, obs: Array) -> Array:
+    """The actions of a policy for each key and observation: i32 [keys, states]."""
     return jax.vmap(lambda key: jax.vmap(lambda o: policy(o, key))(obs))(keys)
 
 
 def correct(run: SavedRun, task: str) -> np.ndarray:
-    """How often each state's right action is taken, with sampled bids or choices: f [seeds, 3]."""
+    """The rate of each state's right action, with sampled bids or choices: f [seeds, 3]."""
     right = right_actions(task)
     obs, keys = jnp.eye(len(right), len(right) + 1), jax.random.split(key_for(key_of(0), "measurement"), _DRAWS)
     policies = (as_policy(run, seed=seed, greedy=False) for seed in range(run.config.seeds))
@@ -178,18 +189,18 @@ def correct(run: SavedRun, task: str) -> np.ndarray:
 
 
 def settled(run: SavedRun) -> np.ndarray:
-    """Environment steps after which success no longer fell below 90%: f [seeds], NaN for a seed that ended below."""
+    """Environment steps after which success stays at 90% or above: f [seeds], NaN for a seed that ends below."""
     steps, success = success_curve(run)
     below = ~(success >= LEVEL)
-    since = np.where(below.any(0), len(below) - below[::-1].argmax(0), 0)  # chunks up to the last one below
+    since = np.where(below.any(0), len(below) - below[::-1].argmax(0), 0)  # chunks up to the last one below the level
     return np.where(since < len(steps), steps[np.minimum(since, len(steps) - 1), 0], np.nan)
 
 
-def tune(options: Options) -> list[dict[str, Any]]:
-    """Every setting of every arm's grid on the linear chain, with seeds of its own: a row each, the chosen one marked.
+def tune(options: ExperimentOptions) -> list[dict[str, Any]]:
+    """Every setting of every arm's grid on the linear chain, with separate seeds: one row each, the chosen one marked.
 
-    Chosen is, of the settings with which the first task ends at 99% success, the one that first stays above 90%. The
-    transfer is shown, and has no say.
+    Among the settings whose final success on the first task is at least 99%, the one that first stays above 90% is
+    chosen. Transfer results are reported but not used.
     """
     own = dataclasses.replace(options, seed=_TUNING_SEED)
     cells = [(arm, f"grid{i}", setting) for arm, grid in GRIDS.items() for i, setting in enumerate(grid)]
@@ -197,14 +208,16 @@ def tune(options: Options) -> list[dict[str, Any]]:
 
     def learn(task: str, start: dict[str, SavedRun]) -> dict[str, SavedRun]:
         wanted = [condition(arm, topology, task, _TUNING_SEEDS, stage, **setting) for arm, stage, setting in cells]
-        return train(wanted, own, f"grids {task}", start)
+        return own.train(wanted, f"grids {task}", start)
 
     first = learn(FIRST, {})
     starts = {_name(a, topology, last, s): first[_name(a, topology, FIRST, s)] for a, s, _ in cells}
     second = learn(last, starts)
     rows = []
     for arm, stage, setting in cells:
-        run = Arm(arm, first[_name(arm, topology, FIRST, stage)], second[_name(arm, topology, last, stage)])
+        run = TransferCondition(
+            arm, first[_name(arm, topology, FIRST, stage)], second[_name(arm, topology, last, stage)]
+        )
         success, steps = np.mean(run.first.summary["sampled_termination_rate_seeds"]), settled(run.first).mean()
         rows.append(
             {
@@ -213,7 +226,7 @@ def tune(options: Options) -> list[dict[str, Any]]:
                 "entropy": setting.get("entropy"),
                 "exploration": setting.get("exploration"),
                 "success": float(success),
-                "steps to stay": None if np.isnan(steps) else round(steps),  # NaN unless every seed does
+                "steps to stay": None if np.isnan(steps) else round(steps),  # NaN unless all seeds reach it
                 "k steps after": run.row["k steps after"],
                 "reached": run.row["reached"],
                 "best": False,
@@ -243,9 +256,10 @@ def fewer_steps(claim: str, society: np.ndarray, flat: np.ndarray, most: float) 
 
     Args:
         claim: what is claimed.
-        society, flat: steps, f [seeds]; NaN where never, which counts as the whole run, the least it can have taken.
-            A society for which that is true of more than a quarter of its seeds (interquartile means leave out the
-            slowest quarter) does not confirm the claim.
+        society: steps, f [seeds]; NaN (never) counts as the steps of the whole run, a lower bound. If more than a
+            quarter of the society's seeds are NaN (interquartile means ignore the slowest quarter), the claim is not
+            confirmed.
+        flat: as for ``society``.
         most: steps of a whole run.
     """
     there = [~np.isnan(steps) for steps in (society, flat)]
@@ -260,7 +274,8 @@ def fewer_weights(claim: str, society: list[np.ndarray], flat: list[np.ndarray])
 
     Args:
         claim: what is claimed.
-        society, flat: shares, f [seeds] per transfer.
+        society: shares, f [seeds] per transfer.
+        flat: shares, f [seeds] per transfer.
     """
     pairs = [(interquartile_mean(ours), interquartile_mean(theirs)) for ours, theirs in zip(society, flat, strict=True)]
     less = np.array([ours.high < theirs.low for ours, theirs in pairs])
@@ -306,7 +321,7 @@ def _spread(values: list[float | None]) -> dict[str, Any]:
 
 
 def _summary(transfers: list[Transfer], arm: str) -> dict[str, Any]:
-    """An arm over all transfer tasks: numbers over tasks and seeds together, and each task's own."""
+    """The measures of an arm, over all transfer tasks and seeds together and for each task."""
     tasks = {}
     for transfer in transfers:
         finding = transfer.arms[arm]
@@ -331,7 +346,7 @@ _POOLED = (
 
 
 def _draw_transfers(transfers: list[Transfer]) -> Any:
-    """Success after the transfer, a panel per transfer task."""
+    """Success after the transfer, one panel for each transfer task."""
     fig, axes = plotting.figure(columns=4, rows=-(-(len(transfers) + 1) // 4), width=3.6, height=2.9)
     for ax, transfer in zip(axes, transfers, strict=False):
         title = f"{transfer.name}: {FIRST} → {transfer.task}"
@@ -364,12 +379,12 @@ def _draw_moved(transfers: list[Transfer]) -> Any:
     return fig
 
 
-def run(options: Options) -> Report:
-    """Train every arm on the first tasks, then on the transfer tasks from there, and judge the paper's claims."""
+def run(options: ExperimentOptions) -> Report:
+    """Train every arm on the first tasks, then from its parameters on the transfer tasks, and test the claims."""
     cells, before = tasks(options), fitting.compiles()
     topologies = dict.fromkeys(topology for topology, _, _ in cells)
     first = [condition(arm, topology, FIRST, options.seeds) for arm in ARMS for topology in topologies]
-    trained = train(first, options, "first tasks")
+    trained = options.train(first, "first tasks")
 
     second = [condition(arm, topology, task, options.seeds) for arm in ARMS for topology, _, task in cells]
     early = [
@@ -383,13 +398,16 @@ def run(options: Options) -> Report:
         for topology, _, task in cells
         for stage in ("", "early")
     }
-    moved = train([*second, *early], options, "transfer", starts)
+    moved = options.train([*second, *early], "transfer", starts)
     transfers = [
         Transfer(
             topology,
             change,
             task,
-            {arm: Arm(arm, trained[_name(arm, topology, FIRST)], moved[_name(arm, topology, task)]) for arm in ARMS},
+            {
+                arm: TransferCondition(arm, trained[_name(arm, topology, FIRST)], moved[_name(arm, topology, task)])
+                for arm in ARMS
+            },
             {arm: moved[_name(arm, topology, task, "early")] for arm in _STEADY if early},
         )
         for topology, change, task in cells
@@ -429,7 +447,7 @@ def run(options: Options) -> Report:
             "quick": options.quick,
             "full": options.full,
             "conditions": len(trained) + len(moved),
-            "programs": len({fitting.program_of(c.config) for c in (*first, *second)}),
+            "programs": len({c.config.settings.trainable for c in (*first, *second)}),
             "compiled_now": fitting.compiles() - before,
             "budget": _BUDGET,
             "settings": ARMS,

@@ -3,18 +3,18 @@
 XOR: two inputs and one that is always on, three hidden units that compete, two outputs that compete. The inputs feed
 both subsets, the hidden units feed the outputs. One of the four patterns, drawn at random, is held for six ticks from
 rest; the reward is paid at every tick at which the right output is on. The light: five cells and an input that is
-always on feed two outputs that compete and feed each other and themselves. A light crosses the cells in five ticks,
-in either direction. λ = η = .005, weights start between .999 and 1.001, float32.
+always on feed two outputs that compete, and that are connected to each other and to themselves. A light crosses the
+cells in five ticks, in either direction. λ = η = .005, weights start between .999 and 1.001, float32.
 
-After every presentation all patterns are asked, without learning. An answer is right if the right output fires
-during the last three ticks, as in the paper (for the light: at the last one, our reading). A run *holds* a solution
-from the first presentation on after which all answers are right for a hundred presentations in a row, while learning
-goes on: that is what the verdicts ask for. It has *found* one at the first presentation after which they are, once.
-That proves little: payments alone, without any reward, shuffle the winners until all answers happen to be right.
+After every presentation the network is tested on all patterns, without learning. An answer is right if the right output
+fires during the last three ticks, as in the paper (for the light: at the last one, our interpretation). A run *holds* a
+solution from the first presentation after which all answers are right for a hundred consecutive presentations, while
+learning continues; the verdicts use this criterion. It has *found* one at the first presentation after which all
+answers are right once. That is weak evidence: payments alone, without reward, change the winners until all answers
+happen to be right.
 
-Beside the published settings: the same without reward, and variants that differ in what is named and in nothing else.
-Which settings are the paper's own words and which are reported by others or are our reading is listed in
-``docs/reproductions.md``.
+The published settings are compared with the same settings without reward, and with variants that differ in one respect
+each. ``docs/reproductions.md`` lists which settings are stated in the paper, reported by others or our interpretation.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
 from jaxmarket.keys import key_of
 from jaxmarket.networks.neural_bucket_brigade import Network, Rates, WeightFlows, init, present, respond
 from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, tables
 
-__all__ = ["CONDITIONS", "HOLD", "Condition", "Finding", "first_held", "light", "measure", "run", "xor"]
+__all__ = ["CONDITIONS", "HOLD", "BrigadeCondition", "BrigadeResult", "first_held", "light", "measure", "run", "xor"]
 
 CHUNK = 100
-"""Presentations between two looks at the books."""
+"""Presentations between two recordings of weights and flows."""
 
 HOLD = 100
-"""For how many presentations in a row all answers must be right."""
+"""Number of consecutive presentations for which all answers must be right."""
 
-_SOLVED = 0.9  # of the runs: 18 of 20, and the paper's 9 of 10
+_SOLVED = 0.9  # fraction of the runs: 18 of 20, and the paper's 9 of 10
 
 
 def xor(ticks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +51,9 @@ def xor(ticks: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def light(ticks: int, cells: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """A light that crosses to the right and one that crosses to the left f [2, T, cells + 1]; the last input is on.
+    """A light that moves to the right and one that moves to the left f [2, T, cells + 1]; the last input is always on.
 
-    Beyond ``cells`` ticks all cells are dark. The right output i [2, T] is the same at every tick.
+    After ``cells`` ticks all cells are off. The right output i [2, T] is the same at every tick.
     """
     patterns = np.zeros((2, ticks, cells + 1), np.float32)
     patterns[:, :, cells] = 1
@@ -67,15 +67,15 @@ _RETINA = Network((6, 2), ((0, 1), (1, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class BrigadeCondition:
     """A task and a setting.
 
     Attributes:
         task: ``XOR`` or ``light``.
-        setting: ``published``, or in what it differs.
-        network: what is connected.
-        ticks: how long a presentation is.
-        published: what the paper reports for it; empty if nothing that we know of.
+        setting: ``published``, or the difference from it.
+        network: units and connections.
+        ticks: ticks per presentation.
+        published: the result reported in the paper; empty if none is known.
         reward: η.
     """
 
@@ -88,53 +88,53 @@ class Condition:
 
     @property
     def patterns(self) -> tuple[np.ndarray, np.ndarray]:
-        """What is shown f [P, T, I], and which output is right i [P, T]."""
+        """The inputs f [P, T, I], and the right outputs i [P, T]."""
         return (xor if self.task == "XOR" else light)(self.ticks)
 
     @property
     def last(self) -> int:
-        """During how many last ticks the right output must fire."""
+        """Number of final ticks during which the right output must fire."""
         return 3 if self.task == "XOR" else 1
 
 
 CONDITIONS = (
-    Condition("XOR", "published", _DIRECT, 6, "619"),
-    Condition("XOR", "no reward", _DIRECT, 6, reward=0.0),
-    Condition("XOR", "8 ticks", _DIRECT, 8),
-    Condition("XOR", "no direct links", Network((3, 3, 2), ((0, 1), (1, 2))), 6),
-    Condition("XOR", "2 hidden", Network((3, 2, 2), ((0, 1), (0, 2), (1, 2))), 6, "160 × 4"),
-    Condition(
+    BrigadeCondition("XOR", "published", _DIRECT, 6, "619"),
+    BrigadeCondition("XOR", "no reward", _DIRECT, 6, reward=0.0),
+    BrigadeCondition("XOR", "8 ticks", _DIRECT, 8),
+    BrigadeCondition("XOR", "no direct links", Network((3, 3, 2), ((0, 1), (1, 2))), 6),
+    BrigadeCondition("XOR", "2 hidden", Network((3, 2, 2), ((0, 1), (0, 2), (1, 2))), 6, "160 × 4"),
+    BrigadeCondition(
         "XOR",
         "2 + 2 hidden",
         Network((3, 2, 2, 2), ((0, 1), (0, 2), (0, 3), (1, 3), (2, 3))),
         6,
         "263 × 4",
     ),
-    Condition("light", "published", _RETINA, 5, "223 × 2"),
-    Condition("light", "no reward", _RETINA, 5, reward=0.0),
-    Condition("light", "6 ticks", _RETINA, 6),
+    BrigadeCondition("light", "published", _RETINA, 5, "223 × 2"),
+    BrigadeCondition("light", "no reward", _RETINA, 5, reward=0.0),
+    BrigadeCondition("light", "6 ticks", _RETINA, 6),
 )
-"""Everything that is run."""
+"""All conditions."""
 
 
 @functools.partial(jax.jit, static_argnames=("network", "chunks", "last"))
 def _train(
     network: Network, chunks: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
 ) -> tuple[Array, Array, WeightFlows]:
-    """Whether all answers are right after each presentation, and the books.
+    """Whether all answers are right after each presentation, and weights and flows.
 
     Args:
         network: static.
         chunks: static; of `CHUNK` presentations each.
-        last: static; during how many last ticks the right output must fire.
+        last: static; number of final ticks during which the right output must fire.
         patterns: f [P, T, I].
         targets: i [P, T].
         keys: of the seeds.
         rates: λ and η.
 
     Returns:
-        bool [seeds, chunks · CHUNK]; weights f [seeds, chunks + 1, N, N] before, and after every chunk; flows
-        f [seeds, chunks], summed over it.
+        bool [seeds, chunks · CHUNK]; weights f [seeds, chunks + 1, N, N] before and after every chunk; flows
+        f [seeds, chunks], summed over each chunk.
     """
 
     def seed(key: Array) -> tuple[Array, Array, WeightFlows]:
@@ -158,7 +158,7 @@ def _train(
 
 
 def first_held(solved: np.ndarray, hold: int) -> np.ndarray:
-    """The first presentation, from 1, that begins ``hold`` solved ones in a row: f [seeds], inf if there is none.
+    """The first presentation, from 1, of ``hold`` consecutive solved ones: f [seeds], inf if there is none.
 
     Args:
         solved: bool [seeds, n].
@@ -170,19 +170,19 @@ def first_held(solved: np.ndarray, hold: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """What came of a condition.
+class BrigadeResult:
+    """The measurements of a condition.
 
     Attributes:
-        condition: what was run.
-        solved: bool [seeds, presentations], whether all answers were right after it.
-        money: f64 [seeds, chunks + 1], the sum of all weights before, and after every chunk.
+        condition: the condition.
+        solved: bool [seeds, presentations], whether all answers are right after each.
+        money: f64 [seeds, chunks + 1], the sum of all weights before and after every chunk.
         injected: f64 [seeds, chunks], summed over each chunk; so are the next two.
         dissipated: f64 [seeds, chunks].
         circulated: f64 [seeds, chunks].
     """
 
-    condition: Condition
+    condition: BrigadeCondition
     solved: np.ndarray
     money: np.ndarray
     injected: np.ndarray
@@ -191,30 +191,30 @@ class Finding:
 
     @property
     def found(self) -> np.ndarray:
-        """First presentation after which all answers were right: f [seeds], inf if there is none."""
+        """First presentation after which all answers are right: f [seeds], inf if there is none."""
         return first_held(self.solved, 1)
 
     @property
     def held(self) -> np.ndarray:
-        """From which presentation on that stayed so for `HOLD`: f [seeds], inf if from none."""
+        """First presentation from which on all answers are right for `HOLD` presentations: f [seeds], inf if none."""
         return first_held(self.solved, HOLD)
 
     @property
     def residual(self) -> np.ndarray:
-        """Change of all weights that no named flow accounts for, over the money that moved: f [seeds]."""
+        """Change of the sum of weights that no flow explains, over the amount moved: f [seeds]."""
         named = (self.injected - self.dissipated).sum(1)
         moved = (self.injected + self.dissipated + self.circulated).sum(1)
         return np.abs(self.money[:, -1] - self.money[:, 0] - named) / moved
 
 
-def measure(condition: Condition, seeds: int, seed: int, presentations: int) -> Finding:
+def measure(condition: BrigadeCondition, seeds: int, seed: int, presentations: int) -> BrigadeResult:
     """Train a condition.
 
     Args:
-        condition: what to run.
-        seeds: how many networks.
+        condition: the condition.
+        seeds: number of networks.
         seed: of all randomness.
-        presentations: to each network, in whole chunks.
+        presentations: to each network, rounded down to whole chunks.
     """
     keys = jax.random.split(key_of(seed), seeds)
     patterns, targets = map(jnp.asarray, condition.patterns)
@@ -223,7 +223,7 @@ def measure(condition: Condition, seeds: int, seed: int, presentations: int) -> 
     solved, weights, flows = jax.device_get(trained)
     book = jax.tree.map(lambda flow: np.asarray(flow, np.float64), flows)
     money = np.asarray(weights, np.float64).sum((2, 3))
-    return Finding(condition, solved, money, book.injected, book.dissipated, book.circulated)
+    return BrigadeResult(condition, solved, money, book.injected, book.dissipated, book.circulated)
 
 
 def _finite(value: float) -> int | None:
@@ -231,7 +231,7 @@ def _finite(value: float) -> int | None:
 
 
 def _quantile(values: np.ndarray, at: float) -> float:
-    """One of the values: half-way between two would mean nothing where the greater is inf."""
+    """A quantile without interpolation, which would be undefined between a finite value and inf."""
     return float(np.quantile(values, at, method="inverted_cdf"))
 
 
@@ -247,7 +247,7 @@ def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _row(finding: Finding) -> dict[str, Any]:
+def _row(finding: BrigadeResult) -> dict[str, Any]:
     return {
         "task": finding.condition.task,
         "setting": finding.condition.setting,
@@ -259,7 +259,7 @@ def _row(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _runs(finding: Finding) -> list[dict[str, Any]]:
+def _runs(finding: BrigadeResult) -> list[dict[str, Any]]:
     return [
         {
             "task": finding.condition.task,
@@ -279,7 +279,7 @@ def _runs(finding: Finding) -> list[dict[str, Any]]:
     ]
 
 
-def _verdicts(findings: list[Finding]) -> list[Verdict]:
+def _verdicts(findings: list[BrigadeResult]) -> list[Verdict]:
     by_name = {(f.condition.task, f.condition.setting): f for f in findings}
 
     def held(task: str, setting: str) -> np.ndarray:
@@ -297,7 +297,7 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
         for setting, name in (("published", "published settings"), ("8 ticks", "patterns held for 8 ticks, not 6"))
     ]  # fmt: skip
     if min(np.isfinite(first).sum(), np.isfinite(lasting).sum()) > 1:
-        # Plain means, to hold against the paper's.
+        # Plain means, for comparison with the paper's.
         once, kept = mean(first[np.isfinite(first)]), mean(lasting[np.isfinite(lasting)])
         verdicts.append(
             Verdict(
@@ -331,7 +331,7 @@ def _verdicts(findings: list[Finding]) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def _figures(findings: list[Finding]) -> dict[str, Any]:
+def _figures(findings: list[BrigadeResult]) -> dict[str, Any]:
     curves, axes = plotting.figure(columns=2, width=6.5)
     for ax, task, published, patterns in zip(axes, ("XOR", "light"), (619, 223), (4, 2), strict=True):
         chosen = [f for f in findings if f.condition.task == task]
@@ -355,6 +355,7 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
             ylabel="share of runs",
             title=f"{task}: runs whose answers are all right",
         )
+        # One legend for each panel, because the published numbers differ.
         ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     money, axes = plotting.figure(columns=2, width=6.5)
     shown = [f for f in findings if f.condition.setting == "published"]
@@ -368,8 +369,8 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
         }
         for i, (label, flow) in enumerate(flows.items()):
             total = flow if i == 0 else np.cumsum(np.pad(flow, ((0, 0), (1, 0))), axis=1)
-            ax.plot(x, total.mean(0), color="black" if i == 0 else f"C{i - 1}", linewidth=2, label=label)
-            ax.fill_between(x, total.min(0), total.max(0), color="black" if i == 0 else f"C{i - 1}", alpha=0.15)
+            color = "black" if i == 0 else f"C{i - 1}"
+            plotting.draw_band(ax, x, total.mean(0), total.min(0), total.max(0), color=color, linewidth=2, label=label)
         ax.set(
             xlabel="presentations",
             ylabel="weight",
@@ -379,10 +380,10 @@ def _figures(findings: list[Finding]) -> dict[str, Any]:
     return {"neural-bucket-brigade": curves, "money": money}
 
 
-def run(options: Options) -> Report:
-    """Train every condition and judge."""
+def run(options: ExperimentOptions) -> Report:
+    """Train every condition and test the claims."""
     presentations = 4000 if options.quick else 6000
-    findings: list[Finding] = []
+    findings: list[BrigadeResult] = []
     with tables.progress("neural-bucket-brigade", unit="conditions", shown=options.progress) as bar:
         for condition in CONDITIONS:
             findings.append(measure(condition, options.seeds, options.seed, presentations))

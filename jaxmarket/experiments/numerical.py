@@ -2,7 +2,7 @@
 
 {bucket brigade, Vickrey, credit-conserving Vickrey, environment reward} × {solitary, cloned}, each with the paper's
 settings and with tuned ones, many seeds in one vmapped call. Learning rates, entropy weights and the length of a
-run are traced, so both settings share one compiled program per mechanism and number of clones.
+run are traced, so that both settings share one compiled program per mechanism and number of clones.
 """
 
 import dataclasses
@@ -14,8 +14,15 @@ import jax
 import numpy as np
 
 from jaxmarket import auctions
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import fresh_rollout
@@ -23,15 +30,14 @@ from jaxmarket.runs import fitting
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
-__all__ = ["QUICK", "REFERENCE", "SETTINGS", "Condition", "Finding", "conditions", "run", "solved"]
+__all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
-# The learner's own defaults are the paper's numbers; Kumaraswamy bids stand in for Beta's, six times faster.
-# A trace decay of 0 changes nothing: it is there so that all settings are one program.
+# The learner's defaults are the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
+# A trace decay of 0 has no effect; it is set so that all settings share one program.
 _PUBLISHED = {"time_limits": "terminal", "log_every": 10, "steps": 500 * _UPDATE, "trace_decay": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": _PUBLISHED,
@@ -42,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ten times that, half the entropy weight, λ = .8 contracts of buyers with sellers (`settle`), 300 updates, not 500."""
 
 QUICK = {"steps": 100 * _UPDATE}
-"""What a quick run changes in any of the settings."""
+"""Settings that a quick run replaces."""
 
 _AT = (50, 100, 200, 300, 500)
 REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
@@ -71,20 +77,20 @@ _LEDGER_INSTANCES = 32
 
 
 def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
-    """Which returns are within 1% of the optimum: bool, shaped like ``returns``."""
+    """Which returns are within 1% of the optimum: bool [...], of returns f [...]."""
     return returns >= optimum - _WITHIN * abs(optimum)
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """One cell of the sweep: all its seeds are one vmapped call."""
+class NumericalCondition:
+    """One condition; its seeds are one vmapped call."""
 
     settings: str
     config: TrainConfig
 
     @property
     def name(self) -> str:
-        """Also the name of its folder."""
+        """The name of the condition and of its folder."""
         return f"{self.settings}-{self.config.auction}-{self.society}"
 
     @property
@@ -93,8 +99,8 @@ class Condition:
         return "solitary" if self.config.clones == 1 else "cloned"
 
 
-def conditions(env: str, options: Options) -> list[Condition]:
-    """The sweep; the slowest first, and equal programs far apart."""
+def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]:
+    """All conditions; the slowest first, and equal programs far apart."""
     cells = [("beta", "ccv", 2)]
     if options.full:
         cells = [("beta", auction, clones) for auction in auctions.MECHANISMS for clones in (2, 1)]
@@ -105,7 +111,7 @@ def conditions(env: str, options: Options) -> list[Condition]:
         for settings in ("published", "tuned")
         for clones in (2, 1)
         for auction in auctions.MECHANISMS
-        # Compiling takes most of a quick run: the ablation is not wanted twice there.
+        # Compiling takes most of a quick run, so that it runs the ablation with one of the settings only.
         if not (options.quick and auction == "env" and clones == 1)
     ]
 
@@ -117,17 +123,17 @@ def conditions(env: str, options: Options) -> list[Condition]:
             chosen["steps"] = 2000 * _UPDATE
         return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
-    return [Condition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
+    return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
 
 
-# --- what the runs show
+# --- results
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """A finished condition, reduced to numbers per seed."""
+class NumericalResult:
+    """The measurements of a finished condition."""
 
-    condition: Condition
+    condition: NumericalCondition
     run: SavedRun
     optimum: float
 
@@ -148,8 +154,8 @@ class Finding:
 
     @functools.cached_property
     def truth_in_range(self) -> bool:
-        """Whether every visited state's Q* lies within the possible bids."""
-        head = self.condition.config.society.policy.head
+        """Whether Q* of every visited state lies in the range of bids."""
+        head = self.condition.config.settings.society.policy.head
         assert self.run.q is not None and self.run.visited is not None
         q = self.run.q[self.run.visited.any(0)]
         return bool(q.size and head.low <= q.min() and q.max() <= head.high)  # type: ignore[attr-defined]
@@ -170,7 +176,7 @@ class Finding:
         return np.array([error(b, run.q)[v].mean() for b, v in zip(run.bids, run.visited, strict=True)])
 
     def row(self) -> dict[str, Any]:
-        """The condition in the main table."""
+        """The row of the main table."""
         config = self.condition.config
         error: Estimate | None = interquartile_mean(self.winner_error) if self.truth_in_range else None
         every: Estimate | None = interquartile_mean(self.every_error) if self.truth_in_range else None
@@ -178,7 +184,7 @@ class Finding:
             "settings": self.condition.settings,
             "auction": str(config.auction),
             "society": self.condition.society,
-            "updates": config.updates,
+            "updates": config.settings.updates,
             "greedy": interquartile_mean(self.greedy),
             "lowest": float(self.greedy.min()),
             "solved": tally(self.solved),
@@ -193,7 +199,7 @@ class Finding:
 
 @functools.partial(jax.jit, static_argnames=("society", "steps"))
 def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Array, Array]:
-    """Ledgers of fresh episodes with sampled bids, summed over seeds and instances; and the episodes ended."""
+    """Ledgers of new episodes with sampled bids, summed over seeds and instances; and the number of episodes."""
 
     def money(params: PyTree, key: Array) -> tuple[Array, Array]:
         rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
@@ -206,9 +212,9 @@ def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Ar
 
 
 def who_paid_whom(run: SavedRun, key: Array) -> np.ndarray:
-    """Money per episode, payer × payee, over bidders, house, auctioneer and environment: f [A + 3, A + 3]."""
+    """Money per episode from payer to payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
     horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
-    money, episodes = _money(run.config.society, run.params, key, horizon)
+    money, episodes = _money(run.config.settings.society, run.params, key, horizon)
     return np.asarray(money) / max(1.0, float(episodes))
 
 
@@ -222,7 +228,7 @@ def account_names(society: Society) -> list[str]:
 # --- the paper's claims; each judges the cells (auction, society) of one settings
 
 
-def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _truthful(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     claim, ccv = "cloned ccv bids are truthful", cells["ccv", "cloned"]
     if not ccv.truth_in_range:
         return Verdict(claim, "not testable", None, "Q* lies outside the bids' range (0, 1)")
@@ -231,14 +237,14 @@ def _truthful(cells: dict[tuple[str, str], Finding]) -> Verdict:
     return Verdict.of(claim, error.value <= _TRUTHFUL, error.value, evidence)
 
 
-def _optimal(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _optimal(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     ccv = cells["ccv", "cloned"]
     solved, seeds = int(ccv.solved.sum()), len(ccv.solved)
     evidence = f"{solved} of {seeds} seeds within 1% of {ccv.optimum:.2f}, lowest {ccv.greedy.min():.3f}"
     return Verdict.of("cloned ccv recovers the optimal policy", solved == seeds, solved / seeds, evidence)
 
 
-def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _conserving(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     minted = {
         auction: float(np.max([np.abs(cells[auction, s].late("subsidy")).max() for s in ("cloned", "solitary")]))
         for auction in ("bb", "ccv", "vickrey")
@@ -254,7 +260,7 @@ def _conserving(cells: dict[tuple[str, str], Finding]) -> Verdict:
     )
 
 
-def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _clones_matter(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     cloned, alone = cells["ccv", "cloned"], cells["ccv", "solitary"]
     gain = interquartile_mean(cloned.late("return_mean") - alone.late("return_mean"))
     evidence = f"cloned minus solitary return {gain}"
@@ -265,11 +271,11 @@ def _clones_matter(cells: dict[tuple[str, str], Finding]) -> Verdict:
     return Verdict.of("clones matter (ccv)", gain.low > 0 or nearer.low > 0, nearer.value, evidence)
 
 
-def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
+def _best(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     finals = {
         auction: interquartile_mean(cells[auction, "cloned"].late("return_mean")) for auction in auctions.MECHANISMS
     }
-    lead = finals["ccv"].value - max(finals["bb"].value, finals["vickrey"].value)  # env is no auction
+    lead = finals["ccv"].value - max(finals["bb"].value, finals["vickrey"].value)  # env has no auction
     beaten = lead < -_WITHIN * abs(cells["ccv", "cloned"].optimum)
     evidence = "late sampled return " + ", ".join(f"{auction} {value}" for auction, value in finals.items())
     return Verdict.of("neither bb nor vickrey, cloned, beats ccv by 1%", not beaten, lead, evidence)
@@ -278,7 +284,7 @@ def _best(cells: dict[tuple[str, str], Finding]) -> Verdict:
 _ONE_CELL, _ALL_CELLS = (_truthful, _optimal), (_truthful, _optimal, _conserving, _clones_matter, _best)
 
 
-def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict]:
+def _verdicts(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[Verdict]:
     for settings in dict.fromkeys(key[0] for key in findings):
         cells = {key[1:]: finding for key, finding in findings.items() if key[0] == settings}
         for claim in _ALL_CELLS if len(cells) > 1 else _ONE_CELL:
@@ -289,7 +295,7 @@ def _verdicts(findings: dict[tuple[str, str, str], Finding]) -> Iterator[Verdict
 # --- figures
 
 
-def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimum: float) -> Any:
+def _draw_curves(findings: dict[tuple[str, str, str], NumericalResult], env: str, optimum: float) -> Any:
     settings = list(dict.fromkeys(key[0] for key in findings))
     fig, axes = plotting.figure(columns=len(settings), width=5.5)
     colors = dict(zip(auctions.MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
@@ -298,27 +304,24 @@ def _draw_curves(findings: dict[tuple[str, str, str], Finding], env: str, optimu
             if name != chosen:
                 continue
             curve = finding.run.metrics["return_mean"]
-            updates = np.arange(1, len(curve) + 1) * finding.condition.config.updates_per_chunk
+            updates = np.arange(1, len(curve) + 1) * finding.condition.config.settings.updates_per_chunk
             low, middle, high = np.nanpercentile(curve, (25, 50, 75), axis=1)
             style = "-" if society == "cloned" else ":"
-            ax.plot(updates, middle, style, color=colors[auction], label=f"{auction}, {society}")
-            ax.fill_between(updates, low, high, color=colors[auction], alpha=0.15, linewidth=0)
+            label = f"{auction}, {society}"
+            plotting.draw_band(ax, updates, middle, low, high, color=colors[auction], linestyle=style, label=label)
         ax.axhline(optimum, color="black", linewidth=0.8)
         ax.set(xlabel="updates of 4,096 steps", ylabel="return while learning", title=f"{env}, {chosen} settings")
         ax.sharey(axes[0])
-    lines = {str(line.get_label()): line for ax in axes for line in ax.get_lines() if ", " in str(line.get_label())}
-    fig.legend(
-        list(lines.values()), list(lines), loc="outside lower center", ncol=len(lines), frameon=False, fontsize=8
-    )
+    plotting.legend_below(fig)
     return fig
 
 
-def _draw_bids(findings: dict[tuple[str, str, str], Finding], env: str) -> Any:
+def _draw_bids(findings: dict[tuple[str, str, str], NumericalResult], env: str) -> Any:
     shown = [(key, f) for key, f in findings.items() if key[2] == "cloned" and key[1] != "env"]
     fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
     for ax, ((settings, auction, _), finding) in zip(axes, shown, strict=False):
         plotting.draw_bids(ax, finding.run, f"{env}, {auction}, cloned, {settings}")
-        if not finding.truth_in_range:  # else Q* would make the bids invisible
+        if not finding.truth_in_range:  # otherwise the range of Q* would hide the bids
             ax.set_ylim(0, 1.25)
     for ax in axes[len(shown) :]:
         ax.remove()
@@ -340,22 +343,22 @@ def _draw_ledgers(ledgers: dict[str, np.ndarray], names: list[str], env: str) ->
     return fig
 
 
-def run(env: str, options: Options) -> Report:
-    """Train the sweep on ``env`` and judge the paper's claims by it."""
+def run(env: str, options: ExperimentOptions) -> Report:
+    """Train all conditions on ``env`` and test the paper's claims."""
     wanted = conditions(env, options)
     before = fitting.compiles()
-    finished = train(wanted, options, env)
+    finished = options.train(wanted, env)
     compiled = fitting.compiles() - before
-    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.gamma)
+    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
     findings = {
-        (c.settings, str(c.config.auction), c.society): Finding(c, finished[c.name], optimum)
+        (c.settings, str(c.config.auction), c.society): NumericalResult(c, finished[c.name], optimum)
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
     }
     money = {
         name: who_paid_whom(findings["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
         for name in auctions.MECHANISMS
     }
-    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.society)
+    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.settings.society)
     tables = [
         ResultTable(
             "conditions",
@@ -383,10 +386,10 @@ def run(env: str, options: Options) -> Report:
             "quick": options.quick,
             "full": options.full,
             "optimum": optimum,
-            "programs": len({Program.of(c.config) for c in wanted}),
+            "programs": len({c.config.settings.trainable for c in wanted}),
             "compiled_now": compiled,
             "conditions": len(wanted),
-            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.steps} for c in wanted},
+            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.settings.steps} for c in wanted},
         },
         tables=tables,
         verdicts=list(_verdicts(findings)),
@@ -398,7 +401,7 @@ def run(env: str, options: Options) -> Report:
     )
 
 
-def _learning(env: str, findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:
+def _learning(env: str, findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for auction in ("ccv", "bb", "vickrey", "env"):
         if auction in REFERENCE[env]:
             yield {
@@ -409,7 +412,7 @@ def _learning(env: str, findings: dict[tuple[str, str, str], Finding]) -> Iterat
         for (settings, name, society), finding in findings.items():
             if name == auction and society == "cloned":
                 curve = finding.run.metrics["return_mean"]
-                every = finding.condition.config.updates_per_chunk
+                every = finding.condition.config.settings.updates_per_chunk
                 at = [at // every - 1 for at in _AT]
                 values = [float(np.median(curve[i])) if i < len(curve) else None for i in at]
                 yield {"auction": auction, "settings": settings, **dict(zip(_columns(), values, strict=True))}
@@ -419,7 +422,7 @@ def _columns() -> list[str]:
     return [f"at {at}" for at in _AT]
 
 
-def _bids(findings: dict[tuple[str, str, str], Finding]) -> Iterator[dict[str, Any]]:
+def _bids(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for (settings, auction, society), finding in findings.items():
         run = finding.run
         assert run.q is not None and run.bids is not None and run.visited is not None

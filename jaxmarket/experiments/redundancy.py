@@ -1,9 +1,9 @@
 """Robustness by redundancy: a trained society loses an agent (Chang et al. 2020, §5 and §6.1).
 
-Societies are trained, then one bidder is removed for good: the best-bidding one, or any one, or a whole primitive
-with all its clones. The return is measured at once, and after training on without it. Solitary bidders, clones that
-share parameters, and clones that do not; on Bandit also societies trained with agent dropout, where the paper has
-a random subset of the bidders sit out each episode.
+Societies are trained, then one bidder is removed permanently: the one with the highest bid, any other one, or a
+primitive with all its clones. The return is measured immediately, and after further training without it. Societies have
+solitary bidders, clones that share parameters, or clones with parameters of their own; on Bandit also societies trained
+with agent dropout, where as in the paper a random subset of the bidders is absent in each episode.
 """
 
 import dataclasses
@@ -17,26 +17,25 @@ import numpy as np
 
 from jaxmarket import evaluation
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files, fitting
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.society import Program, TrainState
+from jaxmarket.training.society import SocietyTraining, TrainState
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view import plotting, tables
 
-__all__ = ["Arm", "arms", "run"]
+__all__ = ["RedundancyCondition", "conditions", "run"]
 
 _DROPOUT = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """A kind of society, and how long it trains before and after it loses an agent."""
+class RedundancyCondition:
+    """A society, and how long it trains before and after it loses an agent."""
 
     name: str
     config: TrainConfig
@@ -44,17 +43,17 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """Environment and society."""
+        """Names of environment and society."""
         return f"{self.config.adapter.name} {self.name}"
 
     @property
     def chunks(self) -> int:
-        """Chunks to run in all: training, and training on after every removal."""
-        removals = 3 + self.config.society.bidders - 1
-        return self.config.chunks + self.retrain * removals
+        """Total number of chunks: training, and further training after every removal."""
+        removals = 3 + self.config.settings.society.bidders - 1
+        return self.config.settings.chunks + self.retrain * removals
 
 
-def arms(options: Options) -> list[Arm]:
+def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
     """The societies compared."""
     budget: dict[str, Any] = {"learner": "ppo", "auction": "ccv", "seeds": options.seeds, **SETTINGS["tuned"]}
     kinds: dict[str, dict[str, Any]] = {"solitary": {"clones": 1}, "cloned": {"clones": 2}}
@@ -63,24 +62,29 @@ def arms(options: Options) -> list[Arm]:
         budget, retrain = budget | QUICK, 2
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
-    chosen = [Arm(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain) for name, kind in kinds.items()]
+    chosen = [
+        RedundancyCondition(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain)
+        for name, kind in kinds.items()
+    ]
     for name, kind in kinds.items():
-        # No dropout is a dropout of zero here, so that both are one program.
+        # No dropout is expressed as a dropout of 0, so that both share one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
-        chosen.append(Arm(name, TrainConfig("Bandit-v0", **bandit), retrain))
+        chosen.append(RedundancyCondition(name, TrainConfig("Bandit-v0", **bandit), retrain))
         if kind.get("share_clones", True):
             with_dropout = TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
-            chosen.append(Arm(f"{name}, dropout", with_dropout, retrain))
+            chosen.append(RedundancyCondition(f"{name}, dropout", with_dropout, retrain))
     return chosen
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _chunk(program: Program, states: TrainState, hyper: Hyperparameters, present: Array) -> tuple[TrainState, Array]:
-    """One chunk of every seed, each with its own bidders: states [seeds, ...], present bool [seeds, A]."""
+def _chunk(
+    program: SocietyTraining, states: TrainState, hyper: Hyperparameters, present: Array
+) -> tuple[TrainState, Array]:
+    """One chunk of every seed, each with its own present bidders: states [seeds, ...], present bool [seeds, A]."""
 
     def one(state: TrainState, present: Array) -> tuple[TrainState, Array]:
         here, env_params = hyper.replace(present=present), program.society.env.default_params
-        state, metrics = training.chunk(program, state, env_params, here)
+        state, metrics = program.chunk(state, env_params, here)
         return state, metrics["return_mean"]
 
     return jax.vmap(one)(states, present)
@@ -88,7 +92,7 @@ def _chunk(program: Program, states: TrainState, hyper: Hyperparameters, present
 
 @functools.partial(jax.jit, static_argnums=0)
 def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> Array:
-    """Mean return of fresh episodes with greedy bids, without the absent: f [seeds]."""
+    """Mean return of new episodes with greedy bids of the present bidders: f [seeds]."""
     society = dataclasses.replace(society, greedy=True)
 
     def one(params: PyTree, key: Array, present: Array) -> Array:
@@ -100,7 +104,7 @@ def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> A
 
 
 def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
-    """Who is present in each case: masks bool [seeds, cases, A].
+    """The present bidders of each case: masks bool [seeds, cases, A].
 
     Args:
         society: the bidders.
@@ -110,7 +114,7 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     bids = np.repeat(greedy, society.members, axis=1)
     best = bids.argmax(1)
     everyone = np.ones((seeds, 1, bidders), bool)
-    without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: everyone but a
+    without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: all bidders except a
     primitive = np.arange(bidders) // society.clones
     return {
         "nobody": everyone,
@@ -121,20 +125,20 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
 
 
 Returns = dict[str, dict[str, list[float]]]
-"""By case and by ``at once`` or ``trained on``: the return of each seed, after the worst of several removals."""
+"""The return of each seed by case and by ``at once`` or ``trained on``, for the worst of several removals."""
 
 
-def _measure(arm: Arm, options: Options, show: Any) -> Returns:
-    """Train, remove, measure, train on, measure."""
-    config = arm.config
-    program, society = Program.of(config), config.society
-    hyper = training.as_arrays(config.hyperparameters)
+def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: Any) -> Returns:
+    """Train, remove a bidder, measure, train again, measure."""
+    config = condition.config
+    program, society = config.settings.trainable, config.settings.society
+    hyper = config.settings.hyperparameters.as_arrays()
     key = key_of(options.seed)
     everyone = jnp.ones((config.seeds, society.bidders), bool)
     state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
     for _ in range(program.chunks):
         state, returns = _chunk(program, state, hyper, everyone)
-        show(f"{arm.label}: return {float(jnp.nanmean(returns)):.3f}")
+        show(f"{condition.label}: return {float(jnp.nanmean(returns)):.3f}")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
     keys = jax.random.split(key_for(key, "measurement"), config.seeds)
@@ -143,22 +147,22 @@ def _measure(arm: Arm, options: Options, show: Any) -> Returns:
         at_once, trained_on = [], []
         for present in jnp.moveaxis(jnp.asarray(masks), 1, 0):  # [seeds, A] for each removal
             at_once.append(_returns(society, state.learner.params, keys, present))
-            # Episodes under way end with everybody; the next ones start without.
+            # Current episodes end with all bidders; the next ones start without the removed one.
             after = state
-            for _ in range(arm.retrain):
+            for _ in range(condition.retrain):
                 after, returns = _chunk(program, after, hyper, present)
-                show(f"{arm.label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
+                show(f"{condition.label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
             trained_on.append(_returns(society, after.learner.params, keys, present))
         measured[case] = {"at once": np.min(at_once, 0).tolist(), "trained on": np.min(trained_on, 0).tolist()}
     return measured
 
 
-def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
+def _row(condition: RedundancyCondition, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
     now, later = np.array(returns["at once"]), np.array(returns["trained on"])
-    optimum = arm.config.adapter.optimal_return(arm.config.gamma)
+    optimum = condition.config.adapter.optimal_return(condition.config.settings.gamma)
     return {
-        "env": arm.config.adapter.name,
-        "society": arm.name,
+        "env": condition.config.adapter.name,
+        "society": condition.name,
         "removed": case,
         "at once": interquartile_mean(now),
         "lowest": float(now.min()),
@@ -169,10 +173,10 @@ def _row(arm: Arm, case: str, returns: dict[str, list[float]]) -> dict[str, Any]
     }
 
 
-def run(options: Options) -> Report:
-    """Measure every arm (those in ``options.folder`` already are read back) and judge."""
-    chosen = arms(options)
-    total = sum(arm.chunks for arm in chosen)
+def run(options: ExperimentOptions) -> Report:
+    """Measure every condition that is not in ``options.folder``, and test the claims."""
+    chosen = conditions(options)
+    total = sum(condition.chunks for condition in chosen)
     rows: list[dict[str, Any]] = []
     done = 0
     with tables.progress("redundancy", unit="chunks", shown=options.progress) as bar:
@@ -182,15 +186,15 @@ def run(options: Options) -> Report:
             done += 1
             bar(done, total, note)
 
-        for arm in chosen:
-            path = options.folder / f"{arm.label.replace(', ', '-').replace(' ', '-')}.json"
+        for condition in chosen:
+            path = options.folder / f"{condition.label.replace(', ', '-').replace(' ', '-')}.json"
             if path.exists():
-                done += arm.chunks
+                done += condition.chunks
             else:
-                measured = json.dumps(_measure(arm, options, show))
+                measured = json.dumps(_measure(condition, options, show))
                 files.write_text(path, measured + "\n")
             for case, returns in json.loads(path.read_text()).items():
-                rows.append(_row(arm, case, returns))
+                rows.append(_row(condition, case, returns))
 
     def find(env: str, society: str, removed: str) -> dict[str, Any]:
         return next(r for r in rows if (r["env"], r["society"], r["removed"]) == (env, society, removed))
@@ -216,13 +220,14 @@ def run(options: Options) -> Report:
     dropped, plain = (find("Bandit-v0", name, "best primitive") for name in ("cloned, dropout", "cloned"))
     verdicts.append(
         Verdict.of(
-            "[Bandit-v0] dropout in training prepares for the loss of the best arm",
+            "[Bandit-v0] dropout in training prepares for the loss of the best condition",
             dropped["at once"].low > plain["at once"].high,
             dropped["at once"].value - plain["at once"].value,
-            f"return at once without the best arm (.6 is best): {dropped['at once']}, "
+            f"return at once without the best condition (.6 is best): {dropped['at once']}, "
             f"without dropout {plain['at once']}",
         )
     )
+    every = list(dict.fromkeys(r["society"] for r in rows))
     fig, axes = plotting.figure(columns=2, width=6.5)
     for ax, env in zip(axes, ("Chain-v0", "Bandit-v0"), strict=True):
         societies = list(dict.fromkeys(r["society"] for r in rows if r["env"] == env))
@@ -233,12 +238,12 @@ def run(options: Options) -> Report:
             now, later = (
                 [find(env, society, case)[column].value for case in cases] for column in ("at once", "trained on")
             )
-            ax.bar(x, now, width * 0.9, color=f"C{i}", label=society)
+            ax.bar(x, now, width * 0.9, color=f"C{every.index(society)}", label=society)
             ax.bar(x, later, width * 0.9, facecolor="none", edgecolor="black")
         ax.bar(0, 0, facecolor="none", edgecolor="black", label="after training on")
         ax.set_xticks(range(len(cases)), cases)
         ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after training on")
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    plotting.legend_below(fig)
     table = ResultTable(
         "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
         "greedy return of fresh episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap\n"

@@ -1,9 +1,9 @@
-"""What a reproduction has to show: tables, figures, and a verdict per claim."""
+"""Reports of reproductions: tables, figures, and a verdict for each claim."""
 
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,33 +11,33 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from jaxmarket.runs import files
+from jaxmarket.runs import files, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, interquartile_mean
-from jaxmarket.runs.run_folder import to_json
+from jaxmarket.runs.run_folder import SavedRun, to_json
 from jaxmarket.view import plotting
 from jaxmarket.view.text import DataTable, Screen, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Estimate", "Options", "Report", "ResultTable", "Verdict", "interquartile_mean", "tally"]
+__all__ = ["Estimate", "ExperimentOptions", "Report", "ResultTable", "Verdict", "interquartile_mean", "tally"]
 
 Standing = Literal["confirmed", "not confirmed", "not testable"]
 _STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red", "not testable": "yellow"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How much of an experiment to run, and where.
+class ExperimentOptions:
+    """The size of an experiment, its folder and its settings.
 
     Attributes:
-        folder: where finished conditions are kept and looked for.
-        seeds: independent seeds per condition (random processes, where those are what varies).
-        quick: a smaller budget, to see that it works.
-        full: everything as published.
+        folder: of finished conditions, which are not run again.
+        seeds: independent seeds per condition (or random processes, in experiments over these).
+        quick: a smaller budget, as a functional check.
+        full: all published settings.
         seed: of all randomness.
         progress: whether to show a progress bar.
-        settings: what else the experiment lets one choose, all of it.
+        settings: the experiment's own settings, complete.
     """
 
     folder: Path
@@ -48,15 +48,30 @@ class Options:
     progress: bool = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def train(
+        self, wanted: Sequence[sweeps.Cell], label: str, start: Mapping[str, SavedRun] | None = None
+    ) -> dict[str, SavedRun]:
+        """Train conditions that are not yet in ``folder``; returns all of them by name.
+
+        Args:
+            wanted: the conditions.
+            label: of the progress bar.
+            start: by a condition's name, the run whose networks it starts from.
+
+        Raises:
+            ValueError: the folder holds a condition of that name with other settings or another seed.
+        """
+        return sweeps.train(wanted, self.folder, seed=self.seed, label=label, progress=self.progress, start=start)
+
 
 def tally(hits: np.ndarray) -> str:
-    """How many of how many, as ``13/16``."""
+    """Number of hits and of entries, as ``13/16``."""
     return f"{int(hits.sum())}/{len(hits)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether a claim came back, and the number that decides it."""
+    """Whether a claim is confirmed, and the number that decides it."""
 
     claim: str
     standing: Standing
@@ -65,13 +80,13 @@ class Verdict:
 
     @classmethod
     def of(cls, claim: str, confirmed: bool, number: float, evidence: str) -> "Verdict":
-        """The verdict of a test that could be made."""
+        """The verdict of a claim that can be tested."""
         return cls(claim, "confirmed" if confirmed else "not confirmed", float(number), evidence)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome of one experiment; the first table is the table that matters most."""
+    """The outcome of one experiment; the first table is the main one."""
 
     settings: dict[str, Any]
     tables: list[ResultTable]
@@ -80,10 +95,10 @@ class Report:
     name: str = ""
     source: str = ""
     folder: Path | None = None
-    written: tuple[str, ...] = ()  # files in it
+    written: tuple[str, ...] = ()  # files in the folder
 
     def to_json(self) -> str:
-        """One line: the table, the other tables, the verdicts, the settings."""
+        """One line of JSON: the main table, other tables, verdicts and settings."""
         return to_json(
             {
                 "experiment": self.name,
@@ -96,7 +111,7 @@ class Report:
         )
 
     def write(self, folder: Path) -> "Report":
-        """Every table as CSV, every figure as PNG, all of it as ``report.json`` and as ``report.txt``."""
+        """Write tables as CSV, figures as PNG, and the whole report as ``report.json`` and ``report.txt``."""
         written = []
         for table in self.tables:
             path = folder / f"{table.name}.csv"
@@ -115,16 +130,16 @@ class Report:
         return dataclasses.replace(self, folder=folder, written=(*written, document.name, text.name))
 
     def view(self) -> Group:
-        """For a terminal: tables, then verdicts."""
+        """Tables and verdicts for a terminal."""
         head = [cell(f"{self.name}: {self.source}", "bold")]
         if self.settings.get("quick"):
             head.append(
-                Text("quick: a smaller budget and fewer seeds; shows that it works, and is no evidence", style="yellow")
+                Text("quick: a smaller budget and fewer seeds; a functional check, not evidence", style="yellow")
             )
         if "programs" in self.settings:
             counts = "{conditions} conditions, {programs} training programs, {compiled_now} compiled now"
             head.append(Text(counts.format(**self.settings)))
-        title = "verdicts (quick: no evidence)" if self.settings.get("quick") else "verdicts"
+        title = "verdicts (quick: not evidence)" if self.settings.get("quick") else "verdicts"
         verdicts = DataTable("", title=title, box=None, show_header=False)
         verdicts.add_column("", wrap=24)
         verdicts.add_column("", wrap=24)

@@ -1,16 +1,17 @@
-"""What truthfulness covers and what it does not.
+"""The scope of truthfulness: one auction against a whole episode.
 
-*One auction*: under second prices no bid ever beats bidding one's value (Vickrey 1961). *A whole episode*: the owner
-of a state is paid at its next auction, in which it may bid itself. Against rivals who bid Q*, one bidder's best
-strategy is a decision process over (state, do I own it?), solved here exactly; what it gains over truth is the
-discounted sum of its utilities, γᵗ (r + γ · payout - price). Under `vickrey` the seller is paid the highest bid, its
-own included, by an auctioneer who mints the difference: overbidding for one's own state pays.
+*One auction*: under second prices no bid is better than one's value (Vickrey 1961). *A whole episode*: the owner
+of a state is paid at its next auction, in which it may bid itself. If all others bid Q*, one bidder's best
+strategy solves a decision process over (state, whether it owns the state), which is solved exactly here; its gain over
+truthful bidding is measured by the discounted sum of its utilities, γᵗ (r + γ · payout - price). Under `vickrey` the
+seller receives the highest bid, its own included, and the auctioneer mints the difference: overbidding for one's own
+state is profitable.
 
-Then, whether that is why `vickrey` fails on Chain. The paper's learner cannot strategise over the episode: a bid is
-credited with the purchase it makes, never with the sale it influences, and bidders do not see who owns the state. What
-is minted may also come from noise, since the seller is paid the *highest* of several sampled bids. So societies are
-trained with smaller entropy weights, without noise, and with contracts (`settle`, λ = .8), which keep most of the
-minted money out of the utilities (and pass value on faster).
+The second question is whether this explains why `vickrey` fails on Chain. The paper's learner cannot plan over the
+episode: a bid is credited with its purchase, never with a sale it influences, and bidders do not observe the owner of
+the state. Money may also be minted because of noise, since the seller receives the *highest* of several sampled bids.
+Therefore societies are trained with smaller entropy weights, without noise, and with contracts (`settle`, λ = .8),
+which keep most of the minted money out of the utilities (and propagate values faster).
 """
 
 import dataclasses
@@ -24,9 +25,8 @@ import numpy as np
 from jaxmarket import auctions
 from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
-from jaxmarket.experiments.numerical import QUICK, SETTINGS, Condition, Finding
-from jaxmarket.experiments.report import Options, Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import train
+from jaxmarket.experiments.numerical import QUICK, SETTINGS, NumericalCondition, NumericalResult
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society
@@ -41,15 +41,15 @@ _NOTHING = 1e-9
 
 
 def one_shot_gain(mechanism: Mechanism, points: int = 101) -> tuple[float, float]:
-    """What a bidder with value v can gain over bidding v in one auction against one highest rival bid y.
+    """The gain of a bidder with value v over bidding v, in one auction against the highest other bid y.
 
     Args:
         mechanism: the auction.
-        points: of the grid on [0, 1] for v, the bid and y.
+        points: number of grid points on [0, 1] for v, the bid and y.
 
     Returns:
-        The largest gain over all (v, bid, y): 0 where truth is a dominant strategy; and the largest gain over all
-        v and bids in expectation, where y is the highest of three uniform bids.
+        The largest gain over all (v, bid, y), which is 0 if truthful bidding is a dominant strategy; and the largest
+        expected gain over all v and bids if y is the highest of three uniform bids.
     """
     grid = (np.arange(points) + 0.5) / points
 
@@ -68,14 +68,14 @@ def one_shot_gain(mechanism: Mechanism, points: int = 101) -> tuple[float, float
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """One bidder's place in a market whose other bidders all bid Q*.
+    """One bidder's position in a market whose other bidders all bid Q*.
 
     Attributes:
         mdp: the process.
         mechanism: the auction.
         clones: bidders per primitive, this one included.
-        primitive: the bidder's own.
-        horizon: auctions until the market closes; money that is still owed then is lost. None: never.
+        primitive: primitive of the bidder.
+        horizon: number of auctions until the market closes, after which no seller is paid; None: it never closes.
     """
 
     mdp: FiniteMDP
@@ -90,11 +90,11 @@ class Seat:
         return np.repeat(self.mdp.optimal_q()[:, self.primitive, None], 2, axis=1)
 
     def gain(self, strategy: np.ndarray) -> float:
-        """What a strategy f [S, 2] (bids where the state is another's, and where it is one's own) earns above truth."""
+        """The gain of a strategy f [S, 2] (bids for states of others, and for its own) over truthful bidding."""
         return self._value(np.asarray(strategy, float)[..., None]) - self._value(self.truth[..., None])
 
     def best_gain(self, low: float, high: float) -> float:
-        """What the best strategy with bids on a grid over [low, high], or truthful ones, earns above truth."""
+        """The gain of the best strategy over truthful bidding; bids are truthful or on a grid over [low, high]."""
         levels = np.broadcast_to(np.linspace(low, high, _GRID), (*self.truth.shape, _GRID))
         return self._value(np.concatenate([self.truth[..., None], levels], -1)) - self._value(self.truth[..., None])
 
@@ -127,7 +127,7 @@ class Seat:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _auctions(mechanism: Mechanism, rivals: Array, me: Array | int, choices: Array) -> tuple[Array, Array, Array]:
-    """For rivals' bids f [S, A] and own bids f [S, 2, L]: who wins how likely, at which price, for what payout."""
+    """Win probabilities, prices and payouts for the others' bids f [S, A] and own bids f [S, 2, L]."""
     everyone = jnp.ones(rivals.shape[1], bool)
 
     def auction(rivals: Array, bid: Array) -> tuple[Array, Array, Array]:
@@ -146,7 +146,7 @@ _ENTROPIES = (0.1, 0.03, 0.01, 0.003)
 
 @functools.partial(jax.jit, static_argnames=("society", "steps", "instances"))
 def _minted(society: Society, params: PyTree, key: Array, steps: int, instances: int = 64) -> tuple[Array, Array]:
-    """Money minted per auction where the owner's own clones bid highest, and where others did: f [] each."""
+    """Money minted per auction if clones of the owner bid highest, and if others did: f [] each."""
 
     def money(key: Array) -> tuple[Array, Array]:
         rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
@@ -158,8 +158,8 @@ def _minted(society: Society, params: PyTree, key: Array, steps: int, instances:
     return own.mean(), others.mean()
 
 
-def _chain_conditions(options: Options) -> dict[str, Condition]:
-    """`vickrey` with ever less noise in the bids, without any, with contracts; and `ccv` beside it."""
+def _chain_conditions(options: ExperimentOptions) -> dict[str, NumericalCondition]:
+    """`vickrey` with decreasing noise in the bids, without noise, and with contracts; `ccv` for comparison."""
     budget: dict[str, Any] = {"seeds": options.seeds, **SETTINGS["published"]}
     if options.quick:
         budget |= QUICK
@@ -168,31 +168,31 @@ def _chain_conditions(options: Options) -> dict[str, Condition]:
         "contract": {"trace_decay": 0.8},
     }
     wanted = [
-        Condition(name, TrainConfig("Chain-v0", auction="vickrey", **(budget | change)))
+        NumericalCondition(name, TrainConfig("Chain-v0", auction="vickrey", **(budget | change)))
         for name, change in changes.items()
     ]
-    wanted.append(Condition("noise-0.1", TrainConfig("Chain-v0", auction="ccv", **budget)))
+    wanted.append(NumericalCondition("noise-0.1", TrainConfig("Chain-v0", auction="ccv", **budget)))
     exact = TrainConfig("Chain-v0", auction="vickrey", learner="valuation", seeds=options.seeds, steps=1_024_000)
-    wanted.append(Condition("noiseless", exact))
+    wanted.append(NumericalCondition("noiseless", exact))
     return {f"{c.config.auction}, {c.settings}": c for c in wanted}
 
 
-def _explain(options: Options) -> tuple[ResultTable, list[Verdict]]:
+def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
     wanted = _chain_conditions(options)
-    finished = train(list(wanted.values()), options, "Chain-v0")
+    finished = options.train(list(wanted.values()), "Chain-v0")
     optimum = Chain().optimal_return()
     rows = {}
     for name, condition in wanted.items():
         config, run = condition.config, finished[condition.name]
-        finding = Finding(condition, run, optimum)
-        society = dataclasses.replace(config.society, greedy=config.learner == "valuation")
+        finding = NumericalResult(condition, run, optimum)
+        society = dataclasses.replace(config.settings.society, greedy=config.learner == "valuation")
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
             "auction": str(config.auction),
             "bids": condition.settings,
             "learner": config.learner,
-            "updates": config.updates,
+            "updates": config.settings.updates,
             "greedy": interquartile_mean(finding.greedy),
             "solved": tally(finding.solved),
             "sampled": interquartile_mean(finding.late("return_mean")),
@@ -239,7 +239,7 @@ def _explain(options: Options) -> tuple[ResultTable, list[Verdict]]:
 # --- the experiment
 
 
-def _processes(options: Options) -> list[tuple[str, FiniteMDP, int | None, float, float]]:
+def _processes(options: ExperimentOptions) -> list[tuple[str, FiniteMDP, int | None, float, float]]:
     """Name, process, horizon, lowest and highest bid."""
     chosen: list[tuple[str, FiniteMDP, int | None, float, float]] = [
         ("Bandit", Bandit(), 1, 0.0, 1.0),
@@ -253,8 +253,8 @@ def _processes(options: Options) -> list[tuple[str, FiniteMDP, int | None, float
     return chosen
 
 
-def run(options: Options) -> Report:
-    """Measure the best deviation's gain under every auction, and ask whether it explains Chain."""
+def run(options: ExperimentOptions) -> Report:
+    """Measure the gain of the best deviation under every auction, and test whether it explains Chain."""
     one_shot = [
         {"auction": name, "largest gain": gains[0], "expected gain": gains[1], "dominant": gains[0] <= _NOTHING}
         for name, mechanism in MECHANISMS.items()
@@ -284,7 +284,7 @@ def run(options: Options) -> Report:
         title="a whole episode against truthful clones; no bar: nothing to gain",
     )
     ax.set_yscale("symlog", linthresh=0.01)
-    ax.legend(frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    plotting.legend_below(fig)
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds},
         tables=[

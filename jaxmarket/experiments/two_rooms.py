@@ -1,9 +1,9 @@
-"""Two Rooms (Chang et al. 2020, §6.2): who needs less experience for a new task that differs in one decision?
+"""Two Rooms (Chang et al. 2020, §6.2): sample efficiency of transfer to a task that differs in one decision.
 
 Three options (open the door and enter, reach green, reach blue) are trained by flat PPO and frozen. Then three arms
-learn to reach green from the left room, and from there to reach blue: a society over the options (credit-conserving
-Vickrey, two clones), a hierarchical monolithic agent over the same options, a flat one over the seven actions. A
-fourth, ``nested``, is a society over options that are themselves societies over actions.
+learn to reach green from the left room, and then, from these parameters, to reach blue: a society over the options
+(credit-conserving Vickrey, two clones), a hierarchical monolithic agent over the same options, and a flat one over the
+seven actions. A fourth, ``nested``, is a society over options that are themselves societies over actions.
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ import numpy as np
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
-from jaxmarket.experiments import report, sweep
-from jaxmarket.experiments.arms import (
+from jaxmarket.experiments import report
+from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.transfer_conditions import (
     LEVEL,
-    Arm,
+    TransferCondition,
     draw_curves,
     draw_weights,
     first_task,
@@ -28,11 +29,10 @@ from jaxmarket.experiments.arms import (
     steps_to,
     success_curve,
 )
-from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
-from jaxmarket.experiments.sweep import Condition
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.divergence import spread
@@ -52,22 +52,22 @@ __all__ = [
 ]
 
 OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0", "reach blue": "TwoRooms-Blue-v0"}
-"""What each option was trained to do, and on which task."""
+"""The task of each option, by a description of what it is trained to do."""
 FIRST, TRANSFER = "TwoRooms-GreenTask-v0", "TwoRooms-BlueTask-v0"
 ARMS = ("society", "hierarchical", "flat")
 EXPLORING = ("society-exploring", "hierarchical-exploring")
-"""The first two once more with an entropy weight of .1: what the grid prefers on one task may hurt on the next."""
-GREEDY = True  # the frozen options take the likeliest action
+"""The first two with an entropy weight of .1: settings that are best on one task may be worse on the next."""
+GREEDY = True  # the frozen options take the most probable action
 _SOLVED = 0.95
 _DONE = ACTIONS.index("done")
-_BOUND = 50  # actions of an option: the episode's own limit comes first
+_BOUND = 50  # maximum length of an option; the episode ends first
 
-# The same networks for everybody: two layers of 64 over the 7 × 7 × 3 view. MiniGrid's numbers need no convolutions.
+# All agents have the same networks, two layers of 64 over the 7 × 7 × 3 view; MiniGrid's codes need no convolutions.
 _NETWORKS: dict[str, Any] = {"convolutions": (), "hidden": (64, 64), "value_learning_rate": 1e-3, "epochs": 4}
 _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "minibatch": 128}
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
 _OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
-# Options learned by societies instead: every action has its bidders, each learns what acting was worth.
+# Options learned by societies: every action has its bidders, which learn the value of the action.
 _SOCIETY_OPTION: dict[str, Any] = {
     "learner": "valuation",
     "convolutions": (),
@@ -86,13 +86,13 @@ TUNED: dict[str, dict[str, Any]] = {
     "hierarchical": {"learning_rate": 1e-3, "entropy": 0.01},
     "flat": {"learning_rate": 1e-3, "entropy": 0.1},
 }
-"""The best of each arm's grid: see the table ``tuning`` of a ``--full`` run."""
+"""The best settings of each arm's grid; see the table ``tuning`` of a ``--full`` run."""
 for _name in EXPLORING:
     _kind = _name.removesuffix("-exploring")
     _BASE[_name], TUNED[_name] = _BASE[_kind], TUNED[_kind] | {"entropy": 0.1}
 GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1))
-"""Policy learning rates and entropy weights tried for every arm alike, on seeds of their own. (A rate of 3e-3 is a
-little faster, but over 16 seeds and a whole run it loses hierarchical and flat agents for good.)"""
+"""The grid of policy learning rates and entropy weights, for every arm; it uses separate seeds. (A rate of 3e-3 is
+slightly faster, but in full runs over 16 seeds some hierarchical and flat agents collapse permanently.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
 
@@ -105,22 +105,22 @@ QUICK = {
 """Steps (auctions, decisions) of a quick run."""
 
 
-def train_options(options: report.Options) -> dict[str, SavedRun]:
-    """The options' own training on the three tasks, by task: flat PPO, 8 seeds each."""
+def train_options(options: report.ExperimentOptions) -> dict[str, SavedRun]:
+    """Train the options on the three tasks by flat PPO, 8 seeds each; the runs by task."""
     budget: dict[str, Any] = _OPTION | ({"steps": QUICK["options"]} if options.quick else {})
     return _trained("option", options, "two-rooms, 1 of 4: options", seeds=min(8, options.seeds), **budget)
 
 
-def _trained(kind: str, options: report.Options, label: str, **settings: Any) -> dict[str, SavedRun]:
+def _trained(kind: str, options: report.ExperimentOptions, label: str, **settings: Any) -> dict[str, SavedRun]:
     wanted = [Condition(f"{kind}-{task}", TrainConfig(task, **settings)) for task in OPTIONS.values()]
-    found = sweep.train(wanted, options, label)
+    found = options.train(wanted, label)
     return {condition.config.env: found[condition.name] for condition in wanted}
 
 
 def over_options(task: str, trained: dict[str, SavedRun]) -> Options:
-    """The task with a choice between the trained options (by task): each is its best seed's policy, until its ``done``.
+    """The task with the trained options as choices: the policy of each one's best seed, until its action ``done``.
 
-    ``done`` is executed, as in the paper. Where it succeeds it ends the episode, anywhere else it does nothing.
+    ``done`` is executed, as in the paper: it ends the episode if the task is solved, and otherwise has no effect.
     """
     options = [Option(trained[name].policy(greedy=GREEDY), done=_DONE) for name in OPTIONS.values()]
     return Options(make(task)[0], options, bound=_BOUND)
@@ -131,8 +131,8 @@ def _config(arm: str, task: str, trained: dict[str, SavedRun], **settings: Any) 
     return TrainConfig(env, **(_BASE[arm] | TUNED[arm] | settings))
 
 
-def _arms(trained: dict[str, SavedRun], options: report.Options) -> dict[str, Arm]:
-    """Every arm on the first task, then from there on the transfer task."""
+def _arms(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> dict[str, TransferCondition]:
+    """Train every arm on the first task, then from its parameters on the transfer task."""
     names = ARMS if options.quick else (*ARMS, *EXPLORING)
 
     def conditions(task: str, stage: str) -> list[Condition]:
@@ -142,24 +142,24 @@ def _arms(trained: dict[str, SavedRun], options: report.Options) -> dict[str, Ar
             for arm in sorted(names, key=lambda arm: arm != "flat")  # the longest first
         ]
 
-    first = sweep.train(conditions(FIRST, "first"), options, "two-rooms, 2 of 4: green")
+    first = options.train(conditions(FIRST, "first"), "two-rooms, 2 of 4: green")
     start = {f"transfer-{arm}": first[f"first-{arm}"] for arm in names}
-    second = sweep.train(conditions(TRANSFER, "transfer"), options, "two-rooms, 3 of 4: blue", start)
-    return {arm: Arm(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in names}
+    second = options.train(conditions(TRANSFER, "transfer"), "two-rooms, 3 of 4: blue", start)
+    return {arm: TransferCondition(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in names}
 
 
-def _nested(options: report.Options) -> tuple[dict[str, SavedRun], SavedRun]:
-    """Societies over actions learn the options, and a society over these the first task."""
+def _nested(options: report.ExperimentOptions) -> tuple[dict[str, SavedRun], SavedRun]:
+    """Train societies over actions as options, and a society over these options on the first task."""
     label = "two-rooms, 4 of 4: a society of societies"
     societies = _trained("society", options, label, seeds=4, **_SOCIETY_OPTION)
-    # Every action within an option is an auction of fourteen bidders here: fewer seeds, and half the length.
+    # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
     size = {"seeds": min(8, options.seeds), "steps": _BASE["society"]["steps"] // 2}
     top = Condition("first-nested", _config("society", FIRST, societies, **size))
-    return societies, sweep.train([top], options, label)[top.name]
+    return societies, options.train([top], label)[top.name]
 
 
-def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[str, Any]]:
-    """Every arm over the same grid, on the first task alone: the transfer task is the test."""
+def _tuning(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> list[dict[str, Any]]:
+    """Every arm over the same grid, on the first task only; the transfer task is held out."""
     apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
     rows = []
     for arm in ARMS:
@@ -171,7 +171,7 @@ def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[
             )
             for rate, weight in GRID
         ]
-        found = sweep.train(wanted, apart, f"two-rooms, tuning: {arm}")
+        found = apart.train(wanted, f"two-rooms, tuning: {arm}")
         tried = []
         for condition, (rate, weight) in zip(wanted, GRID, strict=True):
             run = found[condition.name]
@@ -195,7 +195,7 @@ def _tuning(trained: dict[str, SavedRun], options: report.Options) -> list[dict[
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Array:
-    """How long each choice took, all seeds and instances side by side as in training: f [T, S · B]."""
+    """Duration of each choice, for all seeds and instances as in training: f [T, S · B]."""
     env_params = society.env.default_params
 
     def one(params: PyTree, key: Array) -> Array:
@@ -205,10 +205,10 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
 
 
 def _waste(run: SavedRun, key: Array) -> dict[str, float]:
-    """`waste` of vmapped options, of an untrained and of the trained society."""
-    society, config = run.config.society, run.config
+    """`waste` of vmapped options, for an untrained and for the trained society."""
+    society, config = run.config.settings.society, run.config
     key_play, key_init = jax.random.split(key)
-    keys = jax.random.split(key_play, (config.seeds, config.instances))  # type: ignore[arg-type]
+    keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
     return {
         when: waste(_durations(society, params, keys, 64))
@@ -219,7 +219,9 @@ def _waste(run: SavedRun, key: Array) -> dict[str, float]:
 # --- the claims
 
 
-def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm], nested: SavedRun | None) -> Iterator[Verdict]:
+def _verdicts(
+    trained: dict[str, SavedRun], arms: dict[str, TransferCondition], nested: SavedRun | None
+) -> Iterator[Verdict]:
     for what, task in OPTIONS.items():
         rate = trained[task].summary["termination_rate_seeds"]
         best = spread(rate).highest
@@ -255,8 +257,8 @@ def _verdicts(trained: dict[str, SavedRun], arms: dict[str, Arm], nested: SavedR
     )
 
 
-def _fewer_steps(society: Arm, rival: Arm) -> Verdict:
-    """Seeds that never got there count as the whole budget, which favours whoever has more of them."""
+def _fewer_steps(society: TransferCondition, rival: TransferCondition) -> Verdict:
+    """Seeds that never reach the level count as the whole budget, which favours the arm with more of them."""
     found = {}
     for arm in (society, rival):
         steps = steps_to(arm.second)
@@ -290,7 +292,7 @@ def _option_row(what: str, learned_by: str, run: SavedRun) -> dict[str, Any]:
     }
 
 
-def _draw(arms: dict[str, Arm]) -> Any:
+def _draw(arms: dict[str, TransferCondition]) -> Any:
     fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
     stages = (("first", FIRST, "green task"), ("second", TRANSFER, "blue task, from there"))
     for column, (stage, task, title) in enumerate(stages):
@@ -312,7 +314,7 @@ def watch(run: SavedRun) -> rendering.Episode:
     return rendering.episode(run.config.env, run.policy(), key, start=start, names=list(OPTIONS))
 
 
-def _draw_ways(arm: Arm) -> Any:
+def _draw_ways(arm: TransferCondition) -> Any:
     fig, axes = plotting.figure(columns=2, width=5.0, height=3.2)
     for ax, run, goal in zip(axes, (arm.first, arm.second), ("green", "blue, after the transfer"), strict=True):
         played = watch(run)
@@ -322,11 +324,11 @@ def _draw_ways(arm: Arm) -> Any:
     return fig
 
 
-def run(options: report.Options) -> Report:
-    """Train options and arms (what is in ``options.folder`` already is read back) and judge."""
+def run(options: report.ExperimentOptions) -> Report:
+    """Train options and arms, except those in ``options.folder``, and test the claims."""
     trained = train_options(options)
     arms = _arms(trained, options)
-    societies, nested = ({}, None) if options.quick else _nested(options)  # too long for a quick look
+    societies, nested = ({}, None) if options.quick else _nested(options)  # too long for a quick run
     played = watch(arms["society"].second)
     rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
     wasted = _waste(arms["society"].first, key_for(key_of(options.seed), "measurement"))

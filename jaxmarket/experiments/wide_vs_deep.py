@@ -1,13 +1,12 @@
-"""Wide against deep: a world that is a sum of parts, sold as a whole or part by part (Sudhir and Tran-Thanh 2025).
+"""Wide against deep markets: a world with independent parts, sold as a whole or in parts (Sudhir and Tran-Thanh 2025).
 
-`SupplyChain` is L workshops side by side. In the deep market an agent (a line and an operation) buys the whole world,
+`SupplyChain` has L production lines. In the deep market an agent (a line and an operation) buys the whole world,
 works on one piece and sells the world again. In the wide market every piece is a good with a price and an owner, and
-all pieces are worked on at once. In both agents learn by the same rule: they bid what buying turned out to be worth.
-Their rivals are PPO agents that act by themselves: one job a step, all lines at once with one logit for every
-combination of jobs, and all lines at once with one logit for every job.
+all pieces are worked on in parallel. In both markets agents learn by the same rule: they bid the revenue of past
+purchases. They are compared with PPO agents without a market: one job per step, all lines per step with one logit for
+every combination of jobs, and all lines per step with one logit for every job.
 
-All are measured by what they do with what they know so far: frozen, greedy, without exploration, one episode from raw
-pieces.
+All are evaluated by the return of one greedy episode from raw pieces, with frozen parameters and without exploration.
 """
 
 import concurrent.futures
@@ -24,21 +23,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmarket import evaluation, wide_market
+from jaxmarket import wide_market
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
-from jaxmarket.experiments.arms import LEVEL, over_reached
-from jaxmarket.experiments.report import Estimate, Options, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import (
+    Estimate,
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    interquartile_mean,
+    tally,
+)
+from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.learners.protocol import static_part
 from jaxmarket.runs import files
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import divergence
-from jaxmarket.training import monolith as baselines
-from jaxmarket.training import society as training
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
-from jaxmarket.training.society import Program, as_arrays
+from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.view import plotting, tables
 from jaxmarket.wide_market import Additive, SealedBids
@@ -51,8 +57,8 @@ __all__ = ["ARMS", "Curve", "Wide", "Worker", "learn", "points", "prepare", "quo
 GAMMA = 0.9
 _STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every arm
 _LINES, _QUICK_LINES = (1, 2, 4, 8), (1, 2, 4)
-_MOST_CHOICES = 1000  # of PPO with a logit for each
-_CREDIT = 1e4  # what every agent begins with: nobody is ever short of money here
+_MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
+_CREDIT = 1e4  # initial wealth of every agent, so large that wealth never limits bids
 
 _MARKET: dict[str, Any] = {"learner": "valuation", "hidden": (), "instances": 1, "horizon": 32, "minibatch": 32}
 _PPO: dict[str, Any] = {
@@ -71,12 +77,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "PPO, joint": _PPO | {"learning_rate": 6e-3, "entropy": 0.03, "trace_decay": 0.8},
     "PPO, factored": _PPO | {"learning_rate": 6e-3, "entropy": 0.1, "trace_decay": 0.8},
 }
-"""Settings of each arm, chosen by `tune`; the environment comes on top."""
+"""Settings of each arm, chosen by `tune`; the environment is added."""
 
 _RIVALS = ("PPO, factored", "PPO, joint", "PPO, serial")
 
 QUOTING = "wide, quoting"
-"""The arm that knows what its operations do, and does not learn."""
+"""The arm whose agents know the effects of their operations and do not learn."""
 
 
 # --- the wide market
@@ -85,16 +91,16 @@ QUOTING = "wide, quoting"
 class Worker(struct.PyTreeNode):
     """An agent of the wide market; one, or leaves [N, ...]."""
 
-    line: Array  # i32 [] where it works
-    operation: Array  # i32 [] what it does
-    values: Array  # f [K] what it bids for a piece of its line at each stage
+    line: Array  # i32 [] its line
+    operation: Array  # i32 [] its operation
+    values: Array  # f [K] its bids for a piece of its line at each stage
 
 
 def workers(env: SupplyChain, values: Array, clones: int) -> Worker:
     """Agents like the bidders of a society: agent a is clone ``a % clones`` of job ``a // clones``.
 
     Args:
-        env: the workshops.
+        env: the production lines.
         values: f [L * M, K], of each job.
         clones: agents per job.
     """
@@ -103,13 +109,13 @@ def workers(env: SupplyChain, values: Array, clones: int) -> Worker:
 
 
 def _own(env: SupplyChain, worker: Worker) -> Array:
-    """Which goods are pieces of its line: bool [G]. Good l * K + k is the piece of line l at stage k."""
+    """Which goods are pieces of the worker's line: bool [G]. Good l * K + k is the piece of line l at stage k."""
     return jnp.arange(env.lines * env.stages) // env.stages == worker.line
 
 
 @dataclasses.dataclass(frozen=True)
 class _Bids:
-    """What a worker offers for every good: a sealed bid for each stage of its own line, none for the rest."""
+    """A worker's valuation: a sealed bid for each stage of its own line, none for other goods."""
 
     env: SupplyChain
 
@@ -120,7 +126,7 @@ class _Bids:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What workers make of what they have bought, by the rule of the environment."""
+    """Production: workers transform the pieces they bought by the rule of the environment."""
 
     env: SupplyChain
 
@@ -137,46 +143,45 @@ class _Work:
 
 
 def _effects(env: SupplyChain, agents: Worker) -> tuple[Array, Array]:
-    """What each agent makes of a piece at each stage, one-hot f [N, K, K], and earns by it, f [N, K]."""
+    """The next stage of a piece for each agent and stage, one-hot f [N, K, K], and the reward, f [N, K]."""
     stages = jnp.arange(env.stages)
     after, earned = env.transform(agents.line[:, None], stages, agents.operation[:, None], env.default_params)
     return (after[..., None] == stages).astype(real()), earned
 
 
 class WideState(struct.PyTreeNode):
-    """A wide market that learns; one seed."""
+    """The training state of a wide market; one seed."""
 
-    learner: PyTree  # leaves [L * M, ...]: of each job
+    learner: PyTree  # leaves [L * M, ...], one for each job
     economy: wide_market.WideMarketState
     key: Array
-    update: Array  # i32 [] updates done
-    earned: Array  # f [] all rewards so far
-    moved: Array  # f [] money that changed hands so far, rewards included
+    update: Array  # i32 [] updates so far
+    earned: Array  # f [] sum of rewards so far
+    moved: Array  # f [] money moved so far, including rewards
 
 
-class Sale(struct.PyTreeNode):
-    """What happened to every line's piece in a round; leaves [T, ...]."""
+class WideSale(struct.PyTreeNode):
+    """The sale of every line's piece in a round; leaves [T, ...]."""
 
-    stage: Array  # f [L, K] one-hot, the piece for sale
-    won: Array  # f [N] 1 for who bought something
+    stage: Array  # f [L, K] one-hot, stage of the piece for sale
+    won: Array  # f [N] 1 for agents that bought a piece
     price: Array  # f [L] paid
     payout: Array  # f [L] received
     reward: Array  # f [L]
-    outbid: Array  # bool [L] whether exploration gave it to somebody who was outbid
+    outbid: Array  # bool [L] whether exploration made an outbid agent the winner
 
 
 @dataclasses.dataclass(frozen=True)
 class Wide:
     """The static part of a wide market's training, as `Program` is that of a society's.
 
-    The market is opened once and never closed: there are no episodes, and pieces, owners and money stay what they are
-    when the learners have learned.
+    The market is continuing: there are no episodes, and pieces, owners and wealth persist across updates.
 
     Attributes:
-        env: the workshops.
+        env: the production lines.
         learner: of each job, over the stages of its line, one-hot.
         horizon: rounds between updates.
-        clones: agents per job, who share what they learn.
+        clones: agents per job, which share parameters.
     """
 
     env: SupplyChain
@@ -186,27 +191,26 @@ class Wide:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Wide":
-        """The wide market whose agents learn like those of the society that ``config`` describes."""
-        assert isinstance(config.learner_rule, Valuation)
-        assert isinstance(config.horizon, int)
-        assert isinstance(config.clones, int)
-        return cls(config.adapter.env, config.learner_rule, config.horizon, config.clones)
+        """The wide market whose agents have the learner of the society that ``config`` describes."""
+        settings = config.settings
+        assert isinstance(settings.learner, Valuation)
+        return cls(config.adapter.env, static_part(settings.learner), settings.horizon, settings.society.clones)
 
     def market(self, exploration: Any = None) -> wide_market.WideMarket:
-        """The market; sealed bids, second prices paid to the owner, as in the society.
+        """The market: sealed bids, with second prices paid to the owner, as in the society.
 
-        With exploration (f [], traced or not) a random worker of the line gets a piece with that probability.
+        With exploration (f [], traced or not) a random worker of the line wins a piece with that probability.
         """
         solver = SealedBids(CREDIT_CONSERVING_VICKREY, exploration=exploration)
         return wide_market.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
 
     def bids(self, params: PyTree) -> Array:
-        """What each job is worth to whoever does it, at each stage of its line: f [L * M, K]."""
+        """The bid of each job at each stage of its line: f [L * M, K]."""
         stages = jnp.eye(self.env.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
 
     def open(self, values: Array) -> wide_market.WideMarketState:
-        """A market of raw pieces; who owns them is the first to be paid, and makes no difference."""
+        """A market of raw pieces; their owner only receives the first payments."""
         agents = workers(self.env, values, self.clones)
         count = agents.line.shape[0]
         first = jnp.arange(self.env.lines) * self.env.operations * self.clones
@@ -233,7 +237,7 @@ class Wide:
 
     def trade(
         self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
-    ) -> tuple[wide_market.WideMarketState, Sale]:
+    ) -> tuple[wide_market.WideMarketState, WideSale]:
         """One round."""
         env, agents = self.env, economy.agents
         shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
@@ -242,7 +246,7 @@ class Wide:
         by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
         offers = by_line((agents.values * shelf[agents.line]).sum(1))
         winning = (offers * by_line(won)).sum(1)
-        return economy, Sale(
+        return economy, WideSale(
             stage=shelf,
             won=won,
             price=(by_line(round_.prices) * shelf).sum(1),
@@ -251,11 +255,11 @@ class Wide:
             outbid=winning < offers.max(1),
         )
 
-    def settle(self, sales: Sale, hyper: Hyperparameters) -> Array:
-        """What each purchase turned out to be worth: f [T, L], of T + 1 rounds.
+    def settle(self, sales: WideSale, hyper: Hyperparameters) -> Array:
+        """The revenue of each purchase: f [T, L], of T + 1 rounds.
 
-        As in `settlement.settle`: reward + γ times what the piece was sold for a round later. With contracts a share of
-        that is what it turned out to be worth to its buyer, unless exploration forced the sale.
+        As in `settlement.settle`: reward + γ times the payout for the piece one round later. With contracts a share of
+        that payout is replaced by the revenue of its buyer, unless exploration forced the sale.
         """
         now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
         decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
@@ -273,19 +277,19 @@ class Wide:
 
         def one(
             economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
-        ) -> tuple[wide_market.WideMarketState, Sale]:
+        ) -> tuple[wide_market.WideMarketState, WideSale]:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
             return tree_select(held, after, economy), sale
 
-        # The last round is a bootstrap auction, for what the pieces reached would be sold for: no money moves.
+        # The last round is a bootstrap auction that estimates the payout for the final pieces; no money moves.
         economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
         revenue = self.settle(sales, hyper)
         sales = jax.tree.map(lambda rows: rows[:-1], sales)
 
         def by_job(of_line: Array) -> Array:
-            """[T, L] to [L * M, R, T], for the winners alone."""
+            """[T, L] to [L * M, R, T], with values for winners only."""
             mine = jnp.repeat(of_line.T, env.operations, 0)[:, None]
             return jnp.where(won, mine, 0)
 
@@ -293,7 +297,7 @@ class Wide:
         price = by_job(sales.price)
         experience = Experience(
             obs=jnp.repeat(sales.stage.transpose(1, 0, 2), env.operations, 0),
-            bid=price,  # of no use to this learner
+            bid=price,  # not used by this learner
             eligible=jnp.ones(won.shape, bool),
             won=won,
             price=price,
@@ -313,7 +317,7 @@ class Wide:
         )
 
     def play(self, state: WideState, key: Array) -> Array:
-        """Return of one episode from raw pieces with what is known so far, without exploration: f []."""
+        """Return of one greedy episode from raw pieces, without exploration: f []."""
         return self.earn(self.bids(state.learner.params), key)
 
     def earn(self, values: Array, key: Array) -> Array:
@@ -332,15 +336,15 @@ class Wide:
         return jnp.abs(change - state.earned) / jnp.maximum(1, state.moved)
 
 
-# --- agents that know what they do, and do not learn
+# --- agents that know their production functions and do not learn
 
 
 @dataclasses.dataclass(frozen=True)
 class _Expectations:
-    """Bids of workers who expect to sell at the prices of the last round, which are the world: R + γ (D f)ᵀ p.
+    """Bids of workers that expect to sell at the prices of the last round (the ``world``): R + γ (D f)ᵀ p.
 
-    Their production function is linear in what they buy, and its derivative is where each stage leads (prices by
-    backpropagation, Sudhir and Tran-Thanh 2025).
+    Their production functions are linear in the bundle, and the derivative is the map of stages to next stages
+    (prices by backpropagation, Sudhir and Tran-Thanh 2025).
     """
 
     env: SupplyChain
@@ -353,15 +357,15 @@ class _Expectations:
 
 
 def quoting(wide: Wide, key: Array, rounds: int) -> Array:
-    """A market in which nobody learns and everybody knows what it does; what a round brings, and its prices.
+    """Simulate a market whose agents know their production functions and do not learn.
 
     Args:
-        wide: for the workshops and the number of clones.
-        key: used up.
+        wide: provides the production lines and the number of clones.
+        key: a PRNG key; consumed.
         rounds: R.
 
     Returns:
-        Prices f [R, G] of all goods: those of which there is nothing are quoted, too. At first everything is free.
+        Prices f [R, G] of all goods, including those with zero supply. Initial prices are 0.
     """
     market = dataclasses.replace(wide.market(), valuation=_Expectations(wide.env))
     nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
@@ -375,73 +379,70 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
 
 
 def _expected(env: SupplyChain, prices: Array) -> Array:
-    """What the jobs bid at these prices f [G]: f [L * M, K]."""
+    """The bids of the jobs at these prices f [G]: f [L * M, K]."""
     jobs = workers(env, jnp.zeros((env.lines * env.operations, env.stages), real()), clones=1)
     bids = jax.vmap(_Expectations(env), (0, None))(jobs, prices).values
     return bids.reshape(-1, env.lines, env.stages)[jnp.arange(jobs.line.size), jobs.line]
 
 
-# --- what is run
+# --- training and evaluation
 
 
 def _environment(arm: str, lines: int) -> SupplyChain:
     return SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
 
 
-def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Program | Monolith | Wide]:
-    """Configuration and program of an arm that learns; ``settings`` replace the arm's own."""
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable | Wide]:
+    """Configuration and program of an arm that learns; ``settings`` override those of the arm."""
     env = _environment(arm, lines)
     config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
     if arm == "wide":
         return config, Wide.of(config)
     if arm == "deep":
-        return config, Program.of(config)
+        return config, config.settings.trainable
     head = ProductHead(env.lines, env.operations) if arm == "PPO, factored" else None
-    return config, Monolith.of(config, head=head)
+    return config, Monolith.of(config.settings, head=head)
 
 
 def points(steps: int, update: int) -> np.ndarray:
-    """When to look: environment steps, ever further apart, whole updates: i [P]."""
+    """Times of evaluation in environment steps, at increasing distances and whole updates: i [P]."""
     return np.unique(np.round(np.geomspace(1, steps // update, _LOOKS)).astype(int)) * update
 
 
 _LOOKS = 96
 
 
-def _functions(program: Program | Monolith | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+def _functions(program: Trainable | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """``init(key, hyper)``, ``update(state, hyper)``, and ``play(state, key)``: a greedy episode's return."""
     if isinstance(program, Wide):
         return program.init, program.update, program.play
-    home: Any = baselines if isinstance(program, Monolith) else training
-    judge: Any = baselines if isinstance(program, Monolith) else evaluation
-    player = program.agent if isinstance(program, Monolith) else program.society
-    player, env_params = dataclasses.replace(player, greedy=True), program.env.default_params
+    player, env_params = program.player(greedy=True), program.env.default_params
 
     def init(key: Array, hyper: Hyperparameters) -> Any:
-        return home.init(program, key, env_params, hyper)
+        return program.init(key, env_params, hyper)
 
     def update(state: Any, hyper: Hyperparameters) -> Any:
-        return home.chunk(program, state, env_params, hyper)[0]
+        return program.chunk(state, env_params, hyper)[0]
 
     def play(state: Any, key: Array) -> Array:
-        returns = judge.evaluate(player, state.learner.params, key, env_params, 1).returns[0]
+        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
         return divergence.valid(returns, state.learner.params)
 
     return init, update, play
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def learn(program: Program | Monolith | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
-    """Train every seed with every setting, and look every now and then.
+def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+    """Train every seed with every setting, with evaluations in between.
 
     Args:
-        program: what learns; it makes one update at a time.
-        updates: i32 [P], updates before each look.
+        program: the static part of training; a chunk has one update.
+        updates: i32 [P], updates before each evaluation.
         keys: [S].
         hyper: settings, leaves [H].
 
     Returns:
-        Return of a greedy episode, f [H, S, P], and the states in the end, leaves [H, S, ...].
+        Return of a greedy episode, f [H, S, P], and the final states, leaves [H, S, ...].
     """
     init, update, play = _functions(program)
 
@@ -462,7 +463,7 @@ def learn(program: Program | Monolith | Wide, updates: Array, keys: Array, hyper
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _quote(wide: Wide, rounds: int, keys: Array) -> tuple[Array, Array]:
-    """After 1, 2 ... rounds of quoting: an episode's return at these prices, f [S, R], and the prices f [S, R, G]."""
+    """The return of an episode at the prices of each round of quotes, f [S, R], and these prices f [S, R, G]."""
 
     def one(key: Array) -> tuple[Array, Array]:
         key_quote, key_play = jax.random.split(key)
@@ -475,17 +476,18 @@ def _quote(wide: Wide, rounds: int, keys: Array) -> tuple[Array, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """What an arm did on a number of lines.
+    """The measurements of an arm on a number of lines.
 
     Attributes:
-        arm, lines: which.
-        steps: when it was looked at, environment steps; i [P].
+        arm: name of the arm.
+        lines: number of lines.
+        steps: times of evaluation in environment steps; i [P].
         returns: of a greedy episode, f [S, P].
-        own: the most an episode can bring in its view of the world.
-        serial: the most it can bring where one piece is worked on in a step.
+        own: the highest return of an episode for the arm's actions.
+        serial: the highest return if one piece is worked on per step.
         jobs: operations per environment step.
-        prices: of wide markets, f [S, G] in the end; f [P, G], of one seed, where agents do not learn.
-        residual: money without a name over money that moved, of the worst seed; of wide markets.
+        prices: of wide markets, final ones f [S, G]; f [P, G] of one seed if agents do not learn.
+        residual: unexplained money over money moved, of the worst seed; for wide markets.
     """
 
     arm: str
@@ -499,30 +501,30 @@ class Curve:
     residual: float | None = None
 
     def steps_to(self, most: float, level: float = LEVEL) -> np.ndarray:
-        """Environment steps until an episode first brings that share of ``most``: f [S], NaN where never."""
+        """Environment steps until an episode first reaches that share of ``most``: f [S], NaN if never."""
         reached = self.returns >= level * most
         return np.where(reached.any(1), self.steps[reached.argmax(1)], np.nan)
 
     @property
     def final(self) -> np.ndarray:
-        """Return in the end: f [S]."""
+        """Final return: f [S]."""
         return self.returns[:, -1]
 
     def save(self) -> str:
-        """As JSON."""
+        """Write as JSON."""
         values = dataclasses.asdict(self)
         return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()})
 
     @classmethod
     def read(cls, text: str) -> "Curve":
-        """From JSON."""
+        """Read from JSON."""
         values = json.loads(text)
         arrays = {k: np.asarray(values[k]) for k in ("steps", "returns", "prices") if values[k] is not None}
         return cls(**(values | arrays))
 
 
 def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
-    """Train an arm and look at it, all seeds in one vmapped call."""
+    """Train and evaluate an arm, all seeds in one vmapped call."""
     env = _environment(arm, lines)
     serial = SupplyChain(lines).optimal_return()
     keys = jax.random.split(key_of(seed), seeds)
@@ -535,9 +537,9 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
         returns = np.asarray(returns, np.float64)
         return Curve(arm, lines, when, returns, lines * serial, serial, lines, quotes)
     config, learner = prepare(arm, lines, steps)
-    update = config.instances * config.horizon  # type: ignore[operator]
+    update = config.settings.instances * config.settings.horizon
     looks = points(steps, update)
-    hyper = jax.tree.map(lambda x: x[None], as_arrays(config.hyperparameters))
+    hyper = jax.tree.map(lambda x: x[None], config.settings.hyperparameters.as_arrays())
     returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
     returns = np.asarray(returns[0], np.float64)
     if not isinstance(learner, Wide):
@@ -548,8 +550,8 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
 
 
-def _cells(options: Options) -> list[tuple[str, int]]:
-    """Arms and numbers of lines, what takes longest first."""
+def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
+    """Arms and numbers of lines, the slowest first."""
     cells = []
     for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
         for arm in (*ARMS, QUOTING):
@@ -557,7 +559,7 @@ def _cells(options: Options) -> list[tuple[str, int]]:
                 continue
             if arm == "PPO, joint" and SupplyChain(lines, joint=True).num_actions > _MOST_CHOICES:
                 continue
-            # On one line all views are the same, and so are their agents.
+            # On one line all action spaces are the same, and so are the agents.
             if lines == 1 and arm in ("PPO, joint", "PPO, factored"):
                 continue
             if options.quick and lines == 2 and arm in _RIVALS:  # compiling takes most of the time
@@ -566,8 +568,8 @@ def _cells(options: Options) -> list[tuple[str, int]]:
     return cells
 
 
-def _curves(options: Options) -> dict[tuple[str, int], Curve]:
-    """Everything measured, by arm and lines; what ``options.folder`` holds already is read back."""
+def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
+    """All measurements, by arm and lines; those in ``options.folder`` are read."""
     cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
     threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     found: dict[tuple[str, int], Curve] = {}
@@ -607,23 +609,24 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     "PPO, joint": _PPO_GRID,
     "PPO, factored": _PPO_GRID,
 }
-"""Eighteen settings per arm, all traced; the wide market takes over what is best for the deep one."""
+"""Eighteen settings per arm, all traced; the wide market uses the best setting of the deep one."""
 
 _TUNING_LINES, _TUNING_SEED, _TUNING_SEEDS, _TUNING_STEPS = 4, 77, 8, 51_200
 
 
 def tune() -> list[dict[str, Any]]:
-    """Every setting of every grid on four lines, with seeds of its own: a row each, the chosen one marked.
+    """Every setting of every grid on four lines, with separate seeds: one row each, the chosen one marked.
 
-    Chosen is what has the highest mean return over all looks, which are ever further apart: high returns, and soon.
+    The setting with the highest mean return over all evaluations is chosen; since these are more frequent early on, it
+    rewards high returns that are reached early.
     """
     keys = jax.random.split(jax.random.key(_TUNING_SEED), _TUNING_SEEDS)
     rows = []
     for arm, grid in GRIDS.items():
         config, learner = prepare(arm, _TUNING_LINES, _TUNING_STEPS)
-        update = config.instances * config.horizon  # type: ignore[operator]
+        update = config.settings.instances * config.settings.horizon
         looks = points(_TUNING_STEPS, update)
-        settings = [as_arrays(config.hyperparameters.replace(**setting)) for setting in grid]
+        settings = [config.settings.hyperparameters.replace(**setting).as_arrays() for setting in grid]
         hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
         returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
         score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()
@@ -647,17 +650,17 @@ def steps_to_own(curve: Curve) -> np.ndarray:
 
 
 def steps_to_serial(curve: Curve) -> np.ndarray:
-    """Environment steps to 90% of what can be earned one piece at a time: f [S]."""
+    """Environment steps to 90% of the serial optimum: f [S]."""
     return curve.steps_to(curve.serial)
 
 
 def operations_per_line(curve: Curve) -> np.ndarray:
-    """Operations on each line, on average, to 90% of the own optimum: f [S]."""
+    """Mean operations per line to 90% of the own optimum: f [S]."""
     return curve.steps_to(curve.own) * curve.jobs / curve.lines
 
 
 def _least(curve: Curve, cost: Cost) -> tuple[Estimate, np.ndarray]:
-    """A cost, and which seeds got there; a seed that never did counts as the whole run, the least it can have taken."""
+    """A cost and which seeds reached the level; others count as the whole run, a lower bound."""
     values = cost(curve)
     there = ~np.isnan(values)
     whole = cost(dataclasses.replace(curve, returns=np.repeat([[0.0], [np.inf]], [len(curve.steps) - 1, 1], 0).T))
@@ -669,9 +672,10 @@ def sooner(claim: str, ours: list[Curve], theirs: list[Curve], cost: Cost) -> Ve
 
     Args:
         claim: what is claimed.
-        ours, theirs: curves of the two arms, in the order of lines.
-        cost: lower is better; NaN where a seed never got there. An arm for which that is true of more than a quarter of
-            its seeds does not confirm the claim.
+        ours: curves of the first arm, in the order of lines.
+        theirs: curves of the second arm, in the order of lines.
+        cost: lower is better; NaN for a seed that never reached the level. If more than a quarter of the first arm's
+            seeds are NaN, the claim is not confirmed.
     """
     said, held = [], []
     ratio = float("nan")
@@ -732,7 +736,7 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
     )  # fmt: skip
     known, stages = [curves[arm, lines] for arm, lines in sorted(curves) if arm == QUOTING], SupplyChain(1).stages
     perfect = [bool((curve.returns[:, curve.steps >= stages] >= curve.own).all()) for curve in known]
-    slowest = np.max([curve.steps_to(curve.own, 1.0).max() for curve in known])  # NaN: a seed never was there
+    slowest = np.max([curve.steps_to(curve.own, 1.0).max() for curve in known])  # NaN: a seed never reached it
     yield Verdict.of(
         f"agents that know what they do, and quote, are at their optimum after {stages} rounds, one per stage",
         all(perfect), slowest, f"{tally(np.array(perfect))} numbers of lines; slowest seed after {slowest:.0f}",
@@ -784,7 +788,7 @@ _COLOURS = {"deep": "C0", "wide": "C1", QUOTING: "C8", "PPO, serial": "C2", "PPO
 
 
 def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
-    """What it takes to come to 90% of the own optimum, against the number of lines."""
+    """The cost of reaching 90% of the own optimum, against the number of lines."""
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
     lines = sorted({lines for _, lines in curves})
     for ax, cost, label in zip(
@@ -802,13 +806,12 @@ def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
         ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
         ax.set_xticks(lines, [str(n) for n in lines])
         ax.minorticks_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
 def _draw_learning(curves: dict[tuple[str, int], Curve], lines: int) -> "Figure":
-    """Return against environment steps: interquartile range as a band, median thick."""
+    """Return against environment steps: median, with the interquartile range as a band."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
@@ -819,19 +822,17 @@ def _draw_learning(curves: dict[tuple[str, int], Curve], lines: int) -> "Figure"
                 continue
             most = curve.own if share == "own" else curve.serial * lines
             low, middle, high = np.percentile(curve.returns / most, (25, 50, 75), axis=0)
-            ax.plot(curve.steps, middle, color=colour, label=arm)
-            ax.fill_between(curve.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            plotting.draw_band(ax, curve.steps, middle, low, high, color=colour, label=arm)
         ax.set(xscale="log", xlabel="environment steps per seed", ylabel=f"return over the {share} optimum")
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.set_ylim(-0.03, 1.05)
         ax.set_title(f"{lines} lines, greedy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
 def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
-    """Prices along a line: learned, all lines and seeds; and quoted, round by round."""
+    """Prices along a line: learned, of all lines and seeds; and quoted, round by round."""
     from matplotlib import colormaps  # noqa: PLC0415
 
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.0)
@@ -850,12 +851,12 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
         ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
         ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
         ax.set_ylim(-0.1, worth.max() * 1.08)
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    plotting.legend_below(fig)
     return fig
 
 
-def run(options: Options) -> Report:
-    """Train every arm on every number of lines (what ``options.folder`` holds is read back), and judge."""
+def run(options: ExperimentOptions) -> Report:
+    """Train every arm on every number of lines, except those in ``options.folder``, and test the claims."""
     curves = _curves(options)
     lines = sorted({lines for _, lines in curves})
     most, order = lines[-1], [*ARMS, QUOTING]

@@ -8,7 +8,7 @@ market of three small solvers that learn to work in the right order.
 """
 
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger
-from jaxmarket.host.market import CallableAgent, Episode, Market, Step, Trader
+from jaxmarket.host.market import CallableAgent, Market, MarketEpisode, MarketStep, Trader
 from jaxmarket.host.records import Auction, Bid, Call, JsonLines, Record, json_lines
 from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Item, Thought, appends
@@ -22,13 +22,13 @@ __all__ = [
     "Call",
     "CallableAgent",
     "Entry",
-    "Episode",
     "Item",
     "JsonLines",
     "Ledger",
     "Market",
+    "MarketEpisode",
+    "MarketStep",
     "Record",
-    "Step",
     "Thought",
     "Trader",
     "appends",

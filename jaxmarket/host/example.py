@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Callable
 
-from jaxmarket.host.market import Episode, Market
+from jaxmarket.host.market import Market, MarketEpisode
 from jaxmarket.host.records import Auction, Record
 from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Thought, appends
@@ -121,7 +121,7 @@ def _done(thought: Thought) -> bool:
 
 def learn_arithmetic(
     episodes: int = 40, *, seed: int = 0, log: Callable[[Record], object] | None = None
-) -> tuple[Market, list[Episode]]:
+) -> tuple[Market, list[MarketEpisode]]:
     """Let the solvers work on so many tasks, drawn by the seed: the market, and its episodes."""
     rng = random.Random(seed)
     market = Market(solvers(), reward=_reward, done=_done, legal=appends, log=log, seed=seed)

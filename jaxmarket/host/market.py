@@ -30,7 +30,7 @@ from jaxmarket.host.records import Auction, Bid, Call, Record
 from jaxmarket.types import Array
 from jaxmarket.validation import check_float, check_int, escaped, short_repr
 
-__all__ = ["CallableAgent", "Episode", "Market", "Step", "Trader"]
+__all__ = ["CallableAgent", "Market", "MarketEpisode", "MarketStep", "Trader"]
 
 _SEEDS = 2**64 - 1
 
@@ -86,7 +86,7 @@ class CallableAgent:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class MarketStep:
     """All that happened in one auction.
 
     Attributes:
@@ -107,7 +107,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Episode:
+class MarketEpisode:
     """A state and what the market made of it.
 
     Attributes:
@@ -116,7 +116,7 @@ class Episode:
         end: ``done``, ``unsold`` (nobody bid or acted) or ``cut`` (no steps left).
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[MarketStep, ...]
     state: Any
     end: str
 
@@ -235,7 +235,7 @@ class Market:
         self._close()
         self.state, self.episode, self.steps = state, self.episode + 1, 0
 
-    def play(self, state: Any, steps: int = 100) -> Episode:
+    def play(self, state: Any, steps: int = 100) -> MarketEpisode:
         """Open an episode and hold auctions until it is done, until nobody bids or acts, or so many times.
 
         Raises:
@@ -243,7 +243,7 @@ class Market:
         """
         steps = check_int("steps", steps)
         self.open(state)
-        history: list[Step] = []
+        history: list[MarketStep] = []
         end = "cut"
         while end == "cut" and len(history) < steps:
             history.append(self.step())
@@ -252,9 +252,9 @@ class Market:
             elif history[-1].auction.winner is None:
                 end = "unsold"
         self._close()
-        return Episode(tuple(history), history[-1].after, end)
+        return MarketEpisode(tuple(history), history[-1].after, end)
 
-    def step(self) -> Step:
+    def step(self) -> MarketStep:
         """One auction and its payments.
 
         Raises:
@@ -293,7 +293,7 @@ class Market:
         lessons = self._teach(auction)
         if done:
             self._close()
-        return Step(state, after, tuple(bids), (*acts, *lessons), auction, tuple(entries))
+        return MarketStep(state, after, tuple(bids), (*acts, *lessons), auction, tuple(entries))
 
     def _bids(self, state: Any) -> list[Bid]:
         """Ask all agents at once; a record for each, in their order."""

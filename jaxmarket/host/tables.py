@@ -7,7 +7,7 @@ from rich.text import Text
 
 from jaxmarket.host.calls import describe
 from jaxmarket.host.ledger import AUCTIONEER, exact_sum
-from jaxmarket.host.market import Episode, Market
+from jaxmarket.host.market import Market, MarketEpisode
 from jaxmarket.view.text import DataTable, cell
 
 __all__ = ["episode_table", "wealth_table"]
@@ -29,7 +29,9 @@ def _shown(show: Callable[[Any], str], state: Any) -> Text:
         return cell(f"({describe(error)})"[:_WIDTH])
 
 
-def episode_table(episode: Episode, *, show: Callable[[Any], str] = _short, title: str | None = None) -> DataTable:
+def episode_table(
+    episode: MarketEpisode, *, show: Callable[[Any], str] = _short, title: str | None = None
+) -> DataTable:
     """An episode, auction by auction: the state, who bid what, who won, who paid whom.
 
     Args:

@@ -1,11 +1,11 @@
-"""Local learners: PPO, REINFORCE and valuation, one file each behind one small protocol."""
+"""Local update rules behind one protocol (`protocol.Learner`): PPO, REINFORCE and valuation, one file each."""
 
 from jaxmarket.learners.ppo import PPO
-from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner
+from jaxmarket.learners.protocol import Experience, Hyperparameters, Learner, numeric
 from jaxmarket.learners.reinforce import Reinforce
 from jaxmarket.learners.valuation import Valuation
 
-__all__ = ["LEARNERS", "PPO", "Experience", "Hyperparameters", "Learner", "Reinforce", "Valuation"]
+__all__ = ["LEARNERS", "PPO", "Experience", "Hyperparameters", "Learner", "Reinforce", "Valuation", "numeric"]
 
-LEARNERS = ("ppo", "valuation", "reinforce")
-"""Short names, as used on the command line."""
+LEARNERS: dict[str, type[Learner]] = {"ppo": PPO, "valuation": Valuation, "reinforce": Reinforce}
+"""Aliases of learners, as the command line knows them."""

@@ -1,6 +1,7 @@
 """PPO on the one-step problem each auction poses (Chang et al. 2020)."""
 
 import dataclasses
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
+    UNBOUND,
     Experience,
     Hyperparameters,
     Optimizer,
@@ -17,6 +19,7 @@ from jaxmarket.learners.protocol import (
     descend,
     mean_where,
     moments,
+    numeric,
     over_minibatches,
 )
 from jaxmarket.policies import BidPolicy, ValueNetwork
@@ -60,19 +63,22 @@ class PPO:
     bootstrapped from a network. Credit travels only through the next auction's price.
 
     Attributes:
-        policy: bidding policy with a density.
-        value: expected utility of one bidder of the module.
+        policy: bidding policy with a density; bound by training.
+        value: expected utility of one bidder of the module; bound by training.
         minibatch: auctions per gradient step (each holds R bids).
         epochs: passes over a rollout.
         value_l2: weight of the squared value parameters in the value loss.
         max_norm: clip of the policy gradient's global norm.
         decay_after, decay_every, decay: both learning rates shrink by ``decay`` every ``decay_every``
             updates after update ``decay_after``.
-        axis: the mesh axis over which experience is spread, if it is.
+        axis: the mesh axis over which experience is sharded, if it is.
+        learning_rate, value_learning_rate: of the policy and of the value network.
+        entropy: weight of the bids' entropy.
+        clip: range of the policy ratio.
     """
 
-    policy: BidPolicy
-    value: ValueNetwork
+    policy: BidPolicy = UNBOUND
+    value: ValueNetwork = UNBOUND
     minibatch: int = 128
     epochs: int = 1
     value_l2: float = 1e-3
@@ -81,6 +87,16 @@ class PPO:
     decay_every: int = 100
     decay: float = 0.99
     axis: str | None = None
+    learning_rate: float = numeric(4e-5)
+    value_learning_rate: float = numeric(5e-3)
+    entropy: float = numeric(0.1)
+    clip: float = numeric(0.2)
+
+    estimates_values: ClassVar[bool] = False
+
+    def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
+        """This learner with its networks."""
+        return dataclasses.replace(self, policy=policy, value=value)
 
     def init(self, key: Array, obs: Array) -> PPOState:
         """Fresh networks and optimizers."""

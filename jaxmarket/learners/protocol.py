@@ -1,12 +1,12 @@
-"""What every learner shares: its world, its settings, and the walk over minibatches.
+"""The learner protocol, its inputs, and what learners share: numeric settings, Adam, minibatches.
 
-A learner is written for one module. It sees that module's observations, bids, prices and utilities and
-nothing of anyone else's; the training loop maps it over modules.
+A learner is a local update rule, written for one module. It sees that module's observations, bids, prices and
+utilities, and nothing of another module; training maps it over modules with `jax.vmap`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ from flax import struct
 from jaxtyping import Bool, Float
 
 from jaxmarket.collectives import INSTANCES, psum
-from jaxmarket.policies import BidPolicy
-from jaxmarket.types import Array, PyTree
+from jaxmarket.policies import BidPolicy, ValueNetwork
+from jaxmarket.types import Array, PyTree, Rules
+from jaxmarket.validation import as_float_array
 
 __all__ = [
+    "EXPERIENCE_AXES",
+    "UNBOUND",
     "Experience",
     "Hyperparameters",
     "Learner",
@@ -28,31 +31,38 @@ __all__ = [
     "descend",
     "mean_where",
     "moments",
+    "numeric",
+    "numeric_settings",
     "over_minibatches",
     "shard",
+    "static_part",
 ]
 
 Carry = TypeVar("Carry")
 
 
 class Experience(struct.PyTreeNode):
-    """The experience of one module: N auctions of its R bidders.
+    """The data of one module: N auctions of its R bidders.
 
-    The axis of auctions is the last one, so that arithmetic over them is contiguous in memory for any R.
+    The axis of auctions comes last, so that arithmetic over it is contiguous in memory for every R.
     """
 
     obs: Float[Array, "N ..."]  # the states that were for sale
     bid: Float[Array, "R N"]  # own bids
-    eligible: Bool[Array, "R N"]  # whether the bid was admitted: nothing is to be learned from one that was not
+    eligible: Bool[Array, "R N"]  # whether the bid was admitted; learners ignore the others
     won: Bool[Array, "R N"]
     price: Float[Array, "R N"]  # paid; 0 for losers
     utility: Float[Array, "R N"]  # earned; 0 for losers
 
 
+EXPERIENCE_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]
+"""Axes of modules in an `Experience` of several, for `jax.vmap`: all see the same observations."""
+
+
 class Hyperparameters(struct.PyTreeNode):
     """Traced settings: a sweep over them is one compilation and one ``vmap``.
 
-    A setting that may be ``None`` is not part of the compiled program then.
+    A setting that is None is not part of the compiled program.
     """
 
     discount: Array | float = 0.99  # γ
@@ -67,13 +77,60 @@ class Hyperparameters(struct.PyTreeNode):
     reserve: Array | float | None = None
     dropout: Array | float | None = None
     present: Bool[Array, " A"] | None = None  # bidders in the market, all by default
+    own: dict[str, Array | float] = dataclasses.field(default_factory=dict)  # further numeric settings of the learner
+
+    def as_arrays(self) -> "Hyperparameters":
+        """Arrays of the working precision (masks stay masks), so that equal shapes give equal programs.
+
+        Raises:
+            ValueError: a setting is not one number, or a setting without an off state is None.
+        """
+        arrays: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name == "own":
+                arrays[name] = {key: as_float_array(f"hyper.own[{key!r}]", each, ()) for key, each in value.items()}
+            elif value is not None:
+                arrays[name] = jnp.asarray(value) if name == "present" else as_float_array(f"hyper.{name}", value, ())
+            elif field.default is not None:
+                raise ValueError(f"hyper.{name}: expected a number, got None; its default is {field.default}")
+        return self.replace(**arrays)
+
+    def with_learner(self, learner: "Learner") -> "Hyperparameters":
+        """These settings with the numeric settings of a learner."""
+        listed, found = {f.name for f in dataclasses.fields(self)}, numeric_settings(learner)
+        own = {name: value for name, value in found.items() if name not in listed}
+        return self.replace(**{name: value for name, value in found.items() if name in listed}, own=self.own | own)
+
+    def rules(self, progress: Array) -> Rules:
+        """The market's rules after a fraction of training: exploration falls linearly over the first half.
+
+        Args:
+            progress: f [], in [0, 1).
+        """
+        exploration = self.exploration
+        if exploration is not None and self.exploration_final is not None:
+            exploration = exploration + (self.exploration_final - exploration) * jnp.minimum(1, 2 * progress)
+        return Rules(exploration=exploration, reserve=self.reserve, dropout=self.dropout, present=self.present)
+
+
+UNBOUND: Any = None
+"""In place of a network that a learner has not been given yet."""
 
 
 class Learner(Protocol):
-    """A local update rule for one module.
+    """A local update rule for one module: a frozen dataclass, compared by value.
 
-    A frozen dataclass with a field ``axis``, None or the mesh axis over which a module's experience is spread. Where it
-    is spread, a loss is this shard's part of the whole one, and gradients are added up (`jaxmarket.runs.devices`).
+    What a user constructs is unbound: it has no networks yet. `jaxmarket.training.settings.Settings` gives it the
+    policy and the value network with `bind`. Numeric settings are fields made with `numeric`; `update` finds their
+    traced values in ``hyper``, those that `Hyperparameters` does not list in ``hyper.own``.
+
+    A learner may have a class attribute ``defaults``: values for settings of `TrainConfig` that the user did not set;
+    and ``estimates_values``: whether it trains a `ValueHead` (deterministic bids) and not a density over bids.
+
+    Two fields serve runs on several devices: ``minibatch``, auctions per gradient step, and ``axis``, None or the mesh
+    axis over which a module's experience is sharded. Where it is sharded, a loss is this shard's part of the whole
+    one, and gradients are summed over the axis (`jaxmarket.runs.devices`).
     """
 
     @property
@@ -82,12 +139,21 @@ class Learner(Protocol):
         ...
 
     @property
+    def minibatch(self) -> int:
+        """Auctions per gradient step."""
+        ...
+
+    @property
     def axis(self) -> str | None:
-        """The mesh axis over which experience is spread."""
+        """The mesh axis over which experience is sharded."""
+        ...
+
+    def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
+        """This learner with its networks."""
         ...
 
     def init(self, key: Array, obs: Array) -> Any:
-        """State of the learner; its ``params`` are the policy's parameters."""
+        """State of the learner; its field ``params`` holds the policy's parameters."""
         ...
 
     def update(
@@ -137,8 +203,31 @@ def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyT
 
 
 def shard(learner: Any, shards: int) -> Any:
-    """The learner on one of ``shards`` devices: its part of every minibatch, and the axis of its collectives."""
+    """The learner on one of ``shards`` devices: its part of every minibatch, and the axis to sum over."""
     return dataclasses.replace(learner, minibatch=learner.minibatch // shards, axis=INSTANCES)
+
+
+def numeric(default: float | None) -> Any:
+    """A dataclass field for a numeric setting of a learner: traced by training, and not part of the learner's hash.
+
+    A default of None is replaced in ``bind``.
+    """
+    return dataclasses.field(default=default, hash=False, metadata={_NUMERIC: True})
+
+
+_NUMERIC = "jaxmarket.numeric"
+
+
+def numeric_settings(learner: Any) -> dict[str, float]:
+    """The numeric settings of a learner by name."""
+    return {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner) if _NUMERIC in f.metadata}
+
+
+def static_part(learner: Any) -> Any:
+    """The learner with the defaults of its numeric settings, so that learners that differ only in them are equal."""
+    return dataclasses.replace(
+        learner, **{f.name: f.default for f in dataclasses.fields(learner) if _NUMERIC in f.metadata}
+    )
 
 
 def mean_where(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None) -> Float[Array, ""]:

@@ -1,12 +1,14 @@
-"""REINFORCE: the plainest local learner (Williams 1992)."""
+"""REINFORCE: the simplest local learner (Williams 1992)."""
 
 import dataclasses
+from typing import ClassVar, Self
 
 import jax
 from flax import struct
 
 from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
+    UNBOUND,
     Experience,
     Hyperparameters,
     Optimizer,
@@ -15,9 +17,10 @@ from jaxmarket.learners.protocol import (
     descend,
     mean_where,
     moments,
+    numeric,
     over_minibatches,
 )
-from jaxmarket.policies import BidPolicy
+from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["Reinforce", "ReinforceState"]
@@ -35,16 +38,27 @@ class Reinforce:
     """Score-function gradient of the utility, standardised over the rollout, with an entropy bonus.
 
     Attributes:
-        policy: bidding policy with a density.
+        policy: bidding policy with a density; bound by training.
         minibatch: auctions per gradient step.
         max_norm: clip of the gradient's global norm.
-        axis: the mesh axis over which experience is spread, if it is.
+        axis: the mesh axis over which experience is sharded, if it is.
+        learning_rate: of the policy.
+        entropy: weight of the bids' entropy.
     """
 
-    policy: BidPolicy
+    policy: BidPolicy = UNBOUND
     minibatch: int = 128
     max_norm: float = 40.0
     axis: str | None = None
+    learning_rate: float = numeric(1e-3)
+    entropy: float = numeric(0.1)
+
+    estimates_values: ClassVar[bool] = False
+
+    def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
+        """This learner with its policy; it has no value network."""
+        del value
+        return dataclasses.replace(self, policy=policy)
 
     def init(self, key: Array, obs: Array) -> ReinforceState:
         """A fresh network and optimizer."""

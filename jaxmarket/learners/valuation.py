@@ -1,6 +1,8 @@
-"""Valuation: each bidder learns what winning is worth, and bids just that."""
+"""Valuation: each bidder estimates the value of winning, and bids the estimate."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,18 @@ from flax import struct
 from jaxtyping import Float
 
 from jaxmarket.collectives import per_shard, pmax, psum
-from jaxmarket.learners.protocol import Experience, Hyperparameters, Optimizer, adam, clip, descend, over_minibatches
-from jaxmarket.policies import BidPolicy
+from jaxmarket.learners.protocol import (
+    UNBOUND,
+    Experience,
+    Hyperparameters,
+    Optimizer,
+    adam,
+    clip,
+    descend,
+    numeric,
+    over_minibatches,
+)
+from jaxmarket.policies import BidPolicy, Torso, ValueNetwork
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Valuation", "ValuationState"]
@@ -25,28 +37,54 @@ class ValuationState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Valuation:
-    """Each bidder regresses its bid on the revenue it in fact received when it won.
+    """Each bidder regresses its bid on the revenue that it received when it won.
 
     Revenue is utility + price, both the bidder's own. With Vickrey prices and two clones this is
     Q-learning; with first prices, expected SARSA. The learning rate
     falls to zero over training, as (1 - progress)², so noise averages out.
 
     Attributes:
-        policy: bidding policy with a value head.
+        policy: bidding policy with a value head; bound by training.
         minibatch: auctions per gradient step.
         epochs: passes over a rollout.
         max_norm: clip of the gradient's global norm.
         relative: whether the learning rate grows with the largest revenue seen, beyond 10. Adam's steps do
-            not grow with the error, so a table needs it to reach values in the hundreds in the same time.
-        axis: the mesh axis over which experience is spread, if it is.
+            not grow with the error, so a table needs it to reach values in the hundreds in the same time. By default
+            True for a policy without hidden layers.
+        axis: the mesh axis over which experience is sharded, if it is.
+        learning_rate: at the start of training; by default 3e-2 for tables over one-hot states, else 5e-3.
     """
 
-    policy: BidPolicy
+    policy: BidPolicy = UNBOUND
     minibatch: int = 128
     epochs: int = 1
     max_norm: float = 10.0
-    relative: bool = False
+    relative: bool | None = None
     axis: str | None = None
+    learning_rate: float | None = numeric(None)
+
+    estimates_values: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "steps": 2_048_000,
+        "horizon": 32,
+        "bids": "value",
+        "trace_decay": 0.65,
+        "exploration": 1.0,
+        "exploration_final": 0.1,
+    }
+
+    def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
+        """This learner with its policy, and the defaults that suit it; it has no value network."""
+        del value
+        torso = policy.torso
+        shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)
+        rate = 3e-2 if shallow and not torso.activation else 5e-3  # a table has no activation
+        return dataclasses.replace(
+            self,
+            policy=policy,
+            relative=shallow if self.relative is None else self.relative,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+        )
 
     def init(self, key: Array, obs: Array) -> ValuationState:
         """A fresh network and optimizer."""

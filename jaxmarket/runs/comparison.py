@@ -28,13 +28,13 @@ from jaxmarket.view import plotting
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Comparison", "Outcome", "compare", "find", "label", "read", "shown"]
+__all__ = ["Comparison", "RunOutcome", "compare", "find", "label", "read", "shown"]
 
 _LATE = 0.1  # of a run's rows of metrics: the return it ends with while still learning
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What one finished run reached; S seeds, T rows of metrics per seed.
 
     Attributes:
@@ -67,9 +67,8 @@ class Outcome:
     def __repr__(self) -> str:
         stopped = ", interrupted" if self.interrupted else ""
         reached = mean(self.kept).plus_minus
-        return (
-            f"Outcome({escaped(self.name)}: {escaped(self.env)}, {len(self.returns)} seeds, return {reached}{stopped})"
-        )
+        run = f"{escaped(self.name)}: {escaped(self.env)}"
+        return f"RunOutcome({run}, {len(self.returns)} seeds, return {reached}{stopped})"
 
     @property
     def kept(self) -> np.ndarray:
@@ -88,7 +87,7 @@ class Outcome:
         return np.where(reached.any(0), self.steps[reached.argmax(0), np.arange(self.steps.shape[1])], np.nan)
 
 
-def read(folder: str | Path, name: str | None = None) -> Outcome:
+def read(folder: str | Path, name: str | None = None) -> RunOutcome:
     """Read what a run reached; its networks are not needed, nor the objects it may have been trained with.
 
     Args:
@@ -100,7 +99,7 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
     """
     folder = Path(folder)
     summary = run_folder.ended(folder)
-    settings = run_folder.document(folder / "config.json")
+    settings = run_folder.read_json(folder / "config.json")
     try:
         # What decides a run, too, and is not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
@@ -117,7 +116,7 @@ def read(folder: str | Path, name: str | None = None) -> Outcome:
         table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
         table[:, ~np.isfinite(returns), 1] = np.nan
         unfinished = np.asarray(summary.get("unfinished_share_seeds", [None] * len(returns)), np.float64)
-        return Outcome(
+        return RunOutcome(
             name=folder.resolve().name if name is None else name,
             folder=folder,
             env=str(summary["env"]),
@@ -165,10 +164,10 @@ class Comparison:
     Attributes:
         runs: at least two.
         differing: settings in which they differ, by name.
-        target: the return that `Outcome.steps_to` asks for.
+        target: the return that `RunOutcome.steps_to` asks for.
     """
 
-    runs: list[Outcome]
+    runs: list[RunOutcome]
     differing: list[str]
     target: float
 
@@ -247,11 +246,11 @@ class Comparison:
         height = max(4.0, 1.2 + 0.28 * len(names))
         fig, (left, right) = plotting.figure(columns=2, height=height)
         curves = {run.name: (run.steps.mean(1), *mean_ci(run.learning)) for run in self.runs}
-        plotting.draw_curves(left, curves, target=self.target)
-        env = plotting.words(self.runs[0].env)
+        plotting.draw_return_curves(left, curves, target=self.target)
+        env = plotting.plain_text(self.runs[0].env)
         left.set_title(f"{env}: while learning, mean of seeds and 95% interval", fontsize=10)
         ends = {run.name: run.kept for run in self.runs}
-        plotting.draw_finals(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
+        plotting.draw_final_returns(right, ends, {run.name: _ends(mean(run.kept)) for run in self.runs})
         right.set_title("greedy, in the end: seeds, their mean and 95% interval", fontsize=10)
         return fig
 
@@ -272,7 +271,7 @@ class Comparison:
         return {"env": self.runs[0].env, "target": self.target, "differing": self.differing, "runs": rows}
 
 
-def _against(how: Callable[[Any, Any], Estimate], run: Outcome, first: Outcome) -> Estimate | None:
+def _against(how: Callable[[Any, Any], Estimate], run: RunOutcome, first: RunOutcome) -> Estimate | None:
     """Compare a run with the first: None for the first itself, NaN if every seed of either run diverged."""
     if run is first:
         return None
@@ -288,7 +287,8 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 def shown(value: Any) -> str:
     """A setting as tables and names of folders say it: numbers in short, ``64x64`` for widths, ``none`` for none."""
     if isinstance(value, dict):
-        return str(value.get("object", value))
+        name, fields = value.get("object", value), value.get("fields") or {}
+        return f"{name}({', '.join(f'{key}={shown(one)}' for key, one in fields.items())})" if fields else str(name)
     if isinstance(value, list | tuple):
         return "x".join(map(str, value)) or "none"
     if value is None:

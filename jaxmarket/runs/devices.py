@@ -1,9 +1,8 @@
-"""Many devices: seeds and instances spread over a mesh by JAX's own ``shard_map``.
+"""Several devices: seeds and instances sharded over a mesh with ``shard_map``.
 
-Seeds are spread first: they have nothing to say to each other. What devices are left share the instances of each
-seed: every device runs its own, and gradients, moments and sums are added up across them, so that all hold the same
-networks. Code that runs on a shard calls the functions here with the axis it is spread over; without an axis, on one
-device, they change nothing.
+Seeds are independent, so they are sharded first. If there are more devices than seeds, several devices share the
+instances of a seed: each device runs its own instances, and gradients, moments and sums are reduced over the devices
+(`jaxmarket.collectives`), so that all devices hold the same networks.
 """
 
 import math
@@ -28,32 +27,34 @@ def mesh(devices: Devices, seeds: int, instances: int, minibatch: int) -> Mesh |
     """A mesh [seeds, instances] for a run; None for one device.
 
     Args:
-        devices: how many of those JAX sees, ``"all"`` of them, or which.
-        seeds: of the run; as many devices as divide them take whole seeds.
-        instances: of each seed, shared by the devices that are left over.
-        minibatch: auctions per gradient step; each device has its part of every one.
+        devices: number of devices, ``"all"`` of them, or a sequence of devices.
+        seeds: of the run. The first axis of the mesh is the largest common divisor of ``seeds`` and the devices.
+        instances: of each seed, sharded over the second axis.
+        minibatch: auctions per gradient step; every device has an equal part of each minibatch.
 
     Raises:
-        ValueError: there are not so many devices, or they cannot share seeds and instances evenly.
+        ValueError: JAX has fewer devices, or seeds and instances cannot be divided evenly among them.
     """
     several = isinstance(devices, Sequence) and not isinstance(devices, str)
     chosen = list(devices) if several else _chosen(devices)  # type: ignore[arg-type]
     count = len(chosen)
     if jax.process_count() > 1 and count < jax.device_count():
-        raise ValueError(f"devices: a run of several processes uses all {jax.device_count()} devices, got {count}")
+        raise ValueError(
+            f"devices: expected all {jax.device_count()} devices in a run of several processes, got {count}; use 'all'"
+        )
     if count == 1:
         return None
     rows = math.gcd(count, seeds)
     columns = count // rows
     if instances % columns:
         raise ValueError(
-            f"devices: {count} devices for {seeds} seeds leave {columns} for the instances of each, which do not "
-            f"divide {instances}; choose another number of seeds, instances or devices"
+            f"devices: {count} devices and {seeds} seeds leave {columns} devices for the instances of each seed, and "
+            f"{instances} instances are not divisible by {columns}; change the number of seeds, instances or devices"
         )
     if columns > 1 and minibatch % instances:
         raise ValueError(
-            f"minibatch: {columns} devices share the instances of a seed, and each minibatch then holds whole steps of "
-            f"all {instances} instances; {minibatch} is no multiple of them"
+            f"minibatch: expected a multiple of the {instances} instances, because {columns} devices share the "
+            f"instances of a seed, got {minibatch}"
         )
     return Mesh(np.array(chosen, object).reshape(rows, columns), (SEEDS, INSTANCES))
 
@@ -66,17 +67,17 @@ def _chosen(devices: int | str) -> list[Any]:
         raise ValueError(f"devices: expected a number >= 1 or 'all', got {devices!r}")
     devices = check_int("devices", devices)
     if devices > len(there):
-        more = "; set JAX_NUM_CPU_DEVICES to have more" if jax.default_backend() == "cpu" else ""
-        raise ValueError(f"devices: JAX sees {len(there)} here, not {devices}{more}")
+        remedy = "set JAX_NUM_CPU_DEVICES" if jax.default_backend() == "cpu" else "use fewer"
+        raise ValueError(f"devices: expected at most the {len(there)} that JAX has here, got {devices}; {remedy}")
     return there[:devices]
 
 
 def put(tree: PyTree, mesh: Mesh | None, specs: Any) -> PyTree:
-    """A pytree laid over the mesh.
+    """Shard a pytree over the mesh.
 
     Args:
-        tree: arrays, the same in every process.
-        mesh: as it is where there is none.
+        tree: arrays, equal in every process.
+        mesh: None leaves the tree unchanged.
         specs: a pytree prefix of ``PartitionSpec``s.
     """
     if mesh is None:
@@ -87,7 +88,7 @@ def put(tree: PyTree, mesh: Mesh | None, specs: Any) -> PyTree:
 
 
 def gather(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """A pytree with all of every array in every process; as it is where there is no mesh."""
+    """Replicate a sharded pytree, so that every process has whole arrays; None for the mesh leaves it unchanged."""
     if mesh is None:
         return tree
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)

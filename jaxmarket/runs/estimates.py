@@ -1,4 +1,4 @@
-"""Numbers over seeds with their intervals, and tables of them."""
+"""Estimates over seeds with confidence intervals, and tables of them."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ _RESAMPLES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number over seeds with its interval; both ends are NaN where there is none, as for a single seed."""
+    """An estimate over seeds with its interval; both ends are NaN if there is none, as for a single seed."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Estimate:
 
     @property
     def plus_minus(self) -> str:
-        """The number and the larger side of its interval."""
+        """The estimate ± the larger side of its interval, as text."""
         if math.isnan(self.low):
             return _number(self.value)
         side = max(self.high - self.value, self.value - self.low)
@@ -57,14 +57,14 @@ def _number(value: float) -> str:
 
 
 def mean_ci(values: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over seeds and Student's interval around it, leaving out seeds that are NaN: f [...] each.
+    """Mean over seeds with Student's confidence interval, ignoring seeds that are NaN: f [...] each.
 
     Args:
         values: f [..., seeds].
-        confidence: of the interval.
+        confidence: level of the interval.
 
     Returns:
-        Mean, lower and upper end; an end is NaN where fewer than two seeds are left, the mean where none is.
+        Mean, lower and upper end. The ends are NaN with fewer than two seeds, the mean with none.
     """
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
@@ -77,17 +77,17 @@ def mean_ci(values: Any, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarr
 
 
 def mean(values: Any, confidence: float = 0.95) -> Estimate:
-    """Mean with Student's interval; f [seeds]."""
+    """Mean of f [seeds] with Student's confidence interval."""
     return Estimate(*(float(x) for x in mean_ci(values, confidence)))
 
 
 def difference(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
-    """Mean of one set of seeds minus that of another, with Welch's interval: spreads may differ, seeds are not paired.
+    """Difference of the means of two sets of seeds, with Welch's interval: variances may differ, seeds are not paired.
 
     Args:
         mine: f [seeds].
-        others: f [seeds], not necessarily as many.
-        confidence: of the interval.
+        others: f [seeds], of any number.
+        confidence: level of the interval.
     """
     mine, others = np.asarray(mine, np.float64), np.asarray(others, np.float64)
     value = float(mine.mean() - others.mean())
@@ -103,12 +103,12 @@ def difference(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
 
 
 def probability_of_improvement(mine: Any, others: Any, confidence: float = 0.95) -> Estimate:
-    """Probability that one of my seeds beats one of theirs, a tie counting half (Agarwal et al. 2021).
+    """Probability that a seed of ``mine`` exceeds one of ``others``; a tie counts half (Agarwal et al. 2021).
 
     Args:
         mine: f [seeds].
-        others: f [seeds], not necessarily as many.
-        confidence: of the percentile bootstrap interval, both sets resampled.
+        others: f [seeds], of any number.
+        confidence: level of the percentile bootstrap interval, which resamples both sets.
     """
     mine, others = np.asarray(mine, np.float64), np.asarray(others, np.float64)
     beats = (np.sign(mine[:, None] - others[None, :]) + 1) / 2
@@ -128,7 +128,7 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
 
     Args:
         values: f [seeds]; the result is NaN if one of them is not finite.
-        confidence: of the interval.
+        confidence: level of the interval.
     """
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():  # sorting would place NaN last, and trimming would remove it
@@ -159,16 +159,16 @@ class ResultTable:
     title: str
     rows: list[dict[str, Any]]
     note: str = ""
-    shown: bool = True  # on a terminal; it is written in any case
-    aside: tuple[str, ...] = ()  # columns that are written and not shown
+    shown: bool = True  # whether it is shown on a terminal; files contain it anyway
+    aside: tuple[str, ...] = ()  # columns that only files contain
     below: tuple[str, ...] = ()  # columns that move to a list below the table on narrow terminals
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """Rows of plain values; an estimate becomes three columns."""
+        """The rows with plain values: an estimate becomes three columns."""
         return [_flat(row) for row in self.rows]
 
     def as_rich(self) -> DataTable:
-        """For a terminal."""
+        """The table for a terminal."""
         table = DataTable(title=self.title, caption=self.note)
         columns = [column for column in self.rows[0] if column not in self.aside]
         for column in columns:

@@ -15,11 +15,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.checking import checked
 from jaxmarket.collectives import INSTANCES, SEEDS
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
+from jaxmarket.evaluation import Episodes
 from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, bid_error, env_steps
@@ -27,42 +26,23 @@ from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, put
 from jaxmarket.runs.devices import mesh as devices_mesh
 from jaxmarket.runs.interrupts import Deferred, raise_dropped, retained
-from jaxmarket.runs.run_folder import Folder, Origin, SavedRun, player_of, read, versions, warn_if_interrupted
+from jaxmarket.runs.run_folder import Origin, RunFolder, SavedRun, read, versions, warn_if_interrupted
 from jaxmarket.runs.sinks import Logger, Record
-from jaxmarket.society import Society
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training import divergence, transfer
-from jaxmarket.training import monolith as baselines
-from jaxmarket.training import society as training
 from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.training.config import TrainConfig, check_config
-from jaxmarket.training.monolith import Agent, Monolith, MonolithState
 from jaxmarket.training.result import FitResult
-from jaxmarket.training.society import Program, TrainState, as_arrays, oracle_of
+from jaxmarket.training.settings import Settings
+from jaxmarket.training.trainable import Player, Trainable
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_bool, check_float, check_key, check_path, short_repr
 from jaxmarket.view import tables
 
-__all__ = ["compiles", "evaluate_both", "fit", "init_seeds", "program_of"]
+__all__ = ["compiles", "evaluate_both", "fit", "init_seeds"]
 
 _EPISODES = 128
 _MOST_METRICS = 2**30  # bytes of metrics in a checkpoint
-_State = TrainState | MonolithState
-
-
-def program_of(config: TrainConfig) -> Program | Monolith:
-    """The static part of the run that a configuration describes."""
-    return Monolith.of(config) if check_config(config).agent == "monolith" else Program.of(config)
-
-
-def _functions(program: Program | Monolith) -> Any:
-    """Where its ``init`` and ``chunk`` are."""
-    return baselines if isinstance(program, Monolith) else training
-
-
-def _without_prices(society: Society) -> Society:
-    """Who acts does not depend on who pays whom: where only that matters, one program serves all mechanisms."""
-    return dataclasses.replace(society, mechanism=ENVIRONMENT_REWARD)
 
 
 def _params_of(adapter: Adapter, env_params: PyTree) -> PyTree:
@@ -83,39 +63,36 @@ def _jitted(function: Callable[..., Any], static: Any) -> Callable[..., Any]:
     return jax.jit(functools.partial(function, static))
 
 
-def _init_seeds(program: Program | Monolith, keys: Array, hyper: Hyperparameters, env_params: PyTree) -> _State:
-    init, env_params = _functions(program).init, _params_of(program.env, env_params)
-    return jax.vmap(lambda key: init(program, key, env_params, hyper))(keys)
+def _init_seeds(trainable: Trainable, keys: Array, hyper: Hyperparameters, env_params: PyTree) -> PyTree:
+    env_params = _params_of(trainable.env, env_params)
+    return jax.vmap(lambda key: trainable.init(key, env_params, hyper))(keys)
 
 
-def init_seeds(program: Any, keys: Array, hyper: Hyperparameters, env_params: PyTree = None) -> Any:
-    """`init` for every key: leaves [S, ...]."""
-    if isinstance(program, Program):
-        program = dataclasses.replace(program, society=_without_prices(program.society))
-    return _jitted(_init_seeds, program)(keys, hyper, env_params)
+def init_seeds(trainable: Trainable, keys: Array, hyper: Hyperparameters, env_params: PyTree = None) -> Any:
+    """`Trainable.init` for every key: leaves [S, ...]."""
+    return _jitted(_init_seeds, trainable.initializer)(keys, hyper, env_params)
 
 
 def _chunk_seeds(
-    program: Program | Monolith,
+    trainable: Trainable,
     mesh: Mesh | None,
-    state: _State,
+    state: PyTree,
     hyper: Hyperparameters,
     oracle: Oracle | None,
     env_params: PyTree = None,
-) -> tuple[_State, dict[str, Array]]:
-    functions = _functions(program)
+) -> tuple[PyTree, dict[str, Array]]:
     shards = 1 if mesh is None else mesh.shape[INSTANCES]
-    local: Any = program.spread(shards) if shards > 1 else program
+    local = trainable.shard(shards) if shards > 1 else trainable
 
     def chunk(
-        state: _State, hyper: Hyperparameters, oracle: Oracle | None, env_params: PyTree
-    ) -> tuple[_State, dict[str, Array]]:
-        env_params = _params_of(program.env, env_params)
-        return jax.vmap(lambda state: functions.chunk(local, state, env_params, hyper, oracle))(state)
+        state: PyTree, hyper: Hyperparameters, oracle: Oracle | None, env_params: PyTree
+    ) -> tuple[PyTree, dict[str, Array]]:
+        env_params = _params_of(trainable.env, env_params)
+        return jax.vmap(lambda state: local.chunk(state, env_params, hyper, oracle))(state)
 
     if mesh is None:
         return chunk(state, hyper, oracle, env_params)
-    each = functions.PARTITION
+    each = trainable.partition
     specs = {"in_specs": (each, P(), P(), P()), "out_specs": (each, P(SEEDS))}
     state, metrics = jax.shard_map(chunk, mesh=mesh, **specs, check_vma=False)(state, hyper, oracle, env_params)
     # All of them in every process: the host writes them down.
@@ -123,11 +100,9 @@ def _chunk_seeds(
 
 
 @functools.lru_cache(maxsize=_PROGRAMS)
-def _compiled(
-    program: Program | Monolith, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
-) -> Any:
-    """The executable of `_chunk_seeds`, apart from running it, so that compile time can be told apart."""
-    chunk = jax.jit(functools.partial(_chunk_seeds, program, mesh), donate_argnums=0)
+def _compiled(trainable: Trainable, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    """The executable of `_chunk_seeds`, compiled before it runs, so that compile time is measured by itself."""
+    chunk = jax.jit(functools.partial(_chunk_seeds, trainable, mesh), donate_argnums=0)
     return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile()
 
 
@@ -136,23 +111,20 @@ def compiles() -> int:
     return _compiled.cache_info().misses
 
 
-def _evaluate_seeds(player: Society | Agent, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
-    """`evaluate` for every seed: leaves [S, episodes]."""
-    play: Any = evaluate if isinstance(player, Society) else baselines.evaluate
+def _evaluate_seeds(player: Player, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
+    """Fresh episodes of every seed: leaves [S, episodes]."""
     env_params = _params_of(player.env, env_params)
-    return jax.vmap(lambda params, key: play(player, params, key, env_params, _EPISODES))(params, keys)
+    return jax.vmap(lambda params, key: player.evaluate(params, key, env_params, _EPISODES))(params, keys)
 
 
 @standard_promotion
 def evaluate_both(
-    player: Society | Agent, params: PyTree, key: Array, seeds: int, env_params: PyTree = None
+    trainable: Trainable, params: PyTree, key: Array, seeds: int, env_params: PyTree = None
 ) -> dict[str, Episodes]:
     """Fresh episodes of every seed, ``"greedy"`` and with ``"sampled"`` bids (or choices): leaves [S, episodes]."""
     keys = jax.random.split(key, (2, seeds))
-    if isinstance(player, Society):
-        player = _without_prices(player)
     return {
-        how: _jitted(_evaluate_seeds, dataclasses.replace(player, greedy=how == "greedy"))(params, keys[i], env_params)
+        how: _jitted(_evaluate_seeds, trainable.player(greedy=how == "greedy"))(params, keys[i], env_params)
         for i, how in enumerate(("greedy", "sampled"))
     }
 
@@ -187,7 +159,7 @@ def fit(
         key: a typed PRNG key.
         out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
         env_params: the environment's parameters, traced; its own if None. Metrics that need Q*, which is that of its
-            own, are left out then, and every truncation of a rollout is priced by a bootstrap auction.
+            own, are left out then, and every truncation of a rollout is priced by a shadow auction.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers. Not needed to resume.
         freeze: names of parts of the networks that are not trained, as shell patterns; see
@@ -208,7 +180,7 @@ def fit(
             damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part, devices cannot
             share the work, or a check failed.
     """
-    program = program_of(config)
+    settings = check_config(config).settings
     key = check_key("key", key, traced=False)
     checkpoint_every = check_float("checkpoint_every", checkpoint_every, 0)
     if not isinstance(freeze, list | tuple) or not all(isinstance(pattern, str) for pattern in freeze):
@@ -224,11 +196,11 @@ def fit(
         raise ValueError("resume: which run? give its folder as out")
     if jax.process_count() > 1:
         devices = "all"
-    mesh = devices_mesh(devices, config.seeds, program.instances, config.minibatch)  # type: ignore[arg-type]
+    mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.learner.minibatch)
     if check and mesh is not None:
         raise ValueError("check: checks are made on one device; leave out devices")
-    env_params = None if env_params is None else config.adapter.parameters(env_params)
-    run = _Run(config, program, key, mesh, env_params, check=check)
+    env_params = None if env_params is None else settings.adapter.parameters(env_params)
+    run = _Run(config, settings, key, mesh, env_params, check=check)
     begun = read(start) if isinstance(start, str | Path) else start
     if isinstance(begun, SavedRun):
         warn_if_interrupted(begun)
@@ -243,22 +215,21 @@ def fit(
     if trained is not None:
         run.state = run.state.replace(learner=transfer.start_from(run.state.learner, trained))
     if freeze:
-        frozen = transfer.freeze(run.state.learner, freeze, modules=isinstance(program, Program))
+        frozen = transfer.freeze(run.state.learner, freeze, modules=run.trainable.module_axis)
         run.state = run.state.replace(learner=frozen)
-    label = config.adapter.name
-    with tables.progress(label, shown=progress and jax.process_index() == 0) as show:
+    with tables.progress(settings.adapter.name, shown=progress and jax.process_index() == 0) as show:
         if out is None:
             run.train(show, loggers)
             return run.result(show, origin)
         with (
-            Folder(out, config, origin, resume=resume, other_versions=other_versions) as folder,
+            RunFolder(out, config, origin, resume=resume, other_versions=other_versions) as folder,
             Checkpoints(folder.path / "checkpoints") as checkpoints,
         ):
             return _fit_in(folder, checkpoints, run, show, loggers, checkpoint_every, started=trained is not None)
 
 
 def _fit_in(
-    folder: Folder,
+    folder: RunFolder,
     checkpoints: Checkpoints,
     run: "_Run",
     show: tables.Show,
@@ -296,7 +267,7 @@ def _fit_in(
                 f"resume: {folder.path} holds a finished run whose last state cannot be shown (its last checkpoint is "
                 "missing, or other versions computed it again); read its networks with jaxmarket.load or evaluate"
             )
-        q, bids, visited = _bids_beside_q(run.config, run.program, run.state, run.env_params)
+        q, bids, visited = run.bids_beside_q()
         lost = [each["seed"] for each in summary["diverged"]]
         return FitResult(summary, run.state, run.metrics, run.config, q, *_without(lost, bids, visited))
     result = run.result(show, folder.origin)
@@ -311,20 +282,20 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        program: Program | Monolith,
+        settings: Settings,
         key: Array,
         mesh: Mesh | None,
         env_params: PyTree,
         *,
         check: bool,
     ) -> None:
-        self.env_params = env_params
-        self.config, self.program, self.key, self.mesh, self.check = config, program, key, mesh, check
-        self.hyper = as_arrays(config.hyperparameters)
-        self.oracle = oracle_of(config) if config.agent == "society" and env_params is None else None
-        self.state: Any = init_seeds(program, jax.random.split(key, config.seeds), self.hyper, env_params)
+        self.config, self.settings, self.trainable = config, settings, settings.trainable
+        self.key, self.mesh, self.env_params, self.check = key, mesh, env_params, check
+        self.hyper = settings.hyperparameters.as_arrays()
+        self.oracle = settings.oracle if env_params is None else None
+        self.state: Any = init_seeds(self.trainable, jax.random.split(key, settings.seeds), self.hyper, env_params)
         self.rows: list[dict[str, np.ndarray]] = []
-        self.spent = np.zeros(config.seeds)
+        self.spent = np.zeros(settings.seeds)
         self.compile_seconds = self.run_seconds = 0.0
 
     @property
@@ -353,15 +324,15 @@ class _Run:
 
     def _record(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
         """Store the metrics of a chunk, and pass them to the loggers."""
-        auctions = self.config.auctions_per_chunk
+        auctions = self.settings.auctions_per_chunk
         self.rows.append(metrics)
         self.spent = self.spent + env_steps(metrics["duration"][None], auctions)[0]
-        record = Record(self.done, self.program.chunks, self.done * auctions, self.spent, metrics, earlier)
+        record = Record(self.done, self.trainable.chunks, self.done * auctions, self.spent, metrics, earlier)
         if jax.process_index() == 0:
             for log in loggers:
                 log(record)
 
-    def save(self, checkpoints: Checkpoints, folder: Folder) -> None:
+    def save(self, checkpoints: Checkpoints, folder: RunFolder) -> None:
         """Write a checkpoint.
 
         Raises:
@@ -382,22 +353,22 @@ class _Run:
         show: tables.Show,
         loggers: Sequence[Logger],
         checkpoints: Checkpoints | None = None,
-        folder: Folder | None = None,
+        folder: RunFolder | None = None,
         checkpoint_every: float = 0,
     ) -> None:
         """Train the remaining chunks, or until Ctrl-C.
 
         A signal takes effect between chunks, after a checkpoint, so that state, metrics and records are consistent.
         """
-        config, chunks = self.config, self.program.chunks
+        settings, chunks = self.settings, self.trainable.chunks
         if self.done == chunks:
             return
-        auctions = config.seeds * config.auctions_per_chunk
+        auctions = settings.seeds * settings.auctions_per_chunk
         before, kept = self.run_seconds, self.done
         began = time.perf_counter()
-        self.state = put(self.state, self.mesh, _functions(self.program).PARTITION)
-        settings = put((self.hyper, self.oracle, self.env_params), self.mesh, P())
-        compiled = self._compile(settings)
+        self.state = put(self.state, self.mesh, self.trainable.partition)
+        arguments = put((self.hyper, self.oracle, self.env_params), self.mesh, P())
+        compiled = self._compile(arguments)
         raise_dropped()  # there is nothing to save yet
         self.compile_seconds = time.perf_counter() - began
         if self.done:
@@ -405,7 +376,7 @@ class _Run:
         began = saved = time.perf_counter()
 
         def one() -> None:
-            self.state, metrics = compiled(self.state, *settings)
+            self.state, metrics = compiled(self.state, *arguments)
             metrics = jax.device_get(metrics)
             self.run_seconds = before + time.perf_counter() - began
             self._record(metrics, loggers)
@@ -437,36 +408,86 @@ class _Run:
             self.state = unflatten(self.state, flatten(gather(self.state, self.mesh)))
         jax.block_until_ready(self.state)
 
-    def _compile(self, settings: tuple[Hyperparameters, Oracle | None, PyTree]) -> Any:
+    def _compile(self, arguments: tuple[Hyperparameters, Oracle | None, PyTree]) -> Any:
         if self.check:
-            return checked(functools.partial(_chunk_seeds, self.program, self.mesh))
+            return checked(functools.partial(_chunk_seeds, self.trainable, self.mesh))
 
         if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]  compiling is impossible then
-            return functools.partial(_chunk_seeds, self.program, self.mesh)
+            return functools.partial(_chunk_seeds, self.trainable, self.mesh)
 
         def shape(leaf: Array) -> jax.ShapeDtypeStruct:
             sharding = None if self.mesh is None else leaf.sharding
             return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=sharding)
 
-        leaves, tree = jax.tree.flatten((self.state, *settings))
-        return _compiled(self.program, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
+        leaves, tree = jax.tree.flatten((self.state, *arguments))
+        return _compiled(self.trainable, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
 
     def result(self, show: tables.Show, origin: Origin) -> FitResult:
         """What was learned, evaluated."""
         show.phase("evaluating")
         key_eval = key_for(self.key, "evaluation")
-        result = _assess(self.config, self.program, self.state, self.metrics, key_eval, self.env_params)
+        result = self._assess(key_eval)
         steps = int(self.spent.sum())
         result.summary.update(
             env_steps=steps,
             compile_seconds=self.compile_seconds,
             run_seconds=self.run_seconds,
             steps_per_second=steps / max(self.run_seconds, 1e-9),
-            interrupted=self.done < self.program.chunks,
+            interrupted=self.done < self.trainable.chunks,
             **dataclasses.replace(origin, versions=versions()).json(),
             params_sha256=digest(flatten(self.state)),
         )
         return result
+
+    def _assess(self, key: Array) -> FitResult:
+        """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
+        settings = self.settings
+        given_params = {} if self.env_params is None else {"env_params": self.env_params}
+        episodes = evaluate_both(self.trainable, self.state.learner.params, key, settings.seeds, **given_params)
+        exact, bids, visited = self.bids_beside_q()
+        returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
+        found = divergence.find(self.metrics, *returns.values(), *([] if bids is None else [bids]))
+        lost = [each["seed"] for each in found]
+        bids, visited = _without(lost, bids, visited)
+
+        def per_seed(values: Any) -> list[float]:
+            known = np.array(values, np.float64)
+            known[lost] = np.nan
+            return known.tolist()
+
+        terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
+        unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
+        greedy = divergence.spread(per_seed(returns["greedy"]))
+        summary: dict[str, Any] = {
+            "env": settings.adapter.name,
+            **settings.labels,
+            "seeds": settings.seeds,
+            "diverged": found,
+            "return_mean": greedy.mean,
+            "return_std": greedy.std,
+            "return_seeds": per_seed(returns["greedy"]),
+            "sampled_return_mean": divergence.spread(per_seed(returns["sampled"])).mean,
+            "unfinished_share": divergence.spread(unfinished["greedy"]).mean,
+            "unfinished_share_seeds": unfinished["greedy"],
+            "sampled_unfinished_share": divergence.spread(unfinished["sampled"]).mean,
+            "termination_rate_seeds": terminated["greedy"],
+            "sampled_termination_rate_seeds": terminated["sampled"],
+            "bid_error": None,
+        }
+        if bids is not None and visited is not None and len(lost) < settings.seeds:
+            kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
+            summary["bid_error"] = _worst(bid_error, *kept)
+            if getattr(settings.learner, "estimates_values", False):
+                summary["bid_error_all"] = _worst(functools.partial(bid_error, every_bidder=True), *kept)
+        return FitResult(summary, self.state, self.metrics, self.config, exact, bids, visited)
+
+    def bids_beside_q(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """`FitResult`'s ``q``, ``bids`` and ``visited``: None where Q* is unknown."""
+        found = None if self.oracle is None else self.trainable.bids_and_visits(self.state)
+        if found is None:
+            return None, None, None
+        bids, visited = found
+        return self.settings.adapter.optimal_q(self.settings.gamma), np.asarray(bids), np.asarray(visited)
 
 
 def _due(mine: bool) -> bool:
@@ -474,74 +495,6 @@ def _due(mine: bool) -> bool:
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))
-
-
-def _assess(
-    config: TrainConfig,
-    program: Program | Monolith,
-    state: Any,
-    metrics: dict[str, np.ndarray],
-    key: Array,
-    env_params: PyTree,
-) -> FitResult:
-    """Evaluate every seed, greedily and sampled, and compare its bids with Q* where that is known."""
-    player: Any = player_of(config)
-    params = state.learner.params
-    given_params = {} if env_params is None else {"env_params": env_params}
-    episodes = evaluate_both(player, params, key, config.seeds, **given_params)
-    exact, bids, visited = _bids_beside_q(config, program, state, env_params)
-    returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
-    found = divergence.find(metrics, *returns.values(), *([] if bids is None else [bids]))
-    lost = [each["seed"] for each in found]
-    bids, visited = _without(lost, bids, visited)
-
-    def per_seed(values: Any) -> list[float]:
-        known = np.array(values, np.float64)
-        known[lost] = np.nan
-        return known.tolist()
-
-    terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
-    unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
-    greedy = divergence.spread(per_seed(returns["greedy"]))
-    summary: dict[str, Any] = {
-        "env": config.adapter.name,
-        "agent": config.agent,
-        "auction": program.society.mechanism.name if isinstance(program, Program) else None,
-        "learner": config.learner,
-        "clones": config.clones if isinstance(program, Program) else None,
-        "seeds": config.seeds,
-        "diverged": found,
-        "return_mean": greedy.mean,
-        "return_std": greedy.std,
-        "return_seeds": per_seed(returns["greedy"]),
-        "sampled_return_mean": divergence.spread(per_seed(returns["sampled"])).mean,
-        "unfinished_share": divergence.spread(unfinished["greedy"]).mean,
-        "unfinished_share_seeds": unfinished["greedy"],
-        "sampled_unfinished_share": divergence.spread(unfinished["sampled"]).mean,
-        "termination_rate_seeds": terminated["greedy"],
-        "sampled_termination_rate_seeds": terminated["sampled"],
-        "bid_error": None,
-    }
-    if bids is not None and visited is not None and len(lost) < config.seeds:
-        kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
-        summary["bid_error"] = _worst(bid_error, *kept)
-        if config.learner == "valuation":
-            summary["bid_error_all"] = _worst(functools.partial(bid_error, every_bidder=True), *kept)
-    return FitResult(summary, state, metrics, config, exact, bids, visited)
-
-
-def _bids_beside_q(
-    config: TrainConfig, program: Program | Monolith, state: Any, env_params: PyTree
-) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """`FitResult`'s ``q``, ``bids`` and ``visited``: None where Q* is unknown."""
-    known = isinstance(program, Program) and env_params is None
-    exact = config.adapter.optimal_q(config.gamma) if known else None
-    if exact is None:
-        return None, None, None
-    player: Any = player_of(config)
-    modules = jax.vmap(lambda p: bids_by_state(player, p, exact.shape[0]))(state.learner.params)
-    bids = modules.reshape(*modules.shape[:2], player.primitives, -1).max(-1)
-    return exact, np.asarray(bids), np.asarray(state.visits > 0)
 
 
 def _without(

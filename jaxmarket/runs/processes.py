@@ -1,7 +1,7 @@
-"""Several processes as one run: each holds its part of the mesh, all run the same program, by ``jax.distributed``.
+"""One run in several processes, with ``jax.distributed``: each holds a part of the mesh, all run the same program.
 
-On one machine `launch` starts them all; on a cluster one process per machine (or per accelerator) is started with
-the address of the first one and a number of its own, which is what `join` does with them.
+On one machine `launch` starts all processes. On a cluster, start one process per machine (or per accelerator), each of
+which calls `join` with the address of the first one and its own number.
 """
 
 import contextlib
@@ -27,31 +27,31 @@ from jaxmarket.validation import check_int, escaped
 __all__ = ["end_with_parent", "join", "launch", "leave"]
 
 _POLL = 0.05  # seconds
-_PATIENCE = 1.0
+_SETTLE = 1.0
 _GRACE = 5.0
-_SAID = (2, 3)  # exit codes with which the command line prints its own message: invalid input, diverged
+_EXPLAINED = (2, 3)  # exit codes with which the command line prints its own message: invalid input, diverged
 _LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT = "JAXMARKET_PARENT_PIPE"  # descriptor of a pipe that reaches its end when the launching process exits
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-    """Make this process one of a run; before anything else starts JAX.
+    """Make this process part of a run. Call it before anything starts a JAX backend.
 
     If the coordinator is a loopback address, this process listens on loopback only. Otherwise process 0 listens on all
     interfaces of its machine, and every process on the address of its host name; see ``docs/limits.md``.
 
     Args:
         coordinator: HOST:PORT of process 0, the same for all.
-        processes: how many there are.
-        process: the number of this one, from 0.
+        processes: number of processes.
+        process: number of this process, from 0.
 
     Raises:
-        ValueError: the numbers make no sense, or the others were not there in time.
+        ValueError: a number is out of range, or the processes did not connect in time.
     """
     processes = check_int("processes", processes)
     if process not in range(processes):
-        raise ValueError(f"process: of {processes} processes there are 0 to {processes - 1}, got {process}")
+        raise ValueError(f"process: expected 0 to {processes - 1}, got {process}")
     host, _, port = coordinator.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()):
         raise ValueError(f"coordinator: expected HOST:PORT, got {coordinator!r}")
@@ -65,17 +65,19 @@ def join(coordinator: str, processes: int, process: int) -> None:
         )
         if local:
             _collectives_on_loopback()
-        # They connect now, while they are in step: on CPUs one that comes 30 seconds late finds nobody.
+        # Connect now, while all processes are at the same point: on CPUs the connection times out after 30 seconds.
         multihost_utils.sync_global_devices("jaxmarket")
     except RuntimeError as error:
         reason = escaped(str(error).splitlines()[0])
-        raise ValueError(f"coordinator: the processes did not meet at {coordinator} ({reason})") from error
+        raise ValueError(
+            f"coordinator: could not connect all processes at {coordinator} ({reason}); start them within 30 seconds"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return False
 
 
@@ -115,30 +117,30 @@ def end_with_parent() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process of a run at once. An ordinary exit would wait for the others, and they for this one."""
+    """Exit at once. A regular exit would wait for the other processes, and these for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def launch(command: Sequence[str], processes: int) -> int:
-    """Start a run of several processes on this machine, over loopback, and see them through.
+    """Run a command in several processes on this machine, over loopback, and wait for them.
 
     The first process shows its output. If one dies, the others, which would wait for it forever, are stopped. SIGINT,
     SIGTERM and SIGHUP to this process also stop them (a second signal kills them at once), and they end if this process
     is killed. They are not in this process's group: Ctrl-C reaches them only through this process.
 
     Args:
-        command: of the program, without what makes it one of several.
-        processes: how many.
+        command: arguments of ``jaxmarket``, such as ``train Chain-v0``.
+        processes: number of processes.
 
     Returns:
         0 on success; 2 for invalid input and 3 if every seed diverged, with the message of the first process; 128 + n
         after signal n.
 
     Raises:
-        ValueError: the number makes no sense.
-        ChildProcessError: one died; says which and how.
+        ValueError: ``processes`` is less than 1.
+        ChildProcessError: a process failed; the message names it and its exit code or signal.
     """
     processes = check_int("processes", processes)
     with socket.socket() as free:
@@ -148,32 +150,32 @@ def launch(command: Sequence[str], processes: int) -> int:
     shared = [*program, "--coordinator", coordinator, "--processes", str(processes)]
     children: list[subprocess.Popen] = []
     codes: list[int | None] = []
-    with _signals(children) as received, _pipe() as pipe, tempfile.TemporaryFile("w+", errors="replace") as said:
+    with _signals(children) as received, _pipe() as pipe, tempfile.TemporaryFile("w+", errors="replace") as errors:
         # NCCL, which carries collectives between GPUs, does not use loopback by default.
         env = {"NCCL_SOCKET_IFNAME": "lo", **os.environ, _PARENT: str(pipe)}
         try:
             for i in range(processes):
-                quiet = {} if i == 0 else {"stdout": subprocess.DEVNULL, "stderr": said}
+                quiet = {} if i == 0 else {"stdout": subprocess.DEVNULL, "stderr": errors}
                 settings = {"stdin": subprocess.DEVNULL, "env": env, "pass_fds": [pipe], "start_new_session": True}
                 children.append(subprocess.Popen([*shared, "--process", str(i), *command], **settings, **quiet))
             while not received and any(c.poll() is None for c in children) and not any(c.poll() for c in children):
                 time.sleep(_POLL)
-            # A process that was killed takes others with it: it is the one to name. What is refused is so by all of
-            # them, and the first one says it.
+            # A process that was killed makes others fail, so name that one. Invalid input is rejected by all
+            # processes, and the first one prints the message.
             killed = any((child.poll() or 0) < 0 for child in children)
             if not received and any(child.poll() is None for child in children):
-                time.sleep(_POLL if killed else _PATIENCE)
+                time.sleep(_POLL if killed else _SETTLE)
             codes = [child.poll() for child in children]
         finally:
             _stop(children, received)
         if received:
             return 128 + received[0]
         failed = [i for i, code in enumerate(codes) if code]
-        if not failed or codes[0] in _SAID:
+        if not failed or codes[0] in _EXPLAINED:
             return codes[0] or 0
-        first = min(failed, key=lambda i: codes[i] or 0)  # signals are negative, and not what others die of
-        said.seek(0)
-        tail = "" if failed == [0] else escaped("".join(said.readlines()[-5:]).strip(), lines=True)
+        first = min(failed, key=lambda i: codes[i] or 0)  # signals are negative: a killed process comes first
+        errors.seek(0)
+        tail = "" if failed == [0] else escaped("".join(errors.readlines()[-5:]).strip(), lines=True)
     raise ChildProcessError(
         f"process {first} of {processes} {_how(codes[first])}; the others were stopped" + (f". {tail}" if tail else "")
     )
@@ -234,4 +236,4 @@ def _stop(children: Sequence[subprocess.Popen], received: Sequence[int]) -> None
 def _how(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed ({signal.Signals(-code).name})"
-    return f"ended with exit code {code}"
+    return f"failed with exit code {code}"

@@ -34,41 +34,36 @@ from jaxmarket.runs import checkpoint, files
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.runs.sinks import Record, csv_rows, to_json
-from jaxmarket.society import MarketPolicy, Society
 from jaxmarket.switches import standard_promotion
-from jaxmarket.training import divergence
+from jaxmarket.training import divergence, objects
 from jaxmarket.training.arrays import digest, flatten, unflatten
-from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.monolith import Agent, ChoicePolicy, Monolith
-from jaxmarket.training.result import FitResult, in_short
-from jaxmarket.training.transfer import Networks, networks
+from jaxmarket.training.config import ALIASES, OF_HEADS, OF_LEARNERS, TrainConfig, accepts
+from jaxmarket.training.result import FitResult, RunResult, summary_line
+from jaxmarket.training.settings import Settings
+from jaxmarket.training.transfer import NetworkParams, networks
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
 
 __all__ = [
     "NETWORKS",
-    "Folder",
     "Origin",
-    "Policy",
+    "RunFolder",
     "SavedRun",
     "as_policy",
     "best_seed",
-    "configuration",
-    "document",
+    "config_from_dict",
+    "config_to_dict",
     "ended",
     "load",
-    "player_of",
     "read",
-    "settings_in",
-    "settings_of",
+    "read_config",
+    "read_json",
     "summary_of",
     "to_json",
     "versions",
     "write",
 ]
-
-Policy = MarketPolicy | ChoicePolicy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +154,7 @@ def difference(
 
 def described(config: TrainConfig, origin: Origin) -> dict[str, Any]:
     """The settings and origin of a run, as ``config.json`` and checkpoints contain them."""
-    return settings_of(config) | {"run": origin.json()}
+    return config_to_dict(config) | {"run": origin.json()}
 
 
 _MOST_PARAMS = 4096
@@ -196,7 +191,7 @@ def params_in(config: TrainConfig, saved: Any, folder: Path) -> PyTree:
     )
 
 
-class Folder:
+class RunFolder:
     """The folder of a run: it writes the settings at the start, metrics after each chunk, and the rest at the end.
 
     A context manager; inside it the folder has no other writer (`files.owned`). A file is valid once its checksum is in
@@ -231,7 +226,7 @@ class Folder:
         self._owned = contextlib.ExitStack()
         self._lock: files.Lock | None = None
 
-    def __enter__(self) -> "Folder":
+    def __enter__(self) -> "RunFolder":
         if self.resume and os.path.exists(self.path / "config.json"):
             self.origin = self._same()
         if jax.process_index() > 0 or (self.resume and self.finished() is not None):
@@ -274,7 +269,7 @@ class Folder:
         Raises:
             ValueError: its settings or origin differ from those of this run.
         """
-        settings, there = document(self.path / "config.json"), _origin(self.path)
+        settings, there = read_json(self.path / "config.json"), _origin(self.path)
         ignored = ["start"] if self.origin.start is None else []
         differs = difference(described(self.config, self.origin), settings | {"run": there.json()}, ignored)
         if differs:
@@ -414,18 +409,39 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
         )
     if "summary.json" not in sums or not os.path.exists(folder / "summary.json"):
         return None
-    return _restored(document(folder / "summary.json"))
+    return _restored(read_json(folder / "summary.json"))
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings as JSON holds them: objects of the user's own by name and by a digest of what they compute."""
-    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    if not isinstance(config.env, str):
-        settings["env"] = {"object": config.adapter.name, "sha256": _environment_digest(config.adapter)}
-    if isinstance(config.auction, Mechanism):
-        digest = _mechanism_digest(config.auction, config.society.bidders)
-        settings["auction"] = {"object": config.auction.name, "sha256": digest}
-    return json.loads(json.dumps(settings))
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The effective settings as JSON holds them.
+
+    An object is saved by its name (`jaxmarket.training.objects`); environments and mechanisms also by a digest of what
+    they compute.
+    """
+    settings = config.settings
+    values = dict(settings.values)
+    if _is_object(config.env):
+        env = settings.adapter.env if isinstance(config.env, str) else config.env
+        values["env"] = objects.describe(env) | {"sha256": _environment_digest(settings.adapter)}
+    if _is_object(values.get("auction")):
+        mechanism, bidders = settings.society.mechanism, settings.society.bidders
+        values["auction"] = objects.describe(mechanism) | {"sha256": _mechanism_digest(mechanism, bidders)}
+    if _is_object(values["agent"]):
+        values["agent"] = objects.describe(settings.agent)
+    for field, made, saved in (
+        ("learner", settings.learner, ("policy", "value", "axis", *OF_LEARNERS)),
+        ("bids", settings.society.policy.head, tuple(OF_HEADS.values())),
+    ):
+        value = values.get(field)
+        if _is_object(value):
+            found = objects.find(value) if isinstance(value, str) else value
+            values[field] = objects.describe(made if isinstance(found, type) else found, saved)
+    return json.loads(json.dumps(values))
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a setting is an object or the name of one, and not an alias."""
+    return value is not None and (not isinstance(value, str) or ":" in value)
 
 
 @functools.lru_cache(maxsize=64)
@@ -452,7 +468,7 @@ def _program_digest(function: Callable[..., Any], *args: Any) -> str:
     return files.sha256(f"{text} {digest(flatten(args))}".encode())
 
 
-def document(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a run's folder, and verify its checksum.
 
     Raises:
@@ -484,10 +500,10 @@ _NUMBERS = (
 def _restored(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with NaN for the nulls that stand for the numbers of diverged seeds in JSON."""
 
-    def number(value: Any) -> Any:
-        return [number(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
+    def check_float(value: Any) -> Any:
+        return [check_float(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
 
-    return {name: number(value) if name in _NUMBERS else value for name, value in summary.items()}
+    return {name: check_float(value) if name in _NUMBERS else value for name, value in summary.items()}
 
 
 def ended(folder: Path) -> dict[str, Any]:
@@ -514,10 +530,12 @@ def write(path: str | Path, result: FitResult) -> None:
     """
     config, summary = result.config, result.summary
     origin = Origin(**{field.name: summary[field.name] for field in dataclasses.fields(Origin)})
-    with Folder(path, config, origin) as folder:
-        for chunk, steps in enumerate(env_steps(result.metrics["duration"], config.auctions_per_chunk), 1):
+    with RunFolder(path, config, origin) as folder:
+        for chunk, steps in enumerate(env_steps(result.metrics["duration"], config.settings.auctions_per_chunk), 1):
             metrics = {name: values[chunk - 1] for name, values in result.metrics.items()}
-            folder.log(Record(chunk, config.chunks, chunk * config.auctions_per_chunk, steps, metrics))
+            folder.log(
+                Record(chunk, config.settings.chunks, chunk * config.settings.auctions_per_chunk, steps, metrics)
+            )
         folder.finish(result)
 
 
@@ -534,12 +552,12 @@ class SavedRun:
     """
 
     config: TrainConfig
-    networks: Networks
+    networks: NetworkParams
     summary: dict[str, Any]
     folder: Path
 
     def __repr__(self) -> str:
-        return f"SavedRun({in_short(self.summary)}; {escaped(str(self.folder))})"
+        return f"SavedRun({summary_line(self.summary)}; {escaped(str(self.folder))})"
 
     @property
     def interrupted(self) -> bool:
@@ -568,9 +586,13 @@ class SavedRun:
         """Parameters of the policies (bid networks), leaves [seeds, ...]."""
         return self.networks["policy"]
 
-    @functools.cached_property
+    @property
     def metrics(self) -> dict[str, np.ndarray]:
         """``metrics.csv`` as `FitResult.metrics`: [chunks, seeds], or [chunks, seeds, n] per bidder or state."""
+        return self._metrics
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, np.ndarray]:
         rows = _columns(self.folder / "metrics.csv")
         metrics: dict[str, Any] = {}
         for column, flat in rows.items():
@@ -582,11 +604,16 @@ class SavedRun:
                 metrics[name] = values
         return {name: np.stack(v, -1) if isinstance(v, list) else v for name, v in metrics.items()}
 
-    @functools.cached_property
+    @property
     def q(self) -> np.ndarray | None:
         """As `FitResult.q`."""
-        own = self.config.agent != "monolith" and self.summary.get("env_params") is None
-        return None if not own else self.config.adapter.optimal_q(self.config.gamma)
+        return self._q
+
+    @functools.cached_property
+    def _q(self) -> np.ndarray | None:
+        settings = self.config.settings
+        known = settings.trainable.states is not None and self.summary.get("env_params") is None
+        return settings.adapter.optimal_q(settings.gamma) if known else None
 
     @property
     def bids(self) -> np.ndarray | None:
@@ -609,7 +636,7 @@ class SavedRun:
         """The seed with the highest greedy return."""
         return best_seed(self)
 
-    def policy(self, seed: int | None = None, *, greedy: bool = True) -> Policy:
+    def policy(self, seed: int | None = None, *, greedy: bool = True) -> Any:
         """The policy of one seed, the best by default; see `as_policy`."""
         return as_policy(self, seed=seed, greedy=greedy)
 
@@ -620,7 +647,7 @@ def warn_if_interrupted(run: SavedRun) -> None:
         warnings.warn(run.interruption, stacklevel=3)
 
 
-def best_seed(result: "FitResult | SavedRun") -> int:
+def best_seed(result: RunResult) -> int:
     """The seed with the highest greedy return among those that did not diverge.
 
     Raises:
@@ -629,7 +656,7 @@ def best_seed(result: "FitResult | SavedRun") -> int:
     return divergence.best(result.summary["return_seeds"])
 
 
-def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None = None, greedy: bool = True) -> Policy:
+def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy: bool = True) -> Any:
     """What a run learned as a policy, ``(obs, key) -> action``: for use inside ``scan``, or as an `Option`.
 
     Args:
@@ -638,38 +665,39 @@ def as_policy(source: "FitResult | SavedRun | str | Path", *, seed: int | None =
         greedy: whether bidders bid the mean of their distribution (a monolithic agent: the likeliest choice), or
             sample.
 
+    Returns:
+        A `MarketPolicy`; of a monolithic agent a `ChoicePolicy`.
+
     Raises:
         ValueError: the folder contains no run, the run has no such seed, or every seed diverged and ``seed`` is not
             given.
     """
+    run: Any = source
     if isinstance(source, str | Path):
-        run: SavedRun | FitResult = (saved := read(source))
-        warn_if_interrupted(saved)
-    else:
-        run = source
-    if not isinstance(run, SavedRun | FitResult):
-        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(run)}")
-    chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, run.config.seeds - 1)
-    greedy = check_bool("greedy", greedy)
+        run = read(source)
+        warn_if_interrupted(run)
+    if not all(hasattr(run, name) for name in ("config", "summary", "networks")):
+        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
+    settings: Settings = run.config.settings
+    chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, settings.seeds - 1)
     params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
-    player = dataclasses.replace(player_of(run.config), greedy=greedy)
-    return MarketPolicy(params, player) if isinstance(player, Society) else ChoicePolicy(params, player)
+    return settings.trainable.policy(params, greedy=check_bool("greedy", greedy))
 
 
-def player_of(config: TrainConfig) -> Society | Agent:
-    """Who plays: the society, or the monolithic agent."""
-    return Monolith.of(config).agent if config.agent == "monolith" else config.society
+def read(folder: str | Path, objects: Mapping[str, Any] | None = None) -> SavedRun:
+    """Read a finished run.
 
-
-def read(folder: str | Path, **replace: Any) -> SavedRun:
-    """Read a finished run; ``replace`` gives back what a file cannot hold (``env=``, ``auction=`` objects).
+    Args:
+        folder: the ``--out`` of the run.
+        objects: objects that the settings name and that no imported module defines, by setting (such as ``env``) or by
+            name (``module:qualname``).
 
     Raises:
         ValueError: the folder holds no finished run, or another society's.
     """
     folder = validation.check_path("folder", folder)
     summary = ended(folder)
-    config = configuration(folder, document(folder / "config.json"), **replace)
+    config = config_from_dict(folder, read_json(folder / "config.json"), objects)
     returns = summary.get("return_seeds")
     if (
         not isinstance(returns, list)
@@ -677,7 +705,7 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
         or not all(isinstance(one, int | float) for one in returns)
     ):
         raise ValueError(f"{folder / 'summary.json'}: expected the returns of {config.seeds} seeds; train it again")
-    like = jax.eval_shape(lambda: _fresh_networks(config))
+    like = jax.eval_shape(lambda: _fresh_networks(config.settings))
     found = checkpoint.restore(folder / NETWORKS, like)  # no larger than what the settings describe
     files.check_sum(folder / NETWORKS)
     return SavedRun(config, found, summary, folder)
@@ -686,7 +714,7 @@ def read(folder: str | Path, **replace: Any) -> SavedRun:
 _MOST_BIDDERS = 2**20  # reading an untrusted folder must not exhaust memory
 
 
-def settings_in(folder: str | Path) -> tuple[TrainConfig, Origin]:
+def read_config(folder: str | Path) -> tuple[TrainConfig, Origin]:
     """The settings and origin of a finished or unfinished run.
 
     Raises:
@@ -696,51 +724,62 @@ def settings_in(folder: str | Path) -> tuple[TrainConfig, Origin]:
     if not os.path.exists(folder / "config.json"):
         raise ValueError(f"resume: {folder} holds no run; give the --out of one")
     summary_of(folder)  # an incomplete folder is refused here
-    return configuration(folder, document(folder / "config.json")), _origin(folder)
+    return config_from_dict(folder, read_json(folder / "config.json")), _origin(folder)
 
 
 def _origin(folder: Path) -> Origin:
-    return Origin.read(folder, document(folder / "config.json").get("run"))
+    return Origin.read(folder, read_json(folder / "config.json").get("run"))
 
 
-def configuration(folder: Path, settings: Mapping[str, Any], **replace: Any) -> TrainConfig:
-    """The settings that ``config.json`` holds.
+def config_from_dict(
+    folder: Path, settings: Mapping[str, Any], given_objects: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """The settings that ``config.json`` holds; the inverse of `config_to_dict`.
+
+    Args:
+        folder: for messages.
+        settings: what the file holds.
+        given_objects: as in `read`.
 
     Raises:
-        ValueError: it holds none, or an object stood where a file can only hold its name.
+        ValueError: it holds no settings, or names an object that cannot be resolved.
     """
-    settings = {name: value for name, value in settings.items() if name != "run"} | replace
-    for field in ("env", "auction"):
-        if isinstance(settings.get(field), dict):
-            raise ValueError(
-                f"{folder}: the run was trained with an object as its {field} ({settings[field].get('object')}), which "
-                f"a file cannot hold; in Python, give it again: jaxmarket.load(folder, {field}=...)"
-            )
+    where = folder / "config.json"
+    settings = {name: value for name, value in settings.items() if name != "run"}
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
     if "env" not in settings or set(settings) - fields:
         unknown = ", ".join(sorted(set(settings) - fields)) or "no env"
-        raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({unknown})")
+        raise ValueError(f"{where}: not the settings of a run ({unknown})")
+    flat: dict[str, Mapping[str, str]] = {"learner": OF_LEARNERS, "bids": OF_HEADS}
     try:
+        for field in ("env", *ALIASES):
+            entry = settings.get(field)
+            if not isinstance(entry, str) and entry is not None:
+                # What is saved as settings and belongs to the object is given to the object.
+                extra = {own: settings.pop(name) for name, own in flat.get(field, {}).items() if name in settings}
+                accepted = functools.partial(accepts, field)
+                settings[field] = objects.restore(field, entry, accepted, given_objects or {}, extra)
+            elif _is_object(entry):
+                raise ValueError(f"{field}: expected an alias or a saved object, got {short_repr(entry)}")
         config = TrainConfig(**settings)
+    except objects.MissingObjectError as error:
+        raise ValueError(f"{folder}: {error}") from error
     except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not the settings of a run ({error})") from error
-    if config.society.bidders > _MOST_BIDDERS:
+        raise ValueError(f"{where}: not the settings of a run ({error})") from error
+    bidders = config.settings.society.bidders
+    if bidders > _MOST_BIDDERS:
         raise ValueError(
-            f"{folder}: expected at most {_MOST_BIDDERS:,} bidders in a folder, got {config.society.bidders:,}; build "
-            "the society in Python"
+            f"{folder}: expected at most {_MOST_BIDDERS:,} bidders in a folder, got {bidders:,}; build the society in "
+            "Python"
         )
     return config
 
 
-def _fresh_networks(config: TrainConfig) -> Networks:
-    """Networks of every seed of a run, untrained."""
-    keys = jax.random.split(jax.random.key(0), config.seeds)
-    obs = jnp.zeros(config.society.observation.shape, config.society.observation.dtype)
-    if config.agent == "monolith":
-        learner = Monolith.of(config).learner
-        return jax.vmap(lambda key: networks(learner.init(key, obs)))(keys)
-    modules, rule = config.society.modules, config.learner_rule
-    return jax.vmap(lambda key: jax.vmap(lambda k: networks(rule.init(k, obs)))(jax.random.split(key, modules)))(keys)
+def _fresh_networks(settings: Settings) -> NetworkParams:
+    """Networks of every seed of a run, untrained; leaves [seeds, ...]."""
+    trainable, hyper = settings.trainable, settings.hyperparameters
+    keys, env_params = jax.random.split(jax.random.key(0), settings.seeds), settings.adapter.default_params
+    return jax.vmap(lambda key: networks(trainable.init(key, env_params, hyper).learner))(keys)
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -754,18 +793,27 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, values.T, strict=True))
 
 
-def load(folder: str | Path, *, seed: int | None = None, greedy: bool = True, **replace: Any) -> Policy:
+def load(
+    folder: str | Path,
+    *,
+    seed: int | None = None,
+    greedy: bool = True,
+    objects: Mapping[str, Any] | None = None,
+) -> Any:
     """The policy a run learned: ``policy(obs, key) -> action``, usable inside ``jit``, ``vmap`` and ``scan``.
 
     Args:
         folder: the ``--out`` of a finished run.
         seed: which of its seeds; the one with the highest greedy return by default.
         greedy: whether bidders bid the mean of their distribution, or sample.
-        replace: ``env=`` or ``auction=``, where the run was trained with objects of the user's own.
+        objects: as in `read`.
+
+    Returns:
+        As `as_policy`.
 
     Warns:
         UserWarning: the run was interrupted, so the policy is only partly trained.
     """
-    run = read(folder, **replace)
+    run = read(folder, objects)
     warn_if_interrupted(run)
     return run.policy(seed, greedy=greedy)

@@ -1,8 +1,8 @@
-"""Logging: what becomes of the metrics of every chunk.
+"""Metric sinks: loggers that receive the metrics of every chunk.
 
-A logger is a callable that takes a `Record`. It is called after every chunk, in order; where a run is resumed, first
-with the chunks that were trained before, so that a logger that writes a file begins it anew and nothing is in it
-twice. One of your own takes a few lines::
+A logger is a callable that takes a `Record`. It is called after every chunk, in order. If a run is resumed, it is first
+called with the earlier chunks, so that a logger that writes a file starts it again and no row appears twice. Your own
+logger takes a few lines::
 
     def worst_seed(record):
         print(record.chunk, record.metrics["return_mean"].min())
@@ -27,15 +27,15 @@ __all__ = ["LOGGERS", "Logger", "Record", "console", "csv_rows", "json_lines", "
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known after a chunk.
+    """The state of a run after a chunk.
 
     Attributes:
-        chunk: which, from 1.
-        chunks: how many there will be.
-        auctions: per seed so far.
+        chunk: number of the chunk, from 1.
+        chunks: number of chunks of the run.
+        auctions: auctions per seed so far.
         env_steps: i64 [seeds], environment steps so far.
         metrics: by name, f [seeds], or [seeds, n] per bidder or state; `jaxmarket.metrics` defines them.
-        earlier: whether it was trained before the run was resumed.
+        earlier: whether the chunk was trained before the run was resumed.
     """
 
     chunk: int
@@ -54,7 +54,7 @@ class Record:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns of `rows`."""
+        """Names of the columns of `rows`."""
         return ["chunk", "env_steps", "seed", *self.columns()]
 
     def rows(self) -> list[list[float]]:
@@ -83,7 +83,7 @@ def to_json(value: Any) -> str:
 
 
 def console() -> Logger:
-    """A line per chunk on standard output: the mean return, its spread over seeds, and the auctions' revenue."""
+    """A line per chunk on standard output: mean and spread over seeds of the return and the auction revenue."""
 
     def log(record: Record) -> None:
         if record.earlier:
@@ -103,7 +103,7 @@ def console() -> Logger:
 
 
 def json_lines(path: str | Path) -> Logger:
-    """A JSON object per chunk, every metric a list over seeds."""
+    """A JSON object per chunk; every metric is a list over seeds."""
     path = Path(path)
 
     def log(record: Record) -> None:
@@ -116,7 +116,7 @@ def json_lines(path: str | Path) -> Logger:
 
 
 def csv_rows(path: str | Path) -> Logger:
-    """A row per chunk and seed; a column for each bidder or state, as ``wins[0]``."""
+    """A row per chunk and seed; a metric per bidder or state has a column for each, such as ``wins[0]``."""
     path = Path(path)
 
     def log(record: Record) -> None:
@@ -130,7 +130,7 @@ def csv_rows(path: str | Path) -> Logger:
 
 
 def tensorboard(folder: str | Path) -> Logger:
-    """Event files for TensorBoard, a run ``seedN`` for every seed, over its environment steps. Extra: tensorboard.
+    """Event files for TensorBoard: a run ``seedN`` for every seed, over environment steps. Extra: tensorboard.
 
     Raises:
         ValueError: the extra is not installed.
@@ -138,7 +138,7 @@ def tensorboard(folder: str | Path) -> Logger:
     try:
         from tensorboardX import SummaryWriter  # type: ignore[import-not-found]  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise ValueError("log: TensorBoard needs pip install 'jaxmarket[tensorboard]'") from error
+        raise ValueError("log: tensorboardX is not installed; pip install 'jaxmarket[tensorboard]'") from error
     folder, writers = Path(folder), []
 
     def log(record: Record) -> None:
@@ -149,10 +149,10 @@ def tensorboard(folder: str | Path) -> Logger:
         for seed, writer in enumerate(writers):
             for name, values in record.columns().items():
                 if not np.isnan(values[seed]):
-                    tag = name.replace("[", "/").removesuffix("]")  # brackets become underscores there
+                    tag = name.replace("[", "/").removesuffix("]")  # TensorBoard replaces brackets by underscores
                     writer.add_scalar(tag, float(values[seed]), int(record.env_steps[seed]))
             if record.chunk == record.chunks:
-                writer.close()  # its flush leaves what is still in its queue
+                writer.close()  # `flush` would not write what is still in its queue
 
     return log
 
@@ -161,8 +161,8 @@ def wandb(**settings: Any) -> Logger:
     """Weights & Biases: ``seedN/METRIC`` over chunks, in one run. Extra: wandb.
 
     Args:
-        settings: of ``wandb.init``. Give ``id=`` and ``resume="allow"`` for a run that may be resumed: Weights & Biases
-            drops by itself what it has been told before.
+        settings: arguments of ``wandb.init``. Give ``id=`` and ``resume="allow"`` for a run that may be resumed:
+            Weights & Biases drops rows that it already has.
 
     Raises:
         ValueError: the extra is not installed.
@@ -170,7 +170,7 @@ def wandb(**settings: Any) -> Logger:
     try:
         import wandb as client  # type: ignore[import-not-found]  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise ValueError("log: Weights & Biases needs pip install 'jaxmarket[wandb]'") from error
+        raise ValueError("log: wandb is not installed; pip install 'jaxmarket[wandb]'") from error
     run = client.init(**settings)
 
     def log(record: Record) -> None:
@@ -192,10 +192,10 @@ LOGGERS: dict[str, Callable[[Path | None], Logger]] = {
     "tensorboard": lambda out: tensorboard(_within(out, "tensorboard")),
     "wandb": lambda out: wandb(project="jaxmarket", name=None if out is None else out.name),
 }
-"""By the names the command line knows; each takes the folder of the run, which holds ``metrics.csv`` anyway."""
+"""Loggers by their names on the command line. Each takes the run folder, which always has a ``metrics.csv``."""
 
 
 def _within(out: Path | None, name: str) -> Path:
     if out is None:
-        raise ValueError(f"log: {name} is written into the run's folder; give --out")
+        raise ValueError(f"log: {name} is written into the run folder; give --out")
     return out / name

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from jaxmarket.auctions import Mechanism
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files, fitting, run_folder
 from jaxmarket.runs.checkpoint import Checkpoints
@@ -32,8 +31,8 @@ from jaxmarket.runs.estimates import Estimate, ResultTable, mean
 from jaxmarket.runs.interrupts import Deferred, retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.sinks import Record
-from jaxmarket.training import divergence
-from jaxmarket.training.config import TrainConfig, plain_setting
+from jaxmarket.training import divergence, objects
+from jaxmarket.training.config import ALIASES, TrainConfig, plain_setting
 from jaxmarket.training.transfer import fingerprint
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_bool, check_float, check_int, check_path, escaped, parse_int, short_repr
@@ -101,7 +100,7 @@ def train(
     waiting = [c for c in wanted if c.name not in finished]
     total = sum(_steps(c.config) for c in waiting)
     stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
-    programs = {c.name: fitting.program_of(c.config) for c in waiting}
+    programs = {c.name: c.config.settings.trainable for c in waiting}
     compiling = {program: threading.Lock() for program in programs.values()}
     workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     with tables.progress(label, shown=progress and bool(waiting)) as show:
@@ -162,13 +161,12 @@ def train(
 
 
 def _steps(config: TrainConfig) -> int:
-    return config.seeds * config.chunks * config.auctions_per_chunk
+    return config.seeds * config.settings.chunks * config.settings.auctions_per_chunk
 
 
 def _read(folder: Path, condition: Cell) -> SavedRun:
-    # What a file cannot hold is taken from the condition.
-    objects = {"env": condition.config.env, "auction": condition.config.auction}
-    return run_folder.read(folder, **{field: value for field, value in objects.items() if not isinstance(value, str)})
+    given_objects = {field: getattr(condition.config, field) for field in ("env", *ALIASES)}
+    return run_folder.read(folder, {name: each for name, each in given_objects.items() if not isinstance(each, str)})
 
 
 def _finished_in(
@@ -195,7 +193,7 @@ def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
     if run.interrupted:
         raise ValueError(f"out: {run.interruption}")
     differs = run_folder.difference(
-        run_folder.described(condition.config, origin), run_folder.document(folder / "config.json")
+        run_folder.described(condition.config, origin), run_folder.read_json(folder / "config.json")
     )
     if differs:
         name, there, here = differs
@@ -384,7 +382,7 @@ def _checked(vary: Any) -> dict[str, Any]:
         if single or not isinstance(values, Iterable):
             raise ValueError(f"vary: {name}: expected a list of values or a Range, got {short_repr(values)}")
         try:
-            plain = [plain_setting(name, value) for value in values]
+            plain = [None if value is None else plain_setting(name, value) for value in values]
         except ValueError as error:
             raise ValueError(f"vary: {error}") from error
         if not plain:
@@ -398,10 +396,14 @@ def _checked(vary: Any) -> dict[str, Any]:
     return found
 
 
+_PLAIN = (int, float, str, tuple, list, type(None))
+"""Values of settings that are not objects."""
+
+
 def _text(value: Any, *, exact: bool) -> str:
     """A value as text for names and tables; ``exact`` if six digits do not distinguish it from the others."""
-    if isinstance(value, Mechanism):
-        return value.name
+    if not isinstance(value, _PLAIN):
+        return objects.label(value)
     if exact and isinstance(value, float):
         return repr(value)
     return "default" if exact and value is None else shown(value)
@@ -428,10 +430,10 @@ def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [",".join(f"{name}={text(name, value)}" for name, value in each.items()) for each in chosen]
     for i, name in enumerate(names):
         if name.casefold() in (other.casefold() for other in names[:i]):  # some file systems ignore case
-            raise ValueError(f"vary: expected distinct names, got {name} twice; give the mechanisms different names")
+            raise ValueError(f"vary: expected distinct names, got {name} twice; give the objects different names")
         if "/" in name or os.sep in name or "\0" in name:
             raise ValueError(
-                f"vary: expected a valid folder name, got {short_repr(name)}; give the mechanism another name"
+                f"vary: expected a valid folder name, got {short_repr(name)}; give the object another name"
             )
         if len(os.fsencode(name)) > _LONGEST:
             raise ValueError(
@@ -513,7 +515,9 @@ class Sweep:
             fig, axes = plotting.figure(columns=len(numeric), width=4.5)
             for ax, name in zip(axes, numeric, strict=True):
                 x = [s[name] for s, _ in cells]
-                plotting.draw_setting(ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False)
+                plotting.draw_returns_by_setting(
+                    ax, {"": (x, _array(estimates))}, name, log=self._log(name), joined=False
+                )
         elif not self.drawn and len(numeric) == 1 and len(others) <= 1:
             fig, (ax,) = plotting.figure()
             lines: dict[str, list[int]] = {}
@@ -523,7 +527,7 @@ class Sweep:
                 each: ([cells[i][0][numeric[0]] for i in mine], _array([estimates[i] for i in mine]))
                 for each, mine in sorted(lines.items())
             }
-            plotting.draw_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
+            plotting.draw_returns_by_setting(ax, drawn, numeric[0], log=self._log(numeric[0]))
         elif not self.drawn and len(self.vary) == 2:
             fig, (ax,) = plotting.figure()
             down, across = self.vary
@@ -537,8 +541,8 @@ class Sweep:
             fig, (ax,) = plotting.figure(width=8.0, height=max(4.0, 1.2 + 0.28 * len(cells)))
             names = [run.name for run in self.comparison.runs]
             ends = {name: (e.value, e.low, e.high) for name, e in zip(names, estimates, strict=True)}
-            plotting.draw_finals(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
-        fig.suptitle(f"{plotting.words(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
+            plotting.draw_final_returns(ax, {run.name: run.returns for run in self.comparison.runs}, ends)
+        fig.suptitle(f"{plotting.plain_text(self.comparison.runs[0].env)}: greedy return, mean of seeds", fontsize=10)
         return fig
 
     def _log(self, name: str) -> bool:
@@ -554,7 +558,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _document(value: Any) -> Any:
-    return {"object": value.name} if isinstance(value, Mechanism) else value
+    return value if isinstance(value, _PLAIN) else {"object": objects.label(value)}
 
 
 def _array(estimates: Sequence[Estimate]) -> np.ndarray:
@@ -613,7 +617,7 @@ def sweep(
             cells.append(Condition(name, TrainConfig(env, **settings, **each)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        other = same.setdefault(json.dumps(run_folder.settings_of(cells[-1].config), sort_keys=True), name)
+        other = same.setdefault(json.dumps(run_folder.config_to_dict(cells[-1].config), sort_keys=True), name)
         if other != name:
             raise ValueError(f"vary: expected different runs, got the same settings for {other} and {name}; remove one")
     before = fitting.compiles()

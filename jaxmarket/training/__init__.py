@@ -1,7 +1,10 @@
-"""Training: typed settings, and one pure function per kind of agent from a state and settings to the next state."""
+"""Training: settings, what can be trained, and a whole run of one seed as one pure function."""
 
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.result import FitResult
-from jaxmarket.training.society import Program, TrainState, as_arrays, chunk, init, train
+from jaxmarket.training.loop import train
+from jaxmarket.training.result import FitResult, RunResult
+from jaxmarket.training.settings import Settings
+from jaxmarket.training.society import SocietyTraining, TrainState
+from jaxmarket.training.trainable import Trainable
 
-__all__ = ["FitResult", "Program", "TrainConfig", "TrainState", "as_arrays", "chunk", "init", "train"]
+__all__ = ["FitResult", "RunResult", "Settings", "SocietyTraining", "TrainConfig", "TrainState", "Trainable", "train"]

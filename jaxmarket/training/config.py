@@ -1,7 +1,8 @@
-"""The typed settings of a training run: what the command line is built from."""
+"""The settings of a training run as the user gives them, and their resolution."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,122 +12,145 @@ from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
 from jaxmarket.environments import adapt, make
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner, Reinforce, Valuation
-from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, Torso, ValueHead, ValueNetwork, cnn, linear, mlp
+from jaxmarket.learners import LEARNERS, Hyperparameters, Learner
+from jaxmarket.learners.protocol import numeric_settings
+from jaxmarket.policies import (
+    BetaHead,
+    BidPolicy,
+    Head,
+    KumaraswamyHead,
+    Torso,
+    ValueHead,
+    ValueNetwork,
+    cnn,
+    linear,
+    mlp,
+)
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society
 from jaxmarket.switches import check_backend
+from jaxmarket.training import objects
+from jaxmarket.training.monolith import Monolith
+from jaxmarket.training.settings import AgentKind, Settings
+from jaxmarket.training.society import SocietyTraining
 from jaxmarket.validation import check_bool, check_choice, check_float, check_int, check_widths, short_repr
 
 if TYPE_CHECKING:
-    Auction = str | Mechanism
+    AgentLike = str | AgentKind
+    AuctionLike = str | Mechanism
+    BidsLike = str | Head
+    LearnerLike = str | Learner
 else:
-    Auction = str  # the command line reads this annotation, and offers names only
+    AgentLike = AuctionLike = BidsLike = LearnerLike = str  # the command line reads these annotations, and takes names
 
-__all__ = ["PRESETS", "Defaults", "TrainConfig", "check_config", "plain_setting"]
+__all__ = [
+    "AGENTS",
+    "ALIASES",
+    "HEADS",
+    "OF_HEADS",
+    "OF_LEARNERS",
+    "PRESETS",
+    "TrainConfig",
+    "accepts",
+    "check_config",
+    "plain_setting",
+]
 
-
-@dataclasses.dataclass(frozen=True)
-class Defaults:
-    """What a setting of `TrainConfig` left at None becomes, for one learner."""
-
-    steps: int
-    instances: int
-    horizon: int
-    minibatch: int
-    epochs: int
-    learning_rate: float
-    bids: str
-    table_learning_rate: float | None = None  # where the bid network is a table, if it differs
-    trace_decay: float | None = None
-    exploration: float | None = None
-    exploration_final: float | None = None
-
-
-_PPO = Defaults(
-    # Chang et al. (2020): 4,096 steps per update, 256 transitions per minibatch (128 auctions × 2 clones).
-    steps=3_072_000,
-    instances=32,
-    horizon=128,
-    minibatch=128,
-    epochs=1,
-    learning_rate=4e-5,
-    bids="kumaraswamy",
-)
-_DEFAULTS = {
-    "ppo": _PPO,
-    "reinforce": dataclasses.replace(_PPO, learning_rate=1e-3),
-    "valuation": Defaults(
-        steps=2_048_000,
-        instances=32,
-        horizon=32,
-        minibatch=128,
-        epochs=1,
-        learning_rate=5e-3,
-        table_learning_rate=3e-2,
-        bids="value",
-        trace_decay=0.65,
-        exploration=1.0,
-        exploration_final=0.1,
-    ),
+AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith}
+"""Aliases of kinds of agents."""
+HEADS: dict[str, type[Head]] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
+"""Aliases of bid heads."""
+ALIASES: dict[str, Mapping[str, Any]] = {
+    "agent": AGENTS,
+    "auction": auctions.MECHANISMS,
+    "learner": LEARNERS,
+    "bids": HEADS,
 }
-
-_CHUNKS = 50
-_LARGE_IMAGE = 16
-
+"""The tables of aliases by setting. A name that is added to a table works in Python and on the command line."""
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
 }
 """Settings by name; ``paper`` gives ppo the published Beta bids and counts time-outs as terminal."""
 
+_DEFAULTS: dict[str, Any] = {
+    # Chang et al. (2020): 750 updates of 4,096 steps.
+    "steps": 3_072_000,
+    "instances": 32,
+    "horizon": 128,
+    "log_every": 0,
+    "auction": "ccv",
+    "bids": "kumaraswamy",
+    "clones": 2,
+    "share_clones": True,
+    "ties": "random",
+    "time_limits": "bootstrap",
+    "trace_decay": 0.0,
+    "exploration": 0.0,
+    "dropout": 0.0,
+    "reserve": 0.0,
+}
+_ROWS = 50  # of metrics of a run
+_LARGE_IMAGE = 16  # pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. A setting without a default takes one that fits learner and environment.
+    """Settings of a training run. A setting that is None takes a default, which may depend on others.
+
+    ``settings`` holds the resolved settings. In Python, ``env``, ``agent``, ``auction``, ``learner`` and ``bids`` take
+    objects; strings are aliases of the library's own, and ``module:name`` is an object of a module that was imported.
+    Settings that are fields of an object, such as the ``entropy`` of ``PPO``, are given to the object.
 
     Args:
-        env: an environment id, such as Chain-v0 or CartPole-v1 (in Python, also an environment object).
-        agent: society, or monolith: a single PPO agent as a baseline, without settings of bids and auctions, which
-            are None in its configuration.
-        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only); in
-            Python, also a Mechanism.
-        learner: ppo, valuation or reinforce.
-        clones: bidders per primitive, 2 by default.
+        env: an environment id, such as Chain-v0 or CartPole-v1, or module:name.
+        agent: society (the default), or monolith: a single PPO agent as a baseline, without settings of bids and
+            auctions.
+        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only).
+        learner: ppo (the default), valuation or reinforce.
+        clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
-        steps: auctions per seed (rounded up to whole rollouts), each one environment step where primitives are
-            literal actions; a monolith's decisions.
+        steps: auctions per seed, rounded up to whole rollouts; 3,072,000 by default, valuation 2,048,000. Where
+            primitives are literal actions, each is one environment step.
         gamma: discount; the environment's own if it names one, else 0.99.
-        share_clones: whether clones of one primitive share parameters, as they do by default.
-        instances: parallel market instances per seed.
-        horizon: auctions per instance and update.
-        log_every: updates per row of metrics; about a fiftieth of the run by default.
-        minibatch: auctions per gradient step.
-        epochs: passes over each rollout (ppo, valuation).
-        learning_rate: of the bidding policies.
-        value_learning_rate: of the value networks (ppo).
-        entropy: weight of the bids' entropy (ppo, reinforce).
-        clip: range of the policy ratio (ppo).
-        trace_decay: λ of the contract between buyer and seller; a monolith's λ of generalised advantages.
-        exploration: probability that a random bidder wins, at the start of training.
-        exploration_final: that probability in the second half of training, reached linearly.
-        dropout: probability that a bidder sits out an episode; two always stay.
-        reserve: the other bid where a bidder has no rival.
-        bids: kumaraswamy, beta or value (deterministic, valuation only).
-        bid_low: lowest possible bid.
-        bid_high: highest possible bid.
-        hidden: widths of the networks' dense layers; none at all makes a table.
-        convolutions: channels of the convolutions over images; none at all reads an image as a vector.
-        stride: of the convolutions; 2 over images more than 16 pixels wide, else 1.
-        time_limits: bootstrap (proceeds after a time-out are estimated) or terminal (they count as 0).
+        share_clones: whether clones of one primitive share parameters; true by default.
+        instances: parallel market instances per seed; 32 by default.
+        horizon: auctions per instance and update; 128 by default, valuation 32.
+        log_every: updates per row of metrics; a fiftieth of the run by default.
+        minibatch: auctions per gradient step; 128 by default.
+        epochs: passes over each rollout (ppo, valuation); 1 by default.
+        learning_rate: of the bidding policies; 4e-5 by default (ppo), 1e-3 (reinforce), 5e-3 (valuation), 3e-2
+            (valuation with a table).
+        value_learning_rate: of the value networks (ppo); 5e-3 by default.
+        entropy: weight of the bids' entropy (ppo, reinforce); 0.1 by default.
+        clip: range of the policy ratio (ppo); 0.2 by default.
+        trace_decay: λ of the contract between buyer and seller; 0 (none) by default, valuation 0.65. A monolith's λ of
+            generalised advantages, 0.95 by default.
+        exploration: probability that a random bidder wins, at the start of training; 0 by default, valuation 1.
+        exploration_final: that probability in the second half of training, reached linearly; like exploration by
+            default, valuation 0.1.
+        dropout: probability that a bidder sits out an episode; two always stay; 0 by default.
+        reserve: the other bid where a bidder has no rival; 0 by default.
+        bids: kumaraswamy (the default), beta, or value (deterministic; the default and only choice of valuation).
+        bid_low: lowest possible bid; 0 by default, unbounded for value bids.
+        bid_high: highest possible bid; 1 by default, unbounded for value bids.
+        hidden: widths of the networks' dense layers; no width makes a table. By default 16 over one-hot observations
+            (valuation: a table), 128 over images, 64 64 over other observations.
+        convolutions: channels of the convolutions over images, 16 by default, 16 32 over images more than 16 pixels
+            wide; no channel reads an image as a vector.
+        stride: of the convolutions; 1 by default, 2 over images more than 16 pixels wide.
+        time_limits: bootstrap (the default: proceeds after a time-out are estimated) or terminal (they count as 0).
         ties: random (the default) or lowest.
-        preset: paper (published settings); what is given beside it wins.
+        preset: paper (published settings); other settings take precedence.
+
+    Raises:
+        ValueError: a setting is invalid, does not apply, or is given twice: beside an object that has it as a field.
     """
 
     env: Any
     _: dataclasses.KW_ONLY
-    agent: Literal["society", "monolith"] = "society"
-    auction: Auction | None = None
-    learner: str = "ppo"
+    agent: AgentLike = "society"
+    auction: AuctionLike | None = None
+    learner: LearnerLike = "ppo"
     clones: int | None = None
     seeds: int = 1
     steps: int | None = None
@@ -146,7 +170,7 @@ class TrainConfig:
     exploration_final: float | None = None
     dropout: float | None = None
     reserve: float | None = None
-    bids: str | None = None
+    bids: BidsLike | None = None
     bid_low: float | None = None
     bid_high: float | None = None
     hidden: tuple[int, ...] | None = None
@@ -158,87 +182,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_backend()
-        self._set(agent=check_choice("agent", self.agent, ("society", "monolith")))
-        self._set(learner=check_choice("learner", self.learner, LEARNERS))
-        if self.preset is not None:
-            self._set(preset=check_choice("preset", self.preset, PRESETS))
-            self._fill(PRESETS[self.preset])
-        if isinstance(self.env, str):
-            self._set(env=str.__str__(self.env))
-        adapter = self.adapter
-        self._to_plain()
-        fill = dataclasses.asdict(_DEFAULTS[self.learner])
-        table_rate = fill.pop("table_learning_rate")
-        if table_rate is not None and adapter.one_hot and not self.hidden:
-            fill["learning_rate"] = table_rate
-        if self.agent == "monolith":
-            fill.pop("bids")
-        else:
-            fill |= {"auction": "ccv", "clones": 2, "share_clones": True, "ties": "random"}
-        self._fill(fill | {"gamma": adapter.gamma if adapter.gamma is not None else 0.99, "time_limits": "bootstrap"})
-        self._validate()
-        _ = self.society  # whatever is wrong with the parts is wrong now
-
-    def _set(self, **values: Any) -> None:
-        for field, value in values.items():
-            object.__setattr__(self, field, value)
-
-    def _fill(self, values: Mapping[str, Any]) -> None:
-        """Set those of these settings that are None."""
-        self._set(**{field: value for field, value in values.items() if getattr(self, field) is None})
-
-    def _to_plain(self) -> None:
-        """Convert settings, such as NumPy scalars, to plain Python values, and check them."""
-        for field in _KINDS:
-            self._set(**{field: plain_setting(field, getattr(self, field))})
-
-    def _validate(self) -> None:
-        if self.agent == "monolith":
-            self._validate_monolith()
-        within = getattr(self.adapter.env, "discount_within", self.gamma)
-        if within != self.gamma:
-            raise ValueError(
-                f"gamma: the options of {self.adapter.name} discount within by {within:g}, not by {self.gamma:g}; give "
-                "both the same"
-            )
-        if self.gamma == 1 and self.adapter.gamma is not None:
-            raise ValueError("gamma: 1 leaves the values of an endless process undefined; use a discount below 1")
-        for field, learners in _ONLY_FOR.items():
-            if getattr(self, field) is not None and self.learner not in learners:
-                raise ValueError(f"{field}: learner {self.learner} has no such setting, only {' and '.join(learners)}")
-        if self.agent == "society" and (self.learner == "valuation") != (self.bids == "value"):
-            raise ValueError(
-                f"bids: learner {self.learner} cannot train {self.bids} bids; "
-                "valuation takes value, ppo and reinforce take kumaraswamy or beta"
-            )
-        if self.updates >= 2**31:
-            raise ValueError(
-                f"steps: expected at most 2^31 - 1 updates of instances × horizon = {self.instances} × {self.horizon} "
-                f"auctions, got {self.updates} in {self.steps} steps; use more instances or a longer horizon"
-            )
-        if (self.instances * self.horizon) % self.minibatch:  # type: ignore[operator]
-            raise ValueError(
-                f"minibatch: {self.minibatch} does not divide instances × horizon = "
-                f"{self.instances} × {self.horizon} auctions; choose a divisor"
-            )
-        if self.dropout is not None and self.primitives * self.clones < 3:  # type: ignore[operator]
-            raise ValueError(
-                f"dropout: expected at least 3 bidders, because two always stay, got {self.society.bidders}; "
-                "use more clones, or no dropout"
-            )
-
-    def _validate_monolith(self) -> None:
-        if self.learner != "ppo":
-            raise ValueError(f"learner: a monolithic agent is compared with ppo societies, got {self.learner!r}")
-        if self.time_limits != "bootstrap":
-            raise ValueError(
-                f"time_limits: a monolithic agent estimates what a time-out cuts off, got {self.time_limits!r}"
-            )
-        if hasattr(self.adapter.env, "legal_actions"):
-            raise ValueError(f"env: {self.adapter.name} has illegal actions, which a monolithic agent would take")
-        for field in (*_MARKET, "exploration", "exploration_final", "dropout", "reserve", "bid_low", "bid_high"):
-            if getattr(self, field) is not None:
-                raise ValueError(f"{field}: a monolithic agent holds no auctions; leave it out")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            object.__setattr__(self, field.name, plain_setting(field.name, value))
+        _ = self.settings.trainable  # raises now what is wrong with any part
 
     def as_monolith(self) -> "TrainConfig":
         """The configuration of a monolithic agent with the same settings, except those of bids and auctions.
@@ -246,89 +195,217 @@ class TrainConfig:
         Raises:
             ValueError: a setting applies only to societies, such as ``dropout``.
         """
-        return dataclasses.replace(self, agent="monolith", **dict.fromkeys(_MARKET))
+        return dataclasses.replace(
+            self, agent="monolith", **dict.fromkeys(("auction", "clones", "share_clones", "bids", "ties"))
+        )
 
     @functools.cached_property
     def adapter(self) -> Adapter:
         """The environment as the society sees it."""
-        return adapt(make(self.env)[0] if isinstance(self.env, str) else self.env)
-
-    @property
-    def primitives(self) -> int:
-        """P."""
-        return self.adapter.num_actions
-
-    @property
-    def updates(self) -> int:
-        """Rollouts that make up ``steps``, rounded up."""
-        return -(-self.steps // (self.instances * self.horizon))  # type: ignore[operator]
-
-    @property
-    def updates_per_chunk(self) -> int:
-        """Updates per compiled call, each of which gives one row of metrics."""
-        return min(self.updates, self.log_every or -(-self.updates // _CHUNKS))
-
-    @property
-    def auctions_per_chunk(self) -> int:
-        """Auctions of one seed between two rows of metrics."""
-        return self.instances * self.horizon * self.updates_per_chunk  # type: ignore[operator]
-
-    @property
-    def chunks(self) -> int:
-        """Compiled calls that make up the run."""
-        return -(-self.updates // self.updates_per_chunk)
+        env = self.env
+        if isinstance(env, str):
+            env = _made("env", env) if ":" in env else make(env)[0]
+            env = env() if isinstance(env, type) else env
+        return adapt(env)
 
     @functools.cached_property
-    def society(self) -> Society:
-        """The static society these settings describe."""
-        limits = {name: limit for name, limit in (("low", self.bid_low), ("high", self.bid_high)) if limit is not None}
-        return Society(
-            env=self.adapter,
-            policy=BidPolicy(torso=self._torso, head=_HEADS[self.bids or "kumaraswamy"](**limits)),
-            mechanism=auctions.mechanism("ccv" if self.auction is None else self.auction),
-            clones=2 if self.clones is None else self.clones,
-            share=self.share_clones is not False,
-            ties=self.ties or "random",
+    def settings(self) -> Settings:
+        """These settings resolved: defaults filled in, objects built from their aliases and bound.
+
+        Raises:
+            ValueError: settings do not fit each other.
+        """
+        return _resolve(self)
+
+
+def _resolve(config: TrainConfig) -> Settings:
+    said = {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None}
+    if config.preset is not None:
+        said = PRESETS[config.preset] | said
+    adapter, agent = config.adapter, _made("agent", config.agent)
+    unused = getattr(agent, "unused", ())
+    for field in unused:
+        if field in said:
+            raise ValueError(f"{field}: agent {_label(config.agent)} has no such setting; leave it out")
+    learner, numbers = _component("learner", config.learner, said, OF_LEARNERS)
+    defaults = _DEFAULTS | {"gamma": 0.99 if adapter.gamma is None else adapter.gamma}
+    defaults = defaults | dict(getattr(learner, "defaults", {})) | dict(getattr(agent, "defaults", {}))
+    chosen = {name: said.get(name, value) for name, value in defaults.items()}
+    chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
+    limits = {name: said[name] for name in ("bid_low", "bid_high") if name in said}
+    head, bounds = _component("bids", chosen["bids"], limits, OF_HEADS)
+    by_value = getattr(learner, "estimates_values", None)
+    if "bids" not in unused and by_value is not None and by_value != isinstance(head, ValueHead):
+        raise ValueError(
+            f"bids: learner {_label(config.learner)} cannot train {_label(chosen['bids'])} bids; valuation takes "
+            "value, ppo and reinforce take kumaraswamy or beta"
         )
+    torso, layers = _torso(config, adapter, table=bool(by_value))
+    society = Society(
+        env=adapter,
+        policy=BidPolicy(torso=torso, head=head),
+        mechanism=_made("auction", chosen["auction"]),
+        clones=chosen["clones"],
+        share=chosen["share_clones"],
+        ties=chosen["ties"],
+    )
+    value_torso = mlp(*torso.hidden) if not torso.convolutions else torso
+    learner = learner.bind(society.policy, ValueNetwork(value_torso))
+    updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
+    chosen["log_every"] = min(updates, chosen["log_every"] or -(-updates // _ROWS))
+    values = (
+        {"env": config.env, "seeds": config.seeds, "preset": config.preset}
+        | chosen
+        | {"agent": _alias("agent", config.agent), "auction": _alias("auction", chosen["auction"])}
+        | {"learner": _alias("learner", config.learner, numbers), "bids": _alias("bids", chosen["bids"], bounds)}
+        | {name: getattr(learner, own) for name, own in numbers.items()}
+        | {name: limit for name, own in bounds.items() if _set(limit := getattr(head, own))}
+        | layers
+    )
+    order = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in unused]
+    names = {f.name for f in dataclasses.fields(Settings)}
+    settings = Settings(
+        adapter=adapter,
+        agent=agent,
+        society=society,
+        learner=learner,
+        seeds=config.seeds,
+        updates_per_chunk=chosen["log_every"],
+        values={name: values[name] for name in order if values.get(name) is not None},
+        **{name: value for name, value in chosen.items() if name in names},
+    )
+    _check(settings)
+    return settings
 
-    @property
-    def learner_rule(self) -> Learner:
-        """The local update rule these settings describe."""
-        policy = self.society.policy
-        if self.learner == "valuation":
-            table = not (policy.torso.hidden or policy.torso.convolutions)  # type: ignore[attr-defined]
-            return Valuation(policy, minibatch=self.minibatch, epochs=self.epochs, relative=table)  # type: ignore[arg-type]
-        if self.learner == "reinforce":
-            return Reinforce(policy, minibatch=self.minibatch)  # type: ignore[arg-type]
-        torso = mlp(*policy.torso.hidden) if not policy.torso.convolutions else policy.torso  # type: ignore[attr-defined]
-        return PPO(policy, ValueNetwork(torso), minibatch=self.minibatch, epochs=self.epochs)  # type: ignore[arg-type]
 
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """The traced settings, as numbers; replace any of them with an array to sweep over it."""
-        given = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(Hyperparameters)}
-        given |= {"discount": self.gamma, "updates": self.chunks * self.updates_per_chunk}
-        return Hyperparameters(**{name: value for name, value in given.items() if value is not None})
+def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+    """The learner or bid head, built from its alias and the flat settings that are its fields.
 
-    @property
-    def _torso(self) -> Torso:
-        obs = Society(self.adapter, BidPolicy(linear(), ValueHead())).observation
-        value = self.learner == "valuation"
-        for field in ("convolutions", "stride"):
-            if getattr(self, field) is not None and len(obs.shape) != 3:
-                raise ValueError(
-                    f"{field}: {self.adapter.name} observes shape {obs.shape}, no image [height, width, channels]"
-                )
-        if len(obs.shape) == 3:
-            large = max(obs.shape[:2]) > _LARGE_IMAGE
-            convolutions = self.convolutions
-            if convolutions is None:
-                convolutions = (16, 32) if large else (16,)
-            stride = self.stride or (2 if large else 1)
-            return cnn(*(self.hidden or (128,)), convolutions=convolutions, stride=stride, layer_norm=value)
-        if self.adapter.one_hot:
-            return linear(*(self.hidden if self.hidden is not None else () if value else (16,)))
-        return mlp(*(self.hidden if self.hidden is not None else (64, 64)), layer_norm=value)
+    Args:
+        field: the setting.
+        value: an object, an alias, or ``module:name``.
+        said: settings that the user gave.
+        names: fields of the object by flat setting.
+
+    Returns:
+        The object, and the names of its fields by flat setting.
+    """
+    found = _made(field, value)
+    cls = found if isinstance(found, type) else type(found)
+    fields = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
+    flat = {name: own for name, own in names.items() if own in fields}
+    given_flat = {name: said[name] for name in names if name in said}
+    for name, setting in given_flat.items():
+        if name not in flat:
+            raise ValueError(f"{name}: {field} {_label(value)} has no such setting; leave it out")
+        if found is not cls:
+            raise ValueError(
+                f"{name}: {field} is an object that has this setting; write {cls.__name__}({flat[name]}={setting!r})"
+            )
+    if found is cls:
+        return cls(**{flat[name]: setting for name, setting in given_flat.items()}), flat
+    for name, setting in numeric_settings(found).items() if fields else ():
+        if setting is not None:
+            check_float(f"{field}.{name}", setting)
+    plain = {own: plain_setting(name, setting) for name, own in flat.items() if _set(setting := getattr(found, own))}
+    return (dataclasses.replace(found, **plain) if plain else found), flat  # type: ignore[type-var]
+
+
+def _set(value: Any) -> bool:
+    """Whether a field has a value, and not None or an infinite bound."""
+    return value is not None and not (isinstance(value, float) and math.isinf(value))
+
+
+def _made(field: str, value: Any) -> Any:
+    """The object, or the class of objects, that an alias or ``module:name`` stands for; an object as it is."""
+    if not isinstance(value, str):
+        return value
+    if ":" not in value:
+        return ALIASES[field][value]
+    found = objects.find(value)
+    if found is objects.ABSENT or not accepts(field, found):
+        module, wrong = value.partition(":")[0], "no object" if found is objects.ABSENT else f"no {field}"
+        raise ValueError(
+            f"{field}: {wrong} {value!r} among the imported modules; define it there, and import {module} first (on "
+            f"the command line --import {module})"
+        )
+    return found
+
+
+def _alias(field: str, value: Any, flat: Mapping[str, str] | None = None) -> Any:
+    """The alias of an object that equals one of ours but for fields that are settings; else the value itself."""
+    for alias, known in ALIASES[field].items():
+        if value is known:
+            return alias
+        if flat is not None and type(value) is known:
+            default = known()
+            own = {name: getattr(default, name) for name in flat.values()}
+            if dataclasses.replace(value, **own) == default:
+                return alias
+    return value
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else type(value).__name__
+
+
+def _torso(config: TrainConfig, adapter: Adapter, *, table: bool) -> tuple[Torso, dict[str, Any]]:
+    """The layers below a bid or value head, and their effective settings.
+
+    Args:
+        config: the settings.
+        adapter: the environment.
+        table: whether the learner estimates values, for which a table is the default over one-hot observations.
+    """
+    obs = Society(adapter, BidPolicy(linear(), ValueHead())).observation
+    image = len(obs.shape) == 3
+    for field in ("convolutions", "stride"):
+        if getattr(config, field) is not None and not image:
+            raise ValueError(
+                f"{field}: expected an environment with images [height, width, channels], {adapter.name} has "
+                f"observations of shape {obs.shape}; leave it out"
+            )
+    if image:
+        large = max(obs.shape[:2]) > _LARGE_IMAGE
+        convolutions = config.convolutions
+        if convolutions is None:
+            convolutions = (16, 32) if large else (16,)
+        stride, hidden = config.stride or (2 if large else 1), config.hidden or (128,)
+        torso = cnn(*hidden, convolutions=convolutions, stride=stride, layer_norm=table)
+        return torso, {"hidden": hidden, "convolutions": convolutions, "stride": stride}
+    if adapter.one_hot:
+        hidden = config.hidden if config.hidden is not None else () if table else (16,)
+        return linear(*hidden), {"hidden": hidden}
+    hidden = config.hidden if config.hidden is not None else (64, 64)
+    return mlp(*hidden, layer_norm=table), {"hidden": hidden}
+
+
+def _check(settings: Settings) -> None:
+    """Check that settings fit each other."""
+    s, adapter = settings, settings.adapter
+    within = getattr(adapter.env, "discount_within", s.gamma)
+    if within != s.gamma:
+        raise ValueError(
+            f"gamma: the options of {adapter.name} discount by {within:g} inside an option, got {s.gamma:g}; use the "
+            "same discount for both"
+        )
+    if s.gamma == 1 and adapter.gamma is not None:
+        raise ValueError("gamma: 1 leaves the values of an endless process undefined; use a discount below 1")
+    if s.updates >= 2**31:
+        raise ValueError(
+            f"steps: expected at most 2^31 - 1 updates of instances × horizon = {s.instances} × {s.horizon} "
+            f"auctions, got {s.updates} in {s.steps} steps; use more instances or a longer horizon"
+        )
+    if (s.instances * s.horizon) % s.learner.minibatch:
+        raise ValueError(
+            f"minibatch: {s.learner.minibatch} does not divide instances × horizon = "
+            f"{s.instances} × {s.horizon} auctions; choose a divisor"
+        )
+    if s.dropout and s.society.bidders < 3:
+        raise ValueError(
+            f"dropout: expected at least 3 bidders, because two always stay, got {s.society.bidders}; "
+            "use more clones, or no dropout"
+        )
 
 
 def plain_setting(field: str, value: Any) -> Any:
@@ -337,12 +414,10 @@ def plain_setting(field: str, value: Any) -> Any:
     Raises:
         ValueError: the value is not valid for the setting.
     """
-    if value is None or field not in _KINDS:
-        return value
     if isinstance(value, Tracer) and field in _TRACED:
         raise ValueError(
             f"{field}: expected a Python number, got a value traced by jit or vmap; use train(config, "
-            f"key, hyper=config.hyperparameters.replace({_TRACED[field]}=...))"
+            f"key, hyper=config.settings.hyperparameters.replace({_TRACED[field]}=...))"
         )
     return _KINDS[field](field, value)
 
@@ -363,22 +438,45 @@ def check_config(config: Any) -> TrainConfig:
     raise ValueError(f"config: expected a TrainConfig, got {short_repr(config)}; write {write}")
 
 
-_ONLY_FOR = {"value_learning_rate": ("ppo",), "clip": ("ppo",), "entropy": ("ppo", "reinforce")}
-_HEADS: dict[str, Any] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
-_MARKET = ("auction", "clones", "share_clones", "bids", "ties")
-"""Settings that every society has, and that are None for a monolithic agent."""
+OF_LEARNERS = {
+    name: name for name in ("minibatch", "epochs", "learning_rate", "value_learning_rate", "entropy", "clip")
+}
+OF_HEADS = {"bid_low": "low", "bid_high": "high"}
+"""Fields of bid heads by setting; those of learners have the names of their settings."""
+_ATTRIBUTES = {
+    "env": ("reset", "step"),
+    "agent": ("of",),
+    "auction": ("price", "payout"),
+    "learner": ("init", "update", "bind"),
+    "bids": ("distribution", "outputs"),
+}
 
 
-def _auction(_: str, value: Any) -> Any:
-    auctions.mechanism(value)
-    return str.__str__(value) if isinstance(value, str) else value
+def accepts(field: str, value: Any) -> bool:
+    """Whether an object, or a class of objects, is of the kind that a setting takes."""
+    return all(hasattr(value, name) for name in _ATTRIBUTES[field])
+
+
+def _object(field: str, value: Any) -> Any:
+    """An alias or ``module:name`` as a plain string; an object as it is."""
+    if isinstance(value, str):
+        return str.__str__(value) if ":" in value else check_choice(field, value, ALIASES[field])
+    if isinstance(value, type) and field != "agent":
+        raise ValueError(f"{field}: expected an object, got the class {value.__name__}; write {value.__name__}()")
+    if not accepts(field, value):
+        raise ValueError(
+            f"{field}: expected {', '.join(ALIASES[field])}, or an object with {', '.join(_ATTRIBUTES[field])}, got "
+            f"{short_repr(value)}"
+        )
+    return value
 
 
 _count = functools.partial(check_int, most=2**63 - 1)
 _fraction = functools.partial(check_float, least=0, most=1)
 _amount = functools.partial(check_float, least=0)
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
-    "auction": _auction,
+    "env": lambda _, value: str.__str__(value) if isinstance(value, str) else value,
+    **dict.fromkeys(("agent", "auction", "learner", "bids"), _object),
     "share_clones": check_bool,
     "steps": _count,
     **dict.fromkeys(
@@ -388,9 +486,9 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "dropout"), _fraction),
     **dict.fromkeys(("learning_rate", "value_learning_rate", "entropy", "clip"), _amount),
     **dict.fromkeys(("reserve", "bid_low", "bid_high"), check_float),
-    "bids": functools.partial(check_choice, known=_HEADS),
     "time_limits": functools.partial(check_choice, known=TIME_LIMITS),
     "ties": functools.partial(check_choice, known=("random", "lowest")),
+    "preset": functools.partial(check_choice, known=PRESETS),
 }
 _TRACED = {f.name: f.name for f in dataclasses.fields(Hyperparameters)} | {"gamma": "discount"}
 """Settings that compiled programs take as arguments, with their names in `Hyperparameters`."""

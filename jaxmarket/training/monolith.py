@@ -1,13 +1,14 @@
-"""Baselines: one agent that acts by itself, made of the society's own networks, learner and returns.
+"""A monolithic baseline: one agent that acts by itself, made of the society's own networks, learner and returns.
 
-A monolithic agent is `PPO` with a policy over choices where a bidder has one over bids; its utility is what it
-will earn: generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. `rollout_policy` is
-a rollout without a market; benchmarks measure against it.
+A monolithic agent is `PPO` with a policy over choices where a bidder has one over bids; its utility is its return:
+generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. `rollout_policy` is a
+rollout without a market; benchmarks measure against it.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,19 @@ from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
 from jaxmarket.environments.adapter import Adapter, Step, longer
 from jaxmarket.evaluation import Episodes, first_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
-from jaxmarket.learners.protocol import shard
-from jaxmarket.metrics import Totals, totals
+from jaxmarket.learners.protocol import shard, static_part
+from jaxmarket.metrics import Oracle, Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import cut_rows
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.training.config import TrainConfig, check_config
 from jaxmarket.training.divergence import diverged
+from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_int
 
 __all__ = [
-    "PARTITION",
-    "Agent",
     "Categorical",
     "ChoiceHead",
     "ChoicePolicy",
@@ -42,9 +41,7 @@ __all__ = [
     "MonolithState",
     "Product",
     "ProductHead",
-    "chunk",
-    "evaluate",
-    "init",
+    "SingleAgent",
     "parameters",
     "rollout_policy",
     "start",
@@ -65,7 +62,7 @@ class EnvTransition(struct.PyTreeNode):
     """What happened, one row a step."""
 
     obs: Array  # f [...]
-    choice: PyTree  # whatever decided the action
+    choice: PyTree  # what decided the action
     reward: Array  # f []
     duration: Array  # f [] environment steps taken
     terminated: Array  # bool []
@@ -126,13 +123,13 @@ def rollout_policy(
             fresh = opened(fresh)
         action, choice = act(draws, running.obs)
         after = env.step(typed(words), running.env_state, action, env_params)
-        return _book(running, choice, after, fresh)
+        return _next(running, choice, after, fresh)
 
     return jax.lax.scan(body, running, (draws, env_words, jax.vmap(opened)(reset_words) if ahead else reset_words))
 
 
-def _book(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-    """Where it goes on after a step, in the next episode where one has ended, and the row for the record."""
+def _next(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
+    """The environment after a step, in the next episode if one has ended, and the row of the step."""
     row = EnvTransition(
         obs=running.obs,
         choice=choice,
@@ -270,7 +267,7 @@ class ProductHead:
         base: M.
 
     Raises:
-        ValueError: there are none of one of them, or more than 2^24 choices, which float32 cannot tell apart.
+        ValueError: one of them is below 1, or there are more than 2^24 choices, which float32 cannot tell apart.
     """
 
     factors: int
@@ -308,7 +305,7 @@ class ProductHead:
 
 
 @dataclasses.dataclass(frozen=True)
-class Agent:
+class SingleAgent:
     """The static description of an agent that acts by itself, as `Society` is that of a market.
 
     Attributes:
@@ -327,6 +324,20 @@ class Agent:
         choice = distribution.mean() if self.greedy or key is None else distribution.sample(key)
         return choice.astype(jnp.int32)
 
+    @standard_promotion
+    def evaluate(
+        self, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
+    ) -> Episodes:
+        """Play fresh episodes, as `jaxmarket.evaluation.evaluate` does with a society."""
+
+        def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
+            key_act, key_env, key_reset = jax.random.split(key, 3)
+            choice = self.choose(params, key_act, running.obs)
+            after = self.env.step(key_env, running.env_state, choice, env_params)
+            return _next(running, choice, after, start(self.env, key_reset, env_params))
+
+        return first_episodes(lambda key: start(self.env, key, env_params), step, key, episodes, max_steps)
+
 
 class ChoicePolicy(struct.PyTreeNode):
     """A trained monolithic agent as a policy: ``obs -> action``, as `MarketPolicy` is a society.
@@ -337,7 +348,7 @@ class ChoicePolicy(struct.PyTreeNode):
     """
 
     params: PyTree
-    agent: Agent = struct.field(pytree_node=False)
+    agent: SingleAgent = struct.field(pytree_node=False)
 
     @standard_promotion
     def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
@@ -351,31 +362,30 @@ class ChoicePolicy(struct.PyTreeNode):
         return self.agent.choose(self.params, key, self.agent.env.encode(obs))
 
 
-@standard_promotion
-def evaluate(
-    agent: Agent, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
-) -> Episodes:
-    """`evaluation.evaluate` of a monolithic agent."""
+class MonolithState(struct.PyTreeNode):
+    """The state of a monolithic agent's training; one seed."""
 
-    def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-        key_act, key_env, key_reset = jax.random.split(key, 3)
-        choice = agent.choose(params, key_act, running.obs)
-        after = agent.env.step(key_env, running.env_state, choice, env_params)
-        return _book(running, choice, after, start(agent.env, key_reset, env_params))
+    learner: PyTree
+    running: EnvCarry  # leaves [B, ...]
+    key: Array
+    update: Array  # i32 [] updates done
 
-    return first_episodes(lambda key: start(agent.env, key, env_params), step, key, episodes, max_steps)
+
+_PARTITION = MonolithState(
+    learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS)  # type: ignore[arg-type]
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Monolith:
-    """The static part of a monolithic agent's training, as `Program` is that of a society's.
+    """The static part of a monolithic agent's training, a `jaxmarket.training.trainable.Trainable`.
 
     Attributes:
         env: the environment.
-        learner: `PPO` over choices.
+        learner: `PPO` over choices, with the defaults of its numeric settings, which are traced.
         instances, horizon: parallel environments, and steps of each per update.
         updates_per_chunk: updates per `chunk`.
-        chunks: how often the host calls; not compiled in.
+        chunks: chunks of a whole run; not part of the compiled program.
     """
 
     env: Adapter
@@ -385,79 +395,160 @@ class Monolith:
     updates_per_chunk: int
     chunks: int = dataclasses.field(compare=False)
 
+    unused: ClassVar[tuple[str, ...]] = (
+        *("auction", "clones", "share_clones", "bids", "ties"),
+        *("exploration", "exploration_final", "dropout", "reserve", "bid_low", "bid_high"),
+    )
+    defaults: ClassVar[Mapping[str, Any]] = {"trace_decay": 0.95}
+
     @classmethod
     def of(
-        cls, config: TrainConfig, hidden: tuple[int, ...] | None = None, head: ProductHead | None = None
+        cls, settings: Settings, hidden: tuple[int, ...] | None = None, head: ProductHead | None = None
     ) -> "Monolith":
-        """The agent that ``config`` describes, or that is to be compared with the ``ppo`` society it describes.
+        """The agent that the settings describe.
 
         Args:
-            config: the settings; environment, instances and minibatches are the same for both.
+            settings: of ``TrainConfig(..., agent="monolith")``, or of `TrainConfig.as_monolith`.
             hidden: widths of both networks; by default those of one bidder, with which the agent has fewer
                 parameters than the society (see `parameters`).
             head: of the policy; one logit per action by default.
 
         Raises:
-            ValueError: the configuration's learner is not ppo, its environment or rules are none the agent knows, or
-                the head makes another number of choices than there are actions.
+            ValueError: the learner is not `PPO`, a setting does not apply to the agent, the environment has illegal
+                actions, or the number of the head's choices is not the number of actions.
         """
-        config = check_config(config).as_monolith()
-        rule = config.learner_rule
-        assert isinstance(rule, PPO)
+        rule, adapter = settings.learner, settings.adapter
+        if not isinstance(rule, PPO):
+            raise ValueError(f"learner: a monolithic agent learns by PPO, got {type(rule).__name__}; use learner='ppo'")
+        if settings.time_limits != "bootstrap":
+            raise ValueError(
+                "time_limits: a monolithic agent estimates the value of what a time limit cuts off, got "
+                f"{settings.time_limits!r}; leave it out"
+            )
+        if hasattr(adapter.env, "legal_actions"):
+            raise ValueError(
+                f"env: {adapter.name} has illegal actions, which a monolithic agent would take; use another "
+                "environment, or a society"
+            )
         torsos = rule.policy.torso, rule.value.torso
         if hidden is not None:
             torsos = tuple(dataclasses.replace(torso, hidden=hidden) for torso in torsos)  # type: ignore[type-var]
-        if head is not None and head.choices != config.primitives:
+        if head is not None and head.choices != adapter.num_actions:
             raise ValueError(
-                f"head: {head.base}^{head.factors} = {head.choices} choices, but {config.adapter.name} has "
-                f"{config.primitives} actions; choose factors and base that multiply to them"
+                f"head: {head.base}^{head.factors} = {head.choices} choices, but {adapter.name} has "
+                f"{adapter.num_actions} actions; choose factors and base that multiply to them"
             )
-        policy = BidPolicy(torsos[0], head or ChoiceHead(config.primitives))
+        policy = BidPolicy(torsos[0], head or ChoiceHead(adapter.num_actions))
         return cls(
-            env=config.adapter,
-            learner=dataclasses.replace(rule, policy=policy, value=ValueNetwork(torsos[1])),
-            instances=config.instances,  # type: ignore[arg-type]
-            horizon=config.horizon,  # type: ignore[arg-type]
-            updates_per_chunk=config.updates_per_chunk,
-            chunks=config.chunks,
+            env=adapter,
+            learner=static_part(rule.bind(policy, ValueNetwork(torsos[1]))),
+            instances=settings.instances,
+            horizon=settings.horizon,
+            updates_per_chunk=settings.updates_per_chunk,
+            chunks=settings.chunks,
         )
 
-    def spread(self, shards: int) -> "Monolith":
-        """As `training.Program.spread`."""
-        return dataclasses.replace(self, learner=shard(self.learner, shards))
+    @property
+    def states(self) -> None:
+        """None: the metrics of a monolithic agent contain no bids."""
 
     @property
-    def agent(self) -> Agent:
+    def module_axis(self) -> bool:
+        """False: there is one network."""
+        return False
+
+    @property
+    def partition(self) -> MonolithState:
+        """How a state with a leading axis of seeds is laid out over a mesh."""
+        return _PARTITION
+
+    @property
+    def initializer(self) -> Self:
+        """This training: `init` depends on all of it."""
+        return self
+
+    def shard(self, shards: int) -> Self:
+        """This training on one of ``shards`` devices that share the instances."""
+        return dataclasses.replace(self, learner=shard(self.learner, shards))
+
+    def player(self, *, greedy: bool) -> SingleAgent:
         """The agent that is trained."""
-        return Agent(self.env, self.learner.policy)
+        return SingleAgent(self.env, self.learner.policy, greedy)
 
+    def policy(self, params: PyTree, *, greedy: bool) -> ChoicePolicy:
+        """The trained agent as a policy."""
+        return ChoicePolicy(params, self.player(greedy=greedy))
 
-class MonolithState(struct.PyTreeNode):
-    """Everything a run needs to go on; one seed."""
+    def bids_and_visits(self, state: MonolithState) -> None:
+        """None: a monolithic agent does not bid."""
 
-    learner: PyTree
-    running: EnvCarry  # leaves [B, ...]
-    key: Array
-    update: Array  # i32 [] updates done
+    @entry_point
+    def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
+        """The state before the first update, which does not depend on ``hyper``."""
+        del hyper
+        key_learner, key_start, key = jax.random.split(key, 3)
+        keys = jax.random.split(key_start, self.instances)
+        running = jax.vmap(lambda key: start(self.env, key, env_params))(keys)
+        return MonolithState(
+            learner=self.learner.init(key_learner, running.obs[0]),
+            running=running,
+            key=key,
+            update=jnp.zeros((), jnp.int32),
+        )
 
+    @standard_promotion
+    def chunk(
+        self, state: MonolithState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
+    ) -> tuple[MonolithState, dict[str, Array]]:
+        """``updates_per_chunk`` updates, and those of the `jaxmarket.metrics` over them that need no market.
 
-PARTITION = MonolithState(learner=P(SEEDS), running=P(SEEDS, INSTANCES), key=P(SEEDS), update=P(SEEDS))  # type: ignore[arg-type]
-"""As `training.PARTITION`."""
+        ``hyper.trace_decay`` is the λ of the generalised advantages, 0.95 by default; ``oracle`` is not used.
+        """
+        del oracle
 
+        def body(state: MonolithState, _: None) -> tuple[MonolithState, Totals]:
+            return self._update(state, env_params, hyper)
 
-@entry_point
-def init(monolith: Monolith, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
-    """The state before the first update; ``hyper`` as in `training.init`, of no use here."""
-    del hyper
-    key_learner, key_start, key = jax.random.split(key, 3)
-    keys = jax.random.split(key_start, monolith.instances)
-    running = jax.vmap(lambda key: start(monolith.env, key, env_params))(keys)
-    return MonolithState(
-        learner=monolith.learner.init(key_learner, running.obs[0]),
-        running=running,
-        key=key,
-        update=jnp.zeros((), jnp.int32),
-    )
+        state, sums = jax.lax.scan(body, state, None, length=self.updates_per_chunk)
+        sums = psum(jax.tree.map(lambda x: x.sum(0), sums), self.learner.axis)
+        return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
+
+    def _update(self, state: MonolithState, env_params: PyTree, hyper: Hyperparameters) -> tuple[MonolithState, Totals]:
+        learner, steps = self.learner, self.horizon
+        key_act, key_env, key = jax.random.split(state.key, 3)
+
+        def act(draw: Array, obs: Array) -> tuple[Array, Array]:
+            choice = learner.policy.apply(state.learner.params, obs).quantile(draw)  # type: ignore[attr-defined]
+            return choice.astype(jnp.int32), choice
+
+        def roll(keys: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
+            draws = jax.random.uniform(keys[0], (steps,), real())
+            return rollout_policy(self.env, act, keys[1], running, env_params, draws)
+
+        def value(obs: Array) -> Array:
+            return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
+
+        keys = jnp.stack([jax.random.split(k, self.instances) for k in (key_act, key_env)], 1)
+        keys = local_slice(keys, self.learner.axis)
+        running, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.running)
+        # The same expression as in the learner's update, so that it is computed once.
+        obs = rows.obs.reshape(-1, *rows.obs.shape[2:])
+        values = value(obs).reshape(rows.reward.shape)
+        limit = self.env.longest_episode(env_params)
+        earned = jax.vmap(lambda rows, values: utilities(rows, values, value, hyper, limit), (1, 1), 1)
+        utility = earned(rows, values).reshape(1, -1)
+        everywhere = jnp.ones(utility.shape, bool)
+        experience = Experience(
+            obs=obs,
+            bid=rows.choice.reshape(1, -1),
+            eligible=everywhere,
+            won=everywhere,
+            price=jnp.zeros_like(utility),
+            utility=utility,
+        )
+        progress = state.update / jnp.asarray(hyper.updates, real())
+        after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
+        return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)
 
 
 def parameters(learner_state: PyTree) -> int:
@@ -465,29 +556,10 @@ def parameters(learner_state: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((learner_state.params, learner_state.value_params)))
 
 
-@standard_promotion
-def chunk(
-    monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters, oracle: None = None
-) -> tuple[MonolithState, dict[str, Array]]:
-    """``updates_per_chunk`` updates, and those of the `metrics` over them that need no market.
-
-    ``hyper.trace_decay`` is the λ of the generalised advantages, 0.95 by default; ``oracle`` as in `training.chunk`, of
-    no use here.
-    """
-    del oracle
-
-    def body(state: MonolithState, _: None) -> tuple[MonolithState, Totals]:
-        return _update(monolith, state, env_params, hyper)
-
-    state, sums = jax.lax.scan(body, state, None, length=monolith.updates_per_chunk)
-    sums = psum(jax.tree.map(lambda x: x.sum(0), sums), monolith.learner.axis)
-    return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
-
-
 def utilities(
     rows: EnvTransition, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
 ) -> Array:
-    """What each choice will have earned: the generalised advantage plus V(s). f [T].
+    """The return of each choice: the generalised advantage plus V(s). f [T].
 
     Args:
         rows: [T] of one environment.
@@ -506,43 +578,3 @@ def utilities(
         value=jnp.where(rows.terminated, 0, ahead),
         trace_decay=jnp.where(rows.done | (jnp.arange(steps) == steps - 1), 0, jnp.asarray(decay, real())),
     )
-
-
-def _update(
-    monolith: Monolith, state: MonolithState, env_params: PyTree, hyper: Hyperparameters
-) -> tuple[MonolithState, Totals]:
-    learner, steps = monolith.learner, monolith.horizon
-    key_act, key_env, key = jax.random.split(state.key, 3)
-
-    def act(draw: Array, obs: Array) -> tuple[Array, Array]:
-        choice = learner.policy.apply(state.learner.params, obs).quantile(draw)  # type: ignore[attr-defined]
-        return choice.astype(jnp.int32), choice
-
-    def roll(keys: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-        draws = jax.random.uniform(keys[0], (steps,), real())
-        return rollout_policy(monolith.env, act, keys[1], running, env_params, draws)
-
-    def value(obs: Array) -> Array:
-        return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
-
-    keys = jnp.stack([jax.random.split(k, monolith.instances) for k in (key_act, key_env)], 1)
-    keys = local_slice(keys, monolith.learner.axis)
-    running, rows = jax.vmap(roll, out_axes=(0, 1))(keys, state.running)
-    # The same expression as in the learner's update, so that it is computed once.
-    obs = rows.obs.reshape(-1, *rows.obs.shape[2:])
-    values = value(obs).reshape(rows.reward.shape)
-    limit = monolith.env.longest_episode(env_params)
-    earned = jax.vmap(lambda rows, values: utilities(rows, values, value, hyper, limit), (1, 1), 1)
-    utility = earned(rows, values).reshape(1, -1)
-    everywhere = jnp.ones(utility.shape, bool)
-    experience = Experience(
-        obs=obs,
-        bid=rows.choice.reshape(1, -1),
-        eligible=everywhere,
-        won=everywhere,
-        price=jnp.zeros_like(utility),
-        utility=utility,
-    )
-    progress = state.update / jnp.asarray(hyper.updates, real())
-    after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
-    return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)

@@ -1,16 +1,55 @@
-"""What `fit` returns."""
+"""The result of a training run."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.transfer import Networks, networks
+from jaxmarket.training.transfer import NetworkParams, networks
 from jaxmarket.validation import escaped
 
-__all__ = ["FitResult", "in_short"]
+__all__ = ["FitResult", "RunResult", "summary_line"]
+
+
+class RunResult(Protocol):
+    """What tables, figures and policies are made from: a `FitResult`, or a finished run that was read back."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        ...
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The fields of the command line's ``--json``."""
+        ...
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """Arrays [chunks, seeds], per bidder [chunks, seeds, A] or per state [chunks, seeds, S], by name."""
+        ...
+
+    @property
+    def networks(self) -> NetworkParams:
+        """The trained networks, leaves [seeds, ...]."""
+        ...
+
+    @property
+    def q(self) -> np.ndarray | None:
+        """F [S, P], Q*, where the environment knows it."""
+        ...
+
+    @property
+    def bids(self) -> np.ndarray | None:
+        """F [seeds, S, P], each primitive's highest greedy bid per state, where Q* is known."""
+        ...
+
+    @property
+    def visited(self) -> np.ndarray | None:
+        """Bool [seeds, S], states visited in the last tenth of training, where Q* is known."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +58,7 @@ class FitResult:
 
     Attributes:
         summary: the fields of the command line's ``--json``.
-        state: the final `TrainState` (a monolith's `MonolithState`), leaves [seeds, ...].
+        state: the final state of training, leaves [seeds, ...]; of a society a `TrainState`.
         metrics: arrays [chunks, seeds], per bidder [chunks, seeds, A] or per state [chunks, seeds, S], by name;
             `jaxmarket.metrics` defines them.
         config: the settings.
@@ -39,15 +78,15 @@ class FitResult:
     visited: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        return f"FitResult({in_short(self.summary)})"
+        return f"FitResult({summary_line(self.summary)})"
 
     @property
-    def networks(self) -> Networks:
+    def networks(self) -> NetworkParams:
         """The trained networks, leaves [seeds, ...]."""
         return networks(self.state.learner)
 
 
-def in_short(summary: Mapping[str, Any]) -> str:
+def summary_line(summary: Mapping[str, Any]) -> str:
     """A run's summary on one line."""
     stopped = ", interrupted" if summary.get("interrupted") else ""
     reached = summary["return_mean"]

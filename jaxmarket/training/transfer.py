@@ -15,13 +15,13 @@ import numpy as np
 from jaxmarket.training.arrays import digest, flatten
 from jaxmarket.types import PyTree
 
-__all__ = ["Networks", "fingerprint", "freeze", "networks", "parts", "start_from", "weight_changes"]
+__all__ = ["NetworkParams", "fingerprint", "freeze", "networks", "parts", "start_from", "weight_changes"]
 
-Networks = dict[str, PyTree]
+NetworkParams = dict[str, PyTree]
 """``policy`` and, where the learner has one, ``value``: parameters, with whatever leading axes the learner has."""
 
 
-def networks(learner_state: PyTree) -> Networks:
+def networks(learner_state: PyTree) -> NetworkParams:
     """The networks in a learner's state."""
     found = {"policy": learner_state.params}
     if hasattr(learner_state, "value_params"):
@@ -29,12 +29,12 @@ def networks(learner_state: PyTree) -> Networks:
     return found
 
 
-def fingerprint(nets: Networks) -> str:
+def fingerprint(nets: NetworkParams) -> str:
     """A short digest of all weights: equal networks have equal ones."""
     return digest(flatten(nets))[:16]
 
 
-def start_from(learner_state: PyTree, trained: Networks) -> PyTree:
+def start_from(learner_state: PyTree, trained: NetworkParams) -> PyTree:
     """A fresh learner's state with the trained networks in it; optimizers start afresh.
 
     Raises:
@@ -105,7 +105,7 @@ def _name(path: Any) -> str:
     return "/".join(words[:-1] if words[-1] == "kernel" else words)
 
 
-def parts(nets: Networks, *, modules: bool) -> dict[str, np.ndarray]:
+def parts(nets: NetworkParams, *, modules: bool) -> dict[str, np.ndarray]:
     """Every part by name: f [S, ...].
 
     Args:
@@ -118,7 +118,9 @@ def parts(nets: Networks, *, modules: bool) -> dict[str, np.ndarray]:
     return {f"module{m}/{name}": array[:, m] for m in range(leaves[0][1].shape[1]) for name, array in leaves}
 
 
-def weight_changes(before: Networks, after: Networks, *, modules: bool, moved_by: float = 0.1) -> list[dict[str, Any]]:
+def weight_changes(
+    before: NetworkParams, after: NetworkParams, *, modules: bool, moved_by: float = 0.1
+) -> list[dict[str, Any]]:
     """How far every part moved: a row per part and seed, and per seed one for all ``policies`` and one for ``all``.
 
     ``distance`` is |after - before| (Euclidean), ``change`` is |after - before| / |before|, ``moved`` the share of the

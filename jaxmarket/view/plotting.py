@@ -1,4 +1,4 @@
-"""Figures. Matplotlib is imported when the first one is drawn, and no window is ever opened."""
+"""Figures. Matplotlib is imported when the first figure is drawn; no window is opened."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,38 +14,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmarket.deep_market import Lineage, RoundSummary
-    from jaxmarket.runs.run_folder import SavedRun
-    from jaxmarket.training.result import FitResult
-
-    Result = FitResult | SavedRun
+    from jaxmarket.training.result import RunResult
 
 __all__ = [
+    "draw_band",
     "draw_bids",
+    "draw_cash_flows",
     "draw_convergence",
-    "draw_curves",
-    "draw_finals",
-    "draw_flows",
+    "draw_final_returns",
     "draw_heat_map",
     "draw_inequality",
     "draw_learning_curve",
     "draw_lineage",
-    "draw_money",
+    "draw_money_supply",
     "draw_population",
     "draw_price_stability",
     "draw_prices",
-    "draw_setting",
+    "draw_return_curves",
+    "draw_returns_by_setting",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
+    "legend_below",
+    "plain_text",
     "save",
-    "words",
 ]
 
-_NAMED = 10  # curves that still have a colour and a name each
+_NAMED = 10  # up to this number of curves each has a colour and a name
+_BAND = 0.18  # opacity of a band
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
-    """An empty figure with panels side by side, row after row."""
+    """An empty figure with panels in rows and columns.
+
+    Args:
+        columns: panels side by side.
+        rows: of panels.
+        width: of a panel, in inches.
+        height: of a panel, in inches.
+
+    Returns:
+        The figure and its axes, row by row.
+    """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
@@ -70,8 +80,42 @@ def save(fig: "Figure", path: str | Path) -> None:
         fig.savefig(path, format=kind if kind in fig.canvas.get_supported_filetypes() else "png")
 
 
-def words(text: str) -> str:
-    """Escape text for a figure: on one line, shortened in its middle, and without formulas.
+def draw_band(
+    ax: "Axes", x: Any, middle: Any, low: Any, high: Any, *, color: Any, label: str | None = None, **line: Any
+) -> None:
+    """A curve with a band around it, such as a mean with its interval or a median with its quartiles.
+
+    Args:
+        ax: the axes to draw on.
+        x: [T].
+        middle: f [T], the curve.
+        low: f [T], lower end of the band.
+        high: f [T], upper end.
+        color: of both.
+        label: of the curve.
+        line: further options of the curve, as of `matplotlib.axes.Axes.plot`.
+    """
+    ax.fill_between(x, low, high, color=color, alpha=_BAND, linewidth=0)
+    ax.plot(x, middle, color=color, label=label, **line)
+
+
+def legend_below(fig: "Figure", columns: int = 4) -> None:
+    """One legend below all panels, with every label once."""
+    entries = {}
+    for ax in fig.axes:
+        entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncol=min(columns, len(entries)),
+        frameon=False,
+        fontsize=8,
+    )
+
+
+def plain_text(text: str) -> str:
+    """Text for a figure: escaped, on one line, shortened in its middle, and without formulas.
 
     Matplotlib interprets text between dollar signs as formulas, and omits labels that begin with an underscore from
     legends.
@@ -85,17 +129,17 @@ def words(text: str) -> str:
 _LONGEST = 80
 
 
-def _name(result: "Result") -> str:
-    return " · ".join(words(result.summary[part] or "one agent") for part in ("env", "auction", "learner"))
+def _name(result: "RunResult") -> str:
+    return " · ".join(plain_text(result.summary[part] or "monolith") for part in ("env", "auction", "learner"))
 
 
-def draw_learning_curve(ax: "Axes", result: "Result") -> None:
-    """Return against environment steps: every seed thin, their mean thick, the final greedy return dashed."""
+def draw_learning_curve(ax: "Axes", result: "RunResult") -> None:
+    """Return against environment steps: seeds as thin lines, their mean, and the final greedy return (dashed)."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     returns = result.metrics["return_mean"]
-    steps = env_steps(result.metrics["duration"], result.config.auctions_per_chunk).mean(1)
-    ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, while learning")
+    steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)
+    ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, during training")
     ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
     kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
     finished = ~np.isnan(kept).all(axis=1)
@@ -108,7 +152,7 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
             color="tab:green",
             linestyle="--",
             linewidth=1.2,
-            label="greedy, in the end (mean of seeds)",
+            label="greedy, after training (mean of seeds)",
         )
     ax.set(
         xlabel="environment steps per seed",
@@ -119,10 +163,12 @@ def draw_learning_curve(ax: "Axes", result: "Result") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
-    """Greedy bid of every primitive in every visited state (bars: spread over seeds) beside Q* (dashes)."""
+def draw_bids(ax: "Axes", result: "RunResult", title: str | None = None) -> None:
+    """Greedy bids for every primitive in every visited state, with their range over seeds, and Q* as black lines."""
     if result.q is None or result.bids is None or result.visited is None:
-        raise ValueError(f"bids against Q* need an environment with a known Q*, {result.summary['env']} has none")
+        raise ValueError(
+            f"result: Q* of {result.summary['env']} is unknown; give a run on an environment with exact values"
+        )
     q = result.q
     shown = np.flatnonzero(result.visited.any(0))
     kept = result.bids[np.isfinite(result.bids).all((1, 2))]  # seeds that did not diverge
@@ -135,68 +181,67 @@ def draw_bids(ax: "Axes", result: "Result", title: str | None = None) -> None:
         ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
         ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)
     ax.plot([], [], color="black", linewidth=2, label="Q*")
-    ax.margins(y=0.25)  # room for the legend above the bars
+    ax.margins(y=0.25)  # space for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
     ax.set(
         xlabel="state",
         ylabel="greedy bid",
-        title=words(title) if title else f"{_name(result)}: greedy bids beside Q*, visited states",
+        title=plain_text(title) if title else f"{_name(result)}: greedy bids and Q*, visited states",
     )
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")
 
 
 def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = "tab:blue", title: str = "") -> None:
-    """Relative change of every part (`transfer.weight_changes`): mean over seeds, and their range as bars."""
+    """Relative change of every part of the networks (`transfer.weight_changes`): mean and range over seeds."""
     names = list(dict.fromkeys(row["part"] for row in rows))
     values = np.array([[row["change"] for row in rows if row["part"] == name] for name in names])
     mean = values.mean(1)
     error = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
-    ax.barh([words(name) for name in names], mean, xerr=error, color=color, alpha=0.8)
+    ax.barh([plain_text(name) for name in names], mean, xerr=error, color=color, alpha=0.8)
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=7)
     # Small parts can change by many times their size: clip these bars. Parts that were zero before have no bar.
     ax.set_xlim(0, max(1e-3, min(2.0, 1.05 * float(np.nanmax(values, initial=0)))))
-    ax.set(xlabel="|after - before| / |before|", title=words(title))
+    ax.set(xlabel="|after - before| / |before|", title=plain_text(title))
 
 
 # --- several runs, several settings
 
 
-def draw_curves(
+def draw_return_curves(
     ax: "Axes",
     curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
     *,
     target: float | None = None,
 ) -> None:
-    """Return against environment steps, a curve with its band per run.
+    """Return against environment steps: a curve with its band for each run.
 
     Args:
-        ax: where.
-        curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN where there is none.
+        ax: the axes to draw on.
+        curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN leaves a gap.
         target: a return to mark by a dotted line.
     """
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
-        ax.plot(steps, mean, color=color, linewidth=1.8, label=words(name))
-        ax.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+        draw_band(ax, steps, mean, low, high, color=color, linewidth=1.8, label=plain_text(name))
     if target is not None and np.isfinite(target):
         ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
     ax.set(xlabel="environment steps per seed", ylabel="undiscounted return")
     ax.xaxis.set_major_formatter(EngFormatter())
-    if len(curves) <= _NAMED:  # more would hide the curves; the panel beside them has the same colours
+    if len(curves) <= _NAMED:  # a longer legend would hide the curves; `draw_final_returns` names the colours
         ax.legend(frameon=False, fontsize=8)
 
 
-def draw_finals(
+def draw_final_returns(
     ax: "Axes", values: Mapping[str, np.ndarray], estimates: Mapping[str, tuple[float, float, float]]
 ) -> None:
-    """A row per run: its seeds as dots, their mean as a bar across with its interval.
+    """A row for each run: a dot per seed, and their mean with its interval.
 
     Args:
-        ax: where.
+        ax: the axes to draw on.
         values: by name: f [seeds].
-        estimates: by the same names: mean, lower and upper end.
+        estimates: by name: mean, lower and upper end.
     """
     for row, (name, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
         seeds = np.sort(values[name])
@@ -204,12 +249,12 @@ def draw_finals(
         mean, low, high = estimates[name]
         ax.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         ax.plot([mean], [row], "|", color=color, markersize=16, markeredgewidth=2.5)
-    ax.set_yticks(range(len(values)), [words(name) for name in values], fontsize=8)
+    ax.set_yticks(range(len(values)), [plain_text(name) for name in values], fontsize=8)
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set(xlabel="undiscounted return")
 
 
-def draw_setting(
+def draw_returns_by_setting(
     ax: "Axes",
     lines: Mapping[str, tuple[Sequence[float], np.ndarray]],
     name: str,
@@ -217,19 +262,19 @@ def draw_setting(
     log: bool = False,
     joined: bool = True,
 ) -> None:
-    """Return against one numeric setting, a line with intervals per name.
+    """Return against one numeric setting: a line with intervals for each label.
 
     Args:
-        ax: where.
-        lines: by label (empty for none): values of the setting [n]; mean, lower and upper end [n, 3].
+        ax: the axes to draw on.
+        lines: by label (an empty one is not shown): values of the setting [n]; mean, lower and upper end [n, 3].
         name: of the setting.
-        log: whether its axis is logarithmic.
+        log: whether the axis of the setting is logarithmic.
         joined: whether the points of a line are joined.
     """
     for (label, (x, estimates)), color in zip(lines.items(), _colors(len(lines)), strict=True):
         order = np.argsort(x)
         mean, low, high = np.asarray(estimates)[order].T
-        # Where there is no interval (one seed), there is no bar.
+        # A single seed has no interval.
         error = np.nan_to_num(np.stack([mean - low, high - mean]))
         ax.errorbar(
             np.asarray(x)[order],
@@ -238,23 +283,23 @@ def draw_setting(
             fmt="o-" if joined else "o",
             color=color,
             capsize=3,
-            label=words(label) or None,
+            label=plain_text(label) or None,
         )
     if log:
         ax.set_xscale("log")
-    ax.set(xlabel=words(name), ylabel="greedy return, mean of seeds and 95% interval")
+    ax.set(xlabel=plain_text(name), ylabel="greedy return, mean of seeds and 95% interval")
     if any(lines):
         ax.legend(frameon=False, fontsize=8)
 
 
 def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A number per pair of settings, in colour and in print.
+    """A heat map of a number for each pair of settings, with the number printed in each cell.
 
     Args:
-        ax: where.
-        values: f [rows, columns]; NaN is left white.
-        rows: labels.
-        columns: labels.
+        ax: the axes to draw on.
+        values: f [rows, columns]; NaN stays white.
+        rows: labels of the rows.
+        columns: labels of the columns.
     """
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     ax.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high if high > low else low + 1)
@@ -262,13 +307,13 @@ def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: 
         if not np.isnan(value):
             dark = value < low + 0.6 * (high - low)
             ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ax.set_xticks(range(len(columns)), [words(name) for name in columns], fontsize=8)
-    ax.set_yticks(range(len(rows)), [words(name) for name in rows], fontsize=8)
+    ax.set_xticks(range(len(columns)), [plain_text(name) for name in columns], fontsize=8)
+    ax.set_yticks(range(len(rows)), [plain_text(name) for name in rows], fontsize=8)
     ax.grid(visible=False)
 
 
 def _colors(count: int) -> list[Any]:
-    """As many colours, apart from each other."""
+    """Distinct colours."""
     import matplotlib as mpl  # noqa: PLC0415
 
     if count <= _NAMED:
@@ -276,7 +321,7 @@ def _colors(count: int) -> list[Any]:
     return list(mpl.colormaps["viridis"](np.linspace(0, 0.95, count)))
 
 
-# --- populations: one market's rounds, NumPy leaves [rounds, ...]
+# --- deep markets: the rounds of one market, NumPy leaves [rounds, ...]
 
 _SOURCES = {
     "reward": ("rewards", 1),
@@ -293,7 +338,7 @@ _WINDOWS = 60  # points of a curve, each a mean over rounds
 
 
 def _windows(values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Round numbers and means of windows of equal length, [W] and [W, ...]."""
+    """Means over windows of equal length: the last round of each window, [W], and its mean, [W, ...]."""
     width = max(1, len(values) // _WINDOWS)
     count = len(values) // width
     ends = width * np.arange(1, count + 1)
@@ -301,7 +346,7 @@ def _windows(values: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_population(ax: "Axes", rounds: "RoundSummary") -> None:
-    """How many live, and births and deaths per round."""
+    """Number of living agents, and births and deaths per round."""
     ends, living = _windows(rounds.num_agents)
     ax.plot(ends, living, color="black", label="living")
     ax.set(xlabel="round", ylabel="agents", ylim=(0, None), title="population")
@@ -323,7 +368,7 @@ def draw_wealth(ax: "Axes", rounds: "RoundSummary") -> None:
     lowest = max(1e-3, float(wealth[:, 1].min()))
     ax.set_yscale("log")
     ax.set_ylim(lowest / 1.5, 1.5 * max(lowest, float(wealth[:, 4].max())))
-    if wealth[:, 4].max() < 30 * lowest:  # hardly a decade: say where things are
+    if wealth[:, 4].max() < 30 * lowest:  # less than a decade or two: label the minor ticks as well
         ax.yaxis.set_minor_formatter("{x:g}")
     ax.set(xlabel="round", ylabel="wealth", title="wealth of the living")
     ax.legend(frameon=False, fontsize=8)
@@ -338,36 +383,45 @@ def draw_inequality(ax: "Axes", rounds: "RoundSummary") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_money(ax: "Axes", rounds: "RoundSummary", opened: float) -> None:
-    """All money there is, and what the named flows say it should be."""
+def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None:
+    """All money in the market, and the opening balance plus all named cash flows, which must be equal."""
     named = opened + np.cumsum(np.asarray(rounds.books.net))
     every = max(1, len(named) // 400)
     ax.plot(np.arange(1, len(named) + 1)[::every], rounds.money[::every], color="tab:blue", label="money")
     marks = max(1, len(named) // 12)
     ax.plot(
-        np.arange(1, len(named) + 1)[::marks], named[::marks], "x", color="black", markersize=5, label="named flows"
+        np.arange(1, len(named) + 1)[::marks],
+        named[::marks],
+        "x",
+        color="black",
+        markersize=5,
+        label="opening + named flows",
     )
     ax.set(xlabel="round", ylabel="money", title="money supply")
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_flows(ax: "Axes", rounds: "RoundSummary") -> None:
-    """Where money came from and went, per round; what never flowed is left out."""
+def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
+    """Cash flows per round by name, without those that are always zero."""
     for i, (field, (label, sign)) in enumerate(_SOURCES.items()):
         values = np.asarray(getattr(rounds.books, field))
         if np.any(values):
             ends, mean = _windows(values)
             ax.plot(ends, sign * mean, color=f"C{i}", label=label)
     ax.axhline(0, color="black", linewidth=0.8)
-    ax.margins(y=0.35)  # room for the legend
-    ax.set(xlabel="round", ylabel="per round", title="money in and out")
+    ax.margins(y=0.35)  # space for the legend
+    ax.set(xlabel="round", ylabel="per round", title="cash flows")
     ax.legend(frameon=False, fontsize=7, ncol=2, loc="upper left")
 
 
 def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) -> None:
-    """The family of an agent: everybody who descends from the first of its line, its own ancestors in orange.
+    """The family tree of an agent: all descendants of its first ancestor, with its own line in orange.
 
-    Large families are thinned to ``most`` members, the line itself and the youngest.
+    Args:
+        ax: the axes to draw on.
+        lineage: of the population.
+        ident: of the agent.
+        most: largest number of other members of the family to draw, the youngest ones.
     """
     line = lineage.ancestors(ident)
     family = lineage.family(ident)
@@ -383,11 +437,11 @@ def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) ->
             ax.plot(x, y, color="tab:orange" if own else "tab:gray", linewidth=2 if own else 0.6, zorder=2 + own)
     ax.scatter(lineage.born[line], [height[who] for who in line], s=14, color="tab:orange", zorder=4)
     ax.set_yticks([])
-    ax.set(xlabel="round of birth", title=f"family of the richest: {len(family)}, {len(line)} generations")
+    ax.set(xlabel="round of birth", title=f"family of the richest: {len(family)} agents, {len(line)} generations")
 
 
 def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
-    """Members of a family such that every branch stays together."""
+    """The members of a family, each branch in one piece."""
     children: dict[int, list[int]] = {}
     roots = []
     for who in sorted(members):
@@ -407,14 +461,14 @@ def _per_good(ax: "Axes", x: np.ndarray, values: np.ndarray, goods: Sequence[str
     """A line for each good: x [K], values [K, G]."""
     names = [f"good {j}" for j in range(values.shape[1])] if goods is None else goods
     for j, name in enumerate(names):
-        ax.plot(x, values[:, j], color=f"C{j}", label=words(name))
+        ax.plot(x, values[:, j], color=f"C{j}", label=plain_text(name))
 
 
 def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, title: str = "prices") -> None:
-    """Prices of every good over rounds, f [T, G]; gaps where it was not quoted (NaN)."""
+    """Prices of every good over rounds, f [T, G]; NaN leaves a gap."""
     prices = np.asarray(prices, float)
     _per_good(ax, np.arange(1, len(prices) + 1), prices, goods)
-    ax.set(xlabel="round", ylabel="price of a unit", ylim=(0, None), title=words(title))
+    ax.set(xlabel="round", ylabel="price per unit", ylim=(0, None), title=plain_text(title))
     ax.legend(frameon=False, fontsize=8)
 
 
@@ -423,25 +477,25 @@ def draw_convergence(
 ) -> None:
     """|excess demand| / supply of every good after each adjustment, f [K, G] (`Tatonnement.trajectory`).
 
-    That of a good which is free in the end stays where it is: there is more of it than anybody wants.
+    The excess of a good whose equilibrium price is 0 does not converge to 0: supply exceeds demand.
     """
     size = np.abs(np.asarray(excess, float))
     _per_good(ax, np.arange(len(size)), np.where(size > 0, size, np.nan), goods)
     if tolerance is not None:
         ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label="tolerance")
     ax.set_yscale("log")
-    ax.set(xlabel="adjustments of prices", ylabel="|demand - supply| / supply", title="the way to an equilibrium")
+    ax.set(xlabel="price adjustments", ylabel="|demand - supply| / supply", title="convergence to an equilibrium")
     ax.legend(frameon=False, fontsize=8)
 
 
 def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[str] | None = None) -> None:
-    """Spread of prices against the number of agents, beside 1 / √N.
+    """Spread of prices against the number of agents, with 1 / √N for comparison.
 
     Args:
-        ax: where.
-        agents: [K], N in each market.
-        spread: f [K, G] (`jaxmarket.wide_market.welfare.price_dispersion`).
-        goods: names, by default numbers.
+        ax: the axes to draw on.
+        agents: [K], number of agents N in each market.
+        spread: f [K, G] (`welfare.dispersion`).
+        goods: names of the goods; default: numbers.
     """
     agents, spread = np.asarray(agents, float), np.asarray(spread, float)
     _per_good(ax, agents, spread, goods)
@@ -453,5 +507,5 @@ def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[s
     ax.set_yscale("log")
     ax.set_xticks(agents, [f"{n:g}" for n in agents])
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="agents that come and go", ylabel="spread of the price (std / mean)", title="price stability")
+    ax.set(xlabel="agents", ylabel="spread of the price (std / mean)", title="price stability")
     ax.legend(frameon=False, fontsize=8)

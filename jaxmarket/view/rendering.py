@@ -1,12 +1,12 @@
-"""Pictures of Two Rooms: a place, a whole episode, an animation; and `episode`, which plays one to be drawn.
+"""Pictures of Two Rooms: a state, an episode, an animation; and `episode`, which plays an episode to draw.
 
 >>> from jaxmarket.environments import TwoRooms
 >>> played = episode(TwoRooms(), lambda obs, key: jax.random.randint(key, (), 0, 7), jax.random.key(0))
 >>> len(played.places) == len(played.labels) == len(played.actions) + 1
 True
 
-``save_gif("played.gif", played.places, played.labels)`` is then the animation, ``save_png("played.png",
-played.places)`` the way it took. Matplotlib is imported when the first picture is drawn, and no window is ever opened.
+``save_gif("played.gif", played.places, played.labels)`` then writes an animation, and ``save_png("played.png",
+played.places)`` a picture of the path. Matplotlib is imported when the first picture is drawn; no window is opened.
 """
 
 import functools
@@ -57,14 +57,14 @@ _MARGIN = 0.8  # cells below the grid, for the label
 
 
 class Episode(NamedTuple):
-    """One episode of Two Rooms of T steps, step by step even where options chose them."""
+    """One episode of Two Rooms of T environment steps, including the steps inside options."""
 
-    places: list[Place]  # T + 1, the first one included
+    places: list[Place]  # T + 1, from the initial place
     actions: list[int]  # T
-    choices: list[int]  # T, the option that took the action; the action itself where there are no options
-    decided: list[bool]  # T, whether the policy chose here, or an option was still under way
-    labels: list[str]  # T + 1, what is done at each place; of the last one, what the episode paid
-    reward: float  # undiscounted
+    choices: list[int]  # T, the option that took the action; without options the action itself
+    decided: list[bool]  # T, whether the policy chose at this step; False while an option continues
+    labels: list[str]  # T + 1, the action at each place, and the reward of the episode at the last
+    reward: float  # of the episode, undiscounted
 
 
 def episode(
@@ -78,20 +78,20 @@ def episode(
 ) -> Episode:
     """Play one episode, on the host.
 
-    With `Options` the policy chooses options, and these are run as `Options.step_env` runs them: choice number n is
-    made with the first, and run with the second key of ``split(fold_in(split(key)[1], n))``.
+    With `Options` the policy chooses options, which run as in `Options.step_env`. Choice n uses the first key of
+    ``split(fold_in(split(key)[1], n))`` for the policy, and the second one for the option.
 
     Args:
-        env: a `TwoRooms`, `Options` upon one, or its `Adapter`.
+        env: a `TwoRooms`, `Options` over one, or its `Adapter`.
         policy: ``(obs, key) -> choice`` with the view u8 [7, 7, 3]. It is not compiled; ``jax.jit`` it if it is slow.
-        key: of the start, and of all that is random afterwards.
-        params: of ``env``; its own if None.
-        start: where to begin, at time 0; anywhere the task begins if None.
-        names: of the choices, for the labels; the actions' own names, or "option 0" and so on, if None.
+        key: of all randomness.
+        params: parameters of ``env``; default: its ``default_params``.
+        start: the initial place, at time 0; default: drawn as the task draws it.
+        names: names of the choices in the labels; default: the names of the actions, or "option 0", "option 1", ….
 
     Raises:
-        ValueError: this is not Two Rooms, there is one name too many or too few, nobody can be at ``start``, or the
-            policy chose what there is not.
+        ValueError: ``env`` is not Two Rooms, ``names`` has another length than the choices, no agent can be at
+            ``start``, or the policy returned a number that is not a choice.
     """
     adapter = adapt(env)
     options = adapter.env if isinstance(adapter.env, Options) else None
@@ -142,7 +142,7 @@ def episode(
 def _run(
     options: Options, choice: int, obs: Array, state: PyTree, key: Array, params: PyTree
 ) -> Iterator[tuple[int, Step]]:
-    """One option's actions and what each led to. The twin of `Options.step_env`, with the same keys."""
+    """The actions of one option and the resulting steps, as `Options.step_env` takes them, with the same keys."""
     option = options.options[choice]
     longest = min(n for n in (option.length, options.bound) if n is not None)
     for t in range(longest):
@@ -173,9 +173,11 @@ def _step(rooms: Adapter, key: Array, state: PyTree, action: Any, params: PyTree
 
 
 def seen_cells(place: Place) -> set[tuple[int, int]]:
-    """The cells (x, y) of the world that the agent sees from there, and the one it stands on."""
+    """The cells (x, y) that the agent sees from ``place``, and the cell it occupies."""
     cells = set()
-    for i, j in np.argwhere(view(place).any(-1)):  # whatever is seen, be it an empty cell, is not all zeros
+    for i, j in np.argwhere(
+        view(place).any(-1)
+    ):  # a cell that is seen is encoded by nonzero numbers, even if it is empty
         x, y = position_of(place, int(i), int(j))
         if 0 <= x < WIDTH and 0 <= y < HEIGHT:
             cells.add((x, y))
@@ -183,39 +185,45 @@ def seen_cells(place: Place) -> set[tuple[int, int]]:
 
 
 def draw_rooms(ax: "Axes", place: Place, *, label: str | None = None, count: str | None = None) -> None:
-    """The rooms, the agent in them, and in yellow what it sees.
+    """Draw the rooms and the agent, with the cells that it sees in yellow.
 
     Args:
-        ax: where; its limits are set and its axes taken away.
-        place: where the agent is.
-        label: a line below the grid, of some fifty characters.
-        count: a word in the corner below the grid.
+        ax: the axes to draw on; sets their limits and hides their frame.
+        place: state of the agent and the door.
+        label: a line below the grid, about fifty characters.
+        count: short text in the corner below the grid.
 
     Raises:
-        ValueError: nobody can be there.
+        ValueError: no agent can be at ``place``.
     """
     _check_place("place", place)
     _draw_grid(ax, place.door_open, seen_cells(place), label)
     if count is not None:
         ax.text(
-            WIDTH - 0.05, HEIGHT + _MARGIN / 2, plotting.words(count), ha="right", va="center", fontsize=8, color=_WALL
+            WIDTH - 0.05,
+            HEIGHT + _MARGIN / 2,
+            plotting.plain_text(count),
+            ha="right",
+            va="center",
+            fontsize=8,
+            color=_WALL,
         )
     _draw_agent(ax, place, _AGENT)
 
 
 def draw_trajectory(ax: "Axes", places: Sequence[Place], *, label: str | None = None) -> None:
-    """An episode in one picture: its way from a hollow to a filled agent, and a red ring where it opened the door.
+    """Draw the path of an episode, from a hollow to a filled agent, with a red ring where it opened the door.
 
-    The way grows darker with time and keeps to the right, so that there and back are two lines. The door is drawn as
-    it was in the end.
+    The path gets darker with time, and keeps to the right of the cells' centres so that both directions are visible.
+    The door is drawn in its final state.
 
     Args:
-        ax: where; its limits are set and its axes taken away.
-        places: all of the episode, in order.
-        label: a line below the grid, of some fifty characters.
+        ax: the axes to draw on; sets their limits and hides their frame.
+        places: all places of the episode, in order.
+        label: a line below the grid, about fifty characters.
 
     Raises:
-        ValueError: there is no place, nobody can be at one, or no action leads from one to the next.
+        ValueError: ``places`` is empty, no agent can be at one of them, or no action leads from one to the next.
     """
     from matplotlib import colormaps  # noqa: PLC0415
 
@@ -230,11 +238,11 @@ def draw_trajectory(ax: "Axes", places: Sequence[Place], *, label: str | None = 
         if new.door_open and not old.door_open:
             x, y = (old.x + old.ahead[0] + 1) / 2, (old.y + old.ahead[1] + 1) / 2
             ax.plot(x, y, "o", markersize=11, markerfacecolor="white", markeredgecolor=_DOOR_COLOUR, markeredgewidth=3)
-    way = _way(places)
-    for i, ((x0, y0), (x1, y1)) in enumerate(itertools.pairwise(way)):
-        colour = colormaps["Purples"](0.4 + 0.6 * (i + 1) / len(way))
+    path = _path(places)
+    for i, ((x0, y0), (x1, y1)) in enumerate(itertools.pairwise(path)):
+        colour = colormaps["Purples"](0.4 + 0.6 * (i + 1) / len(path))
         ax.plot([x0, x1], [y0, y1], color=colour, linewidth=2.5, solid_capstyle="round", zorder=4)
-        if math.hypot(x1 - x0, y1 - y0) > 0.5:  # there is no room where it turns round within a cell
+        if math.hypot(x1 - x0, y1 - y0) > 0.5:  # a turn within a cell leaves no space for an arrowhead
             middle, tip = ((x0 + x1) / 2, (y0 + y1) / 2), (0.4 * x0 + 0.6 * x1, 0.4 * y0 + 0.6 * y1)
             arrow = {"arrowstyle": "-|>", "color": colour, "mutation_scale": 15, "shrinkA": 0, "shrinkB": 0}
             ax.annotate("", tip, middle, arrowprops=arrow, zorder=4)
@@ -243,10 +251,10 @@ def draw_trajectory(ax: "Axes", places: Sequence[Place], *, label: str | None = 
 
 
 def save_png(path: str | Path, what: Place | Sequence[Place], *, label: str | None = None) -> None:
-    """Write a picture: of one place as `draw_rooms`, of several as `draw_trajectory` draws them.
+    """Write a PNG of one place (`draw_rooms`) or of the places of an episode (`draw_trajectory`).
 
     Raises:
-        ValueError: as these do, or the file's name does not end in ``.png``.
+        ValueError: as of these functions, or the file name does not end in ``.png``.
     """
     _check_path(path, ".png")
     fig, ax = _canvas()
@@ -260,17 +268,17 @@ def save_png(path: str | Path, what: Place | Sequence[Place], *, label: str | No
 def save_gif(
     path: str | Path, places: Sequence[Place], labels: Sequence[str] | None = None, *, seconds_per_frame: float = 0.4
 ) -> None:
-    """Write an animation, one frame per place, for ever repeated; the last frame stays for three.
+    """Write an animation that repeats, with one frame per place; the last frame lasts three times as long.
 
     Args:
-        path: of the file, ``.gif``.
-        places: of one episode, or of several after each other.
+        path: file name, ``.gif``.
+        places: of one episode, or of several episodes in sequence.
         labels: one line per place, drawn below the grid.
-        seconds_per_frame: at least 0.02, below which programs that show GIFs slow them down at will.
+        seconds_per_frame: at least 0.02; viewers slow down faster animations.
 
     Raises:
-        ValueError: there is no place, nobody can be at one, there is not one label per place, the frames follow each
-            other too fast, or the file's name does not end in ``.gif``.
+        ValueError: ``places`` is empty, no agent can be at one of them, there is not one label per place,
+            ``seconds_per_frame`` is too small, or the file name does not end in ``.gif``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415
@@ -278,17 +286,15 @@ def save_gif(
     _check_path(path, ".gif")
     _check_places(places)
     if labels is not None and len(labels) != len(places):
-        raise ValueError(
-            f"labels: expected one per place, {len(places)}, got {len(labels)}; Episode.labels has as many"
-        )
+        raise ValueError(f"labels: expected one per place, {len(places)}, got {len(labels)}; use Episode.labels")
     if not 0.02 <= seconds_per_frame < math.inf:
-        raise ValueError(f"seconds_per_frame: expected a number from 0.02 upwards, got {seconds_per_frame}")
+        raise ValueError(f"seconds_per_frame: expected a number >= 0.02, got {seconds_per_frame}")
     fig, ax = _canvas()
     canvas = FigureCanvasAgg(fig)
     frames = []
     for t, place in enumerate(places):
         ax.clear()
-        # The count also tells apart frames in which nothing happens: Pillow writes equal ones as one.
+        # The count makes every frame different: Pillow merges equal frames.
         draw_rooms(ax, place, label=None if labels is None else labels[t], count=f"{t}/{len(places) - 1}")
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
@@ -303,7 +309,7 @@ def _canvas() -> "tuple[Figure, Axes]":
 
 
 def _draw_grid(ax: "Axes", door_open: bool, seen: set[tuple[int, int]], label: str | None) -> None:
-    """Everything but the agent; a cell is the square from (x, y) to (x + 1, y + 1), y downwards."""
+    """Draw everything but the agent; a cell is the square from (x, y) to (x + 1, y + 1), y downwards."""
     from matplotlib.patches import Rectangle  # noqa: PLC0415
 
     ax.set(xlim=(0, WIDTH), ylim=(HEIGHT + _MARGIN, 0), aspect="equal")
@@ -319,28 +325,34 @@ def _draw_grid(ax: "Axes", door_open: bool, seen: set[tuple[int, int]], label: s
             fill(x, y, 1, 1, colour, edgecolor=edge, linewidth=0.8)
     for x, y in seen:
         fill(x, y, 1, 1, _SEEN, alpha=0.45, linewidth=0)
-    # Later, so that they keep their colours; smaller, so that it shows whether they are seen.
+    # Drawn later to keep their colours, and smaller to show whether they are seen.
     for (x, y), colour in _TILES.items():
         fill(x + 0.08, y + 0.08, 0.84, 0.84, colour)
     x, y = DOOR
     if door_open:
-        fill(x, y, 1, 0.16, _DOOR_COLOUR)  # swung against the wall: a thin leaf from above
+        fill(x, y, 1, 0.16, _DOOR_COLOUR)  # open: a thin line along the wall
     else:
         fill(x + 0.08, y + 0.08, 0.84, 0.84, _DOOR_COLOUR, edgecolor="#7d1a15", linewidth=2)
         ax.plot(x + 0.76, y + 0.5, "o", color="#ffe9a8", markersize=5)
     if label:
         ax.text(
-            WIDTH / 2, HEIGHT + _MARGIN / 2, plotting.words(label), ha="center", va="center", fontsize=10, color=_AGENT
+            WIDTH / 2,
+            HEIGHT + _MARGIN / 2,
+            plotting.plain_text(label),
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=_AGENT,
         )
 
 
-def _way(places: Sequence[Place]) -> list[tuple[float, float]]:
-    """The corners of a line through the cells visited that keeps to the right of their centres."""
+def _path(places: Sequence[Place]) -> list[tuple[float, float]]:
+    """The corners of a line through the visited cells, to the right of their centres."""
     cells = [places[0][:2]]
     cells += [new[:2] for old, new in itertools.pairwise(places) if new[:2] != old[:2]]
     # Right of a move (dx, dy), with y downwards, is (-dy, dx).
     sides = [(0.14 * (y0 - y1), 0.14 * (x1 - x0)) for (x0, y0), (x1, y1) in itertools.pairwise(cells)]
-    way = []  # and stays empty where nobody moved
+    path = []  # stays empty if the agent never moved
     for (x, y), came, goes in zip(cells, [*sides[:1], *sides], [*sides, *sides[-1:]], strict=False):
         if came == goes:
             shifts = [came]
@@ -348,12 +360,12 @@ def _way(places: Sequence[Place]) -> list[tuple[float, float]]:
             shifts = [came, goes]
         else:
             shifts = [(came[0] + goes[0], came[1] + goes[1])]
-        way += [(x + 0.5 + right, y + 0.5 + down) for right, down in shifts]
-    return way
+        path += [(x + 0.5 + right, y + 0.5 + down) for right, down in shifts]
+    return path
 
 
 def _draw_agent(ax: "Axes", place: Place, colour: str) -> None:
-    """A triangle that points where the agent looks."""
+    """Draw a triangle that points in the agent's direction."""
     from matplotlib.patches import Polygon  # noqa: PLC0415
 
     dx, dy = place.ahead[0] - place.x, place.ahead[1] - place.y
@@ -377,6 +389,6 @@ def _check_places(places: Sequence[Place]) -> None:
 
 def _check_place(where: str, place: Any) -> None:
     if not isinstance(place, Place):
-        raise ValueError(f"{where}: expected a Place, got {place!r}; TwoRooms.place_of gives that of a state")
+        raise ValueError(f"{where}: expected a Place, got {place!r}; use TwoRooms.place_of(state)")
     if place not in PLACES:
-        raise ValueError(f"{where}: nobody can be at {place}; choose one of rooms.PLACES")
+        raise ValueError(f"{where}: no agent can be at {place}; choose one of rooms.PLACES")

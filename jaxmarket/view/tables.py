@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
@@ -22,7 +22,8 @@ from rich.text import Text
 
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
-from jaxmarket.training.result import FitResult
+from jaxmarket.training.objects import label
+from jaxmarket.training.result import RunResult
 from jaxmarket.types import Transition
 from jaxmarket.validation import escaped
 from jaxmarket.view.text import DataTable, Screen
@@ -135,7 +136,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "–"
 
 
-def returns_table(result: FitResult) -> DataTable:
+def returns_table(result: RunResult) -> DataTable:
     """The return over seeds with its spread, and the bid errors."""
     s = result.summary
     agent = "monolith" if s["auction"] is None else f"{s['auction']} auction"
@@ -159,6 +160,7 @@ def returns_table(result: FitResult) -> DataTable:
         )
     if "all bids" in errors:
         notes.append("all bids: the same for every greedy bid and the Q* of its primitive")
+    notes.append(f"settings: {_settings_text(result.config.settings.values)}")
     table.caption = "\n".join(notes)
     shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
     table.add_row(
@@ -170,7 +172,21 @@ def returns_table(result: FitResult) -> DataTable:
     return table
 
 
-def bids_table(result: FitResult) -> DataTable | None:
+def _settings_text(values: Mapping[str, object]) -> str:
+    """Effective settings on one line."""
+
+    def text(value: object) -> str:
+        if isinstance(value, tuple):
+            return "x".join(map(str, value)) or "none"
+        if isinstance(value, float):
+            return f"{value:g}"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    plain = {name: v if isinstance(v, str | int | float | tuple) else label(v) for name, v in values.items()}
+    return " · ".join(f"{name} {text(value)}" for name, value in plain.items())
+
+
+def bids_table(result: RunResult) -> DataTable | None:
     """The greedy bid for each primitive in each state, mean over seeds, beside Q*; None where Q* is unknown."""
     if result.q is None or result.bids is None or result.visited is None:
         return None

@@ -93,13 +93,17 @@ def test_a_rival_of_equal_size():
     config = TrainConfig("CartPole-v1")
     (width, again) = train.equal_width(config)
     assert width == again
-    society = config.society
+    society = config.settings.society
     wanted = society.modules * monolith.parameters(
-        jax.eval_shape(config.learner_rule.init, jax.random.key(0), jnp.zeros(4))
+        jax.eval_shape(config.settings.learner.init, jax.random.key(0), jnp.zeros(4))
     )
     sizes = {
         w: monolith.parameters(
-            jax.eval_shape(monolith.Monolith.of(config, (w, w)).learner.init, jax.random.key(0), jnp.zeros(4))
+            jax.eval_shape(
+                monolith.Monolith.of(config.as_monolith().settings, (w, w)).learner.init,
+                jax.random.key(0),
+                jnp.zeros(4),
+            )
         )
         for w in (width - 1, width, width + 1)
     }

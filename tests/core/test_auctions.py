@@ -247,27 +247,6 @@ def test_the_search_finds_a_gain_where_there_is_one():
     assert gain("env", [1.0, 0.5, 0.25, 0.0, 0.0], 1, 0.5) == 0.5
 
 
-def _batch():
-    """Random auctions with ties, absentees and non-finite bids."""
-    rng = np.random.default_rng(0)
-    bids = rng.choice(np.array([-1, 0, 0.25, 0.5, 1, np.nan, np.inf], np.float32), (8, A))
-    eligible = rng.random((8, A)) < 0.7
-    eligible[0] = False
-    return jnp.asarray(bids), jax.random.split(jax.random.key(1), 8), jnp.asarray(eligible)
-
-
-def test_jit_vmap_and_a_loop_agree_to_the_bit():
-    def priced(bids, key, eligible):
-        outcome = clear(bids, key, eligible, reserve=0.125)
-        return outcome, [m.price(outcome) for m in MECHANISMS.values()]
-
-    rows = _batch()
-    eager = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(priced(*row) for row in zip(*rows, strict=True)))
-    assert len(set(eager[0].winner.tolist())) > 3  # else the comparison says little
-    assert_same(jax.vmap(priced)(*rows), eager)
-    assert_same(jax.jit(jax.vmap(priced))(*rows), eager)
-
-
 def test_the_reserve_is_traced():
     """A sweep over reserves is one vmap."""
     reserves = jnp.array([0.0, 0.25, 0.5])

@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from jaxmarket import MECHANISMS, Rules, Society, TrainConfig, fit, make, metrics, reset, rollout, settle
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
-from jaxmarket.training import society as training
 
 
 def play(mechanism, steps=60, rules=None):
@@ -148,19 +147,22 @@ def test_welfare_is_what_the_accounts_gained(mechanism):
 def test_training_reduces_the_same_metrics_inside_its_scan(small):
     """The one chunk of a one-update run is `summarize` of that update's rollout."""
     config = TrainConfig("Chain-v0", auction="vickrey", **(small | {"steps": 128}))
-    program, oracle = training.Program.of(config), training.oracle_of(config)
-    hyper = training.as_arrays(config.hyperparameters)
-    state = training.init(program, jax.random.key(0), config.adapter.default_params, hyper)
+    program, oracle = config.settings.trainable, config.settings.oracle
+    hyper = config.settings.hyperparameters.as_arrays()
+    state = program.init(jax.random.key(0), config.adapter.default_params, hyper)
     key_roll, _ = jax.random.split(state.key)
-    rows = jax.vmap(
-        lambda k, s: rollout(
-            program.society, k, state.learner.params, s, config.adapter.default_params, config.horizon
-        )[1],
-        out_axes=1,
-    )(jax.random.split(key_roll, config.instances), state.market)
-    settled = jax.vmap(lambda r: settle(r, config.gamma), 1, 1)(rows)
-    expected = metrics.summarize(rows, settled, oracle).means(oracle)
-    _, got = jax.jit(training.chunk, static_argnums=0)(program, state, config.adapter.default_params, hyper, oracle)
+
+    def play(key, market):
+        rows = rollout(
+            program.society, key, state.learner.params, market, config.adapter.default_params, config.settings.horizon
+        )[1]
+        return rows, settle(rows, config.settings.gamma)
+
+    rows, settled = jax.jit(jax.vmap(play, out_axes=1))(
+        jax.random.split(key_roll, config.settings.instances), state.market
+    )
+    expected = jax.jit(lambda *seen: metrics.summarize(*seen).means(oracle))(rows, settled, oracle)
+    _, got = jax.jit(program.chunk)(state, config.adapter.default_params, hyper, oracle)
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     assert got["gini"] == pytest.approx(float(metrics.gini(rows.accounts.wealth[-1].sum(0))), rel=1e-4)
@@ -169,7 +171,7 @@ def test_training_reduces_the_same_metrics_inside_its_scan(small):
 
 def test_fit_returns_metrics_per_bidder_and_state(small):
     result = fit(TrainConfig("Chain-v0", learner="valuation", seeds=2, **small), jax.random.key(0))
-    chunks = result.config.chunks
+    chunks = result.config.settings.chunks
     assert result.metrics["regret"].shape == (chunks, 2)
     assert result.metrics["wins"].shape == (chunks, 2, 4)
     assert result.metrics["state_price"].shape == result.metrics["bid_gap"].shape == (chunks, 2, 6)

@@ -420,12 +420,12 @@ def test_the_shortcut_for_shadow_auctions_changes_no_bit():
     assert not jax.jit(lambda: run(known, 25, bootstrap=False))().any()
 
 
-MARKETS, LONG = 1000, 1000
+LONG = 1000
 
 
 @functools.cache
-def long_run():
-    """A million random steps, reduced to sums per instance; the mechanism is traced, so this compiles once."""
+def long_run(markets):
+    """Sums over a thousand random steps of each market; the mechanism is traced, so this compiles once."""
     society = Society(random_mdp(), BidPolicy(linear(), KumaraswamyHead(low=-1, high=2)), clones=1)
     env_params = society.env.default_params
     rules = Rules(exploration=0.1, dropout=0.3)
@@ -449,20 +449,21 @@ def long_run():
                 "named": flows(rows).net.sum(0),
             }
 
-        return jax.vmap(instance)(jax.random.split(key, MARKETS))
+        return jax.vmap(instance)(jax.random.split(key, markets))
 
     return run
 
 
 @every_mechanism
-def test_money_is_conserved_over_a_million_steps(mechanism):
-    """All accounts together change by the rewards and the auctioneer's subsidy, in each of 1000 instances.
+@pytest.mark.parametrize("markets", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_money_is_conserved_over_many_steps(mechanism, markets):
+    """All accounts together change by the rewards and the auctioneer's subsidy, in each of 1000 instances (or 50).
 
     The tolerance is 1e-5 of the money moved in the instance (some 1,500 to 3,000, so a few cents): a thousand float32
     additions to accounts of up to that size. One payment that went missing per instance is some .5.
     """
     got = jax.tree.map(
-        lambda x: np.asarray(x, np.float64), long_run()(jax.random.key(5), list(MECHANISMS).index(mechanism))
+        lambda x: np.asarray(x, np.float64), long_run(markets)(jax.random.key(5), list(MECHANISMS).index(mechanism))
     )
     tolerance = 1e-5 * got["moved"]
     assert tolerance.max() < 0.1 and got["moved"].min() > 100

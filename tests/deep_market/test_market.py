@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmarket import deep_market
-from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
+from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
 from jaxmarket.deep_market import DeepMarket, Terms, forward, init, make_population, money, run
 from jaxmarket.deep_market.representations import NO_BID, BidTable, BidTables, NeuralNetworks
 from jaxmarket.environments import make
@@ -515,12 +515,6 @@ def test_types_survive_x64():
     assert end.population.wealth.dtype == rounds.money.dtype == jnp.float32
 
 
-def test_keys_are_used_once():
-    market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 4, instances=2)
-    with jax.debug_key_reuse(True):
-        lived(market, Terms(exploration=0.1), rounds=2, period=2)
-
-
 def test_bad_input_is_named():
     env = make("Chain-v0")[0]
     with pytest.raises(ValueError, match="capacity: expected an integer >= 1, got 0"):
@@ -540,14 +534,6 @@ def test_bad_input_is_named():
         run(market, jax.random.key(0), economy, params, rounds=1, period=1, max_births=5)
     with pytest.raises(ValueError, match="period: expected an integer >= 1, got 0"):
         run(market, jax.random.key(0), economy, params, rounds=1, period=0)
-
-
-def test_markets_compare_by_value():
-    env = make("Chain-v0")[0]
-    one, other = (DeepMarket(env, BidTables(6, 2), 4) for _ in range(2))
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != DeepMarket(env, BidTables(6, 2), 4, mechanism=Mechanism("x", lambda o: 0, lambda o: 0))
 
 
 def test_names_are_public():

@@ -72,6 +72,16 @@ def test_no_import_is_circular():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+def test_public_class_names_are_unique():
+    places = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "bench" not in path.parts:
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 @pytest.mark.parametrize(
     ("module", "name", "wrong"),
     [

@@ -9,7 +9,7 @@ from flax import struct
 from jaxmarket import TrainConfig, cli, fit, train
 from jaxmarket.environments import Bandit
 from jaxmarket.runs import fitting
-from jaxmarket.runs.run_folder import read, settings_in
+from jaxmarket.runs.run_folder import read, read_config
 from jaxmarket.runs.sweeps import sweep
 
 KEY = jax.random.key(0)
@@ -60,7 +60,7 @@ def test_a_run_keeps_them(tmp_path, capsys):
     for params in (None, OTHER.replace(rewards=OTHER.rewards + 1)):
         with pytest.raises(ValueError, match="holds another run: env_params"):
             fit(CONFIG, KEY, out, env_params=params, resume=True, progress=False)
-    assert settings_in(out)[1].env_params["values"]["rewards"] == [[9.0] * 4]
+    assert read_config(out)[1].env_params["values"]["rewards"] == [[9.0] * 4]
 
 
 class Wide:
@@ -83,7 +83,7 @@ def test_parameters_that_the_folder_cannot_hold_are_asked_for(tmp_path):
     config = TrainConfig(env, **SETTINGS)
     fit(config, KEY, out, env_params=jnp.ones(5000), progress=False)
     with pytest.raises(ValueError, match=r"config\.json does not contain the env_params"):
-        _ = read(out, env=env).env_params
+        _ = read(out, {"env": env}).env_params
 
 
 def test_a_sweep_takes_them(tmp_path):

@@ -393,6 +393,7 @@ def shortest(value, target, most):
     return 0, 0
 
 
+@pytest.mark.full
 def test_a_society_learns_the_shortest_programs():
     """From any number to any other by + 1 and × 2, where there is a way; its bids are a table of all pairs."""
     pairs = np.array(list(itertools.product(range(8), repeat=2)))

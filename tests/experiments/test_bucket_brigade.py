@@ -12,7 +12,7 @@ import pytest
 from jaxmarket.deep_market import Terms, make_population
 from jaxmarket.deep_market.representations import WILDCARD, ClassifierRule
 from jaxmarket.environments.mazes import Woods1
-from jaxmarket.experiments import EXPERIMENTS, Options
+from jaxmarket.experiments import EXPERIMENTS, ExperimentOptions
 from jaxmarket.experiments import bucket_brigade as experiment
 from jaxmarket.experiments.bucket_brigade import (
     CONDITIONS,
@@ -217,7 +217,7 @@ def test_the_market_learns_the_multiplexer_and_woods1():
 
 @pytest.mark.full
 def test_the_quick_report(tmp_path):
-    report = experiment.run(Options(folder=tmp_path, seeds=2, quick=True, progress=False))
+    report = experiment.run(ExperimentOptions(folder=tmp_path, seeds=2, quick=True, progress=False))
     document = json.loads(report.to_json())
     assert document["conservation_residual"] < 1e-5
     assert len(report.tables[0].rows) == len(CONDITIONS)

@@ -28,7 +28,7 @@ from jaxmarket.experiments.capitalism import (
     sell_lot,
     sgd,
 )
-from jaxmarket.experiments.report import Options
+from jaxmarket.experiments.report import ExperimentOptions
 
 SMALL = LayerMarket(Layers(4, 6, 3, structured=True), capacity=7, batch=5)
 TERMS = Terms(
@@ -293,7 +293,7 @@ def findings():
 @pytest.mark.full
 def test_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "measure", lambda arm, *_: findings()[arm.name])
-    report = experiment.run(Options(tmp_path, seeds=2, quick=True, progress=False))
+    report = experiment.run(ExperimentOptions(tmp_path, seeds=2, quick=True, progress=False))
     written = report.write(tmp_path)
     assert {"capitalism.png", "life.png", "structures.csv", "curves.csv"} <= set(written.written)
     document = json.loads((tmp_path / "report.json").read_text())

@@ -14,17 +14,16 @@ from jaxmarket import MECHANISMS, TrainConfig, experiments, train
 from jaxmarket.cli import main
 from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
-    Options,
+    ExperimentOptions,
     Report,
     ResultTable,
     Verdict,
     interquartile_mean,
     numerical,
     redundancy,
-    sweep,
     truthfulness,
 )
-from jaxmarket.experiments.numerical import Condition, Finding
+from jaxmarket.experiments.numerical import NumericalCondition, NumericalResult
 from jaxmarket.experiments.truthfulness import Seat
 from jaxmarket.runs import fitting, run_folder
 
@@ -124,18 +123,21 @@ def test_who_is_removed():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two small conditions on the bandit, trained once."""
-    options = Options(tmp_path_factory.mktemp("numerical"), seeds=2, progress=False)
+    options = ExperimentOptions(tmp_path_factory.mktemp("numerical"), seeds=2, progress=False)
     config = TrainConfig(
         "Bandit-v0", learner="valuation", seeds=2, steps=4096, instances=8, horizon=16, minibatch=32, log_every=4
     )
-    wanted = [Condition("small", config), Condition("longer", dataclasses.replace(config, steps=8192))]
-    return options, wanted, sweep.train(wanted, options, "bandit")
+    wanted = [
+        NumericalCondition("small", config),
+        NumericalCondition("longer", dataclasses.replace(config, steps=8192)),
+    ]
+    return options, wanted, options.train(wanted, "bandit")
 
 
 def test_finished_conditions_are_read_back_and_not_trained_again(finished, monkeypatch):
     options, wanted, first = finished
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
-    again = sweep.train(wanted, options, "bandit")
+    again = options.train(wanted, "bandit")
     for name, run in first.items():
         assert again[name].summary == run.summary
         np.testing.assert_array_equal(again[name].bids, run.bids)
@@ -144,7 +146,7 @@ def test_finished_conditions_are_read_back_and_not_trained_again(finished, monke
 def test_equal_programs_of_different_length_compile_once_and_keep_their_own_schedules(finished):
     """The learning rate falls over the run: the compiled chunk must not remember the length of the first one."""
     options, wanted, found = finished
-    assert len({numerical.Program.of(c.config) for c in wanted}) == 1
+    assert len({c.config.settings.trainable for c in wanted}) == 1
     keys = jax.random.split(jax.random.key(options.seed), 2)
     for condition in wanted:
         state, _ = jax.jit(jax.vmap(lambda key, c=condition: train(c.config, key)))(keys)
@@ -154,28 +156,28 @@ def test_equal_programs_of_different_length_compile_once_and_keep_their_own_sche
 def test_another_seed_or_other_settings_are_refused(finished):
     options, wanted, _ = finished
     with pytest.raises(ValueError, match="holds another run: key is"):
-        sweep.train(wanted, dataclasses.replace(options, seed=1), "bandit")
-    other = [Condition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
+        dataclasses.replace(options, seed=1).train(wanted, "bandit")
+    other = [NumericalCondition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
     with pytest.raises(ValueError, match="choose another folder"):
-        sweep.train(other, options, "bandit")
+        options.train(other, "bandit")
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
     _, wanted, complete = finished
-    options, fit = Options(tmp_path, seeds=2, progress=False), fitting.fit
+    options, fit = ExperimentOptions(tmp_path, seeds=2, progress=False), fitting.fit
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
     def interrupted(config, key, **rest):
-        if config.steps == 8192:
+        if config.settings.steps == 8192:
             raise KeyboardInterrupt
         return fit(config, key, **rest)
 
     monkeypatch.setattr(fitting, "fit", interrupted)
     with pytest.raises((KeyboardInterrupt, concurrent.futures.CancelledError)):
-        sweep.train(wanted, options, "bandit")
+        options.train(wanted, "bandit")
     assert [p.name for p in tmp_path.iterdir()] == [wanted[0].name]
     monkeypatch.setattr(fitting, "fit", fit)
-    resumed = sweep.train(wanted, options, "bandit")
+    resumed = options.train(wanted, "bandit")
     for name, run in complete.items():
         assert resumed[name].summary["return_seeds"] == run.summary["return_seeds"]
         np.testing.assert_array_equal(resumed[name].bids, run.bids)
@@ -194,7 +196,7 @@ def test_a_saved_run_reads_back_as_the_result_it_was(bandit_run):
 
 def test_a_finding_measures_bids_over_visited_states_only(finished):
     _, wanted, found = finished
-    finding = Finding(wanted[1], found[wanted[1].name], 0.8)
+    finding = NumericalResult(wanted[1], found[wanted[1].name], 0.8)
     bids, q = finding.run.bids, finding.run.q
     np.testing.assert_allclose(finding.winner_error, np.abs(bids[:, 0].max(-1) - 0.8))
     np.testing.assert_allclose(finding.every_error, np.abs(bids[:, 0] - q[0]).mean(-1))
@@ -203,35 +205,37 @@ def test_a_finding_measures_bids_over_visited_states_only(finished):
     assert row["solved"] in ("0/2", "1/2", "2/2")
     assert row["greedy"].value == pytest.approx(np.mean(finding.run.summary["return_seeds"]))
     money = numerical.who_paid_whom(finding.run, jax.random.key(0))
-    names = numerical.account_names(wanted[1].config.society)
+    names = numerical.account_names(wanted[1].config.settings.society)
     assert names[:3] == ["0a", "0b", "1a"]
     assert money.shape == (len(names),) * 2
-    # One step an episode: what the environment pays is the return, what the house is paid is the price.
+    # One step an episode: what the environment pays is the return, what the auctioneer is paid is the price.
     assert money[names.index("environment")].sum() == pytest.approx(0.8, abs=0.2)
-    assert money[:, names.index("house")].sum() == pytest.approx(money.sum() - money[names.index("environment")].sum())
+    assert money[:, names.index("auctioneer")].sum() == pytest.approx(
+        money.sum() - money[names.index("environment")].sum()
+    )
 
 
 def test_bids_out_of_range_cannot_be_judged():
     published = TrainConfig("Duality-v0", steps=4096, seeds=2, **{"time_limits": "terminal"})
     run = type("Run", (), {"q": np.array([[-99.0, 50], [50, 49]]), "visited": np.ones((2, 2), bool)})
-    cells = {("ccv", "cloned"): Finding(Condition("published", published), run, 5.0)}
+    cells = {("ccv", "cloned"): NumericalResult(NumericalCondition("published", published), run, 5.0)}
     assert numerical._truthful(cells).standing == "not testable"
 
 
 def test_the_sweep_is_every_mechanism_cloned_and_solitary(tmp_path):
-    options = Options(tmp_path)
+    options = ExperimentOptions(tmp_path)
     wanted = numerical.conditions("Chain-v0", options)
     cells = {(c.settings, c.config.auction, c.society) for c in wanted}
     assert cells == {(s, a, k) for s in ("published", "tuned") for a in MECHANISMS for k in ("cloned", "solitary")} | {
         ("beta", "ccv", "cloned")
     }
     assert {c.config.seeds for c in wanted} == {16}
-    assert len({numerical.Program.of(c.config) for c in wanted}) == 9
+    assert len({c.config.settings.trainable for c in wanted}) == 9
     published = next(c.config for c in wanted if c.settings == "published")
-    assert (published.learning_rate, published.hyperparameters.entropy, published.gamma) == (4e-5, 0.1, 0.99)
-    assert published.instances * published.horizon == 4096
+    assert (*(published.settings.values[name] for name in ("learning_rate", "entropy", "gamma")),) == (4e-5, 0.1, 0.99)
+    assert published.settings.instances * published.settings.horizon == 4096
     full = numerical.conditions("Chain-v0", dataclasses.replace(options, full=True))
-    assert {c.config.updates for c in full if c.settings == "beta"} == {2000}
+    assert {c.config.settings.updates for c in full if c.settings == "beta"} == {2000}
     assert len(full) == 24
 
 
@@ -314,7 +318,7 @@ def test_tuned_cloned_ccv_is_optimal_on_every_seed(env):
     """Sixteen seeds, greedy return within 1% of the optimum on each."""
     config = TrainConfig(env, auction="ccv", clones=2, seeds=16, **numerical.SETTINGS["tuned"])
     returns = fitting.fit(config, jax.random.key(0), progress=False).summary["return_seeds"]
-    optimum = config.adapter.optimal_return(config.gamma)
+    optimum = config.adapter.optimal_return(config.settings.gamma)
     assert min(returns) >= 0.99 * optimum
 
 

@@ -57,9 +57,9 @@ def tried(agents, alive):
 
 
 def economies_options():
-    from jaxmarket.experiments.report import Options  # noqa: PLC0415
+    from jaxmarket.experiments.report import ExperimentOptions  # noqa: PLC0415
 
-    return Options(folder=None, seeds=2, quick=True, progress=False)
+    return ExperimentOptions(folder=None, seeds=2, quick=True, progress=False)
 
 
 def test_five_programs_solve_blocks_world():

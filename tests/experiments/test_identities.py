@@ -120,5 +120,5 @@ def test_the_sampled_market_stays_within_its_stated_bound(identity):
 
 def test_a_state_nobody_buys_is_an_error():
     mdp = type(garnet(0, 2, 2, 0.5))([[[1, 0], [1, 0]], [[0, 1], [0, 1]]], np.ones((2, 2)), 0.5, [1, 0])
-    with pytest.raises(ValueError, match="never won"):
+    with pytest.raises(ValueError, match=r"^steps: "):
         identities.sampled_fixed_point(IDENTITIES[0], mdp, 0.5, jax.random.key(0), phases=1, instances=2, steps=8)

@@ -11,8 +11,8 @@ import pytest
 
 from jaxmarket.environments import topologies
 from jaxmarket.environments.topologies import TOPOLOGIES, common_ancestor, common_descendant, linear_chain
-from jaxmarket.experiments import EXPERIMENTS, Options, modularity
-from jaxmarket.experiments.arms import Arm, steps_to
+from jaxmarket.experiments import EXPERIMENTS, ExperimentOptions, modularity
+from jaxmarket.experiments.transfer_conditions import TransferCondition, steps_to
 from jaxmarket.runs import fitting, run_folder
 from jaxmarket.runs.run_folder import SavedRun
 
@@ -109,7 +109,7 @@ def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
 
 def transfer(society, valuation, flat, early=None):
     def arm(name, reached, scale):
-        return Arm(name, made(name, "ABC", [1] * SEEDS), made(name, "ABD", reached, scale=scale))
+        return TransferCondition(name, made(name, "ABC", [1] * SEEDS), made(name, "ABD", reached, scale=scale))
 
     arms = {
         "society": arm("society", society, 1.05),
@@ -230,7 +230,7 @@ def tiny(tmp_path_factory):
         patch.setattr(modularity, "_KINDS", {arm: {"agent": "monolith"} for arm in modularity.ARMS})
         patch.setattr(modularity, "ARMS", dict.fromkeys(modularity.ARMS, modularity.ARMS["flat"]))
         patch.setattr(modularity, "_BUDGET", modularity._BUDGET | {"steps": 3 * 512})
-        options = Options(tmp_path_factory.mktemp("modularity"), seeds=2, quick=True, progress=False)
+        options = ExperimentOptions(tmp_path_factory.mktemp("modularity"), seeds=2, quick=True, progress=False)
         first = modularity.run(options)
         patch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
         return options, first, modularity.run(options)
@@ -259,7 +259,7 @@ def test_the_transfer_starts_where_the_first_task_ended(tiny):
     options, report, _ = tiny
     mdp = {task: linear_chain(task) for task in ("ABC", "ABD")}
     before, after = (
-        run_folder.read(options.folder / f"flat-linear_chain-{task}", env=env) for task, env in mdp.items()
+        run_folder.read(options.folder / f"flat-linear_chain-{task}", {"env": env}) for task, env in mdp.items()
     )
     gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
     assert 0 < max(jax.tree.leaves(gap)) < 0.2

@@ -10,7 +10,7 @@ import pytest
 from jaxmarket import experiments
 from jaxmarket.environments.rooms import TASKS
 from jaxmarket.experiments import two_rooms
-from jaxmarket.experiments.arms import Arm, steps_to
+from jaxmarket.experiments.transfer_conditions import TransferCondition, steps_to
 
 
 def made_up(success, duration=2.0, rates=None, weights=1.0, agent="monolith"):
@@ -37,7 +37,7 @@ def test_steps_are_the_environments_and_counted_to_the_chunk_that_got_there():
 
 def test_an_arm_as_json():
     first = made_up([[0.1, 0.9], [0.95, 0.9]])
-    arm = Arm("flat", first, made_up([[0.1, 0.2], [0.1, 0.3]], weights=1.5))
+    arm = TransferCondition("flat", first, made_up([[0.1, 0.2], [0.1, 0.3]], weights=1.5))
     entry = json.loads(json.dumps(arm.entry, allow_nan=False))
     assert entry["steps_to_90_first"] == {
         "mean": 300, "std": 100, "lowest": 200, "highest": 400, "seeds": [400, 200], "never": 0,
@@ -62,7 +62,7 @@ def arms_with(society, hierarchical, flat, moved):
     solved = {name: made_up([[1.0] * 4] * 2, agent=agent) for name, agent in zip(two_rooms.ARMS, _AGENTS, strict=True)}
     curves = {"society": society, "hierarchical": hierarchical, "flat": flat}
     return [
-        Arm(name, solved[name], made_up(curves[name], weights=moved.get(name, 1.0), agent=agent))
+        TransferCondition(name, solved[name], made_up(curves[name], weights=moved.get(name, 1.0), agent=agent))
         for name, agent in zip(two_rooms.ARMS, _AGENTS, strict=True)
     ]
 

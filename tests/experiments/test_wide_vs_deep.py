@@ -10,17 +10,16 @@ import pytest
 from jaxmarket import rollouts
 from jaxmarket.environments import SupplyChain
 from jaxmarket.experiments import wide_vs_deep as experiment
-from jaxmarket.experiments.report import Options
-from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Sale, Wide, points, prepare, quoting
+from jaxmarket.experiments.report import ExperimentOptions
+from jaxmarket.experiments.wide_vs_deep import ARMS, GAMMA, QUOTING, Curve, Wide, WideSale, points, prepare, quoting
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
-from jaxmarket.training.society import Program, as_arrays
 
 KEY = jax.random.key(0)
 CONFIG = TrainConfig(SupplyChain(3, 4, 3, material=0.25, seed=1), gamma=GAMMA, steps=64, **ARMS["wide"])
 WIDE = Wide.of(CONFIG)
 ENV = WIDE.env
-HYPER = as_arrays(CONFIG.hyperparameters)
+HYPER = CONFIG.settings.hyperparameters.as_arrays()
 JOBS, CLONES = ENV.lines * ENV.operations, WIDE.clones
 
 
@@ -91,7 +90,7 @@ def test_exploration_gives_a_piece_to_any_worker_of_its_line_and_to_no_other():
 def test_on_one_line_the_wide_market_is_the_deep_one():
     """The same networks, in a society that owns the whole world in turn: the same sales, to the last bit."""
     config, wide = prepare("wide", 1, 64)
-    society = Program.of(config).society
+    society = config.settings.trainable.society
     params = jax.vmap(wide.learner.init, (0, None))(jax.random.split(KEY, 4), jnp.zeros(4)).params
     # Random bids, and more for what is right but at the last stage: pieces come that far, and are spoilt.
     right = (jnp.asarray(wide.env.recipe[0]) == jnp.arange(4)[:, None]).at[:, 3].set(False)
@@ -108,14 +107,14 @@ def test_on_one_line_the_wide_market_is_the_deep_one():
     np.testing.assert_allclose(sales.price[:, 0], rows.price, rtol=1e-6)
     np.testing.assert_array_equal(sales.reward[:, 0], rows.reward)
     assert set(np.asarray(rows.obs).argmax(1).tolist()) == {0, 1, 2, 3}
-    assert wide.learner == Program.of(config).learner
+    assert wide.learner == config.settings.trainable.learner
 
 
 def test_settlement_is_a_loop_over_sales():
     rng, rounds = np.random.default_rng(0), 9
     price, reward = rng.random((rounds, 2)), rng.random((rounds, 2))
     outbid = rng.random((rounds, 2)) < 0.4
-    sales = Sale(
+    sales = WideSale(
         stage=jnp.zeros((rounds, 2, 3)),
         won=jnp.zeros((rounds, 4)),
         price=jnp.asarray(price),
@@ -284,7 +283,7 @@ def test_who_is_sooner():
 
 
 def test_the_report_is_made_of_curves(tmp_path):
-    options = Options(tmp_path, seeds=8, quick=True, progress=False)
+    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
     speed = {
         "deep": 400.0,
         "wide": 400.0,

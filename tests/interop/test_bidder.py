@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 import jaxmarket
 from jaxmarket import MECHANISMS, Society
 from jaxmarket.environments import Bandit, Chain, FiniteMDP, Memory, adapt, garnet
-from jaxmarket.experiments import Options, best_reply
-from jaxmarket.experiments.best_reply import Case, Finding
+from jaxmarket.experiments import ExperimentOptions, best_reply
+from jaxmarket.experiments.best_reply import BestReplyResult, Case
 from jaxmarket.experiments.truthfulness import Seat
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueHead, linear
 from jaxmarket.runs import estimates
 from jaxmarket.testing import check_environment
-from jaxmarket.training import monolith
 
 LEVELS = (0.0, 0.5, 1.0, 5.0)
 GARNET = garnet(3, 3, 2, 0.9, 2)
@@ -326,7 +325,7 @@ def untrained(cases, seeds=2):
     runs = {}
     for case in cases:
         keys = jax.random.split(jax.random.key(0), seeds)
-        program = monolith.Monolith.of(case.config)
+        program = case.config.settings.trainable
         params = jax.vmap(
             lambda key, p=program, c=case: p.learner.init(key, jnp.zeros(c.env.observation_space().shape))
         )
@@ -341,8 +340,8 @@ def test_a_finding_holds_what_greedy_networks_bid():
     noise = iter(jax.random.split(jax.random.key(1), 99))
     params = jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), params)
     run: Any = SimpleNamespace(params=params, summary={"return_seeds": [0.0, 0.0]})
-    finding = Finding(case, run)
-    agent = dataclasses.replace(monolith.Monolith.of(case.config).agent, greedy=True)
+    finding = BestReplyResult(case, run)
+    agent = case.config.settings.trainable.player(greedy=True)
     for hour, state, owns in ((0, 0, 0), (7, 2, 1), (19, 4, 0)):
         view = jnp.array([*np.eye(6)[state], owns, hour / 20], jnp.float32)
         for seed in range(2):
@@ -363,8 +362,10 @@ def test_means_and_their_interval():
 @pytest.mark.slow
 def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
     """What was not found is not said to be."""
-    monkeypatch.setattr(best_reply, "train", lambda cases, *_: untrained(cases))
-    report = dataclasses.replace(best_reply.run(Options(tmp_path, seeds=2)), name="best-reply").write(tmp_path)
+    monkeypatch.setattr(ExperimentOptions, "train", lambda self, cases, *_: untrained(cases))
+    report = dataclasses.replace(best_reply.run(ExperimentOptions(tmp_path, seeds=2)), name="best-reply").write(
+        tmp_path
+    )
     standing = {verdict.claim: verdict.standing for verdict in report.verdicts}
     assert len(standing) == len(report.verdicts) == 8
     assert {c: s for c, s in standing.items() if "shill" in c or "shades" in c} == {
@@ -379,11 +380,11 @@ def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
 @pytest.mark.full
 def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv(tmp_path):
     """Two seeds each, the experiment's own settings, shorter."""
-    options = Options(tmp_path, seeds=2, quick=True, progress=False)
+    options = ExperimentOptions(tmp_path, seeds=2, quick=True, progress=False)
     for auction, gain in (("vickrey", 16.43), ("ccv", 0.0)):
         case = Case("Chain", auction, 2, 1, 2, {**best_reply._SETTINGS, "steps": 40_000})
         run = best_reply.train([case], options, "test")[case.name]
-        finding = Finding(case, run)
+        finding = BestReplyResult(case, run)
         np.testing.assert_allclose(finding.gains, gain, atol=0.5 if gain else 1e-3)
         # The books agree: undiscounted, what the fitted agents earned in fresh episodes is what is expected of them.
         expected = [finding.exact.value(bids, 1.0) for bids in finding.learned]

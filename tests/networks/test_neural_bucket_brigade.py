@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket.experiments import EXPERIMENTS, Options
+from jaxmarket.experiments import EXPERIMENTS, ExperimentOptions
 from jaxmarket.experiments import neural_bucket_brigade as experiment
 from jaxmarket.experiments.neural_bucket_brigade import CONDITIONS, first_held, light, measure, xor
 from jaxmarket.networks.neural_bucket_brigade import (
@@ -297,7 +297,7 @@ def test_the_books_of_a_run_close(moving):
 
 def test_the_report(moving, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "measure", lambda condition, *_: dataclasses.replace(moving, condition=condition))
-    report = EXPERIMENTS["neural-bucket-brigade"].run(Options(tmp_path, seeds=4, quick=True, progress=False))
+    report = EXPERIMENTS["neural-bucket-brigade"].run(ExperimentOptions(tmp_path, seeds=4, quick=True, progress=False))
     written = report.write(tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["conservation_residual"] == pytest.approx(moving.residual.max())
@@ -319,7 +319,7 @@ def test_the_report(moving, tmp_path, monkeypatch):
 def test_a_report_of_failure(moving, tmp_path, monkeypatch):
     nothing = dataclasses.replace(moving, solved=np.zeros_like(moving.solved))
     monkeypatch.setattr(experiment, "measure", lambda condition, *_: dataclasses.replace(nothing, condition=condition))
-    document = json.loads(experiment.run(Options(tmp_path, seeds=4, progress=False)).to_json())
+    document = json.loads(experiment.run(ExperimentOptions(tmp_path, seeds=4, progress=False)).to_json())
     assert document["table"][0]["held"] == "0/4"
     assert document["table"][0]["held median"] is document["table"][0]["held mean"] is None
     assert [verdict["standing"] for verdict in document["verdicts"]] == ["not confirmed"] * 4 + ["confirmed"]

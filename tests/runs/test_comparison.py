@@ -202,7 +202,7 @@ def test_runs_that_differ_in_much_fit_eighty_columns(tmp_path, monkeypatch, caps
 def test_reprs_are_short(folders):
     found = comparison.compare(folders)
     assert repr(found) == "Comparison(Chain-v0: 2 runs, bad against good)"
-    assert repr(found.runs[0]) == "Outcome(good: Chain-v0, 4 seeds, return 0.900 ±.184)"
+    assert repr(found.runs[0]) == "RunOutcome(good: Chain-v0, 4 seeds, return 0.900 ±.184)"
 
 
 def damaged(folder, name, text, *, sealed=True):

@@ -39,9 +39,9 @@ def test_a_mesh_takes_seeds_first():
         ((0, 1, 8, 16), "devices: expected an integer >= 1, got 0"),
         (("most", 1, 8, 16), "expected a number >= 1 or 'all', got 'most'"),
         ((True, 1, 8, 16), "got True"),
-        ((2, 1, 8, 16), "JAX sees 1 here, not 2; set JAX_NUM_CPU_DEVICES"),
-        (([object()] * 3, 2, 8, 16), "leave 3 for the instances of each, which do not divide 8"),
-        (([object()] * 2, 1, 8, 4), "minibatch: 2 devices share .* 8 instances; 4 is no multiple"),
+        ((2, 1, 8, 16), "^devices: .*got 2; set JAX_NUM_CPU_DEVICES"),
+        (([object()] * 3, 2, 8, 16), "^devices: "),
+        (([object()] * 2, 1, 8, 4), "^minibatch: .*got 4"),
     ],
 )
 def test_work_that_cannot_be_shared_is_refused(given, message):
@@ -102,7 +102,7 @@ def test_eight_devices_give_what_one_gives():
 
 def test_processes_are_told_apart():
     for given, message in (
-        (("localhost:1", 2, 2), "process: of 2 processes there are 0 to 1, got 2"),
+        (("localhost:1", 2, 2), "^process: .*got 2"),
         (("localhost", 2, 0), "coordinator: expected HOST:PORT, got 'localhost'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -114,10 +114,13 @@ def test_processes_are_told_apart():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes=2", "list"], "command: only train runs in several processes, got list"),
+        (["--processes=2", "list"], "command: expected train and its settings, got list"),
         (["--processes=2"], "got none"),
         (["train", "Chain-v0"], "--processes"),
-        (["--processes=2", "train", "Chain-v0", "--process", "1"], "give both --coordinator and --process"),
+        (
+            ["--processes=2", "train", "Chain-v0", "--process", "1"],
+            "process: expected both --coordinator and --process",
+        ),
     ],
 )
 def test_the_command_line_says_what_it_cannot_launch(arguments, message, capsys):

@@ -117,7 +117,7 @@ def test_what_cannot_be_resumed_is_named(stopped, tmp_path, capsys):
     assert "leave out env" in refused(capsys, "train", "Bandit-v0", "--resume", stopped)
     assert "leave out seed" in refused(capsys, "train", "--resume", stopped, "--seed", 1)
     assert "with the settings in its folder" in refused(capsys, "train", "--resume", stopped, "--steps", 5)
-    assert "which environment?" in refused(capsys, "train")
+    assert "env: expected an environment" in refused(capsys, "train")
     with pytest.raises(ValueError, match="which run"):
         fit(CONFIG, KEY, resume=True)
     with pytest.raises(ValueError, match=r"another run: gamma is 0\.99 there and 0\.5 here"):

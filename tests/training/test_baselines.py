@@ -14,7 +14,6 @@ from jaxmarket.runs import run_folder
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import monolith as baselines
 from jaxmarket.training.monolith import Categorical, Product, ProductHead
-from jaxmarket.training.society import as_arrays
 
 
 def test_lambda_returns_are_generalised_advantages_plus_values():
@@ -106,13 +105,13 @@ def test_a_product_stays_within_its_choices(u):
 
 def test_heads_fit_their_environments():
     joint = TrainConfig(SupplyChain(3, 2, 2, joint=True), agent="monolith")
-    agent = baselines.Monolith.of(joint, hidden=(5,), head=ProductHead(3, 2))
+    agent = baselines.Monolith.of(joint.as_monolith().settings, hidden=(5,), head=ProductHead(3, 2))
     assert agent.learner.policy.head == ProductHead(3, 2)
-    assert agent != baselines.Monolith.of(joint, hidden=(5,))
+    assert agent != baselines.Monolith.of(joint.as_monolith().settings, hidden=(5,))
     state = jax.eval_shape(agent.learner.init, jax.random.key(0), jnp.zeros(6))
     assert baselines.parameters(state) == (7 * 5 + 6 * 6) + (7 * 5 + 6 * 1)
     with pytest.raises(ValueError, match=r"head: 2\^2 = 4 choices, but SupplyChain3-v0-joint has 8 actions"):
-        baselines.Monolith.of(joint, head=ProductHead(2, 2))
+        baselines.Monolith.of(joint.as_monolith().settings, head=ProductHead(2, 2))
     with pytest.raises(ValueError, match="base: expected an integer >= 1, got 0"):
         ProductHead(2, 0)
     with pytest.raises(ValueError, match=r"factors: 4\^13 choices are more than 2\^24"):
@@ -171,7 +170,7 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
     _, rows = baselines.rollout_policy(env, act, jax.random.key(1), running, params, script)
     weights = jnp.array([0.3, 0.5, -0.2, 0.7, 0.1, 9.0])
     value = lambda obs: obs @ weights  # noqa: E731
-    hyper = TrainConfig("Chain-v0", trace_decay=0.8).hyperparameters
+    hyper = TrainConfig("Chain-v0", trace_decay=0.8).settings.hyperparameters
     found = baselines.utilities(rows, value(rows.obs), value, hyper, env.longest_episode(params))
     everywhere = baselines.utilities(rows, value(rows.obs), value, hyper, None)
     np.testing.assert_allclose(found, everywhere, rtol=1e-6)
@@ -192,18 +191,18 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
 
 def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
     config = TrainConfig("Bandit-v0", instances=32, horizon=32, steps=98_304, learning_rate=5e-3, entropy=0.01)
-    agent = baselines.Monolith.of(config)
-    params, hyper = config.adapter.default_params, as_arrays(config.hyperparameters)
+    agent = baselines.Monolith.of(config.as_monolith().settings)
+    params, hyper = config.adapter.default_params, config.settings.hyperparameters.as_arrays()
 
     @jax.jit
     @jax.vmap
     def trained(key):
-        state = baselines.init(agent, key, params)
+        state = agent.init(key, params)
         state, metrics = jax.lax.scan(
-            lambda s, _: baselines.chunk(agent, s, params, hyper), state, None, length=config.chunks
+            lambda s, _: agent.chunk(s, params, hyper), state, None, length=config.settings.chunks
         )
-        greedy = dataclasses.replace(agent.agent, greedy=True)
-        return metrics["return_mean"], baselines.evaluate(greedy, state.learner.params, key, params, 64).returns.mean()
+        greedy = agent.player(greedy=True)
+        return metrics["return_mean"], greedy.evaluate(state.learner.params, key, params, 64).returns.mean()
 
     returns, greedy = trained(jax.random.split(jax.random.key(0), 8))
     np.testing.assert_allclose(greedy, 0.8, rtol=1e-6)
@@ -228,39 +227,40 @@ class Picky:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TrainConfig("Bandit-v0", learner="valuation"), "learner: a monolithic agent is compared with ppo societies"),
+        (TrainConfig("Bandit-v0", learner="valuation"), "^learner: a monolithic agent learns by PPO"),
         (TrainConfig("Bandit-v0", time_limits="terminal"), "time_limits: a monolithic agent estimates"),
         (TrainConfig(Picky()), "env: Picky has illegal actions"),
     ],
 )
 def test_a_monolithic_agent_refuses_what_it_would_get_wrong(config, message):
     with pytest.raises(ValueError, match=message):
-        baselines.Monolith.of(config)
+        baselines.Monolith.of(config.as_monolith().settings)
 
 
 def test_parameters_are_counted_in_both_networks():
-    agent = baselines.Monolith.of(TrainConfig("Chain-v0"), hidden=(5,))
+    agent = baselines.Monolith.of(TrainConfig("Chain-v0", agent="monolith").settings, hidden=(5,))
     state = jax.eval_shape(agent.learner.init, jax.random.key(0), jnp.zeros(6))
     assert baselines.parameters(state) == (7 * 5 + 6 * 2) + (7 * 5 + 6 * 1)
     assert dataclasses.replace(agent, instances=1) != agent
 
 
-def test_a_monolith_is_trained_by_fit_and_not_by_the_societys_train(tmp_path):
-    """One call trains, evaluates and keeps it; what asks for a market says that there is none."""
+def test_a_monolith_is_trained_by_fit_and_by_train(tmp_path):
+    """`fit` trains, evaluates and saves it; `train` gives the same networks."""
     config = TrainConfig("Bandit-v0", agent="monolith", instances=8, horizon=8, minibatch=64, steps=512, seeds=2)
     result = fit(config, jax.random.key(0), tmp_path / "run", progress=False)
     assert result.summary["env_steps"] == 2 * 512
     assert result.summary["auction"] is None
     np.testing.assert_array_equal(result.metrics["termination_rate"], 1)
     saved = run_folder.read(tmp_path / "run")
-    assert saved.config == config
+    assert saved.config.settings == config.settings
     assert (saved.q, saved.bids, saved.visited) == (None, None, None)
     jax.tree.map(np.testing.assert_array_equal, saved.networks, result.networks)
-    with pytest.raises(ValueError, match=r"agent: .monolith. is no society"):
-        train(config, jax.random.key(0))
-    with pytest.raises(ValueError, match="dropout: a monolithic agent"):
+    keys = jax.random.split(jax.random.key(0), 2)
+    state, _ = jax.jit(jax.vmap(lambda key: train(config, key)))(keys)
+    jax.tree.map(np.testing.assert_array_equal, state.learner.params, result.networks["policy"])
+    with pytest.raises(ValueError, match=r"^dropout: "):
         dataclasses.replace(config, dropout=0.1)
     with pytest.raises(ValueError, match="agent: unknown value 'anarchist'"):
         dataclasses.replace(config, agent="anarchist")
-    with pytest.raises(ValueError, match=r"convolutions: Bandit-v0 observes shape \(1,\), no image"):
+    with pytest.raises(ValueError, match=r"^convolutions: "):
         dataclasses.replace(config, convolutions=(4,))

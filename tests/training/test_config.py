@@ -1,8 +1,8 @@
 """Settings and arguments: numbers of NumPy and JAX are taken, what is of another kind is refused in one line."""
 
-import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jaxmarket import TrainConfig, auctions, fit, train
 from jaxmarket.environments import Chain
 from jaxmarket.policies import BetaHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import run_folder
-from jaxmarket.training.society import as_arrays
 
 SMALL = {"learner": "valuation", "steps": 64, "instances": 4, "horizon": 8, "minibatch": 16}
 config = functools.partial(TrainConfig, "Bandit-v0", **SMALL)
@@ -44,11 +43,11 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
     given, plain = (config(**settings) for settings in SAME[name])
     assert given == plain
     assert hash(given) == hash(plain)
-    written = json.dumps(run_folder.settings_of(given))
-    assert written == json.dumps(run_folder.settings_of(plain))
-    again = run_folder.configuration("folder", json.loads(written))
-    assert again == given
-    types = {type(value) for value in dataclasses.astuple(given)}
+    written = json.dumps(run_folder.config_to_dict(given))
+    assert written == json.dumps(run_folder.config_to_dict(plain))
+    again = run_folder.config_from_dict(Path("folder"), json.loads(written))
+    assert again.settings == given.settings
+    types = {type(value) for value in given.settings.values.values()}
     assert types <= {int, float, str, bool, tuple, type(None)}
     assert {type(width) for width in given.hidden or ()} <= {int}
 
@@ -76,9 +75,12 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
         ({"hidden": [True]}, "hidden: expected an integer"),
         ({"ties": "none"}, "ties: unknown value 'none'; choose from random, lowest"),
         ({"time_limits": "shadows"}, "time_limits: unknown value"),
-        ({"bids": ["value"]}, "bids: unknown value"),
-        ({"learner": None}, "learner: unknown value"),
-        ({"agent": object}, "agent: unknown value"),
+        ({"bids": ["value"]}, "bids: expected kumaraswamy, beta, value, or an object with distribution, outputs, got"),
+        (
+            {"learner": None},
+            "learner: expected ppo, valuation, reinforce, or an object with init, update, bind, got None",
+        ),
+        ({"agent": object}, "agent: expected society, monolith, or an object with of, got"),
         ({"auction": None, "agent": "anarchist"}, "agent: unknown value"),
     ],
 )
@@ -90,14 +92,16 @@ def test_settings_of_another_kind_are_refused_in_one_line(given, says):
 
 def test_a_traced_setting_is_refused_with_the_way_that_works():
     with pytest.raises(
-        ValueError, match=r"^learning_rate: .*hyper=config.hyperparameters.replace\(learning_rate=\.\.\.\)"
+        ValueError, match=r"^learning_rate: .*hyper=config.settings.hyperparameters.replace\(learning_rate=\.\.\.\)"
     ):
         jax.vmap(lambda rate: config(learning_rate=rate).learning_rate)(jnp.ones(2))
     with pytest.raises(ValueError, match=r"^gamma: .*replace\(discount=\.\.\.\)"):
         jax.jit(lambda gamma: config(gamma=gamma).gamma)(0.5)
     with pytest.raises(ValueError, match=r"^clones: .*traced"):
         jax.jit(lambda clones: config(clones=clones).clones)(2)
-    assert config().hyperparameters.replace(learning_rate=0.5).learning_rate == 0.5  # what the message says exists
+    assert (
+        config().settings.hyperparameters.replace(learning_rate=0.5).learning_rate == 0.5
+    )  # what the message says exists
 
 
 def test_settings_that_a_monolithic_agent_has_no_use_for_are_refused_when_given():
@@ -106,13 +110,13 @@ def test_settings_that_a_monolithic_agent_has_no_use_for_are_refused_when_given(
         "auction": "ccv", "bids": "beta", "clones": 2, "share_clones": True, "ties": "random", "dropout": 0.1,
         "exploration": 0.5, "exploration_final": 0.1, "reserve": 1.0, "bid_low": 0.0, "bid_high": 1.0,
     }.items():  # fmt: skip
-        with pytest.raises(ValueError, match=f"^{field}: a monolithic agent holds no auctions"):
+        with pytest.raises(ValueError, match=f"^{field}: agent monolith has no such setting"):
             alone(**{field: value})
-    assert (alone().auction, alone().clones, alone().bids) == (None, None, None)
-    again = run_folder.configuration("folder", run_folder.settings_of(alone()))
-    assert again == alone() == dataclasses.replace(alone()) == TrainConfig("Bandit-v0", auction="bb").as_monolith()
-    society = TrainConfig("Bandit-v0")
-    assert (society.auction, society.clones, society.share_clones, society.ties) == ("ccv", 2, True, "random")
+    assert not {"auction", "clones", "bids", "exploration"} & set(alone().settings.values)
+    again = run_folder.config_from_dict(Path("folder"), run_folder.config_to_dict(alone()))
+    assert again.settings == alone().settings == TrainConfig("Bandit-v0", auction="bb").as_monolith().settings
+    values = TrainConfig("Bandit-v0").settings.values
+    assert [values[name] for name in ("auction", "clones", "share_clones", "ties")] == ["ccv", 2, True, "random"]
 
 
 class Gym:
@@ -144,7 +148,7 @@ def test_what_is_no_environment_is_refused_with_what_to_do(env, says):
         TrainConfig(env)
 
 
-KEY, HYPER = jax.random.key(0), config().hyperparameters
+KEY, HYPER = jax.random.key(0), config().settings.hyperparameters
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ KEY, HYPER = jax.random.key(0), config().hyperparameters
         (lambda: train(config(), KEY, {"learning_rate": 1}), "hyper: expected Hyperparameters, got"),
         (lambda: train(config(), KEY, HYPER.replace(entropy=jnp.ones(2))), "hyper.entropy: expected shape"),
         (lambda: train(config(), KEY, HYPER.replace(learning_rate=None)), "hyper.learning_rate: expected a number"),
-        (lambda: as_arrays(config().hyperparameters.replace(clip="wide")), "hyper.clip: expected numbers, got 'wide'"),
+        (lambda: HYPER.replace(clip="wide").as_arrays(), "hyper.clip: expected numbers, got 'wide'"),
         (lambda: jaxmarket.as_policy(3), "source: expected a finished run or its folder, got 3"),
         (lambda: jaxmarket.load(None), "folder: expected the path of a folder or file, got None"),
     ],

@@ -10,8 +10,8 @@ import pytest
 
 from jaxmarket import TrainConfig, as_policy, fit
 from jaxmarket.cli import main
-from jaxmarket.experiments import Options, sweep
-from jaxmarket.experiments.sweep import Condition
+from jaxmarket.experiments import ExperimentOptions
+from jaxmarket.runs.sweeps import Condition
 from jaxmarket.training import transfer
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 4}
@@ -53,7 +53,9 @@ def test_each_seed_begins_where_it_ended(trained, name):
             != transfer.fingerprint({"policy": before[0] + 1})
         )
     assert not np.array_equal(before[0][0], before[0][1])  # seeds do differ
-    as_policy(run)(jnp.eye(run.config.society.observation.shape[0])[0])  # and what was started from is still there
+    as_policy(run)(
+        jnp.eye(run.config.settings.society.observation.shape[0])[0]
+    )  # and what was started from is still there
 
 
 @pytest.mark.slow
@@ -123,14 +125,14 @@ def test_what_does_not_fit_is_named(trained, settings, message):
 def test_a_sweep_knows_where_its_conditions_started(trained, tmp_path):
     """Finished transfers are kept, unless what they started from has changed."""
     run, _ = trained["unshared"]
-    options = Options(tmp_path, seeds=2, progress=False)
+    options = ExperimentOptions(tmp_path, seeds=2, progress=False)
     wanted = [Condition("again", AGENTS["unshared"])]
-    first = sweep.train(wanted, options, "again", {"again": run})["again"]
-    kept = sweep.train(wanted, options, "again", {"again": run})["again"]
+    first = options.train(wanted, "again", {"again": run})["again"]
+    kept = options.train(wanted, "again", {"again": run})["again"]
     jax.tree.map(np.testing.assert_array_equal, kept.networks, first.networks)
     for other in ({}, {"again": first}):
         with pytest.raises(ValueError, match="holds another run: start is"):
-            sweep.train(wanted, options, "again", other)
+            options.train(wanted, "again", other)
 
 
 def test_weight_changes_by_hand():

@@ -44,13 +44,13 @@ def test_names_are_no_formulas(tmp_path):
     fig, (left, right) = plotting.figure(columns=2)
     steps = np.arange(3.0)
     names = [NAME, "_hidden", "x" * 300]
-    plotting.draw_curves(left, dict.fromkeys(names, (steps, steps, steps, steps)))
-    plotting.draw_finals(right, dict.fromkeys(names, steps), dict.fromkeys(names, (1.0, 0.0, 2.0)))
-    left.set_title(plotting.words(NAME))
+    plotting.draw_return_curves(left, dict.fromkeys(names, (steps, steps, steps, steps)))
+    plotting.draw_final_returns(right, dict.fromkeys(names, steps), dict.fromkeys(names, (1.0, 0.0, 2.0)))
+    left.set_title(plotting.plain_text(NAME))
     plotting.save(fig, tmp_path / "figure.png")  # a formula that does not end raises an error here
     legend = [text.get_text() for text in left.get_legend().get_texts()]
     assert legend == [r"a\$b\$c_{ \frac \x1b\u202e\n", " _hidden", "x" * 40 + "…" + "x" * 40]
-    assert not plotting.words(NAME).count("$") - plotting.words(NAME).count(r"\$")
+    assert not plotting.plain_text(NAME).count("$") - plotting.plain_text(NAME).count(r"\$")
 
 
 def test_a_figure_is_where_it_was_asked_for(tmp_path):
@@ -66,3 +66,15 @@ def test_a_user_s_tex_is_not_needed(tmp_path):
         fig, (ax,) = plotting.figure()
         plotting.draw_prices(ax, np.ones((2, 1)), ["learning_rate"])
         plotting.save(fig, tmp_path / "figure.png")
+
+
+def test_legend_below_names_every_label_once():
+    fig, axes = plotting.figure(columns=2)
+    for ax in axes:
+        plotting.draw_band(ax, [0, 1], [1, 2], [0, 1], [2, 3], color="C0", label="same")
+    axes[1].plot([0, 1], [0, 1], label="other")
+    plotting.legend_below(fig)
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["same", "other"]
+    band = axes[0].collections[0].get_paths()[0].get_extents()
+    assert (band.ymin, band.ymax) == (0, 3)

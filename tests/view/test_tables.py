@@ -7,6 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
+from jaxmarket import TrainConfig
 from jaxmarket.training.result import FitResult
 from jaxmarket.view import tables
 
@@ -55,8 +56,10 @@ def lines(text):
 
 def test_a_name_in_a_title_is_data():
     file = io.StringIO()
-    Console(file=file, width=120).print(tables.returns_table(FitResult(SUMMARY, None, {}, None)))
+    result = FitResult(SUMMARY, None, {}, TrainConfig("Bandit-v0", entropy=0.25))
+    Console(file=file, width=120).print(tables.returns_table(result))
     assert file.getvalue().startswith(f"{SHOWN} · ccv auction · ppo · 2 clones\n")
+    assert "entropy 0.25" in file.getvalue()  # the effective settings
 
 
 def test_names_in_a_bar_are_data(monkeypatch):

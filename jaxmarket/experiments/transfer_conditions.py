@@ -1,6 +1,6 @@
-"""What transfer experiments have in common: arms that learn one task, then another, and how they are compared.
+"""Conditions of transfer experiments, which learn one task and then another, and their measures.
 
-Success is `termination_rate`: the tasks terminate only where they are solved.
+Success is `termination_rate`: the tasks terminate only when they are solved.
 """
 
 import dataclasses
@@ -15,31 +15,40 @@ from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.view import plotting
 
-__all__ = ["LEVEL", "Arm", "draw_curves", "draw_weights", "first_task", "over_reached", "steps_to", "success_curve"]
+__all__ = [
+    "LEVEL",
+    "TransferCondition",
+    "draw_curves",
+    "draw_weights",
+    "first_task",
+    "over_reached",
+    "steps_to",
+    "success_curve",
+]
 
 LEVEL = 0.9
-"""The success rate whose first reaching counts."""
+"""The success rate that `steps_to` measures."""
 
 
 def success_curve(run: SavedRun) -> tuple[np.ndarray, np.ndarray]:
-    """Environment steps per seed so far, and the success rate of episodes that ended since: [chunks, seeds] each."""
-    return env_steps(run.metrics["duration"], run.config.auctions_per_chunk), run.metrics["termination_rate"]
+    """Environment steps per seed until each chunk, and the success rate of its episodes: [chunks, seeds] each."""
+    return env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk), run.metrics["termination_rate"]
 
 
 def steps_to(run: SavedRun, level: float = LEVEL) -> np.ndarray:
-    """Environment steps after which sampled behaviour first succeeded in that share of a chunk's episodes: f [seeds].
+    """Environment steps until the success rate of a chunk, with sampled actions, first reaches a level: f [seeds].
 
-    Counted to the end of that chunk; NaN for a seed that never did.
+    Counted to the end of that chunk; NaN for a seed that never reaches it.
     """
     steps, success = success_curve(run)
-    reached = success >= level  # NaN, where no episode ended, is not
+    reached = success >= level  # False for NaN, the rate of a chunk in which no episode ended
     first = reached.argmax(0)
     return np.where(reached.any(0), steps[first, np.arange(steps.shape[1])], np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One kind of agent, what it learned first, and what it then learned from there.
+class TransferCondition:
+    """The two runs of one kind of agent.
 
     Attributes:
         name: shown in tables.
@@ -63,7 +72,7 @@ class Arm:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The arm in the main table; steps in thousands."""
+        """The row of the main table; steps in thousands."""
         return {
             "arm": self.name,
             "first": _rate(self.first),
@@ -78,7 +87,7 @@ class Arm:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The arm in a report's ``arms``; steps are null where no seed got there."""
+        """The entry of a report's ``arms``; steps are null if no seed reached the level."""
         return {
             **first_task(self.first),
             "success_transfer": _spread(np.array(self.second.summary["sampled_termination_rate_seeds"])),
@@ -92,7 +101,7 @@ class Arm:
 
 
 def first_task(run: SavedRun) -> dict[str, Any]:
-    """What there is to say of a run from scratch, for a report."""
+    """The measures of a run on the first task, for a report."""
     return {
         "success_first": _spread(np.array(run.summary["sampled_termination_rate_seeds"])),
         "success_first_greedy": _spread(np.array(run.summary["termination_rate_seeds"])),
@@ -106,13 +115,13 @@ def _rate(run: SavedRun) -> Estimate:
 
 
 def over_reached(steps: np.ndarray) -> Estimate | None:
-    """Interquartile mean over the seeds that got there; None if none did."""
+    """Interquartile mean over the seeds that reached the level; None if none did."""
     reached = steps[~np.isnan(steps)]
     return interquartile_mean(reached) if len(reached) else None
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:
-    """Mean, standard deviation and range over the seeds that have a value; null where none has."""
+    """Mean, standard deviation and range over the seeds with a value; null if there are none."""
     known = values[~np.isnan(values)]
     none = len(known) == 0
     return {
@@ -126,7 +135,7 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
 
 
 def draw_curves(ax: Any, runs: dict[str, SavedRun], *, metric: str = "termination_rate", title: str = "") -> None:
-    """A metric against environment steps: median over seeds, and the middle half as a band."""
+    """A metric against environment steps: median over seeds, with the interquartile range as a band."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     for i, (name, run) in enumerate(runs.items()):
@@ -134,15 +143,14 @@ def draw_curves(ax: Any, runs: dict[str, SavedRun], *, metric: str = "terminatio
         ended = ~np.isnan(values).all(1)
         x = np.median(steps[ended], 1)
         low, middle, high = np.nanpercentile(values[ended], (25, 50, 75), axis=1)
-        ax.plot(x, middle, color=f"C{i}", label=name)
-        ax.fill_between(x, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+        plotting.draw_band(ax, x, middle, low, high, color=f"C{i}", label=name)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(EngFormatter())
     ax.set(xlabel="environment steps per seed", title=title)
 
 
-def draw_weights(arms: list[Arm]) -> Any:
-    """A figure: relative change of every part of every arm, mean over seeds and the range as bars."""
+def draw_weights(arms: list[TransferCondition]) -> Any:
+    """A figure of the relative change of every part of every condition: mean over seeds, and range as bars."""
     fig, axes = plotting.figure(columns=len(arms), width=5.0, height=5.0)
     for i, (ax, arm) in enumerate(zip(axes, arms, strict=True)):
         plotting.draw_weight_changes(ax, arm.weights, color=f"C{i}", title=arm.name)

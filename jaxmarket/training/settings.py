@@ -1,0 +1,135 @@
+"""The resolved settings of a training run."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+
+from jaxmarket.environments.adapter import Adapter
+from jaxmarket.learners import Hyperparameters, Learner
+from jaxmarket.metrics import Oracle
+from jaxmarket.settlement import TimeLimits
+from jaxmarket.society import Society
+from jaxmarket.training.trainable import Trainable
+from jaxmarket.types import real
+
+__all__ = ["AgentKind", "Settings"]
+
+
+class AgentKind(Protocol):
+    """What `TrainConfig` takes as ``agent``: a class of trainables, or an object that makes them.
+
+    It may have two attributes: ``unused``, names of settings of `TrainConfig` that do not apply to it, and
+    ``defaults``, values for settings that the user did not set.
+    """
+
+    def of(self, settings: "Settings") -> Trainable:
+        """The trainable that the settings describe.
+
+        Raises:
+            ValueError: a setting does not fit this kind of agent.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `jaxmarket.TrainConfig` resolves to: every setting has a value, and every object is complete.
+
+    Attributes:
+        adapter: the environment.
+        agent: makes the trainable.
+        society: the environment with bidders, bid networks and a mechanism.
+        learner: bound to its networks.
+        seeds: independent runs.
+        steps: auctions per seed.
+        gamma: discount.
+        instances, horizon: parallel instances per seed, and auctions of each per update.
+        updates_per_chunk: updates per compiled call, each of which gives one row of metrics.
+        time_limits: how settlement treats truncated episodes.
+        trace_decay, exploration, exploration_final, dropout, reserve: the market's rules; 0 turns a rule off.
+        values: the settings by name as `TrainConfig` takes them, with defaults filled in, without those that do not
+            apply.
+    """
+
+    adapter: Adapter
+    agent: AgentKind
+    society: Society
+    learner: Learner
+    seeds: int
+    steps: int
+    gamma: float
+    instances: int
+    horizon: int
+    updates_per_chunk: int
+    time_limits: TimeLimits
+    trace_decay: float
+    exploration: float
+    exploration_final: float
+    dropout: float
+    reserve: float
+    values: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
+
+    @property
+    def updates(self) -> int:
+        """Rollouts that make up ``steps``, rounded up."""
+        return -(-self.steps // (self.instances * self.horizon))
+
+    @property
+    def auctions_per_chunk(self) -> int:
+        """Auctions of one seed between two rows of metrics."""
+        return self.instances * self.horizon * self.updates_per_chunk
+
+    @property
+    def chunks(self) -> int:
+        """Compiled calls that make up the run."""
+        return -(-self.updates // self.updates_per_chunk)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The traced settings, as numbers; replace any of them with an array to sweep over it."""
+        explores = self.exploration > 0 or self.exploration_final > 0
+        contract = self.trace_decay > 0 or "trace_decay" in getattr(self.agent, "defaults", {})
+        return Hyperparameters(
+            discount=self.gamma,
+            updates=self.chunks * self.updates_per_chunk,
+            trace_decay=self.trace_decay if contract else None,
+            exploration=self.exploration if explores else None,
+            exploration_final=self.exploration_final if explores else None,
+            reserve=self.reserve or None,
+            dropout=self.dropout or None,
+        ).with_learner(self.learner)
+
+    @functools.cached_property
+    def trainable(self) -> Trainable:
+        """The static part of the run."""
+        return self.agent.of(self)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What identifies the kind of agent in the summary of a run; None where a setting does not apply."""
+        names = {
+            "agent": self.values["agent"],
+            "auction": self.values.get("auction"),
+            "learner": self.values["learner"],
+        }
+        names = {name: _name(value) for name, value in names.items()}
+        return names | {"clones": self.values.get("clones")}
+
+    @property
+    def oracle(self) -> Oracle | None:
+        """Q* and the optimal return at these settings' discount, where the trainable's metrics use them; else None."""
+        q = None if self.trainable.states is None else self.adapter.optimal_q(self.gamma)
+        if q is None:
+            return None
+        best = self.adapter.optimal_return(self.gamma)
+        return Oracle(q=jnp.asarray(q, real()), optimal_return=jnp.asarray(best, real()))
+
+
+def _name(value: Any) -> str | None:
+    """An alias as it is; of an object its name, or the name of its class."""
+    if value is None or isinstance(value, str):
+        return value
+    return getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)

@@ -1,0 +1,102 @@
+"""The protocol of what `jaxmarket.fit` and `jaxmarket.train` can train."""
+
+from typing import Any, Protocol, Self
+
+from jaxmarket.environments.adapter import Adapter
+from jaxmarket.evaluation import Episodes
+from jaxmarket.learners import Hyperparameters
+from jaxmarket.metrics import Oracle
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["Player", "Trainable"]
+
+
+class Player(Protocol):
+    """What acts in an evaluation: a frozen dataclass, compared by value."""
+
+    @property
+    def env(self) -> Adapter:
+        """The environment."""
+        ...
+
+    def evaluate(self, params: PyTree, key: Array, env_params: PyTree, episodes: int) -> Episodes:
+        """Play fresh episodes in parallel, with the parameters of one seed."""
+        ...
+
+
+class Trainable(Protocol):
+    """The static part of a training run: a frozen dataclass, compared by value; equal ones share compiled programs.
+
+    Its methods are pure functions of one seed, which callers map over seeds with `jax.vmap`. Its state is a pytree with
+    the fields ``learner`` (leaves [M, ...] where ``module_axis``; its field ``params`` holds the policies' parameters)
+    and ``update`` (i32 [], updates done).
+    """
+
+    @property
+    def env(self) -> Adapter:
+        """The environment."""
+        ...
+
+    @property
+    def instances(self) -> int:
+        """Parallel instances per seed."""
+        ...
+
+    @property
+    def updates_per_chunk(self) -> int:
+        """Updates per `chunk`."""
+        ...
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a whole run; not part of the compiled program."""
+        ...
+
+    @property
+    def states(self) -> int | None:
+        """S, if the metrics compare bids with Q* over one-hot states; else None."""
+        ...
+
+    @property
+    def module_axis(self) -> bool:
+        """Whether the learner's state has a leading axis of modules."""
+        ...
+
+    @property
+    def partition(self) -> PyTree:
+        """`PartitionSpec`s of a state with a leading axis of seeds over the mesh of a run."""
+        ...
+
+    @property
+    def initializer(self) -> Self:
+        """A trainable with the same `init`, equal for all that differ only in what `init` does not depend on."""
+        ...
+
+    def shard(self, shards: int) -> Self:
+        """This trainable on one of ``shards`` devices that share the instances of a seed."""
+        ...
+
+    def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters) -> Any:
+        """The state before the first update."""
+        ...
+
+    def chunk(
+        self, state: Any, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
+    ) -> tuple[Any, dict[str, Array]]:
+        """``updates_per_chunk`` updates, and metrics over them; ``return_mean`` and ``duration`` are among them."""
+        ...
+
+    def player(self, *, greedy: bool) -> Player:
+        """What acts in an evaluation; equal for all trainables that act alike."""
+        ...
+
+    def policy(self, params: PyTree, *, greedy: bool) -> Any:
+        """What was learned as a policy ``(obs, key) -> action``, from the parameters of one seed."""
+        ...
+
+    def bids_and_visits(self, state: Any) -> tuple[Array, Array] | None:
+        """Of a state with a leading axis of seeds: greedy bids f [seeds, S, P], and visited states bool [seeds, S].
+
+        None where ``states`` is None.
+        """
+        ...
