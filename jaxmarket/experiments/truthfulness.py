@@ -189,7 +189,7 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
-            "auction": str(config.auction),
+            "auction": str(config.settings.values["auction"]),
             "bids": condition.settings,
             "learner": config.learner,
             "updates": config.settings.updates,

@@ -50,7 +50,7 @@ class MarketEnv(MultiAgentEnv):
     once. To sweep over parameters or differentiate, use `jaxmarket.interop.embedding.given_bids`.
 
     >>> import jaxmarket
-    >>> market = MarketEnv(jaxmarket.TrainConfig("Chain-v0", clones=1).society)
+    >>> market = MarketEnv(jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society)
     >>> obs, state = market.reset(jax.random.key(0))
     >>> actions = {"bidder_0": jnp.array([0.25]), "bidder_1": jnp.array([0.75])}
     >>> obs, state, rewards, dones, infos = market.step(jax.random.key(1), state, actions)
@@ -81,7 +81,7 @@ class MarketEnv(MultiAgentEnv):
         grid: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(society, Society):
-            raise ValueError(f"society: expected a Society, got {society!r}; TrainConfig(...).society is one")
+            raise ValueError(f"society: expected a Society, got {society!r}; TrainConfig(...).settings.society is one")
         super().__init__(num_agents=society.bidders)
         self.society = given_bids(society)
         self.env_params = society.env.default_params if env_params is None else env_params

@@ -345,7 +345,7 @@ def test_discrete_environments_adapt_and_step(env_id):
     adapter = adapt(env)
     actions, shape = (VECTORS | IMAGES)[env_id]
     assert adapter.num_actions == actions
-    assert TrainConfig(env_id).society.observation.shape == shape
+    assert TrainConfig(env_id).settings.society.observation.shape == shape
 
     def once(key):
         obs, state = adapter.reset(key, params)
