@@ -30,7 +30,7 @@ from jaxmarket.deep_market.representations import NO_BID, Representation
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
+from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real, tree_select
 from jaxmarket.validation import as_float_array, check_int
 
 __all__ = [
@@ -412,15 +412,12 @@ def _step(
         lengths=jnp.where(done, lengths, 0).sum(dtype=real()),
     )
 
-    def begin(new: Array, old: Array) -> Array:
-        return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
     state = e.replace(
         population=p.replace(
             alive=p.alive & ~gone, wealth=wealth, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)
         ),
-        env_state=jax.tree.map(begin, chance.fresh[1], after.env_state),
-        obs=begin(chance.fresh[0], after.obs),
+        env_state=tree_select(done, chance.fresh[1], after.env_state),
+        obs=tree_select(done, chance.fresh[0], after.obs),
         owner=jnp.where(done, original_owner, owner),
         original_owner=original_owner,
         consumers=accounts[slots:-1],

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
@@ -34,10 +35,10 @@ class BidderState(struct.PyTreeNode):
     """State of `BidderEnv`."""
 
     env_state: PyTree
-    obs: Array  # f [...] encoded observation of the state now for sale
-    owner: Array  # i32 [] who sells it, AUCTIONEER for the first state
-    elapsed: Array  # f [] environment steps since the reset
-    truncated: Array  # bool [] whether the environment beneath was cut
+    obs: Float[Array, "..."]  # encoded observation of the state now for sale
+    owner: Int32[Array, ""]  # who sells it, AUCTIONEER for the first state
+    elapsed: Float[Array, ""]  # environment steps since the reset
+    truncated: Bool[Array, ""]  # whether the environment beneath was cut
 
 
 class BidderParams(struct.PyTreeNode):
