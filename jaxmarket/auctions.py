@@ -67,23 +67,14 @@ def _tie_break_hash(draw: Float[Array, ""] | None, ids: Int32[Array, " A"]) -> U
     ids = ids.astype(jnp.uint32)
     if draw is None:
         return ~ids
-<<<<<<< HEAD
-    # Weyl increments through a 32-bit finalizer: as good as a new permutation, for a few operations
-    # per bidder. Counting up to the n-th candidate instead needs a cumulative sum, ten times as long.
-=======
     # Weyl increments through a 32-bit finalizer: as good as a random permutation, for a few operations per bidder.
     # Counting up to the n-th candidate instead needs a cumulative sum, which takes ten times as long.
->>>>>>> main
     x = jax.lax.bitcast_convert_type(draw.astype(jnp.float32), jnp.uint32) + ids * jnp.uint32(0x9E3779B9)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-<<<<<<< HEAD
-def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 0.0) -> Outcome:
-    """The outcome of an auction won by ``winner``.
-=======
 def award(
     bids: Float[Array, " A"],
     winner: Int[Array, ""],
@@ -91,7 +82,6 @@ def award(
     reserve: Float[Array, ""] | float = 0.0,
 ) -> Outcome:
     """The outcome of an auction that ``winner`` wins, with the highest bid or without it.
->>>>>>> main
 
     Exploration uses this function: it replaces the winner and never changes a bid.
 

@@ -62,15 +62,9 @@ def check(holds: Callable[[], Array], message: str, **values: Any) -> None:
     """
     if not checking():
         return
-<<<<<<< HEAD
-    # Of several failed checks checkify reports the earliest only if their payloads have the same shape and dtype, else
-    # the one that was traced first. So all payloads have the same length, and their layout is kept separately.
-    words, meaning = [], []
-=======
     # Of several failed checks checkify reports the earliest if all payloads have one shape and dtype, else the one
     # traced first. So every payload has the same number of 32-bit words; their layout is part of the text.
     bits, layout = [jnp.zeros(0, jnp.uint32)], []
->>>>>>> main
     for name, value in values.items():
         array = jnp.asarray(value() if callable(value) else value)
         kind = "f" if jnp.issubdtype(array.dtype, jnp.floating) else "i"
@@ -140,13 +134,8 @@ def check_conserved(
     check(
         # NaN is not conserved either.
         lambda: jnp.abs(missing) <= allowed,
-<<<<<<< HEAD
-        f"money: {{missing}} appeared from nowhere, where rounding explains {{allowed}} at most{_place(context)}; "
-        "a flow was recorded that moved no money",
-=======
         f"money: {{missing}} more than the flows explain, where rounding explains {{allowed}} at most"
         f"{_place(context)}; record every payment as a flow",
->>>>>>> main
         missing=missing,
         allowed=allowed,
         **context,

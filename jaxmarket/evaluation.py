@@ -22,17 +22,10 @@ _MOST_STEPS = 100_000
 class Episodes(struct.PyTreeNode):
     """New episodes, one per parallel instance."""
 
-<<<<<<< HEAD
-    returns: Array  # f [episodes] undiscounted
-    lengths: Array  # i32 [episodes] environment steps
-    finished: Array  # bool [episodes] False where the step limit of the evaluation came first
-    terminated: Array  # bool [episodes] whether it terminated, and was not truncated
-=======
     returns: Float[Array, " episodes"]  # undiscounted
     lengths: Int32[Array, " episodes"]  # environment steps
     finished: Bool[Array, " episodes"]  # False where the evaluation reached its step limit first
     terminated: Bool[Array, " episodes"]  # whether it terminated rather than was truncated
->>>>>>> main
 
 
 @standard_promotion
@@ -47,10 +40,6 @@ def evaluate(
 ) -> Episodes:
     """Run ``episodes`` new episodes in parallel and return their results.
 
-<<<<<<< HEAD
-    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones. Nobody explores
-    and all bidders take part, unless ``rules`` say otherwise.
-=======
     Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy bids. By default there is no
     exploration, and all bidders are active.
 
@@ -62,7 +51,6 @@ def evaluate(
         episodes: number of episodes, static.
         max_steps: auctions after which the remaining episodes count as unfinished.
         rules: traced rules; none by default.
->>>>>>> main
     """
     return first_episodes(
         lambda key: reset(society, key, env_params, rules)[0],

@@ -10,17 +10,10 @@ with one-hot observations.
 | ``termination_rate`` | share of the episodes that ended which terminated, and were not cut; success, where only success terminates |
 | ``duration`` | environment steps per auction: 1 where primitives are literal actions |
 | ``regret`` | return of the optimal policy minus ``return_mean``, per episode (Lai and Robbins 1985) |
-<<<<<<< HEAD
-| ``welfare`` | reward per auction, of all bidders: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
-| ``auction_revenue`` | what the winner paid, per auction (Nisan et al. 2007, ch. 13) |
-| ``subsidy`` | what the auctioneer minted, per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
-| ``winner_utility`` | reward + γ^k · payout - price of the winner, per auction (Chang et al. 2020) |
-=======
 | ``welfare`` | reward per auction, summed over all accounts: payments between accounts cancel (Nisan et al. 2007, ch. 9) |
 | ``auction_revenue`` | the price that the winner paid, per auction (Nisan et al. 2007, ch. 13) |
 | ``subsidy`` | minted money per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
 | ``winner_utility`` | reward + γ^k · proceeds - price of the winner, per auction (Chang et al. 2020) |
->>>>>>> main
 | ``winning_bid`` | the winner's own bid, per auction |
 | ``wins`` [A] | share of all auctions each bidder won |
 | ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
@@ -184,23 +177,13 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
 def gini(wealth: Float[Array, " A"], among: Bool[Array, " A"] | None = None) -> Float[Array, ""]:
     """Gini coefficient of wealth, debts included: 0 for equality, (A-1)/A if one bidder owns everything.
 
-    <<<<<<< HEAD
-        The mean absolute difference over twice the mean *absolute* wealth, which is the usual coefficient
-        where no bidder is in debt and stays within [0, 1] where one is (Raffinetti, Siletti and Vernizzi
-        2015, *Statistical Methods & Applications* 24). NaN if all is 0.
+    The mean absolute difference over twice the mean *absolute* wealth: the usual coefficient without debts, and
+    within [0, 1] with them (Raffinetti, Siletti and Vernizzi 2015, *Statistical Methods & Applications* 24). NaN if
+    all wealth is 0.
 
-        Args:
-            wealth: f [A].
-            among: bool [A], who counts; all by default.
-    =======
-        The mean absolute difference over twice the mean *absolute* wealth: the usual coefficient without debts, and
-        within [0, 1] with them (Raffinetti, Siletti and Vernizzi 2015, *Statistical Methods & Applications* 24). NaN if
-        all wealth is 0.
-
-        Args:
-            wealth: of every bidder.
-            among: the bidders that count; all by default.
-    >>>>>>> main
+    Args:
+        wealth: of every bidder.
+        among: the bidders that count; all by default.
     """
     rank = jnp.arange(1, wealth.shape[0] + 1)
     n = wealth.shape[0] if among is None else among.sum()

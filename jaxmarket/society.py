@@ -264,11 +264,7 @@ def step_with(
 def advance(
     society: Society, draws: Draws, params: PyTree, state: State, env_params: PyTree, rules: Rules
 ) -> tuple[State, Transition]:
-<<<<<<< HEAD
-    """`step_with` up to the last state of an episode and no further, for callers that reset by themselves."""
-=======
     """`step_with` without the reset: the state after an episode's last step is that episode's."""
->>>>>>> main
     eligible = society.eligible(state.active, state.env_state, env_params)
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
