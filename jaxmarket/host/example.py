@@ -33,7 +33,7 @@ class RewritingAgent:
     Attributes:
         name: its account.
         pattern: what it can work on.
-        rewrite: what becomes of the first match.
+        rewrite: replacement of the first match.
         wealth: what it begins with.
         share: of its estimate that it bids; the rest is its profit.
         rate: how far its estimate moves.
