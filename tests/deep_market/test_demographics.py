@@ -188,13 +188,13 @@ def test_parents_are_drawn_in_proportion_to_wealth():
     replace_poorest=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_places_and_money_add_up(wealth, dead, seed, rates, displace):
+def test_places_and_money_add_up(wealth, dead, seed, rates, replace_poorest):
     p = people([0.0] * PLACES, ~jnp.asarray(dead))
     p = p.replace(wealth=jnp.where(p.alive, jnp.asarray(wealth, jnp.float32), 0))
     birth_rate, mutants, repair, inheritance = map(jnp.asarray, rates)
     terms = Terms(
         birth_rate=birth_rate, p_offspring=mutants, p_repair=repair, inheritance=inheritance,
-        replace_poorest=jnp.asarray(displace), bankruptcy=jnp.asarray(0.5), max_idle_steps=jnp.asarray(20),
+        replace_poorest=jnp.asarray(replace_poorest), bankruptcy=jnp.asarray(0.5), max_idle_steps=jnp.asarray(20),
     )  # fmt: skip
     after, flows, births, died = year(jax.random.key(seed), p, terms)
     born = np.asarray(births.ident) >= 0
