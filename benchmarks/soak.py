@@ -171,7 +171,7 @@ def resident() -> float:
 
 
 def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> Iterator[dict[str, float]]:
-    """Go on for so long, and say at so many points how things stand."""
+    """Run for a time, and report the state at a number of points."""
     state, steps, began = some.state, 0, time.perf_counter()
     money = opening = named = moved = math.nan
     largest, key = 0.0, jax.random.key(2)

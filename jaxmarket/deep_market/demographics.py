@@ -103,9 +103,9 @@ class PopulationFlows(struct.PyTreeNode):
 
 
 class Births(struct.PyTreeNode):
-    """The newborn of one turnover, a row per cradle [K]."""
+    """The newborn of one turnover, a row per possible birth [K]."""
 
-    ident: Array  # i32 [K] NOBODY where the cradle stayed empty
+    ident: Array  # i32 [K] NOBODY where no agent was born
     parent: Array  # i32 [K]
     kind: Array  # i32 [K] RANDOM, OFFSPRING or REPAIRED
     deaths: Array  # i32 [] agents that died before them, those replaced included
@@ -121,7 +121,7 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
         alive: bool [N], all by default; the other slots are empty.
 
     Raises:
-        ValueError: lengths differ, or somebody starts with debts.
+        ValueError: lengths differ, or an agent starts with debts.
     """
     wealth = as_float_array("wealth", wealth)
     if wealth.ndim != 1:
@@ -220,7 +220,7 @@ def turnover(
     mates = jax.random.categorical(key_mate, log_weight, shape=(max_births,))
     some = weight.sum() > 0
     mutant = used & ~repaired & some & (jax.random.uniform(key_kind, (max_births,)) < terms.p_offspring)
-    novice = used & ~repaired & ~mutant
+    newcomer = used & ~repaired & ~mutant
     parents = jnp.where(repaired, slots, parents)
 
     children = jnp.zeros(capacity, wealth.dtype).at[parents].add(mutant.astype(wealth.dtype))
@@ -240,10 +240,10 @@ def turnover(
         return leaf.at[where].set(new.astype(leaf.dtype), mode="drop")
 
     def choose(old: Array, novel: Array) -> Array:
-        return jnp.where(novice.reshape(-1, *[1] * (old.ndim - 1)), novel, old)
+        return jnp.where(newcomer.reshape(-1, *[1] * (old.ndim - 1)), novel, old)
 
     ident = p.count + jnp.cumsum(used, dtype=jnp.int32) - 1
-    parent = jnp.where(novice, NOBODY, p.ident[parents])
+    parent = jnp.where(newcomer, NOBODY, p.ident[parents])
     now = jnp.full(max_births, step, jnp.int32)
     population = Population(
         agents=jax.tree.map(put, p.agents, jax.tree.map(choose, bred, random)),
@@ -293,7 +293,7 @@ class Lineage:
     """Who descends from whom, from the births of a whole history. On the host.
 
     Attributes:
-        parent: i32 [agents ever born], ident of each one's parent, NOBODY for novices and founders.
+        parent: i32 [agents ever born], ident of each one's parent, NOBODY for newcomers and founders.
         kind: i32 [agents ever born].
         born: i32 [agents ever born], the turnover, -1 for founders.
     """
@@ -316,7 +316,7 @@ class Lineage:
         return line
 
     def family(self, ident: int) -> list[int]:
-        """Everybody who descends from the first of its line, in order of birth."""
+        """All descendants of the first ancestor, in order of birth."""
         first = self.ancestors(ident)[-1]
         family = {first}
         for child in range(first + 1, len(self.parent)):  # children are younger than their parents

@@ -57,7 +57,7 @@ class DeepMarket:
         instances: B, parallel copies of the world, one table of wealth.
         mechanism: what the winner pays and the owner receives; first price by default, as printed.
         consumers: for each consumer what a state is worth to it, ``obs -> f []``. Consumers do not act. They bid on
-            every state an agent has just reached, where it is worth something, up to their budget; whoever buys it
+            every state an agent has just reached, where it is worth something, up to their budget; the buyer
             pays the agent and owns it from then on. Where there are consumers, the environment's reward is not paid.
         property_rights: whether a sale's money goes to the owner; else it goes to a random living agent (ablation).
     """
@@ -300,7 +300,7 @@ _DRAWS = 6
 
 
 def _draw(market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> _Chance:
-    """The randomness of so many steps: leaves [steps, ...]."""
+    """The randomness of ``steps`` steps: leaves [steps, ...]."""
     key_draws, key_env, key_reset = jax.random.split(key, 3)
     shape = (steps, market.instances)
     reset = jax.vmap(jax.vmap(market.env.reset, (0, None)), (0, None))
@@ -460,7 +460,7 @@ def _charges(
     rent = levy = tax = jnp.zeros_like(wealth)
     left = wealth
 
-    # Booked is what an account in fact became smaller by: a charge that is tiny beside it is rounded when it is taken.
+    # Recorded is the actual change of the account: a charge that is tiny in comparison is rounded when it is taken.
     def take(left: Array, charge: Array) -> tuple[Array, Array]:
         after = left - charge
         return after, left - after
@@ -476,7 +476,7 @@ def _charges(
 
 
 class RoundSummary(struct.PyTreeNode):
-    """What one round did: so many steps, then deaths and births."""
+    """Summary of one round: a number of steps, then deaths and births."""
 
     books: DeepMarketFlows  # sums over the round
     money: Array  # f [] at its end

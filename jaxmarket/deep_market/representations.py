@@ -140,8 +140,10 @@ class ClassifierRules:
         # One of the two other symbols.
         other = (condition + jax.random.randint(keys[2], (self.bits,), 1, 3, jnp.int32)) % 3
         condition = jnp.where(jax.random.bernoulli(keys[3], self.mutation, (self.bits,)), other, condition)
-        anew = jax.random.randint(keys[4], (), 0, self.actions, jnp.int32)
-        return ClassifierRule(condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), anew, agent.action))
+        new_action = jax.random.randint(keys[4], (), 0, self.actions, jnp.int32)
+        return ClassifierRule(
+            condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), new_action, agent.action)
+        )
 
     def cost(self, agent: ClassifierRule) -> Array:
         """1."""
@@ -183,7 +185,7 @@ class GuardedPrograms:
         names: of the sensors, to print programs with.
         skip: probability that a new line tests nothing.
         constant: probability that a new line compares with a constant.
-        mutation: probability with which each line, and the action, is drawn anew; one of them always is.
+        mutation: probability with which each line, and the action, is drawn new_action; one of them always is.
         highest: new agents' prices are uniform on (0, highest).
     """
 
@@ -240,7 +242,7 @@ class GuardedPrograms:
         return agent.action
 
     def mutate(self, key: Array, agent: GuardedProgram, mate: GuardedProgram) -> GuardedProgram:
-        """Some lines or the action anew; the price moves by a tenth. The mate is not used."""
+        """Some lines or the action new_action; the price moves by a tenth. The mate is not used."""
         key_new, key_where, key_one, key_price = jax.random.split(key, 4)
         new = self.init(key_new, jnp.zeros(self.sensors))
         changes = jax.random.bernoulli(key_where, self.mutation, (self.length + 1,))
@@ -345,7 +347,7 @@ class BidTables:
         states: S; observations are one-hot.
         actions: P.
         highest: new agents' bids are uniform on (0, highest).
-        mutation: probability with which a state's bid is drawn anew.
+        mutation: probability with which a state's bid is drawn new_action.
     """
 
     states: int
@@ -372,12 +374,12 @@ class BidTables:
         return agent.action
 
     def mutate(self, key: Array, agent: BidTable, mate: BidTable) -> BidTable:
-        """Some bids anew, and with the same probability the action."""
+        """Some bids new_action, and with the same probability the action."""
         key_new, key_bids, key_action = jax.random.split(key, 3)
         new = self.init(key_new, jnp.zeros(self.states))
         changes = jax.random.bernoulli(key_bids, self.mutation, (self.states,))
-        anew = jax.random.bernoulli(key_action, self.mutation)
-        return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(anew, new.action, agent.action))
+        new_action = jax.random.bernoulli(key_action, self.mutation)
+        return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(new_action, new.action, agent.action))
 
     def cost(self, agent: BidTable) -> Array:
         """1."""

@@ -42,7 +42,7 @@ class FunctionsParams(struct.PyTreeNode):
 
 
 class Composition(struct.PyTreeNode):
-    """The program that somebody composed for one example, and what it computed."""
+    """The program that was composed for one example, and its results."""
 
     values: PyTree  # leaves [steps + 1, ...]; after the end the value stays as it is
     obs: PyTree  # leaves [steps, ...] what was observed before each choice
@@ -54,7 +54,7 @@ class Composition(struct.PyTreeNode):
 class Functions(environment.Environment[Any, Any]):
     """An environment in which choice p applies function p to the value so far.
 
-    An episode begins with an example of the dataset. It ends for good after ``steps`` functions, or when the further
+    An episode begins with an example of the dataset. It terminates after ``steps`` functions, or when the further
     choice ``stop`` is taken, and is then paid ``reward(value, target)``. Each function applied costs ``price``.
 
     Args:

@@ -272,7 +272,7 @@ def Woods101() -> Maze:  # noqa: N802
 
     Episodes start in the six cells that look like no other, and last three steps, which is how far the four outer
     ones are from food. There is one way that short from each of these, by one of the two cells, where an animal that
-    came from the left must go south-east, and one from the right south-west. So whoever only sees where it is fails
+    came from the left must go south-east, and one from the right south-west. So without memory an agent fails
     from two of the six starts, at best: `memoryless_return` is 2/3. One bit, written in the first step, is enough to
     succeed always (`Memory`).
     """

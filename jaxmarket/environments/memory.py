@@ -40,7 +40,7 @@ class MemoryParams(struct.PyTreeNode):
 
 
 class Memory(environment.Environment[Any, Any]):
-    """An environment with a few bits that belong to whoever acts: each sees them, and may set one while it acts.
+    """An environment with a few bits that every agent observes and may set when it acts.
 
     Observations are those of the environment beneath, encoded and flattened, followed by the bits: f [n + bits]. An
     episode begins with all bits 0. Action a + P·w is action a of the P beneath, and w what is written with it: 0

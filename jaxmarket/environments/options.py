@@ -28,7 +28,7 @@ class Option(struct.PyTreeNode):
         policy: ``(obs, key) -> action`` with one raw observation of the environment: a plain function, or a pytree
             with parameters such as `MarketPolicy` (see `as_policy`). Whether it samples is its own business.
         done: the action by which the policy says that it has finished.
-        length: stop after so many actions (each a step, unless the environment beneath has options itself).
+        length: stop after this number of actions (each a step, unless the environment beneath has options itself).
         until: ``obs -> bool []``, asked of the observation reached: stop where it is true.
     """
 

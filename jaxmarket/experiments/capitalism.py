@@ -236,7 +236,7 @@ class LayerMarket:
     mechanism: Mechanism = BUCKET_BRIGADE
 
     def bids(self, population: Population, tag: int, state: Array) -> tuple[Array, Array]:
-        """What everybody bids for a lot f [N], `NO_BID` of who is dead or of another layer, and what it expects."""
+        """All bids for a lot f [N], `NO_BID` for dead agents and other layers, and what each agent expects."""
         p = population
         expects = jax.vmap(lambda agent: self.representation.expects(agent, tag, state))(p.agents)
         bids = jnp.minimum((1 - self.margin) * p.agents.earns * expects, p.wealth)
@@ -428,7 +428,7 @@ def sgd(
     key: Array, weights: tuple[Array, Array], structure: Structure, second: Array, x: Array, labels: Array,
     lots: int, batch: int,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Plain SGD of one network, for so many lots; no momentum, no decay.
+    """Plain SGD of one network, for a number of lots; no momentum, no decay.
 
     Args:
         key: draws the lots.

@@ -265,7 +265,7 @@ _PUBLISHED = (
 
 
 def _table(found: dict[str, np.ndarray]) -> ResultTable:
-    """Success per size of everybody."""
+    """Success per size, for all conditions."""
     rows = []
     for name, values in found.items():
         row: dict[str, Any] = {"who": name}
@@ -274,7 +274,7 @@ def _table(found: dict[str, np.ndarray]) -> ResultTable:
         row |= {"reliable": float(sizes.mean()), "best": int(sizes.max())}
         rows.append(row)
     note = (
-        "success on fresh instances of so many blocks, interquartile mean over seeds ± the larger side of its 95% "
+        "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its 95% "
         f"bootstrap; trained with at most {TRAINED}\nreliable: the size up to which all sizes are solved in "
         f"{RELIABLE:.0%} of instances, mean and best of seeds; {max(SIZES)} is the largest tried"
     )

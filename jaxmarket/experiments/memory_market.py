@@ -1,6 +1,6 @@
 """A market that remembers: agents read and write one bit (after Kwee, Hutter and Schmidhuber 2001).
 
-A deep market whose agents see a bit beside what the world shows, and set it while they act (`Memory`). Whoever writes
+A deep market whose agents observe a bit with the world, and may set it when they act (`Memory`). An agent that writes
 is paid for it like for anything else: by what the state, the bit included, sells for. The rival is the same market
 without the bit, on the same seeds; what it can reach at best is known exactly.
 

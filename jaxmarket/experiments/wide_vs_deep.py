@@ -269,7 +269,7 @@ class Wide:
         return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
-        """``horizon`` rounds, and what everybody learns from them."""
+        """``horizon`` rounds, and what all agents learn from them."""
         env, jobs = self.env, self.env.lines * self.env.operations
         key_trade, key = jax.random.split(state.key)
         keys = jax.random.split(key_trade, self.horizon + 1)

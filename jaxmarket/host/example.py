@@ -4,7 +4,7 @@
 numbers it can, one adds the first two numbers it can. All look no further: to add too soon is to spoil it, 2*3+2*4
 becomes 2*5*4. A guesser calls the first number the result. Who leaves the right result is paid 1, once.
 
-Nobody is told the order. Everybody bids a share of what such a state last brought it: the reward, or what the next one
+No agent knows the order. Each bids a share of what such a state last earned it: the reward, or what the next one
 paid. All begin with the same small bids: at first chance decides, and the result is wrong more often than not.
 ``python -m jaxmarket.host.example`` prints the first episode, the last one, and who got rich.
 """
@@ -33,7 +33,7 @@ class RewritingAgent:
     Attributes:
         name: its account.
         pattern: what it can work on.
-        rewrite: what becomes of the first match.
+        rewrite: replacement of the first match.
         wealth: what it begins with.
         share: of its estimate that it bids; the rest is its profit.
         rate: how far its estimate moves.
@@ -98,7 +98,7 @@ def solvers(**settings: float) -> list[RewritingAgent]:
 
 
 def expression(rng: random.Random, terms: int = 2) -> str:
-    """A task: so many terms like ``2*(3+4)``, added up, of digits 2 to 9."""
+    """A task: a number of terms like ``2*(3+4)``, added up, of digits 2 to 9."""
     return "+".join("{}*({}+{})".format(*(rng.randint(2, 9) for _ in range(3))) for _ in range(terms))
 
 
@@ -122,7 +122,7 @@ def _done(thought: Thought) -> bool:
 def learn_arithmetic(
     episodes: int = 40, *, seed: int = 0, log: Callable[[Record], object] | None = None
 ) -> tuple[Market, list[MarketEpisode]]:
-    """Let the solvers work on so many tasks, drawn by the seed: the market, and its episodes."""
+    """Let the solvers work on a number of tasks, drawn by the seed: the market, and its episodes."""
     rng = random.Random(seed)
     market = Market(solvers(), reward=_reward, done=_done, legal=appends, log=log, seed=seed)
     return market, [market.play(Thought().append("task", expression(rng)), steps=30) for _ in range(episodes)]

@@ -138,12 +138,12 @@ class Market:
         done: ``state -> bool``, whether the episode ends there; never by default.
         mechanism: what the winner pays and the owner receives, or its short name; first price by default.
         rent: share of its wealth that the winner pays to the auctioneer after each sale, in [0, 1].
-        bankruptcy: who owns this or less when an episode is over is out for good, and its account stays as it is; None
+        bankruptcy: an agent that owns this or less at the end of an episode leaves the market, with its account; None
             for never.
         owner: the original owner of every first state: the auctioneer or an agent.
         bid_seconds: time for all bids of an auction, which are asked for at once.
         act_seconds: time for one act, or one lesson.
-        view: ``state -> state``, what an agent is given, made anew for each call. `copy.deepcopy` if agents could
+        view: ``state -> state``, what an agent is given, made again for each call. `copy.deepcopy` if agents could
             change the state in place; the state itself by default, which is right for an immutable one.
         legal: ``(name, state, after) -> bool``, whether this agent may have made that of the state; else it failed to
             act. Anything goes by default. `appends` is one for a `Thought`.
@@ -236,7 +236,7 @@ class Market:
         self.state, self.episode, self.steps = state, self.episode + 1, 0
 
     def play(self, state: Any, steps: int = 100) -> MarketEpisode:
-        """Open an episode and hold auctions until it is done, until nobody bids or acts, or so many times.
+        """Open an episode and hold auctions until it is done, until no agent bids or acts, or a number of times.
 
         Raises:
             ValueError: ``steps`` is not an integer >= 1; or as `open` and `step` do.

@@ -77,7 +77,7 @@ class ChatAgent:
         wealth: what it begins with.
         bid_prompt, act_prompt: system messages; ``{budget}`` in the first is replaced.
         render: ``state -> text``.
-        write: ``(state, text) -> state``, what becomes of its step; by default ``state.append(name, text)``.
+        write: ``(state, text) -> state``, applies its answer; by default ``state.append(name, text)``.
         seconds: time-out of one request. Retries come on top: the market's own time-outs end it all.
         retries: after a failed connection, a time-out, or one of the statuses 408, 409, 429 and 500 to 599.
         options: further request parameters: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The
@@ -139,7 +139,9 @@ class ChatAgent:
             ValueError: the reply is empty, or the state is no `Thought` and there is no ``write``.
         """
         if self.write is None and not isinstance(state, Thought):
-            raise ValueError(f"write: says what becomes of a state that is no Thought but {type(state).__name__}")
+            raise ValueError(
+                f"write: expected a function for states of type {type(state).__name__}, got none; or use Thought"
+            )
         text = self._ask(self.act_prompt, state)
         return state.append(self.name, text) if self.write is None else self.write(state, text)
 

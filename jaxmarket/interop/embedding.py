@@ -1,4 +1,4 @@
-"""A market as one function of bids made elsewhere: by somebody else's network, algorithm or environment loop."""
+"""A market as one function of bids made elsewhere: by your own network, algorithm or environment loop."""
 
 import dataclasses
 

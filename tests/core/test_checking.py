@@ -134,8 +134,8 @@ def test_money_that_appears_from_nowhere_is_found(monkeypatch):
 class Shouting(BidTables):
     """Tables of which one agent bids NaN."""
 
-    def bid(self, agent, obs, purse):
-        bid = super().bid(agent, obs, purse)
+    def bid(self, agent, obs, budget):
+        bid = super().bid(agent, obs, budget)
         return jnp.where(bid > 0.9, BAD, bid)
 
 

@@ -24,9 +24,9 @@ from jaxmarket.deep_market import (
 )
 from jaxmarket.types import NOBODY
 
-STATES, PLACES, CRADLES = 3, 8, 3
+STATES, PLACES, MAX_BIRTHS = 3, 8, 3
 REPRESENTATION = BidTables(STATES, 2)
-OBS = jnp.zeros((CRADLES, STATES))
+OBS = jnp.zeros((MAX_BIRTHS, STATES))
 
 
 def people(wealth, alive=None):
@@ -38,7 +38,7 @@ def people(wealth, alive=None):
 
 @jax.jit
 def year(key, population, terms, step=10):
-    return turnover(REPRESENTATION, key, population, OBS, jnp.asarray(step), terms, CRADLES)
+    return turnover(REPRESENTATION, key, population, OBS, jnp.asarray(step), terms, MAX_BIRTHS)
 
 
 NOBODY_BORN = Terms(birth_rate=0.0)

@@ -78,7 +78,7 @@ def printed_algorithm(agents, wealth, owner, state, steps, rent=0.0):
 @pytest.mark.parametrize("seed", (1, 2, 3))
 def test_one_instance_is_the_printed_algorithm(seed, rent):
     agents, steps = tables(seed), 60
-    wealth = np.random.default_rng(seed + 10).random(AGENTS) * 3 + 0.1  # no ties between the penniless
+    wealth = np.random.default_rng(seed + 10).random(AGENTS) * 3 + 0.1  # no ties between agents without money
     market = DeepMarket(WORLD, REPRESENTATION, AGENTS)
     economy = init(
         market, jax.random.key(seed), WORLD.default_params, make_population(agents, wealth), original_owner=2
@@ -378,7 +378,7 @@ def test_a_consumer_owns_what_it_bought_and_sells_it_on():
 
 
 def test_theft_pays_strangers():
-    """Without property rights the money still goes to somebody, only not to the owner."""
+    """Without property rights the money still goes to an agent, only not to the owner."""
     agents = BidTable(jnp.array([[0.5] * STATES] + [[0.1] * STATES] * 4), jnp.zeros(5, jnp.int32))
     market = DeepMarket(WORLD, REPRESENTATION, 5, property_rights=False)
     economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.full(5, 9.0)))

@@ -115,7 +115,7 @@ def test_a_lot_is_sold_as_in_plain_python(informed):
 
 @pytest.mark.parametrize("name", ["bb", "vickrey"])
 def test_money_changes_by_named_flows_only(name):
-    """Over many lots, births and deaths, with subsidies and without; what the dead take is booked."""
+    """Over many lots, births and deaths, with subsidies and without; what the dead take is recorded."""
     market = dataclasses.replace(SMALL, mechanism=MECHANISMS[name], learning=name == "bb")
     p, x, labels = opened(1, market)
     end, time, rounds = live(market, jax.random.key(2), p, jnp.int32(0), x, labels, TERMS, 40, 3, 2)

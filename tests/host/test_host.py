@@ -1016,7 +1016,10 @@ def test_a_chat_model_works_on_other_states_if_told_how(stub):
     assert market.play("x", 1).state == "x ｆünf 5 🙂"
     agent.write = None
     (step,) = market.play("x", 1).steps
-    assert step.calls[0].reason == "ValueError: write: says what becomes of a state that is no Thought but str"
+    assert (
+        step.calls[0].reason
+        == "ValueError: write: expected a function for states of type str, got none; or use Thought"
+    )
 
 
 def test_a_bid_too_big_for_a_float_is_infinite():

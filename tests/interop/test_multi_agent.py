@@ -323,7 +323,7 @@ def test_without_jaxmarl_the_error_names_the_extra(monkeypatch):
         importlib.import_module("jaxmarket.interop.multi_agent")
 
 
-# --- somebody else's grad
+# --- gradients from outside
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ ADAPTER = Adapter(WORLD)
 
 
 def bid(agent, world):
-    """Everybody offers for the state what its representation says, and has the last word on its own purse elsewhere."""
+    """Every agent offers for the state what its representation says, and limits its own budget elsewhere."""
     return Additive(LANGUAGE.bid(agent, world[1], jnp.inf)[None])
 
 
