@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.switches import standard_promotion
@@ -93,7 +93,7 @@ def cut_rows(terminated: Bool[Array, " T"], truncated: Bool[Array, " T"], limit:
     return _first(cut, steps if limit is None else min(steps, steps // limit + 2)).astype(jnp.int32)
 
 
-def _first(mask: Bool[Array, " T"], count: int) -> Int32[Array, " K"]:
+def _first(mask: Bool[Array, " T"], count: int) -> Int[Array, " K"]:
     """The first ``count`` set positions of a mask [T], filled up with T.
 
     One pass for each position, which is faster than `jnp.nonzero` while they are few.
