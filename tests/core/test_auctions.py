@@ -134,7 +134,7 @@ def test_pick_is_uniform(candidates):
 
 
 def test_picks_of_disjoint_pairs_are_independent():
-    """One draw ranks everybody: who leads one pair must not tell who leads another."""
+    """One draw ranks all bidders: who leads one pair must not tell who leads another."""
     draws = jax.random.uniform(jax.random.key(1), (200_000,))
     pairs = jnp.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
     one, other = (np.asarray(jax.jit(jax.vmap(pick, (0, None)))(draws, pair)) for pair in pairs)

@@ -44,7 +44,7 @@ def random_mdp():
 
 
 class Errands:
-    """Somebody's own environment, old style: 5 values, choices that take time, choices that are not always there."""
+    """A user's own environment, old style: 5 values, choices that take time, choices that are not always there."""
 
     num_actions = 3
     legal = np.array([[True, True, True], [False, False, False], [False, True, False], [True, False, True]])
@@ -199,15 +199,15 @@ def test_the_books_are_the_references(name, mechanism):
                 assert (got.price[t], got.payout[t]) == (entry.price, entry.payout), where
                 assert abs(sum(entry.ledger.values())) < 1e-9, where
                 moved += abs(entry.price) + abs(entry.payout) + abs(rows[t].reward)
-                for account, booked in zip(
+                for account, recorded in zip(
                     accounts, [*got.accounts.wealth[t], got.accounts.auctioneer[t]], strict=True
                 ):
-                    assert abs(booked - entry.ledger[account]) <= 1e-6 * moved, (*where, account)
+                    assert abs(recorded - entry.ledger[account]) <= 1e-6 * moved, (*where, account)
             ledger = entries[-1].ledger
 
 
 def outbid(bids, eligible, winner):
-    """Whether somebody bid more than the winner."""
+    """Whether a bidder bid more than the winner."""
     own = np.take_along_axis(bids, np.maximum(winner, 0)[..., None], -1)
     return ((bids > own) & eligible).any(-1) & (winner != NOBODY)
 
@@ -240,7 +240,7 @@ def test_the_random_markets_meet_every_situation():
 def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
     """Σ utility = Δ wealth − Σ (1 − γ^k) · payout + unpaid bootstrap values, per chunk and mechanism.
 
-    Sums are over the rows somebody bought; *payout* is the proceeds, bootstrap values included (0 after
+    Sums are over the rows that a bidder bought; *payout* is the proceeds, bootstrap values included (0 after
     *terminated*), *unpaid* the estimates alone, undiscounted; Δ wealth is the bidders' together. It starts from a
     reset, where the first sale is the house's. A chunk that starts with a carried owner pays that owner for a state
     bought before it: this first payout is taken off Δ wealth. The house's income is outside of it on both sides: it
@@ -279,7 +279,7 @@ def test_the_owner_is_the_last_winner_and_the_house_at_the_start(name):
 
 @every_society
 def test_a_shadow_auction_is_held_on_every_cut_row_and_on_no_other(name):
-    """Under first price the estimate is the winner's own bid, which is never 0 where somebody may bid.
+    """Under first price the estimate is the winner's own bid, which is never 0 where a bidder may bid.
 
     With a limit of 10 and no other end, the second 48 rows start two steps before a cut: 6 cuts, as many as there can
     be, so that the fixed number of bootstrap auctions is needed in full.

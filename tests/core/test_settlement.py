@@ -64,7 +64,7 @@ def record(
 
 
 def example(**changes):
-    """Three episodes: rows 0-1 end for good, rows 2-3 at a limit, row 4 goes on after the rollout.
+    """Three episodes: rows 0-1 terminate, rows 2-3 at a limit, row 4 goes on after the rollout.
 
     Row 1 has a bootstrap value that settlement must not read.
     """

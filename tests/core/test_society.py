@@ -19,7 +19,7 @@ def chain():
 
 @pytest.mark.parametrize("dropout", [None, 0.6])
 def test_the_absent_never_bid_again(chain, dropout):
-    """Whoever is not present wins no auction of any episode, and dropout chooses among the others."""
+    """A bidder that is not present wins no auction of any episode, and dropout chooses among the others."""
     society, params, env_params = chain
     rules = Rules(present=jnp.array([False, True, True, False]), dropout=dropout, exploration=0.5)
     state, _ = reset(society, jax.random.key(1), env_params, rules)

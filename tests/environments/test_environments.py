@@ -345,7 +345,7 @@ def test_discrete_environments_adapt_and_step(env_id):
     adapter = adapt(env)
     actions, shape = (VECTORS | IMAGES)[env_id]
     assert adapter.num_actions == actions
-    assert TrainConfig(env_id).society.observation.shape == shape
+    assert TrainConfig(env_id).settings.society.observation.shape == shape
 
     def once(key):
         obs, state = adapter.reset(key, params)
@@ -667,7 +667,7 @@ SPACES = {"d": spaces.Discrete(3), "v": NEAR}
     [
         (steps(*FINE[:4]), "truncated, info) from step of Bare, got 4 values"),
         ({"step": lambda *_: jnp.zeros(5)}, "step of Bare, got one value"),
-        (steps(*FINE[:5], "nothing"), "info of Bare to be a dict, got nothing; return a dict"),
+        (steps(*FINE[:5], "nothing"), "info of Bare to be a dict, got 'nothing'; return a dict"),
         ({"reset": lambda key, params: jnp.zeros(2)}, "reset of Bare, got one value"),
         ({"reset": lambda key, params: (1, 2, 3)}, "expected (obs, env_state) from reset of Bare, got 3 values"),
         ({"reset": lambda key: FINE[:2]}, "reset of Bare failed under jit with TypeError"),

@@ -373,7 +373,7 @@ def traded(mechanism):
 
 @pytest.mark.parametrize("mechanism", ["ccv", "vickrey"])  # one that mints no money, and one that does
 def test_no_money_is_lost(mechanism):
-    """What functions cost is a negative reward of whoever applies them; all of it is in the books."""
+    """What functions cost is a negative reward of the agent that applies them, and all of it is recorded."""
     society, rows = traded(mechanism)
     assert metrics.conservation_residual(rows) < 1e-5
     applied = (rows.outcome.winner // society.clones < 2) & (rows.outcome.winner >= 0)

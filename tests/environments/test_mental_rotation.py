@@ -55,7 +55,7 @@ def encoded(fixed):
 
 @pytest.fixture
 def fresh():
-    """Sets of digits are read anew, and once more afterwards."""
+    """Sets of digits are read again, and once more afterwards."""
     digits._load.cache_clear()
     yield
     digits._load.cache_clear()

@@ -187,10 +187,6 @@ def rows_of(rng: np.random.Generator) -> Any:
     return opened(small_society(), key(rng))[3]
 
 
-def payments(rng: np.random.Generator) -> tuple:
-    return 1 + rng.random(4), rng.integers(0, 4, 3), rng.random(3) / 3
-
-
 def a_sale(rng: np.random.Generator) -> tuple:
     row = jax.tree.map(lambda x: x[3], rows_of(rng))
     return row.accounts, row
@@ -341,7 +337,6 @@ CASES = {
         deep_market.make_population,
         lambda rng: (money(rng, 4, 2), rng.random(4), rng.random(4) < 0.7),
     ),
-    "deep_market.pay": plain(deep_market.pay, payments),
     "deep_market.forward": of_deep_market(
         lambda m, env, key, e: deep_market.forward(
             m, key, e.population, e.obs[0], jax.tree.map(lambda x: x[0], e.env_state), env, TERMS
