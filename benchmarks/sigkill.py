@@ -91,7 +91,7 @@ def reproduce(folder: str) -> None:
 
 
 def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[str]:
-    """The arguments that start or resume a command, with a checkpoint after so many seconds."""
+    """The arguments that start or resume a command, with a checkpoint every few seconds."""
     program = [sys.executable, "-P", "-m", "jaxmarket"]
     keep = ["--checkpoint-every", str(every)]
     if kind == "reproduce":

@@ -113,10 +113,10 @@ def deep() -> Soak:
         return state, {
             "accounts": jnp.concatenate([state.population.wealth, state.consumers]),
             "richest": state.population.wealth.max(),
-            "change": history.books.net,
-            "moved": history.books.moved,
+            "change": history.flows.net,
+            "moved": history.flows.moved,
             "born": state.population.count,
-            "nonfinite": history.books.nonfinite.sum(),
+            "nonfinite": history.statistics.nonfinite_deaths.sum(),
         }
 
     steps = rounds * period * INSTANCES
@@ -171,7 +171,7 @@ def resident() -> float:
 
 
 def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> Iterator[dict[str, float]]:
-    """Go on for so long, and say at so many points how things stand."""
+    """Run for a time, and report the state at a number of points."""
     state, steps, began = some.state, 0, time.perf_counter()
     money = opening = named = moved = math.nan
     largest, key = 0.0, jax.random.key(2)

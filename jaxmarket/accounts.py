@@ -24,11 +24,12 @@ Inside a step, `check_flows` is the same law for programs compiled by `jaxmarket
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, Int
 
 from jaxmarket.checking import check, check_conserved, checking
 from jaxmarket.types import AUCTIONEER, Accounts, Array, PyTree
@@ -53,7 +54,7 @@ class CashFlows(struct.PyTreeNode):
     transfers: frozenset[str] = struct.field(pytree_node=False, default=frozenset())
 
     @classmethod
-    def of(cls, transfers: Mapping[str, Array] | None = None, **flows: Array) -> Self:
+    def of(cls, transfers: Mapping[str, Array] | None = None, **flows: Array) -> "CashFlows":
         """Flows, and transfers, by name.
 
         Raises:
@@ -70,7 +71,7 @@ class CashFlows(struct.PyTreeNode):
             raise KeyError(f"{name}: unknown flow; choose from {', '.join(self.names)}")
         return self.amounts[self.names.index(name)]
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: "CashFlows") -> "CashFlows":
         """The sum by name; a name that only one of the two has is kept as it is."""
         amounts = dict(zip(self.names, self.amounts, strict=True))
         for name, amount in zip(other.names, other.amounts, strict=True):
@@ -122,7 +123,13 @@ def check_flows(before: PyTree, after: PyTree, flows: CashFlows, **context: Any)
 
 
 def pay_sale(
-    accounts: Accounts, *, buyer: Array, seller: Array, price: Array, payout: Array, reward: Array
+    accounts: Accounts,
+    *,
+    buyer: Int[Array, ""],
+    seller: Int[Array, ""],
+    price: Float[Array, ""],
+    payout: Float[Array, ""],
+    reward: Float[Array, ""],
 ) -> Accounts:
     """Move the money of one sale and one reward.
 
@@ -131,8 +138,10 @@ def pay_sale(
 
     Args:
         accounts: before the sale.
-        buyer, seller: i32 [], bidders or `AUCTIONEER`.
-        price, payout, reward: f [].
+        buyer, seller: bidders, or `AUCTIONEER`.
+        price: paid by the buyer.
+        payout: received by the seller.
+        reward: of the buyer's environment step.
     """
     wealth, auctioneer = accounts.wealth, accounts.auctioneer
     ids = jnp.arange(wealth.shape[0])
@@ -152,19 +161,21 @@ def pay_sale(
     return after
 
 
-def withdraw(balances: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
+def withdraw(
+    balances: Float[Array, " N"], payer: Int[Array, " K"], amounts: Float[Array, " K"]
+) -> tuple[Float[Array, " N"], Float[Array, ""]]:
     """Deduct payments from accounts, without rounding below 0.
 
     An account with several payments, of at most its balance in total, can end a few units in the last place below 0.
     Such an account is set to 0, and the difference is returned.
 
     Args:
-        balances: f [N].
-        payer: i32 [K], index of the paying account.
-        amounts: f [K], at least 0.
+        balances: of all accounts.
+        payer: index of the paying account.
+        amounts: at least 0.
 
     Returns:
-        The balances f [N], and f [], the amount that this correction adds to their sum.
+        The balances, and the amount that this correction adds to their sum.
     """
     after = balances.at[payer].add(-amounts)
     short = jnp.where((balances >= 0) & (after < 0), -after, 0)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Int32, UInt32
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, Outcome, real
@@ -38,60 +39,57 @@ __all__ = [
 ]
 
 
-def pick(draw: Array | None, candidates: Array) -> Array:
-    """One of the candidates: uniformly at random by a uniform draw, the lowest id without one.
-
-    Args:
-        draw: f [], uniform on [0, 1), or None.
-        candidates: bool [A].
-
-    Returns:
-        i32 []: a bidder id, `NOBODY` if there is no candidate.
-    """
+def pick(draw: Float[Array, ""] | None, candidates: Bool[Array, " A"]) -> Int32[Array, ""]:
+    """A candidate chosen uniformly at random by a draw from [0, 1), the lowest id without one; `NOBODY` of none."""
     return choose(jnp.zeros(candidates.shape, real()), draw, candidates)
 
 
-def choose(bids: Array, draw: Array | None, eligible: Array) -> Array:
-    """The winner: an eligible bidder with the highest bid, ties broken like `pick`. i32 [].
+def choose(bids: Float[Array, " A"], draw: Float[Array, ""] | None, eligible: Bool[Array, " A"]) -> Int32[Array, ""]:
+    """The winner: the eligible bidder with the highest bid; ties are broken as in `pick`.
 
-    One pass over the bidders, in which the higher bid wins, and of equal bids the higher rank.
+    One pass over the bidders, in which the higher bid wins, and among equal bids the higher priority.
     """
     ids = jnp.arange(bids.shape[0], dtype=jnp.int32)
-    bidders = (jnp.where(eligible, jax.lax.stop_gradient(bids), -jnp.inf), _ranks(draw, ids), ids)
+    bidders = (jnp.where(eligible, jax.lax.stop_gradient(bids), -jnp.inf), _tie_break_hash(draw, ids), ids)
     nobody = (jnp.asarray(-jnp.inf, bids.dtype), jnp.zeros((), jnp.uint32), jnp.asarray(NOBODY, jnp.int32))
 
-    def better(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
-        stays = (one[0] > other[0]) | ((one[0] == other[0]) & (one[1] >= other[1]))
-        return tuple(jnp.where(stays, x, y) for x, y in zip(one, other, strict=True))
+    # On equal bids and priorities either may be returned: `jax.lax.reduce` does not specify an order.
+    def better(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
+        stays = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] >= second[1]))
+        return tuple(jnp.where(stays, x, y) for x, y in zip(first, second, strict=True))
 
     highest, _, winner = jax.lax.reduce(bidders, nobody, better, (0,))
     return jnp.where(highest > -jnp.inf, winner, NOBODY)
 
 
-def _ranks(draw: Array | None, ids: Array) -> Array:
-    """Who goes first among equals: u32 [A], a hash of the draw and the id, or the lower id without a draw."""
+def _tie_break_hash(draw: Float[Array, ""] | None, ids: Int32[Array, " A"]) -> UInt32[Array, " A"]:
+    """Tie-breaking priorities: a hash of the draw and the id; without a draw the lower id has priority."""
     ids = ids.astype(jnp.uint32)
     if draw is None:
         return ~ids
-    # Weyl increments through a 32-bit finalizer: as good as a permutation drawn afresh, for a few operations
-    # per bidder. Counting up to the n-th candidate instead needs a cumulative sum, ten times as long.
+    # Weyl increments through a 32-bit finalizer: as good as a random permutation, for a few operations per bidder.
+    # Counting up to the n-th candidate instead needs a cumulative sum, which takes ten times as long.
     x = jax.lax.bitcast_convert_type(draw.astype(jnp.float32), jnp.uint32) + ids * jnp.uint32(0x9E3779B9)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 0.0) -> Outcome:
-    """The outcome of an auction won by ``winner``, whoever that is.
+def award(
+    bids: Float[Array, " A"],
+    winner: Int[Array, ""],
+    eligible: Bool[Array, " A"],
+    reserve: Float[Array, ""] | float = 0.0,
+) -> Outcome:
+    """The outcome of an auction that ``winner`` wins, with the highest bid or without it.
 
-    Exploration goes through here: it replaces the winner after the bids were made and leaves the
-    bids alone.
+    Exploration uses this function: it replaces the winner and never changes a bid.
 
     Args:
-        bids: f [A].
-        winner: i32 [], an eligible bidder or `NOBODY`.
-        eligible: bool [A].
-        reserve: f [], stands in for the highest other bid where nobody else is eligible.
+        bids: of all bidders.
+        winner: an eligible bidder or `NOBODY`.
+        eligible: the bidders that may win.
+        reserve: replaces the highest other bid where no other bidder is eligible.
     """
     own = jnp.arange(bids.shape[0]) == winner
     sold = winner >= 0
@@ -107,7 +105,7 @@ def award(bids: Array, winner: Array, eligible: Array, reserve: Array | float = 
     )
 
 
-def _maxima(*vectors: Array) -> tuple[Array, ...]:
+def _maxima(*vectors: Float[Array, " A"]) -> tuple[Float[Array, ""], ...]:
     """The maximum of each vector [A], read side by side in one pass: f [] each."""
     lowest = [jnp.asarray(-jnp.inf, v.dtype) for v in vectors]
     return jax.lax.reduce(vectors, tuple(lowest), lambda a, b: tuple(map(jnp.maximum, a, b)), (0,))
@@ -126,12 +124,12 @@ def clear(
     Args:
         bids: f [A], any finite numbers; a bid that is NaN or infinite is not eligible.
         key: breaks ties uniformly at random; without it the lowest id wins.
-        eligible: bool [A], everyone by default.
-        reserve: f [], the other bid where fewer than two bidders are eligible. It does not keep a
-            lower bid from winning.
+        eligible: bool [A], all bidders by default.
+        reserve: f [], replaces the highest other bid where fewer than two bidders are eligible. A lower bid still
+            wins.
 
     Returns:
-        An `Outcome`; with nobody eligible ``winner`` is `NOBODY` (-1) and both bids are 0.
+        An `Outcome`; without an eligible bidder ``winner`` is `NOBODY` (-1) and both bids are 0.
 
     Raises:
         ValueError: ``bids`` is not a vector of at least one bid, or ``eligible`` is not its mask.
@@ -157,14 +155,14 @@ def clear(
 
 @dataclasses.dataclass(frozen=True)
 class Mechanism:
-    """How money follows from an outcome.
+    """The prices that follow from an outcome.
 
     Attributes:
         name: short name, as used on the command line.
         price: ``Outcome -> f []``, what the winner pays for the state.
         payout: ``Outcome -> f []``, what the owner of the state receives for it.
 
-    Both are 0 by convention where ``outcome.winner`` is `NOBODY`; the society makes sure of it.
+    The society replaces both by 0 where ``outcome.winner`` is `NOBODY`.
 
     Raises:
         ValueError: the name is not a string, or a rule is not a function.
@@ -199,7 +197,7 @@ def _nothing(outcome: Outcome) -> Array:
 
 
 BUCKET_BRIGADE = Mechanism("bb", price=_own, payout=_own)
-"""First price (Holland 1985): the winner pays its own bid to the owner."""
+"""First price (Holland 1985): the winner pays its own bid, and the owner receives it."""
 
 VICKREY = Mechanism("vickrey", price=_other, payout=_highest)
 """Second price (Chang et al. 2020): the winner pays the other bid, the owner receives the highest
@@ -209,7 +207,7 @@ CREDIT_CONSERVING_VICKREY = Mechanism("ccv", price=_other, payout=_other)
 """Second price paid to the owner (Chang et al. 2020): truthful in one auction and conserving."""
 
 ENVIRONMENT_REWARD = Mechanism("env", price=_nothing, payout=_nothing)
-"""No market (Chang et al. 2020, ablation): the winner keeps its reward and that is all."""
+"""No market (Chang et al. 2020, ablation): nothing is paid, and the winner keeps its reward."""
 
 MECHANISMS = {m.name: m for m in (BUCKET_BRIGADE, VICKREY, CREDIT_CONSERVING_VICKREY, ENVIRONMENT_REWARD)}
 """The paper's mechanisms by short name."""

@@ -1,24 +1,24 @@
-"""Checks inside compiled programs: a program that is checked says what went wrong first, and where.
+"""Invariants compiled into programs on request: a checked program reports the first violation and its place.
 
-A plain program cannot stop in the middle: a NaN reward at step 7 runs on, and everything after it is NaN. `checked`
-compiles the same program with the library's invariants in it, through ``jit``, ``vmap`` and ``scan``::
+A compiled program does not stop at an error: after a NaN reward at step 7 all later values are NaN. `checked` compiles
+the same program with the library's invariants, through ``jit``, ``vmap`` and ``scan``::
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxmarket.checking import check, checked
     >>> @jax.jit
     ... def pay(price):
-    ...     check(lambda: price >= 0, "a price of {price}; pay nothing less than nothing", price=price)
+    ...     check(lambda: price >= 0, "price: expected at least 0, got {price}", price=price)
     ...     return 10 - price
     >>> float(pay(-1.0))
     11.0
     >>> checked(pay)(-1.0)
     Traceback (most recent call last):
-    ValueError: a price of -1.0; pay nothing less than nothing
+    ValueError: price: expected at least 0, got -1.0
 
-What is checked: bids, prices, payouts, rewards, observations and wealth are numbers; accounts exist; money is
-conserved up to rounding; nobody spends more than it has. Outside of `checked` a check leaves no trace in the program:
-it is never traced. (`jax.experimental.checkify.debug_check` alone is not free: its effect stays in the program, which
-costs some 50 µs per call, and its predicates stay in scans.)
+The invariants: bids, prices, payouts, rewards, observations and wealth are finite; accounts exist; money is conserved
+up to rounding; payments do not exceed budgets. Outside of `checked` a check is not traced and costs nothing.
+(`jax.experimental.checkify.debug_check` alone has a cost: its effect stays in the program, about 50 µs per call, and
+its predicates stay in scans.)
 """
 
 import functools
@@ -44,52 +44,54 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def checking() -> bool:
-    """Whether what is being traced now is to contain checks."""
+    """Whether the program that is being traced contains checks."""
     return bool(_CHECKING.value)
 
 
 def check(holds: Callable[[], Array], message: str, **values: Any) -> None:
-    """Check something, in programs made by `checked` only.
+    """Check an invariant, in programs compiled by `checked` only.
 
     Args:
-        holds: tells whether all is well, bool []; called only where checks are wanted.
-        message: what is wrong and what to do about it, with ``{name}`` where a value goes.
-        values: numbers or short vectors for the message, at most 16 numbers in all (or functions that return them,
-            called only where checks are wanted). Shown in single precision.
+        holds: returns whether the invariant holds, bool []; called in checked programs only.
+        message: the violation and its remedy, with ``{name}`` as a placeholder of a value.
+        values: numbers or short vectors for the message, at most 16 numbers in total, or functions that return them and
+            are called in checked programs only. They are reported in single precision.
+
+    Raises:
+        ValueError: more than 16 numbers are given.
     """
     if not checking():
         return
-    # Of several failed checks checkify reports the earliest only if what they tell has the same shape and dtype, else
-    # the one that was traced first. So all of them tell so many words, and what the words mean is told beside them.
-    words, meaning = [], []
+    # Of several failed checks checkify reports the earliest if all payloads have one shape and dtype, else the one
+    # traced first. So every payload has the same number of 32-bit words; their layout is part of the text.
+    bits, layout = [jnp.zeros(0, jnp.uint32)], []
     for name, value in values.items():
         array = jnp.asarray(value() if callable(value) else value)
         kind = "f" if jnp.issubdtype(array.dtype, jnp.floating) else "i"
         array = array.astype(jnp.float32 if kind == "f" else jnp.int32)
-        words.append(jax.lax.bitcast_convert_type(array, jnp.uint32).reshape(-1))
-        meaning.append([name, kind, array.shape])
-    told = jnp.concatenate([jnp.zeros(0, jnp.uint32), *words])
-    if told.size > _WORDS:
-        raise ValueError(f"values: a check can tell {_WORDS} numbers, got {told.size}; tell the worst one")
-    text = _SEPARATOR.join((message, json.dumps(meaning))).replace("{", "{{").replace("}", "}}")
-    checkify.check(
-        jnp.asarray(holds(), bool), f"{text}{_SEPARATOR}{{told}}", told=jnp.pad(told, (0, _WORDS - told.size))
-    )
+        bits.append(jax.lax.bitcast_convert_type(array, jnp.uint32).reshape(-1))
+        layout.append([name, kind, array.shape])
+    payload = jnp.concatenate(bits)
+    if payload.size > _WORDS:
+        raise ValueError(f"values: expected at most {_WORDS} numbers, got {payload.size}; report the worst one")
+    text = _SEPARATOR.join((message, json.dumps(layout))).replace("{", "{{").replace("}", "}}")
+    payload = jnp.pad(payload, (0, _WORDS - payload.size))
+    checkify.check(jnp.asarray(holds(), bool), f"{text}{_SEPARATOR}{{payload}}", payload=payload)
 
 
 _WORDS = 16
 _SEPARATOR = "\x1f"
 
 
-def check_finite(what: str, values: Array, remedy: str, where: Array | None = None, **context: Any) -> None:
-    """Check that numbers are neither NaN nor infinite.
+def check_finite(field: str, values: Array, hint: str, where: Array | None = None, **context: Any) -> None:
+    """Check that values are neither NaN nor infinite.
 
     Args:
-        what: they are, as the message begins.
+        field: the name of the values, with which the message begins.
         values: f [...].
-        remedy: how the message ends.
-        where: bool [...], those that matter; all by default.
-        context: integers that tell the place, such as ``step=t``. An array's first wrong entry is named besides.
+        hint: the remedy, with which the message ends.
+        where: bool [...], the entries to check; all by default.
+        context: integers that identify the place, such as ``step=t``. Of an array the message names the first entry.
     """
     if not checking():
         return
@@ -99,10 +101,10 @@ def check_finite(what: str, values: Array, remedy: str, where: Array | None = No
         wrong = wrong & where
     first = jnp.argmax(wrong.reshape(-1))
     index = jnp.stack(jnp.unravel_index(first, values.shape)) if values.ndim else jnp.zeros(0, jnp.int32)
-    entry = f"{what}{{index}}" if values.ndim else what
+    entry = f"{field}{{index}}" if values.ndim else field
     check(
         lambda: ~wrong.any(),
-        f"{entry} is {{value}}{_place(context)}; {remedy}",
+        f"{entry} is {{value}}{_place(context)}; {hint}",
         index=index,
         value=values.reshape(-1)[first],
         **context,
@@ -112,13 +114,13 @@ def check_finite(what: str, values: Array, remedy: str, where: Array | None = No
 def check_conserved(
     before: Sequence[Array], after: Sequence[Array], flows: Sequence[Array], moved: Sequence[Array] = (), **context: Any
 ) -> None:
-    """Check that money changed by the flows that are named, and by nothing else but rounding.
+    """Check that accounts changed by the given flows and by nothing else but rounding; see `accounts.check_flows`.
 
     Args:
         before, after: f [...], all accounts.
-        flows: f [...], what came, and with a minus what went.
-        moved: f [...], amounts that only changed hands: they are rounded, too.
-        context: integers that tell the place.
+        flows: f [...], positive for money received, negative for money paid.
+        moved: f [...], transfers between the accounts, which are rounded, too.
+        context: integers that identify the place.
     """
     if not checking():
         return
@@ -132,8 +134,8 @@ def check_conserved(
     check(
         # NaN is not conserved either.
         lambda: jnp.abs(missing) <= allowed,
-        f"money: {{missing}} appeared from nowhere, where rounding explains {{allowed}} at most{_place(context)}; "
-        "something booked what it did not move",
+        f"money: {{missing}} more than the flows explain, where rounding explains {{allowed}} at most"
+        f"{_place(context)}; record every payment as a flow",
         missing=missing,
         allowed=allowed,
         **context,
@@ -147,22 +149,21 @@ def checked(
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
 ) -> Function:
-    """``fun``, compiled with checks: it raises where ``fun`` goes on with nonsense.
+    """Compile ``fun`` with checks, so that it raises an error where an invariant is violated.
 
-    The first failed check of the first batch entry is reported; what comes after it is not. One compilation for each
-    shape, as with `jax.jit`; the result is waited for. ``fun`` may be compiled itself, and its own compilation remains
-    as it was: ``checked(jax.jit(rollout))``.
+    The error reports the first failed check of the first batch entry. There is one compilation for each shape, as with
+    `jax.jit`, and a call waits for the result. ``fun`` may be compiled itself and stays unchanged:
+    ``checked(jax.jit(rollout))``.
 
     Args:
-        fun: a pure function of arrays; anything of the library that ``jit`` takes.
-        errors: what is checked: the library's invariants (`checkify.user_checks`), and if wanted, every operation
-            for NaN (`checkify.nan_checks`), for indices out of range (`checkify.index_checks`) or division by 0
-            (`checkify.div_checks`). The last three may find things that are harmless: see ``docs/limits.md``.
-        static_argnums, static_argnames: arguments that are no arrays, as of `jax.jit`; where ``fun`` was compiled with
-            such, name them here again.
+        fun: a pure function of arrays, as for `jax.jit`.
+        errors: the checks: the library's invariants (`checkify.user_checks`), and optionally NaN in any operation
+            (`checkify.nan_checks`), indices out of range (`checkify.index_checks`) or division by 0
+            (`checkify.div_checks`). The last three can report harmless operations: see ``docs/limits.md``.
+        static_argnums, static_argnames: static arguments, as for `jax.jit`; repeat those of a compiled ``fun``.
 
     Raises:
-        ValueError: (when called) a check failed; the message says which, where, and what to do.
+        ValueError: (when called) a check failed; the message names the values, the place and the remedy.
     """
 
     @functools.partial(jax.jit, static_argnums=static_argnums, static_argnames=static_argnames)
@@ -176,7 +177,7 @@ def checked(
             error, result = compiled(*args, **kwargs)
         message = error.get()
         if message is not None:
-            raise ValueError(_plain(message))
+            raise ValueError(_decode(message))
         return result
 
     return call  # type: ignore[return-value]
@@ -186,15 +187,15 @@ def _place(context: dict[str, Any]) -> str:
     return "".join(f", {name.replace('_', ' ')} {{{name}}}" for name in context)
 
 
-def _plain(text: str) -> str:
-    """A message as `check` was given it, with its values."""
-    if _SEPARATOR not in text:  # another kind of error, that checkify itself words
+def _decode(text: str) -> str:
+    """The message that was given to `check`, with its values."""
+    if _SEPARATOR not in text:  # an error that checkify words itself
         return text
-    message, meaning, told = text.split(_SEPARATOR)[:3]
-    words = np.array(re.findall(r"\d+", told.partition("]")[0]), np.uint32)
+    message, layout, payload = text.split(_SEPARATOR)[:3]
+    bits = np.array(re.findall(r"\d+", payload.partition("]")[0]), np.uint32)
     values = {}
-    for name, kind, shape in json.loads(meaning):
+    for name, kind, shape in json.loads(layout):
         size = math.prod(shape)
-        values[name] = words[:size].view(np.float32 if kind == "f" else np.int32).reshape(shape)
-        words = words[size:]
+        values[name] = bits[:size].view(np.float32 if kind == "f" else np.int32).reshape(shape)
+        bits = bits[size:]
     return message.format(**values)

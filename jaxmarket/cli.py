@@ -393,7 +393,7 @@ def sweep(
         if field in varied:
             raise ValueError(f"vary: {field} is given twice; give all its values in one --vary")
         varied[field] = values
-    # Settings at their defaults are left out: `sweep` derives them anew for every combination.
+    # Settings at their defaults are left out: `sweep` derives them for every combination.
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "env"}
     given = {
         f.name: settings[f.name] for f in dataclasses.fields(config) if settings.get(f.name, f.default) != f.default

@@ -1,7 +1,7 @@
 """Collectives over the shards of one run. Without an axis, on one device, each function returns its argument.
 
-A run may be spread over a mesh of devices with two axes, seeds and instances. Seeds are independent. Devices that share
-a seed each simulate some of its instances, and add up gradients, moments and sums, so that all hold the same networks.
+A run may be sharded over a mesh of devices with two axes, seeds and instances. Seeds are independent. Devices that
+share a seed simulate different instances of it and add up gradients, moments and sums, so that their networks agree.
 """
 
 from typing import Any
@@ -27,12 +27,12 @@ def pmax(value: Array, axis: str | None) -> Array:
 
 
 def per_shard(value: Any, axis: str | None) -> Any:
-    """One shard's part of what every shard has in full, so that the sum over shards is that again."""
+    """One shard's part of a value that all shards have: the sum over shards is the value."""
     return value if axis is None else value / jax.lax.axis_size(axis)
 
 
 def local_slice(values: Array, axis: str | None) -> Array:
-    """This shard's rows of an array [n, ...] that every shard has in full."""
+    """This shard's rows of an array [n, ...] that all shards have."""
     if axis is None:
         return values
     rows = values.shape[0] // jax.lax.axis_size(axis)

@@ -1,4 +1,4 @@
-"""Evaluation: fresh episodes, no learning, no exploration."""
+"""Evaluation: new episodes without learning and exploration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.keys import key_for
 from jaxmarket.rollouts import fresh_rollout
@@ -19,12 +20,12 @@ _MOST_STEPS = 100_000
 
 
 class Episodes(struct.PyTreeNode):
-    """Fresh episodes, one per parallel instance."""
+    """New episodes, one per parallel instance."""
 
-    returns: Array  # f [episodes] undiscounted
-    lengths: Array  # i32 [episodes] environment steps
-    finished: Array  # bool [episodes] False where the step limit of the evaluation came first
-    terminated: Array  # bool [episodes] whether it ended for good, and was not cut
+    returns: Float[Array, " episodes"]  # undiscounted
+    lengths: Int32[Array, " episodes"]  # environment steps
+    finished: Bool[Array, " episodes"]  # False where the evaluation reached its step limit first
+    terminated: Bool[Array, " episodes"]  # whether it terminated rather than was truncated
 
 
 @standard_promotion
@@ -37,10 +38,19 @@ def evaluate(
     max_steps: int = _MOST_STEPS,
     rules: Rules | None = None,
 ) -> Episodes:
-    """Play ``episodes`` fresh episodes in parallel and return each one's outcome.
+    """Run ``episodes`` new episodes in parallel and return their results.
 
-    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy ones. Nobody explores
-    and everybody takes part, unless ``rules`` say otherwise.
+    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy bids. By default there is no
+    exploration, and all bidders are active.
+
+    Args:
+        society: the static description.
+        params: bid-network parameters, leaves [M, ...].
+        key: a typed PRNG key.
+        env_params: the environment's parameters.
+        episodes: number of episodes, static.
+        max_steps: auctions after which the remaining episodes count as unfinished.
+        rules: traced rules; none by default.
     """
     return first_episodes(
         lambda key: reset(society, key, env_params, rules)[0],
@@ -58,19 +68,19 @@ def first_episodes(
     episodes: int,
     max_steps: int = _MOST_STEPS,
 ) -> Episodes:
-    """The first episode of each of ``episodes`` instances, side by side until all have ended.
+    """The first episode of each of ``episodes`` parallel instances, until all have ended.
 
     Args:
         reset: ``key -> state``, with ``episode_return`` and ``episode_length``.
-        step: ``(key, state) -> (state, row)``; the row has these, too, and ``done`` and ``terminated``.
+        step: ``(key, state) -> (state, row)``; the row has these fields, and ``done`` and ``terminated``.
         key: a typed PRNG key.
-        episodes: how many.
-        max_steps: steps after which the rest counts as unfinished.
+        episodes: number of episodes.
+        max_steps: steps after which the remaining episodes count as unfinished.
     """
     key_reset, key_steps = jax.random.split(key_for(key, "episodes"))
     states = jax.vmap(reset)(jax.random.split(key_reset, episodes))
-    no = jnp.zeros(episodes, bool)
-    blank = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=no, terminated=no)
+    none = jnp.zeros(episodes, bool)
+    empty = Episodes(returns=states.episode_return, lengths=states.episode_length, finished=none, terminated=none)
 
     def unfinished(carry: tuple) -> Array:
         _, result, t = carry
@@ -89,20 +99,20 @@ def first_episodes(
         )
         return states, result, t + 1
 
-    _, result, _ = jax.lax.while_loop(unfinished, body, (states, blank, jnp.zeros((), jnp.int32)))
+    _, result, _ = jax.lax.while_loop(unfinished, body, (states, empty, jnp.zeros((), jnp.int32)))
     return result
 
 
 @standard_promotion
-def bids_by_state(society: Society, params: PyTree, states: int) -> Array:
-    """Mean (greedy) bid of every module in every one-hot state: f [states, M]."""
+def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array, "{states} M"]:
+    """Mean (greedy) bid of every module in every one-hot state."""
     distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))
     return distribution.mean()
 
 
 @standard_promotion
 def trace_episode(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
-    """The rows of one fresh episode, cut after ``max_steps``; not for use inside ``jit``."""
+    """The rows of one new episode, at most ``max_steps``; not for use inside ``jit``."""
     rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(society, key, params, env_params, max_steps)
     length = int(jnp.argmax(rows.done)) + 1 if bool(rows.done.any()) else max_steps
     return jax.tree.map(lambda x: x[:length], rows)

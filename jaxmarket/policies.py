@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.scipy.special import betaln, digamma
+from jaxtyping import Float
 
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import as_scalar, check_bool, check_float, check_int, check_widths
@@ -71,8 +72,8 @@ class BidDistribution(Protocol):
 class _Bounded(struct.PyTreeNode):
     """A two-parameter distribution on (0, 1) stretched to (low, high)."""
 
-    a: Array  # f [...] > 0
-    b: Array  # f [...] > 0
+    a: Float[Array, "..."]  # > 0
+    b: Float[Array, "..."]  # > 0
     low: float = struct.field(pytree_node=False, default=0.0)
     high: float = struct.field(pytree_node=False, default=1.0)
 
@@ -165,7 +166,7 @@ class Beta(_Bounded):
 class Point(struct.PyTreeNode):
     """All mass on one value: a bidder that bids what it thinks the state is worth to it."""
 
-    value: Array  # f [...]
+    value: Float[Array, "..."]
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """The value itself, broadcast: f [*shape, ...]."""

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int, Int32
 
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.switches import standard_promotion
@@ -74,26 +75,26 @@ def rollout(
     return state, trajectory.replace(bootstrap_value=trajectory.bootstrap_value.at[rows].set(estimates, mode="drop"))
 
 
-def cut_rows(terminated: Array, truncated: Array, limit: int | None) -> Array:
+def cut_rows(terminated: Bool[Array, " T"], truncated: Bool[Array, " T"], limit: int | None) -> Int32[Array, " K"]:
     """Rows after which an episode is cut off: truncated ones, and the last one unless it ended an episode.
 
     Where a time limit is all that cuts episodes, T rows contain at most T // limit + 1 such cuts and the end of the
     rollout: far fewer than T.
 
     Args:
-        terminated, truncated: bool [T].
+        terminated, truncated: flags of each row.
         limit: environment steps after which an episode is truncated, if that is known and nothing else truncates one.
 
     Returns:
-        i32 [K]: row numbers, filled up with T.
+        Row numbers, filled up with T.
     """
     steps = terminated.shape[0]
     cut = ~terminated & (truncated | (jnp.arange(steps) == steps - 1))
-    return _first(cut, steps if limit is None else min(steps, steps // limit + 2))
+    return _first(cut, steps if limit is None else min(steps, steps // limit + 2)).astype(jnp.int32)
 
 
-def _first(mask: Array, count: int) -> Array:
-    """The first ``count`` set positions of a mask [T], filled up with T: i32 [count].
+def _first(mask: Bool[Array, " T"], count: int) -> Int[Array, " K"]:
+    """The first ``count`` set positions of a mask [T], filled up with T.
 
     One pass for each position, which is faster than `jnp.nonzero` while they are few.
     """

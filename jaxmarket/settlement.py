@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Int
 
 from jaxmarket.accounts import CashFlows
 from jaxmarket.switches import standard_promotion
@@ -30,8 +31,8 @@ TimeLimits = Literal["bootstrap", "terminal"]
 TIME_LIMITS: tuple[TimeLimits, ...] = ("bootstrap", "terminal")
 
 
-def per_bidder(amount: Array, bidder: Array, bidders: int) -> Array:
-    """Amounts [...] as entries of the bidders [...] they belong to: f [..., A], 0 for all other bidders."""
+def per_bidder(amount: Float[Array, "*rows"], bidder: Int[Array, "*rows"], bidders: int) -> Float[Array, "*rows A"]:
+    """Amounts as entries of the bidders that they belong to, 0 for all other bidders."""
     return jnp.where(bidder[..., None] == jnp.arange(bidders), amount[..., None], 0)
 
 
@@ -60,12 +61,14 @@ def flows(trajectory: Transition) -> CashFlows:
 class Settlement(struct.PyTreeNode):
     """The worth of every purchase of a trajectory."""
 
-    revenue: Array  # f [T] reward + γ^k · proceeds: what the purchase turned out to be worth
-    utility: Array  # f [T] revenue - price, of the winner; every loser's utility is 0
-    estimated: Array  # bool [T] the proceeds are a bootstrap value; that money never moved
+    revenue: Float[Array, " T"]  # reward + γ^k · proceeds: what the purchase turned out to be worth
+    utility: Float[Array, " T"]  # revenue - price, of the winner; every loser's utility is 0
+    estimated: Bool[Array, " T"]  # the proceeds are a bootstrap value; that money never moved
 
 
-def proceeds(trajectory: Transition, time_limits: TimeLimits = "bootstrap") -> tuple[Array, Array]:
+def proceeds(
+    trajectory: Transition, time_limits: TimeLimits = "bootstrap"
+) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
     """The boundary rule: the money for which the state bought at t was sold afterwards.
 
     - *terminated* (also if truncated): the state is never sold, 0;
@@ -76,7 +79,7 @@ def proceeds(trajectory: Transition, time_limits: TimeLimits = "bootstrap") -> t
     Nothing is paid across a reset: the row after an episode's last one is never read.
 
     Returns:
-        The proceeds f [T], and whether they are a bootstrap value, bool [T].
+        The proceeds, and whether they are a bootstrap value.
     """
     t = trajectory
     last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
@@ -87,17 +90,23 @@ def proceeds(trajectory: Transition, time_limits: TimeLimits = "bootstrap") -> t
     return amounts, cut & (time_limits == "bootstrap")
 
 
-def lambda_returns(reward: Array, *, discount: Array, value: Array, trace_decay: Array) -> Array:
-    """``reward + discount · ((1 - λ) · value + λ · the return of the next row)``: f [T].
+def lambda_returns(
+    reward: Float[Array, "T ..."],
+    *,
+    discount: Float[Array, "T ..."],
+    value: Float[Array, "T ..."],
+    trace_decay: Float[Array, "T ..."],
+) -> Float[Array, "T ..."]:
+    """``reward + discount · ((1 - λ) · value + λ · the return of the next row)``, row by row from the last.
 
     These are λ-returns (Sutton 1988), where ``trace_decay`` is λ, and 0 on the last row of an episode. They equal
     generalised advantages (Schulman et al. 2016) plus the value of the row's own state.
 
     Args:
-        reward: f [T].
-        discount: f [T], γ^k.
-        value: f [T], the estimated value of the state reached.
-        trace_decay: f [T], in [0, 1].
+        reward: of each row.
+        discount: γ^k.
+        value: estimate for the state reached.
+        trace_decay: λ, in [0, 1].
     """
 
     def backward(following: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:

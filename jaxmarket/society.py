@@ -1,8 +1,8 @@
 """The society: bidders, an auction and primitives over an environment, as one pure step.
 
-observe → every bidder bids → the auction clears → the buyer pays, the owner is paid → the winner's
-primitive transforms the environment → its reward is credited. `reset` and `step` act on one market
-instance; `jax.vmap` runs many.
+A step: observe → every bidder bids → the auction clears → the buyer pays, the owner is paid → the winner's primitive
+transforms the environment → its reward is credited. `reset` and `step` act on one market instance; use `jax.vmap` for
+many.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, UInt32
 
 from jaxmarket import auctions
 from jaxmarket.accounts import pay_sale
@@ -21,7 +22,18 @@ from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt, longer
 from jaxmarket.policies import BidPolicy
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, Transition, real
+from jaxmarket.types import (
+    AUCTIONEER,
+    Accounts,
+    Array,
+    Outcome,
+    PyTree,
+    Rules,
+    State,
+    Transition,
+    real,
+    tree_select,
+)
 from jaxmarket.validation import check_choice, check_int, short_repr
 
 __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
@@ -29,18 +41,21 @@ __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "re
 
 @dataclasses.dataclass(frozen=True)
 class Society:
-    """The static description of a society; frozen, compares by value, never compiled twice.
+    """The static description of a society. Frozen and compared by value, so that equal ones compile once.
 
     Bidder ``a`` is clone ``a % clones`` of primitive ``a // clones``.
 
     Attributes:
         env: an environment, or its `Adapter`.
         policy: how one module bids.
-        mechanism: what the winner pays and the owner receives.
+        mechanism: the price that the winner pays and the payout that the owner receives.
         clones: bidders per primitive.
         share: whether the clones of a primitive share parameters (and so form one module).
         ties: how an auction breaks ties: at random, or for the lowest id.
         greedy: bid the mean of the bid distribution instead of a sample.
+
+    Raises:
+        ValueError: a field is invalid, or ``env`` is not an environment.
     """
 
     env: Adapter
@@ -54,9 +69,8 @@ class Society:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
         if not isinstance(self.mechanism, Mechanism):
-            raise ValueError(
-                f"mechanism: expected a Mechanism, got {short_repr(self.mechanism)}; see jaxmarket.MECHANISMS"
-            )
+            given = short_repr(self.mechanism)
+            raise ValueError(f"mechanism: expected a Mechanism, got {given}; see jaxmarket.MECHANISMS")
         object.__setattr__(self, "clones", check_int("clones", self.clones))
         check_choice("ties", self.ties, ("random", "lowest"))
 
@@ -72,7 +86,7 @@ class Society:
 
     @property
     def modules(self) -> int:
-        """M: sets of parameters, P if clones share them, else A."""
+        """M: sets of parameters; P if clones share them, else A."""
         return self.primitives if self.share else self.bidders
 
     @property
@@ -91,39 +105,39 @@ class Society:
         obs = jnp.zeros(self.observation.shape, self.observation.dtype)
         return jax.vmap(self.policy.init, (0, None))(jax.random.split(key, self.modules), obs)
 
-    def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Array:
-        """Sealed bids of every bidder for one state: f [A]. A greedy society needs no draws.
+    def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Float[Array, " A"]:
+        """Sealed bids of all bidders for one state. A greedy society needs no draws.
 
-        Members of a module see the same and know the same, but draw their bids independently.
+        Members of a module have the same observation and parameters, but draw their bids independently.
         """
         distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
         if self.greedy or draws is None:
             return jnp.repeat(distribution.mean(), self.members)
         if not hasattr(distribution, "quantile"):
             return distribution.sample(draws.key("bid"), (self.members,)).T.reshape(-1)
-        # One vector of bidders: a module axis times a member axis would vectorise badly on a CPU.
+        # One vector of bidders: two axes, modules and members, would vectorise badly on a CPU.
         return jax.tree.map(lambda x: jnp.repeat(x, self.members), distribution).quantile(draws.bid)
 
-    def eligible(self, active: Array, env_state: PyTree, env_params: PyTree) -> Array:
-        """Who may bid: active bidders of legal primitives. bool [A]."""
+    def eligible(self, active: Bool[Array, " A"], env_state: PyTree, env_params: PyTree) -> Bool[Array, " A"]:
+        """The active bidders of legal primitives."""
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
 
 
 class Draws(struct.PyTreeNode):
-    """All the randomness of one step. What a society does not use is never drawn: XLA drops it.
+    """All the randomness of one step. XLA removes draws that a society does not use.
 
-    Keys are kept as their words (`Draws.key` gives them back): jax 0.10's key-reuse checker takes typed
-    keys scanned over under ``vmap`` for used ones.
+    Keys are stored as their data (`Draws.key` returns them): the key-reuse checker of JAX 0.10 reports a reuse of typed
+    keys that are scanned over under ``vmap``.
     """
 
-    bid: Array  # f [A] uniform, for bid distributions with an inverse CDF
-    tie: Array  # f [] uniform
-    explore: Array  # f [2] uniform: whether to explore, and who wins then
-    words: dict[str, Array]  # u32 [...] of each of the `_KEYS`
+    bid: Float[Array, " A"]  # uniform, for bid distributions with an inverse CDF
+    tie: Float[Array, ""]  # uniform
+    explore: Float[Array, "2"]  # uniform: whether to explore, and the winner if so
+    words: dict[str, UInt32[Array, "..."]]  # of each of the `_KEYS`
     implementation: Any = struct.field(pytree_node=False)
 
     def key(self, use: str) -> Array:
-        """The key for that use: bid (distributions without an inverse CDF), env or reset."""
+        """The key of a use: ``bid`` (distributions without an inverse CDF), ``env`` or ``reset``."""
         return jax.random.wrap_key_data(self.words[use], impl=self.implementation)
 
 
@@ -131,11 +145,11 @@ _KEYS = ("bid", "env", "reset")
 
 
 def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
-    """Draw the randomness of ``shape`` steps at once, which is far cheaper than step by step."""
+    """Draw the randomness of ``shape`` steps at once, which is much faster than step by step."""
     count = math.prod(shape)
     key_bid, key_tie, key_explore, *keys = jax.random.split(key, 3 + len(_KEYS))
 
-    # Bits are drawn as one long vector: an axis of a few bidders, innermost, would not vectorise on a CPU.
+    # Bits are drawn as one long vector: a short innermost axis of bidders would not vectorise on a CPU.
     def uniform(key: Array, *each: int) -> Array:
         return jax.random.uniform(key, (count * math.prod(each),), real()).reshape(*shape, *each)
 
@@ -153,11 +167,19 @@ def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
 
 
 def auction(
-    society: Society, draws: Draws | None, params: PyTree, obs: Array, eligible: Array, rules: Rules
+    society: Society, draws: Draws | None, params: PyTree, obs: Array, eligible: Bool[Array, " A"], rules: Rules
 ) -> Outcome:
-    """Hold one auction for the state behind ``obs``: bids, winner, exploration. Moves no money.
+    """Clear one auction for the state behind ``obs``: bids, winner, exploration. No money moves.
 
-    Without draws bids are greedy, ties go to the lowest id, and nobody explores.
+    Without draws bids are greedy, ties go to the lowest id, and there is no exploration.
+
+    Args:
+        society: the static description.
+        draws: the randomness, or None.
+        params: bid-network parameters, leaves [M, ...].
+        obs: encoded observation of the state for sale.
+        eligible: the bidders that may win.
+        rules: traced rules.
     """
     bids = society.bids(params, draws, obs)
     eligible = eligible & jnp.isfinite(bids)
@@ -170,18 +192,22 @@ def auction(
 
 @standard_promotion
 def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None = None) -> tuple[State, Array]:
-    """Open a market instance: empty accounts, the house owns the first state.
+    """Start a market instance: all balances are 0, and the auctioneer owns the first state.
 
-    ``rules`` matter here only for who takes part: give the same ones as to `step`.
+    Args:
+        society: the static description.
+        key: a typed PRNG key, used up.
+        env_params: the environment's parameters.
+        rules: as in `step`; they decide which bidders are active.
 
     Returns:
-        ``(state, obs)``, obs encoded.
+        The state, and its encoded observation.
     """
     rules = rules or Rules()
     active = jnp.ones(society.bidders, bool) if rules.present is None else rules.present
     if rules.dropout is not None:
         key, key_active = jax.random.split(key)
-        active = _who_takes_part(key_active, active, rules.dropout)
+        active = _drop_out(key_active, active, rules.dropout)
     obs, env_state = society.env.reset(key, env_params)
     zero = jnp.zeros((), real())
     state = State(
@@ -207,8 +233,8 @@ def step(
 ) -> tuple[State, Transition]:
     """One auction, its payments, and the environment step of the winner.
 
-    Where nobody is eligible no money moves between bidders: primitive 0 acts for the house.
-    When an episode ends the next state belongs to a new one, and to the house.
+    Without an eligible bidder no money moves between bidders: primitive 0 acts, and the auctioneer earns its reward.
+    After the end of an episode the next state is the first of a new one, and the auctioneer owns it.
 
     Args:
         society: the static description.
@@ -219,7 +245,7 @@ def step(
         rules: traced rules; none by default.
 
     Returns:
-        The next state (after a reset, where the episode ended) and the row for the books.
+        The next state (after a reset, where the episode ended) and the row of the trajectory.
     """
     draws, rules = draw(society, key), rules or Rules()
     fresh, _ = reset(society, draws.key("reset"), env_params, rules)
@@ -229,36 +255,31 @@ def step(
 def step_with(
     society: Society, draws: Draws, params: PyTree, state: State, fresh: State, env_params: PyTree, rules: Rules
 ) -> tuple[State, Transition]:
-    """`step` with its randomness drawn and its next episode opened beforehand; a rollout does so for all its steps."""
-    onward, transition = advance(society, draws, params, state, env_params, rules)
-    fresh = fresh.replace(accounts=onward.accounts)
-    return jax.tree.map(functools.partial(jnp.where, transition.done), fresh, onward), transition
+    """`step` with its randomness and the next episode's first state given; a rollout draws both for all its steps."""
+    following, transition = advance(society, draws, params, state, env_params, rules)
+    fresh = fresh.replace(accounts=following.accounts)
+    return tree_select(transition.done, fresh, following), transition
 
 
 def advance(
     society: Society, draws: Draws, params: PyTree, state: State, env_params: PyTree, rules: Rules
 ) -> tuple[State, Transition]:
-    """`step_with` up to the last state of an episode and no further, for whoever resets by themselves."""
+    """`step_with` without the reset: the state after an episode's last step is that episode's."""
     eligible = society.eligible(state.active, state.env_state, env_params)
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
     price = jnp.where(sold, society.mechanism.price(outcome), 0)
     payout = jnp.where(sold, society.mechanism.payout(outcome), 0)
     now = state.episode_length
-    check_finite(
-        "bids",
-        outcome.bids,
-        "what is no number never wins: repair the bidding policy, or its inputs",
-        eligible,
-        step=now,
-    )
-    check_finite("price", price, f"the mechanism {society.mechanism.name} must return a number", step=now)
-    check_finite("payout", payout, f"the mechanism {society.mechanism.name} must return a number", step=now)
+    hint = "such a bid is never eligible; check the bid network and its inputs"
+    check_finite("bids", outcome.bids, hint, eligible, step=now)
+    check_finite("price", price, f"the mechanism {society.mechanism.name} must return a finite number", step=now)
+    check_finite("payout", payout, f"the mechanism {society.mechanism.name} must return a finite number", step=now)
 
     primitive = jnp.maximum(outcome.winner, 0) // society.clones
     after = society.env.step(draws.key("env"), state.env_state, primitive, env_params)
-    check_finite("reward", after.reward, f"a step of {society.env.name} must return a number", step=now)
-    check_finite("observation", after.obs, f"a step of {society.env.name} must return numbers", step=now)
+    check_finite("reward", after.reward, f"a step of {society.env.name} must return a finite number", step=now)
+    check_finite("observation", after.obs, f"a step of {society.env.name} must return finite numbers", step=now)
     accounts = pay_sale(
         state.accounts,
         buyer=outcome.winner,
@@ -284,7 +305,7 @@ def advance(
         episode_return=state.episode_return + after.undiscounted,
         episode_length=longer(state.episode_length, after.duration),
     )
-    onward = State(
+    following = State(
         env_state=after.env_state,
         obs=after.obs,
         owner=outcome.winner,
@@ -293,23 +314,22 @@ def advance(
         episode_return=transition.episode_return,
         episode_length=transition.episode_length,
     )
-    return onward, transition
+    return following, transition
 
 
-def _who_takes_part(key: Array, present: Array, dropout: Array | float) -> Array:
-    """A random subset of those present, at least two of them if there are. bool [A]."""
-    numbers = jax.random.uniform(key, present.shape)
-    # The two highest draws always stay, so that there is a market left.
-    two = auctions.clear(numbers, eligible=present)
-    return present & ((numbers >= dropout) | (numbers >= two.highest_other_bid))
+def _drop_out(key: Array, present: Bool[Array, " A"], dropout: Array | float) -> Bool[Array, " A"]:
+    """A random subset of the bidders that are present, with at least two of them if possible."""
+    draws = jax.random.uniform(key, present.shape)
+    two_highest = auctions.clear(draws, eligible=present)
+    return present & ((draws >= dropout) | (draws >= two_highest.highest_other_bid))
 
 
 class MarketPolicy(struct.PyTreeNode):
-    """A trained society as a policy: ``obs -> action``. A pytree, so it passes through ``scan`` and ``vmap``.
+    """A trained society as a policy: ``obs -> action``. A pytree, for use under ``scan`` and ``vmap``.
 
     Attributes:
         params: bid-network parameters, leaves [M, ...].
-        society: the society that learned them; its ``greedy`` says whether bids are sampled.
+        society: the society that learned them; if it is ``greedy``, bids are not sampled.
     """
 
     params: PyTree
@@ -321,17 +341,19 @@ class MarketPolicy(struct.PyTreeNode):
 
         Args:
             obs: one raw observation of the environment, as its ``reset`` and ``step`` return it.
-            key: draws bids and breaks ties; a greedy society does without (ties: lowest id).
+            key: draws bids and breaks ties; optional for a greedy society (ties then go to the lowest id).
             legal: bool [P], legal primitives; all by default.
 
         Returns:
             i32 []: an action.
 
         Raises:
-            ValueError: a sampling society was given no key.
+            ValueError: the society samples its bids and ``key`` is None.
         """
         if key is None and not self.society.greedy:
-            raise ValueError("key: a society that samples its bids needs a key; give one, or use a greedy policy")
+            raise ValueError(
+                "key: expected a PRNG key, since the society samples its bids, got None; give a key, or use greedy=True"
+            )
         draws = None if key is None else draw(self.society, key)
         legal = jnp.ones(self.society.primitives, bool) if legal is None else legal
         eligible = jnp.repeat(legal, self.society.clones)

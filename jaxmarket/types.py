@@ -1,9 +1,9 @@
-"""The structs that flow through a market, and the axes they carry.
+"""The structs that the core functions pass on, and the names of their axes.
 
 Axes, in the order they appear: ``T`` time, ``B`` parallel market instances, ``A`` bidders
 (``A = P * clones``), ``P`` primitives, ``M`` modules (bidders that share parameters form one module),
-``S`` seeds. Core functions are unbatched, so a shape such as ``[A]`` is the shape inside one market
-instance at one moment; `jax.vmap` and `jax.lax.scan` put ``B`` and ``T`` in front.
+``S`` seeds. Core functions are unbatched, so the shape of a field is its shape in one market instance at one moment;
+`jax.vmap` and `jax.lax.scan` add ``B`` and ``T`` in front.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Int32
 
 __all__ = [
     "AUCTIONEER",
@@ -23,6 +24,7 @@ __all__ = [
     "State",
     "Transition",
     "real",
+    "tree_select",
 ]
 
 Array = jax.Array
@@ -43,19 +45,34 @@ def real() -> jnp.dtype:
     return jnp.zeros(()).dtype
 
 
-class Outcome(struct.PyTreeNode):
-    """What one sealed-bid auction decided.
+def tree_select(pred: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
+    """`jax.numpy.where` for two trees of one structure; ``pred`` selects along the leading axes of every leaf.
 
-    ``winning_bid`` and ``highest_other_bid`` are the winner's own bid and the highest bid among the
-    *other* eligible bidders, as in Chang et al. (2020), so that ``winning_bid >= highest_other_bid``
-    unless exploration picked the winner.
+    Args:
+        pred: bool [...].
+        on_true, on_false: leaves [..., ...].
     """
 
-    winner: Array  # i32 [] bidder id, NOBODY if no bidder was eligible
-    winning_bid: Array  # f [] the winner's own bid, 0 if nobody won
-    highest_other_bid: Array  # f [] the reserve if there is no other bidder, 0 if nobody won
-    bids: Array  # f [A] sealed bids as they were made
-    eligible: Array  # bool [A] who was allowed to win (a non-finite bid is never eligible)
+    def select(x: Array, y: Array) -> Array:
+        trailing = jnp.ndim(x) - jnp.ndim(pred)
+        return jnp.where(pred.reshape(*pred.shape, *[1] * trailing) if jnp.ndim(pred) else pred, x, y)
+
+    return jax.tree.map(select, on_true, on_false)
+
+
+class Outcome(struct.PyTreeNode):
+    """The outcome of one sealed-bid auction.
+
+    ``winning_bid`` and ``highest_other_bid`` are the winner's own bid and the highest bid of the *other* eligible
+    bidders, as in Chang et al. (2020), so that ``winning_bid >= highest_other_bid`` unless exploration chose the
+    winner.
+    """
+
+    winner: Int32[Array, ""]  # bidder id, NOBODY if no bidder was eligible
+    winning_bid: Float[Array, ""]  # the winner's own bid, 0 without a winner
+    highest_other_bid: Float[Array, ""]  # the reserve without another bidder, 0 without a winner
+    bids: Float[Array, " A"]  # sealed bids, never changed
+    eligible: Bool[Array, " A"]  # the bidders that could win; a non-finite bid is never eligible
 
 
 class Rules(struct.PyTreeNode):
@@ -64,49 +81,49 @@ class Rules(struct.PyTreeNode):
     A rule left at ``None`` is not part of the compiled program at all.
     """
 
-    exploration: Array | float | None = None  # f [] probability that a random eligible bidder wins instead
-    reserve: Array | float | None = None  # f [] stands in for the highest other bid where there is none
-    dropout: Array | float | None = None  # f [] probability that a bidder sits out an episode
-    present: Array | None = None  # bool [A] bidders in the market; the others sit out every episode
+    exploration: Float[Array, ""] | float | None = None  # probability that a random eligible bidder wins instead
+    reserve: Float[Array, ""] | float | None = None  # replaces the highest other bid where there is none
+    dropout: Float[Array, ""] | float | None = None  # probability that a bidder sits out an episode
+    present: Bool[Array, " A"] | None = None  # bidders in the market; the others sit out every episode
 
 
 class Accounts(struct.PyTreeNode):
     """The money of one market since it opened; balances may be negative."""
 
-    wealth: Array  # f [A] of each bidder
-    auctioneer: Array  # f []
+    wealth: Float[Array, " A"]  # of each bidder
+    auctioneer: Float[Array, ""]
 
 
 class State(struct.PyTreeNode):
     """One running market instance."""
 
     env_state: PyTree
-    obs: Array  # f [...] encoded observation of the state now for sale
-    owner: Array  # i32 [] who sells it: the last winner of this episode, or AUCTIONEER
-    active: Array  # bool [A] bidders that take part in this episode
+    obs: Float[Array, "..."]  # encoded observation of the state for sale
+    owner: Int32[Array, ""]  # its seller: the last winner of this episode, or AUCTIONEER
+    active: Bool[Array, " A"]  # bidders that take part in this episode
     accounts: Accounts
-    episode_return: Array  # f [] undiscounted reward of the running episode
-    episode_length: Array  # i32 [] environment steps of the running episode
+    episode_return: Float[Array, ""]  # undiscounted reward of the running episode
+    episode_length: Int32[Array, ""]  # environment steps of the running episode
 
 
 class Transition(struct.PyTreeNode):
     """One auction, the payments it caused and the environment step of its winner: a row of a trajectory."""
 
-    obs: Array  # f [...] encoded observation of the state that was sold
+    obs: Float[Array, "..."]  # encoded observation of the state that was sold
     outcome: Outcome
-    owner: Array  # i32 [] the seller, AUCTIONEER for the first sale of an episode
-    price: Array  # f [] what the winner paid
-    payout: Array  # f [] what the seller received; payout - price is minted by the auctioneer
-    reward: Array  # f [] credited to the winner
-    duration: Array  # f [] environment steps the winner's primitive took (k; 1 for literal actions)
-    terminated: Array  # bool [] the episode ended for good; wins over truncated where both are set
-    truncated: Array  # bool [] the episode was cut by a limit
-    next_obs: Array  # f [...] encoded observation of the state reached, before any reset
-    next_eligible: Array  # bool [A] who could have bid for the state reached
-    bootstrap_value: Array  # f [] estimated payout where an auction that will never be held is needed, else 0
+    owner: Int32[Array, ""]  # the seller, AUCTIONEER for the first sale of an episode
+    price: Float[Array, ""]  # paid by the winner
+    payout: Float[Array, ""]  # received by the seller; payout - price is minted
+    reward: Float[Array, ""]  # credited to the winner
+    duration: Float[Array, ""]  # environment steps the winner's primitive took (k; 1 for literal actions)
+    terminated: Bool[Array, ""]  # the episode ended; takes precedence over truncated
+    truncated: Bool[Array, ""]  # a limit cut the episode off
+    next_obs: Float[Array, "..."]  # encoded observation of the state reached, before any reset
+    next_eligible: Bool[Array, " A"]  # the bidders that could win the state reached
+    bootstrap_value: Float[Array, ""]  # payout of a bootstrap auction where the rows are cut off, else 0
     accounts: Accounts  # after this row
-    episode_return: Array  # f [] of the episode so far, this row included
-    episode_length: Array  # i32 [] of the episode so far, this row included
+    episode_return: Float[Array, ""]  # of the episode so far, this row included
+    episode_length: Int32[Array, ""]  # of the episode so far, this row included
 
     @property
     def done(self) -> Array:

@@ -88,7 +88,8 @@ def check_rows(field: str, value: PyTree, rows: int) -> None:
         ValueError: a leaf is not an array of numbers, has another leading axis, or has NaN.
     """
     for leaf in jax.tree.leaves(value):
-        if not isinstance(leaf, np.ndarray | jax.Array) or leaf.dtype.kind in "OSUMm" or leaf.shape[:1] != (rows,):
+        is_array = isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUMm")
+        if not is_array or leaf.shape[:1] != (rows,):
             found = f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, np.ndarray | jax.Array) else short_repr(leaf)
             raise ValueError(f"{field}: expected leaves [{rows}, ...], arrays with {rows} rows of numbers, got {found}")
     check_no_nan(field, value)

@@ -16,6 +16,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+import shapes
+
+shapes.install()
 
 from jaxmarket import TrainConfig, fit
 from jaxmarket.runs import fitting

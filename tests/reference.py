@@ -150,6 +150,6 @@ def run(
 
 
 def assert_frequency(hits: int, draws: int, probability: float, sigmas: float = 5) -> None:
-    """A binomial count within so many standard deviations of its mean; exactly there if nothing is random."""
+    """A binomial count within a number of standard deviations of its mean; exactly there if nothing is random."""
     spread = sigmas * math.sqrt(draws * probability * (1 - probability))
     assert abs(hits - draws * probability) <= spread, (hits, draws, probability)

@@ -143,10 +143,9 @@ def test_import_is_inert_and_light():
     assert run.stdout.strip() == "[] {}"
 
 
-def test_public_names_exist_and_are_few():
+def test_public_names_exist_and_are_documented():
     import jaxmarket  # noqa: PLC0415
 
-    assert len(jaxmarket.__all__) <= 40
     assert sorted(jaxmarket.__all__, key=str.lower) == sorted(set(jaxmarket.__all__), key=str.lower)
     for name in jaxmarket.__all__:
         assert getattr(jaxmarket, name).__doc__

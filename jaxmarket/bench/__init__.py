@@ -1,4 +1,4 @@
-"""Benchmarks: what jaxmarket costs on this machine, measured by one timer (`timing`) and kept as JSON."""
+"""Benchmarks of this machine, measured by one timer (`timing`) and written as JSON."""
 
 import importlib
 from pathlib import Path
@@ -13,15 +13,15 @@ __all__ = ["BENCHMARKS", "bench"]
 
 
 BENCHMARKS = {
-    "step": "rollouts beside the same environment and networks without a market",
-    "train": "complete training beside a monolithic agent, many seeds, and Stable-Baselines3",
+    "step": "rollouts, compared with the same environment and networks without a market",
+    "train": "complete training, compared with a monolithic agent and Stable-Baselines3; many seeds",
     "scale": "growth of time and memory with bidders, instances and width",
-    "population": "births, deaths and auctions of up to thousands of agents with one table of wealth",
-    "equilibrium": "equilibria of 1,024 agents and 64 goods, one and 256 at once, beside independent solvers",
+    "population": "births, deaths and auctions of up to thousands of agents in one population",
+    "equilibrium": "equilibria of 1,024 agents and 64 goods, one and 256 at once, compared with independent solvers",
     "compile": "import, tracing and compiling against the size of the program",
-    "roofline": "training beside the device's arithmetic and memory limits",
+    "roofline": "training, compared with the device's arithmetic and memory limits",
 }
-"""What each benchmark shows; the module of that name has ``run(quick) -> Report``."""
+"""What each benchmark measures. The Python module of that name has ``run(quick) -> Report``."""
 
 
 def bench(name: str, out: str | Path | None = None, *, quick: bool = False, cores: int = 1) -> Report:
@@ -30,11 +30,11 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     Args:
         name: one of `BENCHMARKS`.
         out: folder, ``bench`` by default.
-        quick: the headline numbers only, within a minute.
-        cores: on a CPU, cores to run on; more than one is usually slower. A backend that runs already keeps its own.
+        quick: only the headline numbers, within a minute.
+        cores: CPU cores to use; more than one is usually slower. A backend that has already started keeps its cores.
 
     Raises:
-        ValueError: there is no such benchmark, or no such number of cores.
+        ValueError: the name is unknown, or the machine has fewer cores.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"name: unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
@@ -43,7 +43,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     with files.writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be those of compiling
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times must not be those of cache reads
     try:
         with pinned(cores):
             report = importlib.import_module(f"jaxmarket.bench.{name}").run(quick)

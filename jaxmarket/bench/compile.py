@@ -1,4 +1,4 @@
-"""What waiting costs before the first step: import, tracing and compiling, against the sizes of the program."""
+"""Time before the first step: import, tracing and compiling, against the size of the program."""
 
 import json
 import os

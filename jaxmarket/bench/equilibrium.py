@@ -1,4 +1,4 @@
-"""How fast solvers find equilibria, and how good these are, beside independent solvers of the same markets."""
+"""Speed and accuracy of the equilibrium solvers, compared with independent solvers of the same markets."""
 
 import dataclasses
 import itertools
@@ -270,11 +270,11 @@ def market(case: Case, agents: int, goods: int, seed: int) -> Market:
     """A random market: half of the agents care for about a quarter of the goods only, wealth is exponential.
 
     Goods differ in how much they are liked (threefold) and in how much there is of them (sevenfold). Indivisible ones
-    come once, and belong to somebody. Drawn by NumPy, in single precision.
+    come once, and each has an owner. Drawn by NumPy, in single precision.
     """
     rng = np.random.default_rng(seed)
     cares = rng.random((agents, goods)) < rng.choice([0.25, 1.0], (agents, 1))
-    cares[np.arange(agents), rng.integers(goods, size=agents)] = True  # everybody for one at least
+    cares[np.arange(agents), rng.integers(goods, size=agents)] = True  # every agent for at least one
     first = rng.uniform(0.2, 2, (agents, goods)) * rng.uniform(0.5, 1.5, goods)
     second = rng.uniform(0.5, 2, (agents, goods))
     wealth = rng.exponential(case.wealth * goods, agents)

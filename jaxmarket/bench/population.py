@@ -1,4 +1,4 @@
-"""How fast populations live: bids, auctions, payments, births and deaths, against their capacity."""
+"""Speed of deep markets (bids, auctions, payments, births and deaths) against their capacity."""
 
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ def representations() -> dict[str, tuple[str, Representation]]:
 def churn(
     market: DeepMarket, rounds: int, key: Array, economy: DeepMarketState
 ) -> tuple[DeepMarketState, RoundSummary]:
-    """So many rounds of ten steps, after each of which up to sixteen agents are born."""
+    """A number of rounds of ten steps, each followed by up to sixteen births."""
     return deep_market.run(
         market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, max_births=_CRADLES
     )

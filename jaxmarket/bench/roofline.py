@@ -1,4 +1,4 @@
-"""Training beside the device's arithmetic and memory limits.
+"""Training compared with the device's arithmetic and memory limits.
 
 XLA's own cost analysis gives floating-point operations and bytes touched. It counts the body of a loop once, so one
 training update is put together from its loop bodies, compiled apart: a step of all instances times the horizon, the

@@ -22,7 +22,7 @@ _HORIZON = 16
 
 
 def market(bidders: int, width: int = 16) -> Society:
-    """A society of so many bidders, two for each action of a random deterministic process of eight states."""
+    """A society of ``bidders`` bidders, two for each action of a random deterministic process of eight states."""
     env = garnet(0, 8, bidders // 2, 0.9, branching=1)
     return Society(adapt(env), BidPolicy(linear(width), KumaraswamyHead()), clones=2)
 

@@ -1,4 +1,4 @@
-"""How fast a market rolls out, and what the market itself costs.
+"""Speed of rollouts, and the cost of the market itself (the market tax).
 
 One step is one auction and one environment step of one instance. Beside the society, in the same run: the same
 environment with random actions alone, and the same environment with the same stacked networks evaluated and the same

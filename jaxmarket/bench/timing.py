@@ -1,8 +1,8 @@
-"""One small timer for every benchmark, and what a benchmark reports.
+"""The timer of all benchmarks, and their report.
 
-The protocol of `measure`: compile ahead of time, so that nothing is traced while the clock runs; warm up; block on the
-result; ten repeats or more, those of rivals interleaved, so that a slow moment of the machine hits all alike; median
-and interquartile range; the raw seconds are kept, with device, versions and commit.
+The protocol of `measure`: compile ahead of time, so that nothing is traced during the measurement; warm up; block on
+the result; at least ten repeats, interleaved with those of rivals, so that a slow moment of the machine affects all;
+median and interquartile range. The raw timings are kept, with device, versions and commit.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ REPEATS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How long one compiled call took.
+    """The time of one compiled call.
 
     Attributes:
         seconds: of each repeat.

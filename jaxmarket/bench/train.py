@@ -1,4 +1,4 @@
-"""How fast complete training is, beside a monolithic agent and what users would pick instead.
+"""Speed of complete training, compared with a monolithic agent and with Stable-Baselines3.
 
 A step is one auction, its environment step, and its share of settlement, learning and metrics. The monolithic PPO is
 `jaxmarket.training.monolith`: the same kind of networks, learner, instances and minibatches, as many parameters in all.
@@ -177,7 +177,7 @@ def _many_seeds(report: Report) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Contestant:
-    """Somebody who is to solve an environment."""
+    """An algorithm that is to solve an environment."""
 
     name: str
     config: TrainConfig
@@ -269,7 +269,7 @@ def _row(env: str, name: str, seconds: list[float], steps: list[int], seeds: int
         "env": env,
         "agent": name,
         "solved": f"{len(seconds)} of {seeds}",
-        # Whoever did not solve it took for ever.
+        # A seed that did not solve it counts as infinite.
         "s, median": None
         if 2 * len(seconds) < seeds
         else float(np.median(seconds + [np.inf] * (seeds - len(seconds)))),

@@ -3,14 +3,14 @@
 A population has N slots for agents. An agent that is not ``alive`` neither bids, pays nor is paid. Births fill free
 slots and deaths free them; shapes never change, so nothing is recompiled.
 
-Births and deaths change the amount of money (`PopulationFlows`): endowments of newborn agents are created, and the
+Births and deaths change the amount of money (`Turnover.flows`): endowments of newborn agents are created, and the
 wealth of dead agents is removed. What a parent gives its children stays in the population.
 
 An agent whose wealth is not finite (a reward was NaN, or an account overflowed) dies like a bankrupt agent. It is
-counted in `PopulationFlows.nonfinite` and no sum contains its wealth, so that totals stay finite.
+counted in `Turnover.nonfinite_deaths` and no sum contains its wealth, so that totals stay finite.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
+from jaxmarket.accounts import CashFlows, withdraw
 from jaxmarket.deep_market.representations import Representation
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import NOBODY, Array, PyTree, real
@@ -30,10 +31,9 @@ __all__ = [
     "Births",
     "Lineage",
     "Population",
-    "PopulationFlows",
     "Terms",
+    "Turnover",
     "make_population",
-    "pay",
     "random_population",
     "turnover",
 ]
@@ -75,9 +75,9 @@ class Population(struct.PyTreeNode):
 
     agents: PyTree  # leaves [N, ...] of the market's representation
     alive: Array  # bool [N]
-    wealth: Array  # f [N] 0 where nobody lives
+    wealth: Array  # f [N] 0 in free slots
     offer: Array  # f [N] the bid that was fixed at entry (`Terms.markup`), NaN before
-    ident: Array  # i32 [N] unique for ever, NOBODY where nobody has lived yet
+    ident: Array  # i32 [N] unique among all agents ever born, NOBODY in slots that were never used
     parent: Array  # i32 [N] ident of the agent it is a child of, NOBODY for newcomers
     born: Array  # i32 [N] step
     won: Array  # i32 [N] step of its last auction won, or of its birth
@@ -89,39 +89,42 @@ class Population(struct.PyTreeNode):
         return self.alive.shape[0]
 
 
-class PopulationFlows(struct.PyTreeNode):
-    """Sums of money that entered or left by birth and death. f [] each."""
-
-    allowance: Array  # created for newcomers, and by the rounding of `pay`
-    estate: Array  # finite wealth of dead agents; negative for debts
-    nonfinite: Array  # number of agents, not money, that died because their wealth was NaN or infinite
-
-    @property
-    def net(self) -> Array:
-        """The change of the population's money, if `nonfinite` is 0."""
-        return self.allowance - self.estate
-
-
 class Births(struct.PyTreeNode):
-    """The newborn of one turnover, a row per cradle [K]."""
+    """The births of one turnover, a row for each possible birth [K], and the number of deaths."""
 
-    ident: Array  # i32 [K] NOBODY where the cradle stayed empty
-    parent: Array  # i32 [K]
+    ident: Array  # i32 [K] NOBODY where no agent was born
+    parent: Array  # i32 [K] ident, NOBODY for random agents
     kind: Array  # i32 [K] RANDOM, OFFSPRING or REPAIRED
-    deaths: Array  # i32 [] agents that died before them, those replaced included
+    deaths: Array  # i32 [] agents that died before, those replaced included
+
+    @classmethod
+    def none(cls) -> Self:
+        """No births and no deaths: K = 0."""
+        rows = jnp.zeros(0, jnp.int32)
+        return cls(rows, rows, rows, jnp.zeros((), jnp.int32))
+
+
+class Turnover(struct.PyTreeNode):
+    """The result of `turnover`."""
+
+    population: Population
+    flows: CashFlows  # f [] ``endowment`` (including the rounding of `withdraw`) and ``wealth_of_the_dead``
+    births: Births
+    died: Array  # bool [N] slots of agents that died; they may be in use again
+    nonfinite_deaths: Array  # f [] agents that died because their wealth was NaN or infinite
 
 
 @standard_promotion
 def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -> Population:
-    """A population of given agents, in which nobody has children yet.
+    """A population of the given agents, born at step 0 and without parents.
 
     Args:
         agents: leaves [N, ...].
-        wealth: f [N].
-        alive: bool [N], all by default; the other slots are empty.
+        wealth: f [N], not negative.
+        alive: bool [N], all by default; the other slots are free.
 
     Raises:
-        ValueError: lengths differ, agents have NaN, or somebody starts with debts.
+        ValueError: shapes do not match, agents have NaN, or an agent has negative wealth.
     """
     wealth = as_float_array("wealth", wealth)
     if wealth.ndim != 1:
@@ -130,7 +133,7 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
     alive = jnp.ones(capacity, bool) if alive is None else as_bool_array("alive", alive, (capacity,))
     check_rows("agents", agents, capacity)
     if not isinstance(wealth, Tracer) and not bool((wealth >= 0).all()):
-        raise ValueError(f"wealth: agents cannot start with debts, the least is {float(wealth.min())}")
+        raise ValueError(f"wealth: expected at least 0 for each agent, got {float(wealth.min())}")
     ident = jnp.where(alive, jnp.cumsum(alive, dtype=jnp.int32) - 1, NOBODY)
     step = jnp.zeros(capacity, jnp.int32)
     return Population(
@@ -164,7 +167,7 @@ def turnover(
     step: Array,
     terms: Terms,
     max_births: int,
-) -> tuple[Population, PopulationFlows, Births, Array]:
+) -> Turnover:
     """Deaths, followed by births.
 
     Agents die if they are bankrupt, if their wealth is not finite, or if they have been idle too long. Then up to K
@@ -184,109 +187,133 @@ def turnover(
         step: i32 [], the time.
         terms: rates and amounts of money.
         max_births: K, static, at most N.
-
-    Returns:
-        The population, the money that was created and removed, the births, and a mask bool [N] of the agents that died
-        (their slots may be in use again).
     """
-    p, capacity = population, population.capacity
+    p = population
     key_use, key_kind, key_repair, key_parent, key_mate, key_mutate, key_init = jax.random.split(key, 7)
     finite = jnp.isfinite(p.wealth)
-    dying = p.alive & (~finite | (p.wealth <= terms.bankruptcy))
+    dying = _dying(p, step, terms)
+    newborns = _plan_births((key_use, key_repair), p, dying, terms, max_births)
+    died = dying | jnp.zeros(p.capacity, bool).at[newborns.slot].set(newborns.used & (p.alive & ~dying)[newborns.slot])
+    alive = p.alive & ~died
+    wealth = jnp.where(alive, p.wealth, 0)
+    newborns = _choose_parents((key_kind, key_parent, key_mate), wealth, newborns, terms)
+    wealth, gift, endowment, rounding = _endow(wealth, newborns, terms)
+
+    def gather(slot: Array) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[slot], p.agents)
+
+    mutate, draw = jax.vmap(representation.mutate), jax.vmap(representation.init)
+    children = mutate(jax.random.split(key_mutate, max_births), gather(newborns.parent), gather(newborns.mate))
+    agents = jax.tree.map(
+        lambda child, random: jnp.where(newborns.random.reshape(-1, *[1] * (child.ndim - 1)), random, child),
+        children,
+        draw(jax.random.split(key_init, max_births), observations),
+    )
+    # One write for each slot: unused rows write beyond the end, which is dropped.
+    where = jnp.where(newborns.used, newborns.slot, p.capacity)
+
+    def put(leaf: Array, new: Array | float) -> Array:
+        return leaf.at[where].set(jnp.asarray(new, leaf.dtype), mode="drop")
+
+    ident = p.count + jnp.cumsum(newborns.used, dtype=jnp.int32) - 1
+    parent = jnp.where(newborns.random, NOBODY, p.ident[newborns.parent])
+    kind = jnp.where(newborns.repaired, REPAIRED, jnp.where(newborns.offspring, OFFSPRING, RANDOM)).astype(jnp.int32)
+    return Turnover(
+        population=Population(
+            agents=jax.tree.map(put, p.agents, agents),
+            alive=put(alive, True),
+            wealth=put(wealth, gift + endowment),
+            offer=put(p.offer, jnp.nan),
+            ident=put(p.ident, ident),
+            parent=put(p.parent, parent),
+            born=put(p.born, step),
+            won=put(p.won, step),
+            count=p.count + newborns.used.sum(dtype=jnp.int32),
+        ),
+        flows=CashFlows.of(
+            endowment=endowment.sum() + rounding,
+            wealth_of_the_dead=-jnp.where(died & finite, p.wealth, 0).sum(),
+        ),
+        births=Births(
+            ident=jnp.where(newborns.used, ident, NOBODY),
+            parent=jnp.where(newborns.used, parent, NOBODY),
+            kind=kind,
+            deaths=died.sum(dtype=jnp.int32),
+        ),
+        died=died,
+        nonfinite_deaths=(p.alive & ~finite).sum(dtype=wealth.dtype),
+    )
+
+
+class _Newborns(struct.PyTreeNode):
+    """The agents that a turnover may create, [K] each."""
+
+    slot: Array  # i32, all different
+    used: Array  # bool, whether an agent is born
+    repaired: Array  # bool, it is one of these three
+    offspring: Array  # bool
+    random: Array  # bool
+    parent: Array  # i32 slot of the parent or of the repaired agent
+    mate: Array  # i32 slot
+
+
+def _dying(population: Population, step: Array, terms: Terms) -> Array:
+    """The agents that are bankrupt, have infinite or NaN wealth, or were idle too long: bool [N]."""
+    p = population
+    dying = p.alive & (~jnp.isfinite(p.wealth) | (p.wealth <= terms.bankruptcy))
     if terms.max_idle_steps is not None:
         dying = dying | (p.alive & (step - p.won > terms.max_idle_steps))
+    return dying
+
+
+def _plan_births(
+    keys: tuple[Array, Array], population: Population, dying: Array, terms: Terms, max_births: int
+) -> _Newborns:
+    """Slots of newborns: free ones first, then those of the poorest agents; and which agents are repaired."""
+    p, (key_use, key_repair) = population, keys
     alive = p.alive & ~dying
-
-    # The dead first, then the poorest.
-    slots = jnp.argsort(jnp.where(alive, p.wealth, -jnp.inf))[:max_births]
+    slot = jnp.argsort(jnp.where(alive, p.wealth, -jnp.inf))[:max_births]
     used = jax.random.uniform(key_use, (max_births,)) < terms.birth_rate
-    used = used & (~alive[slots] if terms.replace_poorest is None else ~alive[slots] | terms.replace_poorest)
-    replaced = jnp.zeros(capacity, bool).at[slots].set(used & alive[slots])
-    alive, died = alive & ~replaced, dying | replaced
-    estate = jnp.where(died & finite, p.wealth, 0).sum()
-    wealth = jnp.where(alive, p.wealth, 0)
+    used = used & (~alive[slot] if terms.replace_poorest is None else ~alive[slot] | terms.replace_poorest)
+    repaired = used & dying[slot] & (jax.random.uniform(key_repair, (max_births,)) < terms.p_repair)
+    return _Newborns(slot, used, repaired, offspring=repaired, random=used & ~repaired, parent=slot, mate=slot)
 
-    repaired = used & dying[slots] & (jax.random.uniform(key_repair, (max_births,)) < terms.p_repair)
+
+def _choose_parents(keys: tuple[Array, Array, Array], wealth: Array, newborns: _Newborns, terms: Terms) -> _Newborns:
+    """Which newborns are children, and parents and mates, drawn in proportion to wealth f [N]."""
+    n, count, (key_kind, key_parent, key_mate) = newborns, newborns.slot.shape, keys
     weight = jnp.where(wealth > terms.min_parent_wealth, jnp.maximum(wealth, 0), 0)
-    log_weight = jnp.log(weight)  # -inf: never drawn, unless all are
-    parents = jax.random.categorical(key_parent, log_weight, shape=(max_births,))
-    mates = jax.random.categorical(key_mate, log_weight, shape=(max_births,))
-    some = weight.sum() > 0
-    mutant = used & ~repaired & some & (jax.random.uniform(key_kind, (max_births,)) < terms.p_offspring)
-    novice = used & ~repaired & ~mutant
-    parents = jnp.where(repaired, slots, parents)
-
-    children = jnp.zeros(capacity, wealth.dtype).at[parents].add(mutant.astype(wealth.dtype))
-    gift = jnp.where(mutant, terms.inheritance * wealth[parents] / jnp.maximum(children[parents], 1), 0)
-    endowment = jnp.where(used, jnp.where(mutant, terms.child_endowment, terms.endowment), 0).astype(wealth.dtype)
-    wealth, rounding = pay(wealth, parents, gift)
-
-    def gather(who: Array) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf[who], p.agents)
-
-    bred = jax.vmap(representation.mutate)(jax.random.split(key_mutate, max_births), gather(parents), gather(mates))
-    random = jax.vmap(representation.init)(jax.random.split(key_init, max_births), observations)
-    # One write per slot: unused max_births write beyond the end, which is dropped.
-    where = jnp.where(used, slots, capacity)
-
-    def put(leaf: Array, new: Array) -> Array:
-        return leaf.at[where].set(new.astype(leaf.dtype), mode="drop")
-
-    def choose(old: Array, novel: Array) -> Array:
-        return jnp.where(novice.reshape(-1, *[1] * (old.ndim - 1)), novel, old)
-
-    ident = p.count + jnp.cumsum(used, dtype=jnp.int32) - 1
-    parent = jnp.where(novice, NOBODY, p.ident[parents])
-    now = jnp.full(max_births, step, jnp.int32)
-    population = Population(
-        agents=jax.tree.map(put, p.agents, jax.tree.map(choose, bred, random)),
-        alive=put(alive, jnp.ones(max_births, bool)),
-        wealth=put(wealth, gift + endowment),
-        offer=put(p.offer, jnp.full(max_births, jnp.nan, p.offer.dtype)),
-        ident=put(p.ident, ident),
-        parent=put(p.parent, parent),
-        born=put(p.born, now),
-        won=put(p.won, now),
-        count=p.count + used.sum(dtype=jnp.int32),
+    log_weight = jnp.log(weight)  # -inf is never drawn, unless all are
+    parent = jax.random.categorical(key_parent, log_weight, shape=count)
+    mate = jax.random.categorical(key_mate, log_weight, shape=count)
+    child = (weight.sum() > 0) & (jax.random.uniform(key_kind, count) < terms.p_offspring)
+    return n.replace(
+        offspring=n.random & child,
+        random=n.random & ~child,
+        parent=jnp.where(n.repaired, n.slot, parent),
+        mate=mate,
     )
-    births = Births(
-        ident=jnp.where(used, ident, NOBODY),
-        parent=jnp.where(used, parent, NOBODY),
-        kind=jnp.where(repaired, REPAIRED, jnp.where(mutant, OFFSPRING, RANDOM)),
-        deaths=died.sum(dtype=jnp.int32),
-    )
-    flows = PopulationFlows(
-        allowance=endowment.sum() + rounding,
-        estate=estate,
-        nonfinite=(p.alive & ~finite).sum(dtype=estate.dtype),
-    )
-    return population, flows, births, died
 
 
-def pay(accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
-    """Deduct payments from accounts, without rounding below 0.
-
-    An account with several payments, of at most its balance in total, can end a few units in the last slot below 0.
-    Such an account is set to 0, and the difference is returned.
-
-    Args:
-        accounts: f [N].
-        payer: i32 [K], index of the paying account.
-        amounts: f [K], at least 0.
+def _endow(wealth: Array, newborns: _Newborns, terms: Terms) -> tuple[Array, Array, Array, Array]:
+    """Parents' gifts and endowments.
 
     Returns:
-        The accounts f [N], and f [], the amount that this correction adds to their sum.
+        The wealth f [N] after the gifts; the gifts and the endowments f [K]; and f [], the rounding of `withdraw`.
     """
-    after = accounts.at[payer].add(-amounts)
-    short = jnp.where((accounts >= 0) & (after < 0), -after, 0)
-    return after + short, short.sum()
+    n = newborns
+    children = jnp.zeros(wealth.shape, wealth.dtype).at[n.parent].add(n.offspring.astype(wealth.dtype))
+    gift = jnp.where(n.offspring, terms.inheritance * wealth[n.parent] / jnp.maximum(children[n.parent], 1), 0)
+    created = jnp.where(n.used, jnp.where(n.offspring, terms.child_endowment, terms.endowment), 0).astype(wealth.dtype)
+    wealth, rounding = withdraw(wealth, n.parent, gift)
+    return wealth, gift, created, rounding
 
 
 class Lineage:
-    """Who descends from whom, from the births of a whole history. On the host.
+    """The descent of all agents ever born, from the births of all rounds. NumPy.
 
     Attributes:
-        parent: i32 [agents ever born], ident of each one's parent, NOBODY for novices and founders.
+        parent: i32 [agents ever born], ident of each one's parent, NOBODY for random agents and founders.
         kind: i32 [agents ever born].
         born: i32 [agents ever born], the turnover, -1 for founders.
     """
@@ -302,14 +329,14 @@ class Lineage:
         self.born[ident[used]] = np.broadcast_to(np.arange(len(ident))[:, None], ident.shape)[used]
 
     def ancestors(self, ident: int) -> list[int]:
-        """The agent, its parent, and so on to the first of its line."""
+        """The agent, its parent, and so on up to the first ancestor."""
         line = [int(ident)]
         while self.parent[line[-1]] != NOBODY:
             line.append(int(self.parent[line[-1]]))
         return line
 
     def family(self, ident: int) -> list[int]:
-        """Everybody who descends from the first of its line, in order of birth."""
+        """All descendants of its first ancestor, in order of birth."""
         first = self.ancestors(ident)[-1]
         family = {first}
         for child in range(first + 1, len(self.parent)):  # children are younger than their parents

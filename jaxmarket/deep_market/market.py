@@ -1,33 +1,33 @@
-"""Deep markets: agents with wealth own the world in turn (Sudhir and Tran-Thanh 2025, Definition 2.1, Algorithm 1).
+"""Deep markets: agents with wealth own the state in turn (Sudhir and Tran-Thanh 2025, Definition 2.1, Algorithm 1).
 
-The market itself learns: its parameters are the wealths, and who can pay most for a state acts there. A step of B
-parallel instances that share one table of wealth:
+The market itself learns. Its parameters are the wealths, because the agent that can pay most for a state acts in it. A
+step of B parallel instances that share one table of wealth:
 
-every agent bids for every instance's state, at most a B-th of its wealth → the auctions clear → winners pay, owners
-are paid → winners act, rewards are credited → rent, levy and tax.
+every agent bids for the state of every instance, at most 1/B of its wealth → the auctions clear → winners pay and
+owners are paid → winners act and receive rewards → rent, wealth tax and compute tax.
 
-With one instance this is the printed algorithm. Because no agent bids more than a B-th of its wealth in any instance,
-no agent can spend more than it has: while rewards are not negative, wealth does not fall below zero except by rounding
-(about 1e-7 of the payments). There is no γ: rent takes its slot. Every ``period`` steps agents die and are born
-(`population.turnover`). An agent whose wealth is no longer finite, because a reward was NaN or an account overflowed,
-dies at once (`DeepMarketFlows.nonfinite`).
+With one instance this is the published algorithm. As no agent bids more than 1/B of its wealth in any instance, no
+agent spends more than it has: while rewards are not negative, wealth falls below zero only by rounding (about 1e-7 of
+the payments). There is no discount; rent takes its place. After every ``period`` steps agents die and are born
+(`turnover`). An agent whose wealth is not finite, because a reward was NaN or its account overflowed, dies at once
+(`MarketStatistics.nonfinite_deaths`).
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket import auctions
+from jaxmarket.accounts import CashFlows, check_flows, withdraw
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
-from jaxmarket.checking import check, check_conserved, check_finite, checking
-from jaxmarket.deep_market.demographics import Births, Population, Terms, pay, random_population, turnover
+from jaxmarket.checking import check, check_finite
+from jaxmarket.deep_market.demographics import Births, Population, Terms, random_population, turnover
 from jaxmarket.deep_market.representations import NO_BID, Representation
-from jaxmarket.environments.adapter import Adapter, adapt, longer
+from jaxmarket.environments.adapter import Adapter, Step, adapt, longer
 from jaxmarket.metrics import gini
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
@@ -35,31 +35,34 @@ from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_
 
 __all__ = [
     "DeepMarket",
-    "DeepMarketFlows",
     "DeepMarketState",
+    "DeepMarketStep",
+    "MarketStatistics",
     "RoundSummary",
     "forward",
     "init",
     "money",
     "run",
     "step",
+    "summarize",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class DeepMarket:
-    """The static description of a deep market; frozen, compares by value, never compiled twice.
+    """The static description of a deep market. Equal ones compile once.
 
     Attributes:
         env: an environment, or its `Adapter`.
-        representation: how agents are written down.
+        representation: how agents are encoded, mutated and recombined.
         capacity: N, slots for agents.
-        instances: B, parallel copies of the world, one table of wealth.
-        mechanism: what the winner pays and the owner receives; first price by default, as printed.
-        consumers: for each consumer what a state is worth to it, ``obs -> f []``. Consumers do not act. They bid on
-            every state an agent has just reached, where it is worth something, up to their budget; whoever buys it
-            pays the agent and owns it from then on. Where there are consumers, the environment's reward is not paid.
-        property_rights: whether a sale's money goes to the owner; else it goes to a random living agent (ablation).
+        instances: B, parallel copies of the environment that share one table of wealth.
+        mechanism: what the winner pays and the owner receives; first price by default, as published.
+        consumers: for each consumer, the value of a state to it, ``obs -> f []``. Consumers do not act. They bid for
+            every state that an agent has just reached, up to their budget, where its value is positive. A consumer that
+            buys a state pays the agent and owns it from then on. With consumers the environment's reward is not paid.
+        property_rights: whether the owner of a state receives the money of its sale; otherwise a random living agent
+            does (ablation).
     """
 
     env: Adapter
@@ -86,60 +89,49 @@ class DeepMarketState(struct.PyTreeNode):
     population: Population
     env_state: PyTree  # leaves [B, ...]
     obs: Array  # f [B, ...] encoded observations of the states for sale
-    owner: Array  # i32 [B] account that sells: an agent's slot, N + c for consumer c, or AUCTIONEER
-    original_owner: Array  # i32 [] who owns the first state of every episode
-    consumers: Array  # f [C] their money
-    sold: Array  # bool [B] whether anybody bid in the last auction
+    owner: Array  # i32 [B] account that sells the state: an agent's slot, N + c for consumer c, or AUCTIONEER
+    original_owner: Array  # i32 [] account that owns the first state of every episode
+    consumers: Array  # f [C] wealth of the consumers
+    sold: Array  # bool [B] whether the last auction had a winner
     episode_return: Array  # f [B] of the running episode
     episode_length: Array  # i32 [B]
     time: Array  # i32 [] steps so far
 
 
-class DeepMarketFlows(struct.PyTreeNode):
-    """Movements of money and counts, summed over instances (and over the steps of a round). f [] each.
+class MarketStatistics(struct.PyTreeNode):
+    """Counts and sums over all instances of a step, or over the steps of a round. f [] each."""
 
-    Money changes by ``reward + subsidy + income + allowance - house - rent - levy - tax - estate`` and by nothing else.
-    The house's takings are a flow and no account: in float32 an account that only grows would soon stop growing.
-
-    An agent whose account is no longer finite after a reward dies at once. ``estate`` contains its previous wealth, and
-    no sum contains its rewards of that step, so that the flows stay finite and consistent.
-    """
-
-    reward: Array  # from the environment, to agents that survive it
-    subsidy: Array  # minted by the auctioneer: payout - price
-    income: Array  # to consumers
-    allowance: Array  # to newcomers without parents
-    house: Array  # to the house: sales of what it owned
-    rent: Array  # likewise, like the next two
-    levy: Array
-    tax: Array
-    estate: Array  # what the dead took
-    nonfinite: Array  # agents that died because their wealth was NaN or infinite
-    sales: Array  # paid by winners: moves money, does not change it
-    consumption: Array  # paid by consumers, likewise
-    auctions: Array  # held
-    unsold: Array  # of these, nobody bid
-    episodes: Array  # that ended
-    terminated: Array  # of these, not cut
+    auctions: Array
+    unsold: Array  # auctions without a winner
+    episodes: Array  # episodes that ended
+    terminated: Array  # of these, not truncated
     returns: Array  # sum of their undiscounted returns
     lengths: Array  # sum of their lengths
+    nonfinite_deaths: Array  # agents that died because their wealth was NaN or infinite
 
-    @property
-    def net(self) -> Array:
-        """What money changed by, according to the named flows."""
-        gains = self.reward + self.subsidy + self.income + self.allowance
-        return gains - self.house - self.rent - self.levy - self.tax - self.estate
 
-    @property
-    def moved(self) -> Array:
-        """Money that changed hands, entered or left."""
-        gains = (self.reward, self.subsidy, self.income, self.allowance)
-        losses = (self.rent, self.levy, self.tax, self.estate)  # what the house takes is part of the sales
-        return sum((abs(x) for x in (*gains, *losses, self.sales)), abs(self.consumption))
+class DeepMarketStep(struct.PyTreeNode):
+    """What happened in one step.
+
+    The flows, f [] each, summed over instances:
+
+    - ``reward``: from the environment, to agents that survive it; ``subsidy``: payout - price, from the mechanism;
+      ``consumer_income``; ``endowment``: of newborn agents;
+    - ``auctioneer``: minus what buyers paid for states that the auctioneer owned; ``rent``, ``wealth_tax``,
+      ``compute_tax``; ``wealth_of_the_dead``;
+    - the transfers ``sales`` and ``consumption``: what agents and consumers paid for states.
+
+    The auctioneer's revenue is a flow and not an account: a float32 account that only grows would soon stop growing.
+    A reward that makes an account infinite or NaN kills the agent. It is not a flow, so that the sums stay finite.
+    """
+
+    flows: CashFlows
+    statistics: MarketStatistics
+    wins: Array  # i32 [N] auctions won by each agent
 
 
 def money(state: DeepMarketState) -> Array:
-    """All money there is: agents' and consumers'. f []."""
+    """The wealth of all agents and consumers together: f []."""
     return state.population.wealth.sum() + state.consumers.sum()
 
 
@@ -155,21 +147,21 @@ def init(
     original_owner: Array | int = AUCTIONEER,
     consumers: Array | float = 0.0,
 ) -> DeepMarketState:
-    """Open a market: first states, and agents that own nothing but their money.
+    """The initial state: first states of the environment, a population, and its money.
 
     Args:
         market: the static description.
-        key: used up.
+        key: consumed.
         env_params: the environment's parameters.
-        population: who lives; random agents by default.
-        num_agents: how many of these; as many as there are slots by default.
-        wealth: f [], of each of them.
-        original_owner: who owns first states, the house by default.
-        consumers: f [C] or f [], what consumers own.
+        population: the agents; random agents by default.
+        num_agents: the number of random agents; as many as there are slots by default.
+        wealth: f [], of each random agent.
+        original_owner: the account that owns first states, the auctioneer by default.
+        consumers: f [C] or f [], wealth of the consumers.
 
     Raises:
-        ValueError: the population has another number of slots, more agents are wanted than slots, or what is given
-            is no amount of money or no account.
+        ValueError: the population has another capacity, there are more agents than slots, an amount of money is not a
+            finite number of the right shape, or the original owner is not an account.
     """
     key_reset, key_agents = jax.random.split(key)
     obs, env_state = jax.vmap(market.env.reset, (0, None))(jax.random.split(key_reset, market.instances), env_params)
@@ -179,14 +171,13 @@ def init(
         population = random_population(market.representation, key_agents, obs, market.capacity, num_agents, wealth)
     elif population.capacity != market.capacity:
         raise ValueError(f"population: expected {market.capacity} slots, as in the market, got {population.capacity}")
+    count = len(market.consumers)
     if not isinstance(original_owner, jax.Array):
-        original_owner = check_int(
-            "original_owner", original_owner, AUCTIONEER, market.capacity + len(market.consumers) - 1
-        )
-    budgets = as_float_array("consumers", consumers)
-    check_no_nan("consumers", budgets)
-    if budgets.shape not in ((), (len(market.consumers),)):
-        raise ValueError(f"consumers: expected money for {len(market.consumers)} of them, got shape {budgets.shape}")
+        original_owner = check_int("original_owner", original_owner, AUCTIONEER, market.capacity + count - 1)
+    consumer_wealth = as_float_array("consumers", consumers)
+    check_no_nan("consumers", consumer_wealth)
+    if consumer_wealth.shape not in ((), (count,)):
+        raise ValueError(f"consumers: expected the wealth of {count} consumers, got shape {consumer_wealth.shape}")
     instances = market.instances
     return DeepMarketState(
         population=population,
@@ -194,7 +185,7 @@ def init(
         obs=obs,
         owner=jnp.full(instances, original_owner, jnp.int32),
         original_owner=jnp.asarray(original_owner, jnp.int32),
-        consumers=jnp.broadcast_to(budgets, (len(market.consumers),)),
+        consumers=jnp.broadcast_to(consumer_wealth, (count,)),
         sold=jnp.ones(instances, bool),
         episode_return=jnp.zeros(instances, real()),
         episode_length=jnp.zeros(instances, jnp.int32),
@@ -202,40 +193,80 @@ def init(
     )
 
 
+class _Draws(struct.PyTreeNode):
+    """Uniform random numbers of one auction of agents and one of consumers: f [...] each."""
+
+    tie: Array  # breaks ties between agents
+    explore: Array  # whether a random agent wins
+    explorer: Array  # which one
+    idle_action: Array  # the action where no agent bids
+    consumer_tie: Array  # breaks ties between consumers
+    payee: Array  # the agent that receives the money without property rights
+
+    @classmethod
+    def of(cls, key: Array, shape: tuple[int, ...]) -> Self:
+        """Draw them all at once, which is far cheaper than step by step."""
+        return cls(*jnp.moveaxis(jax.random.uniform(key, (*shape, len(dataclasses.fields(cls))), real()), -1, 0))
+
+
+class _Randomness(struct.PyTreeNode):
+    """All that is random in a step; `run` draws it for many steps at once."""
+
+    draws: _Draws  # [B]
+    env_keys: Array  # u32 [B, ...] data of the environment's keys
+    first: tuple[Array, PyTree]  # observations and states for instances whose episode ends: leaves [B, ...]
+
+    @classmethod
+    def of(cls, market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> Self:
+        """The randomness of ``steps`` steps: leaves [steps, B, ...]."""
+        key_draws, key_env, key_reset = jax.random.split(key, 3)
+        shape = (steps, market.instances)
+        reset = jax.vmap(jax.vmap(market.env.reset, (0, None)), (0, None))
+        return cls(
+            draws=_Draws.of(key_draws, shape),
+            env_keys=jax.random.key_data(jax.random.split(key_env, shape)),
+            first=reset(jax.random.split(key_reset, shape), env_params),
+        )
+
+
+class _Sale(struct.PyTreeNode):
+    """An auction's result, or that of B auctions."""
+
+    outcome: Outcome
+    price: Array  # f [] what the winner pays
+    payout: Array  # f [] what the owner receives
+
+
 def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, frozen: bool) -> tuple[Array, Array]:
-    """Bids f [B, N], capped by budgets, `NO_BID` of the dead; and the offers f [N], newcomers' fixed unless frozen."""
+    """Bids f [B, N], at most the budgets, `NO_BID` of dead agents; and the fixed bids f [N] (`Terms.markup`)."""
     p = population
     budget = jnp.maximum(p.wealth, 0) / market.instances
     each_agent = jax.vmap(market.representation.bid, (0, None, 0))
     bids = jax.vmap(each_agent, (None, 0, None))(p.agents, obs, budget)
-    check_finite("bids", bids, "an agent bids a number, or is silent", p.alive & (bids != NO_BID))
+    check_finite("bids", bids, "a representation returns a finite bid or NO_BID", p.alive & (bids != NO_BID))
     bids = jnp.where(p.alive & jnp.isfinite(bids), bids, NO_BID)
     offer = p.offer
     if terms.markup is not None:
-        willing, settled = bids > NO_BID, ~jnp.isnan(offer)
+        willing, fixed = bids > NO_BID, ~jnp.isnan(offer)
         if not frozen:
-            best = jnp.max(jnp.where(willing & settled, jnp.minimum(offer, budget), 0), axis=1)  # [B]
-            entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # of the first instance that it bids in
-            offer = jnp.where(willing.any(0) & ~settled, entry, offer)
+            best = jnp.max(jnp.where(willing & fixed, jnp.minimum(offer, budget), 0), axis=1)  # [B]
+            entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # in the first instance that the agent bids in
+            offer = jnp.where(willing.any(0) & ~fixed, entry, offer)
         bids = jnp.where(willing & ~jnp.isnan(offer), offer, NO_BID)
     return jnp.minimum(bids, budget), offer
 
 
-def _clear(mechanism: Mechanism, draws: Array, bids: Array, eligible: Array, exploration: Any) -> tuple[Outcome, Array]:
-    """One instance's auction, bids f [N]: the outcome, and f [2] what the winner pays and what the owner receives.
-
-    Draws are f [3], uniform: for ties, whether to explore, and who wins then.
-    """
-    winner = auctions.choose(bids, draws[0], eligible)
-    if exploration is not None:
-        winner = jnp.where(draws[1] < exploration, auctions.pick(draws[2], eligible), winner)
+def _award(mechanism: Mechanism, bids: Array, eligible: Array, winner: Array) -> _Sale:
+    """Sell one state to a winner, given the bids f [N]."""
     outcome = auctions.award(bids, winner, eligible)
-    return outcome, jnp.where(winner >= 0, jnp.stack([mechanism.price(outcome), mechanism.payout(outcome)]), 0)
+    sold = winner >= 0
+    price, payout = mechanism.price(outcome), mechanism.payout(outcome)
+    return _Sale(outcome, jnp.where(sold, price, 0).astype(bids.dtype), jnp.where(sold, payout, 0).astype(bids.dtype))
 
 
 def _sell(
     market: DeepMarket,
-    draws: Array,
+    draws: _Draws,
     population: Population,
     obs: Array,
     env_state: PyTree,
@@ -243,22 +274,29 @@ def _sell(
     terms: Terms,
     *,
     frozen: bool = False,
-) -> tuple[Outcome, Array, Array, Array]:
-    """Auctions of any number of states: outcomes [B], prices f [B, 2], actions i32 [B], and the offers f [N]."""
+) -> tuple[_Sale, Array, Array]:
+    """Auctions of any number of states: sales [B], actions i32 [B], and the fixed bids f [N]."""
     p = population
     bids, offer = _bids(market, p, obs, terms, frozen)
     eligible = bids > NO_BID
     if hasattr(market.env.env, "legal_actions"):
         legal = jax.vmap(market.env.legal, (0, None))(env_state, env_params)  # [B, P]
-        would = jax.vmap(jax.vmap(market.representation.act, (0, None)), (None, 0))(p.agents, obs)  # [B, N]
-        eligible = eligible & jnp.take_along_axis(legal, would, axis=1)
-    clear = functools.partial(_clear, market.mechanism, exploration=terms.exploration)
-    outcome, prices = jax.vmap(clear)(draws, bids, eligible)
-    winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(outcome.winner, 0)], p.agents)
+        intended = jax.vmap(jax.vmap(market.representation.act, (0, None)), (None, 0))(p.agents, obs)  # [B, N]
+        eligible = eligible & jnp.take_along_axis(legal, intended, axis=1)
+
+    def clear(bids: Array, eligible: Array, draws: _Draws) -> _Sale:
+        winner = auctions.choose(bids, draws.tie, eligible)
+        if terms.exploration is not None:
+            explorer = auctions.pick(draws.explorer, eligible)
+            winner = jnp.where(draws.explore < terms.exploration, explorer, winner)
+        return _award(market.mechanism, bids, eligible, winner)
+
+    sale = jax.vmap(clear)(bids, eligible, draws)
+    winner = sale.outcome.winner
+    winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(winner, 0)], p.agents)
     actions = jax.vmap(market.representation.act)(winners, obs)
-    # Where nobody bids, the house does anything at all.
-    anything = jnp.floor(draws[:, 3] * market.env.num_actions).astype(actions.dtype)
-    return outcome, prices, jnp.where(outcome.winner >= 0, actions, anything), offer
+    idle = jnp.floor(draws.idle_action * market.env.num_actions).astype(actions.dtype)
+    return sale, jnp.where(winner >= 0, actions, idle), offer
 
 
 @standard_promotion
@@ -271,182 +309,203 @@ def forward(
     env_params: PyTree,
     terms: Terms | None = None,
 ) -> tuple[Outcome, Array, Array]:
-    """Algorithm 1's forward pass: who would win each state, and what they would do.
+    """The forward pass of Algorithm 1: the winner of each state, the price and the action.
 
-    The market is frozen: no money moves, nobody explores, and newcomers whose bid is to be fixed at entry
-    (`Terms.markup`) stay out.
+    The market is frozen: no money moves, there is no exploration, and agents whose bid is not fixed yet
+    (`Terms.markup`) do not bid.
 
     Args:
         market, population, terms: as in `step`.
-        key: breaks ties, and acts where nobody bids.
+        key: breaks ties, and draws the action where no agent bids.
         obs, env_state: leaves [B', ...], any number of states.
         env_params: the environment's parameters.
 
     Returns:
-        Outcomes [B'], what the states would be sold for f [B'], and actions i32 [B'].
+        Outcomes [B'], payouts f [B'] that the owners of the states would receive, and actions i32 [B'].
     """
     terms = (terms or Terms()).replace(exploration=None)
-    draws = jax.random.uniform(key, (obs.shape[0], _DRAWS), real())
-    outcome, prices, actions, _ = _sell(market, draws, population, obs, env_state, env_params, terms, frozen=True)
-    return outcome, prices[:, 1], actions
-
-
-class _Chance(struct.PyTreeNode):
-    """All that is random in a step, drawn for many steps at once, which is far cheaper."""
-
-    draws: Array  # f [B, 6] uniform: see `_clear`, `_sell`; the last two for consumers and strangers
-    words: Array  # u32 [B, ...] of the environment's keys
-    fresh: tuple[Array, PyTree]  # first states, for instances whose episode ends: leaves [B, ...]
-
-
-_DRAWS = 6
-
-
-def _draw(market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> _Chance:
-    """The randomness of so many steps: leaves [steps, ...]."""
-    key_draws, key_env, key_reset = jax.random.split(key, 3)
-    shape = (steps, market.instances)
-    reset = jax.vmap(jax.vmap(market.env.reset, (0, None)), (0, None))
-    return _Chance(
-        draws=jax.random.uniform(key_draws, (*shape, _DRAWS), real()),
-        words=jax.random.key_data(jax.random.split(key_env, shape)),
-        fresh=reset(jax.random.split(key_reset, shape), env_params),
-    )
+    draws = _Draws.of(key, obs.shape[:1])
+    sale, actions, _ = _sell(market, draws, population, obs, env_state, env_params, terms, frozen=True)
+    return sale.outcome, sale.payout, actions
 
 
 @entry_point
 def step(
     market: DeepMarket, key: Array, state: DeepMarketState, env_params: PyTree, terms: Terms | None = None
-) -> tuple[DeepMarketState, DeepMarketFlows, Array]:
+) -> tuple[DeepMarketState, DeepMarketStep]:
     """One auction, its payments and one environment step in every instance.
 
-    Where nobody bids, the house acts at random, and what that earns is paid to nobody. An episode that ends is
-    followed by a new one, whose first state belongs to the original owner; what the last owner paid is lost to it.
+    Where no agent bids, a random action is taken and its reward is not paid. When an episode ends, the next one begins
+    and its first state belongs to the original owner; the price of the last state is lost to its owner.
 
     Args:
         market: the static description.
-        key: a typed PRNG key, used up.
-        state: as it is.
+        key: a typed PRNG key, consumed.
+        state: the state before.
         env_params: the environment's parameters.
-        terms: traced terms; none of them by default.
-
-    Returns:
-        The state after the step, the books of it, and how many auctions each agent won: i32 [N].
+        terms: traced economic settings; the defaults by default.
     """
-    chance = jax.tree.map(lambda leaf: leaf[0], _draw(market, key, env_params, 1))
-    return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), state, chance)
+    randomness = jax.tree.map(lambda leaf: leaf[0], _Randomness.of(market, key, env_params, 1))
+    return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), state, randomness)
+
+
+class _Ledger(struct.PyTreeNode):
+    """The accounts in the middle of a step, and what was paid so far."""
+
+    accounts: Array  # f [N + C + 1] agents, consumers, auctioneer (whose number -1 is the last one)
+    owner: Array  # i32 [B] who owns the state that was reached
+    subsidy: Array  # f [B] payout - price, of agents' and consumers' purchases
+    rounding: Array  # f [] added to the accounts so that none rounds below 0
+    sales: Array  # f []
+    consumption: Array  # f []
 
 
 def _step(
-    market: DeepMarket, implementation: Any, env_params: PyTree, terms: Terms, state: DeepMarketState, chance: _Chance
-) -> tuple[DeepMarketState, DeepMarketFlows, Array]:
+    market: DeepMarket,
+    key_impl: Any,
+    env_params: PyTree,
+    terms: Terms,
+    state: DeepMarketState,
+    randomness: _Randomness,
+) -> tuple[DeepMarketState, DeepMarketStep]:
     """`step`, with its randomness drawn beforehand."""
-    e, p, instances, slots = state, state.population, market.instances, market.capacity
-    outcome, prices, action, offer = _sell(market, chance.draws, p, e.obs, e.env_state, env_params, terms)
-    winner, sold = outcome.winner, outcome.winner >= 0
-    keys = jax.random.wrap_key_data(chance.words, impl=implementation)
-    after = jax.vmap(market.env.step, (0, 0, 0, None))(keys, e.env_state, action, env_params)
-    done = after.terminated | after.truncated
-    check_finite("prices", prices, f"the mechanism {market.mechanism.name} must return numbers", step=e.time)
-    check_finite("reward", after.reward, f"a step of {market.env.name} must return a number", step=e.time)
-    check_finite("observation", after.obs, f"a step of {market.env.name} must return numbers", step=e.time)
-    last = slots + len(market.consumers) - 1
-    check(
-        lambda: jnp.all((e.owner >= AUCTIONEER) & (e.owner <= last)),
-        f"owner: there is no account {{owner}}, only -1 (the house) to {last}",
-        owner=lambda: e.owner[jnp.argmax((e.owner < AUCTIONEER) | (e.owner > last))],
-    )
+    p, slots, draws = state.population, market.capacity, randomness.draws
+    sale, action, offer = _sell(market, draws, p, state.obs, state.env_state, env_params, terms)
+    keys = jax.random.wrap_key_data(randomness.env_keys, impl=key_impl)
+    after = jax.vmap(market.env.step, (0, 0, 0, None))(keys, state.env_state, action, env_params)
+    _check_step(market, state, sale, after)
 
-    # Exploration can make someone win who cannot pay a rival's price: it pays what it has, the seller gets less.
-    budget = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / instances
-    price = jnp.minimum(prices[:, 0], budget)
-    subsidy = prices[:, 1] - prices[:, 0]
-    payout = price + subsidy
-    seller = e.owner
-    if not market.property_rights:
-        stranger = jax.vmap(auctions.pick, (0, None))(chance.draws[:, 5], p.alive)
-        seller = jnp.where(seller == AUCTIONEER, AUCTIONEER, stranger)
-    # Agents, then consumers, then the house, whose number -1 is the last one.
-    accounts = jnp.concatenate([p.wealth, e.consumers, jnp.zeros(1, real())])
-    accounts, rounding = _pay(market, accounts, winner, price)
-    accounts = accounts.at[seller].add(payout)
-
-    owner, reward = winner, jnp.where(sold & (not market.consumers), after.reward, 0)
-    consumption = income = jnp.zeros((), real())
+    ledger = _pay_sellers(market, draws, state, sale)
+    income = jnp.zeros((), real())
     if market.consumers:
-        # They bid for the states just reached, terminal ones included.
-        values = jnp.stack([jax.vmap(value)(after.obs) for value in market.consumers], axis=1)  # [B, C]
-        values = jnp.minimum(values, jnp.maximum(accounts[slots:-1], 0) / instances)
-        clear = functools.partial(_clear, market.mechanism, exploration=None)
-        bought, paid = jax.vmap(clear)(chance.draws[:, 4:], values, values > 0)
-        owner = jnp.where(bought.winner >= 0, slots + bought.winner, winner)
-        accounts, more = _pay(market, accounts, owner, paid[:, 0])
-        accounts, rounding = accounts.at[winner].add(paid[:, 1]), rounding + more
-        consumption, subsidy = paid[:, 0].sum(), subsidy + paid[:, 1] - paid[:, 0]
+        ledger = _sell_to_consumers(market, draws, after.obs, sale, ledger)
         if terms.consumer_income is not None:
-            income = jnp.asarray(terms.consumer_income * len(market.consumers), accounts.dtype)
-            accounts = accounts.at[slots:-1].add(terms.consumer_income)
-    accounts, gone, estate = _credit(p, accounts, winner, reward)
-    lost = sold & gone[winner]
-    owner = jnp.where(lost & (owner == winner), AUCTIONEER, owner)
-    original_owner = jnp.where(gone[e.original_owner] & (e.original_owner < slots), AUCTIONEER, e.original_owner)
+            income = jnp.asarray(terms.consumer_income * len(market.consumers), ledger.accounts.dtype)
+            ledger = ledger.replace(accounts=ledger.accounts.at[slots:-1].add(terms.consumer_income))
+
+    winner, sold = sale.outcome.winner, sale.outcome.winner >= 0
+    reward = jnp.where(sold & (not market.consumers), after.reward, 0)
+    accounts, killed, wealth_of_the_dead = _credit(p, ledger.accounts, winner, reward)
+    lost = sold & killed[winner]
+    owner = jnp.where(lost & (ledger.owner == winner), AUCTIONEER, ledger.owner)
+    original = state.original_owner
+    original = jnp.where(killed[original] & (original < slots), AUCTIONEER, original)
 
     wins = jnp.zeros(slots, jnp.int32).at[jnp.where(sold, winner, slots)].add(1, mode="drop")
-    wealth, rent, levy, tax = _charges(market, p, accounts[:slots], wins, terms)
-    returns, lengths = e.episode_return + after.undiscounted, longer(e.episode_length, after.duration)
-    books = DeepMarketFlows(
+    wealth, charges = _charge(market, p, accounts[:slots], wins, terms)
+    flows = CashFlows.of(
         reward=jnp.where(lost, 0, reward).sum(),
-        subsidy=subsidy.sum(),
-        income=income,
-        allowance=jnp.zeros((), real()),
-        house=accounts[-1] - rounding,
-        rent=rent.sum(),
-        levy=levy.sum(),
-        tax=tax.sum(),
-        estate=estate,
-        nonfinite=gone.sum(dtype=real()),
-        sales=price.sum(),
-        consumption=consumption,
-        auctions=jnp.asarray(instances, real()),
+        subsidy=ledger.subsidy.sum(),
+        consumer_income=income,
+        endowment=jnp.zeros((), real()),
+        auctioneer=ledger.rounding - accounts[-1],
+        **charges,
+        wealth_of_the_dead=-wealth_of_the_dead,
+        transfers={"sales": ledger.sales, "consumption": ledger.consumption},
+    )
+    done = after.terminated | after.truncated
+    returns, lengths = state.episode_return + after.undiscounted, longer(state.episode_length, after.duration)
+    statistics = MarketStatistics(
+        auctions=jnp.asarray(market.instances, real()),
         unsold=(~sold).sum(dtype=real()),
         episodes=done.sum(dtype=real()),
         terminated=after.terminated.sum(dtype=real()),
         returns=jnp.where(done, returns, 0).sum(),
         lengths=jnp.where(done, lengths, 0).sum(dtype=real()),
+        nonfinite_deaths=killed.sum(dtype=real()),
     )
 
-    def begin(new: Array, old: Array) -> Array:
+    def reset(new: Array, old: Array) -> Array:
         return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    state = e.replace(
+    following = state.replace(
         population=p.replace(
-            alive=p.alive & ~gone, wealth=wealth, offer=offer, won=jnp.where(wins > 0, e.time + 1, p.won)
+            alive=p.alive & ~killed, wealth=wealth, offer=offer, won=jnp.where(wins > 0, state.time + 1, p.won)
         ),
-        env_state=jax.tree.map(begin, chance.fresh[1], after.env_state),
-        obs=begin(chance.fresh[0], after.obs),
-        owner=jnp.where(done, original_owner, owner),
-        original_owner=original_owner,
+        env_state=jax.tree.map(reset, randomness.first[1], after.env_state),
+        obs=reset(randomness.first[0], after.obs),
+        owner=jnp.where(done, original, owner),
+        original_owner=original,
         consumers=accounts[slots:-1],
         sold=sold,
         episode_return=jnp.where(done, 0, returns),
         episode_length=jnp.where(done, 0, lengths),
-        time=e.time + 1,
+        time=state.time + 1,
     )
-    if checking():
-        opening, closing = ((p.wealth, e.consumers), (wealth, state.consumers))
-        check_conserved(opening, closing, (books.net,), (books.moved,), step=e.time)
-    return state, books, wins
+    check_flows((p.wealth, state.consumers), (wealth, following.consumers), flows, step=state.time)
+    return following, DeepMarketStep(flows, statistics, wins)
 
 
-def _pay(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
-    """Make one payment per instance: the accounts, and the rounding error below 0, which the house bears."""
+def _check_step(market: DeepMarket, state: DeepMarketState, sale: _Sale, after: Step) -> None:
+    """Checks of `checked` programs: numbers of the mechanism and the environment, and the owners."""
+    time, name = state.time, market.env.name
+    prices = jnp.stack([sale.price, sale.payout], axis=1)
+    check_finite("prices", prices, f"the mechanism {market.mechanism.name} must return numbers", step=time)
+    check_finite("reward", after.reward, f"a step of {name} must return a number", step=time)
+    check_finite("observation", after.obs, f"a step of {name} must return numbers", step=time)
+    last = market.capacity + len(market.consumers) - 1
+    check(
+        lambda: jnp.all((state.owner >= AUCTIONEER) & (state.owner <= last)),
+        f"owner: expected an account from -1 (the auctioneer) to {last}, got {{owner}}",
+        owner=lambda: state.owner[jnp.argmax((state.owner < AUCTIONEER) | (state.owner > last))],
+    )
+
+
+def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale: _Sale) -> _Ledger:
+    """Winners pay for the states, and their owners are paid."""
+    p, winner = state.population, sale.outcome.winner
+    # An explorer may be unable to pay a rival's price: it pays what it has, and the seller receives less.
+    budget = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / market.instances
+    price = jnp.minimum(sale.price, budget)
+    subsidy = sale.payout - sale.price
+    seller = state.owner
+    if not market.property_rights:
+        payee = jax.vmap(auctions.pick, (0, None))(draws.payee, p.alive)
+        seller = jnp.where(seller == AUCTIONEER, AUCTIONEER, payee)
+    accounts = jnp.concatenate([p.wealth, state.consumers, jnp.zeros(1, real())])
+    accounts, rounding = _withdraw(market, accounts, winner, price)
+    return _Ledger(
+        accounts=accounts.at[seller].add(price + subsidy),
+        owner=winner,
+        subsidy=subsidy,
+        rounding=rounding,
+        sales=price.sum(),
+        consumption=jnp.zeros((), real()),
+    )
+
+
+def _sell_to_consumers(market: DeepMarket, draws: _Draws, obs: Array, sale: _Sale, ledger: _Ledger) -> _Ledger:
+    """Consumers bid for the states just reached, terminal ones included."""
+    slots, accounts = market.capacity, ledger.accounts
+    values = jnp.stack([jax.vmap(value)(obs) for value in market.consumers], axis=1)  # [B, C]
+    values = jnp.minimum(values, jnp.maximum(accounts[slots:-1], 0) / market.instances)
+
+    def clear(bids: Array, tie: Array) -> _Sale:
+        eligible = bids > 0
+        return _award(market.mechanism, bids, eligible, auctions.choose(bids, tie, eligible))
+
+    bought = jax.vmap(clear)(values, draws.consumer_tie)
+    winner, consumer = sale.outcome.winner, bought.outcome.winner
+    owner = jnp.where(consumer >= 0, slots + consumer, winner)
+    accounts, rounding = _withdraw(market, accounts, owner, bought.price)
+    return ledger.replace(
+        accounts=accounts.at[winner].add(bought.payout),
+        owner=owner,
+        subsidy=ledger.subsidy + bought.payout - bought.price,
+        rounding=ledger.rounding + rounding,
+        consumption=bought.price.sum(),
+    )
+
+
+def _withdraw(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
+    """One payment per instance: the accounts, and the rounding error below 0 that the auctioneer bears."""
     if market.instances == 1:  # a single payment of at most the balance never rounds below 0
         return accounts.at[payer].add(-amounts), jnp.zeros((), accounts.dtype)
-    return pay(accounts, payer, amounts)
+    return withdraw(accounts, payer, amounts)
 
 
 def _credit(population: Population, accounts: Array, winner: Array, reward: Array) -> tuple[Array, Array, Array]:
-    """Pay rewards f [B]; agents whose accounts are not finite then die.
+    """Pay rewards f [B]. Agents whose accounts are not finite afterwards die.
 
     Returns:
         The accounts, 0 for dead agents; whether each agent died, bool [N]; and the finite wealth of dead agents before
@@ -455,42 +514,50 @@ def _credit(population: Population, accounts: Array, winner: Array, reward: Arra
     slots = population.capacity
     before, after = accounts[:slots], accounts.at[winner].add(reward)
     died = population.alive & ~jnp.isfinite(after[:slots])
-    estate = jnp.where(died & jnp.isfinite(before), before, 0).sum()
-    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, estate
+    wealth_of_the_dead = jnp.where(died & jnp.isfinite(before), before, 0).sum()
+    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, wealth_of_the_dead
 
 
-def _charges(
+def _charge(
     market: DeepMarket, population: Population, wealth: Array, wins: Array, terms: Terms
-) -> tuple[Array, Array, Array, Array]:
-    """What is left of every agent's wealth, its rent, its levy and its tax: f [N] each. Nobody is charged into debt."""
-    rent = levy = tax = jnp.zeros_like(wealth)
-    left = wealth
-
-    # Booked is what an account in fact became smaller by: a charge that is tiny beside it is rounded when it is taken.
-    def take(left: Array, charge: Array) -> tuple[Array, Array]:
-        after = left - charge
-        return after, left - after
-
-    if terms.rent is not None:
-        left, rent = take(left, terms.rent * wins / market.instances * jnp.maximum(left, 0))
-    if terms.wealth_tax is not None:
-        left, levy = take(left, terms.wealth_tax * jnp.maximum(left, 0))
-    if terms.compute_tax is not None:
-        owed = terms.compute_tax * jax.vmap(market.representation.cost)(population.agents)
-        left, tax = take(left, jnp.minimum(owed, jnp.maximum(left, 0)))
-    return left, rent, levy, tax
+) -> tuple[Array, dict[str, Array]]:
+    """Rent and taxes, none of which puts an agent into debt: the wealth that remains f [N], and the flows f []."""
+    due: dict[str, Callable[[Array], Array]] = {}
+    if (rent := terms.rent) is not None:
+        due["rent"] = lambda own: rent * wins / market.instances * own
+    if (share := terms.wealth_tax) is not None:
+        due["wealth_tax"] = lambda own: share * own
+    if (price := terms.compute_tax) is not None:
+        cost = jax.vmap(market.representation.cost)(population.agents)
+        due["compute_tax"] = lambda own: jnp.minimum(price * cost, own)
+    flows: dict[str, Array] = {name: jnp.zeros((), wealth.dtype) for name in ("rent", "wealth_tax", "compute_tax")}
+    for name, charge in due.items():
+        before, wealth = wealth, wealth - charge(jnp.maximum(wealth, 0))
+        flows[name] = (wealth - before).sum()  # not the charge, which may be rounded when it is subtracted
+    return wealth, flows
 
 
 class RoundSummary(struct.PyTreeNode):
-    """What one round did: so many steps, then deaths and births."""
+    """One round: its steps, followed by deaths and births."""
 
-    books: DeepMarketFlows  # sums over the round
+    flows: CashFlows  # f [] sums over the round, see `DeepMarketStep`
+    statistics: MarketStatistics  # sums over the round
     money: Array  # f [] at its end
-    num_agents: Array  # i32 [] agents, at its end
+    num_agents: Array  # i32 [] living agents at its end
     births: Births
     gini: Array  # f [] of the living agents' wealth
-    wealth: Array  # f [5] of the living: least, quartiles, most
-    share: Array  # f [] share of the round's auctions that the most successful agent won
+    wealth: Array  # f [5] minimum, quartiles and maximum of the living agents' wealth
+    top_share: Array  # f [] share of the round's auctions that the most successful agent won
+
+    def residual(self, opened: Any) -> Any:
+        """The change of money in all rounds that no flow explains, relative to the money that moved: f [].
+
+        Leaves are f [rounds, ...] NumPy arrays; in float64 only the rounding of the float32 sums remains.
+
+        Args:
+            opened: f [], the money before the first round.
+        """
+        return self.flows.residual(opened, self.money[-1])
 
 
 @entry_point
@@ -505,69 +572,71 @@ def run(
     period: int,
     max_births: int = 1,
 ) -> tuple[DeepMarketState, RoundSummary]:
-    """Rounds of ``period`` steps, each followed by deaths and births. Jit it, vmap it over seeds and terms.
+    """Run rounds of ``period`` steps, each followed by deaths and births. Pure: jit it, vmap it over seeds and terms.
 
     Args:
         market, state, env_params, terms: as in `step`.
-        key: used up.
+        key: consumed.
         rounds, period: static.
-        max_births: K, most births in a turnover; without any, nobody dies either. Static.
+        max_births: K, the most births in a turnover; with 0 there are no deaths either. Static.
 
     Returns:
         The state, and the rounds with a leading axis [rounds].
 
     Raises:
-        ValueError: no rounds or steps, or more max_births than slots.
+        ValueError: ``rounds`` or ``period`` is less than 1, or ``max_births`` is not between 0 and the capacity.
     """
     terms = terms or Terms()
     rounds, period = check_int("rounds", rounds), check_int("period", period)
     max_births = check_int("max_births", max_births, 0, market.capacity)
-    implementation = jax.random.key_impl(key)
+    key_impl = jax.random.key_impl(key)
 
-    def one(state: DeepMarketState, key: Array) -> tuple[DeepMarketState, RoundSummary]:
+    def one_step(
+        carry: tuple[DeepMarketState, Array], randomness: _Randomness
+    ) -> tuple[tuple[DeepMarketState, Array], tuple[CashFlows, MarketStatistics]]:
+        state, wins = carry
+        state, happened = _step(market, key_impl, env_params, terms, state, randomness)
+        return (state, wins + happened.wins), (happened.flows, happened.statistics)
+
+    def one_round(state: DeepMarketState, key: Array) -> tuple[DeepMarketState, RoundSummary]:
         key_steps, key_turnover, key_states = jax.random.split(key, 3)
-
-        def body(
-            carry: tuple[DeepMarketState, Array], chance: _Chance
-        ) -> tuple[tuple[DeepMarketState, Array], DeepMarketFlows]:
-            state, wins = carry
-            state, books, won = _step(market, implementation, env_params, terms, state, chance)
-            return (state, wins + won), books
-
         carry = state, jnp.zeros(market.capacity, jnp.int32)
-        (state, wins), books = jax.lax.scan(body, carry, _draw(market, key_steps, env_params, period))
-        books = jax.tree.map(lambda x: x.sum(0), books)
+        randomness = _Randomness.of(market, key_steps, env_params, period)
+        (state, wins), history = jax.lax.scan(one_step, carry, randomness)
+        flows, statistics = jax.tree.map(lambda x: x.sum(0), history)
+        births = Births.none()
         if max_births:
-            # Newcomers are born first of all into states that nobody wanted.
+            # Random agents are born into unsold states first.
             order = jnp.argsort(state.sold + 0.5 * jax.random.uniform(key_states, state.sold.shape))
             states = jnp.resize(state.obs[order], (max_births, *state.obs.shape[1:]))
-            population, flows, births, died = turnover(
+            changes = turnover(
                 market.representation, key_turnover, state.population, states, state.time, terms, max_births
             )
-            books = books.replace(
-                allowance=flows.allowance,
-                estate=books.estate + flows.estate,
-                nonfinite=books.nonfinite + flows.nonfinite,
-            )
-            # Nobody is paid in slot of the dead: what they owned falls to the house.
-            heirless = jnp.concatenate([died, jnp.zeros(len(market.consumers) + 1, bool)])
+            flows, births = flows + changes.flows, changes.births
+            statistics = statistics.replace(nonfinite_deaths=statistics.nonfinite_deaths + changes.nonfinite_deaths)
+            # States owned by dead agents revert to the auctioneer.
+            died = jnp.concatenate([changes.died, jnp.zeros(len(market.consumers) + 1, bool)])
             owner, original_owner = (
-                jnp.where(heirless[account], AUCTIONEER, account) for account in (state.owner, state.original_owner)
+                jnp.where(died[account], AUCTIONEER, account) for account in (state.owner, state.original_owner)
             )
-            state = state.replace(population=population, owner=owner, original_owner=original_owner)
-        else:
-            nobody = jnp.zeros(0, jnp.int32)
-            births = Births(nobody, nobody, nobody, jnp.zeros((), jnp.int32))
-        p = state.population
-        alive_wealth = jnp.where(p.alive, p.wealth, jnp.nan)
-        return state, RoundSummary(
-            books=books,
-            money=money(state),
-            num_agents=p.alive.sum(dtype=jnp.int32),
-            births=births,
-            gini=gini(p.wealth, p.alive),
-            wealth=jnp.nanquantile(alive_wealth, jnp.linspace(0, 1, 5)),
-            share=wins.max() / (books.auctions - books.unsold),
-        )
+            state = state.replace(population=changes.population, owner=owner, original_owner=original_owner)
+        return state, summarize(state.population, money(state), flows, statistics, births, wins)
 
-    return jax.lax.scan(one, state, jax.random.split(key, rounds))
+    return jax.lax.scan(one_round, state, jax.random.split(key, rounds))
+
+
+def summarize(
+    population: Population, money: Array, flows: CashFlows, statistics: MarketStatistics, births: Births, wins: Array
+) -> RoundSummary:
+    """Summarize a round by the population at its end, f [] sums over its steps, and the auctions each agent won."""
+    p = population
+    return RoundSummary(
+        flows=flows,
+        statistics=statistics,
+        money=money,
+        num_agents=p.alive.sum(dtype=jnp.int32),
+        births=births,
+        gini=gini(p.wealth, p.alive),
+        wealth=jnp.nanquantile(jnp.where(p.alive, p.wealth, jnp.nan), jnp.linspace(0, 1, 5)),
+        top_share=wins.max() / (statistics.auctions - statistics.unsold),
+    )

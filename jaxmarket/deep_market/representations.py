@@ -1,7 +1,7 @@
-"""Representations: how an agent of a population is written down, and how its children differ from it.
+"""Representations: how the agents of a population are encoded, mutated and recombined.
 
-An agent is a pytree of arrays; a `Representation` says what it bids and does, and how one is born. Its methods concern
-one agent and are pure: a market maps them over all agents and all its instances. A representation of your own is a
+An agent is a pytree of arrays. A `Representation` draws new agents, computes bids and actions, and mutates. Its methods
+concern one agent and are pure; a market maps them over all agents and instances. To add a representation, write a
 frozen dataclass with these five methods; nothing has to be registered.
 
 | representation | an agent is | its bid |
@@ -38,30 +38,30 @@ __all__ = [
 ]
 
 NO_BID = -jnp.inf
-"""The bid of an agent that does not bid: an auction takes no other than finite ones."""
+"""The value that stands for no bid: only finite bids are eligible."""
 
 
 class Representation(Protocol):
-    """What a market needs to know of its agents. Compares and hashes by value, like a frozen dataclass."""
+    """The encoding of a market's agents. Compares and hashes by value, like a frozen dataclass."""
 
     def init(self, key: Array, obs: Array) -> PyTree:
-        """An agent at random, born into the state behind ``obs`` f [...] (which it may ignore)."""
+        """A random agent, born into the state with observation ``obs`` f [...], which it may ignore."""
         ...
 
     def bid(self, agent: PyTree, obs: Array, budget: Array) -> Array:
-        """What it offers for the state: f [], `NO_BID` for nothing. ``budget`` f [] is the most it can pay."""
+        """The bid for a state: f [], or `NO_BID`. ``budget`` f [] is the most that the agent can pay."""
         ...
 
     def act(self, agent: PyTree, obs: Array) -> Array:
-        """Which primitive it applies if it wins: i32 []."""
+        """The primitive that it applies if it wins: i32 []."""
         ...
 
     def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> PyTree:
-        """A child of ``agent``; ``mate`` is another rich agent (or the same), for representations that recombine."""
+        """A child of ``agent``. ``mate`` is another rich agent or the same one, for representations with crossover."""
         ...
 
     def cost(self, agent: PyTree) -> Array:
-        """Units of computation that a bid takes, for a tax on it: f []."""
+        """Units of computation per bid, for the compute tax: f []."""
         ...
 
 
@@ -88,8 +88,8 @@ class ClassifierRules:
     Attributes:
         bits: n, length of an observation; entries above one half are 1.
         actions: P.
-        coefficient: c, share of its budget that a rule without # bids.
-        base: what specificity does not decide, in [0, 1].
+        coefficient: c, the share of its budget that a rule without # bids.
+        base: the part of the bid that does not depend on specificity, in [0, 1].
         wildcards: probability of # in a new rule.
         crossover, mutation: probabilities.
     """
@@ -107,7 +107,7 @@ class ClassifierRules:
         _check_shares(self, "coefficient", "base", "wildcards", "crossover", "mutation")
 
     def init(self, key: Array, obs: Array) -> ClassifierRule:
-        """A rule that matches ``obs`` f [n] and does anything."""
+        """A rule that matches ``obs`` f [n], with a random action."""
         key_hash, key_action = jax.random.split(key)
         general = jax.random.bernoulli(key_hash, self.wildcards, (self.bits,))
         condition = jnp.where(general, WILDCARD, (obs > 0.5).astype(jnp.int32))
@@ -122,12 +122,12 @@ class ClassifierRules:
         return (agent.condition != WILDCARD).mean(dtype=real())
 
     def bid(self, agent: ClassifierRule, obs: Array, budget: Array) -> Array:
-        """A share of the budget, where the condition matches."""
+        """A share of the budget if the condition matches."""
         share = self.coefficient * (self.base + (1 - self.base) * self.specificity(agent))
         return jnp.where(self.matches(agent, obs), share * budget, NO_BID)
 
     def act(self, agent: ClassifierRule, obs: Array) -> Array:
-        """Its action, whatever it sees."""
+        """Its action, for every observation."""
         return agent.action
 
     def mutate(self, key: Array, agent: ClassifierRule, mate: ClassifierRule) -> ClassifierRule:
@@ -140,8 +140,10 @@ class ClassifierRules:
         # One of the two other symbols.
         other = (condition + jax.random.randint(keys[2], (self.bits,), 1, 3, jnp.int32)) % 3
         condition = jnp.where(jax.random.bernoulli(keys[3], self.mutation, (self.bits,)), other, condition)
-        anew = jax.random.randint(keys[4], (), 0, self.actions, jnp.int32)
-        return ClassifierRule(condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), anew, agent.action))
+        new_action = jax.random.randint(keys[4], (), 0, self.actions, jnp.int32)
+        return ClassifierRule(
+            condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), new_action, agent.action)
+        )
 
     def cost(self, agent: ClassifierRule) -> Array:
         """1."""
@@ -149,7 +151,7 @@ class ClassifierRules:
 
 
 class GuardedProgram(struct.PyTreeNode):
-    """A sequence of guards, each a test of two values, and what to do if all of them hold."""
+    """A sequence of guards, each a test of two values, and the action if all of them hold."""
 
     tests: Array  # i32 [L] index into TESTS
     operands: Array  # i32 [L, 2] index into sensors and constants
@@ -183,7 +185,7 @@ class GuardedPrograms:
         names: of the sensors, to print programs with.
         skip: probability that a new line tests nothing.
         constant: probability that a new line compares with a constant.
-        mutation: probability with which each line, and the action, is drawn anew; one of them always is.
+        mutation: probability with which each line, and the action, is drawn again; at least one is.
         highest: new agents' prices are uniform on (0, highest).
     """
 
@@ -230,7 +232,7 @@ class GuardedPrograms:
         )
 
     def bid(self, agent: GuardedProgram, obs: Array, budget: Array) -> Array:
-        """Its price, where every guard holds."""
+        """Its price if every guard holds."""
         values = jnp.concatenate([obs.astype(real()), jnp.asarray(self.constants, real())])
         # Every test of every two values once per state, V · V of them; each agent only looks its own up.
         results = jnp.stack([test(values[:, None], values[None, :]) for _, test in TESTS])
@@ -238,11 +240,11 @@ class GuardedPrograms:
         return jnp.where(holds, agent.price, NO_BID)
 
     def act(self, agent: GuardedProgram, obs: Array) -> Array:
-        """Its action, whatever it sees."""
+        """Its action, for every observation."""
         return agent.action
 
     def mutate(self, key: Array, agent: GuardedProgram, mate: GuardedProgram) -> GuardedProgram:
-        """Some lines or the action anew; the price moves by a tenth. The mate is not used."""
+        """Redraw some lines or the action, and change the price by about a tenth. The mate is not used."""
         key_new, key_where, key_one, key_price = jax.random.split(key, 4)
         new = self.init(key_new, jnp.zeros(self.sensors))
         changes = jax.random.bernoulli(key_where, self.mutation, (self.length + 1,))
@@ -260,7 +262,7 @@ class GuardedPrograms:
         return 1 + (agent.tests != 0).sum(dtype=real())
 
     def show(self, agent: GuardedProgram) -> str:
-        """The guards and the action, for people; ``agent`` is one agent, on the host."""
+        """The guards and the action as text; ``agent`` is one agent with NumPy leaves."""
         names = [*(self.names or (f"x{i}" for i in range(self.sensors))), *(f"{c:g}" for c in self.constants)]
         lines = zip(agent.tests.tolist(), agent.operands.tolist(), strict=True)
         guards = [f"{names[a]} {TESTS[test][0]} {names[b]}" for test, (a, b) in lines if test]
@@ -341,13 +343,13 @@ class BidTable(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class BidTables:
-    """Tabular agents: each owns one action and bids what its table says of the state.
+    """Tabular agents: each has one action and looks up its bid for the state.
 
     Attributes:
         states: S; observations are one-hot.
         actions: P.
         highest: new agents' bids are uniform on (0, highest).
-        mutation: probability with which a state's bid is drawn anew.
+        mutation: probability with which the bid for a state is drawn again.
     """
 
     states: int
@@ -360,7 +362,7 @@ class BidTables:
         _check_shares(self, "mutation")
 
     def init(self, key: Array, obs: Array) -> BidTable:
-        """Uniform bids, a random action."""
+        """Uniform bids and a random action."""
         key_bids, key_action = jax.random.split(key)
         bids = self.highest * jax.random.uniform(key_bids, (self.states,), real())
         return BidTable(bids, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
@@ -370,16 +372,16 @@ class BidTables:
         return agent.bids[jnp.argmax(obs)]
 
     def act(self, agent: BidTable, obs: Array) -> Array:
-        """Its action, in whatever state."""
+        """Its action, for every observation."""
         return agent.action
 
     def mutate(self, key: Array, agent: BidTable, mate: BidTable) -> BidTable:
-        """Some bids anew, and with the same probability the action."""
+        """Redraw some bids and, with the same probability, the action."""
         key_new, key_bids, key_action = jax.random.split(key, 3)
         new = self.init(key_new, jnp.zeros(self.states))
         changes = jax.random.bernoulli(key_bids, self.mutation, (self.states,))
-        anew = jax.random.bernoulli(key_action, self.mutation)
-        return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(anew, new.action, agent.action))
+        new_action = jax.random.bernoulli(key_action, self.mutation)
+        return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(new_action, new.action, agent.action))
 
     def cost(self, agent: BidTable) -> Array:
         """1."""

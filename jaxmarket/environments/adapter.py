@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Bool, Float
 
 from jaxmarket.switches import check_backend, standard_promotion
 from jaxmarket.types import Array, PyTree, real
@@ -40,11 +41,11 @@ class Step(NamedTuple):
 
     obs: PyTree  # f [...] encoded; as the environment gives it from `Adapter.raw_step`
     env_state: PyTree
-    reward: Array  # f []
-    terminated: Array  # bool []
-    truncated: Array  # bool []
-    duration: Array  # f [] environment steps taken (``info["duration"]``, else 1)
-    undiscounted: Array  # f [] the reward without the discount inside a primitive (``info["undiscounted"]``, else it)
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    duration: Float[Array, ""]  # environment steps taken (``info["duration"]``, else 1)
+    undiscounted: Float[Array, ""]  # reward without discounting inside a primitive (``info["undiscounted"]``)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Int32
 
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_int, short_repr
@@ -49,9 +50,9 @@ _PAPERS_LIMIT = 10
 class BlocksState(struct.PyTreeNode):
     """State of `BlocksWorld`; stack 0 is the template."""
 
-    stacks: Array  # i32 [4, C] colours from the bottom up, 0 above the top
-    heights: Array  # i32 [4]
-    time: Array  # i32 [] steps since the reset
+    stacks: Int32[Array, "4 C"]  # colours from the bottom up, 0 above the top
+    heights: Int32[Array, "4"]
+    time: Int32[Array, ""]  # steps since the reset
 
 
 class BlocksParams(struct.PyTreeNode):
@@ -60,7 +61,7 @@ class BlocksParams(struct.PyTreeNode):
     There is no ``max_steps_in_episode``: large instances are given more time than small ones.
     """
 
-    sizes: Array  # i32 [n] equally likely numbers of blocks, from 1 to the capacity
+    sizes: Int32[Array, " n"]  # equally likely numbers of blocks, from 1 to the capacity
     steps_per_block: Array | int
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Float, Int32
 
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
@@ -28,7 +29,7 @@ class FunctionsState(struct.PyTreeNode):
 
     value: PyTree
     target: PyTree  # what the reward compares the value with; nobody observes it
-    applied: Array  # i32 [] functions so far
+    applied: Int32[Array, ""]  # functions so far
 
 
 class FunctionsParams(struct.PyTreeNode):
@@ -41,19 +42,19 @@ class FunctionsParams(struct.PyTreeNode):
 
 
 class Composition(struct.PyTreeNode):
-    """The program that somebody composed for one example, and what it computed."""
+    """The program that was composed for one example, and its results."""
 
     values: PyTree  # leaves [steps + 1, ...]; after the end the value stays as it is
     obs: PyTree  # leaves [steps, ...] what was observed before each choice
-    choices: Array  # i32 [steps], -1 after the end
-    applied: Array  # i32 [] functions
-    reward: Array  # f [] of what came out; the price of functions is not taken off
+    choices: Int32[Array, " steps"]  # -1 after the end
+    applied: Int32[Array, ""]  # functions
+    reward: Float[Array, ""]  # of what came out; the price of functions is not taken off
 
 
 class Functions(environment.Environment[Any, Any]):
     """An environment in which choice p applies function p to the value so far.
 
-    An episode begins with an example of the dataset. It ends for good after ``steps`` functions, or when the further
+    An episode begins with an example of the dataset. It terminates after ``steps`` functions, or when the further
     choice ``stop`` is taken, and is then paid ``reward(value, target)``. Each function applied costs ``price``.
 
     Args:
@@ -174,7 +175,7 @@ class Functions(environment.Environment[Any, Any]):
         action = jnp.asarray(action)
         stopping = action >= len(self.functions)
         changed = self.apply(jnp.minimum(action, len(self.functions) - 1), state.value)
-        value = jax.tree.map(lambda new, old: jnp.where(stopping, old, new), changed, state.value)
+        value = tree_select(stopping, state.value, changed)
         state = state.replace(value=value, applied=state.applied + jnp.where(stopping, 0, 1))
         ended = stopping | (state.applied >= self.steps)
         paid = jnp.where(ended, jnp.asarray(self.reward(value, state.target)).astype(real()), 0)
@@ -224,7 +225,7 @@ def compose(
         obs = env.observed(state)
         choice = jnp.asarray(policy(obs, None if key is None else jax.random.fold_in(key, t)), jnp.int32)
         _, after, _, ends, _ = env.step_env(jax.random.key(0), state, choice, params)  # draws nothing
-        after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
+        after = tree_select(ended, state, after)
         return (after, ended | ends), (jnp.where(ended, -1, choice), obs, after.value)
 
     (state, _), (choices, obs, values) = jax.lax.scan(step, (start, jnp.zeros((), bool)), jnp.arange(env.steps))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_int, short_repr
@@ -33,17 +34,17 @@ Cell = tuple[int, int]
 class MazeState(struct.PyTreeNode):
     """State of a `Maze`."""
 
-    index: Array  # i32 [] of the cell in `Maze.places`
-    time: Array  # i32 [] steps since the reset
+    index: Int32[Array, ""]  # of the cell in `Maze.places`
+    time: Int32[Array, ""]  # steps since the reset
 
 
 class MazeParams(struct.PyTreeNode):
     """The rules of a `Maze`, played out for its S places."""
 
-    successors: Array  # i32 [S, moves]
-    views: Array  # f [S, 16]
-    food: Array  # bool [S]
-    starts: Array  # i32 [n] equally likely first places
+    successors: Int32[Array, "S moves"]
+    views: Float[Array, "S 16"]
+    food: Bool[Array, " S"]
+    starts: Int32[Array, " n"]  # equally likely first places
     max_steps_in_episode: int
 
 
@@ -271,7 +272,7 @@ def Woods101() -> Maze:  # noqa: N802
 
     Episodes start in the six cells that look like no other, and last three steps, which is how far the four outer
     ones are from food. There is one way that short from each of these, by one of the two cells, where an animal that
-    came from the left must go south-east, and one from the right south-west. So whoever only sees where it is fails
+    came from the left must go south-east, and one from the right south-west. So without memory an agent fails
     from two of the six starts, at best: `memoryless_return` is 2/3. One bit, written in the first step, is enough to
     succeed always (`Memory`).
     """

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Int32
 
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.types import Array, PyTree, real
@@ -22,8 +23,8 @@ class MemoryState(struct.PyTreeNode):
     """State of `Memory`."""
 
     env_state: PyTree
-    bits: Array  # i32 [bits] 0 or 1
-    truncated: Array  # bool [] whether the environment beneath was cut
+    bits: Int32[Array, " bits"]  # 0 or 1
+    truncated: Bool[Array, ""]  # whether the environment beneath was cut
 
 
 class MemoryParams(struct.PyTreeNode):
@@ -39,7 +40,7 @@ class MemoryParams(struct.PyTreeNode):
 
 
 class Memory(environment.Environment[Any, Any]):
-    """An environment with a few bits that belong to whoever acts: each sees them, and may set one while it acts.
+    """An environment with a few bits that every agent observes and may set when it acts.
 
     Observations are those of the environment beneath, encoded and flattened, followed by the bits: f [n + bits]. An
     episode begins with all bits 0. Action a + P·w is action a of the P beneath, and w what is written with it: 0

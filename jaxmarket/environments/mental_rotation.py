@@ -66,8 +66,8 @@ class MentalRotation(Functions):
         depth: fixed, two functions, the eight combinations of both; or dynamic, up to four functions and ``stop``, for
             digits of which a third each needs two functions, one, and none.
         price: of a function, where the depth is dynamic.
-        components: observe so many principal components of the image instead of its pixels: a frozen encoder that all
-            bidders share. They are those of training digits, at every stage of the computation.
+        components: number of principal components of the image to observe instead of its pixels: a frozen encoder that
+            all bidders share. They are those of training digits, at every stage of the computation.
         source: of the digits, see `digits.load`.
 
     Raises:

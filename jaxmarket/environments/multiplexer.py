@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Int32
 
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_int
@@ -22,8 +23,8 @@ _MOST = 5
 class MultiplexerState(struct.PyTreeNode):
     """State of `Multiplexer`."""
 
-    bits: Array  # i32 [n] 0 or 1: the address, highest bit first, then the data
-    time: Array  # i32 [] steps since the reset
+    bits: Int32[Array, " n"]  # 0 or 1: the address, highest bit first, then the data
+    time: Int32[Array, ""]  # steps since the reset
 
 
 class MultiplexerParams(struct.PyTreeNode):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Int32
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["Option", "Options", "OptionsParams", "OptionsState"]
@@ -27,7 +28,7 @@ class Option(struct.PyTreeNode):
         policy: ``(obs, key) -> action`` with one raw observation of the environment: a plain function, or a pytree
             with parameters such as `MarketPolicy` (see `as_policy`). Whether it samples is its own business.
         done: the action by which the policy says that it has finished.
-        length: stop after so many actions (each a step, unless the environment beneath has options itself).
+        length: stop after this number of actions (each a step, unless the environment beneath has options itself).
         until: ``obs -> bool []``, asked of the observation reached: stop where it is true.
     """
 
@@ -42,7 +43,7 @@ class OptionsState(struct.PyTreeNode):
 
     env_state: PyTree
     obs: PyTree  # raw, for the policies
-    truncated: Array  # bool [] whether the last option was cut by the end of the episode
+    truncated: Bool[Array, ""]  # whether the last option was cut by the end of the episode
 
 
 class OptionsParams(struct.PyTreeNode):
@@ -72,8 +73,8 @@ class _Run(struct.PyTreeNode):
     """An option under way."""
 
     after: Step  # obs raw; reward, duration and undiscounted of the option so far
-    taken: Array  # i32 [] actions so far
-    stopped: Array  # bool []
+    taken: Int32[Array, ""]  # actions so far
+    stopped: Bool[Array, ""]
 
 
 class Options(environment.Environment[Any, Any]):
@@ -179,7 +180,7 @@ class Options(environment.Environment[Any, Any]):
             )
             if not self.executes_done:
                 withheld = finished & (run.taken > 0)
-                after = jax.tree.map(lambda old, new: jnp.where(withheld, old, new), before, after)
+                after = tree_select(withheld, before, after)
             return _Run(after=after, taken=taken, stopped=stopped)
 
         zero, no = jnp.zeros((), real()), jnp.zeros((), bool)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Int32
 
 from jaxmarket.types import Array, real
 
@@ -162,17 +163,17 @@ TASKS = {
 class RoomsState(struct.PyTreeNode):
     """State of `TwoRooms`."""
 
-    index: Array  # i32 [] of the place in `PLACES`
-    time: Array  # i32 [] steps since the reset
+    index: Int32[Array, ""]  # of the place in `PLACES`
+    time: Int32[Array, ""]  # steps since the reset
 
 
 class RoomsParams(struct.PyTreeNode):
     """The rules of `TwoRooms`, played out."""
 
-    successors: Array  # i32 [148, 7]
+    successors: Int32[Array, "148 7"]
     views: Array  # u8 [148, 7, 7, 3]
-    achieved: Array  # bool [148] where ``done`` succeeds
-    starts: Array  # i32 [n] equally likely first places
+    achieved: Bool[Array, "148"]  # where ``done`` succeeds
+    starts: Int32[Array, " n"]  # equally likely first places
     max_steps_in_episode: int = 50
 
 

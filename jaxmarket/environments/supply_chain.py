@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Float, Int32
 
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_float, check_int, short_repr
@@ -23,15 +24,15 @@ _MOST_ACTIONS = 2**31 - 1  # an action is an i32
 class SupplyChainState(struct.PyTreeNode):
     """State of `SupplyChain`."""
 
-    stages: Array  # i32 [L] of the piece in each workshop: 0 is raw
-    time: Array  # i32 [] steps since the reset
+    stages: Int32[Array, " L"]  # of the piece in each workshop: 0 is raw
+    time: Int32[Array, ""]  # steps since the reset
 
 
 class SupplyChainParams(struct.PyTreeNode):
     """Parameters of `SupplyChain`."""
 
-    recipe: Array  # i32 [L, K] the right operation
-    material: Array | float  # f [] paid for a spoiled piece
+    recipe: Int32[Array, "L K"]  # the right operation
+    material: Float[Array, ""] | float  # paid for a spoiled piece
     max_steps_in_episode: int
 
 

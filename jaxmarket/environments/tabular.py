@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.types import Array, real
 from jaxmarket.validation import as_bool_array, check_float, check_int, short_repr
@@ -18,8 +19,8 @@ __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "
 class MDPState(struct.PyTreeNode):
     """State of a `FiniteMDP`."""
 
-    index: Array  # i32 [] state
-    time: Array  # i32 [] steps since the reset
+    index: Int32[Array, ""]  # state
+    time: Int32[Array, ""]  # steps since the reset
 
 
 class MDPParams(struct.PyTreeNode):
@@ -29,10 +30,10 @@ class MDPParams(struct.PyTreeNode):
     then draws no random number.
     """
 
-    transitions: Array  # f [S, A, S] P(s' | s, a), or i32 [S, A] successors
-    rewards: Array  # f [S, A] expected reward
-    start: Array  # f [S] distribution of the first state, or i32 [] the state
-    terminal: Array  # bool [S] entering it ends the episode
+    transitions: Float[Array, "S A S"] | Int32[Array, "S A"]  # P(s' | s, a), or successors
+    rewards: Float[Array, "S A"]  # expected reward
+    start: Float[Array, " S"] | Int32[Array, ""]  # distribution of the first state, or the state
+    terminal: Bool[Array, " S"]  # entering it ends the episode
     max_steps_in_episode: int = 100
 
 

@@ -1,7 +1,7 @@
 """Decisions that depend on each other in three ways: the tabular tasks of Chang et al. (2021, §7).
 
 Six actions, A to F. In each decision's state one action is right and leads on, every other leaves the state as it
-is. Only the last right decision pays (.8), and only it ends the episode for good, so termination is success. A task is
+is. Only the last right decision pays (.8), and only it terminates the episode, so termination is success. A task is
 named by the right actions of states 0, 1 and 2; state 3 is the end:
 
     linear chain       0 → 1 → 2 → 3

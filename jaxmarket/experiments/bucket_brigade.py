@@ -1,8 +1,8 @@
 """Holland's classifier system as a deep market: the 6-multiplexer, and Wilson's Woods1.
 
 A rule that matches bids c · specificity · wealth (Holland 1985; Goldberg 1989, ch. 6), the highest bid wins, the winner
-pays it to whoever sold the state, acts and keeps the reward: the bucket brigade. A levy on all wealth is Holland's life
-tax. Rich rules have children, recombined and mutated, who take the places of the poorest: the genetic algorithm.
+pays it to the seller of the state, acts and keeps the reward: the bucket brigade. A wealth tax is Holland's life tax.
+Rich rules have children, recombined and mutated, who take the places of the poorest: the genetic algorithm.
 
 The multiplexer has episodes of one step, so nothing is ever sold from rule to rule: it tests the auction and the
 genetic algorithm. In Woods1 only the rule that steps on the food is rewarded; all others live on what the next one pays
@@ -215,16 +215,16 @@ def plans(task: str, quick: bool) -> list[Plan]:
 
 def _per_episode(grown: Grown, field: str) -> np.ndarray:
     """Mean return or length of the episodes that ended in each chunk, while learning: f [chunks, seeds]."""
-    books, chunks = grown.rounds.books, grown.plan.chunks
+    statistics, chunks = grown.rounds.statistics, grown.plan.chunks
 
     def sums(values: np.ndarray) -> np.ndarray:
         return values.reshape(len(values), chunks, -1).sum(-1).T
 
-    return sums(getattr(books, field)) / np.maximum(1, sums(np.asarray(books.episodes)))
+    return sums(getattr(statistics, field)) / np.maximum(1, sums(np.asarray(statistics.episodes)))
 
 
 def _reached(grown: Grown) -> np.ndarray:
-    """Auctions until the measurement from which on `SOLVED` was reached for good: f [seeds], inf if it never was."""
+    """Auctions until the measurement from which on `SOLVED` was reached permanently: f [seeds], inf if it never was."""
     below = grown.measured["right"] < SOLVED  # [chunks, seeds]
     last = np.where(below.any(0), below.shape[0] - np.argmax(below[::-1], 0), 0)  # measurements up to the last failure
     return np.append(grown.steps, np.inf)[last]
@@ -253,7 +253,7 @@ def _multiplexer_row(name: str, grown: Grown) -> dict[str, Any]:
         "auctions to 95%": int(middle) if np.isfinite(middle) else None,
         "right while learning": _per_episode(grown, "returns")[-1].mean(),
         "money": f"{grown.rounds.money[:, -1].mean():.3g}",
-        "mint": f"{np.asarray(grown.rounds.books.subsidy).sum(1).mean():.3g}",
+        "mint": f"{grown.rounds.flows['subsidy'].sum(1).mean():.3g}",
         "residual": residual(_finite(grown)),
     }
 
@@ -269,7 +269,7 @@ def _woods_row(name: str, grown: Grown) -> dict[str, Any]:
         "near": tally(steps <= NEAR),
         "cells fed": grown.measured["fed"][-1].mean(),
         "money": f"{grown.rounds.money[:, -1].mean():.3g}",
-        "mint": f"{np.asarray(grown.rounds.books.subsidy).sum(1).mean():.3g}",
+        "mint": f"{grown.rounds.flows['subsidy'].sum(1).mean():.3g}",
         "residual": residual(_finite(grown)),
     }
 
@@ -291,7 +291,7 @@ def _rules(grown: Grown, seed: int, most: int = 20) -> list[dict[str, Any]]:
 
 
 def optimal_rules(population: Population, address: int) -> set[str]:
-    """Which of the optimal rules of the multiplexer somebody alive is."""
+    """The optimal rules of the multiplexer that living agents have."""
     agents = population.agents
     return {
         rule_string(condition, action, (address, 2**address))

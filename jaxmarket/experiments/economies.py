@@ -306,13 +306,8 @@ def _join(*parts: np.ndarray) -> np.ndarray:
 
 
 def residual(grown: Grown) -> float:
-    """|change of money - named flows| over money moved, of the worst seed.
-
-    Summed in float64 from the books of every round, which are float32: what is left is their rounding, or a bug.
-    """
-    books, held = grown.rounds.books, grown.rounds.money[:, -1]
-    unnamed = np.abs(held - grown.opened - np.asarray(books.net).sum(1))
-    return float((unnamed / np.maximum(1, np.asarray(books.moved).sum(1))).max())
+    """The largest `RoundSummary.residual` of all seeds, in float64."""
+    return float(max(grown.seed(seed).residual(opened) for seed, opened in enumerate(grown.opened)))
 
 
 def life(grown: Grown, seed: int, title: str) -> "Figure":

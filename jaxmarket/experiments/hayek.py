@@ -265,7 +265,7 @@ _PUBLISHED = (
 
 
 def _table(found: dict[str, np.ndarray]) -> ResultTable:
-    """Success per size of everybody."""
+    """Success per size, for all conditions."""
     rows = []
     for name, values in found.items():
         row: dict[str, Any] = {"who": name}
@@ -274,7 +274,7 @@ def _table(found: dict[str, np.ndarray]) -> ResultTable:
         row |= {"reliable": float(sizes.mean()), "best": int(sizes.max())}
         rows.append(row)
     note = (
-        "success on fresh instances of so many blocks, interquartile mean over seeds ± the larger side of its 95% "
+        "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its 95% "
         f"bootstrap; trained with at most {TRAINED}\nreliable: the size up to which all sizes are solved in "
         f"{RELIABLE:.0%} of instances, mean and best of seeds; {max(SIZES)} is the largest tried"
     )
@@ -318,26 +318,26 @@ def _economies(grown: dict[str, Grown]) -> ResultTable:
     """How the economies did in the last tenth of training, and where their money came from and went."""
     rows = []
     for name, each in grown.items():
-        books = each.rounds.books
-        last = slice(-max(1, books.reward.shape[1] // 10), None)
-
-        def total(field: str, books: Any = books) -> float:
-            return float(getattr(books, field).sum(1).mean())
+        flows, statistics = each.rounds.flows, each.rounds.statistics
+        last = slice(-max(1, statistics.auctions.shape[1] // 10), None)
+        total = {name: float(flows[name].sum(1).mean()) for name in flows.names}
 
         rows.append(
             {
                 "economy": name,
-                "solved": float((books.terminated[:, last].sum(1) / books.episodes[:, last].sum(1)).mean()),
-                "price": float(books.sales[:, last].sum() / (books.auctions - books.unsold)[:, last].sum()),
+                "solved": float((statistics.terminated[:, last].sum(1) / statistics.episodes[:, last].sum(1)).mean()),
+                "price": float(
+                    flows["sales"][:, last].sum() / (statistics.auctions - statistics.unsold)[:, last].sum()
+                ),
                 "living": float(each.rounds.num_agents[:, -1].mean()),
                 "gini": float(each.rounds.gini[:, last].mean()),
                 "births": float((each.rounds.births.ident >= 0).sum((1, 2)).mean()),
-                "rewards": total("reward"),
-                "allowances": total("allowance"),
-                "mint": total("subsidy"),
-                "to the house": total("house"),
-                "rent and tax": total("rent") + total("tax"),
-                "the dead": total("estate"),
+                "rewards": total["reward"],
+                "allowances": total["endowment"],
+                "mint": total["subsidy"],
+                "to the house": -total["auctioneer"],
+                "rent and tax": -total["rent"] - total["compute_tax"],
+                "the dead": -total["wealth_of_the_dead"],
                 "unexplained": residual(each),
             }
         )

@@ -1,6 +1,6 @@
 """A market that remembers: agents read and write one bit (after Kwee, Hutter and Schmidhuber 2001).
 
-A deep market whose agents see a bit beside what the world shows, and set it while they act (`Memory`). Whoever writes
+A deep market whose agents observe a bit with the world, and may set it when they act (`Memory`). An agent that writes
 is paid for it like for anything else: by what the state, the bit included, sells for. The rival is the same market
 without the bit, on the same seeds; what it can reach at best is known exactly.
 
@@ -184,8 +184,8 @@ def plans(world: str, quick: bool) -> list[Plan]:
 
 def _while_learning(grown: Grown) -> Any:
     """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
-    books, tenth = grown.rounds.books, max(1, grown.rounds.money.shape[1] // 10)
-    return books.returns[:, -tenth:].sum(1) / books.episodes[:, -tenth:].sum(1)
+    statistics, tenth = grown.rounds.statistics, max(1, grown.rounds.money.shape[1] // 10)
+    return statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1)
 
 
 def _first_solved(grown: Grown) -> np.ndarray:

@@ -96,7 +96,7 @@ class NumericalCondition:
     @property
     def society(self) -> str:
         """``solitary`` or ``cloned``."""
-        return "solitary" if self.config.clones == 1 else "cloned"
+        return "solitary" if self.config.settings.society.clones == 1 else "cloned"
 
 
 def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]:
@@ -182,7 +182,7 @@ class NumericalResult:
         every: Estimate | None = interquartile_mean(self.every_error) if self.truth_in_range else None
         return {
             "settings": self.condition.settings,
-            "auction": str(config.auction),
+            "auction": str(config.settings.values["auction"]),
             "society": self.condition.society,
             "updates": config.settings.updates,
             "greedy": interquartile_mean(self.greedy),
@@ -351,7 +351,7 @@ def run(env: str, options: ExperimentOptions) -> Report:
     compiled = fitting.compiles() - before
     optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
     findings = {
-        (c.settings, str(c.config.auction), c.society): NumericalResult(c, finished[c.name], optimum)
+        (c.settings, str(c.config.settings.values["auction"]), c.society): NumericalResult(c, finished[c.name], optimum)
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
     }
     money = {

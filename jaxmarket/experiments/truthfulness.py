@@ -189,7 +189,7 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
-            "auction": str(config.auction),
+            "auction": str(config.settings.values["auction"]),
             "bids": condition.settings,
             "learner": config.learner,
             "updates": config.settings.updates,
@@ -231,7 +231,7 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
             own > 2 * other and noiseless["solved"] != all_seeds,
             own / (own + other),
             f"where the owner's own primitive bid highest {own:.3f} is minted per auction, elsewhere {other:.3f}: "
-            "noise mints for everybody, and the learner cannot see whose the state is",
+            "noise mints for all bidders, and the learner cannot see who owns the state",
         ),
     ]
 

@@ -45,7 +45,7 @@ from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
 from jaxmarket.training.trainable import Trainable
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.view import plotting, tables
 from jaxmarket.wide_market import Additive, SealedBids
 
@@ -269,7 +269,7 @@ class Wide:
         return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
 
     def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
-        """``horizon`` rounds, and what everybody learns from them."""
+        """``horizon`` rounds, and what all agents learn from them."""
         env, jobs = self.env, self.env.lines * self.env.operations
         key_trade, key = jax.random.split(state.key)
         keys = jax.random.split(key_trade, self.horizon + 1)
@@ -281,7 +281,7 @@ class Wide:
             words, held = ahead
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = self.trade(key, economy, hyper.exploration)
-            return jax.tree.map(lambda new, old: jnp.where(held, new, old), after, economy), sale
+            return tree_select(held, after, economy), sale
 
         # The last round is a bootstrap auction that estimates the payout for the final pieces; no money moves.
         economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))

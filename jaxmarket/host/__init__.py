@@ -1,10 +1,10 @@
-"""Markets of agents that are not JAX: plain callables over text or any objects, asked from Python.
+"""Markets of agents that are not JAX: plain callables over text or any objects, called from Python.
 
-The auctions and mechanisms are those of `jaxmarket.auctions`, the money rules those of `jaxmarket.deep_market`; a test
-plays both side by side. Agents are asked at once, each in a thread of its own and under a time-out: one that crashes,
-stalls or bids NaN loses the auction and nothing else. A chat model behind an OpenAI-compatible endpoint is an agent
-too: `jaxmarket.host.openai`, with ``pip install 'jaxmarket[openai]'``. ``python -m jaxmarket.host.example`` shows a
-market of three small solvers that learn to work in the right order.
+The auctions and mechanisms are those of `jaxmarket.auctions`, the payments those of `jaxmarket.deep_market`; a test
+compares both. Agents are called at the same time, each in its own thread with a time-out: an agent that crashes, stalls
+or bids NaN loses the auction and nothing else. A chat model behind an OpenAI-compatible endpoint is an agent, too:
+`jaxmarket.host.openai`, with ``pip install 'jaxmarket[openai]'``. ``python -m jaxmarket.host.example`` runs a market of
+three simple agents that learn to work in the right order.
 """
 
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger

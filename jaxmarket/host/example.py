@@ -1,12 +1,12 @@
-"""Three small solvers, none of which can do a sum with brackets, and a market in which they learn who goes first.
+"""A market in which three agents, none of which can evaluate a sum with brackets, learn the order of their work.
 
-``2*(3+4)+5*(6+1)`` is written on a blackboard. One agent expands the first brackets, one multiplies the first two
-numbers it can, one adds the first two numbers it can. All look no further: to add too soon is to spoil it, 2*3+2*4
-becomes 2*5*4. A guesser calls the first number the result. Who leaves the right result is paid 1, once.
+The task ``2*(3+4)+5*(6+1)`` is the first item of a text. One agent expands the first brackets, one multiplies the first
+two numbers it finds, one adds the first two numbers it finds. None of them plans: adding too early spoils the sum,
+2*3+2*4 becomes 2*5*4. A fourth agent guesses that the first number is the result. A right result is paid 1, once.
 
-Nobody is told the order. Everybody bids a share of what such a state last brought it: the reward, or what the next one
-paid. All begin with the same small bids: at first chance decides, and the result is wrong more often than not.
-``python -m jaxmarket.host.example`` prints the first episode, the last one, and who got rich.
+The agents are not told the order. Each bids a share of what such a state last earned it: the reward, or the payout of
+the next sale. All begin with the same small bids, so that chance decides at first and most results are wrong.
+``python -m jaxmarket.host.example`` prints the first episode, the last one, and the final wealth.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ __all__ = ["RewritingAgent", "arithmetic", "expression", "learn_arithmetic", "ma
 
 @dataclasses.dataclass
 class RewritingAgent:
-    """An agent that can do one thing to a text, and learns what that is worth.
+    """An agent that applies one rewriting rule to a text and learns the value of doing so.
 
     Its estimate for a kind of state (which of the signs ``( * +`` are in it) moves towards what it earned there: the
     reward and what it was paid for the state it left. This is what Holland's rules do with their strength.
@@ -33,7 +33,7 @@ class RewritingAgent:
     Attributes:
         name: its account.
         pattern: what it can work on.
-        rewrite: what becomes of the first match.
+        rewrite: replacement of the first match.
         wealth: what it begins with.
         share: of its estimate that it bids; the rest is its profit.
         rate: how far its estimate moves.
@@ -55,11 +55,11 @@ class RewritingAgent:
         self._earned = 0.0
 
     def estimate(self, text: str) -> float:
-        """What it expects to earn with this text."""
+        """Its expected revenue for this text."""
         return self.estimates.get(_kind(text), self.optimism)
 
     def bid(self, state: Thought, budget: float) -> float | None:
-        """A share of its estimate, nothing where it finds no work."""
+        """A share of its estimate, or None if the pattern does not match."""
         return self.share * self.estimate(state.last) if re.search(self.pattern, state.last) else None
 
     def act(self, state: Thought) -> Thought:
@@ -68,7 +68,7 @@ class RewritingAgent:
         return state.append(self.name, re.sub(self.pattern, self.rewrite, state.last, count=1))
 
     def learn(self, auction: Auction) -> None:
-        """It sold what it had bought, or nobody wanted that; it bought, and perhaps that was the end."""
+        """Settle the last purchase when its state is sold or unsold, or when the episode ends; note a new purchase."""
         if auction.seller == self.name and self._bought is not None:
             self._settle(self._earned + auction.payout)
         if auction.winner == self.name:
@@ -88,7 +88,7 @@ def _kind(text: str) -> str:
 
 
 def solvers(**settings: float) -> list[RewritingAgent]:
-    """The three, and the guesser; ``settings`` go to each `RewritingAgent`."""
+    """The three agents and a guesser; ``settings`` go to each `RewritingAgent`."""
     return [
         RewritingAgent("brackets", r"(\d+)\*\((\d+)\+(\d+)\)", lambda m: f"{m[1]}*{m[2]}+{m[1]}*{m[3]}", **settings),
         RewritingAgent("times", r"(\d+)\*(\d+)", lambda m: str(int(m[1]) * int(m[2])), **settings),
@@ -98,7 +98,7 @@ def solvers(**settings: float) -> list[RewritingAgent]:
 
 
 def expression(rng: random.Random, terms: int = 2) -> str:
-    """A task: so many terms like ``2*(3+4)``, added up, of digits 2 to 9."""
+    """A task: the sum of ``terms`` terms such as ``2*(3+4)``, with digits 2 to 9."""
     return "+".join("{}*({}+{})".format(*(rng.randint(2, 9) for _ in range(3))) for _ in range(terms))
 
 
@@ -122,14 +122,14 @@ def _done(thought: Thought) -> bool:
 def learn_arithmetic(
     episodes: int = 40, *, seed: int = 0, log: Callable[[Record], object] | None = None
 ) -> tuple[Market, list[MarketEpisode]]:
-    """Let the solvers work on so many tasks, drawn by the seed: the market, and its episodes."""
+    """Run the agents on ``episodes`` random tasks: the market and its episodes."""
     rng = random.Random(seed)
     market = Market(solvers(), reward=_reward, done=_done, legal=appends, log=log, seed=seed)
     return market, [market.play(Thought().append("task", expression(rng)), steps=30) for _ in range(episodes)]
 
 
 def main(episodes: int = 40, seed: int = 0) -> None:
-    """Print the first episode, the last one, and who got rich."""
+    """Print the first episode, the last one, and the final wealth."""
     market, history = learn_arithmetic(episodes, seed=seed)
     screen = Screen()
     for number in (1, episodes):

@@ -12,24 +12,24 @@ from jaxmarket.validation import check_float
 __all__ = ["AUCTIONEER", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 
 AUCTIONEER = "auctioneer"
-"""Owns what nobody has bought; receives rent."""
+"""Owns the first state of every episode; receives rent."""
 
 MINT = "mint"
-"""Pays sellers what the mechanism grants them beyond the price (Vickrey); its balance is minus what it made."""
+"""Pays payout - price to sellers, e.g. under Vickrey; its balance is minus the money it created."""
 
 WORLD = "world"
-"""Pays endowments and rewards; its balance is minus what it gave."""
+"""Pays endowments and rewards; its balance is minus the sum of these."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Money that went from one account to another.
+    """A payment from one account to another.
 
     Attributes:
-        episode, step: when; both 0 for endowments.
+        episode, step: the time; both 0 for endowments.
         kind: ``endowment``, ``sale``, ``mint``, ``reward`` or ``rent``.
         payer, payee: agents' names, `AUCTIONEER`, `MINT` or `WORLD`; equal where an owner buys its own state.
-        amount: a negative one flows backwards, as a negative reward does.
+        amount: negative amounts flow backwards, such as a negative reward.
     """
 
     episode: int
@@ -41,7 +41,7 @@ class Entry:
 
 
 class Ledger:
-    """A growing list of entries. Each names both sides, so money cannot appear or vanish without a name.
+    """A growing list of entries. Each names both accounts, so that all balances always add up to 0.
 
     Balances are exact sums, rounded once: ``balance`` equals `math.fsum` of the account's entries bit for bit, and is
     infinite if their sum exceeds the largest float.

@@ -1,13 +1,13 @@
 """The deep market (Sudhir and Tran-Thanh 2025, Algorithm 1), driven from Python for agents that are not JAX.
 
-A step: every agent bids for the state, at most what it owns → the auction clears → the winner acts → it pays, the owner
-is paid → its reward is credited → rent. It is `jaxmarket.deep_market.step` with one instance, but for what
-arrays need not think of: an agent may fail.
+A step: every agent bids for the state, at most its budget → the auction clears → the winner acts → it pays, the owner
+is paid → the winner receives its reward → rent. This is `jaxmarket.deep_market.step` with one instance, except that an
+agent may fail:
 
-- A bid that raises, is late, or is no finite number >= 0 does not count in this auction. It costs nothing.
-- A winner that fails to act has bought nothing: the sale is void, and the auction is held again among the others, with
-  the bids they made, until someone acts or nobody is left.
-- Where nobody is left nobody acts: the state stays as it was, and so does its owner. (A deep market has its house act.)
+- A bid that raises, is late, or is not a finite number >= 0 is ignored in this auction. It costs nothing.
+- If the winner fails to act, the sale is void and the auction is repeated among the other agents with their bids, until
+  an agent acts or none is left.
+- If no agent is left, the state and its owner stay the same. (A deep market takes a random action instead.)
 """
 
 import contextlib
@@ -36,13 +36,13 @@ _SEEDS = 2**64 - 1
 
 
 class Trader(Protocol):
-    """What a market needs to know of an agent: any object with these will do, an `CallableAgent` for instance.
+    """The interface of an agent. Any object with these attributes works, for instance a `CallableAgent`.
 
-    Each call has a thread of its own, and never two of one agent at once. An answer that can be awaited is awaited in
-    that thread, in an event loop of its own, and cancelled when its time is over.
+    Each call runs in its own thread; an agent never has two calls at once. An awaitable answer is awaited in an event
+    loop of that thread, and cancelled when its time is over.
 
-    It may have a method ``learn(auction)`` as well, told of every `Auction` in which it bought or sold, or owned what
-    nobody bought.
+    An optional method ``learn(auction)`` receives every `Auction` in which the agent bought or sold the state, or owned
+    an unsold one.
     """
 
     @property
@@ -52,17 +52,17 @@ class Trader(Protocol):
 
     @property
     def wealth(self) -> float:
-        """What it is endowed with when the market is founded."""
+        """Its endowment when the market is created."""
         ...
 
     @property
     def bid(self) -> Callable[[Any, float], Any]:
-        """``(state, budget) -> number``, None for no bid; the budget is the most it can pay."""
+        """``(state, budget) -> number``, or None for no bid; the budget is the most that it can pay."""
         ...
 
     @property
     def act(self) -> Callable[[Any], Any]:
-        """``state -> state``, called if it wins; None is a failure."""
+        """``state -> state``, called if the agent wins; None counts as a failure."""
         ...
 
 
@@ -74,8 +74,8 @@ class CallableAgent:
         name: its account in the ledger.
         bid: ``(state, budget) -> number``, None for no bid.
         act: ``state -> state``.
-        wealth: what it begins with.
-        learn: ``Auction -> anything``, see `Trader`; None if it does not.
+        wealth: its endowment.
+        learn: ``Auction -> anything``, see `Trader`; None if the agent does not learn.
     """
 
     name: str
@@ -87,15 +87,15 @@ class CallableAgent:
 
 @dataclasses.dataclass(frozen=True)
 class MarketStep:
-    """All that happened in one auction.
+    """Everything that happened in one auction.
 
     Attributes:
-        state: what was for sale.
-        after: the state reached; the same object where nobody acted.
-        bids: a record for every agent, in their order.
-        calls: acts, failed ones too, and lessons.
-        auction: who paid what to whom.
-        entries: what it added to the ledger.
+        state: the state for sale.
+        after: the state reached; the same object if no agent acted.
+        bids: a record for every agent, in the order of the agents.
+        calls: calls of ``act``, including failed ones, and of ``learn``.
+        auction: the winner and the payments.
+        entries: the entries that were added to the ledger.
     """
 
     state: Any
@@ -108,12 +108,12 @@ class MarketStep:
 
 @dataclasses.dataclass(frozen=True)
 class MarketEpisode:
-    """A state and what the market made of it.
+    """The auctions from an initial state to the end of an episode.
 
     Attributes:
-        steps: its auctions.
+        steps: the auctions.
         state: the last state.
-        end: ``done``, ``unsold`` (nobody bid or acted) or ``cut`` (no steps left).
+        end: ``done``, ``unsold`` (no agent bid or acted) or ``cut`` (no steps left).
     """
 
     steps: tuple[MarketStep, ...]
@@ -122,44 +122,44 @@ class MarketEpisode:
 
     @property
     def reward(self) -> float:
-        """The sum of its rewards; infinite if it exceeds the largest float."""
+        """The sum of the rewards; infinite if it exceeds the largest float."""
         return exact_sum(step.auction.reward for step in self.steps)
 
 
 class Market:
-    """A deep market of any agents, with one state for sale at a time. Not to be stepped from two threads at once.
+    """A deep market of any Python objects, with one state for sale at a time. Not safe to step from several threads.
 
-    Only agents may fail: an exception in ``reward``, ``done``, ``view``, ``legal`` or ``log`` is raised. No money of
-    that auction has moved then, unless ``log`` failed at an entry of it.
+    Only agents may fail: exceptions in ``reward``, ``done``, ``view``, ``legal`` and ``log`` propagate. No money of the
+    auction has moved then, unless ``log`` failed at one of its entries.
 
     Args:
-        agents: their names differ.
+        agents: with different names.
         reward: ``state -> number``, paid to the winner for the state it reached; may be negative. True counts as 1.
         done: ``state -> bool``, whether the episode ends there; never by default.
         mechanism: what the winner pays and the owner receives, or its short name; first price by default.
         rent: share of its wealth that the winner pays to the auctioneer after each sale, in [0, 1].
-        bankruptcy: who owns this or less when an episode is over is out for good, and its account stays as it is; None
-            for never.
+        bankruptcy: an agent that owns this or less at the end of an episode is removed permanently; its account stays
+            as it is. None: agents are never removed.
         owner: the original owner of every first state: the auctioneer or an agent.
-        bid_seconds: time for all bids of an auction, which are asked for at once.
-        act_seconds: time for one act, or one lesson.
-        view: ``state -> state``, what an agent is given, made anew for each call. `copy.deepcopy` if agents could
-            change the state in place; the state itself by default, which is right for an immutable one.
-        legal: ``(name, state, after) -> bool``, whether this agent may have made that of the state; else it failed to
-            act. Anything goes by default. `appends` is one for a `Thought`.
-        log: called with every `Record` as soon as it is known.
-        seed: breaks ties.
+        bid_seconds: time limit for all bids of an auction, which are requested at once.
+        act_seconds: time limit for one call of ``act`` or ``learn``.
+        view: ``state -> state``, applied before each call of an agent. Use `copy.deepcopy` if agents could change the
+            state in place; by default agents get the state itself, which is right for immutable states.
+        legal: ``(name, state, after) -> bool``, whether the agent may turn the state into ``after``; otherwise it
+            failed to act. By default everything is legal. `appends` is a rule for a `Thought`.
+        log: called with every `Record` as soon as it exists.
+        seed: of the tie-breaking.
 
     Attributes:
         agents: by name.
-        ledger: every movement of money since the market was founded.
-        bankrupt: names of those who are out.
-        state: what is for sale; None between episodes.
-        owner: whose it is.
-        episode, steps: how many episodes were opened, and auctions held in this one.
+        ledger: every movement of money since the market was created.
+        bankrupt: names of removed agents.
+        state: the state for sale; None between episodes.
+        owner: its owner.
+        episode, steps: the number of episodes so far, and of auctions in the current one.
 
     Raises:
-        ValueError: an argument is none of this, with its name.
+        ValueError: an argument is invalid; the message begins with its name.
 
     >>> def double(state): return 2 * state
     >>> ann = CallableAgent("ann", bid=lambda state, budget: 0.4, act=double)
@@ -221,11 +221,11 @@ class Market:
 
     @property
     def wealth(self) -> dict[str, float]:
-        """What every agent owns, by name: the sum of its ledger entries."""
+        """The wealth of every agent by name: the sum of its ledger entries."""
         return {name: self.ledger.balance(name) for name in self.agents}
 
     def open(self, state: Any) -> None:
-        """Begin an episode with this state for sale, owned by the original owner. What was for sale before is lost.
+        """Begin an episode: the original owner sells this state. A state that was still for sale is discarded.
 
         Raises:
             ValueError: the state is None.
@@ -236,7 +236,7 @@ class Market:
         self.state, self.episode, self.steps = state, self.episode + 1, 0
 
     def play(self, state: Any, steps: int = 100) -> MarketEpisode:
-        """Open an episode and hold auctions until it is done, until nobody bids or acts, or so many times.
+        """Run an episode: hold auctions until it is done, a state is unsold, or ``steps`` auctions were held.
 
         Raises:
             ValueError: ``steps`` is not an integer >= 1; or as `open` and `step` do.
@@ -272,7 +272,7 @@ class Market:
             reward = float(reward) if isinstance(reward, (bool, np.bool_)) else _number("reward", reward)
             done = self.done is not None and bool(self.done(after))
 
-        # All that can go wrong has been asked for; only now money moves.
+        # Everything that may raise has been called; only now money moves.
         entries: list[Entry] = []
         rent = 0.0
         if winner is not None:
@@ -296,7 +296,7 @@ class Market:
         return MarketStep(state, after, tuple(bids), (*acts, *lessons), auction, tuple(entries))
 
     def _bids(self, state: Any) -> list[Bid]:
-        """Ask all agents at once; a record for each, in their order."""
+        """Request bids from all agents at once: a record for each, in the order of the agents."""
         budgets = {name: self.ledger.budget(name) for name in self.agents}
         # Attributes of agents may run code, so they are looked up in the agent's thread.
         asked = {
@@ -315,7 +315,7 @@ class Market:
         return bids
 
     def _sell(self, state: Any, bids: list[Bid]) -> tuple[str | None, Any, float, float, list[Call]]:
-        """The highest bidder that can act: its name, the state it reached, its price, the subsidy, and all acts."""
+        """Sell to the highest bidder that acts: its name, the state reached, price, subsidy, and all calls of act."""
         draw, acts = self._random.random(), []
         offers = np.array([0.0 if bid.offer is None else bid.offer for bid in bids])
         eligible = np.array([bid.offer is not None for bid in bids])
@@ -335,13 +335,13 @@ class Market:
             acts.append(Call(self.episode, self.steps, winner, "act", reason, reply.seconds))
             self._tell(acts[-1])
             if not reason:
-                # A mechanism of one's own may price above the bid: nobody pays more than it has.
+                # A user's mechanism may price above the bid; the winner pays at most its budget.
                 return winner, reply.value, min(price, self.ledger.budget(winner)), payout - price, acts
             eligible[int(place)] = False
         return None, state, 0.0, 0.0, acts
 
     def _teach(self, auction: Auction) -> list[Call]:
-        """Tell the buyer and the seller."""
+        """Call ``learn`` of the buyer and the seller."""
         pupils = {
             # Each agent gets a copy, so that it cannot change the recorded auction.
             name: functools.partial(_learn, self.agents[name], dataclasses.replace(auction))
@@ -355,7 +355,7 @@ class Market:
         return calls
 
     def _close(self) -> None:
-        """Nothing is for sale any more; who has nothing left is out."""
+        """End the episode and remove bankrupt agents."""
         if self.state is not None and self.bankruptcy is not None:
             self.bankrupt |= {name for name, wealth in self.wealth.items() if wealth <= self.bankruptcy}
         self.state, self.owner = None, self.original_owner
@@ -401,7 +401,7 @@ def _learn(agent: Any, auction: Auction) -> Any:
 
 
 def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
-    """The agents by name, after a look at each of them."""
+    """Validate the agents and index them by name."""
     named: dict[str, Trader] = {}
     for agent in agents:
         given = getattr(agent, "name", None)
@@ -446,7 +446,7 @@ def _number(field: str, value: Any) -> float:
 
 
 def _amount(answer: Any) -> tuple[float | None, str]:
-    """A bid as a float, and why it does not count, if so."""
+    """A bid as a float, and the reason if it is ignored."""
     if answer is None:
         return None, "silent"
     amount = None

@@ -19,12 +19,12 @@ __all__ = ["ACT_PROMPT", "BID_PROMPT", "ChatAgent", "read_bid"]
 BID_PROMPT = """You take part in auctions. Whoever bids most pays its bid, does the next step of the work below, and \
 is paid for it by whoever buys the work after that, or by the customer when it is done. Bid less than you expect to be \
 paid; bid 0 if you cannot help. You own {budget}. Reply with a JSON object and nothing else, such as {"bid": 0.25}."""
-"""What a model is told before it bids. ``{budget}`` is replaced by the most it can pay; other braces stay."""
+"""The system message for a bid. ``{budget}`` is replaced by the most that the agent can pay; other braces stay."""
 
 ACT_PROMPT = (
     """You have bought the right to do the next step of the work below. Reply with that step and nothing else."""
 )
-"""What a model is told before it acts."""
+"""The system message for an act."""
 
 
 _HIDDEN = "***"
@@ -77,7 +77,7 @@ class ChatAgent:
         wealth: what it begins with.
         bid_prompt, act_prompt: system messages; ``{budget}`` in the first is replaced.
         render: ``state -> text``.
-        write: ``(state, text) -> state``, what becomes of its step; by default ``state.append(name, text)``.
+        write: ``(state, text) -> state``, applies its answer; by default ``state.append(name, text)``.
         seconds: time-out of one request. Retries come on top: the market's own time-outs end it all.
         retries: after a failed connection, a time-out, or one of the statuses 408, 409, 429 and 500 to 599.
         options: further request parameters: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The
@@ -139,7 +139,9 @@ class ChatAgent:
             ValueError: the reply is empty, or the state is no `Thought` and there is no ``write``.
         """
         if self.write is None and not isinstance(state, Thought):
-            raise ValueError(f"write: says what becomes of a state that is no Thought but {type(state).__name__}")
+            raise ValueError(
+                f"write: expected a function for states of type {type(state).__name__}, got none; or use Thought"
+            )
         text = self._ask(self.act_prompt, state)
         return state.append(self.name, text) if self.write is None else self.write(state, text)
 

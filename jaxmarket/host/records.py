@@ -1,4 +1,4 @@
-"""What a market tells its log: one record for every bid, call, payment (`Entry`) and auction."""
+"""Records of a market's log: one for every bid, call, payment (`Entry`) and auction."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ __all__ = ["Auction", "Bid", "Call", "JsonLines", "Record", "json_lines"]
 
 @dataclasses.dataclass(frozen=True)
 class Bid:
-    """What an agent bid in an auction, and why it did not count if it did not.
+    """The bid of an agent in an auction, and the reason if it was ignored.
 
     Attributes:
         episode, step: which auction, from 1.
         agent: its name.
-        bid: the number it gave; None where there was none.
-        offer: the bid, at most its budget; None where it was not eligible.
+        bid: the number that it returned, or None.
+        offer: the bid, at most its budget; None if it was not eligible.
         reason: empty for an eligible bid. Else ``silent`` (it bid None), ``late``, ``busy`` with an earlier call,
             ``bankrupt``, ``not finite``, ``negative``, ``not a number: …`` or the exception it raised.
-        seconds: until it answered, or until nobody waited any longer.
+        seconds: until it answered, or until the time limit.
     """
 
     episode: int
@@ -38,13 +38,13 @@ class Bid:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """An agent acted, or was told of an auction it had a part in.
+    """A call of an agent's ``act`` or ``learn``.
 
     Attributes:
         episode, step: in which auction, from 1.
         agent: its name.
         what: ``act`` or ``learn``.
-        reason: empty if all went well. Else ``late``, ``busy`` with an earlier call, ``returned nothing``,
+        reason: empty on success. Else ``late``, ``busy`` with an earlier call, ``returned nothing``,
             ``not legal`` or the exception it raised. The sale to an agent that failed to act is void.
         seconds: as for a `Bid`.
     """
@@ -59,17 +59,17 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Auction:
-    """How an auction ended: all that the buyer and the seller are told of it. The other bids stay sealed.
+    """The result of an auction, as the buyer and the seller receive it. The other bids stay sealed.
 
     Attributes:
         episode, step: which auction, from 1.
-        winner: who bought the state and acted; None if nobody did, and then no money moved.
-        seller: who owned the state.
+        winner: the agent that bought the state and acted; without one (None) no money moved.
+        seller: the owner of the state.
         price: what the winner paid.
         payout: what the seller received; ``payout - price`` is minted.
         reward: what the winner was paid for the state it reached.
         rent: what the winner paid to the auctioneer after that.
-        done: whether the episode ended with the state reached, which nobody buys then.
+        done: whether the episode ended; the state reached is not sold then.
     """
 
     episode: int

@@ -64,7 +64,7 @@ def episode_table(
             str(a.step),
             _shown(show, step.state),
             *cells,
-            cell(a.winner or "nobody"),
+            cell(a.winner or "none"),
             f"{a.price:.3f}",
             cell(a.seller),
             *[f"{a.payout:.3f}"] * minted,
@@ -77,7 +77,7 @@ def episode_table(
 
 
 def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
-    """What every agent and the auctioneer own, and where it came from."""
+    """The wealth of every agent and the auctioneer, by source."""
     table = DataTable(
         title=title or "",
         caption="sold: what others paid it, and the mint; won: auctions",

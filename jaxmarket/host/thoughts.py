@@ -1,4 +1,4 @@
-"""A message state: what agents have said so far, to which the winner of an auction appends."""
+"""States that are message lists, to which the winner of an auction appends."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class Item:
     """One step of a chain of thought.
 
     Attributes:
-        author: who says so.
+        author: the agent that appended it.
         content: text, or any object; `appends` accepts only text from agents.
     """
 

@@ -1,4 +1,4 @@
-"""One bidder against a frozen society, as an environment: whoever learns to bid here answers whether truth pays.
+"""One bidder against a frozen society, as an environment: learning to bid here shows whether truthful bids are optimal.
 
 Chang et al. (2020) prove that bidding Q* is best in one second-price auction, and that it is a Nash equilibrium of
 cloned societies whose bidders optimise each auction alone. `BidderEnv` puts one strategic bidder among bidders that
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
@@ -34,10 +35,10 @@ class BidderState(struct.PyTreeNode):
     """State of `BidderEnv`."""
 
     env_state: PyTree
-    obs: Array  # f [...] encoded observation of the state now for sale
-    owner: Array  # i32 [] who sells it, AUCTIONEER for the first state
-    elapsed: Array  # f [] environment steps since the reset
-    truncated: Array  # bool [] whether the environment beneath was cut
+    obs: Float[Array, "..."]  # encoded observation of the state now for sale
+    owner: Int32[Array, ""]  # who sells it, AUCTIONEER for the first state
+    elapsed: Float[Array, ""]  # environment steps since the reset
+    truncated: Bool[Array, ""]  # whether the environment beneath was cut
 
 
 class BidderParams(struct.PyTreeNode):
@@ -48,7 +49,7 @@ class BidderParams(struct.PyTreeNode):
 
 
 class BidderEnv(environment.Environment[Any, Any]):
-    """A society in which one bidder's bids are the actions, and everybody else's are frozen.
+    """A society in which one bidder's bids are the actions, and the others' are frozen.
 
     Action i bids ``levels[i]``. The others bid as ``society`` does with ``params``: sampled, or greedily where it is
     greedy. The reward is the money that moves on the bidder's account at this auction,
@@ -57,7 +58,7 @@ class BidderEnv(environment.Environment[Any, Any]):
 
     so an episode's undiscounted return is its change of wealth in the books of `jaxmarket.step`, and its discounted
     return is the sum of its utilities, γᵗ (r + γ · payout - price), since a payout arrives with the next auction.
-    Nothing is paid across a reset: whoever holds the state at the end of an episode is not paid for it.
+    Nothing is paid across a reset: the owner of the state at the end of an episode is not paid for it.
 
     The observation is the society's, flattened, and whether the bidder owns the state that is for sale: f [n + 1]. A
     society's own bidders do not see that; a shill bid is for owners only.
@@ -169,7 +170,7 @@ class BidderEnv(environment.Environment[Any, Any]):
 
         Returns:
             ``(obs, state, money, terminated, info)``; in ``info`` the ``outcome`` of the auction, the ``price`` and
-            the ``payout`` of the sale, whoever's they are, and the ``duration`` of the winner's primitive.
+            the ``payout`` of the sale, for any bidder, and the ``duration`` of the winner's primitive.
         """
         society, draws = self.society, draw(self.society, key)
         bids = society.bids(params.others, draws, state.obs)
@@ -303,7 +304,7 @@ class Exact:
 
     @functools.cached_property
     def others(self) -> np.ndarray:
-        """Everybody's bid as the society makes it: f [S, A]."""
+        """The bids of all bidders as the society makes them: f [S, A]."""
         society, params = self.env.society, self.env.default_params.others
         states = jnp.eye(self.mdp.num_states, dtype=real())
         return np.asarray(jax.vmap(lambda obs: society.bids(params, None, obs))(states))

@@ -1,4 +1,4 @@
-"""A market as one function of bids made elsewhere: by somebody else's network, algorithm or environment loop."""
+"""A market as one function of bids made elsewhere: by your own network, algorithm or environment loop."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def given_bids(society: Society) -> Society:
     and counts as fixed). A bid that is NaN or infinite is not eligible.
 
     >>> import jax, jaxmarket
-    >>> society = given_bids(jaxmarket.TrainConfig("Chain-v0", clones=1).society)
+    >>> society = given_bids(jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society)
     >>> env_params = society.env.default_params
     >>> state, obs = jaxmarket.reset(society, jax.random.key(0), env_params)
     >>> bids = jnp.array([0.25, 0.75])

@@ -101,7 +101,7 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
 
 
 def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
-    """A policy for whoever has numpy observations and wants a number: ``act(obs) -> int``.
+    """A policy that maps numpy observations to integers: ``act(obs) -> int``.
 
     The policy is compiled once. Where it draws random numbers, call t draws those of ``seed`` and t.
 

@@ -41,7 +41,7 @@ class MarketEnv(MultiAgentEnv):
     its last owner with a state nobody will buy; JaxMARL's ``dones`` do not tell a cut from an end, ``infos`` do.
 
     **Observations** are the society's, flattened, and a flag whether the bidder owns the state now for sale, since the
-    owner is paid by whoever wins. Accounts are not observed: there are no budgets here, so they change nothing.
+    owner is paid by the winner. Accounts are not observed: there are no budgets here, so they change nothing.
 
     **Episodes** end for all bidders at once; JaxMARL's ``step`` resets, and ``step_env`` does not. A reset
     opens new accounts. ``infos`` have [A] entries each, as JaxMARL's baselines expect them: ``purchase``, ``sale``
@@ -51,7 +51,7 @@ class MarketEnv(MultiAgentEnv):
     once. To sweep over parameters or differentiate, use `jaxmarket.interop.embedding.given_bids`.
 
     >>> import jaxmarket
-    >>> market = MarketEnv(jaxmarket.TrainConfig("Chain-v0", clones=1).society)
+    >>> market = MarketEnv(jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society)
     >>> obs, state = market.reset(jax.random.key(0))
     >>> actions = {"bidder_0": jnp.array([0.25]), "bidder_1": jnp.array([0.75])}
     >>> obs, state, rewards, dones, infos = market.step(jax.random.key(1), state, actions)
@@ -82,7 +82,9 @@ class MarketEnv(MultiAgentEnv):
         grid: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(society, Society):
-            raise ValueError(f"society: expected a Society, got {short_repr(society)}; TrainConfig(...).society is one")
+            raise ValueError(
+                f"society: expected a Society, got {short_repr(society)}; TrainConfig(...).settings.society is one"
+            )
         super().__init__(num_agents=society.bidders)
         self.society = given_bids(society)
         self.env_params = society.env.default_params if env_params is None else env_params
@@ -108,15 +110,15 @@ class MarketEnv(MultiAgentEnv):
         draws = draw(self.society, key)
         state, row = advance(self.society, draws, self.bids(actions), state, self.env_params, self.rules)
         cash = jax.tree.map(lambda flow: flow[:-1], flows(row))  # without the auctioneer
-        everybody = functools.partial(jnp.broadcast_to, shape=(self.num_agents,))
+        for_all = functools.partial(jnp.broadcast_to, shape=(self.num_agents,))
         infos = {
             **{name: cash[name] for name in cash.names},
             "wealth": state.accounts.wealth,
-            "terminated": everybody(row.terminated),
-            "truncated": everybody(row.truncated),
+            "terminated": for_all(row.terminated),
+            "truncated": for_all(row.truncated),
         }
         rewards = self._named(cash.net)
-        dones = self._named(everybody(row.done)) | {"__all__": row.done}
+        dones = self._named(for_all(row.done)) | {"__all__": row.done}
         return self.get_obs(state), state, rewards, dones, infos
 
     def bids(self, actions: dict[str, Array]) -> Array:
@@ -134,7 +136,7 @@ class MarketEnv(MultiAgentEnv):
 
     @functools.partial(jax.jit, static_argnums=0)
     def get_avail_actions(self, state: State) -> dict[str, Array]:
-        """Who may win: with a grid bool [n], the lowest bid alone for whoever cannot win; bool [1] without."""
+        """Who may win: with a grid bool [n], only the lowest bid for a bidder that cannot win; bool [1] without."""
         eligible = self.society.eligible(state.active, state.env_state, self.env_params)
         if self.grid is None:
             return self._named(eligible[:, None])

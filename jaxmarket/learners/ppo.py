@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float
 
 from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
@@ -31,12 +32,15 @@ __all__ = ["PPO", "PPOState", "clipped_gain"]
 _Rest = tuple[Array, Array, Array, Array, Array]
 
 
-def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
+def clipped_gain(
+    ratio: Float[Array, "*n"], advantage: Float[Array, "*n"], clip: Float[Array, ""] | float
+) -> Float[Array, "*n"]:
     """``min(ratio · advantage, clip(ratio) · advantage)`` (Schulman et al. 2017), with a gradient without division.
 
     Args:
-        ratio, advantage: f [...].
-        clip: f [], how far the ratio may be from 1.
+        ratio: new over old probability density.
+        advantage: of the bid.
+        clip: how far the ratio may be from 1.
     """
     free = jnp.where(advantage > 0, ratio <= 1 + clip, ratio >= 1 - clip)
     bounded = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip, 1 + clip))

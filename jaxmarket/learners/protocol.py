@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Bool, Float
 
 from jaxmarket.collectives import INSTANCES, psum
 from jaxmarket.policies import BidPolicy, ValueNetwork
@@ -46,12 +47,12 @@ class Experience(struct.PyTreeNode):
     The axis of auctions comes last, so that arithmetic over it is contiguous in memory for every R.
     """
 
-    obs: Array  # f [N, ...] the states that were for sale
-    bid: Array  # f [R, N] own bids
-    eligible: Array  # bool [R, N] whether the bid was admitted; learners ignore the others
-    won: Array  # bool [R, N]
-    price: Array  # f [R, N] paid; 0 for losers
-    utility: Array  # f [R, N] earned; 0 for losers
+    obs: Float[Array, "N ..."]  # the states that were for sale
+    bid: Float[Array, "R N"]  # own bids
+    eligible: Bool[Array, "R N"]  # whether the bid was admitted; learners ignore the others
+    won: Bool[Array, "R N"]
+    price: Float[Array, "R N"]  # paid; 0 for losers
+    utility: Float[Array, "R N"]  # earned; 0 for losers
 
 
 EXPERIENCE_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]
@@ -75,7 +76,7 @@ class Hyperparameters(struct.PyTreeNode):
     exploration_final: Array | float | None = None  # ... and from half of it on, linear between
     reserve: Array | float | None = None
     dropout: Array | float | None = None
-    present: Array | None = None  # bool [A] bidders in the market, all by default
+    present: Bool[Array, " A"] | None = None  # bidders in the market, all by default
     own: dict[str, Array | float] = dataclasses.field(default_factory=dict)  # further numeric settings of the learner
 
     def as_arrays(self) -> "Hyperparameters":
@@ -229,12 +230,14 @@ def static_part(learner: Any) -> Any:
     )
 
 
-def mean_where(values: Array, mask: Array, axis: str | None = None) -> Array:
-    """Mean of the values a mask selects, 0 if it selects none; where they are spread, this shard's part of it. f []."""
+def mean_where(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None) -> Float[Array, ""]:
+    """Mean of the values that a mask selects, 0 if it selects none; under an axis, this shard's part of it."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
-def moments(values: Array, mask: Array, axis: str | None = None) -> tuple[Array, Array]:
+def moments(
+    values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
     mean = psum(mean_where(values, mask, axis), axis)
     return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8

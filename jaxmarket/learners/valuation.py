@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float
 
 from jaxmarket.collectives import per_shard, pmax, psum
 from jaxmarket.learners.protocol import (
@@ -31,7 +32,7 @@ class ValuationState(struct.PyTreeNode):
 
     params: PyTree
     opt: Optimizer
-    scale: Array  # f [] the largest revenue seen
+    scale: Float[Array, ""]  # the largest revenue seen
 
 
 @dataclasses.dataclass(frozen=True)

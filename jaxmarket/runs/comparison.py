@@ -285,7 +285,7 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 
 
 def shown(value: Any) -> str:
-    """A setting as tables and names of folders say it: numbers in short, ``64x64`` for widths, ``none`` for none."""
+    """A setting as text for tables and names of folders: short numbers, ``64x64`` for widths, ``none`` for no width."""
     if isinstance(value, dict):
         name, fields = value.get("object", value), value.get("fields") or {}
         return f"{name}({', '.join(f'{key}={shown(one)}' for key, one in fields.items())})" if fields else str(name)

@@ -1,7 +1,7 @@
 """Sweeps: one run per combination of settings; finished ones are kept and skipped.
 
 Settings that are traced (`jaxmarket.learners.Hyperparameters`: learning rates, entropy, exploration, discount, …) share
-one compiled program whatever their values; every other setting compiles anew for each of its values. On a CPU the
+one compiled program whatever their values; every other setting compiles again for each of its values. On a CPU the
 combinations run one after the other in that program, two at a time, each on a thread: mapping them by ``vmap`` in one
 call gains nothing there, and would lose that finished ones are kept.
 """
@@ -108,7 +108,7 @@ def train(
             show.say(f"{len(finished)} of {len(wanted)} conditions are in {folder} already")
 
         def fit_one(condition: Cell) -> Any:
-            # Whoever is first compiles; who needs the same program waits until it is there.
+            # The first thread compiles; others that need the same program wait for it.
             with contextlib.ExitStack() as until_compiled:
                 until_compiled.enter_context(compiling[programs[condition.name]])
                 if stop.is_set():
@@ -265,10 +265,10 @@ def combinations(vary: Vary) -> list[dict[str, Any]]:
 
 
 def draw(vary: Vary, samples: int, seed: int = 0) -> list[dict[str, Any]]:
-    """So many combinations at random, no two equal; the first ones do not depend on how many are drawn.
+    """Distinct random combinations; the first ones do not depend on the number drawn.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are fewer combinations.
     """
     samples = check_int("samples", samples)
     too_few = f"samples: there are not {samples} different combinations; ask for fewer, or leave it out"
@@ -590,7 +590,7 @@ def sweep(
         env: as in `TrainConfig`.
         vary: lists of values, or `Range`s, by setting.
         out: a folder for the runs, ``sweep.csv``, ``sweep.json`` and ``sweep.png``.
-        samples: so many combinations at random, where not all of them.
+        samples: number of random combinations; default: all combinations.
         seed: of all randomness, that of the drawing included.
         env_params: the environment's parameters for all combinations, traced; its defaults if None.
         progress: whether to show a progress bar.

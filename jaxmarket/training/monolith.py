@@ -28,7 +28,7 @@ from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import networks
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_int
 
 __all__ = [
@@ -144,7 +144,7 @@ def _next(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tu
     onward = EnvCarry(
         env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
     )
-    return jax.tree.map(lambda new, old: jnp.where(row.done, new, old), fresh, onward), row
+    return tree_select(row.done, fresh, onward), row
 
 
 class Categorical(struct.PyTreeNode):

@@ -35,7 +35,7 @@ def fingerprint(nets: NetworkParams) -> str:
 
 
 def start_from(learner_state: PyTree, trained: NetworkParams) -> PyTree:
-    """A fresh learner's state with the trained networks in it; optimizers start afresh.
+    """A new learner's state with the trained networks in it and new optimizer states.
 
     Raises:
         ValueError: the networks are not of this shape.

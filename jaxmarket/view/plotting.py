@@ -323,16 +323,16 @@ def _colors(count: int) -> list[Any]:
 
 # --- deep markets: the rounds of one market, NumPy leaves [rounds, ...]
 
-_SOURCES = {
-    "reward": ("rewards", 1),
-    "subsidy": ("auctioneer's mint", 1),
-    "income": ("consumers' income", 1),
-    "allowance": ("allowances", 1),
-    "house": ("first sales, to the house", -1),
-    "rent": ("rent", -1),
-    "levy": ("levy", -1),
-    "tax": ("tax", -1),
-    "estate": ("taken by the dead", -1),
+_FLOWS = {
+    "reward": "rewards",
+    "subsidy": "subsidy",
+    "consumer_income": "consumers' income",
+    "endowment": "endowments",
+    "auctioneer": "sales by the auctioneer",
+    "rent": "rent",
+    "wealth_tax": "wealth tax",
+    "compute_tax": "compute tax",
+    "wealth_of_the_dead": "wealth of the dead",
 }
 _WINDOWS = 60  # points of a curve, each a mean over rounds
 
@@ -378,14 +378,14 @@ def draw_inequality(ax: "Axes", rounds: "RoundSummary") -> None:
     """Gini coefficient of wealth, and the market share of the agent that wins most."""
     ends, gini = _windows(rounds.gini)
     ax.plot(ends, gini, color="tab:purple", label="Gini coefficient of wealth")
-    ax.plot(ends, _windows(rounds.share)[1], color="tab:gray", label="auctions won by one agent (share)")
+    ax.plot(ends, _windows(rounds.top_share)[1], color="tab:gray", label="auctions won by one agent (share)")
     ax.set(xlabel="round", ylim=(0, 1), title="inequality")
     ax.legend(frameon=False, fontsize=8)
 
 
 def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None:
     """All money in the market, and the opening balance plus all named cash flows, which must be equal."""
-    named = opened + np.cumsum(np.asarray(rounds.books.net))
+    named = opened + np.cumsum(np.asarray(rounds.flows.net))
     every = max(1, len(named) // 400)
     ax.plot(np.arange(1, len(named) + 1)[::every], rounds.money[::every], color="tab:blue", label="money")
     marks = max(1, len(named) // 12)
@@ -402,12 +402,11 @@ def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None
 
 
 def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
-    """Cash flows per round by name, without those that are always zero."""
-    for i, (field, (label, sign)) in enumerate(_SOURCES.items()):
-        values = np.asarray(getattr(rounds.books, field))
-        if np.any(values):
-            ends, mean = _windows(values)
-            ax.plot(ends, sign * mean, color=f"C{i}", label=label)
+    """Money created (positive) and removed (negative) by each flow, per round. Flows that are always 0 are left out."""
+    for i, (name, label) in enumerate(_FLOWS.items()):
+        if name in rounds.flows.names and np.any(rounds.flows[name]):
+            ends, mean = _windows(rounds.flows[name])
+            ax.plot(ends, mean, color=f"C{i}", label=label)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.margins(y=0.35)  # space for the legend
     ax.set(xlabel="round", ylabel="per round", title="cash flows")

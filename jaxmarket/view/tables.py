@@ -156,7 +156,7 @@ def returns_table(result: RunResult) -> DataTable:
         notes.append("unfinished: share of episodes that the evaluation's step limit cut, with greedy / sampled bids")
     if s["bid_error"] is not None:
         notes.append(
-            "bid error: largest |highest greedy bid - max Q*| / max(1, max |Q*|), maximum over visited states and seeds"
+            "bid error: largest |highest greedy bid - max Q*| / max(1, max |Q*|) over visited states and seeds"
         )
     if "all bids" in errors:
         notes.append("all bids: the same for every greedy bid and the Q* of its primitive")
@@ -216,7 +216,8 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
     primitives = getattr(society.env.env, "names", range(society.primitives))  # where they have names
     table = DataTable(
         title=f"one episode of {society.env.name}, {society.mechanism.name} auction",
-        caption="bids: of #0, #1, … in order, · if not eligible | winner: #bidder→action | payout: to the seller",
+        caption="bids of #0, #1, …, · if not eligible | winner: #bidder→action\n"
+        "seller –: the auctioneer | end: terminated | cut: truncated",
     )
     for column in ("t", "state", "bids", "winner", "price", "seller", "payout", "reward", "end"):
         numeric = column in ("t", "price", "payout", "reward")
@@ -235,10 +236,10 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
             bids,
             "–" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
             f"{rows.price[t]:.3f}",
-            "auctioneer" if owner < 0 else f"#{owner}",
+            "–" if owner < 0 else f"#{owner}",
             f"{rows.payout[t]:.3f}",
             f"{rows.reward[t]:.3f}",
-            "terminated" if rows.terminated[t] else "truncated" if rows.truncated[t] else "",
+            "end" if rows.terminated[t] else "cut" if rows.truncated[t] else "",
         )
     return table
 

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, tree_select
 from jaxmarket.wide_market.equilibrium import (
     MIN_TOLERANCE,
     Equilibrium,
@@ -159,7 +159,7 @@ class ConvexProgram:
             found = ration_and_certify(valuations, wealth, holdings, prices, bundles, count, tolerances, units)
             # Keep the best: if all goods are nearly free, the search can diverge, even to NaN.
             better = _residual_ratio(found.certificate, tolerances) < _residual_ratio(best.certificate, tolerances)
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+            best = tree_select(better, found, best)
             return bundles, prices, count, jnp.where(better, 0, idle + 1), best
 
         def goes_on(carry: tuple[Array, Array, Array, Array, Any]) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, tree_select
 from jaxmarket.wide_market.equilibrium import (
     Equilibrium,
     PriceSearch,
@@ -115,7 +115,7 @@ class Tatonnement:
         def advance(carry: tuple[_Adjusted, ...]) -> tuple[_Adjusted, ...]:
             now, best = carry
             new = adjust(now)
-            return new, jax.tree.map(lambda a, b: jnp.where(new.residual < best.residual, a, b), new, best)
+            return new, tree_select(new.residual < best.residual, new, best)
 
         begin = begin._replace(adjustments=jnp.asarray(count, jnp.int32))
         last, best = jax.lax.while_loop(goes_on, advance, (begin, begin))

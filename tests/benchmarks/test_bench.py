@@ -61,7 +61,7 @@ def test_exponents_of_known_growth():
 
 @pytest.mark.slow
 def test_the_reference_without_a_market_makes_the_bids_a_society_makes():
-    """The very bids of the same networks, state by state; a random primitive acts, whoever bids most."""
+    """The very bids of the same networks, state by state; a random primitive acts, independently of the bids."""
     case = step.Case("Chain-v0", instances=64, hidden=(3,), horizon=16)
     programs = step.programs(case)
     rollout, running = programs["networks"]
@@ -192,7 +192,7 @@ def test_many_markets_are_judged_by_the_worst():
 
 
 def test_markets_are_the_ones_promised():
-    """Some agents care for some goods only, everybody for one; indivisible goods come once."""
+    """Some agents care for some goods only, every agent for one; indivisible goods come once."""
     case = equilibrium.CASES["Linear"]
     valuations, wealth, holdings = equilibrium.market(case, 1000, 32, 0)
     cares = (valuations.values > 0).mean(1)

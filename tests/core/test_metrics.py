@@ -151,14 +151,17 @@ def test_training_reduces_the_same_metrics_inside_its_scan(small):
     hyper = config.settings.hyperparameters.as_arrays()
     state = program.init(jax.random.key(0), config.adapter.default_params, hyper)
     key_roll, _ = jax.random.split(state.key)
-    rows = jax.vmap(
-        lambda k, s: rollout(
-            program.society, k, state.learner.params, s, config.adapter.default_params, config.settings.horizon
-        )[1],
-        out_axes=1,
-    )(jax.random.split(key_roll, config.settings.instances), state.market)
-    settled = jax.vmap(lambda r: settle(r, config.settings.gamma), 1, 1)(rows)
-    expected = metrics.summarize(rows, settled, oracle).means(oracle)
+
+    def play(key, market):
+        rows = rollout(
+            program.society, key, state.learner.params, market, config.adapter.default_params, config.settings.horizon
+        )[1]
+        return rows, settle(rows, config.settings.gamma)
+
+    rows, settled = jax.jit(jax.vmap(play, out_axes=1))(
+        jax.random.split(key_roll, config.settings.instances), state.market
+    )
+    expected = jax.jit(lambda *seen: metrics.summarize(*seen).means(oracle))(rows, settled, oracle)
     _, got = jax.jit(program.chunk)(state, config.adapter.default_params, hyper, oracle)
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)

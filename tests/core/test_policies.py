@@ -265,7 +265,7 @@ def test_images_are_convolved():
     spots = [jnp.zeros((5, 6, 3)).at[y, x].set(1) for y, x in ((1, 1), (3, 4))]
     one, other = (torso.apply(weights, spot).sum() for spot in spots)
     np.testing.assert_allclose(one, other, rtol=1e-5)
-    society = TrainConfig("Breakout-MinAtar").society
+    society = TrainConfig("Breakout-MinAtar").settings.society
     kernel = jax.eval_shape(society.init, jax.random.key(0))["params"]["torso"]["Convolution_0"]["kernel"]
     assert kernel.shape == (society.modules, 9 * 4, 16)
 
@@ -317,7 +317,7 @@ def test_fresh_convolutions_are_scaled_like_flaxs():
     ],
 )
 def test_large_images_are_halved_twice(env_id, given, convolutions, stride):
-    society = TrainConfig(env_id, **given).society
+    society = TrainConfig(env_id, **given).settings.society
     torso = society.policy.torso
     assert (torso.convolutions, torso.stride) == (convolutions, stride)
     *sides, channels = society.observation.shape
@@ -345,14 +345,14 @@ class Picture:
 
 @pytest.mark.parametrize(("shape", "stride"), [((16, 16, 1), 1), ((17, 16, 1), 2), ((3, 17, 1), 2), ((5, 5, 99), 1)])
 def test_an_image_is_large_from_17_pixels_on(shape, stride):
-    assert TrainConfig(Picture(*shape)).society.policy.torso.stride == stride
+    assert TrainConfig(Picture(*shape)).settings.society.policy.torso.stride == stride
 
 
 @pytest.mark.parametrize(
     ("env_id", "stride", "message"),
     [
-        ("Bandit-v0", 2, r"stride: Bandit-v0 observes shape \(1,\), no image"),
-        ("Bandit-v0", 1, r"stride: Bandit-v0 observes shape \(1,\), no image"),
+        ("Bandit-v0", 2, "stride: expected an environment with images"),
+        ("Bandit-v0", 1, "stride: expected an environment with images"),
         ("Breakout-MinAtar", 0, "stride: expected an integer >= 1, got 0"),
         ("Breakout-MinAtar", 2.5, "stride: expected an integer >= 1, got 2.5"),
         ("Breakout-MinAtar", True, "stride: expected an integer >= 1, got True"),

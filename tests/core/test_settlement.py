@@ -64,7 +64,7 @@ def record(
 
 
 def example(**changes):
-    """Three episodes: rows 0-1 end for good, rows 2-3 at a limit, row 4 goes on after the rollout.
+    """Three episodes: rows 0-1 terminate, rows 2-3 at a limit, row 4 goes on after the rollout.
 
     Row 1 has a bootstrap value that settlement must not read.
     """
@@ -285,21 +285,6 @@ def test_flows_name_all_the_money_that_sales_move():
 def test_per_bidder_fills_one_entry_only():
     values = per_bidder(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[0, 2], [NOBODY, 1]]), A)
     assert values.tolist() == [[[1, 0, 0], [0, 0, 2]], [[0, 0, 0], [0, 4, 0]]]
-
-
-def test_jit_vmap_and_a_loop_agree():
-    """And discount and λ are traced: a sweep over both is one call."""
-    batch = [scrambled(seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
-    discounts, decays = jnp.array([0.5, 0.9, 1.0]), jnp.array([0.0, 0.5, 1.0])
-
-    def settling(rows, discount, decay):
-        return settle(rows, discount, trace_decay=decay), settle(rows, discount)
-
-    got = jax.jit(jax.vmap(settling))(stacked, discounts, decays)
-    wanted = [settling(*row) for row in zip(batch, discounts, decays, strict=True)]
-    for a, b in zip(jax.tree.leaves(got), zip(*map(jax.tree.leaves, wanted), strict=True), strict=True):
-        np.testing.assert_allclose(a, np.stack(b), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -30,7 +30,7 @@ def fails(message):
 )
 def test_our_mechanisms_are_what_the_paper_says(name, conserving, truthful):
     check_mechanism(MECHANISMS[name], conserving=conserving, truthful=truthful)
-    with fails(f"conserving={not conserving} was claimed"):
+    with fails(f"but conserving={not conserving}"):
         check_mechanism(MECHANISMS[name], conserving=not conserving)
     if not truthful:
         with fails("not truthful"):
@@ -258,7 +258,7 @@ class Spoilt(Valuation):
         (hidden_gradient, "has a gradient"),
         (half_precision, "the state after an update is float16"),
         (no_number, "NaN or infinite parameters"),
-        (vector_metric, "metric ['utility'] is no scalar"),
+        (vector_metric, "metric ['utility']: expected a scalar"),
         (branching, "update under jit and vmap failed with TracerBool"),
     ],
 )

@@ -83,19 +83,6 @@ def test_types_survive_x64(name):
         assert representation.bid(agent, OBS.astype(jnp.float64), jnp.asarray(1.0)).dtype == jnp.float64
 
 
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="bits: expected an integer >= 1, got 0"):
-        ClassifierRules(0, 2)
-    with pytest.raises(ValueError, match=r"mutation: expected a number in \[0, 1\], got 2"):
-        ClassifierRules(3, 2, mutation=2)
-    with pytest.raises(ValueError, match="names: expected one for each of 3 sensors, got 1"):
-        GuardedPrograms(3, 2, names=("x",))
-    with pytest.raises(ValueError, match="hidden"):
-        NeuralNetworks(3, 2, (0,))
-    with pytest.raises(ValueError, match="states"):
-        BidTables(0, 2)
-
-
 # --- rules
 
 

@@ -133,7 +133,7 @@ def test_every_module_is_in_the_reference(builder):
 def test_comments_beside_fields_are_their_documentation(builder):
     from jaxmarket.settlement import Settlement  # noqa: PLC0415
 
-    assert builder.fields(Settlement)["estimated"].startswith("bool [T] the proceeds")
+    assert builder.fields(Settlement)["estimated"].startswith("the proceeds")
 
 
 @pytest.mark.slow

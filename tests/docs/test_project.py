@@ -1,5 +1,6 @@
 """Project files agree with the package."""
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +15,28 @@ def test_version_is_the_same_everywhere():
     assert f'__version__ = "{jaxmarket.__version__}"' in (ROOT / hatch).read_text()
     assert f"\nversion: {jaxmarket.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {jaxmarket.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def resolve(name):
+    """The object of a dotted name in the package; a field of a dataclass is its annotation."""
+    parts = name.split(".")
+    for split in range(len(parts), -1, -1):
+        try:
+            found = importlib.import_module(".".join(["jaxmarket", *parts[:split]]))
+        except ImportError:
+            continue
+        for part in parts[split:]:
+            found = getattr(found, part, None) or found.__annotations__[part]
+        return found
+    raise AssertionError(name)
+
+
+def test_glossary_names_code_that_exists():
+    cells = re.findall(r"\| ([^|]*) \|$", (ROOT / "docs" / "glossary.md").read_text(), flags=re.MULTILINE)
+    names = re.findall(r"`([\w.]+)`", " ".join(cells))
+    assert len(names) > 30
+    for name in names:
+        assert resolve(name) is not None, name
 
 
 def test_dictionary_of_replaced_words_is_read_by_the_spell_checker():

@@ -336,7 +336,7 @@ def test_instances_compare_by_value():
         ({"sizes": ()}, "sizes: expected at least one"),
         ({"sizes": (1, 0)}, "sizes: expected an integer >= 1, got 0"),
         ({"colours": 2.5}, "colours: expected an integer >= 1, got 2.5"),
-        ({"capacity": 2}, "capacity: expected room for the largest size, 3 blocks, got 2"),
+        ({"capacity": 2}, "capacity: expected at least the largest size, 3 blocks, got 2"),
         ({"limit": 0}, "limit: expected an integer >= 1, got 0"),
         ({"reward": "much"}, "reward: expected one or size, got 'much'"),
     ],

@@ -373,7 +373,7 @@ def traded(mechanism):
 
 @pytest.mark.parametrize("mechanism", ["ccv", "vickrey"])  # one that mints no money, and one that does
 def test_no_money_is_lost(mechanism):
-    """What functions cost is a negative reward of whoever applies them; all of it is in the books."""
+    """What functions cost is a negative reward of the agent that applies them, and all of it is recorded."""
     society, rows = traded(mechanism)
     assert metrics.conservation_residual(rows) < 1e-5
     applied = (rows.outcome.winner // society.clones < 2) & (rows.outcome.winner >= 0)
@@ -393,6 +393,7 @@ def shortest(value, target, most):
     return 0, 0
 
 
+@pytest.mark.full
 def test_a_society_learns_the_shortest_programs():
     """From any number to any other by + 1 and × 2, where there is a way; its bids are a table of all pairs."""
     pairs = np.array(list(itertools.product(range(8), repeat=2)))

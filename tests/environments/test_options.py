@@ -316,10 +316,8 @@ def test_bad_options_are_named(options, settings, message):
 
 def test_agents_must_discount_as_the_options_do():
     env = on_the_line(Option(advance, length=2))
-    assert TrainConfig(env).gamma == GAMMA
-    with pytest.raises(
-        ValueError, match=r"gamma: the options of line with 1 options discount within by 0.5, not by 0.9"
-    ):
+    assert TrainConfig(env).settings.gamma == GAMMA
+    with pytest.raises(ValueError, match=r"^gamma: the options of line with 1 options discount by 0\.5 .*, got 0\.9"):
         TrainConfig(env, gamma=0.9)
 
 
@@ -358,7 +356,7 @@ def test_three_levels_train():
     assert top.summary["env_steps"] > 2048  # options take longer than a step
     np.testing.assert_allclose(top.summary["return_mean"], 15)  # the greedy society beneath already solves it
     third = Options(env, [Option(as_policy(top), length=2), Option(advance, length=2)], discount=GAMMA)
-    society = TrainConfig(third, **small).society
+    society = TrainConfig(third, **small).settings.society
     rows = fresh_rollout(society, jax.random.key(0), society.init(jax.random.key(0)), society.env.default_params, 8)
     # A level-two option chooses twice among options of two steps: the whole line, discounted step by step.
     assert (rows.duration == 4).all()

@@ -10,27 +10,26 @@ import numpy as np
 import pytest
 
 from jaxmarket import MECHANISMS
-from jaxmarket.deep_market import Terms
-from jaxmarket.experiments import capitalism as experiment
-from jaxmarket.experiments.capitalism import (
+from jaxmarket.accounts import CashFlows
+from jaxmarket.deep_market import Terms, layer_market
+from jaxmarket.deep_market.layer_market import (
     ACTIVATIONS,
     HIDDEN,
     READOUT,
+    LayerAgents,
     LayerMarket,
-    Layers,
-    Structure,
+    LayerStructure,
     activations,
     evaluate,
     init,
-    live,
     logits,
-    measure,
     sell_lot,
-    sgd,
 )
+from jaxmarket.experiments import capitalism as experiment
+from jaxmarket.experiments.capitalism import measure, sgd
 from jaxmarket.experiments.report import ExperimentOptions
 
-SMALL = LayerMarket(Layers(4, 6, 3, structured=True), capacity=7, batch=5)
+SMALL = LayerMarket(LayerAgents(4, 6, 3, structured=True), capacity=7, batch=5)
 TERMS = Terms(
     wealth_tax=0.01,
     endowment=1.0,
@@ -56,7 +55,7 @@ def opened(seed=0, market=SMALL, **learned):
     return p.replace(**learned), x, jnp.asarray(rng.integers(0, 3, market.batch), jnp.int32)
 
 
-step_jit = jax.jit(experiment._step, static_argnums=0)
+step_jit = jax.jit(layer_market.step, static_argnums=0)
 sell_jit = jax.jit(sell_lot, static_argnums=0)
 
 
@@ -102,42 +101,44 @@ def by_loops(market, p, x, labels, terms, informed=True):
 def test_a_lot_is_sold_as_in_plain_python(informed):
     for seed in range(8):
         p, x, labels = opened(seed)
-        after, books, wins = step_jit(SMALL, TERMS, p, jnp.int32(3), x, labels, informed)
+        after, happened = step_jit(SMALL, TERMS, p, jnp.int32(3), x, labels, informed)
         wealth, earns, reward, house, winners = by_loops(SMALL, p, x, labels, TERMS, informed)
         np.testing.assert_allclose(after.wealth, wealth, rtol=1e-5)
         np.testing.assert_allclose(after.agents.earns, earns, rtol=1e-5)
-        assert float(books.reward) == pytest.approx(reward, rel=1e-5)
-        assert float(books.house) == pytest.approx(house, rel=1e-5)
-        assert np.flatnonzero(wins).tolist() == sorted(winners)
+        assert float(happened.flows["reward"]) == pytest.approx(reward, rel=1e-5)
+        assert float(-happened.flows["auctioneer"]) == pytest.approx(house, rel=1e-5)
+        assert np.flatnonzero(happened.wins).tolist() == sorted(winners)
         np.testing.assert_array_equal(after.won[jnp.asarray(winners)], 4)
         np.testing.assert_array_equal(after.agents.hidden, p.agents.hidden)  # capitalism changes no parameter
 
 
 @pytest.mark.parametrize("name", ["bb", "vickrey"])
 def test_money_changes_by_named_flows_only(name):
-    """Over many lots, births and deaths, with subsidies and without; what the dead take is booked."""
+    """Over many lots, births and deaths, with subsidies and without; deaths remove money by name."""
     market = dataclasses.replace(SMALL, mechanism=MECHANISMS[name], learning=name == "bb")
     p, x, labels = opened(1, market)
-    end, time, rounds = live(market, jax.random.key(2), p, jnp.int32(0), x, labels, TERMS, 40, 3, 2)
-    residual = experiment._residual(np.array([float(p.wealth.sum())]), jax.tree.map(lambda leaf: leaf[None], rounds))
-    assert residual.max() < 1e-6
+    end, time, rounds = layer_market.run(
+        market, jax.random.key(2), p, jnp.int32(0), x, labels, TERMS, rounds=40, period=3, max_births=2
+    )
+    opened_with, rounds = float(p.wealth.sum()), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), rounds)
+    assert rounds.residual(opened_with) < 1e-6
     assert int(time) == 120
     assert float(rounds.money[-1]) == pytest.approx(float(end.wealth.sum()))
-    books = jax.tree.map(lambda flow: float(flow.sum()), rounds.books)
-    assert books.estate > 0
-    assert books.allowance > 0
-    assert (books.subsidy > 0.1) == (name == "vickrey")
+    flows = rounds.flows
+    assert flows["wealth_of_the_dead"].sum() < 0
+    assert flows["endowment"].sum() > 0
+    assert (flows["subsidy"].sum() > 0.1) == (name == "vickrey")
     assert (np.asarray(end.wealth) >= 0).all()
-    forged = rounds.replace(books=rounds.books.replace(house=1.01 * rounds.books.house + 1e-3))
-    assert experiment._residual(np.array([float(p.wealth.sum())]), jax.tree.map(lambda leaf: leaf[None], forged)) > 1e-4
+    forged = flows + CashFlows.of(reward=1e-3 + 0.01 * flows["reward"])
+    assert rounds.replace(flows=forged).residual(opened_with) > 1e-4
 
 
 def test_who_cannot_pay_does_not_win():
     p, x, labels = opened(3)
-    rich = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)[2]
+    rich = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)[1].wins
     winners = np.flatnonzero(rich)
     poor = p.replace(wealth=p.wealth.at[winners].set(0))
-    assert not np.asarray(step_jit(SMALL, TERMS, poor, jnp.int32(0), x, labels, True)[2])[winners].any()
+    assert not np.asarray(step_jit(SMALL, TERMS, poor, jnp.int32(0), x, labels, True)[1].wins)[winners].any()
 
 
 @pytest.mark.parametrize("tag", [HIDDEN, READOUT])
@@ -145,16 +146,16 @@ def test_a_layer_without_buyers_delivers_nothing(tag):
     """Nobody pays for what was not made; without readers the maker keeps what it paid for."""
     p, x, labels = opened(4)
     p = p.replace(alive=p.alive & (p.agents.layer != tag))
-    after, books, wins = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)
-    first, *_, logp = sell_jit(SMALL, p, x)
-    np.testing.assert_allclose(jnp.exp(logp), 1 / 3, rtol=1e-6)
-    assert float(books.reward) == 0
-    assert float(books.sales) == float(first.price)
-    assert float(books.unsold) == 2 - (tag == READOUT)
-    assert int(wins.sum()) == int(tag == READOUT)
+    after, happened = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)
+    lot = sell_jit(SMALL, p, x)
+    np.testing.assert_allclose(jnp.exp(lot.logp), 1 / 3, rtol=1e-6)
+    assert float(happened.flows["reward"]) == 0
+    assert float(happened.flows["sales"]) == float(lot.hidden.price)
+    assert float(happened.statistics.unsold) == 2 - (tag == READOUT)
+    assert int(happened.wins.sum()) == int(tag == READOUT)
     change = float(after.wealth.sum() - p.wealth.sum())
-    assert change == pytest.approx(-float(first.price) - float(books.levy), abs=1e-5)
-    learned = jax.jit(experiment._step, static_argnums=0)(
+    assert change == pytest.approx(-float(lot.hidden.price) + float(happened.flows["wealth_tax"]), abs=1e-5)
+    learned = jax.jit(layer_market.step, static_argnums=0)(
         dataclasses.replace(SMALL, learning=True), TERMS, p, jnp.int32(0), x, labels, True
     )[0]
     np.testing.assert_array_equal(learned.agents.hidden, p.agents.hidden)
@@ -163,7 +164,8 @@ def test_a_layer_without_buyers_delivers_nothing(tag):
 def test_winners_learn_by_backpropagation_and_nobody_else():
     market = dataclasses.replace(SMALL, learning=True)
     p, x, labels = opened(5)
-    first, second, maker, reader, logp = sell_jit(market, p, x)
+    lot = sell_jit(market, p, x)
+    maker, reader, logp = lot.hidden.agent, lot.readout.agent, lot.logp
 
     def loss(weights):
         h = activations(weights[0], maker.structure, x)
@@ -172,7 +174,7 @@ def test_winners_learn_by_backpropagation_and_nobody_else():
     assert float(loss((maker.hidden, reader.readout))) == pytest.approx(-float(logp[jnp.arange(5), labels].mean()))
     hidden, readout = jax.grad(loss)((maker.hidden, reader.readout))
     after = step_jit(market, TERMS, p, jnp.int32(0), x, labels, True)[0].agents
-    one, two = int(first.winner), int(second.winner)
+    one, two = int(lot.hidden.winner), int(lot.readout.winner)
     np.testing.assert_allclose(after.hidden[one], maker.hidden - maker.structure.rate * hidden, atol=1e-6)
     np.testing.assert_allclose(after.readout[two], reader.readout - reader.structure.rate * readout, atol=1e-6)
     assert np.abs(np.asarray(hidden)).max() > 0
@@ -190,21 +192,21 @@ def test_diverged_parameters_do_not_spread():
     wild = p.agents.structure.replace(rate=jnp.full(7, 1e20))
     p = p.replace(agents=p.agents.replace(structure=wild))
     for _ in range(30):
-        p, books, _ = step_jit(market, TERMS, p, jnp.int32(0), 1e6 * x, labels, True)
+        p, happened = step_jit(market, TERMS, p, jnp.int32(0), 1e6 * x, labels, True)
         assert np.isfinite(p.wealth).all()
         assert np.isfinite(p.agents.earns).all()
-        assert all(np.isfinite(flow) for flow in jax.tree.leaves(books))
+        assert all(np.isfinite(flow) for flow in jax.tree.leaves(happened.flows))
 
 
 def test_who_makes_nonsense_teaches_nobody():
     """Readers cannot value what is not a number: nobody buys it, and nobody learns from it."""
     market = dataclasses.replace(SMALL, learning=True)
     p, x, labels = opened(6)
-    first = sell_jit(market, p, x)[0]
+    first = sell_jit(market, p, x).hidden
     p = p.replace(agents=p.agents.replace(hidden=p.agents.hidden.at[first.winner].set(jnp.nan)))
-    after, books, _ = step_jit(market, TERMS, p, jnp.int32(0), x, labels, True)
-    assert int(sell_jit(market, p, x)[1].winner) < 0
-    assert float(books.unsold) == 1
+    after, happened = step_jit(market, TERMS, p, jnp.int32(0), x, labels, True)
+    assert int(sell_jit(market, p, x).readout.winner) < 0
+    assert float(happened.statistics.unsold) == 1
     for name in ("hidden", "readout"):
         np.testing.assert_array_equal(getattr(after.agents, name), getattr(p.agents, name))
     assert np.isfinite(after.wealth).all()
@@ -216,7 +218,7 @@ def test_structures_do_what_they_say():
     hidden, x = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32), jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
     z = x @ hidden[:-1] + hidden[-1]
     for i, (_, function) in enumerate(ACTIVATIONS):
-        h = activations(hidden, Structure(jnp.int32(i), jnp.int32(4), jnp.float32(0.1)), x)
+        h = activations(hidden, LayerStructure(jnp.int32(i), jnp.int32(4), jnp.float32(0.1)), x)
         np.testing.assert_allclose(h[:, :4], function(z)[:, :4], rtol=1e-5)
         assert not h[:, 4:].any()
 
@@ -247,9 +249,9 @@ def test_sgd_is_sgd():
     rng = np.random.default_rng(1)
     x, labels = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 9), jnp.int32)
     weights = SMALL.representation.parameters(jax.random.key(0))
-    structure = Structure(jnp.int32(1), jnp.int32(5), jnp.float32(0.3))
+    structure = LayerStructure(jnp.int32(1), jnp.int32(5), jnp.float32(0.3))
     fast = sgd(jax.random.key(1), weights, structure, jnp.float32(0.05), x, labels, lots=4, batch=5)
-    for lot in experiment._lots(jax.random.key(1), 4, 5, 9):
+    for lot in layer_market.draw_lots(jax.random.key(1), 4, 5, 9):
 
         def loss(weights, lot=lot):
             logp = jax.nn.log_softmax(logits(weights[1], activations(weights[0], structure, x[lot])))
@@ -265,7 +267,7 @@ def test_evaluation_is_frozen_and_right():
     p, x, labels = opened(7)
     before = jax.device_get(p)
     result = evaluate(SMALL, p, x, labels)
-    logp = np.asarray(sell_jit(SMALL, p, x)[-1])
+    logp = np.asarray(sell_jit(SMALL, p, x).logp)
     assert float(result["accuracy"]) == pytest.approx((logp.argmax(1) == np.asarray(labels)).mean())
     assert float(result["payment"]) == pytest.approx(np.exp(logp[np.arange(5), np.asarray(labels)]).mean(), rel=1e-5)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(p), strict=True):

@@ -97,13 +97,13 @@ def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
     """A run whose seeds reach 90% at the given chunk of ten (None: never), with networks of ``scale``."""
     config = modularity.condition(arm, topology, task, SEEDS).config
     networks = jax.tree.map(
-        lambda x: jnp.full(x.shape, scale), jax.eval_shape(lambda: run_folder._fresh_networks(config))
+        lambda x: jnp.full(x.shape, scale), jax.eval_shape(lambda: run_folder._fresh_networks(config.settings))
     )
     rate = np.array([[float(at is not None and chunk >= at) for at in reached] for chunk in range(1, 11)])
     final = rate[-1].tolist()
     summary = {"sampled_termination_rate_seeds": final, "termination_rate_seeds": final}
     run = SavedRun(config, networks, summary, Path())
-    run.__dict__["metrics"] = {"termination_rate": rate, "duration": np.ones((10, SEEDS))}
+    run.__dict__["_metrics"] = {"termination_rate": rate, "duration": np.ones((10, SEEDS))}
     return run
 
 

@@ -19,7 +19,7 @@ def made_up(success, duration=2.0, rates=None, weights=1.0, agent="monolith"):
     seeds = success.shape[1]
     kernel = np.full((seeds, 1, 2, 2) if agent == "society" else (seeds, 2, 2), weights)
     return types.SimpleNamespace(
-        config=types.SimpleNamespace(auctions_per_chunk=100, agent=agent),
+        config=types.SimpleNamespace(settings=types.SimpleNamespace(auctions_per_chunk=100), agent=agent),
         metrics={"termination_rate": success, "duration": np.full(success.shape, duration)},
         summary={
             "termination_rate_seeds": [1.0] * seeds if rates is None else rates,

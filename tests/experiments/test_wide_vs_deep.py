@@ -81,7 +81,7 @@ def test_exploration_gives_a_piece_to_any_worker_of_its_line_and_to_no_other():
     counts = won.sum(0)
     assert counts.min() > 60 and counts.max() < 145  # 100 expected, a standard deviation of 9
     offers = np.einsum("tlk,lok->tlo", sales.stage, values.reshape(ENV.lines, ENV.operations, ENV.stages))
-    # The other clone bids the same, so that the highest other bid is the highest, whoever gets it.
+    # The other clone bids the same, so that the highest other bid is the highest, for every winner.
     np.testing.assert_allclose(sales.price, offers.max(2), rtol=1e-6)
     winner = won.reshape(600, ENV.lines, ENV.operations, CLONES).sum(3).argmax(2)
     np.testing.assert_array_equal(sales.outbid, winner != offers.argmax(2))

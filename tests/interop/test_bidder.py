@@ -55,7 +55,7 @@ def test_the_books_of_a_society_that_makes_the_same_bids(auction):
 
     @jax.jit
     def step(key, bids, state):
-        # Everybody's bid in every state is the bias of its table.
+        # Every bidder's bid in every state is the bias of its table.
         quoted = jax.tree.map(lambda x: x.at[:, -1, 0].set(bids), nothing)
         return jaxmarket.step(replay, key, quoted, state, society.env.default_params)
 

@@ -168,7 +168,7 @@ def test_an_environment_without_spaces():
 
 
 def test_an_actor_takes_numpy_and_gives_a_number():
-    society = given_bids(jaxmarket.TrainConfig("Bandit-v0", clones=1).society)
+    society = given_bids(jaxmarket.TrainConfig("Bandit-v0", clones=1).settings.society)
     act = actor(jaxmarket.MarketPolicy(jnp.array([0.1, 0.2, 0.3, 0.9]), society))
     env = GymnasiumEnv("Bandit-v0")
     obs, _ = env.reset(seed=0)
@@ -227,6 +227,6 @@ def test_gymnasiums_vector_environment_and_wrappers():
 
 @pytest.mark.slow
 def test_a_market_as_one_bidder_sees_it_is_a_gymnasium_environment():
-    society = jaxmarket.TrainConfig("Chain-v0", clones=1).society
+    society = jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society
     market = BidderEnv(society, society.init(jax.random.key(0)), bidder=1, levels=(0.0, 0.5, 1.0))
     check_env(GymnasiumEnv(market), skip_render_check=True)

@@ -323,13 +323,13 @@ def test_without_jaxmarl_the_error_names_the_extra(monkeypatch):
         importlib.import_module("jaxmarket.interop.multi_agent")
 
 
-# --- somebody else's grad
+# --- gradients from outside
 
 
 @pytest.mark.slow
 def test_gradients_through_a_scanned_market_are_finite_differences():
     """All prices paid in twelve steps, differentiated in the parameters of the bid distributions at fixed draws."""
-    society = TrainConfig("Chain-v0", auction="bb", learner="ppo", hidden=(), clones=1).society
+    society = TrainConfig("Chain-v0", auction="bb", learner="ppo", hidden=(), clones=1).settings.society
     env_params = society.env.default_params
 
     @jax.jit

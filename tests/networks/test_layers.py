@@ -53,7 +53,7 @@ apply_jit = jax.jit(lambda module, variables, x: module.apply(variables, x), sta
 
 
 def architectures(count):
-    """Depths 1 to 12, more of the small ones (each compiles anew), widths 1 to 17, decoys 0 to 20."""
+    """Depths 1 to 12, more of the small ones (each compiles separately), widths 1 to 17, decoys 0 to 20."""
     rng = np.random.default_rng(7)
     for i in range(count):
         depth = int(rng.integers(*{0: (11, 13), 5: (5, 11)}.get(i % 10, (1, 5))))
@@ -280,7 +280,7 @@ def test_in_the_network_only_what_lies_between_a_neuron_and_the_consumers_sets_i
     rng = np.random.default_rng(6)
     _, variables = random_network(rng, PLAN)
     for layer in variables["params"].values():
-        layer.update({name: np.abs(values) for name, values in layer.items()})  # so that everybody is active
+        layer.update({name: np.abs(values) for name, values in layer.items()})  # so that every unit is active
     x, p = jnp.asarray(rng.normal(size=3), jnp.float32), jnp.asarray(rng.normal(size=2), jnp.float32)
     x = jnp.abs(x)
     before = edge_prices_jit(from_mlp(variables), x, p)

@@ -329,7 +329,7 @@ def test_a_report_of_failure(moving, tmp_path, monkeypatch):
 def test_xor_is_solved():
     """18 of 20 hold a solution within 6,000 presentations, on seeds that are not those of the report.
 
-    Nobody does without reward, though nearly everybody is right once; few do whose outputs do not feel the inputs.
+    No run does without reward, though nearly every run is right once; few do whose outputs do not feel the inputs.
     """
     by_setting = {c.setting: c for c in CONDITIONS if c.task == "XOR"}
     published, unpaid, alone = (

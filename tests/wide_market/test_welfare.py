@@ -206,7 +206,7 @@ def test_the_path_leads_where_the_solver_ends(kind):
 
 
 def toss(key, agents, world, bundles):
-    """Everybody earns by chance, and the good lands with somebody."""
+    """All agents earn by chance, and an agent gets the good."""
     owner = jax.random.randint(key, (), 0, 4)
     return Produced(
         holdings=(jnp.arange(4) == owner).astype(bundles.dtype)[:, None],

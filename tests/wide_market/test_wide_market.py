@@ -43,7 +43,7 @@ ADAPTER = Adapter(WORLD)
 
 
 def bid(agent, world):
-    """Everybody offers for the state what its representation says, and has the last word on its own purse elsewhere."""
+    """Every agent offers for the state what its representation says, and limits its own budget elsewhere."""
     return Additive(LANGUAGE.bid(agent, world[1], jnp.inf)[None])
 
 
@@ -82,15 +82,15 @@ def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
         world = jax.tree.map(lambda leaf: leaf[0], (one.env_state, one.obs))
         other = init(agents, jnp.zeros((AGENTS, 1)).at[2].set(1), wealth, world)
         for key in jax.random.split(jax.random.key(7), 40):
-            one, books, _ = _deep_step(deep, key, one, WORLD.default_params, Terms(rent=rent))
+            one, happened = _deep_step(deep, key, one, WORLD.default_params, Terms(rent=rent))
             other, traded = _wide_step(wide, key, other, rent=rent)
             winners.append(int(one.owner[0]))
             assert int(jnp.argmax(traded.bundles[:, 0])) == winners[-1]
             np.testing.assert_array_equal(other.world[1], one.obs[0])
-            np.testing.assert_allclose(traded.prices[0], books.sales, rtol=1e-5)
+            np.testing.assert_allclose(traded.prices[0], happened.flows["sales"], rtol=1e-5)
             np.testing.assert_allclose(other.wealth, one.population.wealth, rtol=1e-5, atol=1e-6)
             subsidy = (traded.flows["sale"] + traded.flows["purchase"]).sum()
-            np.testing.assert_allclose(subsidy, books.subsidy, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(subsidy, happened.flows["subsidy"], rtol=1e-4, atol=1e-6)
     assert len(set(winners)) > 2, "a test in which one agent always wins shows little"
 
 

@@ -1,0 +1,425 @@
+"""Markets of layers: the layers of a network as agents that live on what they sell (Sudhir and Tran-Thanh 2025, §3).
+
+A network with one hidden layer classifies examples. Each layer has agents with their own parameters, and all share one
+table of wealth. A *lot* is a batch of examples, which is sold twice:
+
+inputs, owned by the auctioneer → hidden agents bid, the winner pays the auctioneer and computes activations → readout
+agents see the activations and bid, the winner pays the hidden agent and predicts class probabilities → consumers pay it
+the mean probability of the right class over the lot. Then the wealth tax, and after every few lots deaths and births.
+
+**Bids.** A bid that does not depend on the state, as Baum's fixed offers, would pay a hidden agent the same for good
+features and bad ones. A readout agent therefore bids what it would earn if its own probabilities were right, Σ p²,
+times a rate; a hidden agent, to which all inputs look alike, bids its rate. The rate is one number per agent: a running
+mean of the revenue per unit of that expectation, less a margin. An overconfident agent learns to bid less or goes
+bankrupt. A child starts with a slightly higher rate than its parent, so that it is tried at once.
+
+**Learning.** Parameters change by mutation only, or (``learning=True``) the winners of a lot also take a step of SGD,
+each at its own learning rate, while the market selects the structure: activation, width and learning rate.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxmarket import auctions
+from jaxmarket.accounts import CashFlows
+from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
+from jaxmarket.deep_market.demographics import Population, Terms, random_population, turnover
+from jaxmarket.deep_market.market import DeepMarketStep, MarketStatistics, RoundSummary, summarize
+from jaxmarket.deep_market.representations import NO_BID
+from jaxmarket.types import NOBODY, Array, real
+
+__all__ = [
+    "ACTIVATIONS",
+    "DEFAULT",
+    "HIDDEN",
+    "READOUT",
+    "LayerAgent",
+    "LayerAgents",
+    "LayerMarket",
+    "LayerStructure",
+    "LotSale",
+    "SoldLot",
+    "activations",
+    "cross_entropy",
+    "draw_lots",
+    "evaluate",
+    "init",
+    "logits",
+    "run",
+    "sell_lot",
+    "step",
+]
+
+HIDDEN, READOUT = 0, 1
+"""The layers, which also identify the state that each buys: inputs, activations."""
+
+ACTIVATIONS = (
+    ("relu", jax.nn.relu),
+    ("tanh", jnp.tanh),
+    ("sine", jnp.sin),
+    ("identity", lambda z: z),
+)
+"""Activation functions of hidden units, by name."""
+
+
+class LayerStructure(struct.PyTreeNode):
+    """The part of an agent that backpropagation does not change."""
+
+    activation: Array  # i32 [] index into ACTIVATIONS
+    width: Array  # i32 [] hidden units in use, the first ones
+    rate: Array  # f [] learning rate
+
+
+DEFAULT = (0, 16, 0.1)
+"""A common first choice of structure: ReLU, 16 units, a learning rate of .1."""
+
+
+class LayerAgent(struct.PyTreeNode):
+    """The parameters of one layer and its rate. The fields of the other layer are not used."""
+
+    layer: Array  # i32 [] HIDDEN or READOUT
+    hidden: Array  # f [d + 1, H], the last row is the bias
+    readout: Array  # f [H + 1, C]
+    structure: LayerStructure
+    earns: Array  # f [] its rate: what it has earned per unit of what it expected
+
+
+def _affine(x: Array, weights: Array) -> Array:
+    return x @ weights[:-1] + weights[-1]
+
+
+def activations(hidden: Array, structure: LayerStructure, x: Array) -> Array:
+    """The hidden layer: f [..., d] -> f [..., H], 0 beyond its width."""
+    z = _affine(x, hidden)
+    values = jnp.stack([activation(z) for _, activation in ACTIVATIONS])[structure.activation]
+    return jnp.where(jnp.arange(z.shape[-1]) < structure.width, values, 0)
+
+
+def logits(readout: Array, h: Array) -> Array:
+    """The readout layer: f [..., H] -> f [..., C]."""
+    return _affine(h, readout)
+
+
+def cross_entropy(weights: tuple[Array, Array], structure: LayerStructure, x: Array, labels: Array) -> Array:
+    """The mean loss f [] of a network with weights f [d + 1, H] and f [H + 1, C] on examples f [n, d], i32 [n]."""
+    logp = jax.nn.log_softmax(logits(weights[1], activations(weights[0], structure, x)))
+    return -jnp.take_along_axis(logp, labels[:, None], 1).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAgents:
+    """The representation of layer agents: initial parameters, expectations and mutations.
+
+    Attributes:
+        inputs, width, classes: d, H (the largest number of hidden units), C.
+        structured: whether structures differ between agents; otherwise all have `DEFAULT`.
+        noise: range of the standard deviation of a child's mutation, as a share of that of new weights; drawn
+            log-uniformly for each child.
+        optimism: the largest relative increase of a child's rate over its parent's.
+    """
+
+    inputs: int
+    width: int
+    classes: int
+    structured: bool = False
+    noise: tuple[float, float] = (0.1, 1.0)
+    optimism: float = 0.05
+
+    def draw(self, key: Array) -> LayerStructure:
+        """A random structure: any activation, 4 to H units, a learning rate of .003 to 1."""
+        if not self.structured:
+            activation, width, rate = DEFAULT
+            return LayerStructure(
+                jnp.asarray(activation, jnp.int32), jnp.asarray(width, jnp.int32), jnp.asarray(rate, real())
+            )
+        keys = jax.random.split(key, 3)
+        return LayerStructure(
+            activation=jax.random.randint(keys[0], (), 0, len(ACTIVATIONS), jnp.int32),
+            width=jax.random.randint(keys[1], (), 4, self.width + 1, jnp.int32),
+            rate=jnp.exp(jax.random.uniform(keys[2], (), real(), np.log(0.003), 0.0)),
+        )
+
+    def _scales(self) -> tuple[float, float]:
+        return float(np.sqrt(2 / self.inputs)), float(np.sqrt(1 / self.width))
+
+    def parameters(self, key: Array) -> tuple[Array, Array]:
+        """New Gaussian weights and zero biases: f [d + 1, H], f [H + 1, C]."""
+        key_hidden, key_readout = jax.random.split(key)
+        (first, second), d, h, c = self._scales(), self.inputs, self.width, self.classes
+        hidden = jax.random.normal(key_hidden, (d + 1, h), real()).at[-1].set(0) * first
+        return hidden, jax.random.normal(key_readout, (h + 1, c), real()).at[-1].set(0) * second
+
+    def init(self, key: Array, obs: Array) -> LayerAgent:
+        """A random agent of a random layer. A hidden agent expects the payment for guessing."""
+        key_layer, key_structure, key_weights = jax.random.split(key, 3)
+        hidden, readout = self.parameters(key_weights)
+        guess = jnp.asarray(1 / self.classes, real())
+        layer = jax.random.randint(key_layer, (), 0, 2, jnp.int32)
+        # A readout agent with calibrated probabilities earns 1 per unit of what it expects.
+        return LayerAgent(layer, hidden, readout, self.draw(key_structure), jnp.where(layer == READOUT, 1.0, guess))
+
+    def expects(self, agent: LayerAgent, layer: int, state: Array) -> Array:
+        """What an agent of the layer expects of a lot before experience: f [].
+
+        A readout agent expects its payment if its probabilities were right; a hidden agent expects 1 for any lot.
+        """
+        if layer == HIDDEN:
+            return jnp.ones((), real())
+        p = jax.nn.softmax(logits(agent.readout, state))
+        return (p**2).sum(-1).mean()
+
+    def mutate(self, key: Array, agent: LayerAgent, mate: LayerAgent) -> LayerAgent:
+        """Noise on all weights, and sometimes another structure. The mate is not used."""
+        keys = jax.random.split(key, 9)
+        low, high = np.log(self.noise[0]), np.log(self.noise[1])
+        size = jnp.exp(jax.random.uniform(keys[0], (), real(), low, high))
+        first, second = self._scales()
+        s = agent.structure
+        if self.structured:
+            other = jax.random.randint(keys[3], (), 0, len(ACTIVATIONS), jnp.int32)
+            factor = jnp.exp(0.5 * jax.random.normal(keys[4], (), real()))
+            wider = jnp.clip(jnp.round(s.width * factor), 4, self.width).astype(jnp.int32)
+            s = LayerStructure(
+                activation=jnp.where(jax.random.bernoulli(keys[5], 0.2), other, s.activation),
+                width=jnp.where(jax.random.bernoulli(keys[6], 0.5), wider, s.width),
+                rate=jnp.clip(s.rate * jnp.exp(0.5 * jax.random.normal(keys[7], (), real())), 1e-3, 3.0),
+            )
+        return LayerAgent(
+            layer=agent.layer,
+            hidden=agent.hidden + size * first * jax.random.normal(keys[1], agent.hidden.shape, real()),
+            readout=agent.readout + size * second * jax.random.normal(keys[2], agent.readout.shape, real()),
+            structure=s,
+            earns=agent.earns * (1 + self.optimism * jax.random.uniform(keys[8], (), real())),
+        )
+
+    def cost(self, agent: LayerAgent) -> Array:
+        """1."""
+        return jnp.ones((), real())
+
+    def bid(self, agent: LayerAgent, obs: Array, budget: Array) -> Array:
+        """As in `LayerMarket.bids`, for activations."""
+        return jnp.minimum(agent.earns * self.expects(agent, READOUT, obs), budget)
+
+    def act(self, agent: LayerAgent, obs: Array) -> Array:
+        """The class that it predicts from activations: i32 []."""
+        return jnp.argmax(logits(agent.readout, obs), -1).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerMarket:
+    """The static description of a market of layers.
+
+    Attributes:
+        representation: of its agents.
+        capacity: N, slots for agents.
+        batch: examples in a lot.
+        learning: whether the winners of a lot take a step of SGD.
+        margin: the share of its expectation that an agent does not bid.
+        memory: the weight of the last lot in an agent's rate.
+        mechanism: what winners pay and owners receive.
+    """
+
+    representation: LayerAgents
+    capacity: int = 32
+    batch: int = 64
+    learning: bool = False
+    margin: float = 0.1
+    memory: float = 0.3
+    mechanism: Mechanism = BUCKET_BRIGADE
+
+    def bids(self, population: Population, layer: int, state: Array) -> tuple[Array, Array]:
+        """Bids f [N] for a lot, `NO_BID` of dead agents and of the other layer, and expectations f [N]."""
+        p = population
+        expects = jax.vmap(lambda agent: self.representation.expects(agent, layer, state))(p.agents)
+        bids = jnp.minimum((1 - self.margin) * p.agents.earns * expects, p.wealth)
+        able = p.alive & (p.agents.layer == layer) & (bids > 0)
+        return jnp.where(able, bids, NO_BID), expects
+
+
+class LotSale(struct.PyTreeNode):
+    """The sale of a lot to an agent of one layer."""
+
+    winner: Array  # i32 [] NOBODY without a bid, or where no activations are for sale
+    agent: LayerAgent  # the winner
+    price: Array  # f [] what it paid, 0 without a winner
+    payout: Array  # f [] what the owner received, 0 without a winner
+    expected: Array  # f [] what the winner expected, before its rate
+
+    @property
+    def sold(self) -> Array:
+        """Whether there is a winner: bool []."""
+        return self.winner >= 0
+
+
+class SoldLot(struct.PyTreeNode):
+    """Both sales of a lot, and the predictions."""
+
+    hidden: LotSale
+    readout: LotSale
+    logp: Array  # f [batch, C] log-probabilities; uniform where a layer has no buyer
+
+
+def _auction(market: LayerMarket, population: Population, layer: int, state: Array) -> LotSale:
+    bids, expects = market.bids(population, layer, state)
+    outcome = auctions.clear(bids)
+    winner, sold = jnp.maximum(outcome.winner, 0), outcome.winner >= 0
+    return LotSale(
+        winner=outcome.winner,
+        agent=jax.tree.map(lambda leaf: leaf[winner], population.agents),
+        price=jnp.where(sold, market.mechanism.price(outcome), 0),
+        payout=jnp.where(sold, market.mechanism.payout(outcome), 0),
+        expected=expects[winner],
+    )
+
+
+def sell_lot(market: LayerMarket, population: Population, x: Array) -> SoldLot:
+    """Sell a lot f [batch, d] to a hidden agent, and its activations to a readout agent."""
+    first = _auction(market, population, HIDDEN, x)
+    h = activations(first.agent.hidden, first.agent.structure, x)
+    second = _auction(market, population, READOUT, h)
+    second = second.replace(
+        winner=jnp.where(first.sold, second.winner, NOBODY),
+        price=jnp.where(first.sold, second.price, 0),
+        payout=jnp.where(first.sold, second.payout, 0),
+    )
+    logp = jax.nn.log_softmax(logits(second.agent.readout, h))
+    return SoldLot(first, second, jnp.where(second.sold, logp, -np.log(market.representation.classes)))
+
+
+def evaluate(market: LayerMarket, population: Population, x: Array, labels: Array) -> dict[str, Array]:
+    """Sell held-out examples f [n, d], i32 [n] as one lot in a frozen market: accuracy and payment, f [] each."""
+    logp = sell_lot(market, population, x).logp
+    right = jnp.take_along_axis(logp, labels[:, None], 1)[:, 0]
+    return {"accuracy": (logp.argmax(-1) == labels).mean(dtype=real()), "payment": jnp.exp(right).mean()}
+
+
+def _learn(agents: LayerAgent, lot: SoldLot, x: Array, labels: Array) -> LayerAgent:
+    """One step of SGD for the two winners, each at its own learning rate."""
+    one, two = jnp.maximum(lot.hidden.winner, 0), jnp.maximum(lot.readout.winner, 0)
+    rates, structure = agents.structure.rate, lot.hidden.agent.structure
+    hidden, readout = jax.grad(cross_entropy)((agents.hidden[one], agents.readout[two]), structure, x, labels)
+    return agents.replace(
+        hidden=agents.hidden.at[one].add(jnp.where(lot.readout.sold, -rates[one] * hidden, 0)),
+        readout=agents.readout.at[two].add(jnp.where(lot.readout.sold, -rates[two] * readout, 0)),
+    )
+
+
+def _update_rate(market: LayerMarket, agents: LayerAgent, sale: LotSale, revenue: Array) -> LayerAgent:
+    """Move the winner's rate towards its revenue per unit of expectation."""
+    winner = jnp.maximum(sale.winner, 0)
+    change = market.memory * (revenue / sale.expected - agents.earns[winner])
+    return agents.replace(earns=agents.earns.at[winner].add(jnp.where(sale.sold, change, 0)))
+
+
+def step(
+    market: LayerMarket, terms: Terms, population: Population, time: Array, x: Array, labels: Array, informed: Any
+) -> tuple[Population, DeepMarketStep]:
+    """Sell one lot f [batch, d] with labels i32 [batch]: the population afterwards, and what happened."""
+    p = population
+    lot = sell_lot(market, p, x)
+    first, second = lot.hidden, lot.readout
+    right = jnp.exp(jnp.take_along_axis(lot.logp, labels[:, None], 1)).mean()
+    reward = jnp.where(second.sold, jnp.where(informed, right, 1 / market.representation.classes), 0)
+
+    agents = _update_rate(market, p.agents, first, second.payout)
+    agents = _update_rate(market, agents, second, reward)
+    if market.learning:
+        agents = _learn(agents, lot, x, labels)
+
+    wealth = p.wealth.at[first.winner].add(jnp.where(first.sold, second.payout - first.price, 0))
+    wealth = wealth.at[second.winner].add(jnp.where(second.sold, reward - second.price, 0))
+    taxed = wealth if terms.wealth_tax is None else wealth - terms.wealth_tax * jnp.maximum(wealth, 0)
+    flows = CashFlows.of(
+        reward=reward,
+        subsidy=first.payout - first.price + second.payout - second.price,
+        auctioneer=-first.payout,
+        wealth_tax=(taxed - wealth).sum(),
+        transfers={"sales": first.price + second.price},
+    )
+    one = jnp.ones((), real())
+    statistics = MarketStatistics(
+        auctions=2 * one,
+        unsold=2 * one - first.sold - second.sold,
+        episodes=one,
+        terminated=one,
+        returns=reward,
+        lengths=one,
+        nonfinite_deaths=0 * one,
+    )
+    slots = jnp.arange(market.capacity)
+    wins = ((slots == first.winner) | (slots == second.winner)).astype(jnp.int32)
+    population = p.replace(agents=agents, wealth=taxed, won=jnp.where(wins > 0, time + 1, p.won))
+    return population, DeepMarketStep(flows, statistics, wins)
+
+
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"))
+def run(
+    market: LayerMarket,
+    key: Array,
+    population: Population,
+    time: Array,
+    x: Array,
+    labels: Array,
+    terms: Terms,
+    *,
+    rounds: int,
+    period: int,
+    max_births: int,
+    informed: Array | bool = True,
+) -> tuple[Population, Array, RoundSummary]:
+    """Run rounds of ``period`` lots, each followed by deaths and births. Map it over seeds.
+
+    Args:
+        market: static.
+        key: consumed.
+        population: the population before.
+        time: i32 [], lots so far.
+        x: f [n, d], examples from which lots are drawn with replacement.
+        labels: i32 [n].
+        terms: the wealth tax, and the settings of `turnover`.
+        rounds, period, max_births: static.
+        informed: bool [], whether consumers pay the probability of the right label; otherwise 1/C (control).
+
+    Returns:
+        The population, the time, and the rounds with a leading axis [rounds].
+    """
+
+    def one_lot(
+        carry: tuple[Population, Array, Array], rows: Array
+    ) -> tuple[tuple[Population, Array, Array], tuple[CashFlows, MarketStatistics]]:
+        population, time, wins = carry
+        population, happened = step(market, terms, population, time, x[rows], labels[rows], informed)
+        return (population, time + 1, wins + happened.wins), (happened.flows, happened.statistics)
+
+    def one_round(carry: tuple[Population, Array], key: Array) -> tuple[tuple[Population, Array], RoundSummary]:
+        key_lots, key_turnover = jax.random.split(key)
+        lots = draw_lots(key_lots, period, market.batch, len(labels))
+        start = (*carry, jnp.zeros(market.capacity, jnp.int32))
+        (population, time, wins), history = jax.lax.scan(one_lot, start, lots)
+        flows, statistics = jax.tree.map(lambda x: x.sum(0), history)
+        observations = jnp.zeros((max_births, 1), real())  # not used by layer agents
+        changes = turnover(market.representation, key_turnover, population, observations, time, terms, max_births)
+        p, flows = changes.population, flows + changes.flows
+        statistics = statistics.replace(nonfinite_deaths=changes.nonfinite_deaths)
+        return (p, time), summarize(p, p.wealth.sum(), flows, statistics, changes.births, wins)
+
+    (population, time), history = jax.lax.scan(one_round, (population, time), jax.random.split(key, rounds))
+    return population, time, history
+
+
+def draw_lots(key: Array, count: int, batch: int, examples: int) -> Array:
+    """Rows of ``count`` random lots, drawn with replacement: i32 [count, batch]."""
+    return jax.random.randint(key, (count, batch), 0, examples)
+
+
+def init(market: LayerMarket, key: Array, wealth: float) -> Population:
+    """Random agents in all slots with equal wealth. The first two are of different layers, so that both exist."""
+    n = market.capacity
+    p = random_population(market.representation, key, jnp.zeros((1, 1), real()), n, n, wealth)
+    return p.replace(agents=p.agents.replace(layer=p.agents.layer.at[:2].set(jnp.arange(2))))
