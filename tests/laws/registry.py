@@ -316,7 +316,7 @@ CASES = {
     "metrics.conservation_residual": plain(metrics.conservation_residual, lambda rng: (rows_of(rng),)),
     "metrics.ledger": plain(metrics.ledger, lambda rng: (rows_of(rng),)),
     "metrics.bid_error": plain(
-        metrics.bid_error, lambda rng: (money(rng, 3, 4), money(rng, 3, 2), rng.random(3) < 0.9)
+        metrics.bid_error, lambda rng: (money(rng, 3, 4), money(rng, 3, 4), rng.random(3) < 0.9)
     ),
     "ppo.clipped_gain": plain(ppo.clipped_gain, lambda rng: (rng.uniform(0.5, 2, 4), money(rng, 4), 0.2)),
     "protocol.clip": plain(lambda g: protocol.clip(g, 0.5), lambda rng: ({"a": money(rng, 3), "b": money(rng, 2)},)),
