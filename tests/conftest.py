@@ -1,6 +1,7 @@
 """Shared by all tests: small configurations, trained once."""
 
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited by a test run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
