@@ -15,8 +15,10 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited by a test run in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A test run in the background, or under nohup, inherits ignored signals.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 import jax
 import pytest
