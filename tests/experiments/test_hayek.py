@@ -156,13 +156,13 @@ def test_figures_show_what_happened(grown, tmp_path):
     one = grown["one"]
     fig = life(one, 0, "one")
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
-    assert titles[:5] == ["population", "wealth of the living", "inequality", "money supply", "money in and out"]
+    assert titles[:5] == ["population", "wealth of the living", "inequality", "money supply", "cash flows"]
     money = next(ax for ax in fig.axes if ax.get_title() == "money supply")
     line, crosses = money.get_lines()
     shown = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
     for x, y in zip(crosses.get_xdata(), crosses.get_ydata(), strict=True):
         assert shown[x] == pytest.approx(y, rel=1e-5)
-    flows = next(ax for ax in fig.axes if ax.get_title() == "money in and out")
+    flows = next(ax for ax in fig.axes if ax.get_title() == "cash flows")
     labels = {text.get_text() for text in flows.get_legend().get_texts()}
     assert {"endowments", "compute tax", "wealth of the dead"} <= labels
     assert "subsidy" not in labels
