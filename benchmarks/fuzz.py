@@ -658,7 +658,7 @@ def _holds_nan(value: Any) -> bool:
     for leaf in jax.tree.leaves(value):
         if isinstance(leaf, str):  # "nan" is a word
             continue
-        with contextlib.suppress(TypeError, ValueError, AttributeError):
+        with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
             found.append(bool(np.isnan(np.asarray(leaf, np.float64)).any()))
     return any(found)
 

@@ -37,7 +37,7 @@ def mesh(devices: Devices, seeds: int, instances: int, minibatch: int) -> Mesh |
     """
     several = isinstance(devices, Sequence) and not isinstance(devices, str)
     chosen = list(devices) if several else _chosen(devices)  # type: ignore[arg-type]
-    if not all(isinstance(device, jax.Device) for device in chosen):
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
         raise ValueError(f"devices: expected a number, 'all' or a sequence of devices, got {short_repr(devices)}")
     count = len(chosen)
     if jax.process_count() > 1 and count < jax.device_count():

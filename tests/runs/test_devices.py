@@ -40,6 +40,7 @@ def test_a_mesh_takes_seeds_first():
         (("most", 1, 8, 16), "expected a number >= 1 or 'all', got 'most'"),
         ((True, 1, 8, 16), "got True"),
         ((2, 1, 8, 16), "^devices: .*got 2; set JAX_NUM_CPU_DEVICES"),
+        (([], 1, 8, 16), "^devices: expected a number, 'all' or a sequence of devices"),
         (([object()], 1, 8, 16), "^devices: expected a number, 'all' or a sequence of devices"),
         ((jax.devices() * 3, 2, 8, 16), "^devices: "),
         ((jax.devices() * 2, 1, 8, 4), "^minibatch: .*got 4"),
