@@ -1,6 +1,5 @@
 """Deep markets: agents that trade states and are selected by wealth."""
 
-from jaxmarket.deep_market import layer_market
 from jaxmarket.deep_market.demographics import (
     OFFSPRING,
     RANDOM,
@@ -61,7 +60,6 @@ __all__ = [
     "Turnover",
     "forward",
     "init",
-    "layer_market",
     "make_population",
     "money",
     "random_population",

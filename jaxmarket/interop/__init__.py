@@ -3,3 +3,5 @@
 Submodules: `gymnasium_env` (Gymnasium), `multi_agent` (JaxMARL), `bidder` (one strategic bidder as an environment),
 `embedding` (bids from outside the society).
 """
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Terminal tables, plots, and pictures of environments."""
+
+__all__: list[str] = []

@@ -144,7 +144,7 @@ class Shouting(BidTables):
     ("representation", "what", "says"),
     [
         (BidTables(9, 2), "reward", r"^reward\[0\] is nan, step 7"),
-        (Shouting(9, 2), "nothing", r"^bids\[\d \d\] is nan; an agent bids a number, or is silent"),
+        (Shouting(9, 2), "nothing", r"^bids\[\d \d\] is nan"),
         (BidTables(9, 2), "nothing", None),
     ],
 )
@@ -159,7 +159,7 @@ def test_deep_markets_are_checked(representation, what, says):
     if says is None:
         checked(run)(economy)
         economy = economy.replace(owner=jnp.array([0, 40]))
-        says = r"^owner: there is no account 40, only -1 \(the house\) to 15"
+        says = r"^owner: .* got 40"
     with pytest.raises(ValueError, match=says):
         checked(run)(economy)
 
