@@ -218,7 +218,7 @@ def attempt(trial: Trial, folder: Path, whole: Whole, env: dict[str, str]) -> tu
 def _misbehaved(trial: Trial, where: str, code: int, error: str) -> list[str]:
     """What is wrong with how a command ended that was sent a signal."""
     # Ctrl-C while Python imports ends with Python's own traceback: there is no folder yet, and nothing to lose.
-    if trial.signal == "INT" and where.startswith("before its folder") and "KeyboardInterrupt" in error:
+    if trial.signal == "INT" and code != 0 and where.startswith("before its folder") and "KeyboardInterrupt" in error:
         return []
     wrong = []
     if "Traceback" in error:

@@ -593,11 +593,16 @@ class SavedRun:
 
     @functools.cached_property
     def _metrics(self) -> dict[str, np.ndarray]:
+        seeds = self.config.seeds
         rows = _columns(self.folder / "metrics.csv")
+        if any(flat.size % seeds for flat in rows.values()):
+            raise ValueError(
+                f"{self.folder / 'metrics.csv'}: expected {seeds} rows, one per seed, for each chunk; train it again"
+            )
         metrics: dict[str, Any] = {}
         for column, flat in rows.items():
             name, _, index = column.partition("[")
-            values = flat.reshape(-1, self.config.seeds)
+            values = flat.reshape(-1, seeds)
             if index:
                 metrics.setdefault(name, []).append(values)
             elif name not in ("chunk", "env_steps", "seed"):

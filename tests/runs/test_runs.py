@@ -138,3 +138,12 @@ def test_json_is_strict_and_one_line():
     text = run_folder.to_json({"a": math.nan, "b": [1.5, math.inf], "c": None})
     assert json.loads(text) == {"a": None, "b": [1.5, None], "c": None}
     assert "\n" not in text
+
+
+def test_metrics_without_a_row_for_every_seed_are_one_clear_error(bandit_run, tmp_path):
+    folder = shutil.copytree(bandit_run[1], tmp_path / "run")
+    rows = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(rows[:-1]))
+    reseal(folder)
+    with pytest.raises(ValueError, match=r"metrics\.csv: expected 2 rows"):
+        _ = run_folder.read(folder).metrics
