@@ -1,19 +1,11 @@
 """Shared by all tests: small configurations, trained once."""
 
-import os
 import signal
-from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and run little: without the backend's optimisations they take half the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Most of what they compile is the same every time: keep it, in a folder for each version of jax.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxmarket-tests" / f"jaxlib-{version('jaxlib')}")
-)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+import jax_environment
+
+jax_environment.set_defaults()
 
 # A test run in the background, or under nohup, inherits ignored signals.
 for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

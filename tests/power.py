@@ -14,18 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxmarket-tests" / f"jaxlib-{version('jaxlib')}")
-)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
+import jax_environment
 import pytest
+
+jax_environment.set_defaults()
 
 AUCTIONS = (
     ("jaxmarket/auctions.py", "tests/test_auctions.py"),

@@ -159,7 +159,7 @@ def fit(
         key: a typed PRNG key.
         out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
         env_params: the environment's parameters, traced; its own if None. Metrics that need Q*, which is that of its
-            own, are left out then, and every truncation of a rollout is priced by a shadow auction.
+            own, are left out then, and every truncation of a rollout is priced by a bootstrap auction.
         start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
             networks its seed i ended with, and with fresh optimizers. Not needed to resume.
         freeze: names of parts of the networks that are not trained, as shell patterns; see
