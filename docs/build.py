@@ -17,7 +17,9 @@ from types import ModuleType
 
 import jax
 
-import jaxmarket
+jax.Array.__name__ = jax.Array.__qualname__ = "Array"  # annotations copy it when jaxmarket is imported
+
+import jaxmarket  # noqa: E402
 
 __all__ = ["build", "fields", "modules"]
 
@@ -72,7 +74,6 @@ def build(out: Path, names: list[str] | None = None) -> None:
         return found
 
     doc_ast.walk_tree = walk_with_comments
-    jax.Array.__qualname__ = "Array"  # where it is defined is nobody's concern
     render.configure(docformat="google", math=True, footer_text=f"jaxmarket {jaxmarket.__version__}")
     try:
         with warnings.catch_warnings():
