@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxmarket import wide_market
-from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.report import (
     Estimate,
@@ -37,28 +35,26 @@ from jaxmarket.experiments.report import (
 )
 from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
-from jaxmarket.learners import Experience, Hyperparameters, Valuation
-from jaxmarket.learners.protocol import static_part
+from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files
-from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
 from jaxmarket.training.trainable import Trainable
-from jaxmarket.types import Array, PyTree, real, tree_select
+from jaxmarket.training.wide import StageBids, WideMarketTraining, WideSociety, Worker, effects, workers
+from jaxmarket.types import Array, real
 from jaxmarket.view import plotting, tables
-from jaxmarket.wide_market import Additive, SealedBids
+from jaxmarket.wide_market import Additive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ARMS", "Curve", "Wide", "Worker", "learn", "points", "prepare", "quoting", "run", "tune"]
+__all__ = ["ARMS", "Curve", "learn", "points", "prepare", "quoting", "run", "tune"]
 
 GAMMA = 0.9
 _STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every arm
 _LINES, _QUICK_LINES = (1, 2, 4, 8), (1, 2, 4)
 _MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
-_CREDIT = 1e4  # initial wealth of every agent, so large that wealth never limits bids
 
 _MARKET: dict[str, Any] = {"learner": "valuation", "hidden": (), "instances": 1, "horizon": 32, "minibatch": 32}
 _PPO: dict[str, Any] = {
@@ -72,7 +68,8 @@ _PPO: dict[str, Any] = {
 }
 ARMS: dict[str, dict[str, Any]] = {
     "deep": _MARKET | {"learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
-    "wide": _MARKET | {"learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
+    "wide": _MARKET
+    | {"agent": "wide", "learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
     "PPO, serial": _PPO | {"learning_rate": 6e-3, "entropy": 0.2, "trace_decay": 0.8},
     "PPO, joint": _PPO | {"learning_rate": 6e-3, "entropy": 0.03, "trace_decay": 0.8},
     "PPO, factored": _PPO | {"learning_rate": 6e-3, "entropy": 0.1, "trace_decay": 0.8},
@@ -83,257 +80,6 @@ _RIVALS = ("PPO, factored", "PPO, joint", "PPO, serial")
 
 QUOTING = "wide, quoting"
 """The arm whose agents know the effects of their operations and do not learn."""
-
-
-# --- the wide market
-
-
-class Worker(struct.PyTreeNode):
-    """An agent of the wide market; one, or leaves [N, ...]."""
-
-    line: Array  # i32 [] its line
-    operation: Array  # i32 [] its operation
-    values: Array  # f [K] its bids for a piece of its line at each stage
-
-
-def workers(env: SupplyChain, values: Array, clones: int) -> Worker:
-    """Agents like the bidders of a society: agent a is clone ``a % clones`` of job ``a // clones``.
-
-    Args:
-        env: the production lines.
-        values: f [L * M, K], of each job.
-        clones: agents per job.
-    """
-    job = jnp.arange(env.lines * env.operations * clones, dtype=jnp.int32) // clones
-    return Worker(line=job // env.operations, operation=job % env.operations, values=jnp.repeat(values, clones, 0))
-
-
-def _own(env: SupplyChain, worker: Worker) -> Array:
-    """Which goods are pieces of the worker's line: bool [G]. Good l * K + k is the piece of line l at stage k."""
-    return jnp.arange(env.lines * env.stages) // env.stages == worker.line
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bids:
-    """A worker's valuation: a sealed bid for each stage of its own line, none for other goods."""
-
-    env: SupplyChain
-
-    def __call__(self, worker: Worker, world: PyTree) -> Additive:
-        del world
-        return Additive(jnp.where(_own(self.env, worker), jnp.tile(worker.values, self.env.lines), -jnp.inf))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """Production: workers transform the pieces they bought by the rule of the environment."""
-
-    env: SupplyChain
-
-    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Array) -> wide_market.Produced:
-        del key
-        env = self.env
-        after, earned = _effects(env, agents)
-        mine = jnp.where(jax.vmap(_own, (None, 0))(env, agents), bundles, 0).reshape(-1, env.lines, env.stages).sum(1)
-        made = jnp.einsum("nk,nkj->nj", mine, after)
-        own = jax.vmap(_own, (None, 0))(env, agents)
-        return wide_market.Produced(
-            holdings=jnp.where(own, jnp.tile(made, env.lines), bundles), reward=(mine * earned).sum(1), world=world
-        )
-
-
-def _effects(env: SupplyChain, agents: Worker) -> tuple[Array, Array]:
-    """The next stage of a piece for each agent and stage, one-hot f [N, K, K], and the reward, f [N, K]."""
-    stages = jnp.arange(env.stages)
-    after, earned = env.transform(agents.line[:, None], stages, agents.operation[:, None], env.default_params)
-    return (after[..., None] == stages).astype(real()), earned
-
-
-class WideState(struct.PyTreeNode):
-    """The training state of a wide market; one seed."""
-
-    learner: PyTree  # leaves [L * M, ...], one for each job
-    economy: wide_market.WideMarketState
-    key: Array
-    update: Array  # i32 [] updates so far
-    earned: Array  # f [] sum of rewards so far
-    moved: Array  # f [] money moved so far, including rewards
-
-
-class WideSale(struct.PyTreeNode):
-    """The sale of every line's piece in a round; leaves [T, ...]."""
-
-    stage: Array  # f [L, K] one-hot, stage of the piece for sale
-    won: Array  # f [N] 1 for agents that bought a piece
-    price: Array  # f [L] paid
-    payout: Array  # f [L] received
-    reward: Array  # f [L]
-    outbid: Array  # bool [L] whether exploration made an outbid agent the winner
-
-
-@dataclasses.dataclass(frozen=True)
-class Wide:
-    """The static part of a wide market's training, as `Program` is that of a society's.
-
-    The market is continuing: there are no episodes, and pieces, owners and wealth persist across updates.
-
-    Attributes:
-        env: the production lines.
-        learner: of each job, over the stages of its line, one-hot.
-        horizon: rounds between updates.
-        clones: agents per job, which share parameters.
-    """
-
-    env: SupplyChain
-    learner: Valuation
-    horizon: int
-    clones: int
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> "Wide":
-        """The wide market whose agents have the learner of the society that ``config`` describes."""
-        settings = config.settings
-        assert isinstance(settings.learner, Valuation)
-        return cls(config.adapter.env, static_part(settings.learner), settings.horizon, settings.society.clones)
-
-    def market(self, exploration: Any = None) -> wide_market.WideMarket:
-        """The market: sealed bids, with second prices paid to the owner, as in the society.
-
-        With exploration (f [], traced or not) a random worker of the line wins a piece with that probability.
-        """
-        solver = SealedBids(CREDIT_CONSERVING_VICKREY, exploration=exploration)
-        return wide_market.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
-
-    def bids(self, params: PyTree) -> Array:
-        """The bid of each job at each stage of its line: f [L * M, K]."""
-        stages = jnp.eye(self.env.stages, dtype=real())
-        return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
-
-    def open(self, values: Array) -> wide_market.WideMarketState:
-        """A market of raw pieces; their owner only receives the first payments."""
-        agents = workers(self.env, values, self.clones)
-        count = agents.line.shape[0]
-        first = jnp.arange(self.env.lines) * self.env.operations * self.clones
-        holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
-        holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
-        return wide_market.init(agents, holdings, jnp.full(count, _CREDIT, real()))
-
-    def init(self, key: Array, hyper: Hyperparameters) -> WideState:
-        """The state before the first update."""
-        del hyper
-        key_learner, key = jax.random.split(key)
-        jobs = self.env.lines * self.env.operations
-        keys = jax.random.split(key_learner, jobs)
-        learner = jax.vmap(self.learner.init, (0, None))(keys, jnp.zeros(self.env.stages, real()))
-        nothing = jnp.zeros((), real())
-        return WideState(
-            learner=learner,
-            economy=self.open(self.bids(learner.params)),
-            key=key,
-            update=jnp.zeros((), jnp.int32),
-            earned=nothing,
-            moved=nothing,
-        )
-
-    def trade(
-        self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
-    ) -> tuple[wide_market.WideMarketState, WideSale]:
-        """One round."""
-        env, agents = self.env, economy.agents
-        shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
-        economy, round_ = wide_market.step(self.market(exploration), key, economy)
-        won = round_.bundles.sum(1)
-        by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
-        offers = by_line((agents.values * shelf[agents.line]).sum(1))
-        winning = (offers * by_line(won)).sum(1)
-        return economy, WideSale(
-            stage=shelf,
-            won=won,
-            price=(by_line(round_.prices) * shelf).sum(1),
-            payout=(by_line(round_.payout) * shelf).sum(1),
-            reward=by_line(round_.flows["reward"]).sum(1),
-            outbid=winning < offers.max(1),
-        )
-
-    def settle(self, sales: WideSale, hyper: Hyperparameters) -> Array:
-        """The revenue of each purchase: f [T, L], of T + 1 rounds.
-
-        As in `settlement.settle`: reward + γ times the payout for the piece one round later. With contracts a share of
-        that payout is replaced by the revenue of its buyer, unless exploration forced the sale.
-        """
-        now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
-        decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
-        last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
-        decays = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
-        discounts = jnp.full_like(now.reward, hyper.discount)
-        return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
-
-    def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
-        """``horizon`` rounds, and what all agents learn from them."""
-        env, jobs = self.env, self.env.lines * self.env.operations
-        key_trade, key = jax.random.split(state.key)
-        keys = jax.random.split(key_trade, self.horizon + 1)
-        held = jnp.arange(self.horizon + 1) < self.horizon
-
-        def one(
-            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
-        ) -> tuple[wide_market.WideMarketState, WideSale]:
-            words, held = ahead
-            key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
-            after, sale = self.trade(key, economy, hyper.exploration)
-            return tree_select(held, after, economy), sale
-
-        # The last round is a bootstrap auction that estimates the payout for the final pieces; no money moves.
-        economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
-        revenue = self.settle(sales, hyper)
-        sales = jax.tree.map(lambda rows: rows[:-1], sales)
-
-        def by_job(of_line: Array) -> Array:
-            """[T, L] to [L * M, R, T], with values for winners only."""
-            mine = jnp.repeat(of_line.T, env.operations, 0)[:, None]
-            return jnp.where(won, mine, 0)
-
-        won = sales.won.reshape(-1, jobs, self.clones).transpose(1, 2, 0) > 0
-        price = by_job(sales.price)
-        experience = Experience(
-            obs=jnp.repeat(sales.stage.transpose(1, 0, 2), env.operations, 0),
-            bid=price,  # not used by this learner
-            eligible=jnp.ones(won.shape, bool),
-            won=won,
-            price=price,
-            utility=by_job(revenue) - price,
-        )
-        progress = state.update / jnp.asarray(hyper.updates, real())
-        learn = jax.vmap(lambda one, lived: self.learner.update(one, lived, hyper, state.update, progress)[0])
-        learner = learn(state.learner, experience)
-        agents = workers(env, self.bids(learner.params), self.clones)
-        return WideState(
-            learner=learner,
-            economy=economy.replace(agents=agents),
-            key=key,
-            update=state.update + 1,
-            earned=state.earned + sales.reward.sum(),
-            moved=state.moved + jnp.abs(sales.price).sum() + jnp.abs(sales.reward).sum(),
-        )
-
-    def play(self, state: WideState, key: Array) -> Array:
-        """Return of one greedy episode from raw pieces, without exploration: f []."""
-        return self.earn(self.bids(state.learner.params), key)
-
-    def earn(self, values: Array, key: Array) -> Array:
-        """`play` with bids f [L * M, K]."""
-
-        def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
-            economy, sale = self.trade(key, economy)
-            return economy, sale.reward.sum()
-
-        keys = jax.random.split(key, self.env.horizon)
-        return jax.lax.scan(one, self.open(values), keys)[1].sum()
-
-    def residual(self, state: WideState) -> Array:
-        """|change of money - rewards| over money moved: f []."""
-        change = (state.economy.wealth - _CREDIT).sum()
-        return jnp.abs(change - state.earned) / jnp.maximum(1, state.moved)
 
 
 # --- agents that know their production functions and do not learn
@@ -350,13 +96,13 @@ class _Expectations:
     env: SupplyChain
 
     def __call__(self, worker: Worker, world: Array) -> Additive:
-        after, earned = _effects(self.env, jax.tree.map(lambda x: x[None], worker))
+        after, earned = effects(self.env, jax.tree.map(lambda x: x[None], worker), self.env.default_params)
         prices = world.reshape(self.env.lines, self.env.stages)[worker.line]
         values = earned[0] + GAMMA * after[0] @ prices
-        return _Bids(self.env)(worker.replace(values=values), None)
+        return StageBids(self.env)(worker.replace(values=values), None)
 
 
-def quoting(wide: Wide, key: Array, rounds: int) -> Array:
+def quoting(wide: WideSociety, key: Array, rounds: int) -> Array:
     """Simulate a market whose agents know their production functions and do not learn.
 
     Args:
@@ -367,9 +113,10 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
     Returns:
         Prices f [R, G] of all goods, including those with zero supply. Initial prices are 0.
     """
-    market = dataclasses.replace(wide.market(), valuation=_Expectations(wide.env))
-    nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
-    economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
+    env = wide.env.env
+    market = dataclasses.replace(wide.market(env.default_params), valuation=_Expectations(env))
+    nobody = jnp.zeros((env.lines * env.operations, env.stages), real())
+    economy = wide.open(nobody).replace(world=jnp.zeros(env.lines * env.stages, real()))
 
     def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
         economy, round_ = wide_market.step(market, key, economy)
@@ -392,16 +139,13 @@ def _environment(arm: str, lines: int) -> SupplyChain:
     return SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
 
 
-def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable | Wide]:
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable]:
     """Configuration and program of an arm that learns; ``settings`` override those of the arm."""
     env = _environment(arm, lines)
     config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
-    if arm == "wide":
-        return config, Wide.of(config)
-    if arm == "deep":
-        return config, config.settings.trainable
-    head = ProductHead(env.lines, env.operations) if arm == "PPO, factored" else None
-    return config, Monolith.of(config.settings, head=head)
+    if arm == "PPO, factored":
+        return config, Monolith.of(config.settings, head=ProductHead(env.lines, env.operations))
+    return config, config.settings.trainable
 
 
 def points(steps: int, update: int) -> np.ndarray:
@@ -412,27 +156,8 @@ def points(steps: int, update: int) -> np.ndarray:
 _LOOKS = 96
 
 
-def _functions(program: Trainable | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """``init(key, hyper)``, ``update(state, hyper)``, and ``play(state, key)``: a greedy episode's return."""
-    if isinstance(program, Wide):
-        return program.init, program.update, program.play
-    player, env_params = program.player(greedy=True), program.env.default_params
-
-    def init(key: Array, hyper: Hyperparameters) -> Any:
-        return program.init(key, env_params, hyper)
-
-    def update(state: Any, hyper: Hyperparameters) -> Any:
-        return program.chunk(state, env_params, hyper)[0]
-
-    def play(state: Any, key: Array) -> Array:
-        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
-        return divergence.valid(returns, state.learner.params)
-
-    return init, update, play
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+def learn(program: Trainable, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
     """Train every seed with every setting, with evaluations in between.
 
     Args:
@@ -444,7 +169,14 @@ def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperpa
     Returns:
         Return of a greedy episode, f [H, S, P], and the final states, leaves [H, S, ...].
     """
-    init, update, play = _functions(program)
+    player, env_params = program.player(greedy=True), program.env.default_params
+
+    def play(state: Any, key: Array) -> Array:
+        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
+        return divergence.valid(returns, state.learner.params)
+
+    def update(state: Any, hyper: Hyperparameters) -> Any:
+        return program.chunk(state, env_params, hyper)[0]
 
     def one(key: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
         key_init, key_play = jax.random.split(key)
@@ -455,21 +187,22 @@ def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperpa
             return state, play(state, jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)))
 
         words = jax.random.key_data(jax.random.split(key_play, updates.shape[0]))
-        state, returns = jax.lax.scan(look, init(key_init, hyper), (updates, words))
+        state, returns = jax.lax.scan(look, program.init(key_init, env_params, hyper), (updates, words))
         return returns, state
 
     return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(keys, hyper)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _quote(wide: Wide, rounds: int, keys: Array) -> tuple[Array, Array]:
+def _quote(wide: WideSociety, rounds: int, keys: Array) -> tuple[Array, Array]:
     """The return of an episode at the prices of each round of quotes, f [S, R], and these prices f [S, R, G]."""
 
     def one(key: Array) -> tuple[Array, Array]:
         key_quote, key_play = jax.random.split(key)
         prices = quoting(wide, key_quote, rounds)
-        bids = jax.vmap(functools.partial(_expected, wide.env))(prices)
-        return jax.vmap(wide.earn)(bids, jax.random.split(key_play, rounds)), prices
+        bids = jax.vmap(functools.partial(_expected, wide.env.env))(prices)
+        play = functools.partial(wide.play, env_params=wide.env.default_params)
+        return jax.vmap(play)(bids, jax.random.split(key_play, rounds)).returns[:, 0], prices
 
     return jax.vmap(one)(keys)
 
@@ -529,8 +262,7 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     serial = SupplyChain(lines).optimal_return()
     keys = jax.random.split(key_of(seed), seeds)
     if arm == QUOTING:
-        _, wide = prepare("wide", lines, steps)
-        assert isinstance(wide, Wide)
+        wide: Any = prepare("wide", lines, steps)[1].player(greedy=True)
         rounds = 4 * env.stages
         returns, prices = jax.device_get(_quote(wide, rounds, keys))
         when, quotes = np.arange(1, rounds + 1), np.asarray(prices[0], np.float64)
@@ -542,11 +274,11 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
     hyper = jax.tree.map(lambda x: x[None], config.settings.hyperparameters.as_arrays())
     returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
     returns = np.asarray(returns[0], np.float64)
-    if not isinstance(learner, Wide):
+    if arm != "wide":
         return Curve(arm, lines, looks, returns, env.optimal_return(), serial, lines if env.joint else 1)
-    states = jax.tree.map(lambda x: x[0], states)
-    prices = np.asarray(states.economy.prices, np.float64)
-    residual = float(jax.vmap(learner.residual)(states).max())
+    states, training = jax.tree.map(lambda x: x[0], states), WideMarketTraining.of(config.settings)
+    prices = np.asarray(states.market.prices[:, 0], np.float64)  # of one instance
+    residual = float(jax.vmap(training.residual)(states).max())
     return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
 
 

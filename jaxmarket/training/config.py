@@ -33,6 +33,7 @@ from jaxmarket.training import objects
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.settings import AgentKind, Settings
 from jaxmarket.training.society import SocietyTraining
+from jaxmarket.training.wide import WideMarketTraining
 from jaxmarket.validation import check_bool, check_choice, check_float, check_int, check_widths, short_repr
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ __all__ = [
     "plain_setting",
 ]
 
-AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith}
+AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith, "wide": WideMarketTraining}
 """Aliases of kinds of agents."""
 HEADS: dict[str, type[Head]] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
 """Aliases of bid heads."""
@@ -103,10 +104,10 @@ class TrainConfig:
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1, or module:name.
-        agent: society (the default), or monolith: a single PPO agent as a baseline, without settings of bids and
-            auctions.
+        agent: society (the default); monolith: a single PPO agent as a baseline, without settings of bids and
+            auctions; or wide: bidders that trade the goods of an environment with production lines.
         auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only).
-        learner: ppo (the default), valuation or reinforce.
+        learner: ppo (the default), valuation (the default and only choice of wide) or reinforce.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
         steps: auctions per seed, rounded up to whole rollouts; 3,072,000 by default, valuation 2,048,000. Where
@@ -150,7 +151,7 @@ class TrainConfig:
     _: dataclasses.KW_ONLY
     agent: AgentLike = "society"
     auction: AuctionLike | None = None
-    learner: LearnerLike = "ppo"
+    learner: LearnerLike | None = None
     clones: int | None = None
     seeds: int = 1
     steps: int | None = None
@@ -227,9 +228,11 @@ def _resolve(config: TrainConfig) -> Settings:
     for field in unused:
         if field in said:
             raise ValueError(f"{field}: agent {_label(config.agent)} has no such setting; leave it out")
-    learner, numbers = _component("learner", config.learner, said, OF_LEARNERS)
+    own_defaults = {"learner": "ppo", "hidden": None} | dict(getattr(agent, "defaults", {}))
+    rule, hidden = (said.get(name, own_defaults.pop(name)) for name in ("learner", "hidden"))
+    learner, numbers = _component("learner", rule, said, OF_LEARNERS)
     defaults = _DEFAULTS | {"gamma": 0.99 if adapter.gamma is None else adapter.gamma}
-    defaults = defaults | dict(getattr(learner, "defaults", {})) | dict(getattr(agent, "defaults", {}))
+    defaults = defaults | dict(getattr(learner, "defaults", {})) | own_defaults
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
     limits = {name: said[name] for name in ("bid_low", "bid_high") if name in said}
@@ -237,10 +240,10 @@ def _resolve(config: TrainConfig) -> Settings:
     by_value = getattr(learner, "estimates_values", None)
     if "bids" not in unused and by_value is not None and by_value != isinstance(head, ValueHead):
         raise ValueError(
-            f"bids: learner {_label(config.learner)} cannot train {_label(chosen['bids'])} bids; valuation takes "
+            f"bids: learner {_label(rule)} cannot train {_label(chosen['bids'])} bids; valuation takes "
             "value, ppo and reinforce take kumaraswamy or beta"
         )
-    torso, layers = _torso(config, adapter, table=bool(by_value))
+    torso, layers = _torso(config, adapter, hidden, table=bool(by_value))
     society = Society(
         env=adapter,
         policy=BidPolicy(torso=torso, head=head),
@@ -257,7 +260,7 @@ def _resolve(config: TrainConfig) -> Settings:
         {"env": config.env, "seeds": config.seeds, "preset": config.preset}
         | chosen
         | {"agent": _alias("agent", config.agent), "auction": _alias("auction", chosen["auction"])}
-        | {"learner": _alias("learner", config.learner, numbers), "bids": _alias("bids", chosen["bids"], bounds)}
+        | {"learner": _alias("learner", rule, numbers), "bids": _alias("bids", chosen["bids"], bounds)}
         | {name: getattr(learner, own) for name, own in numbers.items()}
         | {name: limit for name, own in bounds.items() if _set(limit := getattr(head, own))}
         | layers
@@ -349,12 +352,15 @@ def _label(value: Any) -> str:
     return value if isinstance(value, str) else type(value).__name__
 
 
-def _torso(config: TrainConfig, adapter: Adapter, *, table: bool) -> tuple[Torso, dict[str, Any]]:
+def _torso(
+    config: TrainConfig, adapter: Adapter, hidden: tuple[int, ...] | None, *, table: bool
+) -> tuple[Torso, dict[str, Any]]:
     """The layers below a bid or value head, and their effective settings.
 
     Args:
         config: the settings.
         adapter: the environment.
+        hidden: widths of dense layers that the user or the kind of agent chose; None for the defaults.
         table: whether the learner estimates values, for which a table is the default over one-hot observations.
     """
     obs = Society(adapter, BidPolicy(linear(), ValueHead())).observation
@@ -370,13 +376,13 @@ def _torso(config: TrainConfig, adapter: Adapter, *, table: bool) -> tuple[Torso
         convolutions = config.convolutions
         if convolutions is None:
             convolutions = (16, 32) if large else (16,)
-        stride, hidden = config.stride or (2 if large else 1), config.hidden or (128,)
+        stride, hidden = config.stride or (2 if large else 1), hidden or (128,)
         torso = cnn(*hidden, convolutions=convolutions, stride=stride, layer_norm=table)
         return torso, {"hidden": hidden, "convolutions": convolutions, "stride": stride}
     if adapter.one_hot:
-        hidden = config.hidden if config.hidden is not None else () if table else (16,)
+        hidden = hidden if hidden is not None else () if table else (16,)
         return linear(*hidden), {"hidden": hidden}
-    hidden = config.hidden if config.hidden is not None else (64, 64)
+    hidden = hidden if hidden is not None else (64, 64)
     return mlp(*hidden, layer_norm=table), {"hidden": hidden}
 
 
