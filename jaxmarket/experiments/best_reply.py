@@ -22,6 +22,7 @@ import numpy as np
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.run_folder import SavedRun
@@ -51,6 +52,7 @@ _PROCESSES = {"Bandit": Bandit, "Chain": Chain, "Duality": Duality}
 # Q* of Duality is that of the process without its time limit, so the market must not close at the limit.
 _TIME_LIMITS: dict[str, TimeLimits] = {"Bandit": "terminal", "Chain": "terminal", "Duality": "bootstrap"}
 _SETTINGS: dict[str, Any] = {
+    "hidden": (64, 64),
     "instances": 32,
     "horizon": 64,
     "minibatch": 128,
@@ -108,7 +110,7 @@ class Case:
     @property
     def config(self) -> TrainConfig:
         """The learner's settings."""
-        return TrainConfig(self.env, agent="monolith", seeds=self.seeds, **self.settings)
+        return train_config(self.env, agent="monolith", seeds=self.seeds, **self.settings)
 
 
 class BestReplyResult:

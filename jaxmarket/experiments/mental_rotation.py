@@ -19,6 +19,7 @@ from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
 from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import draw_curves
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import Condition
@@ -70,6 +71,7 @@ _FULL: dict[str, dict[str, Any]] = {
 }
 """Additional societies of a ``--full`` run."""
 _QUICK_STEPS, _QUICK_DIGITS = 40_960, 100
+_LARGE = 16  # pixels, above which convolutions have a stride of 2
 
 
 def environment(options: report.ExperimentOptions, *, components: int | None = _COMPONENTS) -> MentalRotation:
@@ -78,18 +80,21 @@ def environment(options: report.ExperimentOptions, *, components: int | None = _
 
 
 def _config(arm: str, env: MentalRotation, **settings: Any) -> TrainConfig:
-    return TrainConfig(env, **{**_BASE, **_AGENTS[arm], **settings})
+    return train_config(env, **{**_BASE, **_AGENTS[arm], **settings})
 
 
 def _conditions(env: MentalRotation, options: report.ExperimentOptions) -> list[Condition]:
     size: dict[str, Any] = {"seeds": options.seeds} | ({"steps": _QUICK_STEPS} if options.quick else {})
     wanted = [Condition(name, _config(name, env, **(TUNED[name] | size))) for name in ARMS]
     if options.full:
-        pixels = environment(options, components=None)
-        wanted += [
-            Condition(name, TrainConfig(pixels if "convolutions" in settings else env, **(_BASE | settings | size)))
-            for name, settings in _FULL.items()
-        ]
+        pixels, stride = environment(options, components=None), 2 if options.settings["resolution"] > _LARGE else 1
+        for name, settings in _FULL.items():
+            chosen = _BASE | settings | size
+            if "convolutions" in settings:
+                config = train_config(pixels, **chosen, stride=stride)
+            else:
+                config = train_config(env, **chosen)
+            wanted.append(Condition(name, config))
     return wanted
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import (
     LEVEL,
     TransferCondition,
@@ -30,7 +31,6 @@ from jaxmarket.runs import fitting
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import MarketPolicy
-from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
@@ -67,9 +67,9 @@ _UPDATE = 512  # environment steps
 _STEPS = 200 * _UPDATE
 _BUDGET: dict[str, Any] = {"instances": 32, "horizon": 16, "minibatch": 128, "log_every": 1, "steps": _STEPS}
 _KINDS: dict[str, dict[str, Any]] = {
-    "society": {"learner": "ppo"},
-    "society valuation": {"learner": "valuation"},
-    "flat": {"agent": "monolith"},
+    "society": {"learner": "ppo", "hidden": (16,)},
+    "society valuation": {"learner": "valuation", "hidden": ()},
+    "flat": {"agent": "monolith", "hidden": (16,)},
 }
 ARMS: dict[str, dict[str, Any]] = {
     "society": {"learning_rate": 3e-2, "entropy": 0.03},
@@ -106,7 +106,7 @@ def _name(arm: str, topology: str, task: str, stage: str = "") -> str:
 def condition(arm: str, topology: str, task: str, seeds: int, stage: str = "", **settings: Any) -> Condition:
     """An arm on a task; ``settings`` override those of the arm."""
     chosen = _BUDGET | _KINDS[arm] | ARMS[arm] | settings
-    config = TrainConfig(TOPOLOGIES[topology](task), seeds=seeds, **chosen)
+    config = train_config(TOPOLOGIES[topology](task), seeds=seeds, **chosen)
     return Condition(_name(arm, topology, task, stage), config)
 
 

@@ -23,6 +23,7 @@ from jaxmarket.experiments.report import (
     interquartile_mean,
     tally,
 )
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import fresh_rollout
@@ -36,9 +37,15 @@ from jaxmarket.view import plotting
 __all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
-# The learner's defaults are the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
+# `PPO_SOCIETY` has the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
 # A trace decay of 0 has no effect; it is set so that all settings share one program.
-_PUBLISHED = {"time_limits": "terminal", "log_every": 10, "steps": 500 * _UPDATE, "trace_decay": 0.0}
+_PUBLISHED = {
+    "hidden": (16,),
+    "time_limits": "terminal",
+    "log_every": 10,
+    "steps": 500 * _UPDATE,
+    "trace_decay": 0.0,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": _PUBLISHED,
     "tuned": _PUBLISHED | {"steps": 300 * _UPDATE, "learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8},
@@ -121,7 +128,7 @@ def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]
             chosen |= QUICK
         elif options.full and settings in ("published", "beta"):
             chosen["steps"] = 2000 * _UPDATE
-        return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
+        return train_config(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
     return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxmarket import evaluation
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files, fitting
@@ -63,15 +64,15 @@ def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
     chosen = [
-        RedundancyCondition(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain)
+        RedundancyCondition(name, train_config("Chain-v0", **{**budget, **kind}), retrain)
         for name, kind in kinds.items()
     ]
     for name, kind in kinds.items():
         # No dropout is expressed as a dropout of 0, so that both share one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
-        chosen.append(RedundancyCondition(name, TrainConfig("Bandit-v0", **bandit), retrain))
+        chosen.append(RedundancyCondition(name, train_config("Bandit-v0", **bandit), retrain))
         if kind.get("share_clones", True):
-            with_dropout = TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
+            with_dropout = train_config("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
             chosen.append(RedundancyCondition(f"{name}, dropout", with_dropout, retrain))
     return chosen
 

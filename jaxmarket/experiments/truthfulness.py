@@ -27,10 +27,11 @@ from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, NumericalCondition, NumericalResult
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
+from jaxmarket.learners import Valuation
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society
-from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
@@ -168,11 +169,13 @@ def _chain_conditions(options: ExperimentOptions) -> dict[str, NumericalConditio
         "contract": {"trace_decay": 0.8},
     }
     wanted = [
-        NumericalCondition(name, TrainConfig("Chain-v0", auction="vickrey", **(budget | change)))
+        NumericalCondition(name, train_config("Chain-v0", auction="vickrey", **(budget | change)))
         for name, change in changes.items()
     ]
-    wanted.append(NumericalCondition("noise-0.1", TrainConfig("Chain-v0", auction="ccv", **budget)))
-    exact = TrainConfig("Chain-v0", auction="vickrey", learner="valuation", seeds=options.seeds, steps=1_024_000)
+    wanted.append(NumericalCondition("noise-0.1", train_config("Chain-v0", auction="ccv", **budget)))
+    exact = train_config(
+        "Chain-v0", auction="vickrey", learner="valuation", hidden=(), seeds=options.seeds, steps=1_024_000
+    )
     wanted.append(NumericalCondition("noiseless", exact))
     return {f"{c.config.auction}, {c.settings}": c for c in wanted}
 
@@ -185,13 +188,14 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
     for name, condition in wanted.items():
         config, run = condition.config, finished[condition.name]
         finding = NumericalResult(condition, run, optimum)
-        society = dataclasses.replace(config.settings.society, greedy=config.learner == "valuation")
+        learner = "valuation" if isinstance(config.settings.learner, Valuation) else "ppo"
+        society = dataclasses.replace(config.settings.society, greedy=learner == "valuation")
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
             "auction": str(config.settings.values["auction"]),
             "bids": condition.settings,
-            "learner": config.learner,
+            "learner": learner,
             "updates": config.settings.updates,
             "greedy": interquartile_mean(finding.greedy),
             "solved": tally(finding.solved),

@@ -19,6 +19,7 @@ from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
 from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import (
     LEVEL,
     TransferCondition,
@@ -63,15 +64,14 @@ _DONE = ACTIONS.index("done")
 _BOUND = 50  # maximum length of an option; the episode ends first
 
 # All agents have the same networks, two layers of 64 over the 7 × 7 × 3 view; MiniGrid's codes need no convolutions.
-_NETWORKS: dict[str, Any] = {"convolutions": (), "hidden": (64, 64), "value_learning_rate": 1e-3, "epochs": 4}
+_LAYERS: dict[str, Any] = {"convolutions": (), "stride": 1, "hidden": (64, 64)}
+_NETWORKS: dict[str, Any] = _LAYERS | {"value_learning_rate": 1e-3, "epochs": 4}
 _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "minibatch": 128}
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
 _OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
 # Options learned by societies: every action has its bidders, which learn the value of the action.
-_SOCIETY_OPTION: dict[str, Any] = {
+_SOCIETY_OPTION: dict[str, Any] = _LAYERS | {
     "learner": "valuation",
-    "convolutions": (),
-    "hidden": (64, 64),
     "trace_decay": 0.9,
     "steps": 1_228_800,
     "log_every": 24,
@@ -112,7 +112,7 @@ def train_options(options: report.ExperimentOptions) -> dict[str, SavedRun]:
 
 
 def _trained(kind: str, options: report.ExperimentOptions, label: str, **settings: Any) -> dict[str, SavedRun]:
-    wanted = [Condition(f"{kind}-{task}", TrainConfig(task, **settings)) for task in OPTIONS.values()]
+    wanted = [Condition(f"{kind}-{task}", train_config(task, **settings)) for task in OPTIONS.values()]
     found = options.train(wanted, label)
     return {condition.config.env: found[condition.name] for condition in wanted}
 
@@ -128,7 +128,7 @@ def over_options(task: str, trained: dict[str, SavedRun]) -> Options:
 
 def _config(arm: str, task: str, trained: dict[str, SavedRun], **settings: Any) -> TrainConfig:
     env: Any = task if arm == "flat" else over_options(task, trained)
-    return TrainConfig(env, **(_BASE[arm] | TUNED[arm] | settings))
+    return train_config(env, **(_BASE[arm] | TUNED[arm] | settings))
 
 
 def _arms(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> dict[str, TransferCondition]:

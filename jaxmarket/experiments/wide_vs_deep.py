@@ -35,6 +35,7 @@ from jaxmarket.experiments.report import (
     interquartile_mean,
     tally,
 )
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Experience, Hyperparameters, Valuation
@@ -395,7 +396,7 @@ def _environment(arm: str, lines: int) -> SupplyChain:
 def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable | Wide]:
     """Configuration and program of an arm that learns; ``settings`` override those of the arm."""
     env = _environment(arm, lines)
-    config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
+    config = train_config(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
     if arm == "wide":
         return config, Wide.of(config)
     if arm == "deep":

@@ -77,8 +77,8 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
         ({"time_limits": "shadows"}, "time_limits: unknown value"),
         ({"bids": ["value"]}, "bids: expected kumaraswamy, beta, value, or an object with distribution, outputs, got"),
         (
-            {"learner": None},
-            "learner: expected ppo, valuation, reinforce, or an object with init, update, bind, got None",
+            {"learner": 3},
+            "learner: expected ppo, valuation, reinforce, or an object with init, update, bind, got 3",
         ),
         ({"agent": object}, "agent: expected society, monolith, or an object with of, got"),
         ({"auction": None, "agent": "anarchist"}, "agent: unknown value"),
