@@ -79,7 +79,7 @@ def train_config(env: Any, **settings: Any) -> TrainConfig:
         chosen["bids"] = _PAPER["bids"]
     if learner == "valuation" and chosen.get("hidden") == ():
         chosen = {"learning_rate": _TABLE_RATE} | chosen
-    chosen = base | chosen
+    chosen = {**base, **chosen}
     updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
     chosen.setdefault("log_every", -(-updates // _ROWS))
     if getattr(make(env)[0] if isinstance(env, str) else env, "gamma", None) is None:

@@ -342,7 +342,7 @@ def _component(
     if found is cls:
         return cls(**{flat[name]: setting for name, setting in given_flat.items()}), flat
     if given_flat:
-        found = dataclasses.replace(found, **{flat[name]: setting for name, setting in given_flat.items()})
+        found = dataclasses.replace(found, **{flat[name]: setting for name, setting in given_flat.items()})  # type: ignore[type-var]
     for name, setting in numeric_settings(found).items() if fields else ():
         if setting is not None:
             check_float(f"{field}.{name}", setting)
