@@ -53,6 +53,7 @@ class Experiment:
         quick_seeds: number of seeds of a quick run.
         seeds: number of seeds otherwise.
         settings: additional settings and their defaults.
+        resumable: whether a run that is interrupted keeps its finished conditions, which are not run again.
     """
 
     shows: str
@@ -61,6 +62,7 @@ class Experiment:
     quick_seeds: int
     seeds: int = 16
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    resumable: bool = True
 
 
 _NUMERICAL = "Chang et al. (2020), §6.1"
@@ -71,6 +73,7 @@ EXPERIMENTS = {
         "Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
         identities.run,
         quick_seeds=6,
+        resumable=False,
     ),
     "bandit": Experiment(
         "four auctions, solitary and cloned, on the market bandit",
@@ -133,6 +136,7 @@ EXPERIMENTS = {
         neural_bucket_brigade.run,
         quick_seeds=6,
         seeds=20,
+        resumable=False,
     ),
     "bucket-brigade": Experiment(
         "rules with wealth: the 6-multiplexer and Woods1, and ablations of each part of the market",
@@ -165,6 +169,7 @@ EXPERIMENTS = {
         capitalism.run,
         quick_seeds=4,
         seeds=8,
+        resumable=False,
     ),
 }
 """The reproductions by name."""
