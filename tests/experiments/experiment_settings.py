@@ -193,7 +193,7 @@ def _two_rooms(options):
     """Configurations by part of the experiment, "" for the main one, and by condition."""
     trained = {}
     found = recorded(lambda: trained.update(two_rooms.train_options(options)))
-    found |= recorded(lambda: two_rooms._arms(trained, options))
+    found |= recorded(lambda: two_rooms._train_agents(trained, options))
     parts = {"": found}
     if not options.quick:
         found |= recorded(lambda: two_rooms._nested(options))
