@@ -114,11 +114,11 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     seeds, bidders = len(greedy), society.bidders
     bids = np.repeat(greedy, society.members, axis=1)
     best = bids.argmax(1)
-    everyone = np.ones((seeds, 1, bidders), bool)
+    all_present = np.ones((seeds, 1, bidders), bool)
     without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: all bidders except a
     primitive = np.arange(bidders) // society.clones
     return {
-        "none": everyone,
+        "none": all_present,
         "best bidder": without[np.arange(seeds), best][:, None],
         "any other": np.stack([np.delete(w, b, axis=0) for w, b in zip(without, best, strict=True)]),
         "best primitive": (primitive != primitive[best][:, None])[:, None],
@@ -135,10 +135,10 @@ def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: A
     program, society = config.settings.trainable, config.settings.society
     hyper = config.settings.hyperparameters.as_arrays()
     key = key_of(options.seed)
-    everyone = jnp.ones((config.seeds, society.bidders), bool)
+    all_present = jnp.ones((config.seeds, society.bidders), bool)
     state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
     for _ in range(program.chunks):
-        state, returns = _chunk(program, state, hyper, everyone)
+        state, returns = _chunk(program, state, hyper, all_present)
         show(f"{condition.label}: return {float(jnp.nanmean(returns)):.3f}")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)

@@ -131,11 +131,11 @@ class Seat:
 @functools.partial(jax.jit, static_argnums=0)
 def _auctions(mechanism: Mechanism, others_bids: Array, me: Array | int, choices: Array) -> tuple[Array, Array, Array]:
     """Win probabilities, prices and payouts for the others' bids f [S, A] and own bids f [S, 2, L]."""
-    everyone = jnp.ones(others_bids.shape[1], bool)
+    eligible = jnp.ones(others_bids.shape[1], bool)
 
     def auction(others_bids: Array, bid: Array) -> tuple[Array, Array, Array]:
         bids = others_bids.at[me].set(bid)
-        outcomes = jax.vmap(lambda w: auctions.award(bids, w, everyone))(jnp.arange(len(everyone)))
+        outcomes = jax.vmap(lambda w: auctions.award(bids, w, eligible))(jnp.arange(len(eligible)))
         tied = bids == bids.max()
         return tied / tied.sum(), jax.vmap(mechanism.price)(outcomes), jax.vmap(mechanism.payout)(outcomes)
 
