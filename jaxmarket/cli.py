@@ -453,7 +453,8 @@ def reproduce(
 ) -> None:
     """Reproduce the experiments of a paper, and say for each claim whether the measurements confirm it.
 
-    Experiments that train several conditions keep the finished ones in the folder, and skip them when repeated.
+    Most experiments keep finished conditions in the folder, and skip them when repeated; identities, capitalism and
+    neural-bucket-brigade start again.
 
     Args:
         name: the experiment; --list shows all.
@@ -488,7 +489,8 @@ def reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        _stop(_INTERRUPTED, 130)
+        kept = experiments.EXPERIMENTS[name].resumable
+        _stop(_INTERRUPTED if kept else "interrupted; nothing is kept, repeat the command to start again", 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:

@@ -1,12 +1,13 @@
-"""Wide against deep markets: a world with independent parts, sold as a whole or in parts (Sudhir and Tran-Thanh 2025).
+"""Wide against deep markets: an environment with independent parts, sold as a whole or in parts.
 
-`SupplyChain` has L production lines. In the deep market an agent (a line and an operation) buys the whole world,
-works on one piece and sells the world again. In the wide market every piece is a good with a price and an owner, and
-all pieces are worked on in parallel. In both markets agents learn by the same rule: they bid the revenue of past
-purchases. They are compared with PPO agents without a market: one job per step, all lines per step with one logit for
-every combination of jobs, and all lines per step with one logit for every job.
+The definitions are those of Sudhir and Tran-Thanh (2025). `SupplyChain` has L production lines. In the deep market an
+agent (a line and an operation) buys the state, works on one piece and sells the next state. In the wide market every
+piece is a good with a price and an owner, and all lines work in parallel. In both markets agents learn by the same
+rule: they bid the revenue of past purchases. They are compared with PPO agents without a market: one job per step; one
+job per line and step, with one logit for every combination of jobs; and the same with one logit for every job.
 
-All are evaluated by the return of one greedy episode from raw pieces, with frozen parameters and without exploration.
+All conditions are evaluated by the return of one greedy episode from raw pieces, with frozen parameters and without
+exploration.
 """
 
 import concurrent.futures
@@ -33,6 +34,7 @@ from jaxmarket.experiments.report import (
     interquartile_mean,
     tally,
 )
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Hyperparameters
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["ARMS", "Curve", "learn", "points", "prepare", "quoting", "run", "tune"]
 
 GAMMA = 0.9
-_STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every arm
+_STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every condition
 _LINES, _QUICK_LINES = (1, 2, 4, 8), (1, 2, 4)
 _MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
 
@@ -74,12 +76,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "PPO, joint": _PPO | {"learning_rate": 6e-3, "entropy": 0.03, "trace_decay": 0.8},
     "PPO, factored": _PPO | {"learning_rate": 6e-3, "entropy": 0.1, "trace_decay": 0.8},
 }
-"""Settings of each arm, chosen by `tune`; the environment is added."""
+"""Settings of each condition, chosen by `tune`."""
 
-_RIVALS = ("PPO, factored", "PPO, joint", "PPO, serial")
+_BASELINES = ("PPO, factored", "PPO, joint", "PPO, serial")
 
 QUOTING = "wide, quoting"
-"""The arm whose agents know the effects of their operations and do not learn."""
+"""The condition whose agents know the effects of their operations and do not learn."""
 
 
 # --- agents that know their production functions and do not learn
@@ -115,14 +117,14 @@ def quoting(wide: WideSociety, key: Array, rounds: int) -> Array:
     """
     env = wide.env.env
     market = dataclasses.replace(wide.market(env.default_params), valuation=_Expectations(env))
-    nobody = jnp.zeros((env.lines * env.operations, env.stages), real())
-    economy = wide.open(nobody).replace(world=jnp.zeros(env.lines * env.stages, real()))
+    no_bids = jnp.zeros((env.lines * env.operations, env.stages), real())
+    economy = wide.open(no_bids).replace(world=jnp.zeros(env.lines * env.stages, real()))
 
-    def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
+    def quote(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
         economy, round_ = wide_market.step(market, key, economy)
         return economy.replace(world=round_.prices), round_.prices
 
-    return jax.lax.scan(one, economy, jax.random.split(key, rounds))[1]
+    return jax.lax.scan(quote, economy, jax.random.split(key, rounds))[1]
 
 
 def _expected(env: SupplyChain, prices: Array) -> Array:
@@ -140,25 +142,25 @@ def _environment(arm: str, lines: int) -> SupplyChain:
 
 
 def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable]:
-    """Configuration and program of an arm that learns; ``settings`` override those of the arm."""
+    """Configuration and program of a condition that learns; ``settings`` override those of the condition."""
     env = _environment(arm, lines)
-    config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
+    config = train_config(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
     if arm == "PPO, factored":
         return config, Monolith.of(config.settings, head=ProductHead(env.lines, env.operations))
     return config, config.settings.trainable
 
 
 def points(steps: int, update: int) -> np.ndarray:
-    """Times of evaluation in environment steps, at increasing distances and whole updates: i [P]."""
-    return np.unique(np.round(np.geomspace(1, steps // update, _LOOKS)).astype(int)) * update
+    """Times of evaluation in environment steps, geometrically spaced and rounded to whole updates: i [P]."""
+    return np.unique(np.round(np.geomspace(1, steps // update, _EVALUATIONS)).astype(int)) * update
 
 
-_LOOKS = 96
+_EVALUATIONS = 96
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def learn(program: Trainable, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
-    """Train every seed with every setting, with evaluations in between.
+    """Train every seed with every setting, and evaluate at intervals.
 
     Args:
         program: the static part of training; a chunk has one update.
@@ -171,56 +173,56 @@ def learn(program: Trainable, updates: Array, keys: Array, hyper: Hyperparameter
     """
     player, env_params = program.player(greedy=True), program.env.default_params
 
+    def update(state: Any, hyper: Hyperparameters) -> Any:
+        return program.chunk(state, env_params, hyper)[0]
+
     def play(state: Any, key: Array) -> Array:
         returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
         return divergence.valid(returns, state.learner.params)
 
-    def update(state: Any, hyper: Hyperparameters) -> Any:
-        return program.chunk(state, env_params, hyper)[0]
-
-    def one(key: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+    def train(key: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
         key_init, key_play = jax.random.split(key)
 
-        def look(state: Any, ahead: tuple[Array, Array]) -> tuple[Any, Array]:
+        def evaluate(state: Any, ahead: tuple[Array, Array]) -> tuple[Any, Array]:
             count, words = ahead
             state = jax.lax.fori_loop(0, count, lambda _, state: update(state, hyper), state)
             return state, play(state, jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)))
 
         words = jax.random.key_data(jax.random.split(key_play, updates.shape[0]))
-        state, returns = jax.lax.scan(look, program.init(key_init, env_params, hyper), (updates, words))
+        state, returns = jax.lax.scan(evaluate, program.init(key_init, env_params, hyper), (updates, words))
         return returns, state
 
-    return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(keys, hyper)
+    return jax.vmap(jax.vmap(train, (0, None)), (None, 0))(keys, hyper)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _quote(wide: WideSociety, rounds: int, keys: Array) -> tuple[Array, Array]:
     """The return of an episode at the prices of each round of quotes, f [S, R], and these prices f [S, R, G]."""
 
-    def one(key: Array) -> tuple[Array, Array]:
+    def quote_and_play(key: Array) -> tuple[Array, Array]:
         key_quote, key_play = jax.random.split(key)
         prices = quoting(wide, key_quote, rounds)
         bids = jax.vmap(functools.partial(_expected, wide.env.env))(prices)
         play = functools.partial(wide.play, env_params=wide.env.default_params)
         return jax.vmap(play)(bids, jax.random.split(key_play, rounds)).returns[:, 0], prices
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(quote_and_play)(keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The measurements of an arm on a number of lines.
+    """The measurements of a condition on a number of lines.
 
     Attributes:
-        arm: name of the arm.
+        arm: name of the condition.
         lines: number of lines.
         steps: times of evaluation in environment steps; i [P].
         returns: of a greedy episode, f [S, P].
-        own: the highest return of an episode for the arm's actions.
-        serial: the highest return if one piece is worked on per step.
+        own: the highest possible return of an episode with the condition's actions.
+        serial: the highest possible return with one job per step.
         jobs: operations per environment step.
         prices: of wide markets, final ones f [S, G]; f [P, G] of one seed if agents do not learn.
-        residual: unexplained money over money moved, of the worst seed; for wide markets.
+        residual: of wide markets, the largest unexplained change of money over money moved, over seeds.
     """
 
     arm: str
@@ -257,7 +259,7 @@ class Curve:
 
 
 def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
-    """Train and evaluate an arm, all seeds in one vmapped call."""
+    """Train and evaluate a condition, with all seeds in one vmapped call."""
     env = _environment(arm, lines)
     serial = SupplyChain(lines).optimal_return()
     keys = jax.random.split(key_of(seed), seeds)
@@ -270,20 +272,20 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
         return Curve(arm, lines, when, returns, lines * serial, serial, lines, quotes)
     config, learner = prepare(arm, lines, steps)
     update = config.settings.instances * config.settings.horizon
-    looks = points(steps, update)
+    times = points(steps, update)
     hyper = jax.tree.map(lambda x: x[None], config.settings.hyperparameters.as_arrays())
-    returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
+    returns, states = learn(learner, jnp.asarray(np.diff(times, prepend=0) // update), keys, hyper)
     returns = np.asarray(returns[0], np.float64)
     if arm != "wide":
-        return Curve(arm, lines, looks, returns, env.optimal_return(), serial, lines if env.joint else 1)
+        return Curve(arm, lines, times, returns, env.optimal_return(), serial, lines if env.joint else 1)
     states, training = jax.tree.map(lambda x: x[0], states), WideMarketTraining.of(config.settings)
     prices = np.asarray(states.market.prices[:, 0], np.float64)  # of one instance
     residual = float(jax.vmap(training.residual)(states).max())
-    return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
+    return Curve(arm, lines, times, returns, lines * serial, serial, lines, prices, residual)
 
 
 def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
-    """Arms and numbers of lines, the slowest first."""
+    """Conditions and numbers of lines, the slowest first."""
     cells = []
     for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
         for arm in (*ARMS, QUOTING):
@@ -294,19 +296,19 @@ def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
             # On one line all action spaces are the same, and so are the agents.
             if lines == 1 and arm in ("PPO, joint", "PPO, factored"):
                 continue
-            if options.quick and lines == 2 and arm in _RIVALS:  # compiling takes most of the time
+            if options.quick and lines == 2 and arm in _BASELINES:  # compiling takes most of the time
                 continue
             cells.append((arm, lines))
     return cells
 
 
 def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
-    """All measurements, by arm and lines; those in ``options.folder`` are read."""
+    """All measurements, by condition and number of lines; those in ``options.folder`` are read."""
     cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
     threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     found: dict[tuple[str, int], Curve] = {}
 
-    def one(cell: tuple[str, int]) -> Curve:
+    def measured(cell: tuple[str, int]) -> Curve:
         path = options.folder / f"{cell[0].replace(', ', '-')}-{cell[1]}.json"
         if not path.exists():
             files.write_text(path, measure(*cell, options.seeds, options.seed, steps).save() + "\n")
@@ -316,12 +318,12 @@ def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
         tables.progress("wide against deep", unit="conditions", shown=options.progress) as show,
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
     ):
-        waiting = {pool.submit(one, cell): cell for cell in cells}
+        waiting = {pool.submit(measured, cell): cell for cell in cells}
         for future in concurrent.futures.as_completed(waiting):
             arm, lines = waiting[future]
             found[arm, lines] = future.result()
             show(len(found), len(cells), f"{arm}, {lines} lines: return {found[arm, lines].final.mean():.1f}")
-    for arm in _RIVALS:
+    for arm in _BASELINES:
         found[arm, 1] = dataclasses.replace(found["PPO, serial", 1], arm=arm)
     return found
 
@@ -341,13 +343,13 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     "PPO, joint": _PPO_GRID,
     "PPO, factored": _PPO_GRID,
 }
-"""Eighteen settings per arm, all traced; the wide market uses the best setting of the deep one."""
+"""Eighteen settings per condition, all traced; the wide market uses the best setting of the deep one."""
 
 _TUNING_LINES, _TUNING_SEED, _TUNING_SEEDS, _TUNING_STEPS = 4, 77, 8, 51_200
 
 
 def tune() -> list[dict[str, Any]]:
-    """Every setting of every grid on four lines, with separate seeds: one row each, the chosen one marked.
+    """Train with every setting of every grid on four lines, with separate seeds; one row per setting.
 
     The setting with the highest mean return over all evaluations is chosen; since these are more frequent early on, it
     rewards high returns that are reached early.
@@ -357,10 +359,10 @@ def tune() -> list[dict[str, Any]]:
     for arm, grid in GRIDS.items():
         config, learner = prepare(arm, _TUNING_LINES, _TUNING_STEPS)
         update = config.settings.instances * config.settings.horizon
-        looks = points(_TUNING_STEPS, update)
+        times = points(_TUNING_STEPS, update)
         settings = [config.settings.hyperparameters.replace(**setting).as_arrays() for setting in grid]
         hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
-        returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
+        returns, _ = learn(learner, jnp.asarray(np.diff(times, prepend=0) // update), keys, hyper)
         score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()
         top = divergence.best(score)
         for i, setting in enumerate(grid):
@@ -400,22 +402,23 @@ def _least(curve: Curve, cost: Cost) -> tuple[Estimate, np.ndarray]:
 
 
 def sooner(claim: str, ours: list[Curve], theirs: list[Curve], cost: Cost) -> Verdict:
-    """Whether one arm costs less than another on every number of lines: intervals do not overlap.
+    """Whether one condition costs less than another on every number of lines: intervals do not overlap.
 
     Args:
         claim: what is claimed.
-        ours: curves of the first arm, in the order of lines.
-        theirs: curves of the second arm, in the order of lines.
-        cost: lower is better; NaN for a seed that never reached the level. If more than a quarter of the first arm's
-            seeds are NaN, the claim is not confirmed.
+        ours: curves of the first condition, by increasing number of lines.
+        theirs: curves of the second condition, by increasing number of lines.
+        cost: lower is better; NaN for a seed that never reached the level. The claim is not confirmed if more than a
+            quarter of the first condition's seeds are NaN.
     """
     said, held = [], []
     ratio = float("nan")
-    for one, other in zip(ours, theirs, strict=True):
-        (mine, there), (rival, elsewhere) = _least(one, cost), _least(other, cost)
-        held.append(there.mean() >= 0.75 and mine.high < rival.low)
-        ratio = mine.value / rival.value
-        said.append(f"{one.lines} lines {_count(mine)} ({tally(there)}) against {_count(rival)} ({tally(elsewhere)})")
+    for first, second in zip(ours, theirs, strict=True):
+        (lower, reached), (higher, others_reached) = _least(first, cost), _least(second, cost)
+        held.append(reached.mean() >= 0.75 and lower.high < higher.low)
+        ratio = lower.value / higher.value
+        evidence = f"{_count(lower)} ({tally(reached)}) against {_count(higher)} ({tally(others_reached)})"
+        said.append(f"{first.lines} lines {evidence}")
     return Verdict.of(claim, bool(np.all(held)), ratio, "; ".join(said))
 
 
@@ -429,40 +432,42 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
             curve for (name, lines), curve in sorted(curves.items(), key=lambda c: c[0][1]) if name == arm if lines > 1
         ]
 
-    one, most = 1, max(lines for _, lines in curves)
+    single, most = 1, max(lines for _, lines in curves)
     deep, wide = of("deep"), of("wide")
-    (alone, _), (together, _) = (_least(curves[arm, one], steps_to_own) for arm in ("deep", "wide"))
+    (alone, _), (together, _) = (_least(curves[arm, single], steps_to_own) for arm in ("deep", "wide"))
     yield Verdict.of(
-        "on one line, where both are the same market, they take as long (control)",
+        "on one line, where both markets are the same, both need as many steps (control)",
         alone.low <= together.high and together.low <= alone.high, together.value / alone.value,
         f"wide {_count(together)} steps, deep {_count(alone)}",
     )  # fmt: skip
     finals = [(interquartile_mean(w.final), interquartile_mean(d.final)) for w, d in zip(wide, deep, strict=True)]
     yield Verdict.of(
-        "[per step] from two lines on the wide market earns more (by construction up to once per line)",
+        "[per step] on two or more lines the wide market earns more (by construction up to once per line)",
         all(w.low > d.high for w, d in finals), finals[-1][0].value / finals[-1][1].value,
         "; ".join(f"{c.lines} lines {w.value:.1f}, deep {d.value:.1f}" for c, (w, d) in zip(wide, finals, strict=True)),
     )  # fmt: skip
-    yield sooner("it comes to 90% of its own optimum in fewer steps than the deep one", wide, deep, steps_to_own)
-    claim = "it earns 90% of the deep one's optimum in fewer steps than the deep one"
+    yield sooner(
+        "the wide market reaches 90% of its own optimum in fewer steps than the deep one", wide, deep, steps_to_own
+    )
+    claim = "the wide market earns 90% of the deep one's optimum in fewer steps than the deep one"
     yield sooner(claim, wide, deep, steps_to_serial)
-    claim = "it comes to 90% of its own optimum with fewer operations per line than the deep one"
+    claim = "the wide market reaches 90% of its own optimum with fewer operations per line than the deep one"
     yield sooner(claim, wide, deep, operations_per_line)
     for arm, grows in (("wide", False), ("deep", True)):
-        first, last = (_least(curves[arm, lines], steps_to_own)[0] for lines in (one, most))
+        first, last = (_least(curves[arm, lines], steps_to_own)[0] for lines in (single, most))
         grown = last.low > first.high
         yield Verdict.of(
             f"the {arm} market's steps to its optimum {'grow' if grows else 'do not grow'} with the number of lines",
             grown == grows, last.value / first.value, f"{most} lines {_count(last)}, one line {_count(first)}",
         )  # fmt: skip
-    for rival in _RIVALS:
-        theirs = of(rival)
-        ours = [curve for curve in wide if (rival, curve.lines) in curves]
-        claim = f"the wide market comes to 90% of its own optimum in fewer steps than {rival.replace(', ', ' (')})"
+    for baseline in _BASELINES:
+        theirs = of(baseline)
+        ours = [curve for curve in wide if (baseline, curve.lines) in curves]
+        claim = f"the wide market reaches 90% of its own optimum in fewer steps than {baseline.replace(', ', ' (')})"
         yield sooner(claim, ours, theirs, steps_to_own)
     error = np.abs(_prices(curves["wide", most]) / SupplyChain(most).worth(GAMMA) - 1)
     yield Verdict.of(
-        "what pieces sell for in the end is their discounted worth, within 5%",
+        "final prices of pieces are their discounted values, within 5%",
         bool(error.max() <= _NEAR), error.max(),
         f"largest error {error.max():.4f}, of {error[0].size} goods of all seeds; mean {error.mean():.4f}",
     )  # fmt: skip
@@ -470,7 +475,7 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
     perfect = [bool((curve.returns[:, curve.steps >= stages] >= curve.own).all()) for curve in known]
     slowest = np.max([curve.steps_to(curve.own, 1.0).max() for curve in known])  # NaN: a seed never reached it
     yield Verdict.of(
-        f"agents that know what they do, and quote, are at their optimum after {stages} rounds, one per stage",
+        f"quoting agents reach their optimum after {stages} rounds, one per stage",
         all(perfect), slowest, f"{tally(np.array(perfect))} numbers of lines; slowest seed after {slowest:.0f}",
     )  # fmt: skip
 
@@ -573,14 +578,14 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
     for i, prices in enumerate(every):
         label = "learned, a line of a seed" if i == 0 else None
         axes[0].plot(stages, prices, "o", color="C1", alpha=0.3, markersize=8, label=label)
-    axes[0].set_title(f"{wide.lines} lines, in the end")
+    axes[0].set_title(f"{wide.lines} lines, final prices")
     rounds = [1, 2, 3, 4, 5, 6, 8, 12, 16]
     for i, r in enumerate(rounds):
         shade = colormaps["viridis"](0.9 * (1 - i / (len(rounds) - 1)))
         axes[1].plot(stages, quoted[r - 1, 0], "o-", color=shade, label=f"quoted, round {r}")
-    axes[1].set_title("by those who know what they do")
+    axes[1].set_title("quoted by agents that do not learn")
     for ax in axes:
-        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
+        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
         ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
         ax.set_ylim(-0.1, worth.max() * 1.08)
     plotting.legend_below(fig)
@@ -588,7 +593,7 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
 
 
 def run(options: ExperimentOptions) -> Report:
-    """Train every arm on every number of lines, except those in ``options.folder``, and test the claims."""
+    """Train every condition on every number of lines, except those in ``options.folder``, and test the claims."""
     curves = _curves(options)
     lines = sorted({lines for _, lines in curves})
     most, order = lines[-1], [*ARMS, QUOTING]
@@ -596,18 +601,18 @@ def run(options: ExperimentOptions) -> Report:
     steps = _QUICK_STEPS if options.quick else _STEPS
     tables = [
         ResultTable(
-            "wide-vs-deep", f"{options.seeds} seeds, {steps / 1000:.0f} k environment steps for every arm that learns",
+            "wide-vs-deep", f"{options.seeds} seeds, {steps / 1000:.0f} k environment steps per condition",
             [_row(curves[arm, n]) for n in lines for arm in order if (arm, n) in curves],
-            "a greedy episode in the end, over the own and over the parallel optimum; interquartile means over seeds\n"
-            "± the larger side of the 95% bootstrap interval · k steps: thousands of environment steps (rounds, where\n"
-            "nobody learns) to 90% of the own optimum, over the seeds that got there; operations per line until then\n"
-            "to serial: to 90% of what can be earned one piece at a time\n"
+            "final return of a greedy episode over the own or the parallel optimum; interquartile means over seeds\n"
+            "± the larger side of the 95% bootstrap interval · k steps: thousands of environment steps (rounds, for\n"
+            "quoting agents) to 90% of the own optimum, over the seeds that reach it; operations per line until then\n"
+            "to serial: to 90% of the highest return with one job per step\n"
             "on one line all PPO agents are the same",
         ),
         ResultTable(
             "prices", f"prices of pieces by stage, {most} lines, discount {GAMMA}", _price_rows(wide, quotes),
             "learned: mean over lines; lowest, highest: of all lines and seeds\n"
-            "quoted: by agents that know what they do",
+            "quoted: by agents that know the effects of their operations",
         ),
         ResultTable(
             "seeds", "every seed",
@@ -623,9 +628,9 @@ def run(options: ExperimentOptions) -> Report:
         ),
     ]  # fmt: skip
     if options.full:
-        note = "mean share of the optimum over all looks; the wide market takes over the deep one's settings"
+        note = "mean share of the optimum over all evaluations; the wide market uses the deep one's settings"
         tables.append(
-            ResultTable("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} seeds of their own", tune(), note)
+            ResultTable("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} separate seeds", tune(), note)
         )
     env = SupplyChain(most)
     return Report(

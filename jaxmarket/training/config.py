@@ -12,7 +12,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
 from jaxmarket.environments import adapt, make
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.learners import LEARNERS, Hyperparameters, Learner
+from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner
 from jaxmarket.learners.protocol import numeric_settings
 from jaxmarket.policies import (
     BetaHead,
@@ -69,13 +69,45 @@ ALIASES: dict[str, Mapping[str, Any]] = {
 }
 """The tables of aliases by setting. A name that is added to a table works in Python and on the command line."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
+    # Chang et al. (2020): 2,000 updates of 4,096 steps.
+    "paper": {
+        "auction": "ccv",
+        "learner": PPO(
+            minibatch=128,
+            epochs=1,
+            value_l2=1e-3,
+            max_norm=40.0,
+            decay_after=500,
+            decay_every=100,
+            decay=0.99,
+            learning_rate=4e-5,
+            value_learning_rate=5e-3,
+            entropy=0.1,
+            clip=0.2,
+        ),
+        "bids": BetaHead(low=0.0, high=1.0),
+        "clones": 2,
+        "share_clones": True,
+        "steps": 8_192_000,
+        "instances": 32,
+        "horizon": 128,
+        "trace_decay": 0.0,
+        "exploration": 0.0,
+        "exploration_final": 0.0,
+        "dropout": 0.0,
+        "reserve": 0.0,
+        "time_limits": "terminal",
+        "ties": "random",
+    },
 }
-"""Settings by name; ``paper`` gives ppo the published Beta bids and counts time-outs as terminal."""
+"""Settings by name; ``paper`` are the published ones: PPO with Beta bids, and time-outs count as terminal. Fields of a
+preset's learner and bid head may be given as flat settings, such as ``entropy``."""
 
 _DEFAULTS: dict[str, Any] = {
     # Chang et al. (2020): 750 updates of 4,096 steps.
+    "learner": "ppo",
     "steps": 3_072_000,
+    "gamma": 0.99,
     "instances": 32,
     "horizon": 128,
     "log_every": 0,
@@ -220,23 +252,24 @@ class TrainConfig:
 
 
 def _resolve(config: TrainConfig) -> Settings:
-    said = {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None}
-    if config.preset is not None:
-        said = PRESETS[config.preset] | said
+    given = {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None}
+    said = PRESETS.get(config.preset or "", {}) | given
+    if "exploration" in given and "exploration_final" not in given:
+        said.pop("exploration_final", None)  # it follows exploration, and not the preset
     adapter, agent = config.adapter, _made("agent", config.agent)
     unused = getattr(agent, "unused", ())
     for field in unused:
         if field in said:
-            raise ValueError(f"{field}: agent {_label(config.agent)} has no such setting; leave it out")
-    own_defaults = {"learner": "ppo", "hidden": None} | dict(getattr(agent, "defaults", {}))
-    rule, hidden = (said.get(name, own_defaults.pop(name)) for name in ("learner", "hidden"))
-    learner, numbers = _component("learner", rule, said, OF_LEARNERS)
-    defaults = _DEFAULTS | {"gamma": 0.99 if adapter.gamma is None else adapter.gamma}
+            agent_label, source = _label(config.agent), "it" if field in given else f"preset {config.preset}"
+            raise ValueError(f"{field}: agent {agent_label} has no such setting; leave {source} out")
+    own_defaults = dict(getattr(agent, "defaults", {}))
+    defaults = _DEFAULTS | ({} if adapter.gamma is None else {"gamma": adapter.gamma})
+    rule, hidden = (said.get(name, own_defaults.pop(name, defaults.pop(name, None))) for name in ("learner", "hidden"))
+    learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset="learner" not in given)
     defaults = defaults | dict(getattr(learner, "defaults", {})) | own_defaults
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
-    limits = {name: said[name] for name in ("bid_low", "bid_high") if name in said}
-    head, bounds = _component("bids", chosen["bids"], limits, OF_HEADS)
+    head, bounds = _component("bids", chosen["bids"], given, OF_HEADS, preset="bids" not in given)
     by_value = getattr(learner, "estimates_values", None)
     if "bids" not in unused and by_value is not None and by_value != isinstance(head, ValueHead):
         raise ValueError(
@@ -281,14 +314,17 @@ def _resolve(config: TrainConfig) -> Settings:
     return settings
 
 
-def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+def _component(
+    field: str, value: Any, given: Mapping[str, Any], names: Mapping[str, str], *, preset: bool
+) -> tuple[Any, dict[str, Any]]:
     """The learner or bid head, built from its alias and the flat settings that are its fields.
 
     Args:
         field: the setting.
         value: an object, an alias, or ``module:name``.
-        said: settings that the user gave.
+        given: settings that the user gave.
         names: fields of the object by flat setting.
+        preset: whether the value is that of a preset or a default, whose fields flat settings replace.
 
     Returns:
         The object, and the names of its fields by flat setting.
@@ -297,16 +333,18 @@ def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[s
     cls = found if isinstance(found, type) else type(found)
     fields = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
     flat = {name: own for name, own in names.items() if own in fields}
-    given_flat = {name: said[name] for name in names if name in said}
+    given_flat = {name: given[name] for name in names if name in given}
     for name, setting in given_flat.items():
         if name not in flat:
             raise ValueError(f"{name}: {field} {_label(value)} has no such setting; leave it out")
-        if found is not cls:
+        if found is not cls and not preset:
             raise ValueError(
                 f"{name}: {field} is an object that has this setting; write {cls.__name__}({flat[name]}={setting!r})"
             )
     if found is cls:
         return cls(**{flat[name]: setting for name, setting in given_flat.items()}), flat
+    if given_flat:
+        found = dataclasses.replace(found, **{flat[name]: setting for name, setting in given_flat.items()})  # type: ignore[type-var]
     for name, setting in numeric_settings(found).items() if fields else ():
         if setting is not None:
             check_float(f"{field}.{name}", setting)

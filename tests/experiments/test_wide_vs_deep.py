@@ -134,7 +134,7 @@ def test_the_report_is_made_of_curves(tmp_path):
     standings = {verdict.claim: verdict.standing for verdict in report.verdicts}
     assert len(standings) == 12
     failed = [claim for claim, standing in standings.items() if standing != "confirmed"]
-    assert failed == ["it comes to 90% of its own optimum with fewer operations per line than the deep one"]
+    assert failed == ["the wide market reaches 90% of its own optimum with fewer operations per line than the deep one"]
     assert report.settings["conservation_residual"] == 1e-8
     assert set(report.figures) == {"steps", "learning", "prices"}
     written = report.write(tmp_path)
