@@ -273,7 +273,8 @@ def _resolve(config: TrainConfig) -> Settings:
     by_value = getattr(learner, "estimates_values", None)
     if "bids" not in unused and by_value is not None and by_value != isinstance(head, ValueHead):
         raise ValueError(
-            f"bids: learner {_label(rule)} cannot train {_label(chosen['bids'])} bids; valuation takes "
+            f"bids: learner {_label(_alias('learner', rule, numbers))} cannot train "
+            f"{_label(_alias('bids', chosen['bids'], bounds))} bids; valuation takes "
             "value, ppo and reinforce take kumaraswamy or beta"
         )
     torso, layers = _torso(config, adapter, hidden, table=bool(by_value))
