@@ -47,6 +47,7 @@ __all__ = [
     "PopulationTraining",
 ]
 
+_TERMS = Terms(wealth_tax=1e-3, birth_rate=0.3, inheritance=0.1, replace_poorest=True)
 _WEALTH = "wealth"
 _METHODS = ("init", "bid", "act", "mutate", "cost")  # of a representation
 
@@ -70,7 +71,8 @@ class PopulationAgents:
         representation: how agents are encoded; by default `BidTables` for one-hot observations, otherwise
             `NeuralNetworks`.
         capacity: N, slots for agents.
-        terms: the economic settings. They are traced: agents that differ only in numbers share compiled programs.
+        terms: the economic settings. They are traced: agents that differ only in numbers share compiled programs. By
+            default newborns replace the poorest agents, and a tax on wealth limits the amount of money.
         max_births: K, the most births in a turnover; with 0 nobody dies either.
         num_agents: random agents at the beginning; as many as there are slots by default.
         wealth: of each of them; traced.
@@ -81,7 +83,7 @@ class PopulationAgents:
 
     representation: Representation | None = None
     capacity: int = 64
-    terms: Terms = Terms()
+    terms: Terms = _TERMS
     max_births: int = 1
     num_agents: int | None = None
     wealth: float = 1.0
