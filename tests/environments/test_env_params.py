@@ -87,10 +87,11 @@ def test_parameters_that_the_folder_cannot_hold_are_asked_for(tmp_path):
 
 
 def test_a_sweep_takes_them(tmp_path):
-    found = sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "s", env_params=OTHER, progress=False, **SETTINGS)
+    vary = {"learning_rate": [0.1, 0.2]}
+    found = sweep("Bandit-v0", vary, tmp_path / "s", env_params=OTHER, progress=False, **SETTINGS)
     assert {float(np.mean(run.returns)) for run in found.comparison.runs} == {9.0}
     with pytest.raises(ValueError, match="holds another run: env_params is"):
-        sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "s", progress=False, **SETTINGS)
+        sweep("Bandit-v0", vary, tmp_path / "s", progress=False, **SETTINGS)
 
 
 class Broken(struct.PyTreeNode):

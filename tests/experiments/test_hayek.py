@@ -169,12 +169,16 @@ def test_figures_show_what_happened(grown, tmp_path):
     plotting.save(fig, tmp_path / "life.png")
 
 
+def test_rates_that_are_off_are_not_reported():
+    assert economies.terms_of(Terms())["endowment"] == 1.0
+    assert "rent" not in economies.terms_of(Terms())
+
+
+@pytest.mark.slow  # test_memory_market and test_demographics have other languages too
 def test_languages_other_than_programs_grow_too():
     market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=("surplus",))), BidTables(1, 6), 6)
     plan = Plan("tables", market, Terms(), 2, 2, max_births=1, num_agents=6, wealth=1.0, chunks=1)
     grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=0, label="", shown=False)
-    assert economies.terms_of(plan.terms)["endowment"] == 1.0
-    assert "rent" not in economies.terms_of(plan.terms)
     assert residual(grown["tables"]) < 1e-6
 
 

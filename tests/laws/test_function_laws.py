@@ -13,15 +13,18 @@ from laws.registry import CASES, EXCEPTIONS, MODULES
 from jaxmarket.types import real
 
 every_case = pytest.mark.parametrize("name", CASES)
-# They compile for long, and are scans or maps over others that have the same laws to keep.
+# They compile for long, and consist of others that have the same laws to keep.
 LONG = (
     "deep_market.forward",
     "deep_market.run",
+    "deep_market.step",
     "deep_market.turnover",
     "evaluation.first_episodes",
     "rollouts.fresh_rollout",
+    "rollouts.rollout",
     "welfare.price_stability",
     "wide_market.run",
+    "wide_market.step",
 )
 
 
