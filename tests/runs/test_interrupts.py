@@ -535,7 +535,8 @@ def test_a_name_that_is_too_long_is_no_run(read):
         read("x" * 300)
 
 
-@pytest.mark.parametrize("impl", thinned(["rbg", "unsafe_rbg"], lambda impl: impl == "rbg"))
+@pytest.mark.slow  # test_config has the words of such keys
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_a_run_goes_on_with_the_generator_it_began_with(tmp_path, impl, capsys):
     fit(CONFIG, jax.random.key(0, impl=impl), tmp_path / "run", progress=False)
     main(["train", "--resume", str(tmp_path / "run"), "--json"])

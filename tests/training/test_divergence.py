@@ -194,6 +194,7 @@ def test_a_reward_that_is_not_finite_is_the_cause():
     assert np.isnan(summary["return_mean"])
 
 
+@pytest.mark.slow
 def test_a_monolithic_agent_diverges_too():
     config = jaxmarket.TrainConfig(
         "Bandit-v0", agent="monolith", learning_rate=1e30, steps=1024, instances=8, horizon=16, seeds=1
