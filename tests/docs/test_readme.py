@@ -9,7 +9,8 @@ from thinned import thinned
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 SNIPPETS = PYTHON.findall(README)
-LONG = ("Options(", "Tatonnement(")  # these compile for longest; test_options and test_wide_market run the like
+# These compile for longest; the like is run by conftest's bandit, test_options, test_functions and test_wide_market.
+LONG = ("Bandit-v0", "Options(", "Functions(", "Tatonnement(")
 PAGES = sorted((Path(__file__).parents[2] / "docs").glob("[!a]*.md"))  # architecture.md has a test of its own
 
 
