@@ -186,6 +186,18 @@ def test_an_interrupted_run_in_a_folder_with_brackets(capsys, monkeypatch, bandi
     assert f"--resume '{tmp_path}/[/yellow]'\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "says"), [("chain", "finished parts are kept"), ("capitalism", "nothing is kept")])
+def test_an_interrupted_reproduction_says_whether_it_keeps_anything(name, says, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxmarket.experiments.reproduce", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(["reproduce", name])
+    assert stopped.value.code == 130
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"], ["reproduce", "--list"]])
 def test_help_is_shown_in_any_encoding(arguments, monkeypatch):
     out = ascii_output(monkeypatch)
