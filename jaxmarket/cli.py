@@ -27,7 +27,7 @@ from jaxmarket.runs.interrupts import retained
 from jaxmarket.runs.sinks import LOGGERS
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training import divergence
-from jaxmarket.training.config import PRESETS, TrainConfig
+from jaxmarket.training.config import AGENTS, PRESETS, TrainConfig
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.validation import escaped, parse_int
 from jaxmarket.view import plotting, tables
@@ -271,7 +271,10 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
-        raise ValueError(f"folder: {folder} is the run of a monolith, which has no auctions; give the run of a society")
+        kind = run.config.settings.labels["agent"]
+        raise ValueError(
+            f"folder: {folder} is a run of agent {kind}, whose auctions are not shown; give one of a society"
+        )
     env_params = run.config.adapter.default_params if run.env_params is None else run.env_params
     rows = watch_episode(policy.society, policy.params, key, env_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
@@ -414,7 +417,7 @@ def sweep(
 
 @app.command(name="list")
 def list_names() -> None:
-    """List the environments, auctions, learners and presets."""
+    """List the environments, kinds of agents, auctions, learners and presets."""
     table = DataTable(show_header=False)
     table.add_column("")
     table.add_column("", wrap=24)
@@ -427,6 +430,7 @@ def list_names() -> None:
             refused.append(env_id)
     table.add_row("environments", ", ".join(i for i in environment_ids() if i not in refused))
     table.add_row("not usable", ", ".join(refused))
+    table.add_row("agents", ", ".join(AGENTS))
     table.add_row("auctions", ", ".join(auctions.MECHANISMS))
     table.add_row("learners", ", ".join(LEARNERS))
     table.add_row("presets", ", ".join(PRESETS))
@@ -449,7 +453,8 @@ def reproduce(
 ) -> None:
     """Reproduce the experiments of a paper, and report for each claim whether the measurements confirm it.
 
-    Experiments with several conditions store finished conditions in the folder, and skip them when repeated.
+    If the command is repeated, most experiments skip finished conditions in the folder; identities, capitalism and
+    neural-bucket-brigade start again.
 
     Args:
         name: name of the experiment; --list shows all.
@@ -485,7 +490,8 @@ def reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        _stop(_INTERRUPTED, 130)
+        kept = experiments.EXPERIMENTS[name].resumable
+        _stop(_INTERRUPTED if kept else "interrupted; nothing is kept, repeat the command to start again", 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:

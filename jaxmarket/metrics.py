@@ -2,7 +2,9 @@
 
 `summarize` reduces a trajectory to sums, inside the training scan; `Summary.means` turns the sums into the
 metrics below. ``[A]`` and ``[S]`` mark metrics per bidder and per state, the latter for finite processes
-with one-hot observations.
+with one-hot observations. Every kind of agent reports those that apply to it. In a wide market, a row is a round of one
+instance, in which all lines sell their piece: means per auction are per round there, and as its training has no
+episodes, ``return_mean`` is the reward of as many rounds as an episode has steps.
 
 | metric | meaning |
 |---|---|

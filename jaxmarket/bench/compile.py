@@ -12,6 +12,7 @@ import jax
 
 from jaxmarket.bench.scale import market
 from jaxmarket.bench.timing import Report, allowed_cores, every_core
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import reset
 from jaxmarket.training.config import TrainConfig
@@ -43,10 +44,19 @@ from jax._src import xla_bridge
 print(len(xla_bridge._backends))
 """
 _MAIN_JOB = """
-from jaxmarket.bench.compile import seconds_to_compile
-from jaxmarket.training.config import TrainConfig
-print(sum(seconds_to_compile(TrainConfig("Chain-v0"))))
+from jaxmarket.bench.compile import chain, seconds_to_compile
+print(sum(seconds_to_compile(chain())))
 """
+
+
+def chain(clones: int = 2) -> TrainConfig:
+    """The society on Chain whose training is compiled."""
+    return train_config("Chain-v0", hidden=(16,), clones=clones)
+
+
+def cart_pole(layers: int) -> TrainConfig:
+    """The society on CartPole whose training is compiled."""
+    return train_config("CartPole-v1", hidden=(64,) * layers)
 
 
 def seconds_to_compile(config: TrainConfig) -> tuple[float, float]:
@@ -90,10 +100,10 @@ def run(quick: bool = False) -> Report:
     repeats = 3 if quick else 5
 
     def depth(layers: int) -> tuple[float, float]:
-        return seconds_to_compile(TrainConfig("CartPole-v1", hidden=(64,) * layers))
+        return seconds_to_compile(cart_pole(layers))
 
     def bidders_trained(clones: int) -> tuple[float, float]:
-        return seconds_to_compile(TrainConfig("Chain-v0", clones=clones))
+        return seconds_to_compile(chain(clones))
 
     sweeps: dict[str, tuple[Any, tuple[int, ...]]] = {
         "rollout, bidders": (lambda n: _rollout_seconds(n, 64), (2, 4096) if quick else (2, 64, 512, 4096)),
@@ -126,9 +136,8 @@ def run(quick: bool = False) -> Report:
         )
         # A fresh interpreter could not use an accelerator that this process has reserved.
         alone_here = jax.default_backend() == "cpu"
-        chain = TrainConfig("Chain-v0")
         compiling = (
-            _child(_MAIN_JOB, repeats) if alone_here else [sum(seconds_to_compile(chain)) for _ in range(repeats)]
+            _child(_MAIN_JOB, repeats) if alone_here else [sum(seconds_to_compile(chain())) for _ in range(repeats)]
         )
         job = add("main job: training chunk of Chain-v0", None, None, compiling)
         growth: dict[str, float] = {}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import Report, measure
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.learners.protocol import EXPERIENCE_AXES
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
@@ -23,7 +24,7 @@ from jaxmarket.training.society import SocietyTraining, module_experience
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view.tables import progress
 
-__all__ = ["copy_limit", "flops_limit", "run", "update_costs"]
+__all__ = ["configs", "copy_limit", "flops_limit", "run", "update_costs"]
 
 
 def flops_limit(size: int = 1024) -> float:
@@ -92,24 +93,29 @@ def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
     return {name: (times * flops, times * moved) for name, ((flops, moved), times) in parts.items()}
 
 
+def configs() -> dict[str, TrainConfig]:
+    """The configurations that are measured; a quick run leaves out the last."""
+    small: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 81_920, "log_every": 20}
+    large: dict[str, Any] = {"instances": 1024, "horizon": 32, "minibatch": 1024, "steps": 65_536, "log_every": 2}
+    return {
+        "Chain-v0": train_config("Chain-v0", hidden=(16,), **small),
+        "CartPole-v1": train_config("CartPole-v1", hidden=(64, 64), **small),
+        "CartPole-v1, 2 × 256": train_config("CartPole-v1", hidden=(256, 256), **large),
+    }
+
+
 def run(quick: bool = False) -> Report:
     """Measure the achieved fraction of the limits for Chain and CartPole."""
     report = Report("roofline")
-    configs = {
-        "Chain-v0": TrainConfig("Chain-v0", instances=128, horizon=32, steps=81_920, log_every=20),
-        "CartPole-v1": TrainConfig("CartPole-v1", instances=128, horizon=32, steps=81_920, log_every=20),
-        "CartPole-v1, 2 × 256": TrainConfig(
-            "CartPole-v1", hidden=(256, 256), instances=1024, horizon=32, minibatch=1024, steps=65_536, log_every=2
-        ),
-    }
+    measured = configs()
     if quick:
-        configs.pop("CartPole-v1, 2 × 256")
+        measured.popitem()
     rows = report.tables.setdefault("one training update", [])
     with progress("roofline", unit="programs") as show:
-        show(0, len(configs) + 1, "device")
+        show(0, len(measured) + 1, "device")
         arithmetic, memory = flops_limit(), copy_limit(2**28)
-        for done, (name, config) in enumerate(configs.items(), 1):
-            show(done, len(configs) + 1, name)
+        for done, (name, config) in enumerate(measured.items(), 1):
+            show(done, len(measured) + 1, name)
             program, env_params = SocietyTraining.of(config.settings), config.adapter.default_params
             hyper = config.settings.hyperparameters.as_arrays()
             state = jax.jit(program.init)(jax.random.key(0), env_params, hyper)
@@ -136,7 +142,7 @@ def run(quick: bool = False) -> Report:
                 }
             )
             report.timings[f"costs: {name}"] = {part: {"flops": f, "bytes": b} for part, (f, b) in costs.items()}
-        show(len(configs) + 1, len(configs) + 1)
+        show(len(measured) + 1, len(measured) + 1)
     report.headline = {
         "gflops_limit": arithmetic / 1e9,
         "gbytes_per_second_limit": memory / 1e9,

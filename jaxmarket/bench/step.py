@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmarket.bench.timing import Report, Timing, in_a_row, measure
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import Draws, Society, draw, reset
 from jaxmarket.training import monolith
@@ -22,6 +23,9 @@ from jaxmarket.types import Array, PyTree
 from jaxmarket.view.tables import progress
 
 __all__ = ["Case", "market_rollout", "programs", "run", "time_case"]
+
+
+_IMAGES = ("Breakout-MinAtar",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +40,18 @@ class Case:
     horizon: int = 128
 
     @property
-    def society(self) -> Society:
-        """The society of this size, with the paper's settings."""
+    def config(self) -> TrainConfig:
+        """The paper's settings for a society of this size."""
+        layers: dict[str, Any] = {"hidden": self.hidden}
+        if self.env in _IMAGES:
+            layers |= {"convolutions": (16,), "stride": 1}
         shape: dict[str, Any] = {"instances": self.instances, "horizon": self.horizon, "minibatch": self.instances}
-        return TrainConfig(
-            self.env, clones=self.clones, share_clones=self.share, hidden=self.hidden, **shape
-        ).settings.society  # fmt: skip
+        return train_config(self.env, clones=self.clones, share_clones=self.share, **layers, **shape)
+
+    @property
+    def society(self) -> Society:
+        """The society that these settings describe."""
+        return self.config.settings.society
 
 
 TAX = Case()

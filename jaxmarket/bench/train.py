@@ -21,15 +21,17 @@ import numpy as np
 from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import REPEATS, Report, allowed_cores, in_a_row, measure
 from jaxmarket.evaluation import evaluate
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.training import monolith as baselines
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.settings import Settings
 from jaxmarket.training.society import TrainState
 from jaxmarket.types import Array
 from jaxmarket.view.tables import progress
 
 __all__ = ["CHAIN", "equal_width", "run", "worker"]
 
-CHAIN = TrainConfig("Chain-v0", instances=128, horizon=32, steps=163_840, log_every=40)
+CHAIN = train_config("Chain-v0", hidden=(16,), instances=128, horizon=32, steps=163_840, log_every=40)
 """Chain with the paper's networks and PPO settings: 4,096 steps per update as published, from 128 instances."""
 
 
@@ -43,9 +45,15 @@ def _training(config: TrainConfig) -> tuple[Callable[[TrainState], Any], Callabl
     )
 
 
+def _alone(config: TrainConfig) -> Settings:
+    """The settings of a monolithic agent with those of a society, without the auctions' settings."""
+    rules = ("exploration", "exploration_final", "dropout", "reserve")
+    return dataclasses.replace(config, **dict.fromkeys(rules)).as_monolith().settings
+
+
 def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable, Callable]:
     """`_training` of a monolithic agent."""
-    monolith, env_params = baselines.Monolith.of(config.as_monolith().settings, hidden), config.adapter.default_params
+    monolith, env_params = baselines.Monolith.of(_alone(config), hidden), config.adapter.default_params
     hyper = config.settings.hyperparameters.as_arrays()
     return (
         lambda state: monolith.chunk(state, env_params, hyper),
@@ -61,7 +69,7 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
     wanted = society.modules * baselines.parameters(jax.eval_shape(config.settings.learner.init, key, obs))
 
     def missing(width: int) -> int:
-        learner = baselines.Monolith.of(config.as_monolith().settings, (width,) * layers).learner
+        learner = baselines.Monolith.of(_alone(config), (width,) * layers).learner
         return wanted - baselines.parameters(jax.eval_shape(learner.init, key, obs))
 
     # Bisection: the number of parameters increases with the width.
@@ -135,9 +143,14 @@ def _every_core(report: Report) -> None:
     )
 
 
+def cart_pole() -> TrainConfig:
+    """The society on CartPole that is compared with one agent."""
+    return train_config("CartPole-v1", hidden=(64, 64), instances=128, horizon=32, steps=32_768, log_every=8)
+
+
 def _against_monolithic(report: Report) -> None:
     """Compare a society on CartPole with one agent with as many parameters and the same settings."""
-    config = TrainConfig("CartPole-v1", instances=128, horizon=32, steps=32_768, log_every=8)
+    config = cart_pole()
     hidden = equal_width(config)
     programs = {"society": _training(config), "monolithic": _monolithic(config, hidden)}
     states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
@@ -188,7 +201,7 @@ class _Contestant:
         env_params = self.config.adapter.default_params
         if self.monolithic:
             hidden = equal_width(self.config)
-            monolith = baselines.Monolith.of(self.config.as_monolith().settings, hidden)
+            monolith = baselines.Monolith.of(_alone(self.config), hidden)
             step, start = _monolithic(self.config, hidden)
             alone = monolith.player(greedy=True)
             score = lambda s, key: alone.evaluate(s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
@@ -201,9 +214,9 @@ class _Contestant:
 
 def contests() -> list[tuple[str, float, list[_Contestant]]]:
     """Environments, the returns that count as solved, and the compared algorithms."""
-    # Societies use the tuned settings of docs/reproductions.md, or defaults; settings of agents were tuned by hand.
+    # Societies use the tuned settings of docs/reproductions.md, or the learner's; agents were tuned by hand.
     # All algorithms are evaluated every 4,096 steps on Chain, and every 16,384 on CartPole.
-    chain: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 1}
+    chain: dict[str, Any] = {"hidden": (16,), "instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 1}
     tuned: dict[str, Any] = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
     alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01}
     return [
@@ -211,20 +224,28 @@ def contests() -> list[tuple[str, float, list[_Contestant]]]:
             "Chain-v0",
             0.79,
             [
-                _Contestant("society ppo", TrainConfig("Chain-v0", **chain, **tuned)),
-                _Contestant("society valuation", TrainConfig("Chain-v0", learner="valuation", log_every=4)),
-                _Contestant("monolithic ppo", TrainConfig("Chain-v0", **chain, **alone), monolithic=True),
+                _Contestant("society ppo", train_config("Chain-v0", **chain, **tuned)),
+                _Contestant("society valuation", train_config("Chain-v0", learner="valuation", hidden=(), log_every=4)),
+                _Contestant("monolithic ppo", train_config("Chain-v0", **chain, **alone), monolithic=True),
             ],
         ),
         (
             "CartPole-v1",
             475.0,
             [
-                _Contestant("society valuation", TrainConfig("CartPole-v1", learner="valuation", log_every=16)),
+                _Contestant(
+                    "society valuation", train_config("CartPole-v1", learner="valuation", hidden=(64, 64), log_every=16)
+                ),
                 _Contestant(
                     "monolithic ppo",
-                    TrainConfig(
-                        "CartPole-v1", learning_rate=3e-4, value_learning_rate=1e-3, entropy=0.01, epochs=4, log_every=4
+                    train_config(
+                        "CartPole-v1",
+                        hidden=(64, 64),
+                        learning_rate=3e-4,
+                        value_learning_rate=1e-3,
+                        entropy=0.01,
+                        epochs=4,
+                        log_every=4,
                     ),
                     monolithic=True,
                 ),

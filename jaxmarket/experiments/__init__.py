@@ -53,6 +53,7 @@ class Experiment:
         quick_seeds: number of seeds of a quick run.
         seeds: number of seeds otherwise.
         settings: additional settings and their defaults.
+        resumable: whether a run that is interrupted keeps its finished conditions, which are not run again.
     """
 
     shows: str
@@ -61,16 +62,18 @@ class Experiment:
     quick_seeds: int
     seeds: int = 16
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    resumable: bool = True
 
 
 _NUMERICAL = "Chang et al. (2020), §6.1"
 
 EXPERIMENTS = {
     "identities": Experiment(
-        "auctions are temporal-difference rules: Q-learning, expected SARSA, the leak, TD(0)",
+        "auctions as temporal-difference rules: Q-learning, expected SARSA, leaking values, TD(0)",
         "Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
         identities.run,
         quick_seeds=6,
+        resumable=False,
     ),
     "bandit": Experiment(
         "four auctions, solitary and cloned, on the market bandit",
@@ -85,25 +88,25 @@ EXPERIMENTS = {
         quick_seeds=4,
     ),
     "duality": Experiment(
-        "the same auctions in a task where greedy choices lead into a trap",
+        "the same auctions in a task in which greedy choices are trapped",
         f"{_NUMERICAL}, Duality",
         functools.partial(numerical.run, "Duality-v0"),
         quick_seeds=4,
     ),
     "redundancy": Experiment(
-        "a trained society loses its best bidder, or any other",
+        "removal of the best or of any other bidder from a trained society",
         "Chang et al. (2020), §5 (redundancy) and §6.1 (dropout)",
         redundancy.run,
         quick_seeds=4,
     ),
     "truthfulness": Experiment(
-        "one auction, a whole episode, and why Vickrey auctions fail on Chain",
+        "gains over truthful bids in one auction and in whole episodes; why Vickrey auctions fail on Chain",
         "Vickrey (1961); Chang et al. (2020), §4-5",
         truthfulness.run,
         quick_seeds=4,
     ),
     "best-reply": Experiment(
-        "one bidder learns what to bid among truthful others: one auction, and whole episodes",
+        "one bidder learns its bids among truthful others: in one auction, and in whole episodes",
         "Vickrey (1961); Chang et al. (2020), §4-5",
         best_reply.run,
         quick_seeds=8,
@@ -133,15 +136,16 @@ EXPERIMENTS = {
         neural_bucket_brigade.run,
         quick_seeds=6,
         seeds=20,
+        resumable=False,
     ),
     "bucket-brigade": Experiment(
-        "rules with wealth: the 6-multiplexer and Woods1, and ablations of each part of the market",
+        "classifier rules with wealth: the 6-multiplexer, Woods1, and ablations of each part of the market",
         "Holland (1985); Goldberg (1989), ch. 6; Wilson (1987, 1994)",
         bucket_brigade.run,
         quick_seeds=4,
     ),
     "hayek": Experiment(
-        "programs with wealth learn with three blocks and are tested with twelve; ablations of money, ownership, rent",
+        "programs with wealth, trained with three blocks, tested with twelve; ablations of money, ownership, rent",
         "Baum (1999); Baum and Durdanovic (2000)",
         hayek.run,
         quick_seeds=4,
@@ -154,7 +158,7 @@ EXPERIMENTS = {
         quick_seeds=4,
     ),
     "wide-vs-deep": Experiment(
-        "parallel production lines: every piece a good with an owner and a price, or the whole world sold at once",
+        "parallel production lines: every piece is a good with a price, or the whole state is sold",
         "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
         wide_vs_deep.run,
         quick_seeds=4,
@@ -165,6 +169,7 @@ EXPERIMENTS = {
         capitalism.run,
         quick_seeds=4,
         seeds=8,
+        resumable=False,
     ),
 }
 """The reproductions by name."""

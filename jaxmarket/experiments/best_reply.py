@@ -1,4 +1,4 @@
-"""Is truthful bidding a bidder's best reply? One bidder learns its bids by PPO; all others bid Q* and do not learn.
+"""Best replies to truthful bidders: one bidder learns its bids by PPO; all others bid Q* and do not learn.
 
 The learned bids are compared with the best reply on the same bids, computed by dynamic programming
 (`jaxmarket.interop.bidder.Exact`), and with truthful bids, both in exact expectation: the gain of a
@@ -8,7 +8,8 @@ strategy is the discounted sum of its utilities, γᵗ (r + γ · payout - price
   bidder with the highest value shades its bid to just above the next one, unless it has a clone.
 - *A whole episode* (Chain, where the market closes after 20 auctions, and Duality, without its time limit) in a society
   with two clones of each bidder, from the position of one clone of each primitive in turn. Chang et al. (2020) prove
-  truthful bids best for bidders that optimise each auction separately. A bidder that plans ahead can sell to itself.
+  truthful bids best for bidders that optimise each auction separately. A bidder that plans ahead can also outbid the
+  others for a state of its own, and so sell it to itself.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.run_folder import SavedRun
@@ -40,7 +42,7 @@ _NOTHING = 1e-3
 """Bound on the rounding error of an episode's prices in float32, in units of reward."""
 
 _FOUND = 0.95
-"""Share of the best reply's gain from which on the learner counts as having found it."""
+"""Share of the best reply's gain that a learner must reach to have found it."""
 
 _LEVELS: dict[str, tuple[float, ...]] = {
     "Bandit": tuple(round(0.02 * i, 2) for i in range(51)),
@@ -51,6 +53,7 @@ _PROCESSES = {"Bandit": Bandit, "Chain": Chain, "Duality": Duality}
 # Q* of Duality is that of the process without its time limit, so the market must not close at the limit.
 _TIME_LIMITS: dict[str, TimeLimits] = {"Bandit": "terminal", "Chain": "terminal", "Duality": "bootstrap"}
 _SETTINGS: dict[str, Any] = {
+    "hidden": (64, 64),
     "instances": 32,
     "horizon": 64,
     "minibatch": 128,
@@ -69,7 +72,7 @@ class Case:
 
     Attributes:
         process: Bandit, Chain or Duality.
-        auction: short name of the mechanism.
+        auction: alias of the mechanism.
         clones: bidders per primitive.
         primitive: primitive of the bidder, which is the first clone.
         seeds: independent learners.
@@ -108,7 +111,7 @@ class Case:
     @property
     def config(self) -> TrainConfig:
         """The learner's settings."""
-        return TrainConfig(self.env, agent="monolith", seeds=self.seeds, **self.settings)
+        return train_config(self.env, agent="monolith", seeds=self.seeds, **self.settings)
 
 
 class BestReplyResult:
@@ -132,9 +135,9 @@ class BestReplyResult:
     def _views(self) -> Array:
         """All observations of the bidder: f [H · S · 2, n]."""
         states, env = self.case.mdp.num_states, self.case.env
-        hours, rows, owns = np.indices((self.exact.horizon, states, 2)).reshape(3, -1)
+        times, rows, owns = np.indices((self.exact.horizon, states, 2)).reshape(3, -1)
         return jax.vmap(env.view)(
-            jnp.asarray(np.eye(states)[rows], real()), jnp.asarray(owns == 1), jnp.asarray(hours, real())
+            jnp.asarray(np.eye(states)[rows], real()), jnp.asarray(owns == 1), jnp.asarray(times, real())
         )
 
     @functools.cached_property
@@ -159,7 +162,7 @@ class BestReplyResult:
 
     def row(self) -> dict[str, Any]:
         """The row of the main table."""
-        return self._seat | {
+        return self._position | {
             "best": self.best_gain,
             "trained": mean(self.gains),
             "found": tally(self.found),
@@ -168,7 +171,7 @@ class BestReplyResult:
     def wealth_row(self) -> dict[str, Any]:
         """The row of the table of undiscounted wealth, for markets that close."""
         truth = self.exact.value(self.exact.truth, 1.0)
-        return self._seat | {
+        return self._position | {
             "truth": truth,
             "best gain": self.exact.gain(self.exact.best(1.0), 1.0),
             "trained gain": mean([self.exact.gain(bids, 1.0) for bids in self.learned]),
@@ -176,7 +179,7 @@ class BestReplyResult:
         }
 
     @property
-    def _seat(self) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         case = self.case
         return {name: getattr(case, name) for name in ("process", "auction", "society", "primitive")}
 
@@ -190,110 +193,116 @@ def _choices(agent: SingleAgent, params: PyTree, views: Array) -> Array:
 def _cases(options: ExperimentOptions) -> list[Case]:
     settings = _SETTINGS | (_QUICK if options.quick else {})
     if options.quick:
-        seats = [("Bandit", "ccv", 1, 3), ("Bandit", "bb", 1, 3), ("Chain", "ccv", 2, 1), ("Chain", "vickrey", 2, 1)]
-        return [Case(*seat, options.seeds, settings) for seat in seats]
-    seats = [("Bandit", auction, 1, primitive) for auction in ("ccv", "bb") for primitive in (3, 2)]
-    seats.append(("Bandit", "bb", 2, 3))
-    seats += [("Chain", auction, 2, primitive) for auction in ("ccv", "bb", "vickrey") for primitive in (0, 1)]
-    seats += [("Duality", auction, 2, primitive) for auction in ("ccv", "vickrey") for primitive in (0, 1)]
-    seats.append(("Duality", "ccv", 1, 0))
-    return [Case(*seat, options.seeds, settings) for seat in seats]
+        positions = [
+            ("Bandit", "ccv", 1, 3),
+            ("Bandit", "bb", 1, 3),
+            ("Chain", "ccv", 2, 1),
+            ("Chain", "vickrey", 2, 1),
+        ]
+        return [Case(*position, options.seeds, settings) for position in positions]
+    positions = [("Bandit", auction, 1, primitive) for auction in ("ccv", "bb") for primitive in (3, 2)]
+    positions.append(("Bandit", "bb", 2, 3))
+    positions += [("Chain", auction, 2, primitive) for auction in ("ccv", "bb", "vickrey") for primitive in (0, 1)]
+    positions += [("Duality", auction, 2, primitive) for auction in ("ccv", "vickrey") for primitive in (0, 1)]
+    positions.append(("Duality", "ccv", 1, 0))
+    return [Case(*position, options.seeds, settings) for position in positions]
 
 
-def _one_auction(findings: list[BestReplyResult]) -> ResultTable:
+def _one_auction(results: list[BestReplyResult]) -> ResultTable:
     rows = []
-    for finding in findings:
-        case, others = finding.case, finding.exact.others[0]
+    for result in results:
+        case, others = result.case, result.exact.others[0]
         rows.append(
             {
                 "auction": case.auction,
                 "society": case.society,
                 "worth": float(others[case.env.bidder]),
                 "rival's": float(np.delete(others, case.env.bidder).max()),
-                "best bid": float(finding.best[0, 0, 0]),
-                "trained bid": mean(finding.learned[:, 0, 0, 0]),
-                "shaded by": mean(others[case.env.bidder] - finding.learned[:, 0, 0, 0]),
-                "best gain": finding.best_gain,
-                "trained gain": mean(finding.gains),
+                "best bid": float(result.best[0, 0, 0]),
+                "trained bid": mean(result.learned[:, 0, 0, 0]),
+                "shaded by": mean(others[case.env.bidder] - result.learned[:, 0, 0, 0]),
+                "best gain": result.best_gain,
+                "trained gain": mean(result.gains),
             }
         )
     return ResultTable(
         "one_auction",
-        "one auction: what is bid, and what it gains over truth",
+        "one auction: bids, and their gain over truthful bidding",
         rows,
-        "best bid: of equally good ones the nearest to the bidder's worth; bids are multiples of .02, ties are random",
+        "worth: the bidder's value; rival's: the highest other bid; best bid: the closest to worth of the best ones\n"
+        "bids are multiples of .02, and ties are random",
     )
 
 
-def _worst(findings: list[BestReplyResult]) -> tuple[float, str]:
+def _worst(results: list[BestReplyResult]) -> tuple[float, str]:
     """The largest gain of best reply and learners, and a description of both."""
-    best = float(np.max([finding.best_gain for finding in findings]))
-    trained = [mean(finding.gains) for finding in findings]
+    best = float(np.max([result.best_gain for result in results]))
+    trained = [mean(result.gains) for result in results]
     top = trained[int(np.argmax([estimate.value for estimate in trained]))]
     most = float(np.maximum(best, top.value))
-    return most, f"best reply gains at most {best:.2g}, trained bidders at most {top.plus_minus}"
+    return most, f"the best reply gains at most {best:.2g}, trained bidders at most {top.plus_minus}"
 
 
-def _verdicts(findings: list[BestReplyResult]) -> list[Verdict]:
-    def those(process: str, auction: str, clones: int) -> list[BestReplyResult]:
-        found = [f for f in findings if f.case.process in process.split("/")]
+def _verdicts(results: list[BestReplyResult]) -> list[Verdict]:
+    def of(process: str, auction: str, clones: int) -> list[BestReplyResult]:
+        found = [f for f in results if f.case.process in process.split("/")]
         return [f for f in found if (f.case.auction, f.case.clones) == (auction, clones)]
 
-    second, first = those("Bandit", "ccv", 1) + those("Bandit", "ccv", 2), those("Bandit", "bb", 1)
-    shader, hopeless = first[0], first[1:] + those("Bandit", "bb", 2)
-    own, rival = (float(shader.exact.others[0][i]) for i in (3, 2))
-    bids = mean(shader.learned[:, 0, 0, 0])
+    second, first = of("Bandit", "ccv", 1) + of("Bandit", "ccv", 2), of("Bandit", "bb", 1)
+    shading, unshaded = first[0], first[1:] + of("Bandit", "bb", 2)
+    own, next_bid = (float(shading.exact.others[0][i]) for i in (3, 2))
+    bids = mean(shading.learned[:, 0, 0, 0])
     verdicts = [
         Verdict.of(
-            "one second-price auction: nothing beats truth",
+            "one second-price auction: no bid gains over truthful bidding",
             all(f.nothing_gained for f in second), *_worst(second),
         ),
         Verdict.of(
-            "one first-price auction: a solitary best bidder shades towards its rival's bid",
-            rival < bids.low and bids.high < own and mean(shader.gains).low > _NOTHING,
+            "one first-price auction: the solitary best bidder shades towards the next bid",
+            next_bid < bids.low and bids.high < own and mean(shading.gains).low > _NOTHING,
             own - bids.value,
-            f"worth {own:.2f}, rival {rival:.2f}: trained bid {bids.plus_minus}, best {shader.best[0, 0, 0]:.2f}; gain "
-            f"{mean(shader.gains).plus_minus}, best {shader.best_gain:.3f}",
+            f"value {own:.2f}, next bid {next_bid:.2f}: trained bid {bids.plus_minus}, best "
+            f"{shading.best[0, 0, 0]:.2f}; gain {mean(shading.gains).plus_minus}, best {shading.best_gain:.3f}",
         ),
     ]  # fmt: skip
-    if hopeless:
+    if unshaded:
         verdicts.append(
             Verdict.of(
-                "one first-price auction: with a clone, or a better rival, there is nothing to shade for",
-                all(f.nothing_gained for f in hopeless), *_worst(hopeless),
+                "one first-price auction: shading gains nothing for a bidder with a clone or with a higher other bid",
+                all(f.nothing_gained for f in unshaded), *_worst(unshaded),
             )
         )  # fmt: skip
     for auction in ("ccv", "bb"):
-        held = those("Chain/Duality", auction, 2)
-        if held:
+        cases = of("Chain/Duality", auction, 2)
+        if cases:
             verdicts.append(
                 Verdict.of(
                     f"whole episodes among clones: no gain under {auction}",
-                    all(f.nothing_gained for f in held), *_worst(held),
+                    all(f.nothing_gained for f in cases), *_worst(cases),
                 )
             )  # fmt: skip
     for process in ("Chain", "Duality"):
-        held = those(process, "vickrey", 2)
-        if held:
-            reached = np.array([f.found for f in held])
+        cases = of(process, "vickrey", 2)
+        if cases:
+            reached = np.array([f.found for f in cases])
             verdicts.append(
                 Verdict.of(
-                    f"whole episodes among clones: on {process} the learner finds vickrey's shill gain by itself",
-                    bool(reached.all()) and min(f.best_gain for f in held) > _NOTHING,
-                    float(np.mean([f.gains.mean() / f.best_gain for f in held])),
+                    f"whole episodes among clones: on {process} the learner finds that overbidding pays under vickrey",
+                    bool(reached.all()) and min(f.best_gain for f in cases) > _NOTHING,
+                    float(np.mean([f.gains.mean() / f.best_gain for f in cases])),
                     "; ".join(
                         f"primitive {f.case.primitive} {mean(f.gains).plus_minus} of {f.best_gain:,.2f}, "
-                        f"{tally(f.found)} seeds, {_shilling(f)}"
-                        for f in held
+                        f"{tally(f.found)} seeds, {_overbidding(f)}"
+                        for f in cases
                     ),
                 )
             )
-    alone = those("Duality", "ccv", 1)
+    alone = of("Duality", "ccv", 1)
     if alone:
         reached = np.array([f.found for f in alone])
         verdicts.append(
             Verdict.of(
-                "without clones truth is no best reply, even under ccv",
+                "without clones truthful bidding is not the best reply, even under ccv",
                 max(f.best_gain for f in alone) > _NOTHING and bool(reached.all()),
                 max(f.best_gain for f in alone),
                 "Duality: "
@@ -307,49 +316,49 @@ def _verdicts(findings: list[BestReplyResult]) -> list[Verdict]:
     return verdicts
 
 
-def _shilling(finding: BestReplyResult) -> str:
-    """How far above their value the learners bid for states they own, if they come to own any."""
+def _overbidding(result: BestReplyResult) -> str:
+    """The learners' mean bid for states that they own and its truthful value, as text."""
     pairs = [
-        (bids[hour, state, 1], finding.exact.truth[hour, state, 1])
-        for bids in finding.learned
-        for hour, state in _owned(finding, bids)
+        (bids[time, state, 1], result.exact.truth[time, state, 1])
+        for bids in result.learned
+        for time, state in _owned(result, bids)
     ]
     if not pairs:
-        return "never owning any"
+        return "owning no state"
     own, truth = np.mean(pairs, 0)
-    return f"bidding {own:.2f} for states of its own, truth is {truth:.2f}"
+    return f"mean bid {own:.2f} for states of its own, truthful {truth:.2f}"
 
 
-def _owned(finding: BestReplyResult, bids: np.ndarray) -> list[tuple[int, int]]:
+def _owned(result: BestReplyResult, bids: np.ndarray) -> list[tuple[int, int]]:
     """The times and states of an episode at which the bidder sells if it wins all ties; deterministic."""
-    mdp, exact, me = finding.case.mdp, finding.exact, finding.case.env.bidder
+    mdp, exact, me = result.case.mdp, result.exact, result.case.env.bidder
     state, owns, seen = int(mdp.start.argmax()), 0, []
     for t in range(mdp.horizon):
-        hour = t % exact.horizon
+        time = t % exact.horizon
         if owns:
-            seen.append((hour, state))
+            seen.append((time, state))
         offers = exact.others[state].copy()
-        offers[me] = bids[hour, state, owns]
+        offers[me] = bids[time, state, owns]
         winner = me if offers[me] == offers.max() else int(offers.argmax())
         owns = int(winner == me)
-        state = int(mdp.transitions[state, winner // finding.case.clones].argmax())
+        state = int(mdp.transitions[state, winner // result.case.clones].argmax())
         if mdp.terminal[state]:
             break
     return seen
 
 
-def _gain_figure(findings: list[BestReplyResult]) -> "Figure":
-    processes = list(dict.fromkeys(f.case.process for f in findings))
+def _gain_figure(results: list[BestReplyResult]) -> "Figure":
+    processes = list(dict.fromkeys(f.case.process for f in results))
     fig, axes = plotting.figure(len(processes), width=5.5, height=4.4)
     for ax, process in zip(axes, processes, strict=True):
-        shown = [f for f in findings if f.case.process == process]
+        shown = [f for f in results if f.case.process == process]
         x = np.arange(len(shown))
         ax.bar(x, [f.best_gain for f in shown], 0.6, color="tab:blue", alpha=0.35, label="best reply, exact")
-        for i, finding in enumerate(shown):
-            spread = np.linspace(-0.2, 0.2, len(finding.gains))
+        for i, result in enumerate(shown):
+            spread = np.linspace(-0.2, 0.2, len(result.gains))
             label = "trained, each seed" if i == 0 else None
-            ax.plot(i + spread, finding.gains, ".", color="tab:orange", label=label, clip_on=False, zorder=3)
-        ax.axhline(0, color="black", linewidth=1.2, label="truth")
+            ax.plot(i + spread, result.gains, ".", color="tab:orange", label=label, clip_on=False, zorder=3)
+        ax.axhline(0, color="black", linewidth=1.2, label="truthful bids")
         labels = [
             f"{f.case.auction}\n{'alone' if f.case.clones == 1 else 'cloned'}\n#{f.case.primitive}" for f in shown
         ]
@@ -357,33 +366,31 @@ def _gain_figure(findings: list[BestReplyResult]) -> "Figure":
         linear = {"Bandit": None, "Chain": 0.1, "Duality": 1.0}[process]
         if linear is not None:
             ax.set_yscale("symlog", linthresh=linear)
-        ax.set(title=process, ylabel="gain over truth" + (", log scale" if linear else ""))
+        ax.set(title=process, ylabel="gain over truthful bidding" + (", log scale" if linear else ""))
     axes[0].legend(frameon=False, fontsize=8)
     return fig
 
 
-def _bid_figure(findings: list[BestReplyResult]) -> "Figure":
-    shown = [f for f in findings if f.case.process == "Chain"]
+def _bid_figure(results: list[BestReplyResult]) -> "Figure":
+    shown = [f for f in results if f.case.process == "Chain"]
     rows = len({f.case.primitive for f in shown})
     fig, axes = plotting.figure(len(shown) // rows, rows, width=4.6, height=3.2)
     order = sorted(shown, key=lambda f: f.case.primitive)
     states = np.flatnonzero(~Chain().terminal)
-    for ax, finding in zip(axes, order, strict=True):
+    for ax, result in zip(axes, order, strict=True):
         for owns, color, label in ((0, "tab:blue", "another's state"), (1, "tab:orange", "its own state")):
             at = states + (owns - 0.5) * 0.4
-            spread = np.linspace(-0.12, 0.12, len(finding.learned))
+            spread = np.linspace(-0.12, 0.12, len(result.learned))
             # State s can be reached from the s-th auction on, so it is plotted from there.
-            bids = finding.learned[:, states, states, owns]
+            bids = result.learned[:, states, states, owns]
             ax.plot(at[None] + spread[:, None], bids, ".", color=color, alpha=0.6)
             ax.plot([], [], ".", color=color, label=f"trained, {label}")
-            ax.plot(at, finding.best[states, states, owns], "D", color=color, fillstyle="none", markersize=8)
-        ax.plot([], [], "D", color="grey", fillstyle="none", label="best reply nearest to truth")
-        q = finding.exact.truth[0, states, 0]
+            ax.plot(at, result.best[states, states, owns], "D", color=color, fillstyle="none", markersize=8)
+        ax.plot([], [], "D", color="grey", fillstyle="none", label="best reply closest to truthful bids")
+        q = result.exact.truth[0, states, 0]
         ax.hlines(q, states - 0.4, states + 0.4, color="black", linewidth=2, label="Q*")
-        side = ("left", "right")[finding.case.primitive]
-        ax.set(
-            title=f"{finding.case.auction}, a clone that goes {side}", xlabel="state", ylabel="bid", ylim=(-0.2, 5.3)
-        )
+        side = ("left", "right")[result.case.primitive]
+        ax.set(title=f"{result.case.auction}, a clone that goes {side}", xlabel="state", ylabel="bid", ylim=(-0.2, 5.3))
     axes[0].legend(frameon=False, fontsize=8)
     return fig
 
@@ -392,27 +399,27 @@ def run(options: ExperimentOptions) -> Report:
     """Train a bidder in every position, and compare it with the best reply and with truthful bids."""
     cases = _cases(options)
     finished = options.train(cases, "best reply")
-    findings = [BestReplyResult(case, finished[case.name]) for case in cases]
+    results = [BestReplyResult(case, finished[case.name]) for case in cases]
     return Report(
         settings={"quick": options.quick, "seeds": options.seeds, **cases[0].settings},
         tables=[
             ResultTable(
                 "gains",
-                "gain over truth, rivals bid Q*",
-                [finding.row() for finding in findings],
+                "gain over truthful bidding; all other bidders bid Q*",
+                [result.row() for result in results],
                 "discounted utility in expectation; trained: mean over seeds, 95% interval\n"
-                "Chain: an episode, after which nothing is owed; Duality: without its cut\n"
-                "found: seeds with 95% of the best reply's gain, or .001 less",
+                "Chain: an episode, after which no proceeds are paid; Duality: without its time limit\n"
+                "found: seeds with 95% of the best reply's gain, or at most .001 less than it",
             ),
-            _one_auction([f for f in findings if f.case.process == "Bandit"]),
+            _one_auction([f for f in results if f.case.process == "Bandit"]),
             ResultTable(
                 "wealth",
                 "change of wealth in an episode, undiscounted",
-                [finding.wealth_row() for finding in findings if finding.case.env.time_limits == "terminal"],
-                "truth: what it earns; best gain: of the best reply without discount; trained: with it, as above\n"
-                "played: the trained gain as seen in 128 fresh episodes per seed",
+                [result.wealth_row() for result in results if result.case.env.time_limits == "terminal"],
+                "truth: the wealth that truthful bids earn; best gain: of the best reply without discount\n"
+                "trained: of learners with discount; played: the same in 128 new episodes per seed",
             ),
         ],
-        verdicts=_verdicts(findings),
-        figures={"gains": _gain_figure(findings), "bids": _bid_figure(findings)},
+        verdicts=_verdicts(results),
+        figures={"gains": _gain_figure(results), "bids": _bid_figure(results)},
     )

@@ -1,19 +1,19 @@
 """Holland's classifier system as a deep market: the 6-multiplexer, and Wilson's Woods1.
 
-A rule that matches bids c · specificity · wealth (Holland 1985; Goldberg 1989, ch. 6), the highest bid wins, the winner
-pays it to the seller of the state, acts and keeps the reward: the bucket brigade. A wealth tax is Holland's life tax.
-Rich rules have children, recombined and mutated, who take the places of the poorest: the genetic algorithm.
+The bucket brigade: rules that match bid c · specificity · wealth (Holland 1985; Goldberg 1989, ch. 6), and the highest
+bid wins. The winner pays it to the seller of the state, acts and receives the reward. A wealth tax is Holland's life
+tax. The genetic algorithm: rich rules have children by recombination and mutation, which replace the poorest rules.
 
-The multiplexer has episodes of one step, so nothing is ever sold from rule to rule: it tests the auction and the
-genetic algorithm. In Woods1 only the rule that steps on the food is rewarded; all others live on what the next one pays
-them. There is no discount in a market; rent, a share of its wealth that every winner pays, makes short ways worth more:
-a rule that bids a share x of its wealth and pays a share ρ of it can pay at most x / (x + ρ) of what it earns.
+Episodes of the multiplexer have one step, so rules never pay each other: it tests the auction and the genetic
+algorithm. In Woods1 only the rule that reaches the food is rewarded; all others are paid by the next buyer. Payments
+are not discounted; rent, a share of its wealth that every winner pays, makes short paths more valuable: a rule that
+bids a share x of its wealth and pays a share ρ of it as rent can pay at most x / (x + ρ) of what it earns.
 
-All measurements are exact: every input, or every cell, is put up for sale to the frozen population. What nobody bids
-for counts as wrong.
+All measurements are exact: every input, or every cell, is sold to the frozen population. A state without bids counts
+as wrong.
 
-Ablations, on the same seeds: sellers paid by the mint while buyers pay nothing; sales paid to a random agent instead of
-the owner; no levy and no rent; no children, newcomers only; bids that do not depend on specificity.
+Ablations, on the same seeds: the mint pays sellers, and buyers pay nothing; a random agent is paid instead of the
+owner; neither tax nor rent; no offspring, so that all new agents are random; bids that do not depend on specificity.
 """
 
 import dataclasses
@@ -55,19 +55,19 @@ __all__ = [
 ]
 
 SOLVED = 0.95
-"""Share of the 64 inputs that must be right."""
+"""Share of the 64 inputs that must be answered correctly."""
 
-_MOST = 1e30  # money; float32 ends at 3e38
+_MOST = 1e30  # money; the largest float32 is 3e38
 
 NEAR = 2.0
-"""Mean steps to food in Woods1 that count as near the optimum of 27/16 = 1.6875: five of 16 animals lose a step."""
+"""Bound on mean steps to food in Woods1 that count as near the optimum of 27/16 = 1.6875: five more for 16 starts."""
 
 
-# --- what is measured
+# --- measurements
 
 
 def accuracy(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
-    """Share of all 2^n inputs that the frozen population answers right, and that it answers at all: f [] each."""
+    """Share of all 2^n inputs that the frozen population answers correctly, and share that it answers: f [] each."""
     env: Multiplexer = market.env.env
     bits = jnp.asarray(list(itertools.product((0, 1), repeat=env.bits)), jnp.int32)
     states = MultiplexerState(bits=bits, time=jnp.zeros(len(bits), jnp.int32))
@@ -78,10 +78,10 @@ def accuracy(market: DeepMarket, key: Array, population: Population, terms: Term
 
 
 def policy(market: DeepMarket, key: Array, population: Population, terms: Terms) -> tuple[Array, Array, Array]:
-    """What the frozen population would do in every place of a `Maze`, in the order of `Maze.places`.
+    """The auction of every place of a `Maze` in the frozen population, in the order of `Maze.places`.
 
     Returns:
-        Whether anybody bids bool [S], what the place would be sold for f [S], and the move i32 [S].
+        Whether any agent bids, bool [S], the price f [S], and the winner's move i32 [S].
     """
     maze: Maze = market.env.env
     params, places = maze.default_params, len(maze.places)
@@ -91,29 +91,29 @@ def policy(market: DeepMarket, key: Array, population: Population, terms: Terms)
 
 
 def walk(successors: Array, food: Array, starts: Array, moves: Array, limit: int) -> Array:
-    """Steps to food from every start, ``limit`` where it is not reached by then: f [n].
+    """Steps to food from every start, ``limit`` if it is not reached within them: f [n].
 
     Args:
-        successors: i32 [S, moves], where each move leads.
+        successors: i32 [S, moves], the place that each move leads to.
         food: bool [S].
         starts: i32 [n].
         moves: i32 [S], the move made in each place.
-        limit: steps.
+        limit: maximum number of steps.
     """
     after = jnp.take_along_axis(successors, moves[:, None], 1)[:, 0]
 
-    def one(at: Array, _: None) -> tuple[Array, Array]:
+    def step(at: Array, _: None) -> tuple[Array, Array]:
         at = jnp.where(food[at], at, after[at])
         return at, ~food[at]
 
-    _, hungry = jax.lax.scan(one, starts, None, limit)
-    return jnp.minimum(1 + hungry.sum(0), limit).astype(real())
+    _, walking = jax.lax.scan(step, starts, None, limit)
+    return jnp.minimum(1 + walking.sum(0), limit).astype(real())
 
 
 def mean_steps(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
-    """Mean steps to food over all starts of a `Maze`, an episode's limit where it is not reached, and how often it is.
+    """Mean steps to food over all starts of a `Maze`, and the share of starts that reach it within the time limit.
 
-    Where nobody bids, the animal stays hungry: such a place leads to itself.
+    A start that does not reach food counts as the limit. A place without bids leads to itself.
     """
     maze: Maze = market.env.env
     params = maze.default_params
@@ -125,16 +125,16 @@ def mean_steps(market: DeepMarket, key: Array, population: Population, terms: Te
 
 
 def rule_string(condition: Any, action: Any, groups: tuple[int, ...]) -> str:
-    """A rule as people write it, ``01 #1## : 1``; ``groups`` are lengths of parts of the condition."""
+    """A rule in the usual notation, ``01 #1## : 1``; ``groups`` are lengths of the parts of the condition."""
     symbols = "".join("#" if c == WILDCARD else str(int(c)) for c in condition)
     ends = list(itertools.accumulate(groups))
     return " ".join(symbols[end - size : end] for size, end in zip(groups, ends, strict=True)) + f" : {int(action)}"
 
 
 def is_optimal(condition: Any, action: Any, address: int) -> bool:
-    """Whether a rule of the multiplexer is one of the 2 · 2^address correct ones that are as general as can be.
+    """Whether a rule of the multiplexer is one of the 2 · 2^address correct rules that are maximally general.
 
-    Such a rule knows the whole address and the data bit it points to, ignores the others, and answers with that bit.
+    Such a rule specifies the address and the data bit at this address, ignores all other bits, and answers that bit.
     """
     head, data = [int(c) for c in condition[:address]], [int(c) for c in condition[address:]]
     if WILDCARD in head:
@@ -144,22 +144,22 @@ def is_optimal(condition: Any, action: Any, address: int) -> bool:
     return data[where] == int(action) and all(c == WILDCARD for c in others)
 
 
-# --- what is run
+# --- conditions
 
-CONDITIONS = ("market", "no conservation", "no property rights", "no levy", "no mutation", "no specificity")
-"""The market, and what is taken from it."""
+CONDITIONS = ("market", "no conservation", "no property rights", "no tax", "no mutation", "no specificity")
+"""The market, and the ablations."""
 
 PUBLISHED = (
-    ("6-multiplexer", "SCS (Goldberg 1989), perfect rules given, bucket brigade", "nearly all right"),
+    ("6-multiplexer", "SCS (Goldberg 1989), perfect rules given, bucket brigade", "nearly all correct"),
     ("6-multiplexer", "BOOLE (Wilson 1987)", "about 95% after some thousand trials"),
     ("6-multiplexer", "XCS (Wilson 1995)", "about 100% within 2,000 trials of exploring"),
     ("Woods1", "ZCS (Wilson 1994)", "levels off somewhat above 2 steps; 1.7 is best, random about 27"),
 )
-"""Of other systems. From memory, not confirmed."""
+"""Results of other systems, from memory and not confirmed."""
 
 
 def _ablate(name: str, plan: Plan) -> Plan:
-    """The plan without one of its parts."""
+    """The plan with one ablation."""
     market, terms, representation = plan.market, plan.terms, plan.market.representation
     assert isinstance(representation, ClassifierRules)
     match name:
@@ -167,13 +167,13 @@ def _ablate(name: str, plan: Plan) -> Plan:
             market = dataclasses.replace(market, mechanism=UNPAID)
         case "no property rights":
             market = dataclasses.replace(market, property_rights=False)
-        case "no levy":
-            # Zero rather than None: the same compiled program.
+        case "no tax":
+            # Zeros and not None, so that the compiled program is the same.
             terms = terms.replace(wealth_tax=0.0, rent=None if terms.rent is None else 0.0)
         case "no mutation":
             terms = terms.replace(p_offspring=0.0)
         case "no specificity":
-            # Newcomers bid as much as before on average: half of their symbols are not #.
+            # The mean bid of new agents is unchanged: half of their symbols are not #.
             representation = dataclasses.replace(representation, base=1.0, coefficient=0.5 * representation.coefficient)
             market = dataclasses.replace(market, representation=representation)
     return dataclasses.replace(plan, name=f"{plan.name}: {name}", market=market, terms=terms)
@@ -182,9 +182,9 @@ def _ablate(name: str, plan: Plan) -> Plan:
 def plans(task: str, quick: bool) -> list[Plan]:
     """The market and its ablations, for ``multiplexer`` or ``woods1``.
 
-    A newcomer must be able to win at once, or it never acts: it bids c · specificity · allowance / instances, and no
-    state is worth more than 1. With c = .2 and 16 instances a rule that is all specific bids 1 at an allowance of 80.
-    Children of the multiplexer's rules get as much from nowhere, those of Woods1 live on what their parents give.
+    A new agent must be able to win at once, or it never acts: it bids c · specificity · endowment / instances, and no
+    state is worth more than 1. With c = .2, 16 instances and an endowment of 80, a fully specific rule bids 1.
+    In the multiplexer, the mint gives the same endowment to children; in Woods1, children have only what they inherit.
     """
     if task == "multiplexer":
         market = DeepMarket(adapt(Multiplexer(2)), ClassifierRules(6, 2, coefficient=0.2, wildcards=0.4), 400, 16)
@@ -210,11 +210,11 @@ def plans(task: str, quick: bool) -> list[Plan]:
     return [_ablate(name, plan) for name in CONDITIONS]
 
 
-# --- what is reported
+# --- the report
 
 
 def _per_episode(grown: Grown, field: str) -> np.ndarray:
-    """Mean return or length of the episodes that ended in each chunk, while learning: f [chunks, seeds]."""
+    """Mean return or length of the episodes that ended in each chunk of training: f [chunks, seeds]."""
     statistics, chunks = grown.rounds.statistics, grown.plan.chunks
 
     def sums(values: np.ndarray) -> np.ndarray:
@@ -224,15 +224,15 @@ def _per_episode(grown: Grown, field: str) -> np.ndarray:
 
 
 def _reached(grown: Grown) -> np.ndarray:
-    """Auctions until the measurement from which on `SOLVED` was reached permanently: f [seeds], inf if it never was."""
+    """Auctions until the measurement after which accuracy stays at `SOLVED`: f [seeds], inf if there is none."""
     below = grown.measured["right"] < SOLVED  # [chunks, seeds]
     last = np.where(below.any(0), below.shape[0] - np.argmax(below[::-1], 0), 0)  # measurements up to the last failure
     return np.append(grown.steps, np.inf)[last]
 
 
 def _finite(grown: Grown) -> Grown:
-    """The rounds before money, minted without end, outgrew float32 on any seed."""
-    large = ~(np.abs(grown.rounds.money) < _MOST).all(0)  # [rounds]; NaN is large, too
+    """The rounds before money exceeded `_MOST` on any seed."""
+    large = ~(np.abs(grown.rounds.money) < _MOST).all(0)  # [rounds]; True for NaN
     count = int(np.argmax(large)) if large.any() else grown.rounds.money.shape[1]
     return dataclasses.replace(grown, rounds=jax.tree.map(lambda leaf: leaf[:, :count], grown.rounds))
 
@@ -301,7 +301,7 @@ def optimal_rules(population: Population, address: int) -> set[str]:
 
 
 def _curve(ax: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
-    """Mean over seeds, and the middle half of them; values f [chunks, seeds]."""
+    """Draw the mean over seeds with the interquartile range; values f [chunks, seeds]."""
     low, high = np.quantile(values, (0.25, 0.75), axis=1)
     width = 2 if label == "market" else 1.2
     plotting.draw_band(ax, x, values.mean(1), low, high, color=color, label=label, linewidth=width)
@@ -317,9 +317,11 @@ def _curves(grown: dict[str, Grown]) -> "Figure":
         _curve(mux, one.steps, one.measured["right"], name, f"C{i}")
         _curve(woods, other.steps, _per_episode(other, "lengths"), name, f"C{i}")
     mux.axhline(SOLVED, color="black", linewidth=0.8, linestyle="--")
-    mux.set(xlabel="auctions", ylabel="inputs right (of all 64, frozen)", ylim=(0, 1.02), title="6-multiplexer")
+    mux.set(
+        xlabel="auctions", ylabel="share of inputs answered correctly, frozen", ylim=(0, 1.02), title="6-multiplexer"
+    )
     woods.axhline(Woods1().mean_shortest(), color="black", linewidth=0.8, linestyle="--")
-    woods.set(xlabel="auctions", ylabel="steps to food, while learning", title="Woods1 (dashed: 27/16, the optimum)")
+    woods.set(xlabel="auctions", ylabel="steps to food during training", title="Woods1 (dashed: 27/16, the optimum)")
     woods.set_yscale("log")
     woods.set_yticks([2, 3, 5, 10, 20, 50], ["2", "3", "5", "10", "20", "50"])
     woods.minorticks_off()
@@ -330,7 +332,7 @@ def _curves(grown: dict[str, Grown]) -> "Figure":
 
 
 def _map(grown: Grown, seed: int, key: Array) -> "Figure":
-    """The maze of one seed: what every cell would be sold for, and where its buyer goes."""
+    """The maze of one seed: the price of every cell and the move of its buyer."""
     maze: Maze = grown.plan.market.env.env
     population = jax.tree.map(jnp.asarray, grown.population(seed))
     sold, price, moves = jax.device_get(policy(grown.plan.market, key, population, grown.plan.terms))
@@ -362,7 +364,7 @@ def _map(grown: Grown, seed: int, key: Array) -> "Figure":
     ax.grid(visible=False)
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.set_title(f"Woods1, seed {seed}: what each cell would be sold for, and its buyer's move", fontsize=9)
+    ax.set_title(f"Woods1, seed {seed}: price of each cell and move of its buyer", fontsize=9)
     return fig
 
 
@@ -372,36 +374,36 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
     frozen, optimum = woods.measured["steps"][-1].astype(np.float64), Woods1().mean_shortest()
     verdicts = [
         Verdict.of(
-            "[multiplexer] at least 95% of the 64 inputs are right in the end, mean over seeds",
+            "[multiplexer] the final population answers at least 95% of the 64 inputs correctly, mean over seeds",
             right.mean() >= SOLVED, right.mean(),
             f"{right.mean():.4f}, seeds {_range(right)}; {tally(right >= SOLVED)} seeds at 95%, "
             f"{tally(right == 1)} at 100%",
         ),
         Verdict.of(
-            f"[Woods1] while learning, food is found in at most {NEAR:g} steps in the end, mean over seeds",
+            f"[Woods1] at the end of training, food is reached in at most {NEAR:g} steps, mean over seeds",
             learning.mean() <= NEAR, learning.mean(),
             f"{learning.mean():.3f}, seeds {_range(learning)}; the optimum is {optimum:.4f}",
         ),
         Verdict.of(
-            f"[Woods1] so it is by the frozen population, mean over the {len(Woods1().free)} cells and seeds",
+            f"[Woods1] the same for the frozen population, mean over the {len(Woods1().free)} cells and seeds",
             frozen.mean() <= NEAR, frozen.mean(),
             f"{frozen.mean():.3f}, median {np.median(frozen):.3f}, seeds {_range(frozen)}; "
-            f"{tally(frozen <= NEAR)} seeds; from {woods.measured['fed'][-1].mean():.1%} of all cells food is found",
+            f"{tally(frozen <= NEAR)} seeds; food is reached from {woods.measured['fed'][-1].mean():.1%} of all cells",
         ),
     ]  # fmt: skip
     for name in CONDITIONS[1:]:
         less = right - grown[f"multiplexer: {name}"].measured["right"][-1]
         more = _per_episode(grown[f"woods1: {name}"], "lengths")[-1] - learning
-        claim = f"[multiplexer] {name}: fewer inputs are right, on most seeds"
+        claim = f"[multiplexer] {name}: fewer correct answers, on most seeds"
         evidence = f"{less.mean():+.3f} on average, worse on {tally(less > 0)} seeds, better on {tally(less < 0)}"
         if name == "no property rights":
-            evidence = "episodes of one step: all is sold by the house, nobody else could be paid"
+            evidence = "episodes have one step, so the auctioneer sells every state and no agent is ever paid"
             verdicts.append(Verdict(claim, "not testable", None, evidence))
         else:
             verdicts.append(Verdict.of(claim, bool((less > 0).mean() > 0.5), less.mean(), evidence))
         verdicts += [
             Verdict.of(
-                f"[Woods1] {name}: it takes more steps while learning, on most seeds",
+                f"[Woods1] {name}: more steps during training, on most seeds",
                 bool((more > 0).mean() > 0.5), more.mean(),
                 f"{more.mean():+.2f} on average, worse on {tally(more > 0)} seeds, better on {tally(more < 0)}",
             ),
@@ -410,7 +412,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
 
 
 def run(options: ExperimentOptions) -> Report:
-    """Grow the market and its ablations on both tasks, measure them, and judge."""
+    """Run the market and its ablations on both tasks, and test the claims."""
     grown: dict[str, Grown] = {}
     for task, evaluate in (("multiplexer", accuracy), ("woods1", mean_steps)):
         grown |= grow(
@@ -429,20 +431,20 @@ def run(options: ExperimentOptions) -> Report:
         ResultTable(
             "multiplexer", f"6-multiplexer, {options.seeds} seeds, {mux.steps[-1]:,} auctions each",
             [_multiplexer_row(name, grown[f"multiplexer: {name}"]) for name in CONDITIONS],
-            "right: share of the 64 inputs, frozen population, mean over seeds · auctions to 95%: median over seeds, "
-            "to stay there\nmint: paid to sellers and by nobody, per seed",
+            "right: share of the 64 inputs, frozen population, mean over seeds\n"
+            "auctions to 95%: until accuracy stays there, median over seeds · mint: paid to sellers, per seed",
             aside=("money", "mint", "residual"),
         ),
         ResultTable(
             "woods1", f"Woods1, {options.seeds} seeds, {woods.steps[-1]:,} auctions each",
             [_woods_row(name, grown[f"woods1: {name}"]) for name in CONDITIONS],
             f"steps to food: the optimum is {Woods1().mean_shortest():.4f}, random moves take about 27\n"
-            f"frozen: from each of the 16 cells, 50 where food is not reached · near: seeds at {NEAR:g} or less",
+            f"frozen: from each of the 16 cells, 50 if food is not reached · near: seeds with {NEAR:g} or less",
             aside=("money", "residual"),
         ),
         ResultTable(
             "rules", f"the richest rules of seed {best} (multiplexer)", _rules(mux, best),
-            f"optimal: one of the 8 correct rules that are as general as can be; {present[best]} of them "
+            f"optimal: one of the 8 correct, maximally general rules; {present[best]} of them "
             f"are present, {np.mean(present):.1f} on average over seeds",
         ),
         ResultTable(
@@ -461,7 +463,7 @@ def run(options: ExperimentOptions) -> Report:
             shown=False,
         ),
         ResultTable(
-            "published", "what others report, as recalled, not looked up: other algorithms, other budgets",
+            "published", "results reported for other algorithms with other budgets, from memory and not confirmed",
             [dict(zip(("task", "system", "reported"), row, strict=True)) for row in PUBLISHED],
         ),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the reproductions of older economies share: growing a deep market over many seeds, and showing how it lived."""
+"""Shared by the reproductions of deep markets: running a market on many seeds, and figures of its history."""
 
 import contextlib
 import dataclasses
@@ -29,25 +29,26 @@ if TYPE_CHECKING:
 __all__ = ["UNPAID", "Grown", "Plan", "grow", "life", "residual", "terms_of"]
 
 UNPAID = Mechanism("unpaid", price=ENVIRONMENT_REWARD.price, payout=BUCKET_BRIGADE.payout)
-"""Conservation off: sellers receive the winning bid from nowhere, and buyers pay nothing."""
+"""No conservation: the mint pays the winning bid to the seller, and the buyer pays nothing."""
 
 Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]
-"""What is measured of one population between chunks: ``(market, key, population, terms)`` to numbers by name."""
+"""Measures a population between chunks: ``(market, key, population, terms)`` to numbers by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One condition of an experiment: a market, and how long it lives on which terms.
+    """One condition of an experiment: a market, its terms, and the length of the run.
 
     Attributes:
         name: of the condition.
         market: the static description.
-        terms: on which agents live; numbers.
+        terms: numeric terms of the market.
         rounds, period, max_births: as in `deep_market.run`.
-        num_agents: agents to begin with, each with ``wealth``.
-        chunks: parts in which the rounds are run; measurements are made after each.
-        settling: at the end, chunks in which nobody is born: what lives then has proved itself.
-        stages: environment parameters of each chunk, the last ones for all that follow; the default ones if empty.
+        num_agents: initial number of agents.
+        wealth: initial wealth of each agent.
+        chunks: number of parts in which the rounds are run; measurements follow each part.
+        settling: number of final chunks without births, in which selection continues.
+        stages: environment parameters of each chunk, the last ones also for later chunks; the default ones if empty.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Plan:
     stages: tuple[PyTree, ...] = ()
 
     def env_params(self, chunk: int) -> PyTree:
-        """The environment's parameters in that chunk."""
+        """The environment's parameters in a chunk."""
         if not self.stages:
             return self.market.env.default_params
         return self.stages[min(chunk, len(self.stages) - 1)]
@@ -71,14 +72,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Grown:
-    """What became of a plan, over seeds.
+    """The results of a plan for all seeds, as NumPy arrays.
 
     Attributes:
         plan: the condition.
-        opened: money when the market opened, f64 [seeds].
-        rounds: every round, leaves f64 or i64 [seeds, rounds, ...]. NumPy, like all that follows.
-        measured: by name, f [chunks, seeds].
-        economy: in the end, leaves [seeds, ...].
+        opened: initial money, f64 [seeds].
+        rounds: summaries of all rounds, leaves f64 or i64 [seeds, rounds, ...].
+        measured: measurements by name, f [chunks, seeds].
+        economy: the final state, leaves [seeds, ...].
     """
 
     plan: Plan
@@ -98,16 +99,16 @@ class Grown:
         return jax.tree.map(lambda leaf: leaf[seed], self.rounds)
 
     def population(self, seed: int) -> Population:
-        """Who lives in the end, of one seed."""
+        """The final population of one seed."""
         return jax.tree.map(lambda leaf: leaf[seed], self.economy.population)
 
     def richest(self, seed: int, most: int) -> np.ndarray:
-        """Places of the richest agents in the end, of one seed, the richest first."""
+        """Slots of the richest agents of the final population of one seed, the richest first."""
         p = self.population(seed)
         return np.argsort(-np.where(p.alive, p.wealth, -np.inf), kind="stable")[:most]
 
     def lineage(self, seed: int) -> Lineage:
-        """Who descends from whom, of one seed."""
+        """The lineage of one seed."""
         return Lineage(self.seed(seed).births, self.plan.num_agents)
 
 
@@ -115,11 +116,11 @@ class Grown:
 def _open(
     market: DeepMarket, keys: Array, env_params: PyTree, num_agents: int, wealth: float
 ) -> tuple[DeepMarketState, Array]:
-    def one(key: Array) -> tuple[DeepMarketState, Array]:
+    def open_market(key: Array) -> tuple[DeepMarketState, Array]:
         economy = deep_market.init(market, key, env_params, num_agents=num_agents, wealth=wealth)
         return economy, deep_market.money(economy)
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(open_market)(keys)
 
 
 @functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"), donate_argnames="economies")
@@ -133,12 +134,12 @@ def _chunk(
     period: int,
     max_births: int,
 ) -> tuple[DeepMarketState, RoundSummary]:
-    def one(key: Array, economy: DeepMarketState) -> tuple[DeepMarketState, RoundSummary]:
+    def run(key: Array, economy: DeepMarketState) -> tuple[DeepMarketState, RoundSummary]:
         return deep_market.run(
             market, key, economy, env_params, terms, rounds=rounds, period=period, max_births=max_births
         )
 
-    return jax.vmap(one)(keys, economies)
+    return jax.vmap(run)(keys, economies)
 
 
 @functools.partial(jax.jit, static_argnames=("evaluate", "market"))
@@ -158,26 +159,26 @@ def grow(
     shown: bool = True,
     folder: Path | None = None,
 ) -> dict[str, Grown]:
-    """Run every plan on the same seeds, one after the other; plans that differ in their terms compile once.
+    """Run every plan on the same seeds, one after another; plans that differ only in their terms compile once.
 
-    With a folder, every market is kept there after each chunk: a call that was killed is called again, and goes on to
-    the same bits.
+    With a folder, a checkpoint of every market is saved after each chunk; a repeated call continues an interrupted one,
+    with the same bits.
 
     Args:
         plans: the conditions.
-        evaluate: measured after every chunk, on frozen populations.
-        seeds: independent markets per plan, one vmapped call.
-        seed: of all randomness; every plan gets the same keys.
+        evaluate: measures the frozen populations after every chunk.
+        seeds: independent markets per plan, in one vmapped call.
+        seed: of all randomness; all plans use the same keys.
         label: of the progress bar.
-        shown: whether to show it.
-        folder: for checkpoints, one folder per plan.
+        shown: whether to show the progress bar.
+        folder: of checkpoints, with one folder per plan.
 
     Raises:
-        ValueError: the folder holds other plans of these names, or a damaged checkpoint, or cannot be written.
+        ValueError: the folder contains checkpoints of other plans with these names, or a damaged one, or is read-only.
     """
     folders = [_folder_name(plan) for plan in plans]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"plans: some names make the same folder: {', '.join(folders)}; rename them")
+        raise ValueError(f"plans: some names give the same folder: {', '.join(folders)}; rename them")
     total = sum(plan.chunks * _steps(plan) for plan in plans)
     done, grown = 0, {}
     with tables.progress(label, shown=shown) as show:
@@ -214,7 +215,7 @@ def _folder_name(plan: Plan) -> str:
 
 
 class _Life(NamedTuple):
-    """A market under way, of all seeds, and what came before."""
+    """The state of a market for all seeds, and its results so far."""
 
     economies: DeepMarketState
     opened: np.ndarray
@@ -223,13 +224,13 @@ class _Life(NamedTuple):
     measured: list[dict[str, np.ndarray]]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, for a checkpoint."""
+        """All arrays, for a checkpoint."""
         rounds, measured = (jax.tree.map(lambda *parts: np.stack(parts), *x) for x in (self.rounds, self.measured))
         return flatten(self._replace(rounds=rounds, measured=measured)._asdict())
 
 
 def _live(plan: Plan, evaluate: Evaluate, life: _Life, seeds: int) -> _Life:
-    """One more chunk."""
+    """Run and measure the next chunk."""
     chunk = len(life.rounds)
     terms = jax.tree.map(jnp.asarray, plan.terms)
     if chunk >= plan.chunks - plan.settling:
@@ -251,7 +252,7 @@ def _live(plan: Plan, evaluate: Evaluate, life: _Life, seeds: int) -> _Life:
 
 
 def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int) -> _Life:
-    """The market as it was at its last checkpoint; as it is before the first one."""
+    """The market at its last checkpoint; ``life`` itself if there is none."""
     last = kept.last()
     if last is None:
         return life
@@ -259,7 +260,7 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
     if saved.note != _note(plan, seeds, seed):
         raise ValueError(f"{kept.folder}: holds a market with other settings or versions; choose another folder")
     whose = f"{kept.path(step)}: the arrays"
-    # The structure of what a chunk gives, without running one.
+    # The structure of the results of a chunk, by shapes only.
     _, one = jax.eval_shape(
         lambda keys, *args: _chunk(
             plan.market, jax.random.split(keys, seeds), *args, plan.rounds // plan.chunks, plan.period, plan.max_births
@@ -278,7 +279,7 @@ def _resume(kept: Checkpoints, plan: Plan, life: _Life, *, seeds: int, seed: int
 
 
 def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
-    """What tells one plan's checkpoints from another's of that name."""
+    """What identifies the plan of a checkpoint, beside its name."""
     numbers = {
         name: getattr(plan, name) for name in ("rounds", "period", "max_births", "num_agents", "wealth", "chunks")
     }
@@ -295,12 +296,12 @@ def _note(plan: Plan, seeds: int, seed: int) -> dict[str, Any]:
 
 
 def _steps(plan: Plan) -> int:
-    """Environment steps of a chunk, of all instances."""
+    """Environment steps of a chunk, over all instances."""
     return plan.rounds // plan.chunks * plan.period * plan.market.instances
 
 
 def _join(*parts: np.ndarray) -> np.ndarray:
-    """Chunks of [seeds, rounds, ...] in a row, wide enough to be added up."""
+    """Concatenate chunks of [seeds, rounds, ...], in 64 bits for sums."""
     joined = np.concatenate(parts, axis=1)
     return joined.astype(np.float64 if joined.dtype.kind == "f" else np.int64)
 
@@ -311,7 +312,7 @@ def residual(grown: Grown) -> float:
 
 
 def life(grown: Grown, seed: int, title: str) -> "Figure":
-    """How one market lived: population, wealth, inequality, money by source, and the family of its richest agent."""
+    """A figure of one market: population, wealth, inequality, money, cash flows, lineage of the richest agent."""
     fig, axes = plotting.figure(3, 2, width=5.2, height=3.4)
     rounds, population = grown.seed(seed), grown.population(seed)
     plotting.draw_population(axes[0], rounds)
@@ -326,5 +327,5 @@ def life(grown: Grown, seed: int, title: str) -> "Figure":
 
 
 def terms_of(terms: Terms) -> dict[str, Any]:
-    """Terms that are in force, by name, for a report."""
+    """Terms that are not None, by name, for a report."""
     return {name: value for name, value in dataclasses.asdict(terms).items() if value is not None}

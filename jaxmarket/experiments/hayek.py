@@ -1,12 +1,13 @@
-"""Hayek on blocks world (Baum 1999; Baum and Durdanovic 2000): an economy of programs, paid at the very end.
+"""Hayek on blocks world (Baum 1999; Baum and Durdanovic 2000): a market of programs with a reward for the last move.
 
-Agents are short programs over sensors (`GuardedPrograms`). The highest bidder owns the world, moves one block and
-sells; only the last one is rewarded. A newcomer's bid is fixed for life, at the best rival's bid plus a markup. Prices
-therefore rise to what a state is worth, and an agent survives only if it leaves the world worth more than it paid.
+Agents are short programs over sensors (`GuardedPrograms`). The highest bidder buys the state, moves one block and
+sells the next state; only the last move is rewarded. The first bid of a new agent is the highest other bid plus a
+markup, and never changes. Prices therefore rise to the values of states, and an agent survives only if it sells states
+for more than it pays.
 
-Trained on instances of at most three blocks, the economies are frozen and given larger ones. Rivals: the same programs
-at random, and evolution of whole teams of them by success alone. Ablations: what Baum holds to be needed, money that is
-conserved and property that is respected, and rent, and mutation.
+The markets are trained on instances of at most three blocks, frozen, and tested on larger instances. Baselines: random
+programs, and evolution of teams of programs selected by success. Ablations: conservation of money and property rights,
+which Baum considers necessary, rent, and mutation.
 """
 
 import dataclasses
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["PROGRAMS", "SENSORS", "SIZES", "TRAINED", "plans", "reliable", "run", "success", "teams"]
 
 TRAINED = 3
-"""The most blocks of an instance in training."""
+"""Maximum number of blocks of an instance in training."""
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12)
-"""Blocks of the instances that economies are tested with."""
+"""Numbers of blocks of test instances."""
 SENSORS = ("correct", "surplus", "needed", "top1", "top2", "top3", "depth2", "depth3")
-"""What programs can look at, see `blocks.SENSORS`."""
+"""The sensors that programs read; see `blocks.SENSORS`."""
 PROGRAMS = GuardedPrograms(len(SENSORS), len(MOVES), length=3, names=SENSORS)
 RELIABLE = 0.9
-"""Success with which a size counts as solved."""
+"""Success rate from which a size counts as solved."""
 
 _CAPACITY, _AGENTS = max(SIZES), 128
 _TERMS = Terms(
@@ -63,12 +64,12 @@ def _world(sizes: tuple[int, ...], capacity: int | None = None) -> BlocksWorld:
 
 
 def _market() -> DeepMarket:
-    """The economy's market, on the instances of training."""
+    """The market on training instances."""
     return DeepMarket(adapt(_world(tuple(range(1, TRAINED + 1)))), PROGRAMS, _AGENTS)
 
 
 def plans(options: ExperimentOptions) -> list[Plan]:
-    """The economy and its ablations; a quick run has the first alone."""
+    """The market and its ablations; a quick run has only the first."""
     market = _market()
     rounds = 15_000 if options.quick else 100_000
     whole = Plan("hayek", market, _TERMS, rounds, 20, max_births=1, num_agents=40, wealth=1.0, chunks=10, settling=2)
@@ -93,18 +94,19 @@ def plans(options: ExperimentOptions) -> list[Plan]:
 def _attempt(
     act: Callable[[Array, Array], Array], key: Array, env: Adapter, params: BlocksParams, instances: int
 ) -> tuple[Array, Array]:
-    """Share of random instances that are solved in time, and environment steps spent on all of them: f [], i32 [].
+    """Share of random instances that are solved in time f [], and environment steps of all of them i32 [].
 
     Args:
         act: ``(key, obs) -> i32 [instances]``.
-        key: used up.
-        env, params: which instances.
-        instances: how many.
+        key: a PRNG key; consumed.
+        env: the environment.
+        params: distribution of the instances.
+        instances: number of instances.
     """
     key_reset, key = jax.random.split(key)
     obs, states = jax.vmap(env.reset, (0, None))(jax.random.split(key_reset, instances), params)
 
-    def going(carry: PyTree) -> Array:
+    def unfinished(carry: PyTree) -> Array:
         return ~carry[-2].all()
 
     def move(carry: PyTree) -> PyTree:
@@ -115,27 +117,27 @@ def _attempt(
         solved, steps = solved | (after.terminated & ~over), steps + (~over).sum(dtype=jnp.int32)
         return key, after.obs, after.env_state, solved, over | after.terminated | after.truncated, steps
 
-    nobody = jnp.zeros(instances, bool)
-    start = key, obs, states, nobody, nobody, jnp.zeros((), jnp.int32)
-    _, _, _, solved, _, steps = jax.lax.while_loop(going, move, start)
+    none = jnp.zeros(instances, bool)
+    start = key, obs, states, none, none, jnp.zeros((), jnp.int32)
+    _, _, _, solved, _, steps = jax.lax.while_loop(unfinished, move, start)
     return solved.mean(), steps
 
 
 def _examine(act: Callable[[Array, Array], Array], key: Array, sizes: tuple[int, ...], instances: int) -> Array:
-    """Success on fresh instances of each size: f [sizes]."""
+    """Success on new instances of each size: f [sizes]."""
     env = adapt(_world((1,), _CAPACITY))
 
-    def one(each: tuple[Array, Array]) -> Array:
+    def success_on(each: tuple[Array, Array]) -> Array:
         key, size = each
         return _attempt(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
 
-    return jax.lax.map(one, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
+    return jax.lax.map(success_on, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
 
 
 def success(
     market: DeepMarket, key: Array, population: Population, terms: Terms, sizes: tuple[int, ...], instances: int
 ) -> Array:
-    """Share of fresh instances that a frozen economy solves, per size: f [sizes].
+    """Share of new instances that a frozen population solves, per size: f [sizes].
 
     An instance of n blocks must be solved within the limit of `BlocksWorld`, 10 n moves.
     """
@@ -158,7 +160,7 @@ def _exam(market: DeepMarket, keys: Array, populations: Population, terms: Terms
 
 
 def reliable(success: np.ndarray) -> np.ndarray:
-    """The largest size up to which every size tested is solved with `RELIABLE` success: i [...], 0 for none.
+    """The largest size up to which all tested sizes are solved with `RELIABLE` success: i [...], 0 if there is none.
 
     Args:
         success: f [..., sizes].
@@ -167,65 +169,66 @@ def reliable(success: np.ndarray) -> np.ndarray:
     return np.array([0, *SIZES])[count]
 
 
-# --- rivals
+# --- baselines
 
 
 _TEAM, _TEAMS, _TRIALS, _ELITE = 8, 32, 16, 8
 
 
 def _lead(team: PyTree, obs: Array) -> tuple[Array, Array]:
-    """The first program of a team that wants to act: its action, and whether there is one."""
+    """The action of the first program of a team whose guards match, and whether there is one."""
     bids = jax.vmap(PROGRAMS.bid, (0, None, None))(team, obs, jnp.ones(()))
-    willing = jnp.isfinite(bids)
-    return team.action[jnp.argmax(willing)], willing.any()
+    matches = jnp.isfinite(bids)
+    return team.action[jnp.argmax(matches)], matches.any()
 
 
 def _lead_all(team: PyTree, key: Array, obs: Array) -> Array:
-    """Actions i32 [instances]; at random where no program of the team wants to act."""
-    action, some = jax.vmap(_lead, (None, 0))(team, obs)
-    return jnp.where(some, action, jax.random.randint(key, action.shape, 0, len(MOVES)))
+    """Actions i32 [instances]; random if no program of the team matches."""
+    action, matched = jax.vmap(_lead, (None, 0))(team, obs)
+    return jnp.where(matched, action, jax.random.randint(key, action.shape, 0, len(MOVES)))
 
 
 def _generation(teams: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Array]]:
-    """The next generation; the best team of this one, and environment steps spent."""
+    """The next generation; and the best team of this one, with the environment steps of all."""
     key_trial, key_parent, key_member, key_mutate = jax.random.split(key, 4)
     env = _market().env
 
     def trial(team: PyTree) -> tuple[Array, Array]:
         return _attempt(functools.partial(_lead_all, team), key_trial, env, env.default_params, _TRIALS)
 
-    fitness, steps = jax.vmap(trial)(teams)  # all on the same instances
+    fitness, steps = jax.vmap(trial)(teams)  # all teams on the same instances
     best = jnp.argsort(-fitness)[:_ELITE]
     children, rows = _TEAMS - _ELITE, jnp.arange(_TEAMS - _ELITE)
     parents = best[jax.random.randint(key_parent, (children,), 0, _ELITE)]
-    who = jax.random.randint(key_member, (children,), 0, _TEAM)
-    members = jax.tree.map(lambda leaf: leaf[parents, who], teams)
+    member = jax.random.randint(key_member, (children,), 0, _TEAM)
+    members = jax.tree.map(lambda leaf: leaf[parents, member], teams)
     changed = jax.vmap(PROGRAMS.mutate)(jax.random.split(key_mutate, children), members, members)
     following = jax.tree.map(
-        lambda leaf, new: jnp.concatenate([leaf[best], leaf[parents].at[rows, who].set(new)]), teams, changed
+        lambda leaf, new: jnp.concatenate([leaf[best], leaf[parents].at[rows, member].set(new)]), teams, changed
     )
     return following, (jax.tree.map(lambda leaf: leaf[best[0]], teams), steps.sum())
 
 
 @functools.partial(jax.jit, static_argnames=("budget", "instances"))
 def teams(keys: Array, budget: int, instances: int) -> tuple[Array, Array]:
-    """Evolution without a market, on the same instances and as many environment steps.
+    """Evolution without a market, on the same instances and with the same number of environment steps.
 
-    An individual is a team of eight programs, an ordered list of which the first that wants to acts (if none does,
-    anything at all happens). Of 32 teams the eight that solve most of 16 fresh instances stay; the others are children
-    of these with one program mutated. A team's success is all there is to know of its members: nobody is paid.
+    An individual is a team, an ordered list of eight programs. The first program whose guards match acts; if there is
+    none, the action is random. Of 32 teams, the eight that solve most of 16 new instances survive; the others are
+    replaced by children of these, in each of which one program is mutated. Teams are selected by success only, and
+    their members are not paid.
 
     Args:
         keys: one per seed.
         budget: environment steps per seed.
-        instances: of every size, to test the team that led when the budget was spent.
+        instances: number of test instances per size, for the best team at the end of the budget.
 
     Returns:
-        Success f [seeds, sizes], and environment steps that were spent i32 [seeds].
+        Success f [seeds, sizes], and environment steps used i32 [seeds].
     """
     generations = max(1, budget // (_TEAMS * _TRIALS * _SHORTEST))
 
-    def one(key: Array) -> tuple[Array, Array]:
+    def evolve(key: Array) -> tuple[Array, Array]:
         key_init, key_run, key_exam = jax.random.split(key, 3)
         init = jax.vmap(jax.vmap(PROGRAMS.init, (0, None)), (0, None))
         first = init(jax.random.split(key_init, (_TEAMS, _TEAM)), jnp.zeros(len(SENSORS)))
@@ -236,30 +239,30 @@ def teams(keys: Array, budget: int, instances: int) -> tuple[Array, Array]:
         found = _examine(functools.partial(_lead_all, team), key_exam, SIZES, instances)
         return found, spent[last]
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(evolve)(keys)
 
 
 _SHORTEST = 3
-"""Steps of the shortest episodes on average: the budget allows for no more generations than this."""
+"""Lower bound on the mean length of episodes, which bounds the number of generations in a budget."""
 
 
 @functools.partial(jax.jit, static_argnames=("instances",))
-def strangers(keys: Array, instances: int) -> Array:
-    """Success of programs that nobody has selected, each acting where it bids most: f [seeds, sizes]."""
+def random_programs(keys: Array, instances: int) -> Array:
+    """Success of random programs, of which the highest bidder acts: f [seeds, sizes]."""
     market = _market()
 
-    def one(key: Array) -> Array:
+    def success_of_random(key: Array) -> Array:
         key_agents, key_exam = jax.random.split(key)
         agents = jax.vmap(PROGRAMS.init, (0, None))(jax.random.split(key_agents, _AGENTS), jnp.zeros(len(SENSORS)))
         return success(market, key_exam, make_population(agents, jnp.ones(_AGENTS)), Terms(), SIZES, instances)
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(success_of_random)(keys)
 
 
 # --- the report
 
 _PUBLISHED = (
-    "Baum and Durdanovic (2000), recalled from our notes: Hayek 3 solved goal stacks of 200 blocks, rivals such as "
+    "Baum and Durdanovic (2000), from our notes: Hayek 3 solved goal stacks of 200 blocks, other methods such as "
     "genetic programming at most 8 (other sensors, other programs, instances that grow throughout training)"
 )
 
@@ -275,11 +278,11 @@ def _table(found: dict[str, np.ndarray]) -> ResultTable:
         rows.append(row)
     note = (
         "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its 95% "
-        f"bootstrap; trained with at most {TRAINED}\nreliable: the size up to which all sizes are solved in "
-        f"{RELIABLE:.0%} of instances, mean and best of seeds; {max(SIZES)} is the largest tried"
+        f"bootstrap interval; trained with at most {TRAINED}\nreliable: the size up to which all sizes are solved in "
+        f"{RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size tested"
     )
     aside = tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8))
-    return ResultTable("hayek", "blocks world: instances solved, by size", rows, note, aside=aside)
+    return ResultTable("hayek", "blocks world: share of instances solved, by size", rows, note, aside=aside)
 
 
 def _seeds(found: dict[str, np.ndarray]) -> ResultTable:
@@ -293,29 +296,29 @@ def _seeds(found: dict[str, np.ndarray]) -> ResultTable:
 
 
 def _programs(grown: Grown, seed: int, most: int = 12) -> ResultTable:
-    """The richest programs of an economy, to be read."""
+    """The richest programs of one market."""
     p = grown.population(seed)
     rows = []
-    for place in grown.richest(seed, most):
-        agent = jax.tree.map(lambda leaf, place=place: leaf[place], p.agents)
+    for slot in grown.richest(seed, most):
+        agent = jax.tree.map(lambda leaf, slot=slot: leaf[slot], p.agents)
         text, action = PROGRAMS.show(agent).rsplit(": ", 1)
         source, target = MOVES[int(action)]
         rows.append(
             {
                 "program": f"{text}: {source} → {target}",
-                "bid": float(p.offer[place]),
-                "wealth": float(p.wealth[place]),
-                "born": int(p.born[place]),
-                "line": len(grown.lineage(seed).ancestors(int(p.ident[place]))),
+                "bid": float(p.offer[slot]),
+                "wealth": float(p.wealth[slot]),
+                "born": int(p.born[slot]),
+                "line": len(grown.lineage(seed).ancestors(int(p.ident[slot]))),
             }
         )
-    title = f"the richest agents of the economy that solves most (seed {seed})"
-    note = "bid: fixed at entry, nan for who has not bid yet · line: generations of ancestors, itself included"
+    title = f"the richest agents of the market with the highest success (seed {seed})"
+    note = "bid: fixed at entry, nan before the first bid · line: generations of ancestors, including the agent"
     return ResultTable("programs", title, rows, note, aside=("born",))
 
 
 def _economies(grown: dict[str, Grown]) -> ResultTable:
-    """How the economies did in the last tenth of training, and where their money came from and went."""
+    """Measures of the markets in the last tenth of training, and sums of their cash flows."""
     rows = []
     for name, each in grown.items():
         flows, statistics = each.rounds.flows, each.rounds.statistics
@@ -342,11 +345,11 @@ def _economies(grown: dict[str, Grown]) -> ResultTable:
             }
         )
     note = (
-        "means over seeds, in the last tenth of training; solved: training instances, price: per sale, living: agents\n"
-        "money by source, summed over all of training, is in economies.csv and the figure"
+        "means over seeds in the last tenth of training; solved: training instances, price: per sale, living: agents\n"
+        "sums of cash flows over all of training are in economies.csv and in the figure"
     )
     aside = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
-    return ResultTable("economies", "the economies", rows, note, aside=aside)
+    return ResultTable("economies", "markets", rows, note, aside=aside)
 
 
 def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":
@@ -360,15 +363,15 @@ def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":
         if name == "hayek":
             left.fill_between(SIZES, values.min(0), values.max(0), color=f"C{i}", alpha=0.12)
     left.axvline(TRAINED + 0.5, color="gray", linestyle=":")
-    left.text(TRAINED + 0.6, 1.03, "larger than any in training", fontsize=7, color="gray")
+    left.text(TRAINED + 0.6, 1.03, "larger than in training", fontsize=7, color="gray")
     left.set(
-        xlabel="blocks", ylabel="instances solved", ylim=(-0.02, 1.08), title="frozen, mean of seeds (band: range)"
+        xlabel="blocks", ylabel="instances solved", ylim=(-0.02, 1.08), title="frozen, mean over seeds (band: range)"
     )
     left.legend(frameon=False, fontsize=7, loc="lower left")
     for i, (name, each) in enumerate(grown.items()):
         right.plot(each.steps, each.measured["4 blocks"].mean(1), color=f"C{i}", label=name)
     right.set(
-        xlabel="environment steps", ylabel="instances of 4 blocks solved", ylim=(-0.02, 1.08), title="while growing"
+        xlabel="environment steps", ylabel="instances of 4 blocks solved", ylim=(-0.02, 1.08), title="during training"
     )
     right.xaxis.set_major_formatter(EngFormatter())
     right.legend(frameon=False, fontsize=8)
@@ -376,7 +379,7 @@ def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":
 
 
 def run(options: ExperimentOptions) -> Report:
-    """Grow the economies on small instances, freeze them, and try larger ones."""
+    """Train markets on small instances, test them on larger ones, and test the claims."""
     chosen, instances = plans(options), 64 if options.quick else 200
     grown = grow(
         chosen,
@@ -394,49 +397,49 @@ def run(options: ExperimentOptions) -> Report:
     hayek = grown["hayek"]
     budget = int(hayek.steps[-1])
     selected, spent = teams(keys, budget, instances)
-    found |= {"selection only": np.asarray(selected), "random programs": np.asarray(strangers(keys, instances))}
+    found |= {"selection only": np.asarray(selected), "random programs": np.asarray(random_programs(keys, instances))}
 
     values, next_size = found["hayek"], SIZES.index(TRAINED + 1)
-    sizes, rival = reliable(values), reliable(found["selection only"])
+    sizes, team_sizes = reliable(values), reliable(found["selection only"])
     best = int(np.argmax(values.sum(1)))
     solved = values[:, next_size] >= RELIABLE
     verdicts = [
         Verdict.of(
-            f"some economy solves {TRAINED + 1} blocks reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}",
+            f"a market solves {TRAINED + 1} blocks reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}",
             bool(solved.any()),
             float(values[:, next_size].max()),
-            f"{tally(solved)} economies; largest size solved reliably: {int(sizes.max())} (mean {sizes.mean():.1f})",
+            f"{tally(solved)} markets; largest size solved reliably: {int(sizes.max())} (mean {sizes.mean():.1f})",
         ),
         Verdict.of(
-            f"the mean economy solves {TRAINED + 1} blocks reliably",
+            f"on average, markets solve {TRAINED + 1} blocks reliably",
             bool(values[:, next_size].mean() >= RELIABLE),
             float(values[:, next_size].mean()),
             f"mean success {values[:, next_size].mean():.3f}, lowest {values[:, next_size].min():.3f}",
         ),
         Verdict.of(
-            "larger instances are solved than by random programs",
+            "markets solve larger instances than random programs",
             bool(sizes.mean() > reliable(found["random programs"]).mean()),
             float(found["random programs"][:, next_size].mean()),
             f"random programs solve {found['random programs'][:, next_size].mean():.3f} of {TRAINED + 1} blocks",
         ),
         Verdict.of(
-            "larger instances are solved than by selection alone with as many steps",
-            bool(sizes.mean() > rival.mean()),
-            float(sizes.mean() - rival.mean()),
-            f"reliable size {sizes.mean():.2f} against {rival.mean():.2f} (best {int(rival.max())}), "
+            "markets solve larger instances than selection only, with as many steps",
+            bool(sizes.mean() > team_sizes.mean()),
+            float(sizes.mean() - team_sizes.mean()),
+            f"reliable size {sizes.mean():.2f} against {team_sizes.mean():.2f} (best {int(team_sizes.max())}), "
             f"{TRAINED + 1} blocks {values[:, next_size].mean():.3f} against "
             f"{found['selection only'][:, next_size].mean():.3f}",
         ),
     ]
     for name in list(grown)[1:]:
-        theirs = found[name][:, next_size]
-        worse = theirs < values[:, next_size]
+        ablated = found[name][:, next_size]
+        worse = ablated < values[:, next_size]
         verdicts.append(
             Verdict.of(
                 f"{name}: fewer instances of {TRAINED + 1} blocks are solved",
                 bool(worse.mean() >= 0.75),
-                float(theirs.mean()),
-                f"{theirs.mean():.3f} against {values[:, next_size].mean():.3f}, worse on {tally(worse)} seeds",
+                float(ablated.mean()),
+                f"{ablated.mean():.3f} against {values[:, next_size].mean():.3f}, worse on {tally(worse)} seeds",
             )
         )
     settings = {

@@ -76,9 +76,9 @@ def expected_payout(mechanism: Mechanism, bids: Array, exploration: Array | floa
         bids: f [A].
         exploration: ε, probability that a uniformly random bidder wins.
     """
-    everyone = jnp.ones(bids.shape, bool)
-    payout = jax.vmap(lambda w: mechanism.payout(auctions.award(bids, w, everyone)))(jnp.arange(bids.shape[0]))
-    return (1 - exploration) * payout[auctions.choose(bids, None, everyone)] + exploration * payout.mean()
+    eligible = jnp.ones(bids.shape, bool)
+    payout = jax.vmap(lambda w: mechanism.payout(auctions.award(bids, w, eligible)))(jnp.arange(bids.shape[0]))
+    return (1 - exploration) * payout[auctions.choose(bids, None, eligible)] + exploration * payout.mean()
 
 
 def expected_backup(mechanism: Mechanism, clones: int, mdp: FiniteMDP, exploration: float, values: Array) -> Array:
@@ -98,11 +98,11 @@ def fixed_point(
         old, new, count = carry
         return (jnp.abs(new - old).max() > tolerance * jnp.maximum(1, jnp.abs(new).max())) & (count < most)
 
-    def again(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def advance(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         _, new, count = carry
         return new, backup(new), count + 1
 
-    return jax.lax.while_loop(unsettled, again, (values, backup(values), jnp.zeros((), int)))[1]
+    return jax.lax.while_loop(unsettled, advance, (values, backup(values), jnp.zeros((), int)))[1]
 
 
 # --- the dynamic programs, independent of any auction
@@ -218,7 +218,7 @@ def sampled_fixed_point(
         )  # fmt: skip
         values, least = np.asarray(mean, np.float64), float(np.asarray(count).min())
         if least == 0:
-            raise ValueError(f"steps: {instances} × {steps} auctions of {mdp.name} left a state unsampled; use more")
+            raise ValueError(f"steps: {instances} × {steps} auctions of {mdp.name} do not sample every state; use more")
         radius = mdp.gamma * radius + spread * np.sqrt(np.log(union) / (2 * least))
     return values, float(radius)
 
@@ -324,7 +324,7 @@ def run(options: ExperimentOptions) -> Report:
             show(done, total, note)
 
         for identity, ax in zip(IDENTITIES, axes, strict=False):
-            errors, gaps, apart = [], [], []
+            errors, gaps, samples = [], [], []
             for seed in range(first, first + options.seeds):
                 mdp, rng = _draw_process(seed)
                 exploration = rng.uniform(0.05, 1)
@@ -339,9 +339,9 @@ def run(options: ExperimentOptions) -> Report:
                 exploration = rng.uniform(0.3, 0.7)
                 market, radius = sampled_fixed_point(identity, mdp, exploration, key_of(seed), **effort)
                 distance = np.abs(market - identity.oracle(mdp, exploration)).max()
-                apart.append((distance, radius, np.abs(market - mdp.optimal_q()).max()))
+                samples.append((distance, radius, np.abs(market - mdp.optimal_q()).max()))
                 count(f"{identity.auction}, sampled")
-            distances, radii, from_q = np.array(apart).T
+            distances, radii, from_q = np.array(samples).T
             rows.append(
                 {
                     "auction": identity.auction,
@@ -396,7 +396,7 @@ def run(options: ExperimentOptions) -> Report:
                 "bucket brigade with tax = TD(0)",
                 worst < _TOLERANCE,
                 worst,
-                f"fixed point within {max(settled):.1e} of the linear solve, strengths within {max(walked):.1e} of "
+                f"fixed point within {max(settled):.1e} of the linear solution, strengths within {max(walked):.1e} of "
                 "TD(0) at every one of 2,000 steps",
             )
         )
@@ -408,12 +408,12 @@ def run(options: ExperimentOptions) -> Report:
     ax.legend(frameon=False, fontsize=8)
     table = ResultTable(
         "identities",
-        "each auction beside the temporal-difference rule it is",
+        "auctions and their temporal-difference rules",
         rows,
-        "largest error: market's fixed point from the rule's, over all states and actions, full backups in float64\n"
-        "rule from Q*: how far the rule itself is from Q*, at most\n"
-        "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ to .7), the closest one shown;\n"
-        "TD(0) is compared step by step, and its bound is the tolerance\n"
+        "largest error: of the market's fixed point against the rule's, over all states and actions, in float64\n"
+        "rule from Q*: largest distance of the rule's fixed point from Q*\n"
+        "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ at most .7); the tightest one\n"
+        "is shown. TD(0) is compared step by step, and its bound is the tolerance\n"
         "Q* excluded: sampled processes in which Q* lies outside the bound",
         aside=("processes", "sampled processes", "outside the bound"),
     )

@@ -1,17 +1,18 @@
-"""A market that remembers: agents read and write one bit (after Kwee, Hutter and Schmidhuber 2001).
+"""A market with memory: agents read and write one bit (after Kwee, Hutter and Schmidhuber 2001).
 
-A deep market whose agents observe a bit with the world, and may set it when they act (`Memory`). An agent that writes
-is paid for it like for anything else: by what the state, the bit included, sells for. The rival is the same market
-without the bit, on the same seeds; what it can reach at best is known exactly.
+The agents of a deep market observe a bit in addition to the environment, and may set it when they act (`Memory`). An
+agent that writes is paid by the price of the next state, which includes the bit. The baseline is the same market
+without the bit, on the same seeds; its best possible return is known exactly.
 
-- MemoryChain (bsuite): a context of -1 or 1 is seen in the first two of six steps, the last action must name it. Right
-  pays 1, wrong -1; agents go into debt and die. Without memory no policy has a mean return other than 0.
-- Woods101: food in three steps, from six cells. Without memory at most 2/3 of them can be fed
-  (`Maze.memoryless_return`), whatever else a policy looks at, the clock included.
+- MemoryChain (bsuite): a context of -1 or 1 is observed in the first two of six steps, and the last action must name
+  it. A correct answer earns 1, a wrong one -1; agents with debt are removed. Without memory every policy has a mean
+  return of 0.
+- Woods101: food is three steps away from each of six cells. Without memory at most 2/3 of them can be solved
+  (`Maze.memoryless_return`), even by policies that observe the time.
 
-All evaluations are of frozen populations and exact: one episode from every first state, all of them with the same
-draws, so that ties and states nobody wants are decided alike at the same moment of each. A population without memory
-is therefore a policy of what is seen and of the clock, and the bounds hold for every seed, not just on average.
+All evaluations are exact and use frozen populations: one episode from every first state. All episodes use the same
+random draws at the same step, so that ties, and states without bids, are decided in the same way. A population without
+memory is therefore a function of observation and time, and the bounds hold for every seed and not only on average.
 """
 
 import functools
@@ -51,11 +52,11 @@ PUBLISHED = (
 
 @functools.cache
 def chain() -> MemoryChain:
-    """MemoryChain with one bit of context, one object, so that markets of it compare equal."""
+    """MemoryChain with one bit of context; always the same object, so that markets with it are equal."""
     return MemoryChain()
 
 
-# --- every first state, and every episode
+# --- evaluation
 
 
 def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
@@ -89,20 +90,20 @@ def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
 class Trace(struct.PyTreeNode):
     """Episodes of a frozen population, leaves [steps, n, ...]."""
 
-    obs: Array  # f what was for sale
-    winner: Array  # i32 place of who bought it, NOBODY
-    price: Array  # f what it was sold for
+    obs: Array  # f observation of the state for sale
+    winner: Array  # i32 slot of the buyer, or NOBODY
+    price: Array  # f of the state
     action: Array  # i32
-    reward: Array  # f 0 after the end
-    over: Array  # bool whether the episode was over before
+    reward: Array  # f 0 after the end of the episode
+    over: Array  # bool whether the episode had ended before
 
 
 def episodes(market: DeepMarket, key: Array, population: Population, terms: Terms, steps: int) -> Trace:
-    """One episode from every first state; nobody learns. All episodes have the same draws at the same step."""
+    """One episode of the frozen population from every first state, with the same random draws at the same step."""
     env, params = market.env, market.env.default_params
     states, obs, names = first_states(env)
 
-    def one(carry: tuple[PyTree, Array, Array], key: Array) -> tuple[tuple[PyTree, Array, Array], Trace]:
+    def step(carry: tuple[PyTree, Array, Array], key: Array) -> tuple[tuple[PyTree, Array, Array], Trace]:
         states, obs, over = carry
 
         def sell(obs: Array, state: PyTree) -> PyTree:
@@ -115,7 +116,7 @@ def episodes(market: DeepMarket, key: Array, population: Population, terms: Term
         trace = Trace(obs, outcome.winner, price, action, jnp.where(over, 0, after.reward), over)
         return (after.env_state, after.obs, over | after.terminated | after.truncated), trace
 
-    _, trace = jax.lax.scan(one, (states, obs, jnp.zeros(len(names), bool)), jax.random.split(key, steps))
+    _, trace = jax.lax.scan(step, (states, obs, jnp.zeros(len(names), bool)), jax.random.split(key, steps))
     return trace
 
 
@@ -130,22 +131,22 @@ def returns(market: DeepMarket, key: Array, population: Population, terms: Terms
 
 
 def solved(values: np.ndarray) -> np.ndarray:
-    """Which seeds get the right answer from every first state: bool."""
+    """Which seeds are correct from every first state: bool [...], of mean returns f [...]."""
     return values > 1 - 1e-6
 
 
-# --- what is run
+# --- conditions
 
 WORLDS = ("MemoryChain", "Woods101")
 
 
 def _bound(world: str) -> float:
-    """No policy without memory earns more."""
+    """The highest mean return of a policy without memory."""
     return 0.0 if world == "MemoryChain" else Woods101().memoryless_return()
 
 
 def plans(world: str, quick: bool) -> list[Plan]:
-    """The market with a bit of memory, and the same without."""
+    """The market with one bit of memory, and the same market without it."""
     inner: Any = chain() if world == "MemoryChain" else Woods101()
     bare = adapt(inner)
     width = 3 if world == "MemoryChain" else 2 * len(COMPASS)
@@ -179,7 +180,7 @@ def plans(world: str, quick: bool) -> list[Plan]:
     return chosen
 
 
-# --- what is reported
+# --- the report
 
 
 def _while_learning(grown: Grown) -> Any:
@@ -189,7 +190,7 @@ def _while_learning(grown: Grown) -> Any:
 
 
 def _first_solved(grown: Grown) -> np.ndarray:
-    """Auctions until a measurement found every episode right for the first time: f [seeds], inf if none did."""
+    """Auctions until the first measurement with all episodes correct: f [seeds], inf if there is none."""
     right = solved(grown.measured["return"])
     return np.where(right.any(0), grown.steps[right.argmax(0)], np.inf)
 
@@ -214,7 +215,7 @@ def _row(world: str, name: str, grown: Grown) -> dict[str, Any]:
 
 
 def _see(world: str, obs: np.ndarray) -> str:
-    """An observation with memory, for people."""
+    """An observation with memory, as text."""
     if world == "MemoryChain":
         return f"time left {obs[0]:.1f}, context {obs[2]:+.0f}"
     # Free neighbours, clockwise from north.
@@ -227,7 +228,7 @@ def _see(world: str, obs: np.ndarray) -> str:
 
 
 def _do(world: str, action: int) -> tuple[str, str]:
-    """An action with memory, for people: what is done, what is written."""
+    """An action with memory, as texts: the action of the environment, and the bit that it writes."""
     count = 2 if world == "MemoryChain" else len(COMPASS)
     inner, write = action % count, action // count
     names = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
@@ -235,7 +236,7 @@ def _do(world: str, action: int) -> tuple[str, str]:
 
 
 def _trace(world: str, grown: Grown, seed: int, key: Array) -> list[dict[str, Any]]:
-    """One episode from every first state, of one seed with memory, step by step."""
+    """The steps of one episode from every first state, of one seed with memory."""
     population = grown.population(seed)
     market = grown.plan.market
     trace = jax.device_get(
@@ -265,7 +266,7 @@ def _trace(world: str, grown: Grown, seed: int, key: Array) -> list[dict[str, An
 
 
 def _figure(grown: dict[str, Grown]) -> "Figure":
-    """Return of the frozen population against auctions: every seed with memory thin, means thick."""
+    """Return of the frozen population against auctions: thin lines are seeds with memory, thick lines are means."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     fig, axes = plotting.figure(columns=2, width=5.6, height=4.0)
@@ -276,7 +277,7 @@ def _figure(grown: dict[str, Grown]) -> "Figure":
         ax.plot(
             without.steps, without.measured["return"].mean(1), color="tab:orange", linewidth=2, label="no memory, mean"
         )
-        ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="no more without memory")
+        ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="bound without memory")
         ax.set(xlabel="auctions", ylabel="mean return, frozen", title=world)
         ax.set_ylim(min(-0.1, float(without.measured["return"].mean(1).min()) - 0.05), 1.05)
         ax.xaxis.set_major_formatter(EngFormatter())
@@ -298,30 +299,30 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
                 Verdict.of(
                     "[MemoryChain] with one bit the mean return is at least .9",
                     memory.mean() >= 0.9, memory.mean(),
-                    f"{memory.mean():.3f}; both contexts right on {tally(solved(memory))} seeds in the end, "
-                    f"at some time on {tally(ever)}",
+                    f"{memory.mean():.3f}; both contexts are correct on {tally(solved(memory))} seeds at the end, "
+                    f"at any measurement on {tally(ever)}",
                 )
             )  # fmt: skip
         else:
             verdicts.append(
                 Verdict.of(
-                    f"[Woods101] with one bit more than {bound:.4f} is reached, on most seeds",
+                    f"[Woods101] with one bit the return is above {bound:.4f}, on most seeds",
                     bool(above.mean() > 0.5), memory.mean(),
-                    f"{memory.mean():.3f}; above the bound on {tally(above)} seeds in the end, all six starts fed on "
-                    f"{tally(solved(memory))}, at some time on {tally(ever)}",
+                    f"{memory.mean():.3f}; above the bound on {tally(above)} seeds at the end, food from all six "
+                    f"starts on {tally(solved(memory))}, at any measurement on {tally(ever)}",
                 )
             )  # fmt: skip
         most = float(grown[f"{world}: no memory"].measured["return"].max())
         verdicts.append(
             Verdict.of(
-                f"[{world}] without memory the bound of {bound:.4f} is never exceeded",
+                f"[{world}] without memory the return never exceeds {bound:.4f}",
                 most <= bound + 1e-6, most,
-                f"highest of all seeds and measurements {most:.4f}; in the end {without.mean():.3f} on average",
+                f"highest of all seeds and measurements {most:.4f}; final mean {without.mean():.3f}",
             )
         )  # fmt: skip
         verdicts.append(
             Verdict.of(
-                f"[{world}] the market with a bit beats the one without, on most seeds",
+                f"[{world}] the market with a bit has a higher return than without, on most seeds",
                 bool((memory > without + 1e-6).mean() > 0.5), (memory - without).mean(),
                 f"{(memory - without).mean():+.3f} on average; better on {tally(memory > without + 1e-6)} seeds, "
                 f"worse on {tally(memory < without - 1e-6)}",
@@ -331,7 +332,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
 
 
 def run(options: ExperimentOptions) -> Report:
-    """Grow both markets in both worlds, measure them, and judge."""
+    """Run both markets in both worlds, and test the claims."""
     grown: dict[str, Grown] = {}
     for world in WORLDS:
         grown |= grow(
@@ -347,8 +348,8 @@ def run(options: ExperimentOptions) -> Report:
     tables = [
         ResultTable(
             "memory-market", f"one bit of memory, {options.seeds} seeds", rows,
-            "return: frozen population, mean over all first states and seeds; bound: what can be reached at best\n"
-            "solved: right from every first state, in the end · ever: at one of 20 measurements",
+            "return: frozen population, mean over all first states and seeds; bound: the highest possible return\n"
+            "solved: correct from every first state at the end · ever: at any of 20 measurements",
             aside=("living", "residual"),
         )
     ]  # fmt: skip
@@ -356,13 +357,13 @@ def run(options: ExperimentOptions) -> Report:
     for world in WORLDS:
         memory = grown[f"{world}: memory"]
         final = memory.measured["return"][-1]
-        # Among equals the one that has been right for longest.
+        # Ties are broken by the mean over all measurements.
         best = int(np.lexsort((memory.measured["return"].mean(0), final))[-1])
         tables.append(
             ResultTable(
-                f"trace-{world.lower()}", f"{world}, seed {best}: who writes what (mean return {final[best]:.3f})",
+                f"trace-{world.lower()}", f"{world}, seed {best}: frozen episodes (mean return {final[best]:.3f})",
                 _trace(world, memory, best, key_for(key_of(options.seed), "watch")),
-                "price: what the state is sold for · agent: who buys it, by ident · writes: what the bit is set to",
+                "price: of the state · agent: ident of the buyer · writes: new value of the bit",
             )
         )  # fmt: skip
         figures[f"life-{world.lower()}"] = life(memory, best, f"{world} with one bit, seed {best}")

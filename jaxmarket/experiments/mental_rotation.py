@@ -19,6 +19,7 @@ from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
 from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import draw_curves
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import Condition
@@ -29,9 +30,9 @@ from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import PyTree
 from jaxmarket.view import plotting, tables
 
-__all__ = ["ARMS", "GRID", "TUNED", "described", "draw_chains", "environment", "run"]
+__all__ = ["AGENTS", "GRID", "TUNED", "described", "draw_chains", "environment", "run"]
 
-ARMS = ("society", "monolithic")
+AGENTS = ("society", "monolithic")
 _COMPONENTS = 128
 _AIM = 0.9
 _DEEPEST = 2  # functions that an input needs at most
@@ -47,14 +48,14 @@ _BASE: dict[str, Any] = {
     "value_learning_rate": 1e-3,
     "steps": 153_600,
 }
-_AGENTS: dict[str, dict[str, Any]] = {"society": {"agent": "society"}, "monolithic": {"agent": "monolith"}}
+_KINDS: dict[str, dict[str, Any]] = {"society": {"agent": "society"}, "monolithic": {"agent": "monolith"}}
 TUNED: dict[str, dict[str, Any]] = {
     "society": {"learning_rate": 5e-4, "entropy": 0.03},
     "monolithic": {"learning_rate": 1e-3, "entropy": 0.03},
 }
-"""The best settings of each arm's grid; see the table ``tuning`` of a ``--full`` run."""
+"""The best settings of each agent's grid; see the table ``tuning`` of a ``--full`` run."""
 GRID = tuple(itertools.product((3e-4, 5e-4, 1e-3), (0.01, 0.03, 0.1)))
-"""The grid of policy learning rates and entropy weights, for both arms; it uses separate seeds."""
+"""The grid of policy learning rates and entropy weights, for both agents; it uses separate seeds."""
 _TUNING_KEY, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
 _FULL: dict[str, dict[str, Any]] = {
     # The paper's bidders, each with its own convolutions over the pixels: ten times the compute of the others.
@@ -70,6 +71,7 @@ _FULL: dict[str, dict[str, Any]] = {
 }
 """Additional societies of a ``--full`` run."""
 _QUICK_STEPS, _QUICK_DIGITS = 40_960, 100
+_LARGE = 16  # pixels, above which convolutions have a stride of 2
 
 
 def environment(options: report.ExperimentOptions, *, components: int | None = _COMPONENTS) -> MentalRotation:
@@ -77,19 +79,22 @@ def environment(options: report.ExperimentOptions, *, components: int | None = _
     return MentalRotation(options.settings["resolution"], options.settings["depth"], components=components)
 
 
-def _config(arm: str, env: MentalRotation, **settings: Any) -> TrainConfig:
-    return TrainConfig(env, **{**_BASE, **_AGENTS[arm], **settings})
+def _config(agent: str, env: MentalRotation, **settings: Any) -> TrainConfig:
+    return train_config(env, **{**_BASE, **_KINDS[agent], **settings})
 
 
 def _conditions(env: MentalRotation, options: report.ExperimentOptions) -> list[Condition]:
     size: dict[str, Any] = {"seeds": options.seeds} | ({"steps": _QUICK_STEPS} if options.quick else {})
-    wanted = [Condition(name, _config(name, env, **(TUNED[name] | size))) for name in ARMS]
+    wanted = [Condition(name, _config(name, env, **(TUNED[name] | size))) for name in AGENTS]
     if options.full:
-        pixels = environment(options, components=None)
-        wanted += [
-            Condition(name, TrainConfig(pixels if "convolutions" in settings else env, **(_BASE | settings | size)))
-            for name, settings in _FULL.items()
-        ]
+        pixels, stride = environment(options, components=None), 2 if options.settings["resolution"] > _LARGE else 1
+        for name, settings in _FULL.items():
+            chosen = _BASE | settings | size
+            if "convolutions" in settings:
+                config = train_config(pixels, **chosen, stride=stride)
+            else:
+                config = train_config(env, **chosen)
+            wanted.append(Condition(name, config))
     return wanted
 
 
@@ -124,7 +129,7 @@ def _compose_all(
 ) -> tuple[Composition, Any]:
     """The greedy programs and all bids, and the intermediate images if they are requested."""
 
-    def one(example: PyTree) -> tuple[Composition, Any]:
+    def compose_and_bid(example: PyTree) -> tuple[Composition, Any]:
         made = compose(env, policy, example)
         bids = None
         if isinstance(policy, MarketPolicy):
@@ -133,7 +138,7 @@ def _compose_all(
             bids = bids.reshape(env.steps, society.primitives, society.clones).max(-1)
         return made.replace(obs=None, values=made.values if keep else None), bids
 
-    return jax.lax.map(one, examples, batch_size=256)
+    return jax.lax.map(compose_and_bid, examples, batch_size=256)
 
 
 def _held_out(env: MentalRotation, options: report.ExperimentOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -176,19 +181,19 @@ class Bounds:
 def _bounds(env: MentalRotation, examples: tuple[np.ndarray, np.ndarray], options: report.ExperimentOptions) -> Bounds:
     count = _QUICK_DIGITS if options.quick else _TRAINING_DIGITS
     lengths = (_DEEPEST,) if env.depth == "fixed" else range(_DEEPEST + 1)
-    trained, held = (
+    on_training, on_held_out = (
         {program: np.asarray(read) > 0 for program, read in jax.device_get(_search_all(env, some)).items()}
         for some in (env.examples(np.arange(count)), examples)
     )
-    allowed = [program for program in held if len(program) in lengths]
-    best = max(allowed, key=lambda program: trained[program].mean())
+    allowed = [program for program in on_held_out if len(program) in lengths]
+    best = max(allowed, key=lambda program: on_training[program].mean())
     inverses = [inverse(c) for c in env.combinations]
     combination = examples[1]
     return Bounds(
-        none=held[()],
-        fixed=held[best],
-        inverse=np.array([held[inverses[c]][i] for i, c in enumerate(combination)]),
-        oracle=np.any([held[program] for program in allowed], 0),
+        none=on_held_out[()],
+        fixed=on_held_out[best],
+        inverse=np.array([on_held_out[inverses[c]][i] for i, c in enumerate(combination)]),
+        oracle=np.any([on_held_out[program] for program in allowed], 0),
         program=best,
     )
 
@@ -282,7 +287,7 @@ def _draw_curves(runs: dict[str, SavedRun], bounds: Bounds, dynamic: bool) -> An
     for name, style in (("oracle", ":"), ("inverse", "--"), ("fixed", "-.")):
         label = "best fixed program" if name == "fixed" else name
         ax.axhline(getattr(bounds, name).mean(), color="black", linewidth=0.8, linestyle=style, label=label)
-    ax.set_ylabel("digits read" + (" minus the price of functions" if dynamic else "") + ", while learning")
+    ax.set_ylabel("digits read" + (" minus the price of functions" if dynamic else "") + ", during training")
     ax.legend(frameon=False, fontsize=8)
     return fig
 
@@ -296,9 +301,9 @@ def _draw_bids(env: MentalRotation, rows: list[dict[str, Any]]) -> Any:
     ax.set_xticks(range(len(env.names)), env.names, rotation=30, ha="right", fontsize=8)
     ax.set_yticks(range(len(rows)), [f"{row['what was done']} · auction {row['auction']}" for row in rows], fontsize=7)
     right = [env.names.index(row["right"]) for row in rows]
-    ax.plot(right, range(len(rows)), linestyle="", marker="o", color="red", markersize=4, label="undoes it")
+    ax.plot(right, range(len(rows)), linestyle="", marker="o", color="red", markersize=4, label="exact inverse")
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
-    ax.set_title("who bids what, where", loc="left")
+    ax.set_title("mean greedy bids along the exact inverse", loc="left")
     return fig
 
 
@@ -332,13 +337,13 @@ def _verdicts(
     env: MentalRotation, bounds: Bounds, plays: dict[str, Play], examples: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[Verdict]:
     oracle, fixed = bounds.oracle.mean(), bounds.fixed.mean()
-    mine, theirs = (plays[name].accuracy for name in ARMS)
+    mine, theirs = (plays[name].accuracy for name in AGENTS)
     yield Verdict.of(
         f"the society reads at least {_AIM:.0%} of the held-out digits the oracle reads, mean over seeds",
         bool(mine.mean() >= _AIM * oracle),
         float(mine.mean() / oracle),
         f"{mine.mean():.3f} (seeds {mine.min():.3f} to {mine.max():.3f}) of {oracle:.3f}; "
-        f"undoing exactly what was done reads {bounds.inverse.mean():.3f}",
+        f"the exact inverse reads {bounds.inverse.mean():.3f}",
     )
     yield Verdict.of(
         "the society reads more than the best fixed program, every seed",
@@ -358,30 +363,30 @@ def _verdicts(
         used = np.stack([plays["society"].applied[:, need == n].mean(1) for n in (0, 1, 2)], 1)
         worst = np.abs(used - np.arange(3)).max()
         yield Verdict.of(
-            "the number of functions follows the number needed: on every seed the mean is within .25 of it",
+            "the number of functions is the number needed: on every seed the mean is within .25 of it",
             bool(worst <= 0.25),  # then it also grows with it
             float(worst),
-            "mean functions used where 0, 1, 2 are needed: "
+            "mean number of functions if 0, 1, 2 are needed: "
             + ", ".join(f"{interquartile_mean(used[:, n])}" for n in range(3)),
         )
 
 
 def _tuning(env: MentalRotation, options: report.ExperimentOptions) -> list[dict[str, Any]]:
-    """Both arms over the same grid, with separate seeds, on training digits."""
+    """Both agents over the same grid, with separate seeds, on training digits."""
     apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
     size: dict[str, Any] = {"seeds": _TUNING_SEEDS, "steps": _TUNING_STEPS}
     rows = []
-    for arm in ARMS:
+    for agent in AGENTS:
         wanted = [
-            Condition(f"{arm}-{rate:g}-{weight:g}", _config(arm, env, **size, learning_rate=rate, entropy=weight))
+            Condition(f"{agent}-{rate:g}-{weight:g}", _config(agent, env, **size, learning_rate=rate, entropy=weight))
             for rate, weight in GRID
         ]
-        found = apart.train(wanted, f"mental-rotation, tuning: {arm}")
+        found = apart.train(wanted, f"mental-rotation, tuning: {agent}")
         returns = [np.array(found[condition.name].summary["return_seeds"]) for condition in wanted]
         best = divergence.best([each.mean() for each in returns])
         rows += [
             {
-                "arm": arm,
+                "arm": agent,
                 "learning rate": rate,
                 "entropy": weight,
                 "return": float(returns[i].mean()),
@@ -422,25 +427,25 @@ def run(options: report.ExperimentOptions) -> Report:
             _accuracy_rows(bounds, plays, examples),
             "accuracy: share of held-out digits read, greedy; interquartile mean over seeds\n"
             "± the larger side of its 95% bootstrap interval\n"
-            f"best fixed: {described(bounds.program)}, chosen on training digits · inverse: undoes what was done\n"
-            f"oracle: any program of {'up to ' if dynamic else ''}two functions, knowing the digit\n"
+            f"best fixed: {described(bounds.program)}, chosen on training digits · inverse: of the transformations\n"
+            f"oracle: the best program of {'up to ' if dynamic else ''}two functions for each digit\n"
             f"used: mean number of functions · {env.digits.source} digits: upright, the classifier reads "
             f"{env.reader.accuracy:.1%} of the held-out ones",
         ),
         ResultTable(
             "combinations",
-            "what was done to the digit, and who reads it again",
+            "accuracy by the transformations of the digit",
             _combination_rows(env, bounds, plays, examples),
-            "undone: how often the society composes the exact inverse",
+            "undone: share of examples for which the society composes the exact inverse",
             aside=("none", "oracle", "usual program"),
         ),
-        ResultTable("bids", "mean greedy bids on the way back", bids, shown=False),
+        ResultTable("bids", "mean greedy bids along the exact inverse", bids, shown=False),
     ]
     if options.full:
         result_tables.append(
             ResultTable(
                 "tuning",
-                f"the same grid for both arms: {_TUNING_SEEDS} seeds of their own, training digits",
+                f"the same grid for both agents: {_TUNING_SEEDS} separate seeds, training digits",
                 _tuning(env, options),
                 "return: greedy, mean over seeds",
             )
@@ -460,7 +465,7 @@ def run(options: report.ExperimentOptions) -> Report:
             "best_fixed_program": [NAMES[p] for p in bounds.program],
             "price": env.price,
             "components": env.components,
-            **{f"{name}_settings": _BASE | TUNED[name] for name in ARMS},
+            **{f"{name}_settings": _BASE | TUNED[name] for name in AGENTS},
         },
         tables=result_tables,
         verdicts=list(_verdicts(env, bounds, plays, examples)),

@@ -1,17 +1,18 @@
 """The neural bucket brigade learns XOR and the direction of a moving light (Schmidhuber 1989, "Simple Experiments").
 
-XOR: two inputs and one that is always on, three hidden units that compete, two outputs that compete. The inputs feed
-both subsets, the hidden units feed the outputs. One of the four patterns, drawn at random, is held for six ticks from
-rest; the reward is paid at every tick at which the right output is on. The light: five cells and an input that is
-always on feed two outputs that compete, and that are connected to each other and to themselves. A light crosses the
-cells in five ticks, in either direction. λ = η = .005, weights start between .999 and 1.001, float32.
+XOR: the network has two inputs and a bias input that is always on, three hidden units that compete, and two outputs
+that compete. The inputs feed hidden units and outputs, and the hidden units feed the outputs. In a presentation, one of
+the four patterns, drawn at random, is shown to the resting network for six ticks; a reward is paid at every tick at
+which the correct output is on. The light: five cells and a bias input feed two outputs that compete, and that are
+connected to each other and to themselves. A light crosses the cells in five ticks, in either direction. λ = η = .005,
+initial weights are between .999 and 1.001, in float32.
 
-After every presentation the network is tested on all patterns, without learning. An answer is right if the right output
-fires during the last three ticks, as in the paper (for the light: at the last one, our interpretation). A run *holds* a
-solution from the first presentation after which all answers are right for a hundred consecutive presentations, while
-learning continues; the verdicts use this criterion. It has *found* one at the first presentation after which all
-answers are right once. That is weak evidence: payments alone, without reward, change the winners until all answers
-happen to be right.
+After every presentation the network is tested on all patterns, without learning. An answer is correct if the correct
+output fires during the last three ticks, as in the paper (for the light at the last tick, our interpretation). A run
+*holds* a solution from the first presentation after which all answers are correct for a hundred consecutive
+presentations, while learning continues; the verdicts use this criterion. It has *found* one at the first presentation
+after which all answers are correct once. That is weak evidence: payments without reward also change the winners until
+all answers are correct by chance.
 
 The published settings are compared with the same settings without reward, and with variants that differ in one respect
 each. ``docs/reproductions.md`` lists which settings are stated in the paper, reported by others or our interpretation.
@@ -39,21 +40,21 @@ CHUNK = 100
 """Presentations between two recordings of weights and flows."""
 
 HOLD = 100
-"""Number of consecutive presentations for which all answers must be right."""
+"""Number of consecutive presentations for which all answers must be correct."""
 
 _SOLVED = 0.9  # fraction of the runs: 18 of 20, and the paper's 9 of 10
 
 
 def xor(ticks: int) -> tuple[np.ndarray, np.ndarray]:
-    """The four patterns f [4, T, 3], the last input always on, and the right output at every tick i [4, T]."""
+    """The four patterns f [4, T, 3] with a bias input last, and the correct output at every tick i [4, T]."""
     patterns = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], np.float32)
     return np.repeat(patterns[:, None], ticks, 1), np.repeat([[0], [1], [1], [0]], ticks, 1)
 
 
 def light(ticks: int, cells: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """A light that moves to the right and one that moves to the left f [2, T, cells + 1]; the last input is always on.
+    """A light that moves to the right and one that moves to the left f [2, T, cells + 1], with a bias input last.
 
-    After ``cells`` ticks all cells are off. The right output i [2, T] is the same at every tick.
+    After ``cells`` ticks all cells are off. The correct output i [2, T] is the same at every tick.
     """
     patterns = np.zeros((2, ticks, cells + 1), np.float32)
     patterns[:, :, cells] = 1
@@ -88,12 +89,12 @@ class BrigadeCondition:
 
     @property
     def patterns(self) -> tuple[np.ndarray, np.ndarray]:
-        """The inputs f [P, T, I], and the right outputs i [P, T]."""
+        """The inputs f [P, T, I], and the correct outputs i [P, T]."""
         return (xor if self.task == "XOR" else light)(self.ticks)
 
     @property
     def last(self) -> int:
-        """Number of final ticks during which the right output must fire."""
+        """Number of final ticks during which the correct output must fire."""
         return 3 if self.task == "XOR" else 1
 
 
@@ -121,12 +122,12 @@ CONDITIONS = (
 def _train(
     network: Network, chunks: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
 ) -> tuple[Array, Array, WeightFlows]:
-    """Whether all answers are right after each presentation, and weights and flows.
+    """Train the networks of all seeds: whether all answers are correct after each presentation, weights and flows.
 
     Args:
         network: static.
         chunks: static; of `CHUNK` presentations each.
-        last: static; number of final ticks during which the right output must fire.
+        last: static; number of final ticks during which the correct output must fire.
         patterns: f [P, T, I].
         targets: i [P, T].
         keys: of the seeds.
@@ -141,14 +142,14 @@ def _train(
         start, order = jax.random.split(key)
         weights = init(network, start)
 
-        def one(weights: Array, key: Array) -> tuple[Array, tuple[Array, WeightFlows]]:
+        def learn(weights: Array, key: Array) -> tuple[Array, tuple[Array, WeightFlows]]:
             shown = jax.random.randint(key, (), 0, patterns.shape[0])
             weights, flows, _ = present(network, weights, patterns[shown], targets[shown], rates)
             answers = jax.vmap(functools.partial(respond, network, weights))(patterns)
             return weights, ((answers == targets)[:, -last:].all(), flows)
 
         def chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, WeightFlows]]:
-            weights, (solved, flows) = jax.lax.scan(one, weights, keys)
+            weights, (solved, flows) = jax.lax.scan(learn, weights, keys)
             return weights, (solved, weights, jax.tree.map(lambda flow: flow.sum(), flows))
 
         _, (solved, after, flows) = jax.lax.scan(chunk, weights, jax.random.split(order, (chunks, CHUNK)))
@@ -175,11 +176,11 @@ class BrigadeResult:
 
     Attributes:
         condition: the condition.
-        solved: bool [seeds, presentations], whether all answers are right after each.
+        solved: bool [seeds, presentations], whether all answers are correct after each.
         money: f64 [seeds, chunks + 1], the sum of all weights before and after every chunk.
-        injected: f64 [seeds, chunks], summed over each chunk; so are the next two.
-        dissipated: f64 [seeds, chunks].
-        circulated: f64 [seeds, chunks].
+        injected: f64 [seeds, chunks], rewards in each chunk.
+        dissipated: f64 [seeds, chunks], payments to inputs in each chunk.
+        circulated: f64 [seeds, chunks], payments to other units in each chunk.
     """
 
     condition: BrigadeCondition
@@ -191,17 +192,17 @@ class BrigadeResult:
 
     @property
     def found(self) -> np.ndarray:
-        """First presentation after which all answers are right: f [seeds], inf if there is none."""
+        """First presentation after which all answers are correct: f [seeds], inf if there is none."""
         return first_held(self.solved, 1)
 
     @property
     def held(self) -> np.ndarray:
-        """First presentation from which on all answers are right for `HOLD` presentations: f [seeds], inf if none."""
+        """First presentation of `HOLD` in a row with all answers correct: f [seeds], inf if there is none."""
         return first_held(self.solved, HOLD)
 
     @property
     def residual(self) -> np.ndarray:
-        """Change of the sum of weights that no flow explains, over the amount moved: f [seeds]."""
+        """Change of the sum of weights that flows do not explain, over the amount moved: f [seeds]."""
         named = (self.injected - self.dissipated).sum(1)
         moved = (self.injected + self.dissipated + self.circulated).sum(1)
         return np.abs(self.money[:, -1] - self.money[:, 0] - named) / moved
@@ -221,9 +222,9 @@ def measure(condition: BrigadeCondition, seeds: int, seed: int, presentations: i
     rates = Rates(reward=condition.reward)
     trained = _train(condition.network, presentations // CHUNK, condition.last, patterns, targets, keys, rates)
     solved, weights, flows = jax.device_get(trained)
-    book = jax.tree.map(lambda flow: np.asarray(flow, np.float64), flows)
+    recorded = jax.tree.map(lambda flow: np.asarray(flow, np.float64), flows)
     money = np.asarray(weights, np.float64).sum((2, 3))
-    return BrigadeResult(condition, solved, money, book.injected, book.dissipated, book.circulated)
+    return BrigadeResult(condition, solved, money, recorded.injected, recorded.dissipated, recorded.circulated)
 
 
 def _finite(value: float) -> int | None:
@@ -236,7 +237,7 @@ def _quantile(values: np.ndarray, at: float) -> float:
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
-    """How many runs came so far, when on average (those that did), and the quartiles over all runs."""
+    """The number of finite values, their mean, and the quartiles of all values, as columns of a table."""
     reached = values[np.isfinite(values)]
     return {
         name: tally(np.isfinite(values)),
@@ -247,45 +248,45 @@ def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _row(finding: BrigadeResult) -> dict[str, Any]:
+def _row(result: BrigadeResult) -> dict[str, Any]:
     return {
-        "task": finding.condition.task,
-        "setting": finding.condition.setting,
-        **_spread("held", finding.held),
-        "paper": finding.condition.published or None,
-        **_spread("found", finding.found),
-        "solved late": float(finding.solved[:, -500:].mean()),
-        "money": float(finding.money[:, -1].mean()),
+        "task": result.condition.task,
+        "setting": result.condition.setting,
+        **_spread("held", result.held),
+        "paper": result.condition.published or None,
+        **_spread("found", result.found),
+        "solved late": float(result.solved[:, -500:].mean()),
+        "money": float(result.money[:, -1].mean()),
     }
 
 
-def _runs(finding: BrigadeResult) -> list[dict[str, Any]]:
+def _runs(result: BrigadeResult) -> list[dict[str, Any]]:
     return [
         {
-            "task": finding.condition.task,
-            "setting": finding.condition.setting,
+            "task": result.condition.task,
+            "setting": result.condition.setting,
             "seed": i,
-            "found": _finite(finding.found[i]),
-            "held": _finite(finding.held[i]),
-            "solved late": float(finding.solved[i, -500:].mean()),
-            "money before": float(finding.money[i, 0]),
-            "money after": float(finding.money[i, -1]),
-            "injected": float(finding.injected[i].sum()),
-            "dissipated": float(finding.dissipated[i].sum()),
-            "circulated": float(finding.circulated[i].sum()),
-            "residual": float(finding.residual[i]),
+            "found": _finite(result.found[i]),
+            "held": _finite(result.held[i]),
+            "solved late": float(result.solved[i, -500:].mean()),
+            "money before": float(result.money[i, 0]),
+            "money after": float(result.money[i, -1]),
+            "injected": float(result.injected[i].sum()),
+            "dissipated": float(result.dissipated[i].sum()),
+            "circulated": float(result.circulated[i].sum()),
+            "residual": float(result.residual[i]),
         }
-        for i in range(len(finding.solved))
+        for i in range(len(result.solved))
     ]
 
 
-def _verdicts(findings: list[BrigadeResult]) -> list[Verdict]:
-    by_name = {(f.condition.task, f.condition.setting): f for f in findings}
+def _verdicts(results: list[BrigadeResult]) -> list[Verdict]:
+    by_name = {(f.condition.task, f.condition.setting): f for f in results}
 
     def held(task: str, setting: str) -> np.ndarray:
         return np.isfinite(by_name[task, setting].held)
 
-    budget, unexplained = f"{findings[0].solved.shape[1]:,}", np.max([f.residual.max() for f in findings])
+    budget, unexplained = f"{results[0].solved.shape[1]:,}", np.max([f.residual.max() for f in results])
     published, control = by_name["XOR", "published"], by_name["XOR", "no reward"]
     first, lasting, light_held = published.found, published.held, by_name["light", "published"].held
     verdicts = [
@@ -302,10 +303,10 @@ def _verdicts(findings: list[BrigadeResult]) -> list[Verdict]:
         verdicts.append(
             Verdict(
                 "XOR takes as long as published: 619 presentations on average", "not testable", once.value,
-                f"right once after {once.value:.0f} [{once.low:.0f}, {once.high:.0f}], and "
-                f"{tally(np.isfinite(control.found))} are without reward, too; held from "
+                f"found after {once.value:.0f} [{once.low:.0f}, {once.high:.0f}], also in "
+                f"{tally(np.isfinite(control.found))} runs without reward; held from "
                 f"{kept.value:.0f} [{kept.low:.0f}, {kept.high:.0f}] on, {kept.value / 4:.0f} per pattern; "
-                "we do not know which was counted",
+                "the paper does not say which was counted",
             )
         )  # fmt: skip
     share = held("light", "published").mean()
@@ -319,53 +320,57 @@ def _verdicts(findings: list[BrigadeResult]) -> list[Verdict]:
             f"{tally(held('light', 'no reward'))} without reward",
         ),
         Verdict.of(
-            "the same, asked a dark tick after the light has gone (our variant)",
+            "the direction of a light is learned in 9 of 10 runs if it is tested one dark tick later (our variant)",
             held("light", "6 ticks").mean() >= _SOLVED, held("light", "6 ticks").mean(),
             f"{tally(held('light', '6 ticks'))} hold a solution with a sixth, dark tick",
         ),
         Verdict.of(
-            "every change of the money supply has a name",
+            "named flows explain every change of the money supply",
             bool(unexplained < 1e-5), unexplained,
-            f"{unexplained:.1e} of the weight that moved is unexplained, at most",
+            f"at most {unexplained:.1e} of the weight that moved is unexplained",
         ),
     ]  # fmt: skip
 
 
-def _figures(findings: list[BrigadeResult]) -> dict[str, Any]:
+def _figures(results: list[BrigadeResult]) -> dict[str, Any]:
     curves, axes = plotting.figure(columns=2, width=6.5)
     for ax, task, published, patterns in zip(axes, ("XOR", "light"), (619, 223), (4, 2), strict=True):
-        chosen = [f for f in findings if f.condition.task == task]
+        chosen = [f for f in results if f.condition.task == task]
         n = chosen[0].solved.shape[1]
-        for i, finding in enumerate(chosen):
-            now = finding.solved.reshape(len(finding.solved), -1, CHUNK).mean((0, 2))
+        for i, result in enumerate(chosen):
+            now = result.solved.reshape(len(result.solved), -1, CHUNK).mean((0, 2))
             x = CHUNK * np.arange(0.5, len(now))
-            ax.plot(x, now, color=f"C{i}", linewidth=2, label=finding.condition.setting)
-            if finding.condition.setting in ("published", "no reward"):
-                once = np.maximum.accumulate(finding.solved, axis=1).mean(0)
-                label = f"{finding.condition.setting}: have been, once"
+            ax.plot(x, now, color=f"C{i}", linewidth=2, label=result.condition.setting)
+            if result.condition.setting in ("published", "no reward"):
+                once = np.maximum.accumulate(result.solved, axis=1).mean(0)
+                label = f"{result.condition.setting}: found so far"
                 ax.plot(np.arange(1, n + 1), once, color=f"C{i}", linewidth=1, label=label)
         if task == "XOR":
-            ax.axvline(published, color="black", linestyle="--", linewidth=1, label=f"published: {published}, in all")
+            ax.axvline(published, color="black", linestyle="--", linewidth=1, label=f"published: {published} in total")
         ax.axvline(
-            patterns * published, color="black", linestyle=":", linewidth=1.2, label=f"published: {published}, of each"
+            patterns * published,
+            color="black",
+            linestyle=":",
+            linewidth=1.2,
+            label=f"published: {published} per pattern",
         )
         ax.set(xscale="log", xlim=(10, n))
         ax.set(
             xlabel="presentations",
             ylabel="share of runs",
-            title=f"{task}: runs whose answers are all right",
+            title=f"{task}: runs whose answers are all correct",
         )
         # One legend for each panel, because the published numbers differ.
         ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     money, axes = plotting.figure(columns=2, width=6.5)
-    shown = [f for f in findings if f.condition.setting == "published"]
-    for ax, finding in zip(axes, shown, strict=True):
-        x = CHUNK * np.arange(finding.money.shape[1])
+    shown = [f for f in results if f.condition.setting == "published"]
+    for ax, result in zip(axes, shown, strict=True):
+        x = CHUNK * np.arange(result.money.shape[1])
         flows = {
-            "all weights": finding.money,
-            "injected so far: rewards": finding.injected,
-            "dissipated so far: paid to inputs": finding.dissipated,
-            "circulated so far: paid to other units": finding.circulated,
+            "all weights": result.money,
+            "injected so far: rewards": result.injected,
+            "dissipated so far: paid to inputs": result.dissipated,
+            "circulated so far: paid to other units": result.circulated,
         }
         for i, (label, flow) in enumerate(flows.items()):
             total = flow if i == 0 else np.cumsum(np.pad(flow, ((0, 0), (1, 0))), axis=1)
@@ -374,7 +379,7 @@ def _figures(findings: list[BrigadeResult]) -> dict[str, Any]:
         ax.set(
             xlabel="presentations",
             ylabel="weight",
-            title=f"{finding.condition.task}, published settings: where the money goes",
+            title=f"{result.condition.task}, published settings: money and its flows",
         )
         ax.legend(frameon=False, fontsize=8)
     return {"neural-bucket-brigade": curves, "money": money}
@@ -383,21 +388,22 @@ def _figures(findings: list[BrigadeResult]) -> dict[str, Any]:
 def run(options: ExperimentOptions) -> Report:
     """Train every condition and test the claims."""
     presentations = 4000 if options.quick else 6000
-    findings: list[BrigadeResult] = []
+    results: list[BrigadeResult] = []
     with tables.progress("neural-bucket-brigade", unit="conditions", shown=options.progress) as bar:
         for condition in CONDITIONS:
-            findings.append(measure(condition, options.seeds, options.seed, presentations))
-            note = f"{condition.task}, {condition.setting}: {tally(np.isfinite(findings[-1].held))}"
-            bar(len(findings), len(CONDITIONS), note)
+            results.append(measure(condition, options.seeds, options.seed, presentations))
+            note = f"{condition.task}, {condition.setting}: {tally(np.isfinite(results[-1].held))}"
+            bar(len(results), len(CONDITIONS), note)
     table = ResultTable(
         "neural-bucket-brigade",
-        f"presentations until it is solved, of {presentations:,}",
-        [_row(finding) for finding in findings],
-        f"held: all patterns answered right, without learning, after each of {HOLD} presentations in a row\n"
-        "found: once, which they are by accident, too · mean: of the runs that did; medians are over all\n"
-        "paper: its mean to find a solution; × 4, × 2: reported per pattern\n"
-        "8 ticks, 6 ticks: how long a presentation is · no direct links: inputs feed hidden units only\n"
-        "2 + 2 hidden: two subsets of two units, which compete apart",
+        f"presentations until a solution, of {presentations:,}",
+        [_row(result) for result in results],
+        f"held: all answers are correct, without learning, after each of {HOLD} presentations in a row\n"
+        "found: all answers are correct once, which also happens by chance\n"
+        "mean: over the runs with a solution; medians are over all runs\n"
+        "paper: its mean number of presentations to a solution; × 4, × 2: reported per pattern\n"
+        "8 ticks, 6 ticks: length of a presentation · no direct links: inputs feed hidden units only\n"
+        "2 + 2 hidden: two subsets of two units, with a competition in each",
         aside=(
             "held quartile 1",
             "held quartile 3",
@@ -409,8 +415,8 @@ def run(options: ExperimentOptions) -> Report:
         ),
     )
     runs = ResultTable(
-        "runs", "every run", [row for finding in findings for row in _runs(finding)],
-        "money: the sum of all weights; residual: its change that no flow explains, over the weight that moved",
+        "runs", "every run", [row for result in results for row in _runs(result)],
+        "money: the sum of all weights; residual: its unexplained change over the weight that moved",
         shown=False,
     )  # fmt: skip
     settings = {
@@ -420,6 +426,6 @@ def run(options: ExperimentOptions) -> Report:
         "payment": Rates().payment,
         "reward": Rates().reward,
         "hold": HOLD,
-        "conservation_residual": float(np.max([finding.residual.max() for finding in findings])),
+        "conservation_residual": float(np.max([result.residual.max() for result in results])),
     }
-    return Report(settings=settings, tables=[table, runs], verdicts=_verdicts(findings), figures=_figures(findings))
+    return Report(settings=settings, tables=[table, runs], verdicts=_verdicts(results), figures=_figures(results))

@@ -1,7 +1,7 @@
 """The numerical experiments of Chang et al. (2020, §6.1): Bandit, Chain and Duality.
 
 {bucket brigade, Vickrey, credit-conserving Vickrey, environment reward} × {solitary, cloned}, each with the paper's
-settings and with tuned ones, many seeds in one vmapped call. Learning rates, entropy weights and the length of a
+settings and with tuned ones, and many seeds in one vmapped call. Learning rates, entropy weights and the length of a
 run are traced, so that both settings share one compiled program per mechanism and number of clones.
 """
 
@@ -23,6 +23,7 @@ from jaxmarket.experiments.report import (
     interquartile_mean,
     tally,
 )
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import fresh_rollout
@@ -36,9 +37,15 @@ from jaxmarket.view import plotting
 __all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
-# The learner's defaults are the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
+# `PPO_SOCIETY` has the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
 # A trace decay of 0 has no effect; it is set so that all settings share one program.
-_PUBLISHED = {"time_limits": "terminal", "log_every": 10, "steps": 500 * _UPDATE, "trace_decay": 0.0}
+_PUBLISHED = {
+    "hidden": (16,),
+    "time_limits": "terminal",
+    "log_every": 10,
+    "steps": 500 * _UPDATE,
+    "trace_decay": 0.0,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": _PUBLISHED,
     "tuned": _PUBLISHED | {"steps": 300 * _UPDATE, "learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8},
@@ -68,7 +75,7 @@ REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
         "bb": (-3.6, -1.4, 2.5, 4.3, 4.7),
     },
 }
-"""Returns at updates 50, 100, 200, 300, 500 of an independent restatement of the paper's released code (one seed)."""
+"""Returns of an independent reimplementation of the released code at updates 50, 100, 200, 300, 500; one seed."""
 
 _WITHIN = 0.01  # of the optimum
 _TRUTHFUL = 0.05
@@ -121,7 +128,7 @@ def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]
             chosen |= QUICK
         elif options.full and settings in ("published", "beta"):
             chosen["steps"] = 2000 * _UPDATE
-        return TrainConfig(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
+        return train_config(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
     return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
 
@@ -225,15 +232,15 @@ def account_names(society: Society) -> list[str]:
     return [*bidders, *ACCOUNTS]
 
 
-# --- the paper's claims; each judges the cells (auction, society) of one settings
+# --- the paper's claims; each function tests the conditions (auction, society) of one of the settings
 
 
 def _truthful(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     claim, ccv = "cloned ccv bids are truthful", cells["ccv", "cloned"]
     if not ccv.truth_in_range:
-        return Verdict(claim, "not testable", None, "Q* lies outside the bids' range (0, 1)")
+        return Verdict(claim, "not testable", None, "Q* is outside the range of bids, (0, 1)")
     error = interquartile_mean(ccv.winner_error)
-    evidence = f"mean |highest bid - max Q*| over visited states {error}, wanted {_TRUTHFUL}"
+    evidence = f"mean |highest bid - max Q*| over visited states {error}, required {_TRUTHFUL}"
     return Verdict.of(claim, error.value <= _TRUTHFUL, error.value, evidence)
 
 
@@ -249,14 +256,14 @@ def _conserving(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
         auction: float(np.max([np.abs(cells[auction, s].late("subsidy")).max() for s in ("cloned", "solitary")]))
         for auction in ("bb", "ccv", "vickrey")
     }
-    residual = float(np.max([finding.run.metrics["conservation_residual"].max() for finding in cells.values()]))
+    residual = float(np.max([result.run.metrics["conservation_residual"].max() for result in cells.values()]))
     return Verdict.of(
         "bb and ccv conserve credit, vickrey mints it",
         max(minted["bb"], minted["ccv"]) == 0 < minted["vickrey"] and residual < _CONSERVED,
         minted["vickrey"],
-        "minted per auction, at most: "
+        "largest amount minted per auction: "
         + ", ".join(f"{auction} {amount:.3g}" for auction, amount in minted.items())
-        + f"; unaccounted {residual:.1e} of the money",
+        + f"; unexplained {residual:.1e} of the money moved",
     )
 
 
@@ -267,7 +274,7 @@ def _clones_matter(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
     if not (cloned.truth_in_range and alone.truth_in_range):
         return Verdict.of("clones matter (ccv)", gain.low > 0, gain.value, evidence)
     nearer = interquartile_mean(alone.winner_error - cloned.winner_error)
-    evidence += f"; winning bids nearer to Q* by {nearer}"
+    evidence += f"; winning bids are closer to Q* by {nearer}"
     return Verdict.of("clones matter (ccv)", gain.low > 0 or nearer.low > 0, nearer.value, evidence)
 
 
@@ -284,9 +291,9 @@ def _best(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
 _ONE_CELL, _ALL_CELLS = (_truthful, _optimal), (_truthful, _optimal, _conserving, _clones_matter, _best)
 
 
-def _verdicts(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[Verdict]:
-    for settings in dict.fromkeys(key[0] for key in findings):
-        cells = {key[1:]: finding for key, finding in findings.items() if key[0] == settings}
+def _verdicts(results: dict[tuple[str, str, str], NumericalResult]) -> Iterator[Verdict]:
+    for settings in dict.fromkeys(key[0] for key in results):
+        cells = {key[1:]: result for key, result in results.items() if key[0] == settings}
         for claim in _ALL_CELLS if len(cells) > 1 else _ONE_CELL:
             verdict = claim(cells)
             yield dataclasses.replace(verdict, claim=f"[{settings}] {verdict.claim}")
@@ -295,16 +302,16 @@ def _verdicts(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator
 # --- figures
 
 
-def _draw_curves(findings: dict[tuple[str, str, str], NumericalResult], env: str, optimum: float) -> Any:
-    settings = list(dict.fromkeys(key[0] for key in findings))
+def _draw_curves(results: dict[tuple[str, str, str], NumericalResult], env: str, optimum: float) -> Any:
+    settings = list(dict.fromkeys(key[0] for key in results))
     fig, axes = plotting.figure(columns=len(settings), width=5.5)
     colors = dict(zip(auctions.MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
     for ax, chosen in zip(axes, settings, strict=True):
-        for (name, auction, society), finding in findings.items():
+        for (name, auction, society), result in results.items():
             if name != chosen:
                 continue
-            curve = finding.run.metrics["return_mean"]
-            updates = np.arange(1, len(curve) + 1) * finding.condition.config.settings.updates_per_chunk
+            curve = result.run.metrics["return_mean"]
+            updates = np.arange(1, len(curve) + 1) * result.condition.config.settings.updates_per_chunk
             low, middle, high = np.nanpercentile(curve, (25, 50, 75), axis=1)
             style = "-" if society == "cloned" else ":"
             label = f"{auction}, {society}"
@@ -316,12 +323,12 @@ def _draw_curves(findings: dict[tuple[str, str, str], NumericalResult], env: str
     return fig
 
 
-def _draw_bids(findings: dict[tuple[str, str, str], NumericalResult], env: str) -> Any:
-    shown = [(key, f) for key, f in findings.items() if key[2] == "cloned" and key[1] != "env"]
+def _draw_bids(results: dict[tuple[str, str, str], NumericalResult], env: str) -> Any:
+    shown = [(key, f) for key, f in results.items() if key[2] == "cloned" and key[1] != "env"]
     fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
-    for ax, ((settings, auction, _), finding) in zip(axes, shown, strict=False):
-        plotting.draw_bids(ax, finding.run, f"{env}, {auction}, cloned, {settings}")
-        if not finding.truth_in_range:  # otherwise the range of Q* would hide the bids
+    for ax, ((settings, auction, _), result) in zip(axes, shown, strict=False):
+        plotting.draw_bids(ax, result.run, f"{env}, {auction}, cloned, {settings}")
+        if not result.truth_in_range:  # otherwise the range of Q* would hide the bids
             ax.set_ylim(0, 1.25)
     for ax in axes[len(shown) :]:
         ax.remove()
@@ -350,30 +357,30 @@ def run(env: str, options: ExperimentOptions) -> Report:
     finished = options.train(wanted, env)
     compiled = fitting.compiles() - before
     optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
-    findings = {
+    results = {
         (c.settings, str(c.config.settings.values["auction"]), c.society): NumericalResult(c, finished[c.name], optimum)
         for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
     }
     money = {
-        name: who_paid_whom(findings["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
+        name: who_paid_whom(results["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
         for name in auctions.MECHANISMS
     }
-    names = account_names(findings["tuned", "ccv", "cloned"].condition.config.settings.society)
+    names = account_names(results["tuned", "ccv", "cloned"].condition.config.settings.society)
     tables = [
         ResultTable(
             "conditions",
             f"{env}: {options.seeds} seeds per condition, optimum {optimum:.3f}",
-            [finding.row() for finding in findings.values()],
+            [result.row() for result in results.values()],
             "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
             "solved: seeds whose greedy return is within 1% of the optimum\n"
             "sampled: return with sampled bids, in the last tenth of training\n"
             "|bid-Q*|: of the highest bid, mean over visited states; – where bids cannot reach Q*\n"
-            "minted: by the auctioneer, per auction · beta: the published settings with Beta bids, as published",
+            "minted: by the auctioneer, per auction · beta: the published settings with the published Beta bids",
             aside=("updates", "greedy", "lowest", "every |bid-Q*|", "residual", "gini"),
         ),
-        ResultTable("learning", f"{env}: sampled return at updates 50 to 500, cloned", list(_learning(env, findings)),
-              "reference: an independent restatement of the released code, Beta bids, one seed"),
-        ResultTable("bids", f"{env}: greedy bids", list(_bids(findings)), shown=False),
+        ResultTable("learning", f"{env}: sampled return at updates 50 to 500, cloned", list(_learning(env, results)),
+              "reference: an independent reimplementation of the released code, Beta bids, one seed"),
+        ResultTable("bids", f"{env}: greedy bids", list(_bids(results)), shown=False),
         ResultTable("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", [
             {"auction": auction, "pays": names[i], "is paid": names[j], "money": float(amount)}
             for auction, table in money.items() for (i, j), amount in np.ndenumerate(table) if abs(amount) >= 0.0005
@@ -392,16 +399,16 @@ def run(env: str, options: ExperimentOptions) -> Report:
             **{c.settings: SETTINGS[c.settings] | {"steps": c.config.settings.steps} for c in wanted},
         },
         tables=tables,
-        verdicts=list(_verdicts(findings)),
+        verdicts=list(_verdicts(results)),
         figures={
-            "learning_curves": _draw_curves(findings, env, optimum),
-            "bids": _draw_bids(findings, env),
+            "learning_curves": _draw_curves(results, env, optimum),
+            "bids": _draw_bids(results, env),
             "ledger": _draw_ledgers(money, names, env),
         },
     )
 
 
-def _learning(env: str, findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
+def _learning(env: str, results: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
     for auction in ("ccv", "bb", "vickrey", "env"):
         if auction in REFERENCE[env]:
             yield {
@@ -409,10 +416,10 @@ def _learning(env: str, findings: dict[tuple[str, str, str], NumericalResult]) -
                 "settings": "reference",
                 **dict(zip(_columns(), REFERENCE[env][auction], strict=True)),
             }
-        for (settings, name, society), finding in findings.items():
+        for (settings, name, society), result in results.items():
             if name == auction and society == "cloned":
-                curve = finding.run.metrics["return_mean"]
-                every = finding.condition.config.settings.updates_per_chunk
+                curve = result.run.metrics["return_mean"]
+                every = result.condition.config.settings.updates_per_chunk
                 at = [at // every - 1 for at in _AT]
                 values = [float(np.median(curve[i])) if i < len(curve) else None for i in at]
                 yield {"auction": auction, "settings": settings, **dict(zip(_columns(), values, strict=True))}
@@ -422,9 +429,9 @@ def _columns() -> list[str]:
     return [f"at {at}" for at in _AT]
 
 
-def _bids(findings: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
-    for (settings, auction, society), finding in findings.items():
-        run = finding.run
+def _bids(results: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
+    for (settings, auction, society), result in results.items():
+        run = result.run
         assert run.q is not None and run.bids is not None and run.visited is not None
         for (s, p), q in np.ndenumerate(run.q):
             yield {

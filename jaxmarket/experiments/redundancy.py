@@ -1,4 +1,4 @@
-"""Robustness by redundancy: a trained society loses an agent (Chang et al. 2020, §5 and §6.1).
+"""Robustness by redundancy: the removal of bidders from a trained society (Chang et al. 2020, §5 and §6.1).
 
 Societies are trained, then one bidder is removed permanently: the one with the highest bid, any other one, or a
 primitive with all its clones. The return is measured immediately, and after further training without it. Societies have
@@ -18,6 +18,7 @@ import numpy as np
 from jaxmarket import evaluation
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files, fitting
@@ -63,15 +64,15 @@ def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
     chosen = [
-        RedundancyCondition(name, TrainConfig("Chain-v0", **{**budget, **kind}), retrain)
+        RedundancyCondition(name, train_config("Chain-v0", **{**budget, **kind}), retrain)
         for name, kind in kinds.items()
     ]
     for name, kind in kinds.items():
         # No dropout is expressed as a dropout of 0, so that both share one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
-        chosen.append(RedundancyCondition(name, TrainConfig("Bandit-v0", **bandit), retrain))
+        chosen.append(RedundancyCondition(name, train_config("Bandit-v0", **bandit), retrain))
         if kind.get("share_clones", True):
-            with_dropout = TrainConfig("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
+            with_dropout = train_config("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
             chosen.append(RedundancyCondition(f"{name}, dropout", with_dropout, retrain))
     return chosen
 
@@ -82,12 +83,12 @@ def _chunk(
 ) -> tuple[TrainState, Array]:
     """One chunk of every seed, each with its own present bidders: states [seeds, ...], present bool [seeds, A]."""
 
-    def one(state: TrainState, present: Array) -> tuple[TrainState, Array]:
+    def update(state: TrainState, present: Array) -> tuple[TrainState, Array]:
         here, env_params = hyper.replace(present=present), program.society.env.default_params
         state, metrics = program.chunk(state, env_params, here)
         return state, metrics["return_mean"]
 
-    return jax.vmap(one)(states, present)
+    return jax.vmap(update)(states, present)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -95,12 +96,12 @@ def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> A
     """Mean return of new episodes with greedy bids of the present bidders: f [seeds]."""
     society = dataclasses.replace(society, greedy=True)
 
-    def one(params: PyTree, key: Array, present: Array) -> Array:
+    def mean_return(params: PyTree, key: Array, present: Array) -> Array:
         rules = Rules(present=present)
         episodes = evaluation.evaluate(society, params, key, society.env.default_params, 32, rules=rules)
         return divergence.valid(episodes.returns.mean(), params)
 
-    return jax.vmap(one)(params, keys, present)
+    return jax.vmap(mean_return)(params, keys, present)
 
 
 def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,11 +114,11 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     seeds, bidders = len(greedy), society.bidders
     bids = np.repeat(greedy, society.members, axis=1)
     best = bids.argmax(1)
-    everyone = np.ones((seeds, 1, bidders), bool)
+    all_present = np.ones((seeds, 1, bidders), bool)
     without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: all bidders except a
     primitive = np.arange(bidders) // society.clones
     return {
-        "nobody": everyone,
+        "none": all_present,
         "best bidder": without[np.arange(seeds), best][:, None],
         "any other": np.stack([np.delete(w, b, axis=0) for w, b in zip(without, best, strict=True)]),
         "best primitive": (primitive != primitive[best][:, None])[:, None],
@@ -129,15 +130,15 @@ Returns = dict[str, dict[str, list[float]]]
 
 
 def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: Any) -> Returns:
-    """Train, remove a bidder, measure, train again, measure."""
+    """Train, remove bidders, and measure the return before and after further training."""
     config = condition.config
     program, society = config.settings.trainable, config.settings.society
     hyper = config.settings.hyperparameters.as_arrays()
     key = key_of(options.seed)
-    everyone = jnp.ones((config.seeds, society.bidders), bool)
+    all_present = jnp.ones((config.seeds, society.bidders), bool)
     state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
     for _ in range(program.chunks):
-        state, returns = _chunk(program, state, hyper, everyone)
+        state, returns = _chunk(program, state, hyper, all_present)
         show(f"{condition.label}: return {float(jnp.nanmean(returns)):.3f}")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
@@ -205,25 +206,25 @@ def run(options: ExperimentOptions) -> Report:
         any_other = find(env, "cloned", "any other")
         verdicts += [
             Verdict.of(
-                f"[{env}] a cloned society outlives its best bidder at once, a solitary one does not",
+                f"[{env}] a cloned society keeps its return when its best bidder is removed, a solitary one does not",
                 cloned["at once"].low > alone["at once"].high, cloned["at once"].value - alone["at once"].value,
                 f"return at once {cloned['at once']} against {alone['at once']}; "
-                f"after training on {cloned['trained on']} against {alone['trained on']}",
+                f"after further training {cloned['trained on']} against {alone['trained on']}",
             ),
             Verdict.of(
-                f"[{env}] a cloned society outlives any other bidder",
+                f"[{env}] a cloned society keeps its return when any other bidder is removed",
                 any_other["optimal at once"] == any_other["optimal after"] == f"{options.seeds}/{options.seeds}",
                 any_other["lowest"],
-                f"worst removal of each seed: at once {any_other['at once']}, after {any_other['trained on']}",
+                f"worst removal of each seed: at once {any_other['at once']}, later {any_other['trained on']}",
             ),
         ]  # fmt: skip
     dropped, plain = (find("Bandit-v0", name, "best primitive") for name in ("cloned, dropout", "cloned"))
     verdicts.append(
         Verdict.of(
-            "[Bandit-v0] dropout in training prepares for the loss of the best condition",
+            "[Bandit-v0] dropout in training makes a society robust to the removal of the best primitive",
             dropped["at once"].low > plain["at once"].high,
             dropped["at once"].value - plain["at once"].value,
-            f"return at once without the best condition (.6 is best): {dropped['at once']}, "
+            f"return at once without the best primitive (at most .6): {dropped['at once']}, "
             f"without dropout {plain['at once']}",
         )
     )
@@ -240,15 +241,15 @@ def run(options: ExperimentOptions) -> Report:
             )
             ax.bar(x, now, width * 0.9, color=f"C{every.index(society)}", label=society)
             ax.bar(x, later, width * 0.9, facecolor="none", edgecolor="black")
-        ax.bar(0, 0, facecolor="none", edgecolor="black", label="after training on")
+        ax.bar(0, 0, facecolor="none", edgecolor="black", label="after further training")
         ax.set_xticks(range(len(cases)), cases)
-        ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after training on")
+        ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after further training")
     plotting.legend_below(fig)
     table = ResultTable(
-        "redundancy", "a trained society loses an agent (ccv, tuned settings)", rows,
-        "greedy return of fresh episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap\n"
+        "redundancy", "removal of bidders from a trained society (ccv, tuned settings)", rows,
+        "greedy return of new episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
         "any other: the worst removal of each seed · best bidder: highest greedy bid for the first state · "
-        "best primitive: it and all its clones",
+        "best primitive: all clones of the best bidder",
         aside=("lowest", "lowest after", "optimal at once", "optimal after"),
     )  # fmt: skip
     settings = {"seeds": options.seeds, "quick": options.quick, "dropout": _DROPOUT, "tuned": SETTINGS["tuned"]}

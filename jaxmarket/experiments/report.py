@@ -80,7 +80,7 @@ class Verdict:
 
     @classmethod
     def of(cls, claim: str, confirmed: bool, number: float, evidence: str) -> "Verdict":
-        """The verdict of a claim that can be tested."""
+        """The verdict on a claim that can be tested."""
         return cls(claim, "confirmed" if confirmed else "not confirmed", float(number), evidence)
 
 

@@ -87,7 +87,7 @@ class TransferCondition:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The entry of a report's ``arms``; steps are null if no seed reached the level."""
+        """The entry of a report's ``agents``; steps are null if no seed reached the level."""
         return {
             **first_task(self.first),
             "success_transfer": _spread(np.array(self.second.summary["sampled_termination_rate_seeds"])),
@@ -149,9 +149,9 @@ def draw_curves(ax: Any, runs: dict[str, SavedRun], *, metric: str = "terminatio
     ax.set(xlabel="environment steps per seed", title=title)
 
 
-def draw_weights(arms: list[TransferCondition]) -> Any:
+def draw_weights(agents: list[TransferCondition]) -> Any:
     """A figure of the relative change of every part of every condition: mean over seeds, and range as bars."""
-    fig, axes = plotting.figure(columns=len(arms), width=5.0, height=5.0)
-    for i, (ax, arm) in enumerate(zip(axes, arms, strict=True)):
-        plotting.draw_weight_changes(ax, arm.weights, color=f"C{i}", title=arm.name)
+    fig, axes = plotting.figure(columns=len(agents), width=5.0, height=5.0)
+    for i, (ax, agent) in enumerate(zip(axes, agents, strict=True)):
+        plotting.draw_weight_changes(ax, agent.weights, color=f"C{i}", title=agent.name)
     return fig

@@ -1,15 +1,15 @@
 """The scope of truthfulness: one auction against a whole episode.
 
-*One auction*: under second prices no bid is better than one's value (Vickrey 1961). *A whole episode*: the owner
-of a state is paid at its next auction, in which it may bid itself. If all others bid Q*, one bidder's best
-strategy solves a decision process over (state, whether it owns the state), which is solved exactly here; its gain over
-truthful bidding is measured by the discounted sum of its utilities, γᵗ (r + γ · payout - price). Under `vickrey` the
+*One auction*: under second prices no bid is better than the bidder's value (Vickrey 1961). *A whole episode*: the owner
+of a state is paid at the next auction, in which it may bid itself. If all other bidders bid Q*, the best strategy of
+one bidder solves a decision process over (state, whether it owns the state). It is computed exactly here; its gain over
+truthful bidding is the difference of the discounted sums of utilities, γᵗ (r + γ · payout - price). Under `vickrey` the
 seller receives the highest bid, its own included, and the auctioneer mints the difference: overbidding for one's own
 state is profitable.
 
-The second question is whether this explains why `vickrey` fails on Chain. The paper's learner cannot plan over the
-episode: a bid is credited with its purchase, never with a sale it influences, and bidders do not observe the owner of
-the state. Money may also be minted because of noise, since the seller receives the *highest* of several sampled bids.
+The second question is whether this explains why `vickrey` fails on Chain. The paper's learner cannot plan over an
+episode: the utility of a bid contains its purchase but no sale that it influences, and bidders do not observe the owner
+of the state. Noise in the bids also mints money, because the seller receives the *highest* of several sampled bids.
 Therefore societies are trained with smaller entropy weights, without noise, and with contracts (`settle`, λ = .8),
 which keep most of the minted money out of the utilities (and propagate values faster).
 """
@@ -27,10 +27,11 @@ from jaxmarket.auctions import MECHANISMS, Mechanism
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.numerical import QUICK, SETTINGS, NumericalCondition, NumericalResult
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
+from jaxmarket.learners import Valuation
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society
-from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
@@ -53,13 +54,13 @@ def one_shot_gain(mechanism: Mechanism, points: int = 101) -> tuple[float, float
     """
     grid = (np.arange(points) + 0.5) / points
 
-    def utility(value: Array, bid: Array, rival: Array) -> Array:
-        outcome = auctions.clear(jnp.stack([bid, rival]))
+    def utility(value: Array, bid: Array, other: Array) -> Array:
+        outcome = auctions.clear(jnp.stack([bid, other]))
         return jnp.where(outcome.winner == 0, value - mechanism.price(outcome), 0)
 
     with jax.enable_x64(True):
-        every = jax.vmap(jax.vmap(jax.vmap(utility, (None, None, 0)), (None, 0, None)), (0, None, None))
-        table = np.asarray(every(*(jnp.asarray(grid),) * 3))  # [v, bid, y]
+        utilities = jax.vmap(jax.vmap(jax.vmap(utility, (None, None, 0)), (None, 0, None)), (0, None, None))
+        table = np.asarray(utilities(*(jnp.asarray(grid),) * 3))  # [v, bid, y]
     truth = table[np.arange(points), np.arange(points)]
     gain = table - truth[:, None]
     density = 3 * grid**2 / (3 * grid**2).sum()
@@ -68,12 +69,12 @@ def one_shot_gain(mechanism: Mechanism, points: int = 101) -> tuple[float, float
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """One bidder's position in a market whose other bidders all bid Q*.
+    """The position of one bidder in a market in which all other bidders bid Q*.
 
     Attributes:
         mdp: the process.
         mechanism: the auction.
-        clones: bidders per primitive, this one included.
+        clones: bidders per primitive, including this one.
         primitive: primitive of the bidder.
         horizon: number of auctions until the market closes, after which no seller is paid; None: it never closes.
     """
@@ -111,12 +112,14 @@ class Seat:
         return float(self.mdp.start @ value[:, 0])
 
     def _auctions(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Every auction, averaged over ties: money f [S, 2, L], and f [S, 2, L, 2, S'] what follows, by who wins."""
+        """Expected money of each auction over ties, f [S, 2, L], and the next states by winner, f [S, 2, L, 2, S']."""
         mdp, me = self.mdp, self.primitive * self.clones
         mine = np.arange(mdp.num_actions * self.clones) == me
         with jax.enable_x64(True):
-            rivals = jnp.repeat(jnp.asarray(mdp.optimal_q()), self.clones, axis=1)
-            odds, price, payout = (np.asarray(x) for x in _auctions(self.mechanism, rivals, me, jnp.asarray(choices)))
+            others_bids = jnp.repeat(jnp.asarray(mdp.optimal_q()), self.clones, axis=1)
+            odds, price, payout = (
+                np.asarray(x) for x in _auctions(self.mechanism, others_bids, me, jnp.asarray(choices))
+            )
         owns = np.array([0.0, 1.0])[None, :, None]
         won = odds[..., me] * (mdp.rewards[:, self.primitive, None, None] - price[..., me])
         earned = owns * (odds * payout).sum(-1) + won
@@ -126,17 +129,17 @@ class Seat:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _auctions(mechanism: Mechanism, rivals: Array, me: Array | int, choices: Array) -> tuple[Array, Array, Array]:
+def _auctions(mechanism: Mechanism, others_bids: Array, me: Array | int, choices: Array) -> tuple[Array, Array, Array]:
     """Win probabilities, prices and payouts for the others' bids f [S, A] and own bids f [S, 2, L]."""
-    everyone = jnp.ones(rivals.shape[1], bool)
+    eligible = jnp.ones(others_bids.shape[1], bool)
 
-    def auction(rivals: Array, bid: Array) -> tuple[Array, Array, Array]:
-        bids = rivals.at[me].set(bid)
-        outcomes = jax.vmap(lambda w: auctions.award(bids, w, everyone))(jnp.arange(len(everyone)))
+    def auction(others_bids: Array, bid: Array) -> tuple[Array, Array, Array]:
+        bids = others_bids.at[me].set(bid)
+        outcomes = jax.vmap(lambda w: auctions.award(bids, w, eligible))(jnp.arange(len(eligible)))
         tied = bids == bids.max()
         return tied / tied.sum(), jax.vmap(mechanism.price)(outcomes), jax.vmap(mechanism.payout)(outcomes)
 
-    return jax.vmap(jax.vmap(jax.vmap(auction, (None, 0)), (None, 0)))(rivals, choices)
+    return jax.vmap(jax.vmap(jax.vmap(auction, (None, 0)), (None, 0)))(others_bids, choices)
 
 
 # --- why vickrey fails on Chain
@@ -168,11 +171,13 @@ def _chain_conditions(options: ExperimentOptions) -> dict[str, NumericalConditio
         "contract": {"trace_decay": 0.8},
     }
     wanted = [
-        NumericalCondition(name, TrainConfig("Chain-v0", auction="vickrey", **(budget | change)))
+        NumericalCondition(name, train_config("Chain-v0", auction="vickrey", **(budget | change)))
         for name, change in changes.items()
     ]
-    wanted.append(NumericalCondition("noise-0.1", TrainConfig("Chain-v0", auction="ccv", **budget)))
-    exact = TrainConfig("Chain-v0", auction="vickrey", learner="valuation", seeds=options.seeds, steps=1_024_000)
+    wanted.append(NumericalCondition("noise-0.1", train_config("Chain-v0", auction="ccv", **budget)))
+    exact = train_config(
+        "Chain-v0", auction="vickrey", learner="valuation", hidden=(), seeds=options.seeds, steps=1_024_000
+    )
     wanted.append(NumericalCondition("noiseless", exact))
     return {f"{c.config.auction}, {c.settings}": c for c in wanted}
 
@@ -184,31 +189,32 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
     rows = {}
     for name, condition in wanted.items():
         config, run = condition.config, finished[condition.name]
-        finding = NumericalResult(condition, run, optimum)
-        society = dataclasses.replace(config.settings.society, greedy=config.learner == "valuation")
+        result = NumericalResult(condition, run, optimum)
+        learner = "valuation" if isinstance(config.settings.learner, Valuation) else "ppo"
+        society = dataclasses.replace(config.settings.society, greedy=learner == "valuation")
         keys = jax.random.split(key_for(key_of(options.seed), "measurement"), config.seeds)
         own, others = jax.vmap(lambda p, k, society=society: _minted(society, p, k, 100))(run.params, keys)
         rows[name] = {
             "auction": str(config.settings.values["auction"]),
             "bids": condition.settings,
-            "learner": config.learner,
+            "learner": learner,
             "updates": config.settings.updates,
-            "greedy": interquartile_mean(finding.greedy),
-            "solved": tally(finding.solved),
-            "sampled": interquartile_mean(finding.late("return_mean")),
-            "winning bid": float(finding.late("winning_bid").mean()),
+            "greedy": interquartile_mean(result.greedy),
+            "solved": tally(result.solved),
+            "sampled": interquartile_mean(result.late("return_mean")),
+            "winning bid": float(result.late("winning_bid").mean()),
             "minted, own": float(own.mean()),
             "minted, other": float(others.mean()),
         }
     table = ResultTable(
         "chain",
-        "why vickrey fails on Chain (truth: bids of .77 to .80)",
+        "why vickrey fails on Chain (truthful bids are .77 to .80)",
         list(rows.values()),
         "bids: noise-x is ppo with entropy weight x, contract is ppo with λ = .8, noiseless is valuation\n"
-        "minted: per auction of fresh play, where the owner's own primitive bid highest, and where another's did",
+        "minted: per auction of new episodes, if a bidder of the owner's primitive wins, and if another bidder wins",
         aside=("learner", "updates", "greedy"),
     )
-    fails, cured, noiseless = (rows[f"vickrey, {bids}"] for bids in ("noise-0.1", "contract", "noiseless"))
+    fails, contract, noiseless = (rows[f"vickrey, {bids}"] for bids in ("noise-0.1", "contract", "noiseless"))
     own, other = fails["minted, own"], fails["minted, other"]
     all_seeds = f"{options.seeds}/{options.seeds}"
     return table, [
@@ -216,22 +222,22 @@ def _explain(options: ExperimentOptions) -> tuple[ResultTable, list[Verdict]]:
             "vickrey with the paper's settings fails on Chain",
             fails["solved"] != all_seeds,
             fails["sampled"].value,
-            f"{fails['solved']} seeds solved, sampled return {fails['sampled']}; ending the episode pays the agent "
-            f"{Chain().rewards.max():.2f}, selling on pays {Chain().gamma * fails['winning bid']:.2f}",
+            f"{fails['solved']} seeds solved, sampled return {fails['sampled']}; ending the episode earns "
+            f"{Chain().rewards.max():.2f}, selling the state earns {Chain().gamma * fails['winning bid']:.2f}",
         ),
         Verdict.of(
-            "minted money in the utilities is what makes it fail",
-            cured["solved"] == noiseless["solved"] == all_seeds,
+            "it fails because utilities contain minted money",
+            contract["solved"] == noiseless["solved"] == all_seeds,
             own + other,
-            f"{own + other:.3f} minted per auction; kept out of the utilities by contracts {cured['solved']} seeds are "
-            f"solved, without noise, where nothing is minted, {noiseless['solved']}",
+            f"{own + other:.3f} minted per auction; with contracts, which keep it out of the utilities, "
+            f"{contract['solved']} seeds are solved; without noise, and so without minted money, {noiseless['solved']}",
         ),
         Verdict.of(
-            "owners overbidding for their own state is what mints it",
+            "owners that overbid for their own state mint this money",
             own > 2 * other and noiseless["solved"] != all_seeds,
             own / (own + other),
-            f"where the owner's own primitive bid highest {own:.3f} is minted per auction, elsewhere {other:.3f}: "
-            "noise mints for all bidders, and the learner cannot see who owns the state",
+            f"{own:.3f} is minted per auction if the owner's primitive wins, {other:.3f} otherwise: noise mints money "
+            "for all bidders, and the learner does not observe the owner of the state",
         ),
     ]
 
@@ -281,7 +287,7 @@ def run(options: ExperimentOptions) -> Report:
     ax.set_xticks(range(len(cloned)), [row["process"] for row in cloned])
     ax.set(
         ylabel="gain of the best deviation / highest bid, log scale",
-        title="a whole episode against truthful clones; no bar: nothing to gain",
+        title="a whole episode against truthful clones; no bar: no gain",
     )
     ax.set_yscale("symlog", linthresh=0.01)
     plotting.legend_below(fig)
@@ -289,24 +295,24 @@ def run(options: ExperimentOptions) -> Report:
         settings={"quick": options.quick, "seeds": options.seeds},
         tables=[
             ResultTable(
-                "episode", "gain of the best deviation over a whole episode, rivals bid Q*", rows,
-                "discounted utility above truth's, best of all bidders and of strategies over (state, is it mine?) "
-                f"with {_GRID} bid levels; on Chain and Bandit within the time limit, elsewhere for ever",
+                "episode", "gain of the best deviation over a whole episode; all other bidders bid Q*", rows,
+                "discounted utility minus that of truthful bidding: the maximum over bidders and over strategies of "
+                f"(state, ownership) with {_GRID} bid levels; only Chain and Bandit end at the time limit",
             ),
             ResultTable("one_shot", "gain of the best deviation in one auction", one_shot,
-                  "over any value and rival bid; expected: against the highest of three uniform bids"),
+                  "maximum over values and other bids; expected: the other bid is the highest of three uniform bids"),
             table,
         ],
         verdicts=[
             Verdict.of(
-                "truth is dominant in one second-price auction", dominant["vickrey"] and dominant["ccv"],
+                "truthful bidding is dominant in one second-price auction", dominant["vickrey"] and dominant["ccv"],
                 max(row["largest gain"] for row in one_shot if row["auction"] in ("vickrey", "ccv")),
-                ", ".join(f"{row['auction']} {row['largest gain']:.3f}" for row in one_shot) + " to gain at most",
+                ", ".join(f"{row['auction']} {row['largest gain']:.3f}" for row in one_shot) + " at most",
             ),
             Verdict.of(
-                "over an episode nothing is gained against truthful clones under ccv and bb",
+                "over an episode no deviation gains against truthful clones under ccv and bb",
                 conserved < _NOTHING, conserved,
-                f"best deviation gains at most ccv {gains['ccv'].max():.2g}, bb {gains['bb'].max():.2g}",
+                f"the best deviation gains at most ccv {gains['ccv'].max():.2g}, bb {gains['bb'].max():.2g}",
             ),
             Verdict.of(
                 "over an episode overbidding pays under vickrey", chain["vickrey"] > _NOTHING, chain["vickrey"],

@@ -1,6 +1,6 @@
 """Two Rooms (Chang et al. 2020, §6.2): sample efficiency of transfer to a task that differs in one decision.
 
-Three options (open the door and enter, reach green, reach blue) are trained by flat PPO and frozen. Then three arms
+Three options (open the door and enter, reach green, reach blue) are trained by flat PPO and frozen. Then three agents
 learn to reach green from the left room, and then, from these parameters, to reach blue: a society over the options
 (credit-conserving Vickrey, two clones), a hierarchical monolithic agent over the same options, and a flat one over the
 seven actions. A fourth, ``nested``, is a society over options that are themselves societies over actions.
@@ -19,6 +19,7 @@ from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
 from jaxmarket.experiments import report
 from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import (
     LEVEL,
     TransferCondition,
@@ -40,7 +41,7 @@ from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting, rendering
 
 __all__ = [
-    "ARMS",
+    "AGENTS",
     "FIRST",
     "OPTIONS",
     "TRANSFER",
@@ -54,7 +55,7 @@ __all__ = [
 OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0", "reach blue": "TwoRooms-Blue-v0"}
 """The task of each option, by a description of what it is trained to do."""
 FIRST, TRANSFER = "TwoRooms-GreenTask-v0", "TwoRooms-BlueTask-v0"
-ARMS = ("society", "hierarchical", "flat")
+AGENTS = ("society", "hierarchical", "flat")
 EXPLORING = ("society-exploring", "hierarchical-exploring")
 """The first two with an entropy weight of .1: settings that are best on one task may be worse on the next."""
 GREEDY = True  # the frozen options take the most probable action
@@ -63,15 +64,14 @@ _DONE = ACTIONS.index("done")
 _BOUND = 50  # maximum length of an option; the episode ends first
 
 # All agents have the same networks, two layers of 64 over the 7 × 7 × 3 view; MiniGrid's codes need no convolutions.
-_NETWORKS: dict[str, Any] = {"convolutions": (), "hidden": (64, 64), "value_learning_rate": 1e-3, "epochs": 4}
+_LAYERS: dict[str, Any] = {"convolutions": (), "stride": 1, "hidden": (64, 64)}
+_NETWORKS: dict[str, Any] = _LAYERS | {"value_learning_rate": 1e-3, "epochs": 4}
 _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "minibatch": 128}
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
 _OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
 # Options learned by societies: every action has its bidders, which learn the value of the action.
-_SOCIETY_OPTION: dict[str, Any] = {
+_SOCIETY_OPTION: dict[str, Any] = _LAYERS | {
     "learner": "valuation",
-    "convolutions": (),
-    "hidden": (64, 64),
     "trace_decay": 0.9,
     "steps": 1_228_800,
     "log_every": 24,
@@ -86,12 +86,12 @@ TUNED: dict[str, dict[str, Any]] = {
     "hierarchical": {"learning_rate": 1e-3, "entropy": 0.01},
     "flat": {"learning_rate": 1e-3, "entropy": 0.1},
 }
-"""The best settings of each arm's grid; see the table ``tuning`` of a ``--full`` run."""
+"""The best settings of each agent's grid; see the table ``tuning`` of a ``--full`` run."""
 for _name in EXPLORING:
     _kind = _name.removesuffix("-exploring")
     _BASE[_name], TUNED[_name] = _BASE[_kind], TUNED[_kind] | {"entropy": 0.1}
 GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1))
-"""The grid of policy learning rates and entropy weights, for every arm; it uses separate seeds. (A rate of 3e-3 is
+"""The grid of policy learning rates and entropy weights, for every agent; it uses separate seeds. (A rate of 3e-3 is
 slightly faster, but in full runs over 16 seeds some hierarchical and flat agents collapse permanently.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
@@ -112,7 +112,7 @@ def train_options(options: report.ExperimentOptions) -> dict[str, SavedRun]:
 
 
 def _trained(kind: str, options: report.ExperimentOptions, label: str, **settings: Any) -> dict[str, SavedRun]:
-    wanted = [Condition(f"{kind}-{task}", TrainConfig(task, **settings)) for task in OPTIONS.values()]
+    wanted = [Condition(f"{kind}-{task}", train_config(task, **settings)) for task in OPTIONS.values()]
     found = options.train(wanted, label)
     return {condition.config.env: found[condition.name] for condition in wanted}
 
@@ -126,26 +126,26 @@ def over_options(task: str, trained: dict[str, SavedRun]) -> Options:
     return Options(make(task)[0], options, bound=_BOUND)
 
 
-def _config(arm: str, task: str, trained: dict[str, SavedRun], **settings: Any) -> TrainConfig:
-    env: Any = task if arm == "flat" else over_options(task, trained)
-    return TrainConfig(env, **(_BASE[arm] | TUNED[arm] | settings))
+def _config(agent: str, task: str, trained: dict[str, SavedRun], **settings: Any) -> TrainConfig:
+    env: Any = task if agent == "flat" else over_options(task, trained)
+    return train_config(env, **(_BASE[agent] | TUNED[agent] | settings))
 
 
-def _arms(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> dict[str, TransferCondition]:
-    """Train every arm on the first task, then from its parameters on the transfer task."""
-    names = ARMS if options.quick else (*ARMS, *EXPLORING)
+def _train_agents(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> dict[str, TransferCondition]:
+    """Train every agent on the first task, then from its parameters on the transfer task."""
+    names = AGENTS if options.quick else (*AGENTS, *EXPLORING)
 
     def conditions(task: str, stage: str) -> list[Condition]:
-        steps = (lambda arm: {"steps": QUICK[arm]}) if options.quick else (lambda arm: {})
+        steps = (lambda agent: {"steps": QUICK[agent]}) if options.quick else (lambda agent: {})
         return [
-            Condition(f"{stage}-{arm}", _config(arm, task, trained, seeds=options.seeds, **steps(arm)))
-            for arm in sorted(names, key=lambda arm: arm != "flat")  # the longest first
+            Condition(f"{stage}-{agent}", _config(agent, task, trained, seeds=options.seeds, **steps(agent)))
+            for agent in sorted(names, key=lambda agent: agent != "flat")  # the longest first
         ]
 
     first = options.train(conditions(FIRST, "first"), "two-rooms, 2 of 4: green")
-    start = {f"transfer-{arm}": first[f"first-{arm}"] for arm in names}
+    start = {f"transfer-{agent}": first[f"first-{agent}"] for agent in names}
     second = options.train(conditions(TRANSFER, "transfer"), "two-rooms, 3 of 4: blue", start)
-    return {arm: TransferCondition(arm, first[f"first-{arm}"], second[f"transfer-{arm}"]) for arm in names}
+    return {agent: TransferCondition(agent, first[f"first-{agent}"], second[f"transfer-{agent}"]) for agent in names}
 
 
 def _nested(options: report.ExperimentOptions) -> tuple[dict[str, SavedRun], SavedRun]:
@@ -159,26 +159,26 @@ def _nested(options: report.ExperimentOptions) -> tuple[dict[str, SavedRun], Sav
 
 
 def _tuning(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> list[dict[str, Any]]:
-    """Every arm over the same grid, on the first task only; the transfer task is held out."""
+    """Train every agent with every setting of the grid on the first task; the transfer task is held out."""
     apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
     rows = []
-    for arm in ARMS:
-        shorter = {"seeds": _TUNING_SEEDS, "steps": _TUNING[arm]}
+    for agent in AGENTS:
+        shorter = {"seeds": _TUNING_SEEDS, "steps": _TUNING[agent]}
         wanted = [
             Condition(
-                f"{arm}-{rate:g}-{weight:g}",
-                _config(arm, FIRST, trained, **shorter, learning_rate=rate, entropy=weight),
+                f"{agent}-{rate:g}-{weight:g}",
+                _config(agent, FIRST, trained, **shorter, learning_rate=rate, entropy=weight),
             )
             for rate, weight in GRID
         ]
-        found = apart.train(wanted, f"two-rooms, tuning: {arm}")
+        found = apart.train(wanted, f"two-rooms, tuning: {agent}")
         tried = []
         for condition, (rate, weight) in zip(wanted, GRID, strict=True):
             run = found[condition.name]
             steps, success = steps_to(run), np.array(run.summary["sampled_termination_rate_seeds"])
             tried.append(
                 {
-                    "arm": arm,
+                    "arm": agent,
                     "learning rate": rate,
                     "entropy": weight,
                     "reached 90%": tally(~np.isnan(steps)),
@@ -198,10 +198,10 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
     """Duration of each choice, for all seeds and instances as in training: f [T, S · B]."""
     env_params = society.env.default_params
 
-    def one(params: PyTree, key: Array) -> Array:
+    def durations(params: PyTree, key: Array) -> Array:
         return fresh_rollout(society, key, params, env_params, steps, bootstrap=False).duration
 
-    return jax.vmap(jax.vmap(one, (None, 0)))(params, keys).transpose(2, 0, 1).reshape(steps, -1)
+    return jax.vmap(jax.vmap(durations, (None, 0)))(params, keys).transpose(2, 0, 1).reshape(steps, -1)
 
 
 def _waste(run: SavedRun, key: Array) -> dict[str, float]:
@@ -220,7 +220,7 @@ def _waste(run: SavedRun, key: Array) -> dict[str, float]:
 
 
 def _verdicts(
-    trained: dict[str, SavedRun], arms: dict[str, TransferCondition], nested: SavedRun | None
+    trained: dict[str, SavedRun], agents: dict[str, TransferCondition], nested: SavedRun | None
 ) -> Iterator[Verdict]:
     for what, task in OPTIONS.items():
         rate = trained[task].summary["termination_rate_seeds"]
@@ -229,44 +229,44 @@ def _verdicts(
             f"its best seed succeeds in {best:.1%} of episodes; all {len(rate)} seeds {np.min(rate):.1%} to {best:.1%}"
         )
         yield Verdict.of(f"the option to {what} solves its task", best >= _SOLVED, best, evidence)
-    solvers = {
-        "society": arms["society"].first,
-        "hierarchical": arms["hierarchical"].first,
+    learners = {
+        "society": agents["society"].first,
+        "hierarchical": agents["hierarchical"].first,
         "society of societies": nested,
     }
-    for name, run in solvers.items():
+    for name, run in learners.items():
         if run is None:
             continue
         rates = np.array(run.summary["sampled_termination_rate_seeds"])
         evidence = f"success {interquartile_mean(rates)}, lowest seed {rates.min():.3f}"
         claim = f"{name}: {_SOLVED:.0%} success on the first task, every seed"
         yield Verdict.of(claim, bool((rates >= _SOLVED).all()), float(rates.min()), evidence)
-    for society, rival in (("society", "hierarchical"), ("society", "flat"), EXPLORING):
-        if society in arms:
-            yield _fewer_steps(arms[society], arms[rival])
+    for society, other in (("society", "hierarchical"), ("society", "flat"), EXPLORING):
+        if society in agents:
+            yield _fewer_steps(agents[society], agents[other])
     (mine, policies), (theirs, its_policy) = (
-        [interquartile_mean(arms[arm].over(part, "moved")) for part in ("all", "policies")]
-        for arm in ("society", "hierarchical")
+        [interquartile_mean(agents[agent].over(part, "moved")) for part in ("all", "policies")]
+        for agent in ("society", "hierarchical")
     )
     yield Verdict.of(
         "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
         mine.high < theirs.low,
         mine.value - theirs.value,
-        f"by more than a tenth of their layer's size: {mine} against {theirs}; policies alone {policies} against "
-        f"{its_policy}",
+        f"by more than a tenth of their layer's root mean square: {mine} against {theirs}; policies alone "
+        f"{policies} against {its_policy}",
     )
 
 
-def _fewer_steps(society: TransferCondition, rival: TransferCondition) -> Verdict:
-    """Seeds that never reach the level count as the whole budget, which favours the arm with more of them."""
+def _fewer_steps(society: TransferCondition, other: TransferCondition) -> Verdict:
+    """Whether a society needs fewer steps; seeds that never reach the level count as the whole budget."""
     found = {}
-    for arm in (society, rival):
-        steps = steps_to(arm.second)
-        found[arm.name] = np.where(np.isnan(steps), success_curve(arm.second)[0][-1], steps)
-    mine, theirs = (interquartile_mean(found[arm.name]) for arm in (society, rival))
-    never = int(np.isnan(steps_to(rival.second)).sum()), int(np.isnan(steps_to(society.second)).sum())
+    for agent in (society, other):
+        steps = steps_to(agent.second)
+        found[agent.name] = np.where(np.isnan(steps), success_curve(agent.second)[0][-1], steps)
+    mine, theirs = (interquartile_mean(found[agent.name]) for agent in (society, other))
+    never = int(np.isnan(steps_to(other.second)).sum()), int(np.isnan(steps_to(society.second)).sum())
     return Verdict.of(
-        f"{society.name}: fewer environment steps on the transfer task than {rival.name}",
+        f"{society.name}: fewer environment steps on the transfer task than {other.name}",
         mine.high < theirs.low,
         mine.value / theirs.value,
         f"steps to {LEVEL:.0%}: {mine} against {theirs}; never: {never[1]} and {never[0]} seeds, "
@@ -292,17 +292,17 @@ def _option_row(what: str, learned_by: str, run: SavedRun) -> dict[str, Any]:
     }
 
 
-def _draw(arms: dict[str, TransferCondition]) -> Any:
+def _draw(agents: dict[str, TransferCondition]) -> Any:
     fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
-    stages = (("first", FIRST, "green task"), ("second", TRANSFER, "blue task, from there"))
+    stages = (("first", FIRST, "green task"), ("second", TRANSFER, "blue task, after the transfer"))
     for column, (stage, task, title) in enumerate(stages):
-        runs = {name: getattr(arm, stage) for name, arm in arms.items()}
+        runs = {name: getattr(agent, stage) for name, agent in agents.items()}
         for row, (metric, label) in enumerate((("termination_rate", "success rate"), ("return_mean", "return"))):
             ax = axes[2 * row + column]
             draw_curves(ax, runs, metric=metric, title=title)
             line = LEVEL if row == 0 else make(task)[0].optimal_return()
-            ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label="90%" if row == 0 else "shortest ways")
-            ax.set_ylabel(f"{label}, while learning")
+            ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label="90%" if row == 0 else "shortest paths")
+            ax.set_ylabel(f"{label} during training")
             ax.set_ylim(-0.02, 1.05 if row == 0 else 0.85)
             ax.legend(frameon=False, fontsize=8)
     return fig
@@ -314,50 +314,50 @@ def watch(run: SavedRun) -> rendering.Episode:
     return rendering.episode(run.config.env, run.policy(), key, start=start, names=list(OPTIONS))
 
 
-def _draw_ways(arm: TransferCondition) -> Any:
+def _draw_paths(agent: TransferCondition) -> Any:
     fig, axes = plotting.figure(columns=2, width=5.0, height=3.2)
-    for ax, run, goal in zip(axes, (arm.first, arm.second), ("green", "blue, after the transfer"), strict=True):
+    for ax, run, goal in zip(axes, (agent.first, agent.second), ("green", "blue, after the transfer"), strict=True):
         played = watch(run)
         chosen = [name for name, first in zip(played.labels, played.decided, strict=False) if first]
-        ways = ", ".join(label.partition(" · ")[0] for label in chosen)
-        rendering.draw_trajectory(ax, played.places, label=f"{goal}: {ways} ({played.labels[-1]})")
+        options = ", ".join(label.partition(" · ")[0] for label in chosen)
+        rendering.draw_trajectory(ax, played.places, label=f"{goal}: {options} ({played.labels[-1]})")
     return fig
 
 
 def run(options: report.ExperimentOptions) -> Report:
-    """Train options and arms, except those in ``options.folder``, and test the claims."""
+    """Train options and agents, except those in ``options.folder``, and test the claims."""
     trained = train_options(options)
-    arms = _arms(trained, options)
+    agents = _train_agents(trained, options)
     societies, nested = ({}, None) if options.quick else _nested(options)  # too long for a quick run
-    played = watch(arms["society"].second)
+    played = watch(agents["society"].second)
     rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
-    wasted = _waste(arms["society"].first, key_for(key_of(options.seed), "measurement"))
+    wasted = _waste(agents["society"].first, key_for(key_of(options.seed), "measurement"))
     tables = [
         ResultTable(
             "arms",
-            f"Two Rooms: green, then blue from there; {options.seeds} seeds",
-            [arm.row for arm in arms.values()],
+            f"Two Rooms: green, then transfer to blue; {options.seeds} seeds",
+            [agent.row for agent in agents.values()],
             "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-            "first, transfer: success of sampled behaviour in fresh episodes, in the end\n"
-            "k steps: thousands of environment steps to 90% success while learning, of the seeds that got there\n"
+            "first, transfer: final success in new episodes with sampled bids or choices\n"
+            "k steps: thousands of environment steps to 90% success during training, of the seeds that reach it\n"
             "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
             "change: |after - before| / |before| of all weights\n"
-            f"work of vmapped options that is thrown away: {wasted['untrained']:.0%} before training, "
+            f"work of vmapped options that is discarded: {wasted['untrained']:.0%} before training, "
             f"{wasted['trained']:.0%} after it",
             aside=("change",),
         ),
         ResultTable(
             "options",
-            "the options, trained once",
+            "the options",
             [_option_row(what, "PPO", trained[task]) for what, task in OPTIONS.items()]
             + [_option_row(what, "society", societies[task]) for what, task in OPTIONS.items() if societies],
-            "success, return: greedy, of the best seed, which is the one that is used\n"
-            "optimum: the mean return of the shortest ways · k steps: thousands of steps to 90% success while learning",
+            "success, return: greedy, of the best seed, whose policy is used\n"
+            "optimum: mean return of the shortest paths · k steps: thousands of steps to 90% success during training",
         ),
         ResultTable(
             "weights",
-            "how far every part moved in the transfer",
-            [{"arm": name, **row} for name, arm in arms.items() for row in arm.weights],
+            "change of every part of the networks in the transfer",
+            [{"arm": name, **row} for name, agent in agents.items() for row in agent.weights],
             shown=False,
         ),
     ]
@@ -365,10 +365,10 @@ def run(options: report.ExperimentOptions) -> Report:
         tables.append(
             ResultTable(
                 "tuning",
-                f"the same grid for every arm: green task, {_TUNING_SEEDS} seeds of their own",
+                f"the same grid for every agent: green task, {_TUNING_SEEDS} separate seeds",
                 _tuning(trained, options),
-                f"best: of the settings with which every seed gets to 90% and ends with {_SOLVED:.0%} or more,\n"
-                "the one that needs the fewest steps on average; the transfer task was not looked at",
+                f"best: of the settings with which every seed reaches 90% and a final success of {_SOLVED:.0%},\n"
+                "the one that needs the fewest steps on average; the transfer task is not used",
             )
         )
     return Report(
@@ -376,20 +376,20 @@ def run(options: report.ExperimentOptions) -> Report:
             "seeds": options.seeds,
             "quick": options.quick,
             "full": options.full,
-            "arms": {name: arm.entry for name, arm in arms.items()},
+            "arms": {name: agent.entry for name, agent in agents.items()},
             "nested": None if nested is None else first_task(nested),
             "waste": wasted,
             "options_sample": not GREEDY,
             "done_executes": True,
-            **{f"{name}_settings": _BASE[name] | TUNED[name] for name in arms},
+            **{f"{name}_settings": _BASE[name] | TUNED[name] for name in agents},
             "option_settings": _OPTION,
             "society_option_settings": _SOCIETY_OPTION,
         },
         tables=tables,
-        verdicts=list(_verdicts(trained, arms, nested)),
+        verdicts=list(_verdicts(trained, agents, nested)),
         figures={
-            "learning_curves": _draw(arms),
-            "weights": draw_weights(list(arms.values())),
-            "ways": _draw_ways(arms["society"]),
+            "learning_curves": _draw(agents),
+            "weights": draw_weights(list(agents.values())),
+            "ways": _draw_paths(agents["society"]),
         },
     )

@@ -1,12 +1,13 @@
-"""Wide against deep markets: a world with independent parts, sold as a whole or in parts (Sudhir and Tran-Thanh 2025).
+"""Wide against deep markets: an environment with independent parts, sold as a whole or in parts.
 
-`SupplyChain` has L production lines. In the deep market an agent (a line and an operation) buys the whole world,
-works on one piece and sells the world again. In the wide market every piece is a good with a price and an owner, and
-all pieces are worked on in parallel. In both markets agents learn by the same rule: they bid the revenue of past
-purchases. They are compared with PPO agents without a market: one job per step, all lines per step with one logit for
-every combination of jobs, and all lines per step with one logit for every job.
+The definitions are those of Sudhir and Tran-Thanh (2025). `SupplyChain` has L production lines. In the deep market an
+agent (a line and an operation) buys the state, works on one piece and sells the next state. In the wide market every
+piece is a good with a price and an owner, and all lines work in parallel. In both markets agents learn by the same
+rule: they bid the revenue of past purchases. They are compared with PPO agents without a market: one job per step; one
+job per line and step, with one logit for every combination of jobs; and the same with one logit for every job.
 
-All are evaluated by the return of one greedy episode from raw pieces, with frozen parameters and without exploration.
+All conditions are evaluated by the return of one greedy episode from raw pieces, with frozen parameters and without
+exploration.
 """
 
 import concurrent.futures
@@ -21,10 +22,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxmarket import wide_market
-from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.report import (
     Estimate,
@@ -35,30 +34,29 @@ from jaxmarket.experiments.report import (
     interquartile_mean,
     tally,
 )
+from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
 from jaxmarket.keys import key_of
-from jaxmarket.learners import Experience, Hyperparameters, Valuation
-from jaxmarket.learners.protocol import static_part
+from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files
-from jaxmarket.settlement import lambda_returns
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import Monolith, ProductHead
 from jaxmarket.training.trainable import Trainable
-from jaxmarket.types import Array, PyTree, real, tree_select
+from jaxmarket.training.wide import StageBids, WideMarketTraining, WideSociety, Worker, effects, workers
+from jaxmarket.types import Array, real
 from jaxmarket.view import plotting, tables
-from jaxmarket.wide_market import Additive, SealedBids
+from jaxmarket.wide_market import Additive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ARMS", "Curve", "Wide", "Worker", "learn", "points", "prepare", "quoting", "run", "tune"]
+__all__ = ["ARMS", "Curve", "learn", "points", "prepare", "quoting", "run", "tune"]
 
 GAMMA = 0.9
-_STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every arm
+_STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every condition
 _LINES, _QUICK_LINES = (1, 2, 4, 8), (1, 2, 4)
 _MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
-_CREDIT = 1e4  # initial wealth of every agent, so large that wealth never limits bids
 
 _MARKET: dict[str, Any] = {"learner": "valuation", "hidden": (), "instances": 1, "horizon": 32, "minibatch": 32}
 _PPO: dict[str, Any] = {
@@ -72,268 +70,18 @@ _PPO: dict[str, Any] = {
 }
 ARMS: dict[str, dict[str, Any]] = {
     "deep": _MARKET | {"learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
-    "wide": _MARKET | {"learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
+    "wide": _MARKET
+    | {"agent": "wide", "learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65},
     "PPO, serial": _PPO | {"learning_rate": 6e-3, "entropy": 0.2, "trace_decay": 0.8},
     "PPO, joint": _PPO | {"learning_rate": 6e-3, "entropy": 0.03, "trace_decay": 0.8},
     "PPO, factored": _PPO | {"learning_rate": 6e-3, "entropy": 0.1, "trace_decay": 0.8},
 }
-"""Settings of each arm, chosen by `tune`; the environment is added."""
+"""Settings of each condition, chosen by `tune`."""
 
-_RIVALS = ("PPO, factored", "PPO, joint", "PPO, serial")
+_BASELINES = ("PPO, factored", "PPO, joint", "PPO, serial")
 
 QUOTING = "wide, quoting"
-"""The arm whose agents know the effects of their operations and do not learn."""
-
-
-# --- the wide market
-
-
-class Worker(struct.PyTreeNode):
-    """An agent of the wide market; one, or leaves [N, ...]."""
-
-    line: Array  # i32 [] its line
-    operation: Array  # i32 [] its operation
-    values: Array  # f [K] its bids for a piece of its line at each stage
-
-
-def workers(env: SupplyChain, values: Array, clones: int) -> Worker:
-    """Agents like the bidders of a society: agent a is clone ``a % clones`` of job ``a // clones``.
-
-    Args:
-        env: the production lines.
-        values: f [L * M, K], of each job.
-        clones: agents per job.
-    """
-    job = jnp.arange(env.lines * env.operations * clones, dtype=jnp.int32) // clones
-    return Worker(line=job // env.operations, operation=job % env.operations, values=jnp.repeat(values, clones, 0))
-
-
-def _own(env: SupplyChain, worker: Worker) -> Array:
-    """Which goods are pieces of the worker's line: bool [G]. Good l * K + k is the piece of line l at stage k."""
-    return jnp.arange(env.lines * env.stages) // env.stages == worker.line
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bids:
-    """A worker's valuation: a sealed bid for each stage of its own line, none for other goods."""
-
-    env: SupplyChain
-
-    def __call__(self, worker: Worker, world: PyTree) -> Additive:
-        del world
-        return Additive(jnp.where(_own(self.env, worker), jnp.tile(worker.values, self.env.lines), -jnp.inf))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """Production: workers transform the pieces they bought by the rule of the environment."""
-
-    env: SupplyChain
-
-    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Array) -> wide_market.Produced:
-        del key
-        env = self.env
-        after, earned = _effects(env, agents)
-        mine = jnp.where(jax.vmap(_own, (None, 0))(env, agents), bundles, 0).reshape(-1, env.lines, env.stages).sum(1)
-        made = jnp.einsum("nk,nkj->nj", mine, after)
-        own = jax.vmap(_own, (None, 0))(env, agents)
-        return wide_market.Produced(
-            holdings=jnp.where(own, jnp.tile(made, env.lines), bundles), reward=(mine * earned).sum(1), world=world
-        )
-
-
-def _effects(env: SupplyChain, agents: Worker) -> tuple[Array, Array]:
-    """The next stage of a piece for each agent and stage, one-hot f [N, K, K], and the reward, f [N, K]."""
-    stages = jnp.arange(env.stages)
-    after, earned = env.transform(agents.line[:, None], stages, agents.operation[:, None], env.default_params)
-    return (after[..., None] == stages).astype(real()), earned
-
-
-class WideState(struct.PyTreeNode):
-    """The training state of a wide market; one seed."""
-
-    learner: PyTree  # leaves [L * M, ...], one for each job
-    economy: wide_market.WideMarketState
-    key: Array
-    update: Array  # i32 [] updates so far
-    earned: Array  # f [] sum of rewards so far
-    moved: Array  # f [] money moved so far, including rewards
-
-
-class WideSale(struct.PyTreeNode):
-    """The sale of every line's piece in a round; leaves [T, ...]."""
-
-    stage: Array  # f [L, K] one-hot, stage of the piece for sale
-    won: Array  # f [N] 1 for agents that bought a piece
-    price: Array  # f [L] paid
-    payout: Array  # f [L] received
-    reward: Array  # f [L]
-    outbid: Array  # bool [L] whether exploration made an outbid agent the winner
-
-
-@dataclasses.dataclass(frozen=True)
-class Wide:
-    """The static part of a wide market's training, as `Program` is that of a society's.
-
-    The market is continuing: there are no episodes, and pieces, owners and wealth persist across updates.
-
-    Attributes:
-        env: the production lines.
-        learner: of each job, over the stages of its line, one-hot.
-        horizon: rounds between updates.
-        clones: agents per job, which share parameters.
-    """
-
-    env: SupplyChain
-    learner: Valuation
-    horizon: int
-    clones: int
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> "Wide":
-        """The wide market whose agents have the learner of the society that ``config`` describes."""
-        settings = config.settings
-        assert isinstance(settings.learner, Valuation)
-        return cls(config.adapter.env, static_part(settings.learner), settings.horizon, settings.society.clones)
-
-    def market(self, exploration: Any = None) -> wide_market.WideMarket:
-        """The market: sealed bids, with second prices paid to the owner, as in the society.
-
-        With exploration (f [], traced or not) a random worker of the line wins a piece with that probability.
-        """
-        solver = SealedBids(CREDIT_CONSERVING_VICKREY, exploration=exploration)
-        return wide_market.WideMarket(valuation=_Bids(self.env), production=_Work(self.env), solver=solver)
-
-    def bids(self, params: PyTree) -> Array:
-        """The bid of each job at each stage of its line: f [L * M, K]."""
-        stages = jnp.eye(self.env.stages, dtype=real())
-        return jax.vmap(lambda job: jax.vmap(self.learner.policy.apply, (None, 0))(job, stages).mean())(params)
-
-    def open(self, values: Array) -> wide_market.WideMarketState:
-        """A market of raw pieces; their owner only receives the first payments."""
-        agents = workers(self.env, values, self.clones)
-        count = agents.line.shape[0]
-        first = jnp.arange(self.env.lines) * self.env.operations * self.clones
-        holdings = jnp.zeros((count, self.env.lines * self.env.stages), real())
-        holdings = holdings.at[first, jnp.arange(self.env.lines) * self.env.stages].set(1)
-        return wide_market.init(agents, holdings, jnp.full(count, _CREDIT, real()))
-
-    def init(self, key: Array, hyper: Hyperparameters) -> WideState:
-        """The state before the first update."""
-        del hyper
-        key_learner, key = jax.random.split(key)
-        jobs = self.env.lines * self.env.operations
-        keys = jax.random.split(key_learner, jobs)
-        learner = jax.vmap(self.learner.init, (0, None))(keys, jnp.zeros(self.env.stages, real()))
-        nothing = jnp.zeros((), real())
-        return WideState(
-            learner=learner,
-            economy=self.open(self.bids(learner.params)),
-            key=key,
-            update=jnp.zeros((), jnp.int32),
-            earned=nothing,
-            moved=nothing,
-        )
-
-    def trade(
-        self, key: Array, economy: wide_market.WideMarketState, exploration: Any = None
-    ) -> tuple[wide_market.WideMarketState, WideSale]:
-        """One round."""
-        env, agents = self.env, economy.agents
-        shelf = economy.holdings.sum(0).reshape(env.lines, env.stages)
-        economy, round_ = wide_market.step(self.market(exploration), key, economy)
-        won = round_.bundles.sum(1)
-        by_line = lambda x: x.reshape(env.lines, -1)  # noqa: E731
-        offers = by_line((agents.values * shelf[agents.line]).sum(1))
-        winning = (offers * by_line(won)).sum(1)
-        return economy, WideSale(
-            stage=shelf,
-            won=won,
-            price=(by_line(round_.prices) * shelf).sum(1),
-            payout=(by_line(round_.payout) * shelf).sum(1),
-            reward=by_line(round_.flows["reward"]).sum(1),
-            outbid=winning < offers.max(1),
-        )
-
-    def settle(self, sales: WideSale, hyper: Hyperparameters) -> Array:
-        """The revenue of each purchase: f [T, L], of T + 1 rounds.
-
-        As in `settlement.settle`: reward + γ times the payout for the piece one round later. With contracts a share of
-        that payout is replaced by the revenue of its buyer, unless exploration forced the sale.
-        """
-        now, later = jax.tree.map(lambda x: x[:-1], sales), jax.tree.map(lambda x: x[1:], sales)
-        decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
-        last = jnp.arange(now.reward.shape[0]) == now.reward.shape[0] - 1
-        decays = jnp.where(later.outbid | last[:, None], 0, jnp.asarray(decay, real()))
-        discounts = jnp.full_like(now.reward, hyper.discount)
-        return lambda_returns(now.reward, discount=discounts, value=later.payout, trace_decay=decays)
-
-    def update(self, state: WideState, hyper: Hyperparameters) -> WideState:
-        """``horizon`` rounds, and what all agents learn from them."""
-        env, jobs = self.env, self.env.lines * self.env.operations
-        key_trade, key = jax.random.split(state.key)
-        keys = jax.random.split(key_trade, self.horizon + 1)
-        held = jnp.arange(self.horizon + 1) < self.horizon
-
-        def one(
-            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
-        ) -> tuple[wide_market.WideMarketState, WideSale]:
-            words, held = ahead
-            key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
-            after, sale = self.trade(key, economy, hyper.exploration)
-            return tree_select(held, after, economy), sale
-
-        # The last round is a bootstrap auction that estimates the payout for the final pieces; no money moves.
-        economy, sales = jax.lax.scan(one, state.economy, (jax.random.key_data(keys), held))
-        revenue = self.settle(sales, hyper)
-        sales = jax.tree.map(lambda rows: rows[:-1], sales)
-
-        def by_job(of_line: Array) -> Array:
-            """[T, L] to [L * M, R, T], with values for winners only."""
-            mine = jnp.repeat(of_line.T, env.operations, 0)[:, None]
-            return jnp.where(won, mine, 0)
-
-        won = sales.won.reshape(-1, jobs, self.clones).transpose(1, 2, 0) > 0
-        price = by_job(sales.price)
-        experience = Experience(
-            obs=jnp.repeat(sales.stage.transpose(1, 0, 2), env.operations, 0),
-            bid=price,  # not used by this learner
-            eligible=jnp.ones(won.shape, bool),
-            won=won,
-            price=price,
-            utility=by_job(revenue) - price,
-        )
-        progress = state.update / jnp.asarray(hyper.updates, real())
-        learn = jax.vmap(lambda one, lived: self.learner.update(one, lived, hyper, state.update, progress)[0])
-        learner = learn(state.learner, experience)
-        agents = workers(env, self.bids(learner.params), self.clones)
-        return WideState(
-            learner=learner,
-            economy=economy.replace(agents=agents),
-            key=key,
-            update=state.update + 1,
-            earned=state.earned + sales.reward.sum(),
-            moved=state.moved + jnp.abs(sales.price).sum() + jnp.abs(sales.reward).sum(),
-        )
-
-    def play(self, state: WideState, key: Array) -> Array:
-        """Return of one greedy episode from raw pieces, without exploration: f []."""
-        return self.earn(self.bids(state.learner.params), key)
-
-    def earn(self, values: Array, key: Array) -> Array:
-        """`play` with bids f [L * M, K]."""
-
-        def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
-            economy, sale = self.trade(key, economy)
-            return economy, sale.reward.sum()
-
-        keys = jax.random.split(key, self.env.horizon)
-        return jax.lax.scan(one, self.open(values), keys)[1].sum()
-
-    def residual(self, state: WideState) -> Array:
-        """|change of money - rewards| over money moved: f []."""
-        change = (state.economy.wealth - _CREDIT).sum()
-        return jnp.abs(change - state.earned) / jnp.maximum(1, state.moved)
+"""The condition whose agents know the effects of their operations and do not learn."""
 
 
 # --- agents that know their production functions and do not learn
@@ -350,13 +98,13 @@ class _Expectations:
     env: SupplyChain
 
     def __call__(self, worker: Worker, world: Array) -> Additive:
-        after, earned = _effects(self.env, jax.tree.map(lambda x: x[None], worker))
+        after, earned = effects(self.env, jax.tree.map(lambda x: x[None], worker), self.env.default_params)
         prices = world.reshape(self.env.lines, self.env.stages)[worker.line]
         values = earned[0] + GAMMA * after[0] @ prices
-        return _Bids(self.env)(worker.replace(values=values), None)
+        return StageBids(self.env)(worker.replace(values=values), None)
 
 
-def quoting(wide: Wide, key: Array, rounds: int) -> Array:
+def quoting(wide: WideSociety, key: Array, rounds: int) -> Array:
     """Simulate a market whose agents know their production functions and do not learn.
 
     Args:
@@ -367,15 +115,16 @@ def quoting(wide: Wide, key: Array, rounds: int) -> Array:
     Returns:
         Prices f [R, G] of all goods, including those with zero supply. Initial prices are 0.
     """
-    market = dataclasses.replace(wide.market(), valuation=_Expectations(wide.env))
-    nobody = jnp.zeros((wide.env.lines * wide.env.operations, wide.env.stages), real())
-    economy = wide.open(nobody).replace(world=jnp.zeros(wide.env.lines * wide.env.stages, real()))
+    env = wide.env.env
+    market = dataclasses.replace(wide.market(env.default_params), valuation=_Expectations(env))
+    no_bids = jnp.zeros((env.lines * env.operations, env.stages), real())
+    economy = wide.open(no_bids).replace(world=jnp.zeros(env.lines * env.stages, real()))
 
-    def one(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
+    def quote(economy: wide_market.WideMarketState, key: Array) -> tuple[wide_market.WideMarketState, Array]:
         economy, round_ = wide_market.step(market, key, economy)
         return economy.replace(world=round_.prices), round_.prices
 
-    return jax.lax.scan(one, economy, jax.random.split(key, rounds))[1]
+    return jax.lax.scan(quote, economy, jax.random.split(key, rounds))[1]
 
 
 def _expected(env: SupplyChain, prices: Array) -> Array:
@@ -392,48 +141,26 @@ def _environment(arm: str, lines: int) -> SupplyChain:
     return SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
 
 
-def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable | Wide]:
-    """Configuration and program of an arm that learns; ``settings`` override those of the arm."""
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Trainable]:
+    """Configuration and program of a condition that learns; ``settings`` override those of the condition."""
     env = _environment(arm, lines)
-    config = TrainConfig(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
-    if arm == "wide":
-        return config, Wide.of(config)
-    if arm == "deep":
-        return config, config.settings.trainable
-    head = ProductHead(env.lines, env.operations) if arm == "PPO, factored" else None
-    return config, Monolith.of(config.settings, head=head)
+    config = train_config(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
+    if arm == "PPO, factored":
+        return config, Monolith.of(config.settings, head=ProductHead(env.lines, env.operations))
+    return config, config.settings.trainable
 
 
 def points(steps: int, update: int) -> np.ndarray:
-    """Times of evaluation in environment steps, at increasing distances and whole updates: i [P]."""
-    return np.unique(np.round(np.geomspace(1, steps // update, _LOOKS)).astype(int)) * update
+    """Times of evaluation in environment steps, geometrically spaced and rounded to whole updates: i [P]."""
+    return np.unique(np.round(np.geomspace(1, steps // update, _EVALUATIONS)).astype(int)) * update
 
 
-_LOOKS = 96
-
-
-def _functions(program: Trainable | Wide) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """``init(key, hyper)``, ``update(state, hyper)``, and ``play(state, key)``: a greedy episode's return."""
-    if isinstance(program, Wide):
-        return program.init, program.update, program.play
-    player, env_params = program.player(greedy=True), program.env.default_params
-
-    def init(key: Array, hyper: Hyperparameters) -> Any:
-        return program.init(key, env_params, hyper)
-
-    def update(state: Any, hyper: Hyperparameters) -> Any:
-        return program.chunk(state, env_params, hyper)[0]
-
-    def play(state: Any, key: Array) -> Array:
-        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
-        return divergence.valid(returns, state.learner.params)
-
-    return init, update, play
+_EVALUATIONS = 96
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
-    """Train every seed with every setting, with evaluations in between.
+def learn(program: Trainable, updates: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+    """Train every seed with every setting, and evaluate at intervals.
 
     Args:
         program: the static part of training; a chunk has one update.
@@ -444,50 +171,58 @@ def learn(program: Trainable | Wide, updates: Array, keys: Array, hyper: Hyperpa
     Returns:
         Return of a greedy episode, f [H, S, P], and the final states, leaves [H, S, ...].
     """
-    init, update, play = _functions(program)
+    player, env_params = program.player(greedy=True), program.env.default_params
 
-    def one(key: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
+    def update(state: Any, hyper: Hyperparameters) -> Any:
+        return program.chunk(state, env_params, hyper)[0]
+
+    def play(state: Any, key: Array) -> Array:
+        returns = player.evaluate(state.learner.params, key, env_params, 1).returns[0]
+        return divergence.valid(returns, state.learner.params)
+
+    def train(key: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
         key_init, key_play = jax.random.split(key)
 
-        def look(state: Any, ahead: tuple[Array, Array]) -> tuple[Any, Array]:
+        def evaluate(state: Any, ahead: tuple[Array, Array]) -> tuple[Any, Array]:
             count, words = ahead
             state = jax.lax.fori_loop(0, count, lambda _, state: update(state, hyper), state)
             return state, play(state, jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)))
 
         words = jax.random.key_data(jax.random.split(key_play, updates.shape[0]))
-        state, returns = jax.lax.scan(look, init(key_init, hyper), (updates, words))
+        state, returns = jax.lax.scan(evaluate, program.init(key_init, env_params, hyper), (updates, words))
         return returns, state
 
-    return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(keys, hyper)
+    return jax.vmap(jax.vmap(train, (0, None)), (None, 0))(keys, hyper)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _quote(wide: Wide, rounds: int, keys: Array) -> tuple[Array, Array]:
+def _quote(wide: WideSociety, rounds: int, keys: Array) -> tuple[Array, Array]:
     """The return of an episode at the prices of each round of quotes, f [S, R], and these prices f [S, R, G]."""
 
-    def one(key: Array) -> tuple[Array, Array]:
+    def quote_and_play(key: Array) -> tuple[Array, Array]:
         key_quote, key_play = jax.random.split(key)
         prices = quoting(wide, key_quote, rounds)
-        bids = jax.vmap(functools.partial(_expected, wide.env))(prices)
-        return jax.vmap(wide.earn)(bids, jax.random.split(key_play, rounds)), prices
+        bids = jax.vmap(functools.partial(_expected, wide.env.env))(prices)
+        play = functools.partial(wide.play, env_params=wide.env.default_params)
+        return jax.vmap(play)(bids, jax.random.split(key_play, rounds)).returns[:, 0], prices
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(quote_and_play)(keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The measurements of an arm on a number of lines.
+    """The measurements of a condition on a number of lines.
 
     Attributes:
-        arm: name of the arm.
+        arm: name of the condition.
         lines: number of lines.
         steps: times of evaluation in environment steps; i [P].
         returns: of a greedy episode, f [S, P].
-        own: the highest return of an episode for the arm's actions.
-        serial: the highest return if one piece is worked on per step.
+        own: the highest possible return of an episode with the condition's actions.
+        serial: the highest possible return with one job per step.
         jobs: operations per environment step.
         prices: of wide markets, final ones f [S, G]; f [P, G] of one seed if agents do not learn.
-        residual: unexplained money over money moved, of the worst seed; for wide markets.
+        residual: of wide markets, the largest unexplained change of money over money moved, over seeds.
     """
 
     arm: str
@@ -524,13 +259,12 @@ class Curve:
 
 
 def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
-    """Train and evaluate an arm, all seeds in one vmapped call."""
+    """Train and evaluate a condition, with all seeds in one vmapped call."""
     env = _environment(arm, lines)
     serial = SupplyChain(lines).optimal_return()
     keys = jax.random.split(key_of(seed), seeds)
     if arm == QUOTING:
-        _, wide = prepare("wide", lines, steps)
-        assert isinstance(wide, Wide)
+        wide: Any = prepare("wide", lines, steps)[1].player(greedy=True)
         rounds = 4 * env.stages
         returns, prices = jax.device_get(_quote(wide, rounds, keys))
         when, quotes = np.arange(1, rounds + 1), np.asarray(prices[0], np.float64)
@@ -538,20 +272,20 @@ def measure(arm: str, lines: int, seeds: int, seed: int, steps: int) -> Curve:
         return Curve(arm, lines, when, returns, lines * serial, serial, lines, quotes)
     config, learner = prepare(arm, lines, steps)
     update = config.settings.instances * config.settings.horizon
-    looks = points(steps, update)
+    times = points(steps, update)
     hyper = jax.tree.map(lambda x: x[None], config.settings.hyperparameters.as_arrays())
-    returns, states = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
+    returns, states = learn(learner, jnp.asarray(np.diff(times, prepend=0) // update), keys, hyper)
     returns = np.asarray(returns[0], np.float64)
-    if not isinstance(learner, Wide):
-        return Curve(arm, lines, looks, returns, env.optimal_return(), serial, lines if env.joint else 1)
-    states = jax.tree.map(lambda x: x[0], states)
-    prices = np.asarray(states.economy.prices, np.float64)
-    residual = float(jax.vmap(learner.residual)(states).max())
-    return Curve(arm, lines, looks, returns, lines * serial, serial, lines, prices, residual)
+    if arm != "wide":
+        return Curve(arm, lines, times, returns, env.optimal_return(), serial, lines if env.joint else 1)
+    states, training = jax.tree.map(lambda x: x[0], states), WideMarketTraining.of(config.settings)
+    prices = np.asarray(states.market.prices[:, 0], np.float64)  # of one instance
+    residual = float(jax.vmap(training.residual)(states).max())
+    return Curve(arm, lines, times, returns, lines * serial, serial, lines, prices, residual)
 
 
 def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
-    """Arms and numbers of lines, the slowest first."""
+    """Conditions and numbers of lines, the slowest first."""
     cells = []
     for lines in sorted(_QUICK_LINES if options.quick else _LINES, reverse=True):
         for arm in (*ARMS, QUOTING):
@@ -562,19 +296,19 @@ def _cells(options: ExperimentOptions) -> list[tuple[str, int]]:
             # On one line all action spaces are the same, and so are the agents.
             if lines == 1 and arm in ("PPO, joint", "PPO, factored"):
                 continue
-            if options.quick and lines == 2 and arm in _RIVALS:  # compiling takes most of the time
+            if options.quick and lines == 2 and arm in _BASELINES:  # compiling takes most of the time
                 continue
             cells.append((arm, lines))
     return cells
 
 
 def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
-    """All measurements, by arm and lines; those in ``options.folder`` are read."""
+    """All measurements, by condition and number of lines; those in ``options.folder`` are read."""
     cells, steps = _cells(options), _QUICK_STEPS if options.quick else _STEPS
     threads = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     found: dict[tuple[str, int], Curve] = {}
 
-    def one(cell: tuple[str, int]) -> Curve:
+    def measured(cell: tuple[str, int]) -> Curve:
         path = options.folder / f"{cell[0].replace(', ', '-')}-{cell[1]}.json"
         if not path.exists():
             files.write_text(path, measure(*cell, options.seeds, options.seed, steps).save() + "\n")
@@ -584,12 +318,12 @@ def _curves(options: ExperimentOptions) -> dict[tuple[str, int], Curve]:
         tables.progress("wide against deep", unit="conditions", shown=options.progress) as show,
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
     ):
-        waiting = {pool.submit(one, cell): cell for cell in cells}
+        waiting = {pool.submit(measured, cell): cell for cell in cells}
         for future in concurrent.futures.as_completed(waiting):
             arm, lines = waiting[future]
             found[arm, lines] = future.result()
             show(len(found), len(cells), f"{arm}, {lines} lines: return {found[arm, lines].final.mean():.1f}")
-    for arm in _RIVALS:
+    for arm in _BASELINES:
         found[arm, 1] = dataclasses.replace(found["PPO, serial", 1], arm=arm)
     return found
 
@@ -609,13 +343,13 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     "PPO, joint": _PPO_GRID,
     "PPO, factored": _PPO_GRID,
 }
-"""Eighteen settings per arm, all traced; the wide market uses the best setting of the deep one."""
+"""Eighteen settings per condition, all traced; the wide market uses the best setting of the deep one."""
 
 _TUNING_LINES, _TUNING_SEED, _TUNING_SEEDS, _TUNING_STEPS = 4, 77, 8, 51_200
 
 
 def tune() -> list[dict[str, Any]]:
-    """Every setting of every grid on four lines, with separate seeds: one row each, the chosen one marked.
+    """Train with every setting of every grid on four lines, with separate seeds; one row per setting.
 
     The setting with the highest mean return over all evaluations is chosen; since these are more frequent early on, it
     rewards high returns that are reached early.
@@ -625,10 +359,10 @@ def tune() -> list[dict[str, Any]]:
     for arm, grid in GRIDS.items():
         config, learner = prepare(arm, _TUNING_LINES, _TUNING_STEPS)
         update = config.settings.instances * config.settings.horizon
-        looks = points(_TUNING_STEPS, update)
+        times = points(_TUNING_STEPS, update)
         settings = [config.settings.hyperparameters.replace(**setting).as_arrays() for setting in grid]
         hyper = jax.tree.map(lambda *x: jnp.stack(x), *settings)
-        returns, _ = learn(learner, jnp.asarray(np.diff(looks, prepend=0) // update), keys, hyper)
+        returns, _ = learn(learner, jnp.asarray(np.diff(times, prepend=0) // update), keys, hyper)
         score = np.asarray(returns, np.float64).mean((1, 2)) / config.adapter.optimal_return()
         top = divergence.best(score)
         for i, setting in enumerate(grid):
@@ -668,22 +402,23 @@ def _least(curve: Curve, cost: Cost) -> tuple[Estimate, np.ndarray]:
 
 
 def sooner(claim: str, ours: list[Curve], theirs: list[Curve], cost: Cost) -> Verdict:
-    """Whether one arm costs less than another on every number of lines: intervals do not overlap.
+    """Whether one condition costs less than another on every number of lines: intervals do not overlap.
 
     Args:
         claim: what is claimed.
-        ours: curves of the first arm, in the order of lines.
-        theirs: curves of the second arm, in the order of lines.
-        cost: lower is better; NaN for a seed that never reached the level. If more than a quarter of the first arm's
-            seeds are NaN, the claim is not confirmed.
+        ours: curves of the first condition, by increasing number of lines.
+        theirs: curves of the second condition, by increasing number of lines.
+        cost: lower is better; NaN for a seed that never reached the level. The claim is not confirmed if more than a
+            quarter of the first condition's seeds are NaN.
     """
     said, held = [], []
     ratio = float("nan")
-    for one, other in zip(ours, theirs, strict=True):
-        (mine, there), (rival, elsewhere) = _least(one, cost), _least(other, cost)
-        held.append(there.mean() >= 0.75 and mine.high < rival.low)
-        ratio = mine.value / rival.value
-        said.append(f"{one.lines} lines {_count(mine)} ({tally(there)}) against {_count(rival)} ({tally(elsewhere)})")
+    for first, second in zip(ours, theirs, strict=True):
+        (lower, reached), (higher, others_reached) = _least(first, cost), _least(second, cost)
+        held.append(reached.mean() >= 0.75 and lower.high < higher.low)
+        ratio = lower.value / higher.value
+        evidence = f"{_count(lower)} ({tally(reached)}) against {_count(higher)} ({tally(others_reached)})"
+        said.append(f"{first.lines} lines {evidence}")
     return Verdict.of(claim, bool(np.all(held)), ratio, "; ".join(said))
 
 
@@ -697,40 +432,42 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
             curve for (name, lines), curve in sorted(curves.items(), key=lambda c: c[0][1]) if name == arm if lines > 1
         ]
 
-    one, most = 1, max(lines for _, lines in curves)
+    single, most = 1, max(lines for _, lines in curves)
     deep, wide = of("deep"), of("wide")
-    (alone, _), (together, _) = (_least(curves[arm, one], steps_to_own) for arm in ("deep", "wide"))
+    (alone, _), (together, _) = (_least(curves[arm, single], steps_to_own) for arm in ("deep", "wide"))
     yield Verdict.of(
-        "on one line, where both are the same market, they take as long (control)",
+        "on one line, where both markets are the same, both need as many steps (control)",
         alone.low <= together.high and together.low <= alone.high, together.value / alone.value,
         f"wide {_count(together)} steps, deep {_count(alone)}",
     )  # fmt: skip
     finals = [(interquartile_mean(w.final), interquartile_mean(d.final)) for w, d in zip(wide, deep, strict=True)]
     yield Verdict.of(
-        "[per step] from two lines on the wide market earns more (by construction up to once per line)",
+        "[per step] on two or more lines the wide market earns more (by construction up to once per line)",
         all(w.low > d.high for w, d in finals), finals[-1][0].value / finals[-1][1].value,
         "; ".join(f"{c.lines} lines {w.value:.1f}, deep {d.value:.1f}" for c, (w, d) in zip(wide, finals, strict=True)),
     )  # fmt: skip
-    yield sooner("it comes to 90% of its own optimum in fewer steps than the deep one", wide, deep, steps_to_own)
-    claim = "it earns 90% of the deep one's optimum in fewer steps than the deep one"
+    yield sooner(
+        "the wide market reaches 90% of its own optimum in fewer steps than the deep one", wide, deep, steps_to_own
+    )
+    claim = "the wide market earns 90% of the deep one's optimum in fewer steps than the deep one"
     yield sooner(claim, wide, deep, steps_to_serial)
-    claim = "it comes to 90% of its own optimum with fewer operations per line than the deep one"
+    claim = "the wide market reaches 90% of its own optimum with fewer operations per line than the deep one"
     yield sooner(claim, wide, deep, operations_per_line)
     for arm, grows in (("wide", False), ("deep", True)):
-        first, last = (_least(curves[arm, lines], steps_to_own)[0] for lines in (one, most))
+        first, last = (_least(curves[arm, lines], steps_to_own)[0] for lines in (single, most))
         grown = last.low > first.high
         yield Verdict.of(
             f"the {arm} market's steps to its optimum {'grow' if grows else 'do not grow'} with the number of lines",
             grown == grows, last.value / first.value, f"{most} lines {_count(last)}, one line {_count(first)}",
         )  # fmt: skip
-    for rival in _RIVALS:
-        theirs = of(rival)
-        ours = [curve for curve in wide if (rival, curve.lines) in curves]
-        claim = f"the wide market comes to 90% of its own optimum in fewer steps than {rival.replace(', ', ' (')})"
+    for baseline in _BASELINES:
+        theirs = of(baseline)
+        ours = [curve for curve in wide if (baseline, curve.lines) in curves]
+        claim = f"the wide market reaches 90% of its own optimum in fewer steps than {baseline.replace(', ', ' (')})"
         yield sooner(claim, ours, theirs, steps_to_own)
     error = np.abs(_prices(curves["wide", most]) / SupplyChain(most).worth(GAMMA) - 1)
     yield Verdict.of(
-        "what pieces sell for in the end is their discounted worth, within 5%",
+        "final prices of pieces are their discounted values, within 5%",
         bool(error.max() <= _NEAR), error.max(),
         f"largest error {error.max():.4f}, of {error[0].size} goods of all seeds; mean {error.mean():.4f}",
     )  # fmt: skip
@@ -738,7 +475,7 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
     perfect = [bool((curve.returns[:, curve.steps >= stages] >= curve.own).all()) for curve in known]
     slowest = np.max([curve.steps_to(curve.own, 1.0).max() for curve in known])  # NaN: a seed never reached it
     yield Verdict.of(
-        f"agents that know what they do, and quote, are at their optimum after {stages} rounds, one per stage",
+        f"quoting agents reach their optimum after {stages} rounds, one per stage",
         all(perfect), slowest, f"{tally(np.array(perfect))} numbers of lines; slowest seed after {slowest:.0f}",
     )  # fmt: skip
 
@@ -841,14 +578,14 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
     for i, prices in enumerate(every):
         label = "learned, a line of a seed" if i == 0 else None
         axes[0].plot(stages, prices, "o", color="C1", alpha=0.3, markersize=8, label=label)
-    axes[0].set_title(f"{wide.lines} lines, in the end")
+    axes[0].set_title(f"{wide.lines} lines, final prices")
     rounds = [1, 2, 3, 4, 5, 6, 8, 12, 16]
     for i, r in enumerate(rounds):
         shade = colormaps["viridis"](0.9 * (1 - i / (len(rounds) - 1)))
         axes[1].plot(stages, quoted[r - 1, 0], "o-", color=shade, label=f"quoted, round {r}")
-    axes[1].set_title("by those who know what they do")
+    axes[1].set_title("quoted by agents that do not learn")
     for ax in axes:
-        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted worth")
+        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
         ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
         ax.set_ylim(-0.1, worth.max() * 1.08)
     plotting.legend_below(fig)
@@ -856,7 +593,7 @@ def _draw_prices(wide: Curve, quotes: Curve) -> "Figure":
 
 
 def run(options: ExperimentOptions) -> Report:
-    """Train every arm on every number of lines, except those in ``options.folder``, and test the claims."""
+    """Train every condition on every number of lines, except those in ``options.folder``, and test the claims."""
     curves = _curves(options)
     lines = sorted({lines for _, lines in curves})
     most, order = lines[-1], [*ARMS, QUOTING]
@@ -864,18 +601,18 @@ def run(options: ExperimentOptions) -> Report:
     steps = _QUICK_STEPS if options.quick else _STEPS
     tables = [
         ResultTable(
-            "wide-vs-deep", f"{options.seeds} seeds, {steps / 1000:.0f} k environment steps for every arm that learns",
+            "wide-vs-deep", f"{options.seeds} seeds, {steps / 1000:.0f} k environment steps per condition",
             [_row(curves[arm, n]) for n in lines for arm in order if (arm, n) in curves],
-            "a greedy episode in the end, over the own and over the parallel optimum; interquartile means over seeds\n"
-            "± the larger side of the 95% bootstrap interval · k steps: thousands of environment steps (rounds, where\n"
-            "nobody learns) to 90% of the own optimum, over the seeds that got there; operations per line until then\n"
-            "to serial: to 90% of what can be earned one piece at a time\n"
+            "final return of a greedy episode over the own or the parallel optimum; interquartile means over seeds\n"
+            "± the larger side of the 95% bootstrap interval · k steps: thousands of environment steps (rounds, for\n"
+            "quoting agents) to 90% of the own optimum, over the seeds that reach it; operations per line until then\n"
+            "to serial: to 90% of the highest return with one job per step\n"
             "on one line all PPO agents are the same",
         ),
         ResultTable(
             "prices", f"prices of pieces by stage, {most} lines, discount {GAMMA}", _price_rows(wide, quotes),
             "learned: mean over lines; lowest, highest: of all lines and seeds\n"
-            "quoted: by agents that know what they do",
+            "quoted: by agents that know the effects of their operations",
         ),
         ResultTable(
             "seeds", "every seed",
@@ -891,9 +628,9 @@ def run(options: ExperimentOptions) -> Report:
         ),
     ]  # fmt: skip
     if options.full:
-        note = "mean share of the optimum over all looks; the wide market takes over the deep one's settings"
+        note = "mean share of the optimum over all evaluations; the wide market uses the deep one's settings"
         tables.append(
-            ResultTable("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} seeds of their own", tune(), note)
+            ResultTable("tuning", f"grids, {_TUNING_LINES} lines, {_TUNING_SEEDS} separate seeds", tune(), note)
         )
     env = SupplyChain(most)
     return Report(

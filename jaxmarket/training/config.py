@@ -12,7 +12,7 @@ from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
 from jaxmarket.environments import adapt, make
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.learners import LEARNERS, Hyperparameters, Learner
+from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner
 from jaxmarket.learners.protocol import numeric_settings
 from jaxmarket.policies import (
     BetaHead,
@@ -33,6 +33,7 @@ from jaxmarket.training import objects
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.settings import AgentKind, Settings
 from jaxmarket.training.society import SocietyTraining
+from jaxmarket.training.wide import WideMarketTraining
 from jaxmarket.validation import check_bool, check_choice, check_float, check_int, check_widths, short_repr
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ __all__ = [
     "plain_setting",
 ]
 
-AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith}
+AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith, "wide": WideMarketTraining}
 """Aliases of kinds of agents."""
 HEADS: dict[str, type[Head]] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
 """Aliases of bid heads."""
@@ -68,13 +69,45 @@ ALIASES: dict[str, Mapping[str, Any]] = {
 }
 """The tables of aliases by setting. A name that is added to a table works in Python and on the command line."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"bids": "beta", "time_limits": "terminal", "steps": 8_192_000},
+    # Chang et al. (2020): 2,000 updates of 4,096 steps.
+    "paper": {
+        "auction": "ccv",
+        "learner": PPO(
+            minibatch=128,
+            epochs=1,
+            value_l2=1e-3,
+            max_norm=40.0,
+            decay_after=500,
+            decay_every=100,
+            decay=0.99,
+            learning_rate=4e-5,
+            value_learning_rate=5e-3,
+            entropy=0.1,
+            clip=0.2,
+        ),
+        "bids": BetaHead(low=0.0, high=1.0),
+        "clones": 2,
+        "share_clones": True,
+        "steps": 8_192_000,
+        "instances": 32,
+        "horizon": 128,
+        "trace_decay": 0.0,
+        "exploration": 0.0,
+        "exploration_final": 0.0,
+        "dropout": 0.0,
+        "reserve": 0.0,
+        "time_limits": "terminal",
+        "ties": "random",
+    },
 }
-"""Settings by name; ``paper`` gives ppo the published Beta bids and counts time-outs as terminal."""
+"""Settings by name; ``paper`` are the published ones: PPO with Beta bids, and time-outs count as terminal. Fields of a
+preset's learner and bid head may be given as flat settings, such as ``entropy``."""
 
 _DEFAULTS: dict[str, Any] = {
     # Chang et al. (2020): 750 updates of 4,096 steps.
+    "learner": "ppo",
     "steps": 3_072_000,
+    "gamma": 0.99,
     "instances": 32,
     "horizon": 128,
     "log_every": 0,
@@ -103,10 +136,10 @@ class TrainConfig:
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1, or module:name.
-        agent: society (the default), or monolith: a single PPO agent as a baseline, without settings of bids and
-            auctions.
+        agent: society (the default); monolith: a single PPO agent as a baseline, without settings of bids and
+            auctions; or wide: bidders that trade the goods of an environment with production lines.
         auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only).
-        learner: ppo (the default), valuation or reinforce.
+        learner: ppo (the default), valuation (the default and only choice of wide) or reinforce.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
         steps: auctions per seed, rounded up to whole rollouts; 3,072,000 by default, valuation 2,048,000. Where
@@ -150,7 +183,7 @@ class TrainConfig:
     _: dataclasses.KW_ONLY
     agent: AgentLike = "society"
     auction: AuctionLike | None = None
-    learner: LearnerLike = "ppo"
+    learner: LearnerLike | None = None
     clones: int | None = None
     seeds: int = 1
     steps: int | None = None
@@ -219,28 +252,32 @@ class TrainConfig:
 
 
 def _resolve(config: TrainConfig) -> Settings:
-    said = {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None}
-    if config.preset is not None:
-        said = PRESETS[config.preset] | said
+    given = {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None}
+    said = PRESETS.get(config.preset or "", {}) | given
+    if "exploration" in given and "exploration_final" not in given:
+        said.pop("exploration_final", None)  # it follows exploration, and not the preset
     adapter, agent = config.adapter, _made("agent", config.agent)
     unused = getattr(agent, "unused", ())
     for field in unused:
         if field in said:
-            raise ValueError(f"{field}: agent {_label(config.agent)} has no such setting; leave it out")
-    learner, numbers = _component("learner", config.learner, said, OF_LEARNERS)
-    defaults = _DEFAULTS | {"gamma": 0.99 if adapter.gamma is None else adapter.gamma}
-    defaults = defaults | dict(getattr(learner, "defaults", {})) | dict(getattr(agent, "defaults", {}))
+            agent_label, source = _label(config.agent), "it" if field in given else f"preset {config.preset}"
+            raise ValueError(f"{field}: agent {agent_label} has no such setting; leave {source} out")
+    own_defaults = dict(getattr(agent, "defaults", {}))
+    defaults = _DEFAULTS | ({} if adapter.gamma is None else {"gamma": adapter.gamma})
+    rule, hidden = (said.get(name, own_defaults.pop(name, defaults.pop(name, None))) for name in ("learner", "hidden"))
+    learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset="learner" not in given)
+    defaults = defaults | dict(getattr(learner, "defaults", {})) | own_defaults
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
-    limits = {name: said[name] for name in ("bid_low", "bid_high") if name in said}
-    head, bounds = _component("bids", chosen["bids"], limits, OF_HEADS)
+    head, bounds = _component("bids", chosen["bids"], given, OF_HEADS, preset="bids" not in given)
     by_value = getattr(learner, "estimates_values", None)
     if "bids" not in unused and by_value is not None and by_value != isinstance(head, ValueHead):
         raise ValueError(
-            f"bids: learner {_label(config.learner)} cannot train {_label(chosen['bids'])} bids; valuation takes "
+            f"bids: learner {_label(_alias('learner', rule, numbers))} cannot train "
+            f"{_label(_alias('bids', chosen['bids'], bounds))} bids; valuation takes "
             "value, ppo and reinforce take kumaraswamy or beta"
         )
-    torso, layers = _torso(config, adapter, table=bool(by_value))
+    torso, layers = _torso(config, adapter, hidden, table=bool(by_value))
     society = Society(
         env=adapter,
         policy=BidPolicy(torso=torso, head=head),
@@ -257,7 +294,7 @@ def _resolve(config: TrainConfig) -> Settings:
         {"env": config.env, "seeds": config.seeds, "preset": config.preset}
         | chosen
         | {"agent": _alias("agent", config.agent), "auction": _alias("auction", chosen["auction"])}
-        | {"learner": _alias("learner", config.learner, numbers), "bids": _alias("bids", chosen["bids"], bounds)}
+        | {"learner": _alias("learner", rule, numbers), "bids": _alias("bids", chosen["bids"], bounds)}
         | {name: getattr(learner, own) for name, own in numbers.items()}
         | {name: limit for name, own in bounds.items() if _set(limit := getattr(head, own))}
         | layers
@@ -278,14 +315,17 @@ def _resolve(config: TrainConfig) -> Settings:
     return settings
 
 
-def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+def _component(
+    field: str, value: Any, given: Mapping[str, Any], names: Mapping[str, str], *, preset: bool
+) -> tuple[Any, dict[str, Any]]:
     """The learner or bid head, built from its alias and the flat settings that are its fields.
 
     Args:
         field: the setting.
         value: an object, an alias, or ``module:name``.
-        said: settings that the user gave.
+        given: settings that the user gave.
         names: fields of the object by flat setting.
+        preset: whether the value is that of a preset or a default, whose fields flat settings replace.
 
     Returns:
         The object, and the names of its fields by flat setting.
@@ -294,16 +334,18 @@ def _component(field: str, value: Any, said: Mapping[str, Any], names: Mapping[s
     cls = found if isinstance(found, type) else type(found)
     fields = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
     flat = {name: own for name, own in names.items() if own in fields}
-    given_flat = {name: said[name] for name in names if name in said}
+    given_flat = {name: given[name] for name in names if name in given}
     for name, setting in given_flat.items():
         if name not in flat:
             raise ValueError(f"{name}: {field} {_label(value)} has no such setting; leave it out")
-        if found is not cls:
+        if found is not cls and not preset:
             raise ValueError(
                 f"{name}: {field} is an object that has this setting; write {cls.__name__}({flat[name]}={setting!r})"
             )
     if found is cls:
         return cls(**{flat[name]: setting for name, setting in given_flat.items()}), flat
+    if given_flat:
+        found = dataclasses.replace(found, **{flat[name]: setting for name, setting in given_flat.items()})  # type: ignore[type-var]
     for name, setting in numeric_settings(found).items() if fields else ():
         if setting is not None:
             check_float(f"{field}.{name}", setting)
@@ -349,12 +391,15 @@ def _label(value: Any) -> str:
     return value if isinstance(value, str) else type(value).__name__
 
 
-def _torso(config: TrainConfig, adapter: Adapter, *, table: bool) -> tuple[Torso, dict[str, Any]]:
+def _torso(
+    config: TrainConfig, adapter: Adapter, hidden: tuple[int, ...] | None, *, table: bool
+) -> tuple[Torso, dict[str, Any]]:
     """The layers below a bid or value head, and their effective settings.
 
     Args:
         config: the settings.
         adapter: the environment.
+        hidden: widths of dense layers that the user or the kind of agent chose; None for the defaults.
         table: whether the learner estimates values, for which a table is the default over one-hot observations.
     """
     obs = Society(adapter, BidPolicy(linear(), ValueHead())).observation
@@ -370,13 +415,13 @@ def _torso(config: TrainConfig, adapter: Adapter, *, table: bool) -> tuple[Torso
         convolutions = config.convolutions
         if convolutions is None:
             convolutions = (16, 32) if large else (16,)
-        stride, hidden = config.stride or (2 if large else 1), config.hidden or (128,)
+        stride, hidden = config.stride or (2 if large else 1), hidden or (128,)
         torso = cnn(*hidden, convolutions=convolutions, stride=stride, layer_norm=table)
         return torso, {"hidden": hidden, "convolutions": convolutions, "stride": stride}
     if adapter.one_hot:
-        hidden = config.hidden if config.hidden is not None else () if table else (16,)
+        hidden = hidden if hidden is not None else () if table else (16,)
         return linear(*hidden), {"hidden": hidden}
-    hidden = config.hidden if config.hidden is not None else (64, 64)
+    hidden = hidden if hidden is not None else (64, 64)
     return mlp(*hidden, layer_norm=table), {"hidden": hidden}
 
 

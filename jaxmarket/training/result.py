@@ -10,7 +10,7 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.transfer import NetworkParams, networks
 from jaxmarket.validation import escaped
 
-__all__ = ["FitResult", "RunResult", "summary_line"]
+__all__ = ["FitResult", "RunResult", "agent_parts", "summary_line"]
 
 
 class RunResult(Protocol):
@@ -92,3 +92,15 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     reached = summary["return_mean"]
     number = "none" if reached is None else f"{reached:.3f}"  # JSON has no NaN
     return f"{escaped(str(summary['env']))}: {summary['seeds']} seeds, return {number}{stopped}"
+
+
+def agent_parts(summary: Mapping[str, Any]) -> list[str]:
+    """What a run trained, for titles: the kind of agent if it is not a society, auction, learner and clones."""
+    agent, auction, clones = (summary.get(name) for name in ("agent", "auction", "clones"))
+    parts = [
+        None if agent == "society" else agent,
+        None if auction is None else f"{auction} auction",
+        summary.get("learner"),
+        None if clones is None else f"{clones} clones",
+    ]
+    return [part for part in parts if part is not None]

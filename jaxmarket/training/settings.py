@@ -22,7 +22,7 @@ class AgentKind(Protocol):
     """What `TrainConfig` takes as ``agent``: a class of trainables, or an object that makes them.
 
     It may have two attributes: ``unused``, names of settings of `TrainConfig` that do not apply to it, and
-    ``defaults``, values for settings that the user did not set.
+    ``defaults``, values for settings that the user did not set, ``learner`` and ``hidden`` among them.
     """
 
     def of(self, settings: "Settings") -> Trainable:
@@ -113,7 +113,7 @@ class Settings:
         names = {
             "agent": self.values["agent"],
             "auction": self.values.get("auction"),
-            "learner": self.values["learner"],
+            "learner": self.values.get("learner"),
         }
         names = {name: _name(value) for name, value in names.items()}
         return names | {"clones": self.values.get("clones")}

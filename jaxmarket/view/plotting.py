@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmarket.metrics import env_steps
+from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.validation import escaped
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmarket.deep_market import Lineage, RoundSummary
-    from jaxmarket.training.result import RunResult
 
 __all__ = [
     "draw_band",
@@ -129,11 +129,11 @@ def plain_text(text: str) -> str:
 _LONGEST = 80
 
 
-def _name(result: "RunResult") -> str:
-    return " · ".join(plain_text(result.summary[part] or "monolith") for part in ("env", "auction", "learner"))
+def _name(result: RunResult) -> str:
+    return " · ".join(map(plain_text, [result.summary["env"], *agent_parts(result.summary)]))
 
 
-def draw_learning_curve(ax: "Axes", result: "RunResult") -> None:
+def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
     """Return against environment steps: seeds as thin lines, their mean, and the final greedy return (dashed)."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
@@ -163,7 +163,7 @@ def draw_learning_curve(ax: "Axes", result: "RunResult") -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def draw_bids(ax: "Axes", result: "RunResult", title: str | None = None) -> None:
+def draw_bids(ax: "Axes", result: RunResult, title: str | None = None) -> None:
     """Greedy bids for every primitive in every visited state, with their range over seeds, and Q* as black lines."""
     if result.q is None or result.bids is None or result.visited is None:
         raise ValueError(

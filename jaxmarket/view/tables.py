@@ -23,7 +23,7 @@ from rich.text import Text
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
 from jaxmarket.training.objects import label
-from jaxmarket.training.result import RunResult
+from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.types import Transition
 from jaxmarket.validation import escaped
 from jaxmarket.view.text import DataTable, Screen
@@ -139,9 +139,7 @@ def number(value: float, digits: int = 3) -> str:
 def returns_table(result: RunResult) -> DataTable:
     """The return over seeds with its spread, and the bid errors."""
     s = result.summary
-    agent = "monolith" if s["auction"] is None else f"{s['auction']} auction"
-    clones = "" if s["clones"] is None else f" · {s['clones']} clones"
-    table = DataTable(title=f"{s['env']} · {agent} · {s['learner']}{clones}")
+    table = DataTable(title=" · ".join([s["env"], *agent_parts(s)]))
     errors = {"bid error": s["bid_error"]}
     if "bid_error_all" in s:
         errors["all bids"] = s["bid_error_all"]

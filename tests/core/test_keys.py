@@ -93,15 +93,15 @@ CONFIG = TrainConfig("Bandit-v0", learner="valuation", steps=64, instances=4, ho
 
 def test_fit_evaluates_with_keys_that_training_does_not_use(monkeypatch):
     used = {}
-    true = fitting.evaluate_both
 
     def spy(player, params, key, *rest):
         used["both"] = key
-        return true(player, params, key, *rest)
+        raise RuntimeError("seen")
 
     monkeypatch.setattr(fitting, "evaluate_both", spy)
     key = jax.random.key(0)
-    fit(CONFIG, key, progress=False)
+    with pytest.raises(RuntimeError, match="seen"):
+        fit(CONFIG, key, progress=False)
     training = set.union(*(descendants(one) for one in jax.random.split(key, CONFIG.seeds)))
     assert descendants(used["both"]).isdisjoint(training)
 

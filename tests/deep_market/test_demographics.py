@@ -257,7 +257,7 @@ def test_lineage():
 
 def test_lineage_of_a_real_history():
     """The records kept on the device, against parents looked up as they were."""
-    p = people([3.0, 2.0, 1.0, 0.0, 0.0], jnp.arange(5) < 3)
+    p = people([3.0, 2.0, 1.0, *[0.0] * 5], jnp.arange(SLOTS) < 3)
     terms = Terms(p_offspring=0.8, min_parent_wealth=0.5, replace_poorest=True)
     history, known = [], {0: -1, 1: -1, 2: -1}
     for t in range(6):

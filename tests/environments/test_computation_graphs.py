@@ -139,7 +139,7 @@ def test_the_fixed_program_is_chosen_on_training_digits(monkeypatch):
 
 
 def test_settings_are_those_of_the_grid():
-    for arm in mental_rotation.ARMS:
+    for arm in mental_rotation.AGENTS:
         tuned = mental_rotation.TUNED[arm]
         assert (tuned["learning_rate"], tuned["entropy"]) in mental_rotation.GRID
 

@@ -277,30 +277,32 @@ def test_evaluation_is_frozen_and_right():
 def test_measurements_are_equally_far_apart():
     assert experiment._parts(49152) == [256] * 192
     assert experiment._parts(100) == [32] * 3
-    arms = experiment.arms(64)
-    assert all(32 % arm.period == 0 for arm in arms)
-    assert [arm.name for arm in arms].index("hybrid") < [arm.name for arm in arms].index("SGD, structure found")
+    conditions = experiment.conditions(64)
+    assert all(32 % condition.period == 0 for condition in conditions)
+    assert [condition.name for condition in conditions].index("hybrid") < [
+        condition.name for condition in conditions
+    ].index("SGD, structure found")
 
 
 @functools.cache
-def findings():
-    """All arms for a moment, two seeds."""
-    results = {}
-    for arm in experiment.arms(64):
-        found = results["hybrid"].structure if arm.structure == "found" else None
-        results[arm.name] = measure(arm, 2, 0, 64, found)
-    return results
+def results():
+    """All conditions for a moment, two seeds."""
+    finished = {}
+    for condition in experiment.conditions(64):
+        found = finished["hybrid"].structure if condition.structure == "found" else None
+        finished[condition.name] = measure(condition, 2, 0, 64, found)
+    return finished
 
 
 @pytest.mark.full
 def test_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "measure", lambda arm, *_: findings()[arm.name])
+    monkeypatch.setattr(experiment, "measure", lambda condition, *_: results()[condition.name])
     report = experiment.run(ExperimentOptions(tmp_path, seeds=2, quick=True, progress=False))
     written = report.write(tmp_path)
     assert {"capitalism.png", "life.png", "structures.csv", "curves.csv"} <= set(written.written)
     document = json.loads((tmp_path / "report.json").read_text())
-    assert [row["arm"] for row in document["table"]] == list(findings())
-    assert document["table"][3]["mean"] == pytest.approx(findings()["SGD"].accuracy[-1].mean())
+    assert [row["arm"] for row in document["table"]] == list(results())
+    assert document["table"][3]["mean"] == pytest.approx(results()["SGD"].accuracy[-1].mean())
     assert document["conservation_residual"] < 1e-6
     assert len(document["verdicts"]) == 6
     assert document["verdicts"][-1]["standing"] == "confirmed"
@@ -308,15 +310,19 @@ def test_the_report(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_found_structures_must_be_given():
-    arm = next(arm for arm in experiment.arms(64) if arm.structure == "found")
+    condition = next(condition for condition in experiment.conditions(64) if condition.structure == "found")
     with pytest.raises(ValueError, match="found: SGD, structure found needs"):
-        measure(arm, 2, 0, 64)
+        measure(condition, 2, 0, 64)
 
 
 @pytest.mark.full
 def test_hybrid_and_sgd_read_digits_and_capitalism_begins_to():
     """Seeds that are not those of the report."""
-    results = {arm.name: measure(arm, 4, 7, 2048) for arm in experiment.arms(64) if arm.structure == "default"}
+    results = {
+        condition.name: measure(condition, 4, 7, 2048)
+        for condition in experiment.conditions(64)
+        if condition.structure == "default"
+    }
     last = {name: finding.accuracy[-1] for name, finding in results.items()}
     assert (last["SGD"] > 0.95).all()
     assert (last["hybrid"] > 0.85).all()

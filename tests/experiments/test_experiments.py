@@ -109,7 +109,7 @@ def test_a_seat_is_worth_what_a_plain_simulation_earns(mechanism, clones):
 def test_who_is_removed():
     society = TrainConfig("Chain-v0").settings.society
     cases = redundancy.absences(society, np.array([[0.2, 0.9], [0.8, 0.1]]))
-    assert cases["nobody"].all()
+    assert cases["none"].all()
     np.testing.assert_array_equal(cases["best bidder"][:, 0], [[1, 1, 0, 1], [0, 1, 1, 1]])
     np.testing.assert_array_equal(cases["best primitive"][:, 0], [[1, 1, 0, 0], [0, 0, 1, 1]])
     assert cases["any other"].shape == (2, 3, 4)

@@ -135,7 +135,7 @@ def test_the_main_table_by_hand():
 def test_the_arms_of_the_report_pool_tasks_and_seeds():
     made_up = [transfer([2] * 4, [None] * 4, [8, 8, 8, None]), transfer([4] * 4, [None] * 4, [8] * 4)]
     made_up[1] = dataclasses.replace(made_up[1], change="middle")
-    arms = {arm: modularity._summary(made_up, arm) for arm in modularity.ARMS}
+    arms = {arm: modularity._summary(made_up, arm) for arm in modularity.AGENTS}
     for steps in ("steps_to_90_transfer", "steps_to_stay_above_90_transfer"):
         assert arms["society"][steps] == {"mean": 1536, "std": 512, "never": 0}
     assert arms["society valuation"]["steps_to_90_transfer"] == {"mean": None, "std": None, "never": 8}
@@ -149,7 +149,7 @@ def test_the_arms_of_the_report_pool_tasks_and_seeds():
 @pytest.mark.parametrize(
     ("society", "flat", "standing", "says"),
     [
-        ([10, 11, 12, 13], [20, 21, 22, 23], "confirmed", "(4/4 seeds get there)"),
+        ([10, 11, 12, 13], [20, 21, 22, 23], "confirmed", "(4/4 seeds reach it)"),
         ([20, 21, 22, 23], [10, 11, 12, 13], "not confirmed", "(4/4)"),
         ([10, 15, 20, 25], [12, 17, 22, 27], "not confirmed", "(4/4)"),  # intervals overlap
         ([10, 11, np.nan, np.nan], [150, 150, 150, 150], "not confirmed", "(2/4 seeds"),  # whatever the others need
@@ -227,8 +227,8 @@ def tiny(tmp_path_factory):
     """The quick experiment on one topology, every arm the same small monolithic agent: two programs to compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modularity, "QUICK", ("linear chain",))
-        patch.setattr(modularity, "_KINDS", {arm: {"agent": "monolith"} for arm in modularity.ARMS})
-        patch.setattr(modularity, "ARMS", dict.fromkeys(modularity.ARMS, modularity.ARMS["flat"]))
+        patch.setattr(modularity, "_KINDS", {arm: {"agent": "monolith"} for arm in modularity.AGENTS})
+        patch.setattr(modularity, "AGENTS", dict.fromkeys(modularity.AGENTS, modularity.AGENTS["flat"]))
         patch.setattr(modularity, "_BUDGET", modularity._BUDGET | {"steps": 3 * 512})
         options = ExperimentOptions(tmp_path_factory.mktemp("modularity"), seeds=2, quick=True, progress=False)
         first = modularity.run(options)
@@ -248,7 +248,7 @@ def test_the_report_has_the_promised_fields(tiny):
             assert {"mean", "std"} <= set(arm["steps_to_90_transfer"])
     assert line["arms"]["hierarchical"]["steps_to_90_transfer"] is None
     assert "no options" in line["arms"]["hierarchical"]["note"]
-    assert [row["arm"] for row in line["table"]] == list(modularity.ARMS)
+    assert [row["arm"] for row in line["table"]] == list(modularity.AGENTS)
     assert len(line["verdicts"]) == 6
     assert set(report.figures) == {"transfers", "moved", "weights"}
 
@@ -275,6 +275,6 @@ def test_finished_stages_are_not_trained_again(tiny):
 
 def test_grids_are_of_one_size_and_hold_what_is_used():
     assert {len(grid) for grid in modularity.GRIDS.values()} == {12}
-    for arm, settings in modularity.ARMS.items():
+    for arm, settings in modularity.AGENTS.items():
         assert settings in modularity.GRIDS[arm]
     assert EXPERIMENTS["modularity"].run is modularity.run

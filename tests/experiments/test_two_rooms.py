@@ -59,11 +59,13 @@ def verdicts(arms, options=None):
 
 def arms_with(society, hierarchical, flat, moved):
     """Arms whose transfers have these curves."""
-    solved = {name: made_up([[1.0] * 4] * 2, agent=agent) for name, agent in zip(two_rooms.ARMS, _AGENTS, strict=True)}
+    solved = {
+        name: made_up([[1.0] * 4] * 2, agent=agent) for name, agent in zip(two_rooms.AGENTS, _AGENTS, strict=True)
+    }
     curves = {"society": society, "hierarchical": hierarchical, "flat": flat}
     return [
         TransferCondition(name, solved[name], made_up(curves[name], weights=moved.get(name, 1.0), agent=agent))
-        for name, agent in zip(two_rooms.ARMS, _AGENTS, strict=True)
+        for name, agent in zip(two_rooms.AGENTS, _AGENTS, strict=True)
     ]
 
 
@@ -97,7 +99,7 @@ def test_claims_about_the_first_task_hold_for_every_seed():
 
 
 def test_settings_are_those_of_the_grid():
-    for arm in two_rooms.ARMS:
+    for arm in two_rooms.AGENTS:
         assert (two_rooms.TUNED[arm]["learning_rate"], two_rooms.TUNED[arm]["entropy"]) in two_rooms.GRID
     assert {*two_rooms.OPTIONS.values(), two_rooms.FIRST, two_rooms.TRANSFER} == set(TASKS)
 

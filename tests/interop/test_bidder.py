@@ -368,10 +368,14 @@ def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
     )
     standing = {verdict.claim: verdict.standing for verdict in report.verdicts}
     assert len(standing) == len(report.verdicts) == 8
-    assert {c: s for c, s in standing.items() if "shill" in c or "shades" in c} == {
-        "one first-price auction: a solitary best bidder shades towards its rival's bid": "not confirmed",
-        "whole episodes among clones: on Chain the learner finds vickrey's shill gain by itself": "not confirmed",
-        "whole episodes among clones: on Duality the learner finds vickrey's shill gain by itself": "not confirmed",
+    assert {c: s for c, s in standing.items() if "overbidding" in c or "shades" in c} == {
+        "one first-price auction: the solitary best bidder shades towards the next bid": "not confirmed",
+        **{
+            f"whole episodes among clones: on {process} the learner finds that overbidding pays under vickrey": (
+                "not confirmed"
+            )
+            for process in ("Chain", "Duality")
+        },
     }
     assert {row["process"] for row in report.tables[0].rows} == {"Bandit", "Chain", "Duality"}
     assert {"gains.csv", "one_auction.csv", "wealth.csv", "gains.png", "bids.png"} <= set(report.written)

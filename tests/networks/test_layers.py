@@ -67,7 +67,7 @@ def close(got, want, tolerance):
     np.testing.assert_array_less(np.abs(got - want) / np.maximum(1, np.abs(want)), tolerance)
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_networks_pass_forward_by_auction(count):
     """Bit by bit, whatever their depth and however many rivals there are."""
     for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(count)):
@@ -159,8 +159,9 @@ def gradients(module, variables, x, output_prices):
 gradients_jit = jax.jit(gradients, static_argnums=0)
 
 
-def test_prices_are_gradients_float32():
-    for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(6)):
+@pytest.mark.parametrize("count", [4, pytest.param(6, marks=pytest.mark.slow)])
+def test_prices_are_gradients_float32(count):
+    for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(count)):
         module, variables = random_network(rng, widths, linear_last, use_bias)
         market = from_mlp(variables, decoys, jax.random.key(i), linear_last)
         x, p = (jnp.asarray(rng.normal(size=(3, w)), jnp.float32) for w in (widths[0], widths[-1]))

@@ -1,5 +1,6 @@
 """Settings and arguments: numbers of NumPy and JAX are taken, what is of another kind is refused in one line."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import jaxmarket
 from jaxmarket import TrainConfig, auctions, fit, train
 from jaxmarket.environments import Chain
+from jaxmarket.learners import PPO
 from jaxmarket.policies import BetaHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import run_folder
 
@@ -77,10 +79,10 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
         ({"time_limits": "shadows"}, "time_limits: unknown value"),
         ({"bids": ["value"]}, "bids: expected kumaraswamy, beta, value, or an object with distribution, outputs, got"),
         (
-            {"learner": None},
-            "learner: expected ppo, valuation, reinforce, or an object with init, update, bind, got None",
+            {"learner": 3},
+            "learner: expected ppo, valuation, reinforce, or an object with init, update, bind, got 3",
         ),
-        ({"agent": object}, "agent: expected society, monolith, or an object with of, got"),
+        ({"agent": object}, "agent: expected society, monolith, wide, or an object with of, got"),
         ({"auction": None, "agent": "anarchist"}, "agent: unknown value"),
     ],
 )
@@ -217,3 +219,19 @@ def test_keys_as_words_and_seeds_of_numpy():
         jaxmarket.as_policy(typed, seed=1)
     with pytest.raises(ValueError, match=r"^seed: expected an integer"):
         jaxmarket.as_policy(typed, seed=True)
+
+
+def test_settings_take_precedence_over_those_of_a_preset():
+    paper = TrainConfig("Chain-v0", preset="paper").settings
+    assert paper.values["learner"] == "ppo" and paper.values["bids"] == "beta"
+    some = TrainConfig("Chain-v0", preset="paper", learning_rate=1e-3, bid_high=2.0, exploration=0.2).settings
+    assert some.learner == dataclasses.replace(paper.learner, learning_rate=1e-3, policy=some.society.policy)
+    assert (some.society.policy.head.low, some.society.policy.head.high) == (0, 2)
+    assert (some.exploration, some.exploration_final) == (0.2, 0.2)
+    other = TrainConfig("Chain-v0", preset="paper", learner=PPO(entropy=0.3), bids="kumaraswamy").settings
+    assert (other.learner.entropy, other.values["bids"], other.time_limits) == (0.3, "kumaraswamy", "terminal")
+    assert TrainConfig("Chain-v0", preset="paper", learner="reinforce").settings.values["learner"] == "reinforce"
+    with pytest.raises(ValueError, match="agent monolith has no such setting; leave preset paper out"):
+        TrainConfig("Chain-v0", preset="paper", agent="monolith")
+    with pytest.raises(ValueError, match="bids: learner valuation cannot train beta bids"):
+        TrainConfig("Chain-v0", preset="paper", learner="valuation")

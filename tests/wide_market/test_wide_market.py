@@ -11,6 +11,7 @@ from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
+from thinned import thinned
 
 from jaxmarket import deep_market, wide_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
@@ -62,7 +63,10 @@ _wide_step = jax.jit(wide_market.step, static_argnums=0)
 
 @pytest.mark.parametrize(
     ("mechanism", "rent"),
-    [(BUCKET_BRIGADE, None), (BUCKET_BRIGADE, 0.05), (CREDIT_CONSERVING_VICKREY, None), (VICKREY, None)],
+    thinned(
+        [(BUCKET_BRIGADE, None), (BUCKET_BRIGADE, 0.05), (CREDIT_CONSERVING_VICKREY, None), (VICKREY, None)],
+        lambda mechanism, rent: rent is not None or mechanism is VICKREY,
+    ),
     ids=["bb", "bb-rent", "ccv", "vickrey"],
 )
 def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
@@ -187,14 +191,16 @@ def test_every_change_of_the_money_supply_has_a_name(seed, rent, income):
     """Goods are conserved by trade, money by everything but rewards, incomes and rents; nobody falls into debt."""
     before = makers(seed)
     after, rounds = _lives(before, rent, income)
+    net = np.asarray(rounds.flows.net)
+    before, after, rounds = jax.device_get((before, after, rounds))
     b = rounds.flows
     named = sum(b[name].sum() for name in ("reward", "income", "rent", "sale", "purchase"))
     assert float(after.wealth.sum() - before.wealth.sum()) == pytest.approx(float(named), abs=2e-4)
-    each = before.wealth + b.net.sum(0)
+    each = before.wealth + net.sum(0)
     np.testing.assert_allclose(after.wealth, each, rtol=1e-4, atol=2e-4)
     np.testing.assert_allclose(b["sale"].sum(1), -b["purchase"].sum(1), rtol=1e-4, atol=1e-5)
     assert float(after.wealth.min()) >= -1e-6
-    owned = jnp.concatenate([before.holdings[None], rounds.holdings[:-1]])
+    owned = np.concatenate([before.holdings[None], rounds.holdings[:-1]])
     np.testing.assert_allclose(rounds.bundles.sum(1), owned.sum(1), rtol=1e-5, atol=1e-6)
     assert float(b["reward"].sum()) > 0
 
@@ -304,6 +310,7 @@ def test_derivatives_go_through_rounds_of_trade_and_production():
         economy = jax.tree.map(lambda leaf: leaf.astype(float) if leaf.ndim else leaf, makers(16))
 
         @jax.jit
+        @jax.value_and_grad
         def later(recipe):
             agents = economy.agents.replace(recipe=recipe)
             after, _ = run(market, jax.random.key(0), economy.replace(agents=agents), rounds=2)
@@ -311,8 +318,8 @@ def test_derivatives_go_through_rounds_of_trade_and_production():
 
         recipe = economy.agents.recipe
         way = jnp.asarray(np.random.default_rng(0).normal(size=recipe.shape))
-        inner = float((jax.jit(jax.grad(later))(recipe) * way).sum())
-        between = float(later(recipe + 1e-5 * way) - later(recipe - 1e-5 * way)) / 2e-5
+        inner = float((later(recipe)[1] * way).sum())
+        between = float(later(recipe + 1e-5 * way)[0] - later(recipe - 1e-5 * way)[0]) / 2e-5
         assert inner == pytest.approx(between, rel=1e-4)
         assert abs(inner) > 1e-3
 

@@ -1,0 +1,258 @@
+"""The resolved settings of ``--preset paper``, of every condition of every experiment, and of the benchmarks.
+
+Nothing is trained.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import environments
+from jaxmarket.bench import compile as compiling
+from jaxmarket.bench import roofline, step, train
+from jaxmarket.experiments import (
+    best_reply,
+    mental_rotation,
+    modularity,
+    numerical,
+    redundancy,
+    settings,
+    truthfulness,
+    two_rooms,
+    wide_vs_deep,
+)
+from jaxmarket.experiments.report import ExperimentOptions
+from jaxmarket.learners import protocol
+from jaxmarket.society import Society
+from jaxmarket.training import config as configuration
+
+MODES = ("normal", "quick", "full")
+
+
+def plain(value):
+    """A number, string or list as JSON holds it: infinite bounds as strings, and arrays as lists."""
+    if isinstance(value, float):
+        return str(value) if np.isinf(value) else value
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return value
+
+
+def layers(torso):
+    """The settings of a network's layers."""
+    names = ("convolutions", "stride", "hidden", "activation", "layer_norm")
+    return {name: plain(getattr(torso, name)) for name in names}
+
+
+def resolved(config):
+    """What a configuration resolves to, without the settings that do not apply to its kind of agent."""
+    s = config.settings
+    hyper, learner, unused = s.hyperparameters, s.learner, getattr(s.agent, "unused", ())
+    names = {f.name for f in dataclasses.fields(learner)} - {"policy", "value", "axis"}
+    values = {
+        "env": s.adapter.name,
+        "choices": s.adapter.num_actions,
+        "agent": s.values["agent"],
+        "learner": type(learner).__name__,
+        **{name: plain(getattr(learner, name)) for name in sorted(names)},
+        "seeds": s.seeds,
+        "steps": s.steps,
+        "instances": s.instances,
+        "horizon": s.horizon,
+        "updates_per_chunk": s.updates_per_chunk,
+        "chunks": s.chunks,
+        "gamma": s.gamma,
+        "time_limits": s.time_limits,
+        "trace_decay": hyper.trace_decay or 0.0,
+        "torso": layers(learner.policy.torso),
+    }
+    if hasattr(learner, "value"):
+        values["value_torso"] = layers(learner.value.torso)
+    head = s.society.policy.head
+    values |= {
+        "auction": s.society.mechanism.name,
+        "clones": s.society.clones,
+        "share_clones": s.society.share,
+        "ties": s.society.ties,
+        "bids": type(head).__name__,
+        "bid_low": plain(head.low),
+        "bid_high": plain(head.high),
+        "exploration": hyper.exploration or 0.0,
+        "exploration_final": hyper.exploration_final or 0.0,
+        "dropout": hyper.dropout or 0.0,
+        "reserve": hyper.reserve or 0.0,
+    }
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def adam_step():
+    """One step of the learners' optimizer down a small and a large gradient."""
+    params, gradient = jnp.zeros(2), jnp.array([1e-7, 1.0])
+    return protocol.descend(params, protocol.adam(params), gradient, 1.0)[0].tolist()
+
+
+class Scan:
+    """An image or a vector of features instead of the digits of Mental Rotation, which take seconds to read."""
+
+    num_actions, default_params = 14, None
+
+    def __init__(self, shape):
+        self.shape, self.name = shape, f"scan {shape}"
+
+    def reset(self, key, params):
+        return jnp.zeros(self.shape), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        return jnp.zeros(self.shape), state + 1, 0.0, state > 0, False, {}
+
+
+class Recorder:
+    """Takes the place of training: it keeps the conditions, and returns runs with perfect results."""
+
+    def __init__(self, calls=None):
+        self.found, self.calls = {}, calls
+
+    def __call__(self, wanted, *_, **__):
+        runs = {}
+        for condition in wanted:
+            self.found[condition.name] = condition.config
+            runs[condition.name] = mock.MagicMock(summary={name: [1.0] for name in _SUMMARY})
+            runs[condition.name].policy.return_value = _first_action
+        if self.calls is not None:
+            self.calls -= 1
+            if not self.calls:
+                raise StopIteration
+        return runs
+
+
+_SUMMARY = ("sampled_termination_rate_seeds", "termination_rate_seeds", "return_seeds")
+
+
+def _first_action(obs, key):
+    return jnp.int32(0)
+
+
+def recorded(call, calls=None):
+    """The configurations that a function trains, by name of the condition."""
+    record = Recorder(calls)
+    with mock.patch("jaxmarket.runs.sweeps.train", record), contextlib.suppress(StopIteration):
+        call()
+    return record.found
+
+
+def experiment_configs():
+    """Configurations by experiment, and by mode and condition."""
+    found = {}
+
+    def keep(experiment, mode, configs):
+        names = found.setdefault(experiment, {})
+        names |= {f"{mode}: {name}": config for name, config in configs.items()}
+
+    for mode in MODES:
+        options = ExperimentOptions(
+            Path("nowhere"), 4, mode == "quick", mode == "full", progress=False, settings={"resolution": 32}
+        )
+        for env in ("Bandit-v0", "Chain-v0", "Duality-v0"):
+            keep("numerical", mode, {f"{env} {c.name}": c.config for c in numerical.conditions(env, options)})
+        keep("redundancy", mode, {c.label: c.config for c in redundancy.conditions(options)})
+        keep("truthfulness", mode, {k: c.config for k, c in truthfulness._chain_conditions(options).items()})
+        keep("best-reply", mode, {case.name: _with_env(case).config for case in best_reply._cases(options)})
+        keep("modularity", mode, recorded(lambda options=options: modularity.run(options), calls=2))
+        for name, configs in {"two-rooms": _two_rooms(options), "mental-rotation": _mental_rotation(options)}.items():
+            for part, each in configs.items():
+                keep(name, part or mode, each)
+        steps = wide_vs_deep._QUICK_STEPS if mode == "quick" else wide_vs_deep._STEPS
+        keep("wide-vs-deep", mode, _wide_vs_deep(wide_vs_deep.ARMS, (1, 2), steps))
+        if mode == "full":
+            keep("modularity", "tuning", recorded(lambda options=options: modularity.tune(options), calls=2))
+            lines, steps = wide_vs_deep._TUNING_LINES, wide_vs_deep._TUNING_STEPS
+            keep("wide-vs-deep", "tuning", _wide_vs_deep(wide_vs_deep.GRIDS, (lines,), steps))
+    return found
+
+
+@functools.cache
+def _bidder_env(*seat):
+    return best_reply.Case(*seat, 1, {}).env
+
+
+def _with_env(case):
+    """The case with an environment that is shared by cases of several sizes."""
+    case.__dict__["env"] = _bidder_env(case.process, case.auction, case.clones, case.primitive)
+    return case
+
+
+def _two_rooms(options):
+    """Configurations by part of the experiment, "" for the main one, and by condition."""
+    trained = {}
+    found = recorded(lambda: trained.update(two_rooms.train_options(options)))
+    found |= recorded(lambda: two_rooms._train_agents(trained, options))
+    parts = {"": found}
+    if not options.quick:
+        found |= recorded(lambda: two_rooms._nested(options))
+    if options.full:
+        with mock.patch.object(two_rooms, "steps_to", lambda run: np.ones(1)):
+            parts["tuning"] = recorded(lambda: two_rooms._tuning(trained, options))
+    return parts
+
+
+def _mental_rotation(options):
+    """As for `_two_rooms`."""
+    env = _scan(options)
+    with mock.patch.object(mental_rotation, "environment", _scan):
+        parts = {"": {c.name: c.config for c in mental_rotation._conditions(env, options)}}
+    if options.full:
+        parts["tuning"] = recorded(lambda: mental_rotation._tuning(env, options))
+    return parts
+
+
+def _wide_vs_deep(arms, lines, steps):
+    return {f"{arm}, {n}": wide_vs_deep.prepare(arm, n, steps)[0] for arm in arms for n in lines}
+
+
+def _scan(options, *, components=128):
+    return Scan((components,) if components else (32, 32, 1))
+
+
+def bench_configs():
+    """Configurations of the benchmarks."""
+    found = {"train: Chain": train.CHAIN, "train: CartPole": train.cart_pole()}
+    found |= {f"train: {env} {c.name}": c.config for env, _, contestants in train.contests() for c in contestants}
+    found |= {f"roofline: {name}": config for name, config in roofline.configs().items()}
+    found |= {"compile: Chain": compiling.chain(), "compile: CartPole, 2 layers": compiling.cart_pole(2)}
+    return found | {f"step: {case}": case.config for case in step.cases(quick=False)}
+
+
+def preset_configs():
+    """``--preset paper`` for tables, vectors and images."""
+    envs = ("Chain-v0", "CartPole-v1", "Breakout-MinAtar")
+    return {env: configuration.TrainConfig(env, preset="paper") for env in envs}
+
+
+@contextlib.contextmanager
+def shared_environments():
+    """Environments are made, checked and traced once, and not for every condition."""
+    make, adapt = functools.lru_cache(environments.make), functools.lru_cache(environments.adapt)
+    observe = functools.lru_cache(lambda env: jax.eval_shape(env.reset, jax.random.key(0), env.default_params)[0])
+    patches = [
+        mock.patch.object(Society, "observation", property(lambda society: observe(society.env))),
+        mock.patch.object(configuration, "adapt", adapt),
+        mock.patch.object(configuration, "make", make),
+        mock.patch.object(settings, "make", make),
+    ]
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+
+
+def all_settings():
+    """All resolved settings, by group and condition."""
+    with shared_environments():
+        groups = {"preset paper": preset_configs(), "benchmarks": bench_configs(), **experiment_configs()}
+        return {group: {name: resolved(config) for name, config in found.items()} for group, found in groups.items()}
