@@ -104,7 +104,7 @@ class Broken(struct.PyTreeNode):
     ("params", "message"),
     [
         (Broken(jnp.ones(2)), "reset of Bandit-v0 failed under jit with AttributeError"),
-        (OTHER.replace(rewards=jnp.ones((3, 1, 4))), "reward of Bandit-v0 to be one number, got float32"),
+        (OTHER.replace(rewards=jnp.ones((3, 1, 4))), "reward of Bandit-v0 to be a number, got float32"),
         (object(), "env_params: expected a tree of arrays"),
         ("hello", "env_params: expected a tree of arrays"),
     ],

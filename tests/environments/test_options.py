@@ -297,11 +297,11 @@ class Table:
 @pytest.mark.parametrize(
     ("options", "settings", "message"),
     [
-        ([], {}, "options: expected at least one option"),
+        ([], {}, "options: expected .*at least one"),
         ([advance], {}, "options.0.: expected an Option"),
         ([Option(3, length=1)], {}, "options.0..policy: expected a callable"),
-        ([Option(advance)], {}, "options.0.: may never stop"),
-        ([Option(advance, done=0)], {}, "options.0.: may never stop"),
+        ([Option(advance)], {}, "options.0.: .* may never stop"),
+        ([Option(advance, done=0)], {}, "options.0.: .* may never stop"),
         ([Option(advance, done=2, length=1)], {}, "options.0..done: expected an integer from 0 to 1, got 2"),
         ([Option(advance, length=0)], {}, "options.0..length: expected an integer"),
         ([Option(advance, length=1, until=4)], {}, "options.0..until: expected a function"),

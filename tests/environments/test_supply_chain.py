@@ -163,7 +163,7 @@ def test_the_worth_of_a_piece_solves_bellmans_equation_of_its_line(material):
     np.testing.assert_array_equal(q.argmax(1), env.recipe[0])
     wrong = np.sort(q, 1)[:, :-1]
     np.testing.assert_allclose(wrong, gamma * value[0] - material, rtol=1e-5)
-    with pytest.raises(ValueError, match="gamma: a line that works for ever"):
+    with pytest.raises(ValueError, match="gamma: "):
         env.worth(1)
 
 
@@ -215,7 +215,7 @@ def test_dtypes_under_x64():
         ({"operations": 1}, "operations: expected an integer >= 2"),
         ({"horizon": True}, "horizon: expected an integer"),
         ({"material": -0.1}, "material: expected a finite number >= 0"),
-        ({"lines": 16, "joint": True}, r"joint: 4 operations on 16 lines are 4\^16 actions"),
+        ({"lines": 16, "joint": True}, r"joint: .* 4\^16"),
         ({"recipe": [[0, 1]]}, "recipe: expected 2 rows of 4 operations"),
         ({"recipe": [[0, 1, 2, 4], [0] * 4]}, "recipe: expected operations from 0 to 3, got 4"),
     ],

@@ -577,7 +577,7 @@ def test_episodes_begin_with_the_original_owner_and_end():
         assert market.wealth == {"ann": 4.0, "bob": 1 + 0.5 * episodes}
         assert market.state is None
     assert market.play(0, 1).end == "cut"
-    with pytest.raises(ValueError, match=r"state: nothing is for sale.*open"):
+    with pytest.raises(ValueError, match=r"state: .*open"):
         market.step()
 
 
@@ -609,8 +609,8 @@ def test_the_owners_own_mistakes_are_raised_and_move_no_money(field):
     ("arguments", "message"),
     [
         ({"agents": []}, "at least one agent"),
-        ({"agents": [constant("ann", 0), constant("ann", 0)]}, "'ann' is taken"),
-        ({"agents": [constant("auctioneer", 0)]}, "'auctioneer' is taken"),
+        ({"agents": [constant("ann", 0), constant("ann", 0)]}, "agents: .*'ann'"),
+        ({"agents": [constant("auctioneer", 0)]}, "agents: .*'auctioneer'"),
         ({"agents": [constant("", 0)]}, "non-empty string as name"),
         ({"agents": [object()]}, "non-empty string as name"),
         ({"agents": [constant("ann", 0, act=None)]}, "no callable 'act'"),
@@ -620,7 +620,7 @@ def test_the_owners_own_mistakes_are_raised_and_move_no_money(field):
         ({"reward": None}, "reward: expected a callable"),
         ({"log": 3}, "log: expected a callable"),
         ({"mechanism": "third"}, "unknown mechanism 'third'"),
-        ({"rent": 1.5}, "rent: expected a share"),
+        ({"rent": 1.5}, "rent: expected a fraction"),
         ({"bankruptcy": "0"}, "bankruptcy: expected a finite number"),
         ({"owner": "eve"}, "owner: expected 'auctioneer' or one of ann"),
         ({"bid_seconds": 0}, "bid_seconds: expected more than 0"),
@@ -635,7 +635,7 @@ def test_bad_input_is_named(arguments, message):
 
 def test_bad_states_and_steps_are_named():
     market = counting([constant("ann", 0.5)])
-    with pytest.raises(ValueError, match="state: expected any object but None"):
+    with pytest.raises(ValueError, match=r"state: .* None"):
         market.open(None)
     for steps in (0, True, 1.5):
         with pytest.raises(ValueError, match="steps: expected an integer >= 1"):
@@ -964,11 +964,11 @@ FAILURES = {
     "429": "RateLimitError: Error code: 429",
     "500": "InternalServerError: Error code: 500",
     "broken": "JSONDecodeError",
-    "page": "ValueError: reply: no message",
-    "empty": "ValueError: reply: no message",
-    "other": "ValueError: reply: no message",
+    "page": "ValueError: reply: expected a message",
+    "empty": "ValueError: reply: expected a message",
+    "other": "ValueError: reply: expected a message",
     "null": "ValueError: reply: expected text, got None",
-    "good NaN": "ValueError: reply: NaN is no bid",
+    "good NaN": "ValueError: reply: expected a finite bid",
     'good {"bid": 1e999}': "not finite",
     "good -1": "negative",
     'good {"bid": null}': "silent",
@@ -1020,7 +1020,7 @@ def test_a_chat_model_works_on_other_states_if_told_how(stub):
     (step,) = market.play("x", 1).steps
     assert (
         step.calls[0].reason
-        == "ValueError: write: expected a function for states of type str, got none; or use Thought"
+        == "ValueError: write: expected a function for states of type str, got None; or use Thought"
     )
 
 

@@ -166,11 +166,11 @@ def test_equal_seats_are_equal():
     [
         ({"bidder": 4}, "bidder: expected an integer from 0 to 3, got 4"),
         ({"bidder": True}, "bidder"),
-        ({"levels": ()}, "levels: expected different finite bids"),
+        ({"levels": ()}, "levels: .* distinct finite bids"),
         ({"levels": (0, 0)}, "levels"),
         ({"levels": (0, float("nan"))}, "levels"),
         ({"time_limits": "none"}, "time_limits: unknown rule"),
-        ({"params": {"params": jnp.zeros(3)}}, "params: of another society"),
+        ({"params": {"params": jnp.zeros(3)}}, "params: expected"),
     ],
 )
 def test_bad_input_is_named(change, says):
@@ -187,10 +187,10 @@ def blank(society):
 
 def test_what_cannot_be_solved_or_closed_is_refused():
     society, params = truthful(Chain())
-    with pytest.raises(ValueError, match="draw their bids"):
+    with pytest.raises(ValueError, match=r"env: .* greedy"):
         Exact(BidderEnv(dataclasses.replace(society, greedy=False), params, 0, LEVELS))
     bits = Society(adapt(Memory(Chain())), BidPolicy(linear(), ValueHead()), greedy=True)
-    with pytest.raises(ValueError, match="no FiniteMDP"):
+    with pytest.raises(ValueError, match="env: expected a FiniteMDP"):
         Exact(BidderEnv(bits, blank(bits), 0, LEVELS))
     open_end = Exact(seat(Chain(), "ccv", 2, 0, time_limits="bootstrap"))
     with pytest.raises(ValueError, match=r"gamma: .* got 1"):
