@@ -47,7 +47,11 @@ DEEP = "tests/test_population.py", "tests/deep_market/test_demographics.py"
 
 # (files and their tests, before and now), line before -> fault, and the same now where the line has changed
 FAULTS = [
-    (AUCTIONS, ("(one[0] > other[0])", "(one[0] >= other[0])")),
+    (
+        AUCTIONS,
+        ("(one[0] > other[0])", "(one[0] >= other[0])"),
+        ("(first[0] > second[0])", "(first[0] >= second[0])"),
+    ),
     (AUCTIONS, ("eligible & ~own, bids", "~own, bids")),
     (AUCTIONS, ("bids.shape) & jnp.isfinite(bids)", "bids.shape)")),
     (
@@ -63,7 +67,7 @@ FAULTS = [
     (
         SOCIETY,
         ("fresh.replace(wealth=onward.wealth, house=onward.house)", "fresh.replace(wealth=onward.wealth)"),
-        ("fresh.replace(accounts=onward.accounts)", "fresh"),
+        ("fresh.replace(accounts=following.accounts)", "fresh"),
     ),
     (SOCIETY, ("return active & jnp.repeat(", "return jnp.repeat(")),
     (SOCIETY, ("jnp.maximum(outcome.winner, 0) // society.clones", "outcome.winner % society.primitives")),
