@@ -37,7 +37,7 @@ __all__ = ["app", "main"]
 
 
 def _convert(kind: type, text: str) -> Any:
-    # cyclopts would round 1.5 to 2, and rejects 1e6.
+    # cyclopts rounds 1.5 to 2, and rejects 1e6.
     return parse_int(text) if kind is int else cyclopts.convert(kind, [text])
 
 
@@ -83,9 +83,9 @@ def train(
         config: settings.
         seed: random seed, 0 by default; the same seed gives the same bits on the same device.
         out: folder for settings, metrics, checkpoints, parameters and figures.
-        resume: run folder (--out) of a run to continue with the settings in it. If the run has finished, show its
-            result.
-        start: run folder of a finished run, on this or another task, whose networks are the initial ones.
+        resume: run folder (--out) of an interrupted run, which continues with its own settings. If the run has
+            finished, show its result.
+        start: run folder of a finished run, on this or another task, whose networks initialise this run.
         freeze: parts of the networks that are not trained, such as policy/torso/* or module0/*.
         checkpoint_every: seconds between checkpoints (with --out); 0 for one after every chunk.
         devices: number of devices over which seeds and instances are sharded, or all.
@@ -162,7 +162,7 @@ def launch(
     coordinator: str | None = None,
     process: int | None = None,
 ) -> None:
-    """Run train in several processes as one run, such as: launch --processes 2 train Chain-v0 --out runs/chain.
+    """Run train as one run in several processes, for example: launch --processes 2 train Chain-v0 --out runs/chain.
 
     On one machine, this starts all processes. On a cluster, run it once on each machine with the same --coordinator and
     --processes, and with its own --process; the run folder must be on a shared disk.
@@ -374,9 +374,9 @@ def sweep(
 ) -> None:
     """Train every combination of some settings, and compare them.
 
-    Every combination is a run in its own folder below OUT, such as learning_rate=0.001,entropy=0.1, so that compare,
-    evaluate and watch accept it. Finished runs are kept and skipped when the command is repeated. Numeric settings such
-    as rates, entropy, exploration and gamma share one compiled program; other settings compile for every value.
+    Every combination is a run in its own folder below OUT, such as learning_rate=0.001,entropy=0.1, which compare,
+    evaluate and watch accept. If the command is repeated, finished runs are skipped. All values of a numeric setting,
+    such as rates, entropy, exploration and gamma, share one compiled program; other settings compile for every value.
 
     Args:
         config: settings of all combinations.
@@ -412,7 +412,7 @@ def sweep(
     screen.message(f"written to {folder}: a folder per combination, sweep.csv, sweep.json, sweep.png")
     if json:
         emit(run_folder.to_json(found.document()))
-    _some_seed([one for run in found.comparison.runs for one in run.returns], "sweep over lower learning rates")
+    _some_seed([r for run in found.comparison.runs for r in run.returns], "sweep over lower learning rates")
 
 
 @app.command(name="list")
@@ -424,12 +424,12 @@ def list_names() -> None:
     refused = []
     for env_id in environment_ids():
         try:
-            if env_id not in OURS:  # ours are all usable, and some take long to build
+            if env_id not in OURS:  # the library's own are all usable, and some take long to build
                 make(env_id)
         except ValueError:
             refused.append(env_id)
     table.add_row("environments", ", ".join(i for i in environment_ids() if i not in refused))
-    table.add_row("not usable here", ", ".join(refused))
+    table.add_row("not usable", ", ".join(refused))
     table.add_row("agents", ", ".join(AGENTS))
     table.add_row("auctions", ", ".join(auctions.MECHANISMS))
     table.add_row("learners", ", ".join(LEARNERS))
@@ -451,20 +451,21 @@ def reproduce(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Reproduce the experiments of a paper, and say for each claim whether the measurements confirm it.
+    """Reproduce the experiments of a paper, and report for each claim whether the measurements confirm it.
 
-    Most experiments keep finished conditions in the folder, and skip them when repeated; identities, capitalism and
+    If the command is repeated, most experiments skip finished conditions in the folder; identities, capitalism and
     neural-bucket-brigade start again.
 
     Args:
-        name: the experiment; --list shows all.
+        name: name of the experiment; --list shows all.
         list_: list the experiments and their sources.
-        quick: a smaller budget, about two minutes on two cores. It shows that the experiment runs, and is not evidence.
-        full: also the published settings with Beta bids and 2,000 updates; hours on a CPU.
+        quick: use a smaller budget, about two minutes on two cores, to test that the experiment runs; its verdicts are
+            not evidence.
+        full: also run the published settings with Beta bids and 2,000 updates; hours on a CPU.
         seeds: independent seeds per condition; 16 by default for most experiments.
         seed: random seed.
         resolution: only mental-rotation: width of the images in pixels, 32 by default; 64 in the paper.
-        depth: only mental-rotation: always two functions (fixed), or as many as an input needs (dynamic).
+        depth: only mental-rotation: two functions for every input (fixed), or up to four and stop (dynamic).
         out: folder for tables, figures and finished conditions; by default reproductions/NAME, with -quick, -full and
             the number of seeds appended if they are given.
         json: print one JSON object with the table and the verdicts as the last line of standard output.
@@ -510,7 +511,7 @@ def bench(
 
     Args:
         name: step, train, scale, population, equilibrium, compile or roofline; all of them by default.
-        quick: only the headline numbers, within a minute for each benchmark.
+        quick: measure only the headline numbers, in less than a minute per benchmark.
         json: print one JSON object with the numbers as the last line of standard output.
         out: folder for NAME.json, which includes all raw timings.
         cores: number of CPU cores to use; more than one is usually slower.
@@ -540,18 +541,18 @@ def _stop(message: str, code: int) -> NoReturn:
 
 
 def _imported(words: list[str]) -> list[str]:
-    """Import what ``--import MODULE`` names, as a program in the current folder would; the words without it.
+    """Import the modules of ``--import MODULE``, also from the current folder, and return the other words.
 
     Raises:
-        ValueError: there is no such module, or it cannot be imported.
+        ValueError: a module cannot be imported.
     """
-    rest, ahead = [], iter(words)
-    for word in ahead:
+    rest, following = [], iter(words)
+    for word in following:
         option, equals, module = word.partition("=")
         if option != "--import":
             rest.append(word)
             continue
-        module = module if equals else next(ahead, "")
+        module = module if equals else next(following, "")
         sys.path[:0] = [path for path in (str(Path.cwd()),) if path not in sys.path]
         try:
             importlib.import_module(module)
@@ -561,10 +562,10 @@ def _imported(words: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an invalid name or value ends it with one line and exit code 2."""
+    """Run the command line. Invalid names and values end it with a one-line message and exit code 2."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words[:1] != ["launch"]:  # each of its processes imports for itself
+        if words[:1] != ["launch"]:  # whose processes import the modules themselves
             arguments = _imported(words)
         with retained():
             app(arguments, console=Screen(), exit_on_error=False, print_error=False)

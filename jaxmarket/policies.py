@@ -1,8 +1,8 @@
 """Bidding policies: Flax networks that turn an observation into a distribution over bids.
 
-Everything here is written for one module (bidders that share parameters); the society stacks modules
-with `jax.vmap`. A `BidPolicy` is a torso (any Flax module ``obs -> features``) and a head (a family of
-bid distributions). Policies are frozen and compare by value.
+All classes are written for one module (bidders that share parameters); the society maps them over modules with
+`jax.vmap`. A `BidPolicy` consists of a torso (any Flax module ``obs -> features``) and a head (a family of bid
+distributions). Policies are frozen and compare by value.
 """
 
 import dataclasses
@@ -39,17 +39,17 @@ __all__ = [
     "mlp",
 ]
 
-# Bids are kept this far inside (0, 1): float32 cannot tell 1 - 1e-8 from 1, where log-densities blow up.
+# Smallest distance of a bid from 0 and 1. In float32, 1 - 1e-8 equals 1, where log-densities are infinite.
 _EDGE = 1e-6
-# A distribution's parameters stay above this: Beta's density has no float32 gradient much below.
+# Lower bound of a distribution's parameters. Far below it, Beta's density has no gradient in float32.
 _FLOOR = 1e-4
 
 
 class BidDistribution(Protocol):
     """A distribution over bids; every array leaf has the same batch shape ``[...]``.
 
-    One with an inverse CDF offers it as ``quantile(u)``, u uniform on (0, 1) [*shape, ...]; a society
-    then draws the uniforms of a whole rollout in one call instead of sampling step by step.
+    A distribution with an inverse CDF defines it as ``quantile(u)``, where u is uniform on (0, 1), f [*shape, ...]. A
+    society then draws the uniform numbers of a whole rollout in one call instead of one call per step.
     """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
@@ -70,7 +70,7 @@ class BidDistribution(Protocol):
 
 
 class _Bounded(struct.PyTreeNode):
-    """A two-parameter distribution on (0, 1) stretched to (low, high)."""
+    """A two-parameter distribution on (0, 1), scaled to (low, high)."""
 
     a: Float[Array, "..."]  # > 0
     b: Float[Array, "..."]  # > 0
@@ -99,9 +99,9 @@ class Kumaraswamy(_Bounded):
         return self.quantile(jax.random.uniform(key, (*shape, *self.a.shape), self.a.dtype))
 
     def quantile(self, u: Array) -> Array:
-        """Inverse CDF, from the upper tail: f [..., of ``u``]."""
+        """Inverse of the survival function (1 - CDF), f with the shape of ``u``: 1 - u is uniform if u is."""
         u = jnp.clip(u, _EDGE, 1 - _EDGE)
-        # x = (1 - (1-u)^(1/b))^(1/a), and 1 - u is as uniform as u.
+        # x = (1 - (1-u)^(1/b))^(1/a), with u in place of 1 - u.
         tail = -jnp.expm1(jnp.log(u) / self.b)
         unit = jnp.exp(jnp.log(tail) / self.a)
         return self._stretch(jnp.clip(unit, _EDGE, 1 - _EDGE))
@@ -130,8 +130,8 @@ class Kumaraswamy(_Bounded):
 def _harmonic(b: Array) -> Array:
     """The harmonic number H_b = digamma(b + 1) + γ for b > 0, to 1e-7.
 
-    A shift by six and the asymptotic series: its gradient is a few divisions, where digamma's is the
-    costliest operation of a training step.
+    It is computed by a shift by six and the asymptotic series. The gradient of the series is a few divisions; that of
+    digamma would be the most expensive operation of a training step.
     """
     x = b + 6
     shifted = sum(1 / (b + k) for k in range(1, 7))
@@ -139,7 +139,7 @@ def _harmonic(b: Array) -> Array:
 
 
 class Beta(_Bounded):
-    """Beta(a, b), as published (Chang et al. 2020)."""
+    """Beta(a, b), the distribution of Chang et al. (2020)."""
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent bids: f [*shape, ...]."""
@@ -164,17 +164,17 @@ class Beta(_Bounded):
 
 
 class Point(struct.PyTreeNode):
-    """All mass on one value: a bidder that bids what it thinks the state is worth to it."""
+    """A point distribution, for bidders that bid their estimate of the value of winning."""
 
     value: Float[Array, "..."]
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """The value itself, broadcast: f [*shape, ...]."""
+        """The value, broadcast: f [*shape, ...]."""
         del key
         return jnp.broadcast_to(self.value, (*shape, *self.value.shape))
 
     def quantile(self, u: Array) -> Array:
-        """The value itself, broadcast to ``u``: f [...]."""
+        """The value, broadcast to the shape of ``u``: f [...]."""
         return jnp.broadcast_to(self.value, u.shape)
 
     def mean(self) -> Array:
@@ -182,16 +182,16 @@ class Point(struct.PyTreeNode):
         return self.value
 
     def log_prob(self, bid: Array) -> Array:
-        """Undefined for a point mass."""
-        raise ValueError("head: a value head bids one number and has no density; use a kumaraswamy or beta head")
+        """Raises a ValueError: a point distribution has no density."""
+        raise ValueError("head: a value head has no density over bids; use a kumaraswamy or beta head")
 
     def entropy(self) -> Array:
-        """Undefined for a point mass."""
-        raise ValueError("head: a value head bids one number and has no entropy; use a kumaraswamy or beta head")
+        """Raises a ValueError: a point distribution has no entropy."""
+        raise ValueError("head: a value head has no entropy; use a kumaraswamy or beta head")
 
 
 class Head(Protocol):
-    """How many numbers a bid network puts out, and which distribution they stand for."""
+    """A bid head: maps the outputs of a bid network to a distribution over bids."""
 
     @property
     def low(self) -> float:
@@ -205,7 +205,7 @@ class Head(Protocol):
 
     @property
     def outputs(self) -> int:
-        """Network outputs per observation."""
+        """The number of network outputs per observation."""
         ...
 
     def distribution(self, raw: Array) -> BidDistribution:
@@ -229,7 +229,7 @@ class _BoundedHead:
         return 2
 
     def _parameters(self, raw: Array) -> tuple[Array, Array]:
-        """(m ν, (1-m) ν) with m a sigmoid and ν a softplus; zeros give (1, 1), the uniform bid."""
+        """(m ν, (1-m) ν) with m a sigmoid and ν a softplus; zeros give (1, 1), the uniform distribution."""
         mean = jax.nn.sigmoid(raw[..., 0])
         spread = jax.nn.softplus(raw[..., 1] + math.log(math.e**2 - 1))
         return jnp.maximum(mean * spread, _FLOOR), jnp.maximum((1 - mean) * spread, _FLOOR)
@@ -244,7 +244,7 @@ class KumaraswamyHead(_BoundedHead):
 
 
 class BetaHead(_BoundedHead):
-    """Beta bids in (low, high), as published."""
+    """Beta bids in (low, high), as in Chang et al. (2020)."""
 
     def distribution(self, raw: Array) -> Beta:
         """The distribution with parameters ``raw`` [..., 2]."""
@@ -253,7 +253,7 @@ class BetaHead(_BoundedHead):
 
 @dataclasses.dataclass(frozen=True)
 class ValueHead:
-    """One number per observation: unbounded, or clipped where limits are given."""
+    """A deterministic bid, clipped to ``low`` and ``high`` (by default unbounded)."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -273,20 +273,20 @@ class ValueHead:
         return 1
 
     def distribution(self, raw: Array) -> Point:
-        """The bid ``raw`` [..., 1]."""
+        """The bid ``raw`` [..., 1] as a point distribution."""
         value = raw[..., 0]
         if math.isfinite(self.low) or math.isfinite(self.high):
-            # Straight-through: a bid at its limit can still be taught to come back.
+            # Straight-through gradient, so that a clipped bid can still change.
             value = value + jax.lax.stop_gradient(jnp.clip(value, self.low, self.high) - value)
         return Point(value)
 
 
 class Affine(nn.Module):
-    """A dense layer as one matrix [inputs + 1, width]: its last row, the bias, weighs a constant input.
+    """A dense layer as one matrix [inputs + 1, width]; its last row, the bias, multiplies a constant input of 1.
 
-    The weights stand on the left. Under ``vmap`` over inputs the features then come first and the batch last
-    from layer to layer, which a CPU's vector registers and a GPU's memory like best, and every gradient of the
-    layer is one matrix product. A separate bias would make ``vmap`` transpose.
+    The matrix is the left factor. Under ``vmap`` over inputs, activations then have the layout [features, batch] in all
+    layers, which is fastest on CPUs and GPUs, and every gradient of the layer is one matrix product. With a separate
+    bias ``vmap`` would insert transpositions.
     """
 
     width: int
@@ -305,10 +305,10 @@ class Affine(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A 3 × 3 convolution as a matrix product over patches, the image's border padded with zeros.
+    """A 3 × 3 convolution with zero padding, as a matrix product over patches.
 
-    Stacked over bidders, that is a batch of matrix products, where a convolution with a kernel per bidder falls apart
-    into as many groups: training on a CPU is 17 times as fast as with one `flax.linen.Conv` per bidder, and 32 times
+    Under ``vmap`` over bidders it is a batch of matrix products, whereas a convolution with a kernel per bidder becomes
+    a grouped convolution: training on a CPU is 17 times as fast as with one `flax.linen.Conv` per bidder, and 32 times
     as fast as with `jax.vmap` of it (``benchmarks/NOTES.md``).
     """
 
@@ -330,10 +330,10 @@ class Convolution(nn.Module):
 
 
 class Torso(nn.Module):
-    """Convolutions, then dense layers, over one observation [...] -> features [hidden[-1]].
+    """Convolutions, then dense layers: maps one observation [...] to features [hidden[-1]].
 
-    With no layer at all the features are the flattened observation: a head on top of a one-hot
-    observation is then a table.
+    Without layers the features are the flattened observation; the network of a head over one-hot observations is then
+    a table.
     """
 
     convolutions: tuple[int, ...] = ()
@@ -359,7 +359,7 @@ class Torso(nn.Module):
 
 
 def linear(*hidden: int) -> Torso:
-    """Dense layers without activation: the paper's tabular network is ``linear(16)``, a table ``linear()``."""
+    """Dense layers without activation: ``linear(16)`` is the paper's tabular network, ``linear()`` a table."""
     return Torso(hidden=check_widths("hidden", hidden), activation=False)
 
 
@@ -392,10 +392,10 @@ class _Readout(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BidPolicy:
-    """One module's bidding policy: ``obs -> distribution over bids``.
+    """The bidding policy of one module: ``obs -> distribution over bids``.
 
-    The head's weights start at zero, so that every bidder starts with the same bids everywhere:
-    uniform on (low, high) for a distribution, 0 for a value.
+    The output layer is initialised with zeros, so that all bidders initially have the same distribution of bids for all
+    observations: uniform on (low, high) for a distribution, 0 for a `ValueHead`.
     """
 
     torso: nn.Module
@@ -406,17 +406,17 @@ class BidPolicy:
         return _Readout(self.torso, self.head.outputs, zero=True)
 
     def init(self, key: Array, obs: Array) -> PyTree:
-        """Parameters for observations shaped like ``obs``."""
+        """Parameters for observations with the shape of ``obs``."""
         return self._network.init(key, obs)
 
     def apply(self, params: PyTree, obs: Array) -> BidDistribution:
-        """The distribution of bids at one observation; batch shape []."""
+        """The distribution of bids for one observation; batch shape []."""
         return self.head.distribution(jnp.asarray(self._network.apply(params, obs)))
 
 
 @dataclasses.dataclass(frozen=True)
 class ValueNetwork:
-    """One module's estimate of the utility it can expect: ``obs -> f []``."""
+    """The value network of one module, which estimates a bidder's expected utility: ``obs -> f []``."""
 
     torso: nn.Module
 
@@ -425,9 +425,9 @@ class ValueNetwork:
         return _Readout(self.torso, 1, zero=False)
 
     def init(self, key: Array, obs: Array) -> PyTree:
-        """Parameters for observations shaped like ``obs``."""
+        """Parameters for observations with the shape of ``obs``."""
         return self._network.init(key, obs)
 
     def apply(self, params: PyTree, obs: Array) -> Array:
-        """Expected utility at one observation: f []."""
+        """Expected utility for one observation: f []."""
         return jnp.asarray(self._network.apply(params, obs))[..., 0]

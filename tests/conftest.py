@@ -1,5 +1,6 @@
 """Shared by all tests: small configurations, trained once."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -21,6 +22,9 @@ shapes.install()
 from jaxmarket import TrainConfig, fit
 from jaxmarket.runs import fitting
 
+# Tracing makes many objects and hardly any cycles: Python's default is to look through all of them again and again.
+gc.set_threshold(10_000, 10, 50)
+
 _MAPS = Path("/proc/self/maps")
 _MANY = 20_000
 
@@ -32,11 +36,12 @@ def _forget_programs():
     if _MAPS.exists() and _MAPS.read_text().count("\n") > _MANY:
         fitting._compiled.cache_clear()
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
 def small():
-    """Settings that train in a moment."""
+    """Settings with a short training time."""
     return {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32}
 
 

@@ -1,4 +1,4 @@
-"""What the default tests notice: each fault is planted in a copy of a revision, and the tests of its file are run.
+"""Mutation tests: each fault is planted in a copy of a revision, and the default tests of its file are run.
 
     python tests/power.py                 # the working tree's HEAD
     python tests/power.py 28a2ec2         # before modules moved into packages
@@ -47,7 +47,11 @@ DEEP = "tests/test_population.py", "tests/deep_market/test_demographics.py"
 
 # (files and their tests, before and now), line before -> fault, and the same now where the line has changed
 FAULTS = [
-    (AUCTIONS, ("(one[0] > other[0])", "(one[0] >= other[0])")),
+    (
+        AUCTIONS,
+        ("(one[0] > other[0])", "(one[0] >= other[0])"),
+        ("(first[0] > second[0])", "(first[0] >= second[0])"),
+    ),
     (AUCTIONS, ("eligible & ~own, bids", "~own, bids")),
     (AUCTIONS, ("bids.shape) & jnp.isfinite(bids)", "bids.shape)")),
     (
@@ -63,7 +67,7 @@ FAULTS = [
     (
         SOCIETY,
         ("fresh.replace(wealth=onward.wealth, house=onward.house)", "fresh.replace(wealth=onward.wealth)"),
-        ("fresh.replace(accounts=onward.accounts)", "fresh"),
+        ("fresh.replace(accounts=following.accounts)", "fresh"),
     ),
     (SOCIETY, ("return active & jnp.repeat(", "return jnp.repeat(")),
     (SOCIETY, ("jnp.maximum(outcome.winner, 0) // society.clones", "outcome.winner % society.primitives")),
@@ -103,7 +107,7 @@ FAULTS = [
 
 
 def first_failure(tree: Path, tests: list[str]) -> str:
-    """The first default test in these files that fails, empty if none does; in a process of its own."""
+    """The first default test in these files that fails, or an empty string; run in a separate process."""
     log = tree / "power.log"
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""Benchmarks of this machine, measured by one timer (`timing`) and written as JSON."""
+"""Benchmarks on this machine, with a common timer (`timing`) and results in JSON."""
 
 import importlib
 from pathlib import Path
@@ -25,12 +25,12 @@ BENCHMARKS = {
 
 
 def bench(name: str, out: str | Path | None = None, *, quick: bool = False, cores: int = 1) -> Report:
-    """Run a benchmark and write its numbers, raw seconds included, to ``out/NAME.json``.
+    """Run a benchmark and write its results with all raw timings to ``out/NAME.json``.
 
     Args:
         name: one of `BENCHMARKS`.
-        out: folder, ``bench`` by default.
-        quick: only the headline numbers, within a minute.
+        out: folder, by default ``bench``.
+        quick: measure only the headline numbers, in less than a minute.
         cores: CPU cores to use; more than one is usually slower. A backend that has already started keeps its cores.
 
     Raises:
@@ -43,7 +43,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     with files.writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times must not be those of cache reads
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times must not include cache hits
     try:
         with pinned(cores):
             report = importlib.import_module(f"jaxmarket.bench.{name}").run(quick)

@@ -1,4 +1,4 @@
-"""Time before the first step: import, tracing and compiling, against the size of the program."""
+"""Time before the first step: import, tracing and compilation, as a function of the size of the program."""
 
 import json
 import os
@@ -22,7 +22,7 @@ __all__ = ["run"]
 
 
 def _child(code: str, repeats: int) -> list[float]:
-    """Seconds that ``code`` prints, each time in a fresh interpreter with every core and no compilation cache."""
+    """The seconds that ``code`` prints, in fresh interpreters with all cores and without the compilation cache."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     everywhere = f"import os; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, {allowed_cores()})\n"
     command = [sys.executable, "-c", everywhere + code]
@@ -68,7 +68,7 @@ def seconds_to_compile(config: TrainConfig) -> tuple[float, float]:
 
 
 def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
-    jax.clear_caches()  # else tracing would find what an earlier repeat left
+    jax.clear_caches()  # otherwise tracing would reuse results of an earlier repetition
     with every_core():
         began = time.perf_counter()
         lowered = jax.jit(function).lower(*arguments)
@@ -86,14 +86,16 @@ def _rollout_seconds(bidders: int, horizon: int) -> tuple[float, float]:
     )
 
     def roll(key: Any, params: Any, states: Any) -> Any:
-        one = lambda key, state: rollout(society, key, params, state, env_params, horizon)  # noqa: E731
-        return jax.vmap(one)(jax.random.split(key, 64), states)
+        def instance_rollout(key: Any, state: Any) -> Any:
+            return rollout(society, key, params, state, env_params, horizon)
+
+        return jax.vmap(instance_rollout)(jax.random.split(key, 64), states)
 
     return _seconds(roll, jax.random.key(0), params, states)
 
 
 def run(quick: bool = False) -> Report:
-    """Import time, the main job, and sweeps over bidders, horizon and depth."""
+    """Measure the import time, the compilation of a training chunk, and sweeps over bidders, horizon and depth."""
     report = Report("compile")
     repeats = 3 if quick else 5
 
@@ -132,7 +134,7 @@ def run(quick: bool = False) -> Report:
             None,
             _child(_IMPORT.format(module="jax, flax.linen, optax"), repeats),
         )
-        # A fresh interpreter could not have an accelerator that this one holds.
+        # A fresh interpreter could not use an accelerator that this process has reserved.
         alone_here = jax.default_backend() == "cpu"
         compiling = (
             _child(_MAIN_JOB, repeats) if alone_here else [sum(seconds_to_compile(chain())) for _ in range(repeats)]
@@ -141,7 +143,7 @@ def run(quick: bool = False) -> Report:
         growth: dict[str, float] = {}
         for what, (seconds, sizes) in sweeps.items():
             runs = {size: [] for size in sizes}
-            for _ in range(repeats):  # sizes take turns
+            for _ in range(repeats):  # alternate sizes, so that changes of machine load affect all of them
                 for size in sizes:
                     runs[size].append(seconds(size))
             medians = [

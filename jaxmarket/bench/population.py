@@ -1,4 +1,4 @@
-"""Speed of deep markets (bids, auctions, payments, births and deaths) against their capacity."""
+"""Speed of deep markets (bids, auctions, payments, births and deaths) as a function of their capacity."""
 
 from typing import TYPE_CHECKING
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["churn", "representations", "run"]
 
-_INSTANCES, _PERIOD, _CRADLES = 256, 10, 16
+_INSTANCES, _PERIOD, _MAX_BIRTHS = 256, 10, 16
 _TERMS = Terms(
     endowment=256.0, p_offspring=0.5, wealth_tax=1e-3, compute_tax=1e-3, max_idle_steps=40, replace_poorest=True
 )
 
 
 def representations() -> dict[str, tuple[str, Representation]]:
-    """An environment and how agents are written down, by name."""
+    """The measured environments and representations by name."""
     return {
         "rules": ("Multiplexer6-v0", ClassifierRules(6, 2)),
         "programs": ("BlocksWorld3-v0", GuardedPrograms(13, 6)),
@@ -44,14 +44,14 @@ def representations() -> dict[str, tuple[str, Representation]]:
 def churn(
     market: DeepMarket, rounds: int, key: Array, economy: DeepMarketState
 ) -> tuple[DeepMarketState, RoundSummary]:
-    """A number of rounds of ten steps, each followed by up to sixteen births."""
+    """Run ``rounds`` rounds of ten steps, each followed by up to sixteen births."""
     return deep_market.run(
-        market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, max_births=_CRADLES
+        market, key, economy, market.env.default_params, _TERMS, rounds=rounds, period=_PERIOD, max_births=_MAX_BIRTHS
     )
 
 
 def run(quick: bool = False) -> Report:
-    """Sweep the capacity, for each representation, at 256 instances."""
+    """Measure several capacities for each representation, with 256 instances."""
     report = Report("population")
     capacities = (64, 512, 4096) if quick else tuple(2**k for k in range(4, 14))
     wanted = {"rules": representations()["rules"]} if quick else representations()
@@ -66,13 +66,13 @@ def run(quick: bool = False) -> Report:
                 rounds = max(1, (2_000_000 if quick else 10_000_000) // (capacity * _INSTANCES * _PERIOD))
                 steps = rounds * _PERIOD
 
-                def lives(
+                def run_rounds(
                     key: Array, economy: DeepMarketState, market: DeepMarket = market, rounds: int = rounds
                 ) -> tuple:
                     return churn(market, rounds, key, economy)
 
-                timing = measure({"": (lives, (jax.random.key(1), economy))})[""]
-                _, lived = jax.jit(lives)(jax.random.key(1), economy)
+                timing = measure({"": (run_rounds, (jax.random.key(1), economy))})[""]
+                _, history = jax.jit(run_rounds)(jax.random.key(1), economy)
                 report.timings[f"{capacity} {name}"] = timing.raw()
                 seconds = timing.median / steps
                 rows.append(
@@ -81,8 +81,8 @@ def run(quick: bool = False) -> Report:
                         "µs per step": 1e6 * seconds,
                         "M agents × instances × steps/s": capacity * _INSTANCES / seconds / 1e6,
                         "M env steps/s": _INSTANCES / seconds / 1e6,
-                        "births per round": float((lived.births.ident >= 0).sum() / rounds),
-                        "deaths per round": float(lived.births.deaths.sum() / rounds),
+                        "births per round": float((history.births.ident >= 0).sum() / rounds),
+                        "deaths per round": float(history.births.deaths.sum() / rounds),
                         "compile s": timing.compile_seconds,
                     }
                 )
@@ -98,14 +98,14 @@ def run(quick: bool = False) -> Report:
     report.figure = _draw(report)
     report.notes.append(
         f"{_INSTANCES} instances with one table of wealth; a step is an auction, its payments and an environment step "
-        f"in each; up to {_CRADLES} births after every {_PERIOD} steps; one program per capacity, never traced again"
+        f"in each; up to {_MAX_BIRTHS} births after every {_PERIOD} steps; one program per capacity, never traced again"
     )
     report.notes.append("exponents: of time per step with capacity, from 512 agents on")
     return report
 
 
 def _draw(report: Report) -> "Figure":
-    """Time per step against capacity, and the slope of proportional growth."""
+    """Draw the time per step over the capacity, and lines of proportional growth."""
     fig, (left, right) = figure(2, width=4.6, height=3.4)
     for i, (title, rows) in enumerate(report.tables.items()):
         sizes = [row["capacity"] for row in rows]
@@ -113,7 +113,7 @@ def _draw(report: Report) -> "Figure":
         left.loglog(sizes, times, "o-", color=f"C{i}", label=title)
         left.loglog(sizes, [times[-1] / sizes[-1] * size for size in sizes], color=f"C{i}", linestyle=":", linewidth=1)
         right.semilogx(sizes, [row["M agents × instances × steps/s"] for row in rows], "o-", color=f"C{i}", label=title)
-    left.set(xlabel="places for agents", ylabel="µs per step of 256 instances", title="dotted: proportional growth")
-    right.set(xlabel="places for agents", ylabel="M agents × instances × steps/s", ylim=(0, None))
+    left.set(xlabel="capacity", ylabel="µs per step of 256 instances", title="dotted: proportional growth")
+    right.set(xlabel="capacity", ylabel="M agents × instances × steps/s", ylim=(0, None))
     left.legend(frameon=False, fontsize=8)
     return fig

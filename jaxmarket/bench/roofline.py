@@ -1,11 +1,11 @@
 """Training compared with the device's arithmetic and memory limits.
 
-XLA's own cost analysis gives floating-point operations and bytes touched. It counts the body of a loop once, so one
-training update is put together from its loop bodies, compiled apart: a step of all instances times the horizon, the
-settlement, and a gradient step times the minibatches. Left out are bootstrap auctions, metrics, and all but one turn of
-the generator's own loop, so the counts are a little low. Over the measured rate of a matrix product, and the measured
-bandwidth of passes over an array as large as what the program holds, they give the time XLA's counted work would
-take at full speed; that over the measured time is the achieved fraction.
+XLA's cost analysis gives floating-point operations and bytes accessed. It counts the body of a loop once, so the cost
+of one training update is computed from its loop bodies, compiled separately: a step of all instances times the horizon,
+the settlement, and a gradient step times the number of minibatches. Bootstrap auctions, metrics, and all but one
+iteration of the loop in the random number generator are not counted, so the counts are slightly low. Divided by the
+measured rate of a matrix product, and by the measured bandwidth of passes over an array of the program's size, they
+give the minimal time of the counted work. The achieved fraction is that time over the measured time.
 """
 
 from typing import Any
@@ -34,9 +34,9 @@ def flops_limit(size: int = 1024) -> float:
 
 
 def copy_limit(working_set: int, moved: int = 2**29) -> float:
-    """Measured bytes per second, read and written, of passes over an array that fills ``working_set`` bytes.
+    """Measured bytes per second, read and written, of passes over an array of ``working_set`` bytes.
 
-    A program whose data fits a cache is held against that cache.
+    A program whose data fits into a cache is thereby compared with that cache.
     """
     vector = jnp.ones(max(1, working_set // 4), jnp.float32)
     times = max(8, moved // (2 * vector.nbytes))
@@ -63,15 +63,15 @@ def update_costs(config: TrainConfig) -> dict[str, tuple[float, float]]:
     learner: Any = program.learner
 
     def one_step(params: PyTree, keys: Array, states: PyTree) -> PyTree:
-        def one(key: Array, state: PyTree) -> PyTree:
+        def instance_step(key: Array, state: PyTree) -> PyTree:
             fresh, _ = reset(society, key, env_params)
             return step_with(society, draw(society, key), params, state, fresh, env_params, Rules())
 
-        return jax.vmap(one)(keys, states)
+        return jax.vmap(instance_step)(keys, states)
 
     def view(rows: PyTree) -> PyTree:
-        earned = jax.vmap(lambda rows: settle(rows, hyper.discount), in_axes=1, out_axes=1)(rows)
-        return module_experience(society, rows, earned.utility)
+        settlement = jax.vmap(lambda rows: settle(rows, hyper.discount), in_axes=1, out_axes=1)(rows)
+        return module_experience(society, rows, settlement.utility)
 
     roll = market_rollout(society, state.learner.params, program.instances, program.horizon)
     rows = jax.jit(roll)(jax.random.key(2), state.market)[1]
@@ -105,7 +105,7 @@ def configs() -> dict[str, TrainConfig]:
 
 
 def run(quick: bool = False) -> Report:
-    """The fraction of the limit for Chain and CartPole."""
+    """Measure the achieved fraction of the limits for Chain and CartPole."""
     report = Report("roofline")
     measured = configs()
     if quick:

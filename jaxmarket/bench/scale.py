@@ -1,4 +1,4 @@
-"""How time and memory per step grow with bidders, instances and network width."""
+"""Growth of time and memory per step with bidders, instances and network width."""
 
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[
 
 
 def run(quick: bool = False) -> Report:
-    """Sweep one size at a time and fit the exponents."""
+    """Measure several values of one size at a time and fit exponents."""
     report = Report("scale")
     few = {"bidders": (2, 64, 4096), "instances": (1, 4096)}
     all_of_them = {
@@ -62,7 +62,7 @@ def run(quick: bool = False) -> Report:
                 show(done, todo, f"{size} {what}")
                 society = market(size if what == "bidders" else 4, size if what == "width" else 16)
                 instances = size if what == "instances" else 64
-                # A call makes at least one rollout, so the largest sizes take their time whatever the budget.
+                # A call runs at least one rollout, so the largest sizes exceed the budget.
                 seconds, memory, raw = _time(society, instances, 10, 400_000 if quick else 1_000_000)
                 report.timings[f"{size} {what}"] = raw
                 rows.append({what: size, "µs per step": 1e6 * seconds, "bytes per step": memory})
@@ -76,14 +76,12 @@ def run(quick: bool = False) -> Report:
     }
     report.figure = _draw(report)
     report.notes.append("exponents: of growth with bidders, 64 instances, fitted over all sizes")
-    report.notes.append(
-        "bytes: what XLA plans for arguments, results and temporaries of one call, per step of a rollout"
-    )
+    report.notes.append("bytes: memory that XLA plans for arguments, results and temporaries of a call, per step")
     return report
 
 
 def _draw(report: Report) -> "Figure":
-    """Time and memory per step against each size, and the slope of proportional growth."""
+    """Draw time and memory per step over each size, and a line of proportional growth."""
     fig, axes = figure(len(report.tables), 2, width=4.2, height=3.2)
     for column, (title, rows) in enumerate(report.tables.items()):
         sizes = [next(iter(row.values())) for row in rows]
@@ -91,7 +89,7 @@ def _draw(report: Report) -> "Figure":
             ax, values = axes[len(report.tables) * row + column], [line[quantity] for line in rows]
             ax.loglog(sizes, values, "o-", color=color)
             ax.set_xscale("log", base=2)
-            if max(values) < 10 * min(values):  # less than a decade: say where things are
+            if max(values) < 10 * min(values):  # less than a decade: label minor ticks
                 ax.yaxis.set_minor_formatter("{x:g}")
                 ax.yaxis.set_major_formatter("{x:g}")
             ax.set(xlabel=title.removeprefix("growth with "), ylabel=quantity if column == 0 else None)

@@ -1,9 +1,9 @@
-"""Speed of rollouts, and the cost of the market itself (the market tax).
+"""Speed of rollouts, and the market tax.
 
-One step is one auction and one environment step of one instance. Beside the society, in the same run: the same
-environment with random actions alone, and the same environment with the same stacked networks evaluated and the same
-bids sampled, but no market (a random primitive acts; no auction, no payments). The market tax is the society's time
-over that of the latter. All three write their rows to memory.
+One step is one auction and one environment step of one instance. Three programs are timed alternately: the society; the
+same environment with random actions; and the same environment with the same stacked networks and sampled bids, but
+without auction and payments (a random primitive acts). The market tax is the time of the first over that of the last.
+All three write their rows to memory.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def config(self) -> TrainConfig:
-        """The settings of a society of the paper's kind, of this size."""
+        """The paper's settings for a society of this size."""
         layers: dict[str, Any] = {"hidden": self.hidden}
         if self.env in _IMAGES:
             layers |= {"convolutions": (16,), "stride": 1}
@@ -59,7 +59,7 @@ TAX = Case()
 
 
 def cases(quick: bool) -> list[Case]:
-    """The tax case first, then one thing changed at a time, and other environments."""
+    """The case `TAX`, variants of it with one changed size, and other environments."""
     if quick:
         return [TAX, Case("Chain-v0", hidden=(16,))]
     vary = [
@@ -79,7 +79,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def scrambled(params: PyTree, key: Array) -> PyTree:
-    """Untrained bidders all bid alike; these do not."""
+    """Parameters with added noise, so that untrained bidders have different bids."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(
@@ -93,12 +93,15 @@ Rollout = Callable[[Array, PyTree], tuple[PyTree, PyTree]]
 def market_rollout(society: Society, params: PyTree, instances: int, horizon: int) -> Rollout:
     """One rollout of all instances: states [B, ...], rows [T, B, ...]."""
     env_params = society.env.default_params
-    one = lambda key, state: rollout(society, key, params, state, env_params, horizon)  # noqa: E731
-    return lambda key, states: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, instances), states)
+
+    def instance_rollout(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
+        return rollout(society, key, params, state, env_params, horizon)
+
+    return lambda key, states: jax.vmap(instance_rollout, out_axes=(0, 1))(jax.random.split(key, instances), states)
 
 
 def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
-    """One rollout of all instances, and where it begins: by ``society``, ``networks`` and ``environment``."""
+    """The rollouts of all instances and their initial states, for ``society``, ``networks`` and ``environment``."""
     society, env, horizon = case.society, case.society.env, case.horizon
     env_params = env.default_params
     params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
@@ -109,11 +112,12 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
             action = (draws.tie * society.primitives).astype(jnp.int32)
             return action, (action, society.bids(params, draws, obs)) if networks else action
 
-        def one(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
+        def instance_rollout(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
             key_draw, key_env = jax.random.split(key)
             return monolith.rollout_policy(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
 
-        return lambda key, running: jax.vmap(one, out_axes=(0, 1))(jax.random.split(key, case.instances), running)
+        rollouts = jax.vmap(instance_rollout, out_axes=(0, 1))
+        return lambda key, running: rollouts(jax.random.split(key, case.instances), running)
 
     states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
     running = jax.vmap(lambda key: monolith.start(env, key, env_params))(keys)
@@ -125,7 +129,7 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
 
 
 def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> tuple[dict[str, Timing], int]:
-    """Time the three programs, and the steps each call makes."""
+    """The timings of the three programs, and the number of steps of a call."""
     count = max(1, steps_per_call // (case.instances * case.horizon))
     key = jax.random.key(3)
     timings = measure(

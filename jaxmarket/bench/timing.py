@@ -1,8 +1,8 @@
 """The timer of all benchmarks, and their report.
 
-The protocol of `measure`: compile ahead of time, so that nothing is traced during the measurement; warm up; block on
-the result; at least ten repeats, interleaved with those of rivals, so that a slow moment of the machine affects all;
-median and interquartile range. The raw timings are kept, with device, versions and commit.
+`measure` compiles ahead of time, so that the measurement includes no tracing; warms up; blocks on the result; repeats
+at least ten times, alternating between candidates, so that changes of machine load affect all of them; and reports the
+median and interquartile range. The report contains all raw timings, the device, versions and commit.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ class Timing:
     """The time of one compiled call.
 
     Attributes:
-        seconds: of each repeat.
-        compile_seconds: tracing, lowering and compiling, with every core.
-        memory_bytes: arguments, results and temporaries of the program, as XLA planned them; None if it does not say.
+        seconds: seconds of each repeat.
+        compile_seconds: seconds of tracing, lowering and compilation, with all cores.
+        memory_bytes: planned size of arguments, results and temporaries of the program; None if XLA does not report it.
     """
 
     seconds: tuple[float, ...]
@@ -69,18 +69,18 @@ class Timing:
         return float(high - low)
 
     def raw(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """All fields and statistics, for JSON."""
         return {**dataclasses.asdict(self), "median": self.median, "iqr": self.iqr}
 
 
 def measure(
     candidates: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]], repeats: int = REPEATS
 ) -> dict[str, Timing]:
-    """Compile each function for its arguments, warm it up, and time it, taking turns with the others.
+    """Compile each function for its arguments, warm it up, and time it alternately with the others.
 
     Args:
-        candidates: by name, a pure function and its arguments.
-        repeats: timed calls of each.
+        candidates: pure functions and their arguments, by name.
+        repeats: number of timed calls of each.
 
     Raises:
         RuntimeError: a function was traced more than once.
@@ -119,14 +119,14 @@ def measure(
 def in_a_row(
     rollout: Callable[[Array, PyTree], tuple[PyTree, PyTree]], count: int
 ) -> Callable[[Array, PyTree], tuple[PyTree, PyTree]]:
-    """``count`` rollouts in one program, so that a call is long beside what it takes to make it.
+    """A function that runs ``count`` rollouts in one program, so that the overhead of a call is negligible.
 
-    The latest rows ride in the loop's carry: each rollout writes all of its rows to memory, as it would for a
-    learner, and XLA cannot leave out what nobody reads.
+    The latest rows are part of the loop's carry, so that each rollout writes all of its rows to memory, as it would for
+    a learner, and XLA cannot eliminate unused rows.
 
     Args:
         rollout: ``(key, state) -> (state, rows)``.
-        count: rollouts per call.
+        count: number of rollouts per call.
     """
 
     def rollouts(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
@@ -143,7 +143,7 @@ def in_a_row(
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The p of the least-squares fit ``value = c · size^p``, in logarithms."""
+    """The exponent p of the least-squares fit ``value = c · size^p``, in logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -152,11 +152,11 @@ _ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 @contextmanager
 def pinned(cores: int = 1) -> Iterator[None]:
-    """Run on the first cores only; to be entered before JAX starts its backend, which keeps what it finds.
+    """Restrict this process to the first ``cores`` cores. Enter it before JAX starts its backend.
 
-    One core is how XLA runs these small operations best on a CPU, and what can be compared. Where the
-    backend turns out to be an accelerator every core is given back. Without effect where the system has no
-    such call.
+    A backend keeps the cores that it starts with. On CPUs XLA runs small operations fastest on one core, and
+    single-core results are comparable. If the backend is an accelerator, all cores are restored. It has no effect on
+    systems without CPU affinity.
     """
     if _ALLOWED is None:
         yield
@@ -171,13 +171,13 @@ def pinned(cores: int = 1) -> Iterator[None]:
 
 
 def allowed_cores() -> list[int]:
-    """Numbers of the cores this process was given."""
+    """The ids of the cores that this process may use."""
     return list(range(os.cpu_count() or 1)) if _ALLOWED is None else sorted(_ALLOWED)
 
 
 @contextmanager
 def every_core() -> Iterator[None]:
-    """Compile here: what runs is confined by `pinned`, what is to be run need not wait for it."""
+    """Use all cores, for compilation, inside `pinned`."""
     if _ALLOWED is None:
         yield
         return
@@ -190,7 +190,7 @@ def every_core() -> Iterator[None]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The device, machine, versions and commit of a measurement."""
     device = jax.devices()[0]
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -210,7 +210,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside a checkout."""
+    """The commit of the checkout, with a + if files differ from it; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -223,16 +223,16 @@ def _commit() -> str | None:
 
 @dataclasses.dataclass
 class Report:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Attributes:
-        name: of the benchmark.
-        machine: what it ran on.
-        headline: the numbers it is about, by name.
-        tables: rows of numbers under a title; shown in the order of their keys.
+        name: name of the benchmark.
+        machine: device, versions and commit, see `machine`.
+        headline: the main numbers by name.
+        tables: rows of numbers by title; columns are shown in the order of their keys.
         notes: sentences below the tables.
-        timings: raw seconds, by what was timed.
-        figure: a Matplotlib figure, if there is one.
+        timings: raw seconds by measured program.
+        figure: a Matplotlib figure, or None.
     """
 
     name: str
@@ -244,11 +244,11 @@ class Report:
     figure: Any = None
 
     def keep(self, label: str, timings: Mapping[str, Timing]) -> None:
-        """Keep the raw seconds of a measurement."""
+        """Store the raw seconds of a measurement."""
         self.timings |= {f"{label}: {name}": timing.raw() for name, timing in timings.items()}
 
     def view(self) -> Group:
-        """Tables for a terminal."""
+        """The tables and notes for a terminal."""
         shown: list[Any] = []
         for title, rows in self.tables.items():
             table = DataTable(title=title)
@@ -265,7 +265,7 @@ class Report:
         return Group(*shown, numbers, *self.notes)
 
     def to_json(self) -> dict[str, Any]:
-        """The headline, the tables and the machine; the raw seconds are in the file only."""
+        """The headline, tables, notes and machine, without raw seconds."""
         return {
             "benchmark": self.name,
             **self.headline,
@@ -275,7 +275,7 @@ class Report:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Keep everything in ``folder/NAME.json``, and the figure beside it."""
+        """Write the report with all raw seconds to ``folder/NAME.json``, and its figure to ``folder/NAME.png``."""
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"{self.name}.json"]
         write_text(written[0], json.dumps({**self.to_json(), "timings": self.timings}, indent=1) + "\n")

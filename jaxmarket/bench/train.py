@@ -36,7 +36,7 @@ CHAIN = train_config("Chain-v0", hidden=(16,), instances=128, horizon=32, steps=
 
 
 def _training(config: TrainConfig) -> tuple[Callable[[TrainState], Any], Callable[[Array], TrainState]]:
-    """One seed's compiled-to-be chunk and initial state; the traced settings are constants here."""
+    """The training chunk and the initial state of one seed, as functions; traced settings are constants."""
     program, env_params = config.settings.trainable, config.adapter.default_params
     hyper, oracle = config.settings.hyperparameters.as_arrays(), config.settings.oracle
     return (
@@ -52,7 +52,7 @@ def _alone(config: TrainConfig) -> Settings:
 
 
 def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable, Callable]:
-    """The same of a monolithic agent."""
+    """`_training` of a monolithic agent."""
     monolith, env_params = baselines.Monolith.of(_alone(config), hidden), config.adapter.default_params
     hyper = config.settings.hyperparameters.as_arrays()
     return (
@@ -62,7 +62,7 @@ def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable,
 
 
 def equal_width(config: TrainConfig) -> tuple[int, ...]:
-    """Widths with which a monolithic agent has as many parameters as the society, as nearly as whole widths allow."""
+    """Hidden widths for which the number of parameters of a monolithic agent is closest to that of the society."""
     society = config.settings.society
     key, obs = jax.random.key(0), jnp.zeros(society.observation.shape, society.observation.dtype)
     layers = len(society.policy.torso.hidden)  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
         learner = baselines.Monolith.of(_alone(config), (width,) * layers).learner
         return wanted - baselines.parameters(jax.eval_shape(learner.init, key, obs))
 
-    # Halving: parameters grow with the width.
+    # Bisection: the number of parameters increases with the width.
     low, high = 1, wanted
     while high - low > 1:
         middle = (low + high) // 2
@@ -81,7 +81,7 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
 
 
 def _chain(report: Report) -> None:
-    """Chain on one core: complete training, and the same run's rollouts alone."""
+    """Measure complete training on Chain on one core, and rollouts without learning."""
     step, start = _training(CHAIN)
     state = jax.jit(start)(jax.random.key(0))
     roll = market_rollout(
@@ -120,12 +120,12 @@ def worker(seed: int) -> None:
 
 
 def _every_core(report: Report) -> None:
-    """One process per core, each with seeds of its own: throughput of the machine."""
+    """Measure the throughput of one process per core, with separate seeds."""
     cores = allowed_cores()
     if len(cores) < 2 or jax.default_backend() != "cpu":
         report.headline["chain_steps_per_second_every_core"] = None
         return
-    # Confined before the import: a backend keeps the cores it was started on.
+    # Set the affinity before the import, because a backend keeps the cores that it starts with.
     code = "import os; os.sched_setaffinity(0, {{{0}}}); from jaxmarket.bench.train import worker; worker({0})"
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     workers: list[Any] = [
@@ -149,7 +149,7 @@ def cart_pole() -> TrainConfig:
 
 
 def _against_monolithic(report: Report) -> None:
-    """CartPole: a society and one agent with as many parameters, same settings."""
+    """Compare a society on CartPole with one agent with as many parameters and the same settings."""
     config = cart_pole()
     hidden = equal_width(config)
     programs = {"society": _training(config), "monolithic": _monolithic(config, hidden)}
@@ -172,7 +172,7 @@ def _against_monolithic(report: Report) -> None:
 
 
 def _many_seeds(report: Report) -> None:
-    """64 seeds of Chain in one call, and one seed with 64 times the instances: as many steps and minibatches."""
+    """Compare 64 seeds of Chain in one call with one seed with 64 times the instances; steps and minibatches agree."""
     many = dataclasses.replace(CHAIN, steps=4_096, log_every=1)
     single = dataclasses.replace(many, instances=64 * 128, steps=64 * 4_096)
     (step, start), (step_one, start_one) = _training(many), _training(single)
@@ -190,14 +190,14 @@ def _many_seeds(report: Report) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Contestant:
-    """An algorithm that is to solve an environment."""
+    """An algorithm and its settings on one environment."""
 
     name: str
     config: TrainConfig
     monolithic: bool = False
 
     def build(self) -> tuple[Callable, Callable, Callable[[Any, Array], Array]]:
-        """A chunk, an initial state, and the mean greedy return of 64 fresh episodes."""
+        """Functions for a chunk, an initial state, and the mean greedy return of 64 new episodes."""
         env_params = self.config.adapter.default_params
         if self.monolithic:
             hidden = equal_width(self.config)
@@ -213,10 +213,9 @@ class _Contestant:
 
 
 def contests() -> list[tuple[str, float, list[_Contestant]]]:
-    """Environment, the return that counts as solved, and who tries."""
-    # The society's settings are the tuned ones of docs/reproductions.md, or the learner's; the agent's were tried by
-    # hand.
-    # All are graded every 4,096 steps on Chain, and every 16,384 on CartPole.
+    """Environments, the returns that count as solved, and the compared algorithms."""
+    # Societies use the tuned settings of docs/reproductions.md, or the learner's; agents were tuned by hand.
+    # All algorithms are evaluated every 4,096 steps on Chain, and every 16,384 on CartPole.
     chain: dict[str, Any] = {"hidden": (16,), "instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 1}
     tuned: dict[str, Any] = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
     alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01}
@@ -275,7 +274,7 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
                     began = time.perf_counter()
                     state = jax.block_until_ready(program(state)[0])
                     seconds += time.perf_counter() - began
-                    # Twice, so that luck is not enough.
+                    # Two evaluations, to reduce the influence of chance.
                     if all(float(grade(state, jax.random.key(k))) >= threshold for k in (done, -done)):
                         needed.append(seconds)
                         steps.append(done * config.settings.auctions_per_chunk)
@@ -291,7 +290,7 @@ def _row(env: str, name: str, seconds: list[float], steps: list[int], seeds: int
         "env": env,
         "agent": name,
         "solved": f"{len(seconds)} of {seeds}",
-        # A seed that did not solve it counts as infinite.
+        # The time of a seed that did not solve the task counts as infinite.
         "s, median": None
         if 2 * len(seconds) < seeds
         else float(np.median(seconds + [np.inf] * (seeds - len(seconds)))),
@@ -302,7 +301,7 @@ def _row(env: str, name: str, seconds: list[float], steps: list[int], seeds: int
 
 
 def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -> None:
-    """Stable-Baselines3's PPO with its default settings, eight environments, on the same core."""
+    """Measure Stable-Baselines3's PPO with its default settings and eight environments, on the same core."""
     try:
         import torch  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
         from stable_baselines3 import PPO  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
@@ -310,7 +309,7 @@ def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -
         from stable_baselines3.common.evaluation import evaluate_policy  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
         report.notes.append(
-            "Stable-Baselines3 is not installed: pip install 'jaxmarket[rivals]' adds its PPO to the table"
+            "Stable-Baselines3 is not installed; run pip install 'jaxmarket[rivals]' to include its PPO"
         )
         return
     torch.set_num_threads(1)
@@ -334,7 +333,7 @@ def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -
 
 
 def run(quick: bool = False) -> Report:
-    """Chain, CartPole against one agent, many seeds, time to solved, and the rival if it is installed."""
+    """Measure Chain, CartPole with one agent, many seeds, times until solved, and Stable-Baselines3 if installed."""
     report = Report("train")
     parts: list[tuple[str, Callable[[], None]]] = [
         ("Chain, one core", functools.partial(_chain, report)),
@@ -349,12 +348,12 @@ def run(quick: bool = False) -> Report:
             show(done, total, label)
             part()
         if quick:
-            report.notes.append("every core, time to solved and Stable-Baselines3: without --quick")
+            report.notes.append("omitted with --quick: every core, time to solved and Stable-Baselines3")
         else:
             _solve(report, 8, lambda note: show(len(parts), total, note))
             _stable_baselines(report, 3, lambda note: show(len(parts) + 1, total, note))
         show(total, total)
     if not quick:
-        report.notes.append("solved: greedy return of 64 fresh episodes, .79 of .8 on Chain and 475 of 500 on CartPole")
+        report.notes.append("solved: greedy return of 64 new episodes, .79 of .8 on Chain and 475 of 500 on CartPole")
     report.notes.append("Chain: paper's networks and PPO settings, 2 clones, 128 instances × 32 steps per update")
     return report

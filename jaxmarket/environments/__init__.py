@@ -1,7 +1,7 @@
-"""Environments: our own, gymnax's by id, and the adapter through which a society sees any of them.
+"""Environments: the library's own, gymnax's by id, and the adapter that a society uses for all of them.
 
-Importing this package is cheap; gymnax (which imports matplotlib, pandas and gymnasium) is loaded when
-an environment is first made.
+Importing this package is cheap: gymnax (which imports matplotlib, pandas and gymnasium) is imported when an
+environment is first made.
 """
 
 import difflib
@@ -78,7 +78,7 @@ OURS = {
     "Woods1-v0": ("Woods1",),
     "Woods101-v0": ("Woods101",),
 }
-"""Our own ids: what is built for them, and with which arguments."""
+"""The ids of the library's own environments: name of the constructor and its arguments."""
 
 
 def __getattr__(name: str) -> Any:
@@ -92,23 +92,23 @@ def __dir__() -> list[str]:
 
 
 def environment_ids() -> tuple[str, ...]:
-    """Every id `make` knows; gymnax's with continuous actions are listed too, and refused by `make`."""
-    import gymnax  # noqa: PLC0415  two seconds of imports, only for those who ask
+    """The ids that `make` accepts, and those of gymnax's environments with continuous actions, which `make` rejects."""
+    import gymnax  # noqa: PLC0415  takes two seconds
 
     return (*OURS, *gymnax.registered_envs)
 
 
 def make(env_id: str) -> tuple[Any, PyTree]:
-    """An environment and its default parameters, as gymnax's own ``make`` returns them.
+    """Return ``(env, default_params)``, as ``gymnax.make`` does.
 
-    The same id always gives the same environment object, so equal ids never compile twice.
+    Equal ids return the same environment object, so that compiled programs are shared.
 
     Args:
-        env_id: ``Bandit-v0``, ``Chain-v0``, ``Duality-v0``, ``TwoRooms-GreenTask-v0`` or another of Two Rooms' tasks
-            (`rooms.TASKS`), or a gymnax id with discrete actions.
+        env_id: an id of `OURS`, such as ``Bandit-v0`` or ``TwoRooms-GreenTask-v0``, or of a gymnax environment with
+            discrete actions.
 
     Raises:
-        ValueError: the id is unknown, its actions are not discrete, or it cannot be built here.
+        ValueError: the id is unknown, its actions are not discrete, or the environment needs data that is missing.
     """
     if not isinstance(env_id, str):
         raise ValueError(f"env: expected the id of an environment, got {short_repr(env_id)}")
@@ -133,6 +133,6 @@ def _make(env_id: str) -> Any:
         env, _ = gymnax.make(env_id)
     except OSError as error:
         raise ValueError(
-            f"env: {env_id} cannot be built here, it reads data that is not available ({error})"
+            f"env: {env_id} cannot be built: it reads data that is not available ({error}); choose another id"
         ) from error
     return env

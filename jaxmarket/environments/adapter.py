@@ -1,7 +1,6 @@
-"""What a society sees of an environment: P discrete choices, and no auto-reset.
+"""The interface of a society to an environment: P discrete actions, encoded observations, no automatic reset.
 
-`adapt` wraps any gymnax-style environment, ours, gymnax's or a user's own. It needs gymnax itself only
-where the environment does.
+`adapt` wraps any gymnax-style environment. This Python module does not import gymnax.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ _MOST_CATEGORIES = 1024
 # Arrays with bounds 0 and this value are intensities (pixels, memory cells), which are scaled to [0, 1].
 _WHITE = 255
 
-# Largest size in bytes of the initial states and observations that one instance of a rollout precomputes.
+# Largest size in bytes of the initial states and observations that a rollout precomputes per instance.
 _MOST_AHEAD = 2**21
 
 _PURE = "use jax.numpy and jax.random only, and no Python if or float() on traced values"
@@ -39,7 +38,7 @@ _PURE = "use jax.numpy and jax.random only, and no Python if or float() on trace
 class Step(NamedTuple):
     """One environment step, before any reset."""
 
-    obs: PyTree  # f [...] encoded; as the environment gives it from `Adapter.raw_step`
+    obs: PyTree  # f [...] encoded by `Adapter.step`; not encoded by `Adapter.raw_step`
     env_state: PyTree
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
@@ -65,7 +64,7 @@ class Adapter:
 
     @property
     def default_params(self) -> PyTree:
-        """The environment's own parameters; None if it has none."""
+        """The environment's default parameters; None if it has none."""
         return getattr(self.env, "default_params", None)
 
     def parameters(self, given: PyTree = None) -> PyTree:
@@ -85,13 +84,13 @@ class Adapter:
 
     @property
     def gamma(self) -> float | None:
-        """The discount the environment names, if it names one."""
+        """The environment's discount; None if it has none."""
         gamma = self._attribute("gamma")
         return None if gamma is None or callable(gamma) else check_float(f"env: gamma of {self.name}", gamma, 0, 1)
 
     @functools.cached_property
     def num_actions(self) -> int:
-        """P, the number of discrete choices."""
+        """P, the number of discrete actions."""
         space = self.space("action_space")
         count = getattr(space, "n", None) if space is not None else self._attribute("num_actions")
         if count is None:
@@ -108,27 +107,27 @@ class Adapter:
             return None
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray | None:
-        """Q* [states, P] if the environment knows it (and observes its states one-hot), else None."""
+        """Q*, f [states, P], if the environment provides it (its observations are then one-hot states), else None."""
         if not owns(self.env, "optimal_q"):
             return None
         return np.asarray(self.env.optimal_q(gamma))
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """Expected undiscounted return of an episode under the optimal policy; NaN where it is not known."""
+        """Expected undiscounted return of an episode under the optimal policy; NaN if the environment has none."""
         return float(self.env.optimal_return(gamma)) if owns(self.env, "optimal_return") else float("nan")
 
     def reset(self, key: Array, params: PyTree) -> tuple[Array, PyTree]:
-        """A first ``(obs, env_state)``, obs encoded."""
+        """The initial ``(obs, env_state)`` of an episode; ``obs`` is encoded."""
         obs, state = self.raw_reset(key, params)
         return self.encode(obs), state
 
     def step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
-        """Take one choice; the state after the last step of an episode is *not* reset."""
+        """Take one action, with an encoded observation; the state after the last step of an episode is *not* reset."""
         after = self.raw_step(key, env_state, action, params)
         return after._replace(obs=self.encode(after.obs))
 
     def raw_reset(self, key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        """`reset`, the observation as the environment gives it."""
+        """`reset` without the encoding of the observation."""
         reset = self.env.reset_env if owns(self.env, "reset_env") else self.env.reset
         result = reset(key, params)
         if not isinstance(result, Sequence) or len(result) != 2:
@@ -138,7 +137,7 @@ class Adapter:
         return tuple(result)
 
     def raw_step(self, key: Array, env_state: PyTree, action: Array, params: PyTree) -> Step:
-        """`step`, the observation as the environment gives it."""
+        """`step` without the encoding of the observation."""
         if owns(self.env, "step_env"):
             result = self.env.step_env(key, env_state, action, params)
         else:
@@ -160,7 +159,7 @@ class Adapter:
             truncated = self._scalar("truncated", info.get("truncated", False)).astype(bool)
             terminated = self._scalar("terminated", terminated).astype(bool) & ~truncated
         if not owns(self.env, "step_env"):
-            # A bare `step` may have reset already; gymnax keeps the last observation here.
+            # A `step` without `step_env` may reset automatically; gymnax then puts the last observation here.
             obs = info.get("final_observation", obs)
         reward = self._scalar("reward", reward).astype(real())
         return Step(
@@ -177,23 +176,23 @@ class Adapter:
         array = jnp.asarray(value)
         if array.size != 1 or not _is_real(array.dtype):
             raise ValueError(
-                f"env: expected {what} of {self.name} to be one number, got {array.dtype}{list(array.shape)}; return a "
+                f"env: expected {what} of {self.name} to be a number, got {array.dtype}{list(array.shape)}; return a "
                 "scalar"
             )
         return array.reshape(())
 
     def legal(self, env_state: PyTree, params: PyTree) -> Array:
-        """Which choices are legal: bool [P].
+        """Which actions are legal: bool [P].
 
-        After the last step of an episode this is asked of the state reached; an environment with only a
-        bare ``step`` that resets by itself answers for the next episode's first state instead.
+        After the last step of an episode, the state is that step's final state; for an environment whose ``step``
+        resets automatically (without ``step_env``) it is the initial state of the next episode.
         """
         if hasattr(self.env, "legal_actions"):
             return jnp.asarray(self.env.legal_actions(env_state, params), bool)
         return jnp.ones(self.num_actions, bool)
 
     def longest_episode(self, params: PyTree) -> int | None:
-        """Steps after which an episode is cut, where that is known now and is the only cut there is."""
+        """Steps after which an episode is truncated; None if that is traced, or if another rule may truncate it."""
         limit = getattr(params, "max_steps_in_episode", None)
         if limit is None or isinstance(limit, Tracer) or not self._cut_by_clock_only:
             return None
@@ -211,9 +210,10 @@ class Adapter:
     def encode(self, obs: PyTree) -> Array:
         """The features of a raw observation: f [...].
 
-        Leaf by leaf: integers with known bounds become one-hot vectors (0/1 arrays stay as they are), intensities
-        from 0 to 255 are scaled to [0, 1], arrays of three axes stay images, everything else is flattened. Several
-        leaves are joined. An entry of a dict or tuple is read by the bounds of its entry of the space.
+        Each leaf is encoded separately: integers with known bounds become one-hot vectors (0/1 arrays are unchanged),
+        intensities from 0 to 255 are scaled to [0, 1], arrays with three axes remain images, and all other arrays are
+        flattened. Several leaves are concatenated. An entry of a dict or tuple uses the bounds of its entry of the
+        space.
         """
         leaves = [code.encode(jnp.asarray(leaf)) for leaf, code in zip(jax.tree.leaves(obs), self._codes, strict=True)]
         if len(leaves) == 1:
@@ -422,14 +422,14 @@ _checked: "weakref.WeakKeyDictionary[Any, None]" = weakref.WeakKeyDictionary()
 
 
 def adapt(env: Any) -> Adapter:
-    """The society's view of a gymnax-style environment (an `Adapter` is returned as it is).
+    """The `Adapter` of a gymnax-style environment; an `Adapter` is returned unchanged.
 
     Raises:
         ValueError: the shapes of the object violate the contract of ``docs/environments.md``.
     """
     if isinstance(env, Adapter):
         return env
-    _refuse_strangers(env)
+    _reject_common_mistakes(env)
     check_backend()
     if not all(owns(env, name) or owns(env, f"{name}_env") for name in ("reset", "step")):
         raise ValueError(
@@ -450,7 +450,7 @@ def adapt(env: Any) -> Adapter:
     return adapter
 
 
-def _refuse_strangers(env: Any) -> None:
+def _reject_common_mistakes(env: Any) -> None:
     """Raise an error with a remedy for objects that are often mistaken for environments."""
     if isinstance(env, type) or (callable(env) and not hasattr(env, "reset")):
         name = getattr(env, "__name__", short_repr(env))

@@ -1,8 +1,8 @@
 """Blocks world (Baum and Durdanovic 2000, "Evolution of Cooperative Problem Solving in an Artificial Economy").
 
-Three stacks of coloured blocks are to be rearranged until the first is a copy of a fourth, the template. What is
-observed are a few sensors whose number does not depend on how many blocks there are: what is learned with three blocks
-can be tried with twelve.
+The task is to rearrange three stacks of coloured blocks until the first equals a fourth, the template. Observations
+are sensors whose number does not depend on the number of blocks, so a policy that was trained with three blocks can be
+evaluated with twelve.
 """
 
 import itertools
@@ -24,25 +24,25 @@ from jaxmarket.validation import check_bool, check_int, short_repr
 __all__ = ["DONE", "MOVES", "SENSORS", "BlocksParams", "BlocksState", "BlocksWorld"]
 
 MOVES = tuple(itertools.permutations((1, 2, 3), 2))
-"""What each action moves: the top block, from a stack to another. (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)."""
+"""(Source, target) stack of each action, which moves the top block: (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)."""
 DONE = len(MOVES)
-"""The action that claims success, where there is one."""
+"""The action that claims success, in environments with ``done=True``."""
 SENSORS = (
-    "correct",  # blocks at the bottom of stack 1 that are as in the template
-    "surplus",  # blocks of stack 1 above those
-    "needed",  # colour of the template's next block; 0 when all are correct
-    "top1",  # colour of the top block of stacks 1, 2, 3; 0 if there is none
+    "correct",  # number of blocks at the bottom of stack 1 that agree with the template
+    "surplus",  # number of blocks of stack 1 above those
+    "needed",  # colour of the template's next block; 0 if all are correct
+    "top1",  # colour of the top block of stacks 1, 2, 3; 0 if the stack is empty
     "top2",
     "top3",
     "height1",
     "height2",
     "height3",
-    "depth1",  # blocks above the uppermost one of the needed colour; -1 if there is none (stack 1: in the surplus)
+    "depth1",  # blocks above the highest one of the needed colour (in stack 1: of the surplus); -1 without such a block
     "depth2",
     "depth3",
     "size",  # blocks in the template
 )
-"""What each entry of an observation is."""
+"""The entries of an observation, in order."""
 
 _PAPERS_LIMIT = 10
 
@@ -58,7 +58,7 @@ class BlocksState(struct.PyTreeNode):
 class BlocksParams(struct.PyTreeNode):
     """Parameters of `BlocksWorld`.
 
-    There is no ``max_steps_in_episode``: large instances are given more time than small ones.
+    There is no ``max_steps_in_episode``: the limit of an episode is proportional to its number of blocks.
     """
 
     sizes: Int32[Array, " n"]  # equally likely numbers of blocks, from 1 to the capacity
@@ -66,22 +66,22 @@ class BlocksParams(struct.PyTreeNode):
 
 
 class BlocksWorld(environment.Environment[Any, Any]):
-    """Four stacks of blocks; stack 1 is to become the template, stack 0, which nobody can move.
+    """Four stacks of blocks; the goal is that stack 1 equals the template, stack 0, which no action changes.
 
     An instance of size n has a template of n blocks of uniformly random colours. Stacks 1, 2 and 3 hold the same
-    blocks, dealt at random: every order of the n blocks and every three heights are equally likely, among those not
-    solved already. A move (`MOVES`) from an empty stack does nothing. Success pays ``reward`` and terminates; an
+    blocks: every order of the n blocks and every three heights are equally likely, except for solved arrangements.
+    A move (`MOVES`) from an empty stack has no effect. Success pays ``reward`` and terminates the episode; an
     instance is truncated after ``limit`` · n steps. Observations are f [K], the chosen sensors.
 
     Args:
         sizes: numbers of blocks, drawn uniformly.
         colours: k; colours are 1 to k.
-        capacity: C, the most blocks a state has room for; as many as the largest size by default.
+        capacity: C, the largest number of blocks that a state can hold; by default the largest size.
         limit: steps per block; by default the paper's 10 log₃ k, at least 10.
-        done: whether success has to be claimed by a seventh action, which fails and terminates if it is none. If
-            not, the episode ends as soon as stack 1 is the template.
-        reward: of success: "one", or the paper's "size", n.
-        sensors: which of the `SENSORS` are observed, in this order.
+        done: whether a seventh action claims success; a wrong claim terminates the episode without a reward. If
+            False, the episode ends as soon as stack 1 equals the template.
+        reward: reward of success: "one" (1), or the paper's "size" (n).
+        sensors: the observed `SENSORS`, in this order.
 
     Instances compare and hash by value.
 
@@ -107,13 +107,16 @@ class BlocksWorld(environment.Environment[Any, Any]):
         self.colours = colours = check_int("colours", colours)
         self.capacity = check_int("capacity", max(self.sizes) if capacity is None else capacity)
         if self.capacity < max(self.sizes):
-            raise ValueError(f"capacity: expected at least the largest size, {max(self.sizes)} blocks, got {capacity}")
+            raise ValueError(
+                f"capacity: expected at least {max(self.sizes)}, the largest of sizes, got {capacity}; "
+                "omit it or increase it"
+            )
         papers = math.ceil(_PAPERS_LIMIT * max(1.0, math.log(colours, 3)))
         self.limit = check_int("limit", papers if limit is None else limit)
         if not isinstance(sensors, Sequence) or not all(isinstance(name, str) for name in sensors):
             raise ValueError(f"sensors: expected a sequence of names, got {short_repr(sensors)}")
         if not isinstance(reward, str) or reward not in ("one", "size"):
-            raise ValueError(f"reward: expected one or size, got {short_repr(reward)}")
+            raise ValueError(f"reward: expected 'one' or 'size', got {short_repr(reward)}")
         self.done, self.reward, self.sensors = check_bool("done", done), reward, tuple(sensors)
         unknown = [name for name in self.sensors if name not in SENSORS]
         if unknown or not self.sensors:
@@ -128,7 +131,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """By the largest size."""
+        """The id, with the largest size."""
         return f"BlocksWorld{max(self.sizes)}-v0"
 
     @property
@@ -155,24 +158,25 @@ class BlocksWorld(environment.Environment[Any, Any]):
         colours = jax.random.randint(key_template, (self.capacity,), 1, self.colours + 1, jnp.int32)
         template = jnp.where(jnp.arange(self.capacity) < size, colours, 0)
 
-        def again(dealt: BlocksState) -> BlocksState:
+        def deal_again(dealt: BlocksState) -> BlocksState:
             return self._deal(jax.random.fold_in(key_deal, dealt.time), template, size).replace(time=dealt.time + 1)
 
-        # `time` counts the deals meanwhile. At most one deal in three is solved, so there are few.
-        nothing_yet = jnp.stack([template] * 4)
+        # `time` counts the attempts. At most one arrangement in three is solved, so there are few attempts.
+        solved = jnp.stack([template] * 4)
         zero = jnp.zeros((), jnp.int32)
-        dealt = BlocksState(stacks=nothing_yet, heights=jnp.full(4, size), time=zero)
-        return jax.lax.while_loop(self.solved, again, dealt).replace(time=zero)
+        dealt = BlocksState(stacks=solved, heights=jnp.full(4, size), time=zero)
+        return jax.lax.while_loop(self.solved, deal_again, dealt).replace(time=zero)
 
     def _deal(self, key: Array, template: Array, size: Array) -> BlocksState:
         """The template's blocks in random order, in stacks of random heights."""
-        # The blocks and two bars between the stacks, in the order of random scores. Counting beats sorting here.
+        # The blocks and two separators between the stacks, in the order of random scores. Counting ranks is faster than
+        # sorting.
         scores = jax.random.uniform(key, (self.capacity + 2,))
         blocks, bars = scores[:-2], scores[-2:]
         number = jnp.arange(self.capacity)
         present = number < size
         stack = 1 + jnp.sum(bars < blocks[:, None], 1, dtype=jnp.int32)
-        # Equal scores are rare, but no block may get lost.
+        # Equal scores are rare, but without a tie-break two blocks would get the same place.
         lower = (blocks < blocks[:, None]) | ((blocks == blocks[:, None]) & (number < number[:, None]))
         place = jnp.sum(present & (stack == stack[:, None]) & lower, 1, dtype=jnp.int32)
         stack = jnp.where(present, stack, 0)
@@ -183,7 +187,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: BlocksState, action: Any, params: BlocksParams
     ) -> tuple[Array, BlocksState, Array, Array, dict[Any, Any]]:
-        """One move; time limits are `is_truncated`'s business."""
+        """Take one action; `is_truncated` applies the time limit."""
         del key
         action = jnp.asarray(action, jnp.int32)
         source, target = jnp.asarray((*MOVES, (0, 0)), jnp.int32)[action]
@@ -198,20 +202,20 @@ class BlocksWorld(environment.Environment[Any, Any]):
             time=state.time + 1,
         )
         terminated = action == DONE if self.done else self.solved(state)
-        worth = state.heights[0] if self.reward == "size" else 1
-        reward = jnp.where(terminated & self.solved(state), worth, 0).astype(real())
+        amount = state.heights[0] if self.reward == "size" else 1
+        reward = jnp.where(terminated & self.solved(state), amount, 0).astype(real())
         return self.get_obs(state), state, reward, terminated, {}
 
     def solved(self, state: BlocksState) -> Array:
-        """Whether stack 1 is the template: bool []."""
+        """Whether stack 1 equals the template: bool []."""
         return (state.stacks[0] == state.stacks[1]).all()
 
     def is_truncated(self, state: BlocksState, params: BlocksParams) -> Array:
-        """Whether the time for an instance of this size is over."""
+        """Whether ``limit`` · n steps have passed."""
         return state.time >= params.steps_per_block * state.heights[0]
 
     def get_obs(self, state: BlocksState, params: Any = None, key: Any = None) -> Array:
-        """What the sensors show: f [K]."""
+        """The sensors: f [K]."""
         stacks, heights = state.stacks, state.heights
         place = jnp.arange(self.capacity)
         alike = (stacks[0] == stacks[1]) & (place < heights[0])
@@ -232,15 +236,15 @@ class BlocksWorld(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Sensors: integers, of any size where instances are."""
+        """Sensors: integers >= -1, without an upper bound."""
         return spaces.Box(-1, jnp.inf, (len(self.sensors),), real())
 
     def instance(self, stacks: Sequence[Sequence[int]]) -> BlocksState:
-        """The state with these stacks, each the colours from the bottom up; the template comes first.
+        """The state with these four stacks, the template first, each a list of colours from the bottom up.
 
         Raises:
-            ValueError: there are not four, a colour is unknown, there is no room, or stacks 1 to 3 do not hold the
-                template's blocks.
+            ValueError: there are not four stacks, a colour is unknown, the capacity is exceeded, or stacks 1 to 3 do
+                not hold the template's blocks.
         """
         self._check_stacks(stacks)
         rows = np.zeros((4, self.capacity), np.int32)
@@ -254,21 +258,20 @@ class BlocksWorld(environment.Environment[Any, Any]):
 
     @staticmethod
     def stacks_of(state: BlocksState) -> tuple[tuple[int, ...], ...]:
-        """The stacks of one state, as `instance` takes them; not for use inside ``jit``."""
+        """The stacks of a state, as arguments of `instance`; not for use inside ``jit``."""
         return tuple(
             tuple(int(colour) for colour in stack[:height])
             for stack, height in zip(np.asarray(state.stacks), np.asarray(state.heights), strict=True)
         )
 
     def solve(self, stacks: Sequence[Sequence[int]]) -> list[int]:
-        """Shortest list of actions that ends in success, ``done`` included where there is one; the limit is ignored.
+        """The shortest list of actions that ends in success, including ``done`` if the environment has it.
 
-        Nothing, where stack 1 is the template already, as it is after no reset.
-
-        Breadth-first over all arrangements, on the host: a moment for six blocks, hopeless for ten.
+        Breadth-first search over all arrangements, in Python; feasible up to about six blocks. The limit is ignored.
+        If stack 1 already equals the template, no move is needed.
 
         Raises:
-            ValueError: these are not stacks, see `instance`.
+            ValueError: the stacks are invalid, see `instance`.
         """
         self._check_stacks(stacks)
         template, *rest = (tuple(stack) for stack in stacks)
@@ -290,13 +293,13 @@ class BlocksWorld(environment.Environment[Any, Any]):
         raise AssertionError("every arrangement can be reached from every other")
 
     def shortest(self, stacks: Sequence[Sequence[int]]) -> int:
-        """How many actions `solve` takes."""
+        """The number of actions of `solve`."""
         return len(self.solve(stacks))
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """What success pays, on average; NaN where the limit may be too short for it.
+        """Mean reward of success; NaN if the limit may be too short for it.
 
-        It is long enough if it allows n moves to clear stack 1 and n (n + 1) / 2 to dig for one block after the other.
+        The limit suffices if it allows n moves to clear stack 1 and n (n + 1) / 2 moves to uncover each needed block.
         """
         del gamma
         if any(self.limit * n < n + n * (n + 1) // 2 + self.done for n in self.sizes):
@@ -305,7 +308,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
 
     def _check_stacks(self, stacks: Sequence[Sequence[int]]) -> None:
         if len(stacks) != 4:
-            raise ValueError(f"stacks: expected four, the template first, got {len(stacks)}")
+            raise ValueError(f"stacks: expected four stacks, the template first, got {len(stacks)}")
         template, *rest = stacks
         if not 1 <= len(template) <= self.capacity:
             raise ValueError(f"stacks: expected a template of 1 to {self.capacity} blocks, got {len(template)}")
@@ -313,4 +316,6 @@ class BlocksWorld(environment.Environment[Any, Any]):
             if colour not in range(1, self.colours + 1):
                 raise ValueError(f"stacks: expected colours from 1 to {self.colours}, got {colour!r}")
         if sorted(template) != sorted(itertools.chain(*rest)):
-            raise ValueError(f"stacks: expected the blocks of the template {list(template)} in the others, got {rest}")
+            raise ValueError(
+                f"stacks: expected the blocks of the template {list(template)} in stacks 1 to 3, got {rest}"
+            )

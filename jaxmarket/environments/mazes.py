@@ -1,8 +1,8 @@
-"""Mazes with short-sighted animals: Wilson's (1994) Woods1, and Woods101, in which one has to remember.
+"""Mazes with local observations: Woods1 (Wilson 1994), and Woods101, which is partially observable.
 
-Woods1 is from "ZCS: A Zeroth Level Classifier System", Woods101 McCallum's maze as Cliff and Ross (1994, "Adding
-Temporary Memory to ZCS") have it. A maze has a handful of places, so the rules are plain Python, played out once for
-every place and move when a maze is built; a step is two look-ups.
+Woods1 is from "ZCS: A Zeroth Level Classifier System". Woods101 is McCallum's maze as described by Cliff and Ross
+(1994, "Adding Temporary Memory to ZCS"). Mazes have few cells, so their rules are plain Python functions, tabulated for
+all cells and moves at construction; a step is two table look-ups.
 """
 
 import functools
@@ -39,35 +39,35 @@ class MazeState(struct.PyTreeNode):
 
 
 class MazeParams(struct.PyTreeNode):
-    """The rules of a `Maze`, played out for its S places."""
+    """The rules of a `Maze`, tabulated for its S cells."""
 
     successors: Int32[Array, "S moves"]
     views: Float[Array, "S 16"]
     food: Bool[Array, " S"]
-    starts: Int32[Array, " n"]  # equally likely first places
+    starts: Int32[Array, " n"]  # equally likely initial cells
     max_steps_in_episode: int
 
 
 class Maze(environment.Environment[Any, Any]):
-    """A maze whose food is worth 1, and ends the episode; an animal in it sees only the cells around its own.
+    """A maze in which an agent observes only the neighbouring cells; food pays 1 and terminates the episode.
 
-    Observations are f [16], 0 or 1, whatever the moves: for each of the eight neighbours (`COMPASS`) whether it is not
-    free, then whether it is food; so a free cell is 00, a rock 10 and food 11, as Wilson has it. Rocks cannot be
-    entered: the animal stays where it is. What is outside a maze that does not wrap around is rock.
+    Observations are f [16] with entries 0 or 1, for 4 and 8 moves alike: two bits for each of the eight neighbours
+    (`COMPASS`), "not free" and "food". As in Wilson's paper, a free cell is 00, a rock 10 and food 11. A move into a
+    rock leaves the agent where it is. Outside a maze that does not wrap around there is rock.
 
     Args:
-        layout: rows of ``.`` free, ``O`` rock, ``F`` food, from north to south.
+        layout: rows of ``.`` (free), ``O`` (rock) and ``F`` (food), from north to south.
         moves: 8 (`COMPASS`), or 4: north, east, south, west.
-        wrap: whether who leaves at one side comes in at the opposite one.
+        wrap: whether opposite edges are connected.
         limit: steps after which an episode is truncated.
-        starts: equally likely first cells, (row, column); all free ones by default.
+        starts: equally likely initial cells, (row, column); by default all free cells.
         name: shown in tables.
 
     Instances compare and hash by value.
 
     Raises:
-        ValueError: the layout has other characters, rows of different length, or a free cell without a way to food; a
-            start is not free; or a number is out of range.
+        ValueError: the layout has unknown characters, rows of different lengths, or a free cell without a path to
+            food; a start is not a free cell; or a number is out of range.
     """
 
     def __init__(
@@ -91,22 +91,22 @@ class Maze(environment.Environment[Any, Any]):
         self.wrap, self.limit, self._name = check_bool("wrap", wrap), check_int("limit", limit), name
         grid = np.array([list(row) for row in self.layout])
         self.places: tuple[Cell, ...] = tuple((int(r), int(c)) for r, c in np.argwhere(grid != _ROCK))
-        """The cells that are no rock, in reading order: S."""
+        """The S cells that are not rock, row by row."""
         self.free: tuple[Cell, ...] = tuple(cell for cell in self.places if self._at(cell) == _FREE)
-        """Those without food."""
+        """The cells without rock or food, row by row."""
         try:
             self.starts: tuple[Cell, ...] = self.free if starts is None else tuple((int(r), int(c)) for r, c in starts)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"starts: expected cells (row, column), got {short_repr(starts)}") from error
         if not self.starts:
-            raise ValueError("starts: expected at least one free cell to start from, got none")
+            raise ValueError("starts: expected at least one free cell, got none")
         for cell in self.starts:
             if cell not in self.free:
                 raise ValueError(f"starts: expected free cells (row, column), got {cell}")
         self._index = {place: i for i, place in enumerate(self.places)}
         for place, steps in zip(self.places, self.distances, strict=True):
             if not np.isfinite(steps):
-                raise ValueError(f"layout: no way leads from {place} to food; make it a rock, or open a way")
+                raise ValueError(f"layout: no path leads from {place} to food; make the cell rock, or add a path")
         self._value = (self.layout, self.moves, self.wrap, limit, self.starts, name)
 
     def __eq__(self, other: object) -> bool:
@@ -123,7 +123,7 @@ class Maze(environment.Environment[Any, Any]):
         return self.layout[row][column] if inside else _ROCK
 
     def move(self, cell: Cell, action: int) -> Cell:
-        """Where a move leads: a plain rule."""
+        """The cell after a move from ``cell``."""
         down, right = self.moves[action]
         ahead = cell[0] + down, cell[1] + right
         if self._at(ahead) == _ROCK:
@@ -131,18 +131,18 @@ class Maze(environment.Environment[Any, Any]):
         return ahead[0] % len(self.layout), ahead[1] % len(self.layout[0])
 
     def view(self, cell: Cell) -> np.ndarray:
-        """What is seen from a cell: i64 [16]."""
+        """The observation at a cell: i64 [16]."""
         row, column = cell
         return np.array([_CODE[self._at((row + down, column + right))] for down, right in COMPASS]).reshape(-1)
 
     @functools.cached_property
     def successors(self) -> np.ndarray:
-        """Where each move leads from each place: i64 [S, moves], numbers of `places`."""
+        """The cell after each move from each cell, as an index of `places`: i64 [S, moves]."""
         return np.array([[self._index[self.move(cell, a)] for a in range(self.num_actions)] for cell in self.places])
 
     @functools.cached_property
     def distances(self) -> np.ndarray:
-        """Fewest steps from each place to food, 0 where there is food: f64 [S]."""
+        """Length of the shortest path from each cell to food: f64 [S]."""
         steps = np.array([0.0 if self._at(place) == _FOOD else np.inf for place in self.places])
         while True:
             shorter = np.minimum(steps, 1 + steps[self.successors].min(1))
@@ -151,25 +151,25 @@ class Maze(environment.Environment[Any, Any]):
             steps = shorter
 
     def mean_shortest(self) -> float:
-        """Fewest steps to food, averaged over the starts."""
+        """Length of the shortest path to food, averaged over the starts."""
         return float(np.mean([self.distances[self._index[cell]] for cell in self.starts]))
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """Share of the starts that are near enough to food for the limit: what who knows its place can earn."""
+        """Fraction of the starts from which food can be reached within the limit, if the agent observes its cell."""
         del gamma
         return float(np.mean([self.distances[self._index[cell]] <= self.limit for cell in self.starts]))
 
     def memoryless_return(self) -> float:
-        """No policy that acts on what it sees now (and on the clock), by chance or not, earns more on average.
+        """The highest mean return of a policy that depends only on the current observation and the time step.
 
-        It is what the best of those that also look at the clock earn, found by trying them all; where the clock is of
-        no use, as in `Woods101`, one without does as well. Those that toss coins need not be tried: a choice, made in
-        one step of the clock on one observation, is made at most once in an episode. The chance of success is therefore
-        linear in the probabilities of each choice, and greatest at a corner, where all are certain. Nor need cells
-        from which the time left is too short.
+        It is found by exhaustive search, and bounds the return of policies without memory; where the time step does not
+        help, as in `Woods101`, a stationary policy attains it. The search covers deterministic policies only: an
+        episode visits each pair (observation, time step) at most once, so the probability of success is linear in the
+        action probabilities of each pair, and a deterministic policy attains the maximum. It ignores cells from which
+        the remaining time is too short.
 
-        The work grows exponentially with the limit, unless those that look alike have a best move in common: then
-        nobody loses anything.
+        The cost is exponential in the limit, unless all cells with equal observations share an optimal move; then the
+        result is `optimal_return`.
         """
         alike: dict[bytes, list[int]] = {}
         for i, place in enumerate(self.places):
@@ -180,32 +180,33 @@ class Maze(environment.Environment[Any, Any]):
             return self.optimal_return()
 
         @functools.cache
-        def most(animals: tuple[int, ...], left: int) -> int:
-            """Most of the animals, at these places at the same moment, that one policy can feed in the time left."""
-            fed = sum(self.distances[i] == 0 for i in animals)
-            hungry = tuple(i for i in animals if 0 < self.distances[i] <= left)
-            if not hungry:
-                return fed
-            groups = [[i for i in hungry if i in group] for group in alike.values()]
-            # Each group moves as one; moves with the same effect on it are tried once.
+        def max_successes(agents: tuple[int, ...], remaining: int) -> int:
+            """The most of these agents (cells at the same time step) that one policy can lead to food in time."""
+            arrived = sum(self.distances[i] == 0 for i in agents)
+            others = tuple(i for i in agents if 0 < self.distances[i] <= remaining)
+            if not others:
+                return arrived
+            groups = [[i for i in others if i in group] for group in alike.values()]
+            # Agents with equal observations take the same move; moves with the same effect on them are tried once.
             options = [{tuple(row) for row in self.successors[group].T.tolist()} for group in groups if group]
-            return fed + max(most(tuple(sorted(sum(after, ()))), left - 1) for after in itertools.product(*options))
+            branches = itertools.product(*options)
+            return arrived + max(max_successes(tuple(sorted(sum(after, ()))), remaining - 1) for after in branches)
 
-        return most(tuple(sorted(self._index[cell] for cell in self.starts)), self.limit) / len(self.starts)
+        return max_successes(tuple(sorted(self._index[cell] for cell in self.starts)), self.limit) / len(self.starts)
 
     @property
     def name(self) -> str:
-        """The name it was given."""
+        """The ``name`` given at construction."""
         return self._name
 
     @property
     def num_actions(self) -> int:
-        """The moves."""
+        """The number of moves, 4 or 8."""
         return len(self.moves)
 
     @property
     def default_params(self) -> Any:
-        """The rules, and the limit."""
+        """The tabulated rules and the limit."""
         return MazeParams(
             successors=jnp.asarray(self.successors, jnp.int32),
             views=jnp.asarray(np.stack([self.view(place) for place in self.places]), real()),
@@ -215,7 +216,7 @@ class Maze(environment.Environment[Any, Any]):
         )
 
     def reset_env(self, key: Array, params: MazeParams) -> tuple[Array, MazeState]:
-        """One of the starts."""
+        """Start at one of ``starts``, drawn uniformly."""
         index = params.starts[jax.random.randint(key, (), 0, params.starts.shape[0])]
         state = MazeState(index=index, time=jnp.zeros((), jnp.int32))
         return self.get_obs(state, params), state
@@ -223,14 +224,14 @@ class Maze(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: MazeState, action: Any, params: MazeParams
     ) -> tuple[Array, MazeState, Array, Array, dict[Any, Any]]:
-        """One move; time limits are `is_truncated`'s business."""
+        """Take one move; `is_truncated` applies the time limit."""
         del key
         state = MazeState(index=params.successors[state.index, action], time=state.time + 1)
         eaten = params.food[state.index]
         return self.get_obs(state, params), state, eaten.astype(real()), eaten, {}
 
     def get_obs(self, state: MazeState, params: Any = None, key: Any = None) -> Array:
-        """What is seen: f [16]."""
+        """The observation: f [16]."""
         params = self.default_params if params is None else params
         return params.views[state.index]
 
@@ -243,38 +244,38 @@ class Maze(environment.Environment[Any, Any]):
         return spaces.Box(0, 1, (2 * len(COMPASS),), real())
 
     def state_at(self, cell: Cell, time: int = 0) -> MazeState:
-        """The state of being in a cell, (row, column).
+        """The state in which the agent is at a cell, (row, column).
 
         Raises:
-            ValueError: it is a rock, or outside.
+            ValueError: the cell is rock, or outside the maze.
         """
         if cell not in self._index:
-            raise ValueError(f"cell: nobody can be at {cell}; choose from {', '.join(map(str, self.places))}")
+            raise ValueError(f"cell: {cell} is rock or outside; choose from {', '.join(map(str, self.places))}")
         return MazeState(index=jnp.asarray(self._index[cell], jnp.int32), time=jnp.asarray(time, jnp.int32))
 
     def cell_of(self, state: MazeState) -> Cell:
-        """Where a state is; not for use inside ``jit``."""
+        """The (row, column) of the agent; not for use inside ``jit``."""
         return self.places[int(state.index)]
 
 
 @functools.cache
 def Woods1() -> Maze:  # noqa: N802
-    """Woods1 (Wilson 1994): one clump of rocks with food at a corner, repeated without end.
+    """Woods1 (Wilson 1994): a 3 × 3 block of rock with food at one corner, on a 5 × 5 torus.
 
-    No two of its 16 free cells look alike. Food is 27/16 ≈ 1.7 steps away on average.
+    Its 16 free cells have distinct observations. The mean shortest path to food has 27/16 ≈ 1.7 steps.
     """
     return Maze((".....", ".OOF.", ".OOO.", ".OOO.", "....."), wrap=True, name="Woods1-v0")
 
 
 @functools.cache
 def Woods101() -> Maze:  # noqa: N802
-    """Woods101, McCallum's maze: at two cells that look alike, left and right of the middle, opposite moves are right.
+    """Woods101, McCallum's maze: two cells with equal observations, left and right of the middle, need opposite moves.
 
-    Episodes start in the six cells that look like no other, and last three steps, which is how far the four outer
-    ones are from food. There is one way that short from each of these, by one of the two cells, where an animal that
-    came from the left must go south-east, and one from the right south-west. So without memory an agent fails
-    from two of the six starts, at best: `memoryless_return` is 2/3. One bit, written in the first step, is enough to
-    succeed always (`Memory`).
+    Episodes start in one of the six cells with a unique observation and last at most three steps, the distance of the
+    four outer cells from food. The only path of that length from an outer cell passes one of the two ambiguous
+    cells, where the optimal move is south-east on the left side and south-west on the right side. A policy without
+    memory therefore fails from at least two of the six starts: `memoryless_return` is 2/3. One bit of `Memory`,
+    written in the first step, suffices to succeed from all of them.
     """
     return Maze(
         ("OOOOOOO", "O.....O", "O.O.O.O", "O.OFO.O", "OOOOOOO"),
@@ -289,6 +290,6 @@ def _check_layout(layout: tuple[str, ...]) -> None:
         raise ValueError(f"layout: expected rows of the same length >= 1, got {list(layout)}")
     for character in "".join(layout):
         if character not in (_FREE, _ROCK, _FOOD):
-            raise ValueError(f"layout: expected . free, O rock, F food, got {character!r}")
+            raise ValueError(f"layout: expected '.' (free), 'O' (rock) and 'F' (food) only, got {character!r}")
     if not any(_FOOD in row for row in layout):
-        raise ValueError("layout: expected food, F, somewhere, got none")
+        raise ValueError("layout: expected at least one cell with food, 'F', got none")

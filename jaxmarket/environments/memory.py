@@ -1,6 +1,6 @@
-"""Memory that agents read and write: what is seen only once can be acted upon later.
+"""Memory bits that agents read and write, for partially observable environments.
 
-The idea is that of Kwee, Hutter and Schmidhuber (2001), "Market-Based Reinforcement Learning in Partially Observable
+The method is from Kwee, Hutter and Schmidhuber (2001), "Market-Based Reinforcement Learning in Partially Observable
 Worlds".
 """
 
@@ -24,43 +24,43 @@ class MemoryState(struct.PyTreeNode):
 
     env_state: PyTree
     bits: Int32[Array, " bits"]  # 0 or 1
-    truncated: Bool[Array, ""]  # whether the environment beneath was cut
+    truncated: Bool[Array, ""]  # whether the wrapped environment was truncated
 
 
 class MemoryParams(struct.PyTreeNode):
     """Parameters of `Memory`."""
 
-    env: PyTree  # of the environment beneath
-    clocked: bool = struct.field(pytree_node=False)  # whether that is known to be cut by its clock alone
+    env: PyTree  # parameters of the wrapped environment
+    clocked: bool = struct.field(pytree_node=False)  # whether only its time limit truncates the wrapped environment
 
     @property
     def max_steps_in_episode(self) -> Any:
-        """That of the environment beneath; None if something else may cut an episode."""
+        """The time limit of the wrapped environment; None if another rule may truncate an episode."""
         return self.env.max_steps_in_episode if self.clocked else None
 
 
 class Memory(environment.Environment[Any, Any]):
-    """An environment with a few bits that every agent observes and may set when it acts.
+    """A wrapper that adds memory bits to an environment: observations contain them, and every action may set one.
 
-    Observations are those of the environment beneath, encoded and flattened, followed by the bits: f [n + bits]. An
-    episode begins with all bits 0. Action a + P·w is action a of the P beneath, and w what is written with it: 0
-    nothing, 1 + 2i + v the value v to bit i. It is seen from the next step on. Rewards and ends are those beneath, as
-    are ``info["duration"]`` and ``info["undiscounted"]``.
+    Observations are those of the wrapped environment, encoded and flattened, followed by the bits: f [n + bits]. An
+    episode begins with all bits 0. Action a + P·w takes action a of the wrapped environment's P actions and writes w:
+    0 writes nothing, and 1 + 2i + v sets bit i to the value v. The next observation shows the change. Rewards,
+    termination, truncation, ``info["duration"]`` and ``info["undiscounted"]`` are those of the wrapped environment.
 
     Args:
-        env: the environment beneath, or its `Adapter`.
-        bits: how many.
+        env: the environment to wrap, or its `Adapter`.
+        bits: number of bits, at least 1.
 
     Instances compare and hash by value, if ``env`` does.
 
     Raises:
-        ValueError: ``bits`` is no number >= 1, or ``env`` is not for an `Adapter`.
+        ValueError: ``bits`` is not an integer >= 1, or `adapt` does not accept ``env``.
     """
 
     def __init__(self, env: Any, bits: int = 1) -> None:
         super().__init__()
         self.adapter: Adapter = adapt(env)
-        self.bits = check_int("bits", bits)  # for zero bits use the environment itself
+        self.bits = check_int("bits", bits)  # with zero bits the wrapper would be redundant
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Memory) and (self.adapter, self.bits) == (other.adapter, other.bits)
@@ -70,12 +70,12 @@ class Memory(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """The name of the environment beneath, and that there is memory."""
+        """The name of the wrapped environment and the number of bits."""
         return f"{self.adapter.name} with {self.bits} bit{'s' * (self.bits > 1)}"
 
     @property
     def gamma(self) -> float | None:
-        """The discount of the environment beneath."""
+        """The discount of the wrapped environment."""
         return self.adapter.gamma
 
     @property
@@ -85,16 +85,16 @@ class Memory(environment.Environment[Any, Any]):
 
     @property
     def default_params(self) -> Any:
-        """Those of the environment beneath."""
+        """The default parameters of the wrapped environment."""
         params = self.adapter.default_params
         return MemoryParams(env=params, clocked=self.adapter.longest_episode(params) is not None)
 
     def split(self, action: Any) -> tuple[Any, Any]:
-        """An action's two parts: the action beneath, and what is written."""
+        """Split an action into the action of the wrapped environment and the write operation w."""
         return action % self.adapter.num_actions, action // self.adapter.num_actions
 
     def reset_env(self, key: Array, params: MemoryParams) -> tuple[Array, MemoryState]:
-        """A first state of the environment beneath, and empty memory."""
+        """Reset the wrapped environment and set all bits to 0."""
         obs, env_state = self.adapter.reset(key, params.env)
         bits = jnp.zeros(self.bits, jnp.int32)
         return _joined(obs, bits), MemoryState(env_state=env_state, bits=bits, truncated=jnp.zeros((), bool))
@@ -102,7 +102,7 @@ class Memory(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: MemoryState, action: Any, params: MemoryParams
     ) -> tuple[Array, MemoryState, Array, Array, dict[Any, Any]]:
-        """Act, and write."""
+        """Step the wrapped environment and write to the memory."""
         inner, write = self.split(jnp.asarray(action, jnp.int32))
         after = self.adapter.step(key, state.env_state, inner, params.env)
         bit, value = (write - 1) // 2, (write - 1) % 2
@@ -112,24 +112,24 @@ class Memory(environment.Environment[Any, Any]):
         return _joined(after.obs, bits), state, after.reward, after.terminated, info
 
     def is_truncated(self, state: MemoryState, params: MemoryParams) -> Array:
-        """Whether the environment beneath was cut."""
+        """Whether the wrapped environment was truncated."""
         return state.truncated
 
     def legal_actions(self, state: MemoryState, params: MemoryParams) -> Array:
-        """What is legal beneath, whatever is written: bool [P·(1 + 2·bits)]."""
+        """The legal actions of the wrapped environment, each with every write operation: bool [P·(1 + 2·bits)]."""
         return jnp.tile(self.adapter.legal(state.env_state, params.env), 1 + 2 * self.bits)
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """Actions beneath, and what is written with them."""
+        """Pairs of an action of the wrapped environment and a write operation."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Encoded observations; what is beneath is not known to have limits."""
+        """Encoded observations, without bounds."""
         obs, _ = jax.eval_shape(self.reset_env, jax.random.key(0), self.default_params)
         return spaces.Box(-jnp.inf, jnp.inf, obs.shape, real())
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """That of the environment beneath, whose states hold all there is to know; NaN where it is not known."""
+        """The optimal return of the wrapped environment under full observation; NaN if it has none."""
         return self.adapter.optimal_return(gamma)
 
 

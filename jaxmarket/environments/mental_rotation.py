@@ -1,8 +1,9 @@
-"""Mental Rotation (Chang et al. 2020, §6.3): bring a digit back so that a frozen classifier can read it.
+"""Mental Rotation (Chang et al. 2020, §6.3): undo a transformation of a digit, so that a frozen classifier reads it.
 
-A digit is rotated by ±60° and then moved by .29 of the image's half width, up, down, left or right: eight
-combinations. Six primitives rotate and move by as much. After two of them the reward is 1 if a classifier that was
-trained on upright digits reads the digit, else 0. Undone in the wrong order the digit ends up beside the middle.
+A digit is rotated by ±60° and then translated by .29 of the image's half width, up, down, left or right: eight
+combinations. Six primitives apply these rotations and translations. After two primitives the reward is 1 if a
+classifier that was trained on upright digits predicts the digit's class, else 0. Inverse primitives in the wrong order
+leave the digit off centre.
 """
 
 import functools
@@ -25,7 +26,7 @@ __all__ = ["NAMES", "MentalRotation", "inverse", "needed"]
 Depth = Literal["fixed", "dynamic"]
 
 NAMES = ("rotate left", "rotate right", "move up", "move down", "move left", "move right")
-"""The primitives."""
+"""Names of the primitives."""
 _DONE = ("rotated left", "rotated right", "moved up", "moved down", "moved left", "moved right")
 _ANGLE, _SHIFT = math.pi / 3, 0.29
 _SMALLEST = 16
@@ -33,42 +34,44 @@ _ROTATIONS, _MOVES = (0, 1), (2, 3, 4, 5)
 _NOTHING = len(NAMES)
 _UNDO = (1, 0, 3, 2, 5, 4, _NOTHING)
 
-# What was done to a digit: a rotation (or nothing), then a move (or nothing), as primitives.
+# The combinations: a rotation (or none), then a translation (or none), as primitives.
 _BOTH = tuple((r, m) for r in _ROTATIONS for m in _MOVES)
 _ONE = tuple((r, _NOTHING) for r in _ROTATIONS) + tuple((_NOTHING, m) for m in _MOVES)
 _EVERY = (*_BOTH, *_ONE, (_NOTHING, _NOTHING))
 
 
 def needed(combination: int) -> int:
-    """How many primitives undo a combination: 2 for the first eight, then 1 for six, then 0."""
+    """The number of primitives that undo a combination: 2 for the first eight, 1 for the next six, 0 for the last."""
     return sum(part != _NOTHING for part in _EVERY[combination])
 
 
 def inverse(combination: int) -> tuple[int, ...]:
-    """The primitives that undo a combination: what was done last comes first."""
+    """The primitives that undo a combination, in the order of their application."""
     rotated, moved = _EVERY[combination]
     return tuple(_UNDO[part] for part in (moved, rotated) if part != _NOTHING)
 
 
 def _maps() -> np.ndarray:
-    """What each primitive does, and nothing: f [7, 2, 3]."""
+    """The affine map of each primitive, and the identity: f [7, 2, 3]."""
     moves = [(-_SHIFT, 0), (_SHIFT, 0), (0, -_SHIFT), (0, _SHIFT), (0, 0)]
     return np.stack([rotation(_ANGLE), rotation(-_ANGLE), *(translation(*move) for move in moves)])
 
 
 class MentalRotation(Functions):
-    """Digits to be turned and moved back; compares by value.
+    """The Mental Rotation environment; instances compare and hash by value.
 
-    An example of the dataset is (digit, combination), two integers; the value is the image f [resolution, resolution].
+    An example of the dataset is a pair of integers (digit, combination); the value is the image, f [resolution,
+    resolution].
 
     Args:
-        resolution: side of the image in pixels; the paper's is 64.
-        depth: fixed, two functions, the eight combinations of both; or dynamic, up to four functions and ``stop``, for
-            digits of which a third each needs two functions, one, and none.
-        price: of a function, where the depth is dynamic.
-        components: number of principal components of the image to observe instead of its pixels: a frozen encoder that
-            all bidders share. They are those of training digits, at every stage of the computation.
-        source: of the digits, see `digits.load`.
+        resolution: side of the image in pixels; 64 in the paper.
+        depth: "fixed" applies two functions to the eight combinations of rotation and translation. "dynamic" applies
+            up to four functions and has the action ``stop``; one third of its examples each needs two functions, one,
+            and none.
+        price: cost of a function in the dynamic task.
+        components: number of principal components of the image to observe instead of its pixels, as a frozen encoder
+            that all bidders share. They are fitted to training digits at all stages of the computation.
+        source: data set of digits, see `digits.load`.
 
     Raises:
         ValueError: no digits are installed, or a number is out of range.
@@ -121,20 +124,20 @@ class MentalRotation(Functions):
 
     @property
     def combinations(self) -> tuple[int, ...]:
-        """Which combinations occur."""
+        """The combinations of the task."""
         return tuple(range(len(_BOTH) if self.depth == "fixed" else len(_EVERY)))
 
     @property
     def held_out(self) -> np.ndarray:
-        """Numbers of the digits nobody has been trained on."""
+        """Indices of the held-out digits."""
         return np.arange(self.digits.train, len(self.images))
 
     def examples(self, which: np.ndarray, *, balanced: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Every combination of every one of these digits: (digit, combination), i [N] each, digit by digit.
+        """All combinations of the given digits: (digit, combination), i [N] each, digit by digit.
 
         Args:
-            which: numbers of digits.
-            balanced: repeat combinations so that each number of functions needed has the same share.
+            which: indices of digits.
+            balanced: repeat combinations so that each number of needed functions is equally frequent.
         """
         counts = np.bincount([needed(c) for c in self.combinations])
         common = math.lcm(*counts[counts > 0].tolist())
@@ -142,11 +145,11 @@ class MentalRotation(Functions):
         return np.repeat(which, len(repeated)).astype(np.int32), np.tile(repeated, len(which)).astype(np.int32)
 
     def describe(self, combination: int) -> str:
-        """What the combination did to the digit, in words."""
+        """A description of the combination, such as "rotated left, moved up"."""
         return ", ".join(_DONE[part] for part in _EVERY[combination] if part != _NOTHING) or "nothing"
 
     def apply(self, choice: Array, value: Array) -> Array:
-        """Function ``choice`` of the image: all are one resampling, which differs in six numbers."""
+        """Apply function ``choice`` to the image, by one resampling with that function's affine map."""
         return resample(value, self._maps[choice])
 
     def _scrambled(self, example: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -174,12 +177,12 @@ class MentalRotation(Functions):
             return jnp.stack([image, self.apply(choice, image)])
 
         images = jax.jit(jax.vmap(stages))(digit, combination, rng.choice(_NOTHING, 2000))
-        # In float64 and with a sign that is agreed on: networks trained on them must find the same ones elsewhere, and
-        # what a decomposition leaves open depends on the machine, even on how many threads it uses.
+        # In float64 and with a fixed sign convention, so that saved networks see the same features on other machines:
+        # the signs that an eigendecomposition returns depend on the machine and on its number of threads.
         images = np.asarray(images, np.float64).reshape(len(images) * 2, -1)
         mean, pixels = images.mean(0), images.shape[1]
         variances, directions = linalg.eigh(np.cov(images.T), subset_by_index=(pixels - count, pixels - 1))
         directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(count)])
-        # Largest first, and scaled to the same spread; a direction in which nothing varies stays small.
+        # Largest first, and scaled to equal variance; directions without variance remain small.
         scaled = directions / np.sqrt(np.maximum(variances, 1e-6 * variances[-1]))
         self._mean, self._directions = jnp.asarray(mean, real()), jnp.asarray(scaled[:, ::-1], real())

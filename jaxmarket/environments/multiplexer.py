@@ -1,7 +1,7 @@
-"""The multiplexer: a Boolean function to be learnt from single examples.
+"""The multiplexer, a Boolean function that an agent learns from single examples.
 
-It is the classic test of classifier systems; the reward is as in Wilson (1995), "Classifier Fitness Based on Accuracy",
-but 1 instead of 1000.
+It is a standard benchmark of classifier systems. The reward is that of Wilson (1995), "Classifier Fitness Based on
+Accuracy", with 1 instead of 1000.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from jaxmarket.validation import check_int
 
 __all__ = ["Multiplexer", "MultiplexerParams", "MultiplexerState"]
 
-_MOST = 5
+_MAX_ADDRESS = 5
 
 
 class MultiplexerState(struct.PyTreeNode):
@@ -34,13 +34,13 @@ class MultiplexerParams(struct.PyTreeNode):
 
 
 class Multiplexer(environment.Environment[Any, Any]):
-    """Which of two actions is right? The data bit that the address bits point to.
+    """A one-step task: the correct action is the value of the data bit that the address bits select.
 
-    Observations are n = k + 2^k fair coins, f [n], k address bits and then the data. The action that is equal to the
-    data bit addressed pays 1, the other nothing, and the episode is over.
+    Observations are n = k + 2^k uniformly random bits, f [n]: k address bits, then the data bits. The action that
+    equals the selected data bit pays 1, the other one 0, and the episode terminates.
 
     Args:
-        address: k, from 1 to 5: the multiplexers of 3, 6, 11, 20 and 37 bits.
+        address: k, from 1 to 5, for multiplexers of 3, 6, 11, 20 and 37 bits.
 
     Instances compare and hash by value.
 
@@ -50,7 +50,7 @@ class Multiplexer(environment.Environment[Any, Any]):
 
     def __init__(self, address: int = 2) -> None:
         super().__init__()
-        self.address = check_int("address", address, 1, _MOST)
+        self.address = check_int("address", address, 1, _MAX_ADDRESS)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Multiplexer) and self.address == other.address
@@ -60,12 +60,12 @@ class Multiplexer(environment.Environment[Any, Any]):
 
     @property
     def bits(self) -> int:
-        """How many bits are observed, n."""
+        """n, the number of observed bits."""
         return self.address + 2**self.address
 
     @property
     def name(self) -> str:
-        """Its id."""
+        """The environment's id."""
         return f"Multiplexer{self.bits}-v0"
 
     @property
@@ -75,11 +75,11 @@ class Multiplexer(environment.Environment[Any, Any]):
 
     @property
     def default_params(self) -> Any:
-        """There are none but the limit."""
+        """The time limit of one step."""
         return MultiplexerParams()
 
     def reset_env(self, key: Array, params: MultiplexerParams) -> tuple[Array, MultiplexerState]:
-        """Fair coins."""
+        """Draw n uniformly random bits."""
         bits = jax.random.bernoulli(key, shape=(self.bits,)).astype(jnp.int32)
         state = MultiplexerState(bits=bits, time=jnp.zeros((), jnp.int32))
         return self.get_obs(state), state
@@ -87,14 +87,14 @@ class Multiplexer(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: MultiplexerState, action: Any, params: MultiplexerParams
     ) -> tuple[Array, MultiplexerState, Array, Array, dict[Any, Any]]:
-        """Answer."""
+        """Compare the action with the selected data bit; the episode terminates."""
         del key
         reward = (jnp.asarray(action) == self.answer(state.bits)).astype(real())
         state = state.replace(time=state.time + 1)
         return self.get_obs(state), state, reward, jnp.ones((), bool), {}
 
     def answer(self, bits: Array) -> Array:
-        """The data bit addressed: i32 [...] of i32 [..., n]."""
+        """The selected data bit, i32 [...], for bits i32 [..., n]."""
         address, data = bits[..., : self.address], bits[..., self.address :]
         weights = 2 ** jnp.arange(self.address - 1, -1, -1, dtype=jnp.int32)
         where = jnp.sum(address * weights, -1, keepdims=True, dtype=jnp.int32)

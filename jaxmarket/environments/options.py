@@ -1,7 +1,7 @@
-"""Options: an environment whose every choice runs a policy until it stops (Sutton, Precup and Singh 1999).
+"""Options: an environment in which each action runs a policy until it stops (Sutton, Precup and Singh 1999).
 
-To a society, or any other agent, it is an environment like any other: a step with a duration k, whose reward is
-discounted within. Who learns in it discounts what follows by γ^k.
+The result is an ordinary environment whose steps have a duration k and a reward that is discounted within the option.
+Learners discount the proceeds of a step by γ^k.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ __all__ = ["Option", "Options", "OptionsParams", "OptionsState"]
 
 
 class Option(struct.PyTreeNode):
-    """A policy and its stop rule; where several are given, whichever comes first.
+    """A policy and its stop rules; the option stops when the first of them applies.
 
     Attributes:
-        policy: ``(obs, key) -> action`` with one raw observation of the environment: a plain function, or a pytree
-            with parameters such as `MarketPolicy` (see `as_policy`). Whether it samples is its own business.
-        done: the action by which the policy says that it has finished.
-        length: stop after this number of actions (each a step, unless the environment beneath has options itself).
-        until: ``obs -> bool []``, asked of the observation reached: stop where it is true.
+        policy: ``(obs, key) -> action`` for one raw observation of the environment: a function, or a callable pytree
+            with parameters such as `MarketPolicy` (see `as_policy`). It may be deterministic or stochastic.
+        done: stop when the policy takes this action.
+        length: stop after this number of actions (each is one step, unless the wrapped environment has options, too).
+        until: ``obs -> bool []``: stop where it is True for the observation after a step.
     """
 
     policy: PyTree
@@ -42,14 +42,14 @@ class OptionsState(struct.PyTreeNode):
     """State of `Options`."""
 
     env_state: PyTree
-    obs: PyTree  # raw, for the policies
-    truncated: Bool[Array, ""]  # whether the last option was cut by the end of the episode
+    obs: PyTree  # raw, input of the policies
+    truncated: Bool[Array, ""]  # whether the wrapped environment was truncated during the last option
 
 
 class OptionsParams(struct.PyTreeNode):
     """Parameters of `Options`."""
 
-    env: PyTree  # of the environment beneath
+    env: PyTree  # parameters of the wrapped environment
     options: tuple[Option, ...]
     discount: Array | float
 
@@ -64,39 +64,39 @@ class _Function(struct.PyTreeNode):
 
 
 def _as_pytree(policy: Any) -> PyTree:
-    """A pytree as it is; anything else that can be called as one without leaves."""
+    """The policy as a pytree: a plain function becomes a pytree without leaves."""
     leaves = jax.tree.leaves(policy)
     return _Function(policy) if len(leaves) == 1 and leaves[0] is policy else policy
 
 
 class _Run(struct.PyTreeNode):
-    """An option under way."""
+    """The progress of a running option."""
 
-    after: Step  # obs raw; reward, duration and undiscounted of the option so far
-    taken: Int32[Array, ""]  # actions so far
+    after: Step  # the last step, obs raw; reward, duration and undiscounted are totals since the option's start
+    taken: Int32[Array, ""]  # number of actions taken
     stopped: Bool[Array, ""]
 
 
 class Options(environment.Environment[Any, Any]):
-    """An environment in which a choice is an option, run until it stops, or the episode ends, within one step.
+    """An environment whose actions are options: one step runs an option until it stops or the episode ends.
 
-    The step's reward is Σ γ^i r_i over the option's steps, ``info["duration"]`` their number, ``info["undiscounted"]``
-    their plain sum; observation, ``terminated`` and ``truncated`` are those of the last of them. Under ``vmap`` all
-    instances wait for the longest option running (`waste` says how long).
+    The reward of a step is Σ γ^i r_i over the option's steps, ``info["duration"]`` is their number, and
+    ``info["undiscounted"]`` the sum of their rewards; observation, ``terminated`` and ``truncated`` are those of the
+    last one. Under ``vmap`` all instances wait for the longest running option (`waste` measures the loss).
 
     Args:
-        env: the environment beneath, or its `Adapter`.
-        options: one per choice.
-        discount: γ within an option; give the agents the same.
-        bound: most actions of any option; it stops there. The episode goes on.
-        executes_done: whether the action by which a policy says that it has finished is also executed, as in Chang
-            et al. (2020). If not, the option stops without it and without taking a step, save on its first step:
-            an option takes at least one, so that time passes.
+        env: the environment to wrap, or its `Adapter`.
+        options: one per action.
+        discount: γ within an option; use the same value for the agents.
+        bound: the largest number of actions of any option. An option that reaches it stops; the episode continues.
+        executes_done: whether the action ``Option.done`` is also executed in the environment, as in Chang et al.
+            (2020). If False, the option stops without that step, except on its first action: every option takes at
+            least one step.
 
     Instances compare and hash by value (functions by identity).
 
     Raises:
-        ValueError: there is no option, one may never stop, or a policy or a stop rule is none.
+        ValueError: there is no option, an option has no stop rule, or a policy or stop rule is invalid.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Options(environment.Environment[Any, Any]):
         super().__init__()
         self.adapter: Adapter = adapt(env)
         if not isinstance(options, Sequence) or not options:
-            raise ValueError(f"options: expected at least one option to choose from, got {short_repr(options)}")
+            raise ValueError(f"options: expected a sequence of at least one Option, got {short_repr(options)}")
         for i, option in enumerate(options):
             _check(f"options[{i}]", option, self.adapter.num_actions, bound)
         self.options = tuple(option.replace(policy=_as_pytree(option.policy)) for option in options)
@@ -130,12 +130,12 @@ class Options(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """The name of the environment beneath, and that there are options."""
+        """The name of the wrapped environment and the number of options."""
         return f"{self.adapter.name} with {len(self.options)} options"
 
     @property
     def gamma(self) -> float:
-        """The discount, which is also the agents' default."""
+        """The discount within an option, which is also the default discount of agents."""
         return self.discount_within
 
     @property
@@ -145,7 +145,7 @@ class Options(environment.Environment[Any, Any]):
 
     @property
     def default_params(self) -> Any:
-        """Those of the environment beneath, and the options' own."""
+        """The default parameters of the wrapped environment, the options and the discount."""
         return OptionsParams(
             env=self.adapter.default_params,
             options=jax.tree.map(jnp.asarray, self.options),
@@ -153,7 +153,7 @@ class Options(environment.Environment[Any, Any]):
         )
 
     def reset_env(self, key: Array, params: OptionsParams) -> tuple[PyTree, OptionsState]:
-        """A first state of the environment beneath."""
+        """Reset the wrapped environment."""
         obs, env_state = self.adapter.raw_reset(key, params.env)
         return obs, OptionsState(env_state=env_state, obs=obs, truncated=jnp.zeros((), bool))
 
@@ -186,7 +186,8 @@ class Options(environment.Environment[Any, Any]):
         zero, no = jnp.zeros((), real()), jnp.zeros((), bool)
         before = Step(state.obs, state.env_state, zero, no, no, duration=zero, undiscounted=zero)
         run = _Run(after=before, taken=jnp.zeros((), jnp.int32), stopped=no)
-        # Under vmap the body runs for all instances until the last has stopped; the others' results are masked out.
+        # Under vmap the body runs for all instances until the last one stops; results after an instance's own stop are
+        # discarded.
         run = jax.lax.while_loop(lambda run: ~run.stopped, one_action, run)
         end = run.after
         info = {"duration": end.duration, "undiscounted": end.undiscounted}
@@ -194,19 +195,19 @@ class Options(environment.Environment[Any, Any]):
         return end.obs, state, end.reward, end.terminated, info
 
     def is_truncated(self, state: OptionsState, params: OptionsParams) -> Array:
-        """Whether the environment beneath was cut."""
+        """Whether the wrapped environment was truncated."""
         return state.truncated
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """One choice per option."""
+        """One action per option."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> Any:
-        """That of the environment beneath."""
+        """The observation space of the wrapped environment."""
         return self.adapter.space("observation_space")
 
     def _rules(self) -> tuple[Array, Array]:
-        """Per option the action that ends it (-1: none) and its greatest length: i32 [P] each."""
+        """The action that stops each option (-1: none) and its maximal length: i32 [P] each."""
         done = [-1 if option.done is None else option.done for option in self.options]
         lengths = [[n for n in (option.length, self.bound) if n is not None] for option in self.options]
         most = np.iinfo(np.int32).max
@@ -227,10 +228,10 @@ class Options(environment.Environment[Any, Any]):
 
 
 def waste(durations: Any) -> float:
-    """Share of the work of vmapped options that is thrown away: instances wait for the longest option running.
+    """The fraction of the computation of vmapped options that is discarded while instances wait for the longest option.
 
     Args:
-        durations: [..., B], durations of steps taken side by side, instances (and seeds) along the last axis.
+        durations: [..., B], durations of the steps that are computed together, instances (and seeds) on the last axis.
     """
     durations = np.asarray(durations, np.float64)
     return float(1 - durations.sum() / (durations.max(-1).sum() * durations.shape[-1]))
@@ -250,4 +251,4 @@ def _check(where: str, option: Option, actions: int, bound: int | None) -> None:
     if option.length is not None:
         check_int(f"{where}.length", option.length)
     if option.length is None and bound is None:
-        raise ValueError(f"{where}: may never stop; give Options(bound=...), or the option a length")
+        raise ValueError(f"{where}: the option may never stop; set Option(length=...) or Options(bound=...)")

@@ -1,7 +1,7 @@
-"""Two Rooms (Chang et al. 2020, §6.2): a grid world seen from the agent's own eyes, and its five tasks.
+"""Two Rooms (Chang et al. 2020, §6.2): a grid world with egocentric observations, and its five tasks.
 
 The rules are those of MiniGrid (Chevalier-Boisvert et al. 2023). There are only 148 states, so the rules are plain
-Python, played out once for every state and action when an environment is built; a step is two look-ups.
+Python functions, tabulated for all states and actions at construction; a step is two table look-ups.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _OPEN, _CLOSED = (4, 0, 0), (4, 0, 1)
 
 
 class Place(NamedTuple):
-    """Where the agent is, where it looks, and whether the door is open: one of the 148 states."""
+    """One of the 148 states: position and direction of the agent, and whether the door is open."""
 
     x: int
     y: int
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 def cell(position: tuple[int, int], door_open: bool) -> tuple[int, int, int]:
-    """What is at (x, y), in MiniGrid's encoding."""
+    """The content of the cell (x, y), in MiniGrid's encoding."""
     x, y = position
     if position == DOOR:
         return _OPEN if door_open else _CLOSED
@@ -61,7 +61,7 @@ def _passable(content: tuple[int, ...]) -> bool:
 
 
 def step_rule(place: Place, action: int) -> Place:
-    """Where an action leads. There is nothing to pick up, so ``pickup`` and ``drop`` do nothing, as ``done`` does."""
+    """The state after an action. ``pickup``, ``drop`` (no object can be carried) and ``done`` leave it unchanged."""
     name = ACTIONS[action]
     if name in ("left", "right"):
         turn = 1 if name == "right" else -1
@@ -74,7 +74,7 @@ def step_rule(place: Place, action: int) -> Place:
 
 
 def position_of(place: Place, i: int, j: int) -> tuple[int, int]:
-    """Where in the world (x, y) is what the agent's `view` has at [i, j]; it may lie outside."""
+    """The cell (x, y) that the agent's `view` shows at [i, j]; it may lie outside the grid."""
     forward, rightward = _AHEAD[place.direction], _AHEAD[(place.direction + 1) % 4]
     side, depth = i - SIGHT // 2, SIGHT - 1 - j
     return (
@@ -84,10 +84,10 @@ def position_of(place: Place, i: int, j: int) -> tuple[int, int]:
 
 
 def view(place: Place) -> np.ndarray:
-    """What the agent sees: u8 [7, 7, 3], MiniGrid's encoding of the cells ahead and beside it.
+    """The agent's observation: u8 [7, 7, 3], MiniGrid's encoding of the cells ahead of the agent and beside it.
 
-    First axis left to right, second far to near; the agent stands at (3, 6) and does not see what it stands on. Walls
-    and a closed door hide what is behind them.
+    The first axis runs from left to right, the second from far to near. The agent is at (3, 6), and its own cell is
+    shown as empty. Walls and a closed door hide the cells behind them.
     """
     seen = np.zeros((SIGHT, SIGHT, 3), np.uint8)
     for i in range(SIGHT):
@@ -99,7 +99,7 @@ def view(place: Place) -> np.ndarray:
 
 
 def _visible(seen: np.ndarray) -> np.ndarray:
-    """MiniGrid's line of sight: light spreads sideways and ahead from every visible cell that is no obstacle."""
+    """MiniGrid's visibility rule: it spreads sideways and ahead from every visible cell that is not an obstacle."""
     clear = np.array([[_passable(tuple(int(v) for v in content)) for content in column] for column in seen])
     lit = np.zeros((SIGHT, SIGHT), bool)
     lit[SIGHT // 2, SIGHT - 1] = True
@@ -116,7 +116,7 @@ def _visible(seen: np.ndarray) -> np.ndarray:
 
 _ROOMS = {"left": range(1, DOOR[0]), "right": range(DOOR[0] + 1, WIDTH - 1)}
 _CELLS = [(x, y) for y in range(1, HEIGHT - 1) for x in range(1, WIDTH - 1) if x != DOOR[0] or (x, y) == DOOR]
-# Nobody can close the door on itself, so the agent in the doorway with the door closed is not among the states.
+# The agent cannot close the door while it is in the doorway, so that state is excluded.
 PLACES = tuple(
     Place(x, y, direction, door_open)
     for (x, y) in _CELLS
@@ -129,7 +129,7 @@ _INDEX = {place: i for i, place in enumerate(PLACES)}
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is to be done, and where it starts: anywhere in that room, looking anywhere, the door closed."""
+    """A goal and a start room. Episodes start at a random cell and direction of that room, with the door closed."""
 
     goal: str  # "green" or "blue": stand on that tile; "red": stand in the right room with the door open
     room: str  # "left" or "right"
@@ -140,13 +140,13 @@ class Task:
                 raise ValueError(f"{field}: expected one of {', '.join(known)}, got {getattr(self, field)!r}")
 
     def achieved(self, place: Place) -> bool:
-        """Whether ``done`` would succeed here."""
+        """Whether ``done`` succeeds in this state."""
         if self.goal == "red":
             return place.door_open and place.x in _ROOMS["right"]
         return (place.x, place.y) == {"green": GREEN, "blue": BLUE}[self.goal]
 
     def starts(self, place: Place) -> bool:
-        """Whether an episode may begin here."""
+        """Whether an episode may start in this state."""
         return place.x in _ROOMS[self.room] and not place.door_open
 
 
@@ -157,7 +157,7 @@ TASKS = {
     "TwoRooms-GreenTask-v0": Task("green", "left"),
     "TwoRooms-BlueTask-v0": Task("blue", "left"),
 }
-"""The three tasks options are trained on, then the pre-training and the transfer task."""
+"""Tasks by id: the three tasks on which options are trained, the pre-training task and the transfer task."""
 
 
 class RoomsState(struct.PyTreeNode):
@@ -168,33 +168,34 @@ class RoomsState(struct.PyTreeNode):
 
 
 class RoomsParams(struct.PyTreeNode):
-    """The rules of `TwoRooms`, played out."""
+    """The rules of `TwoRooms`, tabulated for its 148 states."""
 
     successors: Int32[Array, "148 7"]
     views: Array  # u8 [148, 7, 7, 3]
     achieved: Bool[Array, "148"]  # where ``done`` succeeds
-    starts: Int32[Array, " n"]  # equally likely first places
+    starts: Int32[Array, " n"]  # equally likely initial states
     max_steps_in_episode: int = 50
 
 
 class TwoRooms(environment.Environment[Any, Any]):
-    """Two 3 × 3 rooms joined by a closed, unlocked door; success only by ``done`` in the right place.
+    """Two 3 × 3 rooms joined by a closed, unlocked door; the agent succeeds by the action ``done`` in a goal state.
 
-    Success at step t pays 1 - .9 t / 50 and terminates; anything else pays nothing, and a wrong ``done`` does nothing.
+    Success at step t pays 1 - .9 t / 50 and terminates the episode. All other rewards are 0, and ``done`` in any other
+    state has no effect.
 
     Args:
-        task: what is to be done: one of `TASKS` by its id, or a `Task`.
+        task: the id of one of the `TASKS`, or a `Task`.
 
     Instances compare and hash by value.
 
     Raises:
-        ValueError: there is no task of that id.
+        ValueError: the id is unknown.
     """
 
     def __init__(self, task: Task | str = "TwoRooms-GreenTask-v0") -> None:
         super().__init__()
         if not isinstance(task, Task) and task not in TASKS:
-            raise ValueError(f"task: unknown task {task!r}; choose from {', '.join(TASKS)}, or give a Task")
+            raise ValueError(f"task: unknown task {task!r}; choose from {', '.join(TASKS)}, or pass a Task")
         self.task = TASKS[task] if isinstance(task, str) else task
         self._name = task if isinstance(task, str) else f"TwoRooms-{task.goal}-from-{task.room}"
 
@@ -206,17 +207,17 @@ class TwoRooms(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """Its id."""
+        """The environment's id, or a name made from the task."""
         return self._name
 
     @property
     def num_actions(self) -> int:
-        """Seven, see `ACTIONS`."""
+        """Seven, the number of `ACTIONS`."""
         return len(ACTIONS)
 
     @property
     def default_params(self) -> Any:
-        """The rules, and the limit of 50 steps."""
+        """The tabulated rules and the limit of 50 steps."""
         return RoomsParams(
             successors=jnp.asarray(_successors()),
             views=jnp.asarray(_views()),
@@ -225,7 +226,7 @@ class TwoRooms(environment.Environment[Any, Any]):
         )
 
     def reset_env(self, key: Array, params: RoomsParams) -> tuple[Array, RoomsState]:
-        """Somewhere in the task's room."""
+        """Start at a random cell and direction of the task's room."""
         index = params.starts[jax.random.randint(key, (), 0, params.starts.shape[0])]
         state = RoomsState(index=index, time=jnp.zeros((), jnp.int32))
         return self.get_obs(state, params), state
@@ -233,7 +234,7 @@ class TwoRooms(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: RoomsState, action: Any, params: RoomsParams
     ) -> tuple[Array, RoomsState, Array, Array, dict[Any, Any]]:
-        """One action; time limits are `is_truncated`'s business."""
+        """Take one action; `is_truncated` applies the time limit."""
         del key
         time = state.time + 1
         success = params.achieved[state.index] & (action == _DONE)
@@ -251,27 +252,27 @@ class TwoRooms(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Views: MiniGrid's codes of objects, colors and states from 0 to 10, which are not intensities."""
+        """MiniGrid's codes of objects, colours and states, from 0 to 10; they are categories, not intensities."""
         return spaces.Box(0, 10, (SIGHT, SIGHT, 3), jnp.uint8)
 
     def state_at(self, place: Place, time: int = 0) -> RoomsState:
-        """That state.
+        """The environment state of a `Place`.
 
         Raises:
-            ValueError: nobody can be there.
+            ValueError: the place is not one of the 148 `PLACES`.
         """
         if place not in _INDEX:
             raise ValueError(
-                f"place: nobody can be at {place}; the rooms are x 1-3 and 5-7, y 1-3, the open door (4, 2)"
+                f"place: {place} is not a state; the cells are x 1-3 and 5-7 with y 1-3, and (4, 2) if the door is open"
             )
         return RoomsState(index=jnp.asarray(_INDEX[place], jnp.int32), time=jnp.asarray(time, jnp.int32))
 
     def place_of(self, state: RoomsState) -> Place:
-        """Where a state is; not for use inside ``jit``."""
+        """The `Place` of a state; not for use inside ``jit``."""
         return PLACES[int(state.index)]
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """Mean return of the shortest ways from every start, ``done`` included. Exact."""
+        """Exact mean return of the shortest paths from all starts, including the action ``done``."""
         del gamma
         params = jax.device_get(self.default_params)
         steps = np.where(params.achieved, 1, np.inf)

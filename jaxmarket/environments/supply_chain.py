@@ -1,7 +1,7 @@
-"""Workshops side by side: a world that is a sum of parts, and what can be done to all of them at once.
+"""Parallel production lines: an environment whose state and reward are sums over independent parts.
 
-It is made to compare deep markets, in which one agent at a time owns the whole world, with wide ones, in which every
-part of it has a price and an owner of its own (Sudhir and Tran-Thanh 2025, Definitions 2.1 and 2.2).
+It compares deep markets, in which one agent owns the whole state, with wide markets, in which every part has a price
+and an owner (Sudhir and Tran-Thanh 2025, Definitions 2.1 and 2.2).
 """
 
 from collections.abc import Sequence
@@ -24,48 +24,48 @@ _MOST_ACTIONS = 2**31 - 1  # an action is an i32
 class SupplyChainState(struct.PyTreeNode):
     """State of `SupplyChain`."""
 
-    stages: Int32[Array, " L"]  # of the piece in each workshop: 0 is raw
+    stages: Int32[Array, " L"]  # stage of the piece on each line; 0 is raw
     time: Int32[Array, ""]  # steps since the reset
 
 
 class SupplyChainParams(struct.PyTreeNode):
     """Parameters of `SupplyChain`."""
 
-    recipe: Int32[Array, "L K"]  # the right operation
-    material: Float[Array, ""] | float  # paid for a spoiled piece
+    recipe: Int32[Array, "L K"]  # the correct operation
+    material: Float[Array, ""] | float  # price of replacing a spoiled piece
     max_steps_in_episode: int
 
 
 class SupplyChain(environment.Environment[Any, Any]):
-    """L workshops ("lines"), each with one piece of work at one of K stages, of which 0 is raw.
+    """L production lines, each with one piece at one of K stages, of which stage 0 is raw material.
 
-    For every line and stage one of M operations is right (the recipe). It moves the piece on; at the last stage it
-    makes the product, which is sold for 1, and a raw piece comes in. Any other operation spoils the piece: a raw one
-    takes its place, for which ``material`` is paid. By default that is 0: what is lost is the work, and time. (The raw
-    piece after a sale is paid for by the 1.) Episodes begin with raw pieces and are truncated after ``horizon`` steps.
+    For every line and stage one of M operations is correct (the recipe) and advances the piece. At the last stage it
+    completes a product, which is sold for 1 and replaced by a raw piece. Any other operation spoils the piece: it is
+    replaced by a raw one at the price ``material``, by default 0. Episodes begin with raw pieces and are truncated
+    after ``horizon`` steps.
 
-    Two views of the same world:
+    There are two forms of the action space:
 
-    - *serial* (the default): an action is a line and an operation, ``line * M + operation``, L · M of them. One piece
-      is worked on in a step, as in a market whose owner of the moment owns the whole world.
-    - *joint*: an action is an operation for every line at once, M^L of them: a number in base M, line 0 first, as
-      `numpy.ravel_multi_index` counts. All pieces are worked on in every step.
+    - *serial* (the default): an action is a line and an operation, ``line * M + operation``; there are L · M. Each step
+      processes one piece, as in a deep market, where one agent owns the whole state.
+    - *joint*: an action is an operation for every line; there are M^L, numbered in base M with line 0 first, as by
+      `numpy.ravel_multi_index`. Each step processes all pieces.
 
-    Observations are the stages, one-hot, line by line: f [L * K].
+    Observations are the one-hot stages of all lines: f [L * K].
 
     Args:
         lines, stages, operations: L, K, M.
-        joint: the joint view.
+        joint: use the joint action space.
         horizon: steps after which an episode is truncated.
-        material: price of what a spoiled piece is replaced by, at least 0.
-        recipe: [L][K] right operations; by default drawn with ``seed``, no two successive ones of a line equal.
-        seed: of that.
+        material: price of the raw piece that replaces a spoiled one, at least 0.
+        recipe: [L][K] correct operations; by default random with ``seed``, successive operations of a line differ.
+        seed: of the random recipe.
 
     Instances compare and hash by value.
 
     Raises:
-        ValueError: a number is out of range, the recipe has another shape or names an operation there is not, or the
-            joint view has more actions than an int32 can count.
+        ValueError: a number is out of range, the recipe has a wrong shape or an unknown operation, or the joint form
+            has more than 2^31 - 1 actions.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class SupplyChain(environment.Environment[Any, Any]):
         joint = check_bool("joint", joint)
         if joint and operations**lines > _MOST_ACTIONS:
             raise ValueError(
-                f"joint: {operations} operations on {lines} lines are {operations}^{lines} actions, more than an int32 "
-                "can count; use fewer lines, or the serial view"
+                f"joint: expected at most {_MOST_ACTIONS} actions (int32), got {operations}^{lines} for {operations} "
+                f"operations on {lines} lines; use fewer lines, or joint=False"
             )
         self.lines, self.stages, self.operations = lines, stages, operations
         self.joint, self.horizon, self.material = joint, horizon, material
@@ -100,7 +100,7 @@ class SupplyChain(environment.Environment[Any, Any]):
                 f"recipe: expected {lines} rows of {stages} operations, got {short_repr(recipe)}"
             ) from error
         self.recipe: tuple[tuple[int, ...], ...] = rows
-        """The right operations, [L][K]."""
+        """The correct operations, [L][K]."""
         if len(self.recipe) != lines or any(len(row) != stages for row in self.recipe):
             raise ValueError(f"recipe: expected {lines} rows of {stages} operations, got {[*map(list, self.recipe)]}")
         for operation in sum(self.recipe, ()):
@@ -116,36 +116,36 @@ class SupplyChain(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """Its id, and ``-joint`` in that view."""
+        """The environment's id, with the suffix ``-joint`` in the joint form."""
         return f"SupplyChain{self.lines}-v0" + "-joint" * self.joint
 
     @property
     def num_actions(self) -> int:
-        """L · M, or M^L in the joint view."""
+        """L · M, or M^L in the joint form."""
         return self.operations**self.lines if self.joint else self.lines * self.operations
 
     @property
     def default_params(self) -> Any:
-        """The recipe, the price of material, and the limit."""
+        """The recipe, the price of material and the limit."""
         return SupplyChainParams(
             recipe=jnp.asarray(self.recipe, jnp.int32), material=self.material, max_steps_in_episode=self.horizon
         )
 
     def reset_env(self, key: Array, params: SupplyChainParams) -> tuple[Array, SupplyChainState]:
-        """Raw pieces."""
+        """Start with a raw piece on every line."""
         del key, params
         state = SupplyChainState(stages=jnp.zeros(self.lines, jnp.int32), time=jnp.zeros((), jnp.int32))
         return self.get_obs(state), state
 
     def transform(self, line: Array, stage: Array, operation: Array, params: SupplyChainParams) -> tuple[Array, Array]:
-        """What an operation makes of a piece, and what it earns: both views are made of this.
+        """The result of an operation on a piece, for both forms of the action space.
 
         Args:
-            line, stage, operation: i32 [...], of the same shape or broadcast to it.
+            line, stage, operation: i32 [...], of shapes that broadcast.
             params: the parameters.
 
         Returns:
-            The stage of the piece the line has then, i32 [...], and the reward, f [...].
+            The next stage of the line, i32 [...], and the reward, f [...].
         """
         right = params.recipe[line, stage] == operation
         sold = right & (stage == self.stages - 1)
@@ -155,7 +155,7 @@ class SupplyChain(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: SupplyChainState, action: Any, params: SupplyChainParams
     ) -> tuple[Array, SupplyChainState, Array, Array, dict[Any, Any]]:
-        """One piece is worked on, or all; time limits are `is_truncated`'s business."""
+        """Process one piece, or all of them in the joint form; `is_truncated` applies the time limit."""
         del key
         lines, operation = jnp.arange(self.lines), self.chosen(jnp.asarray(action))
         stages, rewards = self.transform(lines, state.stages, operation, params)
@@ -165,7 +165,7 @@ class SupplyChain(environment.Environment[Any, Any]):
         return self.get_obs(state), state, reward, jnp.zeros((), bool), {}
 
     def chosen(self, action: Array) -> Array:
-        """Which operation an action does on each line, -1 for none: i32 [..., L] of i32 [...]."""
+        """The operation on each line, i32 [..., L] with -1 for none, for actions i32 [...]."""
         lines, m = jnp.arange(self.lines), self.operations
         action = action[..., None]
         if self.joint:
@@ -177,7 +177,7 @@ class SupplyChain(environment.Environment[Any, Any]):
         return (state.stages[:, None] == jnp.arange(self.stages)).astype(real()).reshape(-1)
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """What can be done."""
+        """Pairs of a line and an operation, or joint operations."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
@@ -185,31 +185,30 @@ class SupplyChain(environment.Environment[Any, Any]):
         return spaces.Box(0, 1, (self.lines * self.stages,), real())
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """Most products of an episode: ⌊horizon / K⌋ of one line, by which one line at a time is all that is possible.
+        """The largest number of products of an episode: ⌊horizon / K⌋ in the serial form, L times as many in the joint.
 
-        In the serial view that is the optimum, since a product takes K steps on whichever line; in the joint view every
-        line makes as many.
+        A product takes K operations, and the serial form allows one operation per step.
         """
         del gamma
         return float(self.horizon // self.stages * (self.lines if self.joint else 1))
 
     def worth(self, gamma: float) -> np.ndarray:
-        """What a piece at each stage is worth on a line that is worked on in every step without a fault: f64 [K].
+        """The value of a piece at each stage on a line that receives the correct operation in every step: f64 [K].
 
-        The discounted rewards of that line, γ^(K - 1 - k) / (1 - γ^K): the prices of a wide market whose agents know
-        what they do. A spoiled piece is worth γ · worth[0] - material.
+        It is the discounted sum of the line's rewards, γ^(K - 1 - k) / (1 - γ^K), and the price in a wide market of
+        optimal agents. An operation that spoils the piece has the value γ · worth[0] - material.
 
         Raises:
             ValueError: ``gamma`` is not in [0, 1).
         """
         if not 0 <= gamma < 1:
-            raise ValueError(f"gamma: a line that works for ever has a worth for discounts in [0, 1), got {gamma!r}")
+            raise ValueError(f"gamma: expected a discount in [0, 1), got {gamma!r}; the horizon is infinite")
         left = self.stages - 1 - np.arange(self.stages)
         return float(gamma) ** left / (1 - float(gamma) ** self.stages)
 
 
 def _draw(lines: int, stages: int, operations: int, seed: int) -> list[list[int]]:
-    """Random operations, none of them right twice in a row."""
+    """Random correct operations, [L][K]; successive operations of a line differ."""
     rng = np.random.default_rng(seed)
     table = []
     for _ in range(lines):

@@ -1,4 +1,4 @@
-"""Finite decision processes: any of a user's own, and the paper's three numerical tasks."""
+"""Finite Markov decision processes: a general class, random instances, and three tasks of Chang et al. (2020)."""
 
 import functools
 from typing import Any
@@ -24,16 +24,16 @@ class MDPState(struct.PyTreeNode):
 
 
 class MDPParams(struct.PyTreeNode):
-    """Parameters of a `FiniteMDP`; the arrays are traced, the process can change without a recompile.
+    """Parameters of a `FiniteMDP`. The arrays are traced, so that other values need no new compilation.
 
-    Where every transition (or the first state) is certain, indices stand in for distributions: a step
-    then draws no random number.
+    If all transitions (or the initial state) are deterministic, indices replace the distributions, and a step draws no
+    random number.
     """
 
     transitions: Float[Array, "S A S"] | Int32[Array, "S A"]  # P(s' | s, a), or successors
     rewards: Float[Array, "S A"]  # expected reward
-    start: Float[Array, " S"] | Int32[Array, ""]  # distribution of the first state, or the state
-    terminal: Bool[Array, " S"]  # entering it ends the episode
+    start: Float[Array, " S"] | Int32[Array, ""]  # distribution of the initial state, or that state
+    terminal: Bool[Array, " S"]  # whether entering the state terminates the episode
     max_steps_in_episode: int = 100
 
 
@@ -44,9 +44,9 @@ class FiniteMDP(environment.Environment[Any, Any]):
         P: transition probabilities, f [S, A, S].
         R: reward of taking an action in a state, f [S, A].
         gamma: discount, in [0, 1).
-        start: distribution of the first state, f [S].
+        start: distribution of the initial state, f [S].
         horizon: steps after which an episode is truncated.
-        terminal: bool [S], states whose entering ends the episode; none by default.
+        terminal: bool [S], the states that terminate the episode when they are entered; none by default.
         name: shown in tables.
 
     Instances compare and hash by value.
@@ -79,12 +79,12 @@ class FiniteMDP(environment.Environment[Any, Any]):
         _distribution("start", first)
         gamma = check_float("gamma", gamma, 0, 1)
         if gamma == 1:
-            raise ValueError(f"gamma: the discount of a finite MDP lies in [0, 1), got {gamma!r}")
+            raise ValueError(f"gamma: expected the discount of a finite MDP in [0, 1), got {gamma!r}")
         self.gamma = gamma
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
         self.horizon = check_int("horizon", horizon)
         self._name = name
-        self._solutions: dict[float, np.ndarray] = {}  # Q* by discount: many ask, a large process takes a while
+        self._solutions: dict[float, np.ndarray] = {}  # cache of Q* by discount
         self._identity = (
             type(self),
             name,
@@ -126,7 +126,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
         )
 
     def reset_env(self, key: Array, params: MDPParams) -> tuple[Array, MDPState]:
-        """A first state drawn from ``start``."""
+        """Draw an initial state from ``start``."""
         index = _draw(key, params.start)
         state = MDPState(index=index, time=jnp.zeros((), jnp.int32))
         return self.get_obs(state), state
@@ -134,7 +134,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: MDPState, action: Any, params: MDPParams
     ) -> tuple[Array, MDPState, Array, Array, dict[Any, Any]]:
-        """One transition; time limits are `is_truncated`'s business."""
+        """Take one transition; `is_truncated` applies the time limit."""
         reward = params.rewards[state.index, action]
         index = _draw(key, params.transitions[state.index, action])
         state = MDPState(index=index, time=state.time + 1)
@@ -165,14 +165,14 @@ class FiniteMDP(environment.Environment[Any, Any]):
         """
         gamma = self.gamma if gamma is None else float(gamma)
         if not 0 <= gamma < 1:
-            raise ValueError(f"gamma: an untruncated process needs a discount in [0, 1), got {gamma}")
+            raise ValueError(f"gamma: expected a discount in [0, 1), got {gamma}; the process is not truncated")
         if gamma not in self._solutions:
             self._solutions[gamma] = self._solve(gamma)
         return self._solutions[gamma].copy()
 
     def _solve(self, gamma: float) -> np.ndarray:
         rewards = self.rewards
-        # Entering a terminal state earns the reward of the step, and nothing follows.
+        # Entering a terminal state earns the reward of the step; no reward follows.
         onward = gamma * self.transitions * ~self.terminal
         states = np.arange(self.num_states)
         policy, tried = rewards.argmax(1), set()
@@ -189,11 +189,11 @@ class FiniteMDP(environment.Environment[Any, Any]):
                 return q
 
     def episode_return(self, policy: Any, gamma: float = 1.0) -> float:
-        """Expected return of an episode from the start distribution to its end or the horizon, exactly.
+        """The exact expected return of an episode, from the start distribution to termination or the horizon.
 
         Args:
-            policy: i [S], an action per state, or f [S, A], their probabilities.
-            gamma: discount; none by default, as returns are reported.
+            policy: i [S], an action per state, or f [S, A], action probabilities.
+            gamma: discount; by default 1, as for reported returns.
         """
         policy = np.asarray(policy)
         if policy.ndim == 1:
@@ -211,7 +211,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
 
 
 def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | None = None) -> FiniteMDP:
-    """A random finite process that never ends (Archibald, McKinnon and Thomas 1995), as a test problem.
+    """A random finite MDP without terminal states (Archibald, McKinnon and Thomas 1995), as a test problem.
 
     Args:
         seed: equal seeds give equal processes.
@@ -240,18 +240,18 @@ def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | 
 
 
 def _compact(distributions: np.ndarray) -> Array:
-    """Distributions along the last axis; their indices, where each is certain."""
+    """Distributions along the last axis, or indices i32 if all distributions are deterministic."""
     if ((distributions == 0) | (distributions == 1)).all():
         return jnp.asarray(distributions.argmax(-1), jnp.int32)
     return jnp.asarray(distributions, real())
 
 
 def _draw(key: Array, probabilities: Array) -> Array:
-    """One index by inverting the cumulative distribution; an index is itself. i32 []."""
+    """A random index, i32 [], by inversion of the cumulative distribution; a given index is returned unchanged."""
     if jnp.issubdtype(probabilities.dtype, jnp.integer):
         return probabilities
     u = jax.random.uniform(key, (), probabilities.dtype)
-    # The sum counts the states passed over. Rounding can leave the total just under u: stay inside.
+    # The sum counts the states before the drawn one. By rounding the total may be below u: clip to the last state.
     index = jnp.sum(u >= jnp.cumsum(probabilities))
     last = probabilities.shape[0] - 1 - jnp.argmax(probabilities[::-1] > 0)
     return jnp.minimum(index, last).astype(jnp.int32)
@@ -267,19 +267,19 @@ def _array(field: str, value: Any, ndim: int, shape: tuple[int, ...] | None = No
         raise ValueError(f"{field}: expected {wanted}, got shape {array.shape}")
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{field}: every entry must be finite, {_entry(field, where)} is {array[where]}")
+        raise ValueError(f"{field}: expected finite numbers, {_entry(field, where)} is {array[where]}")
     return array
 
 
 def _distribution(field: str, array: np.ndarray) -> None:
     if (array < 0).any():
         where = tuple(int(i) for i in np.argwhere(array < 0)[0])
-        raise ValueError(f"{field}: probabilities cannot be negative, {_entry(field, where)} is {array[where]}")
+        raise ValueError(f"{field}: expected probabilities >= 0, {_entry(field, where)} is {array[where]}")
     wrong = np.argwhere(np.abs(array.sum(-1) - 1) > 1e-5)
     if len(wrong):
         where = tuple(int(i) for i in wrong[0])
         raise ValueError(
-            f"{_entry(field, where)}: probabilities must sum to one within 1e-5, they sum to {array[where].sum()}"
+            f"{_entry(field, where)}: expected probabilities with sum 1 within 1e-5, got the sum {array[where].sum()}"
         )
 
 
@@ -293,9 +293,9 @@ def _deterministic(successors: Any, states: int) -> np.ndarray:
 
 @functools.cache
 def Bandit() -> FiniteMDP:
-    """Market bandit (Chang et al. 2020): one state, one step, rewards .2 .4 .6 .8.
+    """Market Bandit (Chang et al. 2020): one state, one step, rewards .2 .4 .6 .8.
 
-    Agent dropout is a rule of the market: ``Rules(dropout=...)``.
+    The paper's agent dropout is set by ``Rules(dropout=...)``.
     """
     return FiniteMDP(
         P=_deterministic([[0] * 4], 1),
@@ -310,7 +310,7 @@ def Bandit() -> FiniteMDP:
 
 @functools.cache
 def Chain() -> FiniteMDP:
-    """Chain (Chang et al. 2020): states 0..5, left and right, .8 on entering state 5, limit 20."""
+    """Chain (Chang et al. 2020): states 0 to 5, actions left and right, reward .8 on entering state 5, limit 20."""
     return FiniteMDP(
         P=_deterministic([[max(s - 1, 0), s + 1] for s in range(5)] + [[5, 5]], 6),
         R=[[0, 0], [0, 0], [0, 0], [0, 0], [0, 0.8], [0, 0]],
@@ -324,7 +324,7 @@ def Chain() -> FiniteMDP:
 
 @functools.cache
 def Duality() -> FiniteMDP:
-    """Duality (Chang et al. 2020): greed now leads to the absorbing state 2; never ends, limit 10."""
+    """Duality (Chang et al. 2020): short-sighted actions lead to the absorbing state 2; not episodic, limit 10."""
     return FiniteMDP(
         P=_deterministic([[2, 1], [0, 1], [2, 2]], 3),
         R=[[0, 0.5], [0.5, 0.3], [-1, -1]],

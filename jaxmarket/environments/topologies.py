@@ -1,17 +1,17 @@
-"""Decisions that depend on each other in three ways: the tabular tasks of Chang et al. (2021, §7).
+"""Sequences of decisions in three dependency structures: the tabular tasks of Chang et al. (2021, §7).
 
-Six actions, A to F. In each decision's state one action is right and leads on, every other leaves the state as it
-is. Only the last right decision pays (.8), and only it terminates the episode, so termination is success. A task is
-named by the right actions of states 0, 1 and 2; state 3 is the end:
+There are six actions, A to F. In each state one action is correct and leads to the next state; every other action
+leaves the state unchanged. Only the last correct decision pays (.8) and terminates the episode. A task is named by the
+correct actions of states 0, 1 and 2; state 3 is terminal:
 
     linear chain       0 → 1 → 2 → 3
     common ancestor    0 → 1 or 2, with probability 1/2 each; 1 → 3, 2 → 3
     common descendant  0 → 2, 1 → 2 → 3; the first state is 0 or 1, with probability 1/2 each
 
-In the paper a common ancestor is shared by two tasks, AB and AC, and a common descendant by AC and BC. Our reading:
-which of the two an episode is, is a matter of the state, else the process would not be Markov. The limit of an episode
-is ours, too: two steps more than its decisions. Random actions seldom succeed within it (one time in 28 on the chain);
-within 20 steps they would two times in three, and success would say little.
+In the paper two tasks, AB and AC, share a common ancestor, and AC and BC share a common descendant. We represent the
+task of an episode in its state, because the process would not be Markov otherwise. The paper gives no limit of an
+episode; we use two steps more than its decisions. Random actions seldom succeed within that limit (once in 28 episodes
+on the chain); within 20 steps they would succeed in two of three episodes.
 
 M. Chang, S. Kaushik, S. Levine, T. Griffiths, *Modularity in Reinforcement Learning via Algorithmic Independence in
 Credit Assignment*, ICML 2021.
@@ -30,20 +30,20 @@ _END = 3
 
 
 def right_actions(task: str) -> np.ndarray:
-    """The right action of each decision's state, as a number: i [3].
+    """The correct action of each decision, as an index of `ACTIONS`: i [3].
 
     Raises:
-        ValueError: the task is not three of the six actions.
+        ValueError: the task is not a string of three of the six actions.
     """
     if len(task) != _END or not set(task) <= set(ACTIONS):
         raise ValueError(
-            f"task: expected a right action for each of {_END} states, as ABC, out of {ACTIONS}; got {task!r}"
+            f"task: expected the correct actions of {_END} states out of {ACTIONS}, such as 'ABC', got {task!r}"
         )
     return np.array([ACTIONS.index(action) for action in task])
 
 
 def _decisions(name: str, task: str, onward: list[dict[int, float]], start: list[float], limit: int) -> FiniteMDP:
-    """The process in which the right action of state s leads to ``onward[s]``: probabilities by state."""
+    """The MDP in which the correct action of state s leads to the distribution ``onward[s]`` over next states."""
     right = right_actions(task)
     states, actions = _END + 1, len(ACTIONS)
     moves, rewards = np.zeros((states, actions, states)), np.zeros((states, actions))
@@ -58,21 +58,21 @@ def _decisions(name: str, task: str, onward: list[dict[int, float]], start: list
 
 @functools.cache
 def linear_chain(task: str = "ABC") -> FiniteMDP:
-    """Three decisions in a row."""
+    """Three consecutive decisions."""
     return _decisions("linear chain", task, [{1: 1}, {2: 1}, {_END: 1}], [1, 0, 0, 0], limit=5)
 
 
 @functools.cache
 def common_ancestor(task: str = "ABC") -> FiniteMDP:
-    """A decision (state 0) after which one of two others is due (1 or 2): the paper's tasks AB and AC."""
+    """A decision (state 0) that is followed by one of two others (state 1 or 2): the paper's tasks AB and AC."""
     return _decisions("common ancestor", task, [{1: 0.5, 2: 0.5}, {_END: 1}, {_END: 1}], [1, 0, 0, 0], limit=4)
 
 
 @functools.cache
 def common_descendant(task: str = "ABC") -> FiniteMDP:
-    """One of two decisions (state 0 or 1), and then a third that both lead to (2): the paper's tasks AC and BC."""
+    """One of two decisions (state 0 or 1) that is followed by a third (state 2): the paper's tasks AC and BC."""
     return _decisions("common descendant", task, [{2: 1}, {2: 1}, {_END: 1}], [0.5, 0.5, 0, 0], limit=4)
 
 
 TOPOLOGIES = {"linear chain": linear_chain, "common ancestor": common_ancestor, "common descendant": common_descendant}
-"""The three by name."""
+"""The three constructors by name."""

@@ -1,10 +1,10 @@
-"""Markets of agents that are not JAX: plain callables over text or any objects, called from Python.
+"""Deep markets whose agents are Python callables on arbitrary objects, such as text, instead of JAX functions.
 
 The auctions and mechanisms are those of `jaxmarket.auctions`, the payments those of `jaxmarket.deep_market`; a test
-compares both. Agents are called at the same time, each in its own thread with a time-out: an agent that crashes, stalls
-or bids NaN loses the auction and nothing else. A chat model behind an OpenAI-compatible endpoint is an agent, too:
-`jaxmarket.host.openai`, with ``pip install 'jaxmarket[openai]'``. ``python -m jaxmarket.host.example`` runs a market of
-three simple agents that learn to work in the right order.
+compares both. Agents are called concurrently, each in its own thread with a time-out. An agent that raises an
+exception, exceeds the time-out or bids NaN is not eligible in that auction. `jaxmarket.host.openai` (``pip install
+'jaxmarket[openai]'``) provides agents that call a chat model behind an OpenAI-compatible endpoint. ``python -m
+jaxmarket.host.example`` runs a market of simple agents that learn an order of operations.
 """
 
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger

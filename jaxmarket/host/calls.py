@@ -1,4 +1,4 @@
-"""Calls of agents that may crash, stall or answer nonsense: each in a daemon thread, under a time-out."""
+"""Concurrent calls of agents that may raise, stall or return invalid values, in daemon threads with a time-out."""
 
 import asyncio
 import concurrent.futures.thread
@@ -15,7 +15,7 @@ from jaxmarket.validation import escaped
 __all__ = ["Calls", "Reply", "describe"]
 
 
-_LONGEST = 300  # characters of a reason
+_MAX_REASON = 300  # characters of a reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Reply:
 
 
 class Calls:
-    """Asks agents, one call at a time for each.
+    """Calls agents concurrently, with at most one running call per agent.
 
-    A thread cannot be killed. A call that stalls continues in the background. It delays neither the other calls nor the
-    exit of the process, and neither do the workers of thread pools that it started. Its agent is not called again until
-    the call has ended, and the late answer is dropped.
+    Python cannot stop a thread, so a call that exceeds its time-out continues in the background. It delays neither
+    other calls nor the exit of the process; the same holds for workers of thread pools that it started. Its agent is
+    not called again until the call has ended, and the late answer is ignored.
     """
 
     def __init__(self) -> None:
@@ -45,16 +45,17 @@ class Calls:
         seconds: float,
         read: Callable[[Any], tuple[Any, str]] = lambda value: (value, ""),
     ) -> dict[str, Reply]:
-        """Make all these calls at once.
+        """Start all calls at once and return their replies.
 
         Args:
-            what: the name of the call, for reasons.
-            calls: by agent. One that returns an awaitable has it run in an event loop of its own.
-            seconds: from now on until answers are late, for all of them.
-            read: makes ``(value, reason)`` of an answer; part of the call, as an answer's methods may stall too.
+            what: the name of the call, used in reasons.
+            calls: the calls by agent. If a call returns an awaitable, it is awaited in an event loop of its thread.
+            seconds: time-out of all calls together.
+            read: converts an answer to ``(value, reason)``. It runs in the thread of the call, because methods of the
+                answer may stall, too.
 
         Returns:
-            A reply for each call, in their order.
+            A `Reply` by agent, in the order of ``calls``.
         """
         start = time.perf_counter()
         seconds = min(seconds, threading.TIMEOUT_MAX)
@@ -72,7 +73,7 @@ class Calls:
             )
             try:
                 thread.start()
-            except RuntimeError as error:  # the system has no thread left
+            except RuntimeError as error:  # the system cannot start another thread
                 future.set_result(Reply(None, describe(error), 0.0))
         done, _ = wait(asked.values(), max(0.0, start + seconds - time.perf_counter()))
         for agent, future in asked.items():
@@ -118,13 +119,13 @@ def describe(error: BaseException) -> str:
     try:
         kind = str.__str__(type(error).__name__)
         # Unbound methods of str, because __str__ may return a subclass. Long texts are cut first, to bound the work.
-        text = " ".join(str.__getitem__(str(error), slice(10 * _LONGEST)).split())
+        text = " ".join(str.__getitem__(str(error), slice(10 * _MAX_REASON)).split())
     except BaseException:  # raised by a hostile __str__, or by the metaclass
         return "an exception that cannot be shown"
-    return escaped(f"{kind}: {text}" if text else kind)[:_LONGEST]
+    return escaped(f"{kind}: {text}" if text else kind)[:_MAX_REASON]
 
 
-def _let_go() -> None:
+def _abandon_pool_threads() -> None:
     """Keep concurrent.futures from joining, at exit, the pool threads that agents started, which may never end.
 
     Threads started by a daemon thread are daemons, so these are the daemon threads. Threads of users' pools are not.
@@ -136,4 +137,4 @@ def _let_go() -> None:
 
 
 # Registered after the function of concurrent.futures, and therefore called before it.
-threading._register_atexit(_let_go)  # type: ignore[attr-defined]
+threading._register_atexit(_abandon_pool_threads)  # type: ignore[attr-defined]

@@ -1,12 +1,13 @@
-"""A market in which three agents, none of which can evaluate a sum with brackets, learn the order of their work.
+"""A market in which agents with one rewriting rule each learn the order of operations of arithmetic.
 
-The task ``2*(3+4)+5*(6+1)`` is the first item of a text. One agent expands the first brackets, one multiplies the first
-two numbers it finds, one adds the first two numbers it finds. None of them plans: adding too early spoils the sum,
-2*3+2*4 becomes 2*5*4. A fourth agent guesses that the first number is the result. A right result is paid 1, once.
+The state is a text whose first item is a task such as ``2*(3+4)+5*(6+1)``. One agent expands the first brackets, one
+multiplies the first product of two numbers, one adds the first sum of two numbers, and one returns the first number as
+the result. Operations in the wrong order give a wrong result: adding first turns 2*3+2*4 into 2*5*4. The correct
+result pays the reward 1.
 
-The agents are not told the order. Each bids a share of what such a state last earned it: the reward, or the payout of
-the next sale. All begin with the same small bids, so that chance decides at first and most results are wrong.
-``python -m jaxmarket.host.example`` prints the first episode, the last one, and the final wealth.
+Each agent bids a fraction of its estimated revenue for states of the same kind: the reward, or the payout of the next
+sale. All estimates are equal initially, so that the first winners are random and most results are wrong. ``python -m
+jaxmarket.host.example`` prints the first episode, the last one, and the final wealth.
 """
 
 import dataclasses
@@ -27,17 +28,18 @@ __all__ = ["RewritingAgent", "arithmetic", "expression", "learn_arithmetic", "ma
 class RewritingAgent:
     """An agent that applies one rewriting rule to a text and learns the value of doing so.
 
-    Its estimate for a kind of state (which of the signs ``( * +`` are in it) moves towards what it earned there: the
-    reward and what it was paid for the state it left. This is what Holland's rules do with their strength.
+    For each kind of state (the subset of the signs ``( * +`` that occurs in the text) it keeps an estimate, an
+    exponential moving average of its revenue: the reward plus the payout for the next state. Holland's (1985)
+    classifiers update their strength in the same way.
 
     Attributes:
-        name: its account.
-        pattern: what it can work on.
+        name: its account in the ledger.
+        pattern: regular expression; the agent bids if it matches.
         rewrite: replacement of the first match.
-        wealth: what it begins with.
-        share: of its estimate that it bids; the rest is its profit.
-        rate: how far its estimate moves.
-        optimism: its estimate for a kind of state that it never bought.
+        wealth: its endowment.
+        share: fraction of the estimate that it bids.
+        rate: step size of the moving average, in [0, 1].
+        optimism: initial estimate.
     """
 
     name: str
@@ -59,7 +61,7 @@ class RewritingAgent:
         return self.estimates.get(_kind(text), self.optimism)
 
     def bid(self, state: Thought, budget: float) -> float | None:
-        """A share of its estimate, or None if the pattern does not match."""
+        """``share`` · the estimate, or None if the pattern does not match."""
         return self.share * self.estimate(state.last) if re.search(self.pattern, state.last) else None
 
     def act(self, state: Thought) -> Thought:
@@ -68,7 +70,7 @@ class RewritingAgent:
         return state.append(self.name, re.sub(self.pattern, self.rewrite, state.last, count=1))
 
     def learn(self, auction: Auction) -> None:
-        """Settle the last purchase when its state is sold or unsold, or when the episode ends; note a new purchase."""
+        """Update the estimate when the bought state is sold again or the episode ends; remember a new purchase."""
         if auction.seller == self.name and self._bought is not None:
             self._settle(self._earned + auction.payout)
         if auction.winner == self.name:
@@ -88,7 +90,7 @@ def _kind(text: str) -> str:
 
 
 def solvers(**settings: float) -> list[RewritingAgent]:
-    """The three agents and a guesser; ``settings`` go to each `RewritingAgent`."""
+    """The four agents; ``settings`` are passed to each `RewritingAgent`."""
     return [
         RewritingAgent("brackets", r"(\d+)\*\((\d+)\+(\d+)\)", lambda m: f"{m[1]}*{m[2]}+{m[1]}*{m[3]}", **settings),
         RewritingAgent("times", r"(\d+)\*(\d+)", lambda m: str(int(m[1]) * int(m[2])), **settings),
@@ -98,12 +100,12 @@ def solvers(**settings: float) -> list[RewritingAgent]:
 
 
 def expression(rng: random.Random, terms: int = 2) -> str:
-    """A task: the sum of ``terms`` terms such as ``2*(3+4)``, with digits 2 to 9."""
+    """A random task: the sum of ``terms`` terms such as ``2*(3+4)``, with digits 2 to 9."""
     return "+".join("{}*({}+{})".format(*(rng.randint(2, 9) for _ in range(3))) for _ in range(terms))
 
 
 def arithmetic(task: str) -> int:
-    """The right result of an `expression`.
+    """The correct result of an `expression`.
 
     >>> arithmetic("2*(3+4)+5*(6+1)")
     49
@@ -122,7 +124,7 @@ def _done(thought: Thought) -> bool:
 def learn_arithmetic(
     episodes: int = 40, *, seed: int = 0, log: Callable[[Record], object] | None = None
 ) -> tuple[Market, list[MarketEpisode]]:
-    """Run the agents on ``episodes`` random tasks: the market and its episodes."""
+    """Run the agents on ``episodes`` random tasks and return the market and its episodes."""
     rng = random.Random(seed)
     market = Market(solvers(), reward=_reward, done=_done, legal=appends, log=log, seed=seed)
     return market, [market.play(Thought().append("task", expression(rng)), steps=30) for _ in range(episodes)]
@@ -134,11 +136,11 @@ def main(episodes: int = 40, seed: int = 0) -> None:
     screen = Screen()
     for number in (1, episodes):
         episode = history[number - 1]
-        verdict = "right" if episode.reward else "wrong"
-        screen.print(episode_table(episode, title=f"episode {number}: {verdict}"))
+        result = "correct" if episode.reward else "wrong"
+        screen.print(episode_table(episode, title=f"episode {number}: {result} result"))
     tens = [history[i : i + 10] for i in range(0, episodes, 10)]
     solved = " ".join(f"{sum(e.reward > 0 for e in ten)}/{len(ten)}" for ten in tens)
-    screen.message(f"solved, ten episodes at a time: {solved}")
+    screen.message(f"correct results in blocks of ten episodes: {solved}")
     screen.print(wealth_table(market, title=f"wealth after {episodes} episodes"))
 
 

@@ -1,4 +1,4 @@
-"""The ledger: every movement of money by name, in Python floats, exact to the last bit."""
+"""The ledger: all cash flows of a market by name, in Python floats, with exactly rounded sums."""
 
 import dataclasses
 import math
@@ -12,13 +12,13 @@ from jaxmarket.validation import check_float
 __all__ = ["AUCTIONEER", "MINT", "WORLD", "Entry", "Ledger", "exact_sum"]
 
 AUCTIONEER = "auctioneer"
-"""Owns the first state of every episode; receives rent."""
+"""The account that owns the first state of every episode and receives rent."""
 
 MINT = "mint"
-"""Pays payout - price to sellers, e.g. under Vickrey; its balance is minus the money it created."""
+"""The account that pays payout - price to sellers, e.g. under Vickrey; its balance is minus the money created."""
 
 WORLD = "world"
-"""Pays endowments and rewards; its balance is minus the sum of these."""
+"""The account that pays endowments and rewards; its balance is minus their sum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Entry:
 
 
 class Ledger:
-    """A growing list of entries. Each names both accounts, so that all balances always add up to 0.
+    """An append-only list of entries. Each entry names both accounts, so that all balances add up to 0.
 
     Balances are exact sums, rounded once: ``balance`` equals `math.fsum` of the account's entries bit for bit, and is
     infinite if their sum exceeds the largest float.
@@ -61,7 +61,7 @@ class Ledger:
         """Add an entry.
 
         Raises:
-            ValueError: its amount is not finite.
+            ValueError: the amount is not finite.
         """
         amount = Fraction(check_float("amount", entry.amount))
         self._entries.append(entry)
@@ -75,7 +75,7 @@ class Ledger:
         return len(self._entries)
 
     def of(self, account: str) -> list[float]:
-        """What the account gained by each of its entries, losses negative; nothing for its payments to itself."""
+        """The signed amounts of the account's entries, without payments to itself; positive amounts are receipts."""
         mine = (e for e in self._entries if (e.payer == account) != (e.payee == account))
         return [e.amount if e.payee == account else -e.amount for e in mine]
 
@@ -84,7 +84,7 @@ class Ledger:
         return _rounded(self._exact.get(account, Fraction()))
 
     def budget(self, account: str) -> float:
-        """The most it can pay: its balance, rounded down, or nothing for one in debt."""
+        """The budget of the account: its balance, rounded down, or 0 if it is negative."""
         exact = self._exact.get(account, Fraction())
         if exact <= 0:
             return 0.0

@@ -1,13 +1,13 @@
-"""The deep market (Sudhir and Tran-Thanh 2025, Algorithm 1), driven from Python for agents that are not JAX.
+"""The deep market (Sudhir and Tran-Thanh 2025, Algorithm 1) in Python, for agents that are not JAX functions.
 
 A step: every agent bids for the state, at most its budget → the auction clears → the winner acts → it pays, the owner
 is paid → the winner receives its reward → rent. This is `jaxmarket.deep_market.step` with one instance, except that an
 agent may fail:
 
-- A bid that raises, is late, or is not a finite number >= 0 is ignored in this auction. It costs nothing.
-- If the winner fails to act, the sale is void and the auction is repeated among the other agents with their bids, until
-  an agent acts or none is left.
-- If no agent is left, the state and its owner stay the same. (A deep market takes a random action instead.)
+- An agent whose bid raises an exception, is late, or is not a finite number >= 0 is not eligible in this auction.
+- If the winner fails to act, the sale is void, and the auction is repeated with the bids of the other agents until an
+  agent acts or no agent is eligible.
+- If no agent is eligible, the state and its owner stay the same. (A deep market takes a random action instead.)
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Trader(Protocol):
     """The interface of an agent. Any object with these attributes works, for instance a `CallableAgent`.
 
     Each call runs in its own thread; an agent never has two calls at once. An awaitable answer is awaited in an event
-    loop of that thread, and cancelled when its time is over.
+    loop of that thread, and cancelled at the time limit.
 
     An optional method ``learn(auction)`` receives every `Auction` in which the agent bought or sold the state, or owned
     an unsold one.
@@ -87,7 +87,7 @@ class CallableAgent:
 
 @dataclasses.dataclass(frozen=True)
 class MarketStep:
-    """Everything that happened in one auction.
+    """The record of one auction.
 
     Attributes:
         state: the state for sale.
@@ -113,7 +113,7 @@ class MarketEpisode:
     Attributes:
         steps: the auctions.
         state: the last state.
-        end: ``done``, ``unsold`` (no agent bid or acted) or ``cut`` (no steps left).
+        end: ``done``, ``unsold`` (no agent bid or acted) or ``cut`` (the limit of steps was reached).
     """
 
     steps: tuple[MarketStep, ...]
@@ -129,34 +129,34 @@ class MarketEpisode:
 class Market:
     """A deep market of any Python objects, with one state for sale at a time. Not safe to step from several threads.
 
-    Only agents may fail: exceptions in ``reward``, ``done``, ``view``, ``legal`` and ``log`` propagate. No money of the
-    auction has moved then, unless ``log`` failed at one of its entries.
+    Failures of agents are handled; exceptions in ``reward``, ``done``, ``view``, ``legal`` and ``log`` propagate. The
+    auction then has made no payments, unless ``log`` failed at one of its entries.
 
     Args:
-        agents: with different names.
+        agents: the agents, with distinct names.
         reward: ``state -> number``, paid to the winner for the state it reached; may be negative. True counts as 1.
-        done: ``state -> bool``, whether the episode ends there; never by default.
-        mechanism: what the winner pays and the owner receives, or its short name; first price by default.
-        rent: share of its wealth that the winner pays to the auctioneer after each sale, in [0, 1].
-        bankruptcy: an agent that owns this or less at the end of an episode is removed permanently; its account stays
-            as it is. None: agents are never removed.
-        owner: the original owner of every first state: the auctioneer or an agent.
+        done: ``state -> bool``, whether the episode ends in that state; by default never.
+        mechanism: a `Mechanism` or its short name; first price by default.
+        rent: fraction of its wealth that the winner pays to the auctioneer after each sale, in [0, 1].
+        bankruptcy: an agent whose wealth is this or less at the end of an episode is removed permanently; its account
+            is kept. None: agents are never removed.
+        owner: the owner of the first state of every episode: the auctioneer or an agent.
         bid_seconds: time limit for all bids of an auction, which are requested at once.
         act_seconds: time limit for one call of ``act`` or ``learn``.
         view: ``state -> state``, applied before each call of an agent. Use `copy.deepcopy` if agents could change the
-            state in place; by default agents get the state itself, which is right for immutable states.
-        legal: ``(name, state, after) -> bool``, whether the agent may turn the state into ``after``; otherwise it
-            failed to act. By default everything is legal. `appends` is a rule for a `Thought`.
+            state in place; by default agents get the state itself, which suits immutable states.
+        legal: ``(name, state, after) -> bool``, whether the agent may replace the state by ``after``; if not, its
+            action counts as failed. By default every change is legal. `appends` is such a rule for a `Thought`.
         log: called with every `Record` as soon as it exists.
-        seed: of the tie-breaking.
+        seed: random seed of the tie-breaking.
 
     Attributes:
-        agents: by name.
-        ledger: every movement of money since the market was created.
+        agents: the agents by name.
+        ledger: all cash flows since the market was created.
         bankrupt: names of removed agents.
         state: the state for sale; None between episodes.
-        owner: its owner.
-        episode, steps: the number of episodes so far, and of auctions in the current one.
+        owner: the owner of that state.
+        episode, steps: the number of episodes so far, and of auctions in the current episode.
 
     Raises:
         ValueError: an argument is invalid; the message begins with its name.
@@ -191,7 +191,7 @@ class Market:
     ) -> None:
         self.agents = _by_name(agents)
         endowments = {name: _endowment(name, agent) for name, agent in self.agents.items()}
-        self._pupils = {name for name, agent in self.agents.items() if _learns(name, agent)}
+        self._learners = {name for name, agent in self.agents.items() if _learns(name, agent)}
         self.mechanism = auctions.mechanism(mechanism)
         self.reward, self.done, self.view, self.legal, self.log = reward, done, view, legal, log
         for field, callback in (("reward", reward), ("done", done), ("view", view), ("legal", legal), ("log", log)):
@@ -199,7 +199,7 @@ class Market:
                 raise ValueError(f"{field}: expected a callable, got {short_repr(callback)}")
         self.rent = _number("rent", rent)
         if not 0 <= self.rent <= 1:
-            raise ValueError(f"rent: expected a share of wealth in [0, 1], got {short_repr(rent)}")
+            raise ValueError(f"rent: expected a fraction of wealth in [0, 1], got {short_repr(rent)}")
         self.bankruptcy = None if bankruptcy is None else _number("bankruptcy", bankruptcy)
         self.bid_seconds, self.act_seconds = _number("bid_seconds", bid_seconds), _number("act_seconds", act_seconds)
         for field in ("bid_seconds", "act_seconds"):
@@ -225,13 +225,13 @@ class Market:
         return {name: self.ledger.balance(name) for name in self.agents}
 
     def open(self, state: Any) -> None:
-        """Begin an episode: the original owner sells this state. A state that was still for sale is discarded.
+        """Begin an episode, in which the original owner sells this state. An unfinished episode is closed.
 
         Raises:
             ValueError: the state is None.
         """
         if state is None:
-            raise ValueError("state: expected any object but None, which stands for no state")
+            raise ValueError("state: expected any object except None, which means that there is no state")
         self._close()
         self.state, self.episode, self.steps = state, self.episode + 1, 0
 
@@ -255,13 +255,13 @@ class Market:
         return MarketEpisode(tuple(history), history[-1].after, end)
 
     def step(self) -> MarketStep:
-        """One auction and its payments.
+        """Hold one auction and make its payments.
 
         Raises:
-            ValueError: nothing is for sale; a reward or a price is not a finite number.
+            ValueError: no state is for sale, or a reward or price is not a finite number.
         """
         if self.state is None:
-            raise ValueError("state: nothing is for sale; begin an episode with open(state)")
+            raise ValueError("state: no state is for sale; begin an episode with open(state)")
         self.steps += 1
         state, seller = self.state, self.owner
         bids = self._bids(state)
@@ -272,7 +272,7 @@ class Market:
             reward = float(reward) if isinstance(reward, (bool, np.bool_)) else _number("reward", reward)
             done = self.done is not None and bool(self.done(after))
 
-        # Everything that may raise has been called; only now money moves.
+        # Payments are made last, so that an exception above leaves all accounts unchanged.
         entries: list[Entry] = []
         rent = 0.0
         if winner is not None:
@@ -288,15 +288,15 @@ class Market:
             self.state, self.owner = after, winner
         auction = Auction(self.episode, self.steps, winner, seller, price, price + subsidy, reward, rent, done)
         for entry in entries:
-            self._tell(entry)
-        self._tell(auction)
-        lessons = self._teach(auction)
+            self._log(entry)
+        self._log(auction)
+        learn_calls = self._call_learn(auction)
         if done:
             self._close()
-        return MarketStep(state, after, tuple(bids), (*acts, *lessons), auction, tuple(entries))
+        return MarketStep(state, after, tuple(bids), (*acts, *learn_calls), auction, tuple(entries))
 
     def _bids(self, state: Any) -> list[Bid]:
-        """Request bids from all agents at once: a record for each, in the order of the agents."""
+        """Request bids from all agents at once, and return a record for each, in the order of the agents."""
         budgets = {name: self.ledger.budget(name) for name in self.agents}
         # Attributes of agents may run code, so they are looked up in the agent's thread.
         asked = {
@@ -310,17 +310,17 @@ class Market:
             reply = replies.get(name, Reply(None, "bankrupt", 0.0))
             offer = None if reply.reason else min(reply.value, budget)
             bid = Bid(self.episode, self.steps, name, reply.value, offer, reply.reason, reply.seconds)
-            self._tell(bid)
+            self._log(bid)
             bids.append(bid)
         return bids
 
     def _sell(self, state: Any, bids: list[Bid]) -> tuple[str | None, Any, float, float, list[Call]]:
-        """Sell to the highest bidder that acts: its name, the state reached, price, subsidy, and all calls of act."""
+        """Sell to the highest bidder that acts: its name, the next state, price, subsidy, and all calls of ``act``."""
         draw, acts = self._random.random(), []
         offers = np.array([0.0 if bid.offer is None else bid.offer for bid in bids])
         eligible = np.array([bid.offer is not None for bid in bids])
         while eligible.any():
-            # Money is in double precision, whatever JAX computes in elsewhere.
+            # Money is in double precision, independent of JAX's working precision.
             with jax.enable_x64(True):
                 place, price, payout = map(float, np.asarray(_clear(self.mechanism, offers, eligible, draw)))
             winner = bids[int(place)].agent
@@ -333,25 +333,25 @@ class Market:
             if not reason and self.legal is not None and not self.legal(winner, state, reply.value):
                 reason = "not legal"
             acts.append(Call(self.episode, self.steps, winner, "act", reason, reply.seconds))
-            self._tell(acts[-1])
+            self._log(acts[-1])
             if not reason:
                 # A user's mechanism may price above the bid; the winner pays at most its budget.
                 return winner, reply.value, min(price, self.ledger.budget(winner)), payout - price, acts
             eligible[int(place)] = False
         return None, state, 0.0, 0.0, acts
 
-    def _teach(self, auction: Auction) -> list[Call]:
+    def _call_learn(self, auction: Auction) -> list[Call]:
         """Call ``learn`` of the buyer and the seller."""
-        pupils = {
+        learners = {
             # Each agent gets a copy, so that it cannot change the recorded auction.
             name: functools.partial(_learn, self.agents[name], dataclasses.replace(auction))
             for name in dict.fromkeys((auction.winner, auction.seller))
-            if name in self._pupils
+            if name in self._learners
         }
         calls = []
-        for name, reply in self._calls.ask("learn", pupils, self.act_seconds).items():
+        for name, reply in self._calls.ask("learn", learners, self.act_seconds).items():
             calls.append(Call(self.episode, self.steps, name, "learn", reply.reason, reply.seconds))
-            self._tell(calls[-1])
+            self._log(calls[-1])
         return calls
 
     def _close(self) -> None:
@@ -370,18 +370,18 @@ class Market:
 
     def _book(self, entry: Entry) -> None:
         self.ledger.book(entry)
-        self._tell(entry)
+        self._log(entry)
 
-    def _tell(self, record: Record) -> None:
+    def _log(self, record: Record) -> None:
         if self.log is not None:
             self.log(record)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _clear(mechanism: Mechanism, bids: Array, eligible: Array, draw: Array) -> Array:
-    """The library's own auction: f [3] place of the winner, price, payout.
+    """The auction of `jaxmarket.auctions`: index of the winner, price and payout, f [3].
 
-    Compiled once per mechanism and number of agents, 20 microseconds a call; operation by operation it is 50 ms.
+    It is compiled once per mechanism and number of agents: a call takes 20 microseconds, without ``jit`` 50 ms.
     """
     bids = jnp.asarray(bids)
     outcome = auctions.award(bids, auctions.choose(bids, jnp.asarray(draw), eligible), eligible)
@@ -411,13 +411,13 @@ def _by_name(agents: Iterable[Trader]) -> dict[str, Trader]:
                 f"agents: expected a non-empty string as name, got {given!r} of {short_repr(agent)}; set it"
             )
         if name in named or name in (AUCTIONEER, MINT, WORLD):
-            raise ValueError(f"agents: the name {name!r} is taken; every account needs one of its own")
+            raise ValueError(f"agents: the name {name!r} is already used by an account; choose another name")
         for method in ("bid", "act"):
             if not callable(getattr(agent, method, None)):
                 raise ValueError(f"agents: {name!r} has no callable {method!r}; see jaxmarket.host.CallableAgent")
         named[name] = agent
     if not named:
-        raise ValueError("agents: a market needs at least one agent, got none")
+        raise ValueError("agents: expected at least one agent, got none")
     return named
 
 

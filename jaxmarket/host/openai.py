@@ -1,6 +1,6 @@
-"""Chat models as agents: any endpoint that speaks OpenAI's ``/v1/chat/completions``.
+"""Agents that call a chat model through any endpoint with OpenAI's ``/v1/chat/completions`` interface.
 
-Needs the openai package: ``pip install 'jaxmarket[openai]'``. It is imported when the first `ChatAgent` is made.
+They need the openai package (``pip install 'jaxmarket[openai]'``), which is imported when a `ChatAgent` is created.
 """
 
 import base64
@@ -19,7 +19,7 @@ __all__ = ["ACT_PROMPT", "BID_PROMPT", "ChatAgent", "read_bid"]
 BID_PROMPT = """You take part in auctions. Whoever bids most pays its bid, does the next step of the work below, and \
 is paid for it by whoever buys the work after that, or by the customer when it is done. Bid less than you expect to be \
 paid; bid 0 if you cannot help. You own {budget}. Reply with a JSON object and nothing else, such as {"bid": 0.25}."""
-"""The system message for a bid. ``{budget}`` is replaced by the most that the agent can pay; other braces stay."""
+"""The system message for a bid. ``{budget}`` is replaced by the agent's budget; other braces are not changed."""
 
 ACT_PROMPT = (
     """You have bought the right to do the next step of the work below. Reply with that step and nothing else."""
@@ -28,14 +28,14 @@ ACT_PROMPT = (
 
 
 _HIDDEN = "***"
-_SHORTEST = 4  # characters; local servers accept any key, and a key such as "-" occurs in every text
+_MIN_SECRET = 4  # characters; local servers accept any key, and a key such as "-" occurs in every text
 
 
 def read_bid(reply: str) -> float | None:
-    """The bid in a reply: a number, or a JSON object whose ``bid`` is a number or null (no bid). Nothing else will do.
+    """Parse the bid in a reply: a number, or a JSON object whose ``bid`` is a number or null (no bid).
 
     Raises:
-        ValueError: it is anything else: prose, a code fence, NaN, a bid in quotes, true.
+        ValueError: the reply is anything else, such as prose, a code fence, NaN, a quoted number or true.
 
     >>> read_bid(' {"bid": 0.25, "because": "I can add"} '), read_bid("3e-1"), read_bid('{"bid": null}')
     (0.25, 0.3, None)
@@ -43,7 +43,7 @@ def read_bid(reply: str) -> float | None:
     shown = f"{reply[:60]!r}"
 
     def refuse(constant: str) -> Any:
-        raise ValueError(f"reply: {constant} is no bid, in {shown}")
+        raise ValueError(f"reply: expected a finite bid, got {constant} in {shown}")
 
     try:
         value = json.loads(reply, parse_constant=refuse, parse_int=float)
@@ -51,7 +51,7 @@ def read_bid(reply: str) -> float | None:
         raise ValueError(f'reply: expected a number or {{"bid": number}}, got {shown}') from error
     if isinstance(value, dict):
         if "bid" not in value:
-            raise ValueError(f'reply: no "bid" in {shown}')
+            raise ValueError(f'reply: expected a JSON object with "bid", got {shown}')
         value = value["bid"]
         if value is None:
             return None
@@ -62,24 +62,24 @@ def read_bid(reply: str) -> float | None:
 
 @dataclasses.dataclass
 class ChatAgent:
-    """A chat model as an agent (a `Trader`): it is asked once for a bid, and once more for its step if it wins.
+    """A chat model as an agent (a `Trader`): one request for a bid, and one for its action if it wins.
 
-    The state goes to the model as one message of text, after the prompt. Its step is appended to a `Thought`, under its
-    name. What goes wrong is raised: a reply that is no bid (see `read_bid`), an empty one, an error of the endpoint
-    after all retries. The market then goes on without it and logs the reason.
+    The state is sent to the model as one message of text, after the prompt. The reply is appended to a `Thought` under
+    the agent's name. Failures raise exceptions: a reply that is not a bid (see `read_bid`), an empty reply, or an error
+    of the endpoint after all retries. The market handles them as failures of the agent and logs the reason.
 
     Attributes:
-        name: its account, and the author of its items.
-        model: as the endpoint calls it.
+        name: its account in the ledger, and the author of its items.
+        model: name of the model at the endpoint.
         base_url: URL of the endpoint, such as ``http://127.0.0.1:8000/v1``; the openai package's default if None. User
             and password in it are sent, but not stored in this attribute.
-        api_key: the key; the package reads ``OPENAI_API_KEY`` if None. Stored only in the package's client.
-        wealth: what it begins with.
-        bid_prompt, act_prompt: system messages; ``{budget}`` in the first is replaced.
+        api_key: the key; the package reads ``OPENAI_API_KEY`` if None. It is stored only in the package's client.
+        wealth: its endowment.
+        bid_prompt, act_prompt: system messages; ``{budget}`` in the first one is replaced.
         render: ``state -> text``.
-        write: ``(state, text) -> state``, applies its answer; by default ``state.append(name, text)``.
-        seconds: time-out of one request. Retries come on top: the market's own time-outs end it all.
-        retries: after a failed connection, a time-out, or one of the statuses 408, 409, 429 and 500 to 599.
+        write: ``(state, text) -> state``, applies the reply; by default ``state.append(name, text)``.
+        seconds: time-out of one request, without retries; the market's time limits apply to all requests together.
+        retries: number of retries after a failed connection, a time-out, or the status 408, 409, 429 or 500 to 599.
         options: further request parameters: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The
             values of ``extra_headers`` and ``extra_query`` are sent, but not stored in this attribute.
 
@@ -87,9 +87,9 @@ class ChatAgent:
     responses, traces and causes of errors are removed.
 
     Raises:
-        ImportError: there is no openai package.
+        ImportError: the openai package is not installed.
         ValueError: ``base_url`` is not a valid URL of an endpoint.
-        openai.OpenAIError: there is no key, nor ``OPENAI_API_KEY``.
+        openai.OpenAIError: neither ``api_key`` nor ``OPENAI_API_KEY`` is set.
     """
 
     name: str
@@ -109,7 +109,9 @@ class ChatAgent:
         try:
             import openai  # noqa: PLC0415  an extra
         except ImportError as error:
-            raise ImportError("ChatAgent: needs the openai package; pip install 'jaxmarket[openai]'") from error
+            raise ImportError(
+                "ChatAgent: the openai package is not installed; run pip install 'jaxmarket[openai]'"
+            ) from error
         url, login = _split_login(self.base_url or os.environ.get("OPENAI_BASE_URL") or None)
         if self.base_url is not None:
             self.base_url = url
@@ -128,19 +130,19 @@ class ChatAgent:
         """Ask the model for a bid.
 
         Raises:
-            ValueError: the reply is none.
+            ValueError: the reply is not a bid.
         """
         return read_bid(self._ask(self.bid_prompt.replace("{budget}", f"{budget:.6g}"), state))
 
     def act(self, state: Any) -> Any:
-        """Ask the model for its step: the state after it.
+        """Ask the model for its action, and return the next state.
 
         Raises:
-            ValueError: the reply is empty, or the state is no `Thought` and there is no ``write``.
+            ValueError: the reply is empty, or the state is not a `Thought` and ``write`` is None.
         """
         if self.write is None and not isinstance(state, Thought):
             raise ValueError(
-                f"write: expected a function for states of type {type(state).__name__}, got none; or use Thought"
+                f"write: expected a function for states of type {type(state).__name__}, got None; or use Thought"
             )
         text = self._ask(self.act_prompt, state)
         return state.append(self.name, text) if self.write is None else self.write(state, text)
@@ -161,8 +163,8 @@ class ChatAgent:
             raise failure
         try:
             text = completion.choices[0].message.content  # type: ignore[union-attr]
-        except (AttributeError, IndexError, TypeError):  # compatible endpoints are not always
-            raise ValueError(f"reply: no message in {secrets.hide(repr(completion))[:100]}") from None
+        except (AttributeError, IndexError, TypeError):  # the endpoint returned an incompatible object
+            raise ValueError(f"reply: expected a message, got {secrets.hide(repr(completion))[:100]}") from None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"reply: expected text, got {text!r}")
         return secrets.hide(text.strip())
@@ -179,7 +181,7 @@ class _Secrets:
     def hide(self, text: str) -> str:
         """The text without secrets, including their JSON, repr and URL encodings."""
         for secret in sorted({str(self._client.api_key), *self._texts}, key=len, reverse=True):
-            if len(secret) >= _SHORTEST:
+            if len(secret) >= _MIN_SECRET:
                 for written in {secret, json.dumps(secret)[1:-1], quote(secret, safe="")}:
                     # Repeated encoding, as in JSON within JSON, adds backslashes before characters.
                     text = re.sub(

@@ -1,4 +1,4 @@
-"""Records of a market's log: one for every bid, call, payment (`Entry`) and auction."""
+"""Records of a market: bids, calls, payments (`Entry`) and auctions, and a log of them in JSON lines."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ class Bid:
     """The bid of an agent in an auction, and the reason if it was ignored.
 
     Attributes:
-        episode, step: which auction, from 1.
-        agent: its name.
-        bid: the number that it returned, or None.
-        offer: the bid, at most its budget; None if it was not eligible.
-        reason: empty for an eligible bid. Else ``silent`` (it bid None), ``late``, ``busy`` with an earlier call,
-            ``bankrupt``, ``not finite``, ``negative``, ``not a number: …`` or the exception it raised.
-        seconds: until it answered, or until the time limit.
+        episode, step: number of the episode and of the auction in it, from 1.
+        agent: name of the agent.
+        bid: the number that the agent returned, or None.
+        offer: the bid, limited by the budget; None if the agent was not eligible.
+        reason: empty for an eligible bid. Otherwise ``silent`` (the agent bid None), ``late``, ``busy`` (an earlier
+            call is still running), ``bankrupt``, ``not finite``, ``negative``, ``not a number: …`` or the exception.
+        seconds: time until the answer, or the time limit.
     """
 
     episode: int
@@ -41,11 +41,11 @@ class Call:
     """A call of an agent's ``act`` or ``learn``.
 
     Attributes:
-        episode, step: in which auction, from 1.
-        agent: its name.
+        episode, step: number of the episode and of the auction in it, from 1.
+        agent: name of the agent.
         what: ``act`` or ``learn``.
-        reason: empty on success. Else ``late``, ``busy`` with an earlier call, ``returned nothing``,
-            ``not legal`` or the exception it raised. The sale to an agent that failed to act is void.
+        reason: empty on success. Otherwise ``late``, ``busy`` (an earlier call is still running), ``returned nothing``,
+            ``not legal`` or the exception. The sale to an agent that failed to act is void.
         seconds: as for a `Bid`.
     """
 
@@ -59,17 +59,17 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Auction:
-    """The result of an auction, as the buyer and the seller receive it. The other bids stay sealed.
+    """The result of an auction, which the buyer and the seller receive. It does not contain the sealed bids of others.
 
     Attributes:
-        episode, step: which auction, from 1.
-        winner: the agent that bought the state and acted; without one (None) no money moved.
+        episode, step: number of the episode and of the auction in it, from 1.
+        winner: the agent that bought the state and acted; None if no agent did, and then no payments were made.
         seller: the owner of the state.
-        price: what the winner paid.
-        payout: what the seller received; ``payout - price`` is minted.
-        reward: what the winner was paid for the state it reached.
-        rent: what the winner paid to the auctioneer after that.
-        done: whether the episode ended; the state reached is not sold then.
+        price: the amount that the winner paid.
+        payout: the amount that the seller received; ``payout - price`` is minted.
+        reward: the winner's reward for the next state.
+        rent: the amount that the winner paid to the auctioneer.
+        done: whether the episode ended; then the next state is not sold.
     """
 
     episode: int
@@ -93,13 +93,13 @@ class JsonLines:
         self._file = file
 
     def __call__(self, record: Record) -> None:
-        """Write a record; it is on its way to the disk when this returns."""
+        """Write a record and flush the file."""
         fields = {name: _plain(value) for name, value in dataclasses.asdict(record).items()}
         line = json.dumps({"record": type(record).__name__, **fields}, ensure_ascii=False, allow_nan=False)
         if not line.isprintable():  # C1 codes, bidirectional overrides and line separators, which JSON permits
             line = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
         self._file.write(line + "\n")
-        self._file.flush()  # the log of a run that is killed says what happened until then
+        self._file.flush()  # so that the log of a killed process is complete
 
     def close(self) -> None:
         """Close the file."""
@@ -113,7 +113,7 @@ class JsonLines:
 
 
 def _plain(value: Any) -> Any:
-    # JSON has no NaN and no infinity, which agents do bid.
+    # JSON has no NaN and no infinity, which agents may bid.
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""An episode and a market's wealth as tables, by rich."""
+"""Terminal tables of an episode and of the agents' wealth."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,24 +32,24 @@ def _shown(show: Callable[[Any], str], state: Any) -> Text:
 def episode_table(
     episode: MarketEpisode, *, show: Callable[[Any], str] = _short, title: str | None = None
 ) -> DataTable:
-    """An episode, auction by auction: the state, who bid what, who won, who paid whom.
+    """A table of an episode with a row per auction: state, bids, winner, price, seller and reward.
 
     Args:
-        episode: as `Market.play` returned it.
-        show: formats a state as a short text; by default its last item, cut at 40 characters. If it raises, the table
-            shows the error.
-        title: above the table.
+        episode: the result of `Market.play`.
+        show: formats a state as a short text; by default its last item, cut at 40 characters. If it raises an
+            exception, the table shows that.
+        title: title of the table.
     """
     minted = any(step.auction.payout != step.auction.price for step in episode.steps)
     agents = [bid.agent for bid in episode.steps[0].bids]
     table = DataTable(
         title=title or "",
-        caption="bids, at most the budget; · no bid; ! failed to act" + "; gets: with the mint" * minted,
+        caption="bids are limited by budgets; · no bid; ! failed to act" + "; payout: price + minted money" * minted,
     )
     table.add_column("t", justify="right")
     table.add_column("state")
-    for column in (*agents, "wins", "pays", "to", *["gets"] * minted, "reward", "end"):
-        table.add_column(column, justify="right" if column in ("pays", "gets", "reward") else "left")
+    for column in (*agents, "winner", "price", "seller", *["payout"] * minted, "reward", "end"):
+        table.add_column(column, justify="right" if column in ("price", "payout", "reward") else "left")
     for step in episode.steps:
         a = step.auction
         failed = {call.agent for call in step.calls if call.what == "act" and call.reason}
@@ -69,20 +69,20 @@ def episode_table(
             cell(a.seller),
             *[f"{a.payout:.3f}"] * minted,
             f"{a.reward:.3f}",
-            "ends" if a.done else "unsold" if a.winner is None else "",
+            "done" if a.done else "unsold" if a.winner is None else "",
         )
-    between = len(agents) + len(["wins", "pays", "to", "reward"]) + minted
+    between = len(agents) + len(["winner", "price", "seller", "reward"]) + minted
     table.add_row("", _shown(show, episode.state), *[""] * between, "cut" * (episode.end == "cut"))
     return table
 
 
 def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
-    """The wealth of every agent and the auctioneer, by source."""
+    """A table of the wealth of all agents and the auctioneer, with their cash flows by kind."""
     table = DataTable(
         title=title or "",
-        caption="sold: what others paid it, and the mint; won: auctions",
+        caption="sales: payouts received; purchases: prices paid; wins: number of auctions",
     )
-    for column in ("agent", "began with", "rewards", "sold", "bought", "rent", "wealth", "won", ""):
+    for column in ("agent", "endowment", "rewards", "sales", "purchases", "rent", "wealth", "wins", ""):
         table.add_column(column, justify="left" if column in ("agent", "") else "right")
     entries = [e for e in market.ledger if e.payer != e.payee]
     for name in (*market.agents, AUCTIONEER):

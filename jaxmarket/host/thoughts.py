@@ -1,4 +1,4 @@
-"""States that are message lists, to which the winner of an auction appends."""
+"""States that are lists of messages, to which the winner of an auction appends."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Thought:
-    """A chain of thought: a sequence of items that can only be added to, never changed in place.
+    """A chain of thought: an immutable sequence of items.
 
-    A state of a market may be any object; this one suits agents that talk.
+    A state of a market may be any object; this one suits agents that exchange text.
 
     >>> task = Thought().append("user", "2+3*4")
     >>> print(task.append("times", "2+12"))
@@ -40,12 +40,12 @@ class Thought:
     items: tuple[Item, ...] = ()
 
     def append(self, author: str, content: Any) -> "Thought":
-        """A new thought with one item more."""
+        """A new thought with one more item."""
         return Thought((*self.items, Item(author, content)))
 
     @property
     def last(self) -> Any:
-        """The content of the last item, None without any."""
+        """The content of the last item; None if there is none."""
         return self.items[-1].content if self.items else None
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Thought:
 
 
 def appends(agent: str, before: Any, after: Any) -> bool:
-    """Whether an agent only appended items of text under its own name: for ``Market(legal=appends)``.
+    """Whether an agent only appended items of text under its own name, for ``Market(legal=appends)``.
 
     It calls no method of an object from the agent: the `Thought`, its tuple of items, each `Item`, the authors and the
     contents of new items (``str``) must have exactly these types, not subclasses. The contents of the earlier items

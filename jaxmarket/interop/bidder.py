@@ -1,9 +1,9 @@
-"""One bidder against a frozen society, as an environment: learning to bid here shows whether truthful bids are optimal.
+"""One bidder of a frozen society as an environment, to test whether truthful bids are optimal.
 
-Chang et al. (2020) prove that bidding Q* is best in one second-price auction, and that it is a Nash equilibrium of
-cloned societies whose bidders optimise each auction alone. `BidderEnv` puts one strategic bidder among bidders that
-learn nothing any more, over whole episodes: any agent for gymnax environments can look for a better strategy.
-`Exact` finds the best one there is, where process and rivals are known.
+Chang et al. (2020) prove that bidding Q* is optimal in one second-price auction, and that it is a Nash equilibrium of
+cloned societies whose bidders optimise each auction separately. In a `BidderEnv` one strategic bidder optimises whole
+episodes against the fixed bids of the others, with any algorithm for gymnax environments. `Exact` computes its optimal
+strategy if the process and the other bids are known.
 """
 
 import dataclasses
@@ -35,50 +35,51 @@ class BidderState(struct.PyTreeNode):
     """State of `BidderEnv`."""
 
     env_state: PyTree
-    obs: Float[Array, "..."]  # encoded observation of the state now for sale
-    owner: Int32[Array, ""]  # who sells it, AUCTIONEER for the first state
+    obs: Float[Array, "..."]  # encoded observation of the state for sale
+    owner: Int32[Array, ""]  # its owner, AUCTIONEER for the first state
     elapsed: Float[Array, ""]  # environment steps since the reset
-    truncated: Bool[Array, ""]  # whether the environment beneath was cut
+    truncated: Bool[Array, ""]  # whether the society's environment was truncated
 
 
 class BidderParams(struct.PyTreeNode):
-    """Parameters of `BidderEnv`; traced, so one program serves many societies of the same kind."""
+    """Parameters of `BidderEnv`. They are traced, so societies that differ only in them share one compiled program."""
 
-    env: PyTree  # of the environment beneath
+    env: PyTree  # parameters of the society's environment
     others: PyTree  # bid-network parameters of the frozen society, leaves [M, ...]
 
 
 class BidderEnv(environment.Environment[Any, Any]):
-    """A society in which one bidder's bids are the actions, and the others' are frozen.
+    """A society in which the actions are the bids of one bidder, while the parameters of all others are fixed.
 
-    Action i bids ``levels[i]``. The others bid as ``society`` does with ``params``: sampled, or greedily where it is
-    greedy. The reward is the money that moves on the bidder's account at this auction,
+    Action i bids ``levels[i]``. The other bidders bid as ``society`` does with ``params``: sampled, or greedily if the
+    society is greedy. The reward is the bidder's net cash flow of the step,
 
-        payout (if it owns the state that is sold) + reward - price (if it wins),
+        payout (if it owns the state that is sold) + reward - price (if it wins).
 
-    so an episode's undiscounted return is its change of wealth in the books of `jaxmarket.step`, and its discounted
-    return is the sum of its utilities, γᵗ (r + γ · payout - price), since a payout arrives with the next auction.
-    Nothing is paid across a reset: the owner of the state at the end of an episode is not paid for it.
+    The undiscounted return of an episode is therefore the change of the bidder's wealth in `jaxmarket.step`, and the
+    discounted return is the sum of its utilities, γᵗ (r + γ · payout - price), because a payout arrives with the next
+    auction. Nothing is paid across a reset: the owner of the last state of an episode receives no payout for it.
 
-    The observation is the society's, flattened, and whether the bidder owns the state that is for sale: f [n + 1]. A
-    society's own bidders do not see that; a shill bid is for owners only.
+    The observation is the society's, flattened, and a flag whether the bidder owns the state for sale: f [n + 1]. The
+    bidders of a society do not observe that flag; with it, a strategy may bid differently for its own state (shill
+    bids).
 
     Args:
         society: bidders, auction and environment.
-        params: bid-network parameters, leaves [M, ...], that stay as they are.
-        bidder: the strategic one, 0 to A - 1: clone ``bidder % clones`` of primitive ``bidder // clones``. What the
-            society would bid in its place is not used, but by `truth`.
-        levels: the bids to choose from, in units of reward.
-        time_limits: "bootstrap": a cut is reported as truncated, and what the state held would have sold for is left to
-            the learner's estimate of what follows. "terminal": the market closes with the cut, the state is worth
-            nothing then, and the cut is reported as terminated. The observation has one more entry, the share of the
-            time that has passed, without which a learner could not know.
+        params: fixed bid-network parameters, leaves [M, ...].
+        bidder: index of the strategic bidder, 0 to A - 1: clone ``bidder % clones`` of primitive
+            ``bidder // clones``. The bid that the society computes for it is used by `truth` only.
+        levels: the possible bids, in units of reward.
+        time_limits: "bootstrap" reports a time limit as truncated, so that the learner bootstraps the proceeds of the
+            last state. "terminal" reports it as terminated: the last state has no proceeds. The observation then has
+            one more entry, the fraction of the time limit that has passed, so that the state is Markov.
 
     Instances compare and hash by value, if the environment does.
 
     Raises:
-        ValueError: there is no such bidder, no level, a level that is not finite or is there twice, ``params`` are of
-            another society, or a market is to close when nobody knows.
+        ValueError: ``bidder`` is out of range; ``levels`` is empty, or contains an infinite or repeated bid;
+            ``params`` belong to another society; or ``time_limits`` is "terminal" and the environment has no known
+            time limit.
     """
 
     def __init__(
@@ -94,19 +95,19 @@ class BidderEnv(environment.Environment[Any, Any]):
         bidder = check_int("bidder", bidder, 0, society.bidders - 1)
         self.levels = tuple(float(level) for level in levels)
         if not self.levels or not np.isfinite(self.levels).all() or len(set(self.levels)) < len(self.levels):
-            raise ValueError(f"levels: expected different finite bids, at least one, got {self.levels}")
+            raise ValueError(f"levels: expected one or more distinct finite bids, got {self.levels}")
         if time_limits not in TIME_LIMITS:
             raise ValueError(f"time_limits: unknown rule {time_limits!r}; choose from {', '.join(TIME_LIMITS)}")
         wanted = jax.eval_shape(society.init, jax.random.key(0))
         if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
             raise ValueError(
-                f"params: of another society, with shapes {jax.tree.map(jnp.shape, params)}; this one has "
-                f"{jax.tree.map(jnp.shape, wanted)}"
+                f"params: expected parameters of this society with shapes {jax.tree.map(jnp.shape, wanted)}, got "
+                f"{jax.tree.map(jnp.shape, params)}"
             )
         self.limit: Any = getattr(society.env.default_params, "max_steps_in_episode", None)
         if time_limits == "terminal" and self.limit is None:
             raise ValueError(
-                f"time_limits: terminal needs an environment with a known time limit, {society.env.name} names none in "
+                f"time_limits: terminal needs an environment with a known time limit, {society.env.name} has no "
                 "params.max_steps_in_episode; use bootstrap"
             )
         self.society, self.bidder, self.time_limits = society, bidder, time_limits
@@ -122,31 +123,31 @@ class BidderEnv(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """The environment, the auction, and which bidder it is."""
+        """The bidder, the environment and the mechanism."""
         return f"bidder {self.bidder} of {self.society.env.name} ({self.society.mechanism.name})"
 
     @property
     def gamma(self) -> float | None:
-        """The discount of the environment beneath."""
+        """The discount of the society's environment."""
         return self.society.env.gamma
 
     @property
     def num_actions(self) -> int:
-        """The number of bids to choose from."""
+        """The number of ``levels``."""
         return len(self.levels)
 
     @property
     def primitive(self) -> int:
-        """The primitive that acts where the bidder wins."""
+        """The bidder's primitive."""
         return self.bidder // self.society.clones
 
     @property
     def default_params(self) -> Any:
-        """The environment's own parameters, and the frozen society."""
+        """The environment's default parameters and the fixed bid-network parameters."""
         return BidderParams(env=self.society.env.default_params, others=self._params)
 
     def reset_env(self, key: Array, params: BidderParams) -> tuple[Array, BidderState]:
-        """A first state, which belongs to the house."""
+        """Reset the environment; the auctioneer owns the first state."""
         obs, env_state = self.society.env.reset(key, params.env)
         state = BidderState(
             env_state=env_state,
@@ -160,17 +161,17 @@ class BidderEnv(environment.Environment[Any, Any]):
     def step_env(
         self, key: Array, state: BidderState, action: Any, params: BidderParams
     ) -> tuple[Array, BidderState, Array, Array, dict[Any, Any]]:
-        """`offer` of a level."""
+        """`offer` with the bid ``levels[action]``."""
         return self.offer(key, state, jnp.asarray(self.levels, real())[action], params)
 
     def offer(
         self, key: Array, state: BidderState, bid: Array, params: BidderParams
     ) -> tuple[Array, BidderState, Array, Array, dict[Any, Any]]:
-        """`step_env` with any bid at all, f []: the same key gives the auction that `jaxmarket.step` holds.
+        """`step_env` with any bid, f []. With the same key, the auction equals that of `jaxmarket.step`.
 
         Returns:
-            ``(obs, state, money, terminated, info)``; in ``info`` the ``outcome`` of the auction, the ``price`` and
-            the ``payout`` of the sale, for any bidder, and the ``duration`` of the winner's primitive.
+            ``(obs, state, cash flow, terminated, info)``. ``info`` has the ``outcome`` of the auction, its ``price``
+            and ``payout`` (whichever bidder wins), and the ``duration`` of the winner's primitive.
         """
         society, draws = self.society, draw(self.society, key)
         bids = society.bids(params.others, draws, state.obs)
@@ -181,7 +182,9 @@ class BidderEnv(environment.Environment[Any, Any]):
             obs=state.obs,
             owner=state.owner,
             active=jnp.ones(society.bidders, bool),
-            accounts=Accounts(jnp.zeros(society.bidders, real()), nothing),  # the balance afterwards is what moved
+            accounts=Accounts(
+                jnp.zeros(society.bidders, real()), nothing
+            ),  # balances of 0, so that the next one is the cash flow
             episode_return=nothing,
             episode_length=jnp.zeros((), jnp.int32),
         )
@@ -198,20 +201,20 @@ class BidderEnv(environment.Environment[Any, Any]):
         return self.get_obs(onward), onward, after.accounts.wealth[self.bidder], row.terminated | closes, info
 
     def truth(self, obs: Array, params: BidderParams) -> Array:
-        """What the frozen society itself would bid in the bidder's place, greedily: f [].
+        """The greedy bid of the society's own policy for this bidder: f [].
 
         Args:
-            obs: f [...], encoded observation of the state that is for sale.
-            params: with the frozen society.
+            obs: f [...], encoded observation of the state for sale.
+            params: the parameters of this environment.
         """
         return self.society.bids(params.others, None, obs)[self.bidder]
 
     def view(self, obs: Array, owns: Array, elapsed: Array) -> Array:
-        """What the bidder sees: f [n + 1], or f [n + 2] where the market closes.
+        """The bidder's observation: f [n + 1], or f [n + 2] with ``time_limits="terminal"``.
 
         Args:
-            obs: f [...], encoded observation of the state that is for sale.
-            owns: bool [], whether the bidder sells it.
+            obs: f [...], encoded observation of the state for sale.
+            owns: bool [], whether the bidder owns it.
             elapsed: f [], environment steps since the reset.
         """
         seen = [obs.reshape(-1).astype(real()), owns.astype(real())[None]]
@@ -224,7 +227,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         return self.view(state.obs, state.owner == self.bidder, state.elapsed)
 
     def is_truncated(self, state: BidderState, params: BidderParams) -> Array:
-        """Whether the environment beneath was cut, and the market did not close with it."""
+        """Whether the environment was truncated; always False with ``time_limits="terminal"``."""
         return state.truncated
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
@@ -232,7 +235,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Encoded observations; what is beneath is not known to have limits."""
+        """Encoded observations, without bounds."""
         obs, _ = jax.eval_shape(self.reset_env, jax.random.key(0), self.default_params)
         return spaces.Box(-jnp.inf, jnp.inf, obs.shape, real())
 
@@ -240,19 +243,19 @@ class BidderEnv(environment.Environment[Any, Any]):
 def truthful(
     env: FiniteMDP, mechanism: Mechanism = CREDIT_CONSERVING_VICKREY, clones: int = 2, *, bids: Any = None
 ) -> tuple[Society, PyTree]:
-    """A society that bids Q*, or other numbers, by state and primitive; it is greedy, and its params are a table.
+    """A greedy society that bids Q*, or another table of bids by state and primitive, and its parameters.
 
     Args:
-        env: the process.
+        env: the environment.
         mechanism: the auction.
         clones: bidders per primitive.
-        bids: f [S, P], `FiniteMDP.optimal_q` by default, at the environment's own discount.
+        bids: f [S, P], by default `FiniteMDP.optimal_q` at the environment's discount.
 
     Returns:
         ``(society, params)``.
 
     Raises:
-        ValueError: ``bids`` are not finite or not of that shape.
+        ValueError: ``bids`` are not finite or have another shape.
     """
     table = np.asarray(env.optimal_q() if bids is None else bids, np.float64)
     if table.shape != (env.num_states, env.num_actions) or not np.isfinite(table).all():
@@ -270,17 +273,17 @@ def truthful(
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """The decision process of a `BidderEnv`, solved: a state, and whether the bidder owns it.
+    """Exact solutions of a `BidderEnv`, whose states are pairs of an environment state and the ownership flag.
 
-    Where the market closes (``time_limits="terminal"``) strategies depend on time, H is the environment's horizon and
-    values are those of an episode. Otherwise they are stationary, H is 1, and values those of the process without its
-    cut. Strategies are bids f [H, S, 2]: where the state is another's or the house's, and where it is one's own.
+    With ``time_limits="terminal"`` strategies depend on time, H is the environment's horizon, and values are those of
+    an episode. Otherwise strategies are stationary, H is 1, and values are those of the process without a time limit. A
+    strategy is an array of bids f [H, S, 2]: [..., 0] where the bidder does not own the state, [..., 1] where it does.
 
     Attributes:
-        env: over a `FiniteMDP`, with a greedy society.
+        env: a `BidderEnv` of a greedy society over a `FiniteMDP`.
 
     Raises:
-        ValueError: the process is not a `FiniteMDP`, or the others' bids are drawn.
+        ValueError: the environment is not a `FiniteMDP`, or the society samples its bids.
     """
 
     env: BidderEnv
@@ -288,13 +291,19 @@ class Exact:
     def __post_init__(self) -> None:
         society = self.env.society
         if not isinstance(society.env.env, FiniteMDP):
-            raise ValueError(f"env: {society.env.name} is no FiniteMDP, whose transitions are known; play it instead")
+            raise ValueError(
+                f"env: expected a FiniteMDP, whose transitions are known, got {society.env.name}; estimate values from "
+                "episodes instead"
+            )
         if not society.greedy:
-            raise ValueError("env: the others draw their bids; give dataclasses.replace(society, greedy=True)")
+            raise ValueError(
+                "env: expected a greedy society, got one that samples bids; use dataclasses.replace(society, "
+                "greedy=True)"
+            )
 
     @property
     def mdp(self) -> FiniteMDP:
-        """The process beneath."""
+        """The society's environment."""
         return self.env.society.env.env
 
     @property
@@ -304,53 +313,54 @@ class Exact:
 
     @functools.cached_property
     def others(self) -> np.ndarray:
-        """The bids of all bidders as the society makes them: f [S, A]."""
+        """The greedy bids of all bidders of the society: f [S, A]."""
         society, params = self.env.society, self.env.default_params.others
         states = jnp.eye(self.mdp.num_states, dtype=real())
         return np.asarray(jax.vmap(lambda obs: society.bids(params, None, obs))(states))
 
     @functools.cached_property
     def truth(self) -> np.ndarray:
-        """The bidder's own bids as the society makes them, f [H, S, 2]: Q*, if it is `truthful`."""
+        """The society's bids for the strategic bidder, f [H, S, 2]: Q* if the society is `truthful`."""
         return np.broadcast_to(self.others[:, self.env.bidder, None], (self.horizon, self.mdp.num_states, 2))
 
     def value(self, bids: Any, gamma: float | None = None) -> float:
-        """Expected discounted money of a strategy f [H, S, 2] from the start of an episode.
+        """Expected discounted return of a strategy from the start of an episode, in units of reward.
 
         Args:
-            bids: the strategy.
+            bids: the strategy, f [H, S, 2].
             gamma: discount, the environment's own by default; 1 for the change of wealth in an episode.
 
         Raises:
-            ValueError: ``bids`` has another shape, or ``gamma`` is none a process without a cut has a value for.
+            ValueError: ``bids`` has another shape, or ``gamma`` is not in [0, 1), or [0, 1] with
+                ``time_limits="terminal"``.
         """
         bids = np.asarray(bids)
         if bids.shape != self.truth.shape:
-            raise ValueError(f"bids: expected shape {self.truth.shape}, time, state and ownership, got {bids.shape}")
+            raise ValueError(f"bids: expected shape {self.truth.shape} (time, state, ownership), got {bids.shape}")
         return self._solve(bids[..., None], gamma)[0]
 
     def gain(self, bids: Any, gamma: float | None = None) -> float:
-        """`value` of a strategy above that of `truth`."""
+        """The `value` of a strategy minus that of `truth`."""
         return self.value(bids, gamma) - self.value(self.truth, gamma)
 
     def best(self, gamma: float | None = None) -> np.ndarray:
-        """The best strategy with the environment's levels, f [H, S, 2]; of equally good bids the one nearest to truth.
+        """The optimal strategy with bids from ``levels``, f [H, S, 2]; among equal bids the one closest to `truth`.
 
         Args:
-            gamma: discount, the environment's own by default.
+            gamma: discount, by default the environment's.
 
         Raises:
-            ValueError: ``gamma`` is none a process without a cut has a value for.
+            ValueError: ``gamma`` is not in [0, 1), or [0, 1] with ``time_limits="terminal"``.
         """
         levels = np.asarray(self.env.levels, np.float64)
-        _, worth = self._solve(np.broadcast_to(levels, (1, self.mdp.num_states, 2, len(levels))), gamma)
-        # Prices are float32 numbers: what differs by less than their rounding is the same.
-        good = worth >= worth.max(-1, keepdims=True) - 1e-5 * np.maximum(1, np.abs(worth).max())
+        _, q = self._solve(np.broadcast_to(levels, (1, self.mdp.num_states, 2, len(levels))), gamma)
+        # Prices are float32 numbers: values that differ by less than their rounding error count as equal.
+        good = q >= q.max(-1, keepdims=True) - 1e-5 * np.maximum(1, np.abs(q).max())
         distance = np.where(good, np.abs(levels - self.truth[..., None]), np.inf)
         return levels[distance.argmin(-1)]
 
     def _solve(self, choices: np.ndarray, gamma: float | None) -> tuple[float, np.ndarray]:
-        """The value under the best of bids f [H or 1, S, 2, K] each time, and what each is worth: f [H, S, 2, K]."""
+        """The optimal value with K possible bids, f [H or 1, S, 2, K], and the value of each bid, f [H, S, 2, K]."""
         mdp, closes = self.mdp, self.env.time_limits == "terminal"
         gamma = mdp.gamma if gamma is None else float(gamma)
         if not 0 <= gamma <= 1 or (gamma == 1 and not closes):
@@ -358,41 +368,41 @@ class Exact:
                 f"gamma: expected a discount in [0, 1{']' if closes else ')'}, got {gamma}"
                 + ("" if closes else "; an episode's undiscounted value needs time_limits='terminal'")
             )
-        earned, onward = self._auctions(choices)
+        rewards, transitions = self._auctions(choices)
 
-        def before(t: int, value: np.ndarray) -> np.ndarray:
-            return earned[t] + gamma * np.einsum("sokwt,tw->sok", onward[t], value)
+        def backup(t: int, value: np.ndarray) -> np.ndarray:
+            return rewards[t] + gamma * np.einsum("sokwt,tw->sok", transitions[t], value)
 
-        value, worth = np.zeros((mdp.num_states, 2)), []
+        value, q = np.zeros((mdp.num_states, 2)), []
         if closes:
             for t in reversed(range(self.horizon)):
-                worth.insert(0, before(t % len(earned), value))
-                value = worth[0].max(-1)
+                q.insert(0, backup(t % len(rewards), value))
+                value = q[0].max(-1)
         else:
-            settled = False
-            while not settled:
-                worth = [before(0, value)]
-                new = worth[0].max(-1)
-                settled = bool(np.abs(new - value).max() <= 1e-10 * max(1.0, np.abs(new).max()))
+            converged = False
+            while not converged:
+                q = [backup(0, value)]
+                new = q[0].max(-1)
+                converged = bool(np.abs(new - value).max() <= 1e-10 * max(1.0, np.abs(new).max()))
                 value = new
-        return float(mdp.start @ value[:, 0]), np.stack(worth)
+        return float(mdp.start @ value[:, 0]), np.stack(q)
 
     def _auctions(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Own money f [T, S, 2, K] and what follows f [T, S, 2, K, 2, S'], by who wins, averaged over ties."""
+        """Expected cash flow f [T, S, 2, K] and transition probabilities f [T, S, 2, K, 2, S'], averaged over ties."""
         mdp, society, me = self.mdp, self.env.society, self.env.bidder
         odds, price, payout = self._outcomes(choices)
         owns = np.array([0.0, 1.0])[:, None]
         won = odds[..., me] * (mdp.rewards[:, self.env.primitive, None, None] - price[..., me])
-        earned = owns * (odds * payout).sum(-1) + won
+        rewards = owns * (odds * payout).sum(-1) + won
         successors = np.repeat(mdp.transitions * ~mdp.terminal, society.clones, axis=1)  # [S, A, S']
         mine = np.arange(society.bidders) == me
         by_winner = [np.einsum("zsoka,sat->zsokt", odds * who, successors) for who in (~mine, mine)]
-        return earned, np.stack(by_winner, -2)
+        return rewards, np.stack(by_winner, -2)
 
     def _outcomes(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For own bids f [T, S, 2, K]: the odds of each winner, its price and its payout, f [T, S, 2, K, A]."""
+        """Per bidder, f [T, S, 2, K, A]: its probability of winning, and its price and payout if it wins."""
         society, ids = self.env.society, np.arange(self.env.society.bidders)
-        # In the working precision, in which the market finds ties.
+        # In the working precision, so that ties are those of the market.
         own = choices.astype(self.others.dtype)[..., None]
         bids = np.where(ids == self.env.bidder, own, self.others[:, None, None])
         tied = bids == bids.max(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A market as one function of bids made elsewhere: by your own network, algorithm or environment loop."""
+"""The market step as a function of given bids, which your own network, algorithm or training loop computes."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ __all__ = ["GivenBids", "given_bids"]
 
 @dataclasses.dataclass(frozen=True)
 class GivenBids:
-    """A bid policy whose parameters are its bid: it bids what it is given, whatever it sees."""
+    """A bid policy whose parameter is its bid, independent of the observation."""
 
     def init(self, key: Array, obs: Array) -> Array:
         """A bid of 0: f []."""
@@ -21,17 +21,17 @@ class GivenBids:
         return jnp.zeros((), real())
 
     def apply(self, params: PyTree, obs: Array) -> Point:
-        """The bid ``params`` [], for certain."""
+        """The bid ``params``, f [], as a point distribution."""
         del obs
         return Point(jnp.asarray(params, real()))
 
 
 def given_bids(society: Society) -> Society:
-    """The same society, its bids made elsewhere: they are what `jaxmarket.step` takes as ``params``, f [A].
+    """The same society with bids as its parameters: `jaxmarket.step` takes them as ``params``, f [A].
 
-    The rest is untouched, and so are the step's draws: with the bids a society would have made, its step is
-    the society's own, bit for bit. Prices, wealth and utilities are differentiable in the bids (who wins is not,
-    and counts as fixed). A bid that is NaN or infinite is not eligible.
+    All other fields and the random draws are unchanged, so that a step with the society's own bids is bit-identical.
+    Prices, wealth and utilities are differentiable in the bids, for a fixed winner. A bid that is NaN or infinite is
+    not eligible.
 
     >>> import jax, jaxmarket
     >>> society = given_bids(jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society)

@@ -1,8 +1,8 @@
-"""Gymnasium, both ways: our environments for its users, our societies in its environments.
+"""Gymnasium: JAX environments as Gymnasium environments, and policies as functions of NumPy observations.
 
-gymnax comes with a wrapper of its own, `gymnax.wrappers.gym.GymnaxToGymWrapper`. In gymnax 1.0.1 it fails Gymnasium's
-``check_env`` (``reset(seed=...)`` does not seed), hands out JAX arrays, and resets by itself: the last step of an
-episode comes with the first observation of the next. `GymnasiumEnv` has none of this.
+The wrapper of gymnax 1.0.1, `gymnax.wrappers.gym.GymnaxToGymWrapper`, fails Gymnasium's ``check_env``
+(``reset(seed=...)`` does not seed), returns JAX arrays, and resets automatically: the last step of an episode returns
+the first observation of the next one. `GymnasiumEnv` passes ``check_env``, returns NumPy arrays and does not reset.
 """
 
 import functools
@@ -26,7 +26,7 @@ __all__ = ["GymnasiumEnv", "actor"]
 
 
 class GymnasiumEnv(gymnasium.Env[Any, Any]):
-    """A gymnax-style environment as a `gymnasium.Env`: numpy observations, compiled steps, no auto-reset.
+    """A gymnax-style environment as a `gymnasium.Env`: NumPy observations, compiled steps, no automatic reset.
 
     >>> env = GymnasiumEnv("Chain-v0")
     >>> obs, info = env.reset(seed=0)
@@ -34,20 +34,20 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
     >>> obs.tolist(), reward, terminated, truncated
     ([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 0.0, False, False)
 
-    Anything gymnax-style fits: our environments, gymnax's, one's own, a `jaxmarket.interop.bidder` environment (the
-    market as one bidder sees it); continuous actions too. A step is one call into JAX, tenths of a millisecond on a
-    CPU: convenient, not fast.
+    It accepts all gymnax-style environments: the library's, gymnax's, your own, or a `jaxmarket.interop.bidder`
+    environment (one bidder of a market), also with continuous actions. Each step is one call of a compiled JAX function
+    and takes tenths of a millisecond on a CPU, so use JAX environments directly where speed matters.
 
     ``reset(seed=n)`` starts a new stream of random numbers from the low 32 bits of n; otherwise the stream continues.
-    ``info`` has ``duration`` and ``undiscounted``: where a choice takes several environment steps (`Options`), how
-    many, and their reward without the discount within.
+    ``info`` has ``duration``, the number of environment steps of an action (more than 1 for `Options`), and
+    ``undiscounted``, the sum of their rewards.
 
     Args:
-        env: an environment, its `Adapter`, or an id that `jaxmarket.make` knows.
-        env_params: its parameters, its default ones by default.
+        env: an environment, its `Adapter`, or an id that `jaxmarket.make` accepts.
+        env_params: the environment's parameters; by default its ``default_params``.
 
     Raises:
-        ValueError: an unknown id; an environment whose spaces are neither declared nor to be guessed.
+        ValueError: the id is unknown, or the environment has no ``observation_space`` and no single-array observation.
     """
 
     def __init__(self, env: Any, env_params: PyTree = None) -> None:
@@ -60,7 +60,7 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
         self._env_state: PyTree = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode: ``(obs, info)``. ``options={"env_params": ...}`` changes the parameters from here on."""
+        """Begin an episode: ``(obs, info)``. ``options={"env_params": ...}`` changes the parameters permanently."""
         super().reset(seed=seed)
         if seed is not None or self._key is None:
             number = self.np_random.integers(2**32, dtype=np.uint32) if seed is None else seed & 0xFFFFFFFF
@@ -70,11 +70,11 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
         return _to_numpy(self.observation_space, obs), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One choice: ``(obs, reward, terminated, truncated, info)``. The last state of an episode is not reset.
+        """Take one action: ``(obs, reward, terminated, truncated, info)``. The state after an episode is not reset.
 
         Raises:
-            ValueError: an action that is not one of the choices.
-            gymnasium.error.ResetNeeded: no episode was begun.
+            ValueError: the action is not in the action space.
+            gymnasium.error.ResetNeeded: ``reset`` was not called.
         """
         if self._key is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
@@ -90,10 +90,10 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
         return obs, now.reward.item(), now.terminated.item(), now.truncated.item(), info
 
     def action_masks(self) -> np.ndarray:
-        """Which choices are legal now: bool [P]. The name is that of sb3-contrib's masked PPO.
+        """The legal actions in the current state: bool [P]. sb3-contrib's MaskablePPO calls this method.
 
         Raises:
-            gymnasium.error.ResetNeeded: no episode was begun.
+            gymnasium.error.ResetNeeded: ``reset`` was not called.
         """
         if self._key is None:
             raise gymnasium.error.ResetNeeded("call reset() before action_masks()")
@@ -101,21 +101,21 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
 
 
 def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
-    """A policy that maps numpy observations to integers: ``act(obs) -> int``.
+    """A function from NumPy observations to integer actions: ``act(obs) -> int``.
 
-    The policy is compiled once. Where it draws random numbers, call t draws those of ``seed`` and t.
+    The policy is compiled once. A stochastic policy receives a key made from ``seed`` and the number of the call.
 
     >>> act = actor(lambda obs, key: jax.random.randint(key, (), 0, 2) + 10 * obs.argmax())
     >>> act(np.array([0.0, 1.0])) in (10, 11)
     True
 
     Args:
-        policy: ``(obs, key) -> action``: from `jaxmarket.as_policy` or `jaxmarket.load`, for one.
-        seed: of its random numbers.
+        policy: ``(obs, key) -> action``, for example from `jaxmarket.as_policy` or `jaxmarket.load`.
+        seed: random seed of the actions.
 
     Returns:
-        ``act(obs, legal=None)``: obs is one observation of the kind that the policy was trained on, legal
-        bool [P] the legal choices, all by default.
+        ``act(obs, legal=None)``, where ``obs`` is one observation and ``legal`` the mask of legal actions, bool [P],
+        by default all.
     """
     base = key_for(key_of(seed), "actor")
 
@@ -147,20 +147,20 @@ def _action_space(adapter: Adapter, env_params: PyTree) -> spaces.Space[Any]:
 
 
 def _observation_space(adapter: Adapter, env_params: PyTree) -> spaces.Space[Any]:
-    """As declared; else any numbers of the shape that a reset gives."""
+    """The declared observation space, or an unbounded box with the shape of an initial observation."""
     if callable(getattr(adapter.env, "observation_space", None)):
         return gymnax_space_to_gym_space(adapter.env.observation_space(env_params))
     obs, _ = jax.eval_shape(adapter.raw_reset, jax.random.key(0), env_params)
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"env: {adapter.name} has no observation_space(params), and its observations are not one array "
-            f"({jax.tree.structure(obs)}); give it one"
+            f"env: {adapter.name} has no observation_space(params), and its observation is not a single array "
+            f"({jax.tree.structure(obs)}); define observation_space"
         )
     return spaces.Box(-np.inf, np.inf, obs.shape, obs.dtype)
 
 
 def _to_numpy(space: spaces.Space[Any], obs: Any) -> Any:
-    """An observation as the space has it: gymnax's spaces and observations do not always agree on the type."""
+    """The observation with the space's dtype and shape, which may differ from those of gymnax's observations."""
     if isinstance(space, spaces.Dict):
         return {name: _to_numpy(space[name], leaf) for name, leaf in obs.items()}
     if isinstance(space, spaces.Tuple):

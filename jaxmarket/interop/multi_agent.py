@@ -1,7 +1,7 @@
 """The market as a multi-agent environment in JaxMARL's interface: agents are bidders, actions are bids.
 
-Needs JaxMARL: ``pip install 'jaxmarket[marl]'``. Without it, `jaxmarket.interop.embedding.given_bids` is the same
-market in arrays.
+It needs JaxMARL: ``pip install 'jaxmarket[marl]'``. `jaxmarket.interop.embedding.given_bids` provides the same market
+with arrays instead of dicts, without JaxMARL.
 """
 
 import functools
@@ -33,21 +33,21 @@ class MarketEnv(MultiAgentEnv):
     One step is one `jaxmarket.step`: the bids are the actions, the auction clears, the buyer pays, the owner is
     paid, the winner's primitive transforms the environment, and its reward is credited.
 
-    **Rewards are cash flow**: what moved on a bidder's account in this step, payout received + reward earned - price
-    paid. What a purchase is worth is known only when the state is sold again, in the next step, and that is when the
-    payout is paid. So an episode's sum of rewards is the bidder's change of wealth, and its discounted sum is
-    the discounted sum of the utilities by `jaxmarket.settle` with the same discount and ``time_limits="terminal"``
-    (where a primitive takes k > 1 environment steps, `settle` waits k times as long). An episode that is cut leaves
-    its last owner with a state nobody will buy; JaxMARL's ``dones`` do not tell a cut from an end, ``infos`` do.
+    **Rewards are net cash flows**: payout received + reward earned - price paid in this step. A bidder receives the
+    payout for its purchase when the state is sold again, in the next step. The sum of an episode's rewards is
+    therefore the bidder's change of wealth, and their discounted sum equals the discounted sum of the utilities from
+    `jaxmarket.settle` with the same discount and ``time_limits="terminal"`` (for a primitive that takes k > 1
+    environment steps, `settle` discounts by γᵏ). The last owner of a truncated episode receives no payout. JaxMARL's
+    ``dones`` do not distinguish truncation from termination; ``infos`` do.
 
-    **Observations** are the society's, flattened, and a flag whether the bidder owns the state now for sale, since the
-    owner is paid by the winner. Accounts are not observed: there are no budgets here, so they change nothing.
+    **Observations** are the society's, flattened, and a flag whether the bidder owns the state for sale, because the
+    owner receives the payout. Accounts are not observed: without budgets they have no effect on the auction.
 
-    **Episodes** end for all bidders at once; JaxMARL's ``step`` resets, and ``step_env`` does not. A reset
-    opens new accounts. ``infos`` have [A] entries each, as JaxMARL's baselines expect them: ``purchase``, ``sale``
-    and ``reward`` (the parts of the cash flow), ``wealth`` after the step, ``terminated`` and ``truncated``.
+    **Episodes** end for all bidders at once; JaxMARL's ``step`` resets, and ``step_env`` does not. A reset sets all
+    accounts to 0. ``infos`` have [A] entries each, as JaxMARL's baselines expect: ``purchase``, ``sale`` and
+    ``reward`` (the cash flows), ``wealth`` after the step, ``terminated`` and ``truncated``.
 
-    JaxMARL compiles its methods for each environment object, so the parameters are constants there: make the object
+    JaxMARL compiles its methods for each environment object with the parameters as constants, so create the object
     once. To sweep over parameters or differentiate, use `jaxmarket.interop.embedding.given_bids`.
 
     >>> import jaxmarket
@@ -59,16 +59,17 @@ class MarketEnv(MultiAgentEnv):
     ({'bidder_0': 0.0, 'bidder_1': -0.25}, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 
     Args:
-        society: environment, mechanism and number of bidders; its policy only says how high bids may be.
-        env_params: the environment's parameters, its default ones by default.
+        society: environment, mechanism and number of bidders; only the bid limits of its policy are used.
+        env_params: the environment's parameters; by default its ``default_params``.
         rules: exploration, reserve and dropout; none by default.
-        low, high: the lowest and highest bid, by default the society's. Bids beyond are clipped, as samples of a
-            normal distribution need; NaN is no bid at all.
-        grid: bids to choose from, ascending, instead of limits. Actions are then their indices, ``Discrete``, where
-            they are otherwise a ``Box`` of shape (1,).
+        low, high: the lowest and highest bid, by default those of the society's bid head. Other bids are clipped; a
+            bid that is NaN is not eligible.
+        grid: the possible bids in ascending order, instead of limits. Actions are then indices of the grid
+            (``Discrete``); otherwise they are bids (``Box`` of shape (1,)).
 
     Raises:
-        ValueError: not a society, limits that are not finite or not low < high, or a grid that is not ascending.
+        ValueError: ``society`` is not a `Society`, the limits are not finite or not ascending, or the grid is not
+            ascending.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class MarketEnv(MultiAgentEnv):
     ) -> None:
         if not isinstance(society, Society):
             raise ValueError(
-                f"society: expected a Society, got {short_repr(society)}; TrainConfig(...).settings.society is one"
+                f"society: expected a Society, got {short_repr(society)}; use TrainConfig(...).settings.society"
             )
         super().__init__(num_agents=society.bidders)
         self.society = given_bids(society)
@@ -99,14 +100,14 @@ class MarketEnv(MultiAgentEnv):
 
     @functools.partial(jax.jit, static_argnums=0)
     def reset(self, key: Array) -> tuple[dict[str, Array], State]:
-        """Open a market: empty accounts, the house owns the first state. Returns ``(obs, state)``."""
+        """Start an episode: all balances are 0, and the auctioneer owns the first state. Returns ``(obs, state)``."""
         state, _ = reset(self.society, key, self.env_params, self.rules)
         return self.get_obs(state), state
 
     def step_env(  # pyright: ignore[reportIncompatibleMethodOverride]  the state is ours
         self, key: Array, state: State, actions: dict[str, Array]
     ) -> tuple[dict[str, Array], State, dict[str, Array], dict[str, Array], dict[str, Array]]:
-        """One auction, its payments and the winner's step: ``(obs, state, rewards, dones, infos)``, no reset."""
+        """One `jaxmarket.step` without the reset: ``(obs, state, rewards, dones, infos)``."""
         draws = draw(self.society, key)
         state, row = advance(self.society, draws, self.bids(actions), state, self.env_params, self.rules)
         cash = jax.tree.map(lambda flow: flow[:-1], flows(row))  # without the auctioneer
@@ -122,21 +123,24 @@ class MarketEnv(MultiAgentEnv):
         return self.get_obs(state), state, rewards, dones, infos
 
     def bids(self, actions: dict[str, Array]) -> Array:
-        """The bids [A] behind the actions: clipped to the limits, or looked up in the grid."""
+        """Convert actions to bids, f [A]: clipped to the limits, or looked up in the grid."""
         stacked = jnp.stack([jnp.reshape(actions[agent], ()) for agent in self.agents])
         if self.grid is not None:
             return jnp.asarray(self.grid, real())[stacked]
         return jnp.clip(stacked.astype(real()), self.low, self.high)
 
     def get_obs(self, state: State) -> dict[str, Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What each bidder sees: the society's observation, flattened, and whether it is the owner. f [n + 1]."""
+        """Observations by bidder, f [n + 1] each: the society's, flattened, and whether the bidder is the owner."""
         owns = (jnp.arange(self.num_agents) == state.owner).astype(state.obs.dtype)
         seen = state.obs.reshape(-1)
         return self._named(jax.vmap(lambda own: jnp.append(seen, own))(owns))
 
     @functools.partial(jax.jit, static_argnums=0)
     def get_avail_actions(self, state: State) -> dict[str, Array]:
-        """Who may win: with a grid bool [n], only the lowest bid for a bidder that cannot win; bool [1] without."""
+        """Available actions by bidder. With a grid: bool [n], only the lowest bid if the bidder is not eligible.
+
+        Without a grid: bool [1], whether the bidder is eligible.
+        """
         eligible = self.society.eligible(state.active, state.env_state, self.env_params)
         if self.grid is None:
             return self._named(eligible[:, None])
@@ -149,12 +153,12 @@ class MarketEnv(MultiAgentEnv):
 
     @property
     def agent_classes(self) -> dict[str, list[str]]:
-        """The bidders of each primitive: they sell the same, and may share what they learn."""
+        """The bidders of each primitive (its clones), which may share parameters."""
         clones = self.society.clones
         return {f"primitive_{p}": self.agents[p * clones : (p + 1) * clones] for p in range(self.society.primitives)}
 
     def _named(self, values: Array) -> dict[str, Array]:
-        """[A, ...] by agent."""
+        """The entries of an array [A, ...] by agent."""
         return dict(zip(self.agents, values, strict=True))
 
 
@@ -164,7 +168,7 @@ def _limits(society: Society, low: float | None, high: float | None) -> tuple[fl
     highest = float(getattr(head, "high", math.inf) if high is None else high)
     if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
         raise ValueError(
-            f"low, high: bids need finite limits with low < high, got {lowest} and {highest}; give both, or a grid"
+            f"low, high: expected finite limits with low < high, got {lowest} and {highest}; set both, or a grid"
         )
     return lowest, highest
 

@@ -8,4 +8,4 @@ from jaxmarket.learners.valuation import Valuation
 __all__ = ["LEARNERS", "PPO", "Experience", "Hyperparameters", "Learner", "Reinforce", "Valuation", "numeric"]
 
 LEARNERS: dict[str, type[Learner]] = {"ppo": PPO, "valuation": Valuation, "reinforce": Reinforce}
-"""Aliases of learners, as the command line knows them."""
+"""The learners of the library by alias, for the command line."""

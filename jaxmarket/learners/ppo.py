@@ -1,4 +1,4 @@
-"""PPO on the one-step problem each auction poses (Chang et al. 2020)."""
+"""PPO on the one-step decision problem of each auction (Chang et al. 2020)."""
 
 import dataclasses
 from typing import ClassVar, Self
@@ -28,7 +28,7 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["PPO", "PPOState", "clipped_gain"]
 
 
-# Own bid, whether admitted, own utility, advantage, log-probability before: [R, N] each.
+# Bid, eligible, utility, advantage, log-probability before the update: [R, N] each.
 _Rest = tuple[Array, Array, Array, Array, Array]
 
 
@@ -38,9 +38,9 @@ def clipped_gain(
     """``min(ratio · advantage, clip(ratio) · advantage)`` (Schulman et al. 2017), with a gradient without division.
 
     Args:
-        ratio: new over old probability density.
-        advantage: of the bid.
-        clip: how far the ratio may be from 1.
+        ratio: ratio of the new to the old probability density of a bid.
+        advantage: advantage of the bid.
+        clip: largest distance of the ratio from 1.
     """
     free = jnp.where(advantage > 0, ratio <= 1 + clip, ratio >= 1 - clip)
     bounded = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip, 1 + clip))
@@ -48,7 +48,7 @@ def clipped_gain(
 
 
 class PPOState(struct.PyTreeNode):
-    """Parameters of one module, and the state of the one optimizer that moves them."""
+    """Parameters of one module and the state of their common optimizer."""
 
     params: PyTree
     value_params: PyTree
@@ -57,24 +57,24 @@ class PPOState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """The paper's learner: every bidder, winner or loser, learns from (state, own bid, own utility).
+    """The paper's learner: all bidders, winners and losers, learn from their own observation, bid and utility.
 
-    Memoryless: the advantage is utility - V(s), the value's target is the utility, and nothing is
-    bootstrapped from a network. Credit travels only through the next auction's price.
+    The advantage is utility - V(s), and V is regressed on the utility: no target uses the value network. Values
+    propagate between states only through the payouts of auctions.
 
     Attributes:
         policy: bidding policy with a density; bound by training.
-        value: expected utility of one bidder of the module; bound by training.
-        minibatch: auctions per gradient step (each holds R bids).
+        value: network for the expected utility of a bidder of the module; bound by training.
+        minibatch: auctions per gradient step (with R bids each).
         epochs: passes over a rollout.
         value_l2: weight of the squared value parameters in the value loss.
-        max_norm: clip of the policy gradient's global norm.
-        decay_after, decay_every, decay: both learning rates shrink by ``decay`` every ``decay_every``
+        max_norm: largest global norm of the policy gradient.
+        decay_after, decay_every, decay: both learning rates are multiplied by ``decay`` every ``decay_every``
             updates after update ``decay_after``.
-        axis: the mesh axis over which experience is sharded, if it is.
+        axis: the mesh axis over which experience is sharded, or None.
         learning_rate, value_learning_rate: of the policy and of the value network.
-        entropy: weight of the bids' entropy.
-        clip: range of the policy ratio.
+        entropy: weight of the entropy of bids.
+        clip: largest distance of the probability ratio from 1.
     """
 
     policy: BidPolicy = UNBOUND
@@ -99,7 +99,7 @@ class PPO:
         return dataclasses.replace(self, policy=policy, value=value)
 
     def init(self, key: Array, obs: Array) -> PPOState:
-        """Fresh networks and optimizers."""
+        """Initial networks and optimizer state."""
         key_policy, key_value = jax.random.split(key)
         params, value_params = self.policy.init(key_policy, obs), self.value.init(key_value, obs)
         return PPOState(params=params, value_params=value_params, opt=adam((params, value_params)))
@@ -107,7 +107,7 @@ class PPO:
     def update(
         self, state: PPOState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
     ) -> tuple[PPOState, dict[str, Array]]:
-        """One pass of clipped policy gradient and value regression over a rollout."""
+        """``epochs`` passes of clipped policy gradients and value regression over a rollout."""
         del progress
         steps = jnp.maximum(0, (update - self.decay_after) // self.decay_every)
         shrink = jnp.asarray(self.decay, experience.utility.dtype) ** steps

@@ -1,7 +1,7 @@
-"""The learner protocol, its inputs, and what learners share: numeric settings, Adam, minibatches.
+"""The learner protocol, its inputs, and functions for learners: numeric settings, Adam, minibatches.
 
-A learner is a local update rule, written for one module. It sees that module's observations, bids, prices and
-utilities, and nothing of another module; training maps it over modules with `jax.vmap`.
+A learner is a local update rule for one module. Its inputs are that module's observations, bids, prices and utilities,
+and no data of other modules; training maps it over modules with `jax.vmap`.
 """
 
 import dataclasses
@@ -49,41 +49,41 @@ class Experience(struct.PyTreeNode):
 
     obs: Float[Array, "N ..."]  # the states that were for sale
     bid: Float[Array, "R N"]  # own bids
-    eligible: Bool[Array, "R N"]  # whether the bid was admitted; learners ignore the others
+    eligible: Bool[Array, "R N"]  # learners ignore bids that were not eligible
     won: Bool[Array, "R N"]
-    price: Float[Array, "R N"]  # paid; 0 for losers
-    utility: Float[Array, "R N"]  # earned; 0 for losers
+    price: Float[Array, "R N"]  # price paid; 0 for losers
+    utility: Float[Array, "R N"]  # 0 for losers
 
 
 EXPERIENCE_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]
-"""Axes of modules in an `Experience` of several, for `jax.vmap`: all see the same observations."""
+"""``in_axes`` of an `Experience` for `jax.vmap` over modules; observations are the same for all modules."""
 
 
 class Hyperparameters(struct.PyTreeNode):
-    """Traced settings: a sweep over them is one compilation and one ``vmap``.
+    """Traced settings: a sweep over them needs one compilation, and can be a ``vmap``.
 
     A setting that is None is not part of the compiled program.
     """
 
     discount: Array | float = 0.99  # γ
-    updates: Array | float = 1  # of the whole run: what schedules over training are relative to
+    updates: Array | float = 1  # number of updates of the whole run, for schedules
     trace_decay: Array | float | None = None  # λ of `settle`
     learning_rate: Array | float = 4e-5
     value_learning_rate: Array | float = 5e-3
     entropy: Array | float = 0.1
     clip: Array | float = 0.2
-    exploration: Array | float | None = None  # at the start of training ...
-    exploration_final: Array | float | None = None  # ... and from half of it on, linear between
+    exploration: Array | float | None = None  # at the start of training
+    exploration_final: Array | float | None = None  # in the second half of training; linear in between
     reserve: Array | float | None = None
     dropout: Array | float | None = None
-    present: Bool[Array, " A"] | None = None  # bidders in the market, all by default
-    own: dict[str, Array | float] = dataclasses.field(default_factory=dict)  # further numeric settings of the learner
+    present: Bool[Array, " A"] | None = None  # bidders in the market; all by default
+    own: dict[str, Array | float] = dataclasses.field(default_factory=dict)  # other numeric settings of the learner
 
     def as_arrays(self) -> "Hyperparameters":
-        """Arrays of the working precision (masks stay masks), so that equal shapes give equal programs.
+        """The settings as arrays in the working precision (masks as bool), so that all values share one program.
 
         Raises:
-            ValueError: a setting is not one number, or a setting without an off state is None.
+            ValueError: a setting is not a single number, or a required setting is None.
         """
         arrays: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -115,22 +115,22 @@ class Hyperparameters(struct.PyTreeNode):
 
 
 UNBOUND: Any = None
-"""In place of a network that a learner has not been given yet."""
+"""Placeholder for a network of a learner before `Learner.bind`."""
 
 
 class Learner(Protocol):
     """A local update rule for one module: a frozen dataclass, compared by value.
 
-    What a user constructs is unbound: it has no networks yet. `jaxmarket.training.settings.Settings` gives it the
-    policy and the value network with `bind`. Numeric settings are fields made with `numeric`; `update` finds their
-    traced values in ``hyper``, those that `Hyperparameters` does not list in ``hyper.own``.
+    A learner that a user constructs has no networks; `jaxmarket.training.settings.Settings` sets the policy and the
+    value network with `bind`. Numeric settings are fields made with `numeric`. `update` receives their traced values in
+    ``hyper``, or in ``hyper.own`` if `Hyperparameters` has no field of that name.
 
-    A learner may have a class attribute ``defaults``: values for settings of `TrainConfig` that the user did not set;
-    and ``estimates_values``: whether it trains a `ValueHead` (deterministic bids) and not a density over bids.
+    Two class attributes are optional: ``defaults``, values for settings of `TrainConfig` that the user did not set, and
+    ``estimates_values``, whether the learner trains a `ValueHead` (deterministic bids) instead of a density over bids.
 
     Two fields serve runs on several devices: ``minibatch``, auctions per gradient step, and ``axis``, None or the mesh
-    axis over which a module's experience is sharded. Where it is sharded, a loss is this shard's part of the whole
-    one, and gradients are summed over the axis (`jaxmarket.runs.devices`).
+    axis over which a module's experience is sharded. With an axis, a loss is the shard's part of the total loss, and
+    gradients are summed over the axis (`jaxmarket.runs.devices`).
     """
 
     @property
@@ -153,13 +153,24 @@ class Learner(Protocol):
         ...
 
     def init(self, key: Array, obs: Array) -> Any:
-        """State of the learner; its field ``params`` holds the policy's parameters."""
+        """Initial state of the learner; its field ``params`` contains the policy's parameters."""
         ...
 
     def update(
         self, state: Any, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
     ) -> tuple[Any, dict[str, Array]]:
-        """Learn from one rollout; ``update`` counts them (i32), ``progress`` is in [0, 1)."""
+        """Update the state with the experience of one rollout.
+
+        Args:
+            state: from `init` or the previous update.
+            experience: of this module.
+            hyper: traced settings.
+            update: i32 [], number of previous updates.
+            progress: f [], fraction of training, in [0, 1).
+
+        Returns:
+            The new state, and metrics by name, f [] each.
+        """
         ...
 
 
@@ -170,27 +181,27 @@ class Optimizer(struct.PyTreeNode):
     """State of the optimizer of one module."""
 
     adam: PyTree
-    movable: PyTree | None = None  # bool, like the parameters or broadcast to them; everything moves if None
+    movable: PyTree | None = None  # bool, broadcasts to the parameters: whether they are trained; None for all
 
 
 def adam(params: PyTree) -> Optimizer:
-    """State of Adam for these parameters: its moments are two vectors, so a step is a few long operations."""
+    """State of Adam for these parameters. Its moments are two flat vectors, which makes a step faster."""
     return Optimizer(_ADAM.init(params))
 
 
 def clip(gradient: PyTree, max_norm: float) -> PyTree:
-    """The gradient, shrunk to that global norm where it is longer."""
+    """The gradient, scaled so that its global norm is at most ``max_norm``."""
     return optax.clip_by_global_norm(max_norm).update(gradient, optax.EmptyState())[0]
 
 
 def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyTree) -> tuple[PyTree, Optimizer]:
-    """One step of Adam down the gradient, of what may move: the new ``(params, opt)``.
+    """One step of Adam for the parameters that are trained: the new ``(params, opt)``.
 
     Args:
-        params: of a network, or a tuple of several.
+        params: parameters of a network, or a tuple of those of several.
         opt: from `adam`.
         gradient: like ``params``.
-        learning_rate: f [], or one per network.
+        learning_rate: f [], or a tuple with one per network.
     """
     updates, state = _ADAM.update(gradient, opt.adam, params)
     if opt.movable is not None:
@@ -203,12 +214,12 @@ def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyT
 
 
 def shard(learner: Any, shards: int) -> Any:
-    """The learner on one of ``shards`` devices: its part of every minibatch, and the axis to sum over."""
+    """The learner for one of ``shards`` devices, with its part of the minibatch and the axis to sum over."""
     return dataclasses.replace(learner, minibatch=learner.minibatch // shards, axis=INSTANCES)
 
 
 def numeric(default: float | None) -> Any:
-    """A dataclass field for a numeric setting of a learner: traced by training, and not part of the learner's hash.
+    """A dataclass field for a numeric setting of a learner, which training traces; it does not affect the hash.
 
     A default of None is replaced in ``bind``.
     """
@@ -231,14 +242,14 @@ def static_part(learner: Any) -> Any:
 
 
 def mean_where(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None) -> Float[Array, ""]:
-    """Mean of the values that a mask selects, 0 if it selects none; under an axis, this shard's part of it."""
+    """Mean of the masked values, or 0 if the mask is empty; with ``axis``, this shard's part of the mean."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
 def moments(
     values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation (kept above 1e-8) of the values a mask selects from a whole batch."""
+    """Mean and standard deviation (plus 1e-8) of the masked values of the whole batch, over all shards."""
     mean = psum(mean_where(values, mask, axis), axis)
     return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
 
@@ -253,19 +264,19 @@ def over_minibatches(
 ) -> tuple[Carry, Array]:
     """Fold ``step`` over consecutive minibatches of ``size`` auctions, ``epochs`` times.
 
-    Auctions come time-major with the parallel instances interleaved, so consecutive slices already mix
-    instances; shuffling would cost a third of a training step on a CPU and is left out.
+    Auctions are ordered by time and then by instance, so consecutive slices contain all instances. They are not
+    shuffled, because that would take a third of a training step on a CPU.
 
     Args:
         step: ``(carry, obs, batch) -> (carry, loss)``.
-        carry: what is learned.
+        carry: the state of the learner.
         obs: f [N, ...].
-        batch: whatever else ``step`` needs, leaves [..., N].
+        batch: other inputs of ``step``, leaves [..., N].
         size: auctions per minibatch; divides N.
-        epochs: passes.
+        epochs: number of passes.
 
     Returns:
-        The carry and the mean of the steps' losses.
+        The final carry, and the mean loss over all steps.
     """
     count = obs.shape[0] // size
     cut = (

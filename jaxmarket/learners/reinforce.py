@@ -1,4 +1,4 @@
-"""REINFORCE: the simplest local learner (Williams 1992)."""
+"""REINFORCE (Williams 1992) as a local learner."""
 
 import dataclasses
 from typing import ClassVar, Self
@@ -35,15 +35,15 @@ class ReinforceState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Reinforce:
-    """Score-function gradient of the utility, standardised over the rollout, with an entropy bonus.
+    """The score-function gradient of the expected utility, standardised over the rollout, with an entropy bonus.
 
     Attributes:
         policy: bidding policy with a density; bound by training.
         minibatch: auctions per gradient step.
-        max_norm: clip of the gradient's global norm.
-        axis: the mesh axis over which experience is sharded, if it is.
+        max_norm: largest global norm of the gradient.
+        axis: the mesh axis over which experience is sharded, or None.
         learning_rate: of the policy.
-        entropy: weight of the bids' entropy.
+        entropy: weight of the entropy of bids.
     """
 
     policy: BidPolicy = UNBOUND
@@ -61,7 +61,7 @@ class Reinforce:
         return dataclasses.replace(self, policy=policy)
 
     def init(self, key: Array, obs: Array) -> ReinforceState:
-        """A fresh network and optimizer."""
+        """Initial network and optimizer state."""
         params = self.policy.init(key, obs)
         return ReinforceState(params=params, opt=adam(params))
 

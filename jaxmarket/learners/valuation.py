@@ -1,4 +1,4 @@
-"""Valuation: each bidder estimates the value of winning, and bids the estimate."""
+"""Valuation: each bidder estimates the value of winning and bids the estimate."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,27 +32,26 @@ class ValuationState(struct.PyTreeNode):
 
     params: PyTree
     opt: Optimizer
-    scale: Float[Array, ""]  # the largest revenue seen
+    scale: Float[Array, ""]  # largest absolute revenue in training
 
 
 @dataclasses.dataclass(frozen=True)
 class Valuation:
     """Each bidder regresses its bid on the revenue that it received when it won.
 
-    Revenue is utility + price, both the bidder's own. With Vickrey prices and two clones this is
-    Q-learning; with first prices, expected SARSA. The learning rate
-    falls to zero over training, as (1 - progress)², so noise averages out.
+    Revenue is the bidder's utility + price. With Vickrey prices and two clones this is Q-learning, with first prices
+    expected SARSA. The learning rate decreases to 0 over training as (1 - progress)².
 
     Attributes:
         policy: bidding policy with a value head; bound by training.
         minibatch: auctions per gradient step.
         epochs: passes over a rollout.
-        max_norm: clip of the gradient's global norm.
-        relative: whether the learning rate grows with the largest revenue seen, beyond 10. Adam's steps do
-            not grow with the error, so a table needs it to reach values in the hundreds in the same time. By default
-            True for a policy without hidden layers.
-        axis: the mesh axis over which experience is sharded, if it is.
-        learning_rate: at the start of training; by default 3e-2 for tables over one-hot states, else 5e-3.
+        max_norm: largest global norm of the gradient.
+        relative: whether the learning rate is proportional to the largest absolute revenue once that exceeds 10. The
+            size of Adam's steps does not depend on the error, so a table would otherwise need more steps for larger
+            values. By default True for a policy without hidden layers.
+        axis: the mesh axis over which experience is sharded, or None.
+        learning_rate: initial learning rate; by default 3e-2 for tables over one-hot states, else 5e-3.
     """
 
     policy: BidPolicy = UNBOUND
@@ -74,7 +73,7 @@ class Valuation:
     }
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its policy, and the defaults that suit it; it has no value network."""
+        """This learner with its policy, and the defaults for that policy; it has no value network."""
         del value
         torso = policy.torso
         shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)
@@ -87,14 +86,14 @@ class Valuation:
         )
 
     def init(self, key: Array, obs: Array) -> ValuationState:
-        """A fresh network and optimizer."""
+        """Initial network and optimizer state."""
         params = self.policy.init(key, obs)
         return ValuationState(params=params, opt=adam(params), scale=jnp.zeros((), real()))
 
     def update(
         self, state: ValuationState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
     ) -> tuple[ValuationState, dict[str, Array]]:
-        """Regress over one rollout."""
+        """``epochs`` passes of regression over a rollout."""
         del update
         revenue = experience.utility + experience.price
         seen = pmax(jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)), self.axis)

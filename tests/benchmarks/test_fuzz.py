@@ -86,7 +86,7 @@ FOUND = {
     "deep num_agents": (lambda: deep(num_agents=""), "num_agents: "),
     "deep wealth": (lambda: deep(wealth=1j), "wealth: "),
     "deep owner": (lambda: deep(original_owner=float("nan")), "original_owner: "),
-    "deep owner, nobody": (lambda: deep(original_owner=4), "original_owner: "),
+    "deep owner, no agent": (lambda: deep(original_owner=4), "original_owner: "),
     "deep consumers": (lambda: deep(consumers=[1.0, 2.0]), "consumers: "),
     "found": (lambda: demographics.make_population("a", jnp.ones(2)), "agents: "),
     "found wealth": (lambda: demographics.make_population(jnp.ones(2), 0), "wealth: "),
@@ -122,7 +122,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_once_a_traceback_is_refused_by_name(name):
+def test_former_tracebacks_are_errors_by_field(name):
     build, says = FOUND[name]
     with pytest.raises(ValueError, match=f"^{says}"):
         build()
@@ -159,7 +159,7 @@ def test_planted_faults_are_noticed(tmp_path):
     assert fuzzing.self_check(tmp_path) == []
 
 
-def test_the_judge_tells_right_from_wrong():
+def test_judge_distinguishes_valid_from_invalid_results():
     def raises(error):
         def run():
             raise error

@@ -80,7 +80,7 @@ def test_words_of_no_key_are_refused(saved):
 
 
 def descendants(key, generations=3, width=6):
-    """The key and what splits of it give, generation by generation."""
+    """The key and all keys split from it, generation by generation."""
     found = words(key)
     for _ in range(generations):
         key = jax.vmap(lambda k: jax.random.split(k, width))(key.reshape(-1)).reshape(-1)
@@ -93,15 +93,15 @@ CONFIG = TrainConfig("Bandit-v0", learner="valuation", steps=64, instances=4, ho
 
 def test_fit_evaluates_with_keys_that_training_does_not_use(monkeypatch):
     used = {}
-    true = fitting.evaluate_both
 
     def spy(player, params, key, *rest):
         used["both"] = key
-        return true(player, params, key, *rest)
+        raise RuntimeError("seen")
 
     monkeypatch.setattr(fitting, "evaluate_both", spy)
     key = jax.random.key(0)
-    fit(CONFIG, key, progress=False)
+    with pytest.raises(RuntimeError, match="seen"):
+        fit(CONFIG, key, progress=False)
     training = set.union(*(descendants(one) for one in jax.random.split(key, CONFIG.seeds)))
     assert descendants(used["both"]).isdisjoint(training)
 

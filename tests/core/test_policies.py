@@ -1,4 +1,4 @@
-"""Bid distributions against quadrature and SciPy, and what the networks and heads on top of them promise."""
+"""Bid distributions compared with quadrature and SciPy; properties of networks and bid heads."""
 
 import math
 
@@ -329,7 +329,7 @@ def test_large_images_are_halved_twice(env_id, given, convolutions, stride):
 
 
 class Picture:
-    """Shows one image, whatever is done."""
+    """An environment with a constant image as observation."""
 
     num_actions = 2
 
@@ -372,13 +372,15 @@ def test_a_value_network_starts_informative_and_scalar():
 
 @pytest.mark.parametrize("head", [*HEADS, ValueHead])
 def test_everything_is_float64_under_x64(x64, head):
-    policy, obs = BidPolicy(mlp(4), head(0.0, 1.0)), jnp.ones(3)
-    params = policy.init(jax.random.key(0), obs)
-    bids = policy.apply(params, obs)
-    numbers = [*jax.tree.leaves(params), bids.sample(jax.random.key(0)), bids.mean()]
-    if head is not ValueHead:
-        numbers += [bids.log_prob(bids.mean()), bids.entropy()]
-    assert {x.dtype for x in numbers} == {jnp.dtype("float64")}
+    policy = BidPolicy(mlp(4), head(0.0, 1.0))
+
+    def numbers(key, obs):
+        params = policy.init(key, obs)
+        bids = policy.apply(params, obs)
+        densities = [] if head is ValueHead else [bids.log_prob(bids.mean()), bids.entropy()]
+        return [*jax.tree.leaves(params), bids.sample(key), bids.mean(), *densities]
+
+    assert {x.dtype for x in jax.eval_shape(numbers, jax.random.key(0), jnp.ones(3))} == {jnp.dtype("float64")}
 
 
 # --- policies of a society

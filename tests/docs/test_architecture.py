@@ -1,6 +1,7 @@
 """docs/architecture.md is true: imports keep its rule, its Python runs; the API reference can be built."""
 
 import ast
+import functools
 import graphlib
 import importlib.util
 import re
@@ -45,11 +46,14 @@ def breaches(imports):
             yield f"{module} imports {name}"
 
 
+@functools.cache
 def package_imports():
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if module not in ("jaxmarket.__init__", "jaxmarket.__main__"):
-            yield from ((module.removesuffix(".__init__"), name) for name in imported(path))
+            found += [(module.removesuffix(".__init__"), name) for name in imported(path)]
+    return found
 
 
 def test_every_module_is_on_the_page_once():

@@ -12,17 +12,29 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = "02"  # the others take most of a minute or more, even when they are shortened
+(QUICK,) = (path for path in NOTEBOOKS if path.stem.startswith("02"))  # the others take most of a minute or more
+
+
+@pytest.fixture
+def smoke(monkeypatch, tmp_path):
+    """Notebooks that can be shorter are."""
+    monkeypatch.setenv("JAXMARKET_SMOKE", "1")
+    monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))
+
+
+def test_the_cells_of_a_notebook_run(smoke):
+    """In this process, and without Jupyter."""
+    namespace = {}
+    for number, cell in enumerate(blocks(QUICK)):
+        exec(compile(cell, f"{QUICK.name}, cell {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=[pytest.mark.full] * (not p.stem.startswith(QUICK))) for p in NOTEBOOKS],
+    [pytest.param(p, marks=pytest.mark.slow if p == QUICK else pytest.mark.full) for p in NOTEBOOKS],
     ids=[p.stem for p in NOTEBOOKS],
 )
-def test_notebook_runs(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXMARKET_SMOKE", "1")  # notebooks that can be shorter are
-    monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))
+def test_notebook_runs(path, smoke, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # shortened, they compile most of the time
     notebook = nbformat.read(path, as_version=4)
     assert any(cell.cell_type == "code" for cell in notebook.cells)

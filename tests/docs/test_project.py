@@ -5,6 +5,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import power
+
 import jaxmarket
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +45,11 @@ def test_dictionary_of_replaced_words_is_read_by_the_spell_checker():
     lines = (ROOT / ".codespell").read_text().splitlines()
     assert lines == sorted(lines)
     assert all(re.fullmatch(r"[^,>]+->[^,]+(, [^,]+)*,", line) for line in lines)
+
+
+def test_every_fault_of_power_can_be_planted():
+    """The lines that `tests/power.py` replaces still exist; that program is rarely run."""
+    for (_, (file, _)), *changes in power.FAULTS:
+        line, fault = changes[-1]
+        assert (ROOT / file).read_text().count(line) == 1, (file, line)
+        assert line != fault

@@ -1,4 +1,4 @@
-"""Blocks world against lists of lists, its resets by counting, its solver, and a policy for instances of any size."""
+"""Blocks world compared with lists of lists; the distribution of resets, the solver, and a policy for all sizes."""
 
 import collections
 import itertools
@@ -116,7 +116,7 @@ def test_an_episode_is_cut_by_its_size():
     for time in range(1, 10):
         assert bool(env.is_truncated(one.replace(time=time), params)) == (time >= 2)
         assert bool(env.is_truncated(four.replace(time=time), params)) == (time >= 8)
-    assert adapt(env).longest_episode(params) is None, "no single clock: nobody may count on one"
+    assert adapt(env).longest_episode(params) is None, "the limit depends on the instance"
 
 
 @pytest.mark.parametrize(("colours", "limit"), [(1, 10), (2, 10), (3, 10), (4, 13), (9, 20)])
@@ -225,7 +225,7 @@ def walk(stacks, policy, most=200):
 @settings(max_examples=40, deadline=None)
 @given(instances())
 def test_plans_are_shortest(stacks):
-    """Nothing shorter by exhaustion, and what the plan says happens."""
+    """The plan of `solve` succeeds, and exhaustive search finds no shorter one."""
     plan = ENV.solve(stacks)
     assert len(plan) == ENV.shortest(stacks) <= len(walk(stacks, dig))
     assert CLAIM.solve(stacks) == [*plan, DONE]
@@ -336,9 +336,9 @@ def test_instances_compare_by_value():
         ({"sizes": ()}, "sizes: expected at least one"),
         ({"sizes": (1, 0)}, "sizes: expected an integer >= 1, got 0"),
         ({"colours": 2.5}, "colours: expected an integer >= 1, got 2.5"),
-        ({"capacity": 2}, "capacity: expected at least the largest size, 3 blocks, got 2"),
+        ({"capacity": 2}, "capacity: .* 3, .* got 2"),
         ({"limit": 0}, "limit: expected an integer >= 1, got 0"),
-        ({"reward": "much"}, "reward: expected one or size, got 'much'"),
+        ({"reward": "much"}, "reward: .* got 'much'"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):
@@ -349,7 +349,7 @@ def test_bad_settings_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("stacks", "message"),
     [
-        ([[1], [1], []], "expected four, the template first, got 3"),
+        ([[1], [1], []], "stacks: .* got 3"),
         ([[], [], [], []], "expected a template of 1 to 3 blocks, got 0"),
         ([[1] * 4, [1] * 4, [], []], "expected a template of 1 to 3 blocks, got 4"),
         ([[4], [4], [], []], "expected colours from 1 to 3, got 4"),

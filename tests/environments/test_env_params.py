@@ -25,6 +25,7 @@ def test_training_and_evaluation_take_them():
     assert result.q is None and result.summary["bid_error"] is None  # what is known is known of other rewards
 
 
+@pytest.mark.slow
 def test_its_own_given_are_the_same_run():
     own = Bandit().default_params
     given, plain = (fit(CONFIG, KEY, env_params=params, progress=False) for params in (own, None))
@@ -44,6 +45,7 @@ def test_train_is_mapped_over_them():
     np.testing.assert_allclose(many, np.repeat([[1.0], [2.0]], many.shape[1], 1))
 
 
+@pytest.mark.slow
 def test_a_monolith_takes_them():
     config = TrainConfig("Bandit-v0", agent="monolith", steps=128, instances=4, horizon=16, minibatch=64)
     assert fit(config, KEY, env_params=OTHER, progress=False).summary["return_seeds"] == [9.0]
@@ -87,10 +89,11 @@ def test_parameters_that_the_folder_cannot_hold_are_asked_for(tmp_path):
 
 
 def test_a_sweep_takes_them(tmp_path):
-    found = sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "s", env_params=OTHER, progress=False, **SETTINGS)
+    vary = {"learning_rate": [0.1, 0.2]}
+    found = sweep("Bandit-v0", vary, tmp_path / "s", env_params=OTHER, progress=False, **SETTINGS)
     assert {float(np.mean(run.returns)) for run in found.comparison.runs} == {9.0}
     with pytest.raises(ValueError, match="holds another run: env_params is"):
-        sweep("Bandit-v0", {"clones": [1, 2]}, tmp_path / "s", progress=False, **SETTINGS)
+        sweep("Bandit-v0", vary, tmp_path / "s", progress=False, **SETTINGS)
 
 
 class Broken(struct.PyTreeNode):
@@ -101,7 +104,7 @@ class Broken(struct.PyTreeNode):
     ("params", "message"),
     [
         (Broken(jnp.ones(2)), "reset of Bandit-v0 failed under jit with AttributeError"),
-        (OTHER.replace(rewards=jnp.ones((3, 1, 4))), "reward of Bandit-v0 to be one number, got float32"),
+        (OTHER.replace(rewards=jnp.ones((3, 1, 4))), "reward of Bandit-v0 to be a number, got float32"),
         (object(), "env_params: expected a tree of arrays"),
         ("hello", "env_params: expected a tree of arrays"),
     ],

@@ -1,4 +1,4 @@
-"""Functions as primitives: episodes by hand, a plain-Python interpreter as reference, and societies that compose."""
+"""Functions as primitives: episodes by hand, a plain-Python interpreter as reference, and trained societies."""
 
 import functools
 import itertools
@@ -39,13 +39,13 @@ def closeness(value, target):
 
 
 def arithmetic(**settings):
-    """Whole numbers: 3 is to become 8, or 1 to become 9."""
+    """Integers with targets: 3 → 8 and 1 → 9."""
     settings = {"steps": 3, **settings}
     return Functions([increment, double], (np.array([3, 1]), np.array([8, 9])), closeness, **settings)
 
 
 def episode(env, choices, params=None):
-    """The first state, and every step of an episode that goes on whatever happens."""
+    """The initial state and all steps of an episode, continued after termination."""
     params = env.default_params if params is None else params
     obs, state = env.reset_env(KEY, params)
     rows = []
@@ -268,7 +268,7 @@ def test_episodes_begin_with_every_example_alike():
 
 
 def test_another_dataset_comes_with_the_parameters():
-    """More examples than at first, and none of those: nothing of the old ones is left."""
+    """A larger dataset with other examples replaces the old one completely."""
     env = arithmetic(clock=False)
     params = env.default_params.replace(dataset=(jnp.arange(100, 107), jnp.zeros(7, int)), price=1.5)
     first, state = jax.jit(jax.vmap(env.reset_env, (0, None)))(jax.random.split(KEY, 300), params)
@@ -310,7 +310,7 @@ def test_a_policy_that_samples_draws_afresh_at_every_step():
 
 
 def test_after_the_end_a_policy_that_samples_changes_nothing_any_more():
-    """It would go on: a greedy one that sees the same again stops again."""
+    """Actions of a stochastic policy after the end are ignored (a greedy policy would repeat ``stop``)."""
     env = arithmetic(steps=5, stop=True)
     policy = jax.jit(
         jax.vmap(lambda key: compose(env, lambda obs, key: jax.random.randint(key, (), 0, 3), (1, 9), key))
@@ -364,7 +364,7 @@ def test_a_society_composes_as_it_would_step_by_step():
 
 @functools.cache
 def traded(mechanism):
-    """A fresh society, and 60 of its auctions."""
+    """An untrained society and 60 of its auctions."""
     env = arithmetic(stop=True, price=0.5)
     society = Society(env, BidPolicy(linear(4), KumaraswamyHead()), MECHANISMS[mechanism])
     run = jax.jit(fresh_rollout, static_argnums=(0, 4))
@@ -373,7 +373,7 @@ def traded(mechanism):
 
 @pytest.mark.parametrize("mechanism", ["ccv", "vickrey"])  # one that mints no money, and one that does
 def test_no_money_is_lost(mechanism):
-    """What functions cost is a negative reward of the agent that applies them, and all of it is recorded."""
+    """The price of a function is a negative reward of the agent that applies it, and is recorded in the flows."""
     society, rows = traded(mechanism)
     assert metrics.conservation_residual(rows) < 1e-5
     applied = (rows.outcome.winner // society.clones < 2) & (rows.outcome.winner >= 0)
@@ -426,9 +426,9 @@ def test_a_society_learns_the_shortest_programs():
     ("change", "message"),
     [
         ({"functions": []}, "functions: expected at least one"),
-        ({"functions": [lambda x: x * 1.5]}, r"functions: function 0 makes float32\[\] of int32\[\]"),
-        ({"functions": [increment, lambda x: x[None]]}, r"functions: function 1 makes int32\[1\] of int32\[\]"),
-        ({"functions": [lambda x: (x, x)], "names": ["pair"]}, "functions: pair makes .* a function must keep"),
+        ({"functions": [lambda x: x * 1.5]}, r"functions: function 0 .*int32\[\] to float32\[\]"),
+        ({"functions": [increment, lambda x: x[None]]}, r"functions: function 1 .*int32\[\] to int32\[1\]"),
+        ({"functions": [lambda x: (x, x)], "names": ["pair"]}, "functions: pair .* same shapes and dtypes"),
         ({"dataset": ()}, "dataset: expected leaves"),
         (
             {"dataset": (np.zeros(0, int), np.zeros(0, int))},
@@ -436,18 +436,18 @@ def test_a_society_learns_the_shortest_programs():
         ),
         ({"dataset": (np.arange(2), np.arange(3))}, r"dataset: .* leading axes \[\(2,\), \(3,\)\]"),
         ({"dataset": (np.arange(2), 3)}, r"dataset: .* leading axes \[\(\), \(2,\)\]"),
-        ({"dataset": np.arange(2)}, "start: expected a function from an example to"),
-        ({"dataset": (np.arange(2),) * 3}, "start: expected a function from an example to"),
-        ({"start": lambda example: example[0]}, "start: expected a function from an example to"),
-        ({"reward": lambda value, target: jnp.ones(2)}, "reward: expected one number"),
-        ({"reward": lambda value, target: (value, target)}, "reward: expected one number"),
+        ({"dataset": np.arange(2)}, "start: expected a function"),
+        ({"dataset": (np.arange(2),) * 3}, "start: expected a function"),
+        ({"start": lambda example: example[0]}, "start: expected a function"),
+        ({"reward": lambda value, target: jnp.ones(2)}, "reward: .* scalar"),
+        ({"reward": lambda value, target: (value, target)}, "reward: .* scalar"),
         ({"steps": 0}, "steps: .* >= 1, got 0"),
         ({"steps": 2.5}, "steps: .* got 2.5"),
         ({"steps": True}, "steps: .* got True"),
         ({"price": np.nan}, "price: expected a finite number, got nan"),
         ({"price": np.inf}, "price: expected a finite number, got inf"),
-        ({"names": ["one"]}, "names: expected 2, one per function, got 1"),
-        ({"names": ["a", "b", "stop"], "stop": True}, "names: expected 2, one per function, got 3"),
+        ({"names": ["one"]}, "names: expected 2 .* got 1"),
+        ({"names": ["a", "b", "stop"], "stop": True}, "names: expected 2 .* got 3"),
     ],
 )
 def test_bad_input_is_refused(change, message):

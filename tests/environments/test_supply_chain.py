@@ -1,4 +1,4 @@
-"""Workshops against a plain transcription, and their optimum against a search through everything that can be done."""
+"""SupplyChain compared with a plain-Python version, and its optimum with an exhaustive search."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from jaxmarket.testing import check_environment
 KEY = jax.random.key(0)
 
 
-class Workshops:
+class PlainSupplyChain:
     """The same world in plain Python: pieces in a list."""
 
     def __init__(self, recipe, material):
@@ -69,7 +69,7 @@ WORLDS = [
 @pytest.mark.parametrize("env", WORLDS, ids=lambda env: env.name)
 def test_it_does_what_the_transcription_does(env):
     rng = np.random.default_rng(1)
-    plain, clever = Workshops(env.recipe, env.material), np.array(env.recipe)
+    plain, clever = PlainSupplyChain(env.recipe, env.material), np.array(env.recipe)
     actions, expected = [], []
     for _ in range(300):
         # Half of the time something right, so that pieces come to the end.
@@ -130,7 +130,7 @@ def best(env, steps):
             return 0.0
         values = []
         for action in range(env.num_actions):
-            plain = Workshops(env.recipe, env.material)
+            plain = PlainSupplyChain(env.recipe, env.material)
             plain.pieces = list(pieces)
             reward = plain.step(jobs_of(env, action))
             values.append(reward + ahead(tuple(plain.pieces), left - 1))
@@ -163,7 +163,7 @@ def test_the_worth_of_a_piece_solves_bellmans_equation_of_its_line(material):
     np.testing.assert_array_equal(q.argmax(1), env.recipe[0])
     wrong = np.sort(q, 1)[:, :-1]
     np.testing.assert_allclose(wrong, gamma * value[0] - material, rtol=1e-5)
-    with pytest.raises(ValueError, match="gamma: a line that works for ever"):
+    with pytest.raises(ValueError, match="gamma: "):
         env.worth(1)
 
 
@@ -215,7 +215,7 @@ def test_dtypes_under_x64():
         ({"operations": 1}, "operations: expected an integer >= 2"),
         ({"horizon": True}, "horizon: expected an integer"),
         ({"material": -0.1}, "material: expected a finite number >= 0"),
-        ({"lines": 16, "joint": True}, r"joint: 4 operations on 16 lines are 4\^16 actions"),
+        ({"lines": 16, "joint": True}, r"joint: .* 4\^16"),
         ({"recipe": [[0, 1]]}, "recipe: expected 2 rows of 4 operations"),
         ({"recipe": [[0, 1, 2, 4], [0] * 4]}, "recipe: expected operations from 0 to 3, got 4"),
     ],

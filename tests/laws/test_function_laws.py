@@ -9,20 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws.registry import CASES, EXCEPTIONS, MODULES
+from thinned import thinned
 
 from jaxmarket.types import real
 
 every_case = pytest.mark.parametrize("name", CASES)
-# They compile for long, and are scans or maps over others that have the same laws to keep.
+# They compile for long, and consist of others that have the same laws to keep.
 LONG = (
     "deep_market.forward",
     "deep_market.run",
+    "deep_market.step",
     "deep_market.turnover",
     "evaluation.first_episodes",
     "rollouts.fresh_rollout",
+    "rollouts.rollout",
     "welfare.price_stability",
     "wide_market.run",
+    "wide_market.step",
 )
+RUNS = ("deep_market.run", "welfare.price_stability", "wide_market.run")
 
 
 def example(case, seed=0):
@@ -45,7 +50,7 @@ def unwrapped(tree):
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x.dtype) else x, tree)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in CASES])
+@pytest.mark.parametrize("name", thinned(CASES, lambda name: name not in LONG))
 def test_jit_equals_eager_and_vmap_a_loop_and_both_compile_once(name):
     case, examples = CASES[name], [example(CASES[name], seed) for seed in range(3)]
     chex.clear_trace_counter()  # it tells functions apart by their names
@@ -65,7 +70,7 @@ def dtypes(case):
     return [leaf.dtype for leaf in jax.tree.leaves(made)]
 
 
-@every_case
+@pytest.mark.parametrize("name", thinned(CASES, lambda name: name not in RUNS))
 def test_floats_follow_x64_and_other_types_do_not(name):
     single = dtypes(CASES[name])
     with jax.enable_x64(True):

@@ -462,14 +462,11 @@ def test_a_finished_run_is_shown_whole_or_not_at_all(tmp_path, whole):
     assert again.summary["params_sha256"] == whole[0].summary["params_sha256"]
 
 
-def test_environment_objects_of_one_name_are_told_apart(tmp_path):
+def test_environment_objects_of_one_name_are_distinguished(tmp_path):
     one, other = (FiniteMDP([[[1.0]] * 2], [[0.0, reward]], 0.5, [1.0], horizon=3) for reward in (1.0, -5.0))
     made = {"learner": "valuation", **SMALL}
-
-    def interrupt(record):
-        raise KeyboardInterrupt
-
-    fit(TrainConfig(one, **made), KEY, tmp_path / "run", progress=False, loggers=[interrupt])
+    with run_folder.RunFolder(tmp_path / "run", TrainConfig(one, **made), run_folder.Origin.of(KEY)):
+        pass
     with pytest.raises(ValueError, match="holds another run: env is"):
         fit(TrainConfig(other, **made), KEY, tmp_path / "run", resume=True, progress=False)
     same = FiniteMDP([[[1.0]] * 2], [[0.0, 1.0]], 0.5, [1.0], horizon=3)
@@ -538,7 +535,8 @@ def test_a_name_that_is_too_long_is_no_run(read):
         read("x" * 300)
 
 
-@pytest.mark.parametrize("impl", thinned(["rbg", "unsafe_rbg"], lambda impl: impl == "rbg"))
+@pytest.mark.slow  # test_config has the words of such keys
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_a_run_goes_on_with_the_generator_it_began_with(tmp_path, impl, capsys):
     fit(CONFIG, jax.random.key(0, impl=impl), tmp_path / "run", progress=False)
     main(["train", "--resume", str(tmp_path / "run"), "--json"])

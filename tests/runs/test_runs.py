@@ -81,6 +81,7 @@ def test_out_that_is_a_file_is_refused_before_training(tmp_path, small):
         fit(TrainConfig("Bandit-v0", **small), jax.random.key(0), tmp_path / "file")
 
 
+@pytest.mark.slow  # test_env_params reads a run of an object too
 def test_objects_are_given_back_on_reading(tmp_path, small):
     """A file cannot hold an environment object: it is asked for by name."""
     mdp = FiniteMDP([[[1.0]] * 2], [[0.0, 1.0]], 0.5, [1.0], horizon=3)

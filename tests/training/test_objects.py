@@ -45,11 +45,11 @@ half = Mechanism("half", price=half_bid, payout=half_bid)
 def test_numeric_settings_of_a_learner_share_one_program():
     """Sweeping over them compiles once, and gives what the flat setting gives."""
     before, found = fitting.compiles(), {}
-    for entropy in (0.05, 0.1, 0.2, 0.4):
+    for entropy in (0.05, 0.2):
         config = TrainConfig("Bandit-v0", learner=PPO(entropy=entropy, minibatch=16), **TINY)
         found[entropy] = fit(config, jax.random.key(0), progress=False).summary["params_sha256"]
     assert fitting.compiles() - before == 1
-    assert len(set(found.values())) == 4
+    assert len(set(found.values())) == 2
     flat = fit(TrainConfig("Bandit-v0", entropy=0.2, minibatch=16, **TINY), jax.random.key(0), progress=False)
     assert flat.summary["params_sha256"] == found[0.2]
     assert fitting.compiles() - before == 1
@@ -174,6 +174,7 @@ def test_an_object_without_a_global_name_is_passed_back():
     assert objects.name_of(half) == f"{__name__}:half"
 
 
+@pytest.mark.slow  # the tests above share a program, save and restore
 def test_learners_of_ones_own_are_swept_saved_and_read(tmp_path):
     learners = [LossAverse(aversion=1.0, minibatch=16), LossAverse(aversion=3.0, minibatch=16)]
     before = fitting.compiles()

@@ -42,7 +42,7 @@ def test_vmap_of_train_equals_fit(learner, small):
 
 @pytest.mark.bits
 def test_same_seed_same_bits_and_other_seed_other_bits(small):
-    config = TrainConfig("Chain-v0", **small)
+    config = TrainConfig("Bandit-v0", **small)
     first, again, other = (fit(config, jax.random.key(k)) for k in (0, 0, 1))
     assert leaves_equal(first.state.learner, again.state.learner)
     assert not leaves_equal(first.state.learner.params, other.state.learner.params)
@@ -56,7 +56,12 @@ def test_equal_settings_compile_once(small):
     fit(TrainConfig("Bandit-v0", **small), jax.random.key(1))
     fit(TrainConfig("Bandit-v0", learning_rate=1e-3, entropy=0.0, gamma=0.5, **small), jax.random.key(1))
     assert fitting.compiles() == before
-    fit(TrainConfig("Bandit-v0", clones=3, **small), jax.random.key(1))
+
+    def stop(record):
+        raise RuntimeError("compiled")
+
+    with pytest.raises(RuntimeError, match="compiled"):
+        fit(TrainConfig("Bandit-v0", clones=3, **small), jax.random.key(1), loggers=[stop])
     assert fitting.compiles() == before + 1
 
 
@@ -115,6 +120,7 @@ def test_summary_has_every_promised_field(bandit_run):
     assert summary["steps_per_second"] == pytest.approx(summary["env_steps"] / summary["run_seconds"])
 
 
+@pytest.mark.slow  # test_env_params has a cheaper case
 def test_bid_error_is_null_where_q_is_unknown(small):
     summary = fit(TrainConfig("CartPole-v1", learner="valuation", **small), jax.random.key(0)).summary
     assert summary["bid_error"] is None
@@ -150,11 +156,12 @@ def test_experience_is_each_modules_own_view(small):
     states, _ = jax.vmap(lambda k: jaxmarket.reset(society, k, params))(jax.random.split(jax.random.key(0), 3))
     bid_params = society.init(jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), 3)
-    _, rows = jax.vmap(
-        lambda k, s: jaxmarket.rollout(society, k, bid_params, s, params, 5), out_axes=(0, 1)
-    )(keys, states)  # fmt: skip
+    _, rows = jax.jit(jax.vmap(lambda k, s: jaxmarket.rollout(society, k, bid_params, s, params, 5), out_axes=(0, 1)))(
+        keys, states
+    )
     utility = jnp.arange(15.0).reshape(5, 3)
-    seen = training.module_experience(society, rows, utility)
+    seen = jax.device_get(jax.jit(training.module_experience, static_argnums=0)(society, rows, utility))
+    rows, utility = jax.device_get((rows, utility))
     for t, b in ((0, 0), (2, 1), (4, 2)):
         n, winner = t * 3 + b, int(rows.outcome.winner[t, b])
         for m in range(society.modules):
@@ -209,6 +216,7 @@ def test_dropout_trains_and_never_empties_the_market():
     assert result.summary["bid_error"] < 0.02
 
 
+@pytest.mark.slow  # as in the README, whose example the default tests run
 def test_custom_mechanism_and_environment_object():
     """An environment is an object, an auction two functions: nothing has to be registered."""
     half = jaxmarket.Mechanism("half", price=lambda o: 0.5 * o.winning_bid, payout=lambda o: 0.5 * o.winning_bid)
@@ -303,15 +311,19 @@ def test_the_clipped_gain_and_its_gradient_are_those_of_min_and_clip():
     assert float(jnp.abs(slopes[0] - advantage).max()) > 0.5  # somewhere it is clipped
 
 
-def test_programs_that_are_dropped_release_their_environment():
+@pytest.mark.parametrize("trained", thinned([False, True], lambda trained: not trained))
+def test_programs_that_are_dropped_release_their_environment(trained):
     env = garnet(99, 3, 2, 0.9)
     alive = weakref.ref(env)
-    jaxmarket.fit(
-        TrainConfig(env, learner="valuation", steps=64, instances=4, horizon=16, minibatch=64),
-        jax.random.key(0),
-        progress=False,
-    )
-    del env
+    config = TrainConfig(env, learner="valuation", steps=64, instances=4, horizon=16, minibatch=64)
+    if trained:
+        jaxmarket.fit(config, jax.random.key(0), progress=False)
+    else:
+        settings = config.settings
+        hyper = settings.hyperparameters.as_arrays()
+        fitting.init_seeds(settings.trainable, jax.random.split(jax.random.key(0), 1), hyper, None)
+        del settings
+    del env, config
     fitting._compiled.cache_clear()
     fitting._jitted.cache_clear()
     gc.collect()

@@ -11,6 +11,7 @@ from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
+from thinned import thinned
 
 from jaxmarket import deep_market, wide_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
@@ -62,7 +63,10 @@ _wide_step = jax.jit(wide_market.step, static_argnums=0)
 
 @pytest.mark.parametrize(
     ("mechanism", "rent"),
-    [(BUCKET_BRIGADE, None), (BUCKET_BRIGADE, 0.05), (CREDIT_CONSERVING_VICKREY, None), (VICKREY, None)],
+    thinned(
+        [(BUCKET_BRIGADE, None), (BUCKET_BRIGADE, 0.05), (CREDIT_CONSERVING_VICKREY, None), (VICKREY, None)],
+        lambda mechanism, rent: rent is not None or mechanism is VICKREY,
+    ),
     ids=["bb", "bb-rent", "ccv", "vickrey"],
 )
 def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
@@ -159,7 +163,7 @@ def clears(slope, curvature, wealth, supply):
 
 def test_algorithm_two():
     """Three rounds of the clean Algorithm 2 in plain Python, equilibria by SciPy."""
-    for seed in (2, 6, 16):  # no good is free, whose bundles are anybody's
+    for seed in (2, 6, 16):  # seeds without free goods, whose bundles are not unique
         economy = makers(seed)
         a = jax.tree.map(lambda leaf: np.asarray(leaf, float), economy.agents)
         holdings, wealth = np.asarray(economy.holdings, float), np.asarray(economy.wealth, float)
@@ -184,17 +188,19 @@ def test_algorithm_two():
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), rent=st.sampled_from([None, 0.1]), income=st.sampled_from([None, 0.3]))
 def test_every_change_of_the_money_supply_has_a_name(seed, rent, income):
-    """Goods are conserved by trade, money by everything but rewards, incomes and rents; nobody falls into debt."""
+    """Trade conserves goods, only rewards, incomes and rents change money, and no agent gets into debt."""
     before = makers(seed)
     after, rounds = _lives(before, rent, income)
+    net = np.asarray(rounds.flows.net)
+    before, after, rounds = jax.device_get((before, after, rounds))
     b = rounds.flows
     named = sum(b[name].sum() for name in ("reward", "income", "rent", "sale", "purchase"))
     assert float(after.wealth.sum() - before.wealth.sum()) == pytest.approx(float(named), abs=2e-4)
-    each = before.wealth + b.net.sum(0)
+    each = before.wealth + net.sum(0)
     np.testing.assert_allclose(after.wealth, each, rtol=1e-4, atol=2e-4)
     np.testing.assert_allclose(b["sale"].sum(1), -b["purchase"].sum(1), rtol=1e-4, atol=1e-5)
     assert float(after.wealth.min()) >= -1e-6
-    owned = jnp.concatenate([before.holdings[None], rounds.holdings[:-1]])
+    owned = np.concatenate([before.holdings[None], rounds.holdings[:-1]])
     np.testing.assert_allclose(rounds.bundles.sum(1), owned.sum(1), rtol=1e-5, atol=1e-6)
     assert float(b["reward"].sum()) > 0
 
@@ -213,7 +219,7 @@ def test_consumers_use_up_what_they_buy_and_live_on_their_income():
     )
     economy = init(agents, jnp.array([[0.5, 0.0], [0.5, 0.0]]), jnp.array([5.0, 5.0]))
     economy, first = _wide_step(MARKET, jax.random.key(0), economy, income=jnp.array([0.0, 1.0]))
-    # The baker alone wants grain: slope 1, curvature 1, one unit of it: price 0. Nobody paid anything.
+    # Only the baker demands grain: slope 1, curvature 1, one unit: price 0. No payments are made.
     assert float(first.prices[0]) == pytest.approx(0, abs=5e-3)
     np.testing.assert_allclose(economy.holdings.sum(0), [0, first.bundles[0, 0]], atol=1e-5)
     economy, second = _wide_step(MARKET, jax.random.key(0), economy, income=jnp.array([0.0, 1.0]))
@@ -249,7 +255,7 @@ def test_bakery_that_runs_out_of_grain_goes_on_without_an_error(solver):
 
 @dataclasses.dataclass(frozen=True)
 class Standstill:
-    """A solver that lets nobody trade, and calls that an equilibrium until a good is scarce."""
+    """A solver without trade that reports convergence until a good is scarce."""
 
     def __call__(self, valuations, wealth, holdings, *, key=None, prices=None):
         zero = jnp.zeros(holdings.shape[1])
@@ -304,6 +310,7 @@ def test_derivatives_go_through_rounds_of_trade_and_production():
         economy = jax.tree.map(lambda leaf: leaf.astype(float) if leaf.ndim else leaf, makers(16))
 
         @jax.jit
+        @jax.value_and_grad
         def later(recipe):
             agents = economy.agents.replace(recipe=recipe)
             after, _ = run(market, jax.random.key(0), economy.replace(agents=agents), rounds=2)
@@ -311,8 +318,8 @@ def test_derivatives_go_through_rounds_of_trade_and_production():
 
         recipe = economy.agents.recipe
         way = jnp.asarray(np.random.default_rng(0).normal(size=recipe.shape))
-        inner = float((jax.jit(jax.grad(later))(recipe) * way).sum())
-        between = float(later(recipe + 1e-5 * way) - later(recipe - 1e-5 * way)) / 2e-5
+        inner = float((later(recipe)[1] * way).sum())
+        between = float(later(recipe + 1e-5 * way)[0] - later(recipe - 1e-5 * way)[0]) / 2e-5
         assert inner == pytest.approx(between, rel=1e-4)
         assert abs(inner) > 1e-3
 
