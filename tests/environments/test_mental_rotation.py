@@ -420,7 +420,7 @@ def test_two_processes_may_save_a_classifier_concurrently(tmp_path):
 
 
 def done(env, combination):
-    """What a combination did, as primitives, by its description."""
+    """The primitives of a combination, parsed from its description."""
     words = env.describe(combination).replace("rotated", "rotate").replace("moved", "move")
     return () if words == "nothing" else tuple(NAMES.index(word) for word in words.split(", "))
 

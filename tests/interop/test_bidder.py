@@ -361,7 +361,7 @@ def test_means_and_their_interval():
 
 @pytest.mark.slow
 def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
-    """What was not found is not said to be."""
+    """Claims about gains are not confirmed for bidders without gains."""
     monkeypatch.setattr(ExperimentOptions, "train", lambda self, cases, *_: untrained(cases))
     report = dataclasses.replace(best_reply.run(ExperimentOptions(tmp_path, seeds=2)), name="best-reply").write(
         tmp_path

@@ -104,7 +104,7 @@ def test_network_layers_win_every_auction():
 
 
 def test_decoys_do_harm_where_they_have_money():
-    """What keeps the pass exact is wealth: a rival with more of it than the owner turns it into something else."""
+    """The forward pass is exact because of wealth: a decoy with more wealth than a layer's agent changes the result."""
     module, variables, market, rng = instance(0, decoys=12)
     x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     y = apply_jit(module, variables, x)
@@ -244,7 +244,7 @@ def test_a_quote_by_hand():
     prices, bias = neuron_quote(jnp.float32(0.5), jnp.array([2.0, -1.0]), jnp.array([3.0, -1.0]))
     np.testing.assert_array_equal(prices, [4, -2])
     assert float(bias) == 2
-    for z in (0.0, -0.5):  # who makes nothing wants nothing
+    for z in (0.0, -0.5):  # without output there is no demand
         prices, bias = neuron_quote(jnp.float32(z), jnp.array([2.0, -1.0]), jnp.array([3.0, -1.0]))
         np.testing.assert_array_equal([*prices, bias], [0, 0, 0])
     prices, _ = neuron_quote(jnp.float32(-0.5), jnp.array([2.0, -1.0]), jnp.array([3.0, -1.0]), rectified=False)
@@ -252,7 +252,7 @@ def test_a_quote_by_hand():
 
 
 def test_a_quote_is_local():
-    """What a neuron does not touch may change at will: its quotes stay, while z and its buyers' quotes are held."""
+    """Quotes of a neuron depend only on z, its weights and the quotes of its buyers."""
     rng = np.random.default_rng(5)
     z, weights, offers = (jnp.asarray(rng.normal(size=shape)) for shape in ((4,), (3, 4), (4, 2)))
     z = jnp.abs(z)

@@ -57,7 +57,7 @@ def test_the_console_shows_mean_and_spread_of_new_chunks(capsys):
 
 
 def scalars(path):
-    """What is in an event file, read without TensorBoard: length, checksum, event, checksum."""
+    """The events of an event file, parsed without TensorBoard: length, checksum, event, checksum."""
     content, found = path.read_bytes(), []
     while content:
         size = int.from_bytes(content[:8], "little")

@@ -360,7 +360,7 @@ def test_wrong_commands_are_one_line(arguments, says, capsys):
 
 
 def told(folder, vary, capsys, **given):
-    """What ``jaxmarket sweep`` prints, and the JSON of its last line."""
+    """The output of ``jaxmarket sweep``, and the JSON of its last line."""
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     varied = [f"--vary={text}" for text in vary]
     main(["sweep", "Bandit-v0", *settings, *varied, "--out", str(folder), "--json"])

@@ -102,7 +102,7 @@ def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
 
 
 class Maker(struct.PyTreeNode):
-    """What one agent likes and can make."""
+    """The valuation and production of one agent."""
 
     taste: Quadratic
     recipe: jax.Array  # f [G, G]
