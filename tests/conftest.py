@@ -41,7 +41,7 @@ def _forget_programs():
 
 @pytest.fixture(scope="session")
 def small():
-    """Settings that train in a moment."""
+    """Settings with a short training time."""
     return {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32}
 
 

@@ -1,4 +1,4 @@
-"""What tests do to the folders of runs."""
+"""Helpers for the folders of runs."""
 
 import json
 
@@ -7,7 +7,7 @@ from jaxmarket.training.arrays import flatten
 
 
 def contents(folder):
-    """What every file of a run holds that does not depend on time."""
+    """The contents of all files of a run, without times."""
     summary = json.loads((folder / "summary.json").read_text())
     for timing in ("compile_seconds", "run_seconds", "steps_per_second"):
         summary.pop(timing)
@@ -16,7 +16,7 @@ def contents(folder):
 
 
 def reseal(folder):
-    """Record the checksums of what is in a folder now, as if a run had written it."""
+    """Write the checksums of the current files of a folder, as a run does."""
     names = ["config.json", "metrics.csv", "bids.csv", "networks.safetensors", "summary.json"]
     there = [name for name in names if (folder / name).is_file()]
     files.write_sums(folder, {name: files.sha256((folder / name).read_bytes()) for name in there})

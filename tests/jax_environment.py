@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def set_defaults():
-    """Set what the environment does not."""
+    """Set the variables that the environment does not define."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Tests compile much and run little: without the backend's optimisations they take half the time.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

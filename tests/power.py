@@ -1,4 +1,4 @@
-"""What the default tests notice: each fault is planted in a copy of a revision, and the tests of its file are run.
+"""Mutation tests: each fault is planted in a copy of a revision, and the default tests of its file are run.
 
     python tests/power.py                 # the working tree's HEAD
     python tests/power.py 28a2ec2         # before modules moved into packages
@@ -107,7 +107,7 @@ FAULTS = [
 
 
 def first_failure(tree: Path, tests: list[str]) -> str:
-    """The first default test in these files that fails, empty if none does; in a process of its own."""
+    """The first default test in these files that fails, or an empty string; run in a separate process."""
     log = tree / "power.log"
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""The market in plain Python: one dict of accounts, one loop over time. Slow and obvious on purpose.
+"""A reference implementation of the market in plain Python: one dict of accounts, one loop over time.
 
 Written from the papers (Chang et al. 2020) and the design, not from the library's code; it imports neither JAX nor
 the library. Bidders are the accounts 0, 1, ...; the house, the auctioneer and the environment have one each, every
@@ -22,7 +22,7 @@ class Auction:
 
 @dataclasses.dataclass
 class Row:
-    """One auction and what the environment answered to its winner."""
+    """One auction and the environment's response to its winner."""
 
     auction: Auction
     reward: float
@@ -41,7 +41,7 @@ class Sale:
 
 @dataclasses.dataclass
 class Entry:
-    """What happened in one row."""
+    """The results of one row."""
 
     winner: int | None
     owner: int | str
@@ -54,7 +54,7 @@ class Entry:
 
 
 def hold(auction: Auction, reserve: float = 0.0) -> Sale | None:
-    """The highest eligible bid wins, the lowest id among equals; None if nobody may bid."""
+    """The winner: the highest eligible bid, ties to the lowest id; None without an eligible bidder."""
     entrants = [i for i, bid in enumerate(auction.bids) if auction.eligible[i] and math.isfinite(bid)]
     if not entrants:
         return None
@@ -71,7 +71,7 @@ def hold(auction: Auction, reserve: float = 0.0) -> Sale | None:
 
 
 def price_of(mechanism: str, sale: Sale | None) -> float:
-    """What the buyer pays."""
+    """The price that the buyer pays."""
     if sale is None or mechanism == "env":
         return 0.0
     if mechanism == "bb":
@@ -82,7 +82,7 @@ def price_of(mechanism: str, sale: Sale | None) -> float:
 
 
 def proceeds_of(mechanism: str, sale: Sale | None) -> float:
-    """What the seller receives."""
+    """The payout that the seller receives."""
     if sale is None or mechanism == "env":
         return 0.0
     if mechanism == "bb":
@@ -110,7 +110,7 @@ def run(
     owner: int | str = AUCTIONEER,
     ledger: dict | None = None,
 ) -> tuple[list[Entry], int | str]:
-    """Keep the books of one market instance.
+    """Compute the accounts and utilities of one market instance.
 
     ``owner`` and ``ledger`` carry a market on from an earlier call. Returns an entry per row and who owns the last
     state.

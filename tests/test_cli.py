@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it."""
+"""The command line: options, output, exit codes and JSON."""
 
 import dataclasses
 import io
@@ -129,7 +129,7 @@ def test_module_entry_and_exit_code():
 
 
 def test_import_is_inert_and_light():
-    """No JAX backend is started, and nothing heavy or graphical comes along."""
+    """The import starts no JAX backend, and imports no large or graphical package."""
     code = (
         "import sys, jaxmarket, jaxmarket.auctions, jaxmarket.environments, jaxmarket.learners, jaxmarket.policies, "
         "jaxmarket.metrics, jaxmarket.testing\n"
@@ -219,7 +219,7 @@ def test_an_error_does_nothing_to_a_terminal(capsys):
     assert "\x1b" not in error
 
 
-def test_output_that_nobody_reads_ends_nothing():
+def test_closed_output_pipe_does_not_end_the_command():
     command = f"{sys.executable} -m jaxmarket --help | true; exit ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")

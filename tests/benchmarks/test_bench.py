@@ -89,7 +89,7 @@ def test_the_tax_case_is_the_one_promised():
     assert steps == 16
 
 
-def test_a_rival_of_equal_size():
+def test_monolithic_agent_of_equal_size():
     config = TrainConfig("CartPole-v1")
     (width, again) = train.equal_width(config)
     assert width == again
@@ -142,7 +142,7 @@ HAND_WORKED = [
 
 
 @pytest.mark.parametrize(("name", "leaves", "wealth", "welfare"), HAND_WORKED)
-def test_rivals_find_the_best_there_is(name, leaves, wealth, welfare):
+def test_reference_solvers_reach_maximal_welfare(name, leaves, wealth, welfare):
     """Markets of one unit of each good, worked out by hand; one part in 10,000."""
     holdings = np.zeros(np.shape(leaves[0]))
     holdings[1] = 1
@@ -151,7 +151,7 @@ def test_rivals_find_the_best_there_is(name, leaves, wealth, welfare):
         assert found == pytest.approx(welfare, rel=1e-4)
 
 
-def test_a_bad_solver_and_an_absent_rival_are_told(monkeypatch):
+def test_report_of_a_bad_solver_and_a_missing_reference_solver(monkeypatch):
     """Stopped after one change of prices: it does not meet the tolerances, and loses welfare a rival finds."""
 
     def fails(*_):

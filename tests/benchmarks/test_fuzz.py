@@ -122,7 +122,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_once_a_traceback_is_refused_by_name(name):
+def test_former_tracebacks_are_errors_by_field(name):
     build, says = FOUND[name]
     with pytest.raises(ValueError, match=f"^{says}"):
         build()
@@ -159,7 +159,7 @@ def test_planted_faults_are_noticed(tmp_path):
     assert fuzzing.self_check(tmp_path) == []
 
 
-def test_the_judge_tells_right_from_wrong():
+def test_judge_distinguishes_valid_from_invalid_results():
     def raises(error):
         def run():
             raise error

@@ -74,7 +74,7 @@ def test_flows_are_a_pytree_with_static_names():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_residual_keeps_numpys_precision(dtype):
-    """What float64 explains is not lost in float32."""
+    """The residual in float64 is not lost in float32."""
     each = CashFlows.of(reward=np.full(1000, 0.1, dtype))
     residual = each.residual(dtype(1e3), dtype(1e3) + each.net.sum())
     assert residual.dtype == dtype

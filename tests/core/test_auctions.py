@@ -1,4 +1,4 @@
-"""Auctions: who wins, at what bids, and what the mechanisms make of it."""
+"""Auctions: winners and bids of outcomes, prices and payouts of mechanisms."""
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ def test_pick_is_uniform(candidates):
 
 
 def test_picks_of_disjoint_pairs_are_independent():
-    """One draw ranks all bidders: who leads one pair must not tell who leads another."""
+    """One draw ranks all bidders: the orders of two pairs must be independent."""
     draws = jax.random.uniform(jax.random.key(1), (200_000,))
     pairs = jnp.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
     one, other = (np.asarray(jax.jit(jax.vmap(pick, (0, None)))(draws, pair)) for pair in pairs)
@@ -211,7 +211,7 @@ UTILITIES = {name: _utilities(rule) for name, rule in MECHANISMS.items()}
 
 
 def gain(name, bids, me, value):
-    """What the best deviation earns beyond bidding the value."""
+    """The gain of the best deviation over a truthful bid."""
     bids, value = np.asarray(bids, np.float32), np.float32(value)
     best = UTILITIES[name](bids, me, value, DEVIATIONS).max()
     return float(best - UTILITIES[name](bids, me, value, np.full_like(DEVIATIONS, value))[0])

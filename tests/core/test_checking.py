@@ -1,4 +1,4 @@
-"""Checks in compiled programs: they find faults that are planted, say where, and cost nothing where nobody asks."""
+"""Checks in compiled programs: they detect planted faults, name the step, and leave other programs unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ BAD = jnp.nan
 
 
 class Faulty(FiniteMDP):
-    """Seven sure steps in a row; something is wrong with the one at ``at``."""
+    """A chain of seven deterministic steps with a planted fault in step ``at``."""
 
     def __init__(self, what, at=7):
         moves = np.eye(9)[np.minimum(np.arange(9) + 1, 8)][:, None].repeat(2, 1)
@@ -40,7 +40,7 @@ class Faulty(FiniteMDP):
 
 
 class NoNumber(BidPolicy):
-    """Bids no number in state 4."""
+    """A policy that bids NaN in state 4."""
 
     def apply(self, params, obs):
         return Point(jnp.where(obs[4] > 0, BAD, super().apply(params, obs).mean()))
@@ -132,7 +132,7 @@ def test_money_that_appears_from_nowhere_is_found(monkeypatch):
 
 
 class Shouting(BidTables):
-    """Tables of which one agent bids NaN."""
+    """Tables of bids in which one agent bids NaN."""
 
     def bid(self, agent, obs, budget):
         bid = super().bid(agent, obs, budget)

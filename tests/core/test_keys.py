@@ -80,7 +80,7 @@ def test_words_of_no_key_are_refused(saved):
 
 
 def descendants(key, generations=3, width=6):
-    """The key and what splits of it give, generation by generation."""
+    """The key and all keys split from it, generation by generation."""
     found = words(key)
     for _ in range(generations):
         key = jax.vmap(lambda k: jax.random.split(k, width))(key.reshape(-1)).reshape(-1)

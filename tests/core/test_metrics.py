@@ -102,7 +102,7 @@ def test_the_ledger_is_that_of_a_plain_loop(mechanism):
 
 
 def test_summary_by_hand():
-    """Three sales on a two-state process; every metric is counted on fingers."""
+    """Three sales on a two-state process; all metrics are computed by hand."""
     _, rows = play("ccv", steps=3)
     one_hot = jnp.eye(2)
     rows = rows.replace(
@@ -136,7 +136,7 @@ def test_summary_by_hand():
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_welfare_is_what_the_accounts_gained(mechanism):
-    """Payments cancel: the accounts' gain is the reward and what the auctioneer minted."""
+    """Payments cancel: the change of all accounts is the reward plus the minted money."""
     _, rows = play(mechanism)
     means = metrics.summarize(rows, settle(rows, 0.99)).means()
     gained = float(rows.accounts.wealth[-1].sum() + rows.accounts.auctioneer[-1]) / len(rows.reward)

@@ -1,4 +1,4 @@
-"""Whole societies against the plain-Python reference market, and the laws their books obey.
+"""Societies compared with the plain-Python reference market, and the laws of their cash flows.
 
 One compiled function per society holds the auctions of all four mechanisms at once: bids and winners do not depend
 on who is paid what, so the same key gives the same auctions, and further "mechanisms" whose payout is the winner or
@@ -45,7 +45,7 @@ def random_mdp():
 
 
 class Errands:
-    """A user's own environment, old style: 5 values, choices that take time, choices that are not always there."""
+    """A user-defined environment: steps return five values, actions have durations, and some are illegal at times."""
 
     num_actions = 3
     legal = np.array([[True, True, True], [False, False, False], [False, True, False], [True, False, True]])
@@ -86,7 +86,7 @@ every_mechanism = pytest.mark.parametrize("mechanism", MECHANISMS)
 
 @functools.cache
 def society_and_params(name):
-    """A society and bid networks that tell states and bidders apart."""
+    """A society whose bids differ between states and bidders."""
     society = SOCIETIES[name]()
     keys = iter(jax.random.split(jax.random.key(7), 100))
     params = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), society.init(jax.random.key(0)))
@@ -94,7 +94,7 @@ def society_and_params(name):
 
 
 def switched(society, which):
-    """The society under mechanism number ``which`` (traced); beyond the last, payout is a reading of the auction."""
+    """The society under mechanism number ``which`` (traced); a larger number pays out a function of the outcome."""
     rules = list(MECHANISMS.values())
 
     def price(outcome):
@@ -147,7 +147,7 @@ def market(name):
 
 
 def auction_of(bids, eligible, winner, explores):
-    """The reference's auction; it hears of the winner only where exploration or a tie chose it.
+    """The reference's auction; it is given the winner only if exploration or a tie determined it.
 
     Ties do happen: float32 bids saturate near the edge of their range.
     """
@@ -174,7 +174,7 @@ def reference_rows(m, instance, chunk):
 
 @every_society
 @every_mechanism
-def test_the_books_are_the_references(name, mechanism):
+def test_cash_flows_equal_the_references(name, mechanism):
     """Winners, owners, prices, payouts to the bit; wealth and utilities to float rounding; across two chunks."""
     m = market(name)
     accounts = [*range(m.society.bidders), reference.AUCTIONEER]
@@ -214,8 +214,8 @@ def outbid(bids, eligible, winner):
     return ((bids > own) & eligible).any(-1) & (winner != NOBODY)
 
 
-def test_the_random_markets_meet_every_situation():
-    """Else the comparisons above would say less than they seem to."""
+def test_random_markets_cover_every_situation():
+    """Guard against vacuous comparisons: all situations occur."""
     seen = {}
     for name in SOCIETIES:
         m = market(name)
@@ -239,7 +239,7 @@ def test_the_random_markets_meet_every_situation():
 
 
 @every_society
-def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
+def test_sum_of_utilities_equals_wealth_gain_and_bootstrap_values(name):
     """Σ utility = Δ wealth − Σ (1 − γ^k) · payout + unpaid bootstrap values, per chunk and mechanism.
 
     Sums are over the rows that a bidder bought; *payout* is the proceeds, bootstrap values included (0 after
@@ -269,8 +269,8 @@ def test_the_sum_of_utilities_is_the_money_made_and_still_expected(name):
 
 
 @every_society
-def test_the_owner_is_the_last_winner_and_the_house_at_the_start(name):
-    """Row by row, and from the last row of a chunk to the first of the next, which pays it."""
+def test_owner_is_the_last_winner_or_the_auctioneer(name):
+    """For consecutive rows, also from the last row of a chunk to the first row of the next one."""
     r = market(name).rows
     owner, winner, done = (x.reshape(INSTANCES, -1) for x in (r.owner, r.outcome.winner, r.done))
     assert (owner[:, 0] == AUCTIONEER).all()
@@ -280,7 +280,7 @@ def test_the_owner_is_the_last_winner_and_the_house_at_the_start(name):
 
 
 @every_society
-def test_a_shadow_auction_is_held_on_every_cut_row_and_on_no_other(name):
+def test_bootstrap_auctions_are_held_on_truncated_and_last_rows_only(name):
     """Under first price the estimate is the winner's own bid, which is never 0 where a bidder may bid.
 
     With a limit of 10 and no other end, the second 48 rows start two steps before a cut: 6 cuts, as many as there can
@@ -295,8 +295,8 @@ def test_a_shadow_auction_is_held_on_every_cut_row_and_on_no_other(name):
 
 
 @every_society
-def test_a_shadow_auction_bids_like_a_real_one(name):
-    """The same eligibility, an independent draw of the same bids; identical ones where bids are not random."""
+def test_bootstrap_auction_has_the_bids_of_an_auction(name):
+    """Eligibility is equal, and bids are independent draws of the same distribution; deterministic bids are equal."""
     m = market(name)
     going_on = ~m.rows.done[:, :, :-1]
     np.testing.assert_array_equal(
@@ -321,7 +321,7 @@ def _flat(x):
 
 @every_society
 def test_the_winners_primitive_acts(name):
-    """Bidder a owns primitive a // clones: the reward of the row is that of its choice in the state that was sold."""
+    """The reward of a row is that of primitive ``winner // clones`` in the state that was sold."""
     m = market(name)
     env = m.society.env.env
     table = env.reward if name == "errands" else env.rewards.astype(np.float32)
@@ -332,7 +332,7 @@ def test_the_winners_primitive_acts(name):
 
 
 def test_a_legal_action_mask_becomes_eligibility():
-    """In each place only legal choices have eligible bidders, on both sides of a row; nowhere is nobody's."""
+    """In each state only bidders of legal actions are eligible, before and after a step."""
     m = market("errands")
     for obs, eligible in ((m.rows.obs, m.rows.outcome.eligible), (m.rows.next_obs, m.rows.next_eligible)):
         legal = Errands.legal[obs.argmax(-1)]
@@ -345,7 +345,7 @@ def test_a_legal_action_mask_becomes_eligibility():
 
 @pytest.mark.parametrize("name", thinned(["chain", "duality", "bandit", "mdp"], lambda name: name != "bandit"))
 def test_dropout_lasts_an_episode_and_leaves_two(name):
-    """Nobody sits out at 0; at .4 who takes part changes from one episode to the next and only then."""
+    """With dropout 0 all bidders are active; with .4 the active bidders change between episodes only."""
     m = market(name)
     eligible = m.rows.outcome.eligible.reshape(INSTANCES, CHUNKS * STEPS, -1)
     done = m.rows.done.reshape(INSTANCES, -1)
@@ -358,7 +358,7 @@ def test_dropout_lasts_an_episode_and_leaves_two(name):
 
 
 def test_dropout_exploration_and_ties_have_their_frequencies():
-    """One auction of a society 20,000 times over: deterministic bids, so that only the rules are random."""
+    """20,000 auctions of a society with deterministic bids, so that only the rules are random."""
     society, params = society_and_params("mdp")
     env_params, n = society.env.default_params, 20_000
 
@@ -404,7 +404,7 @@ def test_ties_can_go_to_the_lowest_id():
 
 
 @pytest.mark.bits
-def test_the_shortcut_for_shadow_auctions_changes_no_bit():
+def test_compact_bootstrap_auctions_are_bit_identical():
     """With the limit known, few bootstrap auctions are held; with a traced limit, one per row: the same estimates."""
     society, params = society_and_params("duality")
     known = society.env.default_params

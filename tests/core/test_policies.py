@@ -1,4 +1,4 @@
-"""Bid distributions against quadrature and SciPy, and what the networks and heads on top of them promise."""
+"""Bid distributions compared with quadrature and SciPy; properties of networks and bid heads."""
 
 import math
 
@@ -329,7 +329,7 @@ def test_large_images_are_halved_twice(env_id, given, convolutions, stride):
 
 
 class Picture:
-    """Shows one image, whatever is done."""
+    """An environment with a constant image as observation."""
 
     num_actions = 2
 

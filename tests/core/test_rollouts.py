@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 class Large:
-    """Carries 64 kB about; episodes of three steps."""
+    """An environment with a state of 64 kB and episodes of three steps."""
 
     num_actions = 2
 

@@ -1,4 +1,4 @@
-"""Settlement: who pays whom, what a purchase earned in the end, and the boundary rule, on numbers done by hand."""
+"""Settlement: cash flows, utilities and the boundary rule, compared with numbers computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def example(**changes):
 
 
 def trade(**changes):
-    """One chain of sales without an end: 0 sells to 1, 1 to 2, and 8 is the estimate for what 2 holds."""
+    """A chain of sales without an end: 0 sells to 1, 1 to 2, and 2 has the bootstrap value 8."""
     columns = {"reward": [1, 2, 3], "payout": [99, 2, 4], "bootstrap_value": [0, 0, 8]}
     return record([0, 1, 2], **(columns | changes))
 
@@ -107,7 +107,7 @@ def scrambled(seed=0, *, lowest=NOBODY, **changes):
     ],
 )
 def test_utilities_by_hand(changes, time_limits, ahead, utility):
-    """reward + .5^k · payout ahead - price, and the three ways in which there is no row ahead."""
+    """reward + .5^k · next payout - price, and the three cases without a next row."""
     rows = example(**changes)
     payout, estimated = proceeds(rows, time_limits)
     settlement = settle(rows, 0.5, time_limits=time_limits)
@@ -120,12 +120,12 @@ def test_utilities_by_hand(changes, time_limits, ahead, utility):
 
 
 @pytest.mark.parametrize(("discount", "utility"), [(0.0, [9, 18, 27, 36, 45]), (1.0, [11.5, 18, 31.5, 44, 54])])
-def test_the_edges_of_patience(discount, utility):
+def test_discounts_of_0_and_1(discount, utility):
     assert settle(example(), discount).utility.tolist() == utility
 
 
-def test_a_state_nobody_buys_earns_its_last_owner_nothing():
-    """Row 1 has no eligible bidder: row 0 is not resold, and row 2 is the auctioneer's sale."""
+def test_unsold_state_has_no_proceeds():
+    """Row 1 has no eligible bidder: the state of row 0 is not sold, and the auctioneer sells in row 2."""
     rows = record([0, NOBODY, 1], reward=[1, 2, 3], price=[1, 0, 1], payout=[1, 0, 4], terminated=[2])
     settlement = settle(rows, 0.5)
     assert settlement.utility[0] == 1 + 0.5 * 0 - 1
@@ -155,14 +155,14 @@ def test_traces_by_hand(trace_decay, changes, revenue):
     assert settle(trade(**changes), 0.5, trace_decay=trace_decay).revenue.tolist() == revenue
 
 
-def test_a_trace_ends_where_nobody_buys():
-    """The row nobody bought is worth 51 to nobody, and none of it flows back to the owner before."""
+def test_trace_ends_at_an_unsold_state():
+    """The revenue of 51 in the unsold row has no owner, and does not enter the utility of the previous owner."""
     rows = record([0, NOBODY, 2], reward=[1, 50, 2], payout=[9, 0, 4], terminated=[2])
     assert settle(rows, 0.5, trace_decay=1.0).revenue[0] == 1
 
 
-def test_a_lone_bidder_under_the_reserve_was_not_forced():
-    """Its own bid is the highest there is, though the reserve stands above it: the contract holds."""
+def test_solitary_bid_below_the_reserve_keeps_the_trace():
+    """A winning bid below the reserve is the highest bid, so the trace continues."""
     rows = record([0, 1], reward=[1, 10], terminated=[1])
     alone = rows.outcome.replace(
         bids=jnp.full((2, A), -5.0),
@@ -232,7 +232,7 @@ def test_no_derivative_crosses_a_reset(time_limits, trace_decay):
 
 @pytest.mark.parametrize("trace_decay", [None, 0.7])
 def test_what_happens_after_a_reset_changes_nothing_before_it(trace_decay):
-    """Other rows altogether after each end: the utilities up to it keep every bit."""
+    """Utilities of an episode are bit-identical if all rows after its end are replaced."""
     settling = jax.jit(lambda rows: settle(rows, 0.9, trace_decay=trace_decay).utility)
     rows, others = scrambled(), scrambled(seed=1)
     before = np.asarray(settling(rows))

@@ -1,4 +1,4 @@
-"""JAX's own switches: programs work under them, or end with one line that says which switch to change."""
+"""JAX's configuration options: programs work under them, or raise an error that names the option to change."""
 
 import os
 import subprocess
@@ -108,7 +108,7 @@ def test_a_run_without_jit():
 
 @pytest.mark.parametrize("words", thinned([["train", "Chain-v0"], ["evaluate", "nowhere"]], lambda w: w[0] == "train"))
 def test_a_platform_that_is_not_there(words):
-    """In a process of its own, since a backend starts once."""
+    """Run in a separate process, because a backend starts only once."""
     run = subprocess.run(
         [sys.executable, "-m", "jaxmarket", *words],
         env=os.environ | {"JAX_PLATFORMS": "tpu"},

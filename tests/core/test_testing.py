@@ -1,4 +1,4 @@
-"""The public checkers: they pass on everything of ours, and fail on what was broken on purpose."""
+"""The public checkers accept all objects of the library, and reject objects with planted faults."""
 
 import dataclasses
 import random
@@ -117,7 +117,7 @@ def test_a_bare_environment_passes():
 
 
 class Wrapper:
-    """Passes on everything of gymnax's, and steps as gymnax does: with a reset in the same step."""
+    """A wrapper of a gymnax environment whose step resets automatically, as gymnax's does."""
 
     def __init__(self, env):
         self.env = env
@@ -199,7 +199,7 @@ def test_our_learners_pass(learner):
 
 
 def among_modules(value, function):
-    """``function`` of the values of all modules, smuggled past ``vmap`` by a batching rule."""
+    """``function`` of the values of all modules, inside ``vmap``, by a custom batching rule."""
     leak = jax.custom_batching.custom_vmap(lambda x: x)
     leak.def_vmap(lambda size, batched, x: (jnp.broadcast_to(function(x), x.shape), True))
     return leak(value)

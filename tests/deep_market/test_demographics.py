@@ -29,7 +29,7 @@ OBS = jnp.zeros((BIRTHS, STATES))
 
 
 def people(wealth, alive=None):
-    """Agent i bids i everywhere."""
+    """A population in which agent i bids i in every state."""
     n = len(wealth)
     bids = jnp.broadcast_to(jnp.arange(n, dtype=jnp.float32)[:, None], (n, STATES))
     return make_population(BidTable(bids, jnp.zeros(n, jnp.int32)), jnp.asarray(wealth), alive)
@@ -49,7 +49,7 @@ def year(key, population, terms):
 NO_BIRTHS = Terms(birth_rate=0.0)
 
 
-def test_the_poor_and_the_idle_die_and_take_what_they_have():
+def test_bankrupt_and_idle_agents_die_with_their_wealth():
     p = people([1.0, 0.2, 3.0, 0.1]).replace(won=jnp.array([9, 9, 2, 9]))
     p = p.replace(wealth=p.wealth.at[3].set(-0.5))  # debts
     terms = NO_BIRTHS.replace(bankruptcy=0.2, max_idle_steps=5)
@@ -88,7 +88,7 @@ def test_an_agent_whose_wealth_is_not_finite_dies_and_is_counted(wealth):
 
 
 def test_parents_that_give_away_all_are_not_left_with_debts():
-    """Three thirds, rounded, can be more than the whole."""
+    """Three rounded thirds of the wealth may exceed it."""
     wealth = jnp.linspace(1, 9, 400)
     terms = Terms(p_offspring=1.0, min_parent_wealth=0.5, inheritance=1.0)
 
@@ -123,7 +123,7 @@ def test_random_agents_take_free_slots_with_an_endowment():
     assert np.isnan(np.asarray(after.offer)).all()
 
 
-def test_children_of_the_rich_are_endowed_by_their_parent():
+def test_children_of_rich_agents_are_endowed_by_their_parent():
     p = people([8.0, 1.0, 1.0, 0.0, 0.0, 0.0], jnp.arange(6) < 3)
     terms = Terms(p_offspring=1.0, min_parent_wealth=2.0, inheritance=0.75, child_endowment=0.5, endowment=9.0)
     after, flows, births, _ = year(jax.random.key(2), p, terms)
@@ -136,7 +136,7 @@ def test_children_of_the_rich_are_endowed_by_their_parent():
     assert 0.5 < kept <= 1, "they bid like their parent, except for a mutation here and there"
 
 
-def test_without_the_rich_there_are_no_children():
+def test_without_rich_agents_there_are_no_children():
     p = people([1.0, 1.0, 0.0, 0.0], jnp.arange(4) < 2)
     _, _, births, _ = year(jax.random.key(3), p, Terms(p_offspring=1.0, min_parent_wealth=2.0))
     used = np.asarray(births.ident) >= 0
@@ -144,7 +144,7 @@ def test_without_the_rich_there_are_no_children():
     assert (np.asarray(births.kind)[used] == RANDOM).all()
 
 
-def test_the_bankrupt_are_repaired():
+def test_bankrupt_agents_are_repaired():
     p = people([5.0, 0.0, 5.0, 0.0], jnp.array([True, True, True, False]))
     terms = Terms(p_repair=1.0, endowment=3.0, p_offspring=0.0)
     after, flows, births, died = year(jax.random.key(4), p, terms)
@@ -161,7 +161,7 @@ def test_the_bankrupt_are_repaired():
     assert float(flows["endowment"]) == 6
 
 
-def test_newborns_replace_the_poorest_of_a_full_population():
+def test_newborns_replace_the_poorest_agents_of_a_full_population():
     p = people([5.0, 0.5, 4.0, 0.25, 3.0])
     after, flows, births, died = year(jax.random.key(5), p, Terms(p_offspring=0.0, replace_poorest=True, endowment=1.0))
     assert died.tolist() == [False, True, False, True, True]
@@ -227,7 +227,7 @@ def test_slots_and_money_add_up(wealth, dead, seed, rates, replace_poorest):
     np.testing.assert_array_equal(np.asarray(after.agents.bids)[kept], np.asarray(p.agents.bids)[kept])
 
 
-def test_newcomers_are_born_into_states():
+def test_newborns_match_the_state_they_are_born_into():
     """Wilson's covering: a new rule matches the state it is born into."""
     representation = ClassifierRules(4, 2, wildcards=0.5)
     states = jnp.array([[0.0, 1, 1, 0], [1, 1, 0, 0]])
@@ -256,7 +256,7 @@ def test_lineage():
 
 
 def test_lineage_of_a_real_history():
-    """The records kept on the device, against parents looked up as they were."""
+    """The lineage recorded on the device equals the parents looked up in every round."""
     p = people([3.0, 2.0, 1.0, *[0.0] * 5], jnp.arange(SLOTS) < 3)
     terms = Terms(p_offspring=0.8, min_parent_wealth=0.5, replace_poorest=True)
     history, known = [], {0: -1, 1: -1, 2: -1}

@@ -31,7 +31,7 @@ def tables(seed, agents=AGENTS, silent=0.2):
 
 
 def lived(market, terms=None, *, seed=0, rounds=5, period=7, max_births=2, **opening):
-    """An economy as it opened, as it ended, and its rounds."""
+    """The initial state, the final state and the rounds of an economy."""
     env_params = market.env.default_params
     start = init(market, jax.random.key(seed), env_params, **opening)
 
@@ -55,7 +55,7 @@ def lived(market, terms=None, *, seed=0, rounds=5, period=7, max_births=2, **ope
 
 
 def printed_algorithm(agents, wealth, owner, state, steps, rent=0.0):
-    """Sudhir and Tran-Thanh (2025), Algorithm 1, word for word, in plain Python."""
+    """Sudhir and Tran-Thanh (2025), Algorithm 1, as printed, in plain Python."""
     bids, actions = np.asarray(agents.bids, float), np.asarray(agents.action)
     wealth, history = [float(w) for w in wealth], []
     transitions, rewards = np.asarray(WORLD.transitions).argmax(-1), np.asarray(WORLD.rewards)
@@ -131,7 +131,7 @@ def test_instances_share_one_table_of_wealth(mechanism):
 
 @st.composite
 def lives(draw):
-    """Terms of every kind, and a world."""
+    """Terms of every kind, and an environment."""
     some = st.floats(0.0, 0.3)
     return {
         "seed": draw(st.integers(0, 2**16)),
@@ -222,14 +222,14 @@ def test_the_ledger_adds_up_over_a_long_run():
 @given(seed=st.integers(0, 2**16), wealth=st.lists(st.floats(0, 3), min_size=AGENTS, max_size=AGENTS))
 @settings(max_examples=25, deadline=None)
 def test_wealth_is_never_below_zero_while_rewards_are_not(seed, wealth):
-    """Five instances, each of which may spend a fifth: five fifths, rounded, can be more than the whole."""
+    """Five instances may each spend a fifth of the wealth; five rounded fifths may exceed the wealth."""
     economy = init(CROWDED, jax.random.key(seed), WORLD.default_params, make_population(tables(1), jnp.asarray(wealth)))
     economy, _ = _crowded(jax.random.key(seed + 1), economy)
     assert float(economy.population.wealth.min()) >= 0
 
 
 class Faulty:
-    """Action 1 earns a reward that is no number, action 0 earns 1."""
+    """An environment in which action 1 has the reward NaN, and action 0 the reward 1."""
 
     name, num_actions = "Faulty", 2
 
@@ -286,7 +286,7 @@ def _crowded(key, economy):
     return run(CROWDED, key, economy, WORLD.default_params, terms, rounds=1, period=40, max_births=0)
 
 
-def test_exploration_makes_nobody_pay_more_than_its_purse():
+def test_exploration_never_charges_more_than_the_budget():
     agents = BidTable(jnp.array([[0.9] * STATES, [0.1] * STATES]), jnp.array([0, 1], jnp.int32))
     market = DeepMarket(WORLD, REPRESENTATION, 2, mechanism=CREDIT_CONSERVING_VICKREY)
     economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.array([5.0, 0.2])))
@@ -304,7 +304,7 @@ def test_exploration_makes_nobody_pay_more_than_its_purse():
 # --- owners, the house, consumers
 
 
-def test_the_house_sells_first_states_and_acts_where_nobody_bids():
+def test_auctioneer_sells_first_states_and_acts_without_bids():
     market = DeepMarket(make("Bandit-v0")[0], BidTables(1, 4), 2, instances=2)
     silent = BidTable(jnp.full((2, 1), NO_BID), jnp.zeros(2, jnp.int32))
     economy = init(market, jax.random.key(0), market.env.default_params, make_population(silent, jnp.ones(2)))
@@ -331,8 +331,8 @@ def test_an_original_owner_sells_first_states():
         assert float(economy.population.wealth[1]) == pytest.approx(1 + 0.3 * sales)
 
 
-def test_what_the_dead_owned_falls_to_the_house():
-    """An agent that owns the state dies of bankruptcy: the next sale's money is the house's."""
+def test_states_of_dead_agents_belong_to_the_auctioneer():
+    """If the owner of the state dies of bankruptcy, the auctioneer receives the payout of the next sale."""
     agents = BidTable(jnp.array([[0.5] * STATES, [0.25] * STATES]), jnp.array([0, 0], jnp.int32))
     market = DeepMarket(FiniteMDP([[[1.0]]], [[0.0]], 0.9, [1.0]), BidTables(1, 1), 2)
     agents = BidTable(agents.bids[:, :1], agents.action)
@@ -349,8 +349,8 @@ def test_what_the_dead_owned_falls_to_the_house():
     assert int(economy.owner[0]) == 1
 
 
-def test_consumers_buy_what_they_like_in_place_of_rewards():
-    """Chain's goal is worth .6 to one consumer and 5 to another, who owns 1.5 and so has .5 for each of 3 instances."""
+def test_consumers_pay_instead_of_rewards():
+    """One consumer values Chain's goal at .6, another at 5; the latter owns 1.5, so its budget is .5 per instance."""
     consumers = (lambda obs: 0.6 * obs[5], lambda obs: 5.0 * obs[5])
     market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 1, instances=3, consumers=consumers)
     right = BidTable(jnp.full((1, 6), 0.1), jnp.ones(1, jnp.int32))
@@ -383,8 +383,8 @@ def test_a_consumer_owns_what_it_bought_and_sells_it_on():
     assert float(economy.population.wealth[0]) == pytest.approx(1 + 3 * (1 - 0.25))
 
 
-def test_theft_pays_strangers():
-    """Without property rights the money still goes to an agent, only not to the owner."""
+def test_without_property_rights_a_random_agent_is_paid():
+    """Without property rights the payout goes to a random agent instead of the owner."""
     agents = BidTable(jnp.array([[0.5] * STATES] + [[0.1] * STATES] * 4), jnp.zeros(5, jnp.int32))
     market = DeepMarket(WORLD, REPRESENTATION, 5, property_rights=False)
     economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.full(5, 9.0)))
@@ -411,8 +411,8 @@ def test_illegal_actions_are_not_bid_for():
     assert happened.wins.tolist() == [1, 0]
 
 
-def test_the_dead_do_not_bid_pay_or_act():
-    """The highest bidder by far is dead, and so is the owner's neighbour: nothing that happens is theirs."""
+def test_dead_agents_do_not_bid_pay_or_act():
+    """A dead agent with the highest bid table, and another dead agent, have no cash flows."""
     agents = BidTable(jnp.array([[0.9] * STATES, [0.1] * STATES, [0.8] * STATES]), jnp.array([0, 1, 2], jnp.int32))
     alive = jnp.array([False, True, False])
     market = DeepMarket(WORLD, REPRESENTATION, 3)
@@ -429,7 +429,7 @@ def test_the_dead_do_not_bid_pay_or_act():
 # --- entry
 
 
-def test_a_novice_bids_the_best_rivals_offer_and_a_little_more_for_life():
+def test_newborn_bid_is_fixed_above_the_highest_other_bid():
     agents = BidTable(jnp.ones((3, STATES)), jnp.zeros(3, jnp.int32))
     market = DeepMarket(WORLD, REPRESENTATION, 3)
     population_ = make_population(agents, jnp.array([2.0, 2.0, 0.3])).replace(offer=jnp.array([0.5, jnp.nan, 0.9]))
@@ -451,7 +451,7 @@ def test_a_novice_bids_the_best_rivals_offer_and_a_little_more_for_life():
     assert int(outcome.winner[0]) == 0, "a frozen market lets nobody in"
 
 
-def test_a_novice_that_is_silent_enters_later():
+def test_newborn_without_a_bid_enters_later():
     agents = BidTable(jnp.array([[NO_BID, 1.0]]), jnp.zeros(1, jnp.int32))
     world = FiniteMDP([[[0.0, 1.0]], [[1.0, 0.0]]], [[0.0], [0.0]], 0.9, [1.0, 0.0])
     market = DeepMarket(world, BidTables(2, 1), 1)
@@ -486,7 +486,7 @@ def test_churn_compiles_once():
 
 
 def test_vmapped_over_seeds_and_terms():
-    """Each seed as if alone, to rounding."""
+    """Results per seed equal those of separate runs, up to rounding."""
     market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 8, instances=2)
     params = market.env.default_params
 

@@ -1,4 +1,4 @@
-"""Blocks world against lists of lists, its resets by counting, its solver, and a policy for instances of any size."""
+"""Blocks world compared with lists of lists; the distribution of resets, the solver, and a policy for all sizes."""
 
 import collections
 import itertools
@@ -225,7 +225,7 @@ def walk(stacks, policy, most=200):
 @settings(max_examples=40, deadline=None)
 @given(instances())
 def test_plans_are_shortest(stacks):
-    """Nothing shorter by exhaustion, and what the plan says happens."""
+    """The plan of `solve` succeeds, and exhaustive search finds no shorter one."""
     plan = ENV.solve(stacks)
     assert len(plan) == ENV.shortest(stacks) <= len(walk(stacks, dig))
     assert CLAIM.solve(stacks) == [*plan, DONE]

@@ -1,4 +1,4 @@
-"""The paper's tasks, finite processes, the gymnax contract, `make`, and the adapter a society sees through."""
+"""The paper's tasks, finite processes, the gymnax contract, `make`, and the adapter."""
 
 import functools
 import math
@@ -92,7 +92,7 @@ def test_duality():
 
 
 def slow_value_iteration(P, R, terminal, gamma):
-    """Q* by sweeping until nothing moves, one state and action at a time."""
+    """Q* by value iteration until convergence, one state and action at a time."""
     states, actions = R.shape
     Q = np.zeros((states, actions))
     while True:
@@ -389,7 +389,7 @@ def test_continuous_actions_are_refused(env_id):
 
 
 @pytest.mark.parametrize("env_id", DOWNLOADS)
-def test_data_that_is_not_here_is_named(env_id, monkeypatch):
+def test_missing_data_error_names_the_environment(env_id, monkeypatch):
     def offline(*args, **settings):
         raise OSError("no network in tests")
 
@@ -416,7 +416,7 @@ def test_an_id_always_makes_the_same_environment(env_id):
     jax.tree.map(np.testing.assert_array_equal, params, same_params)
 
 
-def test_what_an_environment_tells_of_itself():
+def test_adapter_reads_optional_members():
     chain, cartpole = adapt(make("Chain-v0")[0]), adapt(make("CartPole-v1")[0])
     assert (chain.name, cartpole.name) == ("Chain-v0", "CartPole-v1")
     assert cartpole.gamma is None and cartpole.optimal_q() is None
@@ -553,7 +553,7 @@ def test_every_known_kind_of_step(answer, terminated, truncated):
     )  # an end of both kinds, where a five-value step tells of one
 
 
-def test_a_step_env_is_preferred_and_its_clock_asked():
+def test_step_env_and_is_truncated_are_preferred():
     def step_env(key, state, action, params):
         x, time = state[0] + 1 + action, state[1] + 1
         return jnp.ones(1), (x, time), jnp.ones(()), x >= 5, {}
@@ -571,7 +571,7 @@ def test_a_step_of_another_length_is_refused():
         play(Walk(lambda *five: five[:4]), [0])
 
 
-def test_legal_actions_are_asked_for():
+def test_legal_actions_are_read():
     env = Walk(six).with_(
         legal_actions=lambda state, params: jnp.array([True, False]) | (state[0] > params), default_params=2
     )
@@ -582,7 +582,7 @@ def test_legal_actions_are_asked_for():
     np.testing.assert_array_equal(adapt(Walk(six)).legal(state, 2), [True, True])
 
 
-def test_a_step_may_last():
+def test_step_duration_is_read():
     _, rows = play(Walk(lambda obs, state, *rest: (obs, state, *rest, {"duration": state[0]})), [0, 1])
     np.testing.assert_array_equal(rows.duration, [1.0, 3.0])
 
@@ -653,7 +653,7 @@ def test_intensities_are_scaled(dtype, shape, space, scaled):
 
 
 class Bare:
-    """The least that `adapt` takes."""
+    """An environment with the required members only."""
 
     num_actions = 2
 
@@ -734,7 +734,7 @@ def test_what_breaks_the_contract_is_refused_in_one_line(attributes, message):
         (GymnasiumEnv("Chain-v0"), "the Gymnasium environment"),
     ],
 )
-def test_what_is_another_kind_of_object_is_refused(env, message):
+def test_objects_that_are_not_environments_are_refused(env, message):
     with pytest.raises(ValueError, match=message) as error:
         TrainConfig(env, learner="valuation", instances=8, horizon=16)
     assert "\n" not in str(error.value)
@@ -786,7 +786,7 @@ def test_an_environment_without_discrete_actions_is_refused(attributes):
         adapt(Walk(six).with_(**attributes))
 
 
-def test_adapter_and_reset_walk_the_same_path_as_gymnax():
+def test_adapter_episodes_equal_gymnax():
     env, params = gymnax.make("CartPole-v1")
     adapter, params = adapt(env), params.replace(max_steps_in_episode=20)
 
@@ -819,7 +819,7 @@ def test_adapter_and_reset_walk_the_same_path_as_gymnax():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), theirs, ours)
 
 
-def test_a_wrapper_is_not_seen_through():
+def test_wrapper_methods_are_used_instead_of_the_wrapped_ones():
     """Gymnax wrappers pass on the inner environment's ``step_env``, which would leave the wrapper out."""
     env, params = make("CartPole-v1")
     sticky = adapt(StickyActionWrapper(env, 1.0))
@@ -831,7 +831,7 @@ def test_a_wrapper_is_not_seen_through():
     assert adapt(StickyActionWrapper(make("Chain-v0")[0], 0.5)).optimal_q() is None
 
 
-def test_only_environments_known_to_be_cut_by_the_clock_say_how_long_episodes_are():
+def test_longest_episode_is_known_only_for_time_limits():
     """A user's own ``is_truncated`` may cut earlier: then no bound is promised, wrapped or not."""
 
     class Impatient(CartPole):

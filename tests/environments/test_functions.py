@@ -1,4 +1,4 @@
-"""Functions as primitives: episodes by hand, a plain-Python interpreter as reference, and societies that compose."""
+"""Functions as primitives: episodes by hand, a plain-Python interpreter as reference, and trained societies."""
 
 import functools
 import itertools
@@ -39,13 +39,13 @@ def closeness(value, target):
 
 
 def arithmetic(**settings):
-    """Whole numbers: 3 is to become 8, or 1 to become 9."""
+    """Integers with targets: 3 → 8 and 1 → 9."""
     settings = {"steps": 3, **settings}
     return Functions([increment, double], (np.array([3, 1]), np.array([8, 9])), closeness, **settings)
 
 
 def episode(env, choices, params=None):
-    """The first state, and every step of an episode that goes on whatever happens."""
+    """The initial state and all steps of an episode, continued after termination."""
     params = env.default_params if params is None else params
     obs, state = env.reset_env(KEY, params)
     rows = []
@@ -268,7 +268,7 @@ def test_episodes_begin_with_every_example_alike():
 
 
 def test_another_dataset_comes_with_the_parameters():
-    """More examples than at first, and none of those: nothing of the old ones is left."""
+    """A larger dataset with other examples replaces the old one completely."""
     env = arithmetic(clock=False)
     params = env.default_params.replace(dataset=(jnp.arange(100, 107), jnp.zeros(7, int)), price=1.5)
     first, state = jax.jit(jax.vmap(env.reset_env, (0, None)))(jax.random.split(KEY, 300), params)
@@ -310,7 +310,7 @@ def test_a_policy_that_samples_draws_afresh_at_every_step():
 
 
 def test_after_the_end_a_policy_that_samples_changes_nothing_any_more():
-    """It would go on: a greedy one that sees the same again stops again."""
+    """Actions of a stochastic policy after the end are ignored (a greedy policy would repeat ``stop``)."""
     env = arithmetic(steps=5, stop=True)
     policy = jax.jit(
         jax.vmap(lambda key: compose(env, lambda obs, key: jax.random.randint(key, (), 0, 3), (1, 9), key))
@@ -364,7 +364,7 @@ def test_a_society_composes_as_it_would_step_by_step():
 
 @functools.cache
 def traded(mechanism):
-    """A fresh society, and 60 of its auctions."""
+    """An untrained society and 60 of its auctions."""
     env = arithmetic(stop=True, price=0.5)
     society = Society(env, BidPolicy(linear(4), KumaraswamyHead()), MECHANISMS[mechanism])
     run = jax.jit(fresh_rollout, static_argnums=(0, 4))
@@ -373,7 +373,7 @@ def traded(mechanism):
 
 @pytest.mark.parametrize("mechanism", ["ccv", "vickrey"])  # one that mints no money, and one that does
 def test_no_money_is_lost(mechanism):
-    """What functions cost is a negative reward of the agent that applies them, and all of it is recorded."""
+    """The price of a function is a negative reward of the agent that applies it, and is recorded in the flows."""
     society, rows = traded(mechanism)
     assert metrics.conservation_residual(rows) < 1e-5
     applied = (rows.outcome.winner // society.clones < 2) & (rows.outcome.winner >= 0)

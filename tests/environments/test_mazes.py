@@ -1,4 +1,4 @@
-"""Mazes against plain rules and searches of their own; what nobody can do without memory, and a bit can."""
+"""Mazes compared with independent rules and searches; the bound without memory, and solutions with one bit."""
 
 import collections
 import itertools
@@ -34,7 +34,7 @@ def neighbour(layout, wrap, cell, name):
 
 @st.composite
 def mazes(draw, limit=3):
-    """Small mazes in which every free cell has a way to food."""
+    """Small mazes in which every free cell has a path to food."""
     rows, columns = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     layout = [
         "".join(draw(st.lists(st.sampled_from("...OOF"), min_size=columns, max_size=columns))) for _ in range(rows)
@@ -130,7 +130,7 @@ def test_woods1():
 
 
 def classes(maze):
-    """Free cells by what is seen from them."""
+    """Free cells grouped by their observation."""
     alike = collections.defaultdict(list)
     for cell in maze.free:
         alike[maze.view(cell).tobytes()].append(cell)
@@ -227,7 +227,7 @@ def test_no_table_without_memory_is_better():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0]), st.booleans())
 def test_coins_and_clocks_do_not_help(seed, concentration, clock):
-    """Policies that toss coins, most of them near the best tables."""
+    """Stochastic policies, most of them close to the best deterministic ones."""
     maze, rng = Woods101(), np.random.default_rng(seed)
     group = {cell: i for i, cells in enumerate(classes(maze)) for cell in cells}
     good = {(1, 1): E, (1, 3): S, (1, 5): W, (2, 1): NE, (2, 3): S, (2, 5): NW}
@@ -241,7 +241,7 @@ def test_coins_and_clocks_do_not_help(seed, concentration, clock):
 
 
 def test_a_bit_is_enough():
-    """In the environment itself, from every start: where it came from is written at once, and read in the next step."""
+    """With one bit, a policy that writes its side in the first step and reads it later succeeds from every start."""
     maze = Woods101()
     env = Memory(maze, bits=1)
     params = env.default_params
@@ -282,7 +282,7 @@ def test_no_policy_beats_the_bound(maze, seed):
 
 
 def test_the_bound_is_that_of_trying_everything():
-    """A corridor with food in the middle: at the second cell from it, left and right look alike."""
+    """A corridor with food in the middle: the cells two steps left and right of it have equal observations."""
     maze = Maze(["...F..."], moves=4, limit=2, starts=[(0, 1), (0, 2), (0, 4), (0, 5)])
     group = {cell: i for i, cells in enumerate(classes(maze)) for cell in cells}
     assert group[0, 1] == group[0, 5] and len(classes(maze)) == 5
@@ -348,6 +348,6 @@ def test_bad_input_is_refused(layout, arguments, message):
         Maze(layout, **arguments)
 
 
-def test_nobody_is_in_a_rock():
+def test_state_at_rock_is_an_error():
     with pytest.raises(ValueError, match=r"cell: \(0, 0\) .*; choose from \(1, 1\), "):
         Woods101().state_at((0, 0))

@@ -1,4 +1,4 @@
-"""Memory against a list of bits, and gymnax's MemoryChain: what it shows, and that only a bit can solve it."""
+"""Memory compared with a list of bits; gymnax's MemoryChain, which only policies with memory can solve."""
 
 import itertools
 from typing import NamedTuple
@@ -26,7 +26,7 @@ INNER_STEP = jax.jit(Woods101().step_env)
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 39), min_size=1, max_size=8))
 def test_against_a_list_of_bits(actions):
-    """Actions by number: beneath them Woods101's eight, and nothing, bit 0 to 0 or 1, bit 1 to 0 or 1 written."""
+    """Actions: one of Woods101's eight moves and a write operation: none, bit 0 = 0 or 1, bit 1 = 0 or 1."""
     maze, params = Woods101(), TWO_BITS.default_params
     obs, state = TWO_BITS.reset_env(KEY, params)
     first, inner = maze.reset_env(KEY, params.env)
@@ -66,7 +66,7 @@ class PickyParams(NamedTuple):
 
 
 class Picky:
-    """Two actions, of which the second may be taken in the beginning only; some user's own, cut when it likes."""
+    """A user-defined environment with two actions, the second legal at the start only, and its own truncation rule."""
 
     num_actions = 2
     default_params = PickyParams()
@@ -153,7 +153,7 @@ def returns(env, policy, rules):
 
 
 def test_a_bit_solves_memory_chain():
-    """While the context shows, write it; then answer with what is read."""
+    """A policy that writes the context while it is observed, and then answers with the bit."""
     env = Memory(chain())
 
     def policy(rule, obs):

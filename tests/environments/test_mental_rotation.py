@@ -1,4 +1,4 @@
-"""Mental Rotation: resampling against SciPy and PyTorch's formula, digits and their reader, and the task itself."""
+"""Mental Rotation: resampling compared with SciPy and PyTorch's formula, digits, the classifier, and the task."""
 
 import itertools
 import sys
@@ -133,7 +133,7 @@ def test_any_affine_map_is_scipys_and_pytorchs(side, source, seed):
 
 
 @pytest.mark.parametrize("side", [6, 7])
-def test_what_can_be_said_exactly(side):
+def test_exact_cases_of_resampling(side):
     image = np.random.default_rng(0).random((side, side)).astype(np.float32)
     for quarters in range(-2, 3):  # np.rot90 turns to the left
         np.testing.assert_allclose(
@@ -306,7 +306,7 @@ def test_digits_of_the_right_size_are_only_framed():
 # --- the reader
 
 
-def test_the_reader_reads_digits_nobody_has_shown_it(fixed):
+def test_classifier_accuracy_on_held_out_digits(fixed):
     held_out, labels = fixed.images[fixed.held_out] / np.float32(255), fixed.digits.labels[fixed.held_out]
     logits = np.asarray(jax.jit(jax.vmap(fixed.reader))(held_out))
     assert logits.shape == (len(labels), 10)
@@ -326,7 +326,7 @@ def test_the_whole_recipe_makes_a_reader_too(tmp_path, monkeypatch):
     assert digits.reader(digits.load("small"), RESOLUTION).accuracy > 0.9
 
 
-def test_the_reader_is_kept_and_read_back_as_it_was(cache, fixed, dynamic, monkeypatch):
+def test_classifier_is_saved_and_loaded_unchanged(cache, fixed, dynamic, monkeypatch):
     (folder,) = cache.iterdir()  # one for both environments, and nothing left of how it was written
     assert folder.name.startswith(f"reader-small-{RESOLUTION}-")
     monkeypatch.setattr(digits, "train_reader", lambda *_: pytest.fail("trained once more"))
@@ -360,8 +360,8 @@ def same(one, other):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, one.params, other.params)))
 
 
-def test_each_recipe_has_a_reader_of_its_own(trainings, few, tmp_path, monkeypatch):
-    """Other images, other labels or another way of training: nothing is mistaken for what it is not."""
+def test_each_recipe_has_a_separate_classifier(trainings, few, tmp_path, monkeypatch):
+    """Other images, labels or training settings have separate cache files."""
     first = digits.reader(few, 16)
     assert trainings == [((50, 16, 16), (50,))]  # the held-out digits stay out
     assert same(digits.reader(few, 16), first) and len(trainings) == 1
@@ -388,7 +388,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_reader_is_trained_anew_and_replaced(damage, trainings, few, tmp_path):
+def test_damaged_classifier_file_is_replaced(damage, trainings, few, tmp_path):
     first = digits.reader(few, 16)
     (path,) = (tmp_path / "deep" / "cache").iterdir()
     path.write_bytes(damage(path.read_bytes()))
@@ -399,7 +399,7 @@ def test_a_damaged_reader_is_trained_anew_and_replaced(damage, trainings, few, t
     assert len(trainings) == 2
 
 
-def test_a_reader_that_cannot_be_kept_is_used_all_the_same(trainings, few, tmp_path, monkeypatch):
+def test_classifier_that_cannot_be_saved_is_used(trainings, few, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder can be made below")
     monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path / "file" / "cache"))
     for count in (1, 2):
@@ -417,7 +417,7 @@ def test_a_reader_that_cannot_be_kept_is_used_all_the_same(trainings, few, tmp_p
     assert list((tmp_path / "cache").iterdir()) == [path]
 
 
-def test_two_processes_may_keep_a_reader_at_a_time(tmp_path):
+def test_two_processes_may_save_a_classifier_concurrently(tmp_path):
     """Each replaces the whole file, and leaves nothing else behind."""
     first, second = (init_network(jax.random.key(i), jnp.zeros((16, 16))) for i in range(2))
     for params in (first, second):
@@ -561,8 +561,8 @@ def stages(env, count):
     return jnp.concatenate([first, then]).reshape(2 * count, -1)
 
 
-def test_components_do_not_depend_on_the_decompositions_whims(encoded, monkeypatch):
-    """Signs are left open by a decomposition, and differ between machines: networks would be useless on another."""
+def test_components_do_not_depend_on_eigenvector_signs(encoded, monkeypatch):
+    """Signs of eigenvectors differ between machines; the features must not depend on them."""
     eigh = mental_rotation.linalg.eigh
 
     def flipped(*args, **kwargs):
@@ -596,7 +596,7 @@ def test_equal_environments_observe_the_same(encoded, monkeypatch):
 
 
 def test_every_component_is_a_finite_number_of_moderate_size(fixed, known_reader):
-    """Corners are always black: directions in which nothing varies must not blow up what is left of rounding."""
+    """Corners are always black: scaling must not amplify rounding errors in directions without variance."""
     everything = MentalRotation(RESOLUTION, source="small", components=RESOLUTION**2)
     held_out = jnp.asarray(everything.held_out)
     features = jax.jit(jax.vmap(lambda d: observe(everything, everything.start((d, d % 8))[0])))(held_out)

@@ -1,4 +1,4 @@
-"""The multiplexer against a look-up in a list, for every input of the small ones."""
+"""The multiplexer compared with a look-up in a list, for all inputs of the small ones."""
 
 import itertools
 
@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 def look_up(bits, address):
-    """In words: read the address as a number, and look there."""
+    """The data bit at the address, in plain Python."""
     where = int("".join(str(bit) for bit in bits[:address]), 2)
     return bits[address:][where]
 

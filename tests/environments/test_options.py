@@ -35,7 +35,7 @@ GAMMA = 0.5
 
 
 def advance(obs, key):
-    """Always the same action."""
+    """A policy with a constant action."""
     return 1
 
 
@@ -58,7 +58,7 @@ def on_the_line(*options, horizon=20, **settings):
 
 
 def society_that_bids(env, bids, mechanism):
-    """Solitary bidders with these bids [S, P], whatever happens."""
+    """A society of solitary bidders with the fixed bids [S, P]."""
     society = Society(env, BidPolicy(linear(), ValueHead()), MECHANISMS[mechanism], clones=1, ties="lowest")
     params = society.init(jax.random.key(0))
     # One matrix [S + 1, 1] per module, the last row the bias.
@@ -128,7 +128,7 @@ def test_at_the_last_step_terminated_wins_over_the_clock():
 
 
 def two_then_wait(obs, key):
-    """Goes on to state 2; there action 0 says that it has finished."""
+    """A policy that moves on to state 2 and takes its ``done`` action 0 there."""
     return jnp.where(obs[2] > 0, 0, 1)
 
 
@@ -239,7 +239,7 @@ def test_gymnaxs_own_step_resets_where_the_episode_was_cut():
 
 
 def test_options_of_one_step_are_literal_actions():
-    """Nothing tells a society apart from the one over the environment beneath."""
+    """A society over options of length 1 has the same rollout as a society over the wrapped environment."""
     env = line(horizon=5)
     wrapped = Options(env, [Option(lambda obs, key, a=a: a, length=1) for a in range(2)], discount=GAMMA)
     policy = BidPolicy(linear(4), KumaraswamyHead())
@@ -380,7 +380,7 @@ def test_policies_come_from_runs_of_either_kind(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, policy.params, as_policy(run, seed=1).params)
 
 
-def test_the_shadow_auction_sees_the_state_after_the_option():
+def test_bootstrap_auction_observes_the_state_after_the_option():
     """The bootstrap auction at the end of a rollout sees the state after the whole option."""
     env = on_the_line(Option(advance, length=2), Option(advance, length=1))
     society, params = society_that_bids(env, BIDS, "ccv")

@@ -1,4 +1,4 @@
-"""Two Rooms against MiniGrid itself, its rewards by hand, its best returns by search, and its pictures."""
+"""Two Rooms compared with MiniGrid; rewards by hand, optimal returns by search, and pictures."""
 
 import collections
 import itertools
@@ -88,7 +88,7 @@ def test_every_place_and_action_against_minigrid(reference):
 
 
 def random_action(rng, place):
-    """Any of the seven, mostly forward; the door is toggled more often, so that both rooms are visited."""
+    """Random actions, mostly forward, with enough toggles that both rooms are visited."""
     if place.ahead == (4, 2) and rng.random() < 0.4:
         return TOGGLE
     return int(rng.choice(7, p=[0.18, 0.18, 0.4, 0.06, 0.06, 0.06, 0.06]))
@@ -160,7 +160,7 @@ FROM_THE_LEFT = ("TwoRooms-Red-v0", "TwoRooms-GreenTask-v0", "TwoRooms-BlueTask-
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_a_task_asks_for(task):
-    """From each of the 148 places: `done` pays and terminates where it should, and nothing else ever does."""
+    """In each of the 148 states: `done` pays and terminates in goal states only, and no other action does."""
     env = TwoRooms(task)
     params = env.default_params
     states = jax.vmap(lambda i: env.state_at(PLACES[0]).replace(index=i))(jnp.arange(148))

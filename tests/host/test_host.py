@@ -259,7 +259,7 @@ def test_an_agent_learns_its_budget_and_cannot_bid_above_it():
     assert market.ledger.balance(AUCTIONEER) == 0.75
 
 
-def test_a_mechanism_of_ones_own_that_charges_more_than_it_can():
+def test_custom_mechanism_cannot_charge_more_than_the_budget():
     posted = Mechanism("posted", price=lambda o: jnp.asarray(5.0), payout=lambda o: jnp.asarray(5.0))
     market = counting([constant("ann", 0.5)], mechanism=posted)
     assert market.play(0, 1).steps[0].auction.price == 1.0
@@ -404,7 +404,7 @@ def test_a_winner_that_cannot_act_has_bought_nothing(kind):
     assert market.wealth == {"ann": 1.0, "bad": 1.0, "bob": 1 - 0.3 + 0.25}
 
 
-def test_what_an_agents_attributes_do_is_its_own_failure():
+def test_exceptions_in_agent_attributes_count_as_its_failure():
     class Moody:
         wealth = 1.0
         name = Text("moody")
@@ -435,7 +435,7 @@ def test_a_bid_that_counts_is_a_plain_float():
     assert type(step.bids[0].bid) is type(step.auction.price) is float
 
 
-def test_where_nobody_can_act_nothing_happens():
+def test_state_is_unsold_if_no_agent_acts():
     def act(state):
         return None if state == 1 else state + 1
 
@@ -449,7 +449,7 @@ def test_where_nobody_can_act_nothing_happens():
     assert market.wealth == {"ann": 1 - 0.3 + 0.25, "bob": 1.0}
 
 
-def test_a_stalled_agent_is_left_alone_until_it_answers():
+def test_stalled_agent_is_not_called_until_it_answers():
     gate, calls = threading.Event(), []
 
     def bid(state, budget):
@@ -495,7 +495,7 @@ def test_an_act_that_stalls_is_void_even_if_it_ends():
     assert step.state == ["start"]
 
 
-def test_all_are_asked_at_once():
+def test_bids_are_requested_concurrently():
     """A barrier opens only when every bid is being made."""
     barrier = threading.Barrier(12)
     agents = [
@@ -543,7 +543,7 @@ def test_a_coroutine_that_is_late_is_cancelled_and_free_again():
         assert ended[-1] == expected
 
 
-def test_lessons_go_to_buyer_and_seller_and_may_fail():
+def test_learn_is_called_for_buyer_and_seller_and_may_fail():
     heard = {"ann": [], "bob": [], "cid": []}
 
     def agent(name, bids):
@@ -581,7 +581,7 @@ def test_episodes_begin_with_the_original_owner_and_end():
         market.step()
 
 
-def test_the_bankrupt_are_out():
+def test_bankrupt_agents_are_removed():
     poor = constant("poor", 9.0, 0.5)
     market = Market([poor, constant("ann", 0.25)], reward=lambda state: 0.0, done=lambda state: True)
     assert market.play(0).steps[0].auction.winner == "poor"
@@ -596,7 +596,7 @@ def test_the_bankrupt_are_out():
 
 
 @pytest.mark.parametrize("field", ["reward", "done", "view", "legal"])
-def test_the_owners_own_mistakes_are_raised_and_move_no_money(field):
+def test_errors_of_user_callbacks_propagate_before_payments(field):
     market = counting([constant("ann", 0.5)], **{field: lambda *args: {}["oh"]})
     with pytest.raises(KeyError, match="oh"):
         market.play(0)
@@ -645,7 +645,7 @@ def test_bad_states_and_steps_are_named():
 # --- states, logs, tables
 
 
-def test_thoughts_are_only_added_to():
+def test_thoughts_are_append_only():
     task = Thought().append("user", "2+3")
     longer = task.append("ann", "5")
     assert (len(task), len(longer), longer.last, str(longer)) == (1, 2, "5", "user: 2+3\nann: 5")
@@ -661,7 +661,7 @@ def test_thoughts_are_only_added_to():
     assert not appends("ann", task, "5") and not appends("ann", task, Thought((*task.items, "5")))
 
 
-def test_appending_trusts_no_method_of_an_agent():
+def test_appends_calls_no_method_of_returned_objects():
     class Equal:
         __hash__ = None
 
@@ -705,7 +705,7 @@ def test_appending_trusts_no_method_of_an_agent():
     assert not appends("ann", Short(task.items), Thought((*task.items, new)))
 
 
-def test_who_forges_history_fails_to_act():
+def test_agent_that_changes_earlier_items_fails_to_act():
     forger = constant("bad", 0.9, act=lambda state: Thought().append("user", "1+1").append("bad", "2"))
     honest = constant("ann", 0.1, act=lambda state: state.append("ann", "5"))
     market = Market([forger, honest], reward=lambda state: 0.0, legal=appends)
@@ -748,7 +748,7 @@ def test_the_log_has_every_bid_call_payment_and_auction(tmp_path):
     assert len(path.read_text("utf-8").splitlines()) == len(lines) + 1, "it appends"
 
 
-def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
+def test_incomplete_last_log_line_is_terminated(tmp_path):
     path = tmp_path / "market.jsonl"
     path.write_text('{"record": "Ca')
     with host.json_lines(path) as log:
@@ -790,7 +790,7 @@ def printed(table):
     return out.getvalue()
 
 
-def test_tables_say_what_happened():
+def test_tables_show_auctions_and_wealth():
     agents = [
         constant("[ann]", 0.5, act=lambda state: "[b]"),
         CallableAgent("bad", lambda state, budget: 0.9, lambda state: crash(OSError())),
@@ -913,7 +913,7 @@ SECRETS = ("sk-'key\\1", "pass:word", "in-a-header", "in-a-query")
 
 
 @pytest.mark.parametrize("model", ["echo 401", "echo 404", "echo 200", "parrot", "broken"])
-def test_secrets_are_in_no_text(stub, model, tmp_path, caplog):
+def test_secrets_are_removed_from_all_texts(stub, model, tmp_path, caplog):
     stub.requests.clear()
     key, _, header, query = SECRETS
     url = stub.url.replace("//", "//user%40me:pass%3Aword@")
@@ -1000,7 +1000,7 @@ def test_replies_that_are_no_bids(reply):
         read_bid(reply)
 
 
-def test_a_slow_endpoint_is_late_or_given_up_and_retries_are_as_told(stub):
+def test_slow_endpoint_is_late_and_retries_are_limited(stub):
     agents = [
         chat(stub, "slow", "slow 1"),
         chat(stub, "impatient", "slow 2", seconds=0.05),
@@ -1012,7 +1012,7 @@ def test_a_slow_endpoint_is_late_or_given_up_and_retries_are_as_told(stub):
     assert step.after == Thought().append("flaky", "ｆünf 5 🙂")
 
 
-def test_a_chat_model_works_on_other_states_if_told_how(stub):
+def test_chat_agent_works_on_other_states_with_write(stub):
     agent = chat(stub, "bot", "good 0.5", write=lambda state, text: f"{state} {text}")
     market = Market([agent], reward=len)
     assert market.play("x", 1).state == "x ｆünf 5 🙂"
@@ -1053,7 +1053,7 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
 # --- the example
 
 
-def test_the_solvers_learn_the_order_and_get_rich(capsys):
+def test_solvers_learn_the_order_and_gain_wealth(capsys):
     market, history = example.learn_arithmetic(40, seed=0)
     assert history[0].reward == 0, "at first they get it wrong"
     assert all(episode.reward == 1 for episode in history[-10:])
@@ -1077,7 +1077,7 @@ def test_the_solvers_learn_the_order_and_get_rich(capsys):
 
 @given(seed=st.integers(0, 2**16), terms=st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
-def test_in_the_right_order_the_solvers_are_right_and_none_is_alone(seed, terms):
+def test_solvers_in_the_correct_order_are_correct(seed, terms):
     task = example.expression(random.Random(seed), terms)
     brackets, times, plus, guesser = example.solvers()
 

@@ -44,7 +44,7 @@ def sampling():
 
 
 @pytest.mark.parametrize("auction", ["ccv", pytest.param("sampling", marks=pytest.mark.slow)])
-def test_the_books_of_a_society_that_makes_the_same_bids(auction):
+def test_cash_flows_equal_a_society_with_the_same_bids(auction):
     """Winners, prices, payouts, states: as in `jaxmarket.step`; the return is the change of wealth, whatever is bid."""
     society, params = sampling() if auction == "sampling" else truthful(SHORT, MECHANISMS[auction], 2)
     me, levels = 2, (0.0, 0.7, 1.2, 3.0, 9.0)
@@ -121,7 +121,7 @@ def test_it_is_an_environment(time_limits):
 
 
 @pytest.mark.parametrize("time_limits", [pytest.param("bootstrap", marks=pytest.mark.slow), "terminal"])
-def test_where_a_market_closes(time_limits):
+def test_terminal_time_limits(time_limits):
     """A bidder that goes left for ever holds the state when time is up: cut, or closed, and never paid for it."""
     env = seat(Chain(), "vickrey", 2, 0, time_limits=time_limits)
 
@@ -146,7 +146,7 @@ def test_where_a_market_closes(time_limits):
         assert obs[19, 7] == 0
 
 
-def test_equal_seats_are_equal():
+def test_equal_environments_compare_equal():
     assert seat(Chain(), "ccv", 2, 1) == seat(Chain(), "ccv", 2, 1)
     assert hash(seat(Chain(), "ccv", 2, 1)) == hash(seat(Chain(), "ccv", 2, 1))
     society, params = truthful(Chain())
@@ -185,7 +185,7 @@ def blank(society):
     return jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(society.init, jax.random.key(0)))
 
 
-def test_what_cannot_be_solved_or_closed_is_refused():
+def test_unsolvable_or_unlimited_environments_are_refused():
     society, params = truthful(Chain())
     with pytest.raises(ValueError, match=r"env: .* greedy"):
         Exact(BidderEnv(dataclasses.replace(society, greedy=False), params, 0, LEVELS))
@@ -312,7 +312,7 @@ def test_whole_episodes_on_chain():
     assert left.gain(np.full_like(left.truth, 5.0)) == pytest.approx(by_hand, abs=1e-3)
 
 
-def test_of_equally_good_bids_the_nearest_to_truth():
+def test_best_prefers_the_bid_closest_to_truth():
     assert Exact(seat(Bandit(), "ccv", 1, 3, (0.3, 0.7, 0.85, 2.0))).best()[0, 0, 0] == 0.85
     assert Exact(seat(Bandit(), "ccv", 1, 3, (0.3, 0.75, 0.9, 2.0))).best()[0, 0, 0] == 0.75
 

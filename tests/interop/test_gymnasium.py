@@ -61,13 +61,13 @@ def episode(env, seed, actions):
         if name not in ONE_STEP + NOT_HERE
     ],
 )
-def test_gymnasiums_own_checker_is_content(name):
+def test_gymnasium_check_env_passes(name):
     env = name if name in OURS else gymnax.make(name)[0]  # with continuous actions too
     check_env(GymnasiumEnv(env), skip_render_check=True)
 
 
 @pytest.mark.slow
-def test_gymnaxs_own_wrapper_would_not_do():
+def test_gymnax_wrapper_fails_check_env():
     """The reason for ours. Should this fail, gymnax has mended it, and ours can go."""
     env, env_params = gymnax.make("CartPole-v1")
     theirs = GymnaxToGymWrapper(env, env_params)
@@ -115,7 +115,7 @@ def test_seeds_make_episodes_again():
     assert len(fresh) > 1  # and begins anywhere
 
 
-def test_what_gymnasium_would_refuse_is_refused():
+def test_invalid_actions_are_refused():
     env = GymnasiumEnv(WORLD)
     for call in (lambda: env.step(0), env.action_masks):
         with pytest.raises(gymnasium.error.ResetNeeded):
@@ -167,7 +167,7 @@ def test_an_environment_without_spaces():
         GymnasiumEnv(Bare(pair=True))
 
 
-def test_an_actor_takes_numpy_and_gives_a_number():
+def test_actor_maps_numpy_to_integers():
     society = given_bids(jaxmarket.TrainConfig("Bandit-v0", clones=1).settings.society)
     act = actor(jaxmarket.MarketPolicy(jnp.array([0.1, 0.2, 0.3, 0.9]), society))
     env = GymnasiumEnv("Bandit-v0")
@@ -192,7 +192,7 @@ def test_an_actors_draws_are_those_of_its_seed():
 
 
 @pytest.mark.full
-def test_a_society_trained_in_jax_balances_gymnasiums_own_pole():
+def test_trained_society_solves_gymnasium_cartpole():
     """gymnax's CartPole is trained on, Gymnasium's is played: their own code, in NumPy and float64."""
     run = jaxmarket.fit(
         jaxmarket.TrainConfig("CartPole-v1", learner="valuation", steps=300_000), jax.random.key(0), progress=False
@@ -226,7 +226,7 @@ def test_gymnasiums_vector_environment_and_wrappers():
 
 
 @pytest.mark.slow
-def test_a_market_as_one_bidder_sees_it_is_a_gymnasium_environment():
+def test_bidder_env_is_a_gymnasium_environment():
     society = jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society
     market = BidderEnv(society, society.init(jax.random.key(0)), bidder=1, levels=(0.0, 0.5, 1.0))
     check_env(GymnasiumEnv(market), skip_render_check=True)

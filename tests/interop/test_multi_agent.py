@@ -281,7 +281,7 @@ class Restricted(FiniteMDP):
 
 
 @pytest.mark.slow
-def test_who_may_win_is_an_available_action():
+def test_eligibility_is_an_available_action():
     restricted = Restricted(WORLD.transitions, WORLD.rewards, 0.9, WORLD.start)
     society = Society(restricted, POLICY, clones=1)
     env, grid = MarketEnv(society), MarketEnv(society, grid=(0, 0.5, 1))

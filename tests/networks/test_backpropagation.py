@@ -328,7 +328,7 @@ def test_slow_circles_need_rounds():
     assert fine.residual < rough.residual < 1e-3
 
 
-def test_under_jit_what_explodes_is_nan_and_touches_nobody_else():
+def test_divergent_prices_under_jit_are_nan_for_their_instance_only():
     radii = (0.5, 1.5, 0.9)
     agents = [leontief(0, radius)[0] for radius in radii]
     _, shares, endowments, _ = leontief(0, 1)

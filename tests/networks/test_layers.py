@@ -87,7 +87,7 @@ def instance(seed, decoys=6, linear_last=False):
     return module, variables, from_mlp(variables, decoys, jax.random.key(seed), linear_last), rng
 
 
-def test_the_owners_win_every_auction():
+def test_network_layers_win_every_auction():
     """Agent by agent in plain Python: who is asked, who bids what, who wins."""
     for seed in range(5):
         market = instance(seed)[2]
@@ -116,7 +116,7 @@ def test_decoys_do_harm_where_they_have_money():
     assert np.abs(usurped - y).max() > 0.1
 
 
-def test_a_layer_that_nobody_can_buy_is_not_sold():
+def test_layer_without_positive_bids_is_not_sold():
     _, _, market, _ = instance(1)
     broke = market.replace(wealth=jnp.where(market.layer == 2, 0.0, market.wealth))
     outcome = broke.sell(1)
@@ -129,7 +129,7 @@ def test_a_layer_that_nobody_can_buy_is_not_sold():
     assert np.isnan(prices_jit(broke, jnp.ones(3), jnp.ones(2))).all()
 
 
-def test_order_of_ids_and_kind_of_rivals_do_not_matter():
+def test_order_of_ids_and_kind_of_decoys_do_not_matter():
     _, variables, market, rng = instance(2)
     x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     other = from_mlp(variables, 6, jax.random.key(99))

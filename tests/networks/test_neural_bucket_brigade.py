@@ -289,7 +289,7 @@ def test_without_reward_it_is_not():
     assert (unpaid.injected == 0).all()
 
 
-def test_the_books_of_a_run_close(moving):
+def test_named_flows_explain_all_changes_of_money(moving):
     assert moving.residual.max() < 1e-6
     assert dataclasses.replace(moving, injected=1.01 * moving.injected).residual.min() > 1e-4
     assert moving.money.shape == (4, 7)

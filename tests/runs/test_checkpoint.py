@@ -69,7 +69,7 @@ def test_only_the_last_two_are_kept(two, tree):
     hnp.arrays(hnp.scalar_dtypes().filter(lambda d: d.kind in "biuf"), hnp.array_shapes(max_dims=2, max_side=3)),
     st.data(),
 )
-def test_the_digest_tells_everything_apart(array, data):
+def test_digest_differs_for_different_arrays(array, data):
     before = digest({"a": array})
     assert before == digest({"a": array.copy(order="F")})
     other = bytearray(array.tobytes())

@@ -172,12 +172,12 @@ def test_folders_of_runs_and_what_a_shell_adds(tmp_path, folders):
         comparison.find([folders[0], tmp_path])
 
 
-def test_equal_names_are_told_apart(tmp_path):
+def test_equal_names_are_distinguished(tmp_path):
     runs = [run_at(tmp_path / part / "run", [1.0, 0.5]) for part in ("a", "b")]
     assert [run.name for run in comparison.compare(runs).runs] == ["a/run", "b/run"]
 
 
-def test_the_shortest_names_that_tell_runs_apart(tmp_path, monkeypatch):
+def test_shortest_distinguishing_names_of_runs(tmp_path, monkeypatch):
     paths = [run_at(tmp_path / name, [1.0]) for name in ("x/a/seed0", "x/b/seed0", "y/a/seed0")]
     assert [run.name for run in comparison.compare(paths).runs] == ["x/a/seed0", "x/b/seed0", "y/a/seed0"]
     monkeypatch.chdir(tmp_path)

@@ -102,7 +102,7 @@ def test_eight_devices_give_what_one_gives():
     assert done.stdout.count("worst difference") == len(every)
 
 
-def test_processes_are_told_apart():
+def test_processes_are_distinguished():
     for given, message in (
         (("localhost:1", 2, 2), "^process: .*got 2"),
         (("localhost", 2, 0), "coordinator: expected HOST:PORT, got 'localhost'"),

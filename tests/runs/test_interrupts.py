@@ -462,7 +462,7 @@ def test_a_finished_run_is_shown_whole_or_not_at_all(tmp_path, whole):
     assert again.summary["params_sha256"] == whole[0].summary["params_sha256"]
 
 
-def test_environment_objects_of_one_name_are_told_apart(tmp_path):
+def test_environment_objects_of_one_name_are_distinguished(tmp_path):
     one, other = (FiniteMDP([[[1.0]] * 2], [[0.0, reward]], 0.5, [1.0], horizon=3) for reward in (1.0, -5.0))
     made = {"learner": "valuation", **SMALL}
     with run_folder.RunFolder(tmp_path / "run", TrainConfig(one, **made), run_folder.Origin.of(KEY)):

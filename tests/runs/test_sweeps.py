@@ -280,7 +280,7 @@ def planned(vary, monkeypatch, tmp_path, **settings):
     return cells
 
 
-def test_values_that_six_digits_do_not_tell_apart_are_written_in_full(monkeypatch, tmp_path):
+def test_values_equal_in_six_digits_are_written_in_full(monkeypatch, tmp_path):
     cells = planned({"learning_rate": [0.0012345678, 0.0012345679], "gamma": [0.5]}, monkeypatch, tmp_path)
     names = ["learning_rate=0.0012345678,gamma=0.5", "learning_rate=0.0012345679,gamma=0.5"]
     assert [cell.name for cell in cells] == names

@@ -176,7 +176,7 @@ def test_a_terminal_without_width(columns, monkeypatch):
     assert "return: 0.900" in file.getvalue()
 
 
-def test_a_reader_who_leaves_ends_nothing():
+def test_closed_pipe_does_not_raise():
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as file:

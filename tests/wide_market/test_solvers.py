@@ -125,7 +125,7 @@ def test_no_agent_prefers_another_bundle(solver, kind, seed, tight, absent):
         assert gains.max() <= regrets[agent] + 1e-4 * (1 + welfare)
 
 
-def test_the_certificate_of_a_bad_solver_says_so_and_nobody_overspends():
+def test_certificate_reports_a_bad_solver_and_no_agent_overspends():
     """Stopped after one iteration: far from an equilibrium, but goods, money and purses are safe all the same."""
     for seed in range(20):
         valuations, wealth, holdings = market(seed, Quadratic, 0.5)
@@ -136,8 +136,8 @@ def test_the_certificate_of_a_bad_solver_says_so_and_nobody_overspends():
         assert float((wealth + (holdings - found.bundles) @ found.prices).min()) >= 0
 
 
-def test_a_sequence_of_markets_that_stops_early_lends_to_nobody():
-    """Poor agents, some of whom have nothing to sell: what they would like to buy costs far more than they have."""
+def test_early_stop_of_a_proximal_sequence_never_overspends():
+    """Agents with low wealth, half of them without holdings, demand bundles that cost far more than their wealth."""
     for seed in range(10):
         valuations, wealth, holdings = market(seed, Linear, 0.2)
         holdings = holdings.at[::2].set(0)
@@ -404,7 +404,7 @@ def test_capped_demand_is_what_a_general_optimiser_finds(kind, wealth):
         assert worth(valuations, 0, ours) <= wealth * (1 + 1e-5)
 
 
-def test_a_cap_is_no_budget():
+def test_cap_differs_from_budget():
     """v = 10 x, w = 5, p = 5.5: the capped optimum is .5, a budget would allow .909."""
     valuations, wealth, prices = Linear(jnp.array([[10.0]])), jnp.array([5.0]), jnp.array([5.5])
 
@@ -536,7 +536,7 @@ def test_derivatives_are_those_of_the_equilibrium(solver, kind):
 
 
 @pytest.mark.parametrize(("solver", "kind"), [TWO[0], slow(TWO[1]), *REST])
-def test_a_little_more_of_a_good_is_worth_its_price(solver, kind):
+def test_derivative_of_welfare_by_supply_is_the_price(solver, kind):
     """The envelope theorem: d welfare / d supply = p, also where goods are free."""
 
     def welfare(holdings, valuations, wealth):
@@ -638,14 +638,14 @@ def test_one_auction_for_each_good():
     assert bool(found.certificate.converged)
 
 
-def test_mechanisms_price_and_resale():
+def test_mechanisms_price_and_payout():
     bids = [[3.0], [2.0]]
     for mechanism, price, payout in ((BUCKET_BRIGADE, 3, 3), (VICKREY, 2, 3), (CREDIT_CONSERVING_VICKREY, 2, 2)):
         found = sold(bids, mechanism=mechanism)
         assert (float(found.prices[0]), float(found.payout[0])) == (price, payout)
 
 
-def test_bids_shrink_to_what_the_purse_holds():
+def test_bids_are_scaled_down_to_the_budget():
     """Wealth 3 and bids 2, 4 for what is there: they become 1 and 2. The third good is not for sale and is quoted."""
     found = sold([[2, 4, 9], [0.5, 1.5, 1]], wealth=[3, 100], holdings=[[1, 1, 0], [0, 0, 0]], mechanism=BUCKET_BRIGADE)
     np.testing.assert_allclose(found.prices, [1, 2, 3], rtol=1e-6)
@@ -674,7 +674,7 @@ def test_sealed_bids_never_overspend_and_clear(seed, exploration):
         assert (np.where(np.asarray(found.bundles) > 0, gain, 0).sum(1) >= np.maximum(gain, 0).sum(1) - 1e-5).all()
 
 
-def test_exploration_lets_someone_else_win_and_the_certificate_says_so():
+def test_exploration_changes_winners_and_the_certificate():
     keys = jax.random.split(jax.random.key(0), 400)
     found = jax.jit(jax.vmap(lambda key: sold([[3.0], [1.0], [2.0]], key=key, exploration=0.3)))(keys)
     winners = np.asarray(found.bundles).argmax(1)[:, 0]
@@ -685,7 +685,7 @@ def test_exploration_lets_someone_else_win_and_the_certificate_says_so():
     assert (np.asarray(found.certificate.duality_gap)[winners == 0] == 0).all()
 
 
-def test_an_explorer_pays_no_more_than_it_has():
+def test_exploration_charges_at_most_the_budget():
     keys = jax.random.split(jax.random.key(1), 200)
     found = jax.jit(jax.vmap(lambda key: sold([[3.0], [1.0]], wealth=[9, 1.5], key=key, exploration=1.0)))(keys)
     explored = np.asarray(found.bundles)[:, 1, 0] == 1
@@ -693,7 +693,7 @@ def test_an_explorer_pays_no_more_than_it_has():
     np.testing.assert_array_equal(np.asarray(found.prices)[explored, 0], 1.5)
 
 
-def test_a_mechanism_of_ones_own():
+def test_custom_mechanism():
     half = Mechanism("half", price=lambda o: o.winning_bid / 2, payout=lambda o: o.winning_bid / 2)
     assert float(sold([[3.0], [2.0]], mechanism=half).prices[0]) == 1.5
     assert float(sold([[3.0], [2.0]], mechanism=half).certificate.duality_gap) > 0, (
