@@ -605,8 +605,8 @@ def _damaged(rng: Generator, w: "Workshop", pattern: str) -> tuple[str, Path, st
         other.write_bytes(content)
         what += f"swapped with {other.relative_to(folder)}"
     elif how == 2:
-        (path.parent / "stranger").write_bytes(rng.bytes(50))
-        what += "a stranger beside it"
+        (path.parent / "unrelated").write_bytes(rng.bytes(50))
+        what += "with an unrelated file in its folder"
     elif how == 3:
         for each in paths:
             each.unlink()
@@ -1122,7 +1122,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="inputs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--only", type=int, help="try this input alone, and show what comes of it")
+    parser.add_argument("--only", type=int, help="try only this input, and show the result")
     parser.add_argument("--out", type=Path, help="a JSON file for what was tried and what came of it")
     parser.add_argument("--self-check", action="store_true", help="inject three faults; fail if one is not detected")
     given = parser.parse_args()

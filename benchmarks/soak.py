@@ -75,7 +75,7 @@ def _partial(values: Array) -> Array:
 
 
 def society(mechanism: str) -> Soak:
-    """Untrained bidders on Chain; nobody is ever reset."""
+    """Untrained bidders on Chain, without resets of the accounts."""
     env = environments.make("Chain-v0")[0]
     who = Society(env, BidPolicy(linear(16), KumaraswamyHead()), MECHANISMS[mechanism])
     params, length = who.init(jax.random.key(0)), 1024

@@ -51,14 +51,14 @@ def choose(bids: Float[Array, " A"], draw: Float[Array, ""] | None, eligible: Bo
     """
     ids = jnp.arange(bids.shape[0], dtype=jnp.int32)
     bidders = (jnp.where(eligible, jax.lax.stop_gradient(bids), -jnp.inf), _tie_break_hash(draw, ids), ids)
-    nobody = (jnp.asarray(-jnp.inf, bids.dtype), jnp.zeros((), jnp.uint32), jnp.asarray(NOBODY, jnp.int32))
+    no_bidder = (jnp.asarray(-jnp.inf, bids.dtype), jnp.zeros((), jnp.uint32), jnp.asarray(NOBODY, jnp.int32))
 
     # On equal bids and priorities either may be returned: `jax.lax.reduce` does not specify an order.
     def better(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
         stays = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] >= second[1]))
         return tuple(jnp.where(stays, x, y) for x, y in zip(first, second, strict=True))
 
-    highest, _, winner = jax.lax.reduce(bidders, nobody, better, (0,))
+    highest, _, winner = jax.lax.reduce(bidders, no_bidder, better, (0,))
     return jnp.where(highest > -jnp.inf, winner, NOBODY)
 
 

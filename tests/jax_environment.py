@@ -10,7 +10,7 @@ def set_defaults():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Tests compile much and run little: without the backend's optimisations they take half the time.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    # Nobody reads where in the source an instruction comes from: without that, lowering is a little faster.
+    # Lowering is slightly faster without source locations of instructions, which tests do not use.
     os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
     # Most of what they compile is the same every time: keep it, in a folder for each version of jax.
     os.environ.setdefault(

@@ -50,7 +50,7 @@ class Entry:
     ledger: dict
     resold_for: float = math.nan  # what the state bought here was worth to the next buyer
     estimated: bool = False
-    utility: float | None = None  # of the purchase; None if nobody bought
+    utility: float | None = None  # of the purchase; None if the state was not sold
 
 
 def hold(auction: Auction, reserve: float = 0.0) -> Sale | None:

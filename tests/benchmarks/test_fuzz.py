@@ -86,7 +86,7 @@ FOUND = {
     "deep num_agents": (lambda: deep(num_agents=""), "num_agents: "),
     "deep wealth": (lambda: deep(wealth=1j), "wealth: "),
     "deep owner": (lambda: deep(original_owner=float("nan")), "original_owner: "),
-    "deep owner, nobody": (lambda: deep(original_owner=4), "original_owner: "),
+    "deep owner, no agent": (lambda: deep(original_owner=4), "original_owner: "),
     "deep consumers": (lambda: deep(consumers=[1.0, 2.0]), "consumers: "),
     "found": (lambda: demographics.make_population("a", jnp.ones(2)), "agents: "),
     "found wealth": (lambda: demographics.make_population(jnp.ones(2), 0), "wealth: "),

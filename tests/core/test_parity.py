@@ -225,7 +225,7 @@ def test_random_markets_cover_every_situation():
             "truncated": (r.truncated & ~r.terminated).any(),
             "both": (r.truncated & r.terminated).any(),
             "open end": not r.done[..., -1].all(),
-            "nobody": (r.outcome.winner == NOBODY).any(),
+            "no bidder": (r.outcome.winner == NOBODY).any(),
             "alone": (r.outcome.eligible.sum(-1) == 1).any(),
             "forced": outbid(r.outcome.bids, r.outcome.eligible, r.outcome.winner).any(),
             "forced bootstrap": (outbid(m.bootstrap_bids, r.next_eligible, m.bootstrap_winner) & m.cut).any(),
@@ -235,7 +235,7 @@ def test_random_markets_cover_every_situation():
         }
     for situation in seen["chain"]:
         assert any(seen[name][situation] for name in SOCIETIES), situation
-    assert seen["bandit"]["both"] and seen["errands"]["nobody"] and seen["mdp"]["both"]
+    assert seen["bandit"]["both"] and seen["errands"]["no bidder"] and seen["mdp"]["both"]
 
 
 @every_society
@@ -246,7 +246,7 @@ def test_sum_of_utilities_equals_wealth_gain_and_bootstrap_values(name):
     *terminated*), *unpaid* the estimates alone, undiscounted; Δ wealth is the bidders' together. It starts from a
     reset, where the first sale is the house's. A chunk that starts with a carried owner pays that owner for a state
     bought before it: this first payout is taken off Δ wealth. The house's income is outside of it on both sides: it
-    pays no price, so the first sale of an episode and the rewards nobody bought enter neither.
+    pays no price, so the first sale of an episode and the rewards of unsold states enter neither.
     """
     m = market(name)
     for mechanism, rows in m.by.items():
@@ -263,7 +263,7 @@ def test_sum_of_utilities_equals_wealth_gain_and_bootstrap_values(name):
         wanted = final - earlier - carried - ((1 - patience) * ahead).sum(-1) + unpaid.sum(-1)
         moved = 1 + np.abs([rows.price, rows.payout, rows.reward, rows.bootstrap_value]).sum((0, -1))
         assert (np.abs(utility - wanted) <= 1e-5 * moved).all(), mechanism
-        # The house's share: first sales, and rewards of steps nobody bought.
+        # The auctioneer's part: first sales, and rewards of unsold states.
         income = np.where(rows.owner == AUCTIONEER, rows.payout, 0) + np.where(sold, 0, rows.reward)
         np.testing.assert_allclose(rows.accounts.auctioneer[:, -1, -1], income.sum((1, 2)), rtol=1e-5, atol=1e-5)
 
@@ -338,9 +338,10 @@ def test_a_legal_action_mask_becomes_eligibility():
         legal = Errands.legal[obs.argmax(-1)]
         np.testing.assert_array_equal(eligible[CALM], legal[CALM])  # without dropout nothing else matters
         assert not (eligible & ~legal).any()
-    nobody = ~m.rows.outcome.eligible.any(-1)
-    np.testing.assert_array_equal(m.rows.outcome.winner == NOBODY, nobody)
-    assert nobody.any() and not m.by["vickrey"].price[nobody].any() and not m.by["vickrey"].payout[nobody].any()
+    no_bidder = ~m.rows.outcome.eligible.any(-1)
+    np.testing.assert_array_equal(m.rows.outcome.winner == NOBODY, no_bidder)
+    assert no_bidder.any()
+    assert not m.by["vickrey"].price[no_bidder].any() and not m.by["vickrey"].payout[no_bidder].any()
 
 
 @pytest.mark.parametrize("name", thinned(["chain", "duality", "bandit", "mdp"], lambda name: name != "bandit"))

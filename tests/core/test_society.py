@@ -32,7 +32,7 @@ def test_the_absent_never_bid_again(chain, dropout):
     alone = evaluation.evaluate(
         society, params, jax.random.key(3), env_params, 4, rules=Rules(present=jnp.array([True, False, False, False]))
     )
-    np.testing.assert_array_equal(alone.lengths, 20)  # nobody is left to go right
+    np.testing.assert_array_equal(alone.lengths, 20)  # no bidder of "right" remains
     np.testing.assert_array_equal(alone.returns, 0)
 
 

@@ -128,7 +128,7 @@ def test_children_of_rich_agents_are_endowed_by_their_parent():
     terms = Terms(p_offspring=1.0, min_parent_wealth=2.0, inheritance=0.75, child_endowment=0.5, endowment=9.0)
     after, flows, births, _ = year(jax.random.key(2), p, terms)
     assert (np.asarray(births.kind) == OFFSPRING).all()
-    assert (np.asarray(births.parent) == 0).all(), "nobody else is rich"
+    assert (np.asarray(births.parent) == 0).all(), "only agent 0 is rich"
     np.testing.assert_allclose(after.wealth, [2, 1, 1, 2.5, 2.5, 2.5])  # a third of .75 · 8, and the endowment
     assert float(flows["endowment"]) == 1.5
     drawn = np.asarray(after.agents.bids)[3:]

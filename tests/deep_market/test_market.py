@@ -310,7 +310,7 @@ def test_auctioneer_sells_first_states_and_acts_without_bids():
     economy = init(market, jax.random.key(0), market.env.default_params, make_population(silent, jnp.ones(2)))
     after, happened = step(market, jax.random.key(1), economy, market.env.default_params)
     assert (float(happened.statistics.unsold), float(happened.flows["sales"])) == (2, 0)
-    assert float(happened.flows["reward"]) == 0, "earned by nobody"
+    assert float(happened.flows["reward"]) == 0, "no agent earns it"
     assert float(happened.statistics.returns) > 0
     eager = BidTable(jnp.array([[0.3], [0.2]]), jnp.array([3, 0], jnp.int32))
     economy = init(market, jax.random.key(0), market.env.default_params, make_population(eager, jnp.ones(2)))
@@ -448,7 +448,7 @@ def test_newborn_bid_is_fixed_above_the_highest_other_bid():
     outcome, _, _ = forward(
         market, jax.random.key(9), newcomer, economy.obs, economy.env_state, WORLD.default_params, terms
     )
-    assert int(outcome.winner[0]) == 0, "a frozen market lets nobody in"
+    assert int(outcome.winner[0]) == 0, "a frozen market has no births"
 
 
 def test_newborn_without_a_bid_enters_later():

@@ -48,7 +48,7 @@ def test_dictionary_of_replaced_words_is_read_by_the_spell_checker():
 
 
 def test_every_fault_of_power_can_be_planted():
-    """A line that has changed since would end `tests/power.py`, which hardly anybody runs."""
+    """The lines that `tests/power.py` replaces still exist; that program is rarely run."""
     for (_, (file, _)), *changes in power.FAULTS:
         line, fault = changes[-1]
         assert (ROOT / file).read_text().count(line) == 1, (file, line)

@@ -116,7 +116,7 @@ def test_an_episode_is_cut_by_its_size():
     for time in range(1, 10):
         assert bool(env.is_truncated(one.replace(time=time), params)) == (time >= 2)
         assert bool(env.is_truncated(four.replace(time=time), params)) == (time >= 8)
-    assert adapt(env).longest_episode(params) is None, "no single clock: nobody may count on one"
+    assert adapt(env).longest_episode(params) is None, "the limit depends on the instance"
 
 
 @pytest.mark.parametrize(("colours", "limit"), [(1, 10), (2, 10), (3, 10), (4, 13), (9, 20)])

@@ -1,4 +1,4 @@
-"""Workshops against a plain transcription, and their optimum against a search through everything that can be done."""
+"""SupplyChain compared with a plain-Python version, and its optimum with an exhaustive search."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from jaxmarket.testing import check_environment
 KEY = jax.random.key(0)
 
 
-class Workshops:
+class PlainSupplyChain:
     """The same world in plain Python: pieces in a list."""
 
     def __init__(self, recipe, material):
@@ -69,7 +69,7 @@ WORLDS = [
 @pytest.mark.parametrize("env", WORLDS, ids=lambda env: env.name)
 def test_it_does_what_the_transcription_does(env):
     rng = np.random.default_rng(1)
-    plain, clever = Workshops(env.recipe, env.material), np.array(env.recipe)
+    plain, clever = PlainSupplyChain(env.recipe, env.material), np.array(env.recipe)
     actions, expected = [], []
     for _ in range(300):
         # Half of the time something right, so that pieces come to the end.
@@ -130,7 +130,7 @@ def best(env, steps):
             return 0.0
         values = []
         for action in range(env.num_actions):
-            plain = Workshops(env.recipe, env.material)
+            plain = PlainSupplyChain(env.recipe, env.material)
             plain.pieces = list(pieces)
             reward = plain.step(jobs_of(env, action))
             values.append(reward + ahead(tuple(plain.pieces), left - 1))

@@ -143,7 +143,7 @@ def test_who_cannot_pay_does_not_win():
 
 @pytest.mark.parametrize("tag", [HIDDEN, READOUT])
 def test_a_layer_without_buyers_delivers_nothing(tag):
-    """Nobody pays for what was not made; without readers the maker keeps what it paid for."""
+    """No agent pays if no activations were computed; without readouts the hidden agent keeps its purchase."""
     p, x, labels = opened(4)
     p = p.replace(alive=p.alive & (p.agents.layer != tag))
     after, happened = step_jit(SMALL, TERMS, p, jnp.int32(0), x, labels, True)
@@ -199,7 +199,7 @@ def test_diverged_parameters_do_not_spread():
 
 
 def test_who_makes_nonsense_teaches_nobody():
-    """Readers cannot value what is not a number: nobody buys it, and nobody learns from it."""
+    """Readouts cannot value activations that are not finite: no agent buys them or learns from them."""
     market = dataclasses.replace(SMALL, learning=True)
     p, x, labels = opened(6)
     first = sell_jit(market, p, x).hidden

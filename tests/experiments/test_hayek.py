@@ -69,9 +69,9 @@ def test_five_programs_solve_blocks_world():
     np.testing.assert_array_equal(tried(agents, jnp.ones(5, bool)), np.ones(len(SIZES)))
     without = np.asarray(tried(agents, jnp.arange(5) != 1))
     assert (without[-3:] < 0.8).all()
-    nobody = np.asarray(tried(agents, jnp.zeros(5, bool)))  # the house at random
-    assert nobody[0] > 0.5
-    assert (nobody[-3:] < 0.1).all()
+    random_actions = np.asarray(tried(agents, jnp.zeros(5, bool)))  # without agents
+    assert random_actions[0] > 0.5
+    assert (random_actions[-3:] < 0.1).all()
 
 
 def test_a_team_is_a_list_in_order():

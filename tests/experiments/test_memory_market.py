@@ -60,7 +60,7 @@ def test_who_forgets_earns_nothing():
 
 
 def test_without_memory_the_bounds_hold_for_any_population():
-    """Even where nobody bids or several bid the same: all episodes have the same draws."""
+    """All episodes have the same draws, also in auctions without bids or with ties."""
     for world, most in (("MemoryChain", 0.0), ("Woods101", 2 / 3)):
         plan = plans(world, quick=True)[1]
         _, obs, _ = first_states(plan.market.env)

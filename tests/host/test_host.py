@@ -183,7 +183,7 @@ def test_every_change_of_wealth_is_in_the_ledger_to_the_last_bit(wealth, mechani
         for entry in step.entries:
             before[entry.payer] = before.get(entry.payer, Fraction()) - Fraction(entry.amount)
             before[entry.payee] = before.get(entry.payee, Fraction()) + Fraction(entry.amount)
-        # With rewards that are never negative nobody is ever in debt, not by the last bit.
+        # With rewards >= 0 no agent is ever in debt, not even by rounding.
         assert all(before[name] >= 0 for name in market.agents)
         a = step.auction
         sale = [e for e in step.entries if e.kind == "sale"]
@@ -218,7 +218,7 @@ def test_a_budget_is_never_above_what_is_owned():
     assert ledger.balance("ann") == 1 + 2.0**-52
     assert ledger.budget("ann") == 1.0
     ledger.book(Entry(0, 0, "rent", "ann", AUCTIONEER, 2.0))
-    assert (ledger.budget("ann"), ledger.budget("nobody"), ledger.balance("nobody")) == (0.0, 0.0, 0.0)
+    assert (ledger.budget("ann"), ledger.budget("unknown"), ledger.balance("unknown")) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="amount: expected a finite number, got nan"):
         ledger.book(Entry(0, 0, "rent", "ann", AUCTIONEER, math.nan))
 
@@ -388,7 +388,7 @@ def test_a_bidder_that_fails_loses_the_auction_and_nothing_else(kind):
 
 @pytest.mark.parametrize("kind", [*NONSENSE][-6:])
 def test_a_winner_that_cannot_act_has_bought_nothing(kind):
-    """The runner-up acts, at the price it would have paid had the other not bid."""
+    """The second-highest bidder acts, at the price of an auction without the highest bidder."""
     make, reason = NONSENSE[kind]
     bad = CallableAgent("bad", lambda state, budget: 0.9, lambda state: make())
     market = counting(
@@ -559,8 +559,8 @@ def test_learn_is_called_for_buyer_and_seller_and_may_fail():
     auctions = [step.auction for step in episode.steps]
     assert episode.end == "unsold"
     assert heard == {"ann": auctions[:2], "bob": auctions[1:], "cid": []}
-    lessons = [c for c in episode.steps[1].calls if c.what == "learn"]
-    assert {c.agent: c.reason for c in lessons} == {"bob": "RuntimeError: slow learner", "ann": ""}
+    learn_calls = [c for c in episode.steps[1].calls if c.what == "learn"]
+    assert {c.agent: c.reason for c in learn_calls} == {"bob": "RuntimeError: slow learner", "ann": ""}
     assert not hasattr(auctions[0], "bids"), "other bids stay sealed"
 
 
@@ -707,8 +707,8 @@ def test_appends_calls_no_method_of_returned_objects():
 
 def test_agent_that_changes_earlier_items_fails_to_act():
     forger = constant("bad", 0.9, act=lambda state: Thought().append("user", "1+1").append("bad", "2"))
-    honest = constant("ann", 0.1, act=lambda state: state.append("ann", "5"))
-    market = Market([forger, honest], reward=lambda state: 0.0, legal=appends)
+    adder = constant("ann", 0.1, act=lambda state: state.append("ann", "5"))
+    market = Market([forger, adder], reward=lambda state: 0.0, legal=appends)
     (step,) = market.play(Thought().append("user", "2+3"), 1).steps
     assert (step.auction.winner, step.calls[0].reason, str(step.after)) == ("ann", "not legal", "user: 2+3\nann: 5")
 
@@ -1060,7 +1060,7 @@ def test_solvers_learn_the_order_and_gain_wealth(capsys):
     last = history[-1]
     assert int(last.state.last) == example.arithmetic(last.state.items[0].content)
     order = [item.author for item in last.state][1:]
-    assert order == sorted(order, key=["brackets", "times", "plus"].index), "and nobody was told"
+    assert order == sorted(order, key=["brackets", "times", "plus"].index), "the order of operations"
     assert set(order) == {"brackets", "times", "plus"}
     wealth = market.wealth
     assert min(wealth[name] for name in set(order)) > 4

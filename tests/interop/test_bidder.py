@@ -140,7 +140,7 @@ def test_terminal_time_limits(time_limits):
     np.testing.assert_array_equal(truncated, (np.arange(21) == 19) & (not closes))
     price = 0.8 * 0.99**4
     np.testing.assert_allclose(money, [-price, *[5 - price] * 19, -price], rtol=1e-5)
-    assert final[19, 6] == 1 and obs[19, 6] == 0  # it owns the last state, and nobody the next episode's first
+    assert final[19, 6] == 1 and obs[19, 6] == 0  # it owns the last state, and not the first one of the next episode
     if closes:
         np.testing.assert_allclose(final[:20, 7], np.arange(1, 21) / 20, rtol=1e-6)
         assert obs[19, 7] == 0

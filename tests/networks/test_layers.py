@@ -100,7 +100,7 @@ def test_network_layers_win_every_auction():
             assert float(outcome.winning_bid) == 1
             bids = [min(float(layer[a] == tag + 1), wealth[a]) for a in range(10)]
             np.testing.assert_array_equal(outcome.bids, bids)
-        assert int(market.sell(4).winner) == NOBODY  # nobody comes after the last layer
+        assert int(market.sell(4).winner) == NOBODY  # no layer follows the last one
 
 
 def test_decoys_do_harm_where_they_have_money():

@@ -71,7 +71,7 @@ def by_loops(network, state, inputs, target, rates):
 
 @st.composite
 def cases(draw):
-    """A network with random weights, and what it is shown: binary inputs, some targets that nobody can hit."""
+    """A network with random weights, binary inputs, and targets of which some cannot be reached."""
     network = draw(st.sampled_from(NETWORKS))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ticks = 6  # of one shape, which compiles once
@@ -146,7 +146,7 @@ def test_all_weights_change_by_what_is_injected_and_dissipated(case):
 @hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(cases())
 def test_what_is_dissipated_is_what_inputs_are_paid(case):
-    """From rest nobody else is without connections that carried something."""
+    """Starting at rest, all other units have incoming connections with contributions."""
     network, weights, inputs, targets, rates = case
     with jax.enable_x64(True):
         state = rest(network, jnp.asarray(weights))

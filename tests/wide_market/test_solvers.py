@@ -222,7 +222,7 @@ def test_goods_of_which_there_is_next_to_nothing(solver, kind, scarce):
         assert bool(found.certificate.converged), found.certificate
         assert int(found.certificate.iterations) < 600
         np.testing.assert_allclose(found.bundles.sum(0), holdings.sum(0), rtol=2e-6)
-        # Next to nothing is sold at the price at which nobody wants any: λ_i a_ij of the agent who likes it most.
+        # A vanishing supply is sold at the price at which demand vanishes: the largest λ_i a_ij of all agents.
         first, second = (np.asarray(leaf, float) for leaf in jax.tree.leaves(valuations))
         most = first if kind is Quadratic else first / second
         assert (np.asarray(found.prices)[[0, 3]] <= most.max(0)[[0, 3]] * (1 + 1e-5)).all()
@@ -242,7 +242,7 @@ def test_the_price_of_a_scarce_good_in_closed_form(solver):
         assert bool(found.certificate.converged)
         if supply:
             assert float(found.prices[0]) == pytest.approx(exact, rel=1e-5)
-        else:  # any price at which nobody buys
+        else:  # any price without demand
             assert float(found.prices[0]) >= exact * (1 - 1e-4)
 
 
@@ -283,7 +283,7 @@ def test_empty_markets_are_in_equilibrium(solver, kind, absent):
     found = compiled(solver)(v, w, h)
     assert float(found.certificate.duality_gap) == pytest.approx(0, abs=1e-6)
     assert bool(found.certificate.converged), found.certificate
-    if kind is Additive:  # a bid of nothing wins what nobody values
+    if kind is Additive:  # a bid of 0 wins a good that no agent values
         np.testing.assert_allclose(found.bundles.sum(0), h.sum(0), rtol=1e-6)
     else:
         np.testing.assert_array_equal(found.bundles, h)
@@ -498,7 +498,7 @@ def test_proportional_response_by_hand():
     )
     np.testing.assert_allclose(found.prices, [1.5, 5.0], rtol=1e-5)
     np.testing.assert_allclose(found.bundles, [[2, 0], [0, 1]], atol=1e-5)
-    # Where money is worth keeping nobody pays more than a thing is worth.
+    # If money has value (quasilinear), no agent pays more than the value of a good.
     found = ProportionalResponse()(valuations, jnp.array([3.0, 5.0]), jnp.array([[1.0, 1.0], [1.0, 0.0]]))
     np.testing.assert_allclose(found.prices, [1.0, 2.0], rtol=1e-2)
 
@@ -633,7 +633,7 @@ def test_one_auction_for_each_good():
     np.testing.assert_array_equal(found.prices, [2, 4, 0])
     np.testing.assert_array_equal(
         found.bundles, [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
-    )  # nobody bids for the last: it stays
+    )  # no agent bids for the last good: it stays
     assert float(found.certificate.duality_gap) == 0
     assert bool(found.certificate.converged)
 

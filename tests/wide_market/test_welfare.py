@@ -65,7 +65,7 @@ def test_the_dual_by_hand():
     valuations, wealth, supply, price = Linear(jnp.array([[10.0]])), jnp.array([5.0]), jnp.ones(1), jnp.array([5.5])
     assert float(_bound(valuations, wealth, supply, price)) == pytest.approx(5.5 + 2.25)
     assert float(_bound(valuations, wealth, supply, jnp.zeros(1))) == pytest.approx(5)  # it is reached: half is free
-    # v = 4 x - x² and nobody's money counts: best at p = 2 is x = 1, worth 3 - 2. Of 1 unit 3 is all there is.
+    # v = 4 x - x² without binding wealth: the best bundle at p = 2 is x = 1, with 3 - 2. At most 3 for a unit.
     quadratic = Quadratic(jnp.array([[4.0]]), jnp.array([[2.0]]))
     assert float(_bound(quadratic, None, supply, jnp.array([2.0]))) == pytest.approx(3)
     assert float(_bound(quadratic, None, supply, jnp.array([1.0]))) == pytest.approx(1 + 2.25)
@@ -117,7 +117,7 @@ def test_indivisible_goods_against_brute_force(seed):
     capped = [
         sum(min((np.eye(3)[list(owners)].T[i] * supply) @ finite[i], wealth[i]) for i in range(3)) for owners in worth
     ]
-    # Nobody must take what it dislikes: a good that all dislike is left.
+    # No agent has to take a good with a negative value: such a good is not sold.
     best = max(worth.values()) - sum(min(0, finite[:, j].max()) * supply[j] for j in range(3))
     most = float(_bound(Additive(jnp.asarray(values)), jnp.asarray(wealth), jnp.asarray(supply)))
     assert most == pytest.approx(best, rel=1e-5, abs=1e-6)
@@ -170,7 +170,7 @@ def test_the_spread_of_prices_falls_with_the_square_root_of_the_market():
 
 
 def test_absent_agents_win_no_auction():
-    """The first is absent; the third good is wanted by nobody else, and stays with its owner."""
+    """The first agent is absent; no other agent demands the third good, which stays with its owner."""
     valuations = Additive(jnp.array([[9.0, 9.0, 9.0], [2.0, 3.0, -jnp.inf], [1.0, 4.0, -jnp.inf]]))
     holdings = jnp.zeros((3, 3)).at[2].set(1)
     present = jnp.array([[False, True, True], [True, True, True]])

@@ -163,7 +163,7 @@ def clears(slope, curvature, wealth, supply):
 
 def test_algorithm_two():
     """Three rounds of the clean Algorithm 2 in plain Python, equilibria by SciPy."""
-    for seed in (2, 6, 16):  # no good is free, whose bundles are anybody's
+    for seed in (2, 6, 16):  # seeds without free goods, whose bundles are not unique
         economy = makers(seed)
         a = jax.tree.map(lambda leaf: np.asarray(leaf, float), economy.agents)
         holdings, wealth = np.asarray(economy.holdings, float), np.asarray(economy.wealth, float)
@@ -188,7 +188,7 @@ def test_algorithm_two():
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), rent=st.sampled_from([None, 0.1]), income=st.sampled_from([None, 0.3]))
 def test_every_change_of_the_money_supply_has_a_name(seed, rent, income):
-    """Goods are conserved by trade, money by everything but rewards, incomes and rents; nobody falls into debt."""
+    """Trade conserves goods, only rewards, incomes and rents change money, and no agent gets into debt."""
     before = makers(seed)
     after, rounds = _lives(before, rent, income)
     net = np.asarray(rounds.flows.net)
@@ -219,7 +219,7 @@ def test_consumers_use_up_what_they_buy_and_live_on_their_income():
     )
     economy = init(agents, jnp.array([[0.5, 0.0], [0.5, 0.0]]), jnp.array([5.0, 5.0]))
     economy, first = _wide_step(MARKET, jax.random.key(0), economy, income=jnp.array([0.0, 1.0]))
-    # The baker alone wants grain: slope 1, curvature 1, one unit of it: price 0. Nobody paid anything.
+    # Only the baker demands grain: slope 1, curvature 1, one unit: price 0. No payments are made.
     assert float(first.prices[0]) == pytest.approx(0, abs=5e-3)
     np.testing.assert_allclose(economy.holdings.sum(0), [0, first.bundles[0, 0]], atol=1e-5)
     economy, second = _wide_step(MARKET, jax.random.key(0), economy, income=jnp.array([0.0, 1.0]))
@@ -255,7 +255,7 @@ def test_bakery_that_runs_out_of_grain_goes_on_without_an_error(solver):
 
 @dataclasses.dataclass(frozen=True)
 class Standstill:
-    """A solver that lets nobody trade, and calls that an equilibrium until a good is scarce."""
+    """A solver without trade that reports convergence until a good is scarce."""
 
     def __call__(self, valuations, wealth, holdings, *, key=None, prices=None):
         zero = jnp.zeros(holdings.shape[1])
