@@ -88,7 +88,7 @@ def test_no_allocation_has_more_welfare_than_the_dual_at_any_prices(kind, seed, 
     assert 0 <= float(_efficiency(valuations, wealth, bundles, prices)) <= 1 + 1e-5
 
 
-@pytest.mark.parametrize("kind", thinned([Quadratic, Logarithmic, Linear], lambda kind: kind is not Logarithmic))
+@pytest.mark.parametrize("kind", thinned([Quadratic, Logarithmic, Linear], lambda kind: kind is Quadratic))
 def test_an_equilibrium_is_efficient_and_others_are_less_so(kind):
     solver = jax.jit(ConvexProgram())
     for seed in range(5):
