@@ -79,7 +79,7 @@ def test_tensorboard_has_a_run_per_seed_and_nothing_twice(tmp_path):
 
 
 def test_weights_and_biases_gets_every_seed(monkeypatch):
-    """Against a stand-in for the client that keeps what it is told."""
+    """A stub of the client records the logged values."""
     told = []
     run = types.SimpleNamespace(log=lambda values, step: told.append((step, values)))
     client = types.ModuleType("wandb")
