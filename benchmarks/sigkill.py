@@ -296,7 +296,7 @@ def stress(
     env = {"JAX_COMPILATION_CACHE_DIR": f"{work}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"} | env
     whole = undisturbed(list(dict.fromkeys(trial.kind for trial in wanted)), work, env)
 
-    def one(number: int) -> str:
+    def run_trial(number: int) -> str:
         trial = wanted[number]
         where, wrong = attempt(trial, work / f"trial-{number}", whole[trial.kind], env)
         moment = f"{trial.moment:4.0%} of {'the writing' if trial.aimed else 'the run'}"
@@ -308,7 +308,7 @@ def stress(
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         while len(lines) < len(wanted) and not (until_wrong and _noticed(lines)):
             begun = len(lines)
-            lines += pool.map(one, range(begun, min(begun + jobs, len(wanted)) if until_wrong else len(wanted)))
+            lines += pool.map(run_trial, range(begun, min(begun + jobs, len(wanted)) if until_wrong else len(wanted)))
     same = len(lines) - len(_noticed(lines))
     lines.append(f"{same} of {len(lines)} ended with the same bits, no row lost or doubled, no process left")
     say(lines[-1], flush=True)

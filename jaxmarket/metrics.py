@@ -19,7 +19,7 @@ episodes, ``return_mean`` is the reward of as many rounds as an episode has step
 | ``winning_bid`` | the winner's own bid, per auction |
 | ``wins`` [A] | share of all auctions each bidder won |
 | ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
-| ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than winning is worth under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
+| ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than the value of winning under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
 | ``gini`` | inequality of the bidders' wealth, see `gini` |
 | ``conservation_residual`` | change of the accounts that no named flow explains, see `conservation_residual` |
 | ``diverged`` | 1 if parameters or rewards of this chunk are not finite, else 0; see `jaxmarket.training.divergence` |

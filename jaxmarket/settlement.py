@@ -59,9 +59,9 @@ def flows(trajectory: Transition) -> CashFlows:
 
 
 class Settlement(struct.PyTreeNode):
-    """The worth of every purchase of a trajectory."""
+    """The revenue and utility of every purchase of a trajectory."""
 
-    revenue: Float[Array, " T"]  # reward + γ^k · proceeds: what the purchase turned out to be worth
+    revenue: Float[Array, " T"]  # reward + γ^k · proceeds
     utility: Float[Array, " T"]  # revenue - price, of the winner; every loser's utility is 0
     estimated: Bool[Array, " T"]  # the proceeds are a bootstrap value; that money never moved
 

@@ -54,7 +54,7 @@ class Terms(struct.PyTreeNode):
     wealth_tax: Array | float | None = None  # f [] share of its wealth that every agent pays per step (Holland 1985)
     compute_tax: Array | float | None = None  # f [] money per step and unit of computation (Baum and Durdanovic 2000)
     exploration: Array | float | None = None  # f [] probability that a random bidder wins instead and pays its bid
-    markup: Array | float | None = None  # f [] a new agent bids this more than the best rival, for life (Baum 1999)
+    markup: Array | float | None = None  # f [] a new agent's bid, fixed, minus the best other one (Baum 1999)
     consumer_income: Array | float | None = None  # f [] money that every consumer receives per step
     endowment: Array | float = 1.0  # f [] money created for a newborn without a parent
     child_endowment: Array | float = 0.0  # f [] money created for a child, in addition to its parent's gift

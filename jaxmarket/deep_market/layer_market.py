@@ -165,7 +165,7 @@ class LayerAgents:
         return LayerAgent(layer, hidden, readout, self.draw(key_structure), jnp.where(layer == READOUT, 1.0, guess))
 
     def expects(self, agent: LayerAgent, layer: int, state: Array) -> Array:
-        """What an agent of the layer expects of a lot before experience: f [].
+        """The revenue that an agent of the layer initially expects for a lot: f [].
 
         A readout agent expects its payment if its probabilities were right; a hidden agent expects 1 for any lot.
         """

@@ -112,7 +112,7 @@ class MarketStatistics(struct.PyTreeNode):
 
 
 class DeepMarketStep(struct.PyTreeNode):
-    """What happened in one step.
+    """The record of one step.
 
     The flows, f [] each, summed over instances:
 
@@ -456,7 +456,7 @@ def _check_step(market: DeepMarket, state: DeepMarketState, sale: _Sale, after: 
 def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale: _Sale) -> _Ledger:
     """Winners pay for the states, and their owners are paid."""
     p, winner = state.population, sale.outcome.winner
-    # An explorer may be unable to pay a rival's price: it pays what it has, and the seller receives less.
+    # A winner by exploration may be unable to pay the price: it pays its budget, and the seller receives less.
     budget = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / market.instances
     price = jnp.minimum(sale.price, budget)
     subsidy = sale.payout - sale.price

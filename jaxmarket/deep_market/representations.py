@@ -204,7 +204,7 @@ class GuardedPrograms:
         _check_shares(self, "skip", "constant", "mutation")
         for field, kind in (("constants", float | int), ("names", str)):
             given = getattr(self, field)
-            if not isinstance(given, tuple) or not all(isinstance(one, kind) for one in given):
+            if not isinstance(given, tuple) or not all(isinstance(entry, kind) for entry in given):
                 raise ValueError(f"{field}: expected a tuple of them, got {short_repr(given)}")
         for constant in self.constants:
             check_float("constants", constant)

@@ -163,7 +163,7 @@ def graph_welfare(graph: MarketGraph, agents: PyTree, at: GoodsFlows) -> Array:
 
 
 def consumer_bids(graph: MarketGraph, agents: PyTree, x: Array) -> Prices:
-    """What consumers offer for one more unit at each agent, ∇_x U_i and ∇_y U_i, at the inputs x f [n, G].
+    """The consumers' offers for one more unit at each agent, ∇_x U_i and ∇_y U_i, at the inputs x f [n, G].
 
     Raises:
         ValueError: the graph has no utility.
@@ -312,9 +312,9 @@ def reroute(shares: Array, a: Array, outputs: Array | None = None, rate: Array |
     fitness = rate * (a if outputs is None else outputs[:, None] * a)
     sold = shares > 0
     best = jnp.max(jnp.broadcast_to(fitness, shares.shape), 1, keepdims=True, where=sold, initial=-jnp.inf)
-    grown = shares * jnp.exp(jnp.where(sold, fitness - best, 0))
-    total = grown.sum(1, keepdims=True)
-    return grown / jnp.where(total > 0, total, 1) * shares.sum(1, keepdims=True)
+    weights = shares * jnp.exp(jnp.where(sold, fitness - best, 0))
+    total = weights.sum(1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1) * shares.sum(1, keepdims=True)
 
 
 # --- Fixed points

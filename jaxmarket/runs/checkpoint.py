@@ -26,7 +26,7 @@ _LARGEST_NOTE = 2**24  # largest size of a file in bytes, not counting its array
 
 
 class Saved(NamedTuple):
-    """What was saved: arrays by name, and a note that JSON can hold."""
+    """The contents of a checkpoint: arrays by name, and a note that JSON can represent."""
 
     arrays: Arrays
     note: dict[str, Any]

@@ -35,7 +35,7 @@ _LATE = 0.1  # of a run's rows of metrics: the return it ends with while still l
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """What one finished run reached; S seeds, T rows of metrics per seed.
+    """The results of one finished run with S seeds and T rows of metrics per seed.
 
     Attributes:
         name: of the run in tables and figures.
@@ -101,7 +101,7 @@ def read(folder: str | Path, name: str | None = None) -> RunOutcome:
     summary = run_folder.ended(folder)
     settings = run_folder.read_json(folder / "config.json")
     try:
-        # What decides a run, too, and is not part of its configuration.
+        # Inputs of a run that are not part of its configuration.
         settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
         *rest, seed = summary["key"]["words"]
         beside = {
@@ -206,7 +206,7 @@ class Comparison:
         return rows
 
     def tables(self, title: str | None = None) -> list[ResultTable]:
-        """What each run reached, and how it does against the first."""
+        """The results of each run, and its comparison with the first one."""
         rows = self.rows()
         known = [set(label(run.settings, self.differing).split(",")) for run in self.runs]
         named = all(set(run.name.split(",")) <= parts for run, parts in zip(self.runs, known, strict=True))

@@ -377,7 +377,7 @@ class _Run:
             show.say(f"continuing after chunk {self.done} of {chunks}")
         began = saved = time.perf_counter()
 
-        def one() -> None:
+        def run_chunk() -> None:
             self.state, metrics = compiled(self.state, *arguments)
             metrics = jax.device_get(metrics)
             self.run_seconds = before + time.perf_counter() - began
@@ -395,7 +395,7 @@ class _Run:
             while self.done < chunks:
                 with Deferred() if alone else contextlib.nullcontext() as signals:
                     while self.done < chunks and not (signals and signals.pending):
-                        one()
+                        run_chunk()
                         if self.done == chunks or _due(time.perf_counter() - saved >= checkpoint_every):
                             keep()
                     if alone:
@@ -425,7 +425,7 @@ class _Run:
         return _compiled(self.trainable, self.mesh, tree, tuple(shape(leaf) for leaf in leaves))
 
     def result(self, show: tables.Show, origin: Origin) -> FitResult:
-        """What was learned, evaluated."""
+        """Evaluate the current state."""
         show.phase("evaluating")
         key_eval = key_for(self.key, "evaluation")
         result = self._assess(key_eval)

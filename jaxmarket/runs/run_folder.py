@@ -501,7 +501,7 @@ def _restored(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with NaN for the nulls that stand for the numbers of diverged seeds in JSON."""
 
     def check_float(value: Any) -> Any:
-        return [check_float(one) for one in value] if isinstance(value, list) else math.nan if value is None else value
+        return [check_float(x) for x in value] if isinstance(value, list) else math.nan if value is None else value
 
     return {name: check_float(value) if name in _NUMBERS else value for name, value in summary.items()}
 
@@ -662,7 +662,7 @@ def best_seed(result: RunResult) -> int:
 
 
 def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy: bool = True) -> Any:
-    """What a run learned as a policy, ``(obs, key) -> action``: for use inside ``scan``, or as an `Option`.
+    """The trained policy of a run, ``(obs, key) -> action``, for use inside ``scan`` or as an `Option`.
 
     Args:
         source: a run, or the folder of one.
@@ -707,7 +707,7 @@ def read(folder: str | Path, objects: Mapping[str, Any] | None = None) -> SavedR
     if (
         not isinstance(returns, list)
         or len(returns) != config.seeds
-        or not all(isinstance(one, int | float) for one in returns)
+        or not all(isinstance(value, int | float) for value in returns)
     ):
         raise ValueError(f"{folder / 'summary.json'}: expected the returns of {config.seeds} seeds; train it again")
     like = jax.eval_shape(lambda: _fresh_networks(config.settings))
@@ -760,7 +760,7 @@ def config_from_dict(
         for field in ("env", *ALIASES):
             entry = settings.get(field)
             if not isinstance(entry, str) and entry is not None:
-                # What is saved as settings and belongs to the object is given to the object.
+                # Saved settings that are fields of the object are passed to the object.
                 extra = {own: settings.pop(name) for name, own in flat.get(field, {}).items() if name in settings}
                 accepted = functools.partial(accepts, field)
                 settings[field] = objects.restore(field, entry, accepted, given_objects or {}, extra)

@@ -299,7 +299,7 @@ def _kinds(field: str) -> tuple[Any, ...]:
 
 
 def parse(text: str) -> tuple[str, "list[Any] | Range"]:
-    """What the command line calls a variation: a setting and its values.
+    """Parse a variation of the command line: a setting and its values.
 
     ``learning_rate=1e-3,1e-4`` lists them, ``hidden=none,64,64x64`` lists widths of layers, and
     ``learning_rate=1e-5:1e-2:log:8`` is a `Range` (``lin`` in place of ``log`` for equal differences; ``:8`` may be

@@ -96,8 +96,8 @@ def episode(
     """
     adapter = adapt(env)
     options = adapter.env if isinstance(adapter.env, Options) else None
-    beneath = adapter if options is None else options.adapter
-    rooms = beneath.env
+    wrapped = adapter if options is None else options.adapter
+    rooms = wrapped.env
     if not isinstance(rooms, TwoRooms):
         raise ValueError(
             f"env: expected a TwoRooms, or Options upon one, got {short_repr(env)}; only Two Rooms can be drawn"
@@ -110,7 +110,7 @@ def episode(
     rules = params if options is None else params.env
 
     key_reset, key_play = jax.random.split(key)
-    obs, state = beneath.raw_reset(key_reset, rules)
+    obs, state = wrapped.raw_reset(key_reset, rules)
     if start is not None:
         state = rooms.state_at(start)
         obs = rooms.get_obs(state, rules)
@@ -124,7 +124,7 @@ def episode(
                 f"policy: chose {choice}; it must return one of the choices 0 to {adapter.num_actions - 1}"
             )
         if options is None:
-            moves = iter([(choice, _step(beneath, key_run, state, choice, rules))])
+            moves = iter([(choice, _step(wrapped, key_run, state, choice, rules))])
         else:
             moves = _run(options, choice, obs, state, key_run, params)
         decided = True

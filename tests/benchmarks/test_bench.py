@@ -61,7 +61,7 @@ def test_exponents_of_known_growth():
 
 @pytest.mark.slow
 def test_the_reference_without_a_market_makes_the_bids_a_society_makes():
-    """The very bids of the same networks, state by state; a random primitive acts, independently of the bids."""
+    """Bids equal those of the same networks in every state; a random primitive acts, independent of the bids."""
     case = step.Case("Chain-v0", instances=64, hidden=(3,), horizon=16)
     programs = step.programs(case)
     rollout, running = programs["networks"]
@@ -152,7 +152,7 @@ def test_reference_solvers_reach_maximal_welfare(name, leaves, wealth, welfare):
 
 
 def test_report_of_a_bad_solver_and_a_missing_reference_solver(monkeypatch):
-    """Stopped after one change of prices: it does not meet the tolerances, and loses welfare a rival finds."""
+    """A solver that stops after one change of prices does not meet the tolerances, and has less welfare."""
 
     def fails(*_):
         raise ArithmeticError("no luck")
@@ -175,7 +175,7 @@ def test_report_of_a_bad_solver_and_a_missing_reference_solver(monkeypatch):
 
 
 def test_many_markets_are_judged_by_the_worst():
-    """Side by side or in turn, the same markets; one of three stops within the tolerance."""
+    """The same markets by ``vmap`` and ``map``; one of three solutions meets the tolerance."""
     full = equilibrium.CASES["Fisher"]
     drawn = [equilibrium.market(full, 16, 4, seed) for seed in range(3)]
     solver = ProportionalResponse(quasilinear=False, gap_tolerance=0.1, max_iterations=30)
@@ -192,7 +192,7 @@ def test_many_markets_are_judged_by_the_worst():
 
 
 def test_markets_are_the_ones_promised():
-    """Some agents care for some goods only, every agent for one; indivisible goods come once."""
+    """Some agents value some goods only, every agent at least one; of indivisible goods there is one unit."""
     case = equilibrium.CASES["Linear"]
     valuations, wealth, holdings = equilibrium.market(case, 1000, 32, 0)
     cares = (valuations.values > 0).mean(1)
@@ -278,7 +278,7 @@ FIELDS = {
 @pytest.mark.full
 @pytest.mark.parametrize("name", FIELDS)
 def test_quick_benchmarks_run_as_scripts(name, tmp_path):
-    """Their numbers are finite and positive; how large they are is not a matter for tests."""
+    """All numbers are finite and positive."""
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--json", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

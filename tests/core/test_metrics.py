@@ -169,6 +169,7 @@ def test_training_reduces_the_same_metrics_inside_its_scan(small):
     assert got["conservation_residual"] < 1e-5
 
 
+@pytest.mark.slow  # the test above has the numbers of one chunk, and test_runs those of a whole run
 def test_fit_returns_metrics_per_bidder_and_state(small):
     result = fit(TrainConfig("Chain-v0", learner="valuation", seeds=2, **small), jax.random.key(0))
     chunks = result.config.settings.chunks

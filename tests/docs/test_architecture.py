@@ -142,7 +142,7 @@ def test_comments_beside_fields_are_their_documentation(builder):
 
 @pytest.mark.slow
 def test_the_reference_is_built_without_a_warning(tmp_path):
-    """In a process of its own: pdoc leaves traces in what it documents."""
+    """Run in a separate process, because pdoc modifies the documented modules."""
     pytest.importorskip("pdoc")
     import subprocess  # noqa: PLC0415
     import sys  # noqa: PLC0415

@@ -9,8 +9,9 @@ from thinned import thinned
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 SNIPPETS = PYTHON.findall(README)
-# These compile for longest; the like is run by conftest's bandit, test_options, test_functions and test_wide_market.
-LONG = ("Bandit-v0", "Options(", "Functions(", "Tatonnement(")
+# These compile for longest; the like is run by conftest's bandit, test_options, test_functions, test_wide_market and
+# the doctest of networks.layers.
+LONG = ("Bandit-v0", "Options(", "Functions(", "Tatonnement(", "from_mlp(")
 PAGES = sorted((Path(__file__).parents[2] / "docs").glob("[!a]*.md"))  # architecture.md has a test of its own
 
 

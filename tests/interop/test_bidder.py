@@ -35,7 +35,7 @@ def seat(mdp, auction, clones, primitive, levels=LEVELS, time_limits: Any = "ter
 
 
 def sampling():
-    """Bidders with their own random networks over Chain, who sample their bids."""
+    """A society over Chain with random networks and sampled bids."""
     policy = BidPolicy(linear(4), KumaraswamyHead(0, 2))
     society = Society(adapt(Chain()), policy, MECHANISMS["vickrey"], clones=2, share=False)
     params = society.init(jax.random.key(5))
@@ -122,7 +122,7 @@ def test_it_is_an_environment(time_limits):
 
 @pytest.mark.parametrize("time_limits", [pytest.param("bootstrap", marks=pytest.mark.slow), "terminal"])
 def test_terminal_time_limits(time_limits):
-    """A bidder that goes left for ever holds the state when time is up: cut, or closed, and never paid for it."""
+    """A bidder that always moves left owns the state at the time limit, and receives no payout for it."""
     env = seat(Chain(), "vickrey", 2, 0, time_limits=time_limits)
 
     @jax.jit
@@ -181,7 +181,7 @@ def test_bad_input_is_named(change, says):
 
 
 def blank(society):
-    """Parameters of its shapes, without initialising anything."""
+    """Parameters with the society's shapes, without an initialisation."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(society.init, jax.random.key(0)))
 
 
@@ -254,7 +254,7 @@ def test_no_strategy_on_the_grid_beats_the_best(seed, gamma):
 
 
 def test_the_exact_value_is_what_is_earned_on_average():
-    """Time-dependent strategies with ties, played; discounted and not."""
+    """Simulated returns of time-dependent strategies with ties, with and without discounting."""
     env = seat(SHORT, "vickrey", 2, 1)
     exact = Exact(env)
     rng = np.random.default_rng(1)
@@ -279,7 +279,7 @@ def test_the_exact_value_is_what_is_earned_on_average():
 
 
 def test_one_auction_by_hand():
-    """Worth .8 against .6: under first price .62 is best and gains .18; second prices and clones leave nothing."""
+    """Values .8, .6: under first price .62 is the best bid and gains .18; with second prices or clones none gains."""
     levels = tuple(round(0.02 * i, 2) for i in range(51))
     for auction in ("ccv", "bb"):
         for clones in (1, 2):
@@ -321,7 +321,7 @@ def test_best_prefers_the_bid_closest_to_truth():
 
 
 def untrained(cases, seeds=2):
-    """Findings' raw material without training: random networks."""
+    """The inputs of findings without training: random networks."""
     runs = {}
     for case in cases:
         keys = jax.random.split(jax.random.key(0), seeds)
@@ -361,7 +361,7 @@ def test_means_and_their_interval():
 
 @pytest.mark.slow
 def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
-    """What was not found is not said to be."""
+    """Claims about gains are not confirmed for bidders without gains."""
     monkeypatch.setattr(ExperimentOptions, "train", lambda self, cases, *_: untrained(cases))
     report = dataclasses.replace(best_reply.run(ExperimentOptions(tmp_path, seeds=2)), name="best-reply").write(
         tmp_path

@@ -68,7 +68,7 @@ def test_gymnasium_check_env_passes(name):
 
 @pytest.mark.slow
 def test_gymnax_wrapper_fails_check_env():
-    """The reason for ours. Should this fail, gymnax has mended it, and ours can go."""
+    """The reason for `GymnasiumEnv`. If this test fails, gymnax has fixed its wrapper, and ours can be removed."""
     env, env_params = gymnax.make("CartPole-v1")
     theirs = GymnaxToGymWrapper(env, env_params)
     with pytest.raises(AssertionError, match="super"):
@@ -140,7 +140,7 @@ def test_legal_choices_and_other_parameters():
 
 
 class Bare:
-    """Neither spaces nor parameters, nothing of gymnax."""
+    """An environment without spaces, parameters or gymnax's base class."""
 
     num_actions = 2
 
@@ -193,7 +193,7 @@ def test_an_actors_draws_are_those_of_its_seed():
 
 @pytest.mark.full
 def test_trained_society_solves_gymnasium_cartpole():
-    """gymnax's CartPole is trained on, Gymnasium's is played: their own code, in NumPy and float64."""
+    """Training uses gymnax's CartPole, evaluation Gymnasium's (NumPy, float64)."""
     run = jaxmarket.fit(
         jaxmarket.TrainConfig("CartPole-v1", learner="valuation", steps=300_000), jax.random.key(0), progress=False
     )

@@ -160,7 +160,7 @@ def test_log_wrappers_return_is_exactly_the_wealth_gained():
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS.values(), ids=MECHANISMS)
 def test_cash_flow_is_utility_paid_when_the_state_is_sold(mechanism):
-    """Discounted too: against `settle`, which sees the whole episode."""
+    """The discounted sum also equals that of `settle` over the whole episode."""
     env, gamma = MarketEnv(world(mechanism)), 0.7
     assert env.agents == [f"bidder_{i}" for i in range(4)]
 
@@ -212,7 +212,7 @@ def test_central_training_and_its_global_reward():
 
 @functools.cache
 def interface():
-    """One market for all that needs no other: compiled once."""
+    """A market that several tests share, so that it is compiled once."""
     env = MarketEnv(world())
     return env, jax.jit(env.step_env)
 

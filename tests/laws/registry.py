@@ -1,4 +1,4 @@
-"""What the laws are about: public pure functions with example arguments, and static objects with a change.
+"""The subjects of the laws: public pure functions with example arguments, and static objects with a change.
 
 A new public function of the modules in `MODULES` gets a `Case` here, or a line in `EXCEPTIONS` that says why not.
 """

@@ -80,7 +80,7 @@ def economy(seed, *, circles=False, gain=0.7, kept=1.0):
 
 
 def depth(shares):
-    """How many agents the longest chain has."""
+    """The number of agents on the longest path."""
     edges = np.asarray(shares).sum(-1) > 0
     longest = np.ones(len(edges), int)
     for _ in edges:
@@ -89,7 +89,7 @@ def depth(shares):
 
 
 def planned(agents, shares, endowments, order):
-    """Welfare the way a planner would work it out: agent after agent, in an order in which goods only go forward."""
+    """Welfare, computed agent by agent in topological order."""
     x, total = endowments, 0
     for i in order:
         agent = jax.tree.map(lambda leaf, i=i: leaf[i], agents)
@@ -255,7 +255,7 @@ gradients = jax.jit(jax.grad(total, (1, 2)))  # with respect to shares and endow
 
 @jax.jit
 def rise(agents, shares, endowments, velocity):
-    """How fast welfare grows while shares move like this."""
+    """The derivative of welfare along a change of shares."""
     return jax.jvp(lambda shares: total(agents, shares, endowments), (shares,), (velocity,))[1]
 
 

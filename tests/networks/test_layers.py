@@ -17,7 +17,7 @@ from jaxmarket.types import NOBODY
 
 
 class MLP(nn.Module):
-    """The network to be rebuilt."""
+    """The Flax network that the market reproduces."""
 
     widths: tuple
     linear_last: bool = False
@@ -69,7 +69,7 @@ def close(got, want, tolerance):
 
 @pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_networks_pass_forward_by_auction(count):
-    """Bit by bit, whatever their depth and however many rivals there are."""
+    """The forward pass is bit-identical for all depths and numbers of decoys."""
     for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(count)):
         module, variables = random_network(rng, widths, linear_last, use_bias)
         market = from_mlp(variables, decoys, jax.random.key(i), linear_last)
@@ -88,7 +88,7 @@ def instance(seed, decoys=6, linear_last=False):
 
 
 def test_network_layers_win_every_auction():
-    """Agent by agent in plain Python: who is asked, who bids what, who wins."""
+    """Eligibility, bids and winners of each auction equal those of plain Python."""
     for seed in range(5):
         market = instance(seed)[2]
         layer, wealth = np.asarray(market.layer).tolist(), np.asarray(market.wealth).tolist()
@@ -104,7 +104,7 @@ def test_network_layers_win_every_auction():
 
 
 def test_decoys_do_harm_where_they_have_money():
-    """What keeps the pass exact is wealth: a rival with more of it than the owner turns it into something else."""
+    """The forward pass is exact because of wealth: a decoy with more wealth than a layer's agent changes the result."""
     module, variables, market, rng = instance(0, decoys=12)
     x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     y = apply_jit(module, variables, x)
@@ -139,7 +139,7 @@ def test_order_of_ids_and_kind_of_decoys_do_not_matter():
 
 
 def test_ids_are_drawn():
-    """Being listed first, which wins ties, is no privilege of the owners."""
+    """The order of ids, which breaks ties, is random and does not favour the network's layers."""
     first = [float(instance(seed)[2].wealth[0]) for seed in range(12)]
     assert 0 < sum(first) < 12
 
@@ -244,7 +244,7 @@ def test_a_quote_by_hand():
     prices, bias = neuron_quote(jnp.float32(0.5), jnp.array([2.0, -1.0]), jnp.array([3.0, -1.0]))
     np.testing.assert_array_equal(prices, [4, -2])
     assert float(bias) == 2
-    for z in (0.0, -0.5):  # who makes nothing wants nothing
+    for z in (0.0, -0.5):  # without output there is no demand
         prices, bias = neuron_quote(jnp.float32(z), jnp.array([2.0, -1.0]), jnp.array([3.0, -1.0]))
         np.testing.assert_array_equal([*prices, bias], [0, 0, 0])
     prices, _ = neuron_quote(jnp.float32(-0.5), jnp.array([2.0, -1.0]), jnp.array([3.0, -1.0]), rectified=False)
@@ -252,7 +252,7 @@ def test_a_quote_by_hand():
 
 
 def test_a_quote_is_local():
-    """What a neuron does not touch may change at will: its quotes stay, while z and its buyers' quotes are held."""
+    """Quotes of a neuron depend only on z, its weights and the quotes of its buyers."""
     rng = np.random.default_rng(5)
     z, weights, offers = (jnp.asarray(rng.normal(size=shape)) for shape in ((4,), (3, 4), (4, 2)))
     z = jnp.abs(z)
@@ -277,7 +277,7 @@ def test_a_quote_is_local():
 
 
 def test_in_the_network_only_what_lies_between_a_neuron_and_the_consumers_sets_its_prices():
-    """Weights before it matter through its z alone; weights beside it not at all, where z stays."""
+    """Earlier weights affect a neuron's quotes only through z; weights of other neurons of its layer have no effect."""
     rng = np.random.default_rng(6)
     _, variables = random_network(rng, PLAN)
     for layer in variables["params"].values():

@@ -176,7 +176,7 @@ def test_no_reward_means_the_money_runs_out():
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(cases(), st.data())
 def test_a_unit_is_paid_by_its_own_connections_only(case, data):
-    """Connections that do not touch a unit may carry what they will: those into it change as before."""
+    """Changes of a unit's incoming connections do not depend on connections elsewhere."""
     network, weights, inputs, targets, rates = case
     unit = data.draw(st.integers(network.inputs, network.units - 1))
     state = rest(network, jnp.asarray(weights, jnp.float32))

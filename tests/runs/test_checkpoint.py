@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_an_error_and_the_one_before_is_intact(two, tree
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("kind", ["pipe", "link", "device", "folder"])
 def test_only_regular_files_are_read(two, kind):
-    """A folder may come from elsewhere: a pipe would be waited for, a device has no end, a link may lead anywhere."""
+    """Pipes, devices and links in an untrusted folder are not opened: they may block, be endless or lead anywhere."""
     path = two / "2.safetensors"
     path.unlink()
     {
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, where):
 
 @pytest.mark.parametrize("name", ["with space", "exp[seed]", "a\\b", "a[", "a*b", "a?b", "ä 💰", "$HOME", "%s", "~"])
 def test_any_path_that_the_file_system_accepts_works(tmp_path, tree, name):
-    """Orbax took brackets for a pattern, and lost what it had written."""
+    """Paths with brackets, which Orbax interpreted as a pattern."""
     path = tmp_path / name / "networks.safetensors"
     save(path, tree)
     same(restore(path, tree), tree)

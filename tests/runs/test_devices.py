@@ -146,7 +146,7 @@ def _child(number: int, parent: int) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the process to kill in /proc")
 def test_two_processes_over_loopback_one_is_killed_and_the_run_resumed(tmp_path):
-    """Parity with one device, and what is said when one of them dies: all by the documented commands."""
+    """The documented commands give the results of one device, and a clear message if a process dies."""
     settings = {**SMALL, "steps": 40_960, "log_every": 4, "learner": "valuation"}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     launch = [sys.executable, "-P", "-m", "jaxmarket", "launch", "--processes", "2", "train"]

@@ -57,7 +57,7 @@ def test_the_console_shows_mean_and_spread_of_new_chunks(capsys):
 
 
 def scalars(path):
-    """What is in an event file, read without TensorBoard: length, checksum, event, checksum."""
+    """The events of an event file, parsed without TensorBoard: length, checksum, event, checksum."""
     content, found = path.read_bytes(), []
     while content:
         size = int.from_bytes(content[:8], "little")
@@ -79,7 +79,7 @@ def test_tensorboard_has_a_run_per_seed_and_nothing_twice(tmp_path):
 
 
 def test_weights_and_biases_gets_every_seed(monkeypatch):
-    """Against a stand-in for the client that keeps what it is told."""
+    """A stub of the client records the logged values."""
     told = []
     run = types.SimpleNamespace(log=lambda values, step: told.append((step, values)))
     client = types.ModuleType("wandb")

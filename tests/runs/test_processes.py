@@ -65,7 +65,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize("seconds", thinned([0.0, 2.0], lambda seconds: seconds == 0))
 def test_workers_end_when_the_launcher_is_killed(start, seconds):
-    """Also those that have not yet set up anything: they are importing, or waiting for each other."""
+    """Also processes that are still importing or waiting for each other."""
     launcher, running = start("-P", "-m", "jaxmarket", "launch", "--processes=2", *TRAIN)
     until(lambda: len(running()) == 3)
     time.sleep(seconds)
@@ -101,7 +101,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("early", thinned([True, False], lambda early: not early))
 def test_a_worker_notices_the_end_of_the_pipe(early):
-    """The parent lives on here, so it is not the kernel that ends the process."""
+    """The parent survives in this test, so the kernel does not end the process."""
     read, write = os.pipe()
     env = {**os.environ, "JAXMARKET_PARENT_PIPE": str(read)}
     worker = subprocess.Popen([sys.executable, "-c", WATCHED], env=env, pass_fds=[read], stdout=subprocess.PIPE)

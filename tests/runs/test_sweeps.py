@@ -176,7 +176,7 @@ def test_the_heat_map_is_those_means(swept):
 
 
 def figure_of(found, vary, drawn=False):
-    """The figure, had the sweep been over these: values are read off the runs."""
+    """The figure of a sweep over these settings, with values from the runs."""
     cells = combinations(vary) if not drawn else sweeps.draw(vary, 8)
     base = found.comparison.runs[0]
     chosen = [dataclasses.replace(base, name=str(i), returns=base.returns + i) for i in range(len(cells))]
@@ -326,7 +326,7 @@ def test_mechanisms_are_varied_by_name(tmp_path):
 
 
 def test_the_command_gives_each_combination_the_defaults_that_follow_from_it(monkeypatch, tmp_path, capsys):
-    """A learner that is varied brings its own learning rate, and not that of the default learner."""
+    """A varied learner uses its own default learning rate."""
     seen = []
     monkeypatch.setattr(sweeps, "train", lambda cells, *_, **__: seen.extend(cells) or pytest.fail("enough"))
     arguments = ["sweep", "Bandit-v0", "--seeds", "2", "--no-share-clones", "--vary", "learner=reinforce,valuation"]
@@ -360,7 +360,7 @@ def test_wrong_commands_are_one_line(arguments, says, capsys):
 
 
 def told(folder, vary, capsys, **given):
-    """What ``jaxmarket sweep`` prints, and the JSON of its last line."""
+    """The output of ``jaxmarket sweep``, and the JSON of its last line."""
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     varied = [f"--vary={text}" for text in vary]
     main(["sweep", "Bandit-v0", *settings, *varied, "--out", str(folder), "--json"])

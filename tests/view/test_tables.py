@@ -50,7 +50,7 @@ def terminal(monkeypatch, columns=120):
 
 
 def lines(text):
-    """What was on the screen at any time, without colours."""
+    """All text that was shown on the screen, without colours."""
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", text)
 
 

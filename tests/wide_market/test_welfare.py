@@ -88,7 +88,7 @@ def test_no_allocation_has_more_welfare_than_the_dual_at_any_prices(kind, seed, 
     assert 0 <= float(_efficiency(valuations, wealth, bundles, prices)) <= 1 + 1e-5
 
 
-@pytest.mark.parametrize("kind", thinned([Quadratic, Logarithmic, Linear], lambda kind: kind is not Logarithmic))
+@pytest.mark.parametrize("kind", thinned([Quadratic, Logarithmic, Linear], lambda kind: kind is Quadratic))
 def test_an_equilibrium_is_efficient_and_others_are_less_so(kind):
     solver = jax.jit(ConvexProgram())
     for seed in range(5):
@@ -155,7 +155,7 @@ def test_prices_of_those_present_in_closed_form():
 
 @pytest.mark.full
 def test_the_spread_of_prices_falls_with_the_square_root_of_the_market():
-    """Copies of eight agents, each present by the toss of a coin, and the spread of the closed form."""
+    """Copies of eight agents, each present with probability 1/2; the spread of prices equals the closed form."""
     valuations, wealth, holdings = jax.tree.map(lambda leaf: jnp.tile(leaf, (64, *[1] * (leaf.ndim - 1))), interior(8))
     solve = jax.jit(functools.partial(price_stability, Tatonnement()))
     coins = jax.random.bernoulli(jax.random.key(0), 0.5, (400, 512))
@@ -207,7 +207,7 @@ def test_the_path_leads_where_the_solver_ends(kind):
 
 
 def toss(key, agents, world, bundles):
-    """All agents earn by chance, and an agent gets the good."""
+    """All agents have random incomes, and one agent gets the good."""
     owner = jax.random.randint(key, (), 0, 4)
     return Produced(
         holdings=(jnp.arange(4) == owner).astype(bundles.dtype)[:, None],

@@ -44,7 +44,7 @@ ADAPTER = Adapter(WORLD)
 
 
 def bid(agent, world):
-    """Every agent offers for the state what its representation says, and limits its own budget elsewhere."""
+    """A valuation that is the bid of the agent's representation."""
     return Additive(LANGUAGE.bid(agent, world[1], jnp.inf)[None])
 
 
@@ -70,7 +70,7 @@ _wide_step = jax.jit(wide_market.step, static_argnums=0)
     ids=["bb", "bb-rent", "ccv", "vickrey"],
 )
 def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
-    """Same winners, prices, wealth and mint, step by step."""
+    """Winners, prices, wealth and minted money are equal in every step."""
     deep = DeepMarket(WORLD, LANGUAGE, AGENTS, mechanism=mechanism)
     wide = WideMarket(bid, act, SealedBids(mechanism))
     winners = []
@@ -102,7 +102,7 @@ def test_the_deep_market_is_the_case_of_one_good(mechanism, rent):
 
 
 class Maker(struct.PyTreeNode):
-    """What one agent likes and can make."""
+    """The valuation and production of one agent."""
 
     taste: Quadratic
     recipe: jax.Array  # f [G, G]
@@ -233,7 +233,7 @@ def test_consumers_use_up_what_they_buy_and_live_on_their_income():
 
 @pytest.mark.parametrize("solver", [Tatonnement(), ConvexProgram()])
 def test_bakery_that_runs_out_of_grain_goes_on_without_an_error(solver):
-    """The example of the README for 20 rounds: from the third on next to nothing is left to trade."""
+    """The example of the README for 20 rounds; after the second there is almost no trade."""
     likes = Quadratic(slope=jnp.array([[1.0, 0.0], [0.0, 2.0]]), curvature=jnp.ones((2, 2)))
     bakes = jnp.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
     market = WideMarket(
@@ -283,7 +283,7 @@ def test_rounds_without_an_equilibrium_are_counted():
 
 
 def test_a_market_can_insist_on_an_equilibrium():
-    """On the host, in checked programs, and, where that is impossible, by refusing to be compiled."""
+    """An error is raised outside of ``jit`` and in checked programs; other compiled programs reject the option."""
     market, economy = halving("raise")
     key, scarce = jax.random.key(0), economy.replace(holdings=economy.holdings / 8, time=jnp.int32(7))
     words = r"^nonconvergence: .*step {} .*0\.25.*0\.5"
