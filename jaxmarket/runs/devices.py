@@ -86,7 +86,9 @@ def put(tree: PyTree, mesh: Mesh | None, specs: Any) -> PyTree:
         return tree
 
     layout = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
-    return jax.jit(lambda tree: tree, out_shardings=layout)(tree)
+    tree = jax.jit(lambda tree: tree, out_shardings=layout)(tree)
+    # A compiled program returns arrays without entries replicated, and accepts them again only as it returned them.
+    return jax.tree.map(lambda leaf: leaf if leaf.size else gather(leaf, mesh), tree)
 
 
 def gather(tree: PyTree, mesh: Mesh | None) -> PyTree:

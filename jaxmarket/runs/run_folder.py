@@ -671,11 +671,11 @@ def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy
             sample.
 
     Returns:
-        A `MarketPolicy`; of a monolithic agent a `ChoicePolicy`.
+        A `MarketPolicy`; of other kinds of agents a `ChoicePolicy` (monolith), `WidePolicy` or `PopulationPolicy`.
 
     Raises:
-        ValueError: the folder contains no run, the run has no such seed, or every seed diverged and ``seed`` is not
-            given.
+        ValueError: the folder contains no run, the run has no such seed, every seed diverged and ``seed`` is not
+            given, or its kind of agent has no policy in this environment.
     """
     run: Any = source
     if isinstance(source, str | Path):

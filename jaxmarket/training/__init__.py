@@ -2,9 +2,23 @@
 
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.loop import train
+from jaxmarket.training.population import PopulationAgents, PopulationTraining
 from jaxmarket.training.result import FitResult, RunResult
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.society import SocietyTraining, TrainState
 from jaxmarket.training.trainable import Trainable
+from jaxmarket.training.wide import WideMarketTraining
 
-__all__ = ["FitResult", "RunResult", "Settings", "SocietyTraining", "TrainConfig", "TrainState", "Trainable", "train"]
+__all__ = [
+    "FitResult",
+    "PopulationAgents",
+    "PopulationTraining",
+    "RunResult",
+    "Settings",
+    "SocietyTraining",
+    "TrainConfig",
+    "TrainState",
+    "Trainable",
+    "WideMarketTraining",
+    "train",
+]

@@ -351,7 +351,7 @@ class PopulationTraining:
         """
         del oracle
         key_run, key = jax.random.split(state.key)
-        terms = {name: hyper.own[name] for name in self.terms}
+        terms: dict[str, Any] = {name: hyper.own[name] for name in self.terms}
         if "replace_poorest" in terms:
             terms["replace_poorest"] = jnp.asarray(terms["replace_poorest"]) > 0
         population = state.learner.params

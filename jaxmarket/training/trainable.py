@@ -95,7 +95,11 @@ class Trainable(Protocol):
         ...
 
     def policy(self, params: PyTree, *, greedy: bool) -> Any:
-        """What was learned as a policy ``(obs, key) -> action``, from the parameters of one seed."""
+        """What was learned as a policy ``(obs, key) -> action``, from the parameters of one seed.
+
+        Raises:
+            ValueError: what was learned does not determine single actions of the environment.
+        """
         ...
 
     def bids_and_visits(self, state: Any) -> tuple[Array, Array] | None:

@@ -1,6 +1,7 @@
 """Objects as settings: resolution, names in saved settings, and what a file may not do."""
 
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -17,6 +18,7 @@ from jaxmarket.learners import LEARNERS, PPO, Reinforce, Valuation, numeric
 from jaxmarket.policies import BetaHead, KumaraswamyHead
 from jaxmarket.runs import fitting, run_folder, sweeps
 from jaxmarket.training import objects
+from jaxmarket.training.config import accepts
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.society import SocietyTraining
 
@@ -184,3 +186,15 @@ def test_learners_of_ones_own_are_swept_saved_and_read(tmp_path):
     run = run_folder.read(tmp_path / sorted(found.settings)[1])
     assert run.config.learner == learners[1]
     assert np.isfinite(jax.tree.leaves(run.policy().params)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("representation", "jaxmarket.learners.ppo:PPO"), ("terms", "jaxmarket.deep_market.representations:BidTables")],
+)
+def test_a_file_cannot_put_other_objects_into_an_agent(part, name):
+    """Only the kinds that `PopulationAgents.parts` declares are constructed."""
+    fields = {part: {"object": name, "fields": {"states": 1, "actions": 1}}}
+    entry = {"object": "jaxmarket.training.population:PopulationAgents", "fields": fields}
+    with pytest.raises(objects.MissingObjectError, match=rf"^agent\.{part}: the run used the object {name}, which"):
+        objects.restore("agent", entry, functools.partial(accepts, "agent"), {}, {})
