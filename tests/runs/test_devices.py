@@ -89,6 +89,9 @@ def test_eight_devices_give_what_one_gives():
         {"env": "Bandit-v0", "seeds": 2, "learner": "reinforce", "share_clones": False, **SMALL},
         {"env": "Chain-v0", "seeds": 1, "agent": "monolith", **SMALL},
         {"env": "Bandit-v0", "seeds": 8, "learner": "valuation", **SMALL},
+        {"env": "CartPole-v1", "seeds": 8, "hidden": [4], **SMALL},  # its state has an array without entries
+        {"env": "SupplyChain2-v0", "seeds": 1, "agent": "wide", **SMALL},
+        {"env": "Chain-v0", "seeds": 8, "agent": "population", **{k: v for k, v in SMALL.items() if k != "minibatch"}},
     ]
     done = subprocess.run(
         [sys.executable, "-c", _PARITY, json.dumps(every)],
