@@ -85,7 +85,7 @@ class Population(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        """N."""
+        """N, the number of slots."""
         return self.alive.shape[0]
 
 

@@ -170,8 +170,9 @@ def fit(
             `jaxmarket.runs.devices`. The results are those of one device up to the order of sums where devices share a
             seed. In a run of several processes, always all of all of them.
         loggers: called after each chunk; see `jaxmarket.runs.sinks`.
-        check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
-            or money comes from nowhere, and says what. Slower; the results are the same. On one device.
+        check: compile the library's invariants into the program (`jaxmarket.checking`). Training then stops with an
+            error at the first number that is not finite, or if money is not conserved. It is slower, the results are
+            the same, and it needs a single device.
         other_versions: whether to resume a run of other library versions, whose results may differ.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
@@ -300,7 +301,7 @@ class _Run:
 
     @property
     def done(self) -> int:
-        """Chunks."""
+        """The number of finished chunks."""
         return len(self.rows)
 
     def restore(self, saved: Saved, whose: str) -> None:
@@ -345,7 +346,7 @@ class _Run:
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """Of all chunks: [chunks, ...]."""
+        """The metrics of all chunks: [chunks, ...] by name."""
         return {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]} if self.rows else {}
 
     def train(
@@ -491,7 +492,7 @@ class _Run:
 
 
 def _due(mine: bool) -> bool:
-    """Whether it is time for a checkpoint; all processes go by the first one's clock."""
+    """Whether a checkpoint is due, by the clock of the first process."""
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))
