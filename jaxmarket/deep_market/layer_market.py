@@ -350,6 +350,7 @@ def step(
         terminated=one,
         returns=reward,
         lengths=one,
+        steps=one,
         nonfinite_deaths=0 * one,
     )
     slots = jnp.arange(market.capacity)

@@ -198,6 +198,8 @@ def fit(
     if jax.process_count() > 1:
         devices = "all"
     mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.learner.minibatch)
+    if mesh is not None and mesh.shape[INSTANCES] > 1:
+        settings.trainable.shard(mesh.shape[INSTANCES])  # refused now where instances cannot be spread
     if check and mesh is not None:
         raise ValueError("check: checks are made on one device; leave out devices")
     env_params = None if env_params is None else settings.adapter.parameters(env_params)
