@@ -194,14 +194,14 @@ def fit(
         raise ValueError(f"start: expected a finished run or its folder, got {short_repr(start)}")
     out = None if out is None else check_path("out", out)
     if resume and out is None:
-        raise ValueError("resume: which run? give its folder as out")
+        raise ValueError("resume: expected a run folder, got out=None; pass the folder as out")
     if jax.process_count() > 1:
         devices = "all"
     mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.learner.minibatch)
     if mesh is not None and mesh.shape[INSTANCES] > 1:
         settings.trainable.shard(mesh.shape[INSTANCES])  # refused now where instances cannot be spread
     if check and mesh is not None:
-        raise ValueError("check: checks are made on one device; leave out devices")
+        raise ValueError("check: checked runs use one device; omit devices")
     env_params = None if env_params is None else settings.adapter.parameters(env_params)
     run = _Run(config, settings, key, mesh, env_params, check=check)
     begun = read(start) if isinstance(start, str | Path) else start

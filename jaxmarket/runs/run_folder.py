@@ -513,7 +513,7 @@ def ended(folder: Path) -> dict[str, Any]:
         ValueError: the folder contains no run, the run has not ended, or its files are damaged.
     """
     if not os.path.exists(folder / "config.json"):
-        raise ValueError(f"{folder}: no run here, config.json is missing; give the --out of a run")
+        raise ValueError(f"{folder}: expected a run folder, but config.json is missing; give the --out of a run")
     summary = summary_of(folder)
     if summary is None:
         raise ValueError(
@@ -727,7 +727,7 @@ def read_config(folder: str | Path) -> tuple[TrainConfig, Origin]:
     """
     folder = Path(folder)
     if not os.path.exists(folder / "config.json"):
-        raise ValueError(f"resume: {folder} holds no run; give the --out of one")
+        raise ValueError(f"resume: expected a run folder, got {folder}; give the --out of a run")
     summary_of(folder)  # an incomplete folder is refused here
     return config_from_dict(folder, read_json(folder / "config.json")), _origin(folder)
 

@@ -314,7 +314,7 @@ def parse(text: str) -> tuple[str, "list[Any] | Range"]:
     name, equals, values = text.partition("=")
     field = _setting("vary", name.strip().replace("-", "_"))
     if not equals or not values.strip():
-        raise ValueError(f"vary: which values of {field}? write {field}=a,b")
+        raise ValueError(f"vary: expected values of {field}, got none; write {field}=a,b")
     kind = next((kind for kind in (int, float) if kind in _kinds(field)), None)
     if ":" in values and kind is not None:
         return field, _range(field, values, kind)
@@ -338,7 +338,9 @@ def _setting(where: str, field: Any) -> str:
 def _range(field: str, text: str, kind: type) -> Range:
     low, high, *rest = text.split(":")
     if len(rest) not in (1, 2) or rest[0] not in ("lin", "log"):
-        raise ValueError(f"vary: {field}={text} is no range; write {field}=low:high:log:8 (or lin), or {field}=a,b")
+        raise ValueError(
+            f"vary: expected a range, got {field}={text}; write {field}=low:high:log:8 (or lin), or {field}=a,b"
+        )
     points = _number(field, rest[1], int) if len(rest) == 2 else None
     return Range(_number(field, low, float), _number(field, high, float), rest[0] == "log", points, kind is int)
 

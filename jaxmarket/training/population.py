@@ -73,7 +73,7 @@ class PopulationAgents:
         capacity: N, slots for agents.
         terms: the economic settings. They are traced: agents that differ only in numbers share compiled programs. By
             default newborns replace the poorest agents, and a tax on wealth limits the amount of money.
-        max_births: K, the most births in a turnover; with 0 nobody dies either.
+        max_births: K, the most births in a turnover; with 0 no agent dies either.
         num_agents: random agents at the beginning; as many as there are slots by default.
         wealth: of each of them; traced.
 
