@@ -269,7 +269,7 @@ class ValueHead:
 
     @property
     def outputs(self) -> int:
-        """One."""
+        """The number of network outputs, 1."""
         return 1
 
     def distribution(self, raw: Array) -> Point:

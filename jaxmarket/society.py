@@ -77,12 +77,12 @@ class Society:
 
     @property
     def primitives(self) -> int:
-        """P."""
+        """P, the number of primitives."""
         return self.env.num_actions
 
     @property
     def bidders(self) -> int:
-        """A = P · clones."""
+        """A = P · clones, the number of bidders."""
         return self.primitives * self.clones
 
     @property

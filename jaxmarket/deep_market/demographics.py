@@ -82,7 +82,7 @@ class Population(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        """N."""
+        """N, the number of slots."""
         return self.alive.shape[0]
 
 

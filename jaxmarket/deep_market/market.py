@@ -111,6 +111,7 @@ class MarketStatistics(struct.PyTreeNode):
     terminated: Array  # of these, not truncated
     returns: Array  # sum of their undiscounted returns
     lengths: Array  # sum of their lengths
+    steps: Array  # environment steps
     nonfinite_deaths: Array  # agents that died because their wealth was NaN or infinite
 
 
@@ -424,6 +425,7 @@ def _step(
         terminated=after.terminated.sum(dtype=real()),
         returns=jnp.where(done, returns, 0).sum(),
         lengths=jnp.where(done, lengths, 0).sum(dtype=real()),
+        steps=after.duration.sum(),
         nonfinite_deaths=killed.sum(dtype=real()),
     )
 

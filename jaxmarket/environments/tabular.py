@@ -106,17 +106,17 @@ class FiniteMDP(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """Environment name."""
+        """The ``name`` given at construction."""
         return self._name
 
     @property
     def num_states(self) -> int:
-        """S."""
+        """S, the number of states."""
         return self.rewards.shape[0]
 
     @property
     def num_actions(self) -> int:
-        """A."""
+        """A, the number of actions."""
         return self.rewards.shape[1]
 
     @property
@@ -159,7 +159,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """One-hot vectors."""
+        """One-hot vectors, f [S]."""
         return spaces.Box(0, 1, (self.num_states,), real())
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray:

@@ -95,7 +95,7 @@ class PPO:
     estimates_values: ClassVar[bool] = False
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its networks."""
+        """Return this learner with its networks."""
         return dataclasses.replace(self, policy=policy, value=value)
 
     def init(self, key: Array, obs: Array) -> PPOState:

@@ -149,7 +149,7 @@ class Learner(Protocol):
         ...
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its networks."""
+        """Return this learner with its networks."""
         ...
 
     def init(self, key: Array, obs: Array) -> Any:

@@ -181,9 +181,9 @@ def fit(
             `jaxmarket.runs.devices`. If devices share a seed, results equal those of one device up to the order of
             sums. A run of several processes always uses all devices of all processes.
         loggers: called after each chunk; see `jaxmarket.runs.sinks`.
-        check: compile the library's invariants into the program (`jaxmarket.checking`): training stops with an error
-            that names the first number that is not finite, or the flows that do not conserve money. Slower, with the
-            same results; on one device only.
+        check: compile the library's invariants into the program (`jaxmarket.checking`). Training then stops with an
+            error at the first number that is not finite, or if money is not conserved. It is slower, the results are
+            the same, and it needs a single device.
         other_versions: whether to resume a run of other library versions, whose results may differ.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
@@ -213,12 +213,14 @@ def fit(
         )
     out = None if out is None else check_path("out", out)
     if resume and out is None:
-        raise ValueError("resume: expected the folder of a run, got out=None; give the folder as out")
+        raise ValueError("resume: expected a run folder, got out=None; pass the folder as out")
     if jax.process_count() > 1:
         devices = "all"
     mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.learner.minibatch)
+    if mesh is not None and mesh.shape[INSTANCES] > 1:
+        settings.trainable.shard(mesh.shape[INSTANCES])  # refused now where instances cannot be spread
     if check and mesh is not None:
-        raise ValueError(f"check: expected one device, got devices={devices!r}; leave out devices or check")
+        raise ValueError("check: checked runs use one device; omit devices")
     env_params = None if env_params is None else settings.adapter.parameters(env_params)
     run = _Run(config, settings, key, mesh, env_params, check=check)
     begun = read(start) if isinstance(start, str | Path) else start
@@ -320,7 +322,7 @@ class _Run:
 
     @property
     def done(self) -> int:
-        """Chunks."""
+        """The number of finished chunks."""
         return len(self.rows)
 
     def restore(self, saved: Saved, whose: str) -> None:
@@ -365,7 +367,7 @@ class _Run:
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """Of all chunks: [chunks, ...]."""
+        """The metrics of all chunks: [chunks, ...] by name."""
         return {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]} if self.rows else {}
 
     def train(
@@ -511,7 +513,7 @@ class _Run:
 
 
 def _due(mine: bool) -> bool:
-    """Whether it is time for a checkpoint; all processes go by the first one's clock."""
+    """Whether a checkpoint is due, by the clock of the first process."""
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))

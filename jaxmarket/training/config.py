@@ -31,6 +31,7 @@ from jaxmarket.society import Society
 from jaxmarket.switches import check_backend
 from jaxmarket.training import objects
 from jaxmarket.training.monolith import Monolith
+from jaxmarket.training.population import PopulationAgents
 from jaxmarket.training.settings import AgentKind, Settings
 from jaxmarket.training.society import SocietyTraining
 from jaxmarket.training.wide import WideMarketTraining
@@ -57,7 +58,12 @@ __all__ = [
     "plain_setting",
 ]
 
-AGENTS: dict[str, AgentKind] = {"society": SocietyTraining, "monolith": Monolith, "wide": WideMarketTraining}
+AGENTS: dict[str, AgentKind] = {
+    "society": SocietyTraining,
+    "monolith": Monolith,
+    "wide": WideMarketTraining,
+    "population": PopulationAgents(),
+}
 """Aliases of kinds of agents."""
 HEADS: dict[str, type[Head]] = {"kumaraswamy": KumaraswamyHead, "beta": BetaHead, "value": ValueHead}
 """Aliases of bid heads."""
@@ -137,17 +143,21 @@ class TrainConfig:
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1, or module:name.
         agent: society (the default); monolith: a single PPO agent as a baseline, without settings of bids and
-            auctions; or wide: bidders that trade the goods of an environment with production lines.
-        auction: bb (first price), vickrey, ccv (credit-conserving Vickrey, the default) or env (reward only).
+            auctions; wide: bidders that trade the goods of an environment with production lines; or population: agents
+            selected by wealth, without a learner.
+        auction: bb (first price, the default of a population), vickrey, ccv (credit-conserving Vickrey, the default)
+            or env (reward only).
         learner: ppo (the default), valuation (the default and only choice of wide) or reinforce.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
-        steps: auctions per seed, rounded up to whole rollouts; 3,072,000 by default, valuation 2,048,000. Where
-            primitives are literal actions, each is one environment step.
+        steps: auctions per seed, rounded up to whole rollouts; 3,072,000 by default, valuation 2,048,000, population
+            1,024,000. Where primitives are literal actions, each is one environment step. Of a wide market: rounds, in
+            each of which every line sells its piece.
         gamma: discount; the environment's own if it names one, else 0.99.
         share_clones: whether clones of one primitive share parameters; true by default.
-        instances: parallel market instances per seed; 32 by default.
-        horizon: auctions per instance and update; 128 by default, valuation 32.
+        instances: parallel market instances per seed; 32 by default, population 16.
+        horizon: auctions per instance and update; 128 by default, valuation 32. Of a population: auctions per
+            instance between two turnovers, 16 by default.
         log_every: updates per row of metrics; a fiftieth of the run by default.
         minibatch: auctions per gradient step; 128 by default.
         epochs: passes over each rollout (ppo, valuation); 1 by default.
@@ -289,6 +299,8 @@ def _resolve(config: TrainConfig) -> Settings:
     )
     value_torso = mlp(*torso.hidden) if not torso.convolutions else torso
     learner = learner.bind(society.policy, ValueNetwork(value_torso))
+    if "learner" in unused:  # the learner is not used; no setting of it is in the way
+        learner = dataclasses.replace(learner, minibatch=chosen["instances"] * chosen["horizon"])
     updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
     chosen["log_every"] = min(updates, chosen["log_every"] or -(-updates // _ROWS))
     values = (

@@ -43,6 +43,7 @@ __all__ = [
     "ProductHead",
     "SingleAgent",
     "parameters",
+    "play_episodes",
     "rollout_policy",
     "start",
     "utilities",
@@ -145,6 +146,33 @@ def _next(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tu
         env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
     )
     return tree_select(row.done, fresh, onward), row
+
+
+def play_episodes(
+    env: Adapter,
+    act: Callable[[Array, EnvCarry], Array],
+    key: Array,
+    env_params: PyTree,
+    episodes: int,
+    max_steps: int = 100_000,
+) -> Episodes:
+    """New episodes without a market, as `jaxmarket.evaluation.evaluate` plays them with a society.
+
+    Args:
+        env: the environment.
+        act: ``(key, running) -> action``.
+        key: a typed PRNG key.
+        env_params: the environment's parameters.
+        episodes: number of episodes, static.
+        max_steps: steps after which the remaining episodes count as unfinished.
+    """
+
+    def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
+        key_act, key_env, key_reset = jax.random.split(key, 3)
+        after = env.step(key_env, running.env_state, act(key_act, running), env_params)
+        return _next(running, (), after, start(env, key_reset, env_params))
+
+    return first_episodes(lambda key: start(env, key, env_params), step, key, episodes, max_steps)
 
 
 class Categorical(struct.PyTreeNode):
@@ -330,13 +358,10 @@ class SingleAgent:
     ) -> Episodes:
         """Play fresh episodes, as `jaxmarket.evaluation.evaluate` does with a society."""
 
-        def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-            key_act, key_env, key_reset = jax.random.split(key, 3)
-            choice = self.choose(params, key_act, running.obs)
-            after = self.env.step(key_env, running.env_state, choice, env_params)
-            return _next(running, choice, after, start(self.env, key_reset, env_params))
+        def act(key: Array, running: EnvCarry) -> Array:
+            return self.choose(params, key, running.obs)
 
-        return first_episodes(lambda key: start(self.env, key, env_params), step, key, episodes, max_steps)
+        return play_episodes(self.env, act, key, env_params, episodes, max_steps)
 
 
 class ChoicePolicy(struct.PyTreeNode):

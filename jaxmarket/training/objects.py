@@ -123,7 +123,11 @@ def restore(
     if isinstance(fields, Mapping) and _is_frozen(found) and accepts(found):
         settable = {f.name for f in dataclasses.fields(found) if f.init}  # type: ignore[arg-type]
         try:
-            values = {key: _restore_value(f"{field}.{key}", value, objects) for key, value in fields.items()}
+            parts = getattr(found, "parts", {})
+            values = {
+                key: _restore_value(f"{field}.{key}", value, objects, parts.get(key, _is_no_class))
+                for key, value in fields.items()
+            }
             return found(**values | {key: value for key, value in extra.items() if key in settable})
         except MissingObjectError:
             raise
@@ -141,10 +145,14 @@ def _is_frozen(found: Any) -> bool:
     return inspect.isclass(found) and dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
-def _restore_value(field: str, value: Any, objects: Mapping[str, Any]) -> Any:
+def _is_no_class(found: Any) -> bool:
+    return not inspect.isclass(found)
+
+
+def _restore_value(field: str, value: Any, objects: Mapping[str, Any], accepts: Callable[[Any], bool]) -> Any:
     if isinstance(value, list):
-        return tuple(_restore_value(field, each, objects) for each in value)
+        return tuple(_restore_value(field, each, objects, accepts) for each in value)
     if isinstance(value, Mapping):
-        # A field of a field: only what exists already, or what the user passes.
-        return restore(field, value, lambda found: not inspect.isclass(found), objects, {})
+        # A field of a field: only what exists already, what the user passes, or a kind that the object accepts there.
+        return restore(field, value, accepts, objects, {})
     return value

@@ -21,8 +21,10 @@ __all__ = ["AgentKind", "Settings"]
 class AgentKind(Protocol):
     """What `TrainConfig` takes as ``agent``: a class of trainables, or an object that makes them.
 
-    It may have two attributes: ``unused``, names of settings of `TrainConfig` that do not apply to it, and
-    ``defaults``, values for settings that the user did not set, ``learner`` and ``hidden`` among them.
+    It may have further attributes: ``unused``, names of settings of `TrainConfig` that do not apply to it;
+    ``defaults``, values for settings that the user did not set, ``learner`` and ``hidden`` among them; ``numbers``,
+    traced numbers by name, which training finds in ``hyper.own``; and ``parts``, for fields that hold objects, whether
+    an object or a class is one that a run folder may name there.
     """
 
     def of(self, settings: "Settings") -> Trainable:
@@ -42,7 +44,7 @@ class Settings:
         adapter: the environment.
         agent: makes the trainable.
         society: the environment with bidders, bid networks and a mechanism.
-        learner: bound to its networks.
+        learner: bound to its networks; without meaning where the setting does not apply to the agent.
         seeds: independent runs.
         steps: auctions per seed.
         gamma: discount.
@@ -100,6 +102,7 @@ class Settings:
             exploration_final=self.exploration_final if explores else None,
             reserve=self.reserve or None,
             dropout=self.dropout or None,
+            own=dict(getattr(self.agent, "numbers", {})),
         ).with_learner(self.learner)
 
     @functools.cached_property

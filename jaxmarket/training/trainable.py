@@ -83,7 +83,11 @@ class Trainable(Protocol):
         ...
 
     def shard(self, shards: int) -> Self:
-        """This trainable on one of ``shards`` devices that share the instances of a seed."""
+        """This trainable on one of ``shards`` devices that share the instances of a seed.
+
+        Raises:
+            ValueError: the instances of a seed cannot be spread over devices.
+        """
         ...
 
     def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters) -> Any:

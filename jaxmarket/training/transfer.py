@@ -70,8 +70,12 @@ def freeze(learner_state: PyTree, patterns: Sequence[str], *, modules: bool) -> 
         modules: whether there is a module axis.
 
     Raises:
-        ValueError: a pattern names no part.
+        ValueError: a pattern names no part, or nothing is trained by gradients.
     """
+    if not hasattr(learner_state, "opt"):
+        raise ValueError(
+            "freeze: expected networks that are trained by gradients, this kind of agent has none; leave it out"
+        )
     nets = networks(learner_state)
     used: set[str] = set()
 

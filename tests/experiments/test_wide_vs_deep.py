@@ -44,7 +44,7 @@ def test_looks_are_whole_updates_and_end_with_the_run():
 
 def test_arms_differ_where_they_should():
     wide, deep = prepare("wide", 2, 640), prepare("deep", 2, 640)
-    assert dataclasses.replace(wide[0], env=deep[0].env, agent="society") == deep[0]
+    assert wide[0].env == deep[0].env and wide[0].settings.hyperparameters == deep[0].settings.hyperparameters
     assert wide[1].learner == deep[1].learner and wide[1].horizon == deep[1].horizon == 32
     assert deep[1].society.bidders == 2 * 4 * 2 and deep[1].instances == 1
     for arm, head in (("PPO, joint", 16), ("PPO, serial", 8)):

@@ -82,7 +82,7 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers_in_a_configuration(name):
             {"learner": 3},
             "learner: expected ppo, valuation, reinforce, or an object with init, update, bind, got 3",
         ),
-        ({"agent": object}, "agent: expected society, monolith, wide, or an object with of, got"),
+        ({"agent": object}, "agent: expected society, monolith, wide, population, or an object with of, got"),
         ({"auction": None, "agent": "anarchist"}, "agent: unknown value"),
     ],
 )
