@@ -61,7 +61,7 @@ class BidDistribution(Protocol):
         ...
 
     def log_prob(self, bid: Array) -> Array:
-        """Log-density of ``bid`` [..., ]: f [...]."""
+        """Log-density of ``bid``, f [...]: f [...]."""
         ...
 
     def entropy(self) -> Array:

@@ -35,18 +35,18 @@ _LATE = 0.1  # of a run's rows of metrics: the return it ends with while still l
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """The results of one finished run with S seeds and T rows of metrics per seed.
+    """The results of one finished run, with T rows of metrics per seed.
 
     Attributes:
         name: name of the run in tables and figures.
         folder: the run folder.
         env: name of the environment.
         settings: the settings in ``config.json``, and the seed, ``start`` and ``frozen``.
-        returns: f [S], greedy returns of new episodes after training; NaN for diverged seeds.
-        unfinished: f [S], share of these episodes that exceeded the step limit of the evaluation; NaN if unknown.
+        returns: f [seeds], greedy returns of new episodes after training; NaN for diverged seeds.
+        unfinished: f [seeds], share of these episodes that exceeded the step limit of the evaluation; NaN if unknown.
         diverged: see `divergence.find`.
-        steps: f [T, S], environment steps so far.
-        learning: f [T, S], return of the episodes that ended since the last row; NaN if none did, and for diverged
+        steps: f [T, seeds], environment steps so far.
+        learning: f [T, seeds], return of the episodes that ended since the last row; NaN if none did, and for diverged
             seeds.
         steps_per_second: environment steps of all seeds together.
         interrupted: whether training was cut short.
@@ -82,7 +82,7 @@ class RunOutcome:
         return spread(last).mean
 
     def steps_to(self, target: float) -> np.ndarray:
-        """Environment steps at the first row of metrics whose return is at least ``target``: f [S], NaN if none is."""
+        """Environment steps at the first row of metrics whose return is at least ``target``: f [seeds], NaN if none."""
         reached = np.nan_to_num(self.learning, nan=-np.inf) >= target
         return np.where(reached.any(0), self.steps[reached.argmax(0), np.arange(self.steps.shape[1])], np.nan)
 
