@@ -1,7 +1,7 @@
 """The API reference, from docstrings, by pdoc: ``pip install -e '.[docs]'``, then ``python docs/build.py site``.
 
-pdoc does nearly all of it. This adds what it leaves out: the modules that the package's ``__all__`` does not name,
-what is imported when it is first used, and the comments beside fields, which say their shapes.
+It adds to pdoc's output the modules that the package's ``__all__`` does not contain, names that are imported lazily,
+and the comments of fields, which state their shapes.
 """
 
 import ast
@@ -25,25 +25,25 @@ __all__ = ["build", "fields", "modules"]
 
 
 def modules() -> list[str]:
-    """Every public module."""
+    """The names of all public modules."""
     found = (module.name for module in pkgutil.walk_packages(jaxmarket.__path__, "jaxmarket."))
     return ["jaxmarket", *(name for name in found if not any(part.startswith("_") for part in name.split(".")))]
 
 
 def fields(kind: type) -> dict[str, str]:
-    """What the comments beside a class's fields say, by field."""
+    """The comments of the fields of a class, by field."""
     source = textwrap.dedent(inspect.getsource(kind))
-    lines, said = source.splitlines(), {}
+    lines, comments = source.splitlines(), {}
     for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             comment = re.match(r"\s*#\s+(?!type:|noqa)(.+)", lines[node.end_lineno - 1][node.end_col_offset :])  # type: ignore[operator]
             if comment:
-                said[node.target.id] = comment[1]
-    return said
+                comments[node.target.id] = comment[1]
+    return comments
 
 
 def _prepare(module: ModuleType) -> None:
-    """Import what is imported when it is first used; leave out what is only another library's."""
+    """Import lazily imported names, and omit classes of other libraries."""
     public = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
     for name, value in public.items():
         setattr(module, name, value)
@@ -53,11 +53,11 @@ def _prepare(module: ModuleType) -> None:
 
 
 def build(out: Path, names: list[str] | None = None) -> None:
-    """Write the reference; whatever pdoc warns of is an error.
+    """Write the reference; warnings of pdoc are errors.
 
     Args:
-        out: a folder.
-        names: of modules; all of them by default.
+        out: the output folder.
+        names: names of modules, by default all.
     """
     try:
         import pdoc  # noqa: PLC0415

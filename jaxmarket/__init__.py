@@ -1,7 +1,8 @@
 """Market-based reinforcement learning in JAX: societies of agents that buy and sell the right to act.
 
 Start with `fit` and `TrainConfig`; build your own loop from `Society`, `reset`, `step`, `rollout` and
-`settle`. Importing this package starts no JAX backend.
+`settle`. Deep markets, in which agents are selected by wealth, are in `jaxmarket.deep_market`; wide markets, in which
+goods are traded at equilibrium prices, in `jaxmarket.wide_market`. Importing this package starts no JAX backend.
 """
 
 import os

@@ -18,7 +18,7 @@ checks that the accounts changed by these flows and by nothing else::
     (-0.25, -0.7)
 
 A market sums flows over its accounts (as here) or keeps an entry for each account (as `jaxmarket.settlement.flows`).
-Inside a step, `check_flows` is the same law for programs compiled by `jaxmarket.checking.checked`.
+`check_flows` checks the same law inside a step, in programs that `jaxmarket.checking.checked` compiled.
 """
 
 import functools
@@ -56,6 +56,10 @@ class CashFlows(struct.PyTreeNode):
     @classmethod
     def of(cls, transfers: Mapping[str, Array] | None = None, **flows: Array) -> "CashFlows":
         """Flows, and transfers, by name.
+
+        Args:
+            transfers: f [...], at least 0: gross amounts paid between accounts of the market.
+            flows: f [...], the other flows, all of one shape; positive for money received.
 
         Raises:
             ValueError: two amounts differ in shape.
@@ -134,7 +138,7 @@ def pay_sale(
     """Move the money of one sale and one reward.
 
     The buyer pays ``price`` and earns ``reward``; the seller receives ``payout``. The auctioneer sells the first state
-    of an episode, and earns the reward of a step that no bidder bought.
+    of an episode, and earns the reward of a step that no bidder bought. The difference of payout and price is minted.
 
     Args:
         accounts: before the sale.

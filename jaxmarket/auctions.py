@@ -1,7 +1,8 @@
 """Auctions: who wins, what the winner pays, what the seller receives.
 
-`clear` turns sealed bids into an `Outcome`. A `Mechanism` is two pure functions of an outcome. Nothing
-else in the library decides a price, so a new auction is two lines::
+`clear` turns sealed bids into an `Outcome`. A `Mechanism` is two pure functions of an outcome, which set the price of
+a state and the payout to its owner. (The prices of a wide market are those of its solver.) A new auction is therefore
+two functions, here for three or more bidders::
 
     >>> third_price = Mechanism(
     ...     "third-price",
@@ -40,15 +41,30 @@ __all__ = [
 
 
 def pick(draw: Float[Array, ""] | None, candidates: Bool[Array, " A"]) -> Int32[Array, ""]:
-    """A candidate chosen uniformly at random by a draw from [0, 1), the lowest id without one; `NOBODY` of none."""
+    """A candidate, chosen uniformly at random.
+
+    Args:
+        draw: a uniform random number from [0, 1); with None the candidate with the lowest id is chosen.
+        candidates: whether each bidder is a candidate.
+
+    Returns:
+        The id of the candidate; `NOBODY` if there is none.
+    """
     return choose(jnp.zeros(candidates.shape, real()), draw, candidates)
 
 
 def choose(bids: Float[Array, " A"], draw: Float[Array, ""] | None, eligible: Bool[Array, " A"]) -> Int32[Array, ""]:
-    """The winner: the eligible bidder with the highest bid; ties are broken as in `pick`.
+    """The winner: the eligible bidder with the highest bid.
 
-    One pass over the bidders, in which the higher bid wins, and among equal bids the higher priority.
+    Args:
+        bids: of all bidders.
+        draw: a uniform random number from [0, 1), which breaks ties; with None the lowest id wins a tie.
+        eligible: the bidders that may win.
+
+    Returns:
+        The id of the winner; `NOBODY` if no bidder is eligible.
     """
+    # One pass over the bidders, in which the higher bid wins, and among equal bids the higher priority.
     ids = jnp.arange(bids.shape[0], dtype=jnp.int32)
     bidders = (jnp.where(eligible, jax.lax.stop_gradient(bids), -jnp.inf), _tie_break_hash(draw, ids), ids)
     no_bidder = (jnp.asarray(-jnp.inf, bids.dtype), jnp.zeros((), jnp.uint32), jnp.asarray(NOBODY, jnp.int32))
@@ -125,8 +141,8 @@ def clear(
         bids: f [A], any finite numbers; a bid that is NaN or infinite is not eligible.
         key: breaks ties uniformly at random; without it the lowest id wins.
         eligible: bool [A], all bidders by default.
-        reserve: f [], replaces the highest other bid where fewer than two bidders are eligible. A lower bid still
-            wins.
+        reserve: f [], replaces the highest other bid where fewer than two bidders are eligible. It is no minimum: a
+            bid below it still wins.
 
     Returns:
         An `Outcome`; without an eligible bidder ``winner`` is `NOBODY` (-1) and both bids are 0.
@@ -155,7 +171,7 @@ def clear(
 
 @dataclasses.dataclass(frozen=True)
 class Mechanism:
-    """The prices that follow from an outcome.
+    """The rules of payment of an auction: price and payout as functions of the outcome.
 
     Attributes:
         name: short name, as used on the command line.
@@ -174,10 +190,13 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name: expected a short name, got {short_repr(self.name)}")
+            raise ValueError(f"name: expected a short name, got {short_repr(self.name)}; give a string such as 'third'")
         for field in ("price", "payout"):
             if not callable(getattr(self, field)):
-                raise ValueError(f"{field}: expected a function of an Outcome, got {short_repr(getattr(self, field))}")
+                raise ValueError(
+                    f"{field}: expected a function of an Outcome, got {short_repr(getattr(self, field))}; write one, "
+                    "such as lambda outcome: outcome.winning_bid"
+                )
 
 
 def _own(outcome: Outcome) -> Array:
@@ -200,17 +219,18 @@ BUCKET_BRIGADE = Mechanism("bb", price=_own, payout=_own)
 """First price (Holland 1985): the winner pays its own bid, and the owner receives it."""
 
 VICKREY = Mechanism("vickrey", price=_other, payout=_highest)
-"""Second price (Chang et al. 2020): the winner pays the other bid, the owner receives the highest
-bid, and the auctioneer mints the difference."""
+"""Second price (Chang et al. 2020): the winner pays the highest other bid, the owner receives the highest bid, and
+the auctioneer mints the difference."""
 
 CREDIT_CONSERVING_VICKREY = Mechanism("ccv", price=_other, payout=_other)
-"""Second price paid to the owner (Chang et al. 2020): truthful in one auction and conserving."""
+"""Second price (Chang et al. 2020): the winner pays the highest other bid, and the owner receives it. It conserves
+money, and in a single auction truthful bids are optimal."""
 
 ENVIRONMENT_REWARD = Mechanism("env", price=_nothing, payout=_nothing)
 """No market (Chang et al. 2020, ablation): nothing is paid, and the winner keeps its reward."""
 
 MECHANISMS = {m.name: m for m in (BUCKET_BRIGADE, VICKREY, CREDIT_CONSERVING_VICKREY, ENVIRONMENT_REWARD)}
-"""The paper's mechanisms by short name."""
+"""The mechanisms of Chang et al. (2020) by short name, which the setting ``auction`` and the command line take."""
 
 
 def mechanism(auction: str | Mechanism) -> Mechanism:

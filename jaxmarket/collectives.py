@@ -32,7 +32,7 @@ def per_shard(value: Any, axis: str | None) -> Any:
 
 
 def local_slice(values: Array, axis: str | None) -> Array:
-    """This shard's rows of an array [n, ...] that all shards have."""
+    """The rows of this shard, of an array [n, ...] that all shards have."""
     if axis is None:
         return values
     rows = values.shape[0] // jax.lax.axis_size(axis)

@@ -61,7 +61,7 @@ class BidDistribution(Protocol):
         ...
 
     def log_prob(self, bid: Array) -> Array:
-        """Log-density of ``bid`` [..., ]: f [...]."""
+        """Log-density of ``bid``, f [...]: f [...]."""
         ...
 
     def entropy(self) -> Array:
@@ -269,7 +269,7 @@ class ValueHead:
 
     @property
     def outputs(self) -> int:
-        """One."""
+        """The number of network outputs, 1."""
         return 1
 
     def distribution(self, raw: Array) -> Point:

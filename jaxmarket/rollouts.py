@@ -32,12 +32,12 @@ def rollout(
 
     Args:
         society: the static description.
-        key: a typed PRNG key, used up.
+        key: a typed PRNG key, consumed.
         params: bid-network parameters, leaves [M, ...].
         state: the market instance.
         env_params: the environment's parameters.
         steps: T, static.
-        rules: traced rules; none by default.
+        rules: as in `step`; none by default.
         bootstrap: whether to hold bootstrap auctions; without them ``Transition.bootstrap_value`` is 0.
 
     Returns:

@@ -32,7 +32,13 @@ TIME_LIMITS: tuple[TimeLimits, ...] = ("bootstrap", "terminal")
 
 
 def per_bidder(amount: Float[Array, "*rows"], bidder: Int[Array, "*rows"], bidders: int) -> Float[Array, "*rows A"]:
-    """Amounts as entries of the bidders that they belong to, 0 for all other bidders."""
+    """Spread one amount per row over an axis of bidders: the amount at its bidder, 0 at all others.
+
+    Args:
+        amount: of each row.
+        bidder: the bidder that each amount belongs to; no bidder gets it if this is `NOBODY`.
+        bidders: A.
+    """
     return jnp.where(bidder[..., None] == jnp.arange(bidders), amount[..., None], 0)
 
 
@@ -69,7 +75,7 @@ class Settlement(struct.PyTreeNode):
 def proceeds(
     trajectory: Transition, time_limits: TimeLimits = "bootstrap"
 ) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
-    """The boundary rule: the money for which the state bought at t was sold afterwards.
+    """The boundary rule: what the buyer of row t receives for the state that it reached.
 
     - *terminated* (also if truncated): the state is never sold, 0;
     - *truncated*, or the end of the rollout: the bootstrap value under ``"bootstrap"``; 0 under ``"terminal"``, the
@@ -77,6 +83,10 @@ def proceeds(
     - otherwise: the payout of the auction at t+1.
 
     Nothing is paid across a reset: the row after an episode's last one is never read.
+
+    Args:
+        trajectory: rows [T] of one market instance.
+        time_limits: what a truncated row is worth, as above.
 
     Returns:
         The proceeds, and whether they are a bootstrap value.
@@ -128,16 +138,19 @@ def settle(
 ) -> Settlement:
     """Utilities of a whole trajectory: ``reward + γ^k · proceeds - price`` (Chang et al. 2020).
 
-    With a ``trace_decay`` λ > 0 buyer and seller hold a contract: the seller waits, and receives (1-λ) of the payout
-    and λ of the revenue of the buyer's own purchase. This is the λ-return of the chain of sales. The contract is void
-    where exploration gave the state to a bidder that was outbid (Watkins's cut), so truthful values stay the fixed
-    point at any exploration. A trace changes utilities only; the money that moved is unaffected.
+    With a ``trace_decay`` λ > 0, proceeds are replaced by (1-λ) of the payout plus λ of the revenue of the next
+    purchase, as if seller and buyer had a contract to share it: the λ-return of the chain of sales. The contract is
+    void where exploration gave the state to a bidder that was outbid (Watkins's cut), so that truthful values are a
+    fixed point at any exploration. λ changes utilities only; the money that moves is unaffected.
 
     Args:
         trajectory: rows [T] of one market instance, from `rollout`; ``vmap`` for many.
         discount: γ, f [].
-        trace_decay: λ, f [], in [0, 1].
+        trace_decay: λ, f [], in [0, 1]; None is 0 without the code for it.
         time_limits: see `proceeds`.
+
+    Returns:
+        The revenue and utility of every purchase, [T].
 
     Raises:
         ValueError: unknown ``time_limits``.

@@ -41,9 +41,10 @@ __all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "re
 
 @dataclasses.dataclass(frozen=True)
 class Society:
-    """The static description of a society. Frozen and compared by value, so that equal ones compile once.
+    """The static description of a society: frozen, and compared by value, so that equal societies compile once.
 
-    Bidder ``a`` is clone ``a % clones`` of primitive ``a // clones``.
+    Its parameters, state and rules are arguments of `reset` and `step`. Bidder ``a`` is clone ``a % clones`` of
+    primitive ``a // clones``.
 
     Attributes:
         env: an environment, or its `Adapter`.
@@ -70,18 +71,18 @@ class Society:
         object.__setattr__(self, "env", adapt(self.env))
         if not isinstance(self.mechanism, Mechanism):
             given = short_repr(self.mechanism)
-            raise ValueError(f"mechanism: expected a Mechanism, got {given}; see jaxmarket.MECHANISMS")
+            raise ValueError(f"mechanism: expected a Mechanism, got {given}; take one of jaxmarket.MECHANISMS")
         object.__setattr__(self, "clones", check_int("clones", self.clones))
         check_choice("ties", self.ties, ("random", "lowest"))
 
     @property
     def primitives(self) -> int:
-        """P."""
+        """P, the number of primitives."""
         return self.env.num_actions
 
     @property
     def bidders(self) -> int:
-        """A = P · clones."""
+        """A = P · clones, the number of bidders."""
         return self.primitives * self.clones
 
     @property
@@ -96,19 +97,24 @@ class Society:
 
     @functools.cached_property
     def observation(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of an encoded observation."""
+        """Shape and dtype of one encoded observation."""
         obs, _ = jax.eval_shape(self.env.reset, jax.random.key(0), self.env.default_params)
         return obs
 
     def init(self, key: Array) -> PyTree:
-        """Bid-network parameters with a leading module axis [M]."""
+        """Random bid-network parameters: leaves [M, ...]."""
         obs = jnp.zeros(self.observation.shape, self.observation.dtype)
         return jax.vmap(self.policy.init, (0, None))(jax.random.split(key, self.modules), obs)
 
     def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Float[Array, " A"]:
-        """Sealed bids of all bidders for one state. A greedy society needs no draws.
+        """Sealed bids of all bidders for one state.
 
         Members of a module have the same observation and parameters, but draw their bids independently.
+
+        Args:
+            params: leaves [M, ...].
+            draws: the randomness; not used by a greedy society, and None makes bids greedy.
+            obs: f [...], encoded observation.
         """
         distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
         if self.greedy or draws is None:
@@ -119,7 +125,7 @@ class Society:
         return jax.tree.map(lambda x: jnp.repeat(x, self.members), distribution).quantile(draws.bid)
 
     def eligible(self, active: Bool[Array, " A"], env_state: PyTree, env_params: PyTree) -> Bool[Array, " A"]:
-        """The active bidders of legal primitives."""
+        """Which bidders may win: those that take part in the episode and whose primitives are legal, bool [A]."""
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
 
 
@@ -196,9 +202,9 @@ def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None 
 
     Args:
         society: the static description.
-        key: a typed PRNG key, used up.
-        env_params: the environment's parameters.
-        rules: as in `step`; they decide which bidders are active.
+        key: a typed PRNG key, consumed.
+        env_params: the environment's parameters, such as ``society.env.default_params``.
+        rules: as in `step`; their ``present`` and ``dropout`` decide which bidders take part in the episode.
 
     Returns:
         The state, and its encoded observation.
@@ -238,11 +244,11 @@ def step(
 
     Args:
         society: the static description.
-        key: a typed PRNG key, used up.
+        key: a typed PRNG key, consumed.
         params: bid-network parameters, leaves [M, ...].
         state: the market instance.
-        env_params: the environment's parameters.
-        rules: traced rules; none by default.
+        env_params: the environment's parameters, such as ``society.env.default_params``.
+        rules: exploration, reserve, dropout and absent bidders; none of them by default.
 
     Returns:
         The next state (after a reset, where the episode ended) and the row of the trajectory.
@@ -352,7 +358,8 @@ class MarketPolicy(struct.PyTreeNode):
         """
         if key is None and not self.society.greedy:
             raise ValueError(
-                "key: expected a PRNG key, since the society samples its bids, got None; give a key, or use greedy=True"
+                "key: expected a PRNG key, since the society samples its bids, got None; give a key, or make the "
+                "policy with greedy=True"
             )
         draws = None if key is None else draw(self.society, key)
         legal = jnp.ones(self.society.primitives, bool) if legal is None else legal

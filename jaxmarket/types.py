@@ -1,9 +1,11 @@
 """The structs that the core functions pass on, and the names of their axes.
 
 Axes, in the order they appear: ``T`` time, ``B`` parallel market instances, ``A`` bidders
-(``A = P * clones``), ``P`` primitives, ``M`` modules (bidders that share parameters form one module),
-``S`` seeds. Core functions are unbatched, so the shape of a field is its shape in one market instance at one moment;
-`jax.vmap` and `jax.lax.scan` add ``B`` and ``T`` in front.
+(``A = P * clones``), ``P`` primitives, ``M`` modules (bidders that share parameters form one module), ``R`` bidders
+of one module, ``S`` states of a finite process with one-hot observations. Seeds, chunks and rounds are written out,
+as in ``[seeds, S, P]``. Populations and wide markets have ``N`` agents, wide markets ``G`` goods. Core functions are
+unbatched, so the shape of a field is its shape in one market instance at one moment; `jax.vmap` and `jax.lax.scan` add
+``B`` and ``T`` in front.
 """
 
 from typing import Any
@@ -82,7 +84,7 @@ class Rules(struct.PyTreeNode):
     """
 
     exploration: Float[Array, ""] | float | None = None  # probability that a random eligible bidder wins instead
-    reserve: Float[Array, ""] | float | None = None  # replaces the highest other bid where there is none
+    reserve: Float[Array, ""] | float | None = None  # the highest other bid where no other bidder is eligible
     dropout: Float[Array, ""] | float | None = None  # probability that a bidder sits out an episode
     present: Bool[Array, " A"] | None = None  # bidders in the market; the others sit out every episode
 

@@ -43,18 +43,17 @@ RANDOM, OFFSPRING, REPAIRED = 0, 1, 2
 
 
 class Terms(struct.PyTreeNode):
-    """The traced economic settings of a market. A sweep over them compiles once.
+    """The traced economic settings of a deep market: rent and taxes, exploration, deaths and births.
 
-    A setting left at ``None`` is not part of the compiled program.
+    A sweep over them compiles once. A setting left at ``None`` is not part of the compiled program. The market applies
+    ``rent`` to ``consumer_income`` in every step, `turnover` the others after every round.
     """
 
-    rent: Array | float | None = (
-        None  # f [] share of its wealth that the winner of an auction pays (Sudhir et al. 2025)
-    )
+    rent: Array | float | None = None  # f [] share of its wealth that an auction's winner pays (Sudhir et al. 2025)
     wealth_tax: Array | float | None = None  # f [] share of its wealth that every agent pays per step (Holland 1985)
     compute_tax: Array | float | None = None  # f [] money per step and unit of computation (Baum and Durdanovic 2000)
     exploration: Array | float | None = None  # f [] probability that a random bidder wins instead and pays its bid
-    markup: Array | float | None = None  # f [] a new agent's bid, fixed, minus the best other one (Baum 1999)
+    markup: Array | float | None = None  # f [] bids are fixed for life, a new one this much above the best (Baum 1999)
     consumer_income: Array | float | None = None  # f [] money that every consumer receives per step
     endowment: Array | float = 1.0  # f [] money created for a newborn without a parent
     child_endowment: Array | float = 0.0  # f [] money created for a child, in addition to its parent's gift
@@ -65,9 +64,7 @@ class Terms(struct.PyTreeNode):
     p_repair: Array | float = 0.0  # f [] probability that a bankrupt agent is mutated and endowed in place, at a birth
     bankruptcy: Array | float = 0.0  # f [] an agent with at most this much money dies
     max_idle_steps: Array | float | None = None  # f [] an agent that has won no auction for more steps than this dies
-    replace_poorest: Array | bool | None = (
-        None  # bool [] whether newborns replace the poorest agents when no slot is free
-    )
+    replace_poorest: Array | bool | None = None  # bool [] whether newborns replace the poorest if no slot is free
 
 
 class Population(struct.PyTreeNode):
@@ -85,7 +82,7 @@ class Population(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        """N."""
+        """N, the number of slots."""
         return self.alive.shape[0]
 
 

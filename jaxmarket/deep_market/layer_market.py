@@ -7,11 +7,11 @@ inputs, owned by the auctioneer → hidden agents bid, the winner pays the aucti
 agents see the activations and bid, the winner pays the hidden agent and predicts class probabilities → consumers pay it
 the mean probability of the right class over the lot. Then the wealth tax, and after every few lots deaths and births.
 
-**Bids.** A bid that does not depend on the state, as Baum's fixed offers, would pay a hidden agent the same for good
-features and bad ones. A readout agent therefore bids what it would earn if its own probabilities were right, Σ p²,
-times a rate; a hidden agent, to which all inputs look alike, bids its rate. The rate is one number per agent: a running
-mean of the revenue per unit of that expectation, less a margin. An overconfident agent learns to bid less or goes
-bankrupt. A child starts with a slightly higher rate than its parent, so that it is tried at once.
+**Bids.** With bids that do not depend on the state, such as Baum's fixed offers, a hidden agent would be paid the same
+for good and bad features. A readout agent therefore bids its expected reward if its probabilities are correct, Σ p²,
+times a rate; a hidden agent, which cannot distinguish inputs, bids its rate. The rate is one number per agent: a moving
+average of the revenue relative to that expectation, less a margin. An overconfident agent learns to bid less or goes
+bankrupt. A child starts with a slightly higher rate than its parent, so that it is tested immediately.
 
 **Learning.** Parameters change by mutation only, or (``learning=True``) the winners of a lot also take a step of SGD,
 each at its own learning rate, while the market selects the structure: activation, width and learning rate.
@@ -199,11 +199,11 @@ class LayerAgents:
         )
 
     def cost(self, agent: LayerAgent) -> Array:
-        """1."""
+        """1 for every agent."""
         return jnp.ones((), real())
 
     def bid(self, agent: LayerAgent, obs: Array, budget: Array) -> Array:
-        """As in `LayerMarket.bids`, for activations."""
+        """The bid of an agent for activations, as in `LayerMarket.bids`."""
         return jnp.minimum(agent.earns * self.expects(agent, READOUT, obs), budget)
 
     def act(self, agent: LayerAgent, obs: Array) -> Array:

@@ -1,10 +1,10 @@
 """Deep markets: agents with wealth own the state in turn (Sudhir and Tran-Thanh 2025, Definition 2.1, Algorithm 1).
 
-The market itself learns. Its parameters are the wealths, because the agent that can pay most for a state acts in it. A
-step of B parallel instances that share one table of wealth:
+The market itself learns: wealth decides which agent can pay most for a state and therefore acts in it, so the wealth of
+all agents takes the place of trained parameters. A step of B parallel instances that share one table of wealth:
 
 every agent bids for the state of every instance, at most 1/B of its wealth → the auctions clear → winners pay and
-owners are paid → winners act and receive rewards → rent, wealth tax and compute tax.
+owners are paid → winners act and receive rewards → rent, wealth tax and compute tax (`Terms`).
 
 With one instance this is the published algorithm. As no agent bids more than 1/B of its wealth in any instance, no
 agent spends more than it has: while rewards are not negative, wealth falls below zero only by rounding (about 1e-7 of
@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class DeepMarket:
-    """The static description of a deep market. Equal ones compile once.
+    """The static description of a deep market: frozen, and compared by value, so that equal markets compile once.
 
     Attributes:
         env: an environment, or its `Adapter`.
@@ -63,6 +63,10 @@ class DeepMarket:
             buys a state pays the agent and owns it from then on. With consumers the environment's reward is not paid.
         property_rights: whether the owner of a state receives the money of its sale; otherwise a random living agent
             does (ablation).
+
+    Raises:
+        ValueError: ``env`` is not an environment, ``capacity`` or ``instances`` is less than 1, or ``mechanism`` is not
+            a `Mechanism`.
     """
 
     env: Adapter
@@ -79,7 +83,7 @@ class DeepMarket:
             object.__setattr__(self, field, check_int(field, getattr(self, field)))
         if not isinstance(self.mechanism, Mechanism):
             raise ValueError(
-                f"mechanism: expected a Mechanism, got {short_repr(self.mechanism)}; see jaxmarket.MECHANISMS"
+                f"mechanism: expected a Mechanism, got {short_repr(self.mechanism)}; take one of jaxmarket.MECHANISMS"
             )
 
 
@@ -152,8 +156,8 @@ def init(
 
     Args:
         market: the static description.
-        key: consumed.
-        env_params: the environment's parameters.
+        key: a typed PRNG key, consumed.
+        env_params: the environment's parameters, such as ``market.env.default_params``.
         population: the agents; random agents by default.
         num_agents: the number of random agents; as many as there are slots by default.
         wealth: f [], of each random agent.
@@ -171,14 +175,19 @@ def init(
         wealth = as_float_array("wealth", wealth, ())
         population = random_population(market.representation, key_agents, obs, market.capacity, num_agents, wealth)
     elif population.capacity != market.capacity:
-        raise ValueError(f"population: expected {market.capacity} slots, as in the market, got {population.capacity}")
+        raise ValueError(
+            f"population: expected {market.capacity} slots, as in the market, got {population.capacity}; use one number"
+        )
     count = len(market.consumers)
     if not isinstance(original_owner, jax.Array):
         original_owner = check_int("original_owner", original_owner, AUCTIONEER, market.capacity + count - 1)
     consumer_wealth = as_float_array("consumers", consumers)
     check_no_nan("consumers", consumer_wealth)
     if consumer_wealth.shape not in ((), (count,)):
-        raise ValueError(f"consumers: expected the wealth of {count} consumers, got shape {consumer_wealth.shape}")
+        raise ValueError(
+            f"consumers: expected the wealth of {count} consumers, got shape {consumer_wealth.shape}; give one number "
+            f"for all, or shape ({count},)"
+        )
     instances = market.instances
     return DeepMarketState(
         population=population,
@@ -312,8 +321,8 @@ def forward(
 ) -> tuple[Outcome, Array, Array]:
     """The forward pass of Algorithm 1: the winner of each state, the price and the action.
 
-    The market is frozen: no money moves, there is no exploration, and agents whose bid is not fixed yet
-    (`Terms.markup`) do not bid.
+    No money moves, no instance changes, and there is no exploration. With ``Terms.markup``, agents that do not have a
+    fixed bid yet do not bid.
 
     Args:
         market, population, terms: as in `step`.
@@ -337,14 +346,17 @@ def step(
     """One auction, its payments and one environment step in every instance.
 
     Where no agent bids, a random action is taken and its reward is not paid. When an episode ends, the next one begins
-    and its first state belongs to the original owner; the price of the last state is lost to its owner.
+    and its first state belongs to the original owner. The last state of an episode is not sold to agents.
 
     Args:
         market: the static description.
         key: a typed PRNG key, consumed.
         state: the state before.
-        env_params: the environment's parameters.
-        terms: traced economic settings; the defaults by default.
+        env_params: the environment's parameters, such as ``market.env.default_params``.
+        terms: traced economic settings; ``Terms()`` by default.
+
+    Returns:
+        The state after the step, and its record: money that moved, counts, and auctions won by each agent.
     """
     randomness = jax.tree.map(lambda leaf: leaf[0], _Randomness.of(market, key, env_params, 1))
     return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), state, randomness)
@@ -578,9 +590,11 @@ def run(
 
     Args:
         market, state, env_params, terms: as in `step`.
-        key: consumed.
-        rounds, period: static.
-        max_births: K, the most births in a turnover; with 0 there are no deaths either. Static.
+        key: a typed PRNG key, consumed.
+        rounds: number of rounds. Static.
+        period: steps per round. Static.
+        max_births: K, the largest number of births in a turnover; with 0 there is no turnover, so no agent dies of
+            bankruptcy or idleness. Static.
 
     Returns:
         The state, and the rounds with a leading axis [rounds].

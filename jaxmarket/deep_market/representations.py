@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 NO_BID = -jnp.inf
-"""The value that stands for no bid: only finite bids are eligible."""
+"""The value of a missing bid: only finite bids are eligible."""
 
 
 class Representation(Protocol):
@@ -127,7 +127,7 @@ class ClassifierRules:
         return jnp.where(self.matches(agent, obs), share * budget, NO_BID)
 
     def act(self, agent: ClassifierRule, obs: Array) -> Array:
-        """Its action, for every observation."""
+        """The agent's action, for every observation."""
         return agent.action
 
     def mutate(self, key: Array, agent: ClassifierRule, mate: ClassifierRule) -> ClassifierRule:
@@ -146,7 +146,7 @@ class ClassifierRules:
         )
 
     def cost(self, agent: ClassifierRule) -> Array:
-        """1."""
+        """1 for every agent."""
         return jnp.ones((), real())
 
 
@@ -156,7 +156,7 @@ class GuardedProgram(struct.PyTreeNode):
     tests: Array  # i32 [L] index into TESTS
     operands: Array  # i32 [L, 2] index into sensors and constants
     action: Array  # i32 []
-    price: Array  # f [] what it bids, where nothing else fixes its bid
+    price: Array  # f [] its bid, if no rule fixes the bid at entry
 
 
 TESTS = (
@@ -232,7 +232,7 @@ class GuardedPrograms:
         )
 
     def bid(self, agent: GuardedProgram, obs: Array, budget: Array) -> Array:
-        """Its price if every guard holds."""
+        """The agent's price if all guards hold."""
         values = jnp.concatenate([obs.astype(real()), jnp.asarray(self.constants, real())])
         # Every test of every two values once per state, V · V of them; each agent only looks its own up.
         results = jnp.stack([test(values[:, None], values[None, :]) for _, test in TESTS])
@@ -240,7 +240,7 @@ class GuardedPrograms:
         return jnp.where(holds, agent.price, NO_BID)
 
     def act(self, agent: GuardedProgram, obs: Array) -> Array:
-        """Its action, for every observation."""
+        """The agent's action, for every observation."""
         return agent.action
 
     def mutate(self, key: Array, agent: GuardedProgram, mate: GuardedProgram) -> GuardedProgram:
@@ -296,7 +296,7 @@ class NeuralNetworks:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of all layers."""
+        """The widths of all layers."""
         return (self.features, *self.hidden, 1 + self.actions)
 
     def init(self, key: Array, obs: Array) -> list[tuple[Array, Array]]:
@@ -368,11 +368,11 @@ class BidTables:
         return BidTable(bids, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
 
     def bid(self, agent: BidTable, obs: Array, budget: Array) -> Array:
-        """Looked up."""
+        """The bid in the table."""
         return agent.bids[jnp.argmax(obs)]
 
     def act(self, agent: BidTable, obs: Array) -> Array:
-        """Its action, for every observation."""
+        """The agent's action, for every observation."""
         return agent.action
 
     def mutate(self, key: Array, agent: BidTable, mate: BidTable) -> BidTable:
@@ -384,7 +384,7 @@ class BidTables:
         return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(new_action, new.action, agent.action))
 
     def cost(self, agent: BidTable) -> Array:
-        """1."""
+        """1 for every agent."""
         return jnp.ones((), real())
 
 

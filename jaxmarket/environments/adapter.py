@@ -78,7 +78,10 @@ class Adapter:
         try:
             given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), given)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"env_params: expected a tree of arrays, got {short_repr(given)}") from error
+            raise ValueError(
+                f"env_params: expected a tree of arrays, got {short_repr(given)}; change fields of the default_params "
+                f"of {self.name}"
+            ) from error
         self.check(given)
         return given
 
@@ -95,7 +98,8 @@ class Adapter:
         count = getattr(space, "n", None) if space is not None else self._attribute("num_actions")
         if count is None:
             raise ValueError(
-                f"env: {self.name} has the action space {space!r}; a society needs discrete actions, one per primitive"
+                f"env: {self.name} has the action space {space!r}; a society needs discrete actions, one per "
+                "primitive: define num_actions, or an action_space(params) with an integer n"
             )
         return check_int(f"env: the number of actions of {self.name}", count)
 
@@ -107,13 +111,19 @@ class Adapter:
             return None
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray | None:
-        """Q*, f [states, P], if the environment provides it (its observations are then one-hot states), else None."""
+        """Q* for the discount ``gamma`` (by default the environment's own): f [S, P]; None if it is unknown.
+
+        An environment that provides it has one-hot states as observations.
+        """
         if not owns(self.env, "optimal_q"):
             return None
         return np.asarray(self.env.optimal_q(gamma))
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """Expected undiscounted return of an episode under the optimal policy; NaN if the environment has none."""
+        """Expected undiscounted return of an episode under the policy that is optimal for the discount ``gamma``.
+
+        NaN if the environment does not provide it.
+        """
         return float(self.env.optimal_return(gamma)) if owns(self.env, "optimal_return") else float("nan")
 
     def reset(self, key: Array, params: PyTree) -> tuple[Array, PyTree]:
@@ -192,7 +202,10 @@ class Adapter:
         return jnp.ones(self.num_actions, bool)
 
     def longest_episode(self, params: PyTree) -> int | None:
-        """Steps after which an episode is truncated; None if that is traced, or if another rule may truncate it."""
+        """Environment steps after which an episode is truncated.
+
+        None if that is traced or unknown, or if something else than the time limit may truncate an episode.
+        """
         limit = getattr(params, "max_steps_in_episode", None)
         if limit is None or isinstance(limit, Tracer) or not self._cut_by_clock_only:
             return None

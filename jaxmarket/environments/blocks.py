@@ -290,7 +290,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
                 if tuple(there) not in plans:
                     plans[tuple(there)] = [*plans[here], action]
                     queue.append(tuple(there))
-        raise AssertionError("every arrangement can be reached from every other")
+        raise AssertionError("unreachable: every arrangement can be reached from every other")
 
     def shortest(self, stacks: Sequence[Sequence[int]]) -> int:
         """The number of actions of `solve`."""

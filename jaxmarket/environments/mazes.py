@@ -236,11 +236,11 @@ class Maze(environment.Environment[Any, Any]):
         return params.views[state.index]
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """The moves."""
+        """The moves, numbered as in ``moves``."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Bits."""
+        """Vectors of 16 bits."""
         return spaces.Box(0, 1, (2 * len(COMPASS),), real())
 
     def state_at(self, cell: Cell, time: int = 0) -> MazeState:

@@ -70,7 +70,7 @@ class Multiplexer(environment.Environment[Any, Any]):
 
     @property
     def num_actions(self) -> int:
-        """Two."""
+        """Two: the values of a data bit."""
         return 2
 
     @property
@@ -109,10 +109,10 @@ class Multiplexer(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Bits."""
+        """Vectors of n bits."""
         return spaces.Box(0, 1, (self.bits,), real())
 
     def optimal_return(self, gamma: float | None = None) -> float:
-        """1."""
+        """The optimal return, 1."""
         del gamma
         return 1.0

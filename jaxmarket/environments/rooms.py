@@ -248,7 +248,7 @@ class TwoRooms(environment.Environment[Any, Any]):
         return params.views[state.index]
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """`ACTIONS`."""
+        """The seven `ACTIONS`."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:

@@ -181,7 +181,7 @@ class SupplyChain(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """Bits."""
+        """One-hot stages of all lines."""
         return spaces.Box(0, 1, (self.lines * self.stages,), real())
 
     def optimal_return(self, gamma: float | None = None) -> float:

@@ -19,7 +19,7 @@ __all__ = ["Bandit", "Chain", "Duality", "FiniteMDP", "MDPParams", "MDPState", "
 class MDPState(struct.PyTreeNode):
     """State of a `FiniteMDP`."""
 
-    index: Int32[Array, ""]  # state
+    index: Int32[Array, ""]  # number of the state, from 0
     time: Int32[Array, ""]  # steps since the reset
 
 
@@ -40,9 +40,11 @@ class MDPParams(struct.PyTreeNode):
 class FiniteMDP(environment.Environment[Any, Any]):
     """A finite Markov decision process as a gymnax environment with one-hot observations.
 
+    In this Python module ``A`` are the actions; a society's primitives are these actions.
+
     Args:
         P: transition probabilities, f [S, A, S].
-        R: reward of taking an action in a state, f [S, A].
+        R: expected reward of taking an action in a state, f [S, A].
         gamma: discount, in [0, 1).
         start: distribution of the initial state, f [S].
         horizon: steps after which an episode is truncated.
@@ -70,7 +72,10 @@ class FiniteMDP(environment.Environment[Any, Any]):
         transitions = _array("P", P, 3)
         states, actions = transitions.shape[:2]
         if transitions.shape != (states, actions, states) or states == 0 or actions == 0:
-            raise ValueError(f"P: expected shape [S, A, S] with S, A >= 1, got {transitions.shape}")
+            raise ValueError(
+                f"P: expected shape [S, A, S] with S, A >= 1, got {transitions.shape}; P[s, a, t] is the probability "
+                "of state t after action a in state s"
+            )
         rewards = _array("R", R, 2, (states, actions))
         first = _array("start", start, 1, (states,))
         terminal = np.zeros(states, bool) if terminal is None else terminal
@@ -79,7 +84,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
         _distribution("start", first)
         gamma = check_float("gamma", gamma, 0, 1)
         if gamma == 1:
-            raise ValueError(f"gamma: expected the discount of a finite MDP in [0, 1), got {gamma!r}")
+            raise ValueError(f"gamma: expected the discount of a finite MDP in [0, 1), got {gamma!r}; use less than 1")
         self.gamma = gamma
         self.transitions, self.rewards, self.start, self.terminal = transitions, rewards, first, ends
         self.horizon = check_int("horizon", horizon)
@@ -101,17 +106,17 @@ class FiniteMDP(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        """Environment name."""
+        """The ``name`` given at construction."""
         return self._name
 
     @property
     def num_states(self) -> int:
-        """S."""
+        """S, the number of states."""
         return self.rewards.shape[0]
 
     @property
     def num_actions(self) -> int:
-        """A."""
+        """A, the number of actions."""
         return self.rewards.shape[1]
 
     @property
@@ -154,18 +159,23 @@ class FiniteMDP(environment.Environment[Any, Any]):
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
-        """One-hot vectors."""
+        """One-hot vectors, f [S]."""
         return spaces.Box(0, 1, (self.num_states,), real())
 
     def optimal_q(self, gamma: float | None = None) -> np.ndarray:
-        """Q* of the untruncated process, f64 [S, A], by policy iteration with exact linear solves.
+        """Q* of the process without its horizon, f64 [S, A], by policy iteration with exact linear solves.
+
+        Args:
+            gamma: discount; that of the process by default.
 
         Raises:
             ValueError: ``gamma`` is not in [0, 1).
         """
         gamma = self.gamma if gamma is None else float(gamma)
         if not 0 <= gamma < 1:
-            raise ValueError(f"gamma: expected a discount in [0, 1), got {gamma}; the process is not truncated")
+            raise ValueError(
+                f"gamma: expected a discount in [0, 1), got {gamma}; use less than 1, because Q* ignores the horizon"
+            )
         if gamma not in self._solutions:
             self._solutions[gamma] = self._solve(gamma)
         return self._solutions[gamma].copy()
@@ -192,7 +202,7 @@ class FiniteMDP(environment.Environment[Any, Any]):
         """The exact expected return of an episode, from the start distribution to termination or the horizon.
 
         Args:
-            policy: i [S], an action per state, or f [S, A], action probabilities.
+            policy: int [S], an action per state, or f [S, A], action probabilities.
             gamma: discount; by default 1, as for reported returns.
         """
         policy = np.asarray(policy)
@@ -219,7 +229,8 @@ def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | 
         gamma: discount.
         branching: successors with positive probability per state and action; all states by default.
 
-    Probabilities are uniform spacings, rewards uniform on [0, 1), every state is an equally likely start.
+    Probabilities are uniform on the simplex (a flat Dirichlet distribution), rewards uniform on [0, 1), and every state
+    is an equally likely start. The horizon is that of `FiniteMDP`.
 
     Raises:
         ValueError: a number is out of range.
@@ -295,7 +306,7 @@ def _deterministic(successors: Any, states: int) -> np.ndarray:
 def Bandit() -> FiniteMDP:
     """Market Bandit (Chang et al. 2020): one state, one step, rewards .2 .4 .6 .8.
 
-    The paper's agent dropout is set by ``Rules(dropout=...)``.
+    The agent dropout of the paper is a setting of training, ``TrainConfig(dropout=...)``.
     """
     return FiniteMDP(
         P=_deterministic([[0] * 4], 1),

@@ -57,7 +57,7 @@ class RewritingAgent:
         self._earned = 0.0
 
     def estimate(self, text: str) -> float:
-        """Its expected revenue for this text."""
+        """The agent's expected revenue for this text."""
         return self.estimates.get(_kind(text), self.optimism)
 
     def bid(self, state: Thought, budget: float) -> float | None:

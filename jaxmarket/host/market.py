@@ -47,12 +47,12 @@ class Trader(Protocol):
 
     @property
     def name(self) -> str:
-        """Its account in the ledger."""
+        """The name of the agent's account in the ledger."""
         ...
 
     @property
     def wealth(self) -> float:
-        """Its endowment when the market is created."""
+        """The agent's endowment when the market is created."""
         ...
 
     @property

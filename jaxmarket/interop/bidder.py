@@ -231,7 +231,7 @@ class BidderEnv(environment.Environment[Any, Any]):
         return state.truncated
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
-        """The levels."""
+        """The indices of ``levels``."""
         return spaces.Discrete(self.num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Box:
@@ -308,7 +308,7 @@ class Exact:
 
     @property
     def horizon(self) -> int:
-        """H."""
+        """H, the number of time steps of a strategy."""
         return self.mdp.horizon if self.env.time_limits == "terminal" else 1
 
     @functools.cached_property

@@ -148,7 +148,7 @@ class MarketEnv(MultiAgentEnv):
 
     @property
     def name(self) -> str:
-        """Environment name."""
+        """The name of the market and its environment."""
         return f"Market({self.society.env.name})"
 
     @property

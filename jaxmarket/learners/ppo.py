@@ -57,7 +57,7 @@ class PPOState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """The paper's learner: all bidders, winners and losers, learn from their own observation, bid and utility.
+    """The learner of Chang et al. (2020): every bidder, winner or loser, learns from its observation, bid and utility.
 
     The advantage is utility - V(s), and V is regressed on the utility: no target uses the value network. Values
     propagate between states only through the payouts of auctions.
@@ -95,7 +95,7 @@ class PPO:
     estimates_values: ClassVar[bool] = False
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its networks."""
+        """Return this learner with its networks."""
         return dataclasses.replace(self, policy=policy, value=value)
 
     def init(self, key: Array, obs: Array) -> PPOState:

@@ -68,14 +68,14 @@ class Hyperparameters(struct.PyTreeNode):
     discount: Array | float = 0.99  # γ
     updates: Array | float = 1  # number of updates of the whole run, for schedules
     trace_decay: Array | float | None = None  # λ of `settle`
-    learning_rate: Array | float = 4e-5
-    value_learning_rate: Array | float = 5e-3
-    entropy: Array | float = 0.1
-    clip: Array | float = 0.2
+    learning_rate: Array | float = 4e-5  # of the bid network
+    value_learning_rate: Array | float = 5e-3  # of the value network
+    entropy: Array | float = 0.1  # weight of the entropy of bids in the loss
+    clip: Array | float = 0.2  # largest distance of PPO's probability ratio from 1
     exploration: Array | float | None = None  # at the start of training
     exploration_final: Array | float | None = None  # in the second half of training; linear in between
-    reserve: Array | float | None = None
-    dropout: Array | float | None = None
+    reserve: Array | float | None = None  # as in `Rules`
+    dropout: Array | float | None = None  # as in `Rules`
     present: Bool[Array, " A"] | None = None  # bidders in the market; all by default
     own: dict[str, Array | float] = dataclasses.field(default_factory=dict)  # other numeric settings of the learner
 
@@ -149,11 +149,16 @@ class Learner(Protocol):
         ...
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its networks."""
+        """Return this learner with its networks."""
         ...
 
     def init(self, key: Array, obs: Array) -> Any:
-        """Initial state of the learner; its field ``params`` contains the policy's parameters."""
+        """Initial state of the learner; its field ``params`` contains the policy's parameters.
+
+        Args:
+            key: a typed PRNG key.
+            obs: f [...], one encoded observation, for its shape.
+        """
         ...
 
     def update(
@@ -166,7 +171,7 @@ class Learner(Protocol):
             experience: of this module.
             hyper: traced settings.
             update: i32 [], number of previous updates.
-            progress: f [], fraction of training, in [0, 1).
+            progress: f [], fraction of training, in [0, 1); for schedules.
 
         Returns:
             The new state, and metrics by name, f [] each.
@@ -219,9 +224,10 @@ def shard(learner: Any, shards: int) -> Any:
 
 
 def numeric(default: float | None) -> Any:
-    """A dataclass field for a numeric setting of a learner, which training traces; it does not affect the hash.
+    """A dataclass field for a numeric setting of a learner, which training traces.
 
-    A default of None is replaced in ``bind``.
+    Learners that differ only in such fields share compiled programs (`static_part`). A default of None is replaced in
+    ``bind``.
     """
     return dataclasses.field(default=default, hash=False, metadata={_NUMERIC: True})
 

@@ -56,7 +56,7 @@ class Reinforce:
     estimates_values: ClassVar[bool] = False
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its policy; it has no value network."""
+        """Return this learner with its policy; it has no value network."""
         del value
         return dataclasses.replace(self, policy=policy)
 

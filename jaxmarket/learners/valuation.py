@@ -73,7 +73,7 @@ class Valuation:
     }
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
-        """This learner with its policy, and the defaults for that policy; it has no value network."""
+        """Return this learner with its policy, and the defaults for that policy; it has no value network."""
         del value
         torso = policy.torso
         shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)

@@ -111,7 +111,7 @@ def restore(path: Path, like: PyTree) -> PyTree:
 
 
 class Checkpoints:
-    """The last checkpoints of something that goes on, in a folder of their own; a context manager.
+    """A context manager for the last checkpoints of a run, in a separate folder.
 
     In a run of several processes all of them call the same methods with the same values, and the first one writes.
 

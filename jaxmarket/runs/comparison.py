@@ -35,18 +35,18 @@ _LATE = 0.1  # of a run's rows of metrics: the return it ends with while still l
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """The results of one finished run with S seeds and T rows of metrics per seed.
+    """The results of one finished run, with T rows of metrics per seed.
 
     Attributes:
-        name: of the run in tables and figures.
-        folder: where it is.
-        env: name of its environment.
-        settings: of the run: what ``config.json`` says, and the seed, ``start`` and ``frozen``.
-        returns: f [S], greedy returns of fresh episodes after training; NaN for diverged seeds.
-        unfinished: f [S], share of these episodes that the step limit of the evaluation cut; NaN if unknown.
+        name: name of the run in tables and figures.
+        folder: the run folder.
+        env: name of the environment.
+        settings: the settings in ``config.json``, and the seed, ``start`` and ``frozen``.
+        returns: f [seeds], greedy returns of new episodes after training; NaN for diverged seeds.
+        unfinished: f [seeds], share of these episodes that exceeded the step limit of the evaluation; NaN if unknown.
         diverged: see `divergence.find`.
-        steps: f [T, S], environment steps so far.
-        learning: f [T, S], return of the episodes that ended since the last row; NaN if none did, and for diverged
+        steps: f [T, seeds], environment steps so far.
+        learning: f [T, seeds], return of the episodes that ended since the last row; NaN if none did, and for diverged
             seeds.
         steps_per_second: environment steps of all seeds together.
         interrupted: whether training was cut short.
@@ -82,7 +82,7 @@ class RunOutcome:
         return spread(last).mean
 
     def steps_to(self, target: float) -> np.ndarray:
-        """Environment steps at the first row of metrics whose return is at least ``target``: f [S], NaN if none is."""
+        """Environment steps at the first row of metrics whose return is at least ``target``: f [seeds], NaN if none."""
         reached = np.nan_to_num(self.learning, nan=-np.inf) >= target
         return np.where(reached.any(0), self.steps[reached.argmax(0), np.arange(self.steps.shape[1])], np.nan)
 
@@ -136,10 +136,10 @@ def read(folder: str | Path, name: str | None = None) -> RunOutcome:
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The folders of runs that are meant.
+    """The run folders that the paths refer to.
 
-    A folder that holds runs stands for all of them, in the order of their names. Plain files are passed over: a shell
-    names them, too, where ``OUT/*`` is written.
+    A folder that contains runs refers to all of them, in the order of their names. Plain files are ignored, because a
+    shell includes them in the expansion of ``OUT/*``.
 
     Raises:
         ValueError: there is no such folder, or a run is named twice.
@@ -178,7 +178,7 @@ class Comparison:
 
     @property
     def goal(self) -> str:
-        """The column that says how soon the target was reached."""
+        """The name of the column with the steps to the target."""
         return f"steps to {self.target:.3g}"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ class Comparison:
         rows = self.rows()
         known = [set(label(run.settings, self.differing).split(",")) for run in self.runs]
         named = all(set(run.name.split(",")) <= parts for run, parts in zip(self.runs, known, strict=True))
-        aside = ("run",) if named else ()  # a name that only says the settings says them twice
+        aside = ("run",) if named else ()  # names that only repeat the settings are omitted
         reached = "return: greedy; mean of seeds ± 95% interval (Student)"
         never = (self.goal, "reached by") if math.isnan(self.target) else ()  # no episode ended while learning
         if not never:

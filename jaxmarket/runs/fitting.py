@@ -69,7 +69,7 @@ def _init_seeds(trainable: Trainable, keys: Array, hyper: Hyperparameters, env_p
 
 
 def init_seeds(trainable: Trainable, keys: Array, hyper: Hyperparameters, env_params: PyTree = None) -> Any:
-    """`Trainable.init` for every key: leaves [S, ...]."""
+    """`Trainable.init` for every key [seeds]: leaves [seeds, ...]."""
     return _jitted(_init_seeds, trainable.initializer)(keys, hyper, env_params)
 
 
@@ -112,7 +112,7 @@ def compiles() -> int:
 
 
 def _evaluate_seeds(player: Player, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
-    """Fresh episodes of every seed: leaves [S, episodes]."""
+    """New episodes of every seed: leaves [seeds, episodes]."""
     env_params = _params_of(player.env, env_params)
     return jax.vmap(lambda params, key: player.evaluate(params, key, env_params, _EPISODES))(params, keys)
 
@@ -121,7 +121,15 @@ def _evaluate_seeds(player: Player, params: PyTree, keys: Array, env_params: PyT
 def evaluate_both(
     trainable: Trainable, params: PyTree, key: Array, seeds: int, env_params: PyTree = None
 ) -> dict[str, Episodes]:
-    """Fresh episodes of every seed, ``"greedy"`` and with ``"sampled"`` bids (or choices): leaves [S, episodes]."""
+    """New episodes of every seed, with ``"greedy"`` and with ``"sampled"`` bids (or choices): leaves [seeds, episodes].
+
+    Args:
+        trainable: what was trained.
+        params: its parameters, leaves [seeds, ...].
+        key: a typed PRNG key.
+        seeds: number of seeds.
+        env_params: the environment's parameters; its ``default_params`` if None.
+    """
     keys = jax.random.split(key, (2, seeds))
     return {
         how: _jitted(_evaluate_seeds, trainable.player(greedy=how == "greedy"))(params, keys[i], env_params)
@@ -149,36 +157,44 @@ def fit(
 ) -> FitResult:
     """Train ``config.seeds`` seeds, evaluate them, and write the results.
 
-    Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``. A run with a folder is checkpointed there;
-    killed at any moment and resumed, it ends with the same bits as one that never stopped. Signals wait for the end of
-    the chunk under way and for a checkpoint: then Ctrl-C ends the training, and what was learned is evaluated and can
-    be resumed; TERM and HUP end the process. While it is written, a folder has no other writer.
+    Seed i is ``train(config, jax.random.split(key, config.seeds)[i])``. A run with a folder is checkpointed there: if
+    it is killed at any moment and resumed, it ends with the same bits as a run that never stopped. A signal takes
+    effect after the current chunk and a checkpoint. Ctrl-C then ends the training; what was learned so far is
+    evaluated, and the run can be resumed. TERM and HUP end the process. The folder is locked: a second process that
+    tries to write to it gets an error.
 
     Args:
         config: the settings.
         key: a typed PRNG key.
-        out: a folder for the configuration, metrics, checkpoints, parameters and figures; nothing is written without.
-        env_params: the environment's parameters, traced; its own if None. Metrics that need Q*, which is that of its
-            own, are left out then, and every truncation of a rollout is priced by a bootstrap auction.
-        start: a finished run (or its folder) of the same kind of agent, on this task or another: seed i begins with the
-            networks its seed i ended with, and with fresh optimizers. Not needed to resume.
-        freeze: names of parts of the networks that are not trained, as shell patterns; see
+        out: a folder for the configuration, metrics, checkpoints, parameters and figures; None writes nothing.
+        env_params: parameters of the environment, traced; its ``default_params`` if None. With other parameters,
+            metrics that need Q* (which is known for the defaults only) are omitted, and every truncation in a rollout
+            needs a bootstrap auction.
+        start: a finished run, or its folder, of the same kind of agent, on this task or another: seed i begins with
+            the networks that its seed i ended with, and with new optimizers. Not needed to resume.
+        freeze: parts of the networks that are not trained, as shell patterns such as ``policy/torso/*``; see
             `jaxmarket.training.transfer`.
-        resume: go on where the run in ``out`` stopped, if there is one; one that is finished is read back.
+        resume: continue the run in ``out`` where it stopped. A finished run is read back; without a run in ``out``
+            training begins.
         checkpoint_every: seconds between checkpoints, 0 for one after every chunk; there is always one at the end.
-        devices: how many devices seeds and instances are spread over, ``"all"``, or which; see
-            `jaxmarket.runs.devices`. The results are those of one device up to the order of sums where devices share a
-            seed. In a run of several processes, always all of all of them.
+        devices: the number of devices that share the seeds and instances, ``"all"``, or the devices themselves; see
+            `jaxmarket.runs.devices`. If devices share a seed, results equal those of one device up to the order of
+            sums. A run of several processes always uses all devices of all processes.
         loggers: called after each chunk; see `jaxmarket.runs.sinks`.
-        check: compile the library's invariants in (`jaxmarket.checking`): training stops where something is no number,
-            or money comes from nowhere, and says what. Slower; the results are the same. On one device.
+        check: compile the library's invariants into the program (`jaxmarket.checking`). Training then stops with an
+            error at the first number that is not finite, or if money is not conserved. It is slower, the results are
+            the same, and it needs a single device.
         other_versions: whether to resume a run of other library versions, whose results may differ.
         progress: whether to show a progress bar with rate and ETA on standard error.
 
+    Returns:
+        The final state, metrics per chunk and seed, and a summary of the evaluation, in which the returns of diverged
+        seeds are NaN.
+
     Raises:
-        ValueError: the folder is in use or cannot be written, it contains another run than the one to resume or a
-            damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part, devices cannot
-            share the work, or a check failed.
+        ValueError: an argument is invalid, the folder is in use or cannot be written, it contains another run than the
+            one to resume or a damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part,
+            devices cannot share the work, or a check failed.
     """
     settings = check_config(config).settings
     key = check_key("key", key, traced=False)
@@ -187,20 +203,24 @@ def fit(
         write = f"; write [{freeze!r}]" if isinstance(freeze, str) else ""
         raise ValueError(f"freeze: expected a sequence of patterns, got {short_repr(freeze)}{write}")
     if not isinstance(loggers, list | tuple) or not all(map(callable, loggers)):
-        raise ValueError(f"loggers: expected a sequence of functions of a Record, got {short_repr(loggers)}")
+        raise ValueError(
+            f"loggers: expected a sequence of functions of a Record, got {short_repr(loggers)}; write [logger]"
+        )
     resume, check = check_bool("resume", resume), check_bool("check", check)
     if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
-        raise ValueError(f"start: expected a finished run or its folder, got {short_repr(start)}")
+        raise ValueError(
+            f"start: expected a finished run or its folder, got {short_repr(start)}; give the result of fit, or a path"
+        )
     out = None if out is None else check_path("out", out)
     if resume and out is None:
-        raise ValueError("resume: which run? give its folder as out")
+        raise ValueError("resume: expected a run folder, got out=None; pass the folder as out")
     if jax.process_count() > 1:
         devices = "all"
     mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.learner.minibatch)
     if mesh is not None and mesh.shape[INSTANCES] > 1:
         settings.trainable.shard(mesh.shape[INSTANCES])  # refused now where instances cannot be spread
     if check and mesh is not None:
-        raise ValueError("check: checks are made on one device; leave out devices")
+        raise ValueError("check: checked runs use one device; omit devices")
     env_params = None if env_params is None else settings.adapter.parameters(env_params)
     run = _Run(config, settings, key, mesh, env_params, check=check)
     begun = read(start) if isinstance(start, str | Path) else start
@@ -302,7 +322,7 @@ class _Run:
 
     @property
     def done(self) -> int:
-        """Chunks."""
+        """The number of finished chunks."""
         return len(self.rows)
 
     def restore(self, saved: Saved, whose: str) -> None:
@@ -347,7 +367,7 @@ class _Run:
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """Of all chunks: [chunks, ...]."""
+        """The metrics of all chunks: [chunks, ...] by name."""
         return {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]} if self.rows else {}
 
     def train(
@@ -493,7 +513,7 @@ class _Run:
 
 
 def _due(mine: bool) -> bool:
-    """Whether it is time for a checkpoint; all processes go by the first one's clock."""
+    """Whether a checkpoint is due, by the clock of the first process."""
     if jax.process_count() == 1:
         return mine
     return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(mine)))

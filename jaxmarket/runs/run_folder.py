@@ -498,7 +498,7 @@ _NUMBERS = (
 
 
 def _restored(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary with NaN for the nulls that stand for the numbers of diverged seeds in JSON."""
+    """A summary with NaN instead of the nulls that JSON has for the numbers of diverged seeds."""
 
     def check_float(value: Any) -> Any:
         return [check_float(x) for x in value] if isinstance(value, list) else math.nan if value is None else value
@@ -513,7 +513,7 @@ def ended(folder: Path) -> dict[str, Any]:
         ValueError: the folder contains no run, the run has not ended, or its files are damaged.
     """
     if not os.path.exists(folder / "config.json"):
-        raise ValueError(f"{folder}: no run here, config.json is missing; give the --out of a run")
+        raise ValueError(f"{folder}: expected a run folder, but config.json is missing; give the --out of a run")
     summary = summary_of(folder)
     if summary is None:
         raise ValueError(
@@ -547,8 +547,8 @@ class SavedRun:
         config: its settings.
         networks: ``policy`` and, where the learner has one, ``value``: parameters, leaves [seeds, ...], of a society
             [seeds, M, ...].
-        summary: what ``summary.json`` says.
-        folder: where it was read from.
+        summary: the contents of ``summary.json``.
+        folder: the run folder.
     """
 
     config: TrainConfig
@@ -611,7 +611,7 @@ class SavedRun:
 
     @property
     def q(self) -> np.ndarray | None:
-        """As `FitResult.q`."""
+        """See `FitResult.q`."""
         return self._q
 
     @functools.cached_property
@@ -622,12 +622,12 @@ class SavedRun:
 
     @property
     def bids(self) -> np.ndarray | None:
-        """As `FitResult.bids`."""
+        """See `FitResult.bids`."""
         return None if self.q is None else self._bids["bid"].reshape(self.config.seeds, *self.q.shape)
 
     @property
     def visited(self) -> np.ndarray | None:
-        """As `FitResult.visited`."""
+        """See `FitResult.visited`."""
         if self.q is None:
             return None
         return self._bids["visited"].reshape(self.config.seeds, *self.q.shape)[..., 0] > 0
@@ -727,7 +727,7 @@ def read_config(folder: str | Path) -> tuple[TrainConfig, Origin]:
     """
     folder = Path(folder)
     if not os.path.exists(folder / "config.json"):
-        raise ValueError(f"resume: {folder} holds no run; give the --out of one")
+        raise ValueError(f"resume: expected a run folder, got {folder}; give the --out of a run")
     summary_of(folder)  # an incomplete folder is refused here
     return config_from_dict(folder, read_json(folder / "config.json")), _origin(folder)
 

@@ -1,9 +1,9 @@
-"""Sweeps: one run per combination of settings; finished ones are kept and skipped.
+"""Sweeps: one run per combination of settings; finished runs are skipped when a sweep is repeated.
 
 Settings that are traced (`jaxmarket.learners.Hyperparameters`: learning rates, entropy, exploration, discount, …) share
 one compiled program whatever their values; every other setting compiles again for each of its values. On a CPU the
-combinations run one after the other in that program, two at a time, each on a thread: mapping them by ``vmap`` in one
-call gains nothing there, and would lose that finished ones are kept.
+combinations run in that program, two at a time, each in a thread: ``vmap`` over them would not be faster there, and
+could not save finished runs one by one.
 """
 
 import concurrent.futures
@@ -45,22 +45,22 @@ __all__ = ["Cell", "Condition", "Range", "Sweep", "combinations", "draw", "parse
 
 
 class Cell(Protocol):
-    """One cell of a sweep: all its seeds are one vmapped call."""
+    """One combination of settings of a sweep; its seeds are one vmapped call."""
 
     @property
     def name(self) -> str:
-        """Also the name of its folder."""
+        """The name of the combination and of its folder."""
         ...
 
     @property
     def config(self) -> TrainConfig:
-        """Its settings."""
+        """The settings of the combination."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A cell that is no more than that."""
+    """A `Cell` with a name and settings only."""
 
     name: str
     config: TrainConfig
@@ -150,7 +150,7 @@ def train(
                 for future in concurrent.futures.as_completed(futures):
                     keep(future)
             except BaseException:
-                show.say("stopping: the conditions under way are given up, the finished ones are kept")
+                show.say("stopping: running conditions are aborted, finished ones are kept")
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 for future, condition in futures.items():  # finished in the meantime
@@ -238,9 +238,12 @@ class Range:
             object.__setattr__(self, "points", check_int("range: points", self.points, 2))
 
     def grid(self) -> list[float]:
-        """Its points, rounded to four digits (integers: to whole ones, each once)."""
+        """The points of the range, rounded to four digits (for integer settings to distinct integers)."""
         if self.points is None:
-            raise ValueError(f"range: how many points of {self.low:g}:{self.high:g}? add :8, or draw --samples")
+            raise ValueError(
+                f"range: expected a number of points, got {self.low:g}:{self.high:g}; append for example :8, or use "
+                "--samples"
+            )
         space = np.geomspace if self.log else np.linspace
         return list(dict.fromkeys(self._rounded(x) for x in space(self.low, self.high, self.points)))
 
@@ -311,7 +314,7 @@ def parse(text: str) -> tuple[str, "list[Any] | Range"]:
     name, equals, values = text.partition("=")
     field = _setting("vary", name.strip().replace("-", "_"))
     if not equals or not values.strip():
-        raise ValueError(f"vary: which values of {field}? write {field}=a,b")
+        raise ValueError(f"vary: expected values of {field}, got none; write {field}=a,b")
     kind = next((kind for kind in (int, float) if kind in _kinds(field)), None)
     if ":" in values and kind is not None:
         return field, _range(field, values, kind)
@@ -335,7 +338,9 @@ def _setting(where: str, field: Any) -> str:
 def _range(field: str, text: str, kind: type) -> Range:
     low, high, *rest = text.split(":")
     if len(rest) not in (1, 2) or rest[0] not in ("lin", "log"):
-        raise ValueError(f"vary: {field}={text} is no range; write {field}=low:high:log:8 (or lin), or {field}=a,b")
+        raise ValueError(
+            f"vary: expected a range, got {field}={text}; write {field}=low:high:log:8 (or lin), or {field}=a,b"
+        )
     points = _number(field, rest[1], int) if len(rest) == 2 else None
     return Range(_number(field, low, float), _number(field, high, float), rest[0] == "log", points, kind is int)
 
@@ -505,10 +510,10 @@ class Sweep:
         return ["sweep.csv", "sweep.json", "sweep.png"]
 
     def figure(self) -> "Figure":
-        """Greedy return against what was varied.
+        """A figure of the greedy return over the varied settings.
 
         One number: a line with intervals. Two numbers, or two choices: a heat map. A number and a choice: a line per
-        choice. Drawn at random: every number in a panel of its own. Anything else: a row per combination.
+        choice. Random combinations: a panel per number. All other sweeps: a row per combination.
         """
         cells = [(self.settings[run.name], run.returns) for run in self.comparison.runs]
         estimates = [mean(returns) for _, returns in cells]

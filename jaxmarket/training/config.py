@@ -136,9 +136,9 @@ _LARGE_IMAGE = 16  # pixels
 class TrainConfig:
     """Settings of a training run. A setting that is None takes a default, which may depend on others.
 
-    ``settings`` holds the resolved settings. In Python, ``env``, ``agent``, ``auction``, ``learner`` and ``bids`` take
-    objects; strings are aliases of the library's own, and ``module:name`` is an object of a module that was imported.
-    Settings that are fields of an object, such as the ``entropy`` of ``PPO``, are given to the object.
+    ``settings`` holds the resolved settings. ``env``, ``agent``, ``auction``, ``learner`` and ``bids`` take the names
+    below, ``module:name`` for an object of a module that was imported, and in Python the object itself. If such an
+    object has a setting as a field, as ``PPO`` has ``entropy``, the setting is given to the object.
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1, or module:name.
@@ -166,20 +166,21 @@ class TrainConfig:
         value_learning_rate: of the value networks (ppo); 5e-3 by default.
         entropy: weight of the bids' entropy (ppo, reinforce); 0.1 by default.
         clip: range of the policy ratio (ppo); 0.2 by default.
-        trace_decay: λ of the contract between buyer and seller; 0 (none) by default, valuation 0.65. A monolith's λ of
-            generalised advantages, 0.95 by default.
+        trace_decay: λ of the λ-returns in utilities, from 0 (one step) to 1; 0 by default, valuation 0.65. A
+            monolith's λ of generalised advantages, 0.95 by default.
         exploration: probability that a random bidder wins, at the start of training; 0 by default, valuation 1.
         exploration_final: that probability in the second half of training, reached linearly; like exploration by
             default, valuation 0.1.
         dropout: probability that a bidder sits out an episode; two always stay; 0 by default.
-        reserve: the other bid where a bidder has no rival; 0 by default.
+        reserve: the highest other bid where only one bidder is eligible; 0 by default.
         bids: kumaraswamy (the default), beta, or value (deterministic; the default and only choice of valuation).
         bid_low: lowest possible bid; 0 by default, unbounded for value bids.
         bid_high: highest possible bid; 1 by default, unbounded for value bids.
-        hidden: widths of the networks' dense layers; no width makes a table. By default 16 over one-hot observations
-            (valuation: a table), 128 over images, 64 64 over other observations.
+        hidden: widths of the networks' dense layers; given without a width, over one-hot observations, a table of
+            states. By default 16 over one-hot observations (valuation: a table), 128 over images, 64 64 over other
+            observations.
         convolutions: channels of the convolutions over images, 16 by default, 16 32 over images more than 16 pixels
-            wide; no channel reads an image as a vector.
+            wide; given without a channel, the image is read as a vector.
         stride: of the convolutions; 1 by default, 2 over images more than 16 pixels wide.
         time_limits: bootstrap (the default: proceeds after a time-out are estimated) or terminal (they count as 0).
         ties: random (the default) or lowest.
@@ -447,7 +448,9 @@ def _check(settings: Settings) -> None:
             "same discount for both"
         )
     if s.gamma == 1 and adapter.gamma is not None:
-        raise ValueError("gamma: 1 leaves the values of an endless process undefined; use a discount below 1")
+        raise ValueError(
+            f"gamma: expected a discount below 1, because {adapter.name} may never end, got 1; use 0.99, for example"
+        )
     if s.updates >= 2**31:
         raise ValueError(
             f"steps: expected at most 2^31 - 1 updates of instances × horizon = {s.instances} × {s.horizon} "

@@ -49,8 +49,8 @@ class Settings:
         steps: auctions per seed.
         gamma: discount.
         instances, horizon: parallel instances per seed, and auctions of each per update.
-        updates_per_chunk: updates per compiled call, each of which gives one row of metrics.
-        time_limits: how settlement treats truncated episodes.
+        updates_per_chunk: updates per chunk, that is, per compiled call and per row of metrics.
+        time_limits: how settlement treats truncated episodes (`jaxmarket.settlement.proceeds`).
         trace_decay, exploration, exploration_final, dropout, reserve: the market's rules; 0 turns a rule off.
         values: the settings by name as `TrainConfig` takes them, with defaults filled in, without those that do not
             apply.
@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def updates(self) -> int:
-        """Rollouts that make up ``steps``, rounded up."""
+        """Updates (one rollout of all instances each) that make up ``steps``, rounded up."""
         return -(-self.steps // (self.instances * self.horizon))
 
     @property
@@ -86,7 +86,7 @@ class Settings:
 
     @property
     def chunks(self) -> int:
-        """Compiled calls that make up the run."""
+        """Chunks that make up the run; the last one is whole, so there may be more updates than ``updates``."""
         return -(-self.updates // self.updates_per_chunk)
 
     @property

@@ -20,16 +20,26 @@ class Player(Protocol):
         ...
 
     def evaluate(self, params: PyTree, key: Array, env_params: PyTree, episodes: int) -> Episodes:
-        """Play fresh episodes in parallel, with the parameters of one seed."""
+        """Play new episodes in parallel.
+
+        Args:
+            params: of one seed, without an axis of seeds.
+            key: a typed PRNG key.
+            env_params: the environment's parameters.
+            episodes: number of episodes, static.
+
+        Returns:
+            The results, leaves [episodes].
+        """
         ...
 
 
 class Trainable(Protocol):
     """The static part of a training run: a frozen dataclass, compared by value; equal ones share compiled programs.
 
-    Its methods are pure functions of one seed, which callers map over seeds with `jax.vmap`. Its state is a pytree with
-    the fields ``learner`` (leaves [M, ...] where ``module_axis``; its field ``params`` holds the policies' parameters)
-    and ``update`` (i32 [], updates done).
+    `init` and `chunk` are pure functions of one seed, which callers map over seeds with `jax.vmap`. Their state is a
+    pytree with two fields that callers use: ``update`` (i32 [], updates done) and ``learner``, whose field ``params``
+    holds the policies' parameters. Where ``module_axis`` is True, the leaves of ``learner`` are [M, ...].
     """
 
     @property
@@ -64,7 +74,7 @@ class Trainable(Protocol):
 
     @property
     def partition(self) -> PyTree:
-        """`PartitionSpec`s of a state with a leading axis of seeds over the mesh of a run."""
+        """How a state with a leading axis of seeds is laid out over the devices of a run: a tree of `PartitionSpec`."""
         ...
 
     @property
@@ -87,7 +97,18 @@ class Trainable(Protocol):
     def chunk(
         self, state: Any, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None = None
     ) -> tuple[Any, dict[str, Array]]:
-        """``updates_per_chunk`` updates, and metrics over them; ``return_mean`` and ``duration`` are among them."""
+        """Train for ``updates_per_chunk`` updates.
+
+        Args:
+            state: from `init` or the previous chunk.
+            env_params: the environment's parameters.
+            hyper: traced settings.
+            oracle: Q* and the optimal return, for metrics that need them.
+
+        Returns:
+            The new state, and metrics over all updates of the chunk by name, f [] each (or [A], [S]); ``return_mean``
+            and ``duration`` must be among them.
+        """
         ...
 
     def player(self, *, greedy: bool) -> Player:
@@ -95,7 +116,7 @@ class Trainable(Protocol):
         ...
 
     def policy(self, params: PyTree, *, greedy: bool) -> Any:
-        """What was learned as a policy ``(obs, key) -> action``, from the parameters of one seed.
+        """The trained policy ``(obs, key) -> action``, from the parameters of one seed.
 
         Raises:
             ValueError: what was learned does not determine single actions of the environment.

@@ -62,10 +62,10 @@ def _sizes(shapes: PyTree) -> str:
 
 
 def freeze(learner_state: PyTree, patterns: Sequence[str], *, modules: bool) -> PyTree:
-    """The learner's state with the parts of that name held where they are.
+    """The learner's state, in which the parts that match a pattern are no longer trained.
 
     Args:
-        learner_state: of several seeds, leaves [S, ...], or [S, M, ...] with a module axis.
+        learner_state: of several seeds, leaves [seeds, ...], or [seeds, M, ...] with a module axis.
         patterns: shell patterns of names, such as ``policy/torso/*`` (in every module), ``module2/*``, ``value/*``.
         modules: whether there is a module axis.
 
@@ -110,10 +110,10 @@ def _name(path: Any) -> str:
 
 
 def parts(nets: NetworkParams, *, modules: bool) -> dict[str, np.ndarray]:
-    """Every part by name: f [S, ...].
+    """Every part by name: f [seeds, ...].
 
     Args:
-        nets: leaves [S, ...], or [S, M, ...] with a module axis.
+        nets: leaves [seeds, ...], or [seeds, M, ...] with a module axis.
         modules: whether there is a module axis.
     """
     leaves = [(_name(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(nets)]

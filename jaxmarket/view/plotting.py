@@ -313,7 +313,7 @@ def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: 
 
 
 def _colors(count: int) -> list[Any]:
-    """Distinct colours."""
+    """A list of distinct colours."""
     import matplotlib as mpl  # noqa: PLC0415
 
     if count <= _NAMED:

@@ -234,7 +234,7 @@ def draw_trajectory(ax: "Axes", places: Sequence[Place], *, label: str | None = 
     for t, (old, new) in enumerate(itertools.pairwise(places)):
         if all(step_rule(old, action) != new for action in range(len(ACTIONS))):
             raise ValueError(
-                f"places[{t + 1}]: no action leads from {old} to {new}; give every place of one episode, in order"
+                f"places[{t + 1}]: no action leads from {old} to {new}; pass all places of one episode, in order"
             )
     _draw_grid(ax, places[-1].door_open, set(), label)
     for old, new in itertools.pairwise(places):

@@ -15,7 +15,8 @@ negative, wealth is not negative either, except for rounding (about 1e-7 of the 
 has.
 
 If a solver finds no equilibrium within its iterations, goods and money are still conserved, and
-``rounds.certificate.converged`` is False for that round. `WideMarket.nonconvergence` can turn this into an error.
+``certificate.converged`` of that step (`WideMarketStep`) is False. `WideMarket.nonconvergence` can turn this into an
+error. A step is also called a round.
 
 A deep market is the special case of one indivisible good, the world, with the solver
 `jaxmarket.wide_market.sealed_bids.SealedBids`.
@@ -94,13 +95,13 @@ class WideMarket:
     Consumers are agents whose production leaves nothing, and whose money comes from ``income``.
 
     Attributes:
-        valuation: ``(agent, world) -> valuation`` of one agent: a class of `jaxmarket.wide_market.valuations`, or any
-            other with the same methods.
+        valuation: ``(agent, world) -> valuation`` of one agent: an object of a class in
+            `jaxmarket.wide_market.valuations`, or of another class with the same methods.
         production: how agents transform their bundles; `per_agent` builds one from functions of one agent.
         solver: finds prices and bundles: any `jaxmarket.wide_market.equilibrium.EquilibriumSolver`.
         nonconvergence: what happens if a certificate is not ``converged``. ``"record"`` trades at the prices found,
-            and the certificate of the step records it. ``"raise"`` raises a ``ValueError``; a compiled program can
-            raise only if `jaxmarket.checking.checked` compiled it, and tracing other programs is an error.
+            and the certificate of the step records it. ``"raise"`` raises a ``ValueError``. A compiled program can do
+            this only if `jaxmarket.checking.checked` compiled it; under `jax.jit` alone, tracing raises an error.
 
     Raises:
         ValueError: ``nonconvergence`` is neither ``"record"`` nor ``"raise"``.
@@ -124,7 +125,7 @@ class WideMarketState(struct.PyTreeNode):
     wealth: Array  # f [N]
     world: PyTree  # the part of the state that no agent owns
     prices: Array  # f [G] of the last round, NaN before the first
-    time: Array  # i32 [] rounds so far
+    time: Array  # i32 [] steps so far
 
 
 class WideMarketStep(struct.PyTreeNode):
@@ -151,7 +152,7 @@ def init(
     """The initial state of a wide market.
 
     Args:
-        agents: leaves [N, ...].
+        agents: a pytree, leaves [N, ...]: what the market's ``valuation`` and ``production`` need to know of an agent.
         holdings: f [N, G], not negative.
         wealth: f [N] or f [], not negative.
         world: the part of the state that no agent owns.
@@ -163,7 +164,10 @@ def init(
     """
     holdings = as_float_array("holdings", holdings)
     if holdings.ndim != 2 or 0 in holdings.shape:
-        raise ValueError(f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}")
+        raise ValueError(
+            f"holdings: expected [agents, goods], at least one of each, got shape {holdings.shape}; give one row "
+            "per agent"
+        )
     n, goods = holdings.shape
     check_rows("agents", agents, n)
     wealth = as_float_array("wealth", wealth)
@@ -202,8 +206,8 @@ def step(
         key: a typed PRNG key; consumed.
         state: before the round.
         income: f [N] or f [], paid to agents at the end of the round, e.g. to consumers.
-        rent: f [] in [0, 1], the share of its wealth that every agent with any positive holding after trade pays at the
-            end of the round, before incomes (an option of the paper against hold-outs).
+        rent: f [] in [0, 1], the share of its wealth that every agent that holds goods after trade pays at the end of
+            the round, before incomes; it makes agents sell that otherwise hold on to a good (an option of the paper).
 
     Returns:
         The state after the round, and its outcome.
@@ -318,7 +322,12 @@ def run(
     income: Array | float | None = None,
     rent: Array | float | None = None,
 ) -> tuple[WideMarketState, WideMarketStep]:
-    """Run ``rounds`` steps; see `step`.
+    """Run ``rounds`` steps in one scan.
+
+    Args:
+        market, state, income, rent: as in `step`.
+        key: a typed PRNG key; consumed.
+        rounds: number of steps. Static.
 
     Returns:
         The final state, and the outcomes with a leading axis [rounds].

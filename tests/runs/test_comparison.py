@@ -215,7 +215,7 @@ def damaged(folder, name, text, *, sealed=True):
     ("spoil", "says"),
     [
         (lambda a, _: (a / "summary.json").unlink(), "not finished.*--resume"),
-        (lambda a, _: (a / "config.json").unlink(), "no run here"),
+        (lambda a, _: (a / "config.json").unlink(), "expected a run folder"),
         (lambda a, _: (a / "metrics.csv").unlink(), "metrics.csv: cannot be read"),
         (lambda a, _: damaged(a, "metrics.csv", (a / "metrics.csv").read_text() * 2, sealed=False), "changed since"),
         (lambda a, _: damaged(a, "metrics.csv", "", sealed=False), "metrics.csv: changed since"),

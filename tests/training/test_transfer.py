@@ -110,7 +110,7 @@ def test_a_module_that_others_are_trained_beside_is_not_disturbed(trained):
         ({"start": "monolith"}, "start: the trained networks do not fit this run: they have .*; use the same kind"),
         ({"start": "unshared"}, "start: the trained networks do not fit"),
         ({"start": "ppo", "config": 3}, "start: the trained networks are of 2 seeds, this run has 3; choose 2"),
-        ({"start": "nowhere"}, "nowhere: no run here"),
+        ({"start": "nowhere"}, "nowhere: expected a run folder"),
     ],
 )
 def test_what_does_not_fit_is_named(trained, settings, message):
@@ -184,7 +184,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "moved.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
         main(["train", "Chain-v0", *small, "--start", str(tmp_path)])
-    assert "no run here" in capsys.readouterr().err
+    assert "expected a run folder" in capsys.readouterr().err
 
 
 def test_policies_are_summed_apart():
