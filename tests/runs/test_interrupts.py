@@ -531,7 +531,7 @@ def test_metrics_are_written_whole_at_the_end(stopped, whole):
 
 @pytest.mark.parametrize("read", [run_folder.read, run_folder.read_config, comparison.read])
 def test_a_name_that_is_too_long_is_no_run(read):
-    with pytest.raises(ValueError, match="no run"):
+    with pytest.raises(ValueError, match="expected a run folder"):
         read("x" * 300)
 
 
