@@ -21,12 +21,15 @@ shapes.install()
 
 from jaxmarket import TrainConfig, fit
 from jaxmarket.runs import fitting
+from jaxmarket.view import plotting
+
+plotting.DPI = 30  # tests write many figures; only test_plotting reads them
 
 # Tracing makes many objects and hardly any cycles: Python's default is to look through all of them again and again.
 gc.set_threshold(10_000, 10, 50)
 
 _MAPS = Path("/proc/self/maps")
-_MANY = 20_000
+_MANY = 40_000
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxmarket.deep_market import Lineage, RoundSummary
 
 __all__ = [
+    "DPI",
     "draw_band",
     "draw_bids",
     "draw_cash_flows",
@@ -40,6 +41,9 @@ __all__ = [
     "save",
 ]
 
+DPI = 130
+"""Resolution of figures, in dots per inch."""
+
 _NAMED = 10  # up to this number of curves each has a colour and a name
 _BAND = 0.18  # opacity of a band
 
@@ -58,7 +62,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
     """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
     axes = [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -112,7 +112,7 @@ def test_a_lot_is_sold_as_in_plain_python(informed):
         np.testing.assert_array_equal(after.agents.hidden, p.agents.hidden)  # capitalism changes no parameter
 
 
-@pytest.mark.parametrize("name", ["bb", "vickrey"])
+@pytest.mark.parametrize("name", ["bb", pytest.param("vickrey", marks=pytest.mark.slow)])
 def test_money_changes_by_named_flows_only(name):
     """Over many lots, births and deaths, with subsidies and without; deaths remove money by name."""
     market = dataclasses.replace(SMALL, mechanism=MECHANISMS[name], learning=name == "bb")

@@ -139,6 +139,7 @@ def test_solved_is_right_everywhere():
     np.testing.assert_array_equal(solved(np.array([1.0, 1 - 1e-7, 5 / 6, 0])), [True, True, False, False])
 
 
+@pytest.mark.slow
 def test_a_short_life_and_its_tables():
     plan = dataclasses.replace(chain(), rounds=20, chunks=2)
     grown = grow([plan], returns, seeds=2, seed=0, label="", shown=False)[plan.name]

@@ -84,6 +84,7 @@ def test_preset_paper_and_the_optimizer_are_as_published():
     assert experiment_settings.adam_step() == pytest.approx(STORED["adam"], rel=1e-6)
 
 
+@pytest.mark.slow  # the stored settings above are compared in the default run
 def test_no_published_number_depends_on_a_default():
     """Every default is another one, and every published setting is as it was."""
     paths = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -16,7 +16,7 @@ def test_prices_by_round(tmp_path):
     np.testing.assert_array_equal(drawn["grain"], [[1, 1], [2, 2]])
     np.testing.assert_array_equal(drawn["bread"], [[1, np.nan], [2, 3]])
     plotting.save(fig, tmp_path / "prices.png")
-    assert (tmp_path / "prices.png").stat().st_size > 10_000
+    assert (tmp_path / "prices.png").stat().st_size > 1_000
 
 
 def test_convergence_is_the_size_of_excess_demand():
