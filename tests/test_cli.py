@@ -219,6 +219,7 @@ def test_an_error_does_nothing_to_a_terminal(capsys):
     assert "\x1b" not in error
 
 
+@pytest.mark.slow
 def test_closed_output_pipe_does_not_end_the_command():
     command = f"{sys.executable} -m jaxmarket --help | true; exit ${{PIPESTATUS[0]}}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

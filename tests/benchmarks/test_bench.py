@@ -81,6 +81,7 @@ def test_the_reference_without_a_market_makes_the_bids_a_society_makes():
     assert market.outcome.bids.shape == bids.shape
 
 
+@pytest.mark.slow
 def test_the_tax_case_is_the_one_promised():
     assert step.TAX.society.bidders == 4
     assert (step.TAX.env, step.TAX.instances, step.TAX.hidden) == ("CartPole-v1", 1024, (64, 64))

@@ -144,6 +144,7 @@ def test_welfare_is_what_the_accounts_gained(mechanism):
     assert float(means["welfare"]) == pytest.approx(float(rows.reward.mean()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_training_reduces_the_same_metrics_inside_its_scan(small):
     """The one chunk of a one-update run is `summarize` of that update's rollout."""
     config = TrainConfig("Chain-v0", auction="vickrey", **(small | {"steps": 128}))

@@ -466,6 +466,7 @@ def test_newborn_without_a_bid_enters_later():
 # --- as a JAX program
 
 
+@pytest.mark.slow
 def test_churn_compiles_once():
     market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 16, instances=4)
     traces = []
@@ -485,6 +486,7 @@ def test_churn_compiles_once():
     assert len(set(living)) > 3, "the population did change"
 
 
+@pytest.mark.slow
 def test_vmapped_over_seeds_and_terms():
     """Results per seed equal those of separate runs, up to rounding."""
     market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 8, instances=2)

@@ -4,14 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from thinned import thinned
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 SNIPPETS = PYTHON.findall(README)
-# These compile for longest; the like is run by conftest's bandit, test_options, test_functions, test_wide_market and
-# the doctest of networks.layers.
-LONG = ("Bandit-v0", "Options(", "Functions(", "Tatonnement(", "from_mlp(")
 PAGES = sorted((Path(__file__).parents[2] / "docs").glob("[!a]*.md"))  # architecture.md has a test of its own
 
 
@@ -22,9 +18,7 @@ def shortened(snippet):
     )
 
 
-@pytest.mark.parametrize(
-    "snippet", thinned(SNIPPETS, lambda snippet: not any(word in snippet for word in LONG)), ids=range(len(SNIPPETS))
-)
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippet_runs_shortened(snippet):
     exec(compile(shortened(snippet), "README.md", "exec"), {})
 

@@ -80,6 +80,7 @@ class Wide:
         return params[:2], state + 1, params[action], state > 1, False, {}
 
 
+@pytest.mark.slow
 def test_parameters_that_the_folder_cannot_hold_are_asked_for(tmp_path):
     out, env = tmp_path / "run", Wide()
     config = TrainConfig(env, **SETTINGS)

@@ -224,6 +224,7 @@ def test_no_table_without_memory_is_better():
     assert best / 6 == maze.memoryless_return()
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0]), st.booleans())
 def test_coins_and_clocks_do_not_help(seed, concentration, clock):

@@ -656,6 +656,7 @@ def test_bad_input_is_refused(arguments, message, known_reader):
         MentalRotation(**{"resolution": RESOLUTION, "source": "small"} | arguments)
 
 
+@pytest.mark.slow
 def test_a_society_trades_on_it(encoded):
     society = Society(encoded, BidPolicy(linear(), KumaraswamyHead()))
     run = jax.jit(jax.vmap(lambda key: fresh_rollout(society, key, society.init(KEY), encoded.default_params, 6)))

@@ -238,6 +238,7 @@ def test_gymnaxs_own_step_resets_where_the_episode_was_cut():
     assert not state.truncated
 
 
+@pytest.mark.slow
 def test_options_of_one_step_are_literal_actions():
     """A society over options of length 1 has the same rollout as a society over the wrapped environment."""
     env = line(horizon=5)

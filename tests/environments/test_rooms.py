@@ -94,6 +94,7 @@ def random_action(rng, place):
     return int(rng.choice(7, p=[0.18, 0.18, 0.4, 0.06, 0.06, 0.06, 0.06]))
 
 
+@pytest.mark.slow
 def test_long_walks_against_minigrid(reference):
     env = adapt(TwoRooms())
     params = env.default_params
@@ -519,7 +520,7 @@ def test_files(tmp_path):
         save_png(tmp_path / name, what, label="a label")
         with Image.open(tmp_path / name) as picture:
             picture.load()
-            assert picture.format == "PNG" and picture.width >= 400
+            assert picture.format == "PNG" and picture.width >= 3 * plotting.DPI
             assert picture.width / picture.height == pytest.approx(9 / 5.8, rel=0.01)
     # Twice the same place (`done` moves nothing) under the same label is still two frames.
     save_gif(tmp_path / "way.gif", places[-4:], ["a", "b", "c", "c"], seconds_per_frame=0.29)

@@ -165,6 +165,7 @@ def test_walk_against_steps_in_plain_python():
         np.testing.assert_array_equal(steps, expected)
 
 
+@pytest.mark.slow
 def test_policy_names_the_price():
     plan = plans("woods1", quick=True)[0]
     market = dataclasses.replace(plan.market, capacity=16)

@@ -161,6 +161,7 @@ def test_a_layer_without_buyers_delivers_nothing(tag):
     np.testing.assert_array_equal(learned.agents.hidden, p.agents.hidden)
 
 
+@pytest.mark.slow
 def test_winners_learn_by_backpropagation_and_nobody_else():
     market = dataclasses.replace(SMALL, learning=True)
     p, x, labels = opened(5)
@@ -223,6 +224,7 @@ def test_structures_do_what_they_say():
         assert not h[:, 4:].any()
 
 
+@pytest.mark.slow
 def test_children_resemble_their_parents():
     for representation in (SMALL.representation, dataclasses.replace(SMALL.representation, structured=False)):
         parent = representation.init(jax.random.key(0), jnp.zeros(1))

@@ -143,6 +143,7 @@ def test_finished_conditions_are_read_back_and_not_trained_again(finished, monke
         np.testing.assert_array_equal(again[name].bids, run.bids)
 
 
+@pytest.mark.slow
 def test_equal_programs_of_different_length_compile_once_and_keep_their_own_schedules(finished):
     """The learning rate falls over the run: the compiled chunk must not remember the length of the first one."""
     options, wanted, found = finished

@@ -63,6 +63,7 @@ def economies_options():
     return ExperimentOptions(folder=None, seeds=2, quick=True, progress=False)
 
 
+@pytest.mark.slow
 def test_five_programs_solve_blocks_world():
     """The representation suffices: these solve all sizes up to twelve, and four of them do not."""
     agents = programs(*BY_HAND)

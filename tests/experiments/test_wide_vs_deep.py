@@ -16,6 +16,7 @@ from jaxmarket.training.monolith import Monolith, ProductHead
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_quotes_are_backed_up_a_stage_a_round_and_come_to_what_pieces_are_worth():
     env = SupplyChain(2)
     wide = prepare("wide", 2, 640)[1].player(greedy=True)

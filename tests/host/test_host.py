@@ -1053,6 +1053,7 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
 # --- the example
 
 
+@pytest.mark.slow
 def test_solvers_learn_the_order_and_gain_wealth(capsys):
     market, history = example.learn_arithmetic(40, seed=0)
     assert history[0].reward == 0, "at first they get it wrong"

@@ -159,6 +159,7 @@ def test_ctrl_c_that_python_drops_is_raised_by_the_next_deferred_context_or_at_t
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["_compile", "result"])
 def test_fit_stops_at_a_ctrl_c_that_python_drops(monkeypatch, tmp_path, where):
     """It arrives while the program compiles, or while the result is evaluated; the run resumes with the same bits."""

@@ -63,6 +63,7 @@ def start(tmp_path):
 # --- the end of the launching process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", thinned([0.0, 2.0], lambda seconds: seconds == 0))
 def test_workers_end_when_the_launcher_is_killed(start, seconds):
     """Also processes that are still importing or waiting for each other."""
@@ -144,6 +145,7 @@ def test_signals_stop_the_workers_and_are_the_exit_code(start, tmp_path, name):
     assert not running()
 
 
+@pytest.mark.slow
 def test_one_more_signal_kills_workers_that_do_not_stop(start, tmp_path):
     launcher, running = stubbed(start, tmp_path, "trap '' TERM")
     launcher.terminate()
@@ -166,6 +168,7 @@ def test_workers_that_do_not_stop_are_killed(start, tmp_path):
     assert not running()
 
 
+@pytest.mark.slow
 def test_an_ignored_hangup_then_ctrl_z_then_ctrl_c(start, tmp_path):
     """In one process, since each takes a second to start: ignored signals stay ignored, workers pause and stop too."""
 

@@ -189,6 +189,7 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
     config = TrainConfig("Bandit-v0", instances=32, horizon=32, steps=98_304, learning_rate=5e-3, entropy=0.01)
     agent = baselines.Monolith.of(config.as_monolith().settings)
@@ -244,6 +245,7 @@ def test_parameters_are_counted_in_both_networks():
     assert dataclasses.replace(agent, instances=1) != agent
 
 
+@pytest.mark.slow
 def test_a_monolith_is_trained_by_fit_and_by_train(tmp_path):
     """`fit` trains, evaluates and saves it; `train` gives the same networks."""
     config = TrainConfig("Bandit-v0", agent="monolith", instances=8, horizon=8, minibatch=64, steps=512, seeds=2)

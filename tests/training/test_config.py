@@ -208,6 +208,7 @@ def test_a_mechanism_is_a_name_and_two_functions(given):
         auctions.Mechanism(**given)
 
 
+@pytest.mark.slow
 def test_keys_as_words_and_seeds_of_numpy():
     """`jax.random.PRNGKey` gives words, `jax.random.key` a typed key: the same run."""
     words = fit(config(), jax.random.PRNGKey(0), progress=False)

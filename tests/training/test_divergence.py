@@ -203,6 +203,7 @@ def test_a_monolithic_agent_diverges_too():
     assert [each["cause"] for each in summary["diverged"]] == ["parameters"]
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_diverged_runs_last(tmp_path, capsys):
     rates = {"learning_rate": [1e30, 1e-2]}
     settings = {"learner": "valuation", "steps": 2048, "instances": 8, "horizon": 16, "seeds": 3}  # as CONFIG

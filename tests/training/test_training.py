@@ -27,6 +27,7 @@ def leaves_equal(a, b):
     return all(bool(jnp.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner", [pytest.param(name, marks=[pytest.mark.slow] * (name != "valuation")) for name in LEARNERS]
 )
@@ -311,6 +312,7 @@ def test_the_clipped_gain_and_its_gradient_are_those_of_min_and_clip():
     assert float(jnp.abs(slopes[0] - advantage).max()) > 0.5  # somewhere it is clipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", thinned([False, True], lambda trained: not trained))
 def test_programs_that_are_dropped_release_their_environment(trained):
     env = garnet(99, 3, 2, 0.9)

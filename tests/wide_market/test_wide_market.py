@@ -303,6 +303,7 @@ def test_a_market_can_insist_on_an_equilibrium():
     np.testing.assert_array_equal(after.holdings, same.holdings)
 
 
+@pytest.mark.slow
 def test_derivatives_go_through_rounds_of_trade_and_production():
     """Wealth after two rounds by a recipe, against central differences."""
     with jax.enable_x64(True):
