@@ -1159,7 +1159,7 @@ ThreadPoolExecutor().submit(lambda: (time.sleep(.2), print("done")))
 def test_the_example_runs_as_a_module():
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "jaxmarket.host.example"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    assert "episode 40: right" in ran.stdout and "guesser" in ran.stdout
+    assert "episode 40: correct" in ran.stdout and "guesser" in ran.stdout
     assert ran.stderr == ""
 
 
