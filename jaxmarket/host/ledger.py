@@ -46,10 +46,11 @@ class Ledger:
     Balances are exact sums, rounded once: ``balance`` equals `math.fsum` of the account's entries bit for bit, and is
     infinite if their sum exceeds the largest float.
 
+    >>> import functools, operator
     >>> ledger = Ledger()
     >>> for _ in range(10):
     ...     ledger.book(Entry(0, 0, "reward", WORLD, "ann", 0.1))
-    >>> ledger.balance("ann"), sum([0.1] * 10)
+    >>> ledger.balance("ann"), functools.reduce(operator.add, [0.1] * 10)
     (1.0, 0.9999999999999999)
     """
 
