@@ -1,7 +1,7 @@
 """The API reference, from docstrings, by pdoc: ``pip install -e '.[docs]'``, then ``python docs/build.py site``.
 
 It adds to pdoc's output the modules that the package's ``__all__`` does not contain, names that are imported lazily,
-and the comments of fields, which state their shapes.
+and the comments of fields, which state their meaning.
 """
 
 import ast

@@ -13,6 +13,7 @@ from jaxtyping import AbstractArray, install_import_hook
 MODULES = (
     *(f"jaxmarket.{name}" for name in ("accounts", "auctions", "collectives", "evaluation", "metrics", "policies")),
     *(f"jaxmarket.{name}" for name in ("rollouts", "settlement", "society", "types", "learners")),
+    *(f"jaxmarket.{name}" for name in ("deep_market", "networks", "training", "wide_market")),
 )
 
 

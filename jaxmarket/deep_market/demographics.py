@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.accounts import CashFlows, withdraw
 from jaxmarket.deep_market.representations import Representation
@@ -49,36 +50,38 @@ class Terms(struct.PyTreeNode):
     ``rent`` to ``consumer_income`` in every step, `turnover` the others after every round.
     """
 
-    rent: Array | float | None = None  # f [] share of its wealth that an auction's winner pays (Sudhir et al. 2025)
-    wealth_tax: Array | float | None = None  # f [] share of its wealth that every agent pays per step (Holland 1985)
-    compute_tax: Array | float | None = None  # f [] money per step and unit of computation (Baum and Durdanovic 2000)
-    exploration: Array | float | None = None  # f [] probability that a random bidder wins instead and pays its bid
-    markup: Array | float | None = None  # f [] bids are fixed for life, a new one this much above the best (Baum 1999)
-    consumer_income: Array | float | None = None  # f [] money that every consumer receives per step
-    endowment: Array | float = 1.0  # f [] money created for a newborn without a parent
-    child_endowment: Array | float = 0.0  # f [] money created for a child, in addition to its parent's gift
-    birth_rate: Array | float = 1.0  # f [] probability that each of the possible births of a turnover happens
-    p_offspring: Array | float = 0.5  # f [] probability that a newborn is a child of a rich agent
-    min_parent_wealth: Array | float = 0.0  # f [] richer agents may have children, in proportion to their wealth
-    inheritance: Array | float = 0.5  # f [] share of its wealth that a parent gives to all its new children together
-    p_repair: Array | float = 0.0  # f [] probability that a bankrupt agent is mutated and endowed in place, at a birth
-    bankruptcy: Array | float = 0.0  # f [] an agent with at most this much money dies
-    max_idle_steps: Array | float | None = None  # f [] an agent that has won no auction for more steps than this dies
-    replace_poorest: Array | bool | None = None  # bool [] whether newborns replace the poorest if no slot is free
+    rent: Float[Array, ""] | float | None = None  # share of wealth that an auction's winner pays (Sudhir et al. 2025)
+    wealth_tax: Float[Array, ""] | float | None = None  # share of wealth that every agent pays per step (Holland 1985)
+    compute_tax: Float[Array, ""] | float | None = (
+        None  # money per step and unit of computation (Baum, Durdanovic 2000)
+    )
+    exploration: Float[Array, ""] | float | None = None  # probability that a random bidder wins and pays its bid
+    markup: Float[Array, ""] | float | None = None  # bids hold for life, a new one this much above the best (Baum 1999)
+    consumer_income: Float[Array, ""] | float | None = None  # money that every consumer receives per step
+    endowment: Float[Array, ""] | float = 1.0  # money created for a newborn without a parent
+    child_endowment: Float[Array, ""] | float = 0.0  # money created for a child, in addition to its parent's gift
+    birth_rate: Float[Array, ""] | float = 1.0  # probability that each of the possible births of a turnover happens
+    p_offspring: Float[Array, ""] | float = 0.5  # probability that a newborn is a child of a rich agent
+    min_parent_wealth: Float[Array, ""] | float = 0.0  # richer agents may have children, in proportion to their wealth
+    inheritance: Float[Array, ""] | float = 0.5  # share of wealth that a parent gives to all its new children together
+    p_repair: Float[Array, ""] | float = 0.0  # probability that a birth mutates and endows a bankrupt agent in place
+    bankruptcy: Float[Array, ""] | float = 0.0  # an agent with at most this much money dies
+    max_idle_steps: Float[Array, ""] | float | None = None  # an agent that won no auction for more steps than this dies
+    replace_poorest: Bool[Array, ""] | bool | None = None  # whether newborns replace the poorest if no slot is free
 
 
 class Population(struct.PyTreeNode):
     """N slots for agents."""
 
     agents: PyTree  # leaves [N, ...] of the market's representation
-    alive: Array  # bool [N]
-    wealth: Array  # f [N] 0 in free slots
-    offer: Array  # f [N] the bid that was fixed at entry (`Terms.markup`), NaN before
-    ident: Array  # i32 [N] unique among all agents ever born, NOBODY in slots that were never used
-    parent: Array  # i32 [N] ident of the agent it is a child of, NOBODY for newcomers
-    born: Array  # i32 [N] step
-    won: Array  # i32 [N] step of its last auction won, or of its birth
-    count: Array  # i32 [] agents ever born
+    alive: Bool[Array, " N"]
+    wealth: Float[Array, " N"]  # 0 in free slots
+    offer: Float[Array, " N"]  # the bid that was fixed at entry (`Terms.markup`), NaN before
+    ident: Int32[Array, " N"]  # unique among all agents ever born, NOBODY in slots that were never used
+    parent: Int32[Array, " N"]  # ident of the agent it is a child of, NOBODY for newcomers
+    born: Int32[Array, " N"]  # step
+    won: Int32[Array, " N"]  # step of its last auction won, or of its birth
+    count: Int32[Array, ""]  # agents ever born
 
     @property
     def capacity(self) -> int:
@@ -89,10 +92,10 @@ class Population(struct.PyTreeNode):
 class Births(struct.PyTreeNode):
     """The births of one turnover, a row for each possible birth [K], and the number of deaths."""
 
-    ident: Array  # i32 [K] NOBODY where no agent was born
-    parent: Array  # i32 [K] ident, NOBODY for random agents
-    kind: Array  # i32 [K] RANDOM, OFFSPRING or REPAIRED
-    deaths: Array  # i32 [] agents that died before, those replaced included
+    ident: Int32[Array, " K"]  # NOBODY where no agent was born
+    parent: Int32[Array, " K"]  # ident, NOBODY for random agents
+    kind: Int32[Array, " K"]  # RANDOM, OFFSPRING or REPAIRED
+    deaths: Int32[Array, ""]  # agents that died before, those replaced included
 
     @classmethod
     def none(cls) -> Self:
@@ -107,8 +110,8 @@ class Turnover(struct.PyTreeNode):
     population: Population
     flows: CashFlows  # f [] ``endowment`` (including the rounding of `withdraw`) and ``wealth_of_the_dead``
     births: Births
-    died: Array  # bool [N] slots of agents that died; they may be in use again
-    nonfinite_deaths: Array  # f [] agents that died because their wealth was NaN or infinite
+    died: Bool[Array, " N"]  # slots of agents that died; they may be in use again
+    nonfinite_deaths: Float[Array, ""]  # agents that died because their wealth was NaN or infinite
 
 
 @standard_promotion
@@ -147,7 +150,12 @@ def make_population(agents: PyTree, wealth: Array, alive: Array | None = None) -
 
 
 def random_population(
-    representation: Representation, key: Array, observations: Array, capacity: int, num_agents: int, wealth: Any
+    representation: Representation,
+    key: Array,
+    observations: Float[Array, "B ..."],
+    capacity: int,
+    num_agents: int,
+    wealth: Any,
 ) -> Population:
     """A population of ``num_agents`` random agents with the same ``wealth``, born into the given states [B, ...]."""
     keys = jax.random.split(key, capacity)
@@ -160,8 +168,8 @@ def turnover(
     representation: Representation,
     key: Array,
     population: Population,
-    observations: Array,
-    step: Array,
+    observations: Float[Array, "K ..."],
+    step: Int32[Array, ""],
     terms: Terms,
     max_births: int,
 ) -> Turnover:
@@ -180,8 +188,8 @@ def turnover(
         representation: of the agents.
         key: consumed.
         population: the population before.
-        observations: f [K, ...], states that random agents are born into.
-        step: i32 [], the time.
+        observations: states that random agents are born into.
+        step: the time.
         terms: rates and amounts of money.
         max_births: K, static, at most N.
     """
@@ -243,19 +251,19 @@ def turnover(
 
 
 class _Newborns(struct.PyTreeNode):
-    """The agents that a turnover may create, [K] each."""
+    """The agents that a turnover may create."""
 
-    slot: Array  # i32, all different
-    used: Array  # bool, whether an agent is born
-    repaired: Array  # bool, it is one of these three
-    offspring: Array  # bool
-    random: Array  # bool
-    parent: Array  # i32 slot of the parent or of the repaired agent
-    mate: Array  # i32 slot
+    slot: Int32[Array, " K"]  # all different
+    used: Bool[Array, " K"]  # whether an agent is born
+    repaired: Bool[Array, " K"]  # it is one of these three
+    offspring: Bool[Array, " K"]
+    random: Bool[Array, " K"]
+    parent: Int32[Array, " K"]  # slot of the parent or of the repaired agent
+    mate: Int32[Array, " K"]  # slot
 
 
-def _dying(population: Population, step: Array, terms: Terms) -> Array:
-    """The agents that are bankrupt, have infinite or NaN wealth, or were idle too long: bool [N]."""
+def _dying(population: Population, step: Int32[Array, ""], terms: Terms) -> Bool[Array, " N"]:
+    """The agents that are bankrupt, have infinite or NaN wealth, or were idle too long."""
     p = population
     dying = p.alive & (~jnp.isfinite(p.wealth) | (p.wealth <= terms.bankruptcy))
     if terms.max_idle_steps is not None:
@@ -264,7 +272,7 @@ def _dying(population: Population, step: Array, terms: Terms) -> Array:
 
 
 def _plan_births(
-    keys: tuple[Array, Array], population: Population, dying: Array, terms: Terms, max_births: int
+    keys: tuple[Array, Array], population: Population, dying: Bool[Array, " N"], terms: Terms, max_births: int
 ) -> _Newborns:
     """Slots of newborns: free ones first, then those of the poorest agents; and which agents are repaired."""
     p, (key_use, key_repair) = population, keys
@@ -276,8 +284,10 @@ def _plan_births(
     return _Newborns(slot, used, repaired, offspring=repaired, random=used & ~repaired, parent=slot, mate=slot)
 
 
-def _choose_parents(keys: tuple[Array, Array, Array], wealth: Array, newborns: _Newborns, terms: Terms) -> _Newborns:
-    """Which newborns are children, and parents and mates, drawn in proportion to wealth f [N]."""
+def _choose_parents(
+    keys: tuple[Array, Array, Array], wealth: Float[Array, " N"], newborns: _Newborns, terms: Terms
+) -> _Newborns:
+    """Which newborns are children, and parents and mates, drawn in proportion to wealth."""
     n, count, (key_kind, key_parent, key_mate) = newborns, newborns.slot.shape, keys
     weight = jnp.where(wealth > terms.min_parent_wealth, jnp.maximum(wealth, 0), 0)
     log_weight = jnp.log(weight)  # -inf is never drawn, unless all are
@@ -292,11 +302,13 @@ def _choose_parents(keys: tuple[Array, Array, Array], wealth: Array, newborns: _
     )
 
 
-def _endow(wealth: Array, newborns: _Newborns, terms: Terms) -> tuple[Array, Array, Array, Array]:
+def _endow(
+    wealth: Float[Array, " N"], newborns: _Newborns, terms: Terms
+) -> tuple[Float[Array, " N"], Float[Array, " K"], Float[Array, " K"], Float[Array, ""]]:
     """Parents' gifts and endowments.
 
     Returns:
-        The wealth f [N] after the gifts; the gifts and the endowments f [K]; and f [], the rounding of `withdraw`.
+        The wealth after the gifts; the gifts and the endowments; and the rounding of `withdraw`.
     """
     n = newborns
     children = jnp.zeros(wealth.shape, wealth.dtype).at[n.parent].add(n.offspring.astype(wealth.dtype))

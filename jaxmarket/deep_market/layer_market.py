@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32
 
 from jaxmarket import auctions
 from jaxmarket.accounts import CashFlows
@@ -71,9 +72,9 @@ ACTIVATIONS = (
 class LayerStructure(struct.PyTreeNode):
     """The part of an agent that backpropagation does not change."""
 
-    activation: Array  # i32 [] index into ACTIVATIONS
-    width: Array  # i32 [] hidden units in use, the first ones
-    rate: Array  # f [] learning rate
+    activation: Int32[Array, ""]  # index into ACTIVATIONS
+    width: Int32[Array, ""]  # hidden units in use, the first ones
+    rate: Float[Array, ""]  # learning rate
 
 
 DEFAULT = (0, 16, 0.1)
@@ -83,31 +84,38 @@ DEFAULT = (0, 16, 0.1)
 class LayerAgent(struct.PyTreeNode):
     """The parameters of one layer and its rate. The fields of the other layer are not used."""
 
-    layer: Array  # i32 [] HIDDEN or READOUT
-    hidden: Array  # f [d + 1, H], the last row is the bias
-    readout: Array  # f [H + 1, C]
+    layer: Int32[Array, ""]  # HIDDEN or READOUT
+    hidden: Float[Array, "d+1 H"]  # the last row is the bias
+    readout: Float[Array, "H+1 C"]
     structure: LayerStructure
-    earns: Array  # f [] its rate: what it has earned per unit of what it expected
+    earns: Float[Array, ""]  # its rate: what it has earned per unit of what it expected
 
 
-def _affine(x: Array, weights: Array) -> Array:
+def _affine(x: Float[Array, "... i"], weights: Float[Array, "_ o"]) -> Float[Array, "... o"]:
     return x @ weights[:-1] + weights[-1]
 
 
-def activations(hidden: Array, structure: LayerStructure, x: Array) -> Array:
-    """The hidden layer: f [..., d] -> f [..., H], 0 beyond its width."""
+def activations(
+    hidden: Float[Array, "_ H"], structure: LayerStructure, x: Float[Array, "... d"]
+) -> Float[Array, "... H"]:
+    """The hidden layer, 0 beyond its width."""
     z = _affine(x, hidden)
     values = jnp.stack([activation(z) for _, activation in ACTIVATIONS])[structure.activation]
     return jnp.where(jnp.arange(z.shape[-1]) < structure.width, values, 0)
 
 
-def logits(readout: Array, h: Array) -> Array:
-    """The readout layer: f [..., H] -> f [..., C]."""
+def logits(readout: Float[Array, "_ C"], h: Float[Array, "... H"]) -> Float[Array, "... C"]:
+    """The readout layer."""
     return _affine(h, readout)
 
 
-def cross_entropy(weights: tuple[Array, Array], structure: LayerStructure, x: Array, labels: Array) -> Array:
-    """The mean loss f [] of a network with weights f [d + 1, H] and f [H + 1, C] on examples f [n, d], i32 [n]."""
+def cross_entropy(
+    weights: tuple[Float[Array, "_ H"], Float[Array, "_ C"]],
+    structure: LayerStructure,
+    x: Float[Array, "n d"],
+    labels: Int[Array, " n"],
+) -> Float[Array, ""]:
+    """The mean loss of a network with these weights on labelled examples."""
     logp = jax.nn.log_softmax(logits(weights[1], activations(weights[0], structure, x)))
     return -jnp.take_along_axis(logp, labels[:, None], 1).mean()
 
@@ -148,8 +156,8 @@ class LayerAgents:
     def _scales(self) -> tuple[float, float]:
         return float(np.sqrt(2 / self.inputs)), float(np.sqrt(1 / self.width))
 
-    def parameters(self, key: Array) -> tuple[Array, Array]:
-        """New Gaussian weights and zero biases: f [d + 1, H], f [H + 1, C]."""
+    def parameters(self, key: Array) -> tuple[Float[Array, "_ H"], Float[Array, "_ C"]]:
+        """New Gaussian weights and zero biases."""
         key_hidden, key_readout = jax.random.split(key)
         (first, second), d, h, c = self._scales(), self.inputs, self.width, self.classes
         hidden = jax.random.normal(key_hidden, (d + 1, h), real()).at[-1].set(0) * first
@@ -164,8 +172,8 @@ class LayerAgents:
         # A readout agent with calibrated probabilities earns 1 per unit of what it expects.
         return LayerAgent(layer, hidden, readout, self.draw(key_structure), jnp.where(layer == READOUT, 1.0, guess))
 
-    def expects(self, agent: LayerAgent, layer: int, state: Array) -> Array:
-        """The revenue that an agent of the layer initially expects for a lot: f [].
+    def expects(self, agent: LayerAgent, layer: int, state: Float[Array, "batch _"]) -> Float[Array, ""]:
+        """The revenue that an agent of the layer initially expects for a lot.
 
         A readout agent expects its payment if its probabilities were right; a hidden agent expects 1 for any lot.
         """
@@ -198,16 +206,16 @@ class LayerAgents:
             earns=agent.earns * (1 + self.optimism * jax.random.uniform(keys[8], (), real())),
         )
 
-    def cost(self, agent: LayerAgent) -> Array:
+    def cost(self, agent: LayerAgent) -> Float[Array, ""]:
         """1 for every agent."""
         return jnp.ones((), real())
 
-    def bid(self, agent: LayerAgent, obs: Array, budget: Array) -> Array:
+    def bid(self, agent: LayerAgent, obs: Array, budget: Float[Array, ""] | float) -> Float[Array, ""]:
         """The bid of an agent for activations, as in `LayerMarket.bids`."""
         return jnp.minimum(agent.earns * self.expects(agent, READOUT, obs), budget)
 
-    def act(self, agent: LayerAgent, obs: Array) -> Array:
-        """The class that it predicts from activations: i32 []."""
+    def act(self, agent: LayerAgent, obs: Float[Array, " H"]) -> Int32[Array, ""]:
+        """The class that it predicts from activations."""
         return jnp.argmax(logits(agent.readout, obs), -1).astype(jnp.int32)
 
 
@@ -233,8 +241,10 @@ class LayerMarket:
     memory: float = 0.3
     mechanism: Mechanism = BUCKET_BRIGADE
 
-    def bids(self, population: Population, layer: int, state: Array) -> tuple[Array, Array]:
-        """Bids f [N] for a lot, `NO_BID` of dead agents and of the other layer, and expectations f [N]."""
+    def bids(
+        self, population: Population, layer: int, state: Float[Array, "batch _"]
+    ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """Bids for a lot, `NO_BID` of dead agents and of the other layer, and expectations."""
         p = population
         expects = jax.vmap(lambda agent: self.representation.expects(agent, layer, state))(p.agents)
         bids = jnp.minimum((1 - self.margin) * p.agents.earns * expects, p.wealth)
@@ -245,15 +255,15 @@ class LayerMarket:
 class LotSale(struct.PyTreeNode):
     """The sale of a lot to an agent of one layer."""
 
-    winner: Array  # i32 [] NOBODY without a bid, or where no activations are for sale
+    winner: Int32[Array, ""]  # NOBODY without a bid, or where no activations are for sale
     agent: LayerAgent  # the winner
-    price: Array  # f [] what it paid, 0 without a winner
-    payout: Array  # f [] what the owner received, 0 without a winner
-    expected: Array  # f [] what the winner expected, before its rate
+    price: Float[Array, ""]  # what it paid, 0 without a winner
+    payout: Float[Array, ""]  # what the owner received, 0 without a winner
+    expected: Float[Array, ""]  # what the winner expected, before its rate
 
     @property
-    def sold(self) -> Array:
-        """Whether there is a winner: bool []."""
+    def sold(self) -> Bool[Array, ""]:
+        """Whether there is a winner."""
         return self.winner >= 0
 
 
@@ -262,10 +272,10 @@ class SoldLot(struct.PyTreeNode):
 
     hidden: LotSale
     readout: LotSale
-    logp: Array  # f [batch, C] log-probabilities; uniform where a layer has no buyer
+    logp: Float[Array, "batch C"]  # log-probabilities; uniform where a layer has no buyer
 
 
-def _auction(market: LayerMarket, population: Population, layer: int, state: Array) -> LotSale:
+def _auction(market: LayerMarket, population: Population, layer: int, state: Float[Array, "batch _"]) -> LotSale:
     bids, expects = market.bids(population, layer, state)
     outcome = auctions.clear(bids)
     winner, sold = jnp.maximum(outcome.winner, 0), outcome.winner >= 0
@@ -278,8 +288,8 @@ def _auction(market: LayerMarket, population: Population, layer: int, state: Arr
     )
 
 
-def sell_lot(market: LayerMarket, population: Population, x: Array) -> SoldLot:
-    """Sell a lot f [batch, d] to a hidden agent, and its activations to a readout agent."""
+def sell_lot(market: LayerMarket, population: Population, x: Float[Array, "batch d"]) -> SoldLot:
+    """Sell a lot to a hidden agent, and its activations to a readout agent."""
     first = _auction(market, population, HIDDEN, x)
     h = activations(first.agent.hidden, first.agent.structure, x)
     second = _auction(market, population, READOUT, h)
@@ -292,14 +302,16 @@ def sell_lot(market: LayerMarket, population: Population, x: Array) -> SoldLot:
     return SoldLot(first, second, jnp.where(second.sold, logp, -np.log(market.representation.classes)))
 
 
-def evaluate(market: LayerMarket, population: Population, x: Array, labels: Array) -> dict[str, Array]:
-    """Sell held-out examples f [n, d], i32 [n] as one lot in a frozen market: accuracy and payment, f [] each."""
+def evaluate(
+    market: LayerMarket, population: Population, x: Float[Array, "n d"], labels: Int[Array, " n"]
+) -> dict[str, Float[Array, ""]]:
+    """Sell held-out examples as one lot in a frozen market: accuracy and payment."""
     logp = sell_lot(market, population, x).logp
     right = jnp.take_along_axis(logp, labels[:, None], 1)[:, 0]
     return {"accuracy": (logp.argmax(-1) == labels).mean(dtype=real()), "payment": jnp.exp(right).mean()}
 
 
-def _learn(agents: LayerAgent, lot: SoldLot, x: Array, labels: Array) -> LayerAgent:
+def _learn(agents: LayerAgent, lot: SoldLot, x: Float[Array, "batch d"], labels: Int[Array, " batch"]) -> LayerAgent:
     """One step of SGD for the two winners, each at its own learning rate."""
     one, two = jnp.maximum(lot.hidden.winner, 0), jnp.maximum(lot.readout.winner, 0)
     rates, structure = agents.structure.rate, lot.hidden.agent.structure
@@ -310,7 +322,7 @@ def _learn(agents: LayerAgent, lot: SoldLot, x: Array, labels: Array) -> LayerAg
     )
 
 
-def _update_rate(market: LayerMarket, agents: LayerAgent, sale: LotSale, revenue: Array) -> LayerAgent:
+def _update_rate(market: LayerMarket, agents: LayerAgent, sale: LotSale, revenue: Float[Array, ""]) -> LayerAgent:
     """Move the winner's rate towards its revenue per unit of expectation."""
     winner = jnp.maximum(sale.winner, 0)
     change = market.memory * (revenue / sale.expected - agents.earns[winner])
@@ -318,9 +330,15 @@ def _update_rate(market: LayerMarket, agents: LayerAgent, sale: LotSale, revenue
 
 
 def step(
-    market: LayerMarket, terms: Terms, population: Population, time: Array, x: Array, labels: Array, informed: Any
+    market: LayerMarket,
+    terms: Terms,
+    population: Population,
+    time: Int32[Array, ""],
+    x: Float[Array, "batch d"],
+    labels: Int[Array, " batch"],
+    informed: Any,
 ) -> tuple[Population, DeepMarketStep]:
-    """Sell one lot f [batch, d] with labels i32 [batch]: the population afterwards, and what happened."""
+    """Sell one lot with labels: the population afterwards, and what happened."""
     p = population
     lot = sell_lot(market, p, x)
     first, second = lot.hidden, lot.readout
@@ -364,15 +382,15 @@ def run(
     market: LayerMarket,
     key: Array,
     population: Population,
-    time: Array,
-    x: Array,
-    labels: Array,
+    time: Int32[Array, ""],
+    x: Float[Array, "n d"],
+    labels: Int[Array, " n"],
     terms: Terms,
     *,
     rounds: int,
     period: int,
     max_births: int,
-    informed: Array | bool = True,
+    informed: Bool[Array, ""] | bool = True,
 ) -> tuple[Population, Array, RoundSummary]:
     """Run rounds of ``period`` lots, each followed by deaths and births. Map it over seeds.
 
@@ -380,12 +398,12 @@ def run(
         market: static.
         key: consumed.
         population: the population before.
-        time: i32 [], lots so far.
-        x: f [n, d], examples from which lots are drawn with replacement.
-        labels: i32 [n].
+        time: lots so far.
+        x: examples from which lots are drawn with replacement.
+        labels: the class of each.
         terms: the wealth tax, and the settings of `turnover`.
         rounds, period, max_births: static.
-        informed: bool [], whether consumers pay the probability of the right label; otherwise 1/C (control).
+        informed: whether consumers pay the probability of the right label; otherwise 1/C (control).
 
     Returns:
         The population, the time, and the rounds with a leading axis [rounds].
@@ -414,8 +432,8 @@ def run(
     return population, time, history
 
 
-def draw_lots(key: Array, count: int, batch: int, examples: int) -> Array:
-    """Rows of ``count`` random lots, drawn with replacement: i32 [count, batch]."""
+def draw_lots(key: Array, count: int, batch: int, examples: int) -> Int32[Array, "count batch"]:
+    """Rows of ``count`` random lots, drawn with replacement."""
     return jax.random.randint(key, (count, batch), 0, examples)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32, UInt32
 
 from jaxmarket import auctions
 from jaxmarket.accounts import CashFlows, check_flows, withdraw
@@ -92,27 +93,27 @@ class DeepMarketState(struct.PyTreeNode):
 
     population: Population
     env_state: PyTree  # leaves [B, ...]
-    obs: Array  # f [B, ...] encoded observations of the states for sale
-    owner: Array  # i32 [B] account that sells the state: an agent's slot, N + c for consumer c, or AUCTIONEER
-    original_owner: Array  # i32 [] account that owns the first state of every episode
-    consumers: Array  # f [C] wealth of the consumers
-    sold: Array  # bool [B] whether the last auction had a winner
-    episode_return: Array  # f [B] of the running episode
-    episode_length: Array  # i32 [B]
-    time: Array  # i32 [] steps so far
+    obs: Float[Array, "B ..."]  # encoded observations of the states for sale
+    owner: Int32[Array, " B"]  # account that sells the state: an agent's slot, N + c for consumer c, or AUCTIONEER
+    original_owner: Int32[Array, ""]  # account that owns the first state of every episode
+    consumers: Float[Array, " C"]  # wealth of the consumers
+    sold: Bool[Array, " B"]  # whether the last auction had a winner
+    episode_return: Float[Array, " B"]  # of the running episode
+    episode_length: Int32[Array, " B"]
+    time: Int32[Array, ""]  # steps so far
 
 
 class MarketStatistics(struct.PyTreeNode):
-    """Counts and sums over all instances of a step, or over the steps of a round. f [] each."""
+    """Counts and sums over all instances of a step, or over the steps of a round."""
 
-    auctions: Array
-    unsold: Array  # auctions without a winner
-    episodes: Array  # episodes that ended
-    terminated: Array  # of these, not truncated
-    returns: Array  # sum of their undiscounted returns
-    lengths: Array  # sum of their lengths
-    steps: Array  # environment steps
-    nonfinite_deaths: Array  # agents that died because their wealth was NaN or infinite
+    auctions: Float[Array, ""]
+    unsold: Float[Array, ""]  # auctions without a winner
+    episodes: Float[Array, ""]  # episodes that ended
+    terminated: Float[Array, ""]  # of these, not truncated
+    returns: Float[Array, ""]  # sum of their undiscounted returns
+    lengths: Float[Array, ""]  # sum of their lengths
+    steps: Float[Array, ""]  # environment steps
+    nonfinite_deaths: Float[Array, ""]  # agents that died because their wealth was NaN or infinite
 
 
 class DeepMarketStep(struct.PyTreeNode):
@@ -132,11 +133,11 @@ class DeepMarketStep(struct.PyTreeNode):
 
     flows: CashFlows
     statistics: MarketStatistics
-    wins: Array  # i32 [N] auctions won by each agent
+    wins: Int32[Array, " N"]  # auctions won by each agent
 
 
-def money(state: DeepMarketState) -> Array:
-    """The wealth of all agents and consumers together: f []."""
+def money(state: DeepMarketState) -> Float[Array, ""]:
+    """The wealth of all agents and consumers together."""
     return state.population.wealth.sum() + state.consumers.sum()
 
 
@@ -204,14 +205,14 @@ def init(
 
 
 class _Draws(struct.PyTreeNode):
-    """Uniform random numbers of one auction of agents and one of consumers: f [...] each."""
+    """Uniform random numbers of one auction of agents and one of consumers."""
 
-    tie: Array  # breaks ties between agents
-    explore: Array  # whether a random agent wins
-    explorer: Array  # which one
-    idle_action: Array  # the action where no agent bids
-    consumer_tie: Array  # breaks ties between consumers
-    payee: Array  # the agent that receives the money without property rights
+    tie: Float[Array, "..."]  # breaks ties between agents
+    explore: Float[Array, "..."]  # whether a random agent wins
+    explorer: Float[Array, "..."]  # which one
+    idle_action: Float[Array, "..."]  # the action where no agent bids
+    consumer_tie: Float[Array, "..."]  # breaks ties between consumers
+    payee: Float[Array, "..."]  # the agent that receives the money without property rights
 
     @classmethod
     def of(cls, key: Array, shape: tuple[int, ...]) -> Self:
@@ -223,7 +224,7 @@ class _Randomness(struct.PyTreeNode):
     """All that is random in a step; `run` draws it for many steps at once."""
 
     draws: _Draws  # [B]
-    env_keys: Array  # u32 [B, ...] data of the environment's keys
+    env_keys: UInt32[Array, "B ..."]  # data of the environment's keys
     first: tuple[Array, PyTree]  # observations and states for instances whose episode ends: leaves [B, ...]
 
     @classmethod
@@ -243,12 +244,14 @@ class _Sale(struct.PyTreeNode):
     """An auction's result, or that of B auctions."""
 
     outcome: Outcome
-    price: Array  # f [] what the winner pays
-    payout: Array  # f [] what the owner receives
+    price: Float[Array, ""]  # what the winner pays
+    payout: Float[Array, ""]  # what the owner receives
 
 
-def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, frozen: bool) -> tuple[Array, Array]:
-    """Bids f [B, N], at most the budgets, `NO_BID` of dead agents; and the fixed bids f [N] (`Terms.markup`)."""
+def _bids(
+    market: DeepMarket, population: Population, obs: Float[Array, "B ..."], terms: Terms, frozen: bool
+) -> tuple[Float[Array, "B N"], Float[Array, " N"]]:
+    """Bids, at most the budgets, `NO_BID` of dead agents; and the fixed bids (`Terms.markup`)."""
     p = population
     budget = jnp.maximum(p.wealth, 0) / market.instances
     each_agent = jax.vmap(market.representation.bid, (0, None, 0))
@@ -266,8 +269,10 @@ def _bids(market: DeepMarket, population: Population, obs: Array, terms: Terms, 
     return jnp.minimum(bids, budget), offer
 
 
-def _award(mechanism: Mechanism, bids: Array, eligible: Array, winner: Array) -> _Sale:
-    """Sell one state to a winner, given the bids f [N]."""
+def _award(
+    mechanism: Mechanism, bids: Float[Array, " N"], eligible: Bool[Array, " N"], winner: Int32[Array, ""]
+) -> _Sale:
+    """Sell one state to a winner, given the bids."""
     outcome = auctions.award(bids, winner, eligible)
     sold = winner >= 0
     price, payout = mechanism.price(outcome), mechanism.payout(outcome)
@@ -278,14 +283,14 @@ def _sell(
     market: DeepMarket,
     draws: _Draws,
     population: Population,
-    obs: Array,
+    obs: Float[Array, "B ..."],
     env_state: PyTree,
     env_params: PyTree,
     terms: Terms,
     *,
     frozen: bool = False,
-) -> tuple[_Sale, Array, Array]:
-    """Auctions of any number of states: sales [B], actions i32 [B], and the fixed bids f [N]."""
+) -> tuple[_Sale, Int[Array, " B"], Float[Array, " N"]]:
+    """Auctions of any number of states: sales [B], actions, and the fixed bids."""
     p = population
     bids, offer = _bids(market, p, obs, terms, frozen)
     eligible = bids > NO_BID
@@ -314,11 +319,11 @@ def forward(
     market: DeepMarket,
     key: Array,
     population: Population,
-    obs: Array,
+    obs: Float[Array, "B ..."],
     env_state: PyTree,
     env_params: PyTree,
     terms: Terms | None = None,
-) -> tuple[Outcome, Array, Array]:
+) -> tuple[Outcome, Float[Array, " B"], Int[Array, " B"]]:
     """The forward pass of Algorithm 1: the winner of each state, the price and the action.
 
     No money moves, no instance changes, and there is no exploration. With ``Terms.markup``, agents that do not have a
@@ -327,11 +332,11 @@ def forward(
     Args:
         market, population, terms: as in `step`.
         key: breaks ties, and draws the action where no agent bids.
-        obs, env_state: leaves [B', ...], any number of states.
+        obs, env_state: leaves [B, ...], any number of states.
         env_params: the environment's parameters.
 
     Returns:
-        Outcomes [B'], payouts f [B'] that the owners of the states would receive, and actions i32 [B'].
+        Outcomes [B], payouts that the owners of the states would receive, and actions.
     """
     terms = (terms or Terms()).replace(exploration=None)
     draws = _Draws.of(key, obs.shape[:1])
@@ -365,12 +370,12 @@ def step(
 class _Ledger(struct.PyTreeNode):
     """The accounts in the middle of a step, and what was paid so far."""
 
-    accounts: Array  # f [N + C + 1] agents, consumers, auctioneer (whose number -1 is the last one)
-    owner: Array  # i32 [B] who owns the state that was reached
-    subsidy: Array  # f [B] payout - price, of agents' and consumers' purchases
-    rounding: Array  # f [] added to the accounts so that none rounds below 0
-    sales: Array  # f []
-    consumption: Array  # f []
+    accounts: Float[Array, " N+C+1"]  # agents, consumers, auctioneer (whose number -1 is the last one)
+    owner: Int32[Array, " B"]  # who owns the state that was reached
+    subsidy: Float[Array, " B"]  # payout - price, of agents' and consumers' purchases
+    rounding: Float[Array, ""]  # added to the accounts so that none rounds below 0
+    sales: Float[Array, ""]
+    consumption: Float[Array, ""]
 
 
 def _step(
@@ -488,7 +493,9 @@ def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale
     )
 
 
-def _sell_to_consumers(market: DeepMarket, draws: _Draws, obs: Array, sale: _Sale, ledger: _Ledger) -> _Ledger:
+def _sell_to_consumers(
+    market: DeepMarket, draws: _Draws, obs: Float[Array, "B ..."], sale: _Sale, ledger: _Ledger
+) -> _Ledger:
     """Consumers bid for the states just reached, terminal ones included."""
     slots, accounts = market.capacity, ledger.accounts
     values = jnp.stack([jax.vmap(value)(obs) for value in market.consumers], axis=1)  # [B, C]
@@ -511,19 +518,23 @@ def _sell_to_consumers(market: DeepMarket, draws: _Draws, obs: Array, sale: _Sal
     )
 
 
-def _withdraw(market: DeepMarket, accounts: Array, payer: Array, amounts: Array) -> tuple[Array, Array]:
+def _withdraw(
+    market: DeepMarket, accounts: Float[Array, " accounts"], payer: Int32[Array, " B"], amounts: Float[Array, " B"]
+) -> tuple[Float[Array, " accounts"], Float[Array, ""]]:
     """One payment per instance: the accounts, and the rounding error below 0 that the auctioneer bears."""
     if market.instances == 1:  # a single payment of at most the balance never rounds below 0
         return accounts.at[payer].add(-amounts), jnp.zeros((), accounts.dtype)
     return withdraw(accounts, payer, amounts)
 
 
-def _credit(population: Population, accounts: Array, winner: Array, reward: Array) -> tuple[Array, Array, Array]:
-    """Pay rewards f [B]. Agents whose accounts are not finite afterwards die.
+def _credit(
+    population: Population, accounts: Float[Array, " accounts"], winner: Int32[Array, " B"], reward: Float[Array, " B"]
+) -> tuple[Float[Array, " accounts"], Bool[Array, " N"], Float[Array, ""]]:
+    """Pay rewards. Agents whose accounts are not finite afterwards die.
 
     Returns:
-        The accounts, 0 for dead agents; whether each agent died, bool [N]; and the finite wealth of dead agents before
-        the reward, f [].
+        The accounts, 0 for dead agents; whether each agent died; and the finite wealth of dead agents before
+        the reward.
     """
     slots = population.capacity
     before, after = accounts[:slots], accounts.at[winner].add(reward)
@@ -533,9 +544,9 @@ def _credit(population: Population, accounts: Array, winner: Array, reward: Arra
 
 
 def _charge(
-    market: DeepMarket, population: Population, wealth: Array, wins: Array, terms: Terms
-) -> tuple[Array, dict[str, Array]]:
-    """Rent and taxes, none of which puts an agent into debt: the wealth that remains f [N], and the flows f []."""
+    market: DeepMarket, population: Population, wealth: Float[Array, " N"], wins: Int32[Array, " N"], terms: Terms
+) -> tuple[Float[Array, " N"], dict[str, Float[Array, ""]]]:
+    """Rent and taxes, none of which puts an agent into debt: the wealth that remains, and the flows."""
     due: dict[str, Callable[[Array], Array]] = {}
     if (rent := terms.rent) is not None:
         due["rent"] = lambda own: rent * wins / market.instances * own
@@ -556,12 +567,12 @@ class RoundSummary(struct.PyTreeNode):
 
     flows: CashFlows  # f [] sums over the round, see `DeepMarketStep`
     statistics: MarketStatistics  # sums over the round
-    money: Array  # f [] at its end
-    num_agents: Array  # i32 [] living agents at its end
+    money: Float[Array, ""]  # at its end
+    num_agents: Int32[Array, ""]  # living agents at its end
     births: Births
-    gini: Array  # f [] of the living agents' wealth
-    wealth: Array  # f [5] minimum, quartiles and maximum of the living agents' wealth
-    top_share: Array  # f [] share of the round's auctions that the most successful agent won
+    gini: Float[Array, ""]  # of the living agents' wealth
+    wealth: Float[Array, "5"]  # minimum, quartiles and maximum of the living agents' wealth
+    top_share: Float[Array, ""]  # share of the round's auctions that the most successful agent won
 
     def residual(self, opened: Any) -> Any:
         """The change of money in all rounds that no flow explains, relative to the money that moved: f [].
@@ -642,9 +653,14 @@ def run(
 
 
 def summarize(
-    population: Population, money: Array, flows: CashFlows, statistics: MarketStatistics, births: Births, wins: Array
+    population: Population,
+    money: Float[Array, ""],
+    flows: CashFlows,
+    statistics: MarketStatistics,
+    births: Births,
+    wins: Int32[Array, " N"],
 ) -> RoundSummary:
-    """Summarize a round by the population at its end, f [] sums over its steps, and the auctions each agent won."""
+    """Summarize a round by the population at its end, sums over its steps, and the auctions each agent won."""
     p = population
     return RoundSummary(
         flows=flows,

@@ -20,6 +20,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_float, check_int, short_repr
@@ -44,24 +45,24 @@ NO_BID = -jnp.inf
 class Representation(Protocol):
     """The encoding of a market's agents. Compares and hashes by value, like a frozen dataclass."""
 
-    def init(self, key: Array, obs: Array) -> PyTree:
-        """A random agent, born into the state with observation ``obs`` f [...], which it may ignore."""
+    def init(self, key: Array, obs: Float[Array, "..."]) -> PyTree:
+        """A random agent, born into the state with observation ``obs``, which it may ignore."""
         ...
 
-    def bid(self, agent: PyTree, obs: Array, budget: Array) -> Array:
-        """The bid for a state: f [], or `NO_BID`. ``budget`` f [] is the most that the agent can pay."""
+    def bid(self, agent: PyTree, obs: Float[Array, "..."], budget: Float[Array, ""] | float) -> Float[Array, ""]:
+        """The bid for a state, or `NO_BID`. ``budget`` is the most that the agent can pay."""
         ...
 
-    def act(self, agent: PyTree, obs: Array) -> Array:
-        """The primitive that it applies if it wins: i32 []."""
+    def act(self, agent: PyTree, obs: Float[Array, "..."]) -> Int32[Array, ""]:
+        """The primitive that it applies if it wins."""
         ...
 
     def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> PyTree:
         """A child of ``agent``. ``mate`` is another rich agent or the same one, for representations with crossover."""
         ...
 
-    def cost(self, agent: PyTree) -> Array:
-        """Units of computation per bid, for the compute tax: f []."""
+    def cost(self, agent: PyTree) -> Float[Array, ""]:
+        """Units of computation per bid, for the compute tax."""
         ...
 
 
@@ -72,8 +73,8 @@ WILDCARD = 2
 class ClassifierRule(struct.PyTreeNode):
     """A classifier: if the condition matches, do the action."""
 
-    condition: Array  # i32 [n] 0, 1 or WILDCARD
-    action: Array  # i32 []
+    condition: Int32[Array, " n"]  # 0, 1 or WILDCARD
+    action: Int32[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,27 +107,27 @@ class ClassifierRules:
         _check_counts(self, "bits", "actions")
         _check_shares(self, "coefficient", "base", "wildcards", "crossover", "mutation")
 
-    def init(self, key: Array, obs: Array) -> ClassifierRule:
-        """A rule that matches ``obs`` f [n], with a random action."""
+    def init(self, key: Array, obs: Float[Array, " n"]) -> ClassifierRule:
+        """A rule that matches ``obs``, with a random action."""
         key_hash, key_action = jax.random.split(key)
         general = jax.random.bernoulli(key_hash, self.wildcards, (self.bits,))
         condition = jnp.where(general, WILDCARD, (obs > 0.5).astype(jnp.int32))
         return ClassifierRule(condition, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
 
-    def matches(self, agent: ClassifierRule, obs: Array) -> Array:
-        """Whether the condition holds: bool []."""
+    def matches(self, agent: ClassifierRule, obs: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Whether the condition holds."""
         return jnp.all((agent.condition == WILDCARD) | (agent.condition == (obs > 0.5)))
 
-    def specificity(self, agent: ClassifierRule) -> Array:
-        """Share of the condition that is not #: f []."""
+    def specificity(self, agent: ClassifierRule) -> Float[Array, ""]:
+        """Share of the condition that is not #."""
         return (agent.condition != WILDCARD).mean(dtype=real())
 
-    def bid(self, agent: ClassifierRule, obs: Array, budget: Array) -> Array:
+    def bid(self, agent: ClassifierRule, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
         """A share of the budget if the condition matches."""
         share = self.coefficient * (self.base + (1 - self.base) * self.specificity(agent))
         return jnp.where(self.matches(agent, obs), share * budget, NO_BID)
 
-    def act(self, agent: ClassifierRule, obs: Array) -> Array:
+    def act(self, agent: ClassifierRule, obs: Float[Array, " n"]) -> Int32[Array, ""]:
         """The agent's action, for every observation."""
         return agent.action
 
@@ -145,7 +146,7 @@ class ClassifierRules:
             condition, jnp.where(jax.random.bernoulli(keys[5], self.mutation), new_action, agent.action)
         )
 
-    def cost(self, agent: ClassifierRule) -> Array:
+    def cost(self, agent: ClassifierRule) -> Float[Array, ""]:
         """1 for every agent."""
         return jnp.ones((), real())
 
@@ -153,10 +154,10 @@ class ClassifierRules:
 class GuardedProgram(struct.PyTreeNode):
     """A sequence of guards, each a test of two values, and the action if all of them hold."""
 
-    tests: Array  # i32 [L] index into TESTS
-    operands: Array  # i32 [L, 2] index into sensors and constants
-    action: Array  # i32 []
-    price: Array  # f [] its bid, if no rule fixes the bid at entry
+    tests: Int32[Array, " L"]  # index into TESTS
+    operands: Int32[Array, "L 2"]  # index into sensors and constants
+    action: Int32[Array, ""]
+    price: Float[Array, ""]  # its bid, if no rule fixes the bid at entry
 
 
 TESTS = (
@@ -216,7 +217,7 @@ class GuardedPrograms:
         """V, sensors and constants."""
         return self.sensors + len(self.constants)
 
-    def init(self, key: Array, obs: Array) -> GuardedProgram:
+    def init(self, key: Array, obs: Float[Array, " n"]) -> GuardedProgram:
         """Random lines, action and price."""
         keys = jax.random.split(key, 7)
         shape = (self.length,)
@@ -231,7 +232,7 @@ class GuardedPrograms:
             price=self.highest * jax.random.uniform(keys[6], (), real()),
         )
 
-    def bid(self, agent: GuardedProgram, obs: Array, budget: Array) -> Array:
+    def bid(self, agent: GuardedProgram, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
         """The agent's price if all guards hold."""
         values = jnp.concatenate([obs.astype(real()), jnp.asarray(self.constants, real())])
         # Every test of every two values once per state, V · V of them; each agent only looks its own up.
@@ -239,7 +240,7 @@ class GuardedPrograms:
         holds = results[agent.tests, agent.operands[:, 0], agent.operands[:, 1]].all()
         return jnp.where(holds, agent.price, NO_BID)
 
-    def act(self, agent: GuardedProgram, obs: Array) -> Array:
+    def act(self, agent: GuardedProgram, obs: Float[Array, " n"]) -> Int32[Array, ""]:
         """The agent's action, for every observation."""
         return agent.action
 
@@ -257,8 +258,8 @@ class GuardedPrograms:
             price=agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())),
         )
 
-    def cost(self, agent: GuardedProgram) -> Array:
-        """One, and one more for every line that tests something: f []."""
+    def cost(self, agent: GuardedProgram) -> Float[Array, ""]:
+        """One, and one more for every line that tests something."""
         return 1 + (agent.tests != 0).sum(dtype=real())
 
     def show(self, agent: GuardedProgram) -> str:
@@ -299,7 +300,7 @@ class NeuralNetworks:
         """The widths of all layers."""
         return (self.features, *self.hidden, 1 + self.actions)
 
-    def init(self, key: Array, obs: Array) -> list[tuple[Array, Array]]:
+    def init(self, key: Array, obs: Float[Array, " n"]) -> list[tuple[Array, Array]]:
         """Gaussian weights f [in, out] and biases 0 f [out], layer by layer."""
         keys = jax.random.split(key, len(self.widths) - 1)
         return [
@@ -307,18 +308,20 @@ class NeuralNetworks:
             for k, pair in zip(keys, itertools.pairwise(self.widths), strict=True)
         ]
 
-    def outputs(self, agent: list[tuple[Array, Array]], obs: Array) -> Array:
-        """The last layer: f [1 + P]."""
+    def outputs(self, agent: list[tuple[Array, Array]], obs: Float[Array, " n"]) -> Float[Array, " outputs"]:
+        """The last layer."""
         for weights, bias in agent[:-1]:
             obs = jnp.tanh(obs @ weights + bias)
         weights, bias = agent[-1]
         return obs @ weights + bias
 
-    def bid(self, agent: list[tuple[Array, Array]], obs: Array, budget: Array) -> Array:
+    def bid(
+        self, agent: list[tuple[Array, Array]], obs: Float[Array, " n"], budget: Float[Array, ""] | float
+    ) -> Float[Array, ""]:
         """Softplus of the first output: positive."""
         return jax.nn.softplus(self.outputs(agent, obs)[0])
 
-    def act(self, agent: list[tuple[Array, Array]], obs: Array) -> Array:
+    def act(self, agent: list[tuple[Array, Array]], obs: Float[Array, " n"]) -> Int32[Array, ""]:
         """The action with the highest output."""
         return jnp.argmax(self.outputs(agent, obs)[1:]).astype(jnp.int32)
 
@@ -329,7 +332,7 @@ class NeuralNetworks:
         noise = [self.mutation * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
         return jax.tree.unflatten(structure, [x + e for x, e in zip(leaves, noise, strict=True)])
 
-    def cost(self, agent: list[tuple[Array, Array]]) -> Array:
+    def cost(self, agent: list[tuple[Array, Array]]) -> Float[Array, ""]:
         """Multiplications, in thousands."""
         return jnp.asarray(sum(a * b for a, b in itertools.pairwise(self.widths)) / 1000, real())
 
@@ -337,8 +340,8 @@ class NeuralNetworks:
 class BidTable(struct.PyTreeNode):
     """A bid for every state."""
 
-    bids: Array  # f [S] NO_BID where it does not bid
-    action: Array  # i32 []
+    bids: Float[Array, " S"]  # NO_BID where it does not bid
+    action: Int32[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,17 +364,17 @@ class BidTables:
         _check_counts(self, "states", "actions")
         _check_shares(self, "mutation")
 
-    def init(self, key: Array, obs: Array) -> BidTable:
+    def init(self, key: Array, obs: Float[Array, " S"]) -> BidTable:
         """Uniform bids and a random action."""
         key_bids, key_action = jax.random.split(key)
         bids = self.highest * jax.random.uniform(key_bids, (self.states,), real())
         return BidTable(bids, jax.random.randint(key_action, (), 0, self.actions, jnp.int32))
 
-    def bid(self, agent: BidTable, obs: Array, budget: Array) -> Array:
+    def bid(self, agent: BidTable, obs: Float[Array, " S"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
         """The bid in the table."""
         return agent.bids[jnp.argmax(obs)]
 
-    def act(self, agent: BidTable, obs: Array) -> Array:
+    def act(self, agent: BidTable, obs: Float[Array, " S"]) -> Int32[Array, ""]:
         """The agent's action, for every observation."""
         return agent.action
 
@@ -383,7 +386,7 @@ class BidTables:
         new_action = jax.random.bernoulli(key_action, self.mutation)
         return BidTable(jnp.where(changes, new.bids, agent.bids), jnp.where(new_action, new.action, agent.action))
 
-    def cost(self, agent: BidTable) -> Array:
+    def cost(self, agent: BidTable) -> Float[Array, ""]:
         """1 for every agent."""
         return jnp.ones((), real())
 

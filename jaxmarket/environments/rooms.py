@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, UInt8
 
 from jaxmarket.types import Array, real
 
@@ -171,7 +171,7 @@ class RoomsParams(struct.PyTreeNode):
     """The rules of `TwoRooms`, tabulated for its 148 states."""
 
     successors: Int32[Array, "148 7"]
-    views: Array  # u8 [148, 7, 7, 3]
+    views: UInt8[Array, "148 7 7 3"]
     achieved: Bool[Array, "148"]  # where ``done`` succeeds
     starts: Int32[Array, " n"]  # equally likely initial states
     max_steps_in_episode: int = 50

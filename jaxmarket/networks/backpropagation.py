@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree
@@ -84,32 +85,38 @@ class MarketGraph:
 class GoodsFlows(struct.PyTreeNode):
     """Goods held, produced and sent, in units of each good."""
 
-    x: Array  # f [n, G] inputs of each agent: its endowment and what it receives
-    y: Array  # f [n, G] outputs that it produces from them
-    q: Array  # f [n, n, G] what it sends, from row to column
+    x: Float[Array, "n G"]  # inputs of each agent: its endowment and what it receives
+    y: Float[Array, "n G"]  # outputs that it produces from them
+    q: Float[Array, "n n G"]  # what it sends, from row to column
 
 
 class Prices(struct.PyTreeNode):
     """Money per unit of each good, at each agent; may be negative."""
 
-    inputs: Array  # f [n, G] a, for one more unit of an input
-    outputs: Array  # f [n, G] b, for one more unit of an output
+    inputs: Float[Array, "n G"]  # a, for one more unit of an input
+    outputs: Float[Array, "n G"]  # b, for one more unit of an output
 
 
 class Convergence(struct.PyTreeNode):
     """The outcome of a fixed-point iteration. If it did not converge, all results and their derivatives are NaN."""
 
-    converged: Array  # bool [] the last round changed values by at most the tolerance
-    rounds: Array  # i32 [] including the last one, which confirmed convergence
-    residual: Array  # f [] largest change in the last round / largest value; the error is about 1/(1 - radius) times it
-    spectral_radius: Array  # f [] of the quote map at x; costs (n G)³, under jit only if it is used
+    converged: Bool[Array, ""]  # the last round changed values by at most the tolerance
+    rounds: Int32[Array, ""]  # including the last one, which confirmed convergence
+    residual: Float[Array, ""]  # largest change in the last round / largest value; the error is about it / (1 - radius)
+    spectral_radius: Float[Array, ""]  # of the quote map at x; costs (n G)³, under jit only if it is used
 
 
 # --- GoodsFlows
 
 
-def flow_round(graph: MarketGraph, agents: PyTree, shares: Array, endowments: Array, x: Array) -> Array:
-    """The inputs f [n, G] of all agents after each produced from its inputs x f [n, G] and sent its outputs."""
+def flow_round(
+    graph: MarketGraph,
+    agents: PyTree,
+    shares: Float[Array, "n n G"],
+    endowments: Float[Array, "n G"],
+    x: Float[Array, "n G"],
+) -> Float[Array, "n G"]:
+    """The inputs of all agents after each produced from its inputs x and sent its outputs."""
     return endowments + jnp.einsum("hig,hg->ig", shares, jax.vmap(graph.produce)(agents, x))
 
 
@@ -154,16 +161,16 @@ def goods_flows(
     return GoodsFlows(x, y, shares * y[:, None]), _convergence(x, iteration, graph, agents, shares, iteration[0])
 
 
-def graph_welfare(graph: MarketGraph, agents: PyTree, at: GoodsFlows) -> Array:
-    """W = Σ_i U_i(x_i, y_i), f []. Raises ValueError if the graph has no utility."""
+def graph_welfare(graph: MarketGraph, agents: PyTree, at: GoodsFlows) -> Float[Array, ""]:
+    """W = Σ_i U_i(x_i, y_i). Raises ValueError if the graph has no utility."""
     return jax.vmap(_utility(graph))(agents, at.x, at.y).sum()
 
 
 # --- Prices
 
 
-def consumer_bids(graph: MarketGraph, agents: PyTree, x: Array) -> Prices:
-    """The consumers' offers for one more unit at each agent, ∇_x U_i and ∇_y U_i, at the inputs x f [n, G].
+def consumer_bids(graph: MarketGraph, agents: PyTree, x: Float[Array, "n G"]) -> Prices:
+    """The consumers' offers for one more unit at each agent, ∇_x U_i and ∇_y U_i, at the inputs x.
 
     Raises:
         ValueError: the graph has no utility.
@@ -173,25 +180,37 @@ def consumer_bids(graph: MarketGraph, agents: PyTree, x: Array) -> Prices:
 
 
 def agent_quote(
-    graph: MarketGraph, agent: PyTree, shares: Array, x: Array, bids: Prices, quotes: Array
-) -> tuple[Array, Array]:
-    """One agent's prices, for its inputs f [G] and for its outputs f [G], from information local to the agent.
+    graph: MarketGraph,
+    agent: PyTree,
+    shares: Float[Array, "n G"],
+    x: Float[Array, " G"],
+    bids: Prices,
+    quotes: Float[Array, "n G"],
+) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
+    """One agent's prices, for its inputs and for its outputs, from information local to the agent.
 
     Args:
         graph: the functions of one agent.
         agent: parameters of this agent.
-        shares: f [n, G] of its output, by buyer.
-        x: f [G], its inputs.
+        shares: of its output, by buyer.
+        x: its inputs.
         bids: f [G] each, of its own consumers.
-        quotes: f [n, G], the last input prices of all agents; only those of its buyers count.
+        quotes: the last input prices of all agents; only those of its buyers count.
     """
     outputs = bids.outputs + (shares * quotes).sum(0)
     _, pull = jax.vjp(lambda x: graph.produce(agent, x), x)
     return bids.inputs + pull(outputs)[0], outputs
 
 
-def quote_round(graph: MarketGraph, agents: PyTree, shares: Array, x: Array, bids: Prices, quotes: Array) -> Prices:
-    """`agent_quote` of all agents, given the quotes f [n, G] of the previous round (0 before the first)."""
+def quote_round(
+    graph: MarketGraph,
+    agents: PyTree,
+    shares: Float[Array, "n n G"],
+    x: Float[Array, "n G"],
+    bids: Prices,
+    quotes: Float[Array, "n G"],
+) -> Prices:
+    """`agent_quote` of all agents, given the quotes of the previous round (0 before the first)."""
     all_agents = jax.vmap(lambda agent, shares, x, bids: agent_quote(graph, agent, shares, x, bids, quotes))
     return Prices(*all_agents(agents, shares, x, bids))
 
@@ -271,43 +290,52 @@ _goods_prices = jax.jit(goods_prices, static_argnames="graph")
 # --- Routing
 
 
-def routing_gradient(shares: Array, outputs: Array, a: Array) -> Array:
-    """The gradient of welfare with respect to the logits of softmax routing, dW/dθ_ij = q_ij (a_j - ā_i): f [n, n, G].
+def routing_gradient(
+    shares: Float[Array, "n n G"], outputs: Float[Array, "n G"], a: Float[Array, "n G"]
+) -> Float[Array, "n n G"]:
+    """The gradient of welfare with respect to the logits of softmax routing, dW/dθ_ij = q_ij (a_j - ā_i).
 
     For logits common to all goods, sum the result over goods. ā_i is the mean price over the buyers of i,
     Σ_j s_ij a_j / Σ_j s_ij, so that the formula also holds for ``shares = kept * softmax(logits, axis=1)``.
 
     Args:
-        shares: f [n, n, G].
-        outputs: f [n, G] y.
-        a: f [n, G] input prices.
+        shares: as in `goods_flows`.
+        outputs: y.
+        a: input prices.
     """
     total = shares.sum(1)
     mean = jnp.einsum("ijg,jg->ig", shares, a) / jnp.where(total > 0, total, 1)
     return shares * outputs[:, None] * (a - mean[:, None])
 
 
-def replicator(shares: Array, a: Array, outputs: Array | None = None) -> Array:
-    """The velocity of shares under replicator routing, f [n, n, G]; sums to 0 over buyers.
+def replicator(
+    shares: Float[Array, "n n G"], a: Float[Array, "n G"], outputs: Float[Array, "n G"] | None = None
+) -> Float[Array, "n n G"]:
+    """The velocity of shares under replicator routing; sums to 0 over buyers.
 
-    With ``outputs`` y f [n, G], fitness is the money a good earns, y_i a_j, and dW/dt = Σ y² Var_s(a). Without, it is
+    With ``outputs`` y, fitness is the money a good earns, y_i a_j, and dW/dt = Σ y² Var_s(a). Without, it is
     the price a_j alone, and dW/dt = Σ y Var_s(a). (With outputs, the entries equal those of `routing_gradient`, but as
     a velocity of shares and not of logits.)
     """
     return routing_gradient(shares, jnp.ones_like(a) if outputs is None else outputs, a)
 
 
-def reroute(shares: Array, a: Array, outputs: Array | None = None, rate: Array | float = 0.1) -> Array:
-    """One step of replicator routing that stays in the simplex: s_ij exp(rate · fitness), rescaled; f [n, n, G].
+def reroute(
+    shares: Float[Array, "n n G"],
+    a: Float[Array, "n G"],
+    outputs: Float[Array, "n G"] | None = None,
+    rate: Float[Array, ""] | float = 0.1,
+) -> Float[Array, "n n G"]:
+    """One step of replicator routing that stays in the simplex: s_ij exp(rate · fitness), rescaled.
 
     Shares stay at or above 0, every row keeps its sum, and shares of 0 stay 0. The derivative by ``rate`` at 0 is
     `replicator`.
 
     Args:
-        shares: f [n, n, G].
-        a: f [n, G] input prices.
-        outputs: f [n, G] y; fitness is y_i a_j, or a_j if None.
-        rate: f [], not negative.
+        shares: as in `goods_flows`.
+        a: input prices.
+        outputs: y; fitness is y_i a_j, or a_j if None.
+        rate: not negative.
     """
     fitness = rate * (a if outputs is None else outputs[:, None] * a)
     sold = shares > 0
@@ -320,8 +348,8 @@ def reroute(shares: Array, a: Array, outputs: Array | None = None, rate: Array |
 # --- Fixed points
 
 
-def spectral_radius(matrix: Array) -> Array:
-    """The largest absolute eigenvalue of a matrix f [N, N], f []: lim |Mᵏ|^(1/k), by squaring M thirty times.
+def spectral_radius(matrix: Float[Array, "N N"]) -> Float[Array, ""]:
+    """The largest absolute eigenvalue of a matrix: lim |Mᵏ|^(1/k), by squaring M thirty times.
 
     Unlike `jnp.linalg.eigvals` this runs on every device, and an acyclic graph gives exactly 0.
     """
@@ -380,14 +408,21 @@ def _sum_of_powers(
     )
 
 
-def _quote_map(graph: MarketGraph, agents: PyTree, shares: Array, x: Array) -> Callable[[Array], Array]:
-    """M: the map from the last quotes to the next if consumers bid 0, f [n, G] -> f [n, G]."""
+def _quote_map(
+    graph: MarketGraph, agents: PyTree, shares: Float[Array, "n n G"], x: Float[Array, "n G"]
+) -> Callable[[Float[Array, "n G"]], Float[Array, "n G"]]:
+    """M: the map from the last quotes to the next if consumers bid 0."""
     nothing = Prices(jnp.zeros_like(x), jnp.zeros_like(x))
     return lambda quotes: quote_round(graph, agents, shares, x, nothing, quotes).inputs
 
 
 def _convergence(
-    value: Array, iteration: _Iteration, graph: MarketGraph, agents: PyTree, shares: Array, x: Array
+    value: Float[Array, "n G"],
+    iteration: _Iteration,
+    graph: MarketGraph,
+    agents: PyTree,
+    shares: Float[Array, "n n G"],
+    x: Float[Array, "n G"],
 ) -> Convergence:
     agents, shares, x = jax.lax.stop_gradient((agents, shares, x))
     matrix = jax.jacfwd(_quote_map(graph, agents, shares, x))(x).reshape(x.size, x.size)

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32
 
 from jaxmarket import auctions
 from jaxmarket.types import Array, Outcome, PyTree, real
@@ -41,21 +42,26 @@ __all__ = ["NetworkMarket", "Quotes", "from_mlp", "neuron_quote"]
 class Quotes(struct.PyTreeNode):
     """Prices that the neurons of a layer quote for a unit of each good they buy."""
 
-    edges: Array  # f [..., in, out] of the good on the edge from the row's to the column's unit
-    bias: Array  # f [..., out] of the bias
+    edges: Float[Array, "... inputs outputs"]  # of the good on the edge from the row's to the column's unit
+    bias: Float[Array, "... outputs"]  # of the bias
 
 
-def neuron_quote(z: Array, weights: Array, offers: Array, rectified: Array | bool = True) -> tuple[Array, Array]:
+def neuron_quote(
+    z: Float[Array, ""],
+    weights: Float[Array, " inputs"],
+    offers: Float[Array, " buyers"],
+    rectified: Bool[Array, ""] | bool = True,
+) -> tuple[Float[Array, " inputs"], Float[Array, ""]]:
     """The prices that one neuron offers for its inputs and its bias, from information local to the neuron.
 
     Args:
-        z: f [], its pre-activation.
-        weights: f [in], of its incoming edges.
-        offers: f [buyers], the quotes of its buyers for its output.
-        rectified: bool [], whether its output is ReLU(z), or z itself.
+        z: its pre-activation.
+        weights: of its incoming edges.
+        offers: the quotes of its buyers for its output.
+        rectified: whether its output is ReLU(z), or z itself.
 
     Returns:
-        Prices of the goods on its incoming edges f [in], and of its bias f [].
+        Prices of the goods on its incoming edges, and of its bias.
     """
     bias = jnp.where((z > 0) | ~jnp.asarray(rectified), offers.sum(), 0)
     return weights * bias, bias
@@ -72,11 +78,11 @@ class NetworkMarket(struct.PyTreeNode):
     Wealth is fixed and there is no learning.
     """
 
-    weights: tuple[Array, ...]  # of each layer f [agents of the layer, in, out]
-    biases: tuple[Array, ...]  # of each layer f [agents of the layer, out]
-    layer: Array  # i32 [A] the layer of each agent, from 1
-    index: Array  # i32 [A] index of its parameters among those of its layer
-    wealth: Array  # f [A]
+    weights: tuple[Float[Array, "agents inputs outputs"], ...]  # of each layer
+    biases: tuple[Float[Array, "agents outputs"], ...]  # of each layer
+    layer: Int32[Array, " A"]  # the layer of each agent, from 1
+    index: Int32[Array, " A"]  # index of its parameters among those of its layer
+    wealth: Float[Array, " A"]
     linear_last: bool = struct.field(pytree_node=False, default=False)  # whether the last layer has no ReLU
 
     @property
@@ -84,8 +90,8 @@ class NetworkMarket(struct.PyTreeNode):
         """The widths of the input and of every layer."""
         return (self.weights[0].shape[1], *(w.shape[2] for w in self.weights))
 
-    def sell(self, tag: Array | int) -> Outcome:
-        """The auction of a state with the tag i32 []: every agent of the next layer bids 1, or its wealth if less.
+    def sell(self, tag: Int[Array, ""] | int) -> Outcome:
+        """The auction of a state with the tag: every agent of the next layer bids 1, or its wealth if less.
 
         Other agents, and bids of 0, are not eligible. Ties go to the lowest index. If no agent is eligible, the winner
         is `jaxmarket.types.NOBODY`.
@@ -109,8 +115,8 @@ class NetworkMarket(struct.PyTreeNode):
         ]
         return layers, (winners >= 0).all()
 
-    def forward(self, x: Array) -> Array:
-        """The network's output, computed by one auction per layer: f [..., d] -> f [..., out].
+    def forward(self, x: Array) -> Float[Array, "... outputs"]:
+        """The network's output, computed by one auction per layer; ``x`` is f [..., d].
 
         NaN if an auction has no winner.
 
@@ -157,8 +163,8 @@ class NetworkMarket(struct.PyTreeNode):
             offers = quotes[-1].edges
         return jax.tree.map(lambda price: jnp.where(sold, price, jnp.nan), tuple(reversed(quotes)))
 
-    def prices(self, x: Array, output_prices: Array) -> Array:
-        """The price of a unit of each input, summed over its buyers: f [..., d], the gradient of the network.
+    def prices(self, x: Array, output_prices: Array) -> Float[Array, "... d"]:
+        """The price of a unit of each input, summed over its buyers: the gradient of the network.
 
         Arguments and errors are those of `edge_prices`.
         """

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32
 
 from jaxmarket.types import Array, real
 
@@ -104,13 +105,13 @@ class Network:
         return self.groups[-1]
 
     @property
-    def group(self) -> np.ndarray:
-        """The group of each unit: i [N]."""
+    def group(self) -> Int[np.ndarray, " N"]:
+        """The group of each unit."""
         return np.repeat(np.arange(len(self.groups)), self.groups)
 
     @property
-    def connected(self) -> np.ndarray:
-        """Whether there is a connection from the row's unit to the column's: bool [N, N]."""
+    def connected(self) -> Bool[np.ndarray, "N N"]:
+        """Whether there is a connection from the row's unit to the column's."""
         linked = np.zeros((len(self.groups), len(self.groups)), bool)
         for source, target in self.links:
             linked[source, target] = True
@@ -120,28 +121,30 @@ class Network:
 class Rates(struct.PyTreeNode):
     """The rates of payment and reward; traced."""
 
-    payment: Array | float = 0.005  # f [] λ, fraction of its weight that a connection pays when its target fires
-    reward: Array | float = 0.005  # f [] η, fraction of its weight that it receives if the target is the right output
+    payment: Float[Array, ""] | float = 0.005  # λ, fraction of its weight that a connection pays when its target fires
+    reward: Float[Array, ""] | float = 0.005  # η, fraction of its weight received if the target is the right output
 
 
 class NetworkState(struct.PyTreeNode):
     """The state of a network between two ticks."""
 
-    weights: Array  # f [N, N] w, from row to column; 0 where there is no connection
-    active: Array  # f [N] x: the inputs as set, 1 for the winner of each subset, else 0
-    carried: Array  # f [N, N] c of the last tick
+    weights: Float[Array, "N N"]  # w, from row to column; 0 where there is no connection
+    active: Float[Array, " N"]  # x: the inputs as set, 1 for the winner of each subset, else 0
+    carried: Float[Array, "N N"]  # c of the last tick
 
 
 class WeightFlows(struct.PyTreeNode):
     """Amounts paid, in units of weight: the sum of all weights grows by injected - dissipated."""
 
-    injected: Array  # f [] reward
-    dissipated: Array  # f [] paid to units that nothing carried into: the inputs
-    circulated: Array  # f [] paid to units that pass it on to their incoming connections
+    injected: Float[Array, ""]  # reward
+    dissipated: Float[Array, ""]  # paid to units that nothing carried into: the inputs
+    circulated: Float[Array, ""]  # paid to units that pass it on to their incoming connections
 
 
-def init(network: Network, key: Array, low: Array | float = 0.999, high: Array | float = 1.001) -> Array:
-    """Positive random weights f [N, N], uniform between ``low`` and ``high`` on connections and 0 elsewhere.
+def init(
+    network: Network, key: Array, low: Float[Array, ""] | float = 0.999, high: Float[Array, ""] | float = 1.001
+) -> Float[Array, "N N"]:
+    """Positive random weights, uniform between ``low`` and ``high`` on connections and 0 elsewhere.
 
     The defaults are the published range as reported by secondary sources.
     """
@@ -149,13 +152,13 @@ def init(network: Network, key: Array, low: Array | float = 0.999, high: Array |
     return jnp.where(network.connected, weights, 0)
 
 
-def rest(network: Network, weights: Array) -> NetworkState:
-    """The state with these weights f [N, N] in which no unit is active."""
+def rest(network: Network, weights: Float[Array, "N N"]) -> NetworkState:
+    """The state with these weights in which no unit is active."""
     return NetworkState(weights, jnp.zeros(network.units, weights.dtype), jnp.zeros_like(weights))
 
 
-def _fire(network: Network, net: Array, inputs: Array) -> Array:
-    """Activations f [N]: inputs as set; of each subset the largest positive net input, ties to the lowest index."""
+def _fire(network: Network, net: Float[Array, " N"], inputs: Float[Array, " I"]) -> Float[Array, " N"]:
+    """Activations: inputs as set; of each subset the largest positive net input, ties to the lowest index."""
     active, start = [inputs.astype(net.dtype)], network.inputs
     for size in network.groups[1:]:
         competing = net[start : start + size]
@@ -166,19 +169,19 @@ def _fire(network: Network, net: Array, inputs: Array) -> Array:
 
 
 def tick(
-    network: Network, state: NetworkState, inputs: Array, target: Array | int, rates: Rates
-) -> tuple[NetworkState, WeightFlows, Array]:
+    network: Network, state: NetworkState, inputs: Float[Array, " I"], target: Int[Array, ""] | int, rates: Rates
+) -> tuple[NetworkState, WeightFlows, Int32[Array, ""]]:
     """One tick: units fire, and connections pay, are paid and are rewarded.
 
     Args:
         network: static.
         state: before the tick.
-        inputs: f [I], values of the input units; they affect other units one tick later.
-        target: i32 [], the right output at this tick, from 0; `NO_TARGET` for none.
+        inputs: values of the input units; they affect other units one tick later.
+        target: the right output at this tick, from 0; `NO_TARGET` for none.
         rates: rates of 0 leave the weights unchanged.
 
     Returns:
-        The state after the tick, the amounts paid, and the output that fired: i32 [], from 0, or `SILENT`.
+        The state after the tick, the amounts paid, and the output that fired, from 0, or `SILENT`.
     """
     carried = state.active[:, None] * state.weights
     active = _fire(network, carried.sum(0), inputs)
@@ -201,19 +204,19 @@ def tick(
 
 
 def present(
-    network: Network, weights: Array, inputs: Array, targets: Array, rates: Rates
-) -> tuple[Array, WeightFlows, Array]:
+    network: Network, weights: Float[Array, "N N"], inputs: Float[Array, "T I"], targets: Int[Array, " T"], rates: Rates
+) -> tuple[Float[Array, "N N"], WeightFlows, Int32[Array, " T"]]:
     """One presentation, from rest: one tick for each row of inputs, with learning at each.
 
     Args:
         network: static.
-        weights: f [N, N].
-        inputs: f [T, I], values of the input units at each tick.
-        targets: i32 [T], the right output at each tick; `NO_TARGET` if none is rewarded.
+        weights: before the presentation.
+        inputs: values of the input units at each tick.
+        targets: the right output at each tick; `NO_TARGET` if none is rewarded.
         rates: rates of payment and reward.
 
     Returns:
-        The weights afterwards, the flows summed over ticks, and the output that fired at each tick: i32 [T].
+        The weights afterwards, the flows summed over ticks, and the output that fired at each tick.
     """
 
     def body(state: NetworkState, xs: tuple[Array, Array]) -> tuple[NetworkState, tuple[WeightFlows, Array]]:
@@ -224,7 +227,7 @@ def present(
     return last.weights, jax.tree.map(lambda flow: flow.sum(0), flows), fired
 
 
-def respond(network: Network, weights: Array, inputs: Array) -> Array:
-    """The output that fires at each tick without learning: i32 [T], or `SILENT`."""
+def respond(network: Network, weights: Float[Array, "N N"], inputs: Float[Array, "T I"]) -> Int32[Array, " T"]:
+    """The output that fires at each tick without learning, or `SILENT`."""
     targets = jnp.full(inputs.shape[0], NO_TARGET)
     return present(network, weights, inputs, targets, Rates(0.0, 0.0))[2]

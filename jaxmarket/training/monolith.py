@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
 from jaxmarket.environments.adapter import Adapter, Step, longer
@@ -54,23 +55,23 @@ class EnvCarry(struct.PyTreeNode):
     """One running environment without a market."""
 
     env_state: PyTree
-    obs: Array  # f [...] encoded
-    episode_return: Array  # f [] undiscounted reward of the running episode
-    episode_length: Array  # i32 [] environment steps of the running episode
+    obs: Float[Array, "..."]  # encoded
+    episode_return: Float[Array, ""]  # undiscounted reward of the running episode
+    episode_length: Int32[Array, ""]  # environment steps of the running episode
 
 
 class EnvTransition(struct.PyTreeNode):
     """What happened, one row a step."""
 
-    obs: Array  # f [...]
+    obs: Float[Array, "..."]
     choice: PyTree  # what decided the action
-    reward: Array  # f []
-    duration: Array  # f [] environment steps taken
-    terminated: Array  # bool []
-    truncated: Array  # bool []
-    next_obs: Array  # f [...] before any reset
-    episode_return: Array  # f [] of the episode so far, this row included
-    episode_length: Array  # i32 []
+    reward: Float[Array, ""]
+    duration: Float[Array, ""]  # environment steps taken
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    next_obs: Float[Array, "..."]  # before any reset
+    episode_return: Float[Array, ""]  # of the episode so far, this row included
+    episode_length: Int32[Array, ""]
 
     @property
     def done(self) -> Array:
@@ -178,7 +179,7 @@ def play_episodes(
 class Categorical(struct.PyTreeNode):
     """One of P choices: what an agent has that acts instead of bidding."""
 
-    logits: Array  # f [..., P]
+    logits: Float[Array, "... P"]
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent choices, as numbers: f [*shape, ...]."""
@@ -232,7 +233,7 @@ class Product(struct.PyTreeNode):
     It is the `Categorical` of all M^L in which probabilities are products, for the price of L · M logits.
     """
 
-    logits: Array  # f [..., L, M]
+    logits: Float[Array, "... L M"]
 
     def _number(self, digits: Array) -> Array:
         """Of the choices i32 [..., L]: f [...]."""
@@ -393,7 +394,7 @@ class MonolithState(struct.PyTreeNode):
     learner: PyTree
     running: EnvCarry  # leaves [B, ...]
     key: Array
-    update: Array  # i32 [] updates done
+    update: Int32[Array, ""]  # updates done
 
 
 _PARTITION = MonolithState(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int, Int32
 
 from jaxmarket import deep_market
 from jaxmarket.auctions import BUCKET_BRIGADE
@@ -180,7 +181,7 @@ class PopulationTrainState(struct.PyTreeNode):
     learner: PopulationLearner
     market: DeepMarketState  # without its population, which is ``learner.params``
     key: Array
-    update: Array  # i32 [] rounds done
+    update: Int32[Array, ""]  # rounds done
 
 
 _PARTITION = PopulationTrainState(learner=P(SEEDS), market=P(SEEDS), key=P(SEEDS), update=P(SEEDS))  # type: ignore[arg-type]
@@ -203,8 +204,10 @@ class PopulationPlayer:
         """The environment."""
         return self.market.env
 
-    def act(self, population: Population, key: Array, obs: Array, env_state: PyTree, env_params: PyTree) -> Array:
-        """The action for one encoded observation: i32 [].
+    def act(
+        self, population: Population, key: Array, obs: Float[Array, "..."], env_state: PyTree, env_params: PyTree
+    ) -> Int[Array, ""]:
+        """The action for one encoded observation.
 
         ``key`` breaks ties, and draws the action where no agent bids.
         """
@@ -235,8 +238,8 @@ class PopulationPolicy(struct.PyTreeNode):
     player: PopulationPlayer = struct.field(pytree_node=False)
 
     @standard_promotion
-    def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
-        """The action for one raw observation of the environment: i32 [].
+    def __call__(self, obs: PyTree, key: Array | None = None) -> Int[Array, ""]:
+        """The action for one raw observation of the environment.
 
         ``key`` breaks ties, and draws the action where no agent bids; without one both are the same in every call.
         """

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int32
 
 from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, pmax, psum
@@ -36,8 +37,8 @@ class TrainState(struct.PyTreeNode):
     learner: PyTree  # leaves [M, ...], with a field `params`
     market: State  # leaves [B, ...]
     key: Array
-    update: Array  # i32 [] updates done
-    visits: Array  # f [S] visits of each state during the last tenth of training; [0] if unknown
+    update: Int32[Array, ""]  # updates done
+    visits: Float[Array, " S"]  # visits of each state during the last tenth of training; [0] if unknown
 
 
 _PARTITION = TrainState(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int, Int32
 
 from jaxmarket import wide_market
 from jaxmarket.auctions import Mechanism
@@ -72,8 +73,10 @@ class ProductionLines(Protocol):
     operations: int
     joint: bool
 
-    def transform(self, line: Array, stage: Array, operation: Array, params: PyTree) -> tuple[Array, Array]:
-        """The stage i32 [...] that an operation takes a piece to, and the reward f [...]."""
+    def transform(
+        self, line: Int[Array, "..."], stage: Int[Array, "..."], operation: Int[Array, "..."], params: PyTree
+    ) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+        """The stage that an operation takes a piece to, and the reward."""
         ...
 
 
@@ -100,25 +103,25 @@ def _lines(env: Adapter) -> ProductionLines:
 class Worker(struct.PyTreeNode):
     """A bidder of a wide market; one, or leaves [N, ...]."""
 
-    line: Array  # i32 [] its line
-    operation: Array  # i32 [] its operation
-    values: Array  # f [K] its bids for a piece of its line at each stage
+    line: Int32[Array, ""]  # its line
+    operation: Int32[Array, ""]  # its operation
+    values: Float[Array, " K"]  # its bids for a piece of its line at each stage
 
 
-def workers(lines: ProductionLines, values: Array, clones: int) -> Worker:
+def workers(lines: ProductionLines, values: Float[Array, "jobs K"], clones: int) -> Worker:
     """Bidders ordered as those of a society: bidder a is clone ``a % clones`` of job ``a // clones``.
 
     Args:
         lines: the production lines.
-        values: f [L * M, K], bids of each job.
+        values: bids of each job.
         clones: bidders per job.
     """
     job = jnp.arange(lines.lines * lines.operations * clones, dtype=jnp.int32) // clones
     return Worker(line=job // lines.operations, operation=job % lines.operations, values=jnp.repeat(values, clones, 0))
 
 
-def _own(lines: ProductionLines, worker: Worker) -> Array:
-    """Which goods are pieces of the worker's line: bool [G]. Good l * K + k is the piece of line l at stage k."""
+def _own(lines: ProductionLines, worker: Worker) -> Bool[Array, " G"]:
+    """Which goods are pieces of the worker's line. Good l * K + k is the piece of line l at stage k."""
     return jnp.arange(lines.lines * lines.stages) // lines.stages == worker.line
 
 
@@ -146,8 +149,8 @@ class LineProduction:
     lines: ProductionLines
     params: PyTree
 
-    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Array) -> wide_market.Produced:
-        """The pieces and rewards that bundles f [N, G] become."""
+    def __call__(self, key: Array, agents: Worker, world: PyTree, bundles: Float[Array, "N G"]) -> wide_market.Produced:
+        """The pieces and rewards that bundles become."""
         del key
         lines = self.lines
         after, earned = effects(lines, agents, self.params)
@@ -160,8 +163,10 @@ class LineProduction:
         )
 
 
-def effects(lines: ProductionLines, agents: Worker, params: PyTree) -> tuple[Array, Array]:
-    """The next stage of a piece for each worker and stage, one-hot f [N, K, K], and the reward, f [N, K]."""
+def effects(
+    lines: ProductionLines, agents: Worker, params: PyTree
+) -> tuple[Float[Array, "N K K"], Float[Array, "N K"]]:
+    """The next stage of a piece for each worker and stage, one-hot, and the reward."""
     stages = jnp.arange(lines.stages)
     after, earned = lines.transform(agents.line[:, None], stages, agents.operation[:, None], params)
     return (after[..., None] == stages).astype(real()), earned
@@ -170,12 +175,12 @@ def effects(lines: ProductionLines, agents: Worker, params: PyTree) -> tuple[Arr
 class LineSale(struct.PyTreeNode):
     """The sale of every line's piece in a round."""
 
-    stage: Array  # f [L, K] one-hot, stage of the piece for sale
-    won: Array  # f [N] 1 for bidders that bought a piece
-    price: Array  # f [L] paid
-    payout: Array  # f [L] received
-    reward: Array  # f [L]
-    outbid: Array  # bool [L] whether exploration made an outbid bidder the winner
+    stage: Float[Array, "L K"]  # one-hot, stage of the piece for sale
+    won: Float[Array, " N"]  # 1 for bidders that bought a piece
+    price: Float[Array, " L"]  # paid
+    payout: Float[Array, " L"]  # received
+    reward: Float[Array, " L"]
+    outbid: Bool[Array, " L"]  # whether exploration made an outbid bidder the winner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,13 +226,13 @@ class WideSociety:
         production = LineProduction(self.lines, env_params)
         return wide_market.WideMarket(valuation=StageBids(self.lines), production=production, solver=solver)
 
-    def bids(self, params: PyTree) -> Array:
-        """The bid of each job at each stage of its line: f [L * M, K]."""
+    def bids(self, params: PyTree) -> Float[Array, "jobs K"]:
+        """The bid of each job at each stage of its line."""
         stages = jnp.eye(self.lines.stages, dtype=real())
         return jax.vmap(lambda job: jax.vmap(self.policy.apply, (None, 0))(job, stages).mean())(params)
 
-    def open(self, values: Array) -> wide_market.WideMarketState:
-        """A market of raw pieces with these bids f [L * M, K]; the first owner only receives the first payments."""
+    def open(self, values: Float[Array, "jobs K"]) -> wide_market.WideMarketState:
+        """A market of raw pieces with these bids; the first owner only receives the first payments."""
         lines = self.lines
         agents = workers(lines, values, self.clones)
         count = agents.line.shape[0]
@@ -264,9 +269,14 @@ class WideSociety:
         return self.play(self.bids(params), key, env_params, episodes, max_steps)
 
     def play(
-        self, values: Array, key: Array, env_params: PyTree, episodes: int = 1, max_steps: int = _MOST_STEPS
+        self,
+        values: Float[Array, "jobs K"],
+        key: Array,
+        env_params: PyTree,
+        episodes: int = 1,
+        max_steps: int = _MOST_STEPS,
     ) -> Episodes:
-        """`evaluate` with bids f [L * M, K]; a round is a step of the environment."""
+        """`evaluate` with bids; a round is a step of the environment."""
         limit = jnp.asarray(env_params.max_steps_in_episode, jnp.int32)
 
         def unfinished(carry: tuple) -> Array:
@@ -304,8 +314,8 @@ class WidePolicy(struct.PyTreeNode):
     society: WideSociety = struct.field(pytree_node=False)
 
     @standard_promotion
-    def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
-        """The joint action for one raw observation: i32 []. Ties go to the lowest operation; no key is needed."""
+    def __call__(self, obs: PyTree, key: Array | None = None) -> Int32[Array, ""]:
+        """The joint action for one raw observation. Ties go to the lowest operation; no key is needed."""
         del key
         lines, society = self.society.lines, self.society
         stages = society.env.encode(obs).reshape(lines.lines, lines.stages)
@@ -321,9 +331,9 @@ class WideMarketTrainState(struct.PyTreeNode):
     learner: PyTree  # leaves [L * M, ...], one for each job
     market: wide_market.WideMarketState  # leaves [B, ...]
     key: Array
-    update: Array  # i32 [] updates done
-    earned: Array  # f [B] rewards and subsidies so far
-    moved: Array  # f [B] money moved so far, rewards included
+    update: Int32[Array, ""]  # updates done
+    earned: Float[Array, " B"]  # rewards and subsidies so far
+    moved: Float[Array, " B"]  # money moved so far, rewards included
 
 
 _PARTITION = WideMarketTrainState(
@@ -339,10 +349,10 @@ _PARTITION = WideMarketTrainState(
 class _Sums(struct.PyTreeNode):
     """Sums over the rounds of an update, all instances and lines."""
 
-    reward: Array  # f []
-    price: Array  # f []
-    subsidy: Array  # f []
-    wins: Array  # f [N]
+    reward: Float[Array, ""]
+    price: Float[Array, ""]
+    subsidy: Float[Array, ""]
+    wins: Float[Array, " N"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -465,8 +475,8 @@ class WideMarketTraining:
             moved=nothing,
         )
 
-    def settle(self, sales: LineSale, hyper: Hyperparameters) -> Array:
-        """The revenue of each purchase: f [T, L], of T + 1 rounds.
+    def settle(self, sales: LineSale, hyper: Hyperparameters) -> Float[Array, "T L"]:
+        """The revenue of each purchase, from T + 1 rounds.
 
         As in `settlement.settle`: reward + γ times the payout for the piece one round later. With contracts a share of
         that payout is replaced by the revenue of its buyer, unless exploration forced the sale.
@@ -575,7 +585,7 @@ class WideMarketTraining:
             "diverged": diverged(networks(state.learner), sums.reward),
         }
 
-    def residual(self, state: WideMarketTrainState) -> Array:
-        """|change of money - rewards - subsidies| over the money moved since the beginning, per instance: f [B]."""
+    def residual(self, state: WideMarketTrainState) -> Float[Array, "... B"]:
+        """|change of money - rewards - subsidies| over the money moved since the beginning, per instance."""
         change = (state.market.wealth - CREDIT).sum(-1)
         return jnp.abs(change - state.earned) / jnp.maximum(1, state.moved)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Float, Int
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, tree_select
@@ -80,15 +81,17 @@ class ConvexProgram:
             return self._proximal_point(valuations, wealth, holdings, prices, tolerances)
         return solve_strictly_concave(self._find, valuations, wealth, holdings, prices, tolerances)
 
-    def _find(self, search: PriceSearch, start: Array) -> tuple[Array, Array]:
-        """Market-clearing prices f [G], and the number of iterations."""
+    def _find(self, search: PriceSearch, start: Float[Array, " G"]) -> tuple[Float[Array, " G"], Int[Array, ""]]:
+        """Market-clearing prices, and the number of iterations."""
         found, count = self._minimise(search, start, self.max_iterations)
         fallback = Tatonnement(self.max_iterations + 1000, self.tolerance)
         usable = (count < self.max_iterations) & jnp.isfinite(found).all()
         return fallback.find(search, jnp.where(usable, found, start), count)
 
-    def _minimise(self, search: PriceSearch, start: Array, max_iterations: int) -> tuple[Array, Array]:
-        """Prices f [G] that minimise the dual, and the number of L-BFGS iterations."""
+    def _minimise(
+        self, search: PriceSearch, start: Float[Array, " G"], max_iterations: int
+    ) -> tuple[Float[Array, " G"], Int[Array, ""]]:
+        """Prices that minimise the dual, and the number of L-BFGS iterations."""
         tiny, epsilon = jnp.finfo(start.dtype).tiny, jnp.finfo(start.dtype).eps
         supply, units = search.supply, search.units
         # The unit of money is the initial trade; for scarce goods, the trade that demand would imply.
@@ -127,9 +130,9 @@ class ConvexProgram:
     def _proximal_point(
         self,
         valuations: Linear,
-        wealth: Array,
-        holdings: Array,
-        prices: Array | None,
+        wealth: Float[Array, " N"],
+        holdings: Float[Array, "N G"],
+        prices: Float[Array, " G"] | None,
         tolerances: tuple[float, float],
     ) -> Equilibrium:
         """Solve linear valuations as a sequence of strictly concave markets."""
@@ -178,8 +181,8 @@ class ConvexProgram:
         return best.replace(certificate=best.certificate.replace(iterations=found[2]))
 
 
-def _residual_ratio(certificate: EquilibriumCertificate, tolerances: tuple[float, float]) -> Array:
-    """The larger of excess demand and duality gap, each over its tolerance: f [], at most 1 at convergence."""
+def _residual_ratio(certificate: EquilibriumCertificate, tolerances: tuple[float, float]) -> Float[Array, ""]:
+    """The larger of excess demand and duality gap, each over its tolerance; at most 1 at convergence."""
     excess, gap = (max(tolerance, MIN_TOLERANCE) for tolerance in tolerances)
     return jnp.maximum(certificate.excess_demand / excess, certificate.duality_gap / gap)
 
@@ -187,18 +190,18 @@ def _residual_ratio(certificate: EquilibriumCertificate, tolerances: tuple[float
 class Proximal(struct.PyTreeNode):
     """A linear valuation of one agent with a quadratic cost of moving away from a bundle."""
 
-    values: Array  # f [G]
-    center: Array  # f [G] the bundle
-    weight: Array  # f [G] ε
+    values: Float[Array, " G"]
+    center: Float[Array, " G"]  # the bundle
+    weight: Float[Array, " G"]  # ε
 
-    def value(self, bundle: Array) -> Array:
-        """The value of the bundle without the cost of moving, which is what wealth caps: f []."""
+    def value(self, bundle: Float[Array, " G"]) -> Float[Array, ""]:
+        """The value of the bundle without the cost of moving, which is what wealth caps."""
         return self.values @ bundle
 
-    def cost(self, bundle: Array) -> Array:
-        """Σ ε (x - center)² / 2: f []."""
+    def cost(self, bundle: Float[Array, " G"]) -> Float[Array, ""]:
+        """Σ ε (x - center)² / 2."""
         return self.weight @ (bundle - self.center) ** 2 / 2
 
-    def demand(self, prices: Array, scale: Array) -> Array:
-        """The bundle that maximises scale · v · x - cost(x) - prices · x: f [G]."""
+    def demand(self, prices: Float[Array, " G"], scale: Float[Array, ""]) -> Float[Array, " G"]:
+        """The bundle that maximises scale · v · x - cost(x) - prices · x."""
         return jnp.maximum(self.center + (scale * self.values - prices) / self.weight, 0)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int32, Num
 
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_no_nan, short_repr
@@ -57,19 +58,19 @@ class EquilibriumCertificate(struct.PyTreeNode):
     equilibrium at prices of 0, with a duality gap of 0.
     """
 
-    excess_demand: Array  # f [] largest excess demand of a good over its supply, at the quoted prices
-    complementary_slackness: Array  # f [] value of the goods in excess supply over the value of the supply
-    duality_gap: Array  # f [] sum of `best_response_gain` over welfare
-    iterations: Array  # i32 []
-    converged: Array  # bool [] excess demand and duality gap within the tolerances; False if one of them is NaN
+    excess_demand: Float[Array, ""]  # largest excess demand of a good over its supply, at the quoted prices
+    complementary_slackness: Float[Array, ""]  # value of the goods in excess supply over the value of the supply
+    duality_gap: Float[Array, ""]  # sum of `best_response_gain` over welfare
+    iterations: Int32[Array, ""]
+    converged: Bool[Array, ""]  # excess demand and duality gap within the tolerances; False if one of them is NaN
 
 
 class Equilibrium(struct.PyTreeNode):
     """Prices and bundles that a solver found."""
 
-    prices: Array  # f [G] what buyers pay for a unit
-    payout: Array  # f [G] what owners receive for a unit; equal to prices, except for auctions that mint money
-    bundles: Array  # f [N, G] what agents own afterwards
+    prices: Float[Array, " G"]  # what buyers pay for a unit
+    payout: Float[Array, " G"]  # what owners receive for a unit; equal to prices, except for auctions that mint money
+    bundles: Float[Array, "N G"]  # what agents own afterwards
     certificate: EquilibriumCertificate
 
 
@@ -79,20 +80,20 @@ class EquilibriumSolver(Protocol):
     def __call__(
         self,
         valuations: PyTree,
-        wealth: Array,
-        holdings: Array,
+        wealth: Float[Array, " N"],
+        holdings: Float[Array, "N G"],
         *,
         key: Array | None = None,
-        prices: Array | None = None,
+        prices: Float[Array, " G"] | None = None,
     ) -> Equilibrium:
         """Solve one market.
 
         Args:
             valuations: of all agents, leaves [N, ...].
-            wealth: f [N], finite; negative wealth counts as 0.
-            holdings: f [N, G], finite and not negative.
+            wealth: finite; negative wealth counts as 0.
+            holdings: finite and not negative.
             key: a PRNG key, for solvers that use randomness.
-            prices: f [G], initial prices; computed from the valuations by default.
+            prices: initial prices; computed from the valuations by default.
 
         Raises:
             ValueError: the solver does not support these valuations, shapes do not match, or an array has NaN.
@@ -103,15 +104,15 @@ class EquilibriumSolver(Protocol):
 class PriceSearch(NamedTuple):
     """The market as an iterative solver sees it."""
 
-    demands: Callable[[Array], Array]  # prices f [G] -> f [N, G]
-    welfare: Callable[[Array], Array]  # bundles f [N, G] -> f []
-    supply: Array  # f [G]
-    units: Array  # f [G] unit in which excess demand is measured
-    typical_prices: Array  # f [G] prices that do not count as small
+    demands: Callable[[Float[Array, " G"]], Float[Array, "N G"]]  # of prices
+    welfare: Callable[[Float[Array, "N G"]], Float[Array, ""]]  # of bundles
+    supply: Float[Array, " G"]
+    units: Float[Array, " G"]  # unit in which excess demand is measured
+    typical_prices: Float[Array, " G"]  # prices that do not count as small
 
 
-def capped_values(valuations: PyTree, wealth: Array, bundles: Array) -> Array:
-    """min(v_i(X_i), w_i): f [N]."""
+def capped_values(valuations: PyTree, wealth: Float[Array, " N"], bundles: Float[Array, "N G"]) -> Float[Array, " N"]:
+    """min(v_i(X_i), w_i)."""
     values = jax.vmap(lambda valuation, bundle: valuation.value(bundle))(valuations, bundles)
     return jnp.minimum(values, jnp.maximum(wealth, 0))
 
@@ -121,16 +122,18 @@ _MIN_LOG_SCALE = -40.0
 """log λ of the poorest agents: the square of e⁻⁴⁰, which derivatives need, does not underflow in single precision."""
 
 
-def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> Array:
-    """The bundle of one agent that maximises min(v(x), w) - p · x: f [G].
+def capped_demand(
+    valuation: StrictlyConcave, wealth: Float[Array, ""], prices: Float[Array, " G"]
+) -> Float[Array, " G"]:
+    """The bundle of one agent that maximises min(v(x), w) - p · x.
 
     If the cap does not bind, this is the demand itself. If it binds, this is the cheapest bundle with value w: the
     demand of an agent for whom money matters 1 / λ times as much, with the λ at which v(x) = w.
 
     Args:
         valuation: strictly concave; leaves of one agent.
-        wealth: w, f [].
-        prices: p, f [G], not negative.
+        wealth: w.
+        prices: p, not negative.
     """
 
     def surplus(scale: Array, prices: Array, valuation: StrictlyConcave, wealth: Array) -> Array:
@@ -158,25 +161,25 @@ def capped_demand(valuation: StrictlyConcave, wealth: Array, prices: Array) -> A
     return jnp.where(wealth > 0, valuation.demand(prices, scale), 0)
 
 
-def all_demands(valuations: PyTree, wealth: Array, prices: Array) -> Array:
-    """`capped_demand` of every agent: f [N, G]."""
+def all_demands(valuations: PyTree, wealth: Float[Array, " N"], prices: Float[Array, " G"]) -> Float[Array, "N G"]:
+    """`capped_demand` of every agent."""
     return jax.vmap(capped_demand, (0, 0, None))(valuations, wealth, prices)
 
 
-def fill_rate(available: Array, requested: Array) -> Array:
-    """The fraction of a request that can be met, min(1, available / requested): f [...], arguments not negative."""
+def fill_rate(available: Float[Array, " *shape"], requested: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+    """The fraction of a request that can be met, min(1, available / requested). Arguments are not negative."""
     return jnp.where(requested > available, available / jnp.where(requested > 0, requested, 1), 1)
 
 
-def ration(demands: Array, holdings: Array) -> Array:
-    """Bundles f [N, G] that add up to the supply.
+def ration(demands: Float[Array, "N G"], holdings: Float[Array, "N G"]) -> Float[Array, "N G"]:
+    """Bundles that add up to the supply.
 
     Where demand exceeds supply, every agent gets the same fraction of its demand. Where supply exceeds demand, owners
     keep the unsold goods, in proportion to what they hold.
 
     Args:
-        demands: f [N, G], not negative.
-        holdings: f [N, G], not negative.
+        demands: not negative.
+        holdings: not negative.
     """
     supply, demand = holdings.sum(0), demands.sum(0)
     bought = demands * fill_rate(supply, demand)
@@ -184,16 +187,18 @@ def ration(demands: Array, holdings: Array) -> Array:
     return bought + holdings * (unsold / jnp.where(supply > 0, supply, 1))
 
 
-def best_response_gain(valuations: PyTree, wealth: Array, prices: Array, bundles: Array) -> Array:
-    """How much each agent would gain by its best bundle at these prices, measured by min(v, w) - p · x: f [N].
+def best_response_gain(
+    valuations: PyTree, wealth: Float[Array, " N"], prices: Float[Array, " G"], bundles: Float[Array, "N G"]
+) -> Float[Array, " N"]:
+    """How much each agent would gain by its best bundle at these prices, measured by min(v, w) - p · x.
 
     Not negative, except for rounding. If bundles add up to the supply, the sum is the duality gap of max Σ min(v, w).
 
     Args:
         valuations: strictly concave or linear, leaves [N, ...].
-        wealth: f [N].
-        prices: f [G].
-        bundles: f [N, G] what agents own.
+        wealth: of all agents.
+        prices: of a unit of each good.
+        bundles: what agents own.
     """
     if isinstance(valuations, Linear):
         # A capped linear agent spends on the goods with the most value for money, up to the value w, or buys nothing.
@@ -207,15 +212,15 @@ def best_response_gain(valuations: PyTree, wealth: Array, prices: Array, bundles
 
 
 def certify(
-    demands: Array,
-    holdings: Array,
-    units: Array,
-    prices: Array,
-    duality_gap: Array,
-    iterations: Array,
+    demands: Float[Array, "N G"],
+    holdings: Float[Array, "N G"],
+    units: Float[Array, " G"],
+    prices: Float[Array, " G"],
+    duality_gap: Float[Array, ""],
+    iterations: Num[Array, ""],
     tolerances: tuple[float, float],
 ) -> EquilibriumCertificate:
-    """The certificate of these demands f [N, G] at these prices f [G], with excess demand in ``units`` f [G]."""
+    """The certificate of these demands at these prices, with excess demand in ``units``."""
     supply, demand = holdings.sum(0), demands.sum(0)
     tiny = jnp.finfo(prices.dtype).tiny
     excess_demand = jnp.max(jnp.maximum(demand - supply, 0) / units)
@@ -230,14 +235,14 @@ def certify(
 
 def ration_and_certify(
     valuations: PyTree,
-    wealth: Array,
-    holdings: Array,
-    prices: Array,
-    demands: Array,
-    iterations: Array,
+    wealth: Float[Array, " N"],
+    holdings: Float[Array, "N G"],
+    prices: Float[Array, " G"],
+    demands: Float[Array, "N G"],
+    iterations: Num[Array, ""],
     tolerances: tuple[float, float],
-    units: Array,
-    min_welfare: Array | float = 0.0,
+    units: Float[Array, " G"],
+    min_welfare: Float[Array, ""] | float = 0.0,
 ) -> Equilibrium:
     """The equilibrium with these demands at these prices.
 
@@ -255,28 +260,35 @@ def ration_and_certify(
     return Equilibrium(prices, prices, bundles, jax.lax.stop_gradient(certificate))
 
 
-def excess_units(supply: Array, otherwise: Array | float = 1.0) -> Array:
+def excess_units(
+    supply: Float[Array, " G"], otherwise: Float[Array, " G"] | Float[Array, ""] | float = 1.0
+) -> Float[Array, " G"]:
     """The unit in which excess demand is measured: a good's supply, or ``otherwise`` if the supply is 0. f [G]."""
     other = jnp.broadcast_to(jnp.asarray(otherwise, supply.dtype), supply.shape)
     return jnp.where(supply > 0, supply, jnp.where(other > 0, other, 1))
 
 
 def clearing_residual(
-    excess: Array, prices: Array, units: Array, welfare: Array, tolerance: float, typical: Array | float = jnp.inf
-) -> Array:
-    """How far a market is from clearing, as a multiple of the tolerance: f [], at most 1 at convergence.
+    excess: Float[Array, " G"],
+    prices: Float[Array, " G"],
+    units: Float[Array, " G"],
+    welfare: Float[Array, ""],
+    tolerance: float,
+    typical: Float[Array, " G"] | float = jnp.inf,
+) -> Float[Array, ""]:
+    """How far a market is from clearing, as a multiple of the tolerance; at most 1 at convergence.
 
     It is the largest of three ratios: excess demand over the tolerance; the value of goods in excess supply over the
     tolerance times welfare; and the excess supply of goods that are not nearly free over 100 tolerances. The last one
     limits the excess supply of scarce goods, whose value is small at any price.
 
     Args:
-        excess: f [G], excess demand in ``units`` f [G].
-        prices: f [G].
-        units: f [G].
-        welfare: f [], Σ min(v_i, w_i) of the demanded bundles.
+        excess: excess demand in ``units``.
+        prices: of a unit of each good.
+        units: of each good.
+        welfare: Σ min(v_i, w_i) of the demanded bundles.
         tolerance: the tolerance of excess demand and of the value of excess supply.
-        typical: f [G], prices that do not count as small.
+        typical: prices that do not count as small.
     """
     tolerance = max(tolerance, MIN_TOLERANCE)
     unsold = jnp.maximum(-excess, 0)
@@ -285,8 +297,10 @@ def clearing_residual(
     return jnp.maximum(jnp.maximum(excess.max() / tolerance, cost), not_free)
 
 
-def _price_sensitivity(valuations: PyTree, wealth: Array, prices: Array) -> Array:
-    """The change of demand per relative change of prices, summed over agents in absolute value: f [G].
+def _price_sensitivity(
+    valuations: PyTree, wealth: Float[Array, " N"], prices: Float[Array, " G"]
+) -> Float[Array, " G"]:
+    """The change of demand per relative change of prices, summed over agents in absolute value.
 
     Prices of different goods change in different directions, because agents whose cap binds react to relative prices
     only. For any two goods, their prices diverge in at least one of the log2 G + 1 directions.
@@ -344,13 +358,15 @@ def check_market(
             check_no_nan(field, value)
 
 
-def starting_prices(default: Array, prices: Array | None) -> Array:
-    """Initial prices f [G]: ``default``, or ``prices`` raised above 0, because a price of 0 would never change."""
+def starting_prices(default: Float[Array, " G"], prices: Float[Array, " G"] | None) -> Float[Array, " G"]:
+    """Initial prices: ``default``, or ``prices`` raised above 0, because a price of 0 would never change."""
     return default if prices is None else jnp.maximum(prices, 1e-3 * default)
 
 
-def price_search(valuations: PyTree, wealth: Array, holdings: Array, prices: Array | None) -> tuple[PriceSearch, Array]:
-    """The search for equilibrium prices of strictly concave valuations, and its initial prices f [G].
+def price_search(
+    valuations: PyTree, wealth: Float[Array, " N"], holdings: Float[Array, "N G"], prices: Float[Array, " G"] | None
+) -> tuple[PriceSearch, Float[Array, " G"]]:
+    """The search for equilibrium prices of strictly concave valuations, and its initial prices.
 
     Prices start at the mean marginal value of each good if all agents have the same bundle.
     """
@@ -370,9 +386,9 @@ def price_search(valuations: PyTree, wealth: Array, holdings: Array, prices: Arr
 def solve_strictly_concave(
     find: Callable[[PriceSearch, Array], tuple[Array, Array]],
     valuations: PyTree,
-    wealth: Array,
-    holdings: Array,
-    prices: Array | None,
+    wealth: Float[Array, " N"],
+    holdings: Float[Array, "N G"],
+    prices: Float[Array, " G"] | None,
     tolerances: tuple[float, float],
 ) -> Equilibrium:
     """The equilibrium of strictly concave valuations, by a search ``find(search, start) -> (prices, iterations)``.

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import core
+from jaxtyping import Float, Int32
 
 from jaxmarket.accounts import CashFlows, check_flows
 from jaxmarket.checking import check, check_finite, checking
@@ -55,21 +56,22 @@ __all__ = [
 class Produced(struct.PyTreeNode):
     """The result of production."""
 
-    holdings: Array  # f [N, G] what agents own now, not negative
-    reward: Array  # f [N]
+    holdings: Float[Array, "N G"]  # what agents own now, not negative
+    reward: Float[Array, " N"]
     world: PyTree  # the rest of the state
 
 
 class Production(Protocol):
     """The production functions of all agents."""
 
-    def __call__(self, key: Array, agents: PyTree, world: PyTree, bundles: Array) -> Produced:
-        """Transform bundles f [N, G]; consumes ``key``."""
+    def __call__(self, key: Array, agents: PyTree, world: PyTree, bundles: Float[Array, "N G"]) -> Produced:
+        """Transform bundles; consumes ``key``."""
         ...
 
 
 def per_agent(
-    transform: Callable[[PyTree, Array], Array], reward: Callable[[PyTree, Array, Array], Array] | None = None
+    transform: Callable[[PyTree, Float[Array, " G"]], Float[Array, " G"]],
+    reward: Callable[[PyTree, Float[Array, " G"], Float[Array, " G"]], Float[Array, ""]] | None = None,
 ) -> Production:
     """Production from functions f and R of one agent.
 
@@ -78,7 +80,7 @@ def per_agent(
         reward: R, ``(agent, bundle [G], holdings [G]) -> f []``; zero by default.
     """
 
-    def produce(key: Array, agents: PyTree, world: PyTree, bundles: Array) -> Produced:
+    def produce(key: Array, agents: PyTree, world: PyTree, bundles: Float[Array, "N G"]) -> Produced:
         holdings = jax.vmap(transform)(agents, bundles)
         rewards = jnp.zeros(bundles.shape[0], bundles.dtype)
         if reward is not None:
@@ -121,11 +123,11 @@ class WideMarketState(struct.PyTreeNode):
     """The state of a wide market."""
 
     agents: PyTree  # leaves [N, ...]
-    holdings: Array  # f [N, G]
-    wealth: Array  # f [N]
+    holdings: Float[Array, "N G"]
+    wealth: Float[Array, " N"]
     world: PyTree  # the part of the state that no agent owns
-    prices: Array  # f [G] of the last round, NaN before the first
-    time: Array  # i32 [] steps so far
+    prices: Float[Array, " G"]  # of the last round, NaN before the first
+    time: Int32[Array, ""]  # steps so far
 
 
 class WideMarketStep(struct.PyTreeNode):
@@ -137,10 +139,10 @@ class WideMarketStep(struct.PyTreeNode):
     mechanism mints money.
     """
 
-    prices: Array  # f [G]
-    payout: Array  # f [G] what owners received for a unit
-    bundles: Array  # f [N, G] what agents owned after trade
-    holdings: Array  # f [N, G] what they produced from it
+    prices: Float[Array, " G"]
+    payout: Float[Array, " G"]  # what owners received for a unit
+    bundles: Float[Array, "N G"]  # what agents owned after trade
+    holdings: Float[Array, "N G"]  # what they produced from it
     flows: CashFlows
     certificate: EquilibriumCertificate
 
@@ -283,13 +285,13 @@ def _check_trade(state: WideMarketState, found: Equilibrium) -> None:
         )
 
 
-def _raise_unless_converged(market: WideMarket, certificate: EquilibriumCertificate, time: Array) -> None:
+def _raise_unless_converged(market: WideMarket, certificate: EquilibriumCertificate, time: Int32[Array, ""]) -> None:
     """Raise at the first round that did not converge, if ``market.nonconvergence`` is ``"raise"``.
 
     Args:
         market: the market.
         certificate: of one round, or of rounds along a leading axis.
-        time: i32 [], the step of the first round.
+        time: the step of the first round.
     """
     if market.nonconvergence != "raise":
         return

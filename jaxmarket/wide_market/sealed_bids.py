@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from jaxmarket import auctions
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
@@ -83,8 +84,8 @@ class SealedBids:
         certificate = certify(demands, holdings, excess_units(supply), pay, gap, one, (1e-4, 1e-3))
         return Equilibrium(pay, pay + subsidy, ration(demands, holdings), certificate)
 
-    def _clear(self, bids: Array, willing: Array, draws: Array | None) -> Outcome:
-        """One good's auction: bids f [N], willing bool [N], draws f [3]."""
+    def _clear(self, bids: Float[Array, " N"], willing: Bool[Array, " N"], draws: Float[Array, "3"] | None) -> Outcome:
+        """The auction of one good."""
         winner = auctions.choose(bids, None if draws is None else draws[0], willing)
         if self.exploration is not None and draws is not None:
             winner = jnp.where(draws[1] < self.exploration, auctions.pick(draws[2], willing), winner)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Int32
 
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, tree_select
@@ -31,13 +32,13 @@ number of adjustments, a rate that is too small recovers, because rates grow 1.2
 class _Adjusted(NamedTuple):
     """The state of the iteration."""
 
-    prices: Array  # f [G]
-    rate: Array  # f [G] η
-    limit: Array  # f [G] of the next relative move
-    excess: Array  # f [G] excess demand over supply
-    residual: Array  # f [] see `clearing_residual`
-    stuck: Array  # i32 [G] consecutive adjustments that hardly moved a price
-    adjustments: Array  # i32 []
+    prices: Float[Array, " G"]
+    rate: Float[Array, " G"]  # η
+    limit: Float[Array, " G"]  # of the next relative move
+    excess: Float[Array, " G"]  # excess demand over supply
+    residual: Float[Array, ""]  # see `clearing_residual`
+    stuck: Int32[Array, " G"]  # consecutive adjustments that hardly moved a price
+    adjustments: Int32[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Tatonnement:
 
     def trajectory(
         self, valuations: PyTree, wealth: Array, holdings: Array, *, prices: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Prices and excess demand over supply after 0, 1, … `max_iterations` adjustments: f [max_iterations + 1, G].
+    ) -> tuple[Float[Array, "rows G"], Float[Array, "rows G"]]:
+        """Prices and excess demand over supply after 0, 1, … `max_iterations` adjustments: ``max_iterations`` + 1 rows.
 
         The trajectory continues where the solver stops: row ``certificate.iterations`` has the prices that the solver
         returns.
@@ -99,8 +100,10 @@ class Tatonnement:
         _, rows = jax.lax.scan(lambda c, _: (adjust(c), (c.prices, c.excess)), begin, length=self.max_iterations + 1)
         return rows
 
-    def find(self, search: PriceSearch, start: Array, count: int | Array = 0) -> tuple[Array, Array]:
-        """Market-clearing prices f [G], and the number of adjustments including ``count`` earlier ones."""
+    def find(
+        self, search: PriceSearch, start: Float[Array, " G"], count: int | Int[Array, ""] = 0
+    ) -> tuple[Float[Array, " G"], Int[Array, ""]]:
+        """Market-clearing prices, and the number of adjustments including ``count`` earlier ones."""
         adjust, begin = self._adjustment(search, start)
 
         def goes_on(carry: tuple[_Adjusted, ...]) -> Array:
@@ -121,7 +124,9 @@ class Tatonnement:
         last, best = jax.lax.while_loop(goes_on, advance, (begin, begin))
         return best.prices, last.adjustments
 
-    def _adjustment(self, search: PriceSearch, start: Array) -> tuple[Callable[[_Adjusted], _Adjusted], _Adjusted]:
+    def _adjustment(
+        self, search: PriceSearch, start: Float[Array, " G"]
+    ) -> tuple[Callable[[_Adjusted], _Adjusted], _Adjusted]:
         """The function of one adjustment, and its initial state."""
         epsilon = jnp.finfo(start.dtype).eps
 

@@ -6,6 +6,7 @@ Pure functions of solver results (`jaxmarket.wide_market.equilibrium`) and of re
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxmarket.accounts import CashFlows
 from jaxmarket.types import Array, PyTree
@@ -26,19 +27,26 @@ __all__ = [
 # --- welfare
 
 
-def total_welfare(valuations: PyTree, wealth: Array | None, bundles: Array) -> Array:
-    """Σ_i min(v_i(X_i), w_i): f [].
+def total_welfare(
+    valuations: PyTree, wealth: Float[Array, " N"] | None, bundles: Float[Array, "N G"]
+) -> Float[Array, ""]:
+    """Σ_i min(v_i(X_i), w_i).
 
     Args:
         valuations: leaves [N, ...].
-        wealth: f [N], the caps; None for Σ_i v_i(X_i).
-        bundles: f [N, G].
+        wealth: the caps; None for Σ_i v_i(X_i).
+        bundles: what agents own.
     """
     return capped_values(valuations, _caps(wealth, bundles), bundles).sum()
 
 
-def welfare_bound(valuations: PyTree, wealth: Array | None, supply: Array, prices: Array | None = None) -> Array:
-    """An upper bound on the welfare of all allocations of a supply: f [].
+def welfare_bound(
+    valuations: PyTree,
+    wealth: Float[Array, " N"] | None,
+    supply: Float[Array, " G"],
+    prices: Float[Array, " G"] | None = None,
+) -> Float[Array, ""]:
+    """An upper bound on the welfare of all allocations of a supply.
 
     - `Additive`, and `Linear` without caps: every unit goes to the agent with the highest value, Σ_j S_j max_i v_ij.
       This bound is tight. (Caps on `Additive` are ignored, since the capped problem is a knapsack problem; with caps
@@ -50,9 +58,9 @@ def welfare_bound(valuations: PyTree, wealth: Array | None, supply: Array, price
 
     Args:
         valuations: additive, linear or strictly concave; leaves [N, ...].
-        wealth: f [N], or None, as for `total_welfare`.
-        supply: S, f [G].
-        prices: p, f [G], not negative; for the dual.
+        wealth: or None, as for `total_welfare`.
+        supply: S.
+        prices: p, not negative; for the dual.
 
     Raises:
         ValueError: ``prices`` is None and the bound is that of the dual.
@@ -70,16 +78,21 @@ def welfare_bound(valuations: PyTree, wealth: Array | None, supply: Array, price
     return prices @ supply + best_response_gain(valuations, _caps(wealth, nothing), prices, nothing).sum()
 
 
-def efficiency(valuations: PyTree, wealth: Array | None, bundles: Array, prices: Array | None = None) -> Array:
-    """Welfare over the bound for the same supply (`welfare_bound`): f [] in [0, 1]; NaN if the bound is 0.
+def efficiency(
+    valuations: PyTree,
+    wealth: Float[Array, " N"] | None,
+    bundles: Float[Array, "N G"],
+    prices: Float[Array, " G"] | None = None,
+) -> Float[Array, ""]:
+    """Welfare over the bound for the same supply (`welfare_bound`), in [0, 1]; NaN if the bound is 0.
 
     If the bound is not tight, the true efficiency is higher.
 
     Args:
         valuations: as for `total_welfare`.
         wealth: as for `total_welfare`.
-        bundles: f [N, G].
-        prices: f [G], for the bound of the dual.
+        bundles: what agents own.
+        prices: for the bound of the dual.
 
     Raises:
         ValueError: as for `welfare_bound`.
@@ -88,7 +101,7 @@ def efficiency(valuations: PyTree, wealth: Array | None, bundles: Array, prices:
     return total_welfare(valuations, wealth, bundles) / jnp.where(bound > 0, bound, jnp.nan)
 
 
-def _caps(wealth: Array | None, bundles: Array) -> Array:
+def _caps(wealth: Float[Array, " N"] | None, bundles: Float[Array, "N G"]) -> Float[Array, " N"]:
     # Without wealth, larger than any value, and finite: infinity has no derivatives.
     return jnp.full(bundles.shape[:1], jnp.finfo(bundles.dtype).max ** 0.5) if wealth is None else wealth
 
@@ -96,13 +109,13 @@ def _caps(wealth: Array | None, bundles: Array) -> Array:
 # --- prices
 
 
-def price_dispersion(prices: Array, axis: int = 0) -> Array:
+def price_dispersion(prices: Float[Array, "..."], axis: int = 0) -> Float[Array, "..."]:
     """Coefficient of variation, standard deviation over mean, along an axis (rounds, markets, agents).
 
     NaN entries (goods without a quote) are ignored. The result is NaN if no entries remain, or if the mean is 0.
 
     Args:
-        prices: f [..., K, ...].
+        prices: with an axis K.
         axis: position of the axis K.
 
     Returns:
@@ -115,8 +128,8 @@ def price_dispersion(prices: Array, axis: int = 0) -> Array:
 def price_stability(
     solver: EquilibriumSolver,
     valuations: PyTree,
-    wealth: Array,
-    holdings: Array,
+    wealth: Float[Array, " N"],
+    holdings: Float[Array, "N G"],
     present: Array,
     *,
     key: Array | None = None,
@@ -130,8 +143,8 @@ def price_stability(
     Args:
         solver: any `jaxmarket.wide_market.equilibrium.EquilibriumSolver`.
         valuations: of all agents, leaves [N, ...].
-        wealth: f [N].
-        holdings: f [N, G].
+        wealth: of all agents.
+        holdings: of all agents.
         present: bool [K, N].
         key: for solvers that use randomness.
 
@@ -157,16 +170,16 @@ def price_stability(
 # --- money
 
 
-def money_supply(opening: Array, flows: CashFlows) -> Array:
-    """The amount of money after each round, according to the cash flows: f [T].
+def money_supply(opening: Float[Array, " N"], flows: CashFlows) -> Float[Array, " T"]:
+    """The amount of money after each round, according to the cash flows.
 
     Args:
-        opening: f [N], wealth before the first round.
+        opening: wealth before the first round.
         flows: of rounds, f [T, N] each (`jaxmarket.wide_market.market.run`).
     """
     return opening.sum() + jnp.cumsum(flows.net.sum(1))
 
 
-def wealth_history(opening: Array, flows: CashFlows) -> Array:
-    """The wealth of each agent after each round, according to the cash flows: f [T, N]. See `money_supply`."""
+def wealth_history(opening: Float[Array, " N"], flows: CashFlows) -> Float[Array, "T N"]:
+    """The wealth of each agent after each round, according to the cash flows. See `money_supply`."""
     return opening + jnp.cumsum(flows.net, 0)

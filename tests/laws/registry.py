@@ -338,9 +338,7 @@ CASES = {
         lambda rng: (money(rng, 4, 2), rng.random(4), rng.random(4) < 0.7),
     ),
     "deep_market.forward": of_deep_market(
-        lambda m, env, key, e: deep_market.forward(
-            m, key, e.population, e.obs[0], jax.tree.map(lambda x: x[0], e.env_state), env, TERMS
-        ),
+        lambda m, env, key, e: deep_market.forward(m, key, e.population, e.obs, e.env_state, env, TERMS),
     ),
     "deep_market.turnover": of_deep_market(
         lambda m, env, key, e: deep_market.turnover(m.representation, key, e.population, e.obs, e.time, TERMS, 2),

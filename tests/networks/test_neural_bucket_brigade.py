@@ -237,7 +237,7 @@ def test_asking_costs_nothing():
     after, flows, fired = present_jit(network, weights, patterns[2], targets[2], Rates(0.0, 0.0))
     np.testing.assert_array_equal(after, weights)
     assert jax.tree.leaves(flows) == [0, 0, 0]
-    np.testing.assert_array_equal(respond(network, weights, patterns[2]), fired)
+    np.testing.assert_array_equal(respond(network, weights, jnp.asarray(patterns[2])), fired)
     assert fired[0] == SILENT  # nothing is carried yet
     assert (fired[1:] != SILENT).all()
 
