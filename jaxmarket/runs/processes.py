@@ -160,18 +160,19 @@ def launch(command: Sequence[str], processes: int) -> int:
                 children.append(subprocess.Popen([*shared, "--process", str(i), *command], **settings, **quiet))
             while not received and any(c.poll() is None for c in children) and not any(c.poll() for c in children):
                 time.sleep(_POLL)
-            # A process that was killed makes others fail, so name that one. Invalid input is rejected by all
-            # processes, and the first one prints the message.
+            # A process that was killed makes others fail, whatever their exit codes, so name that one. Invalid input
+            # is rejected by all processes, and the first one prints the message.
             killed = any((child.poll() or 0) < 0 for child in children)
             if not received and any(child.poll() is None for child in children):
                 time.sleep(_POLL if killed else _SETTLE)
             codes = [child.poll() for child in children]
+            killed = any((code or 0) < 0 for code in codes)
         finally:
             _stop(children, received)
         if received:
             return 128 + received[0]
         failed = [i for i, code in enumerate(codes) if code]
-        if not failed or codes[0] in _EXPLAINED:
+        if not failed or (codes[0] in _EXPLAINED and not killed):
             return codes[0] or 0
         first = min(failed, key=lambda i: codes[i] or 0)  # signals are negative: a killed process comes first
         errors.seek(0)
