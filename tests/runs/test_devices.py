@@ -163,7 +163,7 @@ def test_two_processes_over_loopback_one_is_killed_and_the_run_resumed(tmp_path)
         time.sleep(0.02)
     os.kill(_child(1, first.pid), signal.SIGKILL)
     _, error = first.communicate(timeout=120)
-    assert first.returncode == 1
+    assert first.returncode == 1, error
     last = error.splitlines()[-1]
     assert last.startswith("jaxmarket: process 1 of 2 was killed (SIGKILL); the others were stopped")
     assert last.endswith("resume with: jaxmarket launch --processes 2 train --resume run")
