@@ -21,6 +21,7 @@ from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import as_scalar, check_bool, check_float, check_int, check_widths
 
 __all__ = [
+    "UNITS",
     "Affine",
     "Beta",
     "BetaHead",
@@ -39,6 +40,10 @@ __all__ = [
     "mlp",
 ]
 
+UNITS = "units"
+"""Key of a policy's units among its parameters."""
+
+_OUTPUT = "Affine_0"  # Flax's name for the output layer of `_Readout`
 # Smallest distance of a bid from 0 and 1. In float32, 1 - 1e-8 equals 1, where log-densities are infinite.
 _EDGE = 1e-6
 # Lower bound of a distribution's parameters. Far below it, Beta's density has no gradient in float32.
@@ -253,7 +258,10 @@ class BetaHead(_BoundedHead):
 
 @dataclasses.dataclass(frozen=True)
 class ValueHead:
-    """A deterministic bid, clipped to ``low`` and ``high`` (by default unbounded)."""
+    """A deterministic bid, clipped to ``low`` and ``high`` (by default unbounded).
+
+    Its bid networks have units (`BidPolicy.rescaled`), so that values of any size can be learned.
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -396,6 +404,10 @@ class BidPolicy:
 
     The output layer is initialised with zeros, so that all bidders initially have the same distribution of bids for all
     observations: uniform on (low, high) for a distribution, 0 for a `ValueHead`.
+
+    The parameters for a `ValueHead` contain two numbers that are not trained by gradients, ``units``: the head receives
+    ``location + scale · output``. A learner sets them with `rescaled`, and trains `output` towards targets in these
+    units.
     """
 
     torso: nn.Module
@@ -407,11 +419,35 @@ class BidPolicy:
 
     def init(self, key: Array, obs: Array) -> PyTree:
         """Parameters for observations with the shape of ``obs``."""
-        return self._network.init(key, obs)
+        params = self._network.init(key, obs)
+        if isinstance(self.head, ValueHead):
+            params = {**params, UNITS: {"location": jnp.zeros((), real()), "scale": jnp.ones((), real())}}
+        return params
+
+    def output(self, params: PyTree, obs: Array) -> Float[Array, " O"]:
+        """The outputs of the network for one observation, in the policy's units."""
+        return jnp.asarray(self._network.apply(params, obs))
 
     def apply(self, params: PyTree, obs: Array) -> BidDistribution:
         """The distribution of bids for one observation; batch shape []."""
-        return self.head.distribution(jnp.asarray(self._network.apply(params, obs)))
+        raw = self.output(params, obs)
+        if UNITS in params:
+            units = jax.lax.stop_gradient(params[UNITS])
+            raw = units["location"] + units["scale"] * raw
+        return self.head.distribution(raw)
+
+    def rescaled(self, params: PyTree, location: Float[Array, ""], scale: Float[Array, ""]) -> PyTree:
+        """Parameters with other units and the same bids, as in PopArt (van Hasselt et al. 2016).
+
+        Args:
+            params: of a policy with a `ValueHead`.
+            location: the bid at output 0.
+            scale: the change of the bid per unit of output, > 0.
+        """
+        layers, units = params["params"], params[UNITS]
+        kernel = layers[_OUTPUT]["kernel"] * (units["scale"] / scale)
+        kernel = kernel.at[-1].add((units["location"] - location) / scale)  # the bias
+        return {**params, "params": {**layers, _OUTPUT: {"kernel": kernel}}, UNITS: {"location": location, "scale": scale}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, State, Transition
 from jaxmarket.validation import check_int
 
-__all__ = ["cut_rows", "fresh_rollout", "rollout"]
+__all__ = ["cut_rows", "fresh_rollout", "persistent", "rollout"]
 
 
 @standard_promotion
@@ -56,7 +56,12 @@ def rollout(
 
     # Values that do not depend on the running state are computed for all steps at once: random numbers and, unless
     # they are large, the initial states of the episodes that begin where one ends.
-    draws = draw(society, key_steps, (steps,))
+    if rules.persistence is None:
+        draws = draw(society, key_steps, (steps,))
+    else:
+        key_steps, key_runs = jax.random.split(key_steps)
+        draws = draw(society, key_steps, (steps,))
+        draws = draws.replace(explore=persistent(draws.explore, key_runs, rules.persistence))
     fresh = jax.vmap(new_episode)(draws) if society.env.opens_ahead(env_params, steps) else None
     state, trajectory = jax.lax.scan(one_step, state, (draws, fresh))
     if not bootstrap:
@@ -73,6 +78,25 @@ def rollout(
     cuts = (draw(society, key_bootstrap, rows.shape), trajectory.next_obs[rows], trajectory.next_eligible[rows])
     _, estimates = jax.lax.scan(bootstrap_auction, None, cuts)
     return state, trajectory.replace(bootstrap_value=trajectory.bootstrap_value.at[rows].set(estimates, mode="drop"))
+
+
+def persistent(draws: Float[Array, "T n"], key: Array, persistence: Array | float) -> Float[Array, "T n"]:
+    """Draws that may be those of the previous step, so that exploration goes on for several steps.
+
+    Independent random actions cancel out and hardly ever reach a state many steps away (Dabney et al. 2021). Every
+    single step has the distribution of ``draws``. Draws are repeated in half of all rollouts, chosen at random, because
+    some tasks need long runs of one action and others frequent changes.
+
+    Args:
+        draws: independent over steps.
+        key: a typed PRNG key, consumed.
+        persistence: probability of a repetition, in [0, 1].
+    """
+    key_rollout, key_repeat = jax.random.split(key)
+    steps = jnp.arange(draws.shape[0])
+    repeat = jax.random.uniform(key_repeat, steps.shape, draws.dtype) < persistence
+    repeat &= jax.random.bernoulli(key_rollout)
+    return draws[jax.lax.cummax(jnp.where(repeat, 0, steps))]
 
 
 def cut_rows(terminated: Bool[Array, " T"], truncated: Bool[Array, " T"], limit: int | None) -> Int32[Array, " K"]:

@@ -84,6 +84,7 @@ class Rules(struct.PyTreeNode):
     """
 
     exploration: Float[Array, ""] | float | None = None  # probability that a random eligible bidder wins instead
+    persistence: Float[Array, ""] | float | None = None  # probability that exploration repeats its last draw
     reserve: Float[Array, ""] | float | None = None  # the highest other bid where no other bidder is eligible
     dropout: Float[Array, ""] | float | None = None  # probability that a bidder sits out an episode
     present: Bool[Array, " A"] | None = None  # bidders in the market; the others sit out every episode

@@ -37,13 +37,14 @@ PPO_SOCIETY: Mapping[str, Any] = MappingProxyType(
 VALUATION_SOCIETY: Mapping[str, Any] = MappingProxyType(
     PPO_SOCIETY
     | {
-        "learner": Valuation(minibatch=128, epochs=1, max_norm=10.0, learning_rate=5e-3),
+        "learner": Valuation(minibatch=128, epochs=1, normalize=False, max_norm=10.0, learning_rate=5e-3),
         "bids": ValueHead(low=-math.inf, high=math.inf),
         "steps": 2_048_000,
         "horizon": 32,
         "trace_decay": 0.65,
         "exploration": 1.0,
         "exploration_final": 0.1,
+        "persistence": 0.0,
     }
 )
 """Societies whose bidders estimate values by networks; tables have a higher learning rate."""

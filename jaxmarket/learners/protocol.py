@@ -74,6 +74,7 @@ class Hyperparameters(struct.PyTreeNode):
     clip: Array | float = 0.2  # largest distance of PPO's probability ratio from 1
     exploration: Array | float | None = None  # at the start of training
     exploration_final: Array | float | None = None  # in the second half of training; linear in between
+    persistence: Array | float | None = None  # as in `Rules`
     reserve: Array | float | None = None  # as in `Rules`
     dropout: Array | float | None = None  # as in `Rules`
     present: Bool[Array, " A"] | None = None  # bidders in the market; all by default
@@ -111,7 +112,13 @@ class Hyperparameters(struct.PyTreeNode):
         exploration = self.exploration
         if exploration is not None and self.exploration_final is not None:
             exploration = exploration + (self.exploration_final - exploration) * jnp.minimum(1, 2 * progress)
-        return Rules(exploration=exploration, reserve=self.reserve, dropout=self.dropout, present=self.present)
+        return Rules(
+            exploration=exploration,
+            persistence=None if exploration is None else self.persistence,
+            reserve=self.reserve,
+            dropout=self.dropout,
+            present=self.present,
+        )
 
 
 UNBOUND: Any = None

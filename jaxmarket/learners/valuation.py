@@ -21,10 +21,13 @@ from jaxmarket.learners.protocol import (
     numeric,
     over_minibatches,
 )
-from jaxmarket.policies import BidPolicy, Torso, ValueNetwork
+from jaxmarket.policies import UNITS, BidPolicy, Torso, ValueNetwork
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Valuation", "ValuationState"]
+
+_SHRINK = 0.01  # of the range of revenues, per update
+_LEAST = 1e-3  # scale of a range that is narrow, relative to its values
 
 
 class ValuationState(struct.PyTreeNode):
@@ -32,7 +35,8 @@ class ValuationState(struct.PyTreeNode):
 
     params: PyTree
     opt: Optimizer
-    scale: Float[Array, ""]  # largest absolute revenue in training
+    low: Float[Array, ""]  # range of recent revenues and 0 at the beginning
+    high: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +46,18 @@ class Valuation:
     Revenue is the bidder's utility + price. With Vickrey prices and two clones this is Q-learning, with first prices
     expected SARSA. The learning rate decreases to 0 over training as (1 - progress)².
 
+    Revenues are normalised: the network is trained in units of the middle and half the width of the range of recent
+    revenues, which the module observes itself, and the output layer is rescaled when the units change, so that bids do
+    not (`jaxmarket.policies.BidPolicy.rescaled`). Rewards that are twice as large, say, then give bids that are twice
+    as large at every step of training.
+
     Attributes:
         policy: bidding policy with a value head; bound by training.
         minibatch: auctions per gradient step.
         epochs: passes over a rollout.
-        max_norm: largest global norm of the gradient.
-        relative: whether the learning rate is proportional to the largest absolute revenue once that exceeds 10. The
-            size of Adam's steps does not depend on the error, so a table would otherwise need more steps for larger
-            values. By default True for a policy without hidden layers.
+        normalize: whether revenues are normalised.
+        max_norm: largest global norm of the gradient; None for no limit. A limit that is often reached makes the
+            estimates differ from the mean revenue.
         axis: the mesh axis over which experience is sharded, or None.
         learning_rate: initial learning rate; by default 3e-2 for tables over one-hot states, else 5e-3.
     """
@@ -57,8 +65,8 @@ class Valuation:
     policy: BidPolicy = UNBOUND
     minibatch: int = 128
     epochs: int = 1
-    max_norm: float = 10.0
-    relative: bool | None = None
+    normalize: bool = True
+    max_norm: float | None = None
     axis: str | None = None
     learning_rate: float | None = numeric(None)
 
@@ -70,6 +78,7 @@ class Valuation:
         "trace_decay": 0.65,
         "exploration": 1.0,
         "exploration_final": 0.1,
+        "persistence": 0.9,
     }
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
@@ -81,14 +90,13 @@ class Valuation:
         return dataclasses.replace(
             self,
             policy=policy,
-            relative=shallow if self.relative is None else self.relative,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
         )
 
     def init(self, key: Array, obs: Array) -> ValuationState:
         """Initial network and optimizer state."""
         params = self.policy.init(key, obs)
-        return ValuationState(params=params, opt=adam(params), scale=jnp.zeros((), real()))
+        return ValuationState(params=params, opt=adam(params), low=jnp.zeros((), real()), high=jnp.zeros((), real()))
 
     def update(
         self, state: ValuationState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
@@ -96,22 +104,42 @@ class Valuation:
         """``epochs`` passes of regression over a rollout."""
         del update
         revenue = experience.utility + experience.price
-        seen = pmax(jnp.max(jnp.where(experience.won, jnp.abs(revenue), 0)), self.axis)
-        scale = jnp.maximum(state.scale, seen)
-        rate = hyper.learning_rate * (1 - progress) ** 2 * (jnp.maximum(1, scale / 10) if self.relative else 1)
+        if self.normalize:
+            state = self._normalized(state, experience.won, revenue)
+        units = state.params[UNITS]
+        rate = hyper.learning_rate * (1 - progress) ** 2
 
         def loss(params: PyTree, obs: Array, batch: tuple[Array, Array]) -> Array:
-            won, revenue = batch
-            value = jax.vmap(self.policy.apply, (None, 0))(params, obs).mean()
-            return per_shard(jnp.sum(jnp.where(won, (value - revenue) ** 2, 0)) / obs.shape[0], self.axis)
+            won, target = batch
+            output = jax.vmap(self.policy.output, (None, 0))(params, obs)[..., 0]
+            return per_shard(jnp.sum(jnp.where(won, (output - target) ** 2, 0)) / obs.shape[0], self.axis)
 
         def step(state: ValuationState, obs: Array, batch: tuple[Array, Array]) -> tuple[ValuationState, Array]:
             value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, batch), self.axis)
-            params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
-            return ValuationState(params=params, opt=opt, scale=scale), value
+            if self.max_norm is not None:
+                gradient = clip(gradient, self.max_norm)
+            params, opt = descend(state.params, state.opt, gradient, rate)
+            return state.replace(params=params, opt=opt), value
 
-        batch = (experience.won, revenue)
-        state, value = over_minibatches(
-            step, state.replace(scale=scale), experience.obs, batch, self.minibatch, self.epochs
-        )
+        batch = (experience.won, (revenue - units["location"]) / units["scale"])
+        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs)
         return state, {"loss": value}
+
+    def _normalized(self, state: ValuationState, won: Array, revenue: Array) -> ValuationState:
+        """The state with units for the range of these revenues and earlier ones, and the same bids.
+
+        The range grows at once, and shrinks by a small fraction of its distance to these revenues.
+        """
+        low = -pmax(jnp.max(jnp.where(won, -revenue, -jnp.inf)), self.axis)
+        high = pmax(jnp.max(jnp.where(won, revenue, -jnp.inf)), self.axis)
+        low = jnp.where(jnp.isfinite(low), jnp.minimum(low, state.low + _SHRINK * (low - state.low)), state.low)
+        high = jnp.where(jnp.isfinite(high), jnp.maximum(high, state.high + _SHRINK * (high - state.high)), state.high)
+        scale = jnp.maximum((high - low) / 2, _LEAST * jnp.maximum(jnp.abs(low), jnp.abs(high)))
+        scale = jnp.where(scale > 0, scale, 1)
+        params = self.policy.rescaled(state.params, (low + high) / 2, scale)
+        movable = state.opt.movable
+        if movable is not None:
+            # Where part of a policy is frozen, its units are, too.
+            free = jnp.all(jnp.array([jnp.all(leaf) for leaf in jax.tree.leaves(movable)]))
+            params = jax.tree.map(lambda new, old: jnp.where(free, new, old), params, state.params)
+        return state.replace(params=params, low=low, high=high)

@@ -100,6 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trace_decay": 0.0,
         "exploration": 0.0,
         "exploration_final": 0.0,
+        "persistence": 0.0,
         "dropout": 0.0,
         "reserve": 0.0,
         "time_limits": "terminal",
@@ -125,6 +126,7 @@ _DEFAULTS: dict[str, Any] = {
     "time_limits": "bootstrap",
     "trace_decay": 0.0,
     "exploration": 0.0,
+    "persistence": 0.0,
     "dropout": 0.0,
     "reserve": 0.0,
 }
@@ -171,6 +173,8 @@ class TrainConfig:
         exploration: probability that a random bidder wins, at the start of training; 0 by default, valuation 1.
         exploration_final: that probability in the second half of training, reached linearly; like exploration by
             default, valuation 0.1.
+        persistence: probability that a step explores, or does not, as the previous step did, with the same bidder, in
+            half of the rollouts; 0 by default, valuation 0.9.
         dropout: probability that a bidder sits out an episode; two always stay; 0 by default.
         reserve: the highest other bid where only one bidder is eligible; 0 by default.
         bids: kumaraswamy (the default), beta, or value (deterministic; the default and only choice of valuation).
@@ -212,6 +216,7 @@ class TrainConfig:
     trace_decay: float | None = None
     exploration: float | None = None
     exploration_final: float | None = None
+    persistence: float | None = None
     dropout: float | None = None
     reserve: float | None = None
     bids: BidsLike | None = None
@@ -543,7 +548,7 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
         ("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), check_int
     ),
     **dict.fromkeys(("hidden", "convolutions"), check_widths),
-    **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "dropout"), _fraction),
+    **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "persistence", "dropout"), _fraction),
     **dict.fromkeys(("learning_rate", "value_learning_rate", "entropy", "clip"), _amount),
     **dict.fromkeys(("reserve", "bid_low", "bid_high"), check_float),
     "time_limits": functools.partial(check_choice, known=TIME_LIMITS),

@@ -423,7 +423,7 @@ class Monolith:
 
     unused: ClassVar[tuple[str, ...]] = (
         *("auction", "clones", "share_clones", "bids", "ties"),
-        *("exploration", "exploration_final", "dropout", "reserve", "bid_low", "bid_high"),
+        *("exploration", "exploration_final", "persistence", "dropout", "reserve", "bid_low", "bid_high"),
     )
     defaults: ClassVar[Mapping[str, Any]] = {"trace_decay": 0.95}
 

@@ -97,6 +97,7 @@ class PopulationAgents:
             "trace_decay",
             "exploration",
             "exploration_final",
+            "persistence",
             "dropout",
             "reserve",
             "bids",

@@ -51,7 +51,7 @@ class Settings:
         instances, horizon: parallel instances per seed, and auctions of each per update.
         updates_per_chunk: updates per chunk, that is, per compiled call and per row of metrics.
         time_limits: how settlement treats truncated episodes (`jaxmarket.settlement.proceeds`).
-        trace_decay, exploration, exploration_final, dropout, reserve: the market's rules; 0 turns a rule off.
+        trace_decay, exploration, exploration_final, persistence, dropout, reserve: the market's rules; 0 turns a rule off.
         values: the settings by name as `TrainConfig` takes them, with defaults filled in, without those that do not
             apply.
     """
@@ -70,6 +70,7 @@ class Settings:
     trace_decay: float
     exploration: float
     exploration_final: float
+    persistence: float
     dropout: float
     reserve: float
     values: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
@@ -100,6 +101,7 @@ class Settings:
             trace_decay=self.trace_decay if contract else None,
             exploration=self.exploration if explores else None,
             exploration_final=self.exploration_final if explores else None,
+            persistence=self.persistence or None,
             reserve=self.reserve or None,
             dropout=self.dropout or None,
             own=dict(getattr(self.agent, "numbers", {})),

@@ -378,7 +378,7 @@ class WideMarketTraining:
     updates_per_chunk: int
     chunks: int = dataclasses.field(compare=False)
 
-    unused: ClassVar[tuple[str, ...]] = ("share_clones", "ties", "time_limits", "dropout", "reserve")
+    unused: ClassVar[tuple[str, ...]] = ("share_clones", "ties", "time_limits", "dropout", "reserve", "persistence")
     defaults: ClassVar[Mapping[str, Any]] = {"learner": "valuation", "hidden": ()}
 
     @classmethod
