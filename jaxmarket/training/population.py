@@ -29,12 +29,12 @@ from jaxmarket.deep_market import (
     Terms,
 )
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.evaluation import Episodes
+from jaxmarket.evaluation import Episodes, play_episodes
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, Totals
+from jaxmarket.rollouts import EnvCarry
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
-from jaxmarket.training.monolith import EnvCarry, play_episodes
 from jaxmarket.training.settings import Settings
 from jaxmarket.types import NOBODY, Array, PyTree, real
 from jaxmarket.validation import check_bool, check_float, check_int, short_repr
