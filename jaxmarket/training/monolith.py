@@ -8,7 +8,7 @@ generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_r
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, play_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
-from jaxmarket.learners.protocol import shard, static_part
+from jaxmarket.learners.protocol import static_part
 from jaxmarket.metrics import Oracle, Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, rollout_policy, start
@@ -29,6 +29,7 @@ from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.choices import ChoiceHead, ProductHead
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
+from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, real
 
@@ -112,7 +113,7 @@ _PARTITION = MonolithState(
 
 
 @dataclasses.dataclass(frozen=True)
-class Monolith:
+class Monolith(TrainableDefaults):
     """The static part of a monolithic agent's training, a `jaxmarket.training.trainable.Trainable`.
 
     Attributes:
@@ -184,27 +185,9 @@ class Monolith:
         )
 
     @property
-    def states(self) -> None:
-        """None: the metrics of a monolithic agent contain no bids."""
-
-    @property
-    def module_axis(self) -> bool:
-        """False: there is one network."""
-        return False
-
-    @property
     def partition(self) -> MonolithState:
         """How a state with a leading axis of seeds is laid out over a mesh."""
         return _PARTITION
-
-    @property
-    def initializer(self) -> Self:
-        """This training: `init` depends on all of it."""
-        return self
-
-    def shard(self, shards: int) -> Self:
-        """This training on one of ``shards`` devices that share the instances."""
-        return dataclasses.replace(self, learner=shard(self.learner, shards))
 
     def player(self, *, greedy: bool) -> SingleAgent:
         """The agent that is trained."""
@@ -213,9 +196,6 @@ class Monolith:
     def policy(self, params: PyTree, *, greedy: bool) -> ChoicePolicy:
         """The trained agent as a policy."""
         return ChoicePolicy(params, self.player(greedy=greedy))
-
-    def bids_and_visits(self, state: MonolithState) -> None:
-        """None: a monolithic agent does not bid."""
 
     @entry_point
     def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:
