@@ -484,17 +484,17 @@ class WideMarketTraining(TrainableDefaults):
         keys = jax.random.split(key_trade, (self.horizon + 1, self.instances))
         held = jnp.arange(self.horizon + 1) < self.horizon
 
-        def one(
-            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
+        def trade_round(
+            economy: wide_market.WideMarketState, xs: tuple[Array, Array]
         ) -> tuple[wide_market.WideMarketState, LineSale]:
-            words, held = ahead
+            words, held = xs
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = society.trade(key, economy, env_params, exploration)
             return tree_select(held, after, economy), sale
 
         def roll(words: Array, economy: wide_market.WideMarketState) -> tuple[wide_market.WideMarketState, LineSale]:
             # The last round is a bootstrap auction that estimates the payout for the final pieces; no money moves.
-            return jax.lax.scan(one, economy, (words, held))
+            return jax.lax.scan(trade_round, economy, (words, held))
 
         words = local_slice(jnp.swapaxes(jax.random.key_data(keys), 0, 1), self.learner.axis)
         market, sales = jax.vmap(roll)(words, state.market)
