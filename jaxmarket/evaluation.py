@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Bool, Float, Int32
 
+from jaxmarket.environments.adapter import Adapter
 from jaxmarket.keys import key_for
-from jaxmarket.rollouts import fresh_rollout
+from jaxmarket.rollouts import EnvCarry, EnvTransition, advance, fresh_rollout, start
 from jaxmarket.society import Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
-__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "trace_episode"]
+__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "play_episodes", "trace_episode"]
 
 _MOST_STEPS = 100_000
 
@@ -101,6 +102,33 @@ def first_episodes(
 
     _, result, _ = jax.lax.while_loop(unfinished, body, (states, empty, jnp.zeros((), jnp.int32)))
     return result
+
+
+def play_episodes(
+    env: Adapter,
+    act: Callable[[Array, EnvCarry], Array],
+    key: Array,
+    env_params: PyTree,
+    episodes: int,
+    max_steps: int = _MOST_STEPS,
+) -> Episodes:
+    """New episodes without a market, as `evaluate` plays them with a society.
+
+    Args:
+        env: the environment.
+        act: ``(key, running) -> action``.
+        key: a typed PRNG key.
+        env_params: the environment's parameters.
+        episodes: number of episodes, static.
+        max_steps: steps after which the remaining episodes count as unfinished.
+    """
+
+    def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
+        key_act, key_env, key_reset = jax.random.split(key, 3)
+        after = env.step(key_env, running.env_state, act(key_act, running), env_params)
+        return advance(running, (), after, start(env, key_reset, env_params))
+
+    return first_episodes(lambda key: start(env, key, env_params), step, key, episodes, max_steps)
 
 
 @standard_promotion

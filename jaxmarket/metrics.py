@@ -84,7 +84,7 @@ class Totals(struct.PyTreeNode):
 
 
 def totals(rows: Any) -> Totals:
-    """Sums over rows with any leading axes: of a `Transition`, or of a `training.monolith.EnvTransition`."""
+    """Sums over rows with any leading axes: of a `Transition`, or of a `rollouts.EnvTransition`."""
 
     def count(flags: Array) -> Array:
         return flags.sum().astype(rows.reward.dtype)

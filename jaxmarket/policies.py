@@ -280,6 +280,11 @@ class ValueHead:
         """The number of network outputs, 1."""
         return 1
 
+    def estimate(self, raw: Array, bid: Array) -> Array:
+        """The estimated value of winning, in the policy's units: f, broadcasts to ``bid``."""
+        del bid
+        return raw[..., 0]
+
     def distribution(self, raw: Array) -> Point:
         """The bid ``raw`` [..., 1] as a point distribution."""
         value = raw[..., 0]
@@ -405,9 +410,9 @@ class BidPolicy:
     The output layer is initialised with zeros, so that all bidders initially have the same distribution of bids for all
     observations: uniform on (low, high) for a distribution, 0 for a `ValueHead`.
 
-    The parameters for a `ValueHead` contain two numbers that are not trained by gradients, ``units``: the head receives
-    ``location + scale · output``. A learner sets them with `rescaled`, and trains `output` towards targets in these
-    units.
+    The parameters for a head that estimates values (one with a method ``estimate``) contain two numbers that are not
+    trained by gradients, ``units``: the head receives ``location + scale · output``. A learner sets them with
+    `rescaled`, and trains ``head.estimate`` of `output` towards targets in these units.
     """
 
     torso: nn.Module
@@ -420,7 +425,7 @@ class BidPolicy:
     def init(self, key: Array, obs: Array) -> PyTree:
         """Parameters for observations with the shape of ``obs``."""
         params = self._network.init(key, obs)
-        if isinstance(self.head, ValueHead):
+        if hasattr(self.head, "estimate"):
             params = {**params, UNITS: {"location": jnp.zeros((), real()), "scale": jnp.ones((), real())}}
         return params
 
@@ -440,7 +445,7 @@ class BidPolicy:
         """Parameters with other units and the same bids, as in PopArt (van Hasselt et al. 2016).
 
         Args:
-            params: of a policy with a `ValueHead`.
+            params: of a policy whose head estimates values.
             location: the bid at output 0.
             scale: the change of the bid per unit of output, > 0.
         """

@@ -1,15 +1,33 @@
-"""Rollouts: the step scanned over time, and the bootstrap auctions where it is cut."""
+"""Rollouts: the step scanned over time, and the bootstrap auctions where it is cut; and rollouts without a market.
+
+`rollout_policy` runs one environment with any policy. The monolithic baseline is trained on it, and benchmarks compare
+the step of a market with it.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Bool, Float, Int, Int32
 
+from jaxmarket.environments.adapter import Adapter, Step, longer
 from jaxmarket.society import Draws, Society, auction, draw, reset, step_with
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import Array, PyTree, Rules, State, Transition
+from jaxmarket.types import Array, PyTree, Rules, State, Transition, real, tree_select
 from jaxmarket.validation import check_int
 
-__all__ = ["cut_rows", "fresh_rollout", "persistent", "rollout"]
+__all__ = [
+    "EnvCarry",
+    "EnvTransition",
+    "advance",
+    "cut_rows",
+    "fresh_rollout",
+    "persistent",
+    "rollout",
+    "rollout_policy",
+    "start",
+]
 
 
 @standard_promotion
@@ -147,3 +165,101 @@ def fresh_rollout(
     key_reset, key_roll = jax.random.split(key)
     state, _ = reset(society, key_reset, env_params, rules)
     return rollout(society, key_roll, params, state, env_params, steps, rules, bootstrap=bootstrap)[1]
+
+
+class EnvCarry(struct.PyTreeNode):
+    """One running environment without a market."""
+
+    env_state: PyTree
+    obs: Float[Array, "..."]  # encoded
+    episode_return: Float[Array, ""]  # undiscounted reward of the running episode
+    episode_length: Int32[Array, ""]  # environment steps of the running episode
+
+
+class EnvTransition(struct.PyTreeNode):
+    """What happened, one row a step."""
+
+    obs: Float[Array, "..."]
+    choice: PyTree  # what decided the action
+    reward: Float[Array, ""]
+    duration: Float[Array, ""]  # environment steps taken
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    next_obs: Float[Array, "..."]  # before any reset
+    episode_return: Float[Array, ""]  # of the episode so far, this row included
+    episode_length: Int32[Array, ""]
+
+    @property
+    def done(self) -> Array:
+        """Whether the episode ended with this row: bool []."""
+        return self.terminated | self.truncated
+
+
+def start(env: Adapter, key: Array, env_params: PyTree) -> EnvCarry:
+    """A first state."""
+    obs, env_state = env.reset(key, env_params)
+    return EnvCarry(
+        env_state=env_state, obs=obs, episode_return=jnp.zeros((), real()), episode_length=jnp.zeros((), jnp.int32)
+    )
+
+
+def rollout_policy(
+    env: Adapter,
+    act: Callable[[PyTree, Array], tuple[Array, PyTree]],
+    key: Array,
+    running: EnvCarry,
+    env_params: PyTree,
+    draws: PyTree,
+) -> tuple[EnvCarry, EnvTransition]:
+    """Run one environment, reset where an episode ends; ``vmap`` for many.
+
+    Args:
+        env: the environment.
+        act: ``(draws of the step, obs) -> (action, choice)``; the choice is kept in the rows.
+        key: of the environment's own randomness.
+        running: where to begin.
+        env_params: the environment's parameters.
+        draws: randomness of ``act``, leaves [T, ...], whose length is that of the rollout.
+    """
+    steps = jax.tree.leaves(draws)[0].shape[0]
+    implementation = jax.random.key_impl(key)
+    # Words of keys, as in `society.Draws`.
+    env_words, reset_words = (jax.random.key_data(jax.random.split(k, steps)) for k in jax.random.split(key))
+
+    def typed(words: Array) -> Array:
+        return jax.random.wrap_key_data(words, impl=implementation)
+
+    def opened(words: Array) -> EnvCarry:
+        return start(env, typed(words), env_params)
+
+    # As in `rollout`.
+    ahead = env.opens_ahead(env_params, steps)
+
+    def body(running: EnvCarry, now: tuple[PyTree, Array, Array | EnvCarry]) -> tuple[EnvCarry, EnvTransition]:
+        draws, words, fresh = now
+        if not isinstance(fresh, EnvCarry):
+            fresh = opened(fresh)
+        action, choice = act(draws, running.obs)
+        after = env.step(typed(words), running.env_state, action, env_params)
+        return advance(running, choice, after, fresh)
+
+    return jax.lax.scan(body, running, (draws, env_words, jax.vmap(opened)(reset_words) if ahead else reset_words))
+
+
+def advance(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
+    """The environment after a step, in the next episode if one has ended, and the row of the step."""
+    row = EnvTransition(
+        obs=running.obs,
+        choice=choice,
+        reward=after.reward,
+        duration=after.duration,
+        terminated=after.terminated,
+        truncated=after.truncated,
+        next_obs=after.obs,
+        episode_return=running.episode_return + after.undiscounted,
+        episode_length=longer(running.episode_length, after.duration),
+    )
+    onward = EnvCarry(
+        env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
+    )
+    return tree_select(row.done, fresh, onward), row

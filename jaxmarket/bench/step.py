@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 from jaxmarket.bench.timing import Report, Timing, in_a_row, measure
 from jaxmarket.experiments.settings import train_config
-from jaxmarket.rollouts import rollout
+from jaxmarket.rollouts import rollout, rollout_policy, start
 from jaxmarket.society import Draws, Society, draw, reset
-from jaxmarket.training import monolith
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.tables import progress
@@ -114,13 +113,13 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
 
         def instance_rollout(key: Array, running: PyTree) -> tuple[PyTree, PyTree]:
             key_draw, key_env = jax.random.split(key)
-            return monolith.rollout_policy(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
+            return rollout_policy(env, act, key_env, running, env_params, draw(society, key_draw, (horizon,)))
 
         rollouts = jax.vmap(instance_rollout, out_axes=(0, 1))
         return lambda key, running: rollouts(jax.random.split(key, case.instances), running)
 
     states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
-    running = jax.vmap(lambda key: monolith.start(env, key, env_params))(keys)
+    running = jax.vmap(lambda key: start(env, key, env_params))(keys)
     return {
         "society": (market_rollout(society, params, case.instances, horizon), states),
         "networks": (without(networks=True), running),
@@ -133,7 +132,7 @@ def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> t
     count = max(1, steps_per_call // (case.instances * case.horizon))
     key = jax.random.key(3)
     timings = measure(
-        {name: (in_a_row(rollout, count), (key, start)) for name, (rollout, start) in programs(case).items()}, repeats
+        {name: (in_a_row(rollout, count), (key, state)) for name, (rollout, state) in programs(case).items()}, repeats
     )
     return timings, count * case.instances * case.horizon
 

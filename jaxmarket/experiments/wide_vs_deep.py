@@ -40,8 +40,9 @@ from jaxmarket.keys import key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files
 from jaxmarket.training import divergence
+from jaxmarket.training.choices import ProductHead
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.monolith import Monolith, ProductHead
+from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.trainable import Trainable
 from jaxmarket.training.wide import StageBids, WideMarketTraining, WideSociety, Worker, effects, workers
 from jaxmarket.types import Array, real

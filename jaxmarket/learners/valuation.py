@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from jaxmarket.types import Array, PyTree, real
 
 __all__ = ["Valuation", "ValuationState"]
 
+_Batch = tuple[Array, Array, Array]  # bid, won, target: [R, N] each
 _SHRINK = 0.01  # of the range of revenues, per update
 _LEAST = 1e-3  # scale of a range that is narrow, relative to its values
 
@@ -106,22 +107,23 @@ class Valuation:
         revenue = experience.utility + experience.price
         if self.normalize:
             state = self._normalized(state, experience.won, revenue)
-        units = state.params[UNITS]
+        units, head = state.params[UNITS], cast(Any, self.policy.head)
         rate = hyper.learning_rate * (1 - progress) ** 2
 
-        def loss(params: PyTree, obs: Array, batch: tuple[Array, Array]) -> Array:
-            won, target = batch
-            output = jax.vmap(self.policy.output, (None, 0))(params, obs)[..., 0]
-            return per_shard(jnp.sum(jnp.where(won, (output - target) ** 2, 0)) / obs.shape[0], self.axis)
+        def loss(params: PyTree, obs: Array, batch: _Batch) -> Array:
+            bid, won, target = batch
+            output = jax.vmap(self.policy.output, (None, 0))(params, obs)
+            estimate = jax.vmap(head.estimate, (0, -1), -1)(output, bid)
+            return per_shard(jnp.sum(jnp.where(won, (estimate - target) ** 2, 0)) / obs.shape[0], self.axis)
 
-        def step(state: ValuationState, obs: Array, batch: tuple[Array, Array]) -> tuple[ValuationState, Array]:
+        def step(state: ValuationState, obs: Array, batch: _Batch) -> tuple[ValuationState, Array]:
             value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, batch), self.axis)
             if self.max_norm is not None:
                 gradient = clip(gradient, self.max_norm)
             params, opt = descend(state.params, state.opt, gradient, rate)
             return state.replace(params=params, opt=opt), value
 
-        batch = (experience.won, (revenue - units["location"]) / units["scale"])
+        batch = (experience.bid, experience.won, (revenue - units["location"]) / units["scale"])
         state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs)
         return state, {"loss": value}
 

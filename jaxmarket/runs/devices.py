@@ -23,14 +23,14 @@ __all__ = ["Devices", "gather", "mesh", "put"]
 Devices = int | Literal["all"] | Sequence[jax.Device]
 
 
-def mesh(devices: Devices, seeds: int, instances: int, minibatch: int) -> Mesh | None:
+def mesh(devices: Devices, seeds: int, instances: int, minibatch: int | None) -> Mesh | None:
     """A mesh [seeds, instances] for a run; None for one device.
 
     Args:
         devices: number of devices, ``"all"`` of them, or a sequence of devices.
         seeds: of the run. The first axis of the mesh is the largest common divisor of ``seeds`` and the devices.
         instances: of each seed, sharded over the second axis.
-        minibatch: auctions per gradient step; every device has an equal part of each minibatch.
+        minibatch: auctions per gradient step, None without a learner; every device has an equal part of each minibatch.
 
     Raises:
         ValueError: JAX has fewer devices, or seeds and instances cannot be divided evenly among them.
@@ -53,7 +53,7 @@ def mesh(devices: Devices, seeds: int, instances: int, minibatch: int) -> Mesh |
             f"devices: {count} devices and {seeds} seeds leave {columns} devices for the instances of each seed, and "
             f"{instances} instances are not divisible by {columns}; change the number of seeds, instances or devices"
         )
-    if columns > 1 and minibatch % instances:
+    if columns > 1 and minibatch is not None and minibatch % instances:
         raise ValueError(
             f"minibatch: expected a multiple of the {instances} instances, because {columns} devices share the "
             f"instances of a seed, got {minibatch}"

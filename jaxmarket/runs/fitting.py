@@ -216,7 +216,7 @@ def fit(
         raise ValueError("resume: expected a run folder, got out=None; pass the folder as out")
     if jax.process_count() > 1:
         devices = "all"
-    mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.learner.minibatch)
+    mesh = devices_mesh(devices, settings.seeds, settings.instances, settings.minibatch)
     if mesh is not None and mesh.shape[INSTANCES] > 1:
         settings.trainable.shard(mesh.shape[INSTANCES])  # refused now where instances cannot be spread
     if check and mesh is not None:

@@ -304,8 +304,6 @@ def _resolve(config: TrainConfig) -> Settings:
     )
     value_torso = mlp(*torso.hidden) if not torso.convolutions else torso
     learner = learner.bind(society.policy, ValueNetwork(value_torso))
-    if "learner" in unused:  # the learner is not used; no setting of it is in the way
-        learner = dataclasses.replace(learner, minibatch=chosen["instances"] * chosen["horizon"])
     updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
     chosen["log_every"] = min(updates, chosen["log_every"] or -(-updates // _ROWS))
     values = (
@@ -461,9 +459,9 @@ def _check(settings: Settings) -> None:
             f"steps: expected at most 2^31 - 1 updates of instances × horizon = {s.instances} × {s.horizon} "
             f"auctions, got {s.updates} in {s.steps} steps; use more instances or a longer horizon"
         )
-    if (s.instances * s.horizon) % s.learner.minibatch:
+    if s.minibatch is not None and (s.instances * s.horizon) % s.minibatch:
         raise ValueError(
-            f"minibatch: {s.learner.minibatch} does not divide instances × horizon = "
+            f"minibatch: {s.minibatch} does not divide instances × horizon = "
             f"{s.instances} × {s.horizon} auctions; choose a divisor"
         )
     if s.dropout and s.society.bidders < 3:

@@ -1,336 +1,46 @@
 """A monolithic baseline: one agent that acts by itself, made of the society's own networks, learner and returns.
 
 A monolithic agent is `PPO` with a policy over choices where a bidder has one over bids; its utility is its return:
-generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. `rollout_policy` is a
-rollout without a market; benchmarks measure against it.
+generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. It runs without a market, by
+`rollouts.rollout_policy`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Int32
 
 from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
-from jaxmarket.environments.adapter import Adapter, Step, longer
-from jaxmarket.evaluation import Episodes, first_episodes
+from jaxmarket.environments.adapter import Adapter
+from jaxmarket.evaluation import Episodes, play_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters
-from jaxmarket.learners.protocol import shard, static_part
+from jaxmarket.learners.protocol import static_part
 from jaxmarket.metrics import Oracle, Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
-from jaxmarket.rollouts import cut_rows
+from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, rollout_policy, start
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.training.choices import ChoiceHead, ProductHead
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
+from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.training.transfer import networks
-from jaxmarket.types import Array, PyTree, real, tree_select
-from jaxmarket.validation import check_int
+from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
-    "Categorical",
-    "ChoiceHead",
     "ChoicePolicy",
-    "EnvCarry",
-    "EnvTransition",
     "Monolith",
     "MonolithState",
-    "Product",
-    "ProductHead",
     "SingleAgent",
     "parameters",
-    "play_episodes",
-    "rollout_policy",
-    "start",
     "utilities",
 ]
-
-
-class EnvCarry(struct.PyTreeNode):
-    """One running environment without a market."""
-
-    env_state: PyTree
-    obs: Float[Array, "..."]  # encoded
-    episode_return: Float[Array, ""]  # undiscounted reward of the running episode
-    episode_length: Int32[Array, ""]  # environment steps of the running episode
-
-
-class EnvTransition(struct.PyTreeNode):
-    """What happened, one row a step."""
-
-    obs: Float[Array, "..."]
-    choice: PyTree  # what decided the action
-    reward: Float[Array, ""]
-    duration: Float[Array, ""]  # environment steps taken
-    terminated: Bool[Array, ""]
-    truncated: Bool[Array, ""]
-    next_obs: Float[Array, "..."]  # before any reset
-    episode_return: Float[Array, ""]  # of the episode so far, this row included
-    episode_length: Int32[Array, ""]
-
-    @property
-    def done(self) -> Array:
-        """Whether the episode ended with this row: bool []."""
-        return self.terminated | self.truncated
-
-
-def start(env: Adapter, key: Array, env_params: PyTree) -> EnvCarry:
-    """A first state."""
-    obs, env_state = env.reset(key, env_params)
-    return EnvCarry(
-        env_state=env_state, obs=obs, episode_return=jnp.zeros((), real()), episode_length=jnp.zeros((), jnp.int32)
-    )
-
-
-def rollout_policy(
-    env: Adapter,
-    act: Callable[[PyTree, Array], tuple[Array, PyTree]],
-    key: Array,
-    running: EnvCarry,
-    env_params: PyTree,
-    draws: PyTree,
-) -> tuple[EnvCarry, EnvTransition]:
-    """Run one environment, reset where an episode ends; ``vmap`` for many.
-
-    Args:
-        env: the environment.
-        act: ``(draws of the step, obs) -> (action, choice)``; the choice is kept in the rows.
-        key: of the environment's own randomness.
-        running: where to begin.
-        env_params: the environment's parameters.
-        draws: randomness of ``act``, leaves [T, ...], whose length is that of the rollout.
-    """
-    steps = jax.tree.leaves(draws)[0].shape[0]
-    implementation = jax.random.key_impl(key)
-    # Words of keys, as in `society.Draws`.
-    env_words, reset_words = (jax.random.key_data(jax.random.split(k, steps)) for k in jax.random.split(key))
-
-    def typed(words: Array) -> Array:
-        return jax.random.wrap_key_data(words, impl=implementation)
-
-    def opened(words: Array) -> EnvCarry:
-        return start(env, typed(words), env_params)
-
-    # As in `rollouts.rollout`.
-    ahead = env.opens_ahead(env_params, steps)
-
-    def body(running: EnvCarry, now: tuple[PyTree, Array, Array | EnvCarry]) -> tuple[EnvCarry, EnvTransition]:
-        draws, words, fresh = now
-        if not isinstance(fresh, EnvCarry):
-            fresh = opened(fresh)
-        action, choice = act(draws, running.obs)
-        after = env.step(typed(words), running.env_state, action, env_params)
-        return _next(running, choice, after, fresh)
-
-    return jax.lax.scan(body, running, (draws, env_words, jax.vmap(opened)(reset_words) if ahead else reset_words))
-
-
-def _next(running: EnvCarry, choice: PyTree, after: Step, fresh: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-    """The environment after a step, in the next episode if one has ended, and the row of the step."""
-    row = EnvTransition(
-        obs=running.obs,
-        choice=choice,
-        reward=after.reward,
-        duration=after.duration,
-        terminated=after.terminated,
-        truncated=after.truncated,
-        next_obs=after.obs,
-        episode_return=running.episode_return + after.undiscounted,
-        episode_length=longer(running.episode_length, after.duration),
-    )
-    onward = EnvCarry(
-        env_state=after.env_state, obs=after.obs, episode_return=row.episode_return, episode_length=row.episode_length
-    )
-    return tree_select(row.done, fresh, onward), row
-
-
-def play_episodes(
-    env: Adapter,
-    act: Callable[[Array, EnvCarry], Array],
-    key: Array,
-    env_params: PyTree,
-    episodes: int,
-    max_steps: int = 100_000,
-) -> Episodes:
-    """New episodes without a market, as `jaxmarket.evaluation.evaluate` plays them with a society.
-
-    Args:
-        env: the environment.
-        act: ``(key, running) -> action``.
-        key: a typed PRNG key.
-        env_params: the environment's parameters.
-        episodes: number of episodes, static.
-        max_steps: steps after which the remaining episodes count as unfinished.
-    """
-
-    def step(key: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-        key_act, key_env, key_reset = jax.random.split(key, 3)
-        after = env.step(key_env, running.env_state, act(key_act, running), env_params)
-        return _next(running, (), after, start(env, key_reset, env_params))
-
-    return first_episodes(lambda key: start(env, key, env_params), step, key, episodes, max_steps)
-
-
-class Categorical(struct.PyTreeNode):
-    """One of P choices: what an agent has that acts instead of bidding."""
-
-    logits: Float[Array, "... P"]
-
-    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent choices, as numbers: f [*shape, ...]."""
-        choices = jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1]))
-        return choices.astype(self.logits.dtype)
-
-    def quantile(self, u: Array) -> Array:
-        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``]."""
-        below = jnp.cumsum(jax.nn.softmax(self.logits), -1)[..., :-1]
-        return jnp.sum(u[..., None] >= below, -1).astype(self.logits.dtype)
-
-    def mean(self) -> Array:
-        """The likeliest choice, which is the greedy one: f [...]."""
-        return jnp.argmax(self.logits, -1).astype(self.logits.dtype)
-
-    def log_prob(self, bid: Array) -> Array:
-        """Log-probability of the choice ``bid``: f [...]."""
-        chosen = bid[..., None] == jnp.arange(self.logits.shape[-1], dtype=bid.dtype)
-        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), -1)
-
-    def entropy(self) -> Array:
-        """Entropy: f [...]."""
-        logs = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(logs) * logs, -1)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChoiceHead:
-    """One logit per choice."""
-
-    outputs: int
-
-    @property
-    def low(self) -> float:
-        """The first choice."""
-        return 0.0
-
-    @property
-    def high(self) -> float:
-        """The last choice."""
-        return self.outputs - 1.0
-
-    def distribution(self, raw: Array) -> Categorical:
-        """The distribution with logits ``raw`` [..., outputs]."""
-        return Categorical(raw)
-
-
-class Product(struct.PyTreeNode):
-    """L independent choices, one of M each, as one choice of M^L: a number in base M, the first choice in front.
-
-    It is the `Categorical` of all M^L in which probabilities are products, for the price of L · M logits.
-    """
-
-    logits: Float[Array, "... L M"]
-
-    def _number(self, digits: Array) -> Array:
-        """Of the choices i32 [..., L]: f [...]."""
-        factors, base = self.logits.shape[-2:]
-        weights = base ** jnp.arange(factors - 1, -1, -1, dtype=jnp.int32)
-        return jnp.sum(digits * weights, -1).astype(self.logits.dtype)
-
-    def _digits(self, bid: Array) -> Array:
-        """The choices that make up a number: i32 [..., L]."""
-        factors, base = self.logits.shape[-2:]
-        weights = base ** jnp.arange(factors - 1, -1, -1, dtype=jnp.int32)
-        return bid[..., None].astype(jnp.int32) // weights % base
-
-    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent choices, as numbers: f [*shape, ...]."""
-        return self._number(jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1])))
-
-    def quantile(self, u: Array) -> Array:
-        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``].
-
-        The first choice takes its share of ``u``, and what is left of that, stretched to (0, 1), decides the next one.
-        """
-        shares = jax.nn.softmax(self.logits)
-        least, most = jnp.finfo(shares.dtype).tiny, 1 - jnp.finfo(shares.dtype).epsneg
-        digits = []
-        for i in range(self.logits.shape[-2]):
-            share = shares[..., i, :]
-            ends = jnp.cumsum(share, -1)
-            digit = jnp.sum(u[..., None] >= ends[..., :-1], -1)
-            chosen = digit[..., None] == jnp.arange(share.shape[-1])
-            start, width = (jnp.sum(jnp.where(chosen, x, 0), -1) for x in (ends - share, share))
-            u = jnp.clip((u - start) / jnp.maximum(width, least), 0, most)
-            digits.append(digit)
-        return self._number(jnp.stack(digits, -1))
-
-    def mean(self) -> Array:
-        """The likeliest choice, which is the greedy one: f [...]."""
-        return self._number(jnp.argmax(self.logits, -1))
-
-    def log_prob(self, bid: Array) -> Array:
-        """Log-probability of the choice ``bid``: f [...]."""
-        chosen = self._digits(bid)[..., None] == jnp.arange(self.logits.shape[-1])
-        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), (-2, -1))
-
-    def entropy(self) -> Array:
-        """Entropy, the sum of the choices': f [...]."""
-        return Categorical(self.logits).entropy().sum(-1)
-
-
-_MOST_CHOICES = 2**24
-"""What float32, in which choices are kept, can count."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ProductHead:
-    """One logit per choice of each factor, for actions that are numbers in a base (`Product`).
-
-    Attributes:
-        factors: L.
-        base: M.
-
-    Raises:
-        ValueError: one of them is below 1, or there are more than 2^24 choices, which float32 cannot tell apart.
-    """
-
-    factors: int
-    base: int
-
-    def __post_init__(self) -> None:
-        for field in ("factors", "base"):
-            object.__setattr__(self, field, check_int(field, getattr(self, field)))
-        if self.choices > _MOST_CHOICES:
-            raise ValueError(f"factors: {self.base}^{self.factors} choices are more than 2^24; use fewer factors")
-
-    @property
-    def choices(self) -> int:
-        """M^L."""
-        return self.base**self.factors
-
-    @property
-    def outputs(self) -> int:
-        """L · M."""
-        return self.factors * self.base
-
-    @property
-    def low(self) -> float:
-        """The first choice."""
-        return 0.0
-
-    @property
-    def high(self) -> float:
-        """The last choice."""
-        return self.choices - 1.0
-
-    def distribution(self, raw: Array) -> Product:
-        """The distribution with logits ``raw`` [..., outputs], factor by factor."""
-        return Product(raw.reshape(*raw.shape[:-1], self.factors, self.base))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,7 +113,7 @@ _PARTITION = MonolithState(
 
 
 @dataclasses.dataclass(frozen=True)
-class Monolith:
+class Monolith(TrainableDefaults):
     """The static part of a monolithic agent's training, a `jaxmarket.training.trainable.Trainable`.
 
     Attributes:
@@ -475,27 +185,9 @@ class Monolith:
         )
 
     @property
-    def states(self) -> None:
-        """None: the metrics of a monolithic agent contain no bids."""
-
-    @property
-    def module_axis(self) -> bool:
-        """False: there is one network."""
-        return False
-
-    @property
     def partition(self) -> MonolithState:
         """How a state with a leading axis of seeds is laid out over a mesh."""
         return _PARTITION
-
-    @property
-    def initializer(self) -> Self:
-        """This training: `init` depends on all of it."""
-        return self
-
-    def shard(self, shards: int) -> Self:
-        """This training on one of ``shards`` devices that share the instances."""
-        return dataclasses.replace(self, learner=shard(self.learner, shards))
 
     def player(self, *, greedy: bool) -> SingleAgent:
         """The agent that is trained."""
@@ -504,9 +196,6 @@ class Monolith:
     def policy(self, params: PyTree, *, greedy: bool) -> ChoicePolicy:
         """The trained agent as a policy."""
         return ChoicePolicy(params, self.player(greedy=greedy))
-
-    def bids_and_visits(self, state: MonolithState) -> None:
-        """None: a monolithic agent does not bid."""
 
     @entry_point
     def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters | None = None) -> MonolithState:

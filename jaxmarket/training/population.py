@@ -7,7 +7,7 @@ evaluation plays with the population as it is.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,14 @@ from jaxmarket.deep_market import (
     Terms,
 )
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.evaluation import Episodes
+from jaxmarket.evaluation import Episodes, play_episodes
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, Totals
+from jaxmarket.rollouts import EnvCarry
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
-from jaxmarket.training.monolith import EnvCarry, play_episodes
 from jaxmarket.training.settings import Settings
+from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.types import NOBODY, Array, PyTree, real
 from jaxmarket.validation import check_bool, check_float, check_int, short_repr
 
@@ -249,7 +250,7 @@ class PopulationPolicy(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class PopulationTraining:
+class PopulationTraining(TrainableDefaults):
     """The static part of a population's training, a `jaxmarket.training.trainable.Trainable`.
 
     A step of a run is one auction of one instance, as in a society.
@@ -283,23 +284,9 @@ class PopulationTraining:
         return self.market.instances
 
     @property
-    def states(self) -> None:
-        """None: bids of a population are limited by wealth, and are not compared with Q*."""
-
-    @property
-    def module_axis(self) -> bool:
-        """False: the agents are one population."""
-        return False
-
-    @property
     def partition(self) -> PopulationTrainState:
         """How a state with a leading axis of seeds is laid out over a mesh."""
         return _PARTITION
-
-    @property
-    def initializer(self) -> Self:
-        """This training: `init` depends on most of it."""
-        return self
 
     def shard(self, shards: int) -> NoReturn:
         """Not possible: the instances of a seed share the wealth of its agents.
@@ -328,9 +315,6 @@ class PopulationTraining:
                 f"env: {self.env.name} has illegal actions, which the policy of a population cannot avoid; use evaluate"
             )
         return PopulationPolicy(params, self.player(greedy=greedy))
-
-    def bids_and_visits(self, state: PopulationTrainState) -> None:
-        """None: see `states`."""
 
     @entry_point
     def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters) -> PopulationTrainState:

@@ -76,6 +76,11 @@ class Settings:
     values: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
 
     @property
+    def minibatch(self) -> int | None:
+        """Auctions per gradient step; None if the agent has no learner."""
+        return None if "learner" in getattr(self.agent, "unused", ()) else self.learner.minibatch
+
+    @property
     def updates(self) -> int:
         """Updates (one rollout of all instances each) that make up ``steps``, rounded up."""
         return -(-self.steps // (self.instances * self.horizon))

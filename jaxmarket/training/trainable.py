@@ -1,14 +1,16 @@
 """The protocol of what `jaxmarket.fit` and `jaxmarket.train` can train."""
 
+import dataclasses
 from typing import Any, Protocol, Self
 
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes
 from jaxmarket.learners import Hyperparameters
+from jaxmarket.learners.protocol import shard
 from jaxmarket.metrics import Oracle
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["Player", "Trainable"]
+__all__ = ["Player", "Trainable", "TrainableDefaults"]
 
 
 class Player(Protocol):
@@ -129,3 +131,32 @@ class Trainable(Protocol):
         None where ``states`` is None.
         """
         ...
+
+
+class TrainableDefaults:
+    """A base class with defaults for a `Trainable`: one module in a field ``learner``, no comparison of bids with Q*.
+
+    They are not members of the protocol itself: a field of a dataclass would take a property of its base class, such as
+    ``states``, as its default value.
+    """
+
+    @property
+    def states(self) -> None:
+        """None: there is no Q* to compare bids with."""
+
+    def bids_and_visits(self, state: Any) -> None:
+        """None, as `states`."""
+
+    @property
+    def module_axis(self) -> bool:
+        """False: there is one set of parameters."""
+        return False
+
+    @property
+    def initializer(self) -> Self:
+        """This training: `init` may depend on all of it."""
+        return self
+
+    def shard(self, shards: int) -> Self:
+        """This training on one of ``shards`` devices that share the instances."""
+        return dataclasses.replace(self, learner=shard(self.learner, shards))  # type: ignore[attr-defined]

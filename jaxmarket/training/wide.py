@@ -25,13 +25,14 @@ from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, pmax, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes
 from jaxmarket.learners import Experience, Hyperparameters, Learner
-from jaxmarket.learners.protocol import shard, static_part
+from jaxmarket.learners.protocol import static_part
 from jaxmarket.metrics import Oracle, gini
 from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
+from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.wide_market import Additive, SealedBids
@@ -356,7 +357,7 @@ class _Sums(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class WideMarketTraining:
+class WideMarketTraining(TrainableDefaults):
     """The static part of a wide market's training, a `jaxmarket.training.trainable.Trainable`.
 
     ``TrainConfig(env, agent="wide")`` trains it on an environment with `ProductionLines`. A step of a run is a round of
@@ -412,10 +413,6 @@ class WideMarketTraining:
         return self.society.env
 
     @property
-    def states(self) -> None:
-        """None: bids are for pieces and not for states of the environment."""
-
-    @property
     def module_axis(self) -> bool:
         """True: each job has its own parameters."""
         return True
@@ -424,15 +421,6 @@ class WideMarketTraining:
     def partition(self) -> WideMarketTrainState:
         """How a state with a leading axis of seeds is laid out over a mesh."""
         return _PARTITION
-
-    @property
-    def initializer(self) -> Self:
-        """This training: `init` depends on all of it."""
-        return self
-
-    def shard(self, shards: int) -> Self:
-        """This training on one of ``shards`` devices that share the instances."""
-        return dataclasses.replace(self, learner=shard(self.learner, shards))
 
     def player(self, *, greedy: bool) -> WideSociety:
         """The market; its bids are deterministic, whether greedy or not."""
@@ -453,9 +441,6 @@ class WideMarketTraining:
                 "once; train it on the joint view (joint=True) for a policy, or use evaluate"
             )
         return WidePolicy(params, self.society)
-
-    def bids_and_visits(self, state: WideMarketTrainState) -> None:
-        """None: there is no Q* to compare bids with."""
 
     @entry_point
     def init(self, key: Array, env_params: PyTree, hyper: Hyperparameters) -> WideMarketTrainState:
@@ -499,17 +484,17 @@ class WideMarketTraining:
         keys = jax.random.split(key_trade, (self.horizon + 1, self.instances))
         held = jnp.arange(self.horizon + 1) < self.horizon
 
-        def one(
-            economy: wide_market.WideMarketState, ahead: tuple[Array, Array]
+        def trade_round(
+            economy: wide_market.WideMarketState, xs: tuple[Array, Array]
         ) -> tuple[wide_market.WideMarketState, LineSale]:
-            words, held = ahead
+            words, held = xs
             key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key))
             after, sale = society.trade(key, economy, env_params, exploration)
             return tree_select(held, after, economy), sale
 
         def roll(words: Array, economy: wide_market.WideMarketState) -> tuple[wide_market.WideMarketState, LineSale]:
             # The last round is a bootstrap auction that estimates the payout for the final pieces; no money moves.
-            return jax.lax.scan(one, economy, (words, held))
+            return jax.lax.scan(trade_round, economy, (words, held))
 
         words = local_slice(jnp.swapaxes(jax.random.key_data(keys), 0, 1), self.learner.axis)
         market, sales = jax.vmap(roll)(words, state.market)

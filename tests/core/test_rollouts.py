@@ -1,4 +1,4 @@
-"""Rollouts: memory, and first states made beforehand or in their step."""
+"""Rollouts: against stepping by hand, memory, first states made beforehand or in their step, and cuts."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from jaxmarket import BidPolicy, Society, make, reset, rollout
 from jaxmarket.environments import adapt, adapter
 from jaxmarket.policies import KumaraswamyHead, mlp
-from jaxmarket.training.monolith import rollout_policy, start
+from jaxmarket.rollouts import cut_rows, rollout_policy, start
 
 KEY = jax.random.key(0)
 
@@ -70,3 +70,44 @@ def test_first_states_are_the_same_beforehand_and_in_their_step(play, env, monke
     before = play(env, 64)(KEY)
     monkeypatch.setattr(adapter, "_MOST_AHEAD", 0)
     jax.tree.map(np.testing.assert_array_equal, before, play(env, 64)(KEY))
+
+
+def test_a_rollout_of_a_policy_is_stepping_by_hand():
+    """Chain with scripted actions: right five times ends an episode, left runs into the limit of twenty."""
+    env = adapt(make("Chain-v0")[0])
+    params = env.default_params
+    script = jnp.array([1] * 5 + [0] * 20 + [1] * 3)
+
+    def act(action, obs):
+        return action, action
+
+    running = start(env, jax.random.key(0), params)
+    running, rows = jax.jit(lambda r: rollout_policy(env, act, jax.random.key(1), r, params, script))(running)
+    assert np.flatnonzero(rows.terminated).tolist() == [4]
+    assert np.flatnonzero(rows.truncated).tolist() == [24]
+    assert rows.episode_length.tolist() == [*range(1, 6), *range(1, 21), 1, 2, 3]
+    np.testing.assert_allclose(rows.episode_return[4], 0.8)
+    assert not rows.episode_return[5:].any()
+    position = [0, 1, 2, 3, 4, *[0] * 20, 0, 1, 2]
+    assert rows.obs.argmax(1).tolist() == position
+    assert rows.next_obs.argmax(1).tolist() == [1, 2, 3, 4, 5, *[0] * 20, 1, 2, 3]
+    assert int(running.obs.argmax()) == 3
+    assert int(running.episode_length) == 3
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3, 7, 8, 9, 100])
+def test_cut_rows_are_those_that_go_on_unseen(limit):
+    """Against NumPy, for every pattern a clock of that limit allows, and for any pattern without one."""
+    rng = np.random.default_rng(0)
+    find = jax.jit(cut_rows, static_argnums=2)
+    for _ in range(30):
+        terminated, clock = rng.random(8) < 0.2, rng.integers(0, limit or 1)
+        truncated = np.zeros(8, bool)
+        for t in range(8):
+            clock += 1
+            truncated[t] = rng.random() < 0.5 if limit is None else clock == limit
+            clock = 0 if truncated[t] or terminated[t] else clock
+        expected = np.flatnonzero(~terminated & (truncated | (np.arange(8) == 7)))
+        rows = np.asarray(find(jnp.asarray(terminated), jnp.asarray(truncated), limit))
+        np.testing.assert_array_equal(rows[: len(expected)], expected)
+        assert (rows[len(expected) :] == 8).all()

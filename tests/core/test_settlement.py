@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmarket.accounts import pay_sale
-from jaxmarket.settlement import TIME_LIMITS, flows, per_bidder, proceeds, settle
+from jaxmarket.settlement import TIME_LIMITS, flows, lambda_returns, per_bidder, proceeds, settle
 from jaxmarket.types import AUCTIONEER, NOBODY, Accounts, Outcome, Transition
 
 A, STEPS = 3, 24
@@ -300,3 +300,29 @@ def test_dtypes_are_stable_under_x64(dtype):
 def test_an_unknown_time_limit_rule_is_refused():
     with pytest.raises(ValueError, match="time_limits: unknown value 'ignore'; choose from bootstrap, terminal"):
         settle(example(), 0.9, time_limits="ignore")
+
+
+def test_lambda_returns_are_generalised_advantages_plus_values():
+    """Schulman et al. (2016), equation 16, by its sum of discounted temporal differences."""
+    rng = np.random.default_rng(0)
+    steps, gamma, decay = 12, 0.9, 0.7
+    reward, value = rng.normal(size=steps), rng.normal(size=steps + 1)
+    terminated = np.zeros(steps, bool)
+    terminated[4] = True
+    ahead = np.where(terminated, 0, value[1:])
+    decays = np.where(terminated | (np.arange(steps) == steps - 1), 0, decay)
+    discounts = np.full(steps, gamma)
+    found = jax.jit(lambda_returns)(reward, discount=discounts, value=ahead, trace_decay=decays)
+    delta = reward + gamma * ahead - value[:-1]
+    for t in range(steps):
+        end = 4 if t <= 4 else steps - 1
+        advantage = sum((gamma * decay) ** (k - t) * delta[k] for k in range(t, end + 1))
+        np.testing.assert_allclose(found[t], advantage + value[t], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_leaks_into_a_return_without_a_trace():
+    def returns(last):
+        ones, discount = jnp.array([1.0, 1.0, last]), jnp.array([0.9, 0.9, last])
+        return lambda_returns(ones, discount=discount, value=ones, trace_decay=jnp.array([0.5, 0.0, 0.5]))
+
+    np.testing.assert_array_equal(returns(1.0)[:2], returns(np.nan)[:2])

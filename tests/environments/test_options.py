@@ -27,7 +27,7 @@ from jaxmarket.environments import FiniteMDP, Option, Options, adapt
 from jaxmarket.environments.options import waste
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
-from jaxmarket.rollouts import fresh_rollout
+from jaxmarket.rollouts import fresh_rollout, rollout_policy, start
 from jaxmarket.testing import check_environment
 from jaxmarket.training import monolith as baselines
 
@@ -331,9 +331,9 @@ def test_a_monolith_over_options_discounts_by_duration():
     """Generalised advantages with γ^k: two decisions of three and one steps, values by hand."""
     env = adapt(on_the_line(Option(advance, length=3), Option(advance, length=1)))
     params = env.default_params
-    running = baselines.start(env, jax.random.key(0), params)
+    running = start(env, jax.random.key(0), params)
     act = lambda action, obs: (action, action)  # noqa: E731
-    _, rows = baselines.rollout_policy(env, act, jax.random.key(1), running, params, jnp.array([0, 1, 1]))
+    _, rows = rollout_policy(env, act, jax.random.key(1), running, params, jnp.array([0, 1, 1]))
     value = lambda obs: obs @ jnp.array([10.0, 20, 30, 40, 50])  # noqa: E731
     hyper = Hyperparameters(discount=GAMMA, trace_decay=0.5)
     found = baselines.utilities(rows, value(rows.obs), value, hyper, None)

@@ -11,7 +11,8 @@ from jaxmarket.environments import SupplyChain
 from jaxmarket.experiments import wide_vs_deep as experiment
 from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.experiments.wide_vs_deep import GAMMA, QUOTING, Curve, points, prepare, quoting
-from jaxmarket.training.monolith import Monolith, ProductHead
+from jaxmarket.training.choices import ProductHead
+from jaxmarket.training.monolith import Monolith
 
 KEY = jax.random.key(0)
 

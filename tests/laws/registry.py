@@ -130,6 +130,16 @@ def of_society(call: Callable[..., Any], *names: str) -> Case:
     return Case(lambda s, *args: call(s, s.env.default_params, *args), arguments, small_society)
 
 
+def without_market(call: Callable[..., Any]) -> Case:
+    """``call(env, env_params, running, key)``, with an environment that was just reset."""
+
+    def started(market: Society, env_params: Any, key: jax.Array) -> Any:
+        key_start, key = jax.random.split(key)
+        return call(market.env, env_params, rollouts.start(market.env, key_start, env_params), key)
+
+    return of_society(started, "key")
+
+
 def deep() -> deep_market.DeepMarket:
     return deep_market.DeepMarket(Chain(), deep_market.BidTables(6, 2), capacity=4, instances=2)
 
@@ -295,6 +305,17 @@ CASES = {
         lambda rng, _: (rng.random(12) < 0.2, np.arange(12) % 5 == 4),
         lambda: 5,
     ),
+    "rollouts.start": without_market(lambda env, params, running, _: running),
+    "rollouts.rollout_policy": without_market(
+        lambda env, params, running, key: rollouts.rollout_policy(
+            env, lambda draw, _: (draw, draw), key, running, params, jnp.array([1, 0, 1, 1, 1, 1, 1, 1], jnp.int32)
+        )
+    ),
+    "rollouts.advance": without_market(
+        lambda env, params, running, key: rollouts.advance(
+            running, (), env.step(key, running.env_state, jnp.int32(1), params), running
+        )
+    ),
     "evaluation.evaluate": of_society(
         lambda s, env, key, params: evaluation.evaluate(s, params, key, env, 2, 30),
         "key",
@@ -306,6 +327,9 @@ CASES = {
         ),
         "key",
         "params",
+    ),
+    "evaluation.play_episodes": without_market(
+        lambda env, params, _, key: evaluation.play_episodes(env, lambda key, _: jnp.int32(1), key, params, 2, 30)
     ),
     "evaluation.bids_by_state": of_society(lambda s, _, params: evaluation.bids_by_state(s, params, 6), "params"),
     "metrics.totals": plain(metrics.totals, lambda rng: (rows_of(rng),)),

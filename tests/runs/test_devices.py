@@ -29,6 +29,7 @@ def test_a_mesh_takes_seeds_first():
         mesh = devices.mesh(there[:count], seeds, instances=8, minibatch=16)
         assert tuple(mesh.shape.values()) == shape
         assert list(mesh.devices.flat) == there[:count]
+    assert devices.mesh(there, 1, 8, minibatch=None) is not None  # an agent without a learner
     assert devices.mesh(1, 8, 8, 16) is None
     assert devices.mesh("all", 8, 8, 16) is None  # one device is all there are here
 

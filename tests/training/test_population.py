@@ -72,6 +72,8 @@ def test_labels_and_settings_are_those_that_apply():
     settings = CONFIG.settings
     assert settings.labels == {"agent": "PopulationAgents", "auction": "bb", "learner": None, "clones": None}
     assert set(settings.values) == {"env", "agent", "auction", "seeds", "steps", "instances", "horizon", "log_every"}
+    odd = TrainConfig("Chain-v0", agent="population", instances=3, horizon=5).settings
+    assert odd.minibatch is None  # nor does one have to divide 3 × 5
 
 
 @pytest.mark.parametrize(
