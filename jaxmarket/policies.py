@@ -452,7 +452,11 @@ class BidPolicy:
         layers, units = params["params"], params[UNITS]
         kernel = layers[_OUTPUT]["kernel"] * (units["scale"] / scale)
         kernel = kernel.at[-1].add((units["location"] - location) / scale)  # the bias
-        return {**params, "params": {**layers, _OUTPUT: {"kernel": kernel}}, UNITS: {"location": location, "scale": scale}}
+        return {
+            **params,
+            "params": {**layers, _OUTPUT: {"kernel": kernel}},
+            UNITS: {"location": location, "scale": scale},
+        }
 
 
 @dataclasses.dataclass(frozen=True)

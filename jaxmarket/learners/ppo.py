@@ -1,7 +1,8 @@
 """PPO on the one-step decision problem of each auction (Chang et al. 2020)."""
 
 import dataclasses
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -87,12 +88,13 @@ class PPO:
     decay_every: int = 100
     decay: float = 0.99
     axis: str | None = None
-    learning_rate: float = numeric(4e-5)
+    learning_rate: float = numeric(1e-3)
     value_learning_rate: float = numeric(5e-3)
-    entropy: float = numeric(0.1)
+    entropy: float = numeric(0.05)
     clip: float = numeric(0.2)
 
     estimates_values: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {"trace_decay": 0.95}
 
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
         """Return this learner with its networks."""

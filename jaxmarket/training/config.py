@@ -112,7 +112,7 @@ preset's learner and bid head may be given as flat settings, such as ``entropy``
 
 _DEFAULTS: dict[str, Any] = {
     # Chang et al. (2020): 750 updates of 4,096 steps.
-    "learner": "ppo",
+    "learner": "valuation",
     "steps": 3_072_000,
     "gamma": 0.99,
     "instances": 32,
@@ -281,7 +281,10 @@ def _resolve(config: TrainConfig) -> Settings:
     own_defaults = dict(getattr(agent, "defaults", {}))
     defaults = _DEFAULTS | ({} if adapter.gamma is None else {"gamma": adapter.gamma})
     rule, hidden = (said.get(name, own_defaults.pop(name, defaults.pop(name, None))) for name in ("learner", "hidden"))
-    learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset="learner" not in given)
+    if isinstance(rule, str):
+        rule = getattr(agent, "learners", {}).get(rule, rule)
+    ours = "learner" not in given or rule is not given["learner"]
+    learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset=ours)
     defaults = defaults | dict(getattr(learner, "defaults", {})) | own_defaults
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))

@@ -1,8 +1,9 @@
 """A monolithic baseline: one agent that acts by itself, made of the society's own networks, learner and returns.
 
-A monolithic agent is `PPO` with a policy over choices where a bidder has one over bids; its utility is its return:
-generalised advantages (Schulman et al. 2016) plus V(s), by `settlement.lambda_returns`. It runs without a market, by
-`rollouts.rollout_policy`.
+Its choice takes the place of a bid, and its return that of a utility. With `PPO` the return is the generalised
+advantage (Schulman et al. 2016) plus V(s). With `Valuation` the agent is Q(λ) of Watkins: it estimates a value for each
+choice, V(s) is the highest one, and traces end before a random choice, as those of a society end before a random
+winner. It runs without a market, by `rollouts.rollout_policy`.
 """
 
 import dataclasses
@@ -14,24 +15,24 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int32
+from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, play_episodes
-from jaxmarket.learners import PPO, Experience, Hyperparameters
+from jaxmarket.learners import PPO, Experience, Hyperparameters, Valuation
 from jaxmarket.learners.protocol import static_part
 from jaxmarket.metrics import Oracle, Totals, totals
 from jaxmarket.policies import BidPolicy, ValueNetwork
-from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, rollout_policy, start
+from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, persistent, rollout_policy, start
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.training.choices import ChoiceHead, ProductHead
+from jaxmarket.training.choices import ActionValueHead, ChoiceHead, ProductHead
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.training.transfer import networks
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, Rules, real
 
 __all__ = [
     "ChoicePolicy",
@@ -49,7 +50,7 @@ class SingleAgent:
 
     Attributes:
         env: the environment's `Adapter`.
-        policy: over choices, with a `ChoiceHead` or a `ProductHead`.
+        policy: over choices, with a `ChoiceHead`, a `ProductHead` or an `ActionValueHead`.
         greedy: take the likeliest choice instead of sampling.
     """
 
@@ -118,14 +119,14 @@ class Monolith(TrainableDefaults):
 
     Attributes:
         env: the environment.
-        learner: `PPO` over choices, with the defaults of its numeric settings, which are traced.
+        learner: `PPO` or `Valuation` over choices, with the defaults of its numeric settings, which are traced.
         instances, horizon: parallel environments, and steps of each per update.
         updates_per_chunk: updates per `chunk`.
         chunks: chunks of a whole run; not part of the compiled program.
     """
 
     env: Adapter
-    learner: PPO
+    learner: PPO | Valuation
     instances: int
     horizon: int
     updates_per_chunk: int
@@ -133,9 +134,10 @@ class Monolith(TrainableDefaults):
 
     unused: ClassVar[tuple[str, ...]] = (
         *("auction", "clones", "share_clones", "bids", "ties"),
-        *("exploration", "exploration_final", "persistence", "dropout", "reserve", "bid_low", "bid_high"),
+        *("dropout", "reserve", "bid_low", "bid_high"),
     )
-    defaults: ClassVar[Mapping[str, Any]] = {"trace_decay": 0.95}
+    defaults: ClassVar[Mapping[str, Any]] = {"learner": "ppo"}
+    learners: ClassVar[Mapping[str, Any]] = {"ppo": PPO(entropy=0.01)}
 
     @classmethod
     def of(
@@ -150,12 +152,24 @@ class Monolith(TrainableDefaults):
             head: of the policy; one logit per action by default.
 
         Raises:
-            ValueError: the learner is not `PPO`, a setting does not apply to the agent, the environment has illegal
-                actions, or the number of the head's choices is not the number of actions.
+            ValueError: the learner is neither `PPO` nor `Valuation`, a setting does not apply to the agent, the
+                environment has illegal actions, or the head does not fit the learner or the number of actions.
         """
         rule, adapter = settings.learner, settings.adapter
-        if not isinstance(rule, PPO):
-            raise ValueError(f"learner: a monolithic agent learns by PPO, got {type(rule).__name__}; use learner='ppo'")
+        if not isinstance(rule, PPO | Valuation):
+            raise ValueError(
+                f"learner: a monolithic agent learns by PPO or Valuation, got {type(rule).__name__}; use learner='ppo'"
+            )
+        by_value = isinstance(rule, Valuation)
+        if settings.exploration and not by_value:
+            raise ValueError(
+                f"exploration: a monolithic agent that learns by PPO samples its choices, got {settings.exploration:g}; "
+                "leave it out"
+            )
+        if head is not None and by_value:
+            raise ValueError(
+                "head: a monolithic agent that learns by Valuation estimates the value of each choice; leave it out"
+            )
         if settings.time_limits != "bootstrap":
             raise ValueError(
                 "time_limits: a monolithic agent estimates the value of what a time limit cuts off, got "
@@ -166,7 +180,7 @@ class Monolith(TrainableDefaults):
                 f"env: {adapter.name} has illegal actions, which a monolithic agent would take; use another "
                 "environment, or a society"
             )
-        torsos = rule.policy.torso, rule.value.torso
+        torsos = (rule.policy.torso, rule.policy.torso if by_value else rule.value.torso)
         if hidden is not None:
             torsos = tuple(dataclasses.replace(torso, hidden=hidden) for torso in torsos)  # type: ignore[type-var]
         if head is not None and head.choices != adapter.num_actions:
@@ -174,7 +188,8 @@ class Monolith(TrainableDefaults):
                 f"head: {head.base}^{head.factors} = {head.choices} choices, but {adapter.name} has "
                 f"{adapter.num_actions} actions; choose factors and base that multiply to them"
             )
-        policy = BidPolicy(torsos[0], head or ChoiceHead(adapter.num_actions))
+        default = ActionValueHead if by_value else ChoiceHead
+        policy = BidPolicy(torsos[0], head or default(adapter.num_actions))
         return cls(
             env=adapter,
             learner=static_part(rule.bind(policy, ValueNetwork(torsos[1]))),
@@ -217,7 +232,7 @@ class Monolith(TrainableDefaults):
     ) -> tuple[MonolithState, dict[str, Array]]:
         """``updates_per_chunk`` updates, and those of the `jaxmarket.metrics` over them that need no market.
 
-        ``hyper.trace_decay`` is the λ of the generalised advantages, 0.95 by default; ``oracle`` is not used.
+        ``hyper.trace_decay`` is the λ of the returns, 0 if it is None; ``oracle`` is not used.
         """
         del oracle
 
@@ -229,19 +244,27 @@ class Monolith(TrainableDefaults):
         return state, sums.means() | {"diverged": diverged(networks(state.learner), sums.reward)}
 
     def _update(self, state: MonolithState, env_params: PyTree, hyper: Hyperparameters) -> tuple[MonolithState, Totals]:
-        learner, steps = self.learner, self.horizon
+        learner = self.learner
         key_act, key_env, key = jax.random.split(state.key, 3)
+        progress = state.update / jnp.asarray(hyper.updates, real())
+        rules = hyper.rules(progress)
 
-        def act(draw: Array, obs: Array) -> tuple[Array, Array]:
-            choice = learner.policy.apply(state.learner.params, obs).quantile(draw)  # type: ignore[attr-defined]
-            return choice.astype(jnp.int32), choice
+        def act(draw: _Draws, obs: Array) -> tuple[Array, _Chosen]:
+            choice = learner.policy.apply(state.learner.params, obs).quantile(draw.choice)  # type: ignore[attr-defined]
+            explored = jnp.zeros((), bool)
+            if draw.explore is not None:
+                explored = draw.explore[0] < rules.exploration
+                number = jnp.floor(draw.explore[1] * self.env.num_actions).astype(choice.dtype)
+                choice = jnp.where(explored, number, choice)
+            return choice.astype(jnp.int32), _Chosen(choice, explored)
 
         def roll(keys: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-            draws = jax.random.uniform(keys[0], (steps,), real())
-            return rollout_policy(self.env, act, keys[1], running, env_params, draws)
+            return rollout_policy(self.env, act, keys[1], running, env_params, _draw(keys[0], self.horizon, rules))
 
         def value(obs: Array) -> Array:
-            return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
+            if isinstance(learner, PPO):
+                return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
+            return jax.vmap(learner.policy.apply, (None, 0))(state.learner.params, obs).values.max(-1)
 
         keys = jnp.stack([jax.random.split(k, self.instances) for k in (key_act, key_env)], 1)
         keys = local_slice(keys, self.learner.axis)
@@ -255,41 +278,67 @@ class Monolith(TrainableDefaults):
         everywhere = jnp.ones(utility.shape, bool)
         experience = Experience(
             obs=obs,
-            bid=rows.choice.reshape(1, -1),
+            bid=rows.choice.number.reshape(1, -1),
             eligible=everywhere,
             won=everywhere,
             price=jnp.zeros_like(utility),
             utility=utility,
         )
-        progress = state.update / jnp.asarray(hyper.updates, real())
         after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
         return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)
 
 
+class _Draws(struct.PyTreeNode):
+    """The randomness of steps."""
+
+    choice: Float[Array, "*T"]  # uniform, for the distribution over choices
+    explore: Float[Array, "*T 2"] | None  # uniform: whether to explore, and the choice if so
+
+
+class _Chosen(struct.PyTreeNode):
+    """A choice."""
+
+    number: Float[Array, "*T"]
+    explored: Bool[Array, "*T"]  # whether it was random
+
+
+def _draw(key: Array, steps: int, rules: Rules) -> _Draws:
+    if rules.exploration is None:
+        return _Draws(jax.random.uniform(key, (steps,), real()), None)
+    key, key_explore, key_persist = jax.random.split(key, 3)
+    explore = jax.random.uniform(key_explore, (steps, 2), real())
+    if rules.persistence is not None:
+        explore = persistent(explore, key_persist, rules.persistence)
+    return _Draws(jax.random.uniform(key, (steps,), real()), explore)
+
+
 def parameters(learner_state: PyTree) -> int:
-    """Numbers in the policy and value networks of a `PPO` state, of all modules together."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((learner_state.params, learner_state.value_params)))
+    """Numbers in the networks of a learner's state, of all modules together."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(networks(learner_state)))
 
 
 def utilities(
     rows: EnvTransition, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
 ) -> Array:
-    """The return of each choice: the generalised advantage plus V(s). f [T].
+    """The return of each choice: f [T].
+
+    It is the λ-return, equal to the generalised advantage plus V(s); λ is 0 where the next choice is random.
 
     Args:
         rows: [T] of one environment.
         values: f [T], V of the rows' observations.
         value: observations [K, ...] -> V, f [K]; asked where an episode was cut, and for the end of the rollout.
-        hyper: the discount and λ (``trace_decay``, 0.95 by default).
+        hyper: the discount and λ (``trace_decay``; None is 0).
         limit: as in `rollouts.cut_rows`.
     """
     steps = rows.reward.shape[0]
     cuts = cut_rows(rows.terminated, rows.truncated, limit)
     ahead = jnp.roll(values, -1).at[cuts].set(value(rows.next_obs[cuts]), mode="drop")
-    decay = 0.95 if hyper.trace_decay is None else hyper.trace_decay
+    decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
+    ends = rows.done | jnp.roll(rows.choice.explored, -1) | (jnp.arange(steps) == steps - 1)
     return lambda_returns(
         rows.reward,
         discount=jnp.asarray(hyper.discount, real()) ** rows.duration,
         value=jnp.where(rows.terminated, 0, ahead),
-        trace_decay=jnp.where(rows.done | (jnp.arange(steps) == steps - 1), 0, jnp.asarray(decay, real())),
+        trace_decay=jnp.where(ends, 0, jnp.asarray(decay, real())),
     )

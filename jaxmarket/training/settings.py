@@ -22,7 +22,8 @@ class AgentKind(Protocol):
     """What `TrainConfig` takes as ``agent``: a class of trainables, or an object that makes them.
 
     It may have further attributes: ``unused``, names of settings of `TrainConfig` that do not apply to it;
-    ``defaults``, values for settings that the user did not set, ``learner`` and ``hidden`` among them; ``numbers``,
+    ``defaults``, values for settings that the user did not set, ``learner`` and ``hidden`` among them; ``learners``,
+    learners by alias, where other settings are best for this kind of agent than for a society; ``numbers``,
     traced numbers by name, which training finds in ``hyper.own``; and ``parts``, for fields that hold objects, whether
     an object or a class is one that a run folder may name there.
     """
@@ -99,11 +100,10 @@ class Settings:
     def hyperparameters(self) -> Hyperparameters:
         """The traced settings, as numbers; replace any of them with an array to sweep over it."""
         explores = self.exploration > 0 or self.exploration_final > 0
-        contract = self.trace_decay > 0 or "trace_decay" in getattr(self.agent, "defaults", {})
         return Hyperparameters(
             discount=self.gamma,
             updates=self.chunks * self.updates_per_chunk,
-            trace_decay=self.trace_decay if contract else None,
+            trace_decay=self.trace_decay or None,
             exploration=self.exploration if explores else None,
             exploration_final=self.exploration_final if explores else None,
             persistence=self.persistence or None,
