@@ -236,19 +236,26 @@ def ledger(trajectory: Transition) -> Array:
 
 
 def bid_error(
-    bids: Float[Array, "S P"], q: Float[Array, "S P"], visited: Bool[Array, " S"], *, every_bidder: bool = False
+    bids: Float[Array, "S P"],
+    q: Float[Array, "S P"],
+    visited: Bool[Array, " S"],
+    *,
+    every_bidder: bool = False,
+    floor: float = 1.0,
 ) -> Float[Array, ""]:
-    """Distance of greedy bids from Q*, over visited states, relative to max(1, max |Q*|).
+    """Distance of greedy bids from Q*, over visited states, relative to max(floor, max |Q*|).
 
     Args:
         bids: each primitive's (highest) greedy bid per state.
         q: Q*.
         visited: the states that count.
         every_bidder: compare each bid with its own Q*(s, a) instead of the highest with max Q*(s, ·).
+        floor: smallest denominator; with 0 the error does not depend on the unit of rewards.
 
     Returns:
         The error; NaN where no state was visited.
     """
     error = jnp.abs(bids - q).max(1) if every_bidder else jnp.abs(bids.max(1) - q.max(1))
     worst = jnp.where(visited.any(), jnp.where(visited, error, 0).max(), jnp.nan)
-    return worst / jnp.maximum(1, jnp.abs(q).max())
+    size = jnp.maximum(floor, jnp.abs(q).max())
+    return worst / jnp.where(size > 0, size, 1)

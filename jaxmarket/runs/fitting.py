@@ -495,10 +495,12 @@ class _Run:
             "termination_rate_seeds": terminated["greedy"],
             "sampled_termination_rate_seeds": terminated["sampled"],
             "bid_error": None,
+            "bid_error_relative": None,
         }
         if bids is not None and visited is not None and len(lost) < settings.seeds:
             kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
             summary["bid_error"] = _worst(bid_error, *kept)
+            summary["bid_error_relative"] = _worst(functools.partial(bid_error, floor=0.0), *kept)
             if getattr(settings.learner, "estimates_values", False):
                 summary["bid_error_all"] = _worst(functools.partial(bid_error, every_bidder=True), *kept)
         return FitResult(summary, self.state, self.metrics, self.config, exact, bids, visited)

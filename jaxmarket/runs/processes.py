@@ -162,11 +162,11 @@ def launch(command: Sequence[str], processes: int) -> int:
                 time.sleep(_POLL)
             # A process that was killed makes others fail, whatever their exit codes, so name that one. Invalid input
             # is rejected by all processes, and the first one prints the message.
-            killed = any((child.poll() or 0) < 0 for child in children)
+            killed = any(_killed(child.poll()) for child in children)
             if not received and any(child.poll() is None for child in children):
                 time.sleep(_POLL if killed else _SETTLE)
             codes = [child.poll() for child in children]
-            killed = any((code or 0) < 0 for code in codes)
+            killed = any(_killed(code) for code in codes)
         finally:
             _stop(children, received)
         if received:
@@ -232,6 +232,11 @@ def _stop(children: Sequence[subprocess.Popen], received: Sequence[int]) -> None
             for child in running:
                 child.kill()
         time.sleep(_POLL)
+
+
+def _killed(code: int | None) -> bool:
+    """Whether a process was killed from outside; JAX aborts a process whose coordinator has exited."""
+    return code is not None and code < 0 and code != -signal.SIGABRT
 
 
 def _how(code: int | None) -> str:

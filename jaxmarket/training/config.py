@@ -351,12 +351,14 @@ def _component(
     """
     found = _made(field, value)
     cls = found if isinstance(found, type) else type(found)
-    fields = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
+    fields = _fields(cls)
     flat = {name: own for name, own in names.items() if own in fields}
     given_flat = {name: given[name] for name in names if name in given}
     for name, setting in given_flat.items():
         if name not in flat:
-            raise ValueError(f"{name}: {field} {_label(value)} has no such setting; leave it out")
+            others = [alias for alias, kind in ALIASES[field].items() if names[name] in _fields(kind)]
+            remedy = "leave it out" + f", or use {field} {' or '.join(others)}" * bool(others)
+            raise ValueError(f"{name}: {field} {_label(value)} has no such setting; {remedy}")
         if found is not cls and not preset:
             raise ValueError(
                 f"{name}: {field} is an object that has this setting; write {cls.__name__}({flat[name]}={setting!r})"
@@ -370,6 +372,10 @@ def _component(
             check_float(f"{field}.{name}", setting)
     plain = {own: plain_setting(name, setting) for name, own in flat.items() if _set(setting := getattr(found, own))}
     return (dataclasses.replace(found, **plain) if plain else found), flat  # type: ignore[type-var]
+
+
+def _fields(cls: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
 
 
 def _set(value: Any) -> bool:

@@ -7,6 +7,7 @@ winner. It runs without a market, by `rollouts.rollout_policy`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -163,8 +164,8 @@ class Monolith(TrainableDefaults):
         by_value = isinstance(rule, Valuation)
         if settings.exploration and not by_value:
             raise ValueError(
-                f"exploration: a monolithic agent that learns by PPO samples its choices, got {settings.exploration:g}; "
-                "leave it out"
+                "exploration: a monolithic agent that learns by PPO samples its choices, got "
+                f"{settings.exploration:g}; leave it out"
             )
         if head is not None and by_value:
             raise ValueError(
@@ -273,8 +274,8 @@ class Monolith(TrainableDefaults):
         obs = rows.obs.reshape(-1, *rows.obs.shape[2:])
         values = value(obs).reshape(rows.reward.shape)
         limit = self.env.longest_episode(env_params)
-        earned = jax.vmap(lambda rows, values: utilities(rows, values, value, hyper, limit), (1, 1), 1)
-        utility = earned(rows, values).reshape(1, -1)
+        earned = functools.partial(utilities, value=value, hyper=hyper, limit=limit)
+        utility = jax.vmap(earned, 1, 1)(rows, values, rows.choice.explored).reshape(1, -1)
         everywhere = jnp.ones(utility.shape, bool)
         experience = Experience(
             obs=obs,
@@ -318,15 +319,22 @@ def parameters(learner_state: PyTree) -> int:
 
 
 def utilities(
-    rows: EnvTransition, values: Array, value: Callable[[Array], Array], hyper: Hyperparameters, limit: int | None
-) -> Array:
-    """The return of each choice: f [T].
+    rows: EnvTransition,
+    values: Float[Array, " T"],
+    explored: Bool[Array, " T"],
+    *,
+    value: Callable[[Array], Array],
+    hyper: Hyperparameters,
+    limit: int | None,
+) -> Float[Array, " T"]:
+    """The return of each choice.
 
     It is the λ-return, equal to the generalised advantage plus V(s); λ is 0 where the next choice is random.
 
     Args:
         rows: [T] of one environment.
-        values: f [T], V of the rows' observations.
+        values: V of the rows' observations.
+        explored: whether the choice was random.
         value: observations [K, ...] -> V, f [K]; asked where an episode was cut, and for the end of the rollout.
         hyper: the discount and λ (``trace_decay``; None is 0).
         limit: as in `rollouts.cut_rows`.
@@ -335,7 +343,7 @@ def utilities(
     cuts = cut_rows(rows.terminated, rows.truncated, limit)
     ahead = jnp.roll(values, -1).at[cuts].set(value(rows.next_obs[cuts]), mode="drop")
     decay = 0.0 if hyper.trace_decay is None else hyper.trace_decay
-    ends = rows.done | jnp.roll(rows.choice.explored, -1) | (jnp.arange(steps) == steps - 1)
+    ends = rows.done | jnp.roll(explored, -1) | (jnp.arange(steps) == steps - 1)
     return lambda_returns(
         rows.reward,
         discount=jnp.asarray(hyper.discount, real()) ** rows.duration,

@@ -52,7 +52,8 @@ class Settings:
         instances, horizon: parallel instances per seed, and auctions of each per update.
         updates_per_chunk: updates per chunk, that is, per compiled call and per row of metrics.
         time_limits: how settlement treats truncated episodes (`jaxmarket.settlement.proceeds`).
-        trace_decay, exploration, exploration_final, persistence, dropout, reserve: the market's rules; 0 turns a rule off.
+        trace_decay, exploration, exploration_final, persistence, dropout, reserve: the market's rules; 0 turns a rule
+            off.
         values: the settings by name as `TrainConfig` takes them, with defaults filled in, without those that do not
             apply.
     """

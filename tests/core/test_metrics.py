@@ -62,6 +62,9 @@ def test_bid_error_by_hand():
     assert metrics.bid_error(bids, q, jnp.array([True, True])) == pytest.approx(7 / 4)
     assert np.isnan(metrics.bid_error(bids, q, jnp.array([False, False])))
     assert metrics.bid_error(bids / 10, q / 10, jnp.array([True, False])) == pytest.approx(0.05)  # floor of 1
+    small = metrics.bid_error(bids / 10, q / 10, jnp.array([True, False]), floor=0.0)
+    assert small == pytest.approx(0.5 / 4)  # without a floor the unit does not matter
+    assert metrics.bid_error(bids, 0 * q, jnp.array([True, False]), floor=0.0) == pytest.approx(bids[0].max())
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

@@ -143,6 +143,14 @@ def test_a_killed_process_is_named_even_if_the_first_one_then_reports_invalid_in
         processes.launch(["train", "Bandit-v0"], 2)
 
 
+def test_invalid_input_is_reported_even_if_jax_then_aborts_the_others(tmp_path, monkeypatch):
+    stub = tmp_path / "stub"
+    stub.write_text('#!/bin/sh\ncase "$*" in *"--process 0 "*) exit 2;; esac\nkill -ABRT $$\n')
+    stub.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    assert processes.launch(["train", "Bandit-v0"], 2) == 2
+
+
 @pytest.mark.slow  # the default run has SIGINT after an ignored SIGHUP, below
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_stop_the_workers_and_are_the_exit_code(start, tmp_path, name):

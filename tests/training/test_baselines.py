@@ -38,8 +38,10 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
     weights = jnp.array([0.3, 0.5, -0.2, 0.7, 0.1, 9.0])
     value = lambda obs: obs @ weights  # noqa: E731
     hyper = TrainConfig("Chain-v0", trace_decay=0.8).settings.hyperparameters
-    found = baselines.utilities(rows, value(rows.obs), value, hyper, env.longest_episode(params))
-    everywhere = baselines.utilities(rows, value(rows.obs), value, hyper, None)
+    explored = jnp.zeros(len(script), bool).at[jnp.array([3, 4, 23])].set(True)
+    limit = env.longest_episode(params)
+    found = baselines.utilities(rows, value(rows.obs), explored, value=value, hyper=hyper, limit=limit)
+    everywhere = baselines.utilities(rows, value(rows.obs), explored, value=value, hyper=hyper, limit=None)
     np.testing.assert_allclose(found, everywhere, rtol=1e-6)
     assert np.flatnonzero(rows.truncated).tolist() == [17]
     assert np.flatnonzero(rows.terminated).tolist() == [26]
@@ -49,7 +51,7 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
     for t in range(last, -1, -1):
         if rows.terminated[t]:
             expected[t] = reward[t]
-        elif done[t] or t == last:
+        elif done[t] or t == last or explored[t + 1]:
             expected[t] = reward[t] + 0.99 * after[t]
         else:
             expected[t] = reward[t] + 0.99 * (0.2 * after[t] + 0.8 * expected[t + 1])
@@ -95,7 +97,8 @@ class Picky:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TrainConfig("Bandit-v0", learner="valuation"), "^learner: a monolithic agent learns by PPO"),
+        (TrainConfig("Bandit-v0", learner="reinforce"), "^learner: a monolithic agent learns by PPO or Valuation"),
+        (TrainConfig("Bandit-v0", learner="ppo", exploration=0.1), "^exploration: a monolithic agent that learns by PPO"),
         (TrainConfig("Bandit-v0", time_limits="terminal"), "time_limits: a monolithic agent estimates"),
         (TrainConfig(Picky()), "env: Picky has illegal actions"),
     ],

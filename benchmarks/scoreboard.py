@@ -1,0 +1,214 @@
+"""Societies and single agents on tasks of others: every arm with the same number of environment steps.
+
+    python -m benchmarks scoreboard
+    python -m benchmarks scoreboard --tune
+    python -m benchmarks scoreboard --quick
+    python -m benchmarks scoreboard --rows CartPole-v1 Acrobot-v1 --arms society "single Q(λ)"
+
+Rows are tasks, arms are agents. Without ``--tune`` every arm has its defaults. With it, the settings of an arm are chosen
+on each row among at most six, by the mean return of four seeds that are not reported, and then trained on the reported
+ones. Every finished run is kept below ``--out``, and a repeated or interrupted call trains only what is missing.
+
+For every row and arm the table shows the interquartile mean of the greedy return with a 95% bootstrap interval (Agarwal
+et al. 2021), the seeds that reached the row's threshold while learning and the median of their steps, and the training
+speed. For every society it shows the probability that one of its seeds is better than one of the better single agent,
+and the difference of the means with Welch's interval.
+
+To add a row, add a line to `ROWS`: the environment, its threshold and the return of gymnax's published PPO agent, if any.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from jaxmarket import TrainConfig
+from jaxmarket.environments import FiniteMDP
+from jaxmarket.runs import comparison, files, sweeps
+from jaxmarket.runs.comparison import RunOutcome
+from jaxmarket.runs.estimates import ResultTable, difference, interquartile_mean, probability_of_improvement
+from jaxmarket.view.text import Screen
+
+STEPS = 2_048_000
+SEEDS = 8
+REPORTED, TUNED = 0, 1  # seeds of all randomness
+TUNING_SEEDS = 4
+
+
+def costly_chain(states: int = 6) -> FiniteMDP:
+    """A chain whose every step costs 1: action 1 moves right, to the end, action 0 left."""
+    transitions, rewards = np.zeros((states, 2, states)), np.full((states, 2), -1.0)
+    for s in range(states - 1):
+        transitions[s, 1, s + 1] = transitions[s, 0, max(0, s - 1)] = 1
+    transitions[-1, :, -1], rewards[-1] = 1, 0
+    ends = np.arange(states) == states - 1
+    return FiniteMDP(transitions, rewards, 0.99, np.eye(states)[0], 20, terminal=ends, name="CostlyChain")
+
+
+COSTLY_CHAIN = costly_chain()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A task.
+
+    Attributes:
+        env: an environment, or its id.
+        threshold: the return that counts as solved.
+        published: the return of gymnax's own PPO agent, None if there is none.
+    """
+
+    env: Any
+    threshold: float
+    published: float | None = None
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        "CartPole-v1": Row("CartPole-v1", 475, 500),
+        "Acrobot-v1": Row("Acrobot-v1", -90, -80),
+        "MountainCar-v0": Row("MountainCar-v0", -130, -118),
+        "Catch-bsuite": Row("Catch-bsuite", 0.95, 1),
+        "DeepSea-bsuite": Row("DeepSea-bsuite", 0.9, 0),
+        "MemoryChain-bsuite": Row("MemoryChain-bsuite", 0.8, 0.1),
+        "UmbrellaChain-bsuite": Row("UmbrellaChain-bsuite", 0.9, 1),
+        "DiscountingChain-bsuite": Row("DiscountingChain-bsuite", 1.05, 1.1),
+        "FourRooms-misc": Row("FourRooms-misc", 0.95, 1),
+        "BernoulliBandit-misc": Row("BernoulliBandit-misc", 80),
+        "MetaMaze-misc": Row("MetaMaze-misc", 20),
+        "CostlyChain": Row(COSTLY_CHAIN, -5),
+        "Bandit-v0": Row("Bandit-v0", 0.799),
+        "Chain-v0": Row("Chain-v0", 0.799),
+        "Duality-v0": Row("Duality-v0", 4.99),
+    }
+)
+QUICK_ROWS = ("CostlyChain", "Chain-v0")
+
+_BY_VALUE: tuple[dict[str, Any], ...] = (
+    {},
+    {"learning_rate": 1e-3},
+    {"trace_decay": 0.9},
+    {"learning_rate": 1e-3, "trace_decay": 0.9},
+    {"persistence": 0.0},
+    {"epochs": 2},
+)
+_BY_GRADIENT: tuple[dict[str, Any], ...] = (
+    {},
+    {"epochs": 4},
+    {"learning_rate": 3e-4, "epochs": 4},
+    {"entropy": 0.02},
+    {"entropy": 0.02, "epochs": 4},
+    {"trace_decay": 0.8},
+)
+ARMS: Mapping[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = MappingProxyType(
+    {
+        "society": ({}, _BY_VALUE),
+        "society PPO": ({"learner": "ppo"}, _BY_GRADIENT),
+        "single Q(λ)": ({"agent": "monolith", "learner": "valuation"}, _BY_VALUE),
+        "single PPO": ({"agent": "monolith", "learner": "ppo"}, _BY_GRADIENT),
+    }
+)
+"""What distinguishes each arm, and the settings among which ``--tune`` chooses, the defaults first."""
+SINGLE = ("single Q(λ)", "single PPO")
+
+
+def condition(row: str, arm: str, choice: int, seeds: int, steps: int) -> sweeps.Condition:
+    """The run of an arm with its settings of that number."""
+    fixed, grid = ARMS[arm]
+    config = TrainConfig(ROWS[row].env, seeds=seeds, steps=steps, **fixed, **grid[choice])
+    return sweeps.Condition(f"{arm} {choice}", config)
+
+
+def chosen(row: str, arms: Sequence[str], folder: Path, steps: int, *, tune: bool) -> dict[str, int]:
+    """The number of each arm's settings, chosen on seeds that are not reported."""
+    if not tune:
+        return dict.fromkeys(arms, 0)
+    wanted = {
+        arm: [condition(row, arm, k, TUNING_SEEDS, steps) for k in range(len(ARMS[arm][1]))] for arm in arms
+    }
+    runs = sweeps.train([c for each in wanted.values() for c in each], folder, seed=TUNED, label=f"{row}, settings")
+
+    def score(condition: sweeps.Condition) -> float:
+        return float(np.mean([-math.inf if x is None else x for x in runs[condition.name].summary["return_seeds"]]))
+
+    return {arm: int(np.argmax([score(c) for c in each])) for arm, each in wanted.items()}
+
+
+def entries(row: str, outcomes: Mapping[str, RunOutcome], numbers: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The table's lines for one row."""
+    threshold = ROWS[row].threshold
+    singles = [outcomes[arm] for arm in SINGLE if arm in outcomes]
+    best = max(singles, key=lambda run: run.kept.mean(), default=None)
+    lines = []
+    for arm, run in outcomes.items():
+        steps = run.steps_to(threshold)
+        reached = np.isfinite(steps)
+        against = best is not None and arm not in SINGLE
+        lines.append(
+            {
+                "task": row,
+                "agent": arm,
+                "settings": ", ".join(f"{k} {v:g}" for k, v in ARMS[arm][1][numbers[arm]].items()) or "default",
+                "return": interquartile_mean(run.kept),
+                "published": ROWS[row].published,
+                "solved": f"{int((run.kept >= threshold - 1e-6).sum())}/{len(run.returns)}",
+                "k steps to threshold": float(np.median(steps[reached])) / 1000 if reached.any() else None,
+                "better": probability_of_improvement(run.kept, best.kept) if against else None,
+                "difference": difference(run.kept, best.kept) if against else None,
+                "k steps/s": run.steps_per_second / 1000,
+            }
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing, and show the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), help="tasks")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="agents")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="reported seeds")
+    parser.add_argument("--steps", type=int, default=STEPS, help="environment steps of every arm and seed")
+    parser.add_argument("--tune", action="store_true", help="choose each arm's settings on each row")
+    parser.add_argument("--quick", action="store_true", help="two small rows, two seeds, a tenth of the steps")
+    parser.add_argument("--out", type=Path, default=Path("scoreboard"), help="folder of runs")
+    parser.add_argument("--json", type=Path, help="a file for the table")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.rows, given.seeds, given.steps = QUICK_ROWS, 2, STEPS // 10
+        given.out = given.out / "quick"
+    began, lines = time.process_time(), []
+    for row in given.rows:
+        folder = given.out / row
+        numbers = chosen(row, given.arms, folder / "settings", given.steps, tune=given.tune)
+        wanted = {arm: condition(row, arm, k, given.seeds, given.steps) for arm, k in numbers.items()}
+        sweeps.train(list(wanted.values()), folder / "reported", seed=REPORTED, label=row)
+        outcomes = {arm: comparison.read(folder / "reported" / c.name) for arm, c in wanted.items()}
+        lines += entries(row, outcomes, numbers)
+    hours = (time.process_time() - began) / 3600
+    table = ResultTable(
+        "scoreboard",
+        f"{given.steps:,} environment steps, {given.seeds} seeds",
+        lines,
+        "return: greedy, interquartile mean over seeds [95%] · published: gymnax's PPO agent · solved: seeds whose greedy "
+        "return reaches the threshold · better: probability that a seed is better than one of the better single agent · "
+        f"difference: of means [95%] · this call took {hours:.2f} core-hours",
+    )
+    Screen().print(table.as_rich())
+    if given.json:
+        files.write_text(given.json, json.dumps(table.as_rows(), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    # By its own name, by which run folders find its environments.
+    from benchmarks import scoreboard
+
+    sys.exit(scoreboard.main())

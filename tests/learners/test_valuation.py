@@ -1,0 +1,175 @@
+"""Valuation: estimates in any units, without bias; monolithic agents that learn by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmarket import TrainConfig, fit
+from jaxmarket.environments import FiniteMDP
+from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.policies import UNITS, BidPolicy, ValueHead, linear, mlp
+
+SIZES = st.floats(1e-3, 1e3)
+
+
+def process(scale=1.0, states=5, gamma=0.9, seed=0):
+    """A random process with rewards of both signs."""
+    rng = np.random.default_rng(seed)
+    transitions = rng.dirichlet(np.ones(states), (states, 2))
+    rewards = rng.normal(size=(states, 2)) * scale
+    return FiniteMDP(transitions, rewards, gamma, np.full(states, 1 / states), 20)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-1e3, 1e3), SIZES, st.floats(-1e3, 1e3), SIZES, st.booleans())
+def test_other_units_leave_bids_as_they_are(location, scale, new_location, new_scale, table):
+    policy = BidPolicy(linear() if table else mlp(4), ValueHead())
+    key_init, key_params, key_obs = jax.random.split(jax.random.key(0), 3)
+    obs = jax.random.normal(key_obs, (8, 3))
+    params = jax.tree.map(lambda x: jax.random.normal(key_params, x.shape), policy.init(key_init, obs[0]))
+    params = {**params, UNITS: {"location": jnp.float32(location), "scale": jnp.float32(scale)}}
+    moved = policy.rescaled(params, jnp.float32(new_location), jnp.float32(new_scale))
+    assert moved[UNITS] == {"location": np.float32(new_location), "scale": np.float32(new_scale)}
+    bids, same = (jax.vmap(policy.apply, (None, 0))(p, obs).value for p in (params, moved))
+    # Bids near zero are differences of numbers that are as large as the locations.
+    size = np.abs(bids) + abs(location) + abs(new_location) + 10 * scale
+    np.testing.assert_array_less(np.abs(bids - same), 1e-5 * size)
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize(("env", "agent"), [("process", "society"), ("process", "monolith")])
+def test_rewards_times_a_power_of_two_give_the_same_actions_and_bids_in_proportion(env, agent):
+    """At every step of training: the networks have equal bits, and only their units differ."""
+    runs = {
+        scale: fit(
+            TrainConfig(process(scale), agent=agent, learner="valuation", steps=20_480, seeds=2, gamma=0.9),
+            jax.random.key(0),
+            progress=False,
+        )
+        for scale in (1.0, 1024.0, 1 / 1024)
+    }
+    ours = runs.pop(1.0)
+    networks = ours.networks["policy"]
+    assert np.ptp(networks["params"]["Affine_0"]["kernel"]) > 0.1
+    for scale, run in runs.items():
+        other = run.networks["policy"]
+        jax.tree.map(np.testing.assert_array_equal, networks["params"], other["params"])
+        jax.tree.map(lambda a, b, scale=scale: np.testing.assert_array_equal(a * scale, b), networks[UNITS], other[UNITS])
+        np.testing.assert_allclose(ours.metrics["return_mean"] * scale, run.metrics["return_mean"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_alike_at_rewards_of_any_power_of_two(make_scaled_pole):
+    ours, other = (
+        fit(TrainConfig(make_scaled_pole(scale), steps=10_240), jax.random.key(0), progress=False)
+        for scale in (1.0, 2.0**20)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours.networks["policy"]["params"], other.networks["policy"]["params"])
+
+
+@pytest.fixture
+def make_scaled_pole():
+    """CartPole with its rewards multiplied."""
+    from gymnax.environments.classic_control import cartpole  # noqa: PLC0415
+
+    class Scaled(cartpole.CartPole):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def step_env(self, key, state, action, params):
+            obs, state, reward, done, info = super().step_env(key, state, action, params)
+            return obs, state, reward * self.scale, done, info
+
+    return Scaled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1e3, 1e-3])
+def test_rewards_of_any_size_give_bids_in_proportion(scale):
+    ours, other = (
+        fit(TrainConfig(process(size), steps=204_800), jax.random.key(0), progress=False).bids for size in (1.0, scale)
+    )
+    np.testing.assert_allclose(np.asarray(ours) * scale, other, rtol=0.01, atol=0.01 * scale * np.abs(ours).max())
+
+
+def experience(revenue, won):
+    """Auctions of a module of one bidder in one state."""
+    count = len(revenue)
+    rows = {name: jnp.zeros((1, count)) for name in ("bid", "price")}
+    return Experience(
+        obs=jnp.ones((count, 1)),
+        eligible=jnp.ones((1, count), bool),
+        won=jnp.asarray(won).reshape(1, -1),
+        utility=jnp.asarray(revenue, jnp.float32).reshape(1, -1),
+        **rows,
+    )
+
+
+def updated(learner, state, revenue, won=None, progress=0.0):
+    won = np.ones(len(revenue), bool) if won is None else won
+    hyper = Hyperparameters(learning_rate=0.03)
+    return learner.update(state, experience(revenue, won), hyper, jnp.int32(0), jnp.float32(progress))[0]
+
+
+LEARNER = Valuation(BidPolicy(linear(), ValueHead()), minibatch=4, learning_rate=0.03)
+
+
+@pytest.fixture(scope="module")
+def update():
+    return jax.jit(updated, static_argnums=0)
+
+
+def test_units_are_the_range_of_revenues_that_the_module_received(update):
+    state = LEARNER.init(jax.random.key(0), jnp.ones(1))
+    state = update(LEARNER, state, np.float32([-3.0, 1.0, 900.0, 5.0]), np.array([True, True, False, True]))
+    assert (state.low, state.high) == (-3.0, 5.0)
+    assert state.params[UNITS] == {"location": 1.0, "scale": 4.0}
+    # The range includes 0 at first, grows at once, and shrinks slowly.
+    state = update(LEARNER, LEARNER.init(jax.random.key(0), jnp.ones(1)), np.float32([8.0, 10.0] * 2))
+    assert (state.high, round(float(state.low), 6)) == (10.0, 0.08)
+    for _ in range(500):
+        state = update(LEARNER, state, np.float32([8.0, 9.0] * 2))
+    assert 7.9 < state.low < 8 and 9 < state.high < 9.1
+
+
+def test_without_receipts_nothing_changes(update):
+    state = update(LEARNER, LEARNER.init(jax.random.key(0), jnp.ones(1)), np.float32([-3.0, 1.0, 2.0, 5.0]))
+    after = update(LEARNER, state, np.full(4, 100.0, np.float32), np.zeros(4, bool))
+    jax.tree.map(np.testing.assert_array_equal, after.params[UNITS], state.params[UNITS])
+    assert (after.low, after.high) == (state.low, state.high)
+
+
+def test_frozen_networks_keep_their_units(update):
+    state = LEARNER.init(jax.random.key(0), jnp.ones(1))
+    movable = jax.tree.map(lambda _: jnp.zeros((), bool), state.params)
+    frozen = state.replace(opt=state.opt.replace(movable=movable))
+    after = update(LEARNER, frozen, np.float32([-3.0, 1.0, 2.0, 5.0]))
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e4, 0.0), (1e-4, 0.0), (1.0, 100.0)])
+def test_the_bid_converges_to_the_mean_revenue(update, scale, shift):
+    """Also of skewed revenues of any size, for which a limit on the gradient would shift the fixed point."""
+    rng, state = np.random.default_rng(0), LEARNER.init(jax.random.key(0), jnp.ones(1))
+    rounds = 600
+    for k in range(rounds):
+        revenue = (shift + scale * rng.exponential(size=64)).astype(np.float32)
+        state = update(LEARNER, state, revenue, None, np.float32(k / rounds))
+    bid = LEARNER.policy.apply(state.params, jnp.ones(1)).value
+    np.testing.assert_allclose(bid, shift + scale, atol=0.05 * scale)
+
+
+@pytest.mark.slow
+def test_a_monolith_learns_the_optimal_values():
+    env = process(100.0, states=4)
+    config = TrainConfig(env, agent="monolith", learner="valuation", steps=1_024_000, seeds=2)
+    result = fit(config, jax.random.key(0), progress=False)
+    agent = config.settings.trainable.player(greedy=True)
+    states = jnp.eye(4)
+    values = jax.vmap(jax.vmap(agent.policy.apply, (None, 0)), (0, None))(result.networks["policy"], states).values
+    best = env.optimal_q(env.gamma)
+    np.testing.assert_allclose(values, np.broadcast_to(best, values.shape), atol=0.03 * np.abs(best).max())
