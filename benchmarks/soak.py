@@ -7,7 +7,7 @@
 A society on Chain under each mechanism, a deep market with births and deaths, and a wide market, each for its share of
 the time. At ten points: the process's memory after garbage collection, the arrays alive, and the money. ``drift`` is
 money in the accounts that no named flow explains, with flows added up in float64 outside; in float32 accounts some is
-rounding, and it grows with the accounts. ``lost`` is the same over all money that was moved.
+rounding, and it grows with the accounts. ``relative_drift`` is its absolute value over all money that was moved.
 
 A market fails if
 
@@ -203,8 +203,8 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
             "arrays": len(jax.live_arrays()),
             "money": money,
             "drift": drift,
-            "lost": abs(drift) / np.maximum(moved, 1e-30),
-            "worst": float(worst),  # what was lost in one call, over what rounding explains
+            "relative_drift": abs(drift) / np.maximum(moved, 1e-30),
+            "worst": float(worst),  # the largest unexplained change of money in a call, over what rounding explains
             "nonfinite": nonfinite,
             **{name: float(value) for name, value in told.items()},
         }
@@ -213,9 +213,9 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
 def failures(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """The failures of a market, from its points; empty if there are none."""
     found, settled, last = [], rows[1], rows[-1]
-    lost = next((row for row in rows if row["nonfinite"] > 0 or not math.isfinite(row["money"])), None)
-    if lost is not None:
-        found.append(f"an account was not finite before step {lost['steps']:,.0f}")
+    broken = next((row for row in rows if row["nonfinite"] > 0 or not math.isfinite(row["money"])), None)
+    if broken is not None:
+        found.append(f"an account was not finite before step {broken['steps']:,.0f}")
     # `not <=`: NaN fails.
     leak = next((row for row in rows if not row["worst"] <= 1), None)
     if leak is not None:
@@ -325,7 +325,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", given.x64)
     report: dict[str, Any] = {"minutes": given.minutes, "x64": given.x64, "markets": {}, "failures": []}
     print(
-        f"{'market':18s}{'steps':>14s}{'MB':>9s}{'arrays':>8s}{'money':>14s}{'richest':>13s}{'drift':>12s}{'lost':>10s}{'worst':>8s}"
+        f"{'market':18s}{'steps':>14s}{'MB':>9s}{'arrays':>8s}{'money':>14s}{'richest':>13s}{'drift':>12s}{'relative':>10s}{'worst':>8s}"
     )
     for name in given.only:
         rows = []
@@ -333,7 +333,7 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{name:18s}{row['steps']:14,.0f}{row['resident_mb']:9.1f}{row['arrays']:8.0f}{row['money']:14,.1f}"
-                f"{row['richest']:13,.1f}{row['drift']:12.3g}{row['lost']:10.1e}{row['worst']:8.2g}",
+                f"{row['richest']:13,.1f}{row['drift']:12.3g}{row['relative_drift']:10.1e}{row['worst']:8.2g}",
                 flush=True,
             )
         report["markets"][name] = rows
