@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Much is compiled here, and little run: without the backend's optimisations it takes half the time.
+# Most of the time is compilation: without the optimisations of the backend, the programs take half as long.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ["COLUMNS"] = "400"  # tables without folded cells, so that rows can be found in them
+os.environ["COLUMNS"] = "400"  # wide enough that no table cell is wrapped, so that rows can be found
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +58,12 @@ from jaxmarket.training.config import ALIASES
 from jaxmarket.wide_market import Additive, Linear, Logarithmic, Quadratic
 
 LIMIT = 60.0
-"""Seconds of processor time that an input may take, whatever else the machine does. Most of it is compilation."""
+"""Seconds of processor time (not of real time) that an input may take. Most of it is compilation."""
 
 _WAIT = 5
-"""Real time may be this many times as long."""
+"""The limit of real time, as a multiple of `LIMIT`."""
 
-# A documented error begins with what it is about: a field, an entry of it, or a file.
+# The message of a documented error begins with its subject: a field, an entry of a field, or a file.
 _DOCUMENTED = re.compile(r"^[\w.\-/ =,+]+(\[[\w, :\-]*\])?[\w.\-/ ,\[\]]*: \S", re.DOTALL)
 
 _CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "ppo": {"env": "Chain-v0"},
     "monolith": {"env": "Chain-v0", "agent": "monolith"},
 }
-# Traced settings share the compiled program of the run whose settings they are.
+# Runs that differ only in these traced settings share a compiled program.
 _TRACED: dict[str, tuple[str, ...]] = {
     "valuation": ("learning_rate", "exploration", "exploration_final", "trace_decay"),
     "ppo": ("learning_rate", "value_learning_rate", "entropy", "clip"),
@@ -86,7 +86,7 @@ class Hang(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One input: what it is, in words, and how to try it. ``run`` returns whether what it read is right."""
+    """An input: a description, and a function that tries it and returns whether the values that it read are correct."""
 
     kind: str
     what: str
@@ -95,7 +95,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of an input: ``taken``, ``refused`` (as documented), or a failure of some sort."""
+    """The outcome of an input: ``taken`` (accepted), ``refused`` (as documented), or a kind of failure."""
 
     outcome: str
     message: str = ""
@@ -103,11 +103,11 @@ class Verdict:
 
     @property
     def fine(self) -> bool:
-        """Whether that is as documented."""
+        """Whether the outcome is as documented."""
         return self.outcome in ("taken", "refused")
 
 
-# --- junk
+# --- random values
 
 
 _WORDS = (
@@ -146,11 +146,11 @@ class Gym:
     __module__ = "gymnasium.envs.odd"
 
     def reset(self, *, seed: int | None = None) -> tuple[int, dict]:
-        """As there."""
+        """As in Gymnasium."""
         return 0, {}
 
     def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
-        """As there."""
+        """As in Gymnasium."""
         return 0, 0.0, False, False, {}
 
 
@@ -162,7 +162,7 @@ class Broken:
 
 
 def number(rng: Generator) -> Any:
-    """A number, now and then an odd one."""
+    """A number, sometimes an unusual one."""
     small = int(rng.integers(-3, 9))
     odd = (
         0, 1, -1, 2, 3, 7, 0.0, 0.5, -0.5, 1.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"), 2**31, 2**63,
@@ -175,7 +175,7 @@ def number(rng: Generator) -> Any:
 
 
 def array(rng: Generator, shape: tuple[int, ...] | None = None) -> Any:
-    """An array of any small shape (or that one), of odd dtypes and entries."""
+    """An array of the given shape, or of a random small one, with unusual dtypes and entries."""
     if shape is None:
         shape = tuple(int(n) for n in rng.integers(0, 4, rng.integers(0, 5)))
     values: Any = rng.normal(size=shape)
@@ -203,7 +203,7 @@ def array(rng: Generator, shape: tuple[int, ...] | None = None) -> Any:
 
 
 def thing(rng: Generator, depth: int = 0) -> Any:
-    """Anything at all."""
+    """A value of any type."""
     how = rng.integers(9)
     if how < 3:
         return number(rng)
@@ -221,8 +221,8 @@ def thing(rng: Generator, depth: int = 0) -> Any:
     return members if how == 7 else {str(i): member for i, member in enumerate(members)}
 
 
-def spoiled(rng: Generator, value: Any) -> Any:  # noqa: PLR0912  as many ways as there are
-    """A value that was good, spoiled in a way that depends on what it is; sometimes not at all."""
+def spoiled(rng: Generator, value: Any) -> Any:  # noqa: PLR0912  a branch for each kind of change
+    """A valid value, changed in a way that depends on its type; sometimes unchanged."""
     if rng.random() < 0.35 or value is None:
         return thing(rng)
     if isinstance(value, jax.Array | np.ndarray) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -258,7 +258,7 @@ def spoiled(rng: Generator, value: Any) -> Any:  # noqa: PLR0912  as many ways a
 
 
 def dressed(rng: Generator, value: Any) -> Any:
-    """The same value, perhaps of another type."""
+    """An equal value, sometimes of another type."""
     if isinstance(value, bool):
         return (value, np.bool_(value), jnp.asarray(value))[rng.integers(3)]
     if isinstance(value, int):
@@ -271,7 +271,7 @@ def dressed(rng: Generator, value: Any) -> Any:
 
 
 def spoiled_bytes(rng: Generator, content: bytes) -> bytes:
-    """A file, a little broken."""
+    """The content of a file with a small defect."""
     data = bytearray(content)
     at = int(rng.integers(len(data) + 1))
     how = rng.integers(8)
@@ -298,7 +298,7 @@ def spoiled_bytes(rng: Generator, content: bytes) -> bytes:
 
 
 def spoiled_json(rng: Generator, content: bytes) -> bytes:
-    """A JSON document that is valid, and odd; or hardly JSON any more."""
+    """A JSON document that is valid but unusual, or slightly invalid."""
     document = json.loads(content)
     names = list(document)
     name = names[rng.integers(len(names))]
@@ -319,7 +319,7 @@ def spoiled_json(rng: Generator, content: bytes) -> bytes:
         document.pop(name)
     elif how == 7:
         document[name + "✓"] = document.pop(name)
-    elif how == 8:  # the name twice: the last one counts
+    elif how == 8:  # a name that occurs twice: the last value counts
         text = json.dumps(document)[:-1]
         return f"{text}, {json.dumps(name)}: {json.dumps(_jsonable(thing(rng)))}}}".encode()
     else:
@@ -388,7 +388,7 @@ class SilentNaNError(Exception):
 
 
 def command(rng: Generator, w: "Workshop") -> Input:
-    """Words after ``jaxmarket``."""
+    """Arguments of the command ``jaxmarket``."""
     commands = ("train", "evaluate", "watch", "compare", "list", "reproduce", "bench", "trian", "--help", "--version")
     words = [commands[rng.integers(len(commands))]]
     flags = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(TrainConfig)]
@@ -469,7 +469,7 @@ def arguments(rng: Generator, w: "Workshop") -> Input:
 
 
 def _planned(**given: Any) -> None:
-    """The parts of a sweep before training."""
+    """A sweep up to the start of training."""
     before = sweeps.train
     sweeps.train = _stop
     try:
@@ -549,7 +549,7 @@ def run_files(rng: Generator, w: "Workshop") -> Input:
     else:
         path.write_bytes(spoiled_json(rng, content))
     found = path.read_bytes() if path.is_file() else b""
-    resealed = path.is_file() and rng.random() < 0.5  # as if it had been written so: the reader itself is tried
+    resealed = path.is_file() and rng.random() < 0.5  # with a valid digest, so that the reader gets the damaged content
     if resealed:
         sums = files.checksums(folder)
         files.write_sums(folder, sums | {name: files.sha256(found)})
@@ -559,13 +559,13 @@ def run_files(rng: Generator, w: "Workshop") -> Input:
         run = run_folder.read(folder)
         run.policy()
         _ = run.metrics
-        return resealed or found == content  # else a damaged file was taken for a whole one
+        return resealed or found == content  # otherwise a damaged file was accepted
 
     return Input("run files", what, read)
 
 
 def saved_networks(rng: Generator, w: "Workshop") -> Input:
-    """The files of saved networks. What is read must be what was written, bit by bit."""
+    """The files of saved networks. The networks that are read must equal those written, bit for bit."""
     which, folder, what = _damaged(rng, w, "networks.safetensors")
 
     def read() -> bool:
@@ -577,7 +577,7 @@ def saved_networks(rng: Generator, w: "Workshop") -> Input:
 
 
 def checkpoints(rng: Generator, w: "Workshop") -> Input:
-    """The files of checkpoints. A run that is resumed from them must end as it did."""
+    """The files of checkpoints. A run that is resumed from them must have the same results as before."""
     which, folder, what = _damaged(rng, w, "checkpoints/*.safetensors")
 
     def resume() -> bool:
@@ -589,7 +589,7 @@ def checkpoints(rng: Generator, w: "Workshop") -> Input:
 
 
 def _damaged(rng: Generator, w: "Workshop", pattern: str) -> tuple[str, Path, str]:
-    """A run, a copy of its folder in which one of the files that match is damaged, and what."""
+    """The name of a run, a copy of its folder with one damaged file that matches the pattern, and a description."""
     which = list(w.folders)[rng.integers(len(w.folders))]
     folder = w.copy(which)
     paths = sorted(folder.glob(pattern))
@@ -647,7 +647,7 @@ def constructors(rng: Generator, _: "Workshop") -> Input:
 
 
 _NAN_IS_TAKEN = ("clear", "adapt", "make", "mechanism", "Functions")
-"""A bid that is NaN is not eligible; the others take objects, or a data set without checks."""
+"""A NaN bid is not eligible; the others take objects, or a data set without checks."""
 
 _EXCLUDED = {"SealedBids": ("valuations", "wealth")}
 """Arguments in which NaN means that an agent does not bid."""
@@ -656,7 +656,7 @@ _EXCLUDED = {"SealedBids": ("valuations", "wealth")}
 def _holds_nan(value: Any) -> bool:
     found = []
     for leaf in jax.tree.leaves(value):
-        if isinstance(leaf, str):  # "nan" is a word
+        if isinstance(leaf, str):  # the string "nan" is not a number
             continue
         with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
             found.append(bool(np.isnan(np.asarray(leaf, np.float64)).any()))
@@ -703,7 +703,7 @@ def _graph(solve: Callable[..., Any]) -> Callable[..., Any]:
 
 def _double(agent: Any, x: jax.Array) -> jax.Array:
     leaves = jax.tree.leaves(agent)
-    return leaves[0].mean() * x if leaves else x / 2  # a graph whose agents are all alike has no parameters
+    return leaves[0].mean() * x if leaves else x / 2  # a graph without differences between agents has no parameters
 
 
 def _utility(agent: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -860,14 +860,14 @@ KINDS: dict[str, tuple[Callable[[Generator, "Workshop"], Input], float]] = {
     "arrays": (constructors, 0.21),
     "runs": (whole_runs, 0.01),
 }
-"""Every kind, and its share."""
+"""All kinds of input: the function that draws one, and its share of all inputs."""
 
 
-# --- trying them
+# --- running the inputs
 
 
 class Workshop:
-    """Small runs to break, in a folder of their own."""
+    """Small runs whose files are damaged, in a temporary folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -880,13 +880,13 @@ class Workshop:
         }
 
     def copy(self, name: str) -> Path:
-        """A copy of a run, in the place of the last one."""
+        """A copy of the folder of a run, which replaces the previous copy."""
         shutil.rmtree(self.path / "copy", ignore_errors=True)
         shutil.copytree(self.folders[name], self.path / "copy", ignore=shutil.ignore_patterns("*.png"))
         return self.path / "copy"
 
     def call(self, words: list[str], *, train: bool = False) -> str:
-        """Run the command line, and return its output. With ``train`` it may train; ``trained`` is then the result.
+        """Run the command line, and return its output. With ``train`` it may train, and sets ``trained`` to the result.
 
         Raises:
             ValueError: it ended with exit code 2 and one line on standard error, which is the message.
@@ -902,7 +902,7 @@ class Workshop:
         said = error.getvalue()
         if code == 0:
             return printed.getvalue()
-        if train:  # the progress bar comes first
+        if train:  # the progress bar precedes the message
             said = "".join(said.splitlines(keepends=True)[-1:])
         if code != 2 or not said.startswith("jaxmarket: ") or said.count("\n") != 1:
             raise AssertionError(f"exit code {code}, standard error: {said!r}")
@@ -910,7 +910,7 @@ class Workshop:
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
-        """Store the results that the command line trains."""
+        """Store the results of training on the command line in ``trained``."""
 
         def kept(*args: Any, **kwargs: Any) -> Any:
             self.trained = fit(*args, **kwargs)
@@ -924,7 +924,7 @@ class Workshop:
 
 
 class _ReachedError(Exception):
-    """Work would begin here."""
+    """Raised where the work of a command would begin."""
 
 
 def _stop(*args: Any, **kwargs: Any) -> Any:
@@ -949,7 +949,7 @@ def _idle() -> Iterator[None]:
 
 
 def draw_input(seed: int, index: int, workshop: Workshop, kinds: tuple[str, ...] = tuple(KINDS)) -> Input:
-    """Input ``index`` of a seed; always the same."""
+    """Input ``index`` of a seed, a deterministic function of both."""
     rng = np.random.default_rng([seed, index])
     shares = np.array([KINDS[kind][1] for kind in kinds])
     kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
@@ -957,7 +957,7 @@ def draw_input(seed: int, index: int, workshop: Workshop, kinds: tuple[str, ...]
 
 
 def attempt(some: Input, limit: float = LIMIT) -> Verdict:
-    """Try an input."""
+    """Try an input, and return its outcome."""
 
     def late(*_: Any) -> None:
         raise Hang
@@ -977,7 +977,8 @@ def attempt(some: Input, limit: float = LIMIT) -> Verdict:
         verdict = Verdict("silent NaN", f"{error}", traceback.format_exc())
     except ValueError as error:
         message = str(error)
-        path = message.startswith(("/", *filter(None, (*_PATHS, *_WORDS)))) and ": " in message  # whatever it is called
+        # The message of an error about a path begins with it, whatever characters it has.
+        path = message.startswith(("/", *filter(None, (*_PATHS, *_WORDS)))) and ": " in message
         documented = some.kind == "command" or path or _DOCUMENTED.match(message)
         told = "refused" if documented else "undocumented ValueError"
         verdict = Verdict(told, f"{error}", traceback.format_exc())
@@ -995,14 +996,15 @@ def attempt(some: Input, limit: float = LIMIT) -> Verdict:
 def fuzz(
     count: int, seed: int, path: Path, kinds: tuple[str, ...] = tuple(KINDS), *, say: Callable[[str], Any] = lambda _: 0
 ) -> dict[str, Any]:
-    """Try that many inputs; what came of them, by kind, and every failure."""
+    """Try ``count`` inputs, and return the outcomes by kind and all failures."""
     workshop = Workshop(path)
     outcomes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     messages: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     failures, slowest, began = [], (0.0, ""), time.perf_counter()
     for index in range(count):
         some = draw_input(seed, index, workshop, kinds)
-        faulthandler.dump_traceback_later((_WAIT + 1) * LIMIT, exit=True)  # where not even a signal gets through
+        # Ends the process if it does not even handle a signal.
+        faulthandler.dump_traceback_later((_WAIT + 1) * LIMIT, exit=True)
         started = time.perf_counter()
         verdict = attempt(some)
         slowest = max(slowest, (time.perf_counter() - started, f"{index}: {some.what.replace(str(path), '')[:200]}"))
@@ -1036,23 +1038,23 @@ def fuzz(
 
 
 def _subject(message: str) -> str:
-    """What a documented error is about."""
+    """The subject of a documented error."""
     message = message.removeprefix("jaxmarket: ")
     subject = message.partition(":")[0]
     return re.sub(r"\d+", "N", Path(subject).name)[:60]
 
 
 def _where(trace: str) -> str:
-    """The last line of ours in a traceback."""
+    """The last line of a traceback that is in this package."""
     lines = [line.strip() for line in trace.splitlines() if "/jaxmarket/" in line]
     return lines[-1].replace(str(Path(__file__).parents[1]), "") if lines else ""
 
 
-# --- does it see what it claims to see?
+# --- the self-check
 
 
 def _without_second_row(add_row: Callable[..., None]) -> Callable[..., None]:
-    rows: dict[int, int] = {}  # asked for so far, by table
+    rows: dict[int, int] = {}  # rows requested so far, by table
 
     def drop(table: Any, *cells: Any, **how: Any) -> None:
         rows[id(table)] = rows.get(id(table), 0) + 1
@@ -1069,8 +1071,8 @@ def _other_numbers(restore: Callable[..., Any]) -> Callable[..., Any]:
 def self_check(path: Path, say: Callable[[str], Any] = print) -> list[str]:
     """Inject faults, one after the other, and return the names of those that were not detected.
 
-    The table drops its second row, the reader of networks returns other numbers, the validator of numbers lets NaN
-    through.
+    A table drops its second row, the reader of networks returns other numbers, and the validator of numbers accepts
+    NaN.
     """
     from jaxmarket.training import config as settings_module  # noqa: PLC0415
     from jaxmarket.view.text import DataTable  # noqa: PLC0415
@@ -1119,11 +1121,13 @@ def _is_nan(value: Any) -> bool:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000, help="inputs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--only", type=int, help="try only this input, and show the result")
-    parser.add_argument("--out", type=Path, help="a JSON file for what was tried and what came of it")
+    parser.add_argument("--count", type=int, default=1000, help="number of inputs")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the inputs")
+    parser.add_argument(
+        "--kinds", nargs="*", choices=list(KINDS), default=list(KINDS), help="kinds of input; all by default"
+    )
+    parser.add_argument("--only", type=int, help="try only the input with this number, and show the outcome")
+    parser.add_argument("--out", type=Path, help="a JSON file for the outcomes and failures")
     parser.add_argument("--self-check", action="store_true", help="inject three faults; fail if one is not detected")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

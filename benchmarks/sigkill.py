@@ -2,13 +2,13 @@
 
     python benchmarks/sigkill.py --count 100 --log sigkill.log
 
-Trials alternate between every learner, a monolithic agent, a sweep, a reproduction and a run of two processes, and
+Trials alternate between all learners, a monolithic agent, a sweep, a reproduction and a run of two processes, and
 between the signals KILL, INT and TERM. Each trial runs a command in a separate process, sends it a signal at a random
 moment, and runs it again. In half of the trials the moment lies between the first file of results and the end, in the
 others between start and end. In a quarter of the trials a second process is started on the same folder. The exit code
 must be that of the signal, or 0. Finally every result file must equal that of an uninterrupted run bit for bit:
-parameters, metrics (without lost or repeated rows), returns, bids, reports. No process may remain. The log has a line
-per trial.
+parameters, metrics (without missing or repeated rows), returns, bids, reports. No process may remain. The log has one
+line per trial.
 
 ``--self-check`` breaks a copy of the package in three ways, and fails unless each fault is detected. It runs trials
 until one of them detects the fault.
@@ -61,8 +61,8 @@ _REFUSED = ("is being written by", "holds a finished run", "holds an unfinished 
 
 
 def reproduce(folder: str) -> None:
-    """``jaxmarket reproduce`` of a small experiment: two trained conditions and a market of rules."""
-    from jaxmarket import TrainConfig, experiments  # noqa: PLC0415  only the child needs all this
+    """Run ``jaxmarket reproduce`` with a small experiment: two trained conditions and a market of rules."""
+    from jaxmarket import TrainConfig, experiments  # noqa: PLC0415  only the child process needs them
     from jaxmarket.cli import main  # noqa: PLC0415
     from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
     from jaxmarket.experiments.economies import grow  # noqa: PLC0415
@@ -91,7 +91,7 @@ def reproduce(folder: str) -> None:
 
 
 def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[str]:
-    """The arguments that start or resume a command, with a checkpoint every few seconds."""
+    """The arguments that start or resume a command, with a checkpoint every ``every`` seconds."""
     program = [sys.executable, "-P", "-m", "jaxmarket"]
     keep = ["--checkpoint-every", str(every)]
     if kind == "reproduce":
@@ -108,7 +108,7 @@ def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[
 
 
 def ending(folder: Path) -> dict[str, str]:
-    """Digests of all results in a folder, by file; of JSON without what depends on time."""
+    """Digests of all result files in a folder; those of JSON omit the fields that depend on time."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -131,7 +131,7 @@ def _timeless(value: Any) -> Any:
 
 
 def processes_on(folder: Path) -> list[int]:
-    """Processes whose command line names the folder."""
+    """Ids of processes whose command line contains the folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -143,7 +143,7 @@ def processes_on(folder: Path) -> list[int]:
 
 
 def run(kind: str, folder: Path, env: dict[str, str], *, resume: bool) -> subprocess.CompletedProcess:
-    """Wait until a command ends."""
+    """Run a command until it ends."""
     again = command(kind, folder, resume=resume)
     return subprocess.run(again, capture_output=True, text=True, check=False, env=env, timeout=600)
 
@@ -155,14 +155,15 @@ class Trial:
     kind: str
     signal: str
     aimed: bool  # whether the moment is after the first file of results
-    moment: float  # of the seconds that the command takes, or takes from then on
-    second: float | None  # of the seconds that it takes, or takes until then
+    moment: float  # as a fraction of the command's seconds, or of those after the first file
+    # Start of a second process: a fraction of the command's seconds, or of those up to the first file of results.
+    second: float | None
     every: float  # seconds between checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """An uninterrupted command."""
+    """The result of an uninterrupted command."""
 
     seconds: float
     begun: float  # seconds until the first file of results
@@ -170,7 +171,7 @@ class Whole:
 
 
 def attempt(trial: Trial, folder: Path, whole: Whole, env: dict[str, str]) -> tuple[str, str]:
-    """Interrupt a command, resume it, and compare: the state at the signal, and the errors ("" if there are none)."""
+    """Interrupt a command, resume it, and compare. Returns its state at the signal, and the errors ("" if none)."""
     wrong = []
     begun = command(trial.kind, folder, resume=False, every=trial.every)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": env}
@@ -216,8 +217,8 @@ def attempt(trial: Trial, folder: Path, whole: Whole, env: dict[str, str]) -> tu
 
 
 def _misbehaved(trial: Trial, where: str, code: int, error: str) -> list[str]:
-    """What is wrong with how a command ended that was sent a signal."""
-    # Ctrl-C while Python imports ends with Python's own traceback: there is no folder yet, and nothing to lose.
+    """The errors in how a command ended after a signal."""
+    # Ctrl-C during imports ends with Python's own traceback: there is no folder yet, so no result can be lost.
     if trial.signal == "INT" and code != 0 and where.startswith("before its folder") and "KeyboardInterrupt" in error:
         return []
     wrong = []
@@ -226,7 +227,7 @@ def _misbehaved(trial: Trial, where: str, code: int, error: str) -> list[str]:
         wrong.append(f"traceback: {' | '.join([*before.splitlines()[-1:], *after.splitlines()])}")
     refused = trial.second is not None and any(reason in error for reason in _REFUSED)
     if code == 0 and where.startswith("before"):
-        wrong.append("the signal was lost")
+        wrong.append("the signal had no effect")
     elif code not in _ENDS[trial.signal] and not refused:
         wrong.append(f"ended with {code}: {(error.splitlines() or [''])[-1]}")
     return wrong
@@ -252,12 +253,12 @@ def _where(folder: Path) -> str:
 
 
 def trials(kinds: list[str], count: int, seed: int, signals: list[str], share: float) -> list[Trial]:
-    """Kinds and signals in turns; moments and second processes at random."""
+    """Trials of alternating kinds and signals, with random moments and second processes."""
     rng = random.Random(seed)
     found = []
     for i in range(count):
         aimed = rng.random() < 0.5
-        moment = rng.uniform(0, 1) ** (3 if aimed else 1)  # training takes the first part of the writing
+        moment = rng.uniform(0, 1) ** (3 if aimed else 1)  # training is in the first part of this time
         second = rng.uniform(0, 1 if aimed else moment) if rng.random() < share else None
         kind, sign = kinds[i % len(kinds)], signals[(i // len(kinds)) % len(signals)]
         found.append(Trial(kind, sign, aimed, moment, second, every=rng.choice([0, 0.2])))
@@ -265,7 +266,7 @@ def trials(kinds: list[str], count: int, seed: int, signals: list[str], share: f
 
 
 def undisturbed(kinds: list[str], work: Path, env: dict[str, str]) -> dict[str, Whole]:
-    """Run every kind twice, so that the second one finds its programs compiled.
+    """Run every kind twice without interruption; the second run finds its programs in the compilation cache.
 
     Raises:
         SystemExit: a command failed.
@@ -291,7 +292,7 @@ def undisturbed(kinds: list[str], work: Path, env: dict[str, str]) -> dict[str, 
 def stress(
     wanted: list[Trial], work: Path, env: dict[str, str], jobs: int = 2, say: Any = print, *, until_wrong: bool = False
 ) -> list[str]:
-    """Run trials, all or until one goes wrong: a line for each, and a last line with the count."""
+    """Run all trials, or until one fails, and return a line for each and a last line with the count."""
     # Compile first; otherwise most signals would arrive during compilation.
     env = {"JAX_COMPILATION_CACHE_DIR": f"{work}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"} | env
     whole = undisturbed(list(dict.fromkeys(trial.kind for trial in wanted)), work, env)
@@ -358,7 +359,7 @@ def self_check(work: Path, seed: int) -> int:
         path.write_text(text.replace(old, new))
         env = os.environ | {"PYTHONPATH": str(copy), "JAX_COMPILATION_CACHE_DIR": f"{work}/cache"}
         chosen = trials([how["kind"]], 12, seed, [how["signal"]], share=how.get("second", 0))
-        # A second process must find the first one writing, which lasts until the signal; updates come early.
+        # A second process must start while the first one writes, so before the signal; other faults show early.
         low, high = (0.7, 1) if how.get("second") else (0, 0.1)
         chosen = [
             dataclasses.replace(trial, aimed=True, moment=low + (high - low) * trial.moment, every=0.2)
@@ -375,13 +376,13 @@ def self_check(work: Path, seed: int) -> int:
 
 
 def main() -> None:
-    """Do it ``--count`` times."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
-    parser.add_argument("--log", type=Path)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--count", type=int, default=100, help="number of trials")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the trials")
+    parser.add_argument("--jobs", type=int, default=2, help="trials that run in parallel")
+    parser.add_argument("--log", type=Path, help="a file for the lines of all trials")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of command; all by default")
     parser.add_argument(
         "--self-check",
         action="store_true",

@@ -4,10 +4,11 @@
     python benchmarks/soak.py --minutes 1
     python benchmarks/soak.py --self-check
 
-A society on Chain under each mechanism, a deep market with births and deaths, and a wide market, each for its share of
-the time. At ten points: the process's memory after garbage collection, the arrays alive, and the money. ``drift`` is
-money in the accounts that no named flow explains, with flows added up in float64 outside; in float32 accounts some is
-rounding, and it grows with the accounts. ``lost`` is the same over all money that was moved.
+It runs a society on Chain under each mechanism, a deep market with births and deaths, and a wide market, for an equal
+share of the time each. At ten points it reports the memory of the process after garbage collection, the number of live
+arrays, and the money. ``drift`` is money in the accounts that no named flow explains, where flows are summed in float64
+outside of the program; accounts in float32 are rounded, so some drift is expected, and it grows with the accounts.
+``relative_drift`` is its absolute value over all money that was moved.
 
 A market fails if
 
@@ -60,13 +61,14 @@ SLOWER = 4.0
 
 
 class Soak(NamedTuple):
-    """A market that can go on for ever."""
+    """A market without an end, and the function that continues it."""
 
     state: PyTree
-    advance: Callable[[Array, PyTree], tuple[PyTree, dict[str, Array]]]  # compiled: accounts, their change, what moved
-    steps: int  # auctions (a wide market's: rounds) of a call
-    updates: int  # of accounts in a call, at most: each is rounded
-    terms: int  # of each partial sum in ``change`` and ``moved``, at most
+    # Compiled: the next state, and accounts, their change and the money moved.
+    advance: Callable[[Array, PyTree], tuple[PyTree, dict[str, Array]]]
+    steps: int  # auctions of a call; of a wide market, rounds
+    updates: int  # the most updates of accounts in a call; each is rounded
+    terms: int  # the most terms of a partial sum in ``change`` and ``moved``
 
 
 def _partial(values: Array) -> Array:
@@ -99,7 +101,7 @@ def society(mechanism: str) -> Soak:
 
 
 def deep() -> Soak:
-    """Tables on Chain that pay rent, die poor, and are born."""
+    """Agents with bid tables on Chain, with rent, deaths by bankruptcy, and births."""
     env = environments.make("Chain-v0")[0]
     market = deep_market.DeepMarket(env, BidTables(states=6, actions=2), capacity=16, instances=INSTANCES)
     terms, rounds, period = Terms(rent=0.01, endowment=0.5, bankruptcy=1e-3, max_idle_steps=200.0), 8, 64
@@ -126,7 +128,7 @@ def deep() -> Soak:
 
 
 def wide() -> Soak:
-    """Agents that bid for four indivisible goods, and get others for them; rent and incomes keep money in bounds."""
+    """Agents that buy four indivisible goods and transform them; rent and incomes limit the amount of money."""
     number, kinds, rounds = 8, 4, 512
 
     def produce(key: Array, agents: PyTree, world: PyTree, bundles: Array) -> wide_market.Produced:
@@ -153,7 +155,7 @@ def wide() -> Soak:
             "goods": jnp.abs(state.holdings.sum() - number * kinds),
         }
 
-    # Per round: what an agent pays, is paid, earns, receives, and its rent.
+    # Per round: an agent's payment, payout, reward, income and rent.
     return Soak(state, advance, rounds, updates=5 * number * rounds, terms=TERMS)
 
 
@@ -171,7 +173,7 @@ def resident() -> float:
 
 
 def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> Iterator[dict[str, float]]:
-    """Run for a time, and report the state at a number of points."""
+    """Run a market for some seconds, and yield its state at equally spaced points."""
     state, steps, began = some.state, 0, time.perf_counter()
     money = opening = named = moved = math.nan
     largest, key = 0.0, jax.random.key(2)
@@ -203,8 +205,8 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
             "arrays": len(jax.live_arrays()),
             "money": money,
             "drift": drift,
-            "lost": abs(drift) / np.maximum(moved, 1e-30),
-            "worst": float(worst),  # what was lost in one call, over what rounding explains
+            "relative_drift": abs(drift) / np.maximum(moved, 1e-30),
+            "worst": float(worst),  # the largest unexplained change of money in a call, over what rounding explains
             "nonfinite": nonfinite,
             **{name: float(value) for name, value in told.items()},
         }
@@ -213,9 +215,9 @@ def soak(some: Soak, seconds: float, points: int = POINTS, least: int = 2) -> It
 def failures(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """The failures of a market, from its points; empty if there are none."""
     found, settled, last = [], rows[1], rows[-1]
-    lost = next((row for row in rows if row["nonfinite"] > 0 or not math.isfinite(row["money"])), None)
-    if lost is not None:
-        found.append(f"an account was not finite before step {lost['steps']:,.0f}")
+    broken = next((row for row in rows if row["nonfinite"] > 0 or not math.isfinite(row["money"])), None)
+    if broken is not None:
+        found.append(f"an account was not finite before step {broken['steps']:,.0f}")
     # `not <=`: NaN fails.
     leak = next((row for row in rows if not row["worst"] <= 1), None)
     if leak is not None:
@@ -296,7 +298,7 @@ def self_check(seconds: float = 2.0) -> list[str]:
 
 
 def last_growth(amount: float) -> float:
-    """The least account, among powers of two, that a reward of that amount no longer changes."""
+    """The smallest account, among powers of two, that a reward of ``amount`` does not change, because of rounding."""
     for exponent in range(1024):
         after = pay_sale(
             Accounts(jnp.full(1, 2.0**exponent, real()), jnp.zeros((), real())),
@@ -314,8 +316,8 @@ def last_growth(amount: float) -> float:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--only", nargs="*", choices=list(SOAKS), default=list(SOAKS))
+    parser.add_argument("--minutes", type=float, default=15.0, help="minutes for all markets together")
+    parser.add_argument("--only", nargs="*", choices=list(SOAKS), default=list(SOAKS), help="markets; all by default")
     parser.add_argument("--x64", action="store_true", help="accounts in float64")
     parser.add_argument("--out", type=Path, help="a JSON file for all points")
     parser.add_argument("--self-check", action="store_true", help="inject faults; fail unless each is detected")
@@ -325,7 +327,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", given.x64)
     report: dict[str, Any] = {"minutes": given.minutes, "x64": given.x64, "markets": {}, "failures": []}
     print(
-        f"{'market':18s}{'steps':>14s}{'MB':>9s}{'arrays':>8s}{'money':>14s}{'richest':>13s}{'drift':>12s}{'lost':>10s}{'worst':>8s}"
+        f"{'market':18s}{'steps':>14s}{'MB':>9s}{'arrays':>8s}{'money':>14s}{'richest':>13s}{'drift':>12s}{'relative':>10s}{'worst':>8s}"
     )
     for name in given.only:
         rows = []
@@ -333,13 +335,13 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{name:18s}{row['steps']:14,.0f}{row['resident_mb']:9.1f}{row['arrays']:8.0f}{row['money']:14,.1f}"
-                f"{row['richest']:13,.1f}{row['drift']:12.3g}{row['lost']:10.1e}{row['worst']:8.2g}",
+                f"{row['richest']:13,.1f}{row['drift']:12.3g}{row['relative_drift']:10.1e}{row['worst']:8.2g}",
                 flush=True,
             )
         report["markets"][name] = rows
         report["failures"] += [f"{name}: {failure}" for failure in failures(rows)]
     report["last_growth"] = {f"{amount:g}": last_growth(amount) for amount in (1e-3, 1e-2, 0.1, 0.8)}
-    print("a reward no longer changes an account of:", report["last_growth"])
+    print("smallest account that a reward of this amount does not change:", report["last_growth"])
     report["versions"] = {"jax": jax.__version__, "numpy": np.__version__}
     if given.out is not None:
         given.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -36,20 +36,20 @@ __all__ = ["CASES", "Case", "Market", "compare", "many", "market", "run"]
 EXCESS, GAP = 1e-4, 1e-3
 """Tolerances of an equilibrium: largest excess demand over supply, and relative duality gap."""
 
-_PATIENCE = 10.0  # seconds after which a slow solver is not timed again; with --quick, a tenth for batches
+_TIME_LIMIT = 10.0  # seconds after which a slow solver is not timed again; with --quick, a tenth for batches
 _FEWER = {("ConvexProgram", "Quadratic"): 16, ("ConvexProgram", "Linear"): 16}
 """Number of markets under ``vmap``, where 256 would take more than a quarter of an hour on a CPU."""
 
 Market = tuple[PyTree, np.ndarray, np.ndarray]
 """Valuations (leaves [N, G]), wealth f32 [N], holdings f32 [N, G], all NumPy."""
-Rival = Callable[[list[np.ndarray], np.ndarray, np.ndarray], float]
+ReferenceSolver = Callable[[list[np.ndarray], np.ndarray, np.ndarray], float]
 """Leaves of the valuations, wealth and holdings, in double precision -> maximal welfare."""
 
 
 # --- reference solvers, which share no code with the library's solvers
 
 
-def _dual(kind: type) -> Rival:
+def _dual(kind: type) -> ReferenceSolver:
     """SciPy's L-BFGS-B on the dual of welfare, over prices and each agent's multiplier λ_i, in double precision.
 
     max Σ t_i, t_i <= w_i, t_i <= v_i(x_i), Σ x_i = S has the dual
@@ -125,7 +125,7 @@ def _linear_program(leaves: list[np.ndarray], wealth: np.ndarray, holdings: np.n
     return -float(found.fun)
 
 
-def _cvxpy(kind: type, eisenberg_gale: bool = False, quasilinear: bool = False) -> Rival:
+def _cvxpy(kind: type, eisenberg_gale: bool = False, quasilinear: bool = False) -> ReferenceSolver:
     """CVXPY with Clarabel, an interior point method, at its default tolerances.
 
     It solves the program of capped valuations, or the Eisenberg-Gale program (exponential cones) per unit of budget.
@@ -225,7 +225,7 @@ class Case:
         kind: class of the valuations.
         wealth: mean wealth per good; chosen so that it limits a third to a half of the agents.
         solvers: the library's solvers by name.
-        rivals: the reference solvers by name.
+        references: the reference solvers by name.
         welfare: leaves, wealth, holdings, prices, bundles, kind -> welfare in the units of the reference solvers, and
             the share of agents that wealth limits.
         relative: whether welfare is money, so that differences are relative to it; otherwise it is a logarithm.
@@ -234,7 +234,7 @@ class Case:
     kind: type[Any]
     wealth: float
     solvers: Mapping[str, EquilibriumSolver]
-    rivals: Mapping[str, Rival]
+    references: Mapping[str, ReferenceSolver]
     welfare: Callable[..., tuple[float, float]]
     relative: bool = True
 
@@ -327,7 +327,7 @@ def _meets(found: Equilibrium) -> np.ndarray:
 
 
 def compare(
-    report: Report, name: str, case: Case, agents: int, goods: int, patience: float = _PATIENCE, seed: int = 0
+    report: Report, name: str, case: Case, agents: int, goods: int, time_limit: float = _TIME_LIMIT, seed: int = 0
 ) -> None:
     """Time all solvers and reference solvers alternately on one market, and add the results to the report.
 
@@ -337,7 +337,7 @@ def compare(
         case: the case to measure.
         agents: N.
         goods: G.
-        patience: seconds after which a reference solver is not timed again.
+        time_limit: seconds after which a reference solver is not timed again.
         seed: random seed of the market.
     """
     one = market(case, agents, goods, seed)
@@ -346,11 +346,11 @@ def compare(
     found = {label: _clock(lambda run=run: run(*inputs))[1] for label, (run, _) in programs.items()}
     best: dict[str, float] = {}
     trouble: dict[str, str] = {}
-    seconds: dict[str, list[float]] = {label: [] for label in (*programs, *case.rivals)}
-    for label, rival in case.rivals.items():  # a warm-up; for the slowest solvers the only timed call
+    seconds: dict[str, list[float]] = {label: [] for label in (*programs, *case.references)}
+    for label, reference in case.references.items():  # a warm-up; for the slowest solvers the only timed call
         try:
-            first, best[label] = _clock(lambda rival=rival: rival(*double))
-            seconds[label] += [first] if first > patience / 2 else []
+            first, best[label] = _clock(lambda reference=reference: reference(*double))
+            seconds[label] += [first] if first > time_limit / 2 else []
         except ImportError:
             trouble[label] = "not installed"
         except Exception as error:  # other packages may raise any exception; the table reports it
@@ -361,12 +361,12 @@ def compare(
         for label, (run, _) in programs.items():
             seconds[label].append(_clock(lambda run=run: run(*inputs))[0])
         for label in best:
-            if sum(seconds[label]) < patience:
-                seconds[label].append(_clock(lambda label=label: case.rivals[label](*double))[0])
+            if sum(seconds[label]) < time_limit:
+                seconds[label].append(_clock(lambda label=label: case.references[label](*double))[0])
 
     shape = f"{agents:,} agents × {goods} goods"
     ours = report.tables.setdefault(f"one market, {shape}", [])
-    beside = report.tables.setdefault("the same market, solved by others", [])
+    beside = report.tables.setdefault("the same market, solved by reference solvers", [])
     for label, (_, compiling) in programs.items():
         timing, result = Timing(tuple(seconds[label]), compiling), found[label]
         welfare, limited = case.welfare(
@@ -386,22 +386,22 @@ def compare(
                 "compile s": timing.compile_seconds,
             }
         )
-        for rival in case.rivals:
-            theirs = statistics.median(seconds[rival]) if rival in best else None
-            lost = None
-            if rival in best:
-                lost = float(best[rival] - welfare) / (abs(best[rival]) if case.relative else 1.0)
-                report.timings[f"one, {rival}: {name}"] = {"seconds": seconds[rival], "median": theirs}
+        for reference in case.references:
+            theirs = statistics.median(seconds[reference]) if reference in best else None
+            difference = None
+            if reference in best:
+                difference = float(best[reference] - welfare) / (abs(best[reference]) if case.relative else 1.0)
+                report.timings[f"one, {reference}: {name}"] = {"seconds": seconds[reference], "median": theirs}
             beside.append(
                 {
                     "solver": label,
                     "valuations": name,
                     "ms": 1e3 * timing.median,
-                    "rival": rival,
-                    "its ms": trouble[rival] if theirs is None else 1e3 * theirs,
-                    "runs": len(seconds[rival]),
+                    "reference": reference,
+                    "reference ms": trouble[reference] if theirs is None else 1e3 * theirs,
+                    "runs": len(seconds[reference]),
                     "times": None if theirs is None else theirs / timing.median,
-                    "lost": None if lost is None else _short(lost),
+                    "welfare difference": None if difference is None else _short(difference),
                 }
             )
 
@@ -413,7 +413,7 @@ def many(
     agents: int,
     goods: int,
     ways: Sequence[tuple[str, int]],
-    patience: float = _PATIENCE,
+    time_limit: float = _TIME_LIMIT,
 ) -> None:
     """Time one call for many markets of one shape, and add the results to the report.
 
@@ -424,7 +424,7 @@ def many(
         agents: N.
         goods: G.
         ways: ``vmap`` or ``map``, and how many markets.
-        patience: seconds after which a call is not repeated.
+        time_limit: seconds after which a call is not repeated.
     """
     drawn = [market(case, agents, goods, seed) for seed in range(max(markets for _, markets in ways))]
     every = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
@@ -434,8 +434,10 @@ def many(
         inputs = jax.device_put(jax.tree.map(lambda leaf, markets=markets: leaf[:markets], every))
         run, compiling = _compile(solver, inputs, way)
         first, found = _clock(lambda run=run, inputs=inputs: run(*inputs))
-        seconds = [first] if first > patience / 2 else []  # the first call is a warm-up, except for the slowest solvers
-        while len(seconds) < REPEATS and (not seconds or sum(seconds) < patience):
+        seconds = (
+            [first] if first > time_limit / 2 else []
+        )  # the first call is a warm-up, except for the slowest solvers
+        while len(seconds) < REPEATS and (not seconds or sum(seconds) < time_limit):
             seconds.append(_clock(lambda run=run, inputs=inputs: run(*inputs))[0])
         timing = Timing(tuple(seconds), compiling)
         report.timings[f"{way} {markets}, {label}: {name}"] = timing.raw()
@@ -474,11 +476,11 @@ def run(quick: bool = False) -> Report:
             show(2 * done, 2 * len(CASES), name)
             compare(report, name, case, agents, goods)
             show(2 * done + 1, 2 * len(CASES), f"{name}, many markets")
-            many(report, name, case, agents, goods, ways, _PATIENCE * (0.1 if quick else 1.0))
+            many(report, name, case, agents, goods, ways, _TIME_LIMIT * (0.1 if quick else 1.0))
         show(2 * len(CASES), 2 * len(CASES))
     single, beside, batch = _tables(report)
     solved = sum(int(row["way"].split()[1]) for row in batch)
-    losses = [abs(row["lost"]) for row in beside if row["lost"] is not None]
+    differences = [abs(row["welfare difference"]) for row in beside if row["welfare difference"] is not None]
     kept = {label: numbers for label, numbers in report.timings.items() if "gap" in numbers}
     shares = {
         name: np.concatenate([numbers["limited"] for label, numbers in kept.items() if label.endswith(f": {name}")])
@@ -490,14 +492,18 @@ def run(quick: bool = False) -> Report:
         "many_markets_that_meet": sum(row["meet"] for row in batch),
         "worst_excess": float(max(np.max(numbers["excess"]) for numbers in kept.values())),
         "worst_gap": float(max(np.max(numbers["gap"]) for numbers in kept.values())),
-        "worst_welfare_difference": max(losses),
+        "worst_welfare_difference": max(differences),
         "slowest_ms": max(row["ms"] for row in single),
         "slowest_ms_of_many": max(row["ms"] for row in batch),
     }
     for name in CASES:
         fastest = min(row["ms"] for row in single if row["valuations"] == name)
-        others = [row["its ms"] for row in beside if row["valuations"] == name and isinstance(row["its ms"], float)]
-        report.headline[f"rival_over_ours_{name.lower()}"] = min(others) / fastest if others else None
+        others = [
+            row["reference ms"]
+            for row in beside
+            if row["valuations"] == name and isinstance(row["reference ms"], float)
+        ]
+        report.headline[f"reference_over_ours_{name.lower()}"] = min(others) / fastest if others else None
     report.figure = _draw(report)
     report.notes += [
         f"meets: excess demand over supply <= {EXCESS:g} and relative optimality gap <= {GAP:g}, by the solver's own "
@@ -506,15 +512,15 @@ def run(quick: bool = False) -> Report:
         "by a factor of 3 in value and 7 in supply; the single market is the first of the many",
         "agents limited by wealth (valuation capped, budget spent to the last 1%, bids reduced), mean over markets: "
         + ", ".join(f"{name} {of.mean():.2f} ({of.min():.2f} to {of.max():.2f})" for name, of in shares.items()),
-        "rivals: reference solvers in double precision on one core, timed with the construction of their programs. "
+        "reference solvers: in double precision on one core, timed with the construction of their programs. "
         "SciPy: L-BFGS-B on the dual of the capped program over prices and multipliers of the agents, stopped at "
         "an excess and gap of 1e-5 as ours; HiGHS: SciPy's, interior point and crossover; CVXPY: Clarabel at default "
         "tolerances; NumPy: argmax of the bids for each good, winners without prices, as additive valuations need no "
         "search",
-        "lost: welfare of the rival minus ours (evaluated in double precision by other code), relative; for budgets "
-        "the difference of the Eisenberg-Gale objective per unit of budget",
-        f"times: the rival's time over ours, {REPEATS} runs of ours; runs: runs of the rival; rival_over_ours: the "
-        "fastest rival that succeeded over our fastest solver of the class",
+        "welfare difference: welfare of the reference solver minus ours (evaluated in double precision by other "
+        "code), relative; for budgets the difference of the Eisenberg-Gale objective per unit of budget",
+        f"times: the reference solver's time over ours, {REPEATS} runs of ours; runs: its runs; reference_over_ours: "
+        "the fastest reference solver that succeeded over our fastest solver of the class",
         "many in one call: vmap solves the markets together until the last one has converged; map (`jax.lax.map`) "
         "solves one after the other; meet: number of markets that meet the tolerances",
     ]
@@ -522,7 +528,7 @@ def run(quick: bool = False) -> Report:
         report.notes.append(
             "ConvexProgram: only 16 markets under vmap where it is slow; 256 would take more than a quarter of an hour"
         )
-    if any(row["its ms"] == "not installed" for row in beside):
+    if any(row["reference ms"] == "not installed" for row in beside):
         report.notes.append("CVXPY is not installed; run pip install cvxpy to include it")
     return report
 
@@ -541,8 +547,8 @@ def _draw(report: Report) -> "Figure":
         each = {f"{row['solver']}, {row['way']}": row["ms"] for row in batch if row["valuations"] == name}
         bars += [(f"{name}: {row['solver']}", row["ms"], "C0") for row in single if row["valuations"] == name]
         bars += [(f"{name}: {call}", ms, "C9") for call, ms in each.items()]
-        others = {row["rival"]: row["its ms"] for row in beside if row["valuations"] == name}
-        bars += [(f"{name}: {rival}", ms, "C1") for rival, ms in others.items() if isinstance(ms, float)]
+        others = {row["reference"]: row["reference ms"] for row in beside if row["valuations"] == name}
+        bars += [(f"{name}: {reference}", ms, "C1") for reference, ms in others.items() if isinstance(ms, float)]
     places = np.arange(len(bars))[::-1]
     ax.barh(places, [ms for _, ms, _ in bars], color=[color for _, _, color in bars])
     ax.set_yticks(places, [label for label, _, _ in bars], fontsize=7)

@@ -189,7 +189,7 @@ def _many_seeds(report: Report) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Contestant:
+class _Candidate:
     """An algorithm and its settings on one environment."""
 
     name: str
@@ -212,7 +212,7 @@ class _Contestant:
         return step, start, score
 
 
-def contests() -> list[tuple[str, float, list[_Contestant]]]:
+def comparisons() -> list[tuple[str, float, list[_Candidate]]]:
     """Environments, the returns that count as solved, and the compared algorithms."""
     # Societies use the tuned settings of docs/reproductions.md, or the learner's; agents were tuned by hand.
     # All algorithms are evaluated every 4,096 steps on Chain, and every 16,384 on CartPole.
@@ -224,19 +224,19 @@ def contests() -> list[tuple[str, float, list[_Contestant]]]:
             "Chain-v0",
             0.79,
             [
-                _Contestant("society ppo", train_config("Chain-v0", **chain, **tuned)),
-                _Contestant("society valuation", train_config("Chain-v0", learner="valuation", hidden=(), log_every=4)),
-                _Contestant("monolithic ppo", train_config("Chain-v0", **chain, **alone), monolithic=True),
+                _Candidate("society ppo", train_config("Chain-v0", **chain, **tuned)),
+                _Candidate("society valuation", train_config("Chain-v0", learner="valuation", hidden=(), log_every=4)),
+                _Candidate("monolithic ppo", train_config("Chain-v0", **chain, **alone), monolithic=True),
             ],
         ),
         (
             "CartPole-v1",
             475.0,
             [
-                _Contestant(
+                _Candidate(
                     "society valuation", train_config("CartPole-v1", learner="valuation", hidden=(64, 64), log_every=16)
                 ),
-                _Contestant(
+                _Candidate(
                     "monolithic ppo",
                     train_config(
                         "CartPole-v1",
@@ -256,10 +256,10 @@ def contests() -> list[tuple[str, float, list[_Contestant]]]:
 
 def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
     rows = report.tables.setdefault(f"until solved, {seeds} seeds one after the other, compiling apart", [])
-    for env, threshold, contestants in contests():
-        for contestant in contestants:
-            config = contestant.config
-            step, start, score = contestant.build()
+    for env, threshold, candidates in comparisons():
+        for candidate in candidates:
+            config = candidate.config
+            step, start, score = candidate.build()
             began = time.perf_counter()
             state = jax.jit(start)(jax.random.key(0))
             program = jax.jit(step).lower(state).compile()
@@ -268,7 +268,7 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
             grade = jax.jit(score)
             needed, steps = [], []
             for seed in range(seeds):
-                show(f"{env}: {contestant.name}, seed {seed}")
+                show(f"{env}: {candidate.name}, seed {seed}")
                 state, seconds = jax.jit(start)(jax.random.key(seed)), 0.0
                 for done in range(1, config.settings.chunks + 1):
                     began = time.perf_counter()
@@ -279,10 +279,10 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
                         needed.append(seconds)
                         steps.append(done * config.settings.auctions_per_chunk)
                         break
-            rows.append(_row(env, contestant.name, needed, steps, seeds))
+            rows.append(_row(env, candidate.name, needed, steps, seeds))
             raw = {"seconds": needed, "steps": steps, "compile_seconds": compiled}
-            report.timings[f"{env}: {contestant.name} until solved"] = raw
-            report.headline[f"seconds_to_solved {env} {contestant.name}"] = rows[-1]["s, median"]
+            report.timings[f"{env}: {candidate.name} until solved"] = raw
+            report.headline[f"seconds_to_solved {env} {candidate.name}"] = rows[-1]["s, median"]
 
 
 def _row(env: str, name: str, seconds: list[float], steps: list[int], seeds: int) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -
         from stable_baselines3.common.evaluation import evaluate_policy  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
         report.notes.append(
-            "Stable-Baselines3 is not installed; run pip install 'jaxmarket[rivals]' to include its PPO"
+            "Stable-Baselines3 is not installed; run pip install 'jaxmarket[baselines]' to include its PPO"
         )
         return
     torch.set_num_threads(1)

@@ -8,7 +8,7 @@ the mechanism computes for it. The auction alone determines which temporal-diffe
 |---|---|---|
 | `vickrey`, two clones per action | max v | Q-learning, at any ε |
 | `bb` | (1-ε) max v + ε mean v | expected SARSA, for the ε-greedy policy |
-| `ccv`, no clones | p v₍₂₎ + (1-p) v₍₁₎, p = 1 - ε + ε/P | neither: value leaks to the runner-up |
+| `ccv`, no clones | p v₍₂₎ + (1-p) v₍₁₎, p = 1 - ε + ε/P | neither: value leaks to the second-highest bidder |
 | `bb`, bids = b · strength, tax x · strength | b V(s') | TD(0) with step b + x, discount b/(b + x), reward r/(b + x) |
 
 The first two are the market forms of Watkins (1989) and of van Seijen et al. (2009); the third is why Chang et al.
@@ -160,7 +160,7 @@ class Identity:
 IDENTITIES = (
     Identity("vickrey, 2 clones", "Q-learning", VICKREY, 2, q_learning),
     Identity("bb, 1 bidder", "expected SARSA", BUCKET_BRIGADE, 1, expected_sarsa),
-    Identity("ccv, 1 bidder", "leak to the runner-up", CREDIT_CONSERVING_VICKREY, 1, leaky_values),
+    Identity("ccv, 1 bidder", "leak to the second-highest bidder", CREDIT_CONSERVING_VICKREY, 1, leaky_values),
 )
 
 

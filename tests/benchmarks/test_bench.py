@@ -147,8 +147,8 @@ def test_reference_solvers_reach_maximal_welfare(name, leaves, wealth, welfare):
     """Markets of one unit of each good, worked out by hand; one part in 10,000."""
     holdings = np.zeros(np.shape(leaves[0]))
     holdings[1] = 1
-    for rival in equilibrium.CASES[name].rivals.values():
-        found = rival([np.array(leaf, float) for leaf in leaves], np.array(wealth, float), holdings)
+    for reference in equilibrium.CASES[name].references.values():
+        found = reference([np.array(leaf, float) for leaf in leaves], np.array(wealth, float), holdings)
         assert found == pytest.approx(welfare, rel=1e-4)
 
 
@@ -159,18 +159,20 @@ def test_report_of_a_bad_solver_and_a_missing_reference_solver(monkeypatch):
         raise ArithmeticError("no luck")
 
     full = equilibrium.CASES["Quadratic"]
-    rivals = {**full.rivals, "other": fails}
-    case = dataclasses.replace(full, wealth=0.2, solvers={"hasty": Tatonnement(max_iterations=1)}, rivals=rivals)
+    references = {**full.references, "other": fails}
+    case = dataclasses.replace(
+        full, wealth=0.2, solvers={"hasty": Tatonnement(max_iterations=1)}, references=references
+    )
     monkeypatch.setitem(sys.modules, "cvxpy", None)
     report = timing.Report("equilibrium")
-    equilibrium.compare(report, "Quadratic", case, agents=16, goods=4, patience=0.1)
+    equilibrium.compare(report, "Quadratic", case, agents=16, goods=4, time_limit=0.1)
     (row,), rows = report.tables.values()
     assert (row["meets"], row["steps"]) == ("NO", 1)
-    found = {row["rival"]: row for row in rows}
-    assert found["SciPy"]["lost"] > 1e-3
+    found = {row["reference"]: row for row in rows}
+    assert found["SciPy"]["welfare difference"] > 1e-3
     assert found["SciPy"]["runs"] >= 1
-    assert (found["CVXPY"]["its ms"], found["CVXPY"]["lost"]) == ("not installed", None)
-    assert found["other"]["its ms"] == "failed"
+    assert (found["CVXPY"]["reference ms"], found["CVXPY"]["welfare difference"]) == ("not installed", None)
+    assert found["other"]["reference ms"] == "failed"
     assert report.notes == ["other on Quadratic: ArithmeticError: no luck"]
     assert len(report.timings["one, hasty: Quadratic"]["seconds"]) == timing.REPEATS
 
@@ -183,7 +185,7 @@ def test_many_markets_are_judged_by_the_worst():
     gaps = [float(jax.jit(solver)(*map(jax.device_put, one)).certificate.duality_gap) for one in drawn]
     report = timing.Report("equilibrium")
     case = dataclasses.replace(full, solvers={"lax": solver})
-    equilibrium.many(report, "Fisher", case, 16, 4, [("vmap", 3), ("map", 2)], patience=0.01)
+    equilibrium.many(report, "Fisher", case, 16, 4, [("vmap", 3), ("map", 2)], time_limit=0.01)
     side, turn = report.tables["many such markets in one call"]
     assert (side["way"], turn["way"]) == ("vmap 3", "map 2")
     np.testing.assert_allclose(report.timings["vmap 3, lax: Fisher"]["gap"], gaps, rtol=1e-3)
@@ -269,7 +271,7 @@ FIELDS = {
         "many_markets_that_meet",
         "worst_gap",
         "worst_welfare_difference",
-        "rival_over_ours_linear",
+        "reference_over_ours_linear",
     },
     "compile": {"import_seconds", "main_job_compile_seconds"},
     "roofline": {"achieved", "gflops_limit", "gbytes_per_second_limit"},

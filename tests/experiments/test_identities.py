@@ -51,8 +51,8 @@ def test_neither_first_price_nor_a_lone_bidder_is_q_learning():
     for i, one in enumerate(values):
         for other in values[:i]:
             assert np.abs(one - other).max() > 0.1
-    assert (values[2] < mdp.optimal_q() - 0.1).all()  # what leaks to the runner-up is lost to the seller
-    # The runner-up is what two clones are for: one of them pays what the other would have paid.
+    assert (values[2] < mdp.optimal_q() - 0.1).all()  # what leaks to the second-highest bidder is lost to the seller
+    # With two clones the second-highest bidder is the other clone: the winner pays what that one would have paid.
     cloned = dataclasses.replace(IDENTITIES[2], clones=2)
     np.testing.assert_allclose(identities.expected_values(cloned, mdp, 0.4), mdp.optimal_q(), atol=TOLERANCE)
 
