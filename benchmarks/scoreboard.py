@@ -5,16 +5,17 @@
     python -m benchmarks scoreboard --quick
     python -m benchmarks scoreboard --rows CartPole-v1 Acrobot-v1 --arms society "single Q(λ)"
 
-Rows are tasks, arms are agents. Without ``--tune`` every arm has its defaults. With it, the settings of an arm are chosen
-on each row among at most six, by the mean return of four seeds that are not reported, and then trained on the reported
-ones. Every finished run is kept below ``--out``, and a repeated or interrupted call trains only what is missing.
+Rows are tasks, arms are agents. Without ``--tune`` every arm has its defaults. With it, the settings of an arm are
+chosen on each row among at most six, by the mean return of four seeds that are not reported, and then trained on the
+reported ones. Every finished run is kept below ``--out``, and a repeated or interrupted call trains only what is missing.
 
 For every row and arm the table shows the interquartile mean of the greedy return with a 95% bootstrap interval (Agarwal
 et al. 2021), the seeds that reached the row's threshold while learning and the median of their steps, and the training
 speed. For every society it shows the probability that one of its seeds is better than one of the better single agent,
 and the difference of the means with Welch's interval.
 
-To add a row, add a line to `ROWS`: the environment, its threshold and the return of gymnax's published PPO agent, if any.
+To add a row, add a line to `ROWS`: the environment, its threshold and the return of gymnax's published PPO agent, if
+there is one.
 """
 
 import argparse
@@ -131,9 +132,7 @@ def chosen(row: str, arms: Sequence[str], folder: Path, steps: int, *, tune: boo
     """The number of each arm's settings, chosen on seeds that are not reported."""
     if not tune:
         return dict.fromkeys(arms, 0)
-    wanted = {
-        arm: [condition(row, arm, k, TUNING_SEEDS, steps) for k in range(len(ARMS[arm][1]))] for arm in arms
-    }
+    wanted = {arm: [condition(row, arm, k, TUNING_SEEDS, steps) for k in range(len(ARMS[arm][1]))] for arm in arms}
     runs = sweeps.train([c for each in wanted.values() for c in each], folder, seed=TUNED, label=f"{row}, settings")
 
     def score(condition: sweeps.Condition) -> float:
@@ -197,9 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "scoreboard",
         f"{given.steps:,} environment steps, {given.seeds} seeds",
         lines,
-        "return: greedy, interquartile mean over seeds [95%] · published: gymnax's PPO agent · solved: seeds whose greedy "
-        "return reaches the threshold · better: probability that a seed is better than one of the better single agent · "
-        f"difference: of means [95%] · this call took {hours:.2f} core-hours",
+        "return: greedy, interquartile mean over seeds [95%] · published: gymnax's PPO agent · solved: seeds whose "
+        "greedy return reaches the threshold · better: probability that a seed is better than one of the better single "
+        f"agent · difference: of means [95%] · this call took {hours:.2f} core-hours",
     )
     Screen().print(table.as_rich())
     if given.json:

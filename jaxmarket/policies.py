@@ -35,6 +35,7 @@ __all__ = [
     "Torso",
     "ValueHead",
     "ValueNetwork",
+    "bid_table",
     "cnn",
     "linear",
     "mlp",
@@ -457,6 +458,17 @@ class BidPolicy:
             "params": {**layers, _OUTPUT: {"kernel": kernel}},
             UNITS: {"location": location, "scale": scale},
         }
+
+
+def bid_table(bids: Float[Array, "*m S"]) -> PyTree:
+    """Parameters with which ``BidPolicy(linear(), ValueHead())`` makes these bids in S one-hot states.
+
+    Args:
+        bids: of one module, or of several along leading axes, as a society's parameters have them.
+    """
+    kernel = jnp.concatenate([bids, jnp.zeros_like(bids[..., :1])], -1)[..., None]  # the bias last
+    nothing = jnp.zeros(bids.shape[:-1], bids.dtype)
+    return {"params": {_OUTPUT: {"kernel": kernel}}, UNITS: {"location": nothing, "scale": nothing + 1}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ FAULTS = [
     (ROLLOUTS, ("steps // limit + 2", "steps // limit")),
     (ROLLOUTS, ("cut = ~terminated & (truncated", "cut = (truncated")),
     (METRICS, ("2 * rank - n - 1", "2 * rank - n")),
-    (METRICS, ("jnp.maximum(1, jnp.abs(q).max())", "jnp.abs(q).max()")),
+    (METRICS, ("jnp.maximum(floor, jnp.abs(q).max())", "jnp.abs(q).max()")),
     (
         tuple(("jaxmarket/learners/ppo.py", tests) for tests in TRAINING),
         ("jnp.where(advantage > 0, ratio <=", "jnp.where(advantage < 0, ratio <="),

@@ -40,7 +40,7 @@ from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict
 from jaxmarket.keys import key_of
-from jaxmarket.policies import BidPolicy, ValueHead, linear
+from jaxmarket.policies import BidPolicy, ValueHead, bid_table, linear
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.settlement import settle
 from jaxmarket.society import Society
@@ -180,8 +180,7 @@ def _mean_revenue(
 ) -> tuple[Array, Array]:
     """Mean revenue of each winner in each state if all agents bid ``values``, and counts: f [S, P] each."""
     env_params, rules = society.env.default_params, Rules(exploration=exploration)
-    table = jnp.concatenate([values, jnp.zeros((1, values.shape[1]))]).T[..., None]
-    params = {"params": {"Affine_0": {"kernel": table}}}
+    params = bid_table(values.T)
 
     def earned(key: Array) -> tuple[Array, Array]:
         rows = fresh_rollout(society, key, params, env_params, steps, rules)

@@ -22,7 +22,7 @@ from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.interop.embedding import given_bids
-from jaxmarket.policies import BidPolicy, ValueHead, linear
+from jaxmarket.policies import BidPolicy, ValueHead, bid_table, linear
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society, advance, draw
 from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, real
@@ -266,9 +266,7 @@ def truthful(
     society = Society(
         env=adapt(env), policy=BidPolicy(linear(), ValueHead()), mechanism=mechanism, clones=clones, greedy=True
     )
-    kernels = np.concatenate([table.T, np.zeros((env.num_actions, 1))], 1)[..., None]  # [P, S + 1, 1], biases last
-    table_of_all = jax.eval_shape(society.init, jax.random.key(0))  # one leaf
-    return society, jax.tree.map(lambda _: jnp.asarray(kernels, real()), table_of_all)
+    return society, bid_table(jnp.asarray(table.T, real()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -285,7 +285,8 @@ def _resolve(config: TrainConfig) -> Settings:
         rule = getattr(agent, "learners", {}).get(rule, rule)
     ours = "learner" not in given or rule is not given["learner"]
     learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset=ours)
-    defaults = defaults | dict(getattr(learner, "defaults", {})) | own_defaults
+    learner_defaults = {k: v for k, v in getattr(learner, "defaults", {}).items() if k not in unused}
+    defaults = defaults | learner_defaults | own_defaults
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
     head, bounds = _component("bids", chosen["bids"], given, OF_HEADS, preset="bids" not in given)

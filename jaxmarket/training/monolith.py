@@ -162,11 +162,12 @@ class Monolith(TrainableDefaults):
                 f"learner: a monolithic agent learns by PPO or Valuation, got {type(rule).__name__}; use learner='ppo'"
             )
         by_value = isinstance(rule, Valuation)
-        if settings.exploration and not by_value:
-            raise ValueError(
-                "exploration: a monolithic agent that learns by PPO samples its choices, got "
-                f"{settings.exploration:g}; leave it out"
-            )
+        for field in () if by_value else ("exploration", "exploration_final", "persistence"):
+            if getattr(settings, field):
+                raise ValueError(
+                    f"{field}: a monolithic agent that learns by PPO samples its choices, got "
+                    f"{getattr(settings, field):g}; leave it out"
+                )
         if head is not None and by_value:
             raise ValueError(
                 "head: a monolithic agent that learns by Valuation estimates the value of each choice; leave it out"

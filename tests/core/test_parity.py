@@ -89,7 +89,8 @@ def society_and_params(name):
     """A society whose bids differ between states and bidders."""
     society = SOCIETIES[name]()
     keys = iter(jax.random.split(jax.random.key(7), 100))
-    params = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), society.init(jax.random.key(0)))
+    params = society.init(jax.random.key(0))
+    params = {**params, "params": jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params["params"])}
     return society, params
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from jaxmarket.policies import (
     Point,
     ValueHead,
     ValueNetwork,
+    bid_table,
     cnn,
     linear,
     mlp,
@@ -214,9 +216,10 @@ def test_no_hidden_layer_makes_a_table():
     states, values = 5, jnp.array([3.0, -1.0, 0.5, 7.0, 2.0])
     policy = BidPolicy(linear(), ValueHead())
     params = policy.init(jax.random.key(0), jnp.zeros(states))
-    (kernel,) = jax.tree.leaves(params)
+    (kernel,) = jax.tree.leaves(params["params"])
     assert kernel.shape == (states + 1, 1)  # a row per state, and the bias
-    table = jax.tree.map(lambda leaf: leaf.at[:states].set(values[:, None]), params)
+    table = bid_table(values)
+    chex.assert_trees_all_equal_shapes(params, table)
     bids = jax.vmap(lambda obs: policy.apply(table, obs).mean())(jnp.eye(states))
     np.testing.assert_array_equal(bids, values)
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxmarket import Rules, Society, TrainConfig, evaluation, fit, make, reset, rollout, step
 from jaxmarket.environments import FiniteMDP
-from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, linear
+from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, bid_table, linear
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,9 @@ def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
     """Always-right bidders end Chain after 5 steps; always-left ones meet the limit of 20."""
     env, env_params = make("Chain-v0")
     society = Society(env, BidPolicy(linear(), ValueHead()), greedy=True)
-    zero = jax.tree.map(jnp.zeros_like, society.init(jax.random.key(0)))
 
     def biased(right):
-        return jax.tree.map(lambda x: x.at[1, -1].set(right), zero)  # the bias of module 1
+        return bid_table(jnp.zeros((2, 6)).at[1].set(right))  # of module 1
 
     right = evaluation.evaluate(society, biased(1.0), jax.random.key(0), env_params, episodes=4)
     np.testing.assert_allclose(right.returns, 0.8)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxmarket import MECHANISMS, BidPolicy, MarketPolicy, Rules, Society, TrainConfig, as_policy, fit, metrics
 from jaxmarket.environments import Functions, adapt
 from jaxmarket.environments.functions import STOP, compose, search
-from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
+from jaxmarket.policies import KumaraswamyHead, ValueHead, bid_table, linear
 from jaxmarket.rollouts import cut_rows, fresh_rollout
 from jaxmarket.testing import check_environment
 
@@ -341,7 +341,7 @@ def test_a_society_composes_as_it_would_step_by_step():
         observe=lambda value: jax.nn.one_hot(value % 8, 8),
     )
     society = Society(env, BidPolicy(linear(), ValueHead()), greedy=True, ties="lowest")
-    params = jax.tree.map(lambda x: jax.random.normal(KEY, x.shape), society.init(KEY))
+    params = bid_table(jax.random.normal(KEY, (society.primitives, *society.observation.shape)))
     policy = MarketPolicy(params, society)
     found = jax.jit(jax.vmap(lambda policy, example: compose(env, policy, example), (None, 0)))(policy, env.dataset)
     ask = jax.jit(lambda policy, obs: policy(obs))

@@ -26,7 +26,7 @@ from jaxmarket import (
 from jaxmarket.environments import FiniteMDP, Option, Options, adapt
 from jaxmarket.environments.options import waste
 from jaxmarket.learners import Hyperparameters
-from jaxmarket.policies import KumaraswamyHead, ValueHead, linear
+from jaxmarket.policies import KumaraswamyHead, ValueHead, bid_table, linear
 from jaxmarket.rollouts import fresh_rollout, rollout_policy, start
 from jaxmarket.testing import check_environment
 from jaxmarket.training import monolith as baselines
@@ -60,10 +60,7 @@ def on_the_line(*options, horizon=20, **settings):
 def society_that_bids(env, bids, mechanism):
     """A society of solitary bidders with the fixed bids [S, P]."""
     society = Society(env, BidPolicy(linear(), ValueHead()), MECHANISMS[mechanism], clones=1, ties="lowest")
-    params = society.init(jax.random.key(0))
-    # One matrix [S + 1, 1] per module, the last row the bias.
-    kernel = np.concatenate([np.asarray(bids, np.float32), np.zeros((1, society.primitives))]).T[:, :, None]
-    return society, jax.tree.map(lambda _: jnp.asarray(kernel, jnp.float32), params)
+    return society, bid_table(jnp.asarray(np.transpose(bids), jnp.float32))
 
 
 BIDS = [[0.9, 0.4], [0, 0], [0.3, 0.1], [0.2, 0.7], [0, 0]]
@@ -336,7 +333,7 @@ def test_a_monolith_over_options_discounts_by_duration():
     _, rows = rollout_policy(env, act, jax.random.key(1), running, params, jnp.array([0, 1, 1]))
     value = lambda obs: obs @ jnp.array([10.0, 20, 30, 40, 50])  # noqa: E731
     hyper = Hyperparameters(discount=GAMMA, trace_decay=0.5)
-    found = baselines.utilities(rows, value(rows.obs), value, hyper, None)
+    found = baselines.utilities(rows, value(rows.obs), rows.done & False, value=value, hyper=hyper, limit=None)
     # The last row is cut by the end of the rollout after one step into the next episode: 1 + .5 * V(1).
     np.testing.assert_allclose(found, [3 + (0.5 * 40 + 0.5 * 8) / 8, 8, 1 + 0.5 * 20], rtol=1e-6)
     assert rows.episode_return.tolist() == [7, 15, 1]

@@ -18,7 +18,7 @@ from jaxmarket.experiments import ExperimentOptions, best_reply
 from jaxmarket.experiments.best_reply import BestReplyResult, Case
 from jaxmarket.experiments.truthfulness import Seat
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
-from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueHead, linear
+from jaxmarket.policies import UNITS, BidPolicy, KumaraswamyHead, ValueHead, linear
 from jaxmarket.runs import estimates
 from jaxmarket.testing import check_environment
 
@@ -55,8 +55,8 @@ def test_cash_flows_equal_a_society_with_the_same_bids(auction):
 
     @jax.jit
     def step(key, bids, state):
-        # Every bidder's bid in every state is the bias of its table.
-        quoted = jax.tree.map(lambda x: x.at[:, -1, 0].set(bids), nothing)
+        # Every bidder's bid in every state is the location of its table.
+        quoted = {**nothing, UNITS: {**nothing[UNITS], "location": bids}}
         return jaxmarket.step(replay, key, quoted, state, society.env.default_params)
 
     rng, won = np.random.default_rng(0), []

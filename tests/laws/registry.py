@@ -305,6 +305,9 @@ CASES = {
         lambda rng, _: (rng.random(12) < 0.2, np.arange(12) % 5 == 4),
         lambda: 5,
     ),
+    "rollouts.persistent": plain(
+        rollouts.persistent, lambda rng: (rng.random((12, 2)), jax.random.key(0), rng.random())
+    ),
     "rollouts.start": without_market(lambda env, params, running, _: running),
     "rollouts.rollout_policy": without_market(
         lambda env, params, running, key: rollouts.rollout_policy(

@@ -57,7 +57,8 @@ def test_rewards_times_a_power_of_two_give_the_same_actions_and_bids_in_proporti
     for scale, run in runs.items():
         other = run.networks["policy"]
         jax.tree.map(np.testing.assert_array_equal, networks["params"], other["params"])
-        jax.tree.map(lambda a, b, scale=scale: np.testing.assert_array_equal(a * scale, b), networks[UNITS], other[UNITS])
+        for name, size in networks[UNITS].items():
+            np.testing.assert_array_equal(size * scale, other[UNITS][name])
         np.testing.assert_allclose(ours.metrics["return_mean"] * scale, run.metrics["return_mean"], rtol=1e-5)
 
 

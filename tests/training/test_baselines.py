@@ -60,7 +60,8 @@ def test_utilities_bootstrap_where_an_episode_was_cut_and_nowhere_else():
 
 @pytest.mark.slow
 def test_a_monolithic_agent_solves_the_bandit_on_every_seed():
-    config = TrainConfig("Bandit-v0", instances=32, horizon=32, steps=98_304, learning_rate=5e-3, entropy=0.01)
+    own = {"instances": 32, "horizon": 32, "learning_rate": 5e-3, "trace_decay": 0.95}
+    config = TrainConfig("Bandit-v0", learner="ppo", steps=98_304, entropy=0.01, **own)
     agent = baselines.Monolith.of(config.as_monolith().settings)
     params, hyper = config.adapter.default_params, config.settings.hyperparameters.as_arrays()
 
@@ -98,7 +99,10 @@ class Picky:
     ("config", "message"),
     [
         (TrainConfig("Bandit-v0", learner="reinforce"), "^learner: a monolithic agent learns by PPO or Valuation"),
-        (TrainConfig("Bandit-v0", learner="ppo", exploration=0.1), "^exploration: a monolithic agent that learns by PPO"),
+        (
+            TrainConfig("Bandit-v0", learner="ppo", exploration=0.1),
+            "^exploration: a monolithic agent that learns by PPO",
+        ),
         (TrainConfig("Bandit-v0", time_limits="terminal"), "time_limits: a monolithic agent estimates"),
         (TrainConfig(Picky()), "env: Picky has illegal actions"),
     ],

@@ -110,11 +110,14 @@ def test_settings_that_a_monolithic_agent_has_no_use_for_are_refused_when_given(
     alone = functools.partial(TrainConfig, "Bandit-v0", agent="monolith")
     for field, value in {
         "auction": "ccv", "bids": "beta", "clones": 2, "share_clones": True, "ties": "random", "dropout": 0.1,
-        "exploration": 0.5, "exploration_final": 0.1, "reserve": 1.0, "bid_low": 0.0, "bid_high": 1.0,
+        "reserve": 1.0, "bid_low": 0.0, "bid_high": 1.0,
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"^{field}: agent monolith has no such setting"):
             alone(**{field: value})
-    assert not {"auction", "clones", "bids", "exploration"} & set(alone().settings.values)
+    for field in ("exploration", "exploration_final", "persistence"):
+        with pytest.raises(ValueError, match=f"^{field}: a monolithic agent that learns by PPO"):
+            alone(**{field: 0.5} if field == "exploration" else {"exploration": 0.0, field: 0.5})
+    assert not {"auction", "clones", "bids", "dropout"} & set(alone().settings.values)
     again = run_folder.config_from_dict(Path("folder"), run_folder.config_to_dict(alone()))
     assert again.settings == alone().settings == TrainConfig("Bandit-v0", auction="bb").as_monolith().settings
     values = TrainConfig("Bandit-v0").settings.values

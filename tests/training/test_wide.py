@@ -9,6 +9,7 @@ import pytest
 
 from jaxmarket import TrainConfig, rollouts
 from jaxmarket.environments import SupplyChain
+from jaxmarket.policies import bid_table
 from jaxmarket.training.wide import LineSale, StageBids, WideMarketTraining, workers
 
 KEY = jax.random.key(0)
@@ -94,11 +95,9 @@ def test_on_one_line_the_wide_market_is_the_deep_one():
     config = TrainConfig(SupplyChain(1), **SETTINGS)
     society, training = config.settings.society, WideMarketTraining.of(config.settings)
     wide, env = training.society, config.adapter.env
-    params = jax.vmap(training.learner.init, (0, None))(jax.random.split(KEY, 4), jnp.zeros(4)).params
     # Random bids, and more for what is right but at the last stage: pieces come that far, and are spoilt.
     right = (jnp.asarray(env.recipe[0]) == jnp.arange(4)[:, None]).at[:, 3].set(False)
-    bonus = jnp.pad(right, ((0, 0), (0, 1)))[..., None]
-    params = jax.tree.map(lambda x: jax.random.uniform(KEY, x.shape) + 2 * bonus, params)
+    params = bid_table(jax.random.uniform(KEY, right.shape) + 2 * right)
     greedy = dataclasses.replace(society, greedy=True)
     rows = jax.jit(lambda: rollouts.fresh_rollout(greedy, KEY, params, society.env.default_params, 40))()
 
@@ -199,12 +198,9 @@ def test_an_episode_of_the_market_is_an_episode_of_the_joint_environment():
     env = SupplyChain(2, 3, 3, joint=True, horizon=30, material=0.125)
     config = TrainConfig(env, **SETTINGS)
     training = config.settings.trainable
-    params = jax.vmap(training.learner.init, (0, None))(jax.random.split(KEY, 6), jnp.zeros(3)).params
     # Random bids, and more for what is right but at one stage of a line.
     right = (jnp.asarray(env.recipe)[:, None] == jnp.arange(3)[:, None]).at[0, :, 1].set(False).reshape(6, 3)
-    params = jax.tree.map(
-        lambda x: jax.random.uniform(KEY, x.shape) + 2 * jnp.pad(right, ((0, 0), (0, 1)))[..., None], params
-    )
+    params = bid_table(jax.random.uniform(KEY, right.shape) + 2 * right)
     policy = training.policy(params, greedy=True)
     adapter, env_params = config.adapter, config.adapter.default_params
 

@@ -56,7 +56,7 @@ def lines(text):
 
 def test_a_name_in_a_title_is_data():
     file = io.StringIO()
-    result = FitResult(SUMMARY, None, {}, TrainConfig("Bandit-v0", entropy=0.25))
+    result = FitResult(SUMMARY, None, {}, TrainConfig("Bandit-v0", learner="ppo", entropy=0.25))
     Console(file=file, width=120).print(tables.returns_table(result))
     assert file.getvalue().startswith(f"{SHOWN} · ccv auction · ppo · 2 clones\n")
     assert "entropy 0.25" in file.getvalue()  # the effective settings
