@@ -152,10 +152,10 @@ CONDITIONS = ("market", "no conservation", "no property rights", "no tax", "no m
 PUBLISHED = (
     ("6-multiplexer", "SCS (Goldberg 1989), perfect rules given, bucket brigade", "nearly all correct"),
     ("6-multiplexer", "BOOLE (Wilson 1987)", "about 95% after some thousand trials"),
-    ("6-multiplexer", "XCS (Wilson 1995)", "about 100% within 2,000 trials of exploring"),
+    ("6-multiplexer", "XCS (Wilson 1995)", "about 100% after some 5,000 problems, half of them exploration"),
     ("Woods1", "ZCS (Wilson 1994)", "levels off somewhat above 2 steps; 1.7 is best, random about 27"),
 )
-"""Results of other systems, from memory and not confirmed."""
+"""Results of other systems: XCS from its author's pages, the others from memory and not confirmed."""
 
 
 def _ablate(name: str, plan: Plan) -> Plan:

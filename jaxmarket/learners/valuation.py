@@ -60,7 +60,7 @@ class Valuation:
         max_norm: largest global norm of the gradient; None for no limit. A limit that is often reached makes the
             estimates differ from the mean revenue.
         axis: the mesh axis over which experience is sharded, or None.
-        learning_rate: initial learning rate; by default 3e-2 for tables over one-hot states, else 5e-3.
+        learning_rate: initial learning rate; by default 3e-2 for tables over one-hot states, else 1e-3.
     """
 
     policy: BidPolicy = UNBOUND
@@ -76,7 +76,7 @@ class Valuation:
         "steps": 2_048_000,
         "horizon": 32,
         "bids": "value",
-        "trace_decay": 0.65,
+        "trace_decay": 0.8,
         "exploration": 1.0,
         "exploration_final": 0.1,
         "persistence": 0.9,
@@ -87,7 +87,7 @@ class Valuation:
         del value
         torso = policy.torso
         shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)
-        rate = 3e-2 if shallow and not torso.activation else 5e-3  # a table has no activation
+        rate = 3e-2 if shallow and not torso.activation else 1e-3  # a table has no activation
         return dataclasses.replace(
             self,
             policy=policy,

@@ -144,40 +144,40 @@ class TrainConfig:
 
     Args:
         env: an environment id, such as Chain-v0 or CartPole-v1, or module:name.
-        agent: society (the default); monolith: a single PPO agent as a baseline, without settings of bids and
-            auctions; wide: bidders that trade the goods of an environment with production lines; or population: agents
-            selected by wealth, without a learner.
+        agent: society (the default); monolith: a single agent as a baseline, without settings of bids and auctions, by
+            ppo (its default) or valuation, which is then Q(λ); wide: bidders that trade the goods of an environment
+            with production lines; or population: agents selected by wealth, without a learner.
         auction: bb (first price, the default of a population), vickrey, ccv (credit-conserving Vickrey, the default)
             or env (reward only).
-        learner: ppo (the default), valuation (the default and only choice of wide) or reinforce.
+        learner: valuation (the default, and the only choice of wide), ppo or reinforce.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
-        steps: auctions per seed, rounded up to whole rollouts; 3,072,000 by default, valuation 2,048,000, population
-            1,024,000. Where primitives are literal actions, each is one environment step. Of a wide market: rounds, in
-            each of which every line sells its piece.
+        steps: auctions per seed, rounded up to whole rollouts; 2,048,000 by default, ppo and reinforce 3,072,000,
+            population 1,024,000. Where primitives are literal actions, each is one environment step. Of a wide market:
+            rounds, in each of which every line sells its piece.
         gamma: discount; the environment's own if it names one, else 0.99.
         share_clones: whether clones of one primitive share parameters; true by default.
         instances: parallel market instances per seed; 32 by default, population 16.
-        horizon: auctions per instance and update; 128 by default, valuation 32. Of a population: auctions per
+        horizon: auctions per instance and update; 32 by default, ppo and reinforce 128. Of a population: auctions per
             instance between two turnovers, 16 by default.
         log_every: updates per row of metrics; a fiftieth of the run by default.
         minibatch: auctions per gradient step; 128 by default.
         epochs: passes over each rollout (ppo, valuation); 1 by default.
-        learning_rate: of the bidding policies; 4e-5 by default (ppo), 1e-3 (reinforce), 5e-3 (valuation), 3e-2
-            (valuation with a table).
+        learning_rate: of the bidding policies; 1e-3 by default, 3e-2 for tables (valuation); 1e-3 (ppo, reinforce).
         value_learning_rate: of the value networks (ppo); 5e-3 by default.
-        entropy: weight of the bids' entropy (ppo, reinforce); 0.1 by default.
+        entropy: weight of the bids' entropy; 0.05 by default (ppo), 0.01 for a monolith, 0.1 (reinforce).
         clip: range of the policy ratio (ppo); 0.2 by default.
-        trace_decay: λ of the λ-returns in utilities, from 0 (one step) to 1; 0 by default, valuation 0.65. A
-            monolith's λ of generalised advantages, 0.95 by default.
-        exploration: probability that a random bidder wins, at the start of training; 0 by default, valuation 1.
-        exploration_final: that probability in the second half of training, reached linearly; like exploration by
-            default, valuation 0.1.
+        trace_decay: λ of the λ-returns in utilities, from 0 (one step) to 1; 0.8 by default, ppo 0.95, reinforce 0.
+        exploration: probability that a random bidder wins (for a monolith: that an action is random), at the start of
+            training; 1 by default, ppo and reinforce 0.
+        exploration_final: that probability in the second half of training, reached linearly; 0.1 by default, like
+            exploration where that is set.
         persistence: probability that a step explores, or does not, as the previous step did, with the same bidder, in
-            half of the rollouts; 0 by default, valuation 0.9.
+            half of the rollouts; 0.9 by default, ppo and reinforce 0.
         dropout: probability that a bidder sits out an episode; two always stay; 0 by default.
         reserve: the highest other bid where only one bidder is eligible; 0 by default.
-        bids: kumaraswamy (the default), beta, or value (deterministic; the default and only choice of valuation).
+        bids: value (deterministic; the default and only choice of valuation), kumaraswamy (the default of the other
+            learners) or beta.
         bid_low: lowest possible bid; 0 by default, unbounded for value bids.
         bid_high: highest possible bid; 1 by default, unbounded for value bids.
         hidden: widths of the networks' dense layers; given without a width, over one-hot observations, a table of

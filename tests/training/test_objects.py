@@ -103,7 +103,7 @@ def test_replacing_a_setting_derives_the_others_again():
     assert valuation.settings == TrainConfig("Chain-v0", learner="valuation").settings
     assert (config.settings.values["bids"], valuation.settings.values["bids"]) == ("kumaraswamy", "value")
     deep = dataclasses.replace(valuation, hidden=(8,))
-    assert (valuation.settings.values["learning_rate"], deep.settings.values["learning_rate"]) == (3e-2, 5e-3)
+    assert (valuation.settings.values["learning_rate"], deep.settings.values["learning_rate"]) == (3e-2, 1e-3)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
