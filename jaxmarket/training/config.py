@@ -168,7 +168,7 @@ class TrainConfig:
         entropy: weight of the bids' entropy; 0.05 by default (ppo), 0.01 for a monolith, 0.1 (reinforce).
         clip: range of the policy ratio (ppo); 0.2 by default.
         trace_decay: λ of the λ-returns in utilities, from 0 (one step) to 1; 0.8 by default, ppo 0.95, reinforce 0.
-        exploration: probability that a random bidder wins (for a monolith: that an action is random), at the start of
+        exploration: probability that a random bidder wins, or that a monolith takes a random action, at the start of
             training; 1 by default, ppo and reinforce 0.
         exploration_final: that probability in the second half of training, reached linearly; 0.1 by default, like
             exploration where that is set.

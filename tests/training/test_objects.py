@@ -52,7 +52,9 @@ def test_numeric_settings_of_a_learner_share_one_program():
         found[entropy] = fit(config, jax.random.key(0), progress=False).summary["params_sha256"]
     assert fitting.compiles() - before == 1
     assert len(set(found.values())) == 2
-    flat = fit(TrainConfig("Bandit-v0", learner="ppo", entropy=0.2, minibatch=16, **TINY), jax.random.key(0), progress=False)
+    flat = fit(
+        TrainConfig("Bandit-v0", learner="ppo", entropy=0.2, minibatch=16, **TINY), jax.random.key(0), progress=False
+    )
     assert flat.summary["params_sha256"] == found[0.2]
     assert fitting.compiles() - before == 1
     assert PPO(entropy=0.1) != PPO(entropy=0.2)
