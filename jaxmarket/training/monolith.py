@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, persistent, rollout_policy, start
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.training.choices import ActionValueHead, ChoiceHead, ProductHead
+from jaxmarket.training.choices import ActionValueHead, ActionValues, ChoiceHead, ProductHead
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.trainable import TrainableDefaults
@@ -254,7 +254,7 @@ class Monolith(TrainableDefaults):
         def act(draw: _Draws, obs: Array) -> tuple[Array, _Chosen]:
             choice = learner.policy.apply(state.learner.params, obs).quantile(draw.choice)  # type: ignore[attr-defined]
             explored = jnp.zeros((), bool)
-            if draw.explore is not None:
+            if draw.explore is not None and rules.exploration is not None:
                 explored = draw.explore[0] < rules.exploration
                 number = jnp.floor(draw.explore[1] * self.env.num_actions).astype(choice.dtype)
                 choice = jnp.where(explored, number, choice)
@@ -266,7 +266,8 @@ class Monolith(TrainableDefaults):
         def value(obs: Array) -> Array:
             if isinstance(learner, PPO):
                 return jax.vmap(learner.value.apply, (None, 0))(state.learner.value_params, obs)
-            return jax.vmap(learner.policy.apply, (None, 0))(state.learner.params, obs).values.max(-1)
+            estimates = jax.vmap(learner.policy.apply, (None, 0))(state.learner.params, obs)
+            return cast(ActionValues, estimates).values.max(-1)
 
         keys = jnp.stack([jax.random.split(k, self.instances) for k in (key_act, key_env)], 1)
         keys = local_slice(keys, self.learner.axis)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmarket.policies import UNITS
 from jaxmarket.training.arrays import digest, flatten
 from jaxmarket.types import PyTree
 
@@ -130,7 +131,8 @@ def weight_changes(
     ``distance`` is |after - before| (Euclidean), ``change`` is |after - before| / |before|, ``moved`` the share of the
     part's weights that moved by more than ``moved_by`` times the root mean square of the part's weights before,
     ``weights`` how many it has. The output layers of bid networks start at zero: ``change`` is NaN for a part
-    that moved and was zero or negligible before (less than a millionth of the distance).
+    that moved and was zero or negligible before (less than a millionth of the distance). Units are not weights: they
+    have no row, and the output layer is compared as it is, in the units of either network.
 
     Args:
         before, after: networks of the same shapes, see `parts`.
@@ -141,7 +143,7 @@ def weight_changes(
     rows = []
     for seed in range(len(next(iter(old.values())))):
         sums = {}  # squared change, squared size before, weights moved, weights
-        for name in old:
+        for name in (name for name in old if f"/{UNITS}/" not in name):
             was, now = (np.asarray(p[name][seed], np.float64).ravel() for p in (old, new))
             moved = np.abs(now - was) > moved_by * np.sqrt(np.mean(was**2))
             sums[name] = np.array([np.sum((now - was) ** 2), np.sum(was**2), moved.sum(), was.size])
