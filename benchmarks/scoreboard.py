@@ -110,22 +110,42 @@ _BY_GRADIENT: tuple[dict[str, Any], ...] = (
     {"entropy": 0.02, "epochs": 4},
     {"trace_decay": 0.8},
 )
-ARMS: Mapping[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = MappingProxyType(
+_AUCTIONS = ("Bandit-v0", "Chain-v0", "Duality-v0", "CostlyChain", "CartPole-v1", "Catch-bsuite")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An agent.
+
+    Attributes:
+        settings: what distinguishes it.
+        grid: the settings among which ``--tune`` chooses, the defaults first.
+        rows: the rows on which it is trained; all by default.
+    """
+
+    settings: Mapping[str, Any]
+    grid: tuple[dict[str, Any], ...] = ({},)
+    rows: tuple[str, ...] = tuple(ROWS)
+
+
+ARMS: Mapping[str, Arm] = MappingProxyType(
     {
-        "society": ({}, _BY_VALUE),
-        "society PPO": ({"learner": "ppo"}, _BY_GRADIENT),
-        "single Q(λ)": ({"agent": "monolith", "learner": "valuation"}, _BY_VALUE),
-        "single PPO": ({"agent": "monolith", "learner": "ppo"}, _BY_GRADIENT),
+        "society": Arm({}, _BY_VALUE),
+        "society PPO": Arm({"learner": "ppo"}, _BY_GRADIENT),
+        "society, first price": Arm({"auction": "bb"}, rows=_AUCTIONS),
+        "society, Vickrey": Arm({"auction": "vickrey"}, rows=_AUCTIONS),
+        "society, no payments": Arm({"auction": "env"}, rows=_AUCTIONS),
+        "single Q(λ)": Arm({"agent": "monolith", "learner": "valuation"}, _BY_VALUE),
+        "single PPO": Arm({"agent": "monolith", "learner": "ppo"}, _BY_GRADIENT),
     }
 )
-"""What distinguishes each arm, and the settings among which ``--tune`` chooses, the defaults first."""
 SINGLE = ("single Q(λ)", "single PPO")
 
 
 def condition(row: str, arm: str, choice: int, seeds: int, steps: int) -> sweeps.Condition:
     """The run of an arm with its settings of that number."""
-    fixed, grid = ARMS[arm]
-    config = TrainConfig(ROWS[row].env, seeds=seeds, steps=steps, **fixed, **grid[choice])
+    settings = {**ARMS[arm].settings, **ARMS[arm].grid[choice]}
+    config = TrainConfig(ROWS[row].env, seeds=seeds, steps=steps, **settings)
     return sweeps.Condition(f"{arm} {choice}", config)
 
 
@@ -133,7 +153,7 @@ def chosen(row: str, arms: Sequence[str], folder: Path, steps: int, *, tune: boo
     """The number of each arm's settings, chosen on seeds that are not reported."""
     if not tune:
         return dict.fromkeys(arms, 0)
-    wanted = {arm: [condition(row, arm, k, TUNING_SEEDS, steps) for k in range(len(ARMS[arm][1]))] for arm in arms}
+    wanted = {arm: [condition(row, arm, k, TUNING_SEEDS, steps) for k in range(len(ARMS[arm].grid))] for arm in arms}
     runs = sweeps.train([c for each in wanted.values() for c in each], folder, seed=TUNED, label=f"{row}, settings")
 
     def score(condition: sweeps.Condition) -> float:
@@ -156,7 +176,7 @@ def entries(row: str, outcomes: Mapping[str, RunOutcome], numbers: Mapping[str, 
             {
                 "task": row,
                 "agent": arm,
-                "settings": ", ".join(f"{k} {v:g}" for k, v in ARMS[arm][1][numbers[arm]].items()) or "default",
+                "settings": ", ".join(f"{k} {v:g}" for k, v in ARMS[arm].grid[numbers[arm]].items()) or "default",
                 "return": interquartile_mean(run.kept),
                 "published": ROWS[row].published,
                 "solved": f"{int((run.kept >= threshold - 1e-6).sum())}/{len(run.returns)}",
@@ -187,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, lines = time.process_time(), []
     for row in given.rows:
         folder = given.out / row
-        numbers = chosen(row, given.arms, folder / "settings", given.steps, tune=given.tune)
+        arms = [arm for arm in given.arms if row in ARMS[arm].rows]
+        numbers = chosen(row, arms, folder / "settings", given.steps, tune=given.tune)
         wanted = {arm: condition(row, arm, k, given.seeds, given.steps) for arm, k in numbers.items()}
         sweeps.train(list(wanted.values()), folder / "reported", seed=REPORTED, label=row)
         outcomes = {arm: comparison.read(folder / "reported" / c.name) for arm, c in wanted.items()}

@@ -14,12 +14,13 @@ from jaxmarket.runs import run_folder, sweeps
 
 
 def test_arms_have_equal_steps_and_at_most_six_settings():
-    for arm, (_, grid) in scoreboard.ARMS.items():
-        assert len(grid) <= 6 and grid[0] == {}, arm
-        for k in range(len(grid)):
+    for arm, described in scoreboard.ARMS.items():
+        assert len(described.grid) <= 6 and described.grid[0] == {}, arm
+        assert set(described.rows) <= set(scoreboard.ROWS)
+        for k in range(len(described.grid)):
             settings = scoreboard.condition("Bandit-v0", arm, k, 2, 4096).config.settings
             assert (settings.steps, settings.seeds) == (4096, 2)
-    assert {scoreboard.ARMS[arm][0]["agent"] for arm in scoreboard.SINGLE} == {"monolith"}
+    assert {scoreboard.ARMS[arm].settings["agent"] for arm in scoreboard.SINGLE} == {"monolith"}
 
 
 def test_the_costly_chain_is_that_of_the_tests():
@@ -34,8 +35,8 @@ def test_finished_runs_are_kept_and_settings_are_chosen_on_other_seeds(tmp_path,
         scoreboard,
         "ARMS",
         {
-            "society": ({}, ({"learning_rate": 0.0}, {"learning_rate": 0.1})),
-            "single PPO": ({"agent": "monolith"}, ({},)),
+            "society": scoreboard.Arm({}, ({"learning_rate": 0.0}, {"learning_rate": 0.1})),
+            "single PPO": scoreboard.Arm({"agent": "monolith"}),
         },
     )
     words = ["--rows", "Bandit-v0", "--arms", "society", "single PPO", "--seeds", "2", "--steps", "8192", "--tune"]
