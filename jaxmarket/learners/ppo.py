@@ -29,6 +29,7 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["PPO", "PPOState", "clipped_gain"]
 
 
+_LARGEST = 20.0  # of the logarithm of a ratio: the density of a peaked distribution may change by more than float32 holds
 # Bid, eligible, utility, advantage, log-probability before the update: [R, N] each.
 _Rest = tuple[Array, Array, Array, Array, Array]
 
@@ -125,7 +126,7 @@ class PPO:
         def policy_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             bid, eligible, _, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, bid)
-            ratio = jnp.exp(log_prob - before)
+            ratio = jnp.exp(jnp.minimum(log_prob - before, _LARGEST))
             gain = mean_where(clipped_gain(ratio, advantage, hyper.clip), eligible, self.axis)
             return -gain - hyper.entropy * entropy
 
