@@ -58,6 +58,9 @@ MONOLITH: Mapping[str, Any] = MappingProxyType(
         "horizon": 128,
         "time_limits": "bootstrap",
         "trace_decay": 0.95,
+        "exploration": 0.0,
+        "exploration_final": 0.0,
+        "persistence": 0.0,
     }
 )
 """Monolithic PPO agents."""

@@ -190,7 +190,7 @@ def draw_bids(ax: "Axes", result: RunResult, title: str | None = None) -> None:
     ax.set(
         xlabel="state",
         ylabel="greedy bid",
-        title=plain_text(title) if title else f"{_name(result)}: greedy bids and Q*, visited states",
+        title=plain_text(title) if title else f"{_name(result)}\ngreedy bids and Q*, visited states",
     )
     ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")
 

@@ -54,7 +54,7 @@ def resolved(config):
     """What a configuration resolves to, without the settings that do not apply to its kind of agent."""
     s = config.settings
     hyper, learner, unused = s.hyperparameters, s.learner, getattr(s.agent, "unused", ())
-    names = {f.name for f in dataclasses.fields(learner)} - {"policy", "value", "axis"}
+    names = {f.name for f in dataclasses.fields(learner)} - {"policy", "value", "axis", "normalize"}
     values = {
         "env": s.adapter.name,
         "choices": s.adapter.num_actions,
@@ -72,6 +72,8 @@ def resolved(config):
         "trace_decay": hyper.trace_decay or 0.0,
         "torso": layers(learner.policy.torso),
     }
+    assert "persistence" in unused or not hyper.persistence, "there was none"
+    assert not getattr(learner, "normalize", False), "there was none"
     if hasattr(learner, "value"):
         values["value_torso"] = layers(learner.value.torso)
     head = s.society.policy.head
@@ -222,7 +224,7 @@ def _scan(options, *, components=128):
 def bench_configs():
     """Configurations of the benchmarks."""
     found = {"train: Chain": train.CHAIN, "train: CartPole": train.cart_pole()}
-    found |= {f"train: {env} {c.name}": c.config for env, _, contestants in train.contests() for c in contestants}
+    found |= {f"train: {env} {c.name}": c.config for env, _, candidates in train.comparisons() for c in candidates}
     found |= {f"roofline: {name}": config for name, config in roofline.configs().items()}
     found |= {"compile: Chain": compiling.chain(), "compile: CartPole, 2 layers": compiling.cart_pole(2)}
     return found | {f"step: {case}": case.config for case in step.cases(quick=False)}
