@@ -90,6 +90,8 @@ def resolved(config):
         "dropout": hyper.dropout or 0.0,
         "reserve": hyper.reserve or 0.0,
     }
+    if s.values["agent"] == "monolith":  # monolithic agents had no exploration
+        values = {name: value for name, value in values.items() if value or not name.startswith("exploration")}
     return {name: value for name, value in values.items() if name not in unused}
 
 
