@@ -448,11 +448,12 @@ class BidPolicy:
         Args:
             params: of a policy whose head estimates values.
             location: the bid at output 0.
-            scale: the change of the bid per unit of output, > 0.
+            scale: the change of the bid per unit of output; 0 only if it was 0, as it is before the first revenue.
         """
         layers, units = params["params"], params[UNITS]
-        kernel = layers[_OUTPUT]["kernel"] * (units["scale"] / scale)
-        kernel = kernel.at[-1].add((units["location"] - location) / scale)  # the bias
+        divisor = jnp.where(scale > 0, scale, 1)
+        kernel = layers[_OUTPUT]["kernel"] * (units["scale"] / divisor)
+        kernel = kernel.at[-1].add((units["location"] - location) / divisor)  # the bias
         return {
             **params,
             "params": {**layers, _OUTPUT: {"kernel": kernel}},

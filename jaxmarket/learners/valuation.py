@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self, cast
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float
 
 from jaxmarket.collectives import per_shard, pmax, psum
 from jaxmarket.learners.protocol import (
@@ -22,7 +21,7 @@ from jaxmarket.learners.protocol import (
     over_minibatches,
 )
 from jaxmarket.policies import UNITS, BidPolicy, Torso, ValueNetwork
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree
 
 __all__ = ["Valuation", "ValuationState"]
 
@@ -36,8 +35,6 @@ class ValuationState(struct.PyTreeNode):
 
     params: PyTree
     opt: Optimizer
-    low: Float[Array, ""]  # range of recent revenues and 0 at the beginning
-    high: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +94,9 @@ class Valuation:
     def init(self, key: Array, obs: Array) -> ValuationState:
         """Initial network and optimizer state."""
         params = self.policy.init(key, obs)
-        return ValuationState(params=params, opt=adam(params), low=jnp.zeros((), real()), high=jnp.zeros((), real()))
+        if self.normalize:  # the range of revenues begins with 0
+            params = {**params, UNITS: jax.tree.map(jnp.zeros_like, params[UNITS])}
+        return ValuationState(params=params, opt=adam(params))
 
     def update(
         self, state: ValuationState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
@@ -123,7 +122,8 @@ class Valuation:
             params, opt = descend(state.params, state.opt, gradient, rate)
             return state.replace(params=params, opt=opt), value
 
-        batch = (experience.bid, experience.won, (revenue - units["location"]) / units["scale"])
+        scale = jnp.where(units["scale"] > 0, units["scale"], 1)
+        batch = (experience.bid, experience.won, (revenue - units["location"]) / scale)
         state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs)
         return state, {"loss": value}
 
@@ -132,16 +132,16 @@ class Valuation:
 
         The range grows at once, and shrinks by a small fraction of its distance to these revenues.
         """
-        low = -pmax(jnp.max(jnp.where(won, -revenue, -jnp.inf)), self.axis)
-        high = pmax(jnp.max(jnp.where(won, revenue, -jnp.inf)), self.axis)
-        low = jnp.where(jnp.isfinite(low), jnp.minimum(low, state.low + _SHRINK * (low - state.low)), state.low)
-        high = jnp.where(jnp.isfinite(high), jnp.maximum(high, state.high + _SHRINK * (high - state.high)), state.high)
+        units = state.params[UNITS]
+        least = -pmax(jnp.max(jnp.where(won, -revenue, -jnp.inf)), self.axis)
+        most = pmax(jnp.max(jnp.where(won, revenue, -jnp.inf)), self.axis)
+        low, high = units["location"] - units["scale"], units["location"] + units["scale"]
+        low = jnp.where(jnp.isfinite(least), jnp.minimum(least, low + _SHRINK * (least - low)), low)
+        high = jnp.where(jnp.isfinite(most), jnp.maximum(most, high + _SHRINK * (most - high)), high)
         scale = jnp.maximum((high - low) / 2, _LEAST * jnp.maximum(jnp.abs(low), jnp.abs(high)))
-        scale = jnp.where(scale > 0, scale, 1)
         params = self.policy.rescaled(state.params, (low + high) / 2, scale)
-        movable = state.opt.movable
-        if movable is not None:
+        if state.opt.movable is not None:
             # Where part of a policy is frozen, its units are, too.
-            free = jnp.all(jnp.array([jnp.all(leaf) for leaf in jax.tree.leaves(movable)]))
+            free = jnp.all(jnp.array([jnp.all(leaf) for leaf in jax.tree.leaves(state.opt.movable)]))
             params = jax.tree.map(lambda new, old: jnp.where(free, new, old), params, state.params)
-        return state.replace(params=params, low=low, high=high)
+        return state.replace(params=params)

@@ -150,7 +150,7 @@ def test_welfare_is_what_the_accounts_gained(mechanism):
 @pytest.mark.slow
 def test_training_reduces_the_same_metrics_inside_its_scan(small):
     """The one chunk of a one-update run is `summarize` of that update's rollout."""
-    config = TrainConfig("Chain-v0", auction="vickrey", **(small | {"steps": 128}))
+    config = TrainConfig("Chain-v0", auction="vickrey", learner="reinforce", **(small | {"steps": 128}))
     program, oracle = config.settings.trainable, config.settings.oracle
     hyper = config.settings.hyperparameters.as_arrays()
     state = program.init(jax.random.key(0), config.adapter.default_params, hyper)

@@ -43,7 +43,7 @@ def wide(solver, value):
 
 
 PROGRAMS = {
-    "ppo": lambda: society("Chain-v0", trace_decay=0.5, bids="beta"),
+    "ppo": lambda: society("Chain-v0", learner="ppo", bids="beta"),
     "reinforce": lambda: society("Bandit-v0", learner="reinforce"),
     "valuation": lambda: society("Chain-v0", learner="valuation", epochs=2, dropout=0.1, reserve=0.1, bid_high=9.0),
     "valuation, CartPole": lambda: society("CartPole-v1", learner="valuation", clones=3, share_clones=False),

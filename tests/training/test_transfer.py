@@ -16,8 +16,8 @@ from jaxmarket.training import transfer
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 4}
 AGENTS = {
-    "ppo": TrainConfig("Chain-v0", **SMALL, learning_rate=1e-2),
-    "unshared": TrainConfig("Bandit-v0", **SMALL, learner="valuation", share_clones=False),
+    "ppo": TrainConfig("Chain-v0", **SMALL, learner="ppo", learning_rate=1e-2),
+    "unshared": TrainConfig("Bandit-v0", **SMALL, learner="reinforce", share_clones=False),
     "monolith": TrainConfig("Chain-v0", **SMALL, agent="monolith", learning_rate=1e-2),
 }
 
@@ -172,6 +172,7 @@ def test_a_part_that_was_zero():
 def test_from_the_command_line(tmp_path, capsys):
     small = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
     first, second = tmp_path / "first", tmp_path / "second"
+    small += ["--learner", "ppo"]
     main(["train", "Chain-v0", *small, "--out", str(first)])
     freeze = ["--freeze", "value/*", "--freeze", "policy/torso/*"]
     main(["train", "Chain-v0", *small, "--start", str(first), *freeze, "--out", str(second), "--seed", "1"])
