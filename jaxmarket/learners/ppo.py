@@ -29,9 +29,8 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["PPO", "PPOState", "clipped_gain"]
 
 
-_LARGEST = (
-    20.0  # of the logarithm of a ratio: the density of a peaked distribution may change by more than float32 holds
-)
+# Largest logarithm of a ratio: the density of a peaked distribution can change by more than float32 can represent.
+_LARGEST = 20.0
 # Bid, eligible, utility, advantage, log-probability before the update: [R, N] each.
 _Rest = tuple[Array, Array, Array, Array, Array]
 

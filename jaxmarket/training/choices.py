@@ -49,9 +49,7 @@ class Categorical(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChoiceHead:
-    """One logit per choice."""
-
+class _OutputPerChoice:
     outputs: int
 
     @property
@@ -63,6 +61,10 @@ class ChoiceHead:
     def high(self) -> float:
         """The last choice."""
         return self.outputs - 1.0
+
+
+class ChoiceHead(_OutputPerChoice):
+    """One logit per choice."""
 
     def distribution(self, raw: Array) -> Categorical:
         """The distribution with logits ``raw`` [..., outputs]."""
@@ -96,21 +98,8 @@ class ActionValues(struct.PyTreeNode):
         raise ValueError("head: action values have no entropy; use a choice head")
 
 
-@dataclasses.dataclass(frozen=True)
-class ActionValueHead:
+class ActionValueHead(_OutputPerChoice):
     """One estimate per choice, which `jaxmarket.learners.Valuation` trains as it trains the bids of a `ValueHead`."""
-
-    outputs: int
-
-    @property
-    def low(self) -> float:
-        """The first choice."""
-        return 0.0
-
-    @property
-    def high(self) -> float:
-        """The last choice."""
-        return self.outputs - 1.0
 
     def estimate(self, raw: Float[Array, " P"], bid: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The estimate for the choices ``bid``."""

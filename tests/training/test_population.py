@@ -73,7 +73,7 @@ def test_labels_and_settings_are_those_that_apply():
     assert settings.labels == {"agent": "PopulationAgents", "auction": "bb", "learner": None, "clones": None}
     assert set(settings.values) == {"env", "agent", "auction", "seeds", "steps", "instances", "horizon", "log_every"}
     odd = TrainConfig("Chain-v0", agent="population", instances=3, horizon=5).settings
-    assert odd.minibatch is None  # nor does one have to divide 3 × 5
+    assert odd.minibatch is None  # so 3 × 5 auctions need no divisor
 
 
 @pytest.mark.parametrize(
