@@ -17,6 +17,7 @@ episodes, ``return_mean`` is the reward of as many rounds as an episode has step
 | ``subsidy`` | minted money per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
 | ``winner_utility`` | reward + γ^k · proceeds - price of the winner, per auction (Chang et al. 2020) |
 | ``winning_bid`` | the winner's own bid, per auction |
+| ``saturation`` | share of winning bids within 1% of an end of the range in which bids can be: a fixed range is then too narrow |
 | ``wins`` [A] | share of all auctions each bidder won |
 | ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
 | ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than the value of winning under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
@@ -35,7 +36,7 @@ from jaxtyping import Bool, Float
 
 from jaxmarket.accounts import CashFlows
 from jaxmarket.settlement import Settlement
-from jaxmarket.types import AUCTIONEER, Accounts, Array, Transition
+from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, Transition
 
 __all__ = [
     "ACCOUNTS",
@@ -47,6 +48,7 @@ __all__ = [
     "env_steps",
     "gini",
     "ledger",
+    "saturation",
     "summarize",
     "totals",
 ]
@@ -174,6 +176,22 @@ def summarize(trajectory: Transition, settlement: Settlement, oracle: Oracle | N
         state_price=state_price,
         bid_gap=bid_gap,
     )
+
+
+def saturation(outcome: Outcome, low: Float[Array, " M"], high: Float[Array, " M"]) -> Float[Array, ""]:
+    """The share of auctions in which the winning bid is within 1% of an end of the range of bids.
+
+    Args:
+        outcome: of auctions with any leading axes and A bidders, ordered by module.
+        low, high: the range of each module, which may be infinite.
+    """
+    per_module = outcome.bids.shape[-1] // low.shape[0]
+    module = jnp.maximum(outcome.winner, 0) // per_module
+    low, high = low[module], high[module]
+    margin = jnp.where(jnp.isfinite(high - low), 0.01 * (high - low), 0)
+    at_end = (outcome.winning_bid <= low + margin) | (outcome.winning_bid >= high - margin)
+    at_end &= (high > low) & (outcome.winner >= 0)
+    return at_end.mean(dtype=outcome.bids.dtype)
 
 
 def gini(wealth: Float[Array, " A"], among: Bool[Array, " A"] | None = None) -> Float[Array, ""]:

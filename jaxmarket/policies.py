@@ -7,8 +7,8 @@ distributions). Policies are frozen and compare by value.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ __all__ = [
     "Kumaraswamy",
     "KumaraswamyHead",
     "Point",
+    "Rescaled",
     "Torso",
     "ValueHead",
     "ValueNetwork",
@@ -169,6 +170,41 @@ class Beta(_Bounded):
         )
 
 
+class Rescaled(struct.PyTreeNode):
+    """The distribution of ``low + width · x``, where x has another distribution."""
+
+    unit: Any  # the distribution of x, a `BidDistribution`
+    low: Float[Array, "..."]
+    width: Float[Array, "..."]  # >= 0
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent bids: f [*shape, ...]."""
+        return self.low + self.width * self.unit.sample(key, shape)
+
+    @property
+    def quantile(self) -> Callable[[Array], Array]:
+        """The inverse CDF, if x has one."""
+        quantile = self.unit.quantile
+        return lambda u: self.low + self.width * quantile(u)
+
+    def mean(self) -> Array:
+        """The greedy bid: f [...]."""
+        return self.low + self.width * self.unit.mean()
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-density, f [...]; without meaning where the width is 0."""
+        width = self._positive
+        return self.unit.log_prob((bid - self.low) / width) - jnp.log(width)
+
+    def entropy(self) -> Array:
+        """Differential entropy, f [...]; without meaning where the width is 0."""
+        return self.unit.entropy() + jnp.log(self._positive)
+
+    @property
+    def _positive(self) -> Array:
+        return jnp.where(self.width > 0, self.width, 1)
+
+
 class Point(struct.PyTreeNode):
     """A point distribution, for bidders that bid their estimate of the value of winning."""
 
@@ -197,17 +233,11 @@ class Point(struct.PyTreeNode):
 
 
 class Head(Protocol):
-    """A bid head: maps the outputs of a bid network to a distribution over bids."""
+    """A bid head: maps the outputs of a bid network to a distribution over bids.
 
-    @property
-    def low(self) -> float:
-        """Lowest possible bid."""
-        ...
-
-    @property
-    def high(self) -> float:
-        """Highest possible bid."""
-        ...
+    Two attributes are optional: ``adaptive``, whether bids are in the units of the policy (`BidPolicy`), which learners
+    adapt to the rewards, and not in those of rewards; and ``limits``, the lowest and the highest bid.
+    """
 
     @property
     def outputs(self) -> int:
@@ -221,14 +251,27 @@ class Head(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _BoundedHead:
-    low: float = 0.0
-    high: float = 1.0
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
-        for field in ("low", "high"):
-            object.__setattr__(self, field, check_float("bid_low, bid_high", getattr(self, field)))
-        if not self.low < self.high:
-            raise ValueError(f"bid_low, bid_high: expected low < high, got {self.low} and {self.high}")
+        if self.adaptive:
+            return
+        low, high = (check_float("bid_low, bid_high", limit) for limit in self.limits)
+        if not low < high:
+            raise ValueError(f"bid_low, bid_high: expected low < high, got {low} and {high}")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the ends of the range are those of recent revenues."""
+        return self.low is None and self.high is None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest bid; (0, 1) before an adaptive head is adapted."""
+        return 0.0 if self.low is None else self.low, 1.0 if self.high is None else self.high
 
     @property
     def outputs(self) -> int:
@@ -242,19 +285,19 @@ class _BoundedHead:
 
 
 class KumaraswamyHead(_BoundedHead):
-    """Kumaraswamy bids in (low, high)."""
+    """Kumaraswamy bids in (low, high); if neither is given, in the range of recent revenues."""
 
     def distribution(self, raw: Array) -> Kumaraswamy:
         """The distribution with parameters ``raw`` [..., 2]."""
-        return Kumaraswamy(*self._parameters(raw), low=self.low, high=self.high)
+        return Kumaraswamy(*self._parameters(raw), *self.limits)
 
 
 class BetaHead(_BoundedHead):
-    """Beta bids in (low, high), as in Chang et al. (2020)."""
+    """Beta bids in (low, high), as in Chang et al. (2020); if neither is given, in the range of recent revenues."""
 
     def distribution(self, raw: Array) -> Beta:
         """The distribution with parameters ``raw`` [..., 2]."""
-        return Beta(*self._parameters(raw), low=self.low, high=self.high)
+        return Beta(*self._parameters(raw), *self.limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +310,8 @@ class ValueHead:
     low: float = -math.inf
     high: float = math.inf
 
+    adaptive: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         for field in ("low", "high"):
             value = as_scalar("bid_low, bid_high", getattr(self, field))
@@ -275,6 +320,11 @@ class ValueHead:
             object.__setattr__(self, field, value)
         if not self.low < self.high:
             raise ValueError(f"bid_low, bid_high: expected low < high, got {self.low} and {self.high}")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest bid."""
+        return self.low, self.high
 
     @property
     def outputs(self) -> int:
@@ -411,9 +461,10 @@ class BidPolicy:
     The output layer is initialised with zeros, so that all bidders initially have the same distribution of bids for all
     observations: uniform on (low, high) for a distribution, 0 for a `ValueHead`.
 
-    The parameters for a head that estimates values (one with a method ``estimate``) contain two numbers that are not
-    trained by gradients, ``units``: the head receives ``location + scale · output``. A learner sets them with
-    `rescaled`, and trains ``head.estimate`` of `output` towards targets in these units.
+    The parameters for an adaptive head contain two numbers that are not trained by gradients, ``units``, at first 0 and
+    1: a bid is ``location + scale · x``. For a head that estimates values (one with a method ``estimate``), x is the
+    network's output, and a learner that changes the units with `rescaled` keeps the bids. For a distribution on (0, 1),
+    x is drawn from it (`Rescaled`), and other units mean other bids.
     """
 
     torso: nn.Module
@@ -426,7 +477,7 @@ class BidPolicy:
     def init(self, key: Array, obs: Array) -> PyTree:
         """Parameters for observations with the shape of ``obs``."""
         params = self._network.init(key, obs)
-        if hasattr(self.head, "estimate"):
+        if getattr(self.head, "adaptive", False):
             params = {**params, UNITS: {"location": jnp.zeros((), real()), "scale": jnp.ones((), real())}}
         return params
 
@@ -437,10 +488,21 @@ class BidPolicy:
     def apply(self, params: PyTree, obs: Array) -> BidDistribution:
         """The distribution of bids for one observation; batch shape []."""
         raw = self.output(params, obs)
-        if UNITS in params:
-            units = jax.lax.stop_gradient(params[UNITS])
-            raw = units["location"] + units["scale"] * raw
-        return self.head.distribution(raw)
+        if UNITS not in params:
+            return self.head.distribution(raw)
+        units = jax.lax.stop_gradient(params[UNITS])
+        location, scale = units["location"], units["scale"]
+        if hasattr(self.head, "estimate"):
+            return self.head.distribution(location + scale * raw)
+        return Rescaled(self.head.distribution(raw), location, scale)
+
+    def limits(self, params: PyTree) -> tuple[Array, Array]:
+        """The lowest and the highest bid that the policy can make, f [] each: those of its head or of its units."""
+        if UNITS in params and not hasattr(self.head, "estimate"):
+            low = params[UNITS]["location"]
+            return low, low + params[UNITS]["scale"]
+        low, high = getattr(self.head, "limits", (-math.inf, math.inf))
+        return jnp.asarray(low, real()), jnp.asarray(high, real())
 
     def rescaled(self, params: PyTree, location: Float[Array, ""], scale: Float[Array, ""]) -> PyTree:
         """Parameters with other units and the same bids, as in PopArt (van Hasselt et al. 2016).

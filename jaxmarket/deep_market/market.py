@@ -294,7 +294,7 @@ def _sell(
     p = population
     bids, offer = _bids(market, p, obs, terms, frozen)
     eligible = bids > NO_BID
-    if hasattr(market.env.env, "legal_actions"):
+    if market.env.restricts_actions:
         legal = jax.vmap(market.env.legal, (0, None))(env_state, env_params)  # [B, P]
         intended = jax.vmap(jax.vmap(market.representation.act, (0, None)), (None, 0))(p.agents, obs)  # [B, N]
         eligible = eligible & jnp.take_along_axis(legal, intended, axis=1)

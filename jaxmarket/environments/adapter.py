@@ -191,6 +191,11 @@ class Adapter:
             )
         return array.reshape(())
 
+    @property
+    def restricts_actions(self) -> bool:
+        """Whether the environment says which actions are legal; wrappers have an attribute of this name."""
+        return getattr(self.env, "restricts_actions", hasattr(self.env, "legal_actions"))
+
     def legal(self, env_state: PyTree, params: PyTree) -> Array:
         """Which actions are legal: bool [P].
 

@@ -115,6 +115,11 @@ class Memory(environment.Environment[Any, Any]):
         """Whether the wrapped environment was truncated."""
         return state.truncated
 
+    @property
+    def restricts_actions(self) -> bool:
+        """Whether the wrapped environment does."""
+        return self.adapter.restricts_actions
+
     def legal_actions(self, state: MemoryState, params: MemoryParams) -> Array:
         """The legal actions of the wrapped environment, each with every write operation: bool [P·(1 + 2·bits)]."""
         return jnp.tile(self.adapter.legal(state.env_state, params.env), 1 + 2 * self.bits)

@@ -162,10 +162,10 @@ class NumericalResult:
     @functools.cached_property
     def truth_in_range(self) -> bool:
         """Whether Q* of every visited state lies in the range of bids."""
-        head = self.condition.config.settings.society.policy.head
+        low, high = self.condition.config.settings.society.policy.head.limits  # type: ignore[attr-defined]
         assert self.run.q is not None and self.run.visited is not None
         q = self.run.q[self.run.visited.any(0)]
-        return bool(q.size and head.low <= q.min() and q.max() <= head.high)  # type: ignore[attr-defined]
+        return bool(q.size and low <= q.min() and q.max() <= high)
 
     @functools.cached_property
     def winner_error(self) -> np.ndarray:

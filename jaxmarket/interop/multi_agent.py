@@ -163,9 +163,8 @@ class MarketEnv(MultiAgentEnv):
 
 
 def _limits(society: Society, low: float | None, high: float | None) -> tuple[float, float]:
-    head = getattr(society.policy, "head", None)
-    lowest = float(getattr(head, "low", -math.inf) if low is None else low)
-    highest = float(getattr(head, "high", math.inf) if high is None else high)
+    own = getattr(getattr(society.policy, "head", None), "limits", (-math.inf, math.inf))
+    lowest, highest = (float(limit if given is None else given) for given, limit in zip((low, high), own, strict=True))
     if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
         raise ValueError(
             f"low, high: expected finite limits with low < high, got {lowest} and {highest}; set both, or a grid"

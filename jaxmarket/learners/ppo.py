@@ -23,6 +23,7 @@ from jaxmarket.learners.protocol import (
     numeric,
     over_minibatches,
 )
+from jaxmarket.learners.ranges import adapted, in_units, without_range
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
@@ -72,6 +73,7 @@ class PPO:
         epochs: passes over a rollout.
         value_l2: weight of the squared value parameters in the value loss.
         max_norm: largest global norm of the policy gradient.
+        anneal: whether both learning rates decrease to 0 over training, linearly.
         decay_after, decay_every, decay: both learning rates are multiplied by ``decay`` every ``decay_every``
             updates after update ``decay_after``.
         axis: the mesh axis over which experience is sharded, or None.
@@ -86,9 +88,10 @@ class PPO:
     epochs: int = 1
     value_l2: float = 1e-3
     max_norm: float = 40.0
+    anneal: bool = True
     decay_after: int = 500
     decay_every: int = 100
-    decay: float = 0.99
+    decay: float = 1.0
     axis: str | None = None
     learning_rate: float = numeric(1e-3)
     value_learning_rate: float = numeric(5e-3)
@@ -105,19 +108,20 @@ class PPO:
     def init(self, key: Array, obs: Array) -> PPOState:
         """Initial networks and optimizer state."""
         key_policy, key_value = jax.random.split(key)
-        params, value_params = self.policy.init(key_policy, obs), self.value.init(key_value, obs)
+        params, value_params = without_range(self.policy.init(key_policy, obs)), self.value.init(key_value, obs)
         return PPOState(params=params, value_params=value_params, opt=adam((params, value_params)))
 
     def update(
         self, state: PPOState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
     ) -> tuple[PPOState, dict[str, Array]]:
         """``epochs`` passes of clipped policy gradients and value regression over a rollout."""
-        del progress
         steps = jnp.maximum(0, (update - self.decay_after) // self.decay_every)
         shrink = jnp.asarray(self.decay, experience.utility.dtype) ** steps
+        if self.anneal:
+            shrink *= 1 - progress
 
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
-            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            distribution = self.policy.head.distribution(jax.vmap(self.policy.output, (None, 0))(params, obs))
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             return log_prob, per_shard(distribution.entropy().mean(), self.axis)
 
@@ -137,7 +141,7 @@ class PPO:
             error = mean_where((value(params, obs) - utility) ** 2, eligible, self.axis)
             return error + per_shard(self.value_l2 * penalty, self.axis)
 
-        e = experience
+        e, earlier = in_units(state.params, experience), state
         before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
         advantage = e.utility - value(state.value_params, e.obs)
         mean, std = moments(advantage, e.eligible, self.axis)
@@ -156,4 +160,4 @@ class PPO:
 
         rest = (e.bid, e.eligible, e.utility, (advantage - mean) / std, before)
         state, loss = over_minibatches(step, state, e.obs, rest, self.minibatch, self.epochs)
-        return state, {"loss": loss}
+        return adapted(earlier, state, experience, self.axis), {"loss": loss}

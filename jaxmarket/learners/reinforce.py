@@ -20,6 +20,7 @@ from jaxmarket.learners.protocol import (
     numeric,
     over_minibatches,
 )
+from jaxmarket.learners.ranges import adapted, in_units, without_range
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
@@ -62,7 +63,7 @@ class Reinforce:
 
     def init(self, key: Array, obs: Array) -> ReinforceState:
         """Initial network and optimizer state."""
-        params = self.policy.init(key, obs)
+        params = without_range(self.policy.init(key, obs))
         return ReinforceState(params=params, opt=adam(params))
 
     def update(
@@ -70,11 +71,12 @@ class Reinforce:
     ) -> tuple[ReinforceState, dict[str, Array]]:
         """One pass over a rollout."""
         del update, progress
-        mean, std = moments(experience.utility, experience.eligible, self.axis)
+        e, earlier = in_units(state.params, experience), state
+        mean, std = moments(e.utility, e.eligible, self.axis)
 
         def loss(params: PyTree, obs: Array, mini: tuple[Array, Array, Array]) -> Array:
             bid, eligible, advantage = mini
-            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            distribution = self.policy.head.distribution(jax.vmap(self.policy.output, (None, 0))(params, obs))
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             gain = mean_where(log_prob * advantage, eligible, self.axis)
             return -gain - per_shard(hyper.entropy * distribution.entropy().mean(), self.axis)
@@ -84,6 +86,6 @@ class Reinforce:
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), hyper.learning_rate)
             return ReinforceState(params=params, opt=opt), value
 
-        batch = (experience.bid, experience.eligible, (experience.utility - mean) / std)
-        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, epochs=1)
-        return state, {"loss": value}
+        batch = (e.bid, e.eligible, (e.utility - mean) / std)
+        state, value = over_minibatches(step, state, e.obs, batch, self.minibatch, epochs=1)
+        return adapted(earlier, state, experience, self.axis), {"loss": value}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxmarket.collectives import per_shard, pmax, psum
+from jaxmarket.collectives import per_shard, psum
 from jaxmarket.learners.protocol import (
     UNBOUND,
     Experience,
@@ -20,13 +20,13 @@ from jaxmarket.learners.protocol import (
     numeric,
     over_minibatches,
 )
+from jaxmarket.learners.ranges import revenue_range, unless_frozen, without_range
 from jaxmarket.policies import UNITS, BidPolicy, Torso, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["Valuation", "ValuationState"]
 
 _Batch = tuple[Array, Array, Array]  # bid, won, target: [R, N] each
-_SHRINK = 0.01  # of the range of revenues, per update
 _LEAST = 1e-3  # scale of a range that is narrow, relative to its values
 
 
@@ -70,7 +70,6 @@ class Valuation:
 
     estimates_values: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
-        "steps": 2_048_000,
         "horizon": 32,
         "bids": "value",
         "trace_decay": 0.8,
@@ -94,8 +93,8 @@ class Valuation:
     def init(self, key: Array, obs: Array) -> ValuationState:
         """Initial network and optimizer state."""
         params = self.policy.init(key, obs)
-        if self.normalize:  # the range of revenues begins with 0
-            params = {**params, UNITS: jax.tree.map(jnp.zeros_like, params[UNITS])}
+        if self.normalize:
+            params = without_range(params)
         return ValuationState(params=params, opt=adam(params))
 
     def update(
@@ -128,20 +127,10 @@ class Valuation:
         return state, {"loss": value}
 
     def _normalized(self, state: ValuationState, won: Array, revenue: Array) -> ValuationState:
-        """The state with units for the range of these revenues and earlier ones, and the same bids.
-
-        The range grows at once, and shrinks by a small fraction of its distance to these revenues.
-        """
+        """The state with units for the range of these revenues and earlier ones, and the same bids."""
         units = state.params[UNITS]
-        least = -pmax(jnp.max(jnp.where(won, -revenue, -jnp.inf)), self.axis)
-        most = pmax(jnp.max(jnp.where(won, revenue, -jnp.inf)), self.axis)
         low, high = units["location"] - units["scale"], units["location"] + units["scale"]
-        low = jnp.where(jnp.isfinite(least), jnp.minimum(least, low + _SHRINK * (least - low)), low)
-        high = jnp.where(jnp.isfinite(most), jnp.maximum(most, high + _SHRINK * (most - high)), high)
+        low, high = revenue_range(low, high, won, revenue, self.axis)
         scale = jnp.maximum((high - low) / 2, _LEAST * jnp.maximum(jnp.abs(low), jnp.abs(high)))
         params = self.policy.rescaled(state.params, (low + high) / 2, scale)
-        if state.opt.movable is not None:
-            # Where part of a policy is frozen, its units are, too.
-            free = jnp.all(jnp.array([jnp.all(leaf) for leaf in jax.tree.leaves(state.opt.movable)]))
-            params = jax.tree.map(lambda new, old: jnp.where(free, new, old), params, state.params)
-        return state.replace(params=params)
+        return state.replace(params=unless_frozen(params, state.params, state.opt))

@@ -497,6 +497,8 @@ class _Run:
             "bid_error": None,
             "bid_error_relative": None,
         }
+        if "saturation" in self.metrics:
+            summary["saturation"] = divergence.spread(per_seed(self.metrics["saturation"][-1])).mean
         if bids is not None and visited is not None and len(lost) < settings.seeds:
             kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
             summary["bid_error"] = _worst(bid_error, *kept)

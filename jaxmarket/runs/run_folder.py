@@ -494,6 +494,7 @@ _NUMBERS = (
     "sampled_unfinished_share",
     "termination_rate_seeds",
     "sampled_termination_rate_seeds",
+    "saturation",
 )
 
 

@@ -6,6 +6,7 @@ choice is a float, like a bid.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,16 +53,6 @@ class Categorical(struct.PyTreeNode):
 class _OutputPerChoice:
     outputs: int
 
-    @property
-    def low(self) -> float:
-        """The first choice."""
-        return 0.0
-
-    @property
-    def high(self) -> float:
-        """The last choice."""
-        return self.outputs - 1.0
-
 
 class ChoiceHead(_OutputPerChoice):
     """One logit per choice."""
@@ -100,6 +91,8 @@ class ActionValues(struct.PyTreeNode):
 
 class ActionValueHead(_OutputPerChoice):
     """One estimate per choice, which `jaxmarket.learners.Valuation` trains as it trains the bids of a `ValueHead`."""
+
+    adaptive: ClassVar[bool] = True
 
     def estimate(self, raw: Float[Array, " P"], bid: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The estimate for the choices ``bid``."""
@@ -201,16 +194,6 @@ class ProductHead:
     def outputs(self) -> int:
         """L · M."""
         return self.factors * self.base
-
-    @property
-    def low(self) -> float:
-        """The first choice."""
-        return 0.0
-
-    @property
-    def high(self) -> float:
-        """The last choice."""
-        return self.choices - 1.0
 
     def distribution(self, raw: Array) -> Product:
         """The distribution with logits ``raw`` [..., outputs], factor by factor."""

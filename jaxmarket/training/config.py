@@ -83,6 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             epochs=1,
             value_l2=1e-3,
             max_norm=40.0,
+            anneal=False,
             decay_after=500,
             decay_every=100,
             decay=0.99,
@@ -111,9 +112,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 preset's learner and bid head may be given as flat settings, such as ``entropy``."""
 
 _DEFAULTS: dict[str, Any] = {
-    # Chang et al. (2020): 750 updates of 4,096 steps.
     "learner": "valuation",
-    "steps": 3_072_000,
+    "steps": 2_048_000,
     "gamma": 0.99,
     "instances": 32,
     "horizon": 128,
@@ -152,9 +152,9 @@ class TrainConfig:
         learner: valuation (the default, and the only choice of wide), ppo or reinforce.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
-        steps: auctions per seed, rounded up to whole rollouts; 2,048,000 by default, ppo and reinforce 3,072,000,
-            population 1,024,000. Where primitives are literal actions, each is one environment step. Of a wide market:
-            rounds, in each of which every line sells its piece.
+        steps: auctions per seed, rounded up to whole rollouts; 2,048,000 by default, population 1,024,000. Where
+            primitives are literal actions, each is one environment step. Of a wide market: rounds, in each of which
+            every line sells its piece.
         gamma: discount; the environment's own if it names one, else 0.99.
         share_clones: whether clones of one primitive share parameters; true by default.
         instances: parallel market instances per seed; 32 by default, population 16.
@@ -178,8 +178,9 @@ class TrainConfig:
         reserve: the highest other bid where only one bidder is eligible; 0 by default.
         bids: value (deterministic; the default and only choice of valuation), kumaraswamy (the default of the other
             learners) or beta.
-        bid_low: lowest possible bid; 0 by default, unbounded for value bids.
-        bid_high: highest possible bid; 1 by default, unbounded for value bids.
+        bid_low: lowest possible bid; 0 if only bid_high is given. If neither is given, value bids are unbounded, and
+            other bids have the range of the revenues that their module received.
+        bid_high: highest possible bid; 1 if only bid_low is given.
         hidden: widths of the networks' dense layers; given without a width, over one-hot observations, a table of
             states. By default 16 over one-hot observations (valuation: a table), 128 over images, 64 64 over other
             observations.

@@ -177,7 +177,7 @@ class Monolith(TrainableDefaults):
                 "time_limits: a monolithic agent estimates the value of what a time limit cuts off, got "
                 f"{settings.time_limits!r}; leave it out"
             )
-        if hasattr(adapter.env, "legal_actions"):
+        if adapter.restricts_actions:
             raise ValueError(
                 f"env: {adapter.name} has illegal actions, which a monolithic agent would take; use another "
                 "environment, or a society"

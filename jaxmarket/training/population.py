@@ -310,7 +310,7 @@ class PopulationTraining(TrainableDefaults):
         Raises:
             ValueError: the environment has illegal actions, which a policy of observations cannot know.
         """
-        if hasattr(self.env.env, "legal_actions"):
+        if self.env.restricts_actions:
             raise ValueError(
                 f"env: {self.env.name} has illegal actions, which the policy of a population cannot avoid; use evaluate"
             )

@@ -11,12 +11,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int32
 
 from jaxmarket.auctions import ENVIRONMENT_REWARD
-from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, pmax, psum
+from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, per_shard, pmax, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Experience, Hyperparameters, Learner
 from jaxmarket.learners.protocol import EXPERIENCE_AXES, shard, static_part
-from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, summarize
+from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, saturation, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import MarketPolicy, Society, reset
@@ -161,20 +161,21 @@ class SocietyTraining:
 
     def _update(
         self, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None
-    ) -> tuple[TrainState, tuple[Summary, Array]]:
+    ) -> tuple[TrainState, tuple[Summary, Array, Array]]:
         """One rollout of every instance, its settlement, and every module's local update.
 
         Returns:
-            The new state, the rollout's summary and its conservation residual.
+            The new state, the rollout's summary, its conservation residual, and the share of its winning bids at an
+            end of their range.
         """
         society = self.society
         key_roll, key = jax.random.split(state.key)
         progress = state.update / jnp.asarray(hyper.updates, real())
-        rules = hyper.rules(progress)
+        rules, params = hyper.rules(progress), state.learner.params
 
         def roll(key: Array, market: State) -> tuple[State, Transition]:
             return rollout(
-                society, key, state.learner.params, market, env_params, self.horizon, rules,
+                society, key, params, market, env_params, self.horizon, rules,
                 bootstrap=self.time_limits == "bootstrap",
             )  # fmt: skip
 
@@ -195,8 +196,9 @@ class SocietyTraining:
         if self.states is not None:
             visits = visits + jnp.where(late, experience.obs.sum(0), 0)
         residual = jax.vmap(conservation_residual, (1, 0))(rows, state.market.accounts).max()
+        saturated = saturation(rows.outcome, *jax.vmap(society.policy.limits)(params))
         state = TrainState(learner=learner, market=market, key=key, update=state.update + 1, visits=visits)
-        return state, (summarize(rows, settlement, oracle), residual)
+        return state, (summarize(rows, settlement, oracle), residual, saturated)
 
     @standard_promotion
     def chunk(
@@ -211,18 +213,25 @@ class SocietyTraining:
             oracle: Q* and the optimal return, for the metrics that need them (`Settings.oracle`).
         """
 
-        def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Summary, Array]]:
+        def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Summary, Array, Array]]:
             return self._update(state, env_params, hyper, oracle)
 
         axis, before = self.learner.axis, state.visits
-        state, (summaries, residuals) = jax.lax.scan(body, state, None, length=self.updates_per_chunk)
+        state, (summaries, residuals, saturated) = jax.lax.scan(body, state, None, length=self.updates_per_chunk)
         wealth = state.market.accounts.wealth.sum(0)
-        summary, new_visits, wealth = psum(
-            (jax.tree.map(lambda x: x.sum(0), summaries), state.visits - before, wealth), axis
+        summary, new_visits, wealth, share = psum(
+            (
+                jax.tree.map(lambda x: x.sum(0), summaries),
+                state.visits - before,
+                wealth,
+                per_shard(saturated.mean(), axis),
+            ),
+            axis,
         )
         accounts = {
             "gini": gini(wealth),
             "conservation_residual": pmax(residuals.max(), axis),
+            "saturation": share,
             "diverged": diverged(networks(state.learner), summary.totals.reward),
         }
         return state.replace(visits=before + new_visits), summary.means(oracle) | accounts

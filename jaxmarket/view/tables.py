@@ -30,6 +30,8 @@ from jaxmarket.view.text import DataTable, Screen
 
 __all__ = ["Show", "bids_table", "number", "progress", "return_note", "returns_table", "trace_table"]
 
+_SATURATED = 0.1  # smallest share of winning bids at an end of their range that a table shows
+
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
@@ -144,7 +146,13 @@ def returns_table(result: RunResult) -> DataTable:
     if "bid_error_all" in s:
         errors["all bids"] = s["bid_error_all"]
     lost, cut = s.get("diverged", ()), (s.get("unfinished_share", 0.0), s.get("sampled_unfinished_share", 0.0))
-    extra = (["diverged"] if lost else []) + (["unfinished"] if any(share > 0 for share in cut) else [])
+    values, saturation = result.config.settings.values, s.get("saturation") or 0.0
+    fixed = "bid_low" in values or "bid_high" in values  # a range that adapts ends at the highest value
+    extra = (
+        ["diverged"] * bool(lost)
+        + ["unfinished"] * any(share > 0 for share in cut)
+        + ["saturated"] * (fixed and saturation >= _SATURATED)
+    )
     for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
         table.add_column(column, justify="right")
     notes = ["return: with greedy bids, mean over seeds · sampled: the same with sampled bids"]
@@ -152,15 +160,21 @@ def returns_table(result: RunResult) -> DataTable:
         notes.append("diverged: number of seeds, which are excluded from all other columns")
     if "unfinished" in extra:
         notes.append("unfinished: share of episodes that the evaluation's step limit cut, with greedy / sampled bids")
+    if "saturated" in extra:
+        notes.append(
+            "saturated: share of the last winning bids within 1% of an end of the range of bids; widen it with bid_low "
+            "and bid_high, or leave both out"
+        )
     if s["bid_error"] is not None:
         notes.append(
             "bid error: largest |highest greedy bid - max Q*| / max(1, max |Q*|) over visited states and seeds"
         )
     if "all bids" in errors:
         notes.append("all bids: the same for every greedy bid and the Q* of its primitive")
-    notes.append(f"settings: {_settings_text(result.config.settings.values)}")
+    notes.append(f"settings: {_settings_text(values)}")
     table.caption = "\n".join(notes)
     shown = {"diverged": str(len(lost)), "unfinished": " / ".join(f"{share:.0%}" for share in cut)}
+    shown["saturated"] = f"{saturation:.0%}"
     table.add_row(
         str(s["seeds"]),
         *(number(x) for x in (*divergence.spread(s["return_seeds"]), s["sampled_return_mean"])),

@@ -93,6 +93,10 @@ def test_legal_actions_and_cuts_pass():
     assert obs.tolist() == [1, 1, 1, 1, 0, 1]
 
 
+def test_actions_are_restricted_where_the_wrapped_environment_restricts_them():
+    assert [adapt(Memory(env)).restricts_actions for env in (Picky(), Woods101())] == [True, False]
+
+
 def test_only_a_clock_that_is_known_is_counted_on():
     assert adapt(Memory(Woods101())).longest_episode(Memory(Woods101()).default_params) == 3
     longer = Woods101().default_params.replace(max_steps_in_episode=9)

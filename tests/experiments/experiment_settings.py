@@ -54,7 +54,7 @@ def resolved(config):
     """What a configuration resolves to, without the settings that do not apply to its kind of agent."""
     s = config.settings
     hyper, learner, unused = s.hyperparameters, s.learner, getattr(s.agent, "unused", ())
-    names = {f.name for f in dataclasses.fields(learner)} - {"policy", "value", "axis", "normalize"}
+    names = {f.name for f in dataclasses.fields(learner)} - {"policy", "value", "axis", "normalize", "anneal"}
     values = {
         "env": s.adapter.name,
         "choices": s.adapter.num_actions,
@@ -74,6 +74,7 @@ def resolved(config):
     }
     assert "persistence" in unused or not hyper.persistence, "there was none"
     assert not getattr(learner, "normalize", False), "there was none"
+    assert not getattr(learner, "anneal", False), "rates were constant for 500 updates"
     if hasattr(learner, "value"):
         values["value_torso"] = layers(learner.value.torso)
     head = s.society.policy.head

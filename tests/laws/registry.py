@@ -341,6 +341,9 @@ CASES = {
     ),
     "metrics.gini": plain(metrics.gini, lambda rng: (money(rng, 5), rng.random(5) < 0.9)),
     "metrics.conservation_residual": plain(metrics.conservation_residual, lambda rng: (rows_of(rng),)),
+    "metrics.saturation": plain(
+        lambda rows: metrics.saturation(rows.outcome, jnp.zeros(2), jnp.ones(2)), lambda rng: (rows_of(rng),)
+    ),
     "metrics.ledger": plain(metrics.ledger, lambda rng: (rows_of(rng),)),
     "metrics.bid_error": plain(
         metrics.bid_error, lambda rng: (money(rng, 3, 4), money(rng, 3, 4), rng.random(3) < 0.9)

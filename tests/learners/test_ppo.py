@@ -10,7 +10,7 @@ from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueNetwork, linear
 
 def test_a_ratio_of_densities_that_overflows_leaves_the_parameters_finite():
     """The second bid lies in the tail of a peaked density, which the step for the first bid makes wide."""
-    policy = BidPolicy(linear(), KumaraswamyHead())
+    policy = BidPolicy(linear(), KumaraswamyHead(0.0, 1.0))
     learner = PPO(policy, ValueNetwork(linear(1)), minibatch=1)
     state = learner.init(jax.random.key(0), jnp.ones(1))
     peaked = jax.tree.map(lambda x: x.at[0].set(jnp.array([2.0, 300.0])), state.params)

@@ -1,0 +1,91 @@
+"""The range of a module's own revenues, to which learners adapt the units of its bids."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from jaxmarket.collectives import pmax
+from jaxmarket.learners.protocol import Experience, Optimizer
+from jaxmarket.policies import UNITS
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["adapted", "in_units", "revenue_range", "unless_frozen", "without_range"]
+
+_SHRINK = 0.01  # of the range, per update
+
+
+def without_range(params: PyTree) -> PyTree:
+    """A policy's parameters with an empty range at 0, as before the first revenue; bids are 0.
+
+    Parameters without units are returned as they are.
+    """
+    return params if UNITS not in params else {**params, UNITS: jax.tree.map(jnp.zeros_like, params[UNITS])}
+
+
+def revenue_range(
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    won: Bool[Array, "R N"],
+    revenue: Float[Array, "R N"],
+    axis: str | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The range of the winners' revenues in this and earlier rollouts: the new ``(low, high)``.
+
+    It grows at once, and shrinks by a small fraction of its distance to the latest revenues.
+
+    Args:
+        low, high: the range so far.
+        won: whose revenues count.
+        revenue: utility + price.
+        axis: the mesh axis over which experience is sharded, or None.
+    """
+    least = -pmax(jnp.max(jnp.where(won, -revenue, -jnp.inf)), axis)
+    most = pmax(jnp.max(jnp.where(won, revenue, -jnp.inf)), axis)
+    low = jnp.where(jnp.isfinite(least), jnp.minimum(least, low + _SHRINK * (least - low)), low)
+    high = jnp.where(jnp.isfinite(most), jnp.maximum(most, high + _SHRINK * (most - high)), high)
+    return low, high
+
+
+def unless_frozen(new: PyTree, old: PyTree, opt: Optimizer) -> PyTree:
+    """``new``, or ``old`` where part of a network is frozen: its units are then frozen, too."""
+    if opt.movable is None:
+        return new
+    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in jax.tree.leaves(opt.movable)]))
+    return jax.tree.map(lambda n, o: jnp.where(free, n, o), new, old)
+
+
+def in_units(params: PyTree, experience: Experience) -> Experience:
+    """The experience with bids and utilities in the policy's units, as `jaxmarket.policies.BidPolicy.output` has them.
+
+    It is returned as it is for a policy without units.
+    """
+    if UNITS not in params:
+        return experience
+    low, width = params[UNITS]["location"], params[UNITS]["scale"]
+    width = jnp.where(width > 0, width, 1)
+    return experience.replace(bid=(experience.bid - low) / width, utility=experience.utility / width)
+
+
+def adapted(before: PyTree, after: PyTree, experience: Experience, axis: str | None = None) -> PyTree:
+    """The state of a learner after an update, with the range of the revenues for its distribution of bids.
+
+    Before the first revenue, bids are 0 and teach nothing: then the state from before is kept.
+
+    Args:
+        before, after: states with ``params`` and ``opt``.
+        experience: of the rollout, in units of rewards.
+        axis: the mesh axis over which experience is sharded, or None.
+    """
+    if UNITS not in before.params:
+        return after
+    units = before.params[UNITS]
+    after = jax.tree.map(lambda new, old: jnp.where(units["scale"] > 0, new, old), after, before)
+    low, high = revenue_range(
+        units["location"],
+        units["location"] + units["scale"],
+        experience.won,
+        experience.utility + experience.price,
+        axis,
+    )
+    params = {**after.params, UNITS: {"location": low, "scale": high - low}}
+    return after.replace(params=unless_frozen(params, after.params, after.opt))
