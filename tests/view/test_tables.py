@@ -62,6 +62,23 @@ def test_a_name_in_a_title_is_data():
     assert "entropy 0.25" in file.getvalue()  # the effective settings
 
 
+@pytest.mark.parametrize(
+    ("share", "settings", "shown"),
+    [
+        (0.5, {"bid_high": 2.0}, True),
+        (0.05, {"bid_high": 2.0}, False),
+        (0.5, {}, False),
+        (None, {"bid_low": 0.0}, False),
+    ],
+)
+def test_a_fixed_range_that_is_too_narrow_is_named_with_the_remedy(share, settings, shown):
+    result = FitResult(SUMMARY | {"saturation": share}, None, {}, TrainConfig("Bandit-v0", learner="ppo", **settings))
+    file = io.StringIO()
+    Console(file=file, width=160).print(tables.returns_table(result))
+    assert ("50%" in file.getvalue()) == ("saturated: share" in file.getvalue()) == shown
+    assert ("bid_low" in file.getvalue().split("settings:")[0]) == shown
+
+
 def test_names_in_a_bar_are_data(monkeypatch):
     err = terminal(monkeypatch)
     with tables.progress(HOSTILE) as show:
