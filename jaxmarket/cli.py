@@ -275,7 +275,7 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
         raise ValueError(
             f"folder: {folder} is a run of agent {kind}, whose auctions are not shown; give one of a society"
         )
-    env_params = run.config.adapter.default_params if run.env_params is None else run.env_params
+    env_params = run.config.adapter.parameters(run.env_params)
     rows = watch_episode(policy.society, policy.params, key, env_params, steps)
     shown = f"seed {run.best_seed} of {run.config.seeds}, the best" if run_seed is None else f"seed {run_seed}"
     screen = Screen()

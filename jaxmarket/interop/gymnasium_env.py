@@ -53,7 +53,7 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
     def __init__(self, env: Any, env_params: PyTree = None) -> None:
         env = make(env)[0] if isinstance(env, str) else env
         self.adapter = env if isinstance(env, Adapter) else Adapter(env)
-        self.env_params = self.adapter.default_params if env_params is None else env_params
+        self.env_params = self.adapter.parameters(env_params)
         self.action_space = _action_space(self.adapter, self.env_params)
         self.observation_space = _observation_space(self.adapter, self.env_params)
         self._key: Array | None = None

@@ -88,7 +88,7 @@ class MarketEnv(MultiAgentEnv):
             )
         super().__init__(num_agents=society.bidders)
         self.society = given_bids(society)
-        self.env_params = society.env.default_params if env_params is None else env_params
+        self.env_params = society.env.parameters(env_params)
         self.rules = rules or Rules()
         self.grid = None if grid is None else _ascending(grid)
         self.low, self.high = _limits(society, low, high) if self.grid is None else (self.grid[0], self.grid[-1])

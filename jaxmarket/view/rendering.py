@@ -106,7 +106,7 @@ def episode(
         names = ACTIONS if options is None else [f"option {i}" for i in range(adapter.num_actions)]
     if len(names) != adapter.num_actions:
         raise ValueError(f"names: expected one per choice, {adapter.num_actions}, got {len(names)}: {list(names)}")
-    params = adapter.default_params if params is None else params
+    params = adapter.parameters(params)
     rules = params if options is None else params.env
 
     key_reset, key_play = jax.random.split(key)

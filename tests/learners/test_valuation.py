@@ -41,29 +41,6 @@ def test_other_units_leave_bids_as_they_are(location, scale, new_location, new_s
     np.testing.assert_array_less(np.abs(bids - same), 1e-5 * size)
 
 
-@pytest.mark.bits
-@pytest.mark.parametrize(("env", "agent"), [("process", "society"), ("process", "monolith")])
-def test_rewards_times_a_power_of_two_give_the_same_actions_and_bids_in_proportion(env, agent):
-    """At every step of training: the networks have equal bits, and only their units differ."""
-    runs = {
-        scale: fit(
-            TrainConfig(process(scale), agent=agent, learner="valuation", steps=20_480, seeds=2, gamma=0.9),
-            jax.random.key(0),
-            progress=False,
-        )
-        for scale in (1.0, 1024.0, 1 / 1024)
-    }
-    ours = runs.pop(1.0)
-    networks = ours.networks["policy"]
-    assert np.ptp(networks["params"]["Affine_0"]["kernel"]) > 0.1
-    for scale, run in runs.items():
-        other = run.networks["policy"]
-        jax.tree.map(np.testing.assert_array_equal, networks["params"], other["params"])
-        for name, size in networks[UNITS].items():
-            np.testing.assert_array_equal(size * scale, other[UNITS][name])
-        np.testing.assert_allclose(ours.metrics["return_mean"] * scale, run.metrics["return_mean"], rtol=1e-5)
-
-
 @pytest.mark.slow
 def test_a_network_is_trained_alike_at_rewards_of_any_power_of_two(make_scaled_pole):
     ours, other = (
