@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.learners import Hyperparameters, Learner
+from jaxmarket.learners import LEARNERS, Hyperparameters, Learner
 from jaxmarket.metrics import Oracle
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.society import Society
@@ -140,7 +140,10 @@ class Settings:
 
 
 def _name(value: Any) -> str | None:
-    """An alias as it is; of an object its name, or the name of its class."""
+    """An alias as it is; of an object its name, the alias of its class, or the name of its class."""
     if value is None or isinstance(value, str):
         return value
+    for alias, known in LEARNERS.items():
+        if type(value) is known:
+            return alias
     return getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)

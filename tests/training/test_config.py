@@ -227,7 +227,8 @@ def test_keys_as_words_and_seeds_of_numpy():
 
 def test_settings_take_precedence_over_those_of_a_preset():
     paper = TrainConfig("Chain-v0", preset="paper").settings
-    assert paper.values["learner"] == "ppo" and paper.values["bids"] == "beta"
+    assert paper.labels["learner"] == "ppo" and paper.values["bids"] == "beta"
+    assert paper.values["learner"] == config.PRESETS["paper"]["learner"]
     some = TrainConfig("Chain-v0", preset="paper", learning_rate=1e-3, bid_high=2.0, exploration=0.2).settings
     assert some.learner == dataclasses.replace(paper.learner, learning_rate=1e-3, policy=some.society.policy)
     assert (some.society.policy.head.low, some.society.policy.head.high) == (0, 2)
