@@ -32,7 +32,7 @@ from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, MazeState, Woods1
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, by_chance, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, real
 from jaxmarket.view import plotting
@@ -368,6 +368,11 @@ def _map(grown: Grown, seed: int, key: Array) -> "Figure":
     return fig
 
 
+def _counts(worse: np.ndarray) -> str:
+    """The numbers of seeds on which a condition is worse by a positive and better by a negative amount, as text."""
+    return f"worse on {tally(worse > 0)} seeds, better on {tally(worse < 0)}; {by_chance(worse > 0, worse < 0)}"
+
+
 def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
     mux, woods = grown["multiplexer: market"], grown["woods1: market"]
     right, learning = mux.measured["right"][-1].astype(np.float64), _per_episode(woods, "lengths")[-1]
@@ -395,7 +400,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
         less = right - grown[f"multiplexer: {name}"].measured["right"][-1]
         more = _per_episode(grown[f"woods1: {name}"], "lengths")[-1] - learning
         claim = f"[multiplexer] {name}: fewer correct answers, on most seeds"
-        evidence = f"{less.mean():+.3f} on average, worse on {tally(less > 0)} seeds, better on {tally(less < 0)}"
+        evidence = f"{less.mean():+.3f} on average, {_counts(less)}"
         if name == "no property rights":
             evidence = "episodes have one step, so the auctioneer sells every state and no agent is ever paid"
             verdicts.append(Verdict(claim, "not testable", None, evidence))
@@ -405,7 +410,7 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
             Verdict.of(
                 f"[Woods1] {name}: more steps during training, on most seeds",
                 bool((more > 0).mean() > 0.5), more.mean(),
-                f"{more.mean():+.2f} on average, worse on {tally(more > 0)} seeds, better on {tally(more < 0)}",
+                f"{more.mean():+.2f} on average, {_counts(more)}",
             ),
         ]  # fmt: skip
     return verdicts

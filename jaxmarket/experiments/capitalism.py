@@ -29,7 +29,7 @@ from jaxmarket.deep_market.layer_market import (
     logits,
 )
 from jaxmarket.environments.digits import load
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, by_chance, interquartile_mean
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, tables
@@ -333,7 +333,7 @@ def _verdicts(results: dict[str, CapitalismResult]) -> list[Verdict]:
     def comparison(ours: np.ndarray, name: str, other: np.ndarray) -> str:
         return (
             f"{ours.mean():.3f} against {other.mean():.3f} ({name}), better on {int((ours > other).sum())} "
-            f"and worse on {int((ours < other).sum())} of {len(ours)} seeds"
+            f"and worse on {int((ours < other).sum())} of {len(ours)} seeds; {by_chance(ours > other, ours < other)}"
         )
 
     unexplained = np.max([f.residual.max() for f in results.values() if f.rounds is not None])

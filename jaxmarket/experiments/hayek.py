@@ -24,7 +24,15 @@ from jaxmarket.deep_market import DeepMarket, GuardedPrograms, Population, Terms
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
 from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import (
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    by_chance,
+    interquartile_mean,
+    tally,
+)
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
@@ -439,7 +447,8 @@ def run(options: ExperimentOptions) -> Report:
                 f"{name}: fewer instances of {TRAINED + 1} blocks are solved",
                 bool(worse.mean() >= 0.75),
                 float(ablated.mean()),
-                f"{ablated.mean():.3f} against {values[:, next_size].mean():.3f}, worse on {tally(worse)} seeds",
+                f"{ablated.mean():.3f} against {values[:, next_size].mean():.3f}, worse on {tally(worse)} seeds; "
+                + by_chance(worse, ablated > values[:, next_size]),
             )
         )
     settings = {

@@ -30,7 +30,7 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
 from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
+from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, by_chance, tally
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
@@ -320,12 +320,13 @@ def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
                 f"highest of all seeds and measurements {most:.4f}; final mean {without.mean():.3f}",
             )
         )  # fmt: skip
+        better, worse = memory > without + 1e-6, memory < without - 1e-6
         verdicts.append(
             Verdict.of(
                 f"[{world}] the market with a bit has a higher return than without, on most seeds",
-                bool((memory > without + 1e-6).mean() > 0.5), (memory - without).mean(),
-                f"{(memory - without).mean():+.3f} on average; better on {tally(memory > without + 1e-6)} seeds, "
-                f"worse on {tally(memory < without - 1e-6)}",
+                bool(better.mean() > 0.5), (memory - without).mean(),
+                f"{(memory - without).mean():+.3f} on average; better on {tally(better)} seeds, worse on "
+                f"{tally(worse)}; {by_chance(better, worse)}",
             )
         )  # fmt: skip
     return verdicts

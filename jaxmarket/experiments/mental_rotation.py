@@ -18,7 +18,7 @@ import numpy as np
 from jaxmarket.environments.functions import Composition, compose, search
 from jaxmarket.environments.mental_rotation import NAMES, MentalRotation, inverse, needed
 from jaxmarket.experiments import report
-from jaxmarket.experiments.report import Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Report, ResultTable, Verdict, difference, interquartile_mean
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import draw_curves
 from jaxmarket.runs.run_folder import SavedRun, as_policy
@@ -351,12 +351,12 @@ def _verdicts(
         float(mine.min() - fixed),
         f"lowest seed {mine.min():.3f} against {fixed:.3f} ({described(bounds.program)})",
     )
-    ours, its = interquartile_mean(mine), interquartile_mean(theirs)
+    ours, its, gap = interquartile_mean(mine), interquartile_mean(theirs), difference(mine, theirs)
     yield Verdict.of(
         "the society reads more than one PPO agent over the same functions",
-        ours.low > its.high,
-        ours.value - its.value,
-        f"{ours} against {its}; lowest seeds {mine.min():.3f} and {theirs.min():.3f}",
+        gap.low > 0,
+        gap.value,
+        f"{ours} against {its}, difference of the means {gap}; lowest seeds {mine.min():.3f} and {theirs.min():.3f}",
     )
     if env.depth == "dynamic":
         need = np.array([needed(c) for c in examples[1]])

@@ -15,14 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean, tally
+from jaxmarket.experiments.report import (
+    ExperimentOptions,
+    Report,
+    ResultTable,
+    Verdict,
+    difference,
+    interquartile_mean,
+    tally,
+)
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfer_conditions import (
     LEVEL,
     TransferCondition,
     draw_curves,
     draw_weights,
-    over_reached,
+    exploring,
+    fewer_steps,
+    kind_of,
+    lower_bound,
+    steps_spread,
     steps_to,
     success_curve,
 )
@@ -37,13 +49,13 @@ from jaxmarket.view import plotting
 
 __all__ = [
     "AGENTS",
+    "CONDITIONS",
     "FIRST",
     "GRIDS",
     "TRANSFERS",
     "Transfer",
     "condition",
     "correct",
-    "fewer_steps",
     "fewer_weights",
     "run",
     "settled",
@@ -77,6 +89,16 @@ AGENTS: dict[str, dict[str, Any]] = {
     "flat": {"learning_rate": 1e-2, "entropy": 0.01},
 }
 """Settings chosen by `tune`: the first to stay above 90% on the linear chain, after 9,200, 1,200 and 7,500 steps."""
+CONDITIONS = AGENTS | exploring(AGENTS, ("society", "flat"))
+"""What is compared: all agents with these settings, and both PPO agents with more entropy as well."""
+PAIRS = (
+    ("society", "flat"),
+    ("society valuation", "flat"),
+    ("society-exploring", "flat-exploring"),
+    ("society valuation", "flat-exploring"),
+)
+"""The societies and the flat agents that verdicts compare; the valuation society has no entropy."""
+_SHORT = {"society": "ppo society", "society valuation": "valuation society", "society-exploring": "exploring society"}
 
 _PPO_GRID = [
     {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
@@ -105,7 +127,7 @@ def _name(agent: str, topology: str, task: str, stage: str = "") -> str:
 
 def condition(agent: str, topology: str, task: str, seeds: int, stage: str = "", **settings: Any) -> Condition:
     """An agent on a task; ``settings`` override those of the agent."""
-    chosen = _BUDGET | _KINDS[agent] | AGENTS[agent] | settings
+    chosen = _BUDGET | _KINDS[kind_of(agent)] | CONDITIONS[agent] | settings
     config = train_config(TOPOLOGIES[topology](task), seeds=seeds, **chosen)
     return Condition(_name(agent, topology, task, stage), config)
 
@@ -148,7 +170,7 @@ class Transfer:
                 "topology": self.topology,
                 "changes": self.change,
                 **agent.row,
-                "k steps to stay": over_reached(stays / 1000),
+                "k steps to stay": interquartile_mean(lower_bound(agent.second, stays) / 1000),
                 "stay": tally(~np.isnan(stays)),
             }
 
@@ -251,50 +273,37 @@ def _first_rows(transfers: list[Transfer]) -> Iterator[dict[str, Any]]:
 # --- verdicts
 
 
-def fewer_steps(claim: str, society: np.ndarray, flat: np.ndarray, most: float) -> Verdict:
-    """Whether a society needs fewer steps than the flat agent: intervals of the interquartile means do not overlap.
-
-    Args:
-        claim: what is claimed.
-        society: steps, f [seeds]; NaN (never) counts as the steps of the whole run, a lower bound. If more than a
-            quarter of the society's seeds are NaN (interquartile means ignore the slowest quarter), the claim is not
-            confirmed.
-        flat: as for ``society``.
-        most: steps of a whole run.
-    """
-    reached = [~np.isnan(steps) for steps in (society, flat)]
-    ours, other = (interquartile_mean(np.where(np.isnan(steps), most, steps)) for steps in (society, flat))
-    evidence = f"{ours} steps ({tally(reached[0])} seeds reach it); flat {other} ({tally(reached[1])})"
-    confirmed = reached[0].mean() >= 0.75 and ours.high < other.low
-    return Verdict.of(claim, bool(confirmed), ours.value / other.value, evidence)
-
-
 def fewer_weights(claim: str, society: list[np.ndarray], flat: list[np.ndarray]) -> Verdict:
-    """Whether a smaller share of a society's weights moved in every transfer: intervals do not overlap.
+    """Whether a smaller share of a society's weights moved in every transfer: intervals of differences are below zero.
 
     Args:
         claim: what is claimed.
         society: shares, f [seeds] per transfer.
         flat: shares, f [seeds] per transfer.
     """
-    pairs = [(interquartile_mean(ours), interquartile_mean(theirs)) for ours, theirs in zip(society, flat, strict=True)]
-    less = np.array([ours.high < theirs.low for ours, theirs in pairs])
-    most = max((ours for ours, _ in pairs), key=lambda estimate: estimate.value)
-    least = min((theirs for _, theirs in pairs), key=lambda estimate: estimate.value)
-    evidence = f"in {tally(less)} transfers; largest share {most}, smallest share of flat {least}"
+    gaps = [difference(ours, theirs) for ours, theirs in zip(society, flat, strict=True)]
+    less = np.array([gap.high < 0 for gap in gaps])
+    most = max(map(interquartile_mean, society), key=lambda estimate: estimate.value)
+    least = min(map(interquartile_mean, flat), key=lambda estimate: estimate.value)
+    closest = max(gaps, key=lambda gap: gap.high)
+    evidence = (
+        f"in {tally(less)} transfers; largest share {most} against smallest share {least}; smallest difference of the "
+        f"means {closest}"
+    )
     return Verdict.of(claim, bool(less.all()), most.value, evidence)
 
 
 def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
-    for agent, name in {"society": "ppo", "society valuation": "valuation"}.items():
+    for agent, other in PAIRS:
+        society, than = f"the {_SHORT[agent]}", "" if other == "flat" else f" than {other}"
         for transfer in transfers:
-            ours, flat = transfer.agents[agent].second, transfer.agents["flat"].second
-            most = float(success_curve(flat)[0][-1].max())
-            claim = f"[{transfer.name}] the {name} society reaches 90% again in fewer steps"
-            yield fewer_steps(claim, steps_to(ours), steps_to(flat), most)
-            yield fewer_steps(f"{claim}, and stays there", settled(ours), settled(flat), most)
-        moved = ([transfer.agents[a].over("all", "moved") for transfer in transfers] for a in (agent, "flat"))
-        yield fewer_weights(f"the {name} society moves fewer of its weights", *moved)
+            ours, flat = transfer.agents[agent].second, transfer.agents[other].second
+            whole = success_curve(ours)[0][-1], success_curve(flat)[0][-1]
+            claim = f"[{transfer.name}] {society} reaches 90% again in fewer steps{than}"
+            yield fewer_steps(claim, steps_to(ours), steps_to(flat), whole)
+            yield fewer_steps(f"{claim}, and stays there", settled(ours), settled(flat), whole)
+        moved = ([transfer.agents[a].over("all", "moved") for transfer in transfers] for a in (agent, other))
+        yield fewer_weights(f"{society} moves fewer of its weights{than}", *moved)
     for transfer in transfers:
         if transfer.early:
             ours, flat = (
@@ -311,25 +320,22 @@ def _verdicts(transfers: list[Transfer]) -> Iterator[Verdict]:
 # --- the report
 
 
-def _spread(values: list[float | None]) -> dict[str, Any]:
-    known = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known)) if known else None,
-        "never": len(values) - len(known),
-    }
-
-
 def _summary(transfers: list[Transfer], agent: str) -> dict[str, Any]:
     """The measures of an agent, over all transfer tasks and seeds together and for each task."""
     tasks = {}
     for transfer in transfers:
         condition = transfer.agents[agent]
-        stays = [None if np.isnan(steps) else float(steps) for steps in settled(condition.second)]
-        tasks[transfer.name] = condition.entry | {"steps_to_stay_above_90_transfer": _spread(stays) | {"seeds": stays}}
+        stays = steps_spread(condition.second, settled(condition.second))
+        tasks[transfer.name] = condition.entry | {"steps_to_stay_above_90_transfer": stays}
 
     def pooled(key: str) -> dict[str, Any]:
-        return _spread([value for entry in tasks.values() for value in entry[key]["seeds"]])
+        entries = [entry[key] for entry in tasks.values()]
+        known = [value for entry in entries for value in entry["seeds"] if value is not None]
+        return {
+            "mean": float(np.mean(known)) if known else None,
+            "std": float(np.std(known)) if known else None,
+            "never": sum(entry["never"] for entry in entries),
+        }
 
     return {key: pooled(key) for key in _POOLED} | {"tasks": tasks}
 
@@ -365,17 +371,17 @@ def _draw_transfers(transfers: list[Transfer]) -> Any:
 
 def _draw_moved(transfers: list[Transfer]) -> Any:
     """Share of the weights that moved: interquartile mean over seeds and its interval."""
-    fig, (ax,) = plotting.figure(width=7.5, height=1.2 + 0.6 * len(transfers))
-    for i, agent in enumerate(AGENTS):
+    fig, (ax,) = plotting.figure(width=7.5, height=1.4 + 0.9 * len(transfers))
+    for i, agent in enumerate(CONDITIONS):
         moved = [interquartile_mean(transfer.agents[agent].over("all", "moved")) for transfer in transfers]
         value = np.array([m.value for m in moved])
         error = np.array([[m.value - m.low for m in moved], [m.high - m.value for m in moved]])
-        y = np.arange(len(transfers)) + (i - 1) * 0.27
-        ax.barh(y, value, 0.25, xerr=error, color=f"C{i}", alpha=0.8, label=agent)
+        y = np.arange(len(transfers)) + (i - (len(CONDITIONS) - 1) / 2) * 0.17
+        ax.barh(y, value, 0.15, xerr=error, color=f"C{i}", alpha=0.8, label=agent)
     ax.set_yticks(range(len(transfers)), [f"{t.name}\n{FIRST} → {t.task}" for t in transfers], fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel="share of all weights that moved", xlim=(0, 1))
-    fig.legend(loc="outside upper center", ncol=len(AGENTS), frameon=False)
+    fig.legend(loc="outside upper center", ncol=3, frameon=False)
     return fig
 
 
@@ -383,10 +389,10 @@ def run(options: ExperimentOptions) -> Report:
     """Train every agent on the first tasks, then from its parameters on the transfer tasks, and test the claims."""
     cells, before = tasks(options), fitting.compiles()
     topologies = dict.fromkeys(topology for topology, _, _ in cells)
-    first = [condition(agent, topology, FIRST, options.seeds) for agent in AGENTS for topology in topologies]
+    first = [condition(agent, topology, FIRST, options.seeds) for agent in CONDITIONS for topology in topologies]
     trained = options.train(first, "first tasks")
 
-    second = [condition(agent, topology, task, options.seeds) for agent in AGENTS for topology, _, task in cells]
+    second = [condition(agent, topology, task, options.seeds) for agent in CONDITIONS for topology, _, task in cells]
     early = [
         condition(agent, topology, task, options.seeds, "early", steps=_EARLY)
         for agent in (() if options.quick else _STEADY)
@@ -394,7 +400,7 @@ def run(options: ExperimentOptions) -> Report:
     ]
     starts = {
         _name(agent, topology, task, stage): trained[_name(agent, topology, FIRST)]
-        for agent in AGENTS
+        for agent in CONDITIONS
         for topology, _, task in cells
         for stage in ("", "early")
     }
@@ -406,7 +412,7 @@ def run(options: ExperimentOptions) -> Report:
             task,
             {
                 name: TransferCondition(name, trained[_name(name, topology, FIRST)], moved[_name(name, topology, task)])
-                for name in AGENTS
+                for name in CONDITIONS
             },
             {agent: moved[_name(agent, topology, task, "early")] for agent in _STEADY if early},
         )
@@ -418,9 +424,11 @@ def run(options: ExperimentOptions) -> Report:
             f"one decision of {FIRST} changes: {options.seeds} seeds, {_STEPS / 1000:.0f} k steps on each task",
             [row for transfer in transfers for row in transfer.rows()],
             "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
+            "exploring: the same settings with an entropy weight of .1\n"
             "k steps after: until 90% of a chunk's episodes first succeed during training; a valuation society then\n"
             "explores at a constant rate of .1, with which perfect bids succeed in more than 99%\n"
-            "k steps to stay: until success no longer falls below that; reached, stay: numbers of such seeds\n"
+            "k steps to stay: until success no longer falls below that; reached, stay: numbers of such seeds;\n"
+            "other seeds count as the whole run\n"
             "moved: share of the weights that moved by more than a tenth of their layer's root mean square",
             aside=("first", "k steps", "transfer", "change"),
         ),
@@ -453,8 +461,8 @@ def run(options: ExperimentOptions) -> Report:
             "programs": len({c.config.settings.trainable for c in (*first, *second)}),
             "compiled_now": fitting.compiles() - before,
             "budget": _BUDGET,
-            "settings": AGENTS,
-            "arms": {agent: _summary(transfers, agent) for agent in AGENTS}
+            "settings": CONDITIONS,
+            "arms": {agent: _summary(transfers, agent) for agent in CONDITIONS}
             | {"hierarchical": dict.fromkeys(_POOLED) | {"tasks": {}, "note": "there are no options in these tasks"}},
         },
         tables=tables,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.console import Group
 from rich.text import Text
+from scipy import stats
 
 from jaxmarket.runs import files, sweeps
-from jaxmarket.runs.estimates import Estimate, ResultTable, interquartile_mean
+from jaxmarket.runs.estimates import Estimate, ResultTable, difference, interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun, to_json
 from jaxmarket.view import plotting
 from jaxmarket.view.text import DataTable, Screen, cell
@@ -20,7 +21,17 @@ from jaxmarket.view.text import DataTable, Screen, cell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Estimate", "ExperimentOptions", "Report", "ResultTable", "Verdict", "interquartile_mean", "tally"]
+__all__ = [
+    "Estimate",
+    "ExperimentOptions",
+    "Report",
+    "ResultTable",
+    "Verdict",
+    "by_chance",
+    "difference",
+    "interquartile_mean",
+    "tally",
+]
 
 Standing = Literal["confirmed", "not confirmed", "not testable"]
 _STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red", "not testable": "yellow"}
@@ -69,9 +80,26 @@ def tally(hits: np.ndarray) -> str:
     return f"{int(hits.sum())}/{len(hits)}"
 
 
+def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
+    """The probability of at least as many hits if hits and misses are equally likely, as text: a one-sided sign test.
+
+    Args:
+        hits: whether the claim holds for a seed, bool [seeds].
+        misses: whether the opposite holds, bool [seeds]; seeds with neither are ties, and do not count.
+    """
+    better, worse = int(np.sum(hits)), int(np.sum(misses))
+    probability = stats.binom.sf(better - 1, better + worse, 0.5)
+    return "by chance: " + ("under 0.1%" if probability < 0.001 else f"{probability:.1%}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether a claim is confirmed, and the number that decides it."""
+    """Whether a claim is confirmed, and the number that decides it.
+
+    Whether two conditions differ is decided by Welch's interval of the difference of their means (`difference`): they
+    differ if it excludes zero, and cannot be distinguished if it contains zero. The evidence has this interval, and
+    for numbers of seeds that are better or worse the probability that they arise `by_chance`.
+    """
 
     claim: str
     standing: Standing

@@ -5,11 +5,12 @@ Success is `termination_rate`: the tasks terminate only when they are solved.
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxmarket.experiments.report import Estimate, interquartile_mean, tally
+from jaxmarket.experiments.report import Estimate, Verdict, difference, interquartile_mean, tally
 from jaxmarket.metrics import env_steps
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.transfer import weight_changes
@@ -20,14 +21,34 @@ __all__ = [
     "TransferCondition",
     "draw_curves",
     "draw_weights",
+    "exploring",
+    "fewer_steps",
     "first_task",
-    "over_reached",
+    "kind_of",
+    "lower_bound",
+    "steps_spread",
     "steps_to",
     "success_curve",
 ]
 
 LEVEL = 0.9
 """The success rate that `steps_to` measures."""
+
+_MORE_ENTROPY = {"entropy": 0.1}
+
+
+def exploring(settings: Mapping[str, dict[str, Any]], agents: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The settings of these agents with an entropy weight of .1, as ``…-exploring``.
+
+    Grids choose settings on the first task; they may be worse on the next one, because a policy that has become
+    deterministic cannot relearn.
+    """
+    return {f"{agent}-exploring": settings[agent] | _MORE_ENTROPY for agent in agents}
+
+
+def kind_of(name: str) -> str:
+    """The agent of which a condition, such as ``flat-exploring``, is a variant."""
+    return name.partition("-")[0]
 
 
 def success_curve(run: SavedRun) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +65,37 @@ def steps_to(run: SavedRun, level: float = LEVEL) -> np.ndarray:
     reached = success >= level  # False for NaN, the rate of a chunk in which no episode ended
     first = reached.argmax(0)
     return np.where(reached.any(0), steps[first, np.arange(steps.shape[1])], np.nan)
+
+
+def lower_bound(run: SavedRun, steps: np.ndarray) -> np.ndarray:
+    """Steps to a level, and the steps of the whole run for seeds that never reached it (NaN): f [seeds]."""
+    return np.where(np.isnan(steps), success_curve(run)[0][-1], steps)
+
+
+def fewer_steps(
+    claim: str, ours: np.ndarray, theirs: np.ndarray, whole: tuple[np.ndarray | float, np.ndarray | float]
+) -> Verdict:
+    """Whether one condition needs fewer steps than another: the interval of the difference is below zero.
+
+    Args:
+        claim: what is claimed.
+        ours: steps, f [seeds]; NaN (never) counts as the steps of the whole run, a lower bound. If more than a quarter
+            of these seeds are NaN (interquartile means ignore the slowest quarter), the claim is not confirmed.
+        theirs: as for ``ours``.
+        whole: steps of the whole run, of both conditions; f [seeds] or one number.
+    """
+    reached = [~np.isnan(steps) for steps in (ours, theirs)]
+    mine, others = (
+        np.where(there, steps, most) for there, steps, most in zip(reached, (ours, theirs), whole, strict=True)
+    )
+    middle, other, gap = interquartile_mean(mine), interquartile_mean(others), difference(mine, others)
+    return Verdict.of(
+        claim,
+        bool(reached[0].mean() >= 0.75 and gap.high < 0),
+        middle.value / other.value,
+        f"{middle} steps ({tally(reached[0])} seeds reach it) against {other} ({tally(reached[1])}); others count as "
+        f"the whole run; difference of the means {gap}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +128,9 @@ class TransferCondition:
         return {
             "arm": self.name,
             "first": _rate(self.first),
-            "k steps": over_reached(steps_to(self.first) / 1000),
+            "k steps": interquartile_mean(lower_bound(self.first, steps_to(self.first)) / 1000),
             "transfer": _rate(self.second),
-            "k steps after": over_reached(steps_to(self.second) / 1000),
+            "k steps after": interquartile_mean(lower_bound(self.second, steps_to(self.second)) / 1000),
             "reached": tally(~np.isnan(steps_to(self.second))),
             "moved": interquartile_mean(self.over("all", "moved")),
             "policies moved": interquartile_mean(self.over("policies", "moved")),
@@ -87,12 +139,12 @@ class TransferCondition:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The entry of a report's ``agents``; steps are null if no seed reached the level."""
+        """The entry of a report's ``arms``."""
         return {
             **first_task(self.first),
             "success_transfer": _spread(np.array(self.second.summary["sampled_termination_rate_seeds"])),
             "success_transfer_greedy": _spread(np.array(self.second.summary["termination_rate_seeds"])),
-            "steps_to_90_transfer": _spread(steps_to(self.second)),
+            "steps_to_90_transfer": steps_spread(self.second, steps_to(self.second)),
             "share_of_weights_moved": _spread(self.over("all", "moved")),
             "share_of_policy_weights_moved": _spread(self.over("policies", "moved")),
             "relative_weight_change": _spread(self.over("all", "change")),
@@ -105,7 +157,7 @@ def first_task(run: SavedRun) -> dict[str, Any]:
     return {
         "success_first": _spread(np.array(run.summary["sampled_termination_rate_seeds"])),
         "success_first_greedy": _spread(np.array(run.summary["termination_rate_seeds"])),
-        "steps_to_90_first": _spread(steps_to(run)),
+        "steps_to_90_first": steps_spread(run, steps_to(run)),
         "env_steps_first": float(success_curve(run)[0][-1].max()),
     }
 
@@ -114,10 +166,9 @@ def _rate(run: SavedRun) -> Estimate:
     return interquartile_mean(run.summary["sampled_termination_rate_seeds"])
 
 
-def over_reached(steps: np.ndarray) -> Estimate | None:
-    """Interquartile mean over the seeds that reached the level; None if none did."""
-    reached = steps[~np.isnan(steps)]
-    return interquartile_mean(reached) if len(reached) else None
+def steps_spread(run: SavedRun, steps: np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation and range of steps to a level; seeds that never reach it count as the whole run."""
+    return _spread(lower_bound(run, steps)) | {"never": int(np.isnan(steps).sum())}
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:

@@ -31,11 +31,12 @@ from jaxmarket.experiments.report import (
     Report,
     ResultTable,
     Verdict,
+    difference,
     interquartile_mean,
     tally,
 )
 from jaxmarket.experiments.settings import train_config
-from jaxmarket.experiments.transfer_conditions import LEVEL, over_reached
+from jaxmarket.experiments.transfer_conditions import LEVEL
 from jaxmarket.keys import key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import files
@@ -394,16 +395,16 @@ def operations_per_line(curve: Curve) -> np.ndarray:
     return curve.steps_to(curve.own) * curve.jobs / curve.lines
 
 
-def _least(curve: Curve, cost: Cost) -> tuple[Estimate, np.ndarray]:
-    """A cost and which seeds reached the level; others count as the whole run, a lower bound."""
+def _least(curve: Curve, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
+    """A cost and which seeds reached the level, [S] each; others count as the whole run, a lower bound."""
     values = cost(curve)
     there = ~np.isnan(values)
     whole = cost(dataclasses.replace(curve, returns=np.repeat([[0.0], [np.inf]], [len(curve.steps) - 1, 1], 0).T))
-    return interquartile_mean(np.where(there, values, whole)), there
+    return np.where(there, values, whole), there
 
 
 def sooner(claim: str, ours: list[Curve], theirs: list[Curve], cost: Cost) -> Verdict:
-    """Whether one condition costs less than another on every number of lines: intervals do not overlap.
+    """Whether one condition costs less than another on every number of lines: intervals of differences are below zero.
 
     Args:
         claim: what is claimed.
@@ -415,11 +416,13 @@ def sooner(claim: str, ours: list[Curve], theirs: list[Curve], cost: Cost) -> Ve
     said, held = [], []
     ratio = float("nan")
     for first, second in zip(ours, theirs, strict=True):
-        (lower, reached), (higher, others_reached) = _least(first, cost), _least(second, cost)
-        held.append(reached.mean() >= 0.75 and lower.high < higher.low)
+        (costs, reached), (other_costs, others_reached) = _least(first, cost), _least(second, cost)
+        gap = difference(costs, other_costs)
+        held.append(reached.mean() >= 0.75 and gap.high < 0)
+        lower, higher = interquartile_mean(costs), interquartile_mean(other_costs)
         ratio = lower.value / higher.value
         evidence = f"{_count(lower)} ({tally(reached)}) against {_count(higher)} ({tally(others_reached)})"
-        said.append(f"{first.lines} lines {evidence}")
+        said.append(f"{first.lines} lines {evidence}, difference of the means {_count(gap)}")
     return Verdict.of(claim, bool(np.all(held)), ratio, "; ".join(said))
 
 
@@ -435,17 +438,22 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
 
     single, most = 1, max(lines for _, lines in curves)
     deep, wide = of("deep"), of("wide")
-    (alone, _), (together, _) = (_least(curves[arm, single], steps_to_own) for arm in ("deep", "wide"))
+    alone, together = (_least(curves[arm, single], steps_to_own)[0] for arm in ("deep", "wide"))
+    deep_one, wide_one, gap = interquartile_mean(alone), interquartile_mean(together), difference(together, alone)
     yield Verdict.of(
         "on one line, where both markets are the same, both need as many steps (control)",
-        alone.low <= together.high and together.low <= alone.high, together.value / alone.value,
-        f"wide {_count(together)} steps, deep {_count(alone)}",
+        gap.low <= 0 <= gap.high, wide_one.value / deep_one.value,
+        f"wide {_count(wide_one)} steps, deep {_count(deep_one)}; difference of the means {_count(gap)}",
     )  # fmt: skip
     finals = [(interquartile_mean(w.final), interquartile_mean(d.final)) for w, d in zip(wide, deep, strict=True)]
+    leads = [difference(w.final, d.final) for w, d in zip(wide, deep, strict=True)]
     yield Verdict.of(
         "[per step] on two or more lines the wide market earns more (by construction up to once per line)",
-        all(w.low > d.high for w, d in finals), finals[-1][0].value / finals[-1][1].value,
-        "; ".join(f"{c.lines} lines {w.value:.1f}, deep {d.value:.1f}" for c, (w, d) in zip(wide, finals, strict=True)),
+        all(lead.low > 0 for lead in leads), finals[-1][0].value / finals[-1][1].value,
+        "; ".join(
+            f"{c.lines} lines {w.value:.1f}, deep {d.value:.1f}, difference of the means {lead}"
+            for c, (w, d), lead in zip(wide, finals, leads, strict=True)
+        ),
     )  # fmt: skip
     yield sooner(
         "the wide market reaches 90% of its own optimum in fewer steps than the deep one", wide, deep, steps_to_own
@@ -455,11 +463,14 @@ def _verdicts(curves: dict[tuple[str, int], Curve]) -> Iterator[Verdict]:
     claim = "the wide market reaches 90% of its own optimum with fewer operations per line than the deep one"
     yield sooner(claim, wide, deep, operations_per_line)
     for arm, grows in (("wide", False), ("deep", True)):
-        first, last = (_least(curves[arm, lines], steps_to_own)[0] for lines in (single, most))
-        grown = last.low > first.high
+        costs = [_least(curves[arm, lines], steps_to_own)[0] for lines in (single, most)]
+        first, last = map(interquartile_mean, costs)
+        gap = difference(costs[1], costs[0])
+        grown = gap.low > 0
         yield Verdict.of(
             f"the {arm} market's steps to its optimum {'grow' if grows else 'do not grow'} with the number of lines",
-            grown == grows, last.value / first.value, f"{most} lines {_count(last)}, one line {_count(first)}",
+            grown == grows, last.value / first.value,
+            f"{most} lines {_count(last)}, one line {_count(first)}; difference of the means {_count(gap)}",
         )  # fmt: skip
     for baseline in _BASELINES:
         theirs = of(baseline)
@@ -493,6 +504,12 @@ def _prices(curve: Curve) -> np.ndarray:
 # --- the report
 
 
+def _over_reached(steps: np.ndarray) -> Estimate | None:
+    """Interquartile mean over the seeds that reached the level; None if none did."""
+    reached = steps[~np.isnan(steps)]
+    return interquartile_mean(reached) if len(reached) else None
+
+
 def _row(curve: Curve) -> dict[str, Any]:
     own, serial = steps_to_own(curve), steps_to_serial(curve)
     return {
@@ -500,10 +517,10 @@ def _row(curve: Curve) -> dict[str, Any]:
         "arm": curve.arm,
         "of own optimum": interquartile_mean(curve.final / curve.own),
         "of parallel optimum": interquartile_mean(curve.final / (curve.serial * curve.lines)),
-        "k steps": over_reached(own / 1000),
+        "k steps": _over_reached(own / 1000),
         "reached": tally(~np.isnan(own)),
-        "k operations per line": over_reached(operations_per_line(curve) / 1000),
-        "k steps to serial": over_reached(serial / 1000),
+        "k operations per line": _over_reached(operations_per_line(curve) / 1000),
+        "k steps to serial": _over_reached(serial / 1000),
     }
 
 
@@ -535,7 +552,7 @@ def _draw_steps(curves: dict[tuple[str, int], Curve]) -> "Figure":
         for arm, colour in _COLOURS.items():
             shown = [curve for (name, _), curve in sorted(curves.items()) if name == arm]
             shown = [curve for curve in shown if (~np.isnan(cost(curve))).mean() >= 0.5]
-            found = [_least(curve, cost)[0] for curve in shown]
+            found = [interquartile_mean(_least(curve, cost)[0]) for curve in shown]
             if not found:
                 continue
             value = np.array([f.value for f in found])

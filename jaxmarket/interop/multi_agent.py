@@ -6,6 +6,7 @@ with arrays instead of dicts, without JaxMARL.
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -18,11 +19,14 @@ from jaxmarket.society import Society, advance, draw, reset
 from jaxmarket.types import Array, PyTree, Rules, State, real
 from jaxmarket.validation import short_repr
 
+_stdout = sys.stdout  # importing JaxMARL replaces it, and notebooks then show no printed lines
 try:
     from jaxmarl.environments.multi_agent_env import MultiAgentEnv
     from jaxmarl.environments.spaces import Box, Discrete, Space
 except ModuleNotFoundError as error:
     raise ImportError("jaxmarket.interop.multi_agent needs JaxMARL: pip install 'jaxmarket[marl]'") from error
+finally:
+    sys.stdout = _stdout
 
 __all__ = ["MarketEnv"]
 

@@ -200,6 +200,11 @@ def test_where_sellers_are_paid_by_the_mint_the_subsidy_is_recorded():
     assert experiment._multiplexer_row("no conservation", grown)["right"] <= 1
 
 
+def test_numbers_of_seeds_say_how_likely_they_are_by_chance():
+    counts = experiment._counts(np.array([0.1, 0.2, 0.3, -0.1, 0.0]))
+    assert counts == "worse on 3/5 seeds, better on 1/5; by chance: 31.2%"  # 5 of 16: three or four heads of four
+
+
 def test_it_is_registered():
     assert EXPERIMENTS["bucket-brigade"].run is experiment.run
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from jaxmarket.experiments import (
     truthfulness,
 )
 from jaxmarket.experiments.numerical import NumericalCondition, NumericalResult
+from jaxmarket.experiments.report import by_chance
 from jaxmarket.experiments.truthfulness import Seat
 from jaxmarket.runs import fitting, run_folder
 
@@ -257,6 +259,40 @@ def test_a_bootstrap_interval_covers():
     rng = np.random.default_rng(0)
     inside = sum(e.low <= 0 <= e.high for e in (interquartile_mean(rng.normal(size=24)) for _ in range(200)))
     assert 170 <= inside <= 200
+
+
+def test_by_chance_is_the_upper_tail_of_a_fair_coin_without_ties():
+    def after(better, worse, ties=0):
+        hits = np.repeat([True, False, False], (better, worse, ties))
+        return by_chance(hits, np.repeat([False, True, False], (better, worse, ties)))
+
+    assert after(8, 0) == after(8, 0, ties=8) == "by chance: 0.4%"  # 1 / 256
+    assert after(7, 1) == "by chance: 3.5%"  # (8 + 1) / 256
+    assert after(1, 7) == "by chance: 99.6%"
+    assert after(10, 0) == "by chance: under 0.1%"  # 1 / 1024
+    assert after(0, 0, ties=4) == "by chance: 100.0%"
+    for better, worse in itertools.product(range(5), range(5)):  # all outcomes of as many coins
+        heads = [sum(tossed) >= better for tossed in itertools.product((0, 1), repeat=better + worse)]
+        assert after(better, worse) == f"by chance: {np.mean(heads):.1%}"
+
+
+def test_redundancy_is_decided_by_the_difference(tmp_path):
+    """Intervals of both conditions overlap, and the one of the difference excludes zero."""
+    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
+    returns = {"cloned": 0.70, "solitary": 0.66, "cloned, dropout": 0.70, "solitary, dropout": 0.70}
+    noise = 0.04 * np.linspace(-1, 1, 8)
+    for condition in redundancy.conditions(options):
+        name = condition.config.adapter.name
+        values = (returns[condition.name] + noise + (0.2 if name == "Chain-v0" else 0) * noise).tolist()
+        cases = ("none", "best bidder", "any other", "best primitive")
+        measured = {case: {"at once": values, "trained on": values} for case in cases}
+        label = condition.label.replace(", ", "-").replace(" ", "-")
+        (tmp_path / f"{label}.json").write_text(json.dumps(measured))
+    verdicts = redundancy.run(options).verdicts
+    better, equal = verdicts[0], verdicts[-1]
+    assert (better.standing, better.number) == ("confirmed", pytest.approx(0.04))
+    assert "difference of the means 0.040 [" in better.evidence
+    assert (equal.standing, equal.number) == ("not confirmed", pytest.approx(0))
 
 
 def test_a_report_as_files_and_as_one_line(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from jaxmarket.environments import topologies
 from jaxmarket.environments.topologies import TOPOLOGIES, common_ancestor, common_descendant, linear_chain
 from jaxmarket.experiments import EXPERIMENTS, ExperimentOptions, modularity
-from jaxmarket.experiments.transfer_conditions import TransferCondition, steps_to
+from jaxmarket.experiments.transfer_conditions import TransferCondition, kind_of, steps_to
 from jaxmarket.runs import fitting, run_folder
 from jaxmarket.runs.run_folder import SavedRun
 
@@ -108,14 +108,14 @@ def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
 
 
 def transfer(society, valuation, flat, early=None):
-    def arm(name, reached, scale):
+    """A transfer of these curves; conditions with more entropy have those of their agent."""
+    curves = {"society": (society, 1.05), "society valuation": (valuation, 1.5), "flat": (flat, 1.2)}
+
+    def arm(name):
+        reached, scale = curves[kind_of(name)]
         return TransferCondition(name, made(name, "ABC", [1] * SEEDS), made(name, "ABD", reached, scale=scale))
 
-    arms = {
-        "society": arm("society", society, 1.05),
-        "society valuation": arm("society valuation", valuation, 1.5),
-        "flat": arm("flat", flat, 1.2),
-    }
+    arms = {name: arm(name) for name in modularity.CONDITIONS}
     return modularity.Transfer("linear chain", "last", "ABD", arms, early or {})
 
 
@@ -125,9 +125,10 @@ def test_the_main_table_by_hand():
     assert rows["society"]["k steps after"].value == rows["society"]["k steps to stay"].value == 1.024
     assert (rows["society"]["moved"].value, rows["flat"]["moved"].value) == (0, 1)  # by 5%, which is none; by 20%
     assert rows["flat"]["change"].value == pytest.approx(0.2, rel=1e-5)
-    assert rows["flat"]["k steps after"].value == 4.096
+    assert rows["flat"]["k steps after"].value == pytest.approx(4.096)  # the middle half of 8, 8, 8, 10 chunks
     assert (rows["flat"]["reached"], rows["society valuation"]["reached"]) == ("3/4", "0/4")
-    assert rows["society valuation"]["k steps after"] is rows["society valuation"]["k steps to stay"] is None
+    valuation = rows["society valuation"]
+    assert valuation["k steps after"].value == valuation["k steps to stay"].value == 5.12  # the whole run
     assert (rows["flat"]["stay"], rows["society valuation"]["stay"]) == ("3/4", "0/4")
     assert rows["society valuation"]["transfer"].value == 0
 
@@ -135,35 +136,16 @@ def test_the_main_table_by_hand():
 def test_the_arms_of_the_report_pool_tasks_and_seeds():
     made_up = [transfer([2] * 4, [None] * 4, [8, 8, 8, None]), transfer([4] * 4, [None] * 4, [8] * 4)]
     made_up[1] = dataclasses.replace(made_up[1], change="middle")
-    arms = {arm: modularity._summary(made_up, arm) for arm in modularity.AGENTS}
+    arms = {arm: modularity._summary(made_up, arm) for arm in modularity.CONDITIONS}
     for steps in ("steps_to_90_transfer", "steps_to_stay_above_90_transfer"):
         assert arms["society"][steps] == {"mean": 1536, "std": 512, "never": 0}
-    assert arms["society valuation"]["steps_to_90_transfer"] == {"mean": None, "std": None, "never": 8}
-    assert arms["flat"]["steps_to_90_transfer"] == {"mean": 4096, "std": 0, "never": 1}
+    assert arms["society valuation"]["steps_to_90_transfer"] == {"mean": 5120, "std": 0, "never": 8}
+    steps = [4096] * 7 + [5120]
+    assert arms["flat"]["steps_to_90_transfer"] == {"mean": np.mean(steps), "std": np.std(steps), "never": 1}
     assert arms["flat"]["share_of_weights_moved"] == {"mean": 1, "std": 0, "never": 0}
     assert arms["flat"]["success_first"]["mean"] == 1
     assert set(arms["flat"]["tasks"]) == {"linear chain, last", "linear chain, middle"}
     assert arms["flat"]["tasks"]["linear chain, last"]["steps_to_90_transfer"]["never"] == 1
-
-
-@pytest.mark.parametrize(
-    ("society", "flat", "standing", "says"),
-    [
-        ([10, 11, 12, 13], [20, 21, 22, 23], "confirmed", "(4/4 seeds reach it)"),
-        ([20, 21, 22, 23], [10, 11, 12, 13], "not confirmed", "(4/4)"),
-        ([10, 15, 20, 25], [12, 17, 22, 27], "not confirmed", "(4/4)"),  # intervals overlap
-        ([10, 11, np.nan, np.nan], [150, 150, 150, 150], "not confirmed", "(2/4 seeds"),  # whatever the others need
-        ([10, 11, 12, 13], [np.nan] * 4, "confirmed", "flat 100,000 [100,000, 100,000] (0/4)"),
-        ([10, 11, 12, 13], [5, 5, 5, np.nan], "not confirmed", "(3/4)"),
-        ([np.nan] * 4, [np.nan] * 4, "not confirmed", "(0/4 seeds"),
-    ],
-)
-def test_fewer_steps_needs_most_seeds_and_intervals_apart(society, flat, standing, says):
-    society, flat = (np.array(steps) * 1000.0 for steps in (society, flat))
-    verdict = modularity.fewer_steps("it is faster", society, flat, most=100_000)
-    assert verdict.standing == standing
-    assert says in verdict.evidence
-    assert verdict.number is not None
 
 
 def test_fewer_weights_means_in_every_transfer():
@@ -171,6 +153,7 @@ def test_fewer_weights_means_in_every_transfer():
     verdict = modularity.fewer_weights("", [low, low], [high, high])
     assert (verdict.standing, verdict.number) == ("confirmed", pytest.approx(0.15))
     assert "2/2" in verdict.evidence
+    assert "difference of the means -0.450 [" in verdict.evidence
     verdict = modularity.fewer_weights("", [low, high], [high, high])
     assert (verdict.standing, verdict.number) == ("not confirmed", pytest.approx(0.6))
     assert "1/2" in verdict.evidence
@@ -215,8 +198,18 @@ def test_whether_the_other_decisions_stayed_right_is_judged_where_it_was_measure
     *others, last = modularity._verdicts([with_early])
     assert (last.standing, last.number) == ("confirmed", 1)
     assert "flat 0.000" in last.evidence
-    assert len(others) == 6
-    assert len(list(modularity._verdicts([transfer([2] * 4, [2] * 4, [2] * 4)]))) == 6
+    assert len(others) == 3 * len(modularity.PAIRS) == 12
+    assert len(list(modularity._verdicts([transfer([2] * 4, [2] * 4, [2] * 4)]))) == 12
+
+
+def test_societies_are_compared_with_the_agent_that_has_more_entropy():
+    runs = transfer([4] * 4, [4] * 4, [8] * 4)
+    runs.agents["flat-exploring"] = transfer([4] * 4, [4] * 4, [2] * 4).agents["flat-exploring"]
+    found = {v.claim: v.standing for v in modularity._verdicts([runs])}
+    claim = "[linear chain, last] the {} society reaches 90% again in fewer steps{}"
+    assert found[claim.format("ppo", "")] == found[claim.format("valuation", "")] == "confirmed"
+    for society in ("exploring", "valuation"):
+        assert found[claim.format(society, " than flat-exploring")] == "not confirmed"
 
 
 # --- the experiment
@@ -228,7 +221,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modularity, "QUICK", ("linear chain",))
         patch.setattr(modularity, "_KINDS", {arm: {"agent": "monolith"} for arm in modularity.AGENTS})
-        patch.setattr(modularity, "AGENTS", dict.fromkeys(modularity.AGENTS, modularity.AGENTS["flat"]))
+        patch.setattr(modularity, "CONDITIONS", dict.fromkeys(modularity.CONDITIONS, modularity.AGENTS["flat"]))
         patch.setattr(modularity, "_BUDGET", modularity._BUDGET | {"steps": 3 * 512})
         options = ExperimentOptions(tmp_path_factory.mktemp("modularity"), seeds=2, quick=True, progress=False)
         first = modularity.run(options)
@@ -240,7 +233,7 @@ def tiny(tmp_path_factory):
 def test_the_report_has_the_promised_fields(tiny):
     _, report, _ = tiny
     line = json.loads(dataclasses.replace(report, name="modularity").to_json())
-    assert set(line["arms"]) == {"society", "society valuation", "flat", "hierarchical"}
+    assert set(line["arms"]) == {*modularity.CONDITIONS, "hierarchical"}
     for name, arm in line["arms"].items():
         assert {"success_first", "steps_to_90_transfer", "share_of_weights_moved", "tasks"} <= set(arm)
         if name != "hierarchical":
@@ -248,8 +241,8 @@ def test_the_report_has_the_promised_fields(tiny):
             assert {"mean", "std"} <= set(arm["steps_to_90_transfer"])
     assert line["arms"]["hierarchical"]["steps_to_90_transfer"] is None
     assert "no options" in line["arms"]["hierarchical"]["note"]
-    assert [row["arm"] for row in line["table"]] == list(modularity.AGENTS)
-    assert len(line["verdicts"]) == 6
+    assert [row["arm"] for row in line["table"]] == list(modularity.CONDITIONS)
+    assert len(line["verdicts"]) == 12
     assert set(report.figures) == {"transfers", "moved", "weights"}
 
 
@@ -275,6 +268,6 @@ def test_finished_stages_are_not_trained_again(tiny):
 
 def test_grids_are_of_one_size_and_hold_what_is_used():
     assert {len(grid) for grid in modularity.GRIDS.values()} == {12}
-    for arm, settings in modularity.AGENTS.items():
-        assert settings in modularity.GRIDS[arm]
+    for arm, settings in modularity.CONDITIONS.items():
+        assert settings in modularity.GRIDS[kind_of(arm)]
     assert EXPERIMENTS["modularity"].run is modularity.run

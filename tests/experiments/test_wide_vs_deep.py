@@ -93,8 +93,8 @@ def test_steps_to_a_level_are_those_of_the_first_look_that_shows_it():
     half = dataclasses.replace(one, own=64.0, jobs=2)
     np.testing.assert_array_equal(experiment.steps_to_serial(half), [20, 10, np.nan])
     np.testing.assert_array_equal(experiment.operations_per_line(dataclasses.replace(one, jobs=1)), [10, 5, np.nan])
-    estimate, there = experiment._least(one, experiment.operations_per_line)
-    assert there.tolist() == [True, True, False] and estimate.value == np.mean([10, 5, 20])
+    costs, there = experiment._least(one, experiment.operations_per_line)
+    assert there.tolist() == [True, True, False] and costs.tolist() == [10, 5, 20]
 
 
 def test_who_is_sooner():
@@ -105,11 +105,24 @@ def test_who_is_sooner():
     assert judge(fast, slow).standing == "confirmed" and judge(slow, fast).standing == "not confirmed"
     assert judge(fast, fast).standing == "not confirmed"
     assert judge([fast[0], slow[1]], slow).standing == "not confirmed"  # on every number of lines
-    assert judge([curve("wide", 2, 300, seeds=16, never=1)], slow[:1]).standing == "confirmed"
-    assert judge([curve("wide", 2, 300, seeds=16, never=5)], slow[:1]).standing == "not confirmed"
+    late = [curve("deep", 2, 8000)]  # seeds that never reach it count as 10,240 steps
+    assert judge([curve("wide", 2, 300, seeds=16, never=1)], late).standing == "confirmed"
+    assert judge([curve("wide", 2, 300, seeds=16, never=1)], slow[:1]).standing == "not confirmed"
+    assert judge([curve("wide", 2, 300, seeds=16, never=5)], late).standing == "not confirmed"
     assert judge(fast, [curve("deep", n, 300, never=8) for n in (2, 4)]).standing == "confirmed"
     verdict = judge(fast, slow)
     assert 0.3 < verdict.number < 0.4 and "2 lines" in verdict.evidence and "(8/8) against" in verdict.evidence
+    assert "difference of the means -" in verdict.evidence
+
+
+@pytest.mark.parametrize(("wide", "standing"), [(400.0, "confirmed"), (410.0, "confirmed"), (430.0, "not confirmed")])
+def test_on_one_line_markets_are_equal_if_the_interval_of_the_difference_contains_zero(wide, standing):
+    at = {"deep": 400.0, "wide": wide, QUOTING: 3.0}
+    arms = (*at, *experiment._BASELINES)
+    curves = {(arm, n): curve(arm, n, at.get(arm, 900.0)) for arm in arms for n in (1, 2)}
+    control = next(iter(experiment._verdicts(curves)))
+    assert "control" in control.claim and control.standing == standing
+    assert "difference of the means " in control.evidence
 
 
 def test_the_report_is_made_of_curves(tmp_path):

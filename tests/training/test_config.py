@@ -16,6 +16,7 @@ from jaxmarket.environments import Chain
 from jaxmarket.learners import PPO
 from jaxmarket.policies import BetaHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import run_folder
+from jaxmarket.training.config import PRESETS
 
 SMALL = {"learner": "valuation", "steps": 64, "instances": 4, "horizon": 8, "minibatch": 16}
 config = functools.partial(TrainConfig, "Bandit-v0", **SMALL)
@@ -228,7 +229,7 @@ def test_keys_as_words_and_seeds_of_numpy():
 def test_settings_take_precedence_over_those_of_a_preset():
     paper = TrainConfig("Chain-v0", preset="paper").settings
     assert paper.labels["learner"] == "ppo" and paper.values["bids"] == "beta"
-    assert paper.values["learner"] == config.PRESETS["paper"]["learner"]
+    assert paper.values["learner"] == PRESETS["paper"]["learner"]
     some = TrainConfig("Chain-v0", preset="paper", learning_rate=1e-3, bid_high=2.0, exploration=0.2).settings
     assert some.learner == dataclasses.replace(paper.learner, learning_rate=1e-3, policy=some.society.policy)
     assert (some.society.policy.head.low, some.society.policy.head.high) == (0, 2)
