@@ -19,14 +19,14 @@ from jaxmarket.society import Society, advance, draw, reset
 from jaxmarket.types import Array, PyTree, Rules, State, real
 from jaxmarket.validation import short_repr
 
-_stdout = sys.stdout  # importing JaxMARL replaces it, and notebooks then show no printed lines
+_streams = sys.stdout, sys.stderr  # importing JaxMARL replaces them, and notebooks then show no printed lines
 try:
     from jaxmarl.environments.multi_agent_env import MultiAgentEnv
     from jaxmarl.environments.spaces import Box, Discrete, Space
 except ModuleNotFoundError as error:
     raise ImportError("jaxmarket.interop.multi_agent needs JaxMARL: pip install 'jaxmarket[marl]'") from error
 finally:
-    sys.stdout = _stdout
+    sys.stdout, sys.stderr = _streams
 
 __all__ = ["MarketEnv"]
 

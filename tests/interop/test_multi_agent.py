@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import subprocess
 import sys
 
 import jax
@@ -346,3 +347,14 @@ def test_gradients_through_a_scanned_market_are_finite_differences():
     assert same(winners, others)  # who wins is a step function; within a step, prices are smooth
     assert abs(float(slope)) > 0.1
     np.testing.assert_allclose(slope, (more - less) / (2 * eps), rtol=1e-3)
+
+
+def test_importing_the_interface_leaves_the_streams_as_they_are():
+    """JaxMARL replaces both when it is imported."""
+    program = (
+        "import io, sys\n"
+        "streams = sys.stdout, sys.stderr = io.StringIO(), io.StringIO()\n"
+        "import jaxmarket.interop.multi_agent\n"
+        "assert (sys.stdout, sys.stderr) == streams"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
