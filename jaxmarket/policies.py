@@ -21,6 +21,7 @@ from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import as_scalar, check_bool, check_float, check_int, check_widths
 
 __all__ = [
+    "OUTPUT",
     "UNITS",
     "Affine",
     "Beta",
@@ -44,8 +45,9 @@ __all__ = [
 
 UNITS = "units"
 """Key of a policy's units among its parameters."""
+OUTPUT = "Affine_0"
+"""Key of a policy's output layer among the parameters of its network: Flax's name for the layer."""
 
-_OUTPUT = "Affine_0"  # Flax's name for the output layer of `_Readout`
 # Smallest distance of a bid from 0 and 1. In float32, 1 - 1e-8 equals 1, where log-densities are infinite.
 _EDGE = 1e-6
 # Lower bound of a distribution's parameters. Far below it, Beta's density has no gradient in float32.
@@ -514,11 +516,11 @@ class BidPolicy:
         """
         layers, units = params["params"], params[UNITS]
         divisor = jnp.where(scale > 0, scale, 1)
-        kernel = layers[_OUTPUT]["kernel"] * (units["scale"] / divisor)
+        kernel = layers[OUTPUT]["kernel"] * (units["scale"] / divisor)
         kernel = kernel.at[-1].add((units["location"] - location) / divisor)  # the bias
         return {
             **params,
-            "params": {**layers, _OUTPUT: {"kernel": kernel}},
+            "params": {**layers, OUTPUT: {"kernel": kernel}},
             UNITS: {"location": location, "scale": scale},
         }
 
@@ -531,7 +533,7 @@ def bid_table(bids: Float[Array, "*m S"]) -> PyTree:
     """
     kernel = jnp.concatenate([bids, jnp.zeros_like(bids[..., :1])], -1)[..., None]  # the bias last
     nothing = jnp.zeros(bids.shape[:-1], bids.dtype)
-    return {"params": {_OUTPUT: {"kernel": kernel}}, UNITS: {"location": nothing, "scale": nothing + 1}}
+    return {"params": {OUTPUT: {"kernel": kernel}}, UNITS: {"location": nothing, "scale": nothing + 1}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 
 from jaxmarket.collectives import pmax
 from jaxmarket.learners.protocol import Experience, Optimizer
-from jaxmarket.policies import UNITS
+from jaxmarket.policies import OUTPUT, UNITS
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["adapted", "in_units", "revenue_range", "unless_frozen", "without_range"]
@@ -47,10 +47,15 @@ def revenue_range(
 
 
 def unless_frozen(new: PyTree, old: PyTree, opt: Optimizer) -> PyTree:
-    """``new``, or ``old`` where part of a network is frozen: its units are then frozen, too."""
+    """A policy's parameters with other units; ``old`` where its units or its output layer are frozen.
+
+    Other units change the output layer of a value head, and the bids of a distribution.
+    """
     if opt.movable is None:
         return new
-    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in jax.tree.leaves(opt.movable)]))
+    policy = opt.movable[0] if isinstance(opt.movable, tuple) else opt.movable
+    parts = jax.tree.leaves((policy[UNITS], policy["params"][OUTPUT]))
+    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in parts]))
     return jax.tree.map(lambda n, o: jnp.where(free, n, o), new, old)
 
 

@@ -49,7 +49,7 @@ def start_from(learner_state: PyTree, trained: NetworkParams) -> PyTree:
             raise ValueError(f"start: the trained networks are of {there} seeds, this run has {here}; choose {there}")
         raise ValueError(
             f"start: the trained networks do not fit this run: they have {_sizes(given)}, it needs {_sizes(wanted)}; "
-            "use the same kind of agent, primitives, clones, hidden layers and number of seeds"
+            "use the same kind of agent, primitives, clones, bids, hidden layers and number of seeds"
         )
     # Copies: training donates its state, and the trained networks are still wanted afterwards.
     new = jax.tree.map(lambda old, new: jnp.array(new, old.dtype), fresh, {k: trained[k] for k in fresh})

@@ -56,6 +56,22 @@ def test_a_given_range_is_kept(learner):
     assert UNITS not in fit(config, jax.random.key(0), progress=False).networks["policy"]
 
 
+@pytest.mark.parametrize(
+    ("learner", "frozen", "adapts"),
+    [
+        ("valuation", "policy/torso/*", True),
+        ("valuation", "policy/Affine_0", False),
+        ("ppo", "value/*", True),
+        ("ppo", "policy/units/*", False),
+        ("reinforce", "policy/*", False),
+    ],
+)
+def test_a_range_is_frozen_with_the_output_layer_and_with_nothing_else(learner, frozen, adapts):
+    config = TrainConfig(process(), learner=learner, hidden=(4,), steps=8192)
+    run = fit(config, jax.random.key(0), freeze=[frozen], progress=False)
+    assert (np.min(run.networks["policy"][UNITS]["scale"]) > 0.1) == adapts
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-100, 100, width=32), st.booleans()), min_size=1, max_size=6))
 def test_a_range_contains_the_winners_revenues_and_shrinks_slowly(auctions):
