@@ -17,7 +17,7 @@ episodes, ``return_mean`` is the reward of as many rounds as an episode has step
 | ``subsidy`` | minted money per auction: payout - price; 0 where money is conserved (Chang et al. 2020) |
 | ``winner_utility`` | reward + γ^k · proceeds - price of the winner, per auction (Chang et al. 2020) |
 | ``winning_bid`` | the winner's own bid, per auction |
-| ``saturation`` | share of winning bids within 1% of an end of the range in which bids can be: a fixed range is then too narrow |
+| ``saturation`` | share of auctions whose winning bid is within 1% of an end of the range in which bids can be; where it is large, a fixed range is too narrow |
 | ``wins`` [A] | share of all auctions each bidder won |
 | ``state_price`` [S] | mean price paid for the state; NaN where it was not sold |
 | ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than the value of winning under the optimal continuation (Chang et al. 2020, theorem 1: 0) |

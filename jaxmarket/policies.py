@@ -8,7 +8,7 @@ distributions). Policies are frozen and compare by value.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -237,8 +237,9 @@ class Point(struct.PyTreeNode):
 class Head(Protocol):
     """A bid head: maps the outputs of a bid network to a distribution over bids.
 
-    Two attributes are optional: ``adaptive``, whether bids are in the units of the policy (`BidPolicy`), which learners
-    adapt to the rewards, and not in those of rewards; and ``limits``, the lowest and the highest bid.
+    Attributes that are optional: ``adaptive``, whether the policy has units, which learners adapt to the rewards (see
+    `BidPolicy`; the distribution should then be on (0, 1)); ``estimate``, which makes it a head that estimates values,
+    as `ValueHead` does; and ``limits``, the lowest and the highest bid in units of reward.
     """
 
     @property
@@ -259,9 +260,12 @@ class _BoundedHead:
     def __post_init__(self) -> None:
         if self.adaptive:
             return
-        low, high = (check_float("bid_low, bid_high", limit) for limit in self.limits)
+        low, high = (check_float("bid_low, bid_high", limit) for limit in self._range)
         if not low < high:
-            raise ValueError(f"bid_low, bid_high: expected low < high, got {low} and {high}")
+            raise ValueError(
+                f"bid_low, bid_high: expected low < high, got {low} and {high} (they are 0 and 1 where not given); "
+                "give both, or neither"
+            )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
@@ -272,7 +276,12 @@ class _BoundedHead:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Lowest and highest bid; (0, 1) before an adaptive head is adapted."""
+        """Lowest and highest bid; infinite for an adaptive head, whose range is among the policy's parameters."""
+        return (-math.inf, math.inf) if self.adaptive else self._range
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        """The range of the distribution before units are applied."""
         return 0.0 if self.low is None else self.low, 1.0 if self.high is None else self.high
 
     @property
@@ -291,7 +300,7 @@ class KumaraswamyHead(_BoundedHead):
 
     def distribution(self, raw: Array) -> Kumaraswamy:
         """The distribution with parameters ``raw`` [..., 2]."""
-        return Kumaraswamy(*self._parameters(raw), *self.limits)
+        return Kumaraswamy(*self._parameters(raw), *self._range)
 
 
 class BetaHead(_BoundedHead):
@@ -299,7 +308,7 @@ class BetaHead(_BoundedHead):
 
     def distribution(self, raw: Array) -> Beta:
         """The distribution with parameters ``raw`` [..., 2]."""
-        return Beta(*self._parameters(raw), *self.limits)
+        return Beta(*self._parameters(raw), *self._range)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,8 +320,6 @@ class ValueHead:
 
     low: float = -math.inf
     high: float = math.inf
-
-    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in ("low", "high"):
@@ -463,10 +470,10 @@ class BidPolicy:
     The output layer is initialised with zeros, so that all bidders initially have the same distribution of bids for all
     observations: uniform on (low, high) for a distribution, 0 for a `ValueHead`.
 
-    The parameters for an adaptive head contain two numbers that are not trained by gradients, ``units``, at first 0 and
-    1: a bid is ``location + scale · x``. For a head that estimates values (one with a method ``estimate``), x is the
-    network's output, and a learner that changes the units with `rescaled` keeps the bids. For a distribution on (0, 1),
-    x is drawn from it (`Rescaled`), and other units mean other bids.
+    The parameters for an adaptive head, and for one that estimates values, contain two numbers that are not trained by
+    gradients, ``units``, at first 0 and 1: a bid is ``location + scale · x``. For a head that estimates values (one
+    with a method ``estimate``), x is the network's output, and a learner that changes the units with `rescaled` keeps
+    the bids. For a distribution on (0, 1), x is drawn from it (`Rescaled`), and other units mean other bids.
     """
 
     torso: nn.Module
@@ -479,13 +486,17 @@ class BidPolicy:
     def init(self, key: Array, obs: Array) -> PyTree:
         """Parameters for observations with the shape of ``obs``."""
         params = self._network.init(key, obs)
-        if getattr(self.head, "adaptive", False):
+        if getattr(self.head, "adaptive", False) or hasattr(self.head, "estimate"):
             params = {**params, UNITS: {"location": jnp.zeros((), real()), "scale": jnp.ones((), real())}}
         return params
 
     def output(self, params: PyTree, obs: Array) -> Float[Array, " O"]:
         """The outputs of the network for one observation, in the policy's units."""
         return jnp.asarray(self._network.apply(params, obs))
+
+    def unit_distribution(self, params: PyTree, obs: Array) -> BidDistribution:
+        """The distribution of bids for one observation in the policy's units, without which it is that of bids."""
+        return self.head.distribution(self.output(params, obs))
 
     def apply(self, params: PyTree, obs: Array) -> BidDistribution:
         """The distribution of bids for one observation; batch shape []."""

@@ -153,7 +153,7 @@ def check_learner(learner: Learner, obs_shape: tuple[int, ...] = (4,), *, rows: 
     once(learner, 0.0)
     _require_that(f"{name}: it does not compare by value; {static}", once, copy.copy(learner), 0.0)
     if learner.policy is UNBOUND:
-        head = ValueHead() if getattr(learner, "estimates_values", False) else KumaraswamyHead()
+        head = ValueHead() if getattr(learner, "estimates_values", False) else KumaraswamyHead(0.0, 1.0)
         learner = _attempt(f"{name}.bind", _PURE, learner.bind, BidPolicy(mlp(8), head), ValueNetwork(mlp(8)))
     key_init, key_obs, key_bid, key_win, key_money = jax.random.split(jax.random.key(0), 5)
     obs = jax.random.normal(key_obs, (rows, *obs_shape), real())

@@ -96,9 +96,9 @@ def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
 class Verdict:
     """Whether a claim is confirmed, and the number that decides it.
 
-    Whether two conditions differ is decided by Welch's interval of the difference of their means (`difference`): they
-    differ if it excludes zero, and cannot be distinguished if it contains zero. The evidence has this interval, and
-    for numbers of seeds that are better or worse the probability that they arise `by_chance`.
+    Claims about means are decided by Welch's interval of their difference (`difference`), which the evidence shows: two
+    conditions differ if it excludes zero, and cannot be distinguished if it contains zero. Claims about most of the
+    seeds are decided by counts; the evidence states how probable these are `by_chance`.
     """
 
     claim: str

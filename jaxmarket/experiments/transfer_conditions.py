@@ -79,8 +79,8 @@ def fewer_steps(
 
     Args:
         claim: what is claimed.
-        ours: steps, f [seeds]; NaN (never) counts as the steps of the whole run, a lower bound. If more than a quarter
-            of these seeds are NaN (interquartile means ignore the slowest quarter), the claim is not confirmed.
+        ours: steps, f [seeds]; NaN (never) counts as the steps of the whole run, a lower bound that favours the
+            claim. If more than a quarter of these seeds are NaN, the claim is not confirmed.
         theirs: as for ``ours``.
         whole: steps of the whole run, of both conditions; f [seeds] or one number.
     """

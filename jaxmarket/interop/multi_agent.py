@@ -55,7 +55,8 @@ class MarketEnv(MultiAgentEnv):
     once. To sweep over parameters or differentiate, use `jaxmarket.interop.embedding.given_bids`.
 
     >>> import jaxmarket
-    >>> market = MarketEnv(jaxmarket.TrainConfig("Chain-v0", learner="ppo", clones=1).settings.society)
+    >>> config = jaxmarket.TrainConfig("Chain-v0", learner="ppo", bid_low=0.0, bid_high=1.0, clones=1)
+    >>> market = MarketEnv(config.settings.society)
     >>> obs, state = market.reset(jax.random.key(0))
     >>> actions = {"bidder_0": jnp.array([0.25]), "bidder_1": jnp.array([0.75])}
     >>> obs, state, rewards, dones, infos = market.step(jax.random.key(1), state, actions)

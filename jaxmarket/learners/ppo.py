@@ -121,7 +121,7 @@ class PPO:
             shrink *= 1 - progress
 
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
-            distribution = self.policy.head.distribution(jax.vmap(self.policy.output, (None, 0))(params, obs))
+            distribution = jax.vmap(self.policy.unit_distribution, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             return log_prob, per_shard(distribution.entropy().mean(), self.axis)
 
@@ -141,7 +141,7 @@ class PPO:
             error = mean_where((value(params, obs) - utility) ** 2, eligible, self.axis)
             return error + per_shard(self.value_l2 * penalty, self.axis)
 
-        e, earlier = in_units(state.params, experience), state
+        e = in_units(state.params, experience)
         before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
         advantage = e.utility - value(state.value_params, e.obs)
         mean, std = moments(advantage, e.eligible, self.axis)
@@ -159,5 +159,5 @@ class PPO:
             return PPOState(params=params, value_params=value_params, opt=opt), loss
 
         rest = (e.bid, e.eligible, e.utility, (advantage - mean) / std, before)
-        state, loss = over_minibatches(step, state, e.obs, rest, self.minibatch, self.epochs)
-        return adapted(earlier, state, experience, self.axis), {"loss": loss}
+        after, loss = over_minibatches(step, state, e.obs, rest, self.minibatch, self.epochs)
+        return adapted(state, after, experience, self.axis), {"loss": loss}

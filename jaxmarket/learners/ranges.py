@@ -12,6 +12,7 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["adapted", "in_units", "revenue_range", "unless_frozen", "without_range"]
 
 _SHRINK = 0.01  # of the range, per update
+_LEAST = 1e-3  # half the width of a narrow range, relative to its values
 
 
 def without_range(params: PyTree) -> PyTree:
@@ -29,9 +30,10 @@ def revenue_range(
     revenue: Float[Array, "R N"],
     axis: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The range of the winners' revenues in this and earlier rollouts: the new ``(low, high)``.
+    """The range of the winners' revenues in this and earlier rollouts: its middle, and half its width.
 
-    It grows at once, and shrinks by a small fraction of its distance to the latest revenues.
+    It grows at once, and shrinks by a small fraction of its distance to the latest revenues. Its width is at least a
+    small fraction of its values, so that revenues that are constant leave room for bids.
 
     Args:
         low, high: the range so far.
@@ -43,19 +45,20 @@ def revenue_range(
     most = pmax(jnp.max(jnp.where(won, revenue, -jnp.inf)), axis)
     low = jnp.where(jnp.isfinite(least), jnp.minimum(least, low + _SHRINK * (least - low)), low)
     high = jnp.where(jnp.isfinite(most), jnp.maximum(most, high + _SHRINK * (most - high)), high)
-    return low, high
+    return (low + high) / 2, jnp.maximum((high - low) / 2, _LEAST * jnp.maximum(jnp.abs(low), jnp.abs(high)))
 
 
 def unless_frozen(new: PyTree, old: PyTree, opt: Optimizer) -> PyTree:
     """A policy's parameters with other units; ``old`` where its units or its output layer are frozen.
 
-    Other units change the output layer of a value head, and the bids of a distribution.
+    Other units change the output layer of a value head, and the bids of a distribution. The units of the first revenue
+    are always set: without them all bids would stay 0.
     """
     if opt.movable is None:
         return new
     policy = opt.movable[0] if isinstance(opt.movable, tuple) else opt.movable
     parts = jax.tree.leaves((policy[UNITS], policy["params"][OUTPUT]))
-    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in parts]))
+    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in parts])) | (old[UNITS]["scale"] == 0)
     return jax.tree.map(lambda n, o: jnp.where(free, n, o), new, old)
 
 
@@ -74,23 +77,25 @@ def in_units(params: PyTree, experience: Experience) -> Experience:
 def adapted(before: PyTree, after: PyTree, experience: Experience, axis: str | None = None) -> PyTree:
     """The state of a learner after an update, with the range of the revenues for its distribution of bids.
 
-    Before the first revenue, bids are 0 and teach nothing: then the state from before is kept.
+    While all revenues are 0, so are bids, and they teach nothing: then the state from before is kept. A value network
+    is not rescaled: it learns utilities in the new units within a few updates.
 
     Args:
         before, after: states with ``params`` and ``opt``.
-        experience: of the rollout, in units of rewards.
+        experience: of the rollout, in units of reward. Revenue is utility + price, so a learner that changes utilities
+            changes the range, too.
         axis: the mesh axis over which experience is sharded, or None.
     """
     if UNITS not in before.params:
         return after
     units = before.params[UNITS]
     after = jax.tree.map(lambda new, old: jnp.where(units["scale"] > 0, new, old), after, before)
-    low, high = revenue_range(
+    middle, half = revenue_range(
         units["location"],
         units["location"] + units["scale"],
         experience.won,
         experience.utility + experience.price,
         axis,
     )
-    params = {**after.params, UNITS: {"location": low, "scale": high - low}}
+    params = {**after.params, UNITS: {"location": middle - half, "scale": 2 * half}}
     return after.replace(params=unless_frozen(params, after.params, after.opt))

@@ -71,12 +71,12 @@ class Reinforce:
     ) -> tuple[ReinforceState, dict[str, Array]]:
         """One pass over a rollout."""
         del update, progress
-        e, earlier = in_units(state.params, experience), state
+        e = in_units(state.params, experience)
         mean, std = moments(e.utility, e.eligible, self.axis)
 
         def loss(params: PyTree, obs: Array, mini: tuple[Array, Array, Array]) -> Array:
             bid, eligible, advantage = mini
-            distribution = self.policy.head.distribution(jax.vmap(self.policy.output, (None, 0))(params, obs))
+            distribution = jax.vmap(self.policy.unit_distribution, (None, 0))(params, obs)
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             gain = mean_where(log_prob * advantage, eligible, self.axis)
             return -gain - per_shard(hyper.entropy * distribution.entropy().mean(), self.axis)
@@ -87,5 +87,5 @@ class Reinforce:
             return ReinforceState(params=params, opt=opt), value
 
         batch = (e.bid, e.eligible, (e.utility - mean) / std)
-        state, value = over_minibatches(step, state, e.obs, batch, self.minibatch, epochs=1)
-        return adapted(earlier, state, experience, self.axis), {"loss": value}
+        after, value = over_minibatches(step, state, e.obs, batch, self.minibatch, epochs=1)
+        return adapted(state, after, experience, self.axis), {"loss": value}

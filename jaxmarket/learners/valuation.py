@@ -27,7 +27,6 @@ from jaxmarket.types import Array, PyTree
 __all__ = ["Valuation", "ValuationState"]
 
 _Batch = tuple[Array, Array, Array]  # bid, won, target: [R, N] each
-_LEAST = 1e-3  # scale of a range that is narrow, relative to its values
 
 
 class ValuationState(struct.PyTreeNode):
@@ -130,7 +129,5 @@ class Valuation:
         """The state with units for the range of these revenues and earlier ones, and the same bids."""
         units = state.params[UNITS]
         low, high = units["location"] - units["scale"], units["location"] + units["scale"]
-        low, high = revenue_range(low, high, won, revenue, self.axis)
-        scale = jnp.maximum((high - low) / 2, _LEAST * jnp.maximum(jnp.abs(low), jnp.abs(high)))
-        params = self.policy.rescaled(state.params, (low + high) / 2, scale)
+        params = self.policy.rescaled(state.params, *revenue_range(low, high, won, revenue, self.axis))
         return state.replace(params=unless_frozen(params, state.params, state.opt))

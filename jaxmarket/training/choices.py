@@ -6,7 +6,6 @@ choice is a float, like a bid.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +90,6 @@ class ActionValues(struct.PyTreeNode):
 
 class ActionValueHead(_OutputPerChoice):
     """One estimate per choice, which `jaxmarket.learners.Valuation` trains as it trains the bids of a `ValueHead`."""
-
-    adaptive: ClassVar[bool] = True
 
     def estimate(self, raw: Float[Array, " P"], bid: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The estimate for the choices ``bid``."""

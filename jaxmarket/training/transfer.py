@@ -47,14 +47,27 @@ def start_from(learner_state: PyTree, trained: NetworkParams) -> PyTree:
         here, there = (len(jax.tree.leaves(nets)[0]) if jax.tree.leaves(nets) else 0 for nets in (fresh, trained))
         if here != there:
             raise ValueError(f"start: the trained networks are of {there} seeds, this run has {here}; choose {there}")
+        if _without_units(wanted) == _without_units(given):
+            ours, theirs = (
+                "adapts to revenues" if UNITS in tree["policy"] else "is fixed" for tree in (fresh, trained)
+            )
+            raise ValueError(
+                f"start: the range of bids {theirs} in the trained networks and {ours} in this run; give both runs "
+                "bid_low and bid_high, or neither"
+            )
         raise ValueError(
             f"start: the trained networks do not fit this run: they have {_sizes(given)}, it needs {_sizes(wanted)}; "
-            "use the same kind of agent, primitives, clones, bids, hidden layers and number of seeds"
+            "use the same kind of agent, primitives, clones, hidden layers and number of seeds"
         )
     # Copies: training donates its state, and the trained networks are still wanted afterwards.
     new = jax.tree.map(lambda old, new: jnp.array(new, old.dtype), fresh, {k: trained[k] for k in fresh})
     learner_state = learner_state.replace(params=new["policy"])
     return learner_state.replace(value_params=new["value"]) if "value" in new else learner_state
+
+
+def _without_units(shapes: PyTree) -> PyTree:
+    policy = shapes["policy"] or {}
+    return {**shapes, "policy": {name: part for name, part in policy.items() if name != UNITS}}
 
 
 def _sizes(shapes: PyTree) -> str:

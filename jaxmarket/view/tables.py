@@ -147,12 +147,14 @@ def returns_table(result: RunResult) -> DataTable:
         errors["all bids"] = s["bid_error_all"]
     lost, cut = s.get("diverged", ()), (s.get("unfinished_share", 0.0), s.get("sampled_unfinished_share", 0.0))
     values, saturation = result.config.settings.values, s.get("saturation") or 0.0
-    fixed = "bid_low" in values or "bid_high" in values  # a range that adapts ends at the highest value
-    extra = (
-        ["diverged"] * bool(lost)
-        + ["unfinished"] * any(share > 0 for share in cut)
-        + ["saturated"] * (fixed and saturation >= _SATURATED)
-    )
+    # An adaptive range ends near the highest revenue, so that right bids may be near its end.
+    fixed = "bid_low" in values or "bid_high" in values
+    shows = {
+        "diverged": bool(lost),
+        "unfinished": any(share > 0 for share in cut),
+        "saturated": fixed and saturation >= _SATURATED,
+    }
+    extra = [name for name, shown in shows.items() if shown]
     for column in ("seeds", "return", "± std", "lowest", "highest", "sampled", *errors, *extra):
         table.add_column(column, justify="right")
     notes = ["return: with greedy bids, mean over seeds · sampled: the same with sampled bids"]

@@ -35,7 +35,7 @@ WORLD = FiniteMDP(
     horizon=7,
     terminal=np.arange(STATES) == 3,
 )
-POLICY = BidPolicy(linear(), KumaraswamyHead())
+POLICY = BidPolicy(linear(), KumaraswamyHead(0.0, 1.0))
 GRID = tuple(np.arange(9) / 8)
 
 
@@ -330,7 +330,9 @@ def test_without_jaxmarl_the_error_names_the_extra(monkeypatch):
 @pytest.mark.slow
 def test_gradients_through_a_scanned_market_are_finite_differences():
     """All prices paid in twelve steps, differentiated in the parameters of the bid distributions at fixed draws."""
-    society = TrainConfig("Chain-v0", auction="bb", learner="ppo", hidden=(), clones=1).settings.society
+    society = TrainConfig(
+        "Chain-v0", auction="bb", learner="ppo", hidden=(), clones=1, bid_low=0.0, bid_high=1.0
+    ).settings.society
     env_params = society.env.default_params
 
     @jax.jit
