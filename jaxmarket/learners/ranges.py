@@ -51,14 +51,13 @@ def revenue_range(
 def unless_frozen(new: PyTree, old: PyTree, opt: Optimizer) -> PyTree:
     """A policy's parameters with other units; ``old`` where its units or its output layer are frozen.
 
-    Other units change the output layer of a value head, and the bids of a distribution. The units of the first revenue
-    are always set: without them all bids would stay 0.
+    Other units change the output layer of a value head, and the bids of a distribution.
     """
     if opt.movable is None:
         return new
     policy = opt.movable[0] if isinstance(opt.movable, tuple) else opt.movable
     parts = jax.tree.leaves((policy[UNITS], policy["params"][OUTPUT]))
-    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in parts])) | (old[UNITS]["scale"] == 0)
+    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in parts]))
     return jax.tree.map(lambda n, o: jnp.where(free, n, o), new, old)
 
 
@@ -98,4 +97,7 @@ def adapted(before: PyTree, after: PyTree, experience: Experience, axis: str | N
         axis,
     )
     params = {**after.params, UNITS: {"location": middle - half, "scale": 2 * half}}
-    return after.replace(params=unless_frozen(params, after.params, after.opt))
+    kept = unless_frozen(params, after.params, after.opt)
+    # The first range is always set, because all bids would stay 0 without it.
+    params = jax.tree.map(lambda new, old: jnp.where(units["scale"] > 0, old, new), params, kept)
+    return after.replace(params=params)

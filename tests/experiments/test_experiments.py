@@ -219,7 +219,9 @@ def test_a_finding_measures_bids_over_visited_states_only(finished):
 
 
 def test_bids_out_of_range_cannot_be_judged():
-    published = TrainConfig("Duality-v0", learner="ppo", steps=4096, seeds=2, time_limits="terminal")
+    published = TrainConfig(
+        "Duality-v0", learner="ppo", bid_low=0.0, bid_high=1.0, steps=4096, seeds=2, time_limits="terminal"
+    )
     run = type("Run", (), {"q": np.array([[-99.0, 50], [50, 49]]), "visited": np.ones((2, 2), bool)})
     cells = {("ccv", "cloned"): NumericalResult(NumericalCondition("published", published), run, 5.0)}
     assert numerical._truthful(cells).standing == "not testable"

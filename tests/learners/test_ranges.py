@@ -74,7 +74,8 @@ def test_a_range_is_frozen_with_the_output_layer_and_with_nothing_else(learner, 
 
     fresh, before = scales(process(), freeze=[frozen])
     _, after = scales(process(4.0), start=fresh, freeze=[frozen])
-    assert np.min(before) > 0, "the units of the first revenue are always set"
+    if adapts or learner != "valuation":  # a frozen value head keeps its bids of 0
+        assert np.min(before) > 0, "the first range of a distribution is always set"
     assert np.all(after > 2 * before) if adapts else np.all(after == before)
 
 
