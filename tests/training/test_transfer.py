@@ -15,9 +15,10 @@ from jaxmarket.runs.sweeps import Condition
 from jaxmarket.training import transfer
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 4}
+FIXED = {"bid_low": 0.0, "bid_high": 1.0}  # a range that adapts moves without a learning rate: test_ranges.py
 AGENTS = {
-    "ppo": TrainConfig("Chain-v0", **SMALL, learner="ppo", learning_rate=1e-2),
-    "unshared": TrainConfig("Bandit-v0", **SMALL, learner="reinforce", share_clones=False),
+    "ppo": TrainConfig("Chain-v0", **SMALL, **FIXED, learner="ppo", learning_rate=1e-2),
+    "unshared": TrainConfig("Bandit-v0", **SMALL, **FIXED, learner="reinforce", share_clones=False),
     "monolith": TrainConfig("Chain-v0", **SMALL, agent="monolith", learning_rate=1e-2),
 }
 
