@@ -39,6 +39,7 @@ __all__ = [
     "ValueNetwork",
     "bid_table",
     "cnn",
+    "divisor",
     "linear",
     "mlp",
 ]
@@ -52,6 +53,11 @@ OUTPUT = "Affine_0"
 _EDGE = 1e-6
 # Lower bound of a distribution's parameters. Far below it, Beta's density has no gradient in float32.
 _FLOOR = 1e-4
+
+
+def divisor(scale: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The scale of units to divide by: 1 for a scale of 0, as it is before the first revenue."""
+    return jnp.where(scale > 0, scale, 1)
 
 
 class BidDistribution(Protocol):
@@ -195,16 +201,12 @@ class Rescaled(struct.PyTreeNode):
 
     def log_prob(self, bid: Array) -> Array:
         """Log-density, f [...]; without meaning where the width is 0."""
-        width = self._positive
+        width = divisor(self.width)
         return self.unit.log_prob((bid - self.low) / width) - jnp.log(width)
 
     def entropy(self) -> Array:
         """Differential entropy, f [...]; without meaning where the width is 0."""
-        return self.unit.entropy() + jnp.log(self._positive)
-
-    @property
-    def _positive(self) -> Array:
-        return jnp.where(self.width > 0, self.width, 1)
+        return self.unit.entropy() + jnp.log(divisor(self.width))
 
 
 class Point(struct.PyTreeNode):
@@ -526,9 +528,9 @@ class BidPolicy:
             scale: the change of the bid per unit of output; 0 only if it was 0, as it is before the first revenue.
         """
         layers, units = params["params"], params[UNITS]
-        divisor = jnp.where(scale > 0, scale, 1)
-        kernel = layers[OUTPUT]["kernel"] * (units["scale"] / divisor)
-        kernel = kernel.at[-1].add((units["location"] - location) / divisor)  # the bias
+        by = divisor(scale)
+        kernel = layers[OUTPUT]["kernel"] * (units["scale"] / by)
+        kernel = kernel.at[-1].add((units["location"] - location) / by)  # the bias
         return {
             **params,
             "params": {**layers, OUTPUT: {"kernel": kernel}},

@@ -6,10 +6,10 @@ from jaxtyping import Bool, Float
 
 from jaxmarket.collectives import pmax
 from jaxmarket.learners.protocol import Experience, Optimizer
-from jaxmarket.policies import OUTPUT, UNITS
-from jaxmarket.types import Array, PyTree
+from jaxmarket.policies import OUTPUT, UNITS, divisor
+from jaxmarket.types import Array, PyTree, tree_select
 
-__all__ = ["adapted", "in_units", "revenue_range", "unless_frozen", "without_range"]
+__all__ = ["adapted", "in_units", "revenue_range", "units_move", "without_range"]
 
 _SHRINK = 0.01  # of the range, per update
 _LEAST = 1e-3  # half the width of a narrow range, relative to its values
@@ -48,17 +48,16 @@ def revenue_range(
     return (low + high) / 2, jnp.maximum((high - low) / 2, _LEAST * jnp.maximum(jnp.abs(low), jnp.abs(high)))
 
 
-def unless_frozen(new: PyTree, old: PyTree, opt: Optimizer) -> PyTree:
-    """A policy's parameters with other units; ``old`` where its units or its output layer are frozen.
+def units_move(opt: Optimizer) -> Bool[Array, ""]:
+    """Whether a policy's units may change: neither they nor its output layer are frozen.
 
     Other units change the output layer of a value head, and the bids of a distribution.
     """
     if opt.movable is None:
-        return new
+        return jnp.ones((), bool)
     policy = opt.movable[0] if isinstance(opt.movable, tuple) else opt.movable
     parts = jax.tree.leaves((policy[UNITS], policy["params"][OUTPUT]))
-    free = jnp.all(jnp.array([jnp.all(leaf) for leaf in parts]))
-    return jax.tree.map(lambda n, o: jnp.where(free, n, o), new, old)
+    return jnp.all(jnp.array([jnp.all(leaf) for leaf in parts]))
 
 
 def in_units(params: PyTree, experience: Experience) -> Experience:
@@ -68,8 +67,7 @@ def in_units(params: PyTree, experience: Experience) -> Experience:
     """
     if UNITS not in params:
         return experience
-    low, width = params[UNITS]["location"], params[UNITS]["scale"]
-    width = jnp.where(width > 0, width, 1)
+    low, width = params[UNITS]["location"], divisor(params[UNITS]["scale"])
     return experience.replace(bid=(experience.bid - low) / width, utility=experience.utility / width)
 
 
@@ -88,7 +86,8 @@ def adapted(before: PyTree, after: PyTree, experience: Experience, axis: str | N
     if UNITS not in before.params:
         return after
     units = before.params[UNITS]
-    after = jax.tree.map(lambda new, old: jnp.where(units["scale"] > 0, new, old), after, before)
+    empty = units["scale"] == 0
+    after = tree_select(empty, before, after)
     middle, half = revenue_range(
         units["location"],
         units["location"] + units["scale"],
@@ -96,8 +95,6 @@ def adapted(before: PyTree, after: PyTree, experience: Experience, axis: str | N
         experience.utility + experience.price,
         axis,
     )
-    params = {**after.params, UNITS: {"location": middle - half, "scale": 2 * half}}
-    kept = unless_frozen(params, after.params, after.opt)
     # The first range is always set, because all bids would stay 0 without it.
-    params = jax.tree.map(lambda new, old: jnp.where(units["scale"] > 0, old, new), params, kept)
-    return after.replace(params=params)
+    units = tree_select(empty | units_move(after.opt), {"location": middle - half, "scale": 2 * half}, units)
+    return after.replace(params={**after.params, UNITS: units})

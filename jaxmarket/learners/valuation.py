@@ -20,9 +20,9 @@ from jaxmarket.learners.protocol import (
     numeric,
     over_minibatches,
 )
-from jaxmarket.learners.ranges import revenue_range, unless_frozen, without_range
-from jaxmarket.policies import UNITS, BidPolicy, Torso, ValueNetwork
-from jaxmarket.types import Array, PyTree
+from jaxmarket.learners.ranges import revenue_range, units_move, without_range
+from jaxmarket.policies import UNITS, BidPolicy, Torso, ValueNetwork, divisor
+from jaxmarket.types import Array, PyTree, tree_select
 
 __all__ = ["Valuation", "ValuationState"]
 
@@ -120,8 +120,7 @@ class Valuation:
             params, opt = descend(state.params, state.opt, gradient, rate)
             return state.replace(params=params, opt=opt), value
 
-        scale = jnp.where(units["scale"] > 0, units["scale"], 1)
-        batch = (experience.bid, experience.won, (revenue - units["location"]) / scale)
+        batch = (experience.bid, experience.won, (revenue - units["location"]) / divisor(units["scale"]))
         state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs)
         return state, {"loss": value}
 
@@ -130,4 +129,4 @@ class Valuation:
         units = state.params[UNITS]
         low, high = units["location"] - units["scale"], units["location"] + units["scale"]
         params = self.policy.rescaled(state.params, *revenue_range(low, high, won, revenue, self.axis))
-        return state.replace(params=unless_frozen(params, state.params, state.opt))
+        return state.replace(params=tree_select(units_move(state.opt), params, state.params))
