@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jax.scipy.special import betaln, digamma
 from jaxtyping import Float
 
+from jaxmarket.special import betaln, digamma, harmonic
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import as_scalar, check_bool, check_float, check_int, check_widths
 
@@ -63,8 +63,11 @@ def divisor(scale: Float[Array, "*n"]) -> Float[Array, "*n"]:
 class BidDistribution(Protocol):
     """A distribution over bids; every array leaf has the same batch shape ``[...]``.
 
-    A distribution with an inverse CDF defines it as ``quantile(u)``, where u is uniform on (0, 1), f [*shape, ...]. A
-    society then draws the uniform numbers of a whole rollout in one call instead of one call per step.
+    A distribution whose samples are a function of its parameters and of random numbers that do not depend on them
+    defines two more methods: ``noise(key, shape)``, these random numbers for independent bids f [*shape], a pytree with
+    leaves [*shape, ...]; and ``from_noise(noise)``, the bids, where shape ends with the batch shape. ``noise`` does not
+    read the distribution's arrays. A society then draws the noise of a whole rollout in one call, which is much faster
+    than one call per step.
     """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
@@ -111,7 +114,15 @@ class Kumaraswamy(_Bounded):
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent bids: f [*shape, ...]."""
-        return self.quantile(jax.random.uniform(key, (*shape, *self.a.shape), self.a.dtype))
+        return self.quantile(self.noise(key, (*shape, *self.a.shape)))
+
+    def noise(self, key: Array, shape: Sequence[int]) -> Array:
+        """Uniform random numbers, f [*shape]."""
+        return jax.random.uniform(key, shape, self.a.dtype)
+
+    def from_noise(self, noise: Array) -> Array:
+        """Bids, f with the shape of ``noise``."""
+        return self.quantile(noise)
 
     def quantile(self, u: Array) -> Array:
         """Inverse of the survival function (1 - CDF), f with the shape of ``u``: 1 - u is uniform if u is."""
@@ -134,32 +145,51 @@ class Kumaraswamy(_Bounded):
     def entropy(self) -> Array:
         """``(1 - 1/b) + (1 - 1/a) H_b - log(ab)`` with the harmonic number H_b: f [...]."""
         return (
-            (1 - 1 / self.b)
-            + (1 - 1 / self.a) * _harmonic(self.b)
-            - jnp.log(self.a)
-            - jnp.log(self.b)
-            + self._log_width
+            (1 - 1 / self.b) + (1 - 1 / self.a) * harmonic(self.b) - jnp.log(self.a) - jnp.log(self.b) + self._log_width
         )
 
 
-def _harmonic(b: Array) -> Array:
-    """The harmonic number H_b = digamma(b + 1) + γ for b > 0, to 1e-7.
+# Tries for which `Beta.noise` contains random numbers: of 2,000 bids at most one needs another.
+_TRIES = 4
 
-    It is computed by a shift by six and the asymptotic series. The gradient of the series is a few divisions; that of
-    digamma would be the most expensive operation of a training step.
-    """
-    x = b + 6
-    shifted = sum(1 / (b + k) for k in range(1, 7))
-    return jnp.log(x) + jnp.euler_gamma + 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - shifted
+
+class BetaNoise(struct.PyTreeNode):
+    """Random numbers for bids that have a Beta distribution."""
+
+    normal: tuple[Float[Array, "..."], ...]  # of each try: standard normal
+    log_uniform: tuple[Float[Array, "..."], ...]  # of each try
+    log_boost: tuple[Float[Array, "..."], Float[Array, "..."]]  # of each of two gamma variates: log of a uniform number
 
 
 class Beta(_Bounded):
-    """Beta(a, b), the distribution of Chang et al. (2020)."""
+    """Beta(a, b), the distribution of Chang et al. (2020).
+
+    A sample is X / (X + Y) with gamma variates X and Y. Samples have no derivatives with respect to a and b.
+    """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent bids: f [*shape, ...]."""
-        unit = jax.random.beta(key, self.a, self.b, (*shape, *self.a.shape), self.a.dtype)
-        return self._stretch(jnp.clip(unit, _EDGE, 1 - _EDGE))
+        return self.from_noise(self.noise(key, (*shape, *self.a.shape)))
+
+    def noise(self, key: Array, shape: Sequence[int]) -> BetaNoise:
+        """Random numbers for bids, leaves f [*shape]."""
+        normals, uniforms, boosts = (
+            jax.random.split(each, n) for each, n in zip(jax.random.split(key, 3), (_TRIES, _TRIES, 2), strict=True)
+        )
+
+        def log_uniform(key: Array) -> Array:
+            return -jax.random.exponential(key, shape, self.a.dtype)
+
+        return BetaNoise(
+            normal=tuple(jax.random.normal(each, shape, self.a.dtype) for each in normals),
+            log_uniform=tuple(map(log_uniform, uniforms)),
+            log_boost=(log_uniform(boosts[0]), log_uniform(boosts[1])),
+        )
+
+    def from_noise(self, noise: BetaNoise) -> Array:
+        """Bids, f [*shape]."""
+        x, y = _log_gamma_variates(jax.lax.stop_gradient((self.a, self.b)), noise)
+        return self._stretch(jnp.clip(jax.nn.sigmoid(x - y), _EDGE, 1 - _EDGE))
 
     def mean(self) -> Array:
         """``a / (a + b)``: f [...]."""
@@ -178,6 +208,50 @@ class Beta(_Bounded):
         )
 
 
+def _log_gamma_variates(shapes: tuple[Array, Array], noise: BetaNoise) -> tuple[Array, Array]:
+    """Logarithms of two gamma variates for each bid, by rejection (Marsaglia and Tsang 2000): f [*shape] each."""
+    # The method needs shapes >= 1. A variate of a smaller shape is one of shape + 1 times uniform^(1 / shape).
+    d_x, d_y = (jnp.where(shape < 1, shape + 1, shape) - 1 / 3 for shape in shapes)
+
+    def attempt(found: tuple[Array, ...], normal: Array, log_uniform: Array) -> tuple[Array, ...]:
+        """Try to find X, or Y where X is found. The first two fields: whether each is found; the others: log(·/d)."""
+        has_x, has_y, x, y = found
+        d = jnp.where(has_x, d_y, d_x)
+        root = 1 + normal * jax.lax.rsqrt(9 * d)
+        log_cube = 3 * jnp.log(jnp.where(root > 0, root, 1))
+        accepted = (root > 0) & (log_uniform < normal**2 / 2 + d * (1 - root**3 + log_cube))
+        # A shape that is NaN, infinite or negative would never accept a try. Its variate is not finite.
+        accepted |= ~((d > 0) & (d < jnp.inf))
+        y = jnp.where(has_x & ~has_y, log_cube, y)
+        return has_x | accepted, has_y | (has_x & accepted), jnp.where(has_x, x, log_cube), y
+
+    no, zero = jnp.zeros(noise.normal[0].shape, bool), jnp.zeros_like(noise.normal[0])
+    found: tuple[Array, ...] = (no, no, zero, zero)
+    for normal, log_uniform in zip(noise.normal, noise.log_uniform, strict=True):
+        found = attempt(found, normal, log_uniform)
+
+    # Further tries are seeded with the bits of the boosts, which no earlier try has used.
+    words = jnp.stack([jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) for x in noise.log_boost], -1)
+
+    def numbers(words: Array, count: Array) -> tuple[Array, Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
+        key_normal, key_uniform = jax.random.split(key)
+        return jax.random.normal(key_normal, (), zero.dtype), -jax.random.exponential(key_uniform, (), zero.dtype)
+
+    def another(carry: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
+        count, found = carry
+        drawn = jax.vmap(numbers, (0, None))(words.reshape(-1, 2), count)
+        return count + 1, attempt(found, *(x.reshape(zero.shape) for x in drawn))
+
+    start = (jnp.zeros((), jnp.int32), found)
+    _, (_, _, x, y) = jax.lax.while_loop(lambda carry: ~jnp.all(carry[1][1]), another, start)
+    x, y = (
+        jnp.log(d) + log_cube + jnp.where(shape < 1, boost / shape, 0)
+        for d, log_cube, shape, boost in zip((d_x, d_y), (x, y), shapes, noise.log_boost, strict=True)
+    )
+    return x, y
+
+
 class Rescaled(struct.PyTreeNode):
     """The distribution of ``low + width · x``, where x has another distribution."""
 
@@ -190,10 +264,13 @@ class Rescaled(struct.PyTreeNode):
         return self.low + self.width * self.unit.sample(key, shape)
 
     @property
-    def quantile(self) -> Callable[[Array], Array]:
-        """The inverse CDF, if x has one."""
-        quantile = self.unit.quantile
-        return lambda u: self.low + self.width * quantile(u)
+    def noise(self) -> Callable[[Array, Sequence[int]], PyTree]:
+        """The noise of x, if it has that method."""
+        return self.unit.noise
+
+    def from_noise(self, noise: PyTree) -> Array:
+        """Bids, f [*shape]."""
+        return self.low + self.width * self.unit.from_noise(noise)
 
     def mean(self) -> Array:
         """The greedy bid: f [...]."""
@@ -219,9 +296,15 @@ class Point(struct.PyTreeNode):
         del key
         return jnp.broadcast_to(self.value, (*shape, *self.value.shape))
 
-    def quantile(self, u: Array) -> Array:
-        """The value, broadcast to the shape of ``u``: f [...]."""
-        return jnp.broadcast_to(self.value, u.shape)
+    def noise(self, key: Array, shape: Sequence[int]) -> tuple[()]:
+        """Nothing."""
+        del key, shape
+        return ()
+
+    def from_noise(self, noise: tuple[()]) -> Array:
+        """The value: f [...]."""
+        del noise
+        return self.value
 
     def mean(self) -> Array:
         """The value: f [...]."""

@@ -20,7 +20,7 @@ from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt, longer
-from jaxmarket.policies import BidPolicy
+from jaxmarket.policies import BidDistribution, BidPolicy
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import (
     AUCTIONEER,
@@ -101,6 +101,20 @@ class Society:
         obs, _ = jax.eval_shape(self.env.reset, jax.random.key(0), self.env.default_params)
         return obs
 
+    @functools.cached_property
+    def _distribution(self) -> BidDistribution:
+        """Shapes and dtypes of one bidder's distribution of bids."""
+
+        def untrained(key: Array, obs: Array) -> BidDistribution:
+            return self.policy.apply(self.policy.init(key, obs), obs)
+
+        return jax.eval_shape(untrained, jax.random.key(0), self.observation)
+
+    def noise(self, key: Array, count: int) -> PyTree:
+        """The random numbers for ``count`` bids, leaves [count, ...]; None if bids are sampled with a key."""
+        noise = getattr(self._distribution, "noise", None)
+        return None if noise is None else noise(key, (count,))
+
     def init(self, key: Array) -> PyTree:
         """Random bid-network parameters: leaves [M, ...]."""
         obs = jnp.zeros(self.observation.shape, self.observation.dtype)
@@ -119,10 +133,10 @@ class Society:
         distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
         if self.greedy or draws is None:
             return jnp.repeat(distribution.mean(), self.members)
-        if not hasattr(distribution, "quantile"):
+        if not hasattr(distribution, "noise"):
             return distribution.sample(draws.key("bid"), (self.members,)).T.reshape(-1)
         # One vector of bidders: two axes, modules and members, would vectorise badly on a CPU.
-        return jax.tree.map(lambda x: jnp.repeat(x, self.members), distribution).quantile(draws.bid)
+        return jax.tree.map(lambda x: jnp.repeat(x, self.members), distribution).from_noise(draws.bid)
 
     def eligible(self, active: Bool[Array, " A"], env_state: PyTree, env_params: PyTree) -> Bool[Array, " A"]:
         """Which bidders may win: those that take part in the episode and whose primitives are legal, bool [A]."""
@@ -136,14 +150,14 @@ class Draws(struct.PyTreeNode):
     keys that are scanned over under ``vmap``.
     """
 
-    bid: Float[Array, " A"]  # uniform, for bid distributions with an inverse CDF
+    bid: PyTree  # of bid distributions with a method `noise`, leaves [A, ...]
     tie: Float[Array, ""]  # uniform
     explore: Float[Array, "2"]  # uniform: whether to explore, and the winner if so
     words: dict[str, UInt32[Array, "..."]]  # of each of the `_KEYS`
     implementation: Any = struct.field(pytree_node=False)
 
     def key(self, use: str) -> Array:
-        """The key of a use: ``bid`` (distributions without an inverse CDF), ``env`` or ``reset``."""
+        """The key of a use: ``bid`` (distributions without a method `noise`), ``env`` or ``reset``."""
         return jax.random.wrap_key_data(self.words[use], impl=self.implementation)
 
 
@@ -164,7 +178,9 @@ def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
         return split.reshape(*shape, *split.shape[1:])
 
     return Draws(
-        bid=uniform(key_bid, society.bidders),
+        bid=jax.tree.map(
+            lambda x: x.reshape(*shape, society.bidders, *x.shape[1:]), society.noise(key_bid, count * society.bidders)
+        ),
         tie=uniform(key_tie),
         explore=uniform(key_explore, 2),
         words={use: words(key) for use, key in zip(_KEYS, keys, strict=True)},
