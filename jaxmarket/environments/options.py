@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
+from jaxmarket.environments.base import environment, spaces
 from jaxtyping import Bool, Int32
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
