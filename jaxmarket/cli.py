@@ -20,7 +20,7 @@ from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import trace_episode as watch_episode
 from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
-from jaxmarket.runs import files, run_folder
+from jaxmarket.runs import compilation_cache, files, run_folder
 from jaxmarket.runs import processes as multi
 from jaxmarket.runs.fitting import evaluate_both, fit
 from jaxmarket.runs.interrupts import retained
@@ -46,7 +46,9 @@ app = App(
     help=(
         "Market-based reinforcement learning: societies of agents that buy and sell the right to act.\n\n"
         "Every command takes --import MODULE, which makes the objects of a module available as module:name: "
-        "environments, auctions, learners, bid heads."
+        "environments, auctions, learners, bid heads.\n\n"
+        "Compiled programs are kept in the user's cache folder, so that the next start is faster. --no-compilation-cache "
+        "switches this off, as JAXMARKET_COMPILATION_CACHE=off does; JAX_COMPILATION_CACHE_DIR names another folder."
     ),
     result_action="return_value",
     help_format="markdown",
@@ -78,6 +80,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show the bids that it learned.
+
+    Compiled programs are kept in the user's cache folder, unless --no-compilation-cache is given.
 
     Args:
         config: settings.
@@ -561,12 +565,23 @@ def _imported(words: list[str]) -> list[str]:
     return rest
 
 
+_NOT_CACHED = "--no-compilation-cache"
+
+
+def _cached(words: list[str]) -> list[str]:
+    """Switch the compilation cache on unless the words say otherwise, and return the words without this option."""
+    rest = [word for word in words if word != _NOT_CACHED]
+    if rest == words and words[:1] != ["bench"]:  # benchmarks measure compilation
+        compilation_cache.switch_on()
+    return rest
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Invalid names and values end it with a one-line message and exit code 2."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] != ["launch"]:  # whose processes import the modules themselves
-            arguments = _imported(words)
+            arguments = _cached(_imported(words))
         with retained():
             app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:

@@ -22,6 +22,7 @@ from jaxmarket.evaluation import Episodes
 from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, bid_error, env_steps
+from jaxmarket.runs import compilation_cache
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, put
 from jaxmarket.runs.devices import mesh as devices_mesh
@@ -173,7 +174,8 @@ def fit(
     it is killed at any moment and resumed, it ends with the same bits as a run that never stopped. A signal takes
     effect after the current chunk and a checkpoint. Ctrl-C then ends the training; what was learned so far is
     evaluated, and the run can be resumed. TERM and HUP end the process. The folder is locked: a second process that
-    tries to write to it gets an error.
+    tries to write to it gets an error. In an IPython session, such as a notebook, JAX's compilation cache is switched
+    on (`jaxmarket.runs.compilation_cache`).
 
     Args:
         config: the settings.
@@ -208,6 +210,7 @@ def fit(
             one to resume or a damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part,
             devices cannot share the work, or a check failed.
     """
+    compilation_cache.in_session()
     settings = check_config(config).settings
     key = check_key("key", key, traced=False)
     checkpoint_every = check_float("checkpoint_every", checkpoint_every, 0)
