@@ -47,8 +47,9 @@ app = App(
         "Market-based reinforcement learning: societies of agents that buy and sell the right to act.\n\n"
         "Every command takes --import MODULE, which makes the objects of a module available as module:name: "
         "environments, auctions, learners, bid heads.\n\n"
-        "Compiled programs are kept in the user's cache folder, so that the next start is faster. --no-compilation-cache "
-        "switches this off, as JAXMARKET_COMPILATION_CACHE=off does; JAX_COMPILATION_CACHE_DIR names another folder."
+        "Compiled programs are kept in the user's cache folder, so that the next start is faster. "
+        "--no-compilation-cache or JAXMARKET_COMPILATION_CACHE=off switches this off; JAX_COMPILATION_CACHE_DIR names "
+        "another folder."
     ),
     result_action="return_value",
     help_format="markdown",
