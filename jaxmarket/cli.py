@@ -1,6 +1,7 @@
 """The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import shlex
@@ -580,6 +581,8 @@ def _cached(words: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Invalid names and values end it with a one-line message and exit code 2."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        gc.freeze()  # tracing makes many objects; looking through those of the imports again and again takes half a second
     try:
         if words[:1] != ["launch"]:  # whose processes import the modules themselves
             arguments = _cached(_imported(words))
