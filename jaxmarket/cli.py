@@ -582,7 +582,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Invalid names and values end it with a one-line message and exit code 2."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is None:
-        gc.freeze()  # tracing makes many objects; looking through those of the imports again and again takes half a second
+        gc.freeze()  # while JAX traces, the collector would look through the imported objects again and again
     try:
         if words[:1] != ["launch"]:  # whose processes import the modules themselves
             arguments = _cached(_imported(words))

@@ -57,8 +57,9 @@ def evaluate(
         greedy: whether bids are greedy instead of what the society says, traced: one program then serves both.
     """
     if greedy is not None:
-        fields = {field.name: getattr(society, field.name) for field in dataclasses.fields(Society)}
-        society = _EitherBids(**fields | {"greedy": False}, bidding=society, chosen=greedy)
+        fields: dict[str, Any] = {field.name: getattr(society, field.name) for field in dataclasses.fields(Society)}
+        fields["greedy"] = False
+        society = _EitherBids(**fields, bidding=society, chosen=greedy)
     return first_episodes(
         lambda key: reset(society, key, env_params, rules)[0],
         lambda key, state: step(society, key, params, state, env_params, rules),

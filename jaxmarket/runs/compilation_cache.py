@@ -23,10 +23,10 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from jaxmarket.validation import check_choice
 
@@ -126,7 +126,7 @@ def _setting() -> str | None:
 
 
 def _private(folder: Path) -> bool:
-    """Whether nobody else can put a program into the folder."""
+    """Whether other users cannot put programs into the folder."""
     if not hasattr(os, "geteuid"):
         return True
     found = folder.stat()
@@ -149,5 +149,5 @@ def _versions() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         machine += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    digest = f"{zlib.crc32(machine.encode()):08x}"
-    return f"jaxmarket-{__version__}-jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{digest}"
+    names = {"jaxmarket": __version__, "jax": jax.__version__, "jaxlib": version("jaxlib")}
+    return "-".join(f"{name}-{number}" for name, number in names.items()) + f"-{zlib.crc32(machine.encode()):08x}"
