@@ -163,5 +163,6 @@ def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array,
 def trace_episode(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
     """The rows of one new episode, at most ``max_steps``; not for use inside ``jit``."""
     rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(society, key, params, env_params, max_steps)
-    length = int(jnp.argmax(rows.done)) + 1 if bool(rows.done.any()) else max_steps
-    return jax.tree.map(lambda x: x[:length], rows)
+    rows = jax.device_get(rows)  # NumPy compiles nothing for the slices
+    length = int(rows.done.argmax()) + 1 if rows.done.any() else max_steps
+    return jax.device_put(jax.tree.map(lambda x: x[:length], rows))
