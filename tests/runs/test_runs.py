@@ -153,19 +153,15 @@ def test_metrics_without_a_row_for_every_seed_are_one_clear_error(bandit_run, tm
 
 
 def test_a_run_compiles_few_programs():
-    """Nine of Chain: whole functions are compiled, and the host's arrays are NumPy's. CartPole: its spaces add some."""
+    """Nine: whole functions are compiled, the host's arrays are NumPy's, and one program evaluates in both ways."""
     code = (
         "import jax\n"
         "programs = []\n"
         "def count(event, _, **__): programs.append(event) if event.endswith('backend_compile_duration') else None\n"
         "jax.monitoring.register_event_duration_secs_listener(count)\n"
         "from jaxmarket.cli import main\n"
-        "for env in 'Chain-v0', 'CartPole-v1':\n"
-        "    programs.clear()\n"
-        "    main(['train', env, '--steps', '2048', '--instances', '8', '--horizon', '16'])\n"
-        "    print(f'compiled {len(programs)}')\n"
+        "main(['train', 'Chain-v0', '--steps', '2048', '--instances', '8', '--horizon', '16'])\n"
+        "print(len(programs))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    chain, cartpole = (int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("compiled "))
-    assert 4 <= chain <= 12
-    assert 4 <= cartpole <= 15
+    assert 4 <= int(run.stdout.splitlines()[-1]) <= 12
