@@ -72,7 +72,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
 @pytest.mark.parametrize("kind", ["society", "monolith", "wide", "population", "sampled bids"])
 def test_one_program_evaluates_greedily_and_sampled(kind):
     """It plays the episodes that a greedy and a sampling player play with their own keys."""
-    config = KINDS[kind] if kind in KINDS else TrainConfig("Bandit-v0", learner="ppo", minibatch=32, **SMALL)
+    sampling = TrainConfig("Bandit-v0", learner="ppo", bid_low=0, bid_high=1, minibatch=32, **SMALL)
+    config = KINDS.get(kind, sampling)
     trainable, hyper, key = config.settings.trainable, config.settings.hyperparameters.as_arrays(), jax.random.key(1)
     params = init_seeds(trainable, jax.random.split(KEY, config.seeds), hyper).learner.params
     both, env_params = evaluate_both(trainable, params, key, config.seeds), trainable.env.default_params
