@@ -1,6 +1,7 @@
 """The command line: ``jaxmarket`` and ``python -m jaxmarket``."""
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import shlex
@@ -20,7 +21,7 @@ from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import trace_episode as watch_episode
 from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
-from jaxmarket.runs import files, run_folder
+from jaxmarket.runs import compilation_cache, files, run_folder
 from jaxmarket.runs import processes as multi
 from jaxmarket.runs.fitting import evaluate_both, fit
 from jaxmarket.runs.interrupts import retained
@@ -46,7 +47,10 @@ app = App(
     help=(
         "Market-based reinforcement learning: societies of agents that buy and sell the right to act.\n\n"
         "Every command takes --import MODULE, which makes the objects of a module available as module:name: "
-        "environments, auctions, learners, bid heads."
+        "environments, auctions, learners, bid heads.\n\n"
+        "Compiled programs are kept in the user's cache folder, so that the next start is faster. "
+        "--no-compilation-cache or JAXMARKET_COMPILATION_CACHE=off switches this off; JAX_COMPILATION_CACHE_DIR names "
+        "another folder."
     ),
     result_action="return_value",
     help_format="markdown",
@@ -78,6 +82,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show the bids that it learned.
+
+    Compiled programs are kept in the user's cache folder, unless --no-compilation-cache is given.
 
     Args:
         config: settings.
@@ -561,12 +567,25 @@ def _imported(words: list[str]) -> list[str]:
     return rest
 
 
+_NOT_CACHED = "--no-compilation-cache"
+
+
+def _cached(words: list[str]) -> list[str]:
+    """Switch the compilation cache on unless the words say otherwise, and return the words without this option."""
+    rest = [word for word in words if word != _NOT_CACHED]
+    if rest == words and words[:1] != ["bench"]:  # benchmarks measure compilation
+        compilation_cache.switch_on()
+    return rest
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Invalid names and values end it with a one-line message and exit code 2."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        gc.freeze()  # while JAX traces, the collector would look through the imported objects again and again
     try:
         if words[:1] != ["launch"]:  # whose processes import the modules themselves
-            arguments = _imported(words)
+            arguments = _cached(_imported(words))
         with retained():
             app(arguments, console=Screen(), exit_on_error=False, print_error=False)
     except cyclopts.MissingArgumentError as error:

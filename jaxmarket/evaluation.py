@@ -1,5 +1,6 @@
 """Evaluation: new episodes without learning and exploration."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int32
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.keys import key_for
 from jaxmarket.rollouts import EnvCarry, EnvTransition, advance, fresh_rollout, start
-from jaxmarket.society import Society, reset, step
+from jaxmarket.society import Draws, Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
@@ -38,6 +39,7 @@ def evaluate(
     episodes: int = 128,
     max_steps: int = _MOST_STEPS,
     rules: Rules | None = None,
+    greedy: Bool[Array, ""] | None = None,
 ) -> Episodes:
     """Run ``episodes`` new episodes in parallel and return their results.
 
@@ -52,7 +54,12 @@ def evaluate(
         episodes: number of episodes, static.
         max_steps: auctions after which the remaining episodes count as unfinished.
         rules: traced rules; none by default.
+        greedy: whether bids are greedy instead of what the society says, traced: one program then serves both.
     """
+    if greedy is not None:
+        fields: dict[str, Any] = {field.name: getattr(society, field.name) for field in dataclasses.fields(Society)}
+        fields["greedy"] = False
+        society = _EitherBids(**fields, bidding=society, chosen=greedy)
     return first_episodes(
         lambda key: reset(society, key, env_params, rules)[0],
         lambda key, state: step(society, key, params, state, env_params, rules),
@@ -60,6 +67,20 @@ def evaluate(
         episodes,
         max_steps,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _EitherBids(Society):
+    """A society that bids greedily where ``chosen`` is True; it exists only while a program is traced."""
+
+    bidding: Any = None  # the society that bids
+    chosen: Any = False  # bool []
+
+    def bids(self, params: PyTree, draws: Draws | None, obs: Array) -> Array:
+        # Not a mask: in the branch that is not taken, nothing is computed.
+        return jax.lax.cond(
+            self.chosen, lambda: self.bidding.bids(params, None, obs), lambda: self.bidding.bids(params, draws, obs)
+        )
 
 
 def first_episodes(
@@ -142,5 +163,6 @@ def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array,
 def trace_episode(society: Society, params: PyTree, key: Array, env_params: PyTree, max_steps: int = 200) -> Transition:
     """The rows of one new episode, at most ``max_steps``; not for use inside ``jit``."""
     rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(society, key, params, env_params, max_steps)
-    length = int(jnp.argmax(rows.done)) + 1 if bool(rows.done.any()) else max_steps
-    return jax.tree.map(lambda x: x[:length], rows)
+    rows = jax.device_get(rows)  # NumPy compiles nothing for the slices
+    length = int(rows.done.argmax()) + 1 if rows.done.any() else max_steps
+    return jax.device_put(jax.tree.map(lambda x: x[:length], rows))

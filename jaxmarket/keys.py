@@ -52,7 +52,10 @@ def key_for(key: Array, purpose: str) -> Array:
         raise ValueError(
             f"purpose: unknown {short_repr(purpose)}; choose from {', '.join(PURPOSES)}, or add it to PURPOSES"
         )
-    return jax.random.fold_in(key, tag_of(purpose))
+    return _fold_in(key, tag_of(purpose))
+
+
+_fold_in = jax.jit(jax.random.fold_in)
 
 
 def tag_of(purpose: str) -> np.uint32:
@@ -71,7 +74,10 @@ def key_of(seed: Any, field: str = "seed") -> Array:
         ValueError: ``seed`` is not an integer in this range, or JAX has no device.
     """
     check_backend()
-    return jax.random.key(np.uint32(check_int(field, seed, 0, 2**32 - 1)))
+    return _key(np.uint32(check_int(field, seed, 0, 2**32 - 1)))
+
+
+_key = jax.jit(jax.random.key)
 
 
 def to_words(key: Array) -> dict[str, Any]:

@@ -44,7 +44,7 @@ As an index it means the last account: an array of accounts holds the bidders' f
 
 def real() -> jnp.dtype:
     """The floating dtype of money: float32, or float64 when JAX runs with x64 enabled."""
-    return jnp.zeros(()).dtype
+    return jnp.result_type(float)
 
 
 def tree_select(pred: Array, on_true: PyTree, on_false: PyTree) -> PyTree:

@@ -52,6 +52,9 @@ def as_float_array(field: str, value: Any, shape: tuple[int, ...] | None = None)
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text")
+        if isinstance(value, float | int) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
+            with np.errstate(over="ignore"):  # beyond the largest float32 is infinity, as in JAX
+                value = jax.device_put(np.asarray(value, real()))  # `asarray` would compile a program for each shape
         array = jnp.asarray(value)
         if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
             raise TypeError(f"{array.dtype} is not a numeric dtype")
@@ -61,7 +64,7 @@ def as_float_array(field: str, value: Any, shape: tuple[int, ...] | None = None)
         raise ValueError(f"{field}: expected numbers, got {short_repr(value)} ({shorten(str(error), 100)})") from error
     if shape is not None and array.shape != shape:
         raise ValueError(f"{field}: expected shape {shape}, got {array.shape}")
-    return array.astype(real())
+    return array if array.dtype == real() and not array.weak_type else array.astype(real())
 
 
 def check_no_nan(field: str, value: PyTree) -> None:
@@ -102,6 +105,8 @@ def as_bool_array(field: str, value: Any, shape: tuple[int, ...]) -> Array:
         ValueError: the value is not boolean, or has another shape.
     """
     try:
+        if isinstance(value, np.ndarray) and value.dtype == bool:
+            value = jax.device_put(value)  # `asarray` would compile a program for each shape
         array = jnp.asarray(None if isinstance(value, str | bytes) else value)
     except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{field}: expected a boolean mask of shape {shape}, got {short_repr(value)}") from error

@@ -222,7 +222,7 @@ class Adapter:
         Precomputing is faster, but its memory grows with steps × state size. Above 2 MiB per instance each state is
         therefore computed in its step. The results are the same.
         """
-        shapes = jax.tree.leaves(jax.eval_shape(standard_promotion(self.raw_reset), jax.random.key(0), params))
+        shapes = jax.tree.leaves(jax.eval_shape(standard_promotion(self.raw_reset), _some_key(), params))
         return steps * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes) <= _MOST_AHEAD
 
     def encode(self, obs: PyTree) -> Array:
@@ -238,6 +238,12 @@ class Adapter:
             return leaves[0]
         return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
 
+    @functools.cached_property
+    def observation(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one encoded observation."""
+        obs, _ = jax.eval_shape(self.reset, _some_key(), self.default_params)
+        return obs
+
     def space(self, which: str) -> Any:
         """``action_space`` or ``observation_space`` of the environment; None if it has none."""
         method = self._attribute(which)
@@ -251,7 +257,7 @@ class Adapter:
     @functools.cached_property
     def _codes(self) -> tuple["_Code", ...]:
         """How each leaf of an observation is encoded."""
-        obs, _ = self._shapes("reset", self.raw_reset, jax.random.key(0), self.default_params)
+        obs, _ = self._shapes("reset", self.raw_reset, _some_key(), self.default_params)
         leaves = jax.tree_util.tree_leaves_with_path(obs)
         if not leaves:
             raise ValueError(f"env: expected an observation from {self.name}, got {short_repr(obs)}; return an array")
@@ -301,7 +307,7 @@ class Adapter:
         own = self.default_params
         with_params = (lambda f: lambda *args: f(*args, own)) if params is None else (lambda f: f)
         args = () if params is None else (params,)
-        key, action = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
+        key, action = _some_key(), jax.ShapeDtypeStruct((), jnp.int32)
         raw, state = self._shapes("reset", with_params(self.raw_reset), key, *args)
         after = self._shapes("step", with_params(self.raw_step), key, state, action, *args)
         if jax.tree.structure(raw) != jax.tree.structure(after.obs):
@@ -341,6 +347,10 @@ class Adapter:
         return type(self.env).__module__.startswith(("gymnax.environments", "jaxmarket.environments"))
 
 
+def _some_key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(jax.random.key, 0)
+
+
 class _Code(NamedTuple):
     """The encoding of one leaf of an observation."""
 
@@ -362,7 +372,7 @@ def _code(leaf: jax.ShapeDtypeStruct, space: Any) -> _Code:
         return _Code(categories=(int(getattr(space, "start", 0)), int(space.n))) if integers and not image else _Code()
     if space is None:
         return _Code(scale=_WHITE) if image and leaf.dtype == jnp.uint8 else _Code()
-    low, high = np.min(getattr(space, "low", -np.inf)), np.max(getattr(space, "high", np.inf))
+    low, high = np.asarray(getattr(space, "low", -np.inf)).min(), np.asarray(getattr(space, "high", np.inf)).max()
     if (low, high) == (0, _WHITE):
         return _Code(scale=_WHITE)
     if integers and not image and np.isfinite(low) and 1 < high - low < _MOST_CATEGORIES:

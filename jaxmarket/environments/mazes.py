@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Bool, Float, Int32
 
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_int, short_repr
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Bool, Int32
 
 from jaxmarket.environments.adapter import Adapter, adapt
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_int
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Int32
 
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_int
 

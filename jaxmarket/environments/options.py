@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Bool, Int32
 
 from jaxmarket.environments.adapter import Adapter, Step, adapt
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, PyTree, real, tree_select
 from jaxmarket.validation import check_float, check_int, short_repr
 

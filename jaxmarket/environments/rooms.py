@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Bool, Int32, UInt8
 
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, real
 
 __all__ = ["ACTIONS", "PLACES", "TASKS", "Place", "RoomsParams", "RoomsState", "Task", "TwoRooms", "step_rule", "view"]

@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Float, Int32
 
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_float, check_int, short_repr
 

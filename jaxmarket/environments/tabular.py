@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Bool, Float, Int32
 
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, real
 from jaxmarket.validation import as_bool_array, check_float, check_int, short_repr
 
@@ -124,9 +124,9 @@ class FiniteMDP(environment.Environment[Any, Any]):
         """The arrays given at construction."""
         return MDPParams(
             transitions=_compact(self.transitions),
-            rewards=jnp.asarray(self.rewards, real()),
+            rewards=jax.device_put(self.rewards.astype(real())),
             start=_compact(self.start),
-            terminal=jnp.asarray(self.terminal),
+            terminal=jax.device_put(self.terminal),
             max_steps_in_episode=self.horizon,
         )
 
@@ -253,8 +253,8 @@ def garnet(seed: int, states: int, actions: int, gamma: float, branching: int | 
 def _compact(distributions: np.ndarray) -> Array:
     """Distributions along the last axis, or indices i32 if all distributions are deterministic."""
     if ((distributions == 0) | (distributions == 1)).all():
-        return jnp.asarray(distributions.argmax(-1), jnp.int32)
-    return jnp.asarray(distributions, real())
+        return jax.device_put(distributions.argmax(-1).astype(np.int32))
+    return jax.device_put(distributions.astype(real()))
 
 
 def _draw(key: Array, probabilities: Array) -> Array:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
 from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
+from jaxmarket.environments.base import environment, spaces
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.interop.embedding import given_bids
 from jaxmarket.policies import BidPolicy, ValueHead, bid_table, linear

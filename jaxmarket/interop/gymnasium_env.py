@@ -14,10 +14,10 @@ import gymnasium
 import jax
 import numpy as np
 from gymnasium import spaces
-from gymnax.environments.spaces import gymnax_space_to_gym_space
 
 from jaxmarket.environments import make
 from jaxmarket.environments.adapter import Adapter, Step
+from jaxmarket.environments.base import spaces as gymnax_spaces
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import short_repr
@@ -142,14 +142,14 @@ def _step(adapter: Adapter, key: Array, env_state: PyTree, action: Array, env_pa
 
 def _action_space(adapter: Adapter, env_params: PyTree) -> spaces.Space[Any]:
     if callable(getattr(adapter.env, "action_space", None)):
-        return gymnax_space_to_gym_space(adapter.env.action_space(env_params))
+        return gymnax_spaces.gymnax_space_to_gym_space(adapter.env.action_space(env_params))
     return spaces.Discrete(adapter.num_actions)
 
 
 def _observation_space(adapter: Adapter, env_params: PyTree) -> spaces.Space[Any]:
     """The declared observation space, or an unbounded box with the shape of an initial observation."""
     if callable(getattr(adapter.env, "observation_space", None)):
-        return gymnax_space_to_gym_space(adapter.env.observation_space(env_params))
+        return gymnax_spaces.gymnax_space_to_gym_space(adapter.env.observation_space(env_params))
     obs, _ = jax.eval_shape(adapter.raw_reset, jax.random.key(0), env_params)
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(

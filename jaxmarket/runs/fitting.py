@@ -22,6 +22,7 @@ from jaxmarket.evaluation import Episodes
 from jaxmarket.keys import key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, bid_error, env_steps
+from jaxmarket.runs import compilation_cache
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, put
 from jaxmarket.runs.devices import mesh as devices_mesh
@@ -73,6 +74,11 @@ def init_seeds(trainable: Trainable, keys: Array, hyper: Hyperparameters, env_pa
     return _jitted(_init_seeds, trainable.initializer)(keys, hyper, env_params)
 
 
+def _init_run(static: tuple[Trainable, int], key: Array, hyper: Hyperparameters, env_params: PyTree) -> PyTree:
+    trainable, seeds = static
+    return _init_seeds(trainable, jax.random.split(key, seeds), hyper, env_params)
+
+
 def _chunk_seeds(
     trainable: Trainable,
     mesh: Mesh | None,
@@ -111,10 +117,18 @@ def compiles() -> int:
     return _compiled.cache_info().misses
 
 
-def _evaluate_seeds(player: Player, params: PyTree, keys: Array, env_params: PyTree) -> Episodes:
+def _evaluate_seeds(
+    static: tuple[Player, int], params: PyTree, key: Array, greedy: Array, env_params: PyTree
+) -> Episodes:
     """New episodes of every seed: leaves [seeds, episodes]."""
+    player, seeds = static
     env_params = _params_of(player.env, env_params)
-    return jax.vmap(lambda params, key: player.evaluate(params, key, env_params, _EPISODES))(params, keys)
+    keys = jax.random.split(key, (2, seeds))[jnp.where(greedy, 0, 1)]
+
+    def evaluate(params: PyTree, key: Array) -> Episodes:
+        return player.evaluate(params, key, env_params, _EPISODES, greedy=greedy)
+
+    return jax.vmap(evaluate)(params, keys)
 
 
 @standard_promotion
@@ -123,6 +137,8 @@ def evaluate_both(
 ) -> dict[str, Episodes]:
     """New episodes of every seed, with ``"greedy"`` and with ``"sampled"`` bids (or choices): leaves [seeds, episodes].
 
+    Both are runs of one compiled program.
+
     Args:
         trainable: what was trained.
         params: its parameters, leaves [seeds, ...].
@@ -130,11 +146,8 @@ def evaluate_both(
         seeds: number of seeds.
         env_params: the environment's parameters; its ``default_params`` if None.
     """
-    keys = jax.random.split(key, (2, seeds))
-    return {
-        how: _jitted(_evaluate_seeds, trainable.player(greedy=how == "greedy"))(params, keys[i], env_params)
-        for i, how in enumerate(("greedy", "sampled"))
-    }
+    program = _jitted(_evaluate_seeds, (trainable.player(greedy=False), seeds))
+    return {how: program(params, key, np.bool_(how == "greedy"), env_params) for how in ("greedy", "sampled")}
 
 
 @entry_point
@@ -161,7 +174,8 @@ def fit(
     it is killed at any moment and resumed, it ends with the same bits as a run that never stopped. A signal takes
     effect after the current chunk and a checkpoint. Ctrl-C then ends the training; what was learned so far is
     evaluated, and the run can be resumed. TERM and HUP end the process. The folder is locked: a second process that
-    tries to write to it gets an error.
+    tries to write to it gets an error. In an IPython session, such as a notebook, JAX's compilation cache is switched
+    on (`jaxmarket.runs.compilation_cache`).
 
     Args:
         config: the settings.
@@ -196,6 +210,7 @@ def fit(
             one to resume or a damaged checkpoint, the run to start from does not fit, ``freeze`` names an unknown part,
             devices cannot share the work, or a check failed.
     """
+    compilation_cache.in_session()
     settings = check_config(config).settings
     key = check_key("key", key, traced=False)
     checkpoint_every = check_float("checkpoint_every", checkpoint_every, 0)
@@ -315,7 +330,8 @@ class _Run:
         self.key, self.mesh, self.env_params, self.check = key, mesh, env_params, check
         self.hyper = settings.hyperparameters.as_arrays()
         self.oracle = settings.oracle if env_params is None else None
-        self.state: Any = init_seeds(self.trainable, jax.random.split(key, settings.seeds), self.hyper, env_params)
+        start = _jitted(_init_run, (self.trainable.initializer, settings.seeds))
+        self.state: Any = start(key, self.hyper, env_params)
         self.rows: list[dict[str, np.ndarray]] = []
         self.spent = np.zeros(settings.seeds)
         self.compile_seconds = self.run_seconds = 0.0
@@ -467,7 +483,8 @@ class _Run:
         given_params = {} if self.env_params is None else {"env_params": self.env_params}
         episodes = evaluate_both(self.trainable, self.state.learner.params, key, settings.seeds, **given_params)
         exact, bids, visited = self.bids_beside_q()
-        returns = {how: np.asarray(some.returns.mean(1)) for how, some in episodes.items()}
+        means = jax.device_get(_means(episodes))
+        returns = {how: some.returns for how, some in means.items()}
         found = divergence.find(self.metrics, *returns.values(), *([] if bids is None else [bids]))
         lost = [each["seed"] for each in found]
         bids, visited = _without(lost, bids, visited)
@@ -477,8 +494,8 @@ class _Run:
             known[lost] = np.nan
             return known.tolist()
 
-        terminated = {how: per_seed(some.terminated.mean(1)) for how, some in episodes.items()}
-        unfinished = {how: per_seed(1 - some.finished.mean(1)) for how, some in episodes.items()}
+        terminated = {how: per_seed(some.terminated) for how, some in means.items()}
+        unfinished = {how: per_seed(1 - some.finished) for how, some in means.items()}
         greedy = divergence.spread(per_seed(returns["greedy"]))
         summary: dict[str, Any] = {
             "env": settings.adapter.name,
@@ -500,16 +517,16 @@ class _Run:
         if "saturation" in self.metrics:
             summary["saturation"] = divergence.spread(per_seed(self.metrics["saturation"][-1])).mean
         if bids is not None and visited is not None and len(lost) < settings.seeds:
-            kept = np.delete(bids, lost, axis=0), jnp.asarray(exact, real()), np.delete(visited, lost, axis=0)
-            summary["bid_error"] = _worst(bid_error, *kept)
-            summary["bid_error_relative"] = _worst(functools.partial(bid_error, floor=0.0), *kept)
-            if getattr(settings.learner, "estimates_values", False):
-                summary["bid_error_all"] = _worst(functools.partial(bid_error, every_bidder=True), *kept)
+            kept = np.delete(bids, lost, axis=0), np.asarray(exact, real()), np.delete(visited, lost, axis=0)
+            errors = {name: float(error) for name, error in _worst_errors(*kept).items()}
+            if not getattr(settings.learner, "estimates_values", False):
+                del errors["bid_error_all"]
+            summary |= {name: None if np.isnan(error) else error for name, error in errors.items()}
         return FitResult(summary, self.state, self.metrics, self.config, exact, bids, visited)
 
     def bids_beside_q(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
         """`FitResult`'s ``q``, ``bids`` and ``visited``: None where Q* is unknown."""
-        found = None if self.oracle is None else self.trainable.bids_and_visits(self.state)
+        found = None if self.oracle is None else _jitted(_bids_and_visits, self.trainable)(self.state)
         if found is None:
             return None, None, None
         bids, visited = found
@@ -534,7 +551,24 @@ def _without(
     return bids, visited
 
 
-def _worst(error: Callable[..., Array], bids: Any, q: Array, visited: Any) -> float | None:
-    """The largest error over seeds, None where a seed visited no state while visits were counted."""
-    worst = float(jax.vmap(error, (0, None, 0))(bids, q, visited).max())
-    return None if np.isnan(worst) else worst
+def _bids_and_visits(trainable: Trainable, state: PyTree) -> tuple[Array, Array] | None:
+    return trainable.bids_and_visits(state)
+
+
+@jax.jit
+def _means(episodes: dict[str, Episodes]) -> dict[str, Episodes]:
+    return jax.tree.map(lambda x: x.mean(1), episodes)
+
+
+@jax.jit
+def _worst_errors(bids: Array, q: Array, visited: Array) -> dict[str, Array]:
+    """The largest errors over seeds, NaN where a seed visited no state while visits were counted."""
+    kinds: dict[str, dict[str, Any]] = {
+        "bid_error": {},
+        "bid_error_relative": {"floor": 0.0},
+        "bid_error_all": {"every_bidder": True},
+    }
+    return {
+        name: jax.vmap(functools.partial(bid_error, **kind), (0, None, 0))(bids, q, visited).max()
+        for name, kind in kinds.items()
+    }

@@ -686,7 +686,7 @@ def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy
         raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
     settings: Settings = run.config.settings
     chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, settings.seeds - 1)
-    params = jax.tree.map(lambda x: x[chosen], run.networks["policy"])
+    params = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[chosen], run.networks["policy"]))
     return settings.trainable.policy(params, greedy=check_bool("greedy", greedy))
 
 

@@ -19,7 +19,7 @@ ALONE = "value"
 
 def flatten(tree: PyTree) -> Arrays:
     """The arrays of a pytree by their paths in it, on the host; keys as their words, numbers as arrays."""
-    return {_name(path): np.asarray(_words(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {_name(path): _on_host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(like: PyTree, arrays: Mapping[str, np.ndarray], whose: str = "arrays") -> PyTree:
@@ -47,7 +47,7 @@ def unflatten(like: PyTree, arrays: Mapping[str, np.ndarray], whose: str = "arra
             )
 
     def leaf(path: Any, like: Any) -> Array:
-        value = jnp.asarray(arrays[_name(path)])
+        value = jax.device_put(arrays[_name(path)])
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(like)) if _is_key(like) else value
 
     return jax.tree.unflatten(tree, [leaf(path, like) for path, like in paths])
@@ -63,6 +63,10 @@ def _is_key(leaf: Any) -> bool:
 
 def _words(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    return np.asarray(_words(leaf)) if isinstance(leaf, jax.Array) else np.asarray(leaf, jnp.result_type(leaf))
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

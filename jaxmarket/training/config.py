@@ -429,7 +429,7 @@ def _torso(
         hidden: widths of dense layers that the user or the kind of agent chose; None for the defaults.
         table: whether the learner estimates values, for which a table is the default over one-hot observations.
     """
-    obs = Society(adapter, BidPolicy(linear(), ValueHead())).observation
+    obs = adapter.observation
     image = len(obs.shape) == 3
     for field in ("convolutions", "stride"):
         if getattr(config, field) is not None and not image:

@@ -59,20 +59,33 @@ class SingleAgent:
     policy: BidPolicy
     greedy: bool = False
 
-    def choose(self, params: PyTree, key: Array | None, obs: Array) -> Array:
-        """The choice for one encoded observation: i32 []. A greedy agent needs no key."""
+    def choose(self, params: PyTree, key: Array | None, obs: Array, greedy: Array | None = None) -> Array:
+        """The choice for one encoded observation: i32 [].
+
+        A greedy agent needs no key. ``greedy`` (bool [], traced) takes the place of the agent's own.
+        """
         distribution = self.policy.apply(params, obs)
-        choice = distribution.mean() if self.greedy or key is None else distribution.sample(key)
+        if greedy is not None and key is not None:
+            choice = jax.lax.cond(greedy, distribution.mean, lambda: distribution.sample(key))
+        else:
+            choice = distribution.mean() if self.greedy or key is None else distribution.sample(key)
         return choice.astype(jnp.int32)
 
     @standard_promotion
     def evaluate(
-        self, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = 100_000
+        self,
+        params: PyTree,
+        key: Array,
+        env_params: PyTree,
+        episodes: int = 128,
+        max_steps: int = 100_000,
+        *,
+        greedy: Array | None = None,
     ) -> Episodes:
         """Play fresh episodes, as `jaxmarket.evaluation.evaluate` does with a society."""
 
         def act(key: Array, running: EnvCarry) -> Array:
-            return self.choose(params, key, running.obs)
+            return self.choose(params, key, running.obs, greedy)
 
         return play_episodes(self.env, act, key, env_params, episodes, max_steps)
 

@@ -219,8 +219,11 @@ class PopulationPlayer:
         return actions[0]
 
     @standard_promotion
-    def evaluate(self, params: Population, key: Array, env_params: PyTree, episodes: int) -> Episodes:
-        """Play new episodes, as `jaxmarket.evaluation.evaluate` does with a society."""
+    def evaluate(
+        self, params: Population, key: Array, env_params: PyTree, episodes: int, *, greedy: Array | None = None
+    ) -> Episodes:
+        """Play new episodes, as `jaxmarket.evaluation.evaluate` does with a society; bids are always greedy."""
+        del greedy
 
         def act(key: Array, running: EnvCarry) -> Array:
             return self.act(params, key, running.obs, running.env_state, env_params)

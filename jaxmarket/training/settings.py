@@ -5,7 +5,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.learners import LEARNERS, Hyperparameters, Learner
@@ -136,7 +137,7 @@ class Settings:
         if q is None:
             return None
         best = self.adapter.optimal_return(self.gamma)
-        return Oracle(q=jnp.asarray(q, real()), optimal_return=jnp.asarray(best, real()))
+        return Oracle(*(jax.device_put(np.asarray(value, real())) for value in (q, best)))
 
 
 def _name(value: Any) -> str | None:

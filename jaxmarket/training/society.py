@@ -57,9 +57,11 @@ class SocietyPlayer:
         """The environment."""
         return self.society.env
 
-    def evaluate(self, params: PyTree, key: Array, env_params: PyTree, episodes: int) -> Episodes:
+    def evaluate(
+        self, params: PyTree, key: Array, env_params: PyTree, episodes: int, *, greedy: Array | None = None
+    ) -> Episodes:
         """`jaxmarket.evaluation.evaluate`."""
-        return evaluate(self.society, params, key, env_params, episodes)
+        return evaluate(self.society, params, key, env_params, episodes, greedy=greedy)
 
 
 @dataclasses.dataclass(frozen=True)

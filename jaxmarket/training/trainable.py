@@ -21,7 +21,9 @@ class Player(Protocol):
         """The environment."""
         ...
 
-    def evaluate(self, params: PyTree, key: Array, env_params: PyTree, episodes: int) -> Episodes:
+    def evaluate(
+        self, params: PyTree, key: Array, env_params: PyTree, episodes: int, *, greedy: Array | None = None
+    ) -> Episodes:
         """Play new episodes in parallel.
 
         Args:
@@ -29,6 +31,8 @@ class Player(Protocol):
             key: a typed PRNG key.
             env_params: the environment's parameters.
             episodes: number of episodes, static.
+            greedy: bool [], traced, in place of the ``greedy`` that made the player, so that one program serves both;
+                it has no meaning where all choices are deterministic.
 
         Returns:
             The results, leaves [episodes].

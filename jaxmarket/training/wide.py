@@ -264,9 +264,20 @@ class WideSociety:
 
     @standard_promotion
     def evaluate(
-        self, params: PyTree, key: Array, env_params: PyTree, episodes: int = 128, max_steps: int = _MOST_STEPS
+        self,
+        params: PyTree,
+        key: Array,
+        env_params: PyTree,
+        episodes: int = 128,
+        max_steps: int = _MOST_STEPS,
+        *,
+        greedy: Array | None = None,
     ) -> Episodes:
-        """Play episodes from raw pieces without exploration and learning, as `jaxmarket.evaluation.evaluate`."""
+        """Play episodes from raw pieces without exploration and learning, as `jaxmarket.evaluation.evaluate`.
+
+        Bids are always greedy.
+        """
+        del greedy
         return self.play(self.bids(params), key, env_params, episodes, max_steps)
 
     def play(

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -148,3 +150,18 @@ def test_metrics_without_a_row_for_every_seed_are_one_clear_error(bandit_run, tm
     reseal(folder)
     with pytest.raises(ValueError, match=r"metrics\.csv: expected 2 rows"):
         _ = run_folder.read(folder).metrics
+
+
+def test_a_run_compiles_few_programs():
+    """Nine: whole functions are compiled, the host's arrays are NumPy's, and one program evaluates in both ways."""
+    code = (
+        "import jax\n"
+        "programs = []\n"
+        "def count(event, _, **__): programs.append(event) if event.endswith('backend_compile_duration') else None\n"
+        "jax.monitoring.register_event_duration_secs_listener(count)\n"
+        "from jaxmarket.cli import main\n"
+        "main(['train', 'Chain-v0', '--steps', '2048', '--instances', '8', '--horizon', '16'])\n"
+        "print(len(programs))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 4 <= int(run.stdout.splitlines()[-1]) <= 12

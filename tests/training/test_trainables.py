@@ -69,6 +69,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
         np.testing.assert_array_equal(resumed.metrics[name], values)
 
 
+@pytest.mark.parametrize("kind", ["society", "monolith", "wide", "population", "sampled bids"])
+def test_one_program_evaluates_greedily_and_sampled(kind):
+    """It plays the episodes that a greedy and a sampling player play with their own keys."""
+    sampling = TrainConfig("Bandit-v0", learner="ppo", bid_low=0, bid_high=1, minibatch=32, **SMALL)
+    config = KINDS.get(kind, sampling)
+    trainable, hyper, key = config.settings.trainable, config.settings.hyperparameters.as_arrays(), jax.random.key(1)
+    params = init_seeds(trainable, jax.random.split(KEY, config.seeds), hyper).learner.params
+    both, env_params = evaluate_both(trainable, params, key, config.seeds), trainable.env.default_params
+    for keys, (how, episodes) in zip(jax.random.split(key, (2, config.seeds)), both.items(), strict=True):
+        player = trainable.player(greedy=how == "greedy")
+        expected = jax.jit(jax.vmap(lambda p, k, player=player: player.evaluate(p, k, env_params, 128)))(params, keys)
+        jax.tree.map(np.testing.assert_array_equal, episodes, expected)
+
+
 def test_a_saved_run_is_read_evaluated_and_loaded(finished):
     """Evaluated with the key of `fit`, it earns what the summary says; the policy acts within the environment."""
     config, result, folder = finished
