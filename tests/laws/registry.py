@@ -29,7 +29,6 @@ from jaxmarket import (
     rollouts,
     settlement,
     society,
-    special,
     wide_market,
 )
 from jaxmarket.environments import FiniteMDP, Multiplexer, Woods1
@@ -56,7 +55,6 @@ MODULES = (
     rollouts,
     settlement,
     society,
-    special,
     welfare,
     wide_market,
 )
@@ -432,12 +430,6 @@ CASES = {
     "welfare.wealth_history": plain(
         lambda opening, rounds: welfare.wealth_history(opening, rounds[1]), wide_rounds, approximate=1e-3
     ),
-    "special.betaln": plain(
-        special.betaln, lambda rng: (rng.gamma(2.0, size=3), rng.gamma(2.0, size=3)), approximate=1e-5
-    ),
-    "special.digamma": plain(special.digamma, lambda rng: (rng.gamma(2.0, size=3),), approximate=1e-5),
-    "special.harmonic": plain(special.harmonic, lambda rng: (rng.gamma(2.0, size=3),), approximate=1e-5),
-    "special.trigamma": plain(special.trigamma, lambda rng: (rng.gamma(2.0, size=3),), approximate=1e-5),
     "networks.neuron_quote": plain(networks.neuron_quote, lambda rng: (money(rng), money(rng, 3), money(rng, 2))),
 } | {
     f"Mechanism.{name}.{part}": plain(getattr(mechanism, part), lambda rng: (sold(rng),), approximate=0)
