@@ -41,9 +41,7 @@ LEARNED = 30
 
 def config(updates: int, **settings: Any) -> TrainConfig:
     """The paper's settings for Chain, with ``updates`` updates per call."""
-    return TrainConfig(
-        "Chain-v0", preset="paper", hidden=(16,), steps=4096 * updates, log_every=updates, **settings
-    )
+    return TrainConfig("Chain-v0", preset="paper", hidden=(16,), steps=4096 * updates, log_every=updates, **settings)
 
 
 def greedy_return(settings: TrainConfig) -> float:

@@ -15,6 +15,7 @@ level that holds it.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter
@@ -69,7 +70,10 @@ def _passes(size: int, moved: int = 2**29) -> tuple[Call, float]:
     """Passes over an array of ``size`` bytes, and the bytes that they read and write."""
     vector = jnp.ones(max(1, size // 4), jnp.float32)
     times = max(8, moved // (2 * vector.nbytes))
-    return (lambda vector: jax.lax.fori_loop(0, times, lambda _, x: x + 1, vector), (vector,)), 2 * vector.nbytes * times
+    return (
+        lambda vector: jax.lax.fori_loop(0, times, lambda _, x: x + 1, vector),
+        (vector,),
+    ), 2 * vector.nbytes * times
 
 
 def _in_sequence(operation: Callable[..., Array], *arguments: Array) -> tuple[Call, float]:
@@ -77,9 +81,7 @@ def _in_sequence(operation: Callable[..., Array], *arguments: Array) -> tuple[Ca
 
     def loop(x: Array, *others: Array) -> Array:
         def body(_: Array, x: Array) -> Array:
-            for _ in range(64):
-                x = operation(x, *others)
-            return x
+            return functools.reduce(lambda x, _: operation(x, *others), range(64), x)
 
         return jax.lax.fori_loop(0, 500, body, x)
 
@@ -126,7 +128,8 @@ def operations(program: str) -> Counter[str]:
     Args:
         program: XLA's text of the program.
     """
-    entry, inside = "", {}
+    entry, name = "", ""
+    inside: dict[str, list[tuple[str, str]]] = {}
     for line in program.splitlines():
         if found := _COMPUTATION.match(line):
             name = found[2]

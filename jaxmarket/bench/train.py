@@ -29,7 +29,7 @@ from jaxmarket.training.society import TrainState
 from jaxmarket.types import Array
 from jaxmarket.view.tables import progress
 
-__all__ = ["CHAIN", "equal_width", "run", "training", "worker"]
+__all__ = ["CHAIN", "beside_rollouts", "equal_width", "run", "training", "worker"]
 
 CHAIN = train_config("Chain-v0", hidden=(16,), instances=128, horizon=32, steps=163_840, log_every=40)
 """Chain with the paper's networks and PPO settings: 4,096 steps per update as published, from 128 instances."""
@@ -80,22 +80,25 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
     return (min((low, high), key=lambda width: abs(missing(width))),) * layers
 
 
-def _chain(report: Report) -> None:
-    """Measure complete training on Chain on one core, and rollouts without learning."""
-    step, start = training(CHAIN)
-    state = jax.jit(start)(jax.random.key(0))
-    roll = market_rollout(
-        CHAIN.settings.society, state.learner.params, CHAIN.settings.instances, CHAIN.settings.horizon
-    )
+def beside_rollouts(report: Report, label: str, config: TrainConfig, repeats: int = REPEATS) -> dict[str, float]:
+    """Measure complete training, and rollouts without learning, in turns: steps/s of ``training`` and ``rollouts``."""
+    step, start = training(config)
+    state, settings = jax.jit(start)(jax.random.key(0)), config.settings
+    roll = market_rollout(settings.society, state.learner.params, settings.instances, settings.horizon)
     timings = measure(
         {
             "training": (step, (state,)),
-            "rollouts": (in_a_row(roll, CHAIN.settings.updates_per_chunk), (jax.random.key(1), state.market)),
+            "rollouts": (in_a_row(roll, settings.updates_per_chunk), (jax.random.key(1), state.market)),
         },
-        2 * REPEATS,
+        repeats,
     )
-    report.keep("Chain", timings)
-    rates = {name: CHAIN.settings.auctions_per_chunk / timing.median for name, timing in timings.items()}
+    report.keep(label, timings)
+    return {name: settings.auctions_per_chunk / timing.median for name, timing in timings.items()}
+
+
+def _chain(report: Report) -> None:
+    """Measure complete training on Chain on one core, and rollouts without learning."""
+    rates = beside_rollouts(report, "Chain", CHAIN, 2 * REPEATS)
     report.headline |= {
         "chain_steps_per_second": rates["training"],
         "chain_rollout_steps_per_second": rates["rollouts"],

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import rivals
 from jaxmarket.bench.step import scrambled
@@ -21,6 +20,8 @@ from jaxmarket.environments import make
 from jaxmarket.learners import Experience
 from jaxmarket.learners.protocol import EXPERIENCE_AXES
 from jaxmarket.training.config import PRESETS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_rollout_is_one_of_chain(torch):
         state, time = 0, 0
         for t in range(society.horizon):
             assert states[t, i] == state
-            *_, price, highest = np.sort(bids[t, i])
+            price = np.sort(bids[t, i])[-2]
             winner = int(np.argmax(bids[t, i]))
             action = winner // 2
             after, time = int(env.transitions[state, action].argmax()), time + 1
