@@ -47,8 +47,8 @@ __all__ = [
     "update_costs",
 ]
 
-_MEMORY = 2**28  # bytes of an array that is in no cache
-_REPEATS = 20
+_MEMORY = 2**27  # bytes of an array that is in no cache
+_REPEATS = 60  # short calls, of which the fastest counts
 
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -66,7 +66,7 @@ def _transcendentals(size: int = 2048, times: int = 2000) -> tuple[Call, float]:
     return (passes, (jnp.linspace(0, 1, size),)), 2 * size * times
 
 
-def _passes(size: int, moved: int = 2**29) -> tuple[Call, float]:
+def _passes(size: int, moved: int = 2**28) -> tuple[Call, float]:
     """Passes over an array of ``size`` bytes, and the bytes that they read and write."""
     vector = jnp.ones(max(1, size // 4), jnp.float32)
     times = max(8, moved // (2 * vector.nbytes))
@@ -111,7 +111,7 @@ def levels() -> list[Level]:
     for level, size in sorted(sizes.items()):
         found.append(Level(f"L{level}", size, int(math.sqrt(below * size))))
         below = size
-    return [*found, Level("memory", math.inf, max(_MEMORY, 8 * below))]
+    return [*found, Level("memory", math.inf, max(_MEMORY, 4 * below))]
 
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) .*\{$")
@@ -233,7 +233,7 @@ def configs() -> dict[str, TrainConfig]:
     """The configurations that are measured; a quick run leaves out the last."""
     # Short calls, a few milliseconds, so that the fastest of many is one that nothing interrupted.
     small: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 16_384, "log_every": 4}
-    large: dict[str, Any] = {"instances": 1024, "horizon": 32, "minibatch": 1024, "steps": 65_536, "log_every": 2}
+    large: dict[str, Any] = {"instances": 1024, "horizon": 32, "minibatch": 1024, "steps": 32_768, "log_every": 1}
     return {
         "Chain-v0": train_config("Chain-v0", hidden=(16,), **small),
         "CartPole-v1": train_config("CartPole-v1", hidden=(64, 64), **small),
