@@ -51,6 +51,11 @@ def churn(
     )
 
 
+def _economy(market: DeepMarket) -> DeepMarketState:
+    env_params = market.env.default_params
+    return jax.jit(lambda key: deep_market.init(market, key, env_params, wealth=256.0))(jax.random.key(0))
+
+
 def sweep(report: Report, name: str, capacities: Iterable[int], work: int = 10_000_000) -> Iterator[int]:
     """Measure several capacities of a representation, and add a row for each; yields a capacity before it is measured.
 
@@ -65,7 +70,7 @@ def sweep(report: Report, name: str, capacities: Iterable[int], work: int = 10_0
     for capacity in capacities:
         yield capacity
         market = DeepMarket(make(env_id)[0], representation, capacity, _INSTANCES)
-        economy = deep_market.init(market, jax.random.key(0), market.env.default_params, wealth=256.0)
+        economy = _economy(market)
         rounds = max(1, work // (capacity * _INSTANCES * _PERIOD))
         steps = rounds * _PERIOD
 

@@ -103,7 +103,7 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
     """The rollouts of all instances and their initial states, for ``society``, ``networks`` and ``environment``."""
     society, env, horizon = case.society, case.society.env, case.horizon
     env_params = env.default_params
-    params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
+    params = jax.jit(lambda: scrambled(society.init(jax.random.key(0)), jax.random.key(1)))()
     keys = jax.random.split(jax.random.key(2), case.instances)
 
     def without(networks: bool) -> Any:
@@ -118,8 +118,8 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
         rollouts = jax.vmap(instance_rollout, out_axes=(0, 1))
         return lambda key, running: rollouts(jax.random.split(key, case.instances), running)
 
-    states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
-    running = jax.vmap(lambda key: start(env, key, env_params))(keys)
+    states = jax.jit(jax.vmap(lambda key: reset(society, key, env_params)[0]))(keys)
+    running = jax.jit(jax.vmap(lambda key: start(env, key, env_params)))(keys)
     return {
         "society": (market_rollout(society, params, case.instances, horizon), states),
         "networks": (without(networks=True), running),
