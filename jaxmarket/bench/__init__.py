@@ -1,6 +1,7 @@
 """Benchmarks on this machine, with a common timer (`timing`) and results in JSON."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ from jaxmarket.bench.timing import Report, pinned
 from jaxmarket.runs import files
 from jaxmarket.validation import check_int
 
-__all__ = ["BENCHMARKS", "bench"]
+__all__ = ["BENCHMARKS", "bench", "conduct"]
 
 
 BENCHMARKS = {
@@ -38,6 +39,13 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     """
     if name not in BENCHMARKS:
         raise ValueError(f"name: unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+    return conduct(importlib.import_module(f"jaxmarket.bench.{name}").run, out, quick=quick, cores=cores)
+
+
+def conduct(
+    run: Callable[[bool], Report], out: str | Path | None = None, *, quick: bool = False, cores: int = 1
+) -> Report:
+    """Run a benchmark that is given as a function, as `bench` does."""
     cores = check_int("cores", cores)
     folder = Path("bench" if out is None else out)
     with files.writing(folder, "choose another folder"):
@@ -46,7 +54,7 @@ def bench(name: str, out: str | Path | None = None, *, quick: bool = False, core
     jax.config.update("jax_enable_compilation_cache", False)  # compile times must not include cache hits
     try:
         with pinned(cores):
-            report = importlib.import_module(f"jaxmarket.bench.{name}").run(quick)
+            report = run(quick)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
     report.write(folder)

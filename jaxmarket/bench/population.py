@@ -1,5 +1,6 @@
 """Speed of deep markets (bids, auctions, payments, births and deaths) as a function of their capacity."""
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,7 +25,7 @@ from jaxmarket.view.tables import progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["churn", "representations", "run"]
+__all__ = ["churn", "draw", "representations", "run", "summarize", "sweep"]
 
 _INSTANCES, _PERIOD, _MAX_BIRTHS = 256, 10, 16
 _TERMS = Terms(
@@ -50,52 +51,77 @@ def churn(
     )
 
 
+def _economy(market: DeepMarket) -> DeepMarketState:
+    env_params = market.env.default_params
+    return jax.jit(lambda key: deep_market.init(market, key, env_params, wealth=256.0))(jax.random.key(0))
+
+
+def sweep(report: Report, name: str, capacities: Iterable[int], work: int = 10_000_000) -> Iterator[int]:
+    """Measure several capacities of a representation, and add a row for each; yields a capacity before it is measured.
+
+    Args:
+        report: the report to extend.
+        name: one of `representations`.
+        capacities: in ascending order.
+        work: agents × instances × steps per call; a call runs at least one round.
+    """
+    env_id, representation = representations()[name]
+    rows = report.tables.setdefault(f"{name} on {env_id}", [])
+    for capacity in capacities:
+        yield capacity
+        market = DeepMarket(make(env_id)[0], representation, capacity, _INSTANCES)
+        economy = _economy(market)
+        rounds = max(1, work // (capacity * _INSTANCES * _PERIOD))
+        steps = rounds * _PERIOD
+
+        def run_rounds(
+            key: Array, economy: DeepMarketState, market: DeepMarket = market, rounds: int = rounds
+        ) -> tuple:
+            return churn(market, rounds, key, economy)
+
+        timing = measure({"": (run_rounds, (jax.random.key(1), economy))})[""]
+        _, history = jax.jit(run_rounds)(jax.random.key(1), economy)
+        report.timings[f"{capacity} {name}"] = timing.raw()
+        seconds = timing.median / steps
+        rows.append(
+            {
+                "capacity": capacity,
+                "µs per step": 1e6 * seconds,
+                "M agents × instances × steps/s": capacity * _INSTANCES / seconds / 1e6,
+                "M env steps/s": _INSTANCES / seconds / 1e6,
+                "births per round": float((history.births.ident >= 0).sum() / rounds),
+                "deaths per round": float(history.births.deaths.sum() / rounds),
+                "compile s": timing.compile_seconds,
+            }
+        )
+
+
+def summarize(report: Report, names: Iterable[str]) -> None:
+    """Add the headline numbers of the measured representations, and the figure."""
+    for name in names:
+        rows = report.tables[f"{name} on {representations()[name][0]}"]
+        large = [row for row in rows if row["capacity"] >= 512]
+        sizes, times = [row["capacity"] for row in large], [row["µs per step"] for row in large]
+        report.headline[f"exponent_{name}"] = exponent(sizes, times) if len(large) > 1 else None
+        for row in rows:
+            if row["capacity"] == 4096:
+                report.headline[f"{name}_4096_agents_steps_per_second"] = 1e6 * row["M agents × instances × steps/s"]
+    report.figure = draw(report)
+
+
 def run(quick: bool = False) -> Report:
     """Measure several capacities for each representation, with 256 instances."""
     report = Report("population")
     capacities = (64, 512, 4096) if quick else tuple(2**k for k in range(4, 14))
-    wanted = {"rules": representations()["rules"]} if quick else representations()
+    wanted = ("rules",) if quick else tuple(representations())
     todo, done = len(capacities) * len(wanted), 0
     with progress("population", unit="sizes") as show:
-        for name, (env_id, representation) in wanted.items():
-            rows = report.tables.setdefault(f"{name} on {env_id}", [])
-            for capacity in capacities:
+        for name in wanted:
+            for capacity in sweep(report, name, capacities, 2_000_000 if quick else 10_000_000):
                 show(done, todo, f"{capacity} agents, {name}")
-                market = DeepMarket(make(env_id)[0], representation, capacity, _INSTANCES)
-                economy = deep_market.init(market, jax.random.key(0), market.env.default_params, wealth=256.0)
-                rounds = max(1, (2_000_000 if quick else 10_000_000) // (capacity * _INSTANCES * _PERIOD))
-                steps = rounds * _PERIOD
-
-                def run_rounds(
-                    key: Array, economy: DeepMarketState, market: DeepMarket = market, rounds: int = rounds
-                ) -> tuple:
-                    return churn(market, rounds, key, economy)
-
-                timing = measure({"": (run_rounds, (jax.random.key(1), economy))})[""]
-                _, history = jax.jit(run_rounds)(jax.random.key(1), economy)
-                report.timings[f"{capacity} {name}"] = timing.raw()
-                seconds = timing.median / steps
-                rows.append(
-                    {
-                        "capacity": capacity,
-                        "µs per step": 1e6 * seconds,
-                        "M agents × instances × steps/s": capacity * _INSTANCES / seconds / 1e6,
-                        "M env steps/s": _INSTANCES / seconds / 1e6,
-                        "births per round": float((history.births.ident >= 0).sum() / rounds),
-                        "deaths per round": float(history.births.deaths.sum() / rounds),
-                        "compile s": timing.compile_seconds,
-                    }
-                )
                 done += 1
         show(todo, todo)
-    for name, (env_id, _) in wanted.items():
-        rows = report.tables[f"{name} on {env_id}"]
-        large = [row for row in rows if row["capacity"] >= 512]
-        sizes, times = [row["capacity"] for row in large], [row["µs per step"] for row in large]
-        report.headline[f"exponent_{name}"] = exponent(sizes, times)
-        largest = next(row for row in rows if row["capacity"] == 4096)
-        report.headline[f"{name}_4096_agents_steps_per_second"] = 1e6 * largest["M agents × instances × steps/s"]
-    report.figure = _draw(report)
+    summarize(report, wanted)
     report.notes.append(
         f"{_INSTANCES} instances with one table of wealth; a step is an auction, its payments and an environment step "
         f"in each; up to {_MAX_BIRTHS} births after every {_PERIOD} steps; one program per capacity, never traced again"
@@ -104,7 +130,7 @@ def run(quick: bool = False) -> Report:
     return report
 
 
-def _draw(report: Report) -> "Figure":
+def draw(report: Report) -> "Figure":
     """Draw the time per step over the capacity, and lines of proportional growth."""
     fig, (left, right) = figure(2, width=4.6, height=3.4)
     for i, (title, rows) in enumerate(report.tables.items()):

@@ -1,5 +1,6 @@
 """Growth of time and memory per step with bidders, instances and network width."""
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,7 +17,7 @@ from jaxmarket.view.tables import progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["market", "run"]
+__all__ = ["draw", "exponents", "market", "run", "sweep"]
 
 _HORIZON = 16
 
@@ -30,8 +31,10 @@ def market(bidders: int, width: int = 16) -> Society:
 def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[float, float, dict]:
     """Seconds and bytes per environment step, and the raw timing."""
     env_params = society.env.default_params
-    params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
-    states = jax.vmap(lambda key: reset(society, key, env_params)[0])(jax.random.split(jax.random.key(2), instances))
+    # Each under jit: one program compiles sooner than many of one operation.
+    params = jax.jit(lambda: scrambled(society.init(jax.random.key(0)), jax.random.key(1)))()
+    begin = jax.jit(jax.vmap(lambda key: reset(society, key, env_params)[0]))
+    states = begin(jax.random.split(jax.random.key(2), instances))
 
     def roll(key: Array, state: PyTree) -> tuple[PyTree, PyTree]:
         params, states = state
@@ -42,6 +45,28 @@ def _time(society: Society, instances: int, repeats: int, budget: int) -> tuple[
     timing = measure({"": (in_a_row(roll, count), (jax.random.key(3), (params, states)))}, repeats)[""]
     steps = instances * _HORIZON
     return timing.median / (count * steps), (timing.memory_bytes or 0) / steps, timing.raw()
+
+
+def sweep(
+    report: Report, what: str, sizes: Iterable[int], budget: int = 1_000_000, instances: int = 64
+) -> Iterator[int]:
+    """Measure several bidders, instances or widths, and add a row for each; yields a size before it is measured.
+
+    Args:
+        report: the report to extend.
+        what: ``bidders``, ``instances`` or ``width``.
+        sizes: in ascending order.
+        budget: bids per call; a call runs at least one rollout, so the largest sizes exceed it.
+        instances: where they are not what is measured.
+    """
+    rows = report.tables.setdefault(f"growth with {what}", [])
+    for size in sizes:
+        yield size
+        society = market(size if what == "bidders" else 4, size if what == "width" else 16)
+        count = size if what == "instances" else instances
+        seconds, memory, raw = _time(society, count, 10, budget)
+        report.timings[f"{size} {what}"] = raw
+        rows.append({what: size, "µs per step": 1e6 * seconds, "bytes per step": memory})
 
 
 def run(quick: bool = False) -> Report:
@@ -57,30 +82,28 @@ def run(quick: bool = False) -> Report:
     todo, done = sum(map(len, sweeps.values())), 0
     with progress("scale", unit="sizes") as show:
         for what, sizes in sweeps.items():
-            rows = report.tables.setdefault(f"growth with {what}", [])
-            for size in sizes:
+            for size in sweep(report, what, sizes, 400_000 if quick else 1_000_000):
                 show(done, todo, f"{size} {what}")
-                society = market(size if what == "bidders" else 4, size if what == "width" else 16)
-                instances = size if what == "instances" else 64
-                # A call runs at least one rollout, so the largest sizes exceed the budget.
-                seconds, memory, raw = _time(society, instances, 10, 400_000 if quick else 1_000_000)
-                report.timings[f"{size} {what}"] = raw
-                rows.append({what: size, "µs per step": 1e6 * seconds, "bytes per step": memory})
                 done += 1
         show(todo, todo)
-    rows = report.tables["growth with bidders"]
-    sizes = [row["bidders"] for row in rows]
-    report.headline = {
-        "exponent_time": exponent(sizes, [row["µs per step"] for row in rows]),
-        "exponent_memory": exponent(sizes, [row["bytes per step"] for row in rows]),
-    }
-    report.figure = _draw(report)
+    report.headline = exponents(report)
+    report.figure = draw(report)
     report.notes.append("exponents: of growth with bidders, 64 instances, fitted over all sizes")
     report.notes.append("bytes: memory that XLA plans for arguments, results and temporaries of a call, per step")
     return report
 
 
-def _draw(report: Report) -> "Figure":
+def exponents(report: Report) -> dict[str, float | None]:
+    """The exponents of time and memory per step with the number of bidders."""
+    rows = report.tables["growth with bidders"]
+    sizes = [row["bidders"] for row in rows]
+    return {
+        "exponent_time": exponent(sizes, [row["µs per step"] for row in rows]),
+        "exponent_memory": exponent(sizes, [row["bytes per step"] for row in rows]),
+    }
+
+
+def draw(report: Report) -> "Figure":
     """Draw time and memory per step over each size, and a line of proportional growth."""
     fig, axes = figure(len(report.tables), 2, width=4.2, height=3.2)
     for column, (title, rows) in enumerate(report.tables.items()):
@@ -95,8 +118,9 @@ def _draw(report: Report) -> "Figure":
             ax.set(xlabel=title.removeprefix("growth with "), ylabel=quantity if column == 0 else None)
             if column == 0:
                 start = values[-1] / sizes[-1]
-                ax.loglog(sizes, [start * size for size in sizes], color="gray", linestyle=":", label="proportional")
+                ax.plot(sizes, [start * size for size in sizes], color="gray", linestyle=":", label="proportional")
                 ax.legend(frameon=False, fontsize=8)
-    cpu = report.machine
-    fig.suptitle(f"rollouts: growth of time and memory per step ({cpu['cpu']}, {cpu['cores_used']} core)", fontsize=10)
+    machine = report.machine
+    device = machine["device"] if machine["platform"] != "cpu" else f"{machine['cpu']}, {machine['cores_used']} core"
+    fig.suptitle(f"rollouts: growth of time and memory per step ({device})", fontsize=10)
     return fig

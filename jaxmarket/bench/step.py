@@ -21,7 +21,7 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.tables import progress
 
-__all__ = ["Case", "market_rollout", "programs", "run", "time_case"]
+__all__ = ["TAX", "Case", "add_case", "market_rollout", "programs", "run", "time_case"]
 
 
 _IMAGES = ("Breakout-MinAtar",)
@@ -103,7 +103,7 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
     """The rollouts of all instances and their initial states, for ``society``, ``networks`` and ``environment``."""
     society, env, horizon = case.society, case.society.env, case.horizon
     env_params = env.default_params
-    params = scrambled(society.init(jax.random.key(0)), jax.random.key(1))
+    params = jax.jit(lambda: scrambled(society.init(jax.random.key(0)), jax.random.key(1)))()
     keys = jax.random.split(jax.random.key(2), case.instances)
 
     def without(networks: bool) -> Any:
@@ -118,8 +118,8 @@ def programs(case: Case) -> dict[str, tuple[Rollout, PyTree]]:
         rollouts = jax.vmap(instance_rollout, out_axes=(0, 1))
         return lambda key, running: rollouts(jax.random.split(key, case.instances), running)
 
-    states = jax.vmap(lambda key: reset(society, key, env_params)[0])(keys)
-    running = jax.vmap(lambda key: start(env, key, env_params))(keys)
+    states = jax.jit(jax.vmap(lambda key: reset(society, key, env_params)[0]))(keys)
+    running = jax.jit(jax.vmap(lambda key: start(env, key, env_params)))(keys)
     return {
         "society": (market_rollout(society, params, case.instances, horizon), states),
         "networks": (without(networks=True), running),
@@ -137,30 +137,35 @@ def time_case(case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> t
     return timings, count * case.instances * case.horizon
 
 
+def add_case(report: Report, case: Case, repeats: int = 10, steps_per_call: int = 400_000) -> dict[str, Any]:
+    """Measure a case; returns its row, which is added to the report."""
+    timings, steps = time_case(case, repeats, steps_per_call)
+    report.keep(str(case), timings)
+    society, networks, environment = (timings[n] for n in ("society", "networks", "environment"))
+    row = {
+        "env": case.env,
+        "A": case.society.bidders,
+        "B": case.instances,
+        "net": "×".join(map(str, case.hidden)) + ("" if case.share else f" ×{case.society.modules}"),
+        "M/s": steps / society.median / 1e6,
+        "± %": 100 * society.iqr / society.median,
+        "no market": steps / networks.median / 1e6,
+        "env only": steps / environment.median / 1e6,
+        "tax": society.median / networks.median,
+    }
+    report.tables.setdefault("rollouts, million environment steps per second", []).append(row)
+    return row
+
+
 def run(quick: bool = False) -> Report:
     """Measure every case."""
     report = Report("step")
-    rows = report.tables.setdefault("rollouts, million environment steps per second", [])
+    rows = []
     todo = cases(quick)
     with progress("step", unit="cases") as show:
         for done, case in enumerate(todo):
             show(done, len(todo), f"{case.env}, {case.instances} instances")
-            timings, steps = time_case(case, repeats=20 if case == TAX else 10)
-            report.keep(str(case), timings)
-            society, networks, environment = (timings[n] for n in ("society", "networks", "environment"))
-            rows.append(
-                {
-                    "env": case.env,
-                    "A": case.society.bidders,
-                    "B": case.instances,
-                    "net": "×".join(map(str, case.hidden)) + ("" if case.share else f" ×{case.society.modules}"),
-                    "M/s": steps / society.median / 1e6,
-                    "± %": 100 * society.iqr / society.median,
-                    "no market": steps / networks.median / 1e6,
-                    "env only": steps / environment.median / 1e6,
-                    "tax": society.median / networks.median,
-                }
-            )
+            rows.append(add_case(report, case, repeats=20 if case == TAX else 10))
         show(len(todo), len(todo))
     report.headline = {"market_tax": rows[0]["tax"], "steps_per_second": 1e6 * rows[0]["M/s"]}
     report.notes.append(

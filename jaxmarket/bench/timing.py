@@ -6,6 +6,7 @@ median and interquartile range. The report contains all raw timings, the device,
 """
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -74,18 +75,23 @@ class Timing:
 
 
 def measure(
-    candidates: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]], repeats: int = REPEATS
+    candidates: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
+    repeats: int = REPEATS,
+    others: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Timing]:
     """Compile each function for its arguments, warm it up, and time it alternately with the others.
 
     Args:
         candidates: pure functions and their arguments, by name.
         repeats: number of timed calls of each.
+        others: functions of other libraries by name, which are called as they are; their compile time is that of a
+            first call.
 
     Raises:
         RuntimeError: a function was traced more than once.
     """
-    programs, compile_seconds, memory = {}, {}, {}
+    calls: dict[str, Callable[[], Any]] = {}
+    compile_seconds, memory = {}, {}
     for name, (function, arguments) in candidates.items():
         traces = []
 
@@ -106,14 +112,19 @@ def measure(
             if plan is None
             else int(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
         )
-        programs[name] = program
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+        calls[name] = functools.partial(program, *arguments)
+    for name, call in (others or {}).items():
+        began = time.perf_counter()
+        with every_core():
+            call()
+        compile_seconds[name], calls[name] = time.perf_counter() - began, call
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, program in programs.items():
+        for name, call in calls.items():
             began = time.perf_counter()
-            jax.block_until_ready(program(*candidates[name][1]))
+            jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - began)
-    return {name: Timing(tuple(seconds[name]), compile_seconds[name], memory[name]) for name in programs}
+    return {name: Timing(tuple(seconds[name]), compile_seconds[name], memory.get(name)) for name in calls}
 
 
 def in_a_row(

@@ -29,13 +29,13 @@ from jaxmarket.training.society import TrainState
 from jaxmarket.types import Array
 from jaxmarket.view.tables import progress
 
-__all__ = ["CHAIN", "equal_width", "run", "worker"]
+__all__ = ["CHAIN", "beside_rollouts", "equal_width", "run", "training", "worker"]
 
 CHAIN = train_config("Chain-v0", hidden=(16,), instances=128, horizon=32, steps=163_840, log_every=40)
 """Chain with the paper's networks and PPO settings: 4,096 steps per update as published, from 128 instances."""
 
 
-def _training(config: TrainConfig) -> tuple[Callable[[TrainState], Any], Callable[[Array], TrainState]]:
+def training(config: TrainConfig) -> tuple[Callable[[TrainState], Any], Callable[[Array], TrainState]]:
     """The training chunk and the initial state of one seed, as functions; traced settings are constants."""
     program, env_params = config.settings.trainable, config.adapter.default_params
     hyper, oracle = config.settings.hyperparameters.as_arrays(), config.settings.oracle
@@ -52,7 +52,7 @@ def _alone(config: TrainConfig) -> Settings:
 
 
 def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable, Callable]:
-    """`_training` of a monolithic agent."""
+    """`training` of a monolithic agent."""
     monolith, env_params = baselines.Monolith.of(_alone(config), hidden), config.adapter.default_params
     hyper = config.settings.hyperparameters.as_arrays()
     return (
@@ -80,22 +80,25 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
     return (min((low, high), key=lambda width: abs(missing(width))),) * layers
 
 
-def _chain(report: Report) -> None:
-    """Measure complete training on Chain on one core, and rollouts without learning."""
-    step, start = _training(CHAIN)
-    state = jax.jit(start)(jax.random.key(0))
-    roll = market_rollout(
-        CHAIN.settings.society, state.learner.params, CHAIN.settings.instances, CHAIN.settings.horizon
-    )
+def beside_rollouts(report: Report, label: str, config: TrainConfig, repeats: int = REPEATS) -> dict[str, float]:
+    """Measure complete training, and rollouts without learning, in turns: steps/s of ``training`` and ``rollouts``."""
+    step, start = training(config)
+    state, settings = jax.jit(start)(jax.random.key(0)), config.settings
+    roll = market_rollout(settings.society, state.learner.params, settings.instances, settings.horizon)
     timings = measure(
         {
             "training": (step, (state,)),
-            "rollouts": (in_a_row(roll, CHAIN.settings.updates_per_chunk), (jax.random.key(1), state.market)),
+            "rollouts": (in_a_row(roll, settings.updates_per_chunk), (jax.random.key(1), state.market)),
         },
-        2 * REPEATS,
+        repeats,
     )
-    report.keep("Chain", timings)
-    rates = {name: CHAIN.settings.auctions_per_chunk / timing.median for name, timing in timings.items()}
+    report.keep(label, timings)
+    return {name: settings.auctions_per_chunk / timing.median for name, timing in timings.items()}
+
+
+def _chain(report: Report) -> None:
+    """Measure complete training on Chain on one core, and rollouts without learning."""
+    rates = beside_rollouts(report, "Chain", CHAIN, 2 * REPEATS)
     report.headline |= {
         "chain_steps_per_second": rates["training"],
         "chain_rollout_steps_per_second": rates["rollouts"],
@@ -105,7 +108,7 @@ def _chain(report: Report) -> None:
 
 def worker(seed: int) -> None:
     """Train Chain when a line arrives on standard input; print the seconds of each chunk."""
-    step, start = _training(CHAIN)
+    step, start = training(CHAIN)
     state = jax.jit(start)(jax.random.key(seed))
     program = jax.jit(step).lower(state).compile()
     jax.block_until_ready(program(state))
@@ -152,7 +155,7 @@ def _against_monolithic(report: Report) -> None:
     """Compare a society on CartPole with one agent with as many parameters and the same settings."""
     config = cart_pole()
     hidden = equal_width(config)
-    programs = {"society": _training(config), "monolithic": _monolithic(config, hidden)}
+    programs = {"society": training(config), "monolithic": _monolithic(config, hidden)}
     states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
     timings = measure({name: (step, (states[name],)) for name, (step, _) in programs.items()}, 2 * REPEATS)
     report.keep("CartPole", timings)
@@ -175,7 +178,7 @@ def _many_seeds(report: Report) -> None:
     """Compare 64 seeds of Chain in one call with one seed with 64 times the instances; steps and minibatches agree."""
     many = dataclasses.replace(CHAIN, steps=4_096, log_every=1)
     single = dataclasses.replace(many, instances=64 * 128, steps=64 * 4_096)
-    (step, start), (step_one, start_one) = _training(many), _training(single)
+    (step, start), (step_one, start_one) = training(many), training(single)
     states = jax.jit(jax.vmap(start))(jax.random.split(jax.random.key(0), 64))
     timings = measure(
         {
@@ -206,7 +209,7 @@ class _Candidate:
             alone = monolith.player(greedy=True)
             score = lambda s, key: alone.evaluate(s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
         else:
-            step, start = _training(self.config)
+            step, start = training(self.config)
             greedy = dataclasses.replace(self.config.settings.society, greedy=True)
             score = lambda s, key: evaluate(greedy, s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
         return step, start, score

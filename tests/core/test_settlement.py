@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import assert_exact
 
 from jaxmarket.accounts import pay_sale
 from jaxmarket.settlement import TIME_LIMITS, flows, lambda_returns, per_bidder, proceeds, settle
@@ -112,8 +113,8 @@ def test_utilities_by_hand(changes, time_limits, ahead, utility):
     payout, estimated = proceeds(rows, time_limits)
     settlement = settle(rows, 0.5, time_limits=time_limits)
     assert payout.tolist() == ahead
-    assert settlement.utility.tolist() == utility
-    np.testing.assert_array_equal(settlement.revenue, settlement.utility + rows.price)
+    assert_exact(settlement.utility, utility)
+    assert_exact(settlement.revenue, settlement.utility + rows.price)
     wanted = time_limits == "bootstrap" and (rows.truncated | (jnp.arange(5) == 4)) & ~rows.terminated
     np.testing.assert_array_equal(estimated, np.broadcast_to(wanted, 5))
     np.testing.assert_array_equal(settlement.estimated, estimated)
@@ -121,7 +122,7 @@ def test_utilities_by_hand(changes, time_limits, ahead, utility):
 
 @pytest.mark.parametrize(("discount", "utility"), [(0.0, [9, 18, 27, 36, 45]), (1.0, [11.5, 18, 31.5, 44, 54])])
 def test_discounts_of_0_and_1(discount, utility):
-    assert settle(example(), discount).utility.tolist() == utility
+    assert_exact(settle(example(), discount).utility, utility)
 
 
 def test_unsold_state_has_no_proceeds():
@@ -152,7 +153,7 @@ def test_unsold_state_has_no_proceeds():
     ],
 )
 def test_traces_by_hand(trace_decay, changes, revenue):
-    assert settle(trade(**changes), 0.5, trace_decay=trace_decay).revenue.tolist() == revenue
+    assert_exact(settle(trade(**changes), 0.5, trace_decay=trace_decay).revenue, revenue)
 
 
 def test_trace_ends_at_an_unsold_state():
