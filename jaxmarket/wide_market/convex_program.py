@@ -26,7 +26,7 @@ from jaxmarket.wide_market.equilibrium import (
     starting_prices,
 )
 from jaxmarket.wide_market.tatonnement import Tatonnement
-from jaxmarket.wide_market.valuations import Linear, StrictlyConcave
+from jaxmarket.wide_market.valuations import Linear, StrictlyConcave, rising_to
 
 __all__ = ["ConvexProgram"]
 
@@ -205,3 +205,8 @@ class Proximal(struct.PyTreeNode):
     def demand(self, prices: Float[Array, " G"], scale: Float[Array, ""]) -> Float[Array, " G"]:
         """The bundle that maximises scale · v · x - cost(x) - prices · x."""
         return jnp.maximum(self.center + (scale * self.values - prices) / self.weight, 0)
+
+    def cap_scale(self, prices: Float[Array, " G"], wealth: Float[Array, ""]) -> Float[Array, ""]:
+        """The value of the bundle is piecewise linear in λ."""
+        levels, slopes = self.center - prices / self.weight, self.values / self.weight
+        return rising_to(wealth, self.values * levels, self.values * slopes, jnp.ones_like(wealth))
