@@ -1,7 +1,8 @@
 """Equilibrium prices as the minimum of a convex program, the dual of welfare."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,25 @@ from jaxmarket.wide_market.tatonnement import Tatonnement
 from jaxmarket.wide_market.valuations import Linear, StrictlyConcave, rising_to
 
 __all__ = ["ConvexProgram"]
+
+
+_IDLE = 10
+"""Newton iterations without improvement after which tâtonnement takes over."""
+
+_TRIES = 8
+"""Maximum number of times that a Newton step is shortened."""
+
+_LEAST_CURVATURE = 1e-6
+"""Added to the diagonal of the Hessian, relative to its entries; of goods without demand, to the value of the supply."""
+
+
+class _Point(NamedTuple):
+    """The market at some prices."""
+
+    prices: Float[Array, " G"]
+    excess: Float[Array, " G"]  # excess demand over supply
+    curvature: Float[Array, "G G"]  # see `linearised_demands`
+    residual: Float[Array, ""]  # see `clearing_residual`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +103,65 @@ class ConvexProgram:
 
     def _find(self, search: PriceSearch, start: Float[Array, " G"]) -> tuple[Float[Array, " G"], Int[Array, ""]]:
         """Market-clearing prices, and the number of iterations."""
-        found, count = self._minimise(search, start, self.max_iterations)
+        if search.linearised is None:
+            found, count = self._minimise(search, start, self.max_iterations)
+        else:
+            found, count = self._newton(search, search.linearised, start)
         fallback = Tatonnement(self.max_iterations + 1000, self.tolerance)
         usable = (count < self.max_iterations) & jnp.isfinite(found).all()
         return fallback.find(search, jnp.where(usable, found, start), count)
+
+    def _newton(
+        self, search: PriceSearch, linearised: Callable[..., tuple[Array, Array]], start: Float[Array, " G"]
+    ) -> tuple[Float[Array, " G"], Int[Array, ""]]:
+        """Prices that minimise the dual, and the number of Newton iterations."""
+        supply, units = search.supply, search.units
+
+        def evaluate(prices: Array) -> _Point:
+            demands, curvature = linearised(prices)
+            excess = (demands.sum(0) - supply) / units
+            welfare = search.welfare(demands)
+            residual = clearing_residual(excess, prices, units, welfare, self.tolerance, search.typical_prices)
+            return _Point(prices, excess, curvature, residual)
+
+        def goes_on(carry: tuple[_Point, _Point, Array, Array]) -> Array:
+            now, _, count, idle = carry
+            return (now.residual > 1) & (count < self.max_iterations) & (idle < _IDLE)
+
+        def advance(carry: tuple[_Point, _Point, Array, Array]) -> tuple[_Point, _Point, Array, Array]:
+            now, best, count, idle = carry
+            value = now.prices * units
+            slope = -value * now.excess  # of the dual, by relative prices
+            stiffness = jnp.diagonal(now.curvature)
+            floor = _LEAST_CURVATURE * jnp.maximum(stiffness, value)
+            newton = -jnp.linalg.solve(now.curvature + jnp.diag(floor), slope)
+            newton = jnp.clip(newton, -0.9, 9)
+            # A clipped step may not descend. One of each price on its own does.
+            alone = jnp.clip(-slope / jnp.maximum(stiffness, floor), -0.9, 9)
+            step = jnp.where(slope @ newton < 0, newton, alone)
+            begin = slope @ step
+
+            def overshoots(trial: tuple[Array, _Point, Array]) -> Array:
+                _, there, tries = trial
+                return (_ahead(there) > -begin / 2) & (there.residual > 1) & (tries < _TRIES)
+
+            def _ahead(there: _Point) -> Array:
+                return -(there.excess * units) @ (now.prices * step)
+
+            def shorten(trial: tuple[Array, _Point, Array]) -> tuple[Array, _Point, Array]:
+                length, there, tries = trial
+                length = length * jnp.clip(-begin / (_ahead(there) - begin), 0.1, 0.5)
+                return length, evaluate(now.prices * (1 + length * step)), tries + 1
+
+            zero = jnp.zeros((), jnp.int32)
+            first = jnp.ones_like(begin), evaluate(now.prices * (1 + step)), zero
+            _, new, _ = jax.lax.while_loop(overshoots, shorten, first)
+            better = new.residual < best.residual
+            return new, tree_select(better, new, best), count + 1, jnp.where(better, 0, idle + 1)
+
+        first, zero = evaluate(start), jnp.zeros((), jnp.int32)
+        _, best, count, _ = jax.lax.while_loop(goes_on, advance, (first, first, zero, zero))
+        return best.prices, count
 
     def _minimise(
         self, search: PriceSearch, start: Float[Array, " G"], max_iterations: int

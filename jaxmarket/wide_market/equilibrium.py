@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int32, Num
 
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_no_nan, short_repr
-from jaxmarket.wide_market.valuations import ClosedFormCap, Linear, StrictlyConcave
+from jaxmarket.wide_market.valuations import Separable, Linear, StrictlyConcave
 
 __all__ = [
     "Equilibrium",
@@ -110,6 +110,7 @@ class PriceSearch(NamedTuple):
     supply: Float[Array, " G"]
     units: Float[Array, " G"]  # unit in which excess demand is measured
     typical_prices: Float[Array, " G"]  # prices that do not count as small
+    linearised: Callable[[Float[Array, " G"]], tuple[Float[Array, "N G"], Float[Array, "G G"]]] | None = None
 
 
 def capped_values(valuations: PyTree, wealth: Float[Array, " N"], bundles: Float[Array, "N G"]) -> Float[Array, " N"]:
@@ -130,7 +131,7 @@ def capped_demand(
 
     If the cap does not bind, this is the demand itself. If it binds, this is the cheapest bundle with value w: the
     demand of an agent for whom money matters 1 / λ times as much, with the λ at which v(x) = w. A valuation that has
-    a method ``cap_scale`` (`jaxmarket.wide_market.valuations.ClosedFormCap`) computes λ; otherwise a bisection does.
+    a method ``cap_scale`` (`jaxmarket.wide_market.valuations.Separable`) computes λ; for others a bisection does.
 
     Args:
         valuation: strictly concave; leaves of one agent.
@@ -149,7 +150,7 @@ def _cap_scale(prices: Array, valuation: StrictlyConcave, wealth: Array) -> Arra
     """λ in [e⁻⁴⁰, 1]: 1 where the cap does not bind, otherwise the λ at which v(x) = w."""
     one = jnp.ones((), prices.dtype)
     least = jnp.exp(_MIN_LOG_SCALE * one)
-    if isinstance(valuation, ClosedFormCap):
+    if isinstance(valuation, Separable):
         found = jnp.clip(valuation.cap_scale(prices, wealth), least, one)
         binds, low, high = found < 1, jnp.maximum(found * 0.999, least), jnp.minimum(found * 1.001, one)
     else:
@@ -181,6 +182,28 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array
 def all_demands(valuations: PyTree, wealth: Float[Array, " N"], prices: Float[Array, " G"]) -> Float[Array, "N G"]:
     """`capped_demand` of every agent."""
     return jax.vmap(capped_demand, (0, 0, None))(valuations, wealth, prices)
+
+
+def linearised_demands(
+    valuations: Separable, wealth: Float[Array, " N"], prices: Float[Array, " G"]
+) -> tuple[Float[Array, "N G"], Float[Array, "G G"]]:
+    """`all_demands` of separable valuations, and the decrease of total spending at fixed prices.
+
+    Entry j, k of the matrix is -p_j ∂D_j / ∂log p_k, with the total demand D. It is symmetric and positive semidefinite:
+    in relative prices, the Hessian of the dual of welfare without its gradient.
+    """
+
+    def one(valuation: Separable, wealth: Array) -> tuple[Array, Array, Array]:
+        scale = _cap_scale(prices, valuation, wealth)
+        demand, change = jax.jvp(lambda p: valuation.demand(p, scale), (prices,), (prices,))
+        return jnp.where(wealth > 0, demand, 0), jnp.where(wealth > 0, -prices * change, 0), scale < 1
+
+    demands, falls, binds = jax.vmap(one)(valuations, wealth)
+    # Demand depends on p / λ. Where the cap binds, the log of λ changes by the mean change of log prices, weighted by
+    # ``falls``, so that the value of the bundle stays the same.
+    totals = falls.sum(1)
+    shared = jnp.where(binds & (totals > 0), 1 / jnp.where(totals > 0, totals, 1), 0)
+    return demands, jnp.diag(falls.sum(0)) - (falls * shared[:, None]).T @ falls
 
 
 def fill_rate(available: Float[Array, " *shape"], requested: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
@@ -403,7 +426,11 @@ def _search(valuations: PyTree, wealth: Array, supply: Array, units: Array, typi
     def welfare(bundles: Array) -> Array:
         return capped_values(valuations, wealth, bundles).sum()
 
-    return PriceSearch(demands, welfare, supply, units, typical_prices)
+    def linearised(prices: Array) -> tuple[Array, Array]:
+        return linearised_demands(valuations, wealth, prices)
+
+    separable = isinstance(valuations, Separable)
+    return PriceSearch(demands, welfare, supply, units, typical_prices, linearised if separable else None)
 
 
 def one_at_a_time(search: Callable[..., PyTree]) -> Callable[..., PyTree]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from jaxmarket.types import Array
 
-__all__ = ["Additive", "BundleValuation", "ClosedFormCap", "Linear", "Logarithmic", "Quadratic", "StrictlyConcave"]
+__all__ = ["Additive", "BundleValuation", "Linear", "Logarithmic", "Quadratic", "Separable", "StrictlyConcave"]
 
 
 @runtime_checkable
@@ -47,8 +47,12 @@ class StrictlyConcave(BundleValuation, Protocol):
 
 
 @runtime_checkable
-class ClosedFormCap(StrictlyConcave, Protocol):
-    """A strictly concave valuation that computes the scale at which a cap binds. Others need a search for it."""
+class Separable(StrictlyConcave, Protocol):
+    """A sum of strictly concave functions of one good each, which computes the scale at which a cap binds.
+
+    The demand for a good then depends on no other price, except through that scale. Solvers are faster with such
+    valuations: others need a search for the scale, and have no Jacobian of demand that is as cheap as demand itself.
+    """
 
     def cap_scale(self, prices: Float[Array, " G"], wealth: Float[Array, ""]) -> Float[Array, ""]:
         """The λ at which the bundle ``demand(prices, λ)`` has the value ``wealth``; at least 1 if the cap is not reached.
