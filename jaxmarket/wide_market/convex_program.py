@@ -38,8 +38,8 @@ _IDLE = 10
 _TRIES = 8
 """Maximum number of times that a Newton step is shortened."""
 
-_LEAST_CURVATURE = 1e-6
-"""Added to the diagonal of the Hessian, relative to its entries; of goods without demand, to the value of the supply."""
+_DAMPING = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)
+"""Added to the diagonal of the Hessian, relative to its entries or to the value of the supply."""
 
 
 class _Point(NamedTuple):
@@ -132,13 +132,16 @@ class ConvexProgram:
             now, best, count, idle = carry
             value = now.prices * units
             slope = -value * now.excess  # of the dual, by relative prices
-            stiffness = jnp.diagonal(now.curvature)
-            floor = _LEAST_CURVATURE * jnp.maximum(stiffness, value)
-            newton = -jnp.linalg.solve(now.curvature + jnp.diag(floor), slope)
-            newton = jnp.clip(newton, -0.9, 9)
+            stiffness = jnp.maximum(jnp.diagonal(now.curvature), _DAMPING[0] * value)
+            # The smallest damping with which no price moves more than tenfold. Where all caps bind, the level of prices
+            # is nearly free, and its undamped step would hide those of relative prices.
+            damping = jnp.asarray(_DAMPING, value.dtype)[:, None, None] * jnp.diag(jnp.maximum(stiffness, value))
+            bounded = now.curvature + jnp.diag(jnp.maximum(slope - stiffness, 0))  # no good on its own falls below 0
+            steps = jnp.linalg.solve(bounded + damping, jnp.broadcast_to(-slope, (len(_DAMPING), *slope.shape))[..., None])[..., 0]
+            small = ((steps >= -1.01) & (steps <= 9)).all(1)
+            step = jnp.clip(steps[jnp.where(small.any(), small.argmax(), len(_DAMPING) - 1)], -0.9, 9)
             # A clipped step may not descend. One of each price on its own does.
-            alone = jnp.clip(-slope / jnp.maximum(stiffness, floor), -0.9, 9)
-            step = jnp.where(slope @ newton < 0, newton, alone)
+            step = jnp.where(slope @ step < 0, step, jnp.clip(-slope / stiffness, -0.9, 9))
             begin = slope @ step
 
             def overshoots(trial: tuple[Array, _Point, Array]) -> Array:
