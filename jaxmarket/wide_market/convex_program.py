@@ -53,18 +53,21 @@ class _Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ConvexProgram:
-    """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by L-BFGS (Optax).
+    """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by Newton's method or L-BFGS.
 
-    The gradient of the dual is supply minus demand, so its minimum clears the market. L-BFGS runs on the logarithms of
-    prices. If it does not converge, because goods are nearly free and the dual is nearly flat, tâtonnement takes over,
-    which is descent on the same dual.
+    The gradient of the dual is supply minus demand, so its minimum clears the market. Newton's method minimises the
+    dual of `jaxmarket.wide_market.valuations.Separable` valuations, in relative prices, with a damped Hessian and a
+    line search. L-BFGS (Optax), on the logarithms of prices, minimises that of others. If the method does not
+    converge, because goods are nearly free and the dual is nearly flat, tâtonnement takes over, which is descent on the
+    same dual.
 
     Linear valuations have many best bundles, and a dual with kinks. They are solved as a sequence of strictly concave
     markets, in each of which moving away from the previous bundle has a small cost (the proximal point method;
     Rockafellar 1976).
 
     Attributes:
-        max_iterations: maximum number of L-BFGS iterations (in each market of a sequence: ``inner_iterations``).
+        max_iterations: maximum number of iterations of either method (in each market of a sequence:
+            ``inner_iterations``).
         tolerance: excess demand over supply at which it stops.
         gap_tolerance: largest relative duality gap that counts as converged, and at which a sequence stops.
         memory: number of updates that L-BFGS keeps.
@@ -133,27 +136,29 @@ class ConvexProgram:
             value = now.prices * units
             slope = -value * now.excess  # of the dual, by relative prices
             stiffness = jnp.maximum(jnp.diagonal(now.curvature), _DAMPING[0] * value)
-            # The smallest damping with which no price moves more than tenfold. Where all caps bind, the level of prices
-            # is nearly free, and its undamped step would hide those of relative prices.
+            # A good that nearly satiates its buyers would get a negative price: on its own it falls to 0 at most.
+            bounded = now.curvature + jnp.diag(jnp.maximum(slope - stiffness, 0))
+            # The smallest damping with which no price moves more than tenfold. Where all caps bind, demand does not
+            # depend on the level of prices, and its undamped step would hide those of relative prices.
             damping = jnp.asarray(_DAMPING, value.dtype)[:, None, None] * jnp.diag(jnp.maximum(stiffness, value))
-            bounded = now.curvature + jnp.diag(jnp.maximum(slope - stiffness, 0))  # no good on its own falls below 0
-            steps = jnp.linalg.solve(bounded + damping, jnp.broadcast_to(-slope, (len(_DAMPING), *slope.shape))[..., None])[..., 0]
+            steps = jax.vmap(jnp.linalg.solve, (0, None))(bounded + damping, -slope)
             small = ((steps >= -1.01) & (steps <= 9)).all(1)
             step = jnp.clip(steps[jnp.where(small.any(), small.argmax(), len(_DAMPING) - 1)], -0.9, 9)
             # A clipped step may not descend. One of each price on its own does.
             step = jnp.where(slope @ step < 0, step, jnp.clip(-slope / stiffness, -0.9, 9))
             begin = slope @ step
 
+            def end(there: _Point) -> Array:
+                """The slope of the dual along the step, at its end. Along a step the dual is convex."""
+                return -there.excess @ (value * step)
+
             def overshoots(trial: tuple[Array, _Point, Array]) -> Array:
                 _, there, tries = trial
-                return (_ahead(there) > -begin / 2) & (there.residual > 1) & (tries < _TRIES)
-
-            def _ahead(there: _Point) -> Array:
-                return -(there.excess * units) @ (now.prices * step)
+                return (end(there) > -begin / 2) & (there.residual > 1) & (tries < _TRIES)
 
             def shorten(trial: tuple[Array, _Point, Array]) -> tuple[Array, _Point, Array]:
                 length, there, tries = trial
-                length = length * jnp.clip(-begin / (_ahead(there) - begin), 0.1, 0.5)
+                length = length * jnp.clip(begin / (begin - end(there)), 0.1, 0.5)
                 return length, evaluate(now.prices * (1 + length * step)), tries + 1
 
             zero = jnp.zeros((), jnp.int32)
@@ -164,7 +169,8 @@ class ConvexProgram:
 
         first, zero = evaluate(start), jnp.zeros((), jnp.int32)
         _, best, count, _ = jax.lax.while_loop(goes_on, advance, (first, first, zero, zero))
-        return best.prices, count
+        # Demand for an absent good ends up within the tolerance, and above this price there is none.
+        return jnp.where(supply > 0, best.prices, best.prices * (1 + 100 * self.tolerance)), count
 
     def _minimise(
         self, search: PriceSearch, start: Float[Array, " G"], max_iterations: int

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int32, Num
 
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_no_nan, short_repr
-from jaxmarket.wide_market.valuations import Separable, Linear, StrictlyConcave
+from jaxmarket.wide_market.valuations import Linear, Separable, StrictlyConcave
 
 __all__ = [
     "Equilibrium",
@@ -187,10 +187,10 @@ def all_demands(valuations: PyTree, wealth: Float[Array, " N"], prices: Float[Ar
 def linearised_demands(
     valuations: Separable, wealth: Float[Array, " N"], prices: Float[Array, " G"]
 ) -> tuple[Float[Array, "N G"], Float[Array, "G G"]]:
-    """`all_demands` of separable valuations, and the decrease of total spending at fixed prices.
+    """`all_demands` of separable valuations, and how they fall with prices.
 
-    Entry j, k of the matrix is -p_j ∂D_j / ∂log p_k, with the total demand D. It is symmetric and positive semidefinite:
-    in relative prices, the Hessian of the dual of welfare without its gradient.
+    Entry j, k of the matrix is -p_j ∂D_j / ∂log p_k, with the total demand D. This is the Hessian of the dual of
+    welfare, with both prices relative: symmetric and positive semidefinite.
     """
 
     def one(valuation: Separable, wealth: Array) -> tuple[Array, Array, Array]:

@@ -55,7 +55,7 @@ class Separable(StrictlyConcave, Protocol):
     """
 
     def cap_scale(self, prices: Float[Array, " G"], wealth: Float[Array, ""]) -> Float[Array, ""]:
-        """The λ at which the bundle ``demand(prices, λ)`` has the value ``wealth``; at least 1 if the cap is not reached.
+        """The λ at which ``demand(prices, λ)`` has the value ``wealth``; at least 1 if the cap does not bind.
 
         Args:
             prices: not negative.
