@@ -516,7 +516,7 @@ def over_rounds(report: Report, cases: Sequence[str], agents: int, goods: int, i
         for label, solver in CASES[name].solvers.items():
 
             def every(keys: Array, *drawn: Any, solver: EquilibriumSolver = solver) -> EquilibriumCertificate:
-                return jax.vmap(lambda key, *one: trade(solver, key, *one, rounds))(keys, *drawn)
+                return jax.vmap(lambda key, *one: trade(solver, key, *one, rounds=rounds))(keys, *drawn)
 
             candidates[f"{label}: {name}"] = every, (keys, *drawn)
     timings = measure(candidates)
