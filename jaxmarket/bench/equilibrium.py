@@ -8,36 +8,42 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, sparse
 
-from jaxmarket.bench.timing import REPEATS, Report, Timing, every_core
-from jaxmarket.types import PyTree
+from jaxmarket import wide_market
+from jaxmarket.bench.timing import REPEATS, Report, Timing, every_core, measure
+from jaxmarket.types import Array, PyTree
 from jaxmarket.view.plotting import figure
 from jaxmarket.view.tables import progress
 from jaxmarket.wide_market import (
     Additive,
     ConvexProgram,
     Equilibrium,
+    EquilibriumCertificate,
     EquilibriumSolver,
     Linear,
     Logarithmic,
+    Produced,
     ProportionalResponse,
     Quadratic,
     SealedBids,
     Tatonnement,
+    WideMarket,
+    init,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CASES", "Case", "Market", "compare", "many", "market", "run"]
+__all__ = ["CASES", "Case", "Market", "compare", "economies", "many", "market", "over_rounds", "run", "trade"]
 
 EXCESS, GAP = 1e-4, 1e-3
 """Tolerances of an equilibrium: largest excess demand over supply, and relative duality gap."""
 
 _TIME_LIMIT = 10.0  # seconds after which a slow solver is not timed again; with --quick, a tenth for batches
-_FEWER = {("ConvexProgram", "Quadratic"): 16, ("ConvexProgram", "Linear"): 16}
+_FEWER = {("ConvexProgram", "Linear"): 16}
 """Number of markets under ``vmap``, where 256 would take more than a quarter of an hour on a CPU."""
 
 Market = tuple[PyTree, np.ndarray, np.ndarray]
@@ -466,8 +472,74 @@ def many(
         )
 
 
+def economies(case: Case, agents: int, goods: int, instances: int) -> PyTree:
+    """Random economies: valuations, wealth and mean harvests, leaves [instances, N, ...]."""
+    drawn = [market(case, agents, goods, seed) for seed in range(instances)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+
+
+def trade(
+    solver: EquilibriumSolver, key: Array, valuations: PyTree, wealth: Array, harvest: Array, rounds: int
+) -> EquilibriumCertificate:
+    """The certificates of every round of one economy.
+
+    Agents use up what they buy, and harvest goods in every round: the mean harvest times exp(z / 10) with normal z. A
+    rent of 5% and an income of 5% of the mean initial wealth keep wealth from drifting.
+    """
+
+    def produce(key: Array, agents: tuple[PyTree, Array], world: PyTree, bundles: Array) -> Produced:
+        shocks = jnp.exp(jax.random.normal(key, bundles.shape) / 10)
+        return Produced(holdings=agents[1] * shocks, reward=jnp.zeros(bundles.shape[0], bundles.dtype), world=world)
+
+    economy = WideMarket(lambda agent, world: agent[0], produce, solver)
+    state = init((valuations, harvest), harvest, wealth)
+    return wide_market.run(economy, key, state, rounds=rounds, income=wealth.mean() / 20, rent=0.05)[1].certificate
+
+
+def over_rounds(report: Report, cases: Sequence[str], agents: int, goods: int, instances: int, rounds: int) -> None:
+    """Time wide markets over rounds of trade and production, all instances under `jax.vmap`, and add the results.
+
+    A step is one round of one instance: trade at equilibrium prices, production, cash flows and the certificate.
+
+    Args:
+        report: the report to extend.
+        cases: names of `CASES`.
+        agents: N.
+        goods: G.
+        instances: economies.
+        rounds: per call.
+    """
+    keys = jax.random.split(jax.random.key(0), instances)
+    candidates: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {}
+    for name in cases:
+        drawn = jax.device_put(economies(CASES[name], agents, goods, instances))
+        for label, solver in CASES[name].solvers.items():
+
+            def every(keys: Array, *drawn: Any, solver: EquilibriumSolver = solver) -> EquilibriumCertificate:
+                return jax.vmap(lambda key, *one: trade(solver, key, *one, rounds=rounds))(keys, *drawn)
+
+            candidates[f"{label}: {name}"] = every, (keys, *drawn)
+    timings = measure(candidates)
+    report.keep(f"{instances} economies", timings)
+    rows = report.tables.setdefault(f"{instances} economies, {agents:,} agents × {goods} goods, {rounds} rounds", [])
+    for name, timing in timings.items():
+        function, inputs = candidates[name]
+        found = jax.device_get(jax.jit(function)(*inputs))
+        solver, valuations = name.split(": ")
+        rows.append(
+            {
+                "solver": solver,
+                "valuations": valuations,
+                "iterations": float(found.iterations.mean()),
+                "worst excess": _short(found.excess_demand.max()),
+                "worst gap": _short(found.duality_gap.max()),
+                "steps / s": instances * rounds / timing.median,
+            }
+        )
+
+
 def run(quick: bool = False) -> Report:
-    """Measure every case: one market compared with the reference solvers, then many markets in one call."""
+    """Measure every case: one market beside the reference solvers, many markets in one call, markets over rounds."""
     report = Report("equilibrium")
     agents, goods = (128, 16) if quick else (1024, 64)
     ways = [("vmap", 16)] if quick else [("vmap", 256), ("map", 256)]
@@ -477,8 +549,10 @@ def run(quick: bool = False) -> Report:
             compare(report, name, case, agents, goods)
             show(2 * done + 1, 2 * len(CASES), f"{name}, many markets")
             many(report, name, case, agents, goods, ways, _TIME_LIMIT * (0.1 if quick else 1.0))
+        show(2 * len(CASES), 2 * len(CASES), "rounds")
+        over_rounds(report, ("Quadratic", "Logarithmic"), 100, 8, 64, 2 if quick else 20)
         show(2 * len(CASES), 2 * len(CASES))
-    single, beside, batch = _tables(report)
+    single, beside, batch, rounds = _tables(report)
     solved = sum(int(row["way"].split()[1]) for row in batch)
     differences = [abs(row["welfare difference"]) for row in beside if row["welfare difference"] is not None]
     kept = {label: numbers for label, numbers in report.timings.items() if "gap" in numbers}
@@ -495,6 +569,9 @@ def run(quick: bool = False) -> Report:
         "worst_welfare_difference": max(differences),
         "slowest_ms": max(row["ms"] for row in single),
         "slowest_ms_of_many": max(row["ms"] for row in batch),
+        "wide_market_steps_per_second": max(row["steps / s"] for row in rounds if row["valuations"] == "Quadratic"),
+        "worst_excess_over_rounds": max(row["worst excess"] for row in rounds),
+        "worst_gap_over_rounds": max(row["worst gap"] for row in rounds),
     }
     for name in CASES:
         fastest = min(row["ms"] for row in single if row["valuations"] == name)
@@ -521,8 +598,11 @@ def run(quick: bool = False) -> Report:
         "code), relative; for budgets the difference of the Eisenberg-Gale objective per unit of budget",
         f"times: the reference solver's time over ours, {REPEATS} runs of ours; runs: its runs; reference_over_ours: "
         "the fastest reference solver that succeeded over our fastest solver of the class",
-        "many in one call: vmap solves the markets together until the last one has converged; map (`jax.lax.map`) "
-        "solves one after the other; meet: number of markets that meet the tolerances",
+        "many in one call: vmap solves the markets together (iterations of Tatonnement and ConvexProgram on strictly "
+        "concave valuations one market after the other on a CPU, of others until the last one has converged); map "
+        "(`jax.lax.map`) solves one after the other; meet: number of markets that meet the tolerances",
+        "over rounds: agents use up what they buy and harvest again, supply varies by 10%; a step is one round of one "
+        "economy: trade, production, cash flows, certificate",
     ]
     if not quick:
         report.notes.append(
@@ -534,14 +614,14 @@ def run(quick: bool = False) -> Report:
 
 
 def _tables(report: Report) -> list[list[dict[str, Any]]]:
-    """The tables of one market, of the reference solvers, and of many markets."""
+    """The tables of one market, of the reference solvers, of many markets, and of markets over rounds."""
     return list(report.tables.values())
 
 
 def _draw(report: Report) -> "Figure":
     """Draw the time per market: the library's solvers, the same in a batch, and the reference solvers."""
     fig, (ax,) = figure(width=7.5, height=6.0)
-    single, beside, batch = _tables(report)
+    single, beside, batch, _ = _tables(report)
     bars: list[tuple[str, float, str]] = []
     for name in CASES:
         each = {f"{row['solver']}, {row['way']}": row["ms"] for row in batch if row["valuations"] == name}

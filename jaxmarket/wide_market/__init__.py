@@ -24,7 +24,15 @@ from jaxmarket.wide_market.market import (
 from jaxmarket.wide_market.proportional_response import ProportionalResponse
 from jaxmarket.wide_market.sealed_bids import SealedBids
 from jaxmarket.wide_market.tatonnement import Tatonnement
-from jaxmarket.wide_market.valuations import Additive, BundleValuation, Linear, Logarithmic, Quadratic, StrictlyConcave
+from jaxmarket.wide_market.valuations import (
+    Additive,
+    BundleValuation,
+    Linear,
+    Logarithmic,
+    Quadratic,
+    Separable,
+    StrictlyConcave,
+)
 
 __all__ = [
     "Additive",
@@ -40,6 +48,7 @@ __all__ = [
     "ProportionalResponse",
     "Quadratic",
     "SealedBids",
+    "Separable",
     "StrictlyConcave",
     "Tatonnement",
     "WideMarket",

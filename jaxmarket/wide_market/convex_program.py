@@ -1,7 +1,8 @@
 """Equilibrium prices as the minimum of a convex program, the dual of welfare."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,25 +27,47 @@ from jaxmarket.wide_market.equilibrium import (
     starting_prices,
 )
 from jaxmarket.wide_market.tatonnement import Tatonnement
-from jaxmarket.wide_market.valuations import Linear, StrictlyConcave
+from jaxmarket.wide_market.valuations import Linear, StrictlyConcave, rising_to
 
 __all__ = ["ConvexProgram"]
 
 
+_IDLE = 10
+"""Newton iterations without improvement after which tâtonnement takes over."""
+
+_TRIES = 8
+"""Maximum number of times that a Newton step is shortened."""
+
+_DAMPING = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)
+"""Added to the diagonal of the Hessian, relative to its entries or to the value of the supply."""
+
+
+class _Point(NamedTuple):
+    """The market at some prices."""
+
+    prices: Float[Array, " G"]
+    excess: Float[Array, " G"]  # excess demand over supply
+    curvature: Float[Array, "G G"]  # see `linearised_demands`
+    residual: Float[Array, ""]  # see `clearing_residual`
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvexProgram:
-    """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by L-BFGS (Optax).
+    """Welfare's dual, min over p >= 0 of p · S + Σ_i max_x (min(v_i(x), w_i) - p · x), by Newton's method or L-BFGS.
 
-    The gradient of the dual is supply minus demand, so its minimum clears the market. L-BFGS runs on the logarithms of
-    prices. If it does not converge, because goods are nearly free and the dual is nearly flat, tâtonnement takes over,
-    which is descent on the same dual.
+    The gradient of the dual is supply minus demand, so its minimum clears the market. Newton's method minimises the
+    dual of `jaxmarket.wide_market.valuations.Separable` valuations, in relative prices, with a damped Hessian and a
+    line search. L-BFGS (Optax), on the logarithms of prices, minimises that of others. If the method does not
+    converge, because goods are nearly free and the dual is nearly flat, tâtonnement takes over, which is descent on the
+    same dual.
 
     Linear valuations have many best bundles, and a dual with kinks. They are solved as a sequence of strictly concave
     markets, in each of which moving away from the previous bundle has a small cost (the proximal point method;
     Rockafellar 1976).
 
     Attributes:
-        max_iterations: maximum number of L-BFGS iterations (in each market of a sequence: ``inner_iterations``).
+        max_iterations: maximum number of iterations of either method (in each market of a sequence:
+            ``inner_iterations``).
         tolerance: excess demand over supply at which it stops.
         gap_tolerance: largest relative duality gap that counts as converged, and at which a sequence stops.
         memory: number of updates that L-BFGS keeps.
@@ -83,10 +106,71 @@ class ConvexProgram:
 
     def _find(self, search: PriceSearch, start: Float[Array, " G"]) -> tuple[Float[Array, " G"], Int[Array, ""]]:
         """Market-clearing prices, and the number of iterations."""
-        found, count = self._minimise(search, start, self.max_iterations)
+        if search.linearised is None:
+            found, count = self._minimise(search, start, self.max_iterations)
+        else:
+            found, count = self._newton(search, search.linearised, start)
         fallback = Tatonnement(self.max_iterations + 1000, self.tolerance)
         usable = (count < self.max_iterations) & jnp.isfinite(found).all()
         return fallback.find(search, jnp.where(usable, found, start), count)
+
+    def _newton(
+        self, search: PriceSearch, linearised: Callable[..., tuple[Array, Array]], start: Float[Array, " G"]
+    ) -> tuple[Float[Array, " G"], Int[Array, ""]]:
+        """Prices that minimise the dual, and the number of Newton iterations."""
+        supply, units = search.supply, search.units
+
+        def evaluate(prices: Array) -> _Point:
+            demands, curvature = linearised(prices)
+            excess = (demands.sum(0) - supply) / units
+            welfare = search.welfare(demands)
+            residual = clearing_residual(excess, prices, units, welfare, self.tolerance, search.typical_prices)
+            return _Point(prices, excess, curvature, residual)
+
+        def goes_on(carry: tuple[_Point, _Point, Array, Array]) -> Array:
+            now, _, count, idle = carry
+            return (now.residual > 1) & (count < self.max_iterations) & (idle < _IDLE)
+
+        def advance(carry: tuple[_Point, _Point, Array, Array]) -> tuple[_Point, _Point, Array, Array]:
+            now, best, count, idle = carry
+            value = now.prices * units
+            slope = -value * now.excess  # of the dual, by relative prices
+            stiffness = jnp.maximum(jnp.diagonal(now.curvature), _DAMPING[0] * value)
+            # A good that nearly satiates its buyers would get a negative price: on its own it falls to 0 at most.
+            bounded = now.curvature + jnp.diag(jnp.maximum(slope - stiffness, 0))
+            # The smallest damping with which no price moves more than tenfold. Where all caps bind, demand does not
+            # depend on the level of prices, and its undamped step would hide those of relative prices.
+            damping = jnp.asarray(_DAMPING, value.dtype)[:, None, None] * jnp.diag(jnp.maximum(stiffness, value))
+            steps = jax.vmap(jnp.linalg.solve, (0, None))(bounded + damping, -slope)
+            small = ((steps >= -1.01) & (steps <= 9)).all(1)
+            step = jnp.clip(steps[jnp.where(small.any(), small.argmax(), len(_DAMPING) - 1)], -0.9, 9)
+            # A clipped step may not descend. One of each price on its own does.
+            step = jnp.where(slope @ step < 0, step, jnp.clip(-slope / stiffness, -0.9, 9))
+            begin = slope @ step
+
+            def end(there: _Point) -> Array:
+                """The slope of the dual along the step, at its end. Along a step the dual is convex."""
+                return -there.excess @ (value * step)
+
+            def overshoots(trial: tuple[Array, _Point, Array]) -> Array:
+                _, there, tries = trial
+                return (end(there) > -begin / 2) & (there.residual > 1) & (tries < _TRIES)
+
+            def shorten(trial: tuple[Array, _Point, Array]) -> tuple[Array, _Point, Array]:
+                length, there, tries = trial
+                length = length * jnp.clip(begin / (begin - end(there)), 0.1, 0.5)
+                return length, evaluate(now.prices * (1 + length * step)), tries + 1
+
+            zero = jnp.zeros((), jnp.int32)
+            first = jnp.ones_like(begin), evaluate(now.prices * (1 + step)), zero
+            _, new, _ = jax.lax.while_loop(overshoots, shorten, first)
+            better = new.residual < best.residual
+            return new, tree_select(better, new, best), count + 1, jnp.where(better, 0, idle + 1)
+
+        first, zero = evaluate(start), jnp.zeros((), jnp.int32)
+        _, best, count, _ = jax.lax.while_loop(goes_on, advance, (first, first, zero, zero))
+        # Demand for an absent good ends up within the tolerance, and above this price there is none.
+        return jnp.where(supply > 0, best.prices, best.prices * (1 + 100 * self.tolerance)), count
 
     def _minimise(
         self, search: PriceSearch, start: Float[Array, " G"], max_iterations: int
@@ -205,3 +289,8 @@ class Proximal(struct.PyTreeNode):
     def demand(self, prices: Float[Array, " G"], scale: Float[Array, ""]) -> Float[Array, " G"]:
         """The bundle that maximises scale · v · x - cost(x) - prices · x."""
         return jnp.maximum(self.center + (scale * self.values - prices) / self.weight, 0)
+
+    def cap_scale(self, prices: Float[Array, " G"], wealth: Float[Array, ""]) -> Float[Array, ""]:
+        """The value of the bundle is piecewise linear in λ."""
+        levels, slopes = self.center - prices / self.weight, self.values / self.weight
+        return rising_to(wealth, self.values * levels, self.values * slopes, jnp.ones_like(wealth))

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int32, Num
 
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_no_nan, short_repr
-from jaxmarket.wide_market.valuations import Linear, StrictlyConcave
+from jaxmarket.wide_market.valuations import Linear, Separable, StrictlyConcave
 
 __all__ = [
     "Equilibrium",
@@ -93,7 +93,8 @@ class EquilibriumSolver(Protocol):
             wealth: finite; negative wealth counts as 0.
             holdings: finite and not negative.
             key: a PRNG key, for solvers that use randomness.
-            prices: initial prices; computed from the valuations by default.
+            prices: initial prices, for example of the last round; computed from the valuations by default, and for
+                goods whose price is negative. The equilibrium does not depend on them, within the tolerances.
 
         Raises:
             ValueError: the solver does not support these valuations, shapes do not match, or an array has NaN.
@@ -109,6 +110,7 @@ class PriceSearch(NamedTuple):
     supply: Float[Array, " G"]
     units: Float[Array, " G"]  # unit in which excess demand is measured
     typical_prices: Float[Array, " G"]  # prices that do not count as small
+    linearised: Callable[[Float[Array, " G"]], tuple[Float[Array, "N G"], Float[Array, "G G"]]] | None = None
 
 
 def capped_values(valuations: PyTree, wealth: Float[Array, " N"], bundles: Float[Array, "N G"]) -> Float[Array, " N"]:
@@ -128,42 +130,80 @@ def capped_demand(
     """The bundle of one agent that maximises min(v(x), w) - p · x.
 
     If the cap does not bind, this is the demand itself. If it binds, this is the cheapest bundle with value w: the
-    demand of an agent for whom money matters 1 / λ times as much, with the λ at which v(x) = w.
+    demand of an agent for whom money matters 1 / λ times as much, with the λ at which v(x) = w. A valuation that has
+    a method ``cap_scale`` (`jaxmarket.wide_market.valuations.Separable`) computes λ; for others a bisection does.
 
     Args:
         valuation: strictly concave; leaves of one agent.
         wealth: w.
         prices: p, not negative.
     """
+    return jnp.where(wealth > 0, valuation.demand(prices, _cap_scale(prices, valuation, wealth)), 0)
 
-    def surplus(scale: Array, prices: Array, valuation: StrictlyConcave, wealth: Array) -> Array:
-        return valuation.value(valuation.demand(prices, scale)) - wealth
 
-    arguments = prices, valuation, wealth
+def _surplus(scale: Array, prices: Array, valuation: StrictlyConcave, wealth: Array) -> Array:
+    return valuation.value(valuation.demand(prices, scale)) - wealth
+
+
+@jax.custom_jvp
+def _cap_scale(prices: Array, valuation: StrictlyConcave, wealth: Array) -> Array:
+    """λ in [e⁻⁴⁰, 1]: 1 where the cap does not bind, otherwise the λ at which v(x) = w."""
     one = jnp.ones((), prices.dtype)
+    least = jnp.exp(_MIN_LOG_SCALE * one)
+    if isinstance(valuation, Separable):
+        found = jnp.clip(valuation.cap_scale(prices, wealth), least, one)
+        binds, low, high = found < 1, jnp.maximum(found * 0.999, least), jnp.minimum(found * 1.001, one)
+    else:
 
-    def bisect(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
-        middle = (interval[0] + interval[1]) / 2
-        over = surplus(jnp.exp(middle), *jax.lax.stop_gradient(arguments)) > 0
-        return jnp.where(over, interval[0], middle), jnp.where(over, middle, interval[1])
+        def bisect(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+            middle = (interval[0] + interval[1]) / 2
+            over = _surplus(jnp.exp(middle), prices, valuation, wealth) > 0
+            return jnp.where(over, interval[0], middle), jnp.where(over, middle, interval[1])
 
-    # λ spans orders of magnitude if goods are nearly free, so the bisection is over its logarithm.
-    low, high = jnp.exp(jnp.stack(jax.lax.fori_loop(0, _BISECTIONS, bisect, (_MIN_LOG_SCALE * one, 0 * one))))
-    binds = surplus(one, *jax.lax.stop_gradient(arguments)) > 0
-    found = jnp.where(binds, low, 1)
-    # One Newton step: its derivative is that of λ by the implicit function theorem. The step itself only improves the
-    # last digits, and must stay inside the interval (at a kink of v it would not).
-    slope = jax.lax.stop_gradient(jax.jvp(lambda s: surplus(s, *arguments), (found,), (one,))[1])
-    step = surplus(found, *arguments) / jnp.where(slope > 0, slope, 1)
-    step = jnp.where(binds & (slope > 0) & (jnp.abs(step) < found), step, 0)
-    inside = jnp.where(binds, jnp.clip(found - step, low, high), found)
-    scale = jax.lax.stop_gradient(inside) + (jax.lax.stop_gradient(step) - step)
-    return jnp.where(wealth > 0, valuation.demand(prices, scale), 0)
+        # λ spans orders of magnitude if goods are nearly free, so the bisection is over its logarithm.
+        low, high = jnp.exp(jnp.stack(jax.lax.fori_loop(0, _BISECTIONS, bisect, (_MIN_LOG_SCALE * one, 0 * one))))
+        found, binds = low, _surplus(one, prices, valuation, wealth) > 0
+    # A Newton step improves the last digits. It must stay inside the interval (at a kink of v it would not).
+    excess, slope = jax.jvp(lambda s: _surplus(s, prices, valuation, wealth), (found,), (one,))
+    step = jnp.where(slope > 0, excess / jnp.where(slope > 0, slope, 1), 0)
+    return jnp.where(binds, jnp.clip(found - step, low, high), 1)
+
+
+@_cap_scale.defjvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """The derivative of λ by the implicit function theorem: v(x) stays equal to w."""
+    scale = _cap_scale(*primals)
+    change = jax.jvp(lambda *arguments: _surplus(scale, *arguments), primals, tangents)[1]
+    slope = jax.jvp(lambda s: _surplus(s, *primals), (scale,), (jnp.ones_like(scale),))[1]
+    moves = (scale < 1) & (scale > jnp.exp(_MIN_LOG_SCALE * jnp.ones_like(scale))) & (slope > 0)
+    return scale, jnp.where(moves, -change / jnp.where(moves, slope, 1), 0)
 
 
 def all_demands(valuations: PyTree, wealth: Float[Array, " N"], prices: Float[Array, " G"]) -> Float[Array, "N G"]:
     """`capped_demand` of every agent."""
     return jax.vmap(capped_demand, (0, 0, None))(valuations, wealth, prices)
+
+
+def linearised_demands(
+    valuations: Separable, wealth: Float[Array, " N"], prices: Float[Array, " G"]
+) -> tuple[Float[Array, "N G"], Float[Array, "G G"]]:
+    """`all_demands` of separable valuations, and how they fall with prices.
+
+    Entry j, k of the matrix is -p_j ∂D_j / ∂log p_k, with the total demand D. This is the Hessian of the dual of
+    welfare, with both prices relative: symmetric and positive semidefinite.
+    """
+
+    def one(valuation: Separable, wealth: Array) -> tuple[Array, Array, Array]:
+        scale = _cap_scale(prices, valuation, wealth)
+        demand, change = jax.jvp(lambda p: valuation.demand(p, scale), (prices,), (prices,))
+        return jnp.where(wealth > 0, demand, 0), jnp.where(wealth > 0, -prices * change, 0), scale < 1
+
+    demands, falls, binds = jax.vmap(one)(valuations, wealth)
+    # Demand depends on p / λ. Where the cap binds, the log of λ changes by the mean change of log prices, weighted by
+    # ``falls``, so that the value of the bundle stays the same.
+    totals = falls.sum(1)
+    shared = jnp.where(binds & (totals > 0), 1 / jnp.where(totals > 0, totals, 1), 0)
+    return demands, jnp.diag(falls.sum(0)) - (falls * shared[:, None]).T @ falls
 
 
 def fill_rate(available: Float[Array, " *shape"], requested: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
@@ -359,8 +399,11 @@ def check_market(
 
 
 def starting_prices(default: Float[Array, " G"], prices: Float[Array, " G"] | None) -> Float[Array, " G"]:
-    """Initial prices: ``default``, or ``prices`` raised above 0, because a price of 0 would never change."""
-    return default if prices is None else jnp.maximum(prices, 1e-3 * default)
+    """Initial prices: ``default`` where ``prices`` is None or negative, otherwise ``prices``.
+
+    They are raised above 0, because a price of 0 would never change.
+    """
+    return default if prices is None else jnp.where(prices < 0, default, jnp.maximum(prices, 1e-3 * default))
 
 
 def price_search(
@@ -372,15 +415,34 @@ def price_search(
     """
     supply = holdings.sum(0)
     marginal = jax.vmap(lambda valuation: jax.grad(valuation.value)(supply / wealth.shape[0]))(valuations).mean(0)
-    start = starting_prices(marginal, prices)
+    units = excess_units(supply, all_demands(valuations, wealth, marginal).mean(0))
+    return _search(valuations, wealth, supply, units, marginal), starting_prices(marginal, prices)
 
+
+def _search(valuations: PyTree, wealth: Array, supply: Array, units: Array, typical_prices: Array) -> PriceSearch:
     def demands(prices: Array) -> Array:
         return all_demands(valuations, wealth, prices)
 
     def welfare(bundles: Array) -> Array:
         return capped_values(valuations, wealth, bundles).sum()
 
-    return PriceSearch(demands, welfare, supply, excess_units(supply, demands(start).mean(0)), start), start
+    def linearised(prices: Array) -> tuple[Array, Array]:
+        return linearised_demands(valuations, wealth, prices)
+
+    separable = isinstance(valuations, Separable)
+    return PriceSearch(demands, welfare, supply, units, typical_prices, linearised if separable else None)
+
+
+def one_at_a_time(search: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Decorate a search so that `jax.vmap` on a CPU runs it for one market after the other.
+
+    Under `jax.vmap` a loop runs until the last market has converged, and all markets pay for every iteration. In turn,
+    each market pays for its own. An accelerator is faster with all markets at once, so it keeps the loop of `jax.vmap`.
+
+    Args:
+        search: all that it reads are its arguments; without derivatives.
+    """
+    return jax.custom_batching.sequential_vmap(search) if jax.default_backend() == "cpu" else search
 
 
 def solve_strictly_concave(
@@ -399,7 +461,7 @@ def solve_strictly_concave(
     supply = holdings.sum(0)
     frozen = jax.lax.stop_gradient((valuations, wealth))
     search, start = price_search(*jax.lax.stop_gradient((valuations, wealth, holdings)), jax.lax.stop_gradient(prices))
-    scale = jnp.where(start > 0, start, 1)  # of each price
+    scale = jnp.where(search.typical_prices > 0, search.typical_prices, 1)  # of each price
 
     def residual(prices: Array) -> Array:
         """0 at an equilibrium: no excess demand for goods with a positive price, none beyond supply for free goods."""
@@ -407,9 +469,13 @@ def solve_strictly_concave(
         rise = excess / excess_units(supply) * jax.lax.stop_gradient(jnp.maximum(prices, 1e-3 * scale))
         return jnp.where(prices + 1e3 * rise > 0, -rise, prices)
 
-    def solve(_: Any, start: Array) -> tuple[Array, Array]:
-        prices, iterations = find(search, start)
+    @one_at_a_time
+    def found_prices(valuations: PyTree, wealth: Array, market: tuple[Array, ...], start: Array) -> tuple[Array, Array]:
+        prices, iterations = find(_search(valuations, wealth, *market), start)
         return prices, iterations.astype(prices.dtype)  # custom_root differentiates auxiliary outputs: floats only
+
+    def solve(_: Any, start: Array) -> tuple[Array, Array]:
+        return found_prices(*frozen, (search.supply, search.units, search.typical_prices), start)
 
     def tangent(linear: Callable[[Array], Array], target: Array) -> Array:
         # The pseudoinverse selects the smallest of several solutions, which exist if goods are free. Rows and columns

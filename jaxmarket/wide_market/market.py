@@ -228,7 +228,8 @@ def _step(
     time = state.time
     key_trade, key_produce = jax.random.split(key)
     valuations = jax.vmap(market.valuation, (0, None))(state.agents, state.world)
-    found = market.solver(valuations, state.wealth, state.holdings, key=key_trade)
+    last = jnp.where(jnp.isnan(state.prices), -1, state.prices)  # negative: unknown
+    found = market.solver(valuations, state.wealth, state.holdings, key=key_trade, prices=last)
     bundles = found.bundles
     _check_trade(state, found)
     purchase, sale = bundles @ found.prices, state.holdings @ found.payout

@@ -15,6 +15,7 @@ from thinned import thinned
 
 from jaxmarket import deep_market, wide_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
+from jaxmarket.bench import equilibrium
 from jaxmarket.checking import checked
 from jaxmarket.deep_market import DeepMarket, Terms, make_population
 from jaxmarket.deep_market.representations import NO_BID, BidTable, BidTables
@@ -323,6 +324,37 @@ def test_derivatives_go_through_rounds_of_trade_and_production():
         between = float(later(recipe + 1e-5 * way)[0] - later(recipe - 1e-5 * way)[0]) / 2e-5
         assert inner == pytest.approx(between, rel=1e-4)
         assert abs(inner) > 1e-3
+
+
+def test_a_round_starts_from_the_prices_of_the_last():
+    """In an economy that stands still, the second round needs fewer iterations than the first."""
+    valuations, _, holdings = equilibrium.market(equilibrium.CASES["Quadratic"], 20, 4, 0)
+    market = WideMarket(lambda agent, world: agent, lambda key, agents, world, bundles: still, ConvexProgram())
+    still = Produced(holdings=jnp.asarray(holdings), reward=jnp.zeros(20), world=None)
+    state = init(valuations, holdings, 1000.0)  # so that no cap binds, and trade does not change demand
+    _, rounds = jax.jit(functools.partial(run, market, jax.random.key(0), rounds=3))(state)
+    first, *others = rounds.certificate.iterations.tolist()
+    assert first > 2
+    assert max(others) <= 1
+    np.testing.assert_allclose(rounds.prices[1], rounds.prices[0], rtol=1e-4)
+    assert bool(rounds.certificate.converged.all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Quadratic", "Logarithmic"])
+@pytest.mark.parametrize("solver", [Tatonnement(), ConvexProgram()])
+def test_twenty_economies_stay_in_equilibrium_for_a_hundred_rounds(solver, kind):
+    """100 agents and 8 goods, supply and wealth that change: excess demand and gap of every round below 1e-3."""
+    drawn = equilibrium.economies(equilibrium.CASES[kind], 100, 8, 20)
+
+    def lives(key, *drawn):
+        return equilibrium.trade(solver, key, *drawn, rounds=100)
+
+    found = jax.jit(jax.vmap(lives))(jax.random.split(jax.random.key(1), 20), *drawn)
+    assert found.converged.shape == (20, 100)
+    assert float(found.excess_demand.max()) < 1e-3
+    assert float(found.duality_gap.max()) < 1e-3
+    assert float(found.complementary_slackness.max()) < 1e-2
 
 
 def test_many_instances():
