@@ -22,6 +22,7 @@ from jaxmarket.bench.step import market_rollout
 from jaxmarket.bench.timing import REPEATS, Report, allowed_cores, in_a_row, measure
 from jaxmarket.evaluation import evaluate
 from jaxmarket.experiments.settings import train_config
+from jaxmarket.runs.devices import over_seeds
 from jaxmarket.training import monolith as baselines
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.settings import Settings
@@ -182,7 +183,7 @@ def _many_seeds(report: Report) -> None:
     states = jax.jit(jax.vmap(start))(jax.random.split(jax.random.key(0), 64))
     timings = measure(
         {
-            "64 seeds × 128 instances": (jax.vmap(step), (states,)),
+            "64 seeds × 128 instances": (functools.partial(over_seeds, step), (states,)),
             "1 seed × 8,192 instances": (step_one, (jax.jit(start_one)(jax.random.key(0)),)),
         }
     )

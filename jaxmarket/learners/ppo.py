@@ -18,6 +18,7 @@ from jaxmarket.learners.protocol import (
     adam,
     clip,
     descend,
+    in_blocks,
     mean_where,
     moments,
     numeric,
@@ -141,9 +142,13 @@ class PPO:
             error = mean_where((value(params, obs) - utility) ** 2, eligible, self.axis)
             return error + per_shard(self.value_l2 * penalty, self.axis)
 
+        def at_first(obs: Array, bid: Array) -> tuple[Array, Array]:
+            """Log-probabilities of the bids, [R, n], and values of the observations, [n], before the update."""
+            return log_prob_and_entropy(state.params, obs, bid)[0], value(state.value_params, obs)
+
         e = in_units(state.params, experience)
-        before, _ = log_prob_and_entropy(state.params, e.obs, e.bid)
-        advantage = e.utility - value(state.value_params, e.obs)
+        before, baseline = in_blocks(at_first, e.obs, e.bid, self.minibatch)
+        advantage = e.utility - baseline
         mean, std = moments(advantage, e.eligible, self.axis)
 
         def step(state: PPOState, obs: Array, rest: _Rest) -> tuple[PPOState, Array]:

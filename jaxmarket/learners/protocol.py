@@ -29,6 +29,7 @@ __all__ = [
     "adam",
     "clip",
     "descend",
+    "in_blocks",
     "mean_where",
     "moments",
     "numeric",
@@ -186,6 +187,9 @@ class Learner(Protocol):
         ...
 
 
+# Numbers in the observations of a rollout above which networks are applied to one minibatch after the other.
+_AT_ONCE = 1 << 18
+
 _ADAM = optax.flatten(optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
 
 
@@ -267,6 +271,35 @@ def moments(
     return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
 
 
+def in_blocks(
+    function: Callable[[Array, Any], PyTree], obs: Array, batch: PyTree, size: int, largest: int = _AT_ONCE
+) -> PyTree:
+    """``function(obs, batch)``, computed one minibatch after the other where observations are large.
+
+    The activations of a convolutional network for a whole rollout take gigabytes.
+
+    Args:
+        function: ``(obs, batch) -> outputs``, leaves [..., n]; it treats every auction by itself.
+        obs: f [N, ...].
+        batch: leaves [..., N].
+        size: auctions per block; divides N.
+        largest: numbers in observations up to which all auctions are computed at once.
+    """
+    if obs.size <= largest:
+        return function(obs, batch)
+    blocks = jax.lax.map(lambda block: function(*block), _cut(obs, batch, size))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1), blocks)
+
+
+def _cut(obs: Array, batch: PyTree, size: int) -> tuple[Array, PyTree]:
+    """Consecutive slices of ``size`` auctions, along a new first axis."""
+    count = obs.shape[0] // size
+    return (
+        obs.reshape(count, size, *obs.shape[1:]),
+        jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], count, size), -2, 0), batch),
+    )
+
+
 def over_minibatches(
     step: Callable[[Carry, Array, Any], tuple[Carry, Array]],
     carry: Carry,
@@ -291,11 +324,7 @@ def over_minibatches(
     Returns:
         The final carry, and the mean loss over all steps.
     """
-    count = obs.shape[0] // size
-    cut = (
-        obs.reshape(count, size, *obs.shape[1:]),
-        jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], count, size), -2, 0), batch),
-    )
+    cut = _cut(obs, batch, size)
 
     def epoch(carry: Carry, _: None) -> tuple[Carry, Array]:
         return jax.lax.scan(lambda carry, mini: step(carry, *mini), carry, cut)

@@ -6,7 +6,7 @@ instances of a seed: each device runs its own instances, and gradients, moments 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,9 +18,29 @@ from jaxmarket.collectives import INSTANCES, SEEDS
 from jaxmarket.types import PyTree
 from jaxmarket.validation import check_int, short_repr
 
-__all__ = ["Devices", "gather", "mesh", "put"]
+__all__ = ["Devices", "gather", "mesh", "over_seeds", "put"]
+
+_GROUP = range(8, 3, -1)  # seeds
 
 Devices = int | Literal["all"] | Sequence[jax.Device]
+
+
+def over_seeds(function: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
+    """``jax.vmap(function)(state)``, for a function that takes a state of one seed.
+
+    CPUs run many seeds in groups of 4 to 8, one group after the other, if the number of seeds can be divided into such
+    groups: the states of a group stay in the processor's cache. Results are equal to rounding.
+
+    Args:
+        function: a pure function.
+        state: leaves [seeds, ...].
+    """
+    seeds = jax.tree.leaves(state)[0].shape[0]
+    group = next((size for size in _GROUP if seeds % size == 0), seeds)
+    if group == seeds or jax.default_backend() != "cpu":
+        return jax.vmap(function)(state)
+    groups = jax.tree.map(lambda x: x.reshape(seeds // group, group, *x.shape[1:]), state)
+    return jax.tree.map(lambda x: x.reshape(seeds, *x.shape[2:]), jax.lax.map(jax.vmap(function), groups))
 
 
 def mesh(devices: Devices, seeds: int, instances: int, minibatch: int | None) -> Mesh | None:

@@ -24,7 +24,7 @@ from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs import compilation_cache
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
-from jaxmarket.runs.devices import Devices, gather, put
+from jaxmarket.runs.devices import Devices, gather, over_seeds, put
 from jaxmarket.runs.devices import mesh as devices_mesh
 from jaxmarket.runs.interrupts import Deferred, raise_dropped, retained
 from jaxmarket.runs.run_folder import Origin, RunFolder, SavedRun, read, versions, warn_if_interrupted
@@ -94,7 +94,7 @@ def _chunk_seeds(
         state: PyTree, hyper: Hyperparameters, oracle: Oracle | None, env_params: PyTree
     ) -> tuple[PyTree, dict[str, Array]]:
         env_params = _params_of(trainable.env, env_params)
-        return jax.vmap(lambda state: local.chunk(state, env_params, hyper, oracle))(state)
+        return over_seeds(lambda state: local.chunk(state, env_params, hyper, oracle), state)
 
     if mesh is None:
         return chunk(state, hyper, oracle, env_params)
@@ -128,7 +128,7 @@ def _evaluate_seeds(
     def evaluate(params: PyTree, key: Array) -> Episodes:
         return player.evaluate(params, key, env_params, _EPISODES, greedy=greedy)
 
-    return jax.vmap(evaluate)(params, keys)
+    return over_seeds(lambda each: evaluate(*each), (params, keys))
 
 
 @standard_promotion

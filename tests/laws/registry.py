@@ -353,6 +353,10 @@ CASES = {
     "protocol.descend": plain(_descend, lambda rng: (money(rng, 3), money(rng, 3))),
     "protocol.mean_where": plain(protocol.mean_where, lambda rng: (money(rng, 4), rng.random(4) < 0.5)),
     "protocol.moments": plain(protocol.moments, lambda rng: (money(rng, 4), rng.random(4) < 0.9)),
+    "protocol.in_blocks": plain(
+        lambda obs, batch: protocol.in_blocks(lambda obs, batch: (obs.sum(1), obs[:, 0] * batch), obs, batch, 2, 17),
+        lambda rng: (money(rng, 6, 3), money(rng, 4, 6)),
+    ),
     "protocol.over_minibatches": plain(
         lambda carry, obs, batch: protocol.over_minibatches(minibatch_step, carry, obs, batch, 2, 2),
         lambda rng: (money(rng), money(rng, 6, 3), money(rng, 6)),

@@ -1,10 +1,13 @@
 """PPO on extreme bids."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.learners import PPO, Experience, Hyperparameters
+from jaxmarket.learners.protocol import in_blocks
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, ValueNetwork, linear
 
 
@@ -29,3 +32,17 @@ def test_a_ratio_of_densities_that_overflows_leaves_the_parameters_finite():
     after, _ = jax.jit(learner.update)(state.replace(params=peaked), experience, hyper, jnp.int32(0), jnp.float32(0))
     for leaf in jax.tree.leaves(after.params):
         assert np.isfinite(leaf).all()
+
+
+def test_blocks_of_auctions_give_what_all_auctions_give_at_once():
+    rng = np.random.default_rng(0)
+    obs, batch = rng.normal(size=(12, 3, 3)), (rng.normal(size=12), rng.normal(size=(2, 12)))
+    sizes = []
+
+    def outputs(obs, batch):
+        sizes.append(obs.shape[0])
+        return obs.sum((1, 2)) * batch[0], batch[1] + batch[0]
+
+    whole, parts = (in_blocks(outputs, jnp.asarray(obs), batch, 4, largest) for largest in (obs.size, obs.size - 1))
+    assert sizes == [12, 4]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), whole, parts)

@@ -52,6 +52,28 @@ def test_work_that_cannot_be_shared_is_refused(given, message):
         devices.mesh(*given)
 
 
+@pytest.mark.parametrize(("seeds", "groups"), [(8, None), (11, None), (12, 2), (64, 8), (20, 4)])
+def test_many_seeds_run_in_groups_on_a_cpu(seeds, groups):
+    state = {"key": jax.random.split(jax.random.key(0), seeds), "x": jnp.arange(2.0 * seeds).reshape(-1, 2)}
+    state["visits"] = jnp.zeros((seeds, 0))  # of environments with unknown states
+
+    def function(state):
+        return state | {"x": state["x"] * 2 + jax.random.uniform(state["key"])}
+
+    made = jax.make_jaxpr(lambda state: devices.over_seeds(function, state))(state)
+    lengths = [equation.params["length"] for equation in made.eqns if equation.primitive.name == "scan"]
+    assert lengths == ([] if groups is None else [groups])
+    jax.tree.map(
+        lambda one, other: (
+            np.testing.assert_array_equal(jax.random.key_data(one), jax.random.key_data(other))
+            if jnp.issubdtype(one.dtype, jax.dtypes.prng_key)
+            else np.testing.assert_allclose(one, other, rtol=1e-6)
+        ),
+        devices.over_seeds(function, state),
+        jax.vmap(function)(state),
+    )
+
+
 def test_on_one_device_nothing_is_added_up():
     values = jnp.arange(4.0)
     for function in (collectives.psum, collectives.pmax, collectives.per_shard, collectives.local_slice):
