@@ -37,7 +37,7 @@ from jaxmarket.view import plotting
 __all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
 
 _UPDATE = 4096  # environment steps
-# `PPO_SOCIETY` has the paper's numbers; Kumaraswamy bids replace Beta bids, six times faster.
+# `PPO_SOCIETY` has the paper's numbers; Kumaraswamy bids replace Beta bids: they are faster.
 # A trace decay of 0 has no effect; it is set so that all settings share one program.
 _PUBLISHED = {
     "hidden": (16,),

@@ -32,7 +32,7 @@ PPO_SOCIETY: Mapping[str, Any] = MappingProxyType(
         "time_limits": "bootstrap",
     }
 )
-"""The paper's settings with Kumaraswamy bids, which are six times as fast as Beta bids, and bootstrapped time-outs."""
+"""The paper's settings with Kumaraswamy bids, which are faster than Beta bids, and bootstrapped time-outs."""
 
 VALUATION_SOCIETY: Mapping[str, Any] = MappingProxyType(
     PPO_SOCIETY
