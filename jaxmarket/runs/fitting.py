@@ -117,13 +117,14 @@ def compiles() -> int:
     return _compiled.cache_info().misses
 
 
-def _evaluate_seeds(
-    static: tuple[Player, int], params: PyTree, key: Array, greedy: Array, env_params: PyTree
-) -> Episodes:
+def _evaluation_keys(seeds: int, key: Array) -> tuple[Array, Array]:
+    keys = jax.random.split(key, (2, seeds))
+    return keys[0], keys[1]
+
+
+def _evaluate_seeds(player: Player, params: PyTree, keys: Array, greedy: Array, env_params: PyTree) -> Episodes:
     """New episodes of every seed: leaves [seeds, episodes]."""
-    player, seeds = static
     env_params = _params_of(player.env, env_params)
-    keys = jax.random.split(key, (2, seeds))[jnp.where(greedy, 0, 1)]
 
     def evaluate(params: PyTree, key: Array) -> Episodes:
         return player.evaluate(params, key, env_params, _EPISODES, greedy=greedy)
@@ -146,8 +147,9 @@ def evaluate_both(
         seeds: number of seeds.
         env_params: the environment's parameters; its ``default_params`` if None.
     """
-    program = _jitted(_evaluate_seeds, (trainable.player(greedy=False), seeds))
-    return {how: program(params, key, np.bool_(how == "greedy"), env_params) for how in ("greedy", "sampled")}
+    program = _jitted(_evaluate_seeds, trainable.player(greedy=False))
+    keys = zip(("greedy", "sampled"), _jitted(_evaluation_keys, seeds)(key), strict=True)
+    return {how: program(params, each, np.bool_(how == "greedy"), env_params) for how, each in keys}
 
 
 @entry_point
