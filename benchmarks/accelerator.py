@@ -39,6 +39,7 @@ import jax
 from jaxmarket.bench import conduct, equilibrium, population, scale, step, train
 from jaxmarket.bench.timing import Report, measure
 from jaxmarket.experiments.settings import train_config
+from jaxmarket.runs.devices import over_seeds
 from jaxmarket.view.plotting import figure
 from jaxmarket.view.text import Screen
 
@@ -189,7 +190,7 @@ def images(report: Report, quick: bool) -> None:
 
 
 def many_seeds(report: Report, quick: bool) -> None:
-    """Chain with up to 256 seeds in one call, all at once."""
+    """Chain with up to 256 seeds in one call."""
     config = dataclasses.replace(train.CHAIN, steps=4_096, log_every=1)
     if quick:
         config = train_config("Bandit-v0", hidden=(3,), instances=2, horizon=2, minibatch=4, steps=4, log_every=1)
@@ -197,7 +198,7 @@ def many_seeds(report: Report, quick: bool) -> None:
     rows = report.tables.setdefault(f"seeds × {config.settings.instances} instances of {config.env}", [])
     for seeds in (2,) if quick else (1, 16, 64, 256):
         states = jax.jit(jax.vmap(start))(jax.random.split(jax.random.key(0), seeds))
-        timing = measure({f"{seeds} seeds": (jax.vmap(chunk), (states,))}, 2 if quick else 10)
+        timing = measure({f"{seeds} seeds": (functools.partial(over_seeds, chunk), (states,))}, 2 if quick else 10)
         report.keep("seeds", timing)
         rate = seeds * config.settings.auctions_per_chunk / timing[f"{seeds} seeds"].median
         rows.append({"seeds": seeds, "steps/s": rate})
@@ -297,7 +298,7 @@ def _row(name: str, passed: bool, seconds: float, reason: str) -> dict[str, Any]
 
 
 def draw(done: Mapping[str, Report], machine: Mapping[str, Any]) -> Any:
-    """Speed over instances, bidders, agents and seeds, as far as they were measured; None if none was."""
+    """Speed over instances, bidders, agents and seeds, as far as they were measured; None without a measurement."""
     per, work = "µs per step", "M agents × instances × steps/s"
     panels: list[tuple[str, str, str, str, Callable[[Mapping[str, Any]], float]]] = [
         ("scale", "growth with instances", "instances", "rollouts, steps/s", lambda row: 1e6 / row[per]),

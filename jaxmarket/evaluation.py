@@ -1,6 +1,5 @@
 """Evaluation: new episodes without learning and exploration."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float, Int32
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.keys import key_for
 from jaxmarket.rollouts import EnvCarry, EnvTransition, advance, fresh_rollout, start
-from jaxmarket.society import Draws, Society, reset, step
+from jaxmarket.society import Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
@@ -39,12 +38,11 @@ def evaluate(
     episodes: int = 128,
     max_steps: int = _MOST_STEPS,
     rules: Rules | None = None,
-    greedy: Bool[Array, ""] | None = None,
 ) -> Episodes:
     """Run ``episodes`` new episodes in parallel and return their results.
 
-    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy bids. By default there is no
-    exploration, and all bidders are active.
+    Bids are sampled; pass ``dataclasses.replace(society, greedy=True)`` for greedy bids, or ``Rules(greedy=…)`` for one
+    program that serves both. By default there is no exploration, and all bidders are active.
 
     Args:
         society: the static description.
@@ -54,12 +52,7 @@ def evaluate(
         episodes: number of episodes, static.
         max_steps: auctions after which the remaining episodes count as unfinished.
         rules: traced rules; none by default.
-        greedy: whether bids are greedy instead of what the society says, traced: one program then serves both.
     """
-    if greedy is not None:
-        fields: dict[str, Any] = {field.name: getattr(society, field.name) for field in dataclasses.fields(Society)}
-        fields["greedy"] = False
-        society = _EitherBids(**fields, bidding=society, chosen=greedy)
     return first_episodes(
         lambda key: reset(society, key, env_params, rules)[0],
         lambda key, state: step(society, key, params, state, env_params, rules),
@@ -67,20 +60,6 @@ def evaluate(
         episodes,
         max_steps,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _EitherBids(Society):
-    """A society that bids greedily where ``chosen`` is True; it exists only while a program is traced."""
-
-    bidding: Any = None  # the society that bids
-    chosen: Any = False  # bool []
-
-    def bids(self, params: PyTree, draws: Draws | None, obs: Array) -> Array:
-        # Not a mask: in the branch that is not taken, nothing is computed.
-        return jax.lax.cond(
-            self.chosen, lambda: self.bidding.bids(params, None, obs), lambda: self.bidding.bids(params, draws, obs)
-        )
 
 
 def first_episodes(

@@ -382,7 +382,7 @@ class Point(struct.PyTreeNode):
         return jnp.broadcast_to(self.value, (*shape, *self.value.shape))
 
     def noise(self, key: Array, shape: Sequence[int]) -> tuple[()]:
-        """Nothing."""
+        """No random numbers: an empty tuple."""
         del key, shape
         return ()
 

@@ -95,20 +95,19 @@ class Society:
         """R: bidders per module."""
         return self.bidders // self.modules
 
-    @functools.cached_property
+    @property
     def observation(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one encoded observation."""
-        obs, _ = jax.eval_shape(self.env.reset, jax.random.key(0), self.env.default_params)
-        return obs
+        return self.env.observation
 
     @functools.cached_property
     def _distribution(self) -> BidDistribution:
         """Shapes and dtypes of one bidder's distribution of bids."""
 
-        def untrained(key: Array, obs: Array) -> BidDistribution:
-            return self.policy.apply(self.policy.init(key, obs), obs)
+        def untrained(obs: Array) -> BidDistribution:
+            return self.policy.apply(self.policy.init(jax.random.key(0), obs), obs)
 
-        return jax.eval_shape(untrained, jax.random.key(0), self.observation)
+        return jax.eval_shape(untrained, self.observation)
 
     def noise(self, key: Array, count: int) -> PyTree:
         """The random numbers for ``count`` bids, leaves [count, ...]; None if bids are sampled with a key."""
@@ -203,7 +202,12 @@ def auction(
         eligible: the bidders that may win.
         rules: traced rules.
     """
-    bids = society.bids(params, draws, obs)
+    if rules.greedy is None:
+        bids = society.bids(params, draws, obs)
+    else:  # a branch, and not a mask: XLA runs only one of them
+        bids = jax.lax.cond(
+            rules.greedy, lambda: society.bids(params, None, obs), lambda: society.bids(params, draws, obs)
+        )
     eligible = eligible & jnp.isfinite(bids)
     winner = auctions.choose(bids, draws.tie if draws is not None and society.ties == "random" else None, eligible)
     if draws is not None and rules.exploration is not None:
@@ -264,7 +268,7 @@ def step(
         params: bid-network parameters, leaves [M, ...].
         state: the market instance.
         env_params: the environment's parameters, such as ``society.env.default_params``.
-        rules: exploration, reserve, dropout and absent bidders; none of them by default.
+        rules: exploration, reserve, dropout, absent bidders and greedy bids; none of them by default.
 
     Returns:
         The next state (after a reset, where the episode ended) and the row of the trajectory.

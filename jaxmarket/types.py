@@ -88,6 +88,7 @@ class Rules(struct.PyTreeNode):
     reserve: Float[Array, ""] | float | None = None  # the highest other bid where no other bidder is eligible
     dropout: Float[Array, ""] | float | None = None  # probability that a bidder sits out an episode
     present: Bool[Array, " A"] | None = None  # bidders in the market; the others sit out every episode
+    greedy: Bool[Array, ""] | None = None  # whether all bid the mean of their distributions, as in a greedy society
 
 
 class Accounts(struct.PyTreeNode):

@@ -24,7 +24,7 @@ from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import networks
-from jaxmarket.types import Array, PyTree, State, Transition, real
+from jaxmarket.types import Array, PyTree, Rules, State, Transition, real
 
 __all__ = ["SocietyPlayer", "SocietyTraining", "TrainState", "module_experience"]
 
@@ -61,7 +61,7 @@ class SocietyPlayer:
         self, params: PyTree, key: Array, env_params: PyTree, episodes: int, *, greedy: Array | None = None
     ) -> Episodes:
         """`jaxmarket.evaluation.evaluate`."""
-        return evaluate(self.society, params, key, env_params, episodes, greedy=greedy)
+        return evaluate(self.society, params, key, env_params, episodes, rules=Rules(greedy=greedy))
 
 
 @dataclasses.dataclass(frozen=True)

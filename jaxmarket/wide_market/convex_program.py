@@ -169,7 +169,7 @@ class ConvexProgram:
 
         first, zero = evaluate(start), jnp.zeros((), jnp.int32)
         _, best, count, _ = jax.lax.while_loop(goes_on, advance, (first, first, zero, zero))
-        # Demand for an absent good ends up within the tolerance, and above this price there is none.
+        # The demand for an absent good is within the tolerance. At a slightly higher price it is 0.
         return jnp.where(supply > 0, best.prices, best.prices * (1 + 100 * self.tolerance)), count
 
     def _minimise(
