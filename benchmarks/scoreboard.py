@@ -4,10 +4,12 @@
     python -m benchmarks scoreboard --tune
     python -m benchmarks scoreboard --quick
     python -m benchmarks scoreboard --rows CartPole-v1 Acrobot-v1 --arms society "single Q(λ)"
+    python -m benchmarks scoreboard --minatar
 
 Rows are tasks, arms are agents. Without ``--tune`` every arm has its defaults. With it, the settings of an arm are
 chosen on each row among at most six, by the mean return of four seeds that are not reported, and then trained on the
-reported ones. Every finished run is kept below ``--out``, and a repeated or interrupted call trains only what is
+reported ones. MinAtar's games are left out unless named (`--minatar`): they take 1 M steps and equal numbers of
+parameters, and every arm has the best of its four settings on Breakout. Every finished run is kept below ``--out``, and a repeated or interrupted call trains only what is
 missing.
 
 For every row and arm the table shows the interquartile mean of the greedy return with a 95% bootstrap interval (Agarwal
@@ -42,6 +44,7 @@ STEPS = 2_048_000
 SEEDS = 8
 REPORTED, TUNED = 0, 1  # seeds of all randomness
 TUNING_SEEDS = 4
+MINATAR_TUNING_SEEDS = 2
 
 
 def costly_chain(states: int = 6) -> FiniteMDP:
@@ -66,11 +69,14 @@ class Row:
         env: an environment, or its id.
         threshold: the return that counts as solved.
         published: the return of gymnax's own PPO agent, None if there is none.
+        modules: of the society, where all arms have as many parameters as it has; else None, and all arms have the
+            default layers.
     """
 
     env: Any
     threshold: float
     published: float | None = None
+    modules: int | None = None
 
 
 ROWS: Mapping[str, Row] = MappingProxyType(
@@ -90,8 +96,17 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "Bandit-v0": Row("Bandit-v0", 0.799),
         "Chain-v0": Row("Chain-v0", 0.799),
         "Duality-v0": Row("Duality-v0", 4.99),
+        # The published agents had ten times as many steps; their returns are the thresholds.
+        "Breakout-MinAtar": Row("Breakout-MinAtar", 28, 28, modules=3),
+        "Asterix-MinAtar": Row("Asterix-MinAtar", 15, 15, modules=5),
+        "Freeway-MinAtar": Row("Freeway-MinAtar", 58, 58, modules=3),
+        "SpaceInvaders-MinAtar": Row("SpaceInvaders-MinAtar", 131, 131, modules=4),
     }
 )
+MINATAR = tuple(name for name, row in ROWS.items() if row.modules)
+MINATAR_STEPS = 1_024_000
+TUNED_ON = "Breakout-MinAtar"  # the settings of all four games
+SMALL_ROWS = tuple(name for name in ROWS if name not in MINATAR)
 QUICK_ROWS = ("CostlyChain", "Chain-v0")
 
 _BY_VALUE: tuple[dict[str, Any], ...] = (
@@ -108,6 +123,19 @@ _BY_GRADIENT: tuple[dict[str, Any], ...] = (
     {"entropy": 0.03},
     {"entropy": 0.03, "epochs": 4},
 )
+_IMAGES_BY_VALUE: tuple[dict[str, Any], ...] = (
+    {},
+    {"epochs": 2},
+    {"learning_rate": 3e-4},
+    {"persistence": 0.0},
+)
+_IMAGES_BY_GRADIENT: tuple[dict[str, Any], ...] = (
+    {},
+    {"epochs": 4},
+    {"learning_rate": 3e-4, "epochs": 4},
+    {"learning_rate": 3e-4, "epochs": 4, "entropy": 0.03},
+)
+_WIDTH = 128  # of a module's dense layer over images
 _AUCTIONS = ("Bandit-v0", "Chain-v0", "Duality-v0", "CostlyChain", "CartPole-v1", "Catch-bsuite")
 
 
@@ -118,23 +146,42 @@ class Arm:
     Attributes:
         settings: what distinguishes it.
         grid: the settings among which ``--tune`` chooses, the defaults first.
-        rows: the rows on which it is trained; all by default.
+        rows: the rows on which it is trained; all but MinAtar's by default.
+        images: the settings among which the one for MinAtar is chosen; none if it is not trained there.
+        share: the width of its dense layer on MinAtar's games, in layers of all modules of the society.
     """
 
     settings: Mapping[str, Any]
     grid: tuple[dict[str, Any], ...] = ({},)
-    rows: tuple[str, ...] = tuple(ROWS)
+    rows: tuple[str, ...] = SMALL_ROWS
+    images: tuple[dict[str, Any], ...] = ()
+    share: float | None = None
+
+    def trains_on(self, row: str) -> bool:
+        """Whether the arm is trained on a row."""
+        return bool(self.images) if ROWS[row].modules else row in self.rows
+
+    def choices(self, row: str) -> tuple[dict[str, Any], ...]:
+        """The settings among which the one for a row is chosen."""
+        modules = ROWS[row].modules
+        if modules is None:
+            return self.grid
+        layers = {} if self.share is None else {"hidden": (round(modules * self.share * _WIDTH),)}
+        return tuple(layers | each for each in self.images)
 
 
 ARMS: Mapping[str, Arm] = MappingProxyType(
     {
-        "society": Arm({}, _BY_VALUE),
+        "society": Arm({}, _BY_VALUE, images=_IMAGES_BY_VALUE),
         "society PPO": Arm({"learner": "ppo"}, _BY_GRADIENT),
         "society, first price": Arm({"auction": "bb"}, rows=_AUCTIONS),
         "society, Vickrey": Arm({"auction": "vickrey"}, rows=_AUCTIONS),
         "society, no payments": Arm({"auction": "env"}, rows=_AUCTIONS),
-        "single Q(λ)": Arm({"agent": "monolith", "learner": "valuation"}, _BY_VALUE),
-        "single PPO": Arm({"agent": "monolith", "learner": "ppo"}, _BY_GRADIENT),
+        "single Q(λ)": Arm({"agent": "monolith", "learner": "valuation"}, _BY_VALUE, images=_IMAGES_BY_VALUE, share=1),
+        # It has two networks, of which each has half of the parameters.
+        "single PPO": Arm(
+            {"agent": "monolith", "learner": "ppo"}, _BY_GRADIENT, images=_IMAGES_BY_GRADIENT, share=1 / 2
+        ),
     }
 )
 SINGLE = ("single Q(λ)", "single PPO")
@@ -142,7 +189,7 @@ SINGLE = ("single Q(λ)", "single PPO")
 
 def condition(row: str, arm: str, choice: int, seeds: int, steps: int) -> sweeps.Condition:
     """The run of an arm with its settings of that number."""
-    settings = {**ARMS[arm].settings, **ARMS[arm].grid[choice]}
+    settings = {**ARMS[arm].settings, **ARMS[arm].choices(row)[choice]}
     config = TrainConfig(ROWS[row].env, seeds=seeds, steps=steps, **settings)
     return sweeps.Condition(f"{arm} {choice}", config)
 
@@ -151,7 +198,8 @@ def chosen(row: str, arms: Sequence[str], folder: Path, steps: int, *, tune: boo
     """The number of each arm's settings, chosen on seeds that are not reported, and the seconds that this took."""
     if not tune:
         return dict.fromkeys(arms, 0), 0.0
-    wanted = {arm: [condition(row, arm, k, TUNING_SEEDS, steps) for k in range(len(ARMS[arm].grid))] for arm in arms}
+    seeds = MINATAR_TUNING_SEEDS if row in MINATAR else TUNING_SEEDS
+    wanted = {arm: [condition(row, arm, k, seeds, steps) for k in range(len(ARMS[arm].choices(row)))] for arm in arms}
     runs = sweeps.train([c for each in wanted.values() for c in each], folder, seed=TUNED, label=f"{row}, settings")
 
     def score(condition: sweeps.Condition) -> float:
@@ -180,7 +228,10 @@ def entries(row: str, outcomes: Mapping[str, RunOutcome], numbers: Mapping[str, 
             {
                 "task": row,
                 "agent": arm,
-                "settings": ", ".join(f"{k} {v:g}" for k, v in ARMS[arm].grid[numbers[arm]].items()) or "default",
+                "settings": ", ".join(
+                    f"{k} {v:g}" for k, v in ARMS[arm].choices(row)[numbers[arm]].items() if k != "hidden"
+                )
+                or "default",
                 "return": interquartile_mean(run.kept),
                 "published": ROWS[row].published,
                 "solved": f"{int((run.kept >= threshold - 1e-6).sum())}/{len(run.returns)}",
@@ -196,26 +247,32 @@ def entries(row: str, outcomes: Mapping[str, RunOutcome], numbers: Mapping[str, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, and show the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), help="tasks")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="tasks; by default all but MinAtar's games")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="agents")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="reported seeds")
-    parser.add_argument("--steps", type=int, default=STEPS, help="environment steps of every arm and seed")
+    parser.add_argument("--steps", type=int, help=f"environment steps of every arm and seed, by default {STEPS:,}")
+    parser.add_argument("--minatar", action="store_true", help=f"MinAtar's games, {MINATAR_STEPS:,} steps each")
     parser.add_argument("--tune", action="store_true", help="choose each arm's settings on each row")
     parser.add_argument("--quick", action="store_true", help="two small rows, two seeds, a tenth of the steps")
     parser.add_argument("--out", type=Path, default=Path("scoreboard"), help="folder of runs")
     parser.add_argument("--json", type=Path, help="a file for the table")
     given = parser.parse_args(arguments)
+    given.rows = given.rows or (MINATAR if given.minatar else SMALL_ROWS)
+    given.steps = given.steps or (MINATAR_STEPS if given.minatar else STEPS)
     if given.quick:
         given.rows, given.seeds, given.steps = QUICK_ROWS, 2, STEPS // 10
         given.out = given.out / "quick"
     spent, lines = 0.0, []
     for row in given.rows:
         folder = given.out / row
-        arms = [arm for arm in given.arms if row in ARMS[arm].rows]
-        numbers, tuning = chosen(row, arms, folder / "settings", given.steps, tune=given.tune)
+        arms = [arm for arm in given.arms if ARMS[arm].trains_on(row)]
+        tuned_on = TUNED_ON if row in MINATAR else row
+        tune = given.tune or row in MINATAR
+        numbers, tuning = chosen(tuned_on, arms, given.out / tuned_on / "settings", given.steps, tune=tune)
+        spent += tuning if tuned_on == row else 0
         wanted = {arm: condition(row, arm, k, given.seeds, given.steps) for arm, k in numbers.items()}
         runs = sweeps.train(list(wanted.values()), folder / "reported", seed=REPORTED, label=row)
-        spent += tuning + sum(seconds(run.summary) for run in runs.values())
+        spent += sum(seconds(run.summary) for run in runs.values())
         outcomes = {arm: comparison.read(folder / "reported" / c.name) for arm, c in wanted.items()}
         lines += entries(row, outcomes, numbers)
     table = ResultTable(

@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scoreboard
 from jaxmarket.runs import run_folder, sweeps
+from jaxmarket.training import monolith
 
 
 def test_arms_have_equal_steps_and_at_most_six_settings():
@@ -21,6 +24,22 @@ def test_arms_have_equal_steps_and_at_most_six_settings():
             settings = scoreboard.condition("Bandit-v0", arm, k, 2, 4096).config.settings
             assert (settings.steps, settings.seeds) == (4096, 2)
     assert {scoreboard.ARMS[arm].settings["agent"] for arm in scoreboard.SINGLE} == {"monolith"}
+
+
+@pytest.mark.parametrize("row", scoreboard.MINATAR)
+def test_all_agents_on_minatar_have_as_many_parameters_as_the_society(row):
+    counts = {}
+    for arm, described in scoreboard.ARMS.items():
+        if described.trains_on(row):
+            assert len(described.images) <= 4
+            settings = scoreboard.condition(row, arm, 0, 2, 4096).config.settings
+            training = settings.trainable
+            obs = jnp.zeros(settings.adapter.observation.shape)
+            networks = jax.eval_shape(training.learner.init, jax.random.key(0), obs)
+            modules = training.society.modules if arm == "society" else 1
+            counts[arm] = modules * monolith.parameters(networks)
+    assert set(counts) == {"society", *scoreboard.SINGLE}
+    np.testing.assert_allclose(list(counts.values()), counts["society"], rtol=0.005)
 
 
 def test_the_costly_chain_is_that_of_the_tests():
