@@ -9,8 +9,8 @@
 Rows are tasks, arms are agents. Without ``--tune`` every arm has its defaults. With it, the settings of an arm are
 chosen on each row among at most six, by the mean return of four seeds that are not reported, and then trained on the
 reported ones. MinAtar's games are left out unless named (`--minatar`): they take 1 M steps and equal numbers of
-parameters, and every arm has the best of its four settings on Breakout. Every finished run is kept below ``--out``, and a repeated or interrupted call trains only what is
-missing.
+parameters, and every arm has the best of its four settings on Breakout. Every finished run is kept below ``--out``, and
+a repeated or interrupted call trains only what is missing.
 
 For every row and arm the table shows the interquartile mean of the greedy return with a 95% bootstrap interval (Agarwal
 et al. 2021), the seeds that reached the row's threshold while learning and the median of their steps, and the training
