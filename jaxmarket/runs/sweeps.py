@@ -6,21 +6,17 @@ combinations run in that program, two at a time, each in a thread: ``vmap`` over
 could not save finished runs one by one.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import difflib
 import itertools
 import json
 import math
 import os
-import threading
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import jax
 import numpy as np
 
 from jaxmarket.keys import key_of
@@ -28,8 +24,10 @@ from jaxmarket.runs import files, fitting, run_folder
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.comparison import Comparison, compare, shown
 from jaxmarket.runs.estimates import Estimate, ResultTable, mean
-from jaxmarket.runs.interrupts import Deferred, retained
+from jaxmarket.runs.fitting import FitResult
+from jaxmarket.runs.interrupts import retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
+from jaxmarket.runs.schedule import Running, Task, run_tasks
 from jaxmarket.runs.sinks import Record
 from jaxmarket.training import divergence, objects
 from jaxmarket.training.config import ALIASES, TrainConfig, plain_setting
@@ -41,7 +39,19 @@ from jaxmarket.view import plotting, tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "Condition", "Range", "Sweep", "combinations", "draw", "parse", "sweep", "train"]
+__all__ = [
+    "Cell",
+    "Condition",
+    "Range",
+    "Sweep",
+    "combinations",
+    "draw",
+    "fit_as_task",
+    "outcome",
+    "parse",
+    "sweep",
+    "train",
+]
 
 
 class Cell(Protocol):
@@ -98,66 +108,47 @@ def train(
     key = key_of(seed)
     finished = _finished_in(folder, wanted, key, start, env_params)
     waiting = [c for c in wanted if c.name not in finished]
-    total = sum(_steps(c.config) for c in waiting)
-    stop, done = threading.Event(), dict.fromkeys((c.name for c in waiting), 0)
-    programs = {c.name: c.config.settings.trainable for c in waiting}
-    compiling = {program: threading.Lock() for program in programs.values()}
-    workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+    def task(condition: Cell) -> Task:
+        def run(running: Running) -> FitResult:
+            return fit_as_task(running, condition.config, key, env_params=env_params, start=start.get(condition.name))
+
+        def keep(result: FitResult) -> tuple[SavedRun, str]:
+            run_folder.write(folder / condition.name, result)
+            return _read(folder / condition.name, condition), f"{condition.name}: {outcome(result)}"
+
+        return Task(condition.name, run, keep, work=_steps(condition.config))
+
     with tables.progress(label, shown=progress and bool(waiting)) as show:
         if finished:
             show.say(f"{len(finished)} of {len(wanted)} conditions are in {folder} already")
+        return finished | run_tasks([task(condition) for condition in waiting], show)
 
-        def fit_one(condition: Cell) -> Any:
-            # The first thread compiles; others that need the same program wait for it.
-            with contextlib.ExitStack() as until_compiled:
-                until_compiled.enter_context(compiling[programs[condition.name]])
-                if stop.is_set():
-                    raise concurrent.futures.CancelledError
 
-                def on_chunk(record: Record) -> None:
-                    until_compiled.close()
-                    if stop.is_set():
-                        raise concurrent.futures.CancelledError
-                    done[condition.name] = record.auctions * condition.config.seeds
-                    over = record.chunk == record.chunks
-                    note = "evaluating" if over else tables.return_note(record.metrics)
-                    show(sum(done.values()), total, f"{condition.name} {note}")
+def fit_as_task(running: Running, config: TrainConfig, key: Array, **options: Any) -> FitResult:
+    """`jaxmarket.fit` in a task of `run_tasks`: the first of equal programs compiles, others wait for it.
 
-                return fitting.fit(
-                    condition.config,
-                    key,
-                    env_params=env_params,
-                    start=start.get(condition.name),
-                    progress=False,
-                    loggers=[on_chunk],
-                )
+    Args:
+        running: of the task.
+        config: the settings.
+        key: a PRNG key.
+        options: other arguments of `jaxmarket.fit`.
+    """
+    running.compile(config.settings.trainable)
 
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            futures = {pool.submit(fit_one, condition): condition for condition in waiting}
+    def on_chunk(record: Record) -> None:
+        note = "evaluating" if record.chunk == record.chunks else tables.return_note(record.metrics)
+        running.show(record.chunk / record.chunks, note)
 
-            def keep(future: concurrent.futures.Future) -> None:
-                condition, result = futures[future], future.result()
-                with Deferred():
-                    run_folder.write(folder / condition.name, result)
-                    finished[condition.name] = _read(folder / condition.name, condition)
-                s = result.summary
-                middle, _, low, high = map(tables.number, divergence.spread(s["return_seeds"]))
-                show.say(f"{condition.name}: greedy return {middle} ({low} … {high}), {s['run_seconds']:.0f} s")
-                if s["diverged"]:
-                    show.say(f"{condition.name}: {divergence.described(s['diverged'], s['seeds'])}")
+    return fitting.fit(config, key, progress=False, loggers=[on_chunk], **options)
 
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    keep(future)
-            except BaseException:
-                show.say("stopping: running conditions are aborted, finished ones are kept")
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                for future, condition in futures.items():  # finished in the meantime
-                    if condition.name not in finished and not future.cancelled() and future.exception() is None:
-                        keep(future)
-                raise
-    return finished
+
+def outcome(result: FitResult) -> str:
+    """The greedy return of a finished run and what it took, as text."""
+    s = result.summary
+    middle, _, low, high = map(tables.number, divergence.spread(s["return_seeds"]))
+    text = f"greedy return {middle} ({low} … {high}), {s['run_seconds']:.0f} s"
+    return f"{text}; {divergence.described(s['diverged'], s['seeds'])}" if s["diverged"] else text
 
 
 def _steps(config: TrainConfig) -> int:

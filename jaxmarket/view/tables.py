@@ -70,7 +70,7 @@ class Show:
         self._phase: TaskID | None = None  # the line below a bar that has started
         self._lock = threading.Lock()  # the runs of a sweep share a bar, each on its own thread
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
+    def __call__(self, done: float, total: float, note: str = "") -> None:
         """Set the progress to ``done`` of ``total``."""
         self.phase("")
         self._bar.update(self._task, description=self._label, completed=done, total=total, note=escaped(note))
