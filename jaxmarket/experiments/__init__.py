@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,28 +24,45 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
+from jaxmarket.experiments import experiment as engine
+from jaxmarket.experiments.claims import at, every_seed, separated, share_of_seeds, within
+from jaxmarket.experiments.conditions import Compute, Scope, Train
+from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condition
 from jaxmarket.experiments.report import Estimate, ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
-from jaxmarket.validation import check_int, check_path
+from jaxmarket.validation import check_int, check_path, short_repr
 from jaxmarket.view import tables
 
 __all__ = [
     "EXPERIMENTS",
+    "Compute",
     "Estimate",
     "Experiment",
     "ExperimentOptions",
+    "Quick",
     "Report",
     "ResultTable",
+    "Scope",
+    "Script",
+    "Table",
+    "Train",
     "Verdict",
+    "at",
+    "by_condition",
+    "every_seed",
+    "find",
     "interquartile_mean",
     "reproduce",
+    "separated",
+    "share_of_seeds",
+    "within",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A reproduction by name.
+class Script:
+    """A reproduction that is a function of its options.
 
     Attributes:
         shows: a one-line summary.
@@ -67,70 +85,70 @@ class Experiment:
 
 _NUMERICAL = "Chang et al. (2020), §6.1"
 
-EXPERIMENTS = {
-    "identities": Experiment(
+EXPERIMENTS: dict[str, Script | Experiment] = {
+    "identities": Script(
         "auctions as temporal-difference rules: Q-learning, expected SARSA, leaking values, TD(0)",
         "Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
         identities.run,
         quick_seeds=6,
         resumable=False,
     ),
-    "bandit": Experiment(
+    "bandit": Script(
         "four auctions, solitary and cloned, on the market bandit",
         f"{_NUMERICAL}, Market Bandit",
         functools.partial(numerical.run, "Bandit-v0"),
         quick_seeds=4,
     ),
-    "chain": Experiment(
+    "chain": Script(
         "the same auctions with a reward five steps away",
         f"{_NUMERICAL}, Chain",
         functools.partial(numerical.run, "Chain-v0"),
         quick_seeds=4,
     ),
-    "duality": Experiment(
+    "duality": Script(
         "the same auctions in a task in which greedy choices are trapped",
         f"{_NUMERICAL}, Duality",
         functools.partial(numerical.run, "Duality-v0"),
         quick_seeds=4,
     ),
-    "redundancy": Experiment(
+    "redundancy": Script(
         "removal of the best or of any other bidder from a trained society",
         "Chang et al. (2020), §5 (redundancy) and §6.1 (dropout)",
         redundancy.run,
         quick_seeds=4,
     ),
-    "truthfulness": Experiment(
+    "truthfulness": Script(
         "gains over truthful bids in one auction and in whole episodes; why Vickrey auctions fail on Chain",
         "Vickrey (1961); Chang et al. (2020), §4-5",
         truthfulness.run,
         quick_seeds=4,
     ),
-    "best-reply": Experiment(
+    "best-reply": Script(
         "one bidder learns its bids among truthful others: in one auction, and in whole episodes",
         "Vickrey (1961); Chang et al. (2020), §4-5",
         best_reply.run,
         quick_seeds=8,
     ),
-    "two-rooms": Experiment(
+    "two-rooms": Script(
         "transfer: a society over options against hierarchical and flat PPO",
         "Chang et al. (2020), §6.2",
         two_rooms.run,
         quick_seeds=4,
     ),
-    "modularity": Experiment(
+    "modularity": Script(
         "transfer to a task with one changed decision: societies against monolithic agents, three topologies",
         "Chang et al. (2021), §7",
         modularity.run,
         quick_seeds=4,
     ),
-    "mental-rotation": Experiment(
+    "mental-rotation": Script(
         "functions as primitives: a society composes a program for every input",
         "Chang et al. (2020), §6.3",
         mental_rotation.run,
         quick_seeds=4,
         settings={"resolution": 32, "depth": "fixed"},
     ),
-    "neural-bucket-brigade": Experiment(
+    "neural-bucket-brigade": Script(
         "connection weights as currency in a network: XOR, and the direction of a moving light",
         "Schmidhuber (1989), Simple Experiments",
         neural_bucket_brigade.run,
@@ -138,32 +156,32 @@ EXPERIMENTS = {
         seeds=20,
         resumable=False,
     ),
-    "bucket-brigade": Experiment(
+    "bucket-brigade": Script(
         "classifier rules with wealth: the 6-multiplexer, Woods1, and ablations of each part of the market",
         "Holland (1985); Goldberg (1989), ch. 6; Wilson (1987, 1994)",
         bucket_brigade.run,
         quick_seeds=4,
     ),
-    "hayek": Experiment(
+    "hayek": Script(
         "programs with wealth, trained with three blocks, tested with twelve; ablations of money, ownership, rent",
         "Baum (1999); Baum and Durdanovic (2000)",
         hayek.run,
         quick_seeds=4,
         seeds=8,
     ),
-    "memory-market": Experiment(
+    "memory-market": Script(
         "agents with a memory bit in partially observable tasks",
         "Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
         memory_market.run,
         quick_seeds=4,
     ),
-    "wide-vs-deep": Experiment(
+    "wide-vs-deep": Script(
         "parallel production lines: every piece is a good with a price, or the whole state is sold",
         "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
         wide_vs_deep.run,
         quick_seeds=4,
     ),
-    "capitalism": Experiment(
+    "capitalism": Script(
         "layers of a network that trade activations, with and without backpropagation, against SGD",
         "Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",
         capitalism.run,
@@ -175,8 +193,30 @@ EXPERIMENTS = {
 """The reproductions by name."""
 
 
+def find(name: str) -> Script | Experiment:
+    """The experiment of that name, or the one that ``module:NAME`` names, whose module is imported.
+
+    Raises:
+        ValueError: there is no such experiment.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in EXPERIMENTS:
+            raise ValueError(f"name: unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}, or module:NAME")
+        return EXPERIMENTS[name]
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0] and error.name != module:
+            raise
+        raise ValueError(f"name: there is no module {module!r} here, for {name!r}; start in its folder") from error
+    if not isinstance(found, Experiment):
+        raise ValueError(f"name: expected {name!r} to be a jaxmarket.experiments.Experiment, got {short_repr(found)}")
+    return found
+
+
 def reproduce(
-    name: str,
+    name: str | Experiment,
     out: str | Path | None = None,
     *,
     quick: bool = False,
@@ -186,10 +226,10 @@ def reproduce(
     progress: bool = True,
     **settings: Any,
 ) -> Report:
-    """Run a reproduction and write its tables and figures.
+    """Run an experiment and write its tables and figures.
 
     Args:
-        name: one of `EXPERIMENTS`.
+        name: one of `EXPERIMENTS`, ``module:NAME``, or an experiment.
         out: folder for tables, figures and finished conditions, which are not run again;
             by default ``reproductions/NAME``, with ``-quick``, ``-full`` and the number of seeds if given.
         quick: a smaller budget, as a functional check and not as evidence.
@@ -202,14 +242,14 @@ def reproduce(
     Raises:
         ValueError: the experiment is unknown, or settings are invalid or contradict each other.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"name: unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+    experiment = name if isinstance(name, Experiment) else find(name)
+    name = experiment.name if isinstance(experiment, Experiment) else str(name)
     if quick and full:
         raise ValueError("full: expected full or quick, got both; choose one")
-    experiment = EXPERIMENTS[name]
     suffix = "-quick" if quick else "-full" if full else ""
     if seeds is None:
-        seeds = experiment.quick_seeds if quick else experiment.seeds
+        fewer = experiment.quick.seeds if isinstance(experiment, Experiment) else experiment.quick_seeds
+        seeds = fewer if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
     key_of(seed)  # raises before training if the seed is out of range
@@ -222,7 +262,6 @@ def reproduce(
             suffix += f"-{value}"
     chosen = {**experiment.settings, **chosen}
     folder = Path("reproductions", name + suffix) if out is None else check_path("out", out)
-    options = ExperimentOptions(folder, seeds, quick, full, seed, progress, chosen)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
     with files.owned(folder):
@@ -236,7 +275,15 @@ def reproduce(
             raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
         with files.writing(folder):
             files.write_text(stamp, json.dumps(wanted) + "\n")
-        report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+        if isinstance(experiment, Experiment):
+            steps = experiment.quick.steps if quick else 1.0
+            scope = Scope(seeds, quick, full, seed, steps, chosen)
+            results = engine.run(experiment, scope, folder / "conditions", progress=progress)
+            made = functools.partial(engine.report, experiment, results)
+        else:
+            options = ExperimentOptions(folder, seeds, quick, full, seed, progress, chosen)
+            report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
+            made = report.write
         with files.writing(folder), tables.progress(name, shown=progress) as show:
             show.phase("drawing and saving")
-            return report.write(folder)
+            return made(folder)

@@ -33,8 +33,13 @@ __all__ = [
     "tally",
 ]
 
-Standing = Literal["confirmed", "not confirmed", "not testable"]
-_STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red", "not testable": "yellow"}
+Standing = Literal["confirmed", "not confirmed", "too short to tell", "not testable"]
+_STYLES: dict[Standing, str] = {
+    "confirmed": "green",
+    "not confirmed": "red",
+    "too short to tell": "yellow",
+    "not testable": "yellow",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Report:
                 "experiment": self.name,
                 "source": self.source,
                 **self.settings,
-                "table": self.tables[0].as_rows(),
+                "table": self.tables[0].as_rows() if self.tables else [],
                 "tables": {table.name: table.as_rows() for table in self.tables[1:]},
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
             }
@@ -164,6 +169,8 @@ class Report:
             head.append(
                 Text("quick: a smaller budget and fewer seeds; a functional check, not evidence", style="yellow")
             )
+        for condition, reason in self.settings.get("failed", {}).items():
+            head.append(Text(f"{condition} failed: {reason}", style="red"))
         if "programs" in self.settings:
             counts = "{conditions} conditions, {programs} training programs, {compiled_now} compiled now"
             head.append(Text(counts.format(**self.settings)))
@@ -172,5 +179,7 @@ class Report:
         verdicts.add_column("", wrap=24)
         verdicts.add_column("", wrap=24)
         for verdict in self.verdicts:
-            verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, verdict.evidence)
+            kind = getattr(verdict, "kind", "")
+            evidence = f"{verdict.evidence} ({kind})" if kind else verdict.evidence
+            verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, evidence)
         return Group(*head, *(table.as_rich() for table in self.tables if table.shown), verdicts)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -143,13 +144,13 @@ class _Work:
             raise ValueError(f"inputs: expected names of other conditions without a circle, got {needs}")
         return bool(self.futures)
 
-    def _run(self, task: Task) -> Any:
-        def report(share: float, note: str) -> None:
-            self.shares[task.name] = share
-            done = sum(self.shares[each.name] * each.work for each in self.tasks)
-            self.show(done, sum(each.work for each in self.tasks), f"{task.name} {note}".strip())
+    def _report(self, task: Task, share: float, note: str) -> None:
+        self.shares[task.name] = share
+        done = sum(self.shares[each.name] * each.work for each in self.tasks)
+        self.show(done, sum(each.work for each in self.tasks), f"{task.name} {note}".strip())
 
-        running = Running(report, self.stop, self.compiling)
+    def _run(self, task: Task) -> Any:
+        running = Running(functools.partial(self._report, task), self.stop, self.compiling)
         try:
             running.check()
             return task.run(running)
@@ -169,7 +170,7 @@ class _Work:
         task = self.futures.pop(future)
         with Deferred():
             self.kept[task.name], line = task.keep(future.result())
-        self.shares[task.name] = 1.0
+        self._report(task, 1, "")
         if line:
             self.show.say(line)
 
@@ -177,5 +178,5 @@ class _Work:
         if self.on_failure is None:
             raise error
         self.failed.add(task.name)
-        self.shares[task.name] = 1.0
+        self._report(task, 1, "")
         self.on_failure(task, error)

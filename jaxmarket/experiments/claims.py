@@ -1,0 +1,282 @@
+"""Claims about measurements, of four kinds, and verdicts on them.
+
+The kinds are the only meanings of "confirmed": two conditions are `separated`, a number holds on `every_seed` or on a
+`share_of_seeds`, or a mean is `within` bounds.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from jaxmarket.experiments.results import FailedConditionError, Results
+from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean
+
+__all__ = [
+    "Claim",
+    "Standing",
+    "Values",
+    "Verdict",
+    "at",
+    "by_chance",
+    "every_seed",
+    "separated",
+    "share_of_seeds",
+    "tally",
+    "within",
+]
+
+Standing = Literal["confirmed", "not confirmed", "too short to tell", "not testable"]
+Kind = Literal["separated", "every_seed", "share_of_seeds", "within"]
+Values = Callable[[Results], Any]
+"""Numbers of an experiment, one per seed: f [seeds]."""
+Evidence = Callable[[Results], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a claim is confirmed, and the number that decides it.
+
+    Attributes:
+        claim: the claim.
+        kind: the test that decides it.
+        standing: the outcome. A quick run does not deny a claim: its budget is too short to tell.
+        number: the number that decides it; None if it cannot be tested.
+        low, high: its 95% interval, or the lowest and highest seed; None if there is none.
+        evidence: a sentence with the numbers.
+    """
+
+    claim: str
+    kind: Kind
+    standing: Standing
+    number: float | None
+    low: float | None
+    high: float | None
+    evidence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim that an experiment tests.
+
+    Attributes:
+        text: the claim, a sentence without a full stop.
+        kind: the test that decides it.
+        test: whether the results confirm it (None: they cannot decide it), the number that decides it with its
+            interval, and the evidence.
+        evidence: what else to say, as text.
+    """
+
+    text: str
+    kind: Kind
+    test: Callable[[Results], tuple[bool | None, Estimate | None, str]]
+    evidence: Evidence | None = None
+
+    def verdict(self, results: Results) -> Verdict:
+        """The verdict on the claim; "not testable" if a condition that it needs has failed."""
+        try:
+            holds, number, evidence = self.test(results)
+            if self.evidence is not None:
+                evidence = f"{evidence}; {self.evidence(results)}"
+        except FailedConditionError as error:
+            return Verdict(self.text, self.kind, "not testable", None, None, None, str(error))
+        standing: Standing = "confirmed" if holds else "not confirmed"
+        if holds is None:
+            standing = "not testable"
+        elif not holds and results.scope.quick:
+            standing = "too short to tell"
+        value, low, high = (
+            None if number is None or not np.isfinite(x) else float(x)
+            for x in ((number.value, number.low, number.high) if number is not None else (np.nan,) * 3)
+        )
+        return Verdict(self.text, self.kind, standing, value, low, high, evidence)
+
+
+def at(condition: str, measure: str) -> Values:
+    """The values of a measure of a condition: f [seeds]."""
+    return lambda results: results.measure(condition, measure)
+
+
+def separated(
+    text: str,
+    first: Values,
+    second: Values,
+    *,
+    lower: bool = False,
+    reached: Values | None = None,
+    evidence: Evidence | None = None,
+) -> Claim:
+    """The mean of ``first`` is higher than that of ``second``: Welch's 95% interval of the difference excludes zero.
+
+    Args:
+        text: the claim.
+        first: values of one condition, f [seeds].
+        second: values of another one, f [seeds].
+        lower: whether the claim is that it is lower.
+        reached: whether a seed of the first condition counts, bool [seeds]; the claim is denied if fewer than three
+            quarters do. For steps to a level, of which only a lower bound is known where a seed never reaches it.
+        evidence: what else to say.
+    """
+
+    def test(results: Results) -> tuple[bool, Estimate, str]:
+        mine, others = (np.asarray(values(results), np.float64) for values in (first, second))
+        gap = difference(mine, others)
+        holds = gap.high < 0 if lower else gap.low > 0
+        enough = reached is None or np.mean(reached(results)) >= _ENOUGH
+        text = f"{interquartile_mean(mine)} against {interquartile_mean(others)}, difference of the means {gap}"
+        return bool(holds and enough), gap, text
+
+    return Claim(text, "separated", test, evidence)
+
+
+def every_seed(
+    text: str,
+    values: Values,
+    *,
+    at_least: float | Values | None = None,
+    at_most: float | Values | None = None,
+    evidence: Evidence | None = None,
+) -> Claim:
+    """Every value lies within the bounds.
+
+    Args:
+        text: the claim.
+        values: f [seeds].
+        at_least, at_most: bounds, numbers or values; at least one of them.
+        evidence: what else to say.
+    """
+
+    def test(results: Results) -> tuple[bool, Estimate, str]:
+        found, low, high = _bounded(results, values, at_least, at_most)
+        holds = (found >= low) & (found <= high)
+        worst = found.max() if at_least is None else found.min()
+        number = Estimate(float(worst), float(found.min()), float(found.max()))
+        return bool(holds.all()), number, f"{tally(holds)} seeds, {_range(found)}, required {_required(low, high)}"
+
+    return Claim(text, "every_seed", test, evidence)
+
+
+def share_of_seeds(
+    text: str,
+    values: Values,
+    *,
+    share: float,
+    at_least: float | Values | None = None,
+    at_most: float | Values | None = None,
+    above: Values | None = None,
+    below: Values | None = None,
+    evidence: Evidence | None = None,
+) -> Claim:
+    """A share of the seeds lies within the bounds, or exceeds (is less than) the same seed of another condition.
+
+    The evidence of a comparison states its probability by chance (`by_chance`).
+
+    Args:
+        text: the claim.
+        values: f [seeds].
+        share: of the seeds, in (0, 1].
+        at_least, at_most: bounds.
+        above, below: values of another condition on the same seeds, f [seeds]; at most one of them.
+        evidence: what else to say.
+    """
+
+    def test(results: Results) -> tuple[bool, Estimate, str]:
+        found, low, high = _bounded(results, values, at_least, at_most)
+        holds, chance = (found >= low) & (found <= high), ""
+        for other, sign in ((above, 1), (below, -1)):
+            if other is not None:
+                gap = sign * (found - np.asarray(other(results), np.float64))
+                holds &= gap > 0
+                chance = "; " + by_chance(gap > 0, gap < 0)
+        number = float(holds.mean())
+        found = found[np.isfinite(found)]
+        return (
+            number >= share,
+            Estimate(number, np.nan, np.nan),
+            f"{tally(holds)} seeds, required {share:.0%}{chance}" + (f"; {_range(found)}" if found.size else ""),
+        )
+
+    return Claim(text, "share_of_seeds", test, evidence)
+
+
+def within(
+    text: str,
+    values: Values,
+    *,
+    at_least: float | Values | None = None,
+    at_most: float | Values | None = None,
+    estimate: Callable[[Any], Estimate] = interquartile_mean,
+    interval: bool = False,
+    evidence: Evidence | None = None,
+) -> Claim:
+    """The mean of the values lies within the bounds.
+
+    Args:
+        text: the claim.
+        values: f [seeds].
+        at_least, at_most: bounds; at least one of them.
+        estimate: of the mean with its interval; the interquartile mean by default.
+        interval: whether its whole interval must lie within the bounds.
+        evidence: what else to say.
+    """
+
+    def test(results: Results) -> tuple[bool, Estimate, str]:
+        found, low, high = _bounded(results, values, at_least, at_most)
+        number = estimate(found)
+        ends = (number.low, number.high) if interval else (number.value, number.value)
+        holds = ends[0] >= np.max(low) and ends[1] <= np.min(high)
+        return bool(holds), number, f"{number}, required {_required(low, high)}"
+
+    return Claim(text, "within", test, evidence)
+
+
+_ENOUGH = 0.75
+
+
+def _bounded(
+    results: Results, values: Values, at_least: float | Values | None, at_most: float | Values | None
+) -> tuple[np.ndarray, Any, Any]:
+    low, high = (
+        default if bound is None else np.asarray(bound(results) if callable(bound) else bound, np.float64)
+        for bound, default in ((at_least, -np.inf), (at_most, np.inf))
+    )
+    return np.atleast_1d(np.asarray(values(results), np.float64)), low, high
+
+
+def _required(low: Any, high: Any) -> str:
+    parts = [
+        f"{sign} {number(np.min(bound) if np.ndim(bound) else bound)}"
+        for sign, bound in (("≥", low), ("≤", high))
+        if np.isfinite(bound).all()
+    ]
+    return " and ".join(parts)
+
+
+def number(value: float) -> str:
+    """A number as text with up to four significant digits."""
+    return f"{value:.4g}"
+
+
+def _range(values: np.ndarray) -> str:
+    if np.ptp(values) == 0:
+        return number(values[0])
+    return f"{number(values.min())} to {number(values.max())}"
+
+
+def tally(hits: np.ndarray) -> str:
+    """Number of hits and of entries, as ``13/16``."""
+    return f"{int(np.sum(hits))}/{len(hits)}"
+
+
+def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
+    """The probability of at least as many hits if hits and misses are equally likely, as text: a one-sided sign test.
+
+    Args:
+        hits: whether the claim holds for a seed, bool [seeds].
+        misses: whether the opposite holds, bool [seeds]; seeds with neither are ties, and do not count.
+    """
+    better, worse = int(np.sum(hits)), int(np.sum(misses))
+    probability = stats.binom.sf(better - 1, better + worse, 0.5)
+    return "by chance: " + ("under 0.1%" if probability < 0.001 else f"{probability:.1%}")

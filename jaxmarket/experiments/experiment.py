@@ -1,0 +1,259 @@
+"""Experiments as data: conditions, measures, claims, tables and figures; and the engine that runs them.
+
+An experiment says what is compared, measured and claimed:
+
+    EXPERIMENT = Experiment(
+        name="two-auctions",
+        shows="first against second prices on a chain of my own",
+        source="this file",
+        conditions=[Train(auction, TrainConfig(CHAIN, auction=auction)) for auction in ("bb", "ccv")],
+        measures={"return": final_return, "k steps": lambda run: first_reach(...)},
+        claims=[every_seed("ccv solves it", at("ccv", "return"), at_least=0.79)],
+    )
+
+`run` computes what is not in its folder yet. The results of a condition are found again by a digest of its settings,
+seeds and the code that computes them, so that a repeated call, also with a changed experiment, reuses what is still
+valid.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxmarket.experiments.addresses import address
+from jaxmarket.experiments.claims import Claim
+from jaxmarket.experiments.conditions import Condition, Job, Scope
+from jaxmarket.experiments.report import Report
+from jaxmarket.experiments.results import FailedConditionError, Measure, Results
+from jaxmarket.runs import files
+from jaxmarket.runs.estimates import ResultTable, interquartile_mean
+from jaxmarket.runs.interrupts import retained
+from jaxmarket.runs.schedule import Running, Task, run_tasks
+from jaxmarket.view import tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Experiment", "Quick", "Table", "by_condition", "report", "run"]
+
+Rows = Iterable[dict[str, Any]]
+Column = str | Callable[[Results, str], Any]
+"""The name of a measure, or ``(results, condition) -> cell``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quick:
+    """The budget of a quick run.
+
+    Attributes:
+        seeds: independent seeds per condition.
+        steps: the share of its steps that a `Train` condition runs.
+    """
+
+    seeds: int = 4
+    steps: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of an experiment.
+
+    Attributes:
+        name: of its files; unique in the experiment.
+        title: shown above it; text, or a function of the results.
+        rows: equal-keyed rows of text, numbers and `Estimate`s, a function of the results. Without a row there is no
+            table.
+        note: shown below it; text, or a function of the results.
+        shown: whether it is shown on a terminal; files contain it anyway.
+        aside: columns that only files contain.
+        below: columns that move to a list below the table on narrow terminals.
+    """
+
+    name: str
+    title: str | Callable[[Results], str]
+    rows: Callable[[Results], Rows]
+    note: str | Callable[[Results], str] = ""
+    shown: bool = True
+    aside: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+
+    def of(self, results: Results) -> ResultTable | None:
+        """The table of these results; None without a row."""
+        rows = list(self.rows(results))
+        title, note = (text(results) if callable(text) else text for text in (self.title, self.note))
+        if not rows:
+            return None
+        return ResultTable(self.name, title, rows, note, self.shown, self.aside, self.below)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is compared, measured and claimed.
+
+    Attributes:
+        name: of the experiment and of its folder.
+        shows: a one-line summary.
+        source: paper, section, figure.
+        conditions: what is compared, or a function of the `Scope`.
+        measures: by name, the values of a condition's result, f [seeds].
+        claims: what is tested, or a function of the `Scope`.
+        tables: by default one with a row for each condition and a column for each measure.
+        figures: functions of the results by name.
+        seeds: independent seeds per condition.
+        quick: the budget of a quick run.
+        settings: the experiment's own settings and their defaults.
+        facts: other entries of ``report.json``, a function of the results.
+        extras: other files by name, written by a function of the results and the path.
+    """
+
+    name: str
+    shows: str
+    source: str
+    conditions: Sequence[Condition] | Callable[[Scope], Sequence[Condition]]
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
+    claims: Sequence[Claim] | Callable[[Scope], Sequence[Claim]] = ()
+    tables: Sequence[Table] = ()
+    figures: "Mapping[str, Callable[[Results], Figure]]" = dataclasses.field(default_factory=dict)
+    seeds: int = 16
+    quick: Quick = Quick()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Callable[[Results], Mapping[str, Any]] | None = None
+    extras: Mapping[str, Callable[[Results, Path], None]] = dataclasses.field(default_factory=dict)
+
+    def planned(self, scope: Scope) -> list[Condition]:
+        """The conditions of that scope.
+
+        Raises:
+            ValueError: two conditions have the same name.
+        """
+        planned = list(self.conditions(scope) if callable(self.conditions) else self.conditions)
+        names = [condition.name for condition in planned]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"conditions: expected unique names, got {', '.join(twice)} more than once; rename them")
+        return planned
+
+    def claimed(self, scope: Scope) -> list[Claim]:
+        """The claims of that scope."""
+        return list(self.claims(scope) if callable(self.claims) else self.claims)
+
+
+def by_condition(
+    columns: Mapping[str, Column], *, first: str = "condition", names: Sequence[str] | None = None
+) -> Callable[[Results], Rows]:
+    """The rows of a `Table` with one row for each condition.
+
+    Args:
+        columns: by heading; of a measure, the interquartile mean over seeds.
+        first: heading of the names of conditions.
+        names: the conditions; all that have finished by default.
+    """
+
+    def rows(results: Results) -> Rows:
+        for name in results if names is None else names:
+            cells = {
+                heading: interquartile_mean(results.measure(name, column))
+                if isinstance(column, str)
+                else column(results, name)
+                for heading, column in columns.items()
+            }
+            yield {first: name, **cells}
+
+    return rows
+
+
+@retained()
+def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = True) -> Results:
+    """Compute the conditions of an experiment that are not in a folder yet.
+
+    A condition is written when it is finished, so an interruption loses only those under way. One that raises is
+    recorded as failed, like those that need it, and the others continue.
+
+    Args:
+        experiment: the experiment.
+        scope: its size and settings.
+        folder: of the conditions, each in a folder named by its content address.
+        progress: whether to show a progress bar.
+    """
+    conditions = experiment.planned(scope)
+    finished: dict[str, Any] = {}
+    addresses: dict[str, str] = {}
+    failed: dict[str, str] = {}
+
+    def task(condition: Condition) -> Task:
+        def compute(running: Running) -> tuple[Job, Path, Any, Any]:
+            job = condition.job(scope, finished)
+            addresses[condition.name] = address(job.identity | {"inputs": [addresses[n] for n in condition.needs]})
+            where = folder / f"{_slug(condition.name)}-{addresses[condition.name][:12]}"
+            found = job.read(where)
+            return job, where, found, None if found is not None else job.run(running)
+
+        def keep(outcome: tuple[Job, Path, Any, Any]) -> tuple[Any, str]:
+            job, where, found, result = outcome
+            line = f"{condition.name}: in {where} already"
+            if found is None:
+                line = f"{condition.name}: {job.write(where, result)}"
+                found = job.read(where)  # as a repeated call will find it
+            finished[condition.name] = found
+            return found, line
+
+        return Task(condition.name, compute, keep, after=condition.needs)
+
+    def on_failure(task: Task, error: Exception) -> None:
+        failed[task.name] = " ".join(f"{type(error).__name__}: {error}".split())
+        show.say(f"{task.name} failed: {failed[task.name]}")
+
+    with tables.progress(experiment.name, unit="conditions", shown=progress) as show:
+        run_tasks([task(condition) for condition in conditions], show, on_failure)
+    names = [condition.name for condition in conditions]
+    return Results(
+        scope,
+        {name: finished[name] for name in names if name in finished},
+        {name: failed[name] for name in names if name in failed},
+        experiment.measures,
+    )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def report(experiment: Experiment, results: Results, folder: Path) -> Report:
+    """Test the claims, and write tables, figures and verdicts to a folder.
+
+    What needs a condition that has failed is left out, and a claim about it is "not testable".
+    """
+    scope = results.scope
+    defaults = [Table("conditions", experiment.shows, by_condition({name: name for name in experiment.measures}))]
+
+    def possible(function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except FailedConditionError:
+            return None
+
+    made = [possible(lambda table=table: table.of(results)) for table in experiment.tables or defaults]
+    figures = {name: possible(lambda draw=draw: draw(results)) for name, draw in experiment.figures.items()}
+    facts = {} if experiment.facts is None else possible(lambda: experiment.facts(results)) or {}  # type: ignore[misc]
+    found = Report(
+        settings={
+            "seeds": scope.seeds,
+            "quick": scope.quick,
+            "full": scope.full,
+            **scope.settings,
+            "failed": results.failed,
+            **facts,
+        },
+        tables=[table for table in made if table is not None],
+        verdicts=[claim.verdict(results) for claim in experiment.claimed(scope)],
+        figures={name: figure for name, figure in figures.items() if figure is not None},
+        name=experiment.name,
+        source=experiment.source,
+    ).write(folder)
+    written = []
+    for name, write in experiment.extras.items():
+        with files.writing(folder):
+            if possible(lambda write=write, name=name: write(results, folder / name) or True):
+                written.append(name)
+    return dataclasses.replace(found, written=(*found.written, *written))
