@@ -129,12 +129,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
         best_reply.run,
         quick_seeds=8,
     ),
-    "two-rooms": Script(
-        "transfer: a society over options against hierarchical and flat PPO",
-        "Chang et al. (2020), §6.2",
-        two_rooms.run,
-        quick_seeds=4,
-    ),
+    "two-rooms": two_rooms.EXPERIMENT,
     "modularity": Script(
         "transfer to a task with one changed decision: societies against monolithic agents, three topologies",
         "Chang et al. (2021), §7",

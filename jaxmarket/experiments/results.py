@@ -1,13 +1,15 @@
 """The results of an experiment's conditions, and their measures."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxmarket.experiments.conditions import Scope
 
 __all__ = ["FailedConditionError", "Measure", "Results"]
+
+T = TypeVar("T")
 
 Measure = Callable[[Any], Any]
 """The values of a condition's result: ``result -> f [seeds]``."""
@@ -31,7 +33,7 @@ class Results(Mapping[str, Any]):
         self, scope: Scope, finished: Mapping[str, Any], failed: Mapping[str, str], measures: Mapping[str, Measure]
     ) -> None:
         self.scope, self.failed, self._finished, self._measures = scope, dict(failed), finished, measures
-        self._values: dict[tuple[str, str], np.ndarray] = {}
+        self._values: dict[Hashable, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         """The result of a condition.
@@ -53,7 +55,10 @@ class Results(Mapping[str, Any]):
 
     def measure(self, condition: str, measure: str) -> np.ndarray:
         """The values of a measure of a condition: f [seeds]; computed once."""
-        key = condition, measure
+        return self.once((condition, measure), lambda: np.asarray(self._measures[measure](self[condition])))
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What ``compute`` returned for that key before, or returns now; for quantities of several conditions."""
         if key not in self._values:
-            self._values[key] = np.asarray(self._measures[measure](self[condition]))
+            self._values[key] = compute()
         return self._values[key]

@@ -6,55 +6,33 @@ learn to reach green from the left room, and then, from these parameters, to rea
 seven actions. A fourth, ``nested``, is a society over options that are themselves societies over actions.
 """
 
-import dataclasses
 import functools
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
-from jaxmarket.experiments import report
-from jaxmarket.experiments.report import Report, ResultTable, Verdict, difference, interquartile_mean, tally
+from jaxmarket.experiments import transfers
+from jaxmarket.experiments.claims import Claim, at, every_seed, separated, tally
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
+from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.measures import final
+from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
-from jaxmarket.experiments.transfer_conditions import (
-    LEVEL,
-    TransferCondition,
-    draw_curves,
-    draw_weights,
-    exploring,
-    fewer_steps,
-    first_task,
-    kind_of,
-    lower_bound,
-    steps_to,
-    success_curve,
-)
+from jaxmarket.experiments.transfers import LEVEL, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
+from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun
-from jaxmarket.runs.sweeps import Condition
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.divergence import spread
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting, rendering
 
-__all__ = [
-    "AGENTS",
-    "CONDITIONS",
-    "FIRST",
-    "OPTIONS",
-    "TRANSFER",
-    "TUNED",
-    "over_options",
-    "run",
-    "train_options",
-    "watch",
-]
+__all__ = ["AGENTS", "CONDITIONS", "EXPERIMENT", "FIRST", "GRID", "OPTIONS", "TRANSFER", "TUNED", "over_options"]
 
 OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0", "reach blue": "TwoRooms-Blue-v0"}
 """The task of each option, by a description of what it is trained to do."""
@@ -117,30 +95,34 @@ QUICK = {
 """Steps (auctions, decisions) of a quick run."""
 
 
-def train_options(options: report.ExperimentOptions) -> dict[str, SavedRun]:
-    """Train the options on the three tasks by flat PPO, 8 seeds each; the runs by task."""
-    budget: dict[str, Any] = _OPTION | ({"steps": QUICK["options"]} if options.quick else {})
-    return _trained("option", options, "two-rooms, 1 of 4: options", seeds=min(8, options.seeds), **budget)
+# --- conditions
 
 
-def _trained(kind: str, options: report.ExperimentOptions, label: str, **settings: Any) -> dict[str, SavedRun]:
-    wanted = [Condition(f"{kind}-{task}", train_config(task, **settings)) for task in OPTIONS.values()]
-    found = options.train(wanted, label)
-    return {condition.config.env: found[condition.name] for condition in wanted}
+def _options(prefix: str, seeds: int, **settings: Any) -> list[Condition]:
+    return [Train(f"{prefix}-{task}", train_config(task, **settings), seeds=seeds) for task in OPTIONS.values()]
 
 
-def over_options(task: str, trained: dict[str, SavedRun]) -> Options:
+def over_options(task: str, *trained: SavedRun) -> Options:
     """The task with the trained options as choices: the policy of each one's best seed, until its action ``done``.
 
     ``done`` is executed, as in the paper: it ends the episode if the task is solved, and otherwise has no effect.
     """
-    options = [Option(trained[name].policy(greedy=GREEDY), done=_DONE) for name in OPTIONS.values()]
+    options = [Option(run.policy(greedy=GREEDY), done=_DONE) for run in trained]
     return Options(make(task)[0], options, bound=_BOUND)
 
 
-def _config(agent: str, task: str, trained: dict[str, SavedRun], **settings: Any) -> TrainConfig:
-    env: Any = task if agent == "flat" else over_options(task, trained)
-    return train_config(env, **(_settings(agent) | settings))
+def _over_options(task: str, settings: dict[str, Any], *trained: SavedRun) -> TrainConfig:
+    return train_config(over_options(task, *trained), **settings)
+
+
+def _train(name: str, agent: str, task: str, options: str = "option", **settings: Any) -> Train:
+    """The run of an agent on a task, over options unless it is flat."""
+    of_run = {key: settings.pop(key) for key in ("seeds", "seed", "start") if key in settings}
+    chosen = _settings(agent) | settings
+    if agent == "flat":
+        return Train(name, train_config(task, **chosen), **of_run)
+    inputs = tuple(f"{options}-{each}" for each in OPTIONS.values())
+    return Train(name, functools.partial(_over_options, task, chosen), inputs=inputs, **of_run)
 
 
 def _settings(agent: str) -> dict[str, Any]:
@@ -148,66 +130,34 @@ def _settings(agent: str) -> dict[str, Any]:
     return _BASE[kind_of(agent)] | CONDITIONS[agent]
 
 
-def _train_agents(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> dict[str, TransferCondition]:
-    """Train every agent on the first task, then from its parameters on the transfer task."""
-    names = AGENTS if options.quick else tuple(CONDITIONS)
-
-    def conditions(task: str, stage: str) -> list[Condition]:
-        steps = (lambda agent: {"steps": QUICK[agent]}) if options.quick else (lambda agent: {})
-        return [
-            Condition(f"{stage}-{agent}", _config(agent, task, trained, seeds=options.seeds, **steps(agent)))
-            for agent in sorted(names, key=lambda agent: agent != "flat")  # the longest first
-        ]
-
-    first = options.train(conditions(FIRST, "first"), "two-rooms, 2 of 4: green")
-    start = {f"transfer-{agent}": first[f"first-{agent}"] for agent in names}
-    second = options.train(conditions(TRANSFER, "transfer"), "two-rooms, 3 of 4: blue", start)
-    return {agent: TransferCondition(agent, first[f"first-{agent}"], second[f"transfer-{agent}"]) for agent in names}
+def _agents(scope: Scope) -> tuple[str, ...]:
+    return AGENTS if scope.quick else tuple(CONDITIONS)
 
 
-def _nested(options: report.ExperimentOptions) -> tuple[dict[str, SavedRun], SavedRun]:
-    """Train societies over actions as options, and a society over these options on the first task."""
-    label = "two-rooms, 4 of 4: a society of societies"
-    societies = _trained("society", options, label, seeds=4, **_SOCIETY_OPTION)
-    # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
-    size = {"seeds": min(8, options.seeds), "steps": _BASE["society"]["steps"] // 2}
-    top = Condition("first-nested", _config("society", FIRST, societies, **size))
-    return societies, options.train([top], label)[top.name]
-
-
-def _tuning(trained: dict[str, SavedRun], options: report.ExperimentOptions) -> list[dict[str, Any]]:
-    """Train every agent with every setting of the grid on the first task; the transfer task is held out."""
-    apart = dataclasses.replace(options, folder=options.folder / "tuning", seed=_TUNING_KEY)
-    rows = []
-    for agent in AGENTS:
-        shorter = {"seeds": _TUNING_SEEDS, "steps": _TUNING[agent]}
-        wanted = [
-            Condition(
-                f"{agent}-{rate:g}-{weight:g}",
-                _config(agent, FIRST, trained, **shorter, learning_rate=rate, entropy=weight),
+def _conditions(scope: Scope) -> list[Condition]:
+    """The options; every agent on the first task, and from its networks on the transfer task; and what is beside."""
+    shorter = (lambda kind: {"steps": QUICK[kind]}) if scope.quick else (lambda kind: {})
+    wanted = _options("option", min(8, scope.seeds), **(_OPTION | shorter("options")))
+    for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first
+        wanted.append(_train(f"first-{agent}", agent, FIRST, **shorter(agent)))
+        start = f"first-{agent}"
+        wanted.append(_train(f"transfer-{agent}", agent, TRANSFER, start=start, **shorter(agent)))
+    wanted.append(Compute("waste", functools.partial(_waste, scope.seed), inputs=("first-society",)))
+    if not scope.quick:  # a society of societies takes too long for a quick run
+        wanted += _options("society-option", 4, **_SOCIETY_OPTION)
+        # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
+        size = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
+        wanted.append(_train("first-nested", "society", FIRST, options="society-option", **size))
+    if scope.full:
+        wanted += [
+            _train(
+                f"tuning-{agent}-{rate:g}-{weight:g}", agent, FIRST, seed=_TUNING_KEY, seeds=_TUNING_SEEDS,
+                steps=_TUNING[agent], learning_rate=rate, entropy=weight,
             )
+            for agent in AGENTS
             for rate, weight in GRID
-        ]
-        found = apart.train(wanted, f"two-rooms, tuning: {agent}")
-        tried = []
-        for condition, (rate, weight) in zip(wanted, GRID, strict=True):
-            run = found[condition.name]
-            steps, success = steps_to(run), np.array(run.summary["sampled_termination_rate_seeds"])
-            tried.append(
-                {
-                    "arm": agent,
-                    "learning rate": rate,
-                    "entropy": weight,
-                    "reached 90%": tally(~np.isnan(steps)),
-                    "mean steps": None if np.isnan(steps).any() else float(steps.mean()),
-                    "success": float(success.mean()),
-                    "lowest": float(success.min()),
-                }
-            )
-        fit = [row for row in tried if row["mean steps"] is not None and row["lowest"] >= _SOLVED]
-        best = min(fit, key=lambda row: row["mean steps"], default=None)
-        rows += [{**row, "best": row is best} for row in tried]
-    return rows
+        ]  # fmt: skip
+    return wanted
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -221,10 +171,11 @@ def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Arr
     return jax.vmap(jax.vmap(durations, (None, 0)))(params, keys).transpose(2, 0, 1).reshape(steps, -1)
 
 
-def _waste(run: SavedRun, key: Array) -> dict[str, float]:
+def _waste(seed: int, keys: Array, run: SavedRun) -> Arrays:
     """`waste` of vmapped options, for an untrained and for the trained society."""
+    del keys
     society, config = run.config.settings.society, run.config
-    key_play, key_init = jax.random.split(key)
+    key_play, key_init = jax.random.split(key_for(key_of(seed), "measurement"))
     keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
     return {
@@ -236,71 +187,113 @@ def _waste(run: SavedRun, key: Array) -> dict[str, float]:
 # --- the claims
 
 
-def _verdicts(
-    trained: dict[str, SavedRun], agents: dict[str, TransferCondition], nested: SavedRun | None
-) -> Iterator[Verdict]:
-    for what, task in OPTIONS.items():
-        rate = trained[task].summary["termination_rate_seeds"]
-        best = spread(rate).highest
-        evidence = (
-            f"its best seed succeeds in {best:.1%} of episodes; all {len(rate)} seeds {np.min(rate):.1%} to {best:.1%}"
+def _claims(scope: Scope) -> list[Claim]:
+    claims = [
+        every_seed(
+            f"the best of the policies trained to {what} succeeds in {_SOLVED:.0%} of episodes",
+            lambda results, task=task: results.measure(f"option-{task}", "greedy success").max(),
+            at_least=_SOLVED,
         )
-        yield Verdict.of(f"the option to {what} solves its task", best >= _SOLVED, best, evidence)
-    learners = {name: agents[name].first for name in ("society", "hierarchical", "society-3e-3") if name in agents}
-    if nested is not None:
-        learners["society of societies"] = nested
-    for name, run in learners.items():
-        rates = np.array(run.summary["sampled_termination_rate_seeds"])
-        evidence = f"success {interquartile_mean(rates)}, lowest seed {rates.min():.3f}"
-        claim = f"{name}: {_SOLVED:.0%} success on the first task, every seed"
-        yield Verdict.of(claim, bool((rates >= _SOLVED).all()), float(rates.min()), evidence)
-    for society, other in PAIRS:
-        if society in agents:
-            runs = agents[society].second, agents[other].second
-            ours, theirs = (steps_to(run) for run in runs)
-            whole = success_curve(runs[0])[0][-1], success_curve(runs[1])[0][-1]
-            claim = f"{society}: {LEVEL:.0%} on the transfer task in fewer environment steps than {other}"
-            yield fewer_steps(claim, ours, theirs, whole)
-    moved, policies_moved = (
-        [agents[agent].over(part, "moved") for agent in ("society", "hierarchical")] for part in ("all", "policies")
+        for what, task in OPTIONS.items()
+    ]
+    learners = [name for name in ("society", "hierarchical", "society-3e-3") if name in _agents(scope)]
+    claims += [
+        every_seed(
+            f"{name.removeprefix('first-')}: {_SOLVED:.0%} success on the first task",
+            at(name, "success"),
+            at_least=_SOLVED,
+        )
+        for name in (*learners, *(() if scope.quick else ("first-nested",)))
+    ]
+    claims += [
+        fewer_steps(
+            f"{mine}: {LEVEL:.0%} on the transfer task in fewer environment steps than {other}",
+            f"transfer-{mine}",
+            f"transfer-{other}",
+        )
+        for mine, other in PAIRS
+        if mine in _agents(scope)
+    ]
+    moved, its = (_transfer(agent).over("all", "moved") for agent in ("society", "hierarchical"))
+    claims.append(
+        separated(
+            "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
+            moved,
+            its,
+            lower=True,
+        )
     )
-    mine, theirs, policies, its_policy = map(interquartile_mean, (*moved, *policies_moved))
-    gap = difference(moved[0], moved[1])
-    yield Verdict.of(
-        "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
-        gap.high < 0,
-        gap.value,
-        f"by more than a tenth of their layer's root mean square: {mine} against {theirs}, difference of the means "
-        f"{gap}; policies alone {policies} against {its_policy}",
-    )
+    return claims
 
 
 # --- tables and figures
 
 
-def _option_row(what: str, learned_by: str, run: SavedRun) -> dict[str, Any]:
-    rates = np.array(run.summary["termination_rate_seeds"])
-    steps = steps_to(run)
-    return {
-        "option": what,
-        "learned by": learned_by,
-        "success": float(rates[run.best_seed]),
-        "lowest seed": float(rates.min()),
-        "return": run.summary["return_seeds"][run.best_seed],
-        "optimum": run.config.adapter.optimal_return(),
-        "k steps": interquartile_mean(lower_bound(run, steps) / 1000),
-        "reached": tally(~np.isnan(steps)),
-    }
+def _transfer(agent: str) -> Transfer:
+    return Transfer(agent, f"first-{agent}", f"transfer-{agent}")
 
 
-def _draw(agents: dict[str, TransferCondition]) -> Any:
+def _transfers(results: Results) -> list[Transfer]:
+    return [_transfer(agent) for agent in _agents(results.scope)]
+
+
+def _option_rows(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for learned_by, prefix in (("PPO", "option"), ("society", "society-option")):
+        if prefix == "society-option" and results.scope.quick:
+            continue
+        for what, task in OPTIONS.items():
+            name = f"{prefix}-{task}"
+            run, rates = results[name], results.measure(name, "greedy success")
+            rows.append(
+                {
+                    "option": what,
+                    "learned by": learned_by,
+                    "success": float(rates[run.best_seed]),
+                    "lowest seed": float(rates.min()),
+                    "return": results.measure(name, "return")[run.best_seed],
+                    "optimum": run.config.adapter.optimal_return(),
+                    "k steps": interquartile_mean(results.measure(name, "steps to 90%") / 1000),
+                    "reached": tally(results.measure(name, "reached 90%")),
+                }
+            )
+    return rows
+
+
+def _tuning_rows(results: Results) -> list[dict[str, Any]]:
+    """Every agent with every setting of the grid on the first task; the transfer task is not used."""
+    rows = []
+    for agent in AGENTS if results.scope.full else ():
+        tried = []
+        for rate, weight in GRID:
+            name = f"tuning-{agent}-{rate:g}-{weight:g}"
+            success, arrived = results.measure(name, "success"), results.measure(name, "reached 90%")
+            steps = float(results.measure(name, "steps to 90%").mean()) if arrived.all() else None
+            tried.append(
+                {
+                    "arm": agent,
+                    "learning rate": rate,
+                    "entropy": weight,
+                    "reached 90%": tally(arrived),
+                    "mean steps": steps,
+                    "success": float(success.mean()),
+                    "lowest": float(success.min()),
+                }
+            )
+        fit = [row for row in tried if row["mean steps"] is not None and row["lowest"] >= _SOLVED]
+        best = min(fit, key=lambda row: row["mean steps"], default=None)
+        rows += [{**row, "best": row is best} for row in tried]
+    return rows
+
+
+def _draw(results: Results) -> Any:
     fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
-    stages = (("first", FIRST, "green task"), ("second", TRANSFER, "blue task, after the transfer"))
+    stages = (("first", FIRST, "green task"), ("transfer", TRANSFER, "blue task, after the transfer"))
     for column, (stage, task, title) in enumerate(stages):
-        runs = {name: getattr(agent, stage) for name, agent in agents.items()}
+        runs = {agent: results[f"{stage}-{agent}"] for agent in _agents(results.scope)}
         for row, (metric, label) in enumerate((("termination_rate", "success rate"), ("return_mean", "return"))):
             ax = axes[2 * row + column]
-            draw_curves(ax, runs, metric=metric, title=title)
+            transfers.draw_curves(ax, runs, metric=metric, title=title)
             line = LEVEL if row == 0 else make(task)[0].optimal_return()
             ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label="90%" if row == 0 else "shortest paths")
             ax.set_ylabel(f"{label} during training")
@@ -309,90 +302,97 @@ def _draw(agents: dict[str, TransferCondition]) -> Any:
     return fig
 
 
-def watch(run: SavedRun) -> rendering.Episode:
+def _watch(run: SavedRun) -> rendering.Episode:
     """One greedy episode of the best society, from the far corner of the left room."""
     start, key = Place(x=1, y=3, direction=3), key_for(key_of(0), "watch")
     return rendering.episode(run.config.env, run.policy(), key, start=start, names=list(OPTIONS))
 
 
-def _draw_paths(agent: TransferCondition) -> Any:
+def _draw_paths(results: Results) -> Any:
     fig, axes = plotting.figure(columns=2, width=5.0, height=3.2)
-    for ax, run, goal in zip(axes, (agent.first, agent.second), ("green", "blue, after the transfer"), strict=True):
-        played = watch(run)
+    stages = {"green": "first-society", "blue, after the transfer": "transfer-society"}
+    for ax, (goal, name) in zip(axes, stages.items(), strict=True):
+        played = _watch(results[name])
         chosen = [name for name, first in zip(played.labels, played.decided, strict=False) if first]
         options = ", ".join(label.partition(" · ")[0] for label in chosen)
         rendering.draw_trajectory(ax, played.places, label=f"{goal}: {options} ({played.labels[-1]})")
     return fig
 
 
-def run(options: report.ExperimentOptions) -> Report:
-    """Train options and agents, except those in ``options.folder``, and test the claims."""
-    trained = train_options(options)
-    agents = _train_agents(trained, options)
-    societies, nested = ({}, None) if options.quick else _nested(options)  # too long for a quick run
-    played = watch(agents["society"].second)
-    rendering.save_gif(options.folder / "society.gif", played.places, played.labels)
-    wasted = _waste(agents["society"].first, key_for(key_of(options.seed), "measurement"))
-    tables = [
-        ResultTable(
+def _save_episode(results: Results, path: Path) -> None:
+    played = _watch(results["transfer-society"])
+    rendering.save_gif(path, played.places, played.labels)
+
+
+def _agents_note(results: Results) -> str:
+    wasted = {when: float(share) for when, share in results["waste"].items()}
+    return (
+        "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
+        "first, transfer: final success in new episodes with sampled bids or choices\n"
+        "exploring: with an entropy weight of .1 · 3e-3: with that learning rate, which is not in the grid\n"
+        "k steps: thousands of environment steps to 90% success during training; seeds that never reach it count\n"
+        "as the whole run\n"
+        "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
+        "change: |after - before| / |before| of all weights\n"
+        f"work of vmapped options that is discarded: {wasted['untrained']:.0%} before training, "
+        f"{wasted['trained']:.0%} after it"
+    )
+
+
+EXPERIMENT = Experiment(
+    name="two-rooms",
+    shows="transfer: a society over options against hierarchical and flat PPO",
+    source="Chang et al. (2020), §6.2",
+    conditions=_conditions,
+    measures=transfers.MEASURES | {"return": final()},
+    claims=_claims,
+    tables=[
+        Table(
             "arms",
-            f"Two Rooms: green, then transfer to blue; {options.seeds} seeds",
-            [agent.row for agent in agents.values()],
-            "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-            "first, transfer: final success in new episodes with sampled bids or choices\n"
-            "exploring: with an entropy weight of .1 · 3e-3: with that learning rate, which is not in the grid\n"
-            "k steps: thousands of environment steps to 90% success during training; seeds that never reach it count\n"
-            "as the whole run\n"
-            "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
-            "change: |after - before| / |before| of all weights\n"
-            f"work of vmapped options that is discarded: {wasted['untrained']:.0%} before training, "
-            f"{wasted['trained']:.0%} after it",
+            lambda results: f"Two Rooms: green, then transfer to blue; {results.scope.seeds} seeds",
+            lambda results: [transfer.row(results) for transfer in _transfers(results)],
+            _agents_note,
             aside=("change",),
         ),
-        ResultTable(
+        Table(
             "options",
             "the options",
-            [_option_row(what, "PPO", trained[task]) for what, task in OPTIONS.items()]
-            + [_option_row(what, "society", societies[task]) for what, task in OPTIONS.items() if societies],
+            _option_rows,
             "success, return: greedy, of the best seed, whose policy is used\n"
             "optimum: mean return of the shortest paths · k steps: thousands of steps to 90% success during training",
         ),
-        ResultTable(
-            "weights",
-            "change of every part of the networks in the transfer",
-            [{"arm": name, **row} for name, agent in agents.items() for row in agent.weights],
+        Table(
+            "seeds",
+            "every seed",
+            lambda results: [row for transfer in _transfers(results) for row in transfer.seeds(results)],
             shown=False,
         ),
-    ]
-    if options.full:
-        tables.append(
-            ResultTable(
-                "tuning",
-                f"the same grid for every agent: green task, {_TUNING_SEEDS} separate seeds",
-                _tuning(trained, options),
-                f"best: of the settings with which every seed reaches 90% and a final success of {_SOLVED:.0%},\n"
-                "the one that needs the fewest steps on average; the transfer task is not used",
-            )
-        )
-    return Report(
-        settings={
-            "seeds": options.seeds,
-            "quick": options.quick,
-            "full": options.full,
-            "arms": {name: agent.entry for name, agent in agents.items()},
-            "nested": None if nested is None else first_task(nested),
-            "waste": wasted,
-            "options_sample": not GREEDY,
-            "done_executes": True,
-            **{f"{name}_settings": _settings(name) for name in agents},
-            "option_settings": _OPTION,
-            "society_option_settings": _SOCIETY_OPTION,
-        },
-        tables=tables,
-        verdicts=list(_verdicts(trained, agents, nested)),
-        figures={
-            "learning_curves": _draw(agents),
-            "weights": draw_weights(list(agents.values())),
-            "ways": _draw_paths(agents["society"]),
-        },
-    )
+        Table(
+            "weights",
+            "change of every part of the networks in the transfer",
+            lambda results: [
+                {"arm": transfer.agent, **row} for transfer in _transfers(results) for row in transfer.weights(results)
+            ],
+            shown=False,
+        ),
+        Table(
+            "tuning",
+            f"the same grid for every agent: green task, {_TUNING_SEEDS} separate seeds",
+            _tuning_rows,
+            f"best: of the settings with which every seed reaches 90% and a final success of {_SOLVED:.0%},\n"
+            "the one that needs the fewest steps on average; the transfer task is not used",
+        ),
+    ],
+    figures={
+        "learning_curves": _draw,
+        "weights": lambda results: transfers.draw_weights(_transfers(results), results),
+        "ways": _draw_paths,
+    },
+    facts=lambda results: {
+        "waste": {when: float(share) for when, share in results["waste"].items()},
+        **{f"{name}_settings": _settings(name) for name in _agents(results.scope)},
+        "option_settings": _OPTION,
+        "society_option_settings": _SOCIETY_OPTION,
+    },
+    extras={"society.gif": _save_episode},
+)

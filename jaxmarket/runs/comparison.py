@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmarket.runs import files, run_folder
+from jaxmarket.runs.curves import first_reach, last_part
 from jaxmarket.runs.estimates import (
     Estimate,
     ResultTable,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "RunOutcome", "compare", "find", "label", "read", "shown"]
-
-_LATE = 0.1  # of a run's rows of metrics: the return it ends with while still learning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +77,11 @@ class RunOutcome:
     @property
     def late(self) -> float:
         """Return while learning in the last tenth of training, mean over seeds; NaN where no episode ended."""
-        last = self.learning[-max(1, round(_LATE * len(self.learning))) :]
-        return spread(last).mean
+        return spread(last_part(self.learning)).mean
 
     def steps_to(self, target: float) -> np.ndarray:
         """Environment steps at the first row of metrics whose return is at least ``target``: f [seeds], NaN if none."""
-        reached = np.nan_to_num(self.learning, nan=-np.inf) >= target
-        return np.where(reached.any(0), self.steps[reached.argmax(0), np.arange(self.steps.shape[1])], np.nan)
+        return first_reach(self.learning, target, self.steps)
 
 
 def read(folder: str | Path, name: str | None = None) -> RunOutcome:

@@ -31,6 +31,7 @@ __all__ = [
     "draw_population",
     "draw_price_stability",
     "draw_prices",
+    "draw_quartiles",
     "draw_return_curves",
     "draw_returns_by_setting",
     "draw_wealth",
@@ -101,6 +102,20 @@ def draw_band(
     """
     ax.fill_between(x, low, high, color=color, alpha=_BAND, linewidth=0)
     ax.plot(x, middle, color=color, label=label, **line)
+
+
+def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None = None, **line: Any) -> None:
+    """The median of values f [T, seeds] with their quartiles as a band; points at which all are NaN are left out.
+
+    Args:
+        ax: the axes to draw on.
+        x: [T].
+        values: f [T, seeds].
+        color, label, line: as in `draw_band`.
+    """
+    known = ~np.isnan(np.asarray(values, np.float64)).all(1)
+    low, middle, high = np.nanpercentile(np.asarray(values, np.float64)[known], (25, 50, 75), axis=1)
+    draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:

@@ -1,0 +1,47 @@
+"""Measures of training runs for `jaxmarket.experiments.Experiment`: functions of a `SavedRun`, one value per seed."""
+
+import numpy as np
+
+from jaxmarket.experiments.results import Measure
+from jaxmarket.metrics import env_steps
+from jaxmarket.runs.curves import first_reach, last_part, lower_bound
+from jaxmarket.runs.run_folder import SavedRun
+
+__all__ = ["final", "learning_curve", "reached", "steps_to", "while_learning"]
+
+
+def final(name: str = "return_seeds") -> Measure:
+    """An entry of ``summary.json`` with one number per seed; by default the greedy return after training."""
+    return lambda run: np.array(run.summary[name], np.float64)
+
+
+def while_learning(metric: str = "return_mean") -> Measure:
+    """A metric in the last tenth of training, with exploration or sampled bids."""
+    return lambda run: last_part(run.metrics[metric]).mean(0)
+
+
+def learning_curve(run: SavedRun, metric: str = "return_mean") -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps per seed until each chunk, and a metric of that chunk: [chunks, seeds] each."""
+    return env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk), run.metrics[metric]
+
+
+def reached(level: float, metric: str = "return_mean", *, lasting: bool = False) -> Measure:
+    """Environment steps to the end of the chunk in which a metric first reaches a level; NaN for seeds that never do.
+
+    Args:
+        level: of the metric.
+        metric: while learning.
+        lasting: whether it must also stay there to the end.
+    """
+
+    def measure(run: SavedRun) -> np.ndarray:
+        steps, values = learning_curve(run, metric)
+        return first_reach(values, level, steps, lasting=lasting)
+
+    return measure
+
+
+def steps_to(level: float, metric: str = "return_mean", *, lasting: bool = False) -> Measure:
+    """As `reached`, with the steps of the whole run, a lower bound, for seeds that never reach the level."""
+    measure = reached(level, metric, lasting=lasting)
+    return lambda run: lower_bound(measure(run), learning_curve(run, metric)[0][-1])

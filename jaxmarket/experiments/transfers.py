@@ -1,0 +1,158 @@
+"""Transfer experiments, in which agents learn one task and then, from their networks, another: what these share.
+
+Success is `termination_rate`: the tasks terminate only when they are solved. The conditions of an agent are
+``first-AGENT`` and ``transfer-AGENT``, with a suffix where there are several tasks.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmarket.experiments.claims import Claim, Values, separated, tally
+from jaxmarket.experiments.measures import final, learning_curve, reached, steps_to
+from jaxmarket.experiments.results import Results
+from jaxmarket.runs.estimates import interquartile_mean
+from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.training.transfer import weight_changes
+from jaxmarket.view import plotting
+
+__all__ = ["LEVEL", "MEASURES", "Transfer", "draw_curves", "draw_weights", "exploring", "fewer_steps", "kind_of"]
+
+LEVEL = 0.9
+"""The success rate whose steps are measured."""
+
+_RATE = "termination_rate"
+_MORE_ENTROPY = {"entropy": 0.1}
+
+MEASURES = {
+    "success": final(f"sampled_{_RATE}_seeds"),
+    "greedy success": final(f"{_RATE}_seeds"),
+    "steps to 90%": steps_to(LEVEL, _RATE),
+    "reached 90%": lambda run: ~np.isnan(reached(LEVEL, _RATE)(run)),
+    "steps to stay": steps_to(LEVEL, _RATE, lasting=True),
+    "stays": lambda run: ~np.isnan(reached(LEVEL, _RATE, lasting=True)(run)),
+    "steps": lambda run: learning_curve(run)[0][-1],
+}
+"""Measures of one run. Steps of seeds that never get there are those of the whole run."""
+
+
+def exploring(settings: Mapping[str, dict[str, Any]], agents: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The settings of these agents with an entropy weight of .1, as ``…-exploring``.
+
+    Grids choose settings on the first task; they may be worse on the next one, because a policy that has become
+    deterministic cannot relearn.
+    """
+    return {f"{agent}-exploring": settings[agent] | _MORE_ENTROPY for agent in agents}
+
+
+def kind_of(name: str) -> str:
+    """The agent of which a condition, such as ``flat-exploring``, is a variant."""
+    return name.partition("-")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """An agent on a first task and on a transfer task.
+
+    Attributes:
+        agent: shown in tables.
+        first: the condition on the first task.
+        second: the condition on the transfer task.
+    """
+
+    agent: str
+    first: str
+    second: str
+
+    def weights(self, results: Results) -> list[dict[str, Any]]:
+        """`weight_changes` of the transfer."""
+        return results.once(("weights", self.first, self.second), lambda: self._weights(results))
+
+    def _weights(self, results: Results) -> list[dict[str, Any]]:
+        before, after = results[self.first], results[self.second]
+        return weight_changes(before.networks, after.networks, modules=before.config.agent == "society")
+
+    def over(self, part: str, what: str) -> Values:
+        """``moved`` or ``change`` of one part, of all ``policies``, or of ``all`` weights: f [seeds]."""
+        return lambda results: np.array([row[what] for row in self.weights(results) if row["part"] == part])
+
+    def row(self, results: Results) -> dict[str, Any]:
+        """The row of a table; steps in thousands."""
+
+        def mean(condition: str, measure: str, unit: float = 1) -> Any:
+            return interquartile_mean(results.measure(condition, measure) / unit)
+
+        return {
+            "arm": self.agent,
+            "first": mean(self.first, "success"),
+            "k steps": mean(self.first, "steps to 90%", 1000),
+            "transfer": mean(self.second, "success"),
+            "k steps after": mean(self.second, "steps to 90%", 1000),
+            "reached": tally(results.measure(self.second, "reached 90%")),
+            "moved": interquartile_mean(self.over("all", "moved")(results)),
+            "policies moved": interquartile_mean(self.over("policies", "moved")(results)),
+            "change": interquartile_mean(self.over("all", "change")(results)),
+        }
+
+    def seeds(self, results: Results) -> list[dict[str, Any]]:
+        """Every measure of every seed, the rows of a table."""
+        names = ("success", "greedy success", "steps to 90%", "reached 90%", "steps to stay", "stays")
+        columns = {
+            f"{stage} {name}": results.measure(condition, name)
+            for stage, condition in (("first", self.first), ("transfer", self.second))
+            for name in names
+        } | {
+            f"{part} {what}": self.over(part, what)(results)
+            for part in ("all", "policies")
+            for what in ("moved", "change")
+        }
+        count = len(next(iter(columns.values())))
+        return [{"arm": self.agent, "seed": i} | {name: v[i] for name, v in columns.items()} for i in range(count)]
+
+
+def fewer_steps(text: str, first: str, second: str, *, lasting: bool = False) -> Claim:
+    """Whether a condition needs fewer environment steps to 90% success than another, with `separated`.
+
+    A seed that never gets there counts as the whole run, a lower bound that favours the claim where it is one of the
+    second condition; at least three quarters of the seeds of the first must get there.
+
+    Args:
+        text: the claim.
+        first, second: the conditions.
+        lasting: whether they must also stay there.
+    """
+    steps, arrived = ("steps to stay", "stays") if lasting else ("steps to 90%", "reached 90%")
+
+    def tallies(results: Results) -> str:
+        return "reached by " + " and ".join(tally(results.measure(name, arrived)) for name in (first, second))
+
+    return separated(
+        text,
+        lambda results: results.measure(first, steps),
+        lambda results: results.measure(second, steps),
+        lower=True,
+        reached=lambda results: results.measure(first, arrived),
+        evidence=tallies,
+    )
+
+
+def draw_curves(ax: Any, runs: Mapping[str, SavedRun], *, metric: str = _RATE, title: str = "") -> None:
+    """A metric against environment steps: median over seeds, with the interquartile range as a band."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    for i, (name, run) in enumerate(runs.items()):
+        steps, values = learning_curve(run, metric)
+        plotting.draw_quartiles(ax, np.median(steps, 1), values, color=f"C{i}", label=name)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set(xlabel="environment steps per seed", title=title)
+
+
+def draw_weights(transfers: list[Transfer], results: Results) -> Any:
+    """A figure of the relative change of every part of every agent: mean over seeds, and range as bars."""
+    fig, axes = plotting.figure(columns=len(transfers), width=5.0, height=5.0)
+    for i, (ax, transfer) in enumerate(zip(axes, transfers, strict=True)):
+        plotting.draw_weight_changes(ax, transfer.weights(results), color=f"C{i}", title=transfer.agent)
+    return fig

@@ -1,0 +1,39 @@
+"""Curves over seeds: when they reach a level, and their last part."""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["LATE", "first_reach", "last_part", "lower_bound"]
+
+LATE = 0.1
+"""The share of a run that `last_part` returns."""
+
+
+def first_reach(values: Any, level: float, at: Any, *, lasting: bool = False) -> np.ndarray:
+    """When a curve first reaches a level: f [seeds], NaN for seeds that never do.
+
+    Args:
+        values: f [T, seeds]; NaN has not reached it.
+        level: values of at least this have reached it.
+        at: what to return for each point, f [T] or [T, seeds], such as the environment steps so far.
+        lasting: whether it must also stay there to the end.
+    """
+    reached = np.asarray(values, np.float64) >= level  # False for NaN
+    if lasting:
+        reached = np.logical_and.accumulate(reached[::-1])[::-1]
+    at = np.asarray(at, np.float64)
+    at = np.broadcast_to(at if at.ndim == 2 else at[:, None], reached.shape)
+    first = reached.argmax(0)
+    return np.where(reached.any(0), at[first, np.arange(reached.shape[1])], np.nan)
+
+
+def lower_bound(reached: np.ndarray, whole: Any) -> np.ndarray:
+    """The results of `first_reach`, with the length of the whole run for seeds that never reach it: f [seeds]."""
+    return np.where(np.isnan(reached), whole, reached)
+
+
+def last_part(values: Any) -> np.ndarray:
+    """The last tenth of a run, at least one point: f [t, ...], of f [T, ...]."""
+    values = np.asarray(values)
+    return values[-max(1, round(LATE * len(values))) :]
