@@ -459,11 +459,10 @@ def reproduce(
 ) -> None:
     """Reproduce the experiments of a paper, and report for each claim whether the measurements confirm it.
 
-    If the command is repeated, most experiments skip finished conditions in the folder; identities, capitalism and
-    neural-bucket-brigade start again.
+    If the command is repeated, it skips the conditions that are finished.
 
     Args:
-        name: name of the experiment; --list shows all.
+        name: name of the experiment, or module:NAME for your own; --list shows all.
         list_: list the experiments and their sources.
         quick: use a smaller budget, about two minutes on two cores, to test that the experiment runs; its verdicts are
             not evidence.
@@ -491,12 +490,14 @@ def reproduce(
             table.add_row(key, experiment.shows, experiment.source)
         screen.print(table)
         return
+    if ":" in name:
+        _imported(["--import", name.partition(":")[0]])
     try:
         report = experiments.reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        kept = experiments.EXPERIMENTS[name].resumable
+        kept = getattr(experiments.find(name), "resumable", True)
         _stop(_INTERRUPTED if kept else "interrupted; nothing is kept, repeat the command to start again", 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
