@@ -44,7 +44,7 @@ MEASURES = {
     "reached 90%": lambda run: ~np.isnan(reached(LEVEL, _RATE)(run)),
     "steps to stay": steps_to(LEVEL, _RATE, lasting=True),
     "stays": lambda run: ~np.isnan(reached(LEVEL, _RATE, lasting=True)(run)),
-    "steps": lambda run: learning_curve(run)[0][-1],
+    "steps": lambda run: learning_curve(run, _RATE)[0][-1],
 }
 """Measures of one run. Steps of seeds that never get there are those of the whole run."""
 

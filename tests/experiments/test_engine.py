@@ -14,7 +14,7 @@ from jaxmarket.cli import main
 from jaxmarket.experiments import Compute, Experiment, Quick, Scope, Table, Train, addresses, at, engine
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
-from jaxmarket.runs import fitting
+from jaxmarket.runs import sweeps
 
 # --- claims
 
@@ -302,8 +302,8 @@ def test_a_users_experiment_from_the_command_line(tmp_path, monkeypatch, capsys)
     assert [row["condition"] for row in found["table"]] == ["ccv", "bb"]
     assert found["verdicts"][1]["standing"] in ("confirmed", "too short to tell")
     run = next((tmp_path / "reproductions" / "mine-quick" / "conditions").glob("ccv-*"))
-    assert json.loads((run / "summary.json").read_text())["env_steps"] == 2048
-    monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 2 * 2048  # of both seeds
+    monkeypatch.setattr(sweeps, "fit_as_task", lambda *_, **__: pytest.fail("trained again"))
     before = {p.name: p.read_bytes() for p in run.parents[1].iterdir() if p.is_file()}
     main(["reproduce", "my_auctions:MINE", "--quick"])
     assert {p.name: p.read_bytes() for p in run.parents[1].iterdir() if p.is_file()} == before
