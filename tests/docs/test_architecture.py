@@ -68,6 +68,12 @@ def test_imports_keep_the_boundaries():
     assert list(breaches(package_imports())) == []
 
 
+def test_the_package_does_not_need_the_benchmarks():
+    """The wheel has no benchmarks."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) benchmarks\b", path.read_text(), re.MULTILINE), path
+
+
 def test_no_import_is_circular():
     graph = {}
     for module, name in package_imports():
