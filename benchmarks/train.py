@@ -312,9 +312,7 @@ def _stable_baselines(report: Report, seeds: int, show: Callable[[str], None]) -
         from stable_baselines3.common.env_util import make_vec_env  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
         from stable_baselines3.common.evaluation import evaluate_policy  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
-        report.notes.append(
-            "Stable-Baselines3 is not installed; run pip install -e '.[baselines]' to include its PPO"
-        )
+        report.notes.append("Stable-Baselines3 is not installed; run pip install -e '.[baselines]' to include its PPO")
         return
     torch.set_num_threads(1)
     needed, steps = [], []
