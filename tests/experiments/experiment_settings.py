@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import compile as compiling
+from benchmarks import roofline, step, train
 from jaxmarket import environments
-from jaxmarket.bench import compile as compiling
-from jaxmarket.bench import roofline, step, train
 from jaxmarket.experiments import (
     Scope,
     Train,
