@@ -94,7 +94,7 @@ def reproduce(folder: str) -> None:
         rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]
         return Report({}, [ResultTable("table", "", rows)], [], {})
 
-    experiments.EXPERIMENTS["small"] = experiments.Experiment("a small one", "none", run, quick_seeds=2)
+    experiments.EXPERIMENTS["small"] = experiments.Script("a small one", "none", run, quick_seeds=2)
     main(["reproduce", "small", "--out", folder])
 
 
