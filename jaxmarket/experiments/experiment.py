@@ -213,7 +213,7 @@ def _slug(name: str) -> str:
 
 def table_of(table: Table, results: Results) -> ResultTable | None:
     """The table of these results; None without a row, or if it needs a condition that has failed."""
-    rows = list(_unless_failed(table.rows, results) or ())
+    rows: list[dict[str, Any]] = list(_unless_failed(table.rows, results) or ())
     if not rows:
         return None
     title, note = (

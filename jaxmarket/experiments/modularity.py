@@ -8,7 +8,7 @@ own utility, are compared with one PPO agent whose decisions share one network.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ _SHORT = {"society": "ppo society", "society valuation": "valuation society", "s
 _PPO_GRID = [
     {"learning_rate": lr, "entropy": e} for lr, e in itertools.product((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.03, 0.1))
 ]
-GRIDS: dict[str, list[dict[str, float]]] = {
+GRIDS: dict[str, list[dict[str, Any]]] = {
     "society": _PPO_GRID,
     "society valuation": [
         {"learning_rate": lr, "exploration": e, "exploration_final": e}
@@ -152,9 +152,10 @@ def _conditions(scope: Scope) -> list[Condition]:
     return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
 
 
-def _tuning(name: str, agent: str, setting: Mapping[str, float]) -> list[Condition]:
+def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> Sequence[Condition]:
     """A setting on the linear chain; transfer results are reported, but not used."""
-    task, own = _TUNED_ON, {"seeds": _TUNING_SEEDS, "seed": _TUNING_SEED}
+    task = _TUNED_ON
+    own: dict[str, Any] = {"seeds": _TUNING_SEEDS, "seed": _TUNING_SEED}
     return [
         Train(name, config(agent, task.topology, FIRST, **setting), **own),
         Train(f"{name}-transfer", config(agent, task.topology, task.right, **setting), start=name, **own),

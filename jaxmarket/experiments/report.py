@@ -123,7 +123,7 @@ class Report:
 
     settings: dict[str, Any]
     tables: list[ResultTable]
-    verdicts: list[Verdict]
+    verdicts: Sequence[Any]
     figures: "dict[str, Figure]"
     name: str = ""
     source: str = ""

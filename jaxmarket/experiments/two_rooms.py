@@ -7,7 +7,7 @@ seven actions. A fourth, ``nested``, is a society over options that are themselv
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ _PAIRS = (("society", "hierarchical"), ("society", "flat"), ("society-exploring"
 PAIRS = (*_PAIRS, ("society-3e-3", "hierarchical"), ("society-3e-3", "society"))
 """The conditions that claims about the transfer compare."""
 _GRID = [{"learning_rate": rate, "entropy": weight} for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1)]
-GRIDS = dict.fromkeys(AGENTS, _GRID)
+GRIDS: dict[str, Any] = dict.fromkeys(AGENTS, _GRID)
 """The settings that are tried, on separate seeds. (A rate of 3e-3 is slightly faster, but some hierarchical and flat
 agents collapse permanently in full runs. The society with this rate is the condition ``society-3e-3``.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
@@ -117,7 +117,10 @@ def _agents(scope: Scope) -> tuple[str, ...]:
 
 def _conditions(scope: Scope) -> list[Condition]:
     """The options; every agent on the first task, and from its networks on the transfer task; and what is beside."""
-    shorter = (lambda kind: {"steps": _QUICK[kind]}) if scope.quick else (lambda kind: {})
+
+    def shorter(kind: str) -> dict[str, Any]:
+        return {"steps": _QUICK[kind]} if scope.quick else {}
+
     wanted = _options("option", min(8, scope.seeds), **(_OPTION | shorter("options")))
     for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first
         wanted.append(_train(f"first-{agent}", agent, FIRST, **shorter(agent)))
@@ -127,12 +130,12 @@ def _conditions(scope: Scope) -> list[Condition]:
     if not scope.quick:  # a society of societies takes too long for a quick run
         wanted += _options("society-option", 4, **_SOCIETY_OPTION)
         # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
-        size = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
+        size: dict[str, Any] = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
         wanted.append(_train("first-nested", "society", FIRST, options="society-option", **size))
     return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
 
 
-def _tuning(name: str, agent: str, setting: Mapping[str, float]) -> list[Condition]:
+def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> Sequence[Condition]:
     """A setting on the first task; the transfer task is not used."""
     return [_train(name, agent, FIRST, seed=_TUNING_KEY, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
 
