@@ -3,8 +3,8 @@
     python docs/pages.py                                  # write all pages again
     python docs/pages.py reproductions/two-rooms          # store that report first; several folders are possible
 
-A page shows the results of NAME between the lines ``<!-- results of NAME -->`` and ``<!-- end of results -->``: the shown
-tables and all verdicts of ``docs/reproductions/results/NAME.json``.
+A page shows the results of NAME between the lines ``<!-- results of NAME -->`` and ``<!-- end of results -->``: the
+shown tables and all verdicts of ``docs/reproductions/results/NAME.json``.
 """
 
 import json
