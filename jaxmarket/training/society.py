@@ -15,12 +15,12 @@ from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, per_shard, pmax
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Experience, Hyperparameters, Learner
-from jaxmarket.learners.protocol import EXPERIENCE_AXES, shard, static_part
+from jaxmarket.learners.protocol import EXPERIENCE_AXES, is_large, shard, static_part
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, saturation, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import MarketPolicy, Society, reset
-from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.switches import entry_point, one_at_a_time, standard_promotion
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import networks
@@ -189,10 +189,11 @@ class SocietyTraining:
         settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
         experience = module_experience(society, rows, settlement.utility)
 
-        def learn(learner: PyTree, experience: Experience) -> tuple[PyTree, dict[str, Array]]:
-            return self.learner.update(learner, experience, hyper, state.update, progress)
-
-        learner, _ = jax.vmap(learn, in_axes=(0, EXPERIENCE_AXES))(state.learner, experience)
+        learn = self.learner.update
+        if is_large(params, society.modules):
+            learn = one_at_a_time(learn)
+        learn = jax.vmap(learn, in_axes=(0, EXPERIENCE_AXES, None, None, None))
+        learner, _ = learn(state.learner, experience, hyper, state.update, progress)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:
