@@ -458,7 +458,7 @@ def solve_strictly_concave(
         rise = excess / excess_units(supply) * jax.lax.stop_gradient(jnp.maximum(prices, 1e-3 * scale))
         return jnp.where(prices + 1e3 * rise > 0, -rise, prices)
 
-    # Under `jax.vmap` a loop runs until the last market has converged. In turn, each market pays for its own iterations.
+    # Under `jax.vmap` a loop runs until the last market has converged; in turn, each market pays for its own.
     @one_at_a_time
     def found_prices(valuations: PyTree, wealth: Array, market: tuple[Array, ...], start: Array) -> tuple[Array, Array]:
         prices, iterations = find(_search(valuations, wealth, *market), start)
