@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 import jax
 
-__all__ = ["check_backend", "entry_point", "one_at_a_time", "standard_promotion"]
+from jaxmarket.types import PyTree
+
+__all__ = ["check_backend", "entry_point", "in_groups", "one_at_a_time", "standard_promotion"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -67,6 +69,21 @@ def check_backend() -> None:
             f"JAX_PLATFORMS: JAX cannot start ({reason}); unset JAX_PLATFORMS, or name a platform of this machine, "
             "such as cpu"
         ) from error
+
+
+def in_groups(function: Callable[[PyTree], PyTree], tree: PyTree, size: int) -> PyTree:
+    """``jax.vmap(function)(tree)``; a CPU computes one group after the other, whose data stay in the cache.
+
+    Args:
+        function: a pure function of one element.
+        tree: leaves [n, ...].
+        size: elements of a group; divides n.
+    """
+    count = jax.tree.leaves(tree)[0].shape[0]
+    if size == count or jax.default_backend() != "cpu":
+        return jax.vmap(function)(tree)
+    groups = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), tree)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(jax.vmap(function), groups))
 
 
 def one_at_a_time(function: Function) -> Function:

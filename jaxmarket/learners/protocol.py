@@ -32,6 +32,7 @@ __all__ = [
     "in_blocks",
     "is_large",
     "mean_where",
+    "modules_at_once",
     "moments",
     "numeric",
     "numeric_settings",
@@ -194,6 +195,9 @@ _AT_ONCE = 1 << 18
 # Parameters above which one module is trained after the other on a CPU.
 _LARGE = 1 << 13
 
+# Bids of a rollout above which a CPU trains modules in groups, and the bids of a group.
+_MANY, _TOGETHER = 1 << 17, 1 << 15
+
 _ADAM = optax.flatten(optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
 
 
@@ -287,6 +291,21 @@ def is_large(params: PyTree, modules: int = 1) -> bool:
     return jax.default_backend() == "cpu" and sum(x.size for x in jax.tree.leaves(params)) > modules * _LARGE
 
 
+def modules_at_once(modules: int, bids: int) -> int:
+    """The number of modules that a CPU should train at once, a divisor of ``modules``.
+
+    Learners compute several arrays of the size of their modules' bids, which stay in the cache for a group of modules.
+
+    Args:
+        modules: number of modules, M.
+        bids: of one module in a rollout, R · N.
+    """
+    most = max(1, _TOGETHER // bids)
+    if modules * bids <= _MANY:
+        return modules
+    return next((size for size in range(most, most // 4, -1) if modules % size == 0), modules)
+
+
 def in_blocks(
     function: Callable[[Array, Any], PyTree], obs: Array, batch: PyTree, size: int, largest: int = _AT_ONCE
 ) -> PyTree:
@@ -340,10 +359,16 @@ def over_minibatches(
     Returns:
         The final carry, and the mean loss over all steps.
     """
-    cut = _cut(obs, batch, size)
+
+    def at(start: Array) -> tuple[Array, PyTree]:
+        # Slices of the rollout and no copy with minibatches along the first axis, which takes a pass over memory.
+        return (
+            jax.lax.dynamic_slice_in_dim(obs, start, size),
+            jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, -1), batch),
+        )
 
     def epoch(carry: Carry, _: None) -> tuple[Carry, Array]:
-        return jax.lax.scan(lambda carry, mini: step(carry, *mini), carry, cut)
+        return jax.lax.scan(lambda carry, start: step(carry, *at(start)), carry, jnp.arange(0, obs.shape[0], size))
 
     if epochs == 1:
         carry, losses = epoch(carry, None)
