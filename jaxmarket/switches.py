@@ -86,13 +86,22 @@ def in_groups(function: Callable[[PyTree], PyTree], tree: PyTree, size: int) -> 
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(jax.vmap(function), groups))
 
 
-def one_at_a_time(function: Function) -> Function:
+def one_at_a_time(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """Decorate a function so that `jax.vmap` on a CPU computes one element of the batch after the other.
 
     A loop then runs as long as its own element needs, only the branch that is taken of a conditional is computed, and
     the data of one element can stay in the processor's cache. An accelerator is faster with all elements at once.
 
     Args:
-        function: all that it reads are its arguments; without derivatives.
+        function: all that it reads are its arguments. Its derivatives (reverse mode only) compute it once more.
     """
-    return jax.custom_batching.sequential_vmap(function) if jax.default_backend() == "cpu" else function  # type: ignore[return-value]
+    if jax.default_backend() != "cpu":
+        return function
+    in_turn = jax.custom_batching.sequential_vmap(function)
+    call = jax.custom_vjp(in_turn)  # `sequential_vmap` alone has no derivatives in reverse mode
+
+    def backward(args: tuple[PyTree, ...], cotangent: PyTree) -> tuple[PyTree, ...]:
+        return jax.vjp(function, *args)[1](cotangent)
+
+    call.defvjp(lambda *args: (in_turn(*args), args), backward)
+    return call

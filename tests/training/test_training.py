@@ -16,7 +16,7 @@ from thinned import thinned
 import jaxmarket
 from jaxmarket import TrainConfig, fit, train
 from jaxmarket.environments import FiniteMDP, garnet
-from jaxmarket.learners import LEARNERS, Experience
+from jaxmarket.learners import LEARNERS, Experience, protocol
 from jaxmarket.learners.ppo import clipped_gain
 from jaxmarket.learners.protocol import EXPERIENCE_AXES, modules_at_once
 from jaxmarket.runs import fitting
@@ -362,3 +362,24 @@ def test_groups_of_modules_learn_what_all_learn_at_once(monkeypatch, small):
     found = trained()
     assert groups and groups[0] > 1
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_of_large_networks_can_be_differentiated(monkeypatch):
+    """On a CPU they are trained one module after the other; with respect to the learning rate, say."""
+    small = {"steps": 128, "instances": 4, "horizon": 16, "minibatch": 32}
+    config = TrainConfig("CartPole-v1", learner="valuation", hidden=(96, 96), **small)
+    hyper = config.settings.hyperparameters.as_arrays()
+
+    def norm(rate):
+        state, _ = train(config, jax.random.key(0), hyper.replace(learning_rate=rate))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(state.learner.params))
+
+    def derivative():
+        return jax.jit(jax.grad(norm))(jnp.float32(1e-3))
+
+    found = derivative()
+    monkeypatch.setattr(protocol, "_LARGE", 1 << 30)
+    jax.clear_caches()
+    assert found == pytest.approx(float(derivative()), rel=1e-2)
+    assert abs(found) > 0.1
