@@ -21,12 +21,14 @@ from jaxmarket.experiments import (
     mental_rotation,
     modularity,
     numerical,
+    production_lines,
     redundancy,
     settings,
     truthfulness,
     two_rooms,
     wide_vs_deep,
 )
+from jaxmarket.experiments.conditions import Scope
 from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
@@ -172,12 +174,12 @@ def experiment_configs():
         for name, configs in {"two-rooms": _two_rooms(options), "mental-rotation": _mental_rotation(options)}.items():
             for part, each in configs.items():
                 keep(name, part or mode, each)
-        steps = wide_vs_deep._QUICK_STEPS if mode == "quick" else wide_vs_deep._STEPS
-        keep("wide-vs-deep", mode, _wide_vs_deep(wide_vs_deep.ARMS, (1, 2), steps))
+        steps = wide_vs_deep.steps_of(Scope(quick=mode == "quick"))
+        keep("wide-vs-deep", mode, _wide_vs_deep(production_lines.ARMS, (1, 2), steps))
         if mode == "full":
             keep("modularity", "tuning", recorded(lambda options=options: modularity.tune(options), calls=2))
-            lines, steps = wide_vs_deep._TUNING_LINES, wide_vs_deep._TUNING_STEPS
-            keep("wide-vs-deep", "tuning", _wide_vs_deep(wide_vs_deep.GRIDS, (lines,), steps))
+            lines, steps = (production_lines.TUNING[name] for name in ("lines", "steps"))
+            keep("wide-vs-deep", "tuning", _wide_vs_deep(production_lines.GRIDS, (lines,), steps))
     return found
 
 
@@ -217,7 +219,7 @@ def _mental_rotation(options):
 
 
 def _wide_vs_deep(arms, lines, steps):
-    return {f"{arm}, {n}": wide_vs_deep.prepare(arm, n, steps)[0] for arm in arms for n in lines}
+    return {f"{arm}, {n}": production_lines.prepare(arm, n, steps)[0] for arm in arms for n in lines}
 
 
 def _scan(options, *, components=128):
