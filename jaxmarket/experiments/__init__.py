@@ -130,13 +130,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
         modularity.run,
         quick_seeds=4,
     ),
-    "mental-rotation": Script(
-        "functions as primitives: a society composes a program for every input",
-        "Chang et al. (2020), §6.3",
-        mental_rotation.run,
-        quick_seeds=4,
-        settings={"resolution": 32, "depth": "fixed"},
-    ),
+    "mental-rotation": mental_rotation.EXPERIMENT,
     "neural-bucket-brigade": Script(
         "connection weights as currency in a network: XOR, and the direction of a moving light",
         "Schmidhuber (1989), Simple Experiments",

@@ -74,7 +74,7 @@ def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainCon
     return config, config.settings.trainable
 
 
-def _optima(arm: str, lines: int) -> Arrays:
+def _optima(arm: str, lines: int) -> dict[str, Any]:
     """The highest return of an episode with the condition's actions, and with one job per step; jobs per step."""
     env, serial, wide = _environment(arm, lines), SupplyChain(lines).optimal_return(), arm in ("wide", QUOTING)
     own = lines * serial if wide else env.optimal_return()

@@ -111,8 +111,9 @@ MEASURES: dict[str, Measure] = {
 def _sooner(text: str, other: str, lines: int, cost: str = "steps", reached: str = "reached") -> Claim:
     """Whether a cost of the wide market is lower than that of another arm."""
     names = [_name(arm, lines) for arm in ("wide", other)]
+    rival = "the deep one" if other == "deep" else f"{other.replace(', ', ' (')})"
     return separated(
-        f"{lines} lines: the wide market {text} than {'the deep one' if other == 'deep' else other}",
+        f"{lines} lines: the wide market {text} than {rival}",
         *(at(name, cost) for name in names),
         lower=True,
         reached=at(names[0], reached),

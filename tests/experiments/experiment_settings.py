@@ -23,12 +23,13 @@ from jaxmarket.experiments import (
     numerical,
     production_lines,
     redundancy,
+    rotated_digits,
     settings,
     truthfulness,
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.conditions import Scope
+from jaxmarket.experiments.conditions import Scope, Train
 from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
@@ -210,11 +211,14 @@ def _two_rooms(options):
 
 def _mental_rotation(options):
     """As for `_two_rooms`."""
-    env = _scan(options)
-    with mock.patch.object(mental_rotation, "environment", _scan):
-        parts = {"": {c.name: c.config for c in mental_rotation._conditions(env, options)}}
-    if options.full:
-        parts["tuning"] = recorded(lambda: mental_rotation._tuning(env, options))
+    scope = Scope(options.seeds, options.quick, options.full, settings={"resolution": 32, "depth": "fixed"})
+    parts = {}
+    with mock.patch.object(rotated_digits, "environment", _scan):
+        for condition in mental_rotation.EXPERIMENT.planned(scope):
+            if isinstance(condition, Train):
+                part, _, name = condition.name.rpartition("tuning-")
+                config = condition.job(scope, {"classifier": {}}).config
+                parts.setdefault("tuning" if name != condition.name else part, {})[name] = config
     return parts
 
 
@@ -222,8 +226,8 @@ def _wide_vs_deep(arms, lines, steps):
     return {f"{arm}, {n}": production_lines.prepare(arm, n, steps)[0] for arm in arms for n in lines}
 
 
-def _scan(options, *, components=128):
-    return Scan((components,) if components else (32, 32, 1))
+def _scan(resolution, depth, components):
+    return Scan((components,) if components else (resolution, resolution, 1))
 
 
 def bench_configs():
