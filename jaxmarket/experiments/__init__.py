@@ -124,12 +124,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
         quick_seeds=8,
     ),
     "two-rooms": two_rooms.EXPERIMENT,
-    "modularity": Script(
-        "transfer to a task with one changed decision: societies against monolithic agents, three topologies",
-        "Chang et al. (2021), §7",
-        modularity.run,
-        quick_seeds=4,
-    ),
+    "modularity": modularity.EXPERIMENT,
     "mental-rotation": mental_rotation.EXPERIMENT,
     "neural-bucket-brigade": Script(
         "connection weights as currency in a network: XOR, and the direction of a moving light",

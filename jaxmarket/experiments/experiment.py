@@ -18,7 +18,7 @@ valid.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from jaxmarket.view import tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Quick", "Table", "by_condition", "report", "run"]
+__all__ = ["Experiment", "Quick", "Table", "by_condition", "report", "run", "table_of"]
 
 Rows = Iterable[dict[str, Any]]
 Column = str | Callable[[Results, str], Any]
@@ -78,14 +78,6 @@ class Table:
     shown: bool = True
     aside: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
-
-    def of(self, results: Results) -> ResultTable | None:
-        """The table of these results; None without a row."""
-        rows = list(self.rows(results))
-        title, note = (text(results) if callable(text) else text for text in (self.title, self.note))
-        if not rows:
-            return None
-        return ResultTable(self.name, title, rows, note, self.shown, self.aside, self.below)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +211,25 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
+def table_of(table: Table, results: Results) -> ResultTable | None:
+    """The table of these results; None without a row, or if it needs a condition that has failed."""
+    rows = list(_unless_failed(table.rows, results) or ())
+    if not rows:
+        return None
+    title, note = (
+        _unless_failed(text, results) or "" if callable(text) else text for text in (table.title, table.note)
+    )
+    return ResultTable(table.name, title, rows, note, table.shown, table.aside, table.below)
+
+
+def _unless_failed(function: Callable[[Results], Any], results: Results) -> Any:
+    try:
+        found = function(results)
+        return list(found) if isinstance(found, Iterator) else found
+    except FailedConditionError:
+        return None
+
+
 def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     """Test the claims, and write tables, figures and verdicts to a folder.
 
@@ -227,15 +238,9 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     scope = results.scope
     defaults = [Table("conditions", experiment.shows, by_condition({name: name for name in experiment.measures}))]
 
-    def possible(function: Callable[[], Any]) -> Any:
-        try:
-            return function()
-        except FailedConditionError:
-            return None
-
-    made = [possible(lambda table=table: table.of(results)) for table in experiment.tables or defaults]
-    figures = {name: possible(lambda draw=draw: draw(results)) for name, draw in experiment.figures.items()}
-    facts = {} if experiment.facts is None else possible(lambda: experiment.facts(results)) or {}  # type: ignore[misc]
+    made = [table_of(table, results) for table in experiment.tables or defaults]
+    figures = {name: _unless_failed(draw, results) for name, draw in experiment.figures.items()}
+    facts = {} if experiment.facts is None else _unless_failed(experiment.facts, results) or {}
     found = Report(
         settings={
             "seeds": scope.seeds,
@@ -254,6 +259,6 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     written = []
     for name, write in experiment.extras.items():
         with files.writing(folder):
-            if possible(lambda write=write, name=name: write(results, folder / name) or True):
+            if _unless_failed(lambda results, write=write, name=name: write(results, folder / name) or True, results):
                 written.append(name)
     return dataclasses.replace(found, written=(*found.written, *written))

@@ -7,7 +7,6 @@ digit. With ``depth=dynamic`` inputs need zero, one or two functions, and every 
 """
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -20,12 +19,12 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, 
 from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.measures import final
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.rotated_digits import AGENTS, BASE, COMPONENTS, FULL, GRID, TUNED, TUNING, Task
+from jaxmarket.experiments.rotated_digits import AGENTS, BASE, COMPONENTS, FULL, GRIDS, TUNED, TUNING, Task
 from jaxmarket.experiments.transfers import draw_curves
+from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.programs import compose_all
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.society import MarketPolicy
-from jaxmarket.training import divergence
 from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.view import plotting
 
@@ -58,16 +57,16 @@ def _conditions(scope: Scope) -> list[Condition]:
     wanted += [Compute(f"{agent.name}, held out", play, inputs=(agent.name,)) for agent in agents]
     bounds = functools.partial(rotated_digits.bounds, task, count or _TRAINING_DIGITS, count)
     wanted.append(Compute("bounds", bounds, inputs=("classifier",), seeds=1))
-    if scope.full:
-        of_run = {name: TUNING[name] for name in ("seed", "seeds")}
-        for agent, (rate, weight) in itertools.product(AGENTS, GRID):
-            tried = TUNED[agent] | {"learning_rate": rate, "entropy": weight, "steps": TUNING["steps"]}
-            wanted.append(train(_tried(agent, rate, weight), tried, **of_run))
-    return wanted
+    if not scope.full:
+        return wanted
+    size = {name: TUNING[name] for name in ("seed", "seeds")}
+    tried = {"steps": TUNING["steps"]}
+    return wanted + grid_conditions(GRIDS, lambda name, agent, s: [train(name, TUNED[agent] | s | tried, **size)])
 
 
-def _tried(agent: str, rate: float, weight: float) -> str:
-    return f"tuning-{agent}-{rate:g}-{weight:g}"
+def _tuning_columns(results: Results, name: str) -> dict[str, Any]:
+    returns = results.measure(name, "return")
+    return {"return": float(returns.mean()), "lowest seed": float(returns.min())}
 
 
 # --- tables
@@ -155,26 +154,6 @@ def _bid_rows(results: Results) -> list[dict[str, Any]]:
             found = bids[followed][:, t].mean(0) if followed.any() else np.full(env.num_actions, np.nan)
             row = {"what was done": env.describe(c), "auction": t + 1, "right": env.names[wanted[t]]}
             rows.append(row | {name: float(bid) for name, bid in zip(env.names, found, strict=True)})
-    return rows
-
-
-def _tuning_rows(results: Results) -> list[dict[str, Any]]:
-    """Both agents over the same grid, with separate seeds, on training digits."""
-    rows = []
-    for agent in AGENTS if results.scope.full else ():
-        returns = [results.measure(_tried(agent, rate, weight), "return") for rate, weight in GRID]
-        best = divergence.best([each.mean() for each in returns])
-        rows += [
-            {
-                "arm": agent,
-                "learning rate": rate,
-                "entropy": weight,
-                "return": float(returns[i].mean()),
-                "lowest seed": float(returns[i].min()),
-                "best": i == best,
-            }
-            for i, (rate, weight) in enumerate(GRID)
-        ]
     return rows
 
 
@@ -334,10 +313,11 @@ EXPERIMENT = Experiment(
             ],
             shown=False,
         ),
-        Table(
-            "tuning",
+        tuning_table(
             f"the same grid for both agents: {TUNING['seeds']} separate seeds, training digits",
-            _tuning_rows,
+            GRIDS,
+            _tuning_columns,
+            lambda row: -row["return"] if np.isfinite(row["return"]) else None,
             "return: greedy, mean over seeds",
         ),
     ],

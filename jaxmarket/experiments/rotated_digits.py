@@ -1,7 +1,6 @@
 """The conditions of the experiment ``mental-rotation``: agents, and bounds of what they can reach."""
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ __all__ = [
     "BASE",
     "COMPONENTS",
     "FULL",
-    "GRID",
+    "GRIDS",
     "TUNED",
     "TUNING",
     "Task",
@@ -50,8 +49,11 @@ TUNED: dict[str, dict[str, Any]] = {
     "monolithic": {"agent": "monolith", "learning_rate": 1e-3, "entropy": 0.03},
 }
 """The best settings of each agent's grid; see the table ``tuning`` of a ``--full`` run."""
-GRID = tuple(itertools.product((3e-4, 5e-4, 1e-3), (0.01, 0.03, 0.1)))
-"""The grid of policy learning rates and entropy weights, for both agents; it uses separate seeds."""
+GRIDS = {
+    agent: [{"learning_rate": rate, "entropy": e} for rate in (3e-4, 5e-4, 1e-3) for e in (0.01, 0.03, 0.1)]
+    for agent in AGENTS
+}
+"""The same settings for both agents; they are tried with separate seeds."""
 TUNING = {"seed": 5, "seeds": 4, "steps": 102_400}
 FULL: dict[str, dict[str, Any]] = {
     # The paper's bidders, each with its own convolutions over the pixels: ten times the compute of the others.

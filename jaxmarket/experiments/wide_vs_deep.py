@@ -244,7 +244,7 @@ def _draw_steps(results: Results) -> Any:
             if not shown:
                 continue
             found = [interquartile_mean(results.measure(_name(arm, n), cost)) for n in shown]
-            plotting.draw_estimates(ax, shown, found, color=colour, label=arm)
+            plotting.draw_intervals(ax, shown, found, color=colour, label=arm)
         label = "environment steps" if cost == "steps" else cost
         ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
         ax.set_xticks(lines, [str(n) for n in lines])

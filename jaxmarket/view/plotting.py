@@ -27,6 +27,7 @@ __all__ = [
     "draw_final_returns",
     "draw_heat_map",
     "draw_inequality",
+    "draw_intervals",
     "draw_learning_curve",
     "draw_lineage",
     "draw_money_supply",
@@ -120,7 +121,7 @@ def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | 
     draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
 
 
-def draw_estimates(
+def draw_intervals(
     ax: "Axes", x: Any, estimates: "Sequence[Estimate]", *, color: Any, label: str | None = None
 ) -> None:
     """Estimates with their intervals as bars, connected by lines.
@@ -134,6 +135,23 @@ def draw_estimates(
     middle = np.array([each.value for each in estimates])
     sides = np.array([[each.value - each.low for each in estimates], [each.high - each.value for each in estimates]])
     ax.errorbar(x, middle, sides, color=color, marker="o", capsize=3, label=label)
+
+
+def draw_estimates(ax: "Axes", labels: Sequence[str], series: "Mapping[str, Sequence[Estimate]]") -> None:
+    """Horizontal bars with intervals, a group for each label and in it a bar for each series.
+
+    Args:
+        ax: the axes to draw on.
+        labels: of the groups, from top to bottom.
+        series: by name, one estimate for each label.
+    """
+    height = 0.85 / len(series)
+    for i, (name, estimates) in enumerate(series.items()):
+        value, low, high = np.array([[e.value, e.low, e.high] for e in estimates]).T
+        y = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
+        ax.barh(y, value, 0.88 * height, xerr=[value - low, high - value], color=f"C{i}", alpha=0.8, label=name)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.invert_yaxis()
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:

@@ -164,7 +164,7 @@ def test_digits_are_loaded_when_a_condition_needs_them(monkeypatch):
 def test_settings_are_those_of_the_grid():
     for arm in rotated_digits.AGENTS:
         tuned = rotated_digits.TUNED[arm]
-        assert (tuned["learning_rate"], tuned["entropy"]) in rotated_digits.GRID
+        assert {name: tuned[name] for name in ("learning_rate", "entropy")} in rotated_digits.GRIDS[arm]
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import compile as compiling
+from benchmarks import roofline, step, train
 from jaxmarket import environments
-from jaxmarket.bench import compile as compiling
-from jaxmarket.bench import roofline, step, train
 from jaxmarket.experiments import (
+    Scope,
+    Train,
     best_reply,
     mental_rotation,
     modularity,
@@ -29,7 +31,6 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.conditions import Scope, Train
 from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
@@ -154,6 +155,23 @@ def recorded(call, calls=None):
     return record.found
 
 
+class Trained(dict):
+    """Results of all conditions: runs with policies that take the first action."""
+
+    def __missing__(self, name):
+        self[name] = mock.MagicMock(networks={})
+        self[name].policy.return_value = _first_action
+        return self[name]
+
+
+def planned(experiment, options):
+    """The configurations that an experiment trains, by name of the condition."""
+    scope = Scope(options.seeds, options.quick, options.full, settings=options.settings)
+    wanted = [condition for condition in experiment.planned(scope) if isinstance(condition, Train)]
+    with mock.patch.object(rotated_digits, "environment", _scan):
+        return {condition.name: condition.job(scope, Trained()).config for condition in wanted}
+
+
 def experiment_configs():
     """Configurations by experiment, and by mode and condition."""
     found = {}
@@ -164,21 +182,24 @@ def experiment_configs():
 
     for mode in MODES:
         options = ExperimentOptions(
-            Path("nowhere"), 4, mode == "quick", mode == "full", progress=False, settings={"resolution": 32}
+            Path("nowhere"),
+            4,
+            mode == "quick",
+            mode == "full",
+            progress=False,
+            settings={"resolution": 32, "depth": "fixed"},
         )
         for env in ("Bandit-v0", "Chain-v0", "Duality-v0"):
             keep("numerical", mode, {f"{env} {c.name}": c.config for c in numerical.conditions(env, options)})
         keep("redundancy", mode, {c.label: c.config for c in redundancy.conditions(options)})
         keep("truthfulness", mode, {k: c.config for k, c in truthfulness._chain_conditions(options).items()})
         keep("best-reply", mode, {case.name: _with_env(case).config for case in best_reply._cases(options)})
-        keep("modularity", mode, recorded(lambda options=options: modularity.run(options), calls=2))
-        for name, configs in {"two-rooms": _two_rooms(options), "mental-rotation": _mental_rotation(options)}.items():
-            for part, each in configs.items():
-                keep(name, part or mode, each)
+        for experiment in (modularity.EXPERIMENT, two_rooms.EXPERIMENT, mental_rotation.EXPERIMENT):
+            for name, config in planned(experiment, options).items():
+                keep(experiment.name, "tuning" if name.startswith("tuning-") else mode, {name: config})
         steps = wide_vs_deep.steps_of(Scope(quick=mode == "quick"))
         keep("wide-vs-deep", mode, _wide_vs_deep(production_lines.ARMS, (1, 2), steps))
         if mode == "full":
-            keep("modularity", "tuning", recorded(lambda options=options: modularity.tune(options), calls=2))
             lines, steps = (production_lines.TUNING[name] for name in ("lines", "steps"))
             keep("wide-vs-deep", "tuning", _wide_vs_deep(production_lines.GRIDS, (lines,), steps))
     return found
@@ -193,33 +214,6 @@ def _with_env(case):
     """The case with an environment that is shared by cases of several sizes."""
     case.__dict__["env"] = _bidder_env(case.process, case.auction, case.clones, case.primitive)
     return case
-
-
-def _two_rooms(options):
-    """Configurations by part of the experiment, "" for the main one, and by condition."""
-    trained = {}
-    found = recorded(lambda: trained.update(two_rooms.train_options(options)))
-    found |= recorded(lambda: two_rooms._train_agents(trained, options))
-    parts = {"": found}
-    if not options.quick:
-        found |= recorded(lambda: two_rooms._nested(options))
-    if options.full:
-        with mock.patch.object(two_rooms, "steps_to", lambda run: np.ones(1)):
-            parts["tuning"] = recorded(lambda: two_rooms._tuning(trained, options))
-    return parts
-
-
-def _mental_rotation(options):
-    """As for `_two_rooms`."""
-    scope = Scope(options.seeds, options.quick, options.full, settings={"resolution": 32, "depth": "fixed"})
-    parts = {}
-    with mock.patch.object(rotated_digits, "environment", _scan):
-        for condition in mental_rotation.EXPERIMENT.planned(scope):
-            if isinstance(condition, Train):
-                part, _, name = condition.name.rpartition("tuning-")
-                config = condition.job(scope, {"classifier": {}}).config
-                parts.setdefault("tuning" if name != condition.name else part, {})[name] = config
-    return parts
 
 
 def _wide_vs_deep(arms, lines, steps):

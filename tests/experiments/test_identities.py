@@ -11,6 +11,7 @@ from jaxmarket import backups
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments import garnet
 from jaxmarket.experiments import Scope, identities
+from jaxmarket.experiments.experiment import table_of
 from jaxmarket.experiments.identities import EXPERIMENT, IDENTITIES
 from jaxmarket.experiments.results import Results
 
@@ -168,7 +169,7 @@ def test_claims_hold_on_every_process(condition, arrays, denied):
 
 
 def test_the_table_by_hand():
-    (table,) = [table.of(results()) for table in EXPERIMENT.tables]
+    (table,) = [table_of(table, results()) for table in EXPERIMENT.tables]
     first, last = table.rows[0], table.rows[-1]
     assert (first["sampled error"], first["outside the bound"], first["Q* excluded"]) == (0.3, 0, "1 of 2")
     assert first["stated bound"] == 0.4  # 0.3 / 0.4 > 0.1 / 0.25
