@@ -12,7 +12,8 @@ the mechanism computes for it. The auction alone determines which temporal-diffe
 | `bb`, bids = b · strength, tax x · strength | b V(s') | TD(0) with step b + x, discount b/(b + x), reward r/(b + x) |
 
 The first two are the market forms of Watkins (1989) and of van Seijen et al. (2009); the third is why Chang et al.
-(2020) clone their bidders (§5); the last is Holland's (1985) bucket brigade. `jaxmarket.backups` has both sides.
+(2020) clone their bidders (§5); the last is Holland's (1985) bucket brigade. Both sides are in
+`jaxmarket.environments.backups`.
 
 Each identity is tested in two ways. In *expectation*, full backups through `auctions.award` and the mechanism's
 ``payout``, in float64, are iterated to their fixed point, which is compared with that of an independent dynamic program
@@ -36,8 +37,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
-from jaxmarket.backups import expected_backup, expected_sarsa, fixed_point, holland, leaky_values, q_learning, td_zero
 from jaxmarket.environments.adapter import adapt
+from jaxmarket.environments.backups import (
+    expected_backup,
+    expected_sarsa,
+    fixed_point,
+    holland,
+    leaky_values,
+    q_learning,
+    td_zero,
+)
 from jaxmarket.environments.tabular import FiniteMDP, garnet
 from jaxmarket.experiments.claims import Claim, at, every_seed
 from jaxmarket.experiments.conditions import Arrays, Compute, Scope

@@ -22,10 +22,10 @@ from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.rotated_digits import AGENTS, BASE, COMPONENTS, FULL, GRIDS, TUNED, TUNING, Task
 from jaxmarket.experiments.transfers import draw_curves
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
-from jaxmarket.programs import compose_all
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.society import MarketPolicy
 from jaxmarket.training.monolith import ChoicePolicy
+from jaxmarket.training.programs import compose_all
 from jaxmarket.view import plotting
 
 __all__ = ["EXPERIMENT", "described", "draw_chains"]

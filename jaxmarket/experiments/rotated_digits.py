@@ -9,9 +9,9 @@ import numpy as np
 from jaxmarket.environments.mental_rotation import Depth, MentalRotation, inverse
 from jaxmarket.experiments.conditions import Arrays
 from jaxmarket.experiments.settings import train_config
-from jaxmarket.programs import compose_all, search_all
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.programs import compose_all, search_all
 from jaxmarket.types import Array
 
 __all__ = [

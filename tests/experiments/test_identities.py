@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket import backups
 from jaxmarket.auctions import MECHANISMS
-from jaxmarket.environments import garnet
+from jaxmarket.environments import backups, garnet
 from jaxmarket.experiments import Scope, identities
 from jaxmarket.experiments.experiment import table_of
 from jaxmarket.experiments.identities import EXPERIMENT, IDENTITIES
