@@ -7,6 +7,7 @@ digit. With ``depth=dynamic`` inputs need zero, one or two functions, and every 
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def _conditions(scope: Scope) -> list[Condition]:
     task: Task = (scope.settings["resolution"], scope.settings["depth"], COMPONENTS)
     check_task(*task[:2])  # before the environment is made, by the first condition
 
-    def train(name: str, settings: dict[str, Any], task: Task = task, **of_run: int) -> Train:
+    def train(name: str, settings: dict[str, Any], task: Task = task, **of_run: Any) -> Train:
         return Train(name, functools.partial(rotated_digits.config, task, settings), inputs=("classifier",), **of_run)
 
     shorter = {"steps": _QUICK_STEPS} if scope.quick else {}
@@ -59,9 +60,12 @@ def _conditions(scope: Scope) -> list[Condition]:
     wanted.append(Compute("bounds", bounds, inputs=("classifier",), seeds=1))
     if not scope.full:
         return wanted
-    size = {name: TUNING[name] for name in ("seed", "seeds")}
-    tried = {"steps": TUNING["steps"]}
-    return wanted + grid_conditions(GRIDS, lambda name, agent, s: [train(name, TUNED[agent] | s | tried, **size)])
+
+    def tried(name: str, agent: str, setting: Mapping[str, float]) -> list[Train]:
+        settings = {**TUNED[agent], **setting, "steps": TUNING["steps"]}
+        return [train(name, settings, seed=TUNING["seed"], seeds=TUNING["seeds"])]
+
+    return wanted + grid_conditions(GRIDS, tried)
 
 
 def _tuning_columns(results: Results, name: str) -> dict[str, Any]:
