@@ -218,7 +218,7 @@ class _Candidate:
 
 def comparisons() -> list[tuple[str, float, list[_Candidate]]]:
     """Environments, the returns that count as solved, and the compared algorithms."""
-    # Societies use the tuned settings of docs/reproductions.md, or the learner's; agents were tuned by hand.
+    # Societies use the tuned settings of docs/reproductions/numerical.md, or the learner's; agents were tuned by hand.
     # All algorithms are evaluated every 4,096 steps on Chain, and every 16,384 on CartPole.
     chain: dict[str, Any] = {"hidden": (16,), "instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 1}
     tuned: dict[str, Any] = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}

@@ -1,15 +1,6 @@
 """Experiments as data: conditions, measures, claims, tables and figures; and the engine that runs them.
 
-An experiment says what is compared, measured and claimed:
-
-    EXPERIMENT = Experiment(
-        name="two-auctions",
-        shows="first against second prices on a chain of my own",
-        source="this file",
-        conditions=[Train(auction, TrainConfig(CHAIN, auction=auction)) for auction in ("bb", "ccv")],
-        measures={"return": final_return, "k steps": lambda run: first_reach(...)},
-        claims=[every_seed("ccv solves it", at("ccv", "return"), at_least=0.79)],
-    )
+An experiment says what is compared, measured and claimed; ``docs/experiments.md`` has an example.
 
 `run` computes what is not in its folder yet. The results of a condition are found again by a digest of its settings,
 seeds and the code that computes them, so that a repeated call, also with a changed experiment, reuses what is still
@@ -213,7 +204,7 @@ def _slug(name: str) -> str:
 
 def table_of(table: Table, results: Results) -> ResultTable | None:
     """The table of these results; None without a row, or if it needs a condition that has failed."""
-    rows = list(_unless_failed(table.rows, results) or ())
+    rows: list[dict[str, Any]] = list(_unless_failed(table.rows, results) or ())
     if not rows:
         return None
     title, note = (

@@ -9,12 +9,12 @@ from jaxmarket.experiments.results import Results
 
 __all__ = ["grid_conditions", "tuning_table"]
 
-Grids = Mapping[str, Sequence[Mapping[str, float]]]
+Grids = Mapping[str, Sequence[Mapping[str, Any]]]
 """Settings to try, by the name of an agent."""
 
 
 def grid_conditions(
-    grids: Grids, make: Callable[[str, str, Mapping[str, float]], Iterable[Condition]]
+    grids: Grids, make: Callable[[str, str, Mapping[str, Any]], Iterable[Condition]]
 ) -> list[Condition]:
     """The conditions of all settings.
 
@@ -44,7 +44,7 @@ def tuning_table(
     settings = dict.fromkeys(name for _, _, setting in _tried(grids) for name in setting)
 
     def rows(results: Results) -> Iterable[dict[str, Any]]:
-        found = [
+        found: list[dict[str, Any]] = [
             {"arm": agent}
             | {name.replace("_", " "): setting.get(name) for name in settings}
             | dict(columns(results, _name(agent, i)))
@@ -57,7 +57,7 @@ def tuning_table(
     return Table("tuning", title, rows, note)
 
 
-def _tried(grids: Grids) -> list[tuple[str, int, Mapping[str, float]]]:
+def _tried(grids: Grids) -> list[tuple[str, int, Mapping[str, Any]]]:
     return [(agent, i, setting) for agent, grid in grids.items() for i, setting in enumerate(grid)]
 
 

@@ -7,7 +7,7 @@ seven actions. A fourth, ``nested``, is a society over options that are themselv
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ _PAIRS = (("society", "hierarchical"), ("society", "flat"), ("society-exploring"
 PAIRS = (*_PAIRS, ("society-3e-3", "hierarchical"), ("society-3e-3", "society"))
 """The conditions that claims about the transfer compare."""
 _GRID = [{"learning_rate": rate, "entropy": weight} for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1)]
-GRIDS = dict.fromkeys(AGENTS, _GRID)
+GRIDS: dict[str, Any] = dict.fromkeys(AGENTS, _GRID)
 """The settings that are tried, on separate seeds. (A rate of 3e-3 is slightly faster, but some hierarchical and flat
 agents collapse permanently in full runs. The society with this rate is the condition ``society-3e-3``.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
@@ -117,7 +117,10 @@ def _agents(scope: Scope) -> tuple[str, ...]:
 
 def _conditions(scope: Scope) -> list[Condition]:
     """The options; every agent on the first task, and from its networks on the transfer task; and what is beside."""
-    shorter = (lambda kind: {"steps": _QUICK[kind]}) if scope.quick else (lambda kind: {})
+
+    def shorter(kind: str) -> dict[str, Any]:
+        return {"steps": _QUICK[kind]} if scope.quick else {}
+
     wanted = _options("option", min(8, scope.seeds), **(_OPTION | shorter("options")))
     for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first
         wanted.append(_train(f"first-{agent}", agent, FIRST, **shorter(agent)))
@@ -127,12 +130,12 @@ def _conditions(scope: Scope) -> list[Condition]:
     if not scope.quick:  # a society of societies takes too long for a quick run
         wanted += _options("society-option", 4, **_SOCIETY_OPTION)
         # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
-        size = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
+        size: dict[str, Any] = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
         wanted.append(_train("first-nested", "society", FIRST, options="society-option", **size))
     return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
 
 
-def _tuning(name: str, agent: str, setting: Mapping[str, float]) -> list[Condition]:
+def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> Sequence[Condition]:
     """A setting on the first task; the transfer task is not used."""
     return [_train(name, agent, FIRST, seed=_TUNING_KEY, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
 
@@ -211,10 +214,8 @@ def _transfers(results: Results) -> list[Transfer]:
 
 
 def _option_rows(results: Results) -> list[dict[str, Any]]:
-    rows = []
-    for learned_by, prefix in (("PPO", "option"), ("society", "society-option")):
-        if prefix == "society-option" and results.scope.quick:
-            continue
+    rows, learners = [], {"PPO": "option", "society": "society-option"}
+    for learned_by, prefix in list(learners.items())[: 1 if results.scope.quick else 2]:
         for what, task in OPTIONS.items():
             name = f"{prefix}-{task}"
             run, rates = results[name], results.measure(name, "greedy success")
@@ -287,8 +288,7 @@ def _agents_note(results: Results) -> str:
         "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
         "first, transfer: final success in new episodes with sampled bids or choices\n"
         "exploring: with an entropy weight of .1 · 3e-3: with that learning rate, which is not in the grid\n"
-        "k steps: thousands of environment steps to 90% success during training; seeds that never reach it count\n"
-        "as the whole run\n"
+        "k steps: thousands of environment steps to 90% success during training; others count as the whole run\n"
         "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
         "change: |after - before| / |before| of all weights\n"
         f"work of vmapped options that is discarded: {wasted['untrained']:.0%} before training, "
@@ -343,9 +343,7 @@ EXPERIMENT = Experiment(
     },
     facts=lambda results: {
         "waste": {when: float(share) for when, share in results["waste"].items()},
-        **{f"{name}_settings": _settings(name) for name in _agents(results.scope)},
-        "option_settings": _OPTION,
-        "society_option_settings": _SOCIETY_OPTION,
+        "settings": {name: _settings(name) for name in _agents(results.scope)} | {"options": _OPTION},
     },
     extras={"society.gif": _save_episode},
 )
