@@ -86,13 +86,7 @@ class Script:
 _NUMERICAL = "Chang et al. (2020), §6.1"
 
 EXPERIMENTS: dict[str, Script | Experiment] = {
-    "identities": Script(
-        "auctions as temporal-difference rules: Q-learning, expected SARSA, leaking values, TD(0)",
-        "Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
-        identities.run,
-        quick_seeds=6,
-        resumable=False,
-    ),
+    "identities": identities.EXPERIMENT,
     "bandit": Script(
         "four auctions, solitary and cloned, on the market bandit",
         f"{_NUMERICAL}, Market Bandit",
@@ -131,13 +125,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
     ),
     "two-rooms": two_rooms.EXPERIMENT,
     "modularity": modularity.EXPERIMENT,
-    "mental-rotation": Script(
-        "functions as primitives: a society composes a program for every input",
-        "Chang et al. (2020), §6.3",
-        mental_rotation.run,
-        quick_seeds=4,
-        settings={"resolution": 32, "depth": "fixed"},
-    ),
+    "mental-rotation": mental_rotation.EXPERIMENT,
     "neural-bucket-brigade": Script(
         "connection weights as currency in a network: XOR, and the direction of a moving light",
         "Schmidhuber (1989), Simple Experiments",
@@ -165,12 +153,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
         memory_market.run,
         quick_seeds=4,
     ),
-    "wide-vs-deep": Script(
-        "parallel production lines: every piece is a good with a price, or the whole state is sold",
-        "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
-        wide_vs_deep.run,
-        quick_seeds=4,
-    ),
+    "wide-vs-deep": wide_vs_deep.EXPERIMENT,
     "capitalism": Script(
         "layers of a network that trade activations, with and without backpropagation, against SGD",
         "Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",

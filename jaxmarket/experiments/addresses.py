@@ -25,6 +25,7 @@ __all__ = ["address", "encode", "source_digest"]
 _PACKAGE = "jaxmarket"
 # They only show or store results. The package itself imports everything.
 _WITHOUT_EFFECT = ("jaxmarket.view", "jaxmarket.cli", "jaxmarket.experiments", "jaxmarket.runs.schedule")
+_WITH_EFFECT = "jaxmarket.experiments.settings"
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 _PARSING = threading.Lock()  # Python 3.11 counts the depth of recursion once for all threads
@@ -89,6 +90,7 @@ def source_digest(*values: Any) -> str:
         code, imported = _source(name)
         found[name] = hashlib.sha256(code).hexdigest()
         waiting |= {each for each in imported if not each.startswith(_WITHOUT_EFFECT) and each != _PACKAGE}
+        waiting |= imported & {_WITH_EFFECT}
     return address(found)
 
 

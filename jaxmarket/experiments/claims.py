@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from jaxmarket.experiments.results import FailedConditionError, Results
-from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean
+from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean
 
 __all__ = [
     "Claim",
@@ -22,6 +22,7 @@ __all__ = [
     "at",
     "by_chance",
     "every_seed",
+    "not_separated",
     "separated",
     "share_of_seeds",
     "tally",
@@ -230,6 +231,34 @@ def within(
         return bool(holds), number, f"{number}, required {_required(low, high)}"
 
     return Claim(text, "within", test, evidence)
+
+
+def not_separated(
+    text: str, first: Values, second: Values, *, higher: bool = False, evidence: Evidence | None = None
+) -> Claim:
+    """The difference of two means is `within` half of Welch's 95% interval: `separated` would not tell them apart.
+
+    Few seeds confirm it easily. It serves as a control, or where a difference was expected.
+
+    Args:
+        text: the claim.
+        first: values of one condition, f [seeds].
+        second: values of another one, f [seeds].
+        higher: whether only a higher mean of ``first`` counts as a difference.
+        evidence: what else to say.
+    """
+
+    def bound(sign: int, results: Results) -> float:
+        others = np.asarray(second(results), np.float64)
+        gap = difference(first(results), others)
+        return float(others.mean() + sign * (gap.high - gap.value))
+
+    def said(results: Results) -> str:
+        gap = f"difference of the means {difference(first(results), second(results))}"
+        return gap if evidence is None else f"{gap}; {evidence(results)}"
+
+    low = None if higher else lambda results: bound(-1, results)
+    return within(text, first, at_least=low, at_most=lambda results: bound(1, results), estimate=mean, evidence=said)
 
 
 _ENOUGH = 0.75

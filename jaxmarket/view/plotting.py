@@ -27,6 +27,7 @@ __all__ = [
     "draw_final_returns",
     "draw_heat_map",
     "draw_inequality",
+    "draw_intervals",
     "draw_learning_curve",
     "draw_lineage",
     "draw_money_supply",
@@ -118,6 +119,22 @@ def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | 
     known = ~np.isnan(np.asarray(values, np.float64)).all(1)
     low, middle, high = np.nanpercentile(np.asarray(values, np.float64)[known], (25, 50, 75), axis=1)
     draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
+
+
+def draw_intervals(
+    ax: "Axes", x: Any, estimates: "Sequence[Estimate]", *, color: Any, label: str | None = None
+) -> None:
+    """Estimates with their intervals as bars, connected by lines.
+
+    Args:
+        ax: the axes to draw on.
+        x: [n].
+        estimates: n of them.
+        color, label: as in `draw_band`.
+    """
+    middle = np.array([each.value for each in estimates])
+    sides = np.array([[each.value - each.low for each in estimates], [each.high - each.value for each in estimates]])
+    ax.errorbar(x, middle, sides, color=color, marker="o", capsize=3, label=label)
 
 
 def draw_estimates(ax: "Axes", labels: Sequence[str], series: "Mapping[str, Sequence[Estimate]]") -> None:
