@@ -96,12 +96,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
     "duality": numerical.DUALITY,
     "redundancy": redundancy.EXPERIMENT,
     "truthfulness": truthfulness.EXPERIMENT,
-    "best-reply": Script(
-        "one bidder learns its bids among truthful others: in one auction, and in whole episodes",
-        "Vickrey (1961); Chang et al. (2020), §4-5",
-        best_reply.run,
-        quick_seeds=8,
-    ),
+    "best-reply": best_reply.EXPERIMENT,
     "two-rooms": two_rooms.EXPERIMENT,
     "modularity": Script(
         "transfer to a task with one changed decision: societies against monolithic agents, three topologies",
