@@ -185,7 +185,7 @@ def _no_gain(text: str, chosen: list[Case]) -> Claim:
         trained = [mean(results[case.compared]["gains"]) for case in chosen]
         return f"trained bidders gain at most {max(trained, key=lambda gain: gain.value).plus_minus} on average"
 
-    return within(f"{text}: gain of the best reply", largest, at_most=_NOTHING, evidence=evidence)
+    return within(f"{text}: gain of the best reply", largest, at_most=_NOTHING, estimate=mean, evidence=evidence)
 
 
 def _shading(case: Case) -> list[Claim]:

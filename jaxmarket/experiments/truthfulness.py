@@ -35,7 +35,7 @@ from jaxmarket.interop.deviations import LEVELS, Seat, one_shot_gain
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Valuation
 from jaxmarket.rollouts import fresh_rollout
-from jaxmarket.runs.estimates import interquartile_mean
+from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.society import Society
 from jaxmarket.training.config import TrainConfig
@@ -188,18 +188,21 @@ def _claims(scope: Scope) -> list[Claim]:
             "truthful bidding is dominant in one second-price auction",
             lambda results: max(results["one auction"][auction][0] for auction in ("vickrey", "ccv")),
             at_most=_NOTHING,
+            estimate=mean,
             evidence=one_auction,
         ),
         within(
             "over an episode no deviation gains against truthful clones under ccv and bb",
             lambda results: _largest("ccv", "bb")(results).max(),
             at_most=_NOTHING,
+            estimate=mean,
             evidence=per_auction,
         ),
         within(
             "over an episode overbidding pays under vickrey: gain of the best deviation on Chain, bids up to 1",
             lambda results: results["episode of Chain"]["vickrey, cloned"],
             at_least=_NOTHING,
+            estimate=mean,
         ),
         share_of_seeds(
             "vickrey with the paper's settings fails on Chain: greedy return below 99% of the optimum",

@@ -27,6 +27,7 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
+from jaxmarket.experiments.conditions import Scope, Train
 from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
@@ -163,11 +164,13 @@ def experiment_configs():
         options = ExperimentOptions(
             Path("nowhere"), 4, mode == "quick", mode == "full", progress=False, settings={"resolution": 32}
         )
-        for env in ("Bandit-v0", "Chain-v0", "Duality-v0"):
-            keep("numerical", mode, {f"{env} {c.name}": c.config for c in numerical.conditions(env, options)})
-        keep("redundancy", mode, {c.label: c.config for c in redundancy.conditions(options)})
-        keep("truthfulness", mode, {k: c.config for k, c in truthfulness._chain_conditions(options).items()})
-        keep("best-reply", mode, {case.name: _with_env(case).config for case in best_reply._cases(options)})
+        scope = Scope(4, mode == "quick", mode == "full")
+        for experiment in (numerical.BANDIT, numerical.CHAIN, numerical.DUALITY):
+            env = {"bandit": "Bandit-v0", "chain": "Chain-v0", "duality": "Duality-v0"}[experiment.name]
+            keep("numerical", mode, {f"{env} {name}": c for name, c in _trained(experiment, scope).items()})
+        keep("redundancy", mode, redundancy.societies(scope))
+        for experiment in (truthfulness.EXPERIMENT, best_reply.EXPERIMENT):
+            keep(experiment.name, mode, _trained(experiment, scope))
         keep("modularity", mode, recorded(lambda options=options: modularity.run(options), calls=2))
         for name, configs in {"two-rooms": _two_rooms(options), "mental-rotation": _mental_rotation(options)}.items():
             for part, each in configs.items():
@@ -181,15 +184,10 @@ def experiment_configs():
     return found
 
 
-@functools.cache
-def _bidder_env(*seat):
-    return best_reply.Case(*seat, 1, {}).env
-
-
-def _with_env(case):
-    """The case with an environment that is shared by cases of several sizes."""
-    case.__dict__["env"] = _bidder_env(case.process, case.auction, case.clones, case.primitive)
-    return case
+def _trained(experiment, scope):
+    """The configurations of the training runs that need no results of others, by condition."""
+    planned = experiment.planned(scope)
+    return {c.name: c.job(scope, {}).config for c in planned if isinstance(c, Train) and not c.needs}
 
 
 def _two_rooms(options):
