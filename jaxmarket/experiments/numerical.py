@@ -196,7 +196,7 @@ def _claims_on_all(env: str, settings: str, names: list[str]) -> list[Claim]:
 # --- tables and figures
 
 
-def _finished(results: Results) -> Iterator[tuple[str, str, str, SavedRun]]:
+def _finished(results: Results) -> Iterator[tuple[str, str, str, Any]]:
     """Settings, auction, society and run of the conditions that have finished, by settings."""
     for cell in sorted(cells(results.scope), key=lambda cell: list(SETTINGS).index(cell[0])):
         if "-".join(cell) in results:
