@@ -16,7 +16,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from jaxmarket import TrainConfig
 from jaxmarket.environments import FiniteMDP, make

@@ -5,7 +5,7 @@
     python -m benchmarks accelerator --quick
 
 First the tests of auctions, settlement, parity with the reference market and conservation of money run on the device,
-in a process of their own, with products of matrices in full precision. Then the measurements of `jaxmarket.bench` run
+in a process of their own, with products of matrices in full precision. Then the other benchmarks of speed run
 with sizes for an accelerator: rollouts, training, growth with bidders and instances, populations, equilibria, image
 societies and many seeds.
 
@@ -19,11 +19,9 @@ where most parts exceed their budgets.
 measurement.
 """
 
-import argparse
 import dataclasses
 import functools
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -36,14 +34,13 @@ from typing import Any
 
 import jax
 
-from jaxmarket.bench import conduct, equilibrium, population, scale, step, train
-from jaxmarket.bench.timing import Report, measure
+from benchmarks import command, equilibrium, population, scale, step, train
+from benchmarks.timing import ROOT, Report, measure
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.runs.devices import over_seeds
 from jaxmarket.view.plotting import figure
 from jaxmarket.view.text import Screen
 
-ROOT = Path(__file__).parents[1]
 TOTAL = 480.0
 """Seconds of all parts together."""
 TESTS = (
@@ -270,31 +267,31 @@ def run(
     """
     report = Report("accelerator")
     rows = report.tables.setdefault("parts", [])
+
+    def add(part: str, passed: bool, seconds: float, reason: str) -> None:
+        result = "passed" if passed else "failed"
+        rows.append({"part": part, "result": result, "seconds": seconds, "reason": reason})
+        report.headline["failed"] = float(sum(row["result"] == "failed" for row in rows))
+
     if tests is not None:
-        rows.append(_row("tests", tests[0], time.monotonic() - began, tests[1]))
+        add("tests", tests[0], time.monotonic() - began, tests[1])
     done: dict[str, Report] = {}
     for name in parts:
         started = time.monotonic()
         seconds = min(PARTS[name].seconds, began + TOTAL - started)
         if seconds <= 0:
-            rows.append(_row(name, False, 0.0, f"no time is left of {TOTAL:.0f} s"))
+            add(name, False, 0.0, f"no time is left of {TOTAL:.0f} s")
         else:
             done[name], reason = run_part(name, seconds, quick, folder)
-            rows.append(_row(name, not reason, time.monotonic() - started, reason))
+            add(name, not reason, time.monotonic() - started, reason)
             report.headline |= {f"{name}: {key}": value for key, value in done[name].headline.items()}
-        report.headline["failed"] = float(sum(row["result"] == "failed" for row in rows))
         Screen().message(f"{name}: {rows[-1]['result']} {rows[-1]['reason']}".rstrip())
         report.figure = draw(done, report.machine)
         report.write(folder)
-    report.headline["failed"] = float(sum(row["result"] == "failed" for row in rows))
     report.headline["seconds"] = time.monotonic() - began
     for name, each in done.items():
         report.tables |= {f"{name}: {title}": table for title, table in each.tables.items() if table}
     return report
-
-
-def _row(name: str, passed: bool, seconds: float, reason: str) -> dict[str, Any]:
-    return {"part": name, "result": "passed" if passed else "failed", "seconds": seconds, "reason": reason}
 
 
 def draw(done: Mapping[str, Report], machine: Mapping[str, Any]) -> Any:
@@ -308,8 +305,8 @@ def draw(done: Mapping[str, Report], machine: Mapping[str, Any]) -> Any:
         ("population", "rules", "capacity", "agents × instances × steps/s", lambda row: 1e6 * row[work]),
     ]
     found = [
-        (rows, *rest)
-        for name, title, *rest in panels
+        (rows, size, quantity, value)
+        for name, title, size, quantity, value in panels
         for key, rows in (done[name].tables if name in done else {}).items()
         if key.startswith(title) and rows
     ]
@@ -327,25 +324,15 @@ def draw(done: Mapping[str, Report], machine: Mapping[str, Any]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.options(__doc__, "bench/accelerator")
     everything = ("tests", *PARTS)
     parser.add_argument("--parts", nargs="+", choices=everything, default=everything, help="parts; all by default")
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes, in less than a minute on a CPU")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--out", type=Path, default=Path("bench/accelerator"), help="folder for results")
-    given = parser.parse_args(arguments)
+    given = command.parse(parser, arguments)
     began, tests = time.monotonic(), None
     if "tests" in given.parts:
         tests = run_tests(given.quick, TEST_SECONDS)
         Screen().message(f"tests: {tests[1]}")
     wanted = [name for name in PARTS if name in given.parts]
     measured = functools.partial(run, parts=wanted, folder=given.out, began=began, tests=tests)
-    report = conduct(measured, given.out, quick=given.quick)
-    Screen().print(report.view())
-    if given.json:
-        print(json.dumps(report.to_json()))
+    report = command.conduct(measured, given)
     return int(bool(report.headline["failed"]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,24 +14,20 @@ A call trains from the initial state; jaxmarket's calls also compute its metrics
 a larger learning rate, and the greedy return (the optimum is .8) is reported. PyTorch is in the extra ``baselines``.
 """
 
-import argparse
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks import command
+from benchmarks.timing import REPEATS, Report, measure
+from benchmarks.train import training
 from jaxmarket import TrainConfig
-from jaxmarket.bench import conduct
-from jaxmarket.bench.timing import REPEATS, Report, measure
-from jaxmarket.bench.train import training
 from jaxmarket.policies import KumaraswamyHead
 from jaxmarket.view.tables import progress
-from jaxmarket.view.text import Screen
 
 MISSING = "rivals: PyTorch is not installed; run pip install -e '.[baselines]'"
 LEARNING = {"learning_rate": 1e-3, "entropy": 0.05}
@@ -131,22 +127,11 @@ def run(quick: bool = False) -> Report:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer updates per call, without torch.compile")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for rivals.json")
-    given = parser.parse_args(arguments)
+    given = command.parse(command.options(__doc__), arguments)
     try:
         import torch  # noqa: F401, PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
         print(MISSING, file=sys.stderr)
         return 1
-    report = conduct(run, given.out, quick=given.quick)
-    Screen().print(report.view())
-    if given.json:
-        print(json.dumps(report.to_json()))
+    command.conduct(run, given)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -223,7 +222,7 @@ def entries(row: str, outcomes: Mapping[str, RunOutcome], numbers: Mapping[str, 
     for arm, run in outcomes.items():
         steps = run.steps_to(threshold)
         reached = np.isfinite(steps)
-        against = best is not None and arm not in SINGLE
+        against = None if arm in SINGLE else best
         lines.append(
             {
                 "task": row,
@@ -236,8 +235,8 @@ def entries(row: str, outcomes: Mapping[str, RunOutcome], numbers: Mapping[str, 
                 "published": ROWS[row].published,
                 "solved": f"{int((run.kept >= threshold - 1e-6).sum())}/{len(run.returns)}",
                 "k steps to threshold": float(np.median(steps[reached])) / 1000 if reached.any() else None,
-                "better": probability_of_improvement(run.kept, best.kept) if against else None,
-                "difference": difference(run.kept, best.kept) if against else None,
+                "better": None if against is None else probability_of_improvement(run.kept, against.kept),
+                "difference": None if against is None else difference(run.kept, against.kept),
                 "k steps/s": run.steps_per_second / 1000,
             }
         )
@@ -287,10 +286,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         files.write_text(given.json, json.dumps(table.as_rows(), indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    # By its own name, by which run folders find its environments.
-    from benchmarks import scoreboard
-
-    sys.exit(scoreboard.main())

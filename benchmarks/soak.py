@@ -1,8 +1,8 @@
 """Long runs of markets: exit code 1 if memory grows or money is not accounted for.
 
-    python benchmarks/soak.py --minutes 15 --out benchmarks/results/cpu/soak.json
-    python benchmarks/soak.py --minutes 1
-    python benchmarks/soak.py --self-check
+    python -m benchmarks soak --minutes 15 --out benchmarks/results/cpu/soak.json
+    python -m benchmarks soak --minutes 1
+    python -m benchmarks soak --self-check
 
 It runs a society on Chain under each mechanism, a deep market with births and deaths, and a wide market, for an equal
 share of the time each. At ten points it reports the memory of the process after garbage collection, the number of live
@@ -35,7 +35,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -313,17 +313,17 @@ def last_growth(amount: float) -> float:
     return float("inf")
 
 
-def main() -> None:
-    """Run from the command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15.0, help="minutes for all markets together")
     parser.add_argument("--only", nargs="*", choices=list(SOAKS), default=list(SOAKS), help="markets; all by default")
     parser.add_argument("--x64", action="store_true", help="accounts in float64")
     parser.add_argument("--out", type=Path, help="a JSON file for all points")
     parser.add_argument("--self-check", action="store_true", help="inject faults; fail unless each is detected")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.self_check:
-        _finish(self_check())
+        return _finish(self_check())
     jax.config.update("jax_enable_x64", given.x64)
     report: dict[str, Any] = {"minutes": given.minutes, "x64": given.x64, "markets": {}, "failures": []}
     print(
@@ -345,15 +345,11 @@ def main() -> None:
     report["versions"] = {"jax": jax.__version__, "numpy": np.__version__}
     if given.out is not None:
         given.out.write_text(json.dumps(report, indent=1) + "\n")
-    _finish(report["failures"])
+    return _finish(report["failures"])
 
 
-def _finish(wrong: Sequence[str]) -> NoReturn:
-    """Print the failures, and exit with code 1, or 0 if there are none."""
+def _finish(wrong: Sequence[str]) -> int:
+    """Print the failures; returns 1, or 0 if there are none."""
     for failure in wrong:
         print(f"FAILED: {failure}", file=sys.stderr)
-    sys.exit(1 if wrong else 0)
-
-
-if __name__ == "__main__":
-    main()
+    return int(bool(wrong))

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import importlib
 import itertools
+import os
 import shlex
 import signal
 import sys
@@ -459,11 +460,10 @@ def reproduce(
 ) -> None:
     """Reproduce the experiments of a paper, and report for each claim whether the measurements confirm it.
 
-    If the command is repeated, most experiments skip finished conditions in the folder; identities, capitalism and
-    neural-bucket-brigade start again.
+    If the command is repeated, it skips the conditions that are finished.
 
     Args:
-        name: name of the experiment; --list shows all.
+        name: name of the experiment, or module:NAME for your own; --list shows all.
         list_: list the experiments and their sources.
         quick: use a smaller budget, about two minutes on two cores, to test that the experiment runs; its verdicts are
             not evidence.
@@ -491,12 +491,14 @@ def reproduce(
             table.add_row(key, experiment.shows, experiment.source)
         screen.print(table)
         return
+    if ":" in name:
+        _imported(["--import", name.partition(":")[0]])
     try:
         report = experiments.reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        kept = experiments.EXPERIMENTS[name].resumable
+        kept = getattr(experiments.find(name), "resumable", True)
         _stop(_INTERRUPTED if kept else "interrupted; nothing is kept, repeat the command to start again", 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
@@ -504,40 +506,25 @@ def reproduce(
         emit(report.to_json())
 
 
-@app.command
-def bench(
-    name: str | None = None,
-    *,
-    quick: Annotated[bool, Parameter(negative=())] = False,
-    json: Json = False,
-    out: Path = Path("bench"),
-    cores: int = 1,
-) -> None:
-    """Run benchmarks on this machine.
+@app.command(help_flags=())
+def bench(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+    """Run benchmarks: ``python -m benchmarks``, in a checkout.
 
     Args:
-        name: step, train, scale, population, equilibrium, compile or roofline; all of them by default.
-        quick: measure only the headline numbers, in less than a minute per benchmark.
-        json: print one JSON object with the numbers as the last line of standard output.
-        out: folder for NAME.json, which includes all raw timings.
-        cores: number of CPU cores to use; more than one is usually slower.
+        words: name of a benchmark and its options; --help lists them.
     """
-    from jaxmarket import bench as benchmarks  # noqa: PLC0415  only where it is used
-
-    screen = Screen()
-    reports = []
-    for each in benchmarks.BENCHMARKS if name is None else [name]:
-        try:
-            reports.append(benchmarks.bench(each, out, quick=quick, cores=cores))
-        except KeyboardInterrupt:
-            _stop(f"{each} interrupted; finished benchmarks are in {out}", 130)
-        screen.message(f"{each}: {benchmarks.BENCHMARKS[each]}", "bold")
-        screen.print(reports[-1].view())
-        written = ", ".join(sorted(path.name for path in out.glob(f"{each}.*")))
-        screen.message(f"written to {out}: {written}")
-    if json:
-        found = [report.to_json() for report in reports]
-        emit(run_folder.to_json(found[0] if name is not None else {"benchmarks": found}))
+    for root in (Path.cwd(), Path(__file__).parents[1]):
+        if (root / "benchmarks" / "scoreboard.py").exists():  # other projects have a folder of this name, too
+            break
+    else:
+        raise ValueError(
+            "bench: the installed package has no benchmarks; run this command in a checkout of "
+            "https://github.com/jaxmarket/jaxmarket, where they are in the folder benchmarks"
+        )
+    # A process that has not imported JAX yet: some benchmarks set variables that JAX reads when it is imported.
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-P", "-m", "benchmarks", *words]
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": paths})
 
 
 def _stop(message: str, code: int) -> NoReturn:
@@ -573,7 +560,7 @@ _NOT_CACHED = "--no-compilation-cache"
 def _cached(words: list[str]) -> list[str]:
     """Switch the compilation cache on unless the words say otherwise, and return the words without this option."""
     rest = [word for word in words if word != _NOT_CACHED]
-    if rest == words and words[:1] != ["bench"]:  # benchmarks measure compilation
+    if rest == words and words[:1] != ["bench"]:  # which starts another process
         compilation_cache.switch_on()
     return rest
 

@@ -98,12 +98,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
     "truthfulness": truthfulness.EXPERIMENT,
     "best-reply": best_reply.EXPERIMENT,
     "two-rooms": two_rooms.EXPERIMENT,
-    "modularity": Script(
-        "transfer to a task with one changed decision: societies against monolithic agents, three topologies",
-        "Chang et al. (2021), §7",
-        modularity.run,
-        quick_seeds=4,
-    ),
+    "modularity": modularity.EXPERIMENT,
     "mental-rotation": Script(
         "functions as primitives: a society composes a program for every input",
         "Chang et al. (2020), §6.3",

@@ -59,9 +59,8 @@ def encode(value: Any) -> Any:
     if inspect.ismethod(value):
         return {"method": value.__name__, "of": encode(value.__self__)}
     if inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
-        name = f"{value.__module__}:{value.__qualname__}"
-        cells = getattr(value, "__closure__", None) or ()
-        return {"name": name, "closure": [encode(c.cell_contents) for c in cells]} if cells else {"name": name}
+        name = {"name": f"{value.__module__}:{value.__qualname__}"}
+        return name | ({"bound": encode(_bound(value))} if _bound(value) else {})
     kind = f"{type(value).__module__}:{type(value).__qualname__}"
     if dataclasses.is_dataclass(value):
         fields = [f.name for f in dataclasses.fields(value) if f.init]
@@ -105,14 +104,22 @@ def _modules_of(value: Any) -> Iterator[str]:
     elif inspect.ismethod(value):
         yield from _modules_of(value.__self__)
     elif inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
-        yield value.__module__
-        for cell in getattr(value, "__closure__", None) or ():
-            yield from _modules_of(cell.cell_contents)
+        if value.__module__ is not None:  # as of some compiled functions
+            yield value.__module__
+        yield from _modules_of(_bound(value))
     elif not isinstance(value, np.ndarray | np.generic | jax.Array):
         yield type(value).__module__
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 yield from _modules_of(getattr(value, field.name))
+
+
+def _bound(function: Any) -> list[Any]:
+    """The values that a function defined inside another one, or a lambda, has from there."""
+    if not {"<locals>", "<lambda>"} & set(function.__qualname__.split(".")):
+        return []
+    cells = getattr(function, "__closure__", None) or ()
+    return [*(cell.cell_contents for cell in cells), *(getattr(function, "__defaults__", None) or ())]
 
 
 @functools.cache

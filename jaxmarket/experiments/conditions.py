@@ -5,7 +5,7 @@ import io
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -206,7 +206,7 @@ class _Call:
 
     def write(self, folder: Path, result: dict[str, np.ndarray]) -> str:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **result)
+        np.savez_compressed(buffer, **cast("dict[str, Any]", result))
         folder.mkdir(parents=True, exist_ok=True)
         files.write_bytes(folder / _ARRAYS, buffer.getvalue())
         return "computed"

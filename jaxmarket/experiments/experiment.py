@@ -1,15 +1,6 @@
 """Experiments as data: conditions, measures, claims, tables and figures; and the engine that runs them.
 
-An experiment says what is compared, measured and claimed:
-
-    EXPERIMENT = Experiment(
-        name="two-auctions",
-        shows="first against second prices on a chain of my own",
-        source="this file",
-        conditions=[Train(auction, TrainConfig(CHAIN, auction=auction)) for auction in ("bb", "ccv")],
-        measures={"return": final_return, "k steps": lambda run: first_reach(...)},
-        claims=[every_seed("ccv solves it", at("ccv", "return"), at_least=0.79)],
-    )
+An experiment says what is compared, measured and claimed; ``docs/experiments.md`` has an example.
 
 `run` computes what is not in its folder yet. The results of a condition are found again by a digest of its settings,
 seeds and the code that computes them, so that a repeated call, also with a changed experiment, reuses what is still
@@ -18,7 +9,7 @@ valid.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +27,7 @@ from jaxmarket.view import tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Quick", "Table", "by_condition", "report", "run"]
+__all__ = ["Experiment", "Quick", "Table", "by_condition", "report", "run", "table_of"]
 
 Rows = Iterable[dict[str, Any]]
 Column = str | Callable[[Results, str], Any]
@@ -78,14 +69,6 @@ class Table:
     shown: bool = True
     aside: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
-
-    def of(self, results: Results) -> ResultTable | None:
-        """The table of these results; None without a row."""
-        rows = list(self.rows(results))
-        title, note = (text(results) if callable(text) else text for text in (self.title, self.note))
-        if not rows:
-            return None
-        return ResultTable(self.name, title, rows, note, self.shown, self.aside, self.below)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +202,25 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
+def table_of(table: Table, results: Results) -> ResultTable | None:
+    """The table of these results; None without a row, or if it needs a condition that has failed."""
+    rows: list[dict[str, Any]] = list(_unless_failed(table.rows, results) or ())
+    if not rows:
+        return None
+    title, note = (
+        _unless_failed(text, results) or "" if callable(text) else text for text in (table.title, table.note)
+    )
+    return ResultTable(table.name, title, rows, note, table.shown, table.aside, table.below)
+
+
+def _unless_failed(function: Callable[[Results], Any], results: Results) -> Any:
+    try:
+        found = function(results)
+        return list(found) if isinstance(found, Iterator) else found
+    except FailedConditionError:
+        return None
+
+
 def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     """Test the claims, and write tables, figures and verdicts to a folder.
 
@@ -227,15 +229,9 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     scope = results.scope
     defaults = [Table("conditions", experiment.shows, by_condition({name: name for name in experiment.measures}))]
 
-    def possible(function: Callable[[], Any]) -> Any:
-        try:
-            return function()
-        except FailedConditionError:
-            return None
-
-    made = [possible(lambda table=table: table.of(results)) for table in experiment.tables or defaults]
-    figures = {name: possible(lambda draw=draw: draw(results)) for name, draw in experiment.figures.items()}
-    facts = {} if experiment.facts is None else possible(lambda: experiment.facts(results)) or {}  # type: ignore[misc]
+    made = [table_of(table, results) for table in experiment.tables or defaults]
+    figures = {name: _unless_failed(draw, results) for name, draw in experiment.figures.items()}
+    facts = {} if experiment.facts is None else _unless_failed(experiment.facts, results) or {}
     found = Report(
         settings={
             "seeds": scope.seeds,
@@ -254,6 +250,6 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     written = []
     for name, write in experiment.extras.items():
         with files.writing(folder):
-            if possible(lambda write=write, name=name: write(results, folder / name) or True):
+            if _unless_failed(lambda results, write=write, name=name: write(results, folder / name) or True, results):
                 written.append(name)
     return dataclasses.replace(found, written=(*found.written, *written))

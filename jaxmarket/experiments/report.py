@@ -14,7 +14,7 @@ from scipy import stats
 
 from jaxmarket.runs import files, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, difference, interquartile_mean
-from jaxmarket.runs.run_folder import SavedRun, to_json
+from jaxmarket.runs.run_folder import SavedRun, to_json, versions
 from jaxmarket.view import plotting
 from jaxmarket.view.text import DataTable, Screen, cell
 
@@ -123,7 +123,7 @@ class Report:
 
     settings: dict[str, Any]
     tables: list[ResultTable]
-    verdicts: list[Verdict]
+    verdicts: Sequence[Any]
     figures: "dict[str, Figure]"
     name: str = ""
     source: str = ""
@@ -139,6 +139,8 @@ class Report:
                 **self.settings,
                 "table": self.tables[0].as_rows() if self.tables else [],
                 "tables": {table.name: table.as_rows() for table in self.tables[1:]},
+                "described": [table.description() for table in self.tables],
+                "versions": versions(),
                 "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
             }
         )

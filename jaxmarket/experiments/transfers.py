@@ -5,12 +5,13 @@ Success is `termination_rate`: the tasks terminate only when they are solved. Th
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxmarket.experiments.claims import Claim, Values, separated, tally
+from jaxmarket.experiments.experiment import Table
 from jaxmarket.experiments.measures import final, learning_curve, reached, steps_to
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.estimates import interquartile_mean
@@ -18,7 +19,17 @@ from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.view import plotting
 
-__all__ = ["LEVEL", "MEASURES", "Transfer", "draw_curves", "draw_weights", "exploring", "fewer_steps", "kind_of"]
+__all__ = [
+    "LEVEL",
+    "MEASURES",
+    "Transfer",
+    "draw_curves",
+    "draw_weights",
+    "exploring",
+    "fewer_steps",
+    "kind_of",
+    "seeds_table",
+]
 
 LEVEL = 0.9
 """The success rate whose steps are measured."""
@@ -33,7 +44,7 @@ MEASURES = {
     "reached 90%": lambda run: ~np.isnan(reached(LEVEL, _RATE)(run)),
     "steps to stay": steps_to(LEVEL, _RATE, lasting=True),
     "stays": lambda run: ~np.isnan(reached(LEVEL, _RATE, lasting=True)(run)),
-    "steps": lambda run: learning_curve(run)[0][-1],
+    "steps": lambda run: learning_curve(run, _RATE)[0][-1],
 }
 """Measures of one run. Steps of seeds that never get there are those of the whole run."""
 
@@ -110,6 +121,20 @@ class Transfer:
         }
         count = len(next(iter(columns.values())))
         return [{"arm": self.agent, "seed": i} | {name: v[i] for name, v in columns.items()} for i in range(count)]
+
+
+def seeds_table(transfers: Callable[[Results], Iterable[tuple[dict[str, Any], Transfer]]]) -> Table:
+    """A hidden table of every measure of every seed.
+
+    Args:
+        transfers: with the first columns of their rows.
+    """
+    return Table(
+        "seeds",
+        "every seed",
+        lambda results: [head | row for head, each in transfers(results) for row in each.seeds(results)],
+        shown=False,
+    )
 
 
 def fewer_steps(text: str, first: str, second: str, *, lasting: bool = False) -> Claim:

@@ -7,6 +7,7 @@ seven actions. A fourth, ``nested``, is a society over options that are themselv
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jaxmarket.experiments.measures import final
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, Transfer, exploring, fewer_steps, kind_of
+from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.estimates import interquartile_mean
@@ -32,7 +34,7 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting, rendering
 
-__all__ = ["AGENTS", "CONDITIONS", "EXPERIMENT", "FIRST", "GRID", "OPTIONS", "TRANSFER", "TUNED", "over_options"]
+__all__ = ["AGENTS", "CONDITIONS", "EXPERIMENT"]
 
 OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0", "reach blue": "TwoRooms-Blue-v0"}
 """The task of each option, by a description of what it is trained to do."""
@@ -50,12 +52,8 @@ _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "m
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
 _OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
 # Options learned by societies: every action has its bidders, which learn the value of the action.
-_SOCIETY_OPTION: dict[str, Any] = _LAYERS | {
-    "learner": "valuation",
-    "trace_decay": 0.9,
-    "steps": 1_228_800,
-    "log_every": 24,
-}
+_VALUATION = {"learner": "valuation", "trace_decay": 0.9, "steps": 1_228_800, "log_every": 24}
+_SOCIETY_OPTION: dict[str, Any] = _LAYERS | _VALUATION
 _BASE: dict[str, Any] = {
     "society": _CHOOSING | {"agent": "society", "steps": 24_576},
     "hierarchical": _CHOOSING | {"agent": "monolith", "steps": 24_576},
@@ -67,32 +65,19 @@ TUNED: dict[str, dict[str, Any]] = {
     "flat": {"learning_rate": 1e-3, "entropy": 0.1},
 }
 """The best settings of each agent's grid; see the table ``tuning`` of a ``--full`` run."""
-CONDITIONS = (
-    TUNED | exploring(TUNED, ("society", "hierarchical")) | {"society-3e-3": TUNED["society"] | {"learning_rate": 3e-3}}
-)
+_FASTER = {"society-3e-3": TUNED["society"] | {"learning_rate": 3e-3}}
+CONDITIONS = TUNED | exploring(TUNED, ("society", "hierarchical")) | _FASTER
 """What is compared: all agents with these settings, and variants of them, which a quick run leaves out."""
-PAIRS = (
-    ("society", "hierarchical"),
-    ("society", "flat"),
-    ("society-exploring", "hierarchical-exploring"),
-    ("society-3e-3", "hierarchical"),
-    ("society-3e-3", "society"),
-)
-"""The conditions that verdicts on the transfer compare."""
-GRID = tuple((rate, weight) for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1))
-"""The grid of policy learning rates and entropy weights, for every agent; it uses separate seeds. (A rate of 3e-3 is
-slightly faster, but in full runs over 16 seeds some hierarchical and flat agents collapse permanently. The society with
-this rate is the condition ``society-3e-3``.)"""
+_PAIRS = (("society", "hierarchical"), ("society", "flat"), ("society-exploring", "hierarchical-exploring"))
+PAIRS = (*_PAIRS, ("society-3e-3", "hierarchical"), ("society-3e-3", "society"))
+"""The conditions that claims about the transfer compare."""
+_GRID = [{"learning_rate": rate, "entropy": weight} for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1)]
+GRIDS: dict[str, Any] = dict.fromkeys(AGENTS, _GRID)
+"""The settings that are tried, on separate seeds. (A rate of 3e-3 is slightly faster, but some hierarchical and flat
+agents collapse permanently in full runs. The society with this rate is the condition ``society-3e-3``.)"""
 _TUNING_KEY, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
-
-QUICK = {
-    "options": 163_840,
-    "society": 12_288,
-    "hierarchical": 12_288,
-    "flat": 262_144,
-}
-"""Steps (auctions, decisions) of a quick run."""
+_QUICK = {"options": 163_840, "society": 12_288, "hierarchical": 12_288, "flat": 262_144}  # auctions, decisions
 
 
 # --- conditions
@@ -102,17 +87,13 @@ def _options(prefix: str, seeds: int, **settings: Any) -> list[Condition]:
     return [Train(f"{prefix}-{task}", train_config(task, **settings), seeds=seeds) for task in OPTIONS.values()]
 
 
-def over_options(task: str, *trained: SavedRun) -> Options:
+def _over_options(task: str, settings: dict[str, Any], *trained: SavedRun) -> TrainConfig:
     """The task with the trained options as choices: the policy of each one's best seed, until its action ``done``.
 
     ``done`` is executed, as in the paper: it ends the episode if the task is solved, and otherwise has no effect.
     """
     options = [Option(run.policy(greedy=GREEDY), done=_DONE) for run in trained]
-    return Options(make(task)[0], options, bound=_BOUND)
-
-
-def _over_options(task: str, settings: dict[str, Any], *trained: SavedRun) -> TrainConfig:
-    return train_config(over_options(task, *trained), **settings)
+    return train_config(Options(make(task)[0], options, bound=_BOUND), **settings)
 
 
 def _train(name: str, agent: str, task: str, options: str = "option", **settings: Any) -> Train:
@@ -136,7 +117,10 @@ def _agents(scope: Scope) -> tuple[str, ...]:
 
 def _conditions(scope: Scope) -> list[Condition]:
     """The options; every agent on the first task, and from its networks on the transfer task; and what is beside."""
-    shorter = (lambda kind: {"steps": QUICK[kind]}) if scope.quick else (lambda kind: {})
+
+    def shorter(kind: str) -> dict[str, Any]:
+        return {"steps": _QUICK[kind]} if scope.quick else {}
+
     wanted = _options("option", min(8, scope.seeds), **(_OPTION | shorter("options")))
     for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first
         wanted.append(_train(f"first-{agent}", agent, FIRST, **shorter(agent)))
@@ -146,18 +130,14 @@ def _conditions(scope: Scope) -> list[Condition]:
     if not scope.quick:  # a society of societies takes too long for a quick run
         wanted += _options("society-option", 4, **_SOCIETY_OPTION)
         # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
-        size = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
+        size: dict[str, Any] = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
         wanted.append(_train("first-nested", "society", FIRST, options="society-option", **size))
-    if scope.full:
-        wanted += [
-            _train(
-                f"tuning-{agent}-{rate:g}-{weight:g}", agent, FIRST, seed=_TUNING_KEY, seeds=_TUNING_SEEDS,
-                steps=_TUNING[agent], learning_rate=rate, entropy=weight,
-            )
-            for agent in AGENTS
-            for rate, weight in GRID
-        ]  # fmt: skip
-    return wanted
+    return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
+
+
+def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> Sequence[Condition]:
+    """A setting on the first task; the transfer task is not used."""
+    return [_train(name, agent, FIRST, seed=_TUNING_KEY, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -198,12 +178,8 @@ def _claims(scope: Scope) -> list[Claim]:
     ]
     learners = [name for name in ("society", "hierarchical", "society-3e-3") if name in _agents(scope)]
     claims += [
-        every_seed(
-            f"{name.removeprefix('first-')}: {_SOLVED:.0%} success on the first task",
-            at(name, "success"),
-            at_least=_SOLVED,
-        )
-        for name in (*learners, *(() if scope.quick else ("first-nested",)))
+        every_seed(f"{name}: {_SOLVED:.0%} success on the first task", at(f"first-{name}", "success"), at_least=_SOLVED)
+        for name in (*learners, *(() if scope.quick else ("nested",)))
     ]
     claims += [
         fewer_steps(
@@ -260,30 +236,14 @@ def _option_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _tuning_rows(results: Results) -> list[dict[str, Any]]:
-    """Every agent with every setting of the grid on the first task; the transfer task is not used."""
-    rows = []
-    for agent in AGENTS if results.scope.full else ():
-        tried = []
-        for rate, weight in GRID:
-            name = f"tuning-{agent}-{rate:g}-{weight:g}"
-            success, arrived = results.measure(name, "success"), results.measure(name, "reached 90%")
-            steps = float(results.measure(name, "steps to 90%").mean()) if arrived.all() else None
-            tried.append(
-                {
-                    "arm": agent,
-                    "learning rate": rate,
-                    "entropy": weight,
-                    "reached 90%": tally(arrived),
-                    "mean steps": steps,
-                    "success": float(success.mean()),
-                    "lowest": float(success.min()),
-                }
-            )
-        fit = [row for row in tried if row["mean steps"] is not None and row["lowest"] >= _SOLVED]
-        best = min(fit, key=lambda row: row["mean steps"], default=None)
-        rows += [{**row, "best": row is best} for row in tried]
-    return rows
+def _tuning_columns(results: Results, name: str) -> dict[str, Any]:
+    success, arrived = results.measure(name, "success"), results.measure(name, "reached 90%")
+    return {
+        "reached 90%": tally(arrived),
+        "mean steps": float(results.measure(name, "steps to 90%").mean()) if arrived.all() else None,
+        "success": float(success.mean()),
+        "lowest": float(success.min()),
+    }
 
 
 def _draw(results: Results) -> Any:
@@ -361,12 +321,7 @@ EXPERIMENT = Experiment(
             "success, return: greedy, of the best seed, whose policy is used\n"
             "optimum: mean return of the shortest paths · k steps: thousands of steps to 90% success during training",
         ),
-        Table(
-            "seeds",
-            "every seed",
-            lambda results: [row for transfer in _transfers(results) for row in transfer.seeds(results)],
-            shown=False,
-        ),
+        transfers.seeds_table(lambda results: [({}, transfer) for transfer in _transfers(results)]),
         Table(
             "weights",
             "change of every part of the networks in the transfer",
@@ -375,10 +330,11 @@ EXPERIMENT = Experiment(
             ],
             shown=False,
         ),
-        Table(
-            "tuning",
+        tuning_table(
             f"the same grid for every agent: green task, {_TUNING_SEEDS} separate seeds",
-            _tuning_rows,
+            GRIDS,
+            _tuning_columns,
+            lambda row: row["mean steps"] if row["lowest"] >= _SOLVED else None,
             f"best: of the settings with which every seed reaches 90% and a final success of {_SOLVED:.0%},\n"
             "the one that needs the fewest steps on average; the transfer task is not used",
         ),

@@ -167,6 +167,11 @@ class ResultTable:
         """The rows with plain values: an estimate becomes three columns."""
         return [_flat(row) for row in self.rows]
 
+    def description(self) -> dict[str, Any]:
+        """What else is known of the table: name, title, note, whether it is shown, and the columns that are."""
+        columns = [column for column in self.rows[0] if column not in self.aside]
+        return {"name": self.name, "title": self.title, "note": self.note, "shown": self.shown, "columns": columns}
+
     def as_rich(self) -> DataTable:
         """The table for a terminal."""
         table = DataTable(title=self.title, caption=self.note)

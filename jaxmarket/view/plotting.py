@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmarket.deep_market import Lineage, RoundSummary
+    from jaxmarket.runs.estimates import Estimate
 
 __all__ = [
     "DPI",
@@ -22,6 +23,7 @@ __all__ = [
     "draw_bids",
     "draw_cash_flows",
     "draw_convergence",
+    "draw_estimates",
     "draw_final_returns",
     "draw_heat_map",
     "draw_inequality",
@@ -117,6 +119,23 @@ def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | 
     known = ~np.isnan(np.asarray(values, np.float64)).all(1)
     low, middle, high = np.nanpercentile(np.asarray(values, np.float64)[known], (25, 50, 75), axis=1)
     draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
+
+
+def draw_estimates(ax: "Axes", labels: Sequence[str], series: "Mapping[str, Sequence[Estimate]]") -> None:
+    """Horizontal bars with intervals, a group for each label and in it a bar for each series.
+
+    Args:
+        ax: the axes to draw on.
+        labels: of the groups, from top to bottom.
+        series: by name, one estimate for each label.
+    """
+    height = 0.85 / len(series)
+    for i, (name, estimates) in enumerate(series.items()):
+        value, low, high = np.array([[e.value, e.low, e.high] for e in estimates]).T
+        y = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
+        ax.barh(y, value, 0.88 * height, xerr=[value - low, high - value], color=f"C{i}", alpha=0.8, label=name)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.invert_yaxis()
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:

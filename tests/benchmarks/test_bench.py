@@ -1,6 +1,7 @@
 """The timer, the fits and the comparisons that benchmarks rest on; the benchmarks themselves run as slow tests."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxmarket import TrainConfig, bench
-from jaxmarket.bench import equilibrium, roofline, step, timing, train
-from jaxmarket.cli import main
+import benchmarks
+from benchmarks import equilibrium, roofline, step, timing, train
+from benchmarks.__main__ import main
+from jaxmarket import TrainConfig, cli
 from jaxmarket.training import monolith
 from jaxmarket.wide_market import ProportionalResponse, Tatonnement
 
@@ -30,8 +32,11 @@ def test_the_timer_counts_calls_and_keeps_every_repeat():
         jax.debug.callback(lambda: calls.append(1))
         return x + 1
 
-    found = timing.measure({"one": (noted, (jnp.ones(3),)), "other": (jnp.sum, (jnp.ones(3),))}, repeats=11)
+    results = {}
+    candidates = {"one": (noted, (jnp.ones(3),)), "other": (jnp.sum, (jnp.ones(3),))}
+    found = timing.measure(candidates, repeats=11, results=results)
     jax.effects_barrier()
+    assert results["one"].tolist() == [2, 2, 2] and results["other"] == 3
     assert len(calls) == 12  # a warm-up, then the repeats
     assert set(found) == {"one", "other"}
     for result in found.values():
@@ -260,36 +265,87 @@ def test_reports_are_tables_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["steps"], "name: unknown benchmark 'steps'; choose from " + ", ".join(bench.BENCHMARKS)),
+        (["steps"], "name: unknown benchmark 'steps'; choose from step, train, "),
         (["step", "--cores", "0"], "cores: expected an integer >= 1, got 0"),
         (["step", "--out", "/dev/null/x"], "out: cannot write to /dev/null/x"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, message, capsys):
+def test_wrong_input_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
     with pytest.raises(SystemExit) as exit_info:
-        main(["bench", *arguments])
+        sys.exit(main(arguments))
     assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"benchmarks: {message}") and said.count("\n") == 1
 
 
-def test_bench_runs_writes_and_leaves_the_process_as_it_was(tmp_path, monkeypatch):
+def test_a_benchmark_runs_writes_and_leaves_the_process_as_it_was(tmp_path, monkeypatch, capsys):
     def run(quick):
         assert quick
         assert not jax.config.jax_enable_compilation_cache
         return timing.Report("step", headline={"market_tax": 1.0})
 
+    monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(step, "run", run)
     cores, cached = timing.allowed_cores(), jax.config.jax_enable_compilation_cache
-    assert bench.bench("step", tmp_path, quick=True).headline == {"market_tax": 1.0}
+    assert main(["step", "--quick", "--json", "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["market_tax"] == 1
     assert json.loads((tmp_path / "step.json").read_text())["market_tax"] == 1
     assert jax.config.jax_enable_compilation_cache == cached
     assert not hasattr(os, "sched_getaffinity") or sorted(os.sched_getaffinity(0)) == cores
 
 
-def test_every_benchmark_has_a_script():
-    others = {"__main__", "fuzz", "scoreboard", "sigkill", "soak"}  # not of speed
-    others |= {"rivals", "_torch_society", "accelerator"}  # not in the package: PyTorch, and the tests on a device
-    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - others == set(bench.BENCHMARKS)
+def test_without_a_name_all_benchmarks_of_speed_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    for name in benchmarks.SPEED:
+        module = importlib.import_module(f"benchmarks.{name}")
+        monkeypatch.setattr(module, "run", lambda quick, name=name: timing.Report(name, headline={"number": 2.0}))
+    assert main(["--json", "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["benchmarks"]
+    assert [(each["benchmark"], each["number"]) for each in found] == [(name, 2) for name in benchmarks.SPEED]
+    assert {path.stem for path in tmp_path.iterdir()} == set(benchmarks.SPEED)
+
+
+def test_an_interrupted_benchmark_ends_with_its_exit_code(tmp_path, monkeypatch, capsys):
+    def run(quick):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setattr(step, "run", run)
+    assert main(["step", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "benchmarks: interrupted\n"
+
+
+def test_every_module_has_a_name_on_the_command_line():
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
+    assert modules - {"command", "timing"} == set(benchmarks.SPEED | benchmarks.PROGRAMS)
+
+
+def test_jaxmarket_bench_forwards_to_the_folder(monkeypatch, tmp_path, capsys):
+    """The folder is beside the package or in the current folder; of another project's it makes no use."""
+    calls = []
+
+    def execve(program, words, environment):
+        calls.append((words, environment["PYTHONPATH"].split(os.pathsep)[0]))
+        raise SystemExit(0)
+
+    def call(*words):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main(["bench", *words])
+        return exit_info.value.code
+
+    monkeypatch.setattr(cli.os, "execve", execve)
+    monkeypatch.chdir(tmp_path)
+    assert call("step", "--quick", "--help") == 0
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "jaxmarket" / "cli.py"))
+    (tmp_path / "benchmarks").mkdir()
+    assert call("step") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("jaxmarket: bench: the installed package has no benchmarks; ")
+    monkeypatch.chdir(ROOT)
+    assert call() == 0
+    start = [sys.executable, "-P", "-m", "benchmarks"]
+    assert calls == [([*start, "step", "--quick", "--help"], str(ROOT)), (start, str(ROOT))]
 
 
 FIELDS = {
@@ -311,10 +367,10 @@ FIELDS = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", FIELDS)
-def test_quick_benchmarks_run_as_scripts(name, tmp_path):
+def test_quick_benchmarks_run_from_the_command_line(name, tmp_path):
     """All numbers are finite and positive."""
-    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--json", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["benchmark"] == name

@@ -1,8 +1,6 @@
-"""Broken and random inputs: taken and right, or refused as documented. More of them: benchmarks/fuzz.py."""
+"""Broken and random inputs: taken and right, or refused as documented. More of them: `python -m benchmarks fuzz`."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -10,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import fuzz as fuzzing
+from benchmarks import soak
 from jaxmarket import TrainConfig, auctions, deep_market, environments, wide_market
 from jaxmarket.deep_market import BidTables, GuardedPrograms, NeuralNetworks, demographics
 from jaxmarket.environments import BlocksWorld, Functions, Maze, Option, Options, SupplyChain, garnet
@@ -17,19 +17,6 @@ from jaxmarket.networks import backpropagation
 from jaxmarket.policies import BetaHead, ValueHead, cnn, mlp
 from jaxmarket.society import Society
 from jaxmarket.wide_market import Additive, Linear, Quadratic
-
-
-def script(name):
-    """A module of benchmarks/, which is no package."""
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"jaxmarket_benchmarks_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzzing = script("fuzz")
 
 
 def wide(**given):
@@ -185,9 +172,8 @@ def test_judge_distinguishes_valid_from_invalid_results():
 
 @pytest.mark.full
 def test_a_short_soak():
-    soaking = script("soak")
     for name in ("society ccv", "deep market", "wide market"):
-        rows = list(soaking.soak(soaking.SOAKS[name](), seconds=1.0, points=4))
+        rows = list(soak.soak(soak.SOAKS[name](), seconds=1.0, points=4))
         assert rows[-1]["arrays"] == rows[0]["arrays"]
         assert rows[-1]["resident_mb"] < rows[0]["resident_mb"] + 20
         assert all(row["relative_drift"] < 1e-5 for row in rows)
@@ -196,6 +182,5 @@ def test_a_short_soak():
 
 
 def test_where_float32_accounts_stop_growing():
-    soaking = script("soak")
-    assert soaking.last_growth(0.8) == 2**24
-    assert soaking.last_growth(0.01) == 2**18
+    assert soak.last_growth(0.8) == 2**24
+    assert soak.last_growth(0.01) == 2**18

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks import rivals
-from jaxmarket.bench.step import scrambled
+from benchmarks.step import scrambled
 from jaxmarket.environments import make
 from jaxmarket.learners import Experience
 from jaxmarket.learners.protocol import EXPERIENCE_AXES

@@ -1,15 +1,11 @@
 """The scoreboard: what it trains, keeps, chooses and shows."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import scoreboard
 from jaxmarket.runs import run_folder, sweeps

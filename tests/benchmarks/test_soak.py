@@ -1,20 +1,10 @@
-"""benchmarks/soak.py fails where it should."""
+"""`benchmarks.soak` fails where it should."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 
-
-@pytest.fixture(scope="module")
-def harness():
-    path = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-    spec = importlib.util.spec_from_file_location("soak", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from benchmarks import soak
 
 SOUND = {
     "money": 5.0, "worst": 0.01, "nonfinite": 0.0, "arrays": 25.0, "resident_mb": 500.0, "cpu_per_step": 1e-6,
@@ -27,9 +17,9 @@ def points(**last):
     return [*rows[:7], *(row | last for row in rows[7:])]
 
 
-def test_a_sound_market_passes(harness):
-    assert harness.failures(points()) == []
-    assert harness.failures(points(arrays=20.0, resident_mb=510.0, cpu_per_step=2e-6)) == []
+def test_a_sound_market_passes():
+    assert soak.failures(points()) == []
+    assert soak.failures(points(arrays=20.0, resident_mb=510.0, cpu_per_step=2e-6)) == []
 
 
 @pytest.mark.parametrize(
@@ -45,11 +35,11 @@ def test_a_sound_market_passes(harness):
         ({"goods": 1.0}, "1 goods appeared"),
     ],
 )
-def test_what_fails_is_said(harness, fault, said):
-    assert any(said in failure for failure in harness.failures(points(**fault)))
+def test_what_fails_is_said(fault, said):
+    assert any(said in failure for failure in soak.failures(points(**fault)))
 
 
 @pytest.mark.full
-def test_faults_that_are_built_in_are_noticed(harness):
+def test_faults_that_are_built_in_are_noticed():
     """A hundredth of every sale destroyed, an account that becomes NaN, an array kept alive in every call."""
-    assert harness.self_check(seconds=0.5) == []
+    assert soak.self_check(seconds=0.5) == []

@@ -61,11 +61,17 @@ def test_every_module_is_on_the_page_once():
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
     assert sorted(MODULES) == sorted(there), "the table in docs/architecture.md and the modules differ"
-    assert len(there) <= 28
+    assert len(there) <= 27
 
 
 def test_imports_keep_the_boundaries():
     assert list(breaches(package_imports())) == []
+
+
+def test_the_package_does_not_need_the_benchmarks():
+    """The wheel has no benchmarks."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) benchmarks\b", path.read_text(), re.MULTILINE), path
 
 
 def test_no_import_is_circular():
@@ -79,10 +85,9 @@ def test_no_import_is_circular():
 def test_public_class_names_are_unique():
     places = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "bench" not in path.parts:
-            for node in ast.parse(path.read_text()).body:
-                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                    places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 

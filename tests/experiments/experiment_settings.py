@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import compile as compiling
+from benchmarks import roofline, step, train
 from jaxmarket import environments
-from jaxmarket.bench import compile as compiling
-from jaxmarket.bench import roofline, step, train
 from jaxmarket.experiments import (
+    Scope,
+    Train,
     best_reply,
     mental_rotation,
     modularity,
@@ -152,6 +154,22 @@ def recorded(call, calls=None):
     return record.found
 
 
+class Trained(dict):
+    """Results of all conditions: runs with policies that take the first action."""
+
+    def __missing__(self, name):
+        self[name] = mock.MagicMock(networks={})
+        self[name].policy.return_value = _first_action
+        return self[name]
+
+
+def planned(experiment, options):
+    """The configurations that an experiment trains, by name of the condition."""
+    scope = Scope(options.seeds, options.quick, options.full, settings=options.settings)
+    wanted = [condition for condition in experiment.planned(scope) if isinstance(condition, Train)]
+    return {condition.name: condition.job(scope, Trained()).config for condition in wanted}
+
+
 def experiment_configs():
     """Configurations by experiment, and by mode and condition."""
     found = {}
@@ -164,48 +182,25 @@ def experiment_configs():
         options = ExperimentOptions(
             Path("nowhere"), 4, mode == "quick", mode == "full", progress=False, settings={"resolution": 32}
         )
-        scope = Scope(4, mode == "quick", mode == "full")
         for experiment in (numerical.BANDIT, numerical.CHAIN, numerical.DUALITY):
-            env = {"bandit": "Bandit-v0", "chain": "Chain-v0", "duality": "Duality-v0"}[experiment.name]
-            keep("numerical", mode, {f"{env} {name}": c for name, c in _trained(experiment, scope).items()})
-        keep("redundancy", mode, redundancy.societies(scope))
-        for experiment in (truthfulness.EXPERIMENT, best_reply.EXPERIMENT):
-            keep(experiment.name, mode, _trained(experiment, scope))
-        keep("modularity", mode, recorded(lambda options=options: modularity.run(options), calls=2))
-        for name, configs in {"two-rooms": _two_rooms(options), "mental-rotation": _mental_rotation(options)}.items():
-            for part, each in configs.items():
-                keep(name, part or mode, each)
+            env = f"{experiment.name.capitalize()}-v0"
+            keep("numerical", mode, {f"{env} {name}": c for name, c in planned(experiment, options).items()})
+        keep("redundancy", mode, redundancy.societies(Scope(options.seeds, options.quick, options.full)))
+        for experiment in (truthfulness.EXPERIMENT, best_reply.EXPERIMENT, modularity.EXPERIMENT, two_rooms.EXPERIMENT):
+            for name, config in planned(experiment, options).items():
+                keep(experiment.name, "tuning" if name.startswith("tuning-") else mode, {name: config})
+        for part, each in _mental_rotation(options).items():
+            keep("mental-rotation", part or mode, each)
         steps = wide_vs_deep._QUICK_STEPS if mode == "quick" else wide_vs_deep._STEPS
         keep("wide-vs-deep", mode, _wide_vs_deep(wide_vs_deep.ARMS, (1, 2), steps))
         if mode == "full":
-            keep("modularity", "tuning", recorded(lambda options=options: modularity.tune(options), calls=2))
             lines, steps = wide_vs_deep._TUNING_LINES, wide_vs_deep._TUNING_STEPS
             keep("wide-vs-deep", "tuning", _wide_vs_deep(wide_vs_deep.GRIDS, (lines,), steps))
     return found
 
 
-def _trained(experiment, scope):
-    """The configurations of the training runs that need no results of others, by condition."""
-    planned = experiment.planned(scope)
-    return {c.name: c.job(scope, {}).config for c in planned if isinstance(c, Train) and not c.needs}
-
-
-def _two_rooms(options):
-    """Configurations by part of the experiment, "" for the main one, and by condition."""
-    trained = {}
-    found = recorded(lambda: trained.update(two_rooms.train_options(options)))
-    found |= recorded(lambda: two_rooms._train_agents(trained, options))
-    parts = {"": found}
-    if not options.quick:
-        found |= recorded(lambda: two_rooms._nested(options))
-    if options.full:
-        with mock.patch.object(two_rooms, "steps_to", lambda run: np.ones(1)):
-            parts["tuning"] = recorded(lambda: two_rooms._tuning(trained, options))
-    return parts
-
-
 def _mental_rotation(options):
-    """As for `_two_rooms`."""
+    """Configurations by part of the experiment, "" for the main one, and by condition."""
     env = _scan(options)
     with mock.patch.object(mental_rotation, "environment", _scan):
         parts = {"": {c.name: c.config for c in mental_rotation._conditions(env, options)}}

@@ -26,6 +26,7 @@ from jaxmarket.experiments import (
     redundancy,
     truthfulness,
 )
+from jaxmarket.experiments.experiment import table_of
 from jaxmarket.experiments.report import by_chance
 from jaxmarket.experiments.results import Results
 from jaxmarket.interop import deviations
@@ -228,7 +229,7 @@ def test_bids_are_measured_over_visited_states_only(finished):
     results = made_up(numerical.BANDIT, {cell: run}, Scope(2, quick=True))
     np.testing.assert_allclose(results.measure(cell, "winner error"), np.abs(bids[:, 0].max(-1) - 0.8))
     np.testing.assert_allclose(results.measure(cell, "every error"), np.abs(bids[:, 0] - q[0]).mean(-1))
-    (row,) = numerical.BANDIT.tables[0].of(results).rows
+    (row,) = table_of(numerical.BANDIT.tables[0], results).rows
     assert (row["settings"], row["auction"], row["society"]) == ("tuned", "ccv", "cloned")
     assert row["solved"] in ("0/2", "1/2", "2/2")
     assert row["greedy"].value == pytest.approx(np.mean(run.summary["return_seeds"]))
@@ -383,7 +384,7 @@ def test_the_claims_about_truthfulness():
     assert denied("because utilities", **{"vickrey, contract": [0.8, 0.8, 0.8, 0.7]})
     assert denied("because utilities", **{"vickrey, noiseless": [0.8, 0.8, 0.8, 0.7]})
     assert denied("owners", money={"others": np.array([0.15, 0.16, 0.15, 0.16])})
-    rows = experiment.tables[2].of(truthfulness_results()).rows
+    rows = table_of(experiment.tables[2], truthfulness_results()).rows
     assert [(row["auction"], row["bids"], row["learner"]) for row in rows][-3:] == [
         ("vickrey", "contract", "ppo"),
         ("ccv", "noise-0.1", "ppo"),

@@ -1,6 +1,5 @@
 """One decision changes: the tasks by hand, and the report on made-up runs and on tiny ones."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmarket import experiments
 from jaxmarket.environments import topologies
 from jaxmarket.environments.topologies import TOPOLOGIES, common_ancestor, common_descendant, linear_chain
-from jaxmarket.experiments import EXPERIMENTS, ExperimentOptions, modularity
-from jaxmarket.experiments.transfer_conditions import TransferCondition, kind_of, steps_to
-from jaxmarket.runs import fitting, run_folder
+from jaxmarket.experiments import Scope, modularity
+from jaxmarket.experiments.modularity import Task
+from jaxmarket.experiments.results import Results
+from jaxmarket.experiments.transfers import kind_of
+from jaxmarket.runs import run_folder
 from jaxmarket.runs.run_folder import SavedRun
 
 # --- the tasks
@@ -91,11 +93,12 @@ def test_a_task_is_three_of_six_actions(task):
 # --- made-up runs
 
 SEEDS = 4
+LAST = Task("linear chain", "last", "ABD")
 
 
-def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
+def made(agent, task, reached, *, scale=1.0):
     """A run whose seeds reach 90% at the given chunk of ten (None: never), with networks of ``scale``."""
-    config = modularity.condition(arm, topology, task, SEEDS).config
+    config = modularity.config(agent, "linear chain", task, seeds=SEEDS)
     networks = jax.tree.map(
         lambda x: jnp.full(x.shape, scale), jax.eval_shape(lambda: run_folder._fresh_networks(config.settings))
     )
@@ -107,20 +110,31 @@ def made(arm, task, reached, *, scale=1.0, topology="linear chain"):
     return run
 
 
-def transfer(society, valuation, flat, early=None):
-    """A transfer of these curves; conditions with more entropy have those of their agent."""
+def results(society, valuation, flat, *, decisions=None, scope=None, **others):
+    """A transfer to the last task of the chain; conditions with more entropy have the curve of their agent."""
     curves = {"society": (society, 1.05), "society valuation": (valuation, 1.5), "flat": (flat, 1.2)}
+    finished = {}
+    for agent in modularity.CONDITIONS:
+        reached, scale = curves[kind_of(agent)]
+        finished[LAST.condition(agent, "first")] = made(agent, "ABC", [1] * SEEDS)
+        finished[LAST.condition(agent)] = made(agent, "ABD", others.get(agent, reached), scale=scale)
+    for agent, right in (decisions or {}).items():
+        finished[LAST.condition(agent, "decisions")] = {"right": right}
+    return Results(scope or Scope(SEEDS, quick=True), finished, {}, modularity.EXPERIMENT.measures)
 
-    def arm(name):
-        reached, scale = curves[kind_of(name)]
-        return TransferCondition(name, made(name, "ABC", [1] * SEEDS), made(name, "ABD", reached, scale=scale))
 
-    arms = {name: arm(name) for name in modularity.CONDITIONS}
-    return modularity.Transfer("linear chain", "last", "ABD", arms, early or {})
+def tables(found):
+    return {table.name: list(table.rows(found)) for table in modularity.EXPERIMENT.tables}
 
 
-def test_the_main_table_by_hand():
-    rows = {row["arm"]: row for row in transfer([2] * 4, [None] * 4, [8, 8, 8, None]).rows()}
+def confirmed(found):
+    verdicts = [claim.verdict(found) for claim in modularity._claims(found.scope)]
+    return {verdict.claim: verdict.standing == "confirmed" for verdict in verdicts}
+
+
+def test_the_tables_by_hand():
+    found = tables(results([2] * 4, [None] * 4, [8, 8, 8, None]))
+    rows = {row["arm"]: row for row in found["transfers"]}
     assert rows["society"]["k steps"].value == 0.512
     assert rows["society"]["k steps after"].value == rows["society"]["k steps to stay"].value == 1.024
     assert (rows["society"]["moved"].value, rows["flat"]["moved"].value) == (0, 1)  # by 5%, which is none; by 20%
@@ -131,40 +145,26 @@ def test_the_main_table_by_hand():
     assert valuation["k steps after"].value == valuation["k steps to stay"].value == 5.12  # the whole run
     assert (rows["flat"]["stay"], rows["society valuation"]["stay"]) == ("3/4", "0/4")
     assert rows["society valuation"]["transfer"].value == 0
-
-
-def test_the_arms_of_the_report_pool_tasks_and_seeds():
-    made_up = [transfer([2] * 4, [None] * 4, [8, 8, 8, None]), transfer([4] * 4, [None] * 4, [8] * 4)]
-    made_up[1] = dataclasses.replace(made_up[1], change="middle")
-    arms = {arm: modularity._summary(made_up, arm) for arm in modularity.CONDITIONS}
-    for steps in ("steps_to_90_transfer", "steps_to_stay_above_90_transfer"):
-        assert arms["society"][steps] == {"mean": 1536, "std": 512, "never": 0}
-    assert arms["society valuation"]["steps_to_90_transfer"] == {"mean": 5120, "std": 0, "never": 8}
-    steps = [4096] * 7 + [5120]
-    assert arms["flat"]["steps_to_90_transfer"] == {"mean": np.mean(steps), "std": np.std(steps), "never": 1}
-    assert arms["flat"]["share_of_weights_moved"] == {"mean": 1, "std": 0, "never": 0}
-    assert arms["flat"]["success_first"]["mean"] == 1
-    assert set(arms["flat"]["tasks"]) == {"linear chain, last", "linear chain, middle"}
-    assert arms["flat"]["tasks"]["linear chain, last"]["steps_to_90_transfer"]["never"] == 1
+    assert [row["arm"] for row in found["first"]] == list(modularity.CONDITIONS)
+    seeds = [row for row in found["seeds"] if row["arm"] == "flat"]
+    assert [row["transfer steps to 90%"] for row in seeds] == [4096] * 3 + [5120]
+    assert [row["transfer reached 90%"] for row in seeds] == [True] * 3 + [False]
+    assert (found["early"], found["tuning"]) == ([], [])
 
 
 def test_fewer_weights_means_in_every_transfer():
-    low, high = np.array([0.1, 0.1, 0.2, 0.2]), np.array([0.5, 0.6, 0.6, 0.7])
-    verdict = modularity.fewer_weights("", [low, low], [high, high])
-    assert (verdict.standing, verdict.number) == ("confirmed", pytest.approx(0.15))
-    assert "2/2" in verdict.evidence
-    assert "difference of the means -0.450 [" in verdict.evidence
-    verdict = modularity.fewer_weights("", [low, high], [high, high])
-    assert (verdict.standing, verdict.number) == ("not confirmed", pytest.approx(0.6))
-    assert "1/2" in verdict.evidence
+    """The society's weights move by 5%, which is none; those of the flat agent and of the valuation society do."""
+    found = confirmed(results([2] * 4, [2] * 4, [2] * 4))
+    moved = {claim: holds for claim, holds in found.items() if "share of its weights" in claim}
+    assert list(moved.values()) == [True, False, True, False]
 
 
-def test_settled_is_the_last_time_it_rose_above_90_percent():
+def test_steps_to_stay_are_those_of_the_last_time_it_rose_above_90_percent():
     run = made("flat", "ABC", [1, 3, None, 5])
-    np.testing.assert_array_equal(modularity.settled(run), [512, 3 * 512, np.nan, 5 * 512])
     run.metrics["termination_rate"][5, 0] = 0.5  # it fell once
-    np.testing.assert_array_equal(modularity.settled(run)[0], 7 * 512)
-    assert steps_to(run)[0] == 512
+    stay, first = (modularity.EXPERIMENT.measures[name](run) for name in ("steps to stay", "steps to 90%"))
+    np.testing.assert_array_equal(stay, [7 * 512, 3 * 512, 5120, 5 * 512])
+    assert first[0] == 512
 
 
 def knows(arm, task):
@@ -181,93 +181,78 @@ def knows(arm, task):
     return run
 
 
-@pytest.mark.parametrize("arm", ["flat", "society valuation"])
-def test_correct_is_how_often_each_decision_is_right(arm):
-    run = knows(arm, "AEC")
+@pytest.mark.parametrize("agent", ["flat", "society valuation"])
+def test_correct_is_how_often_each_decision_is_right(agent):
+    run = knows(agent, "AEC")
     np.testing.assert_array_equal(modularity.correct(run, "AEC"), np.ones((SEEDS, 3)))
-    np.testing.assert_array_equal(modularity.correct(run, "ABD"), [[1, 0, 0]] * SEEDS)
-    relearning = transfer([2] * 4, [2] * 4, [2] * 4, {"flat": run})  # the last decision of ABC changes to D
-    others, changed = relearning.split(modularity.correct(run, "ABD"))
+    right = modularity.correct(run, "ABD")
+    np.testing.assert_array_equal(right, [[1, 0, 0]] * SEEDS)
+    others, changed = LAST.split(right)  # the last decision of ABC changes to D
     assert (others.max(), changed.max()) == (0, 0)
-    assert next(relearning.early_rows())["others"].value == 0
 
 
-def test_whether_the_other_decisions_stayed_right_is_judged_where_it_was_measured():
-    stayed, lost = knows("society valuation", "ABC"), knows("flat", "AEC")
-    with_early = transfer([2] * 4, [2] * 4, [2] * 4, {"society": stayed, "flat": lost})
-    *others, last = modularity._verdicts([with_early])
-    assert (last.standing, last.number) == ("confirmed", 1)
+def test_whether_the_other_decisions_stayed_right_is_tested_where_it_was_measured(monkeypatch):
+    monkeypatch.setattr(modularity, "_tasks", lambda scope: [LAST])
+    rights = {"society": np.array([[1, 1, 0.2]] * 4), "flat": np.array([[1, 0, 0.5]] * 4)}
+    found = results([2] * 4, [2] * 4, [2] * 4, decisions=rights, scope=Scope(SEEDS))
+    *others, last = [claim.verdict(found) for claim in modularity._claims(found.scope)]
+    assert (last.standing, last.kind, last.number) == ("confirmed", "within", 1)
     assert "flat 0.000" in last.evidence
     assert len(others) == 3 * len(modularity.PAIRS) == 12
-    assert len(list(modularity._verdicts([transfer([2] * 4, [2] * 4, [2] * 4)]))) == 12
+    early = tables(found)["early"]
+    assert [(row["arm"], row["others"].value, row["changed decision"].value) for row in early] == [
+        ("society", 1, 0.2),
+        ("flat", 0, 0.5),
+    ]
+    lower = {"society": np.array([[1, 0.95, 0], [1, 0.8, 0]] * 2), "flat": rights["flat"]}
+    found = results([2] * 4, [2] * 4, [2] * 4, decisions=lower, scope=Scope(SEEDS))
+    assert modularity._claims(found.scope)[-1].verdict(found).standing == "not confirmed"  # its lower end
 
 
 def test_societies_are_compared_with_the_agent_that_has_more_entropy():
-    runs = transfer([4] * 4, [4] * 4, [8] * 4)
-    runs.agents["flat-exploring"] = transfer([4] * 4, [4] * 4, [2] * 4).agents["flat-exploring"]
-    found = {v.claim: v.standing for v in modularity._verdicts([runs])}
+    found = confirmed(results([4] * 4, [4] * 4, [8] * 4, **{"flat-exploring": [2] * 4}))
     claim = "[linear chain, last] the {} society reaches 90% again in fewer steps{}"
-    assert found[claim.format("ppo", "")] == found[claim.format("valuation", "")] == "confirmed"
+    assert found[claim.format("ppo", "")] and found[claim.format("valuation", "")]
     for society in ("exploring", "valuation"):
-        assert found[claim.format(society, " than flat-exploring")] == "not confirmed"
+        assert not found[claim.format(society, " than flat-exploring")]
 
 
 # --- the experiment
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The quick experiment on one topology, every arm the same small monolithic agent: two programs to compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modularity, "QUICK", ("linear chain",))
-        patch.setattr(modularity, "_KINDS", {arm: {"agent": "monolith"} for arm in modularity.AGENTS})
-        patch.setattr(modularity, "CONDITIONS", dict.fromkeys(modularity.CONDITIONS, modularity.AGENTS["flat"]))
-        patch.setattr(modularity, "_BUDGET", modularity._BUDGET | {"steps": 3 * 512})
-        options = ExperimentOptions(tmp_path_factory.mktemp("modularity"), seeds=2, quick=True, progress=False)
-        first = modularity.run(options)
-        patch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
-        return options, first, modularity.run(options)
-
-
-@pytest.mark.full
-def test_the_report_has_the_promised_fields(tiny):
-    _, report, _ = tiny
-    line = json.loads(dataclasses.replace(report, name="modularity").to_json())
-    assert set(line["arms"]) == {*modularity.CONDITIONS, "hierarchical"}
-    for name, arm in line["arms"].items():
-        assert {"success_first", "steps_to_90_transfer", "share_of_weights_moved", "tasks"} <= set(arm)
-        if name != "hierarchical":
-            assert set(arm["tasks"]) == {"linear chain, last"}
-            assert {"mean", "std"} <= set(arm["steps_to_90_transfer"])
-    assert line["arms"]["hierarchical"]["steps_to_90_transfer"] is None
-    assert "no options" in line["arms"]["hierarchical"]["note"]
+@pytest.mark.slow
+def test_the_transfer_starts_where_the_first_task_ended(tmp_path, monkeypatch):
+    """Every agent the same small monolithic one. After three more updates of Adam at 1e-2, no weight is further away
+    than those can have moved it."""
+    monkeypatch.setattr(modularity, "_KINDS", {agent: {"agent": "monolith"} for agent in modularity.AGENTS})
+    monkeypatch.setattr(modularity, "CONDITIONS", dict.fromkeys(modularity.CONDITIONS, modularity.AGENTS["flat"]))
+    monkeypatch.setattr(modularity, "_BUDGET", modularity._BUDGET | {"steps": 3 * 512})
+    report = experiments.reproduce("modularity", tmp_path, quick=True, seeds=2, progress=False)
+    line = json.loads(report.to_json())
     assert [row["arm"] for row in line["table"]] == list(modularity.CONDITIONS)
     assert len(line["verdicts"]) == 12
     assert set(report.figures) == {"transfers", "moved", "weights"}
-
-
-@pytest.mark.slow
-def test_the_transfer_starts_where_the_first_task_ended(tiny):
-    """After three more updates of Adam at 1e-2, no weight is further away than those can have moved it."""
-    options, report, _ = tiny
-    mdp = {task: linear_chain(task) for task in ("ABC", "ABD")}
     before, after = (
-        run_folder.read(options.folder / f"flat-linear_chain-{task}", {"env": env}) for task, env in mdp.items()
+        run_folder.read(next(tmp_path.glob(f"conditions/{name}-*")), {"env": linear_chain(task)})
+        for name, task in (("first-flat-linear-chain", "ABC"), ("transfer-flat-linear-chain-last", "ABD"))
     )
     gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
     assert 0 < max(jax.tree.leaves(gap)) < 0.2
-    assert 0 < report.settings["arms"]["flat"]["relative_weight_change"]["mean"] < 1
-
-
-@pytest.mark.slow
-def test_finished_stages_are_not_trained_again(tiny):
-    _, first, again = tiny
-    assert first.settings["arms"] == again.settings["arms"]
-    assert first.tables[0].as_rows() == again.tables[0].as_rows()
+    assert all(0 < row["change"] < 1 for row in line["table"])
 
 
 def test_grids_are_of_one_size_and_hold_what_is_used():
     assert {len(grid) for grid in modularity.GRIDS.values()} == {12}
-    for arm, settings in modularity.CONDITIONS.items():
-        assert settings in modularity.GRIDS[kind_of(arm)]
-    assert EXPERIMENTS["modularity"].run is modularity.run
+    for agent, settings in modularity.CONDITIONS.items():
+        assert settings in modularity.GRIDS[kind_of(agent)]
+
+
+def test_a_full_run_adds_the_grid_and_a_normal_one_the_early_decisions():
+    quick, normal, full = (
+        {c.name: c for c in modularity.EXPERIMENT.planned(Scope(16, quick, full))}
+        for quick, full in ((True, False), (False, False), (False, True))
+    )
+    assert quick.keys() < normal.keys() < full.keys()
+    assert (len(quick), len(normal), len(full) - len(normal)) == (10, 5 * 3 + 5 * 7 + 2 * 2 * 7, 72)
+    early = normal["early-society-linear chain, last"]
+    assert (early.start, early.config.settings.steps) == ("first-society-linear chain", 5120)

@@ -1,6 +1,5 @@
 """The Two Rooms reproduction: its numbers from made-up runs by hand, and the real thing (slow)."""
 
-import dataclasses
 import json
 import types
 
@@ -9,15 +8,9 @@ import pytest
 
 from jaxmarket import experiments
 from jaxmarket.environments.rooms import TASKS
-from jaxmarket.experiments import two_rooms
-from jaxmarket.experiments.transfer_conditions import (
-    TransferCondition,
-    exploring,
-    fewer_steps,
-    kind_of,
-    lower_bound,
-    steps_to,
-)
+from jaxmarket.experiments import Scope, transfers, two_rooms
+from jaxmarket.experiments.results import Results
+from jaxmarket.experiments.transfers import MEASURES, Transfer, exploring, kind_of
 
 
 def made_up(success, duration=2.0, rates=None, weights=1.0, agent="monolith"):
@@ -37,55 +30,69 @@ def made_up(success, duration=2.0, rates=None, weights=1.0, agent="monolith"):
     )
 
 
+def measured(run):
+    """All measures of a run."""
+    return {name: measure(run).tolist() for name, measure in MEASURES.items()}
+
+
 def test_steps_are_the_environments_and_counted_to_the_chunk_that_got_there():
-    run = made_up([[0.0, 0.95, np.nan, 0.89], [0.9, 0.2, np.nan, 0.5], [0.1, 1, 0.91, 0.8]])
-    np.testing.assert_array_equal(steps_to(run), [400, 200, 600, np.nan])
+    found = measured(made_up([[0.0, 0.95, np.nan, 0.89], [0.9, 0.2, np.nan, 0.5], [0.1, 1, 0.91, 0.8]]))
+    assert found["steps to 90%"] == [400, 200, 600, 600]
+    assert found["reached 90%"] == [True, True, True, False]
+    assert found["steps to stay"] == [600, 600, 600, 600]
+    assert found["stays"] == [False, True, True, False]
 
 
-def test_an_arm_as_json():
-    first = made_up([[0.1, 0.9], [0.95, 0.9]])
-    arm = TransferCondition("flat", first, made_up([[0.1, 0.2], [0.1, 0.3]], weights=1.5))
-    entry = json.loads(json.dumps(arm.entry, allow_nan=False))
-    assert entry["steps_to_90_first"] == {
-        "mean": 300, "std": 100, "lowest": 200, "highest": 400, "seeds": [400, 200], "never": 0,
-    }  # fmt: skip
-    assert entry["steps_to_90_transfer"] == {
-        "mean": 400, "std": 0, "lowest": 400, "highest": 400, "seeds": [400, 400], "never": 2,
-    }  # fmt: skip
-    assert entry["success_first"]["mean"] == 1
-    assert entry["share_of_weights_moved"]["mean"] == 1
-    np.testing.assert_allclose(entry["relative_weight_change"]["mean"], 0.5)
-    assert entry["env_steps_transfer"] == 400
-    assert (arm.row["k steps"].value, arm.row["k steps after"].value) == (pytest.approx(0.3), 0.4)
-    assert arm.row["reached"] == "0/2"
+def results(finished, scope=None):
+    return Results(scope or Scope(4, quick=True), finished, {}, two_rooms.EXPERIMENT.measures)
+
+
+def test_the_row_and_the_seeds_of_an_agent():
+    first, second = made_up([[0.1, 0.9], [0.95, 0.9]]), made_up([[0.1, 0.2], [0.1, 0.3]], weights=1.5)
+    found, transfer = results({"f": first, "t": second}), Transfer("flat", "f", "t")
+    row = transfer.row(found)
+    assert (row["k steps"].value, row["k steps after"].value) == (pytest.approx(0.3), 0.4)
+    assert (row["reached"], row["moved"].value, row["change"].value) == ("0/2", 1, pytest.approx(0.5))
+    seeds = transfer.seeds(found)
+    assert [seed["first steps to 90%"] for seed in seeds] == [400, 200]
+    assert [seed["transfer steps to 90%"] for seed in seeds] == [400, 400]
+    assert [seed["transfer reached 90%"] for seed in seeds] == [False, False]
+    assert [seed["all moved"] for seed in seeds] == [1, 1]
+    np.testing.assert_allclose([seed["policies change"] for seed in seeds], 0.5)
 
 
 def test_a_seed_that_never_gets_there_counts_as_its_whole_run():
-    run = made_up([[0.0, 0.0], [0.0, 0.9]], duration=np.array([[2.0, 3.0]] * 2))
-    np.testing.assert_array_equal(steps_to(run), [np.nan, 600])
-    np.testing.assert_array_equal(lower_bound(run, steps_to(run)), [400, 600])
-    np.testing.assert_array_equal(lower_bound(run, np.full(2, np.nan)), [400, 600])
+    found = measured(made_up([[0.0, 0.0], [0.0, 0.9]], duration=np.array([[2.0, 3.0]] * 2)))
+    assert found["steps to 90%"] == [400, 600]
+    assert found["reached 90%"] == [False, True]
+
+
+def reaching(chunks, count=100):
+    """A run of ``count`` chunks of 1,000 steps whose seeds reach 90% at these chunks; NaN: never."""
+    rate = np.arange(1, count + 1)[:, None] >= np.asarray(chunks, float)
+    return made_up(rate, duration=10.0)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "standing", "says"),
     [
-        ([10, 11, 12, 13], [20, 21, 22, 23], "confirmed", "(4/4 seeds reach it)"),
-        ([20, 21, 22, 23], [10, 11, 12, 13], "not confirmed", "(4/4)"),
+        ([10, 11, 12, 13], [20, 21, 22, 23], "confirmed", "reached by 4/4 and 4/4"),
+        ([20, 21, 22, 23], [10, 11, 12, 13], "not confirmed", "4/4"),
         ([10, 15, 20, 25], [12, 17, 22, 27], "not confirmed", "means -2,000 ["),
         ([10, 12, 14, 16], [14, 16, 18, 20], "not confirmed", "means -4,000 [-8,467, 467"),
         ([10, 12, 14, 16], [15, 17, 19, 21], "confirmed", "means -5,000 [-9,467, -532"),  # intervals overlap
-        ([10, 11, np.nan, np.nan], [150, 150, 150, 150], "not confirmed", "(2/4 seeds"),  # whatever the others need
-        ([10, 11, 12, 13], [np.nan] * 4, "confirmed", "against 100,000 [100,000, 100,000] (0/4)"),
-        ([10, 11, 12, 13], [5, 5, 5, np.nan], "not confirmed", "(3/4)"),
-        ([np.nan] * 4, [np.nan] * 4, "not confirmed", "(0/4 seeds"),
+        ([10, 11, np.nan, np.nan], [150, 150, 150, 150], "not confirmed", "by 2/4"),  # whatever the others need
+        ([10, 11, 12, 13], [np.nan] * 4, "confirmed", "against 100,000 [100,000, 100,000]"),
+        ([10, 11, 12, 13], [5, 5, 5, np.nan], "not confirmed", "and 3/4"),
+        ([np.nan] * 4, [np.nan] * 4, "not confirmed", "by 0/4"),
     ],
 )
 def test_fewer_steps_needs_most_seeds_and_a_difference_below_zero(ours, theirs, standing, says):
-    ours, theirs = (np.array(steps) * 1000.0 for steps in (ours, theirs))
-    verdict = fewer_steps("it is faster", ours, theirs, (np.full(4, 100_000.0), 100_000))
+    claim = transfers.fewer_steps("it is faster", "ours", "theirs")
+    verdict = claim.verdict(results({"ours": reaching(ours), "theirs": reaching(theirs)}, Scope(4)))
     assert verdict.standing == standing
     assert says in verdict.evidence
+    assert verdict.kind == "separated"
     assert verdict.number is not None
 
 
@@ -98,26 +105,27 @@ def test_variants_have_the_settings_of_their_agent():
     assert own == two_rooms.TUNED["society"] | {"learning_rate": 3e-3}
 
 
-def verdicts(arms, options=None):
-    trained = {task: made_up([[1.0]], rates=options or [0.96]) for task in two_rooms.OPTIONS.values()}
-    found = two_rooms._verdicts(trained, {arm.name: arm for arm in arms}, made_up([[1.0]], rates=[0.95]))
-    return [(v.standing == "confirmed", v.number) for v in found]
-
-
-def arms_with(society, hierarchical, flat, moved):
-    """Arms whose transfers have these curves."""
-    solved = {
-        name: made_up([[1.0] * 4] * 2, agent=agent) for name, agent in zip(two_rooms.AGENTS, _AGENTS, strict=True)
-    }
-    curves = {"society": society, "hierarchical": hierarchical, "flat": flat}
-    return [
-        TransferCondition(name, solved[name], made_up(curves[name], weights=moved.get(name, 1.0), agent=agent))
-        for name, agent in zip(two_rooms.AGENTS, _AGENTS, strict=True)
-    ]
-
-
-_AGENTS = ("society", "monolith", "monolith")
+_AGENT = {"society": "society", "hierarchical": "monolith", "flat": "monolith"}
 SOON, LATE, NEVER = [[1.0] * 4] * 2, [[0.0] * 4, [1.0] * 4], [[0.0] * 4] * 2
+
+
+def finished(curves, moved=None, options=(0.96,), rates=None):
+    """Results with these curves after the transfer; on the first task all agents succeed at once."""
+    runs = {
+        f"option-{task}": made_up([[1.0] * len(options)], rates=list(options)) for task in two_rooms.OPTIONS.values()
+    }
+    runs["first-nested"] = made_up([[1.0]], rates=[0.95])
+    for name, curve in curves.items():
+        agent = _AGENT[kind_of(name)]
+        runs[f"first-{name}"] = made_up([[1.0] * 4] * 2, agent=agent, rates=(rates or {}).get(name))
+        runs[f"transfer-{name}"] = made_up(curve, weights=(moved or {}).get(name, 1.0), agent=agent)
+    return runs
+
+
+def confirmed(runs, scope=None):
+    scope = scope or Scope(4, quick=True)
+    found = [claim.verdict(results(runs, scope)) for claim in two_rooms._claims(scope)]
+    return {verdict.claim: verdict.standing == "confirmed" for verdict in found}
 
 
 @pytest.mark.parametrize(
@@ -132,35 +140,47 @@ SOON, LATE, NEVER = [[1.0] * 4] * 2, [[0.0] * 4, [1.0] * 4], [[0.0] * 4] * 2
 )
 def test_claims_about_transfer(society, hierarchical, moved, expected):
     """Fewer steps than hierarchical, than flat (mostly never there), fewer weights moved; ties confirm nothing."""
-    found = verdicts(arms_with(society, hierarchical, LATE if society is LATE else NEVER, moved))
-    assert [confirmed for confirmed, _ in found[-3:]] == expected
-    assert all(confirmed for confirmed, _ in found[:6])
+    flat = LATE if society is LATE else NEVER
+    found = list(confirmed(finished({"society": society, "hierarchical": hierarchical, "flat": flat}, moved)).values())
+    assert found[-3:] == expected
+    assert all(found[:5])
 
 
 def test_claims_about_the_first_task_hold_for_every_seed():
-    arms = arms_with(SOON, LATE, NEVER, {})
-    low = dataclasses.replace(arms[0], first=made_up([[1.0] * 4], rates=[1, 1, 1, 0.94], agent="society"))
-    found = verdicts([low, *arms[1:]], options=[0.5, 0.94])
-    assert [confirmed for confirmed, _ in found[:6]] == [False, False, False, False, True, True]
-    assert found[3][1] == 0.94
+    curves = {"society": SOON, "hierarchical": LATE, "flat": NEVER}
+    found = confirmed(finished(curves, options=(0.5, 0.94), rates={"society": [1, 1, 1, 0.94]}))
+    assert list(found.values())[:5] == [False, False, False, False, True]
+    assert all(confirmed(finished(curves, options=(0.5, 0.96))).values()) is False  # weights did not move less
+    assert list(confirmed(finished(curves, options=(0.5, 0.96))).values())[:5] == [True] * 5
 
 
 def test_settings_are_those_of_the_grid():
-    for arm in two_rooms.AGENTS:
-        assert (two_rooms.TUNED[arm]["learning_rate"], two_rooms.TUNED[arm]["entropy"]) in two_rooms.GRID
+    for agent in two_rooms.AGENTS:
+        assert two_rooms.TUNED[agent] in two_rooms.GRIDS[agent]
     assert {*two_rooms.OPTIONS.values(), two_rooms.FIRST, two_rooms.TRANSFER} == set(TASKS)
 
 
-def test_the_society_at_its_own_rate_is_compared_with_the_others():
-    arms = arms_with(SOON, SOON, NEVER, {})
-    own = dataclasses.replace(arms[0], name="society-3e-3")
-    found = verdicts([*arms, own])
-    assert len(found) == len(verdicts(arms)) + 3  # the first task, hierarchical, society
-    late = dataclasses.replace(own, second=made_up(NEVER, agent="society"))
-    trained = {task: made_up([[1.0]]) for task in two_rooms.OPTIONS.values()}
-    claims = {v.claim: v.standing for v in two_rooms._verdicts(trained, {a.name: a for a in [*arms, late]}, None)}
-    assert claims["society-3e-3: 95% success on the first task, every seed"] == "confirmed"
-    assert claims["society-3e-3: 90% on the transfer task in fewer environment steps than society"] == "not confirmed"
+def test_a_full_run_compares_the_society_at_its_own_rate():
+    curves = {name: LATE if name == "society-3e-3" else SOON for name in two_rooms.CONDITIONS}
+    found = confirmed(finished(curves), Scope(4))
+    assert found["society-3e-3: 95% success on the first task"]
+    assert not found["society-3e-3: 90% on the transfer task in fewer environment steps than society"]
+    assert "nested: 95% success on the first task" in found
+    assert len(found) == len(confirmed(finished(curves))) + 2 + 3  # first tasks; pairs of variants
+
+
+def test_a_full_run_adds_societies_as_options_and_the_grid():
+    quick, normal, full = (
+        {c.name: c for c in two_rooms.EXPERIMENT.planned(Scope(16, quick, full))}
+        for quick, full in ((True, False), (False, False), (False, True))
+    )
+    assert quick.keys() < normal.keys() < full.keys()
+    assert normal["transfer-society"].start == "first-society"
+    assert normal["first-nested"].inputs == tuple(f"society-option-{task}" for task in two_rooms.OPTIONS.values())
+    assert (normal["first-nested"].seeds, normal["option-TwoRooms-Red-v0"].seeds) == (8, 8)
+    grid = [c for name, c in full.items() if name not in normal]
+    assert len(grid) == 27
+    assert {(c.seeds, c.seed) for c in grid} == {(4, 5)}
 
 
 @pytest.mark.full
@@ -170,8 +190,7 @@ def test_options_and_arms_solve_their_tasks(tmp_path):
     confirmed = {verdict.claim: verdict.standing == "confirmed" for verdict in report.verdicts}
     assert all(confirmed[claim] for claim in list(confirmed)[:5]), confirmed
     found = json.loads(report.to_json())
-    assert set(found["arms"]) == set(two_rooms.AGENTS)
-    assert found["arms"]["society"]["success_first"]["mean"] >= 0.95
+    assert {row["arm"] for row in found["table"]} == set(two_rooms.AGENTS)
     assert 0 < found["waste"]["untrained"] < 1
     assert {f.name for f in tmp_path.glob("*.png")} == {"learning_curves.png", "weights.png", "ways.png"}
     assert (tmp_path / "society.gif").read_bytes().startswith(b"GIF89a")

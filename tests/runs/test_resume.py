@@ -230,10 +230,11 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
 @pytest.mark.full
 def test_killed_and_interrupted_at_random_moments(tmp_path):
     """Four of the hundred whose log is in benchmarks/results: a learner, a sweep, a reproduction and two processes."""
-    script = Path(__file__).parents[2] / "benchmarks" / "sigkill.py"
     kinds = ["valuation", "sweep", "reproduce", "launch"]
+    command = [sys.executable, "-m", "benchmarks", "sigkill", "--count", "4", "--seed", "1"]
     done = subprocess.run(
-        [sys.executable, str(script), "--count", "4", "--seed", "1", "--kinds", *kinds, "--log", str(tmp_path / "log")],
+        [*command, "--kinds", *kinds, "--log", str(tmp_path / "log")],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,

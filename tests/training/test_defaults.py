@@ -1,14 +1,10 @@
 """What societies learn with no option given: on finite processes against the exact optimum, and on tasks of others."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.scoreboard import COSTLY_CHAIN, MEMORY_CHAIN
 from jaxmarket import TrainConfig, fit

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import optimize
 from thinned import thinned
 
+from benchmarks import equilibrium
 from jaxmarket import deep_market, wide_market
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY
-from jaxmarket.bench import equilibrium
 from jaxmarket.checking import checked
 from jaxmarket.deep_market import DeepMarket, Terms, make_population
 from jaxmarket.deep_market.representations import NO_BID, BidTable, BidTables

@@ -30,6 +30,7 @@ from jaxmarket.view.text import DataTable
 
 __all__ = [
     "REPEATS",
+    "ROOT",
     "Report",
     "Timing",
     "allowed_cores",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 REPEATS = 10
+ROOT = Path(__file__).parents[1]
+"""The checkout: the folder from which a child process imports `benchmarks`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,7 @@ def measure(
     candidates: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]],
     repeats: int = REPEATS,
     others: Mapping[str, Callable[[], Any]] | None = None,
+    results: dict[str, Any] | None = None,
 ) -> dict[str, Timing]:
     """Compile each function for its arguments, warm it up, and time it alternately with the others.
 
@@ -86,6 +90,8 @@ def measure(
         repeats: number of timed calls of each.
         others: functions of other libraries by name, which are called as they are; their compile time is that of a
             first call.
+        results: receives what each of the candidates returned in its warm-up, by name, if it is given. Results are not
+            kept otherwise, because they may be large.
 
     Raises:
         RuntimeError: a function was traced more than once.
@@ -103,7 +109,10 @@ def measure(
         with every_core():
             program = jax.jit(counted).lower(*arguments).compile()
         compile_seconds[name] = time.perf_counter() - began
-        jax.block_until_ready(program(*arguments))
+        result = jax.block_until_ready(program(*arguments))
+        if results is not None:
+            results[name] = result
+        del result
         if len(traces) != 1:
             raise RuntimeError(f"{name}: traced {len(traces)} times, a benchmark times one program")
         plan = program.memory_analysis()
@@ -222,12 +231,11 @@ def machine() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout, with a + if files differ from it; None outside a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False).stdout
 
     return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
 

@@ -1,0 +1,325 @@
+"""Experiments as data: what is computed, kept and shown, and the four kinds of claim by hand."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmarket import TrainConfig, experiments
+from jaxmarket.cli import main
+from jaxmarket.experiments import Compute, Experiment, Quick, Scope, Table, Train, addresses, at, engine
+from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
+from jaxmarket.experiments.results import FailedConditionError, Results
+from jaxmarket.runs import sweeps
+
+# --- claims
+
+
+def made(scope=None, failed=None, **values):
+    """Results whose conditions have these values of the measure ``x``."""
+    return Results(
+        scope or Scope(), {name: np.array(v, float) for name, v in values.items()}, failed or {}, {"x": np.asarray}
+    )
+
+
+def a(results):
+    return results.measure("a", "x")
+
+
+def b(results):
+    return results.measure("b", "x")
+
+
+@pytest.mark.parametrize(
+    ("claim", "mine", "others", "standing", "number"),
+    [
+        # Welch's interval of the difference: -4 ± 4.47 and -5 ± 4.47.
+        (separated("", a, b, lower=True), [10, 12, 14, 16], [14, 16, 18, 20], "not confirmed", -4),
+        (separated("", a, b, lower=True), [10, 12, 14, 16], [15, 17, 19, 21], "confirmed", -5),
+        (separated("", a, b), [10, 12, 14, 16], [15, 17, 19, 21], "not confirmed", -5),
+        (separated("", a, b), [15, 17, 19, 21], [10, 12, 14, 16], "confirmed", 5),
+        (separated("", a, b), [1, 1], [1, 1], "not confirmed", 0),
+        (separated("", a, b, reached=lambda r: a(r) > 15), [15, 17, 19, 21], [1, 1, 1, 1], "confirmed", 17),
+        (separated("", a, b, reached=lambda r: a(r) > 17), [15, 17, 19, 21], [1, 1, 1, 1], "not confirmed", 17),
+        (every_seed("", a, at_least=0.9), [1, 0.9], [], "confirmed", 0.9),
+        (every_seed("", a, at_least=0.9), [1, 0.89], [], "not confirmed", 0.89),
+        (every_seed("", a, at_most=2), [1, 2.5], [], "not confirmed", 2.5),
+        (every_seed("", a, at_least=b), [1, 2], [0.5, 2], "confirmed", 1),
+        (every_seed("", a, at_least=b), [1, 2], [0.5, 2.1], "not confirmed", 1),
+        (every_seed("", a, at_least=0), [1, np.nan], [], "not confirmed", None),
+        (share_of_seeds("", a, share=0.75, at_least=1), [1, 1, 1, 0], [], "confirmed", 0.75),
+        (share_of_seeds("", a, share=0.8, at_least=1), [1, 1, 1, 0], [], "not confirmed", 0.75),
+        (share_of_seeds("", a, share=0.5, above=b), [1, 2, 3, 4], [1, 1, 1, 5], "confirmed", 0.5),
+        (share_of_seeds("", a, share=0.5, below=b), [1, 2, 3, 4], [1, 1, 1, 5], "not confirmed", 0.25),
+        (within("", a, at_most=0.05), [0, 0.04, 0.05, 1], [], "confirmed", 0.045),
+        (within("", a, at_most=0.05, interval=True), [0, 0.04, 0.05, 1], [], "not confirmed", 0.045),
+        (within("", a, at_least=0, at_most=0.04), [0, 0.04, 0.05, 1], [], "not confirmed", 0.045),
+    ],
+)
+def test_the_four_kinds_of_claim_by_hand(claim, mine, others, standing, number):
+    verdict = claim.verdict(made(a=mine, b=others))
+    assert verdict.standing == standing, verdict
+    assert verdict.number == (None if number is None else pytest.approx(number))
+    json.dumps(dataclasses.asdict(verdict), allow_nan=False)
+    quick = claim.verdict(made(Scope(quick=True), a=mine, b=others)).standing
+    assert quick == ("confirmed" if standing == "confirmed" else "too short to tell")
+
+
+def test_a_verdict_has_its_kind_number_and_interval():
+    verdict = separated("a is more", a, b).verdict(made(a=[15, 17, 19, 21], b=[10, 12, 14, 16]))
+    assert (verdict.claim, verdict.kind, verdict.number) == ("a is more", "separated", 5)
+    assert (verdict.low, verdict.high) == (pytest.approx(0.532, abs=1e-3), pytest.approx(9.467, abs=1e-3))
+    verdict = share_of_seeds("", a, share=0.5, above=b).verdict(made(a=[1, 2, 3, 4], b=[1, 1, 1, 5]))
+    assert "2/4 seeds" in verdict.evidence
+    assert "by chance: 50.0%" in verdict.evidence  # at least two of three, the tie left out
+    assert "0.9 to 1, required ≥ 0.5" in every_seed("", a, at_least=0.5).verdict(made(a=[1, 0.9])).evidence
+
+
+def test_a_claim_about_a_failed_condition_cannot_be_tested():
+    results = made(failed={"b": "ValueError: no"}, a=[1, 2])
+    verdict = separated("", a, b).verdict(results)
+    assert (verdict.standing, verdict.number) == ("not testable", None)
+    assert "b failed: ValueError: no" in verdict.evidence
+    with pytest.raises(FailedConditionError):
+        results["b"]
+    with pytest.raises(KeyError):  # a name that nobody planned is a mistake
+        separated("", a, at("c", "x")).verdict(results)
+
+
+# --- addresses
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    rate: float
+    by: object = None
+
+
+def drawn(scale, keys):
+    return {"x": scale * jax.vmap(jax.random.normal)(keys)}
+
+
+def multiple(n):
+    return lambda keys: {"x": n * np.ones(len(keys))}
+
+
+def identity(condition, **scope):
+    return addresses.address(condition.job(Scope(**scope), {}).identity)
+
+
+def test_an_address_changes_with_whatever_determines_the_result():
+    condition = Compute("noise", functools.partial(drawn, 2.0))
+    same = [identity(condition), identity(Compute("other name", functools.partial(drawn, 2.0)))]
+    assert same[0] == same[1]
+    other = [
+        identity(Compute("noise", functools.partial(drawn, 2.5))),
+        identity(Compute("noise", functools.partial(drawn, scale=2.0))),
+        identity(condition, seed=1),
+        identity(condition, seeds=3),
+        identity(dataclasses.replace(condition, seeds=2)),
+    ]
+    assert len({same[0], *other}) == 6
+    by_default = [lambda keys, n=n: {"x": n * np.ones(len(keys))} for n in (1, 2)]
+    for one, two in (by_default, (multiple(1), multiple(2))):
+        assert identity(Compute("", one)) != identity(Compute("", two))
+
+
+def test_values_are_encoded_by_what_they_hold():
+    values = [1, 1.5, "1", None, True, (1, 2), {"a": 1}, {"a": 2}, np.arange(3), np.arange(3.0), Setting(1.0)]
+    values += [Setting(2.0), Setting(1.0, by=np.ones(2)), Setting(1.0, by=np.zeros(2)), drawn, Setting]
+    values += [functools.partial(drawn, 1), functools.partial(drawn, 2)]
+    assert len({json.dumps(addresses.encode(value)) for value in values}) == len(values)
+    for value in (object(), (x for x in ())):
+        with pytest.raises(ValueError, match="conditions: cannot identify"):
+            addresses.encode(value)
+
+
+def test_a_change_of_code_changes_the_address_of_what_imports_it(monkeypatch):
+    config = TrainConfig("Bandit-v0", steps=4096)
+    first = addresses.source_digest(config.settings.trainable)
+    source = addresses._source.__wrapped__
+
+    def changed(module, name):
+        code, imported = source(name)
+        return (code + b"#" if name == module else code), imported
+
+    for module, matters in (
+        ("jaxmarket.settlement", True),
+        ("jaxmarket.learners.valuation", True),
+        ("jaxmarket.wide_market.market", False),
+        ("jaxmarket.view.plotting", False),
+    ):
+        monkeypatch.setattr(addresses, "_source", functools.partial(changed, module))
+        assert (addresses.source_digest(config.settings.trainable) != first) == matters, module
+
+
+# --- running
+
+CALLS = []
+
+
+def counted(name, keys, *inputs):
+    CALLS.append(name)
+    if name == "stop":
+        raise KeyboardInterrupt
+    if name == "bad":
+        raise ZeroDivisionError("by zero")
+    return {"x": np.arange(len(keys)) + sum(each["x"].sum() for each in inputs)}
+
+
+def condition(name, *inputs):
+    return Compute(name, functools.partial(counted, name), inputs=inputs)
+
+
+EXPERIMENT = Experiment(
+    name="counting",
+    shows="numbers",
+    source="here",
+    conditions=[condition("b", "a"), condition("a"), condition("bad"), condition("c", "bad")],
+    measures={"x": lambda result: result["x"]},
+    claims=[
+        within("b is more than its inputs", at("b", "x"), at_least=1.5),
+        within("c is computed", at("c", "x"), at_least=0),
+    ],
+    seeds=3,
+    quick=Quick(2),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_calls():
+    CALLS.clear()
+
+
+def test_conditions_run_after_their_inputs_and_failures_do_not_stop_the_others(tmp_path):
+    report = experiments.reproduce(EXPERIMENT, tmp_path, progress=False)
+    assert set(CALLS) == {"a", "b", "bad"}
+    assert report.settings["failed"] == {
+        "bad": "ZeroDivisionError: by zero",
+        "c": "RuntimeError: needs bad, which failed",
+    }
+    assert [row["condition"] for row in report.tables[0].rows] == ["b", "a"]
+    assert [row["x"].value for row in report.tables[0].rows] == [4, 1]
+    assert [verdict.standing for verdict in report.verdicts] == ["confirmed", "not testable"]
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["verdicts"][0]["kind"] == "within"
+    assert "bad failed: ZeroDivisionError" in (tmp_path / "report.txt").read_text()
+
+
+def test_finished_conditions_are_not_computed_again_and_the_files_are_the_same(tmp_path):
+    experiments.reproduce(EXPERIMENT, tmp_path, progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    CALLS.clear()
+    experiments.reproduce(EXPERIMENT, tmp_path, progress=False)
+    assert CALLS == ["bad"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    (next(tmp_path.glob("conditions/a-*")) / "arrays.npz").write_bytes(b"damaged")
+    CALLS.clear()
+    experiments.reproduce(EXPERIMENT, tmp_path, progress=False)
+    assert set(CALLS) == {"a", "bad"}  # and not b, whose input has the same address
+
+
+def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    stopping = dataclasses.replace(EXPERIMENT, conditions=[condition("a"), condition("stop"), condition("b", "a")])
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(stopping, Scope(3), tmp_path, progress=False)
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["a"]
+    CALLS.clear()
+    results = engine.run(EXPERIMENT, Scope(3), tmp_path, progress=False)
+    assert "a" not in CALLS
+    assert list(results) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "says"),
+    [
+        ([condition("a", "b"), condition("b", "a")], "without a circle"),
+        ([condition("a", "nowhere")], "nowhere"),
+        ([condition("a"), condition("a")], "unique names"),
+    ],
+)
+def test_names_must_be_known_and_unique(tmp_path, conditions, says):
+    with pytest.raises(ValueError, match=says):
+        engine.run(dataclasses.replace(EXPERIMENT, conditions=conditions), Scope(2), tmp_path, progress=False)
+
+
+def test_what_is_not_an_array_fails_with_its_name(tmp_path):
+    def nothing(keys):
+        return {"x": [object()]}
+
+    bad = dataclasses.replace(EXPERIMENT, conditions=[Compute("a", nothing), Compute("b", lambda keys: 3)])
+    failed = engine.run(bad, Scope(2), tmp_path, progress=False).failed
+    assert "x is not an array of numbers or text" in failed["a"]
+    assert "expected arrays by name" in failed["b"]
+
+
+def test_tables_are_left_out_if_a_condition_failed_and_without_rows():
+    results = made(failed={"b": "no"}, a=[1, 2])
+    tables = [
+        Table("one", "t", lambda r: [{"a": r["a"].sum()}]),
+        Table("two", "t", lambda r: [{"b": r["b"].sum()}]),
+        Table("three", "t", lambda r: []),
+    ]
+    kept = [engine.table_of(table, results) for table in tables]
+    assert [table.name if table else None for table in kept] == ["one", None, None]
+
+
+MODULE = """
+from jaxmarket import TrainConfig
+from jaxmarket.experiments import Experiment, Quick, Train, at, every_seed, separated
+from jaxmarket.experiments.measures import final, steps_to
+
+SMALL = {"learner": "valuation", "steps": 8192, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 4}
+MINE = Experiment(
+    name="mine",
+    shows="two auctions",
+    source="here",
+    conditions=[Train(auction, TrainConfig("Bandit-v0", auction=auction, **SMALL)) for auction in ("ccv", "bb")],
+    measures={"return": final(), "steps": steps_to(0.7)},
+    claims=[
+        every_seed("ccv solves it", at("ccv", "return"), at_least=0.79),
+        separated("ccv is sooner", at("ccv", "steps"), at("bb", "steps"), lower=True),
+    ],
+    seeds=3,
+    quick=Quick(2, steps=0.25),
+)
+OTHER = 3
+"""
+
+
+def test_a_users_experiment_from_the_command_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_auctions.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    main(["reproduce", "my_auctions:MINE", "--quick", "--json"])
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (found["experiment"], found["seeds"], found["quick"]) == ("mine", 2, True)
+    assert [row["condition"] for row in found["table"]] == ["ccv", "bb"]
+    assert found["verdicts"][1]["standing"] in ("confirmed", "too short to tell")
+    run = next((tmp_path / "reproductions" / "mine-quick" / "conditions").glob("ccv-*"))
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 2 * 2048  # of both seeds
+    monkeypatch.setattr(sweeps, "fit_as_task", lambda *_, **__: pytest.fail("trained again"))
+    before = {p.name: p.read_bytes() for p in run.parents[1].iterdir() if p.is_file()}
+    main(["reproduce", "my_auctions:MINE", "--quick"])
+    assert {p.name: p.read_bytes() for p in run.parents[1].iterdir() if p.is_file()} == before
+    for name, says in (
+        ("my_auctions:OTHER", "Experiment"),
+        ("nowhere:X", "cannot import module 'nowhere'"),
+        ("nothing", "unknown"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["reproduce", name])
+        assert says in capsys.readouterr().err
+
+
+def test_a_run_starts_from_the_networks_of_another():
+    config = TrainConfig("Bandit-v0", learner="valuation", steps=4096)
+    made_from = Train("second", lambda first: config, inputs=("first",), start="first", seeds=5)
+    assert made_from.needs == ("first", "first")
+    assert Train("a", config).job(Scope(7, steps=0.5), {}).config.seeds == 7
+    assert Train("a", config).job(Scope(7, steps=0.5), {}).config.settings.steps == 2048
