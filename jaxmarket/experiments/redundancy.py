@@ -8,7 +8,7 @@ with agent dropout, where as in the paper a random subset of the bidders is abse
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ def societies(scope: Scope) -> dict[str, TrainConfig]:
 def _conditions(scope: Scope) -> list[Condition]:
     retrain = 2 if scope.quick else 5  # chunks
     return [
-        Compute(name, functools.partial(_measure, config, retrain, scope.seed))
+        Compute(name, functools.partial(_measure, config, retrain, scope.seed), reports=True)
         for name, config in societies(scope).items()
     ]
 
@@ -117,7 +117,9 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _measure(config: TrainConfig, retrain: int, seed: int, keys: Array) -> Arrays:
+def _measure(
+    config: TrainConfig, retrain: int, seed: int, keys: Array, *, show: Callable[[float, str], None]
+) -> Arrays:
     """Train, remove bidders, and measure the return before and after further training.
 
     Returns:
@@ -126,9 +128,17 @@ def _measure(config: TrainConfig, retrain: int, seed: int, keys: Array) -> Array
     program, society = config.settings.trainable, config.settings.society
     hyper = config.settings.hyperparameters.as_arrays()
     all_present = jnp.ones((config.seeds, society.bidders), bool)
+    total = program.chunks + retrain * (len(_CASES) + society.bidders - 2)  # any other bidder is one of several
+    done = iter(range(1, total + 1))
+
+    def chunk(state: TrainState, present: Array, note: str) -> TrainState:
+        state, returns = _chunk(program, state, hyper, present)
+        show(next(done) / total, f"{note}return {float(jnp.nanmean(returns)):.3f}")
+        return state
+
     state = fitting.init_seeds(program, keys, hyper)
     for _ in range(program.chunks):
-        state, _ = _chunk(program, state, hyper, all_present)
+        state = chunk(state, all_present, "")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
     keys = jax.random.split(key_for(key_of(seed), "measurement"), config.seeds)
@@ -140,7 +150,7 @@ def _measure(config: TrainConfig, retrain: int, seed: int, keys: Array) -> Array
             # Current episodes end with all bidders; the next ones start without the removed one.
             after = state
             for _ in range(retrain):
-                after, _ = _chunk(program, after, hyper, present)
+                after = chunk(after, present, f"without {case}: ")
             returns["trained on"].append(_returns(society, after.learner.params, keys, present))
         measured |= {f"{case}, {when}": np.min(each, 0).astype(np.float64) for when, each in returns.items()}
     return measured

@@ -29,7 +29,6 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.conditions import Scope, Train
 from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
