@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
 from jaxmarket.experiments import transfers
-from jaxmarket.experiments.claims import Claim, every_seed, tally, within
+from jaxmarket.experiments.claims import Claim, every_seed, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.results import Results
@@ -45,9 +45,7 @@ TRANSFERS: dict[str, dict[str, str]] = {
 }
 """The transfer tasks, by topology and by the decision that changes."""
 
-QUICK = ("linear chain",)
-"""The topologies of a quick run, with the first transfer task of each."""
-
+_QUICK = ("linear chain",)  # the topologies of a quick run, with the first transfer task of each
 _UPDATE = 512  # environment steps
 _STEPS = 200 * _UPDATE
 _BUDGET: dict[str, Any] = {"instances": 32, "horizon": 16, "minibatch": 128, "log_every": 1, "steps": _STEPS}
@@ -132,7 +130,7 @@ _TUNED_ON = Task("linear chain", "last", TRANSFERS["linear chain"]["last"])
 
 def _tasks(scope: Scope) -> list[Task]:
     if scope.quick:  # each task compiles one program for every agent, which takes most of the time
-        return [Task(topology, *next(iter(TRANSFERS[topology].items()))) for topology in QUICK]
+        return [Task(topology, *next(iter(TRANSFERS[topology].items()))) for topology in _QUICK]
     return [Task(topology, *change) for topology, changes in TRANSFERS.items() for change in changes.items()]
 
 
@@ -184,21 +182,14 @@ def correct(run: SavedRun, task: str) -> np.ndarray:
 # --- tables
 
 
+def _each(scope: Scope) -> list[tuple[dict[str, Any], Task, str]]:
+    """The first columns of a row, task and agent."""
+    heads = [({"topology": task.topology, "changes": task.change}, task) for task in _tasks(scope)]
+    return [(head, task, agent) for head, task in heads for agent in CONDITIONS]
+
+
 def _rows(results: Results) -> list[dict[str, Any]]:
-    rows = []
-    for task in _tasks(results.scope):
-        for agent in CONDITIONS:
-            second = task.condition(agent)
-            rows.append(
-                {
-                    "topology": task.topology,
-                    "changes": task.change,
-                    **task.transfer(agent).row(results),
-                    "k steps to stay": interquartile_mean(results.measure(second, "steps to stay") / 1000),
-                    "stay": tally(results.measure(second, "stays")),
-                }
-            )
-    return rows
+    return [head | task.transfer(agent).row(results, lasting=True) for head, task, agent in _each(results.scope)]
 
 
 def _first_rows(results: Results) -> list[dict[str, Any]]:
@@ -208,19 +199,11 @@ def _first_rows(results: Results) -> list[dict[str, Any]]:
 
 def _early_rows(results: Results) -> list[dict[str, Any]]:
     rows = []
-    for task in () if results.scope.quick else _tasks(results.scope):
-        for agent in _STEADY:
+    for head, task, agent in () if results.scope.quick else _each(results.scope):
+        if agent in _STEADY:
             others, changed = task.split(results[task.condition(agent, "decisions")]["right"])
-            rows.append(
-                {
-                    "topology": task.topology,
-                    "changes": task.change,
-                    "arm": agent,
-                    "changed decision": interquartile_mean(changed),
-                    "others": interquartile_mean(others),
-                    "others, lowest seed": float(others.min()),
-                }
-            )
+            rates = {"changed decision": interquartile_mean(changed), "others": interquartile_mean(others)}
+            rows.append({**head, "arm": agent, **rates, "others, lowest seed": float(others.min())})
     return rows
 
 
@@ -351,13 +334,7 @@ EXPERIMENT = Experiment(
             lambda row: row["steps to stay"] if row["success"] >= _SOLVED else None,
             "best: stays above 90% after the fewest steps, final success at least 99%",
         ),
-        transfers.seeds_table(
-            lambda results: [
-                ({"topology": task.topology, "changes": task.change}, task.transfer(agent))
-                for task in _tasks(results.scope)
-                for agent in CONDITIONS
-            ]
-        ),
+        transfers.seeds_table(lambda results: [(head, task.transfer(a)) for head, task, a in _each(results.scope)]),
     ],
     figures={
         "transfers": _draw_transfers,

@@ -89,13 +89,13 @@ class Transfer:
         """``moved`` or ``change`` of one part, of all ``policies``, or of ``all`` weights: f [seeds]."""
         return lambda results: np.array([row[what] for row in self.weights(results) if row["part"] == part])
 
-    def row(self, results: Results) -> dict[str, Any]:
-        """The row of a table; steps in thousands."""
+    def row(self, results: Results, *, lasting: bool = False) -> dict[str, Any]:
+        """The row of a table; steps in thousands, with ``lasting`` also those after which success stays."""
 
         def mean(condition: str, measure: str, unit: float = 1) -> Any:
             return interquartile_mean(results.measure(condition, measure) / unit)
 
-        return {
+        row = {
             "arm": self.agent,
             "first": mean(self.first, "success"),
             "k steps": mean(self.first, "steps to 90%", 1000),
@@ -106,6 +106,10 @@ class Transfer:
             "policies moved": interquartile_mean(self.over("policies", "moved")(results)),
             "change": interquartile_mean(self.over("all", "change")(results)),
         }
+        if lasting:
+            row["k steps to stay"] = mean(self.second, "steps to stay", 1000)
+            row["stay"] = tally(results.measure(self.second, "stays"))
+        return row
 
     def seeds(self, results: Results) -> list[dict[str, Any]]:
         """Every measure of every seed, the rows of a table."""

@@ -214,10 +214,8 @@ def _transfers(results: Results) -> list[Transfer]:
 
 
 def _option_rows(results: Results) -> list[dict[str, Any]]:
-    rows = []
-    for learned_by, prefix in (("PPO", "option"), ("society", "society-option")):
-        if prefix == "society-option" and results.scope.quick:
-            continue
+    rows, learners = [], {"PPO": "option", "society": "society-option"}
+    for learned_by, prefix in list(learners.items())[: 1 if results.scope.quick else 2]:
         for what, task in OPTIONS.items():
             name = f"{prefix}-{task}"
             run, rates = results[name], results.measure(name, "greedy success")
@@ -290,8 +288,7 @@ def _agents_note(results: Results) -> str:
         "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
         "first, transfer: final success in new episodes with sampled bids or choices\n"
         "exploring: with an entropy weight of .1 · 3e-3: with that learning rate, which is not in the grid\n"
-        "k steps: thousands of environment steps to 90% success during training; seeds that never reach it count\n"
-        "as the whole run\n"
+        "k steps: thousands of environment steps to 90% success during training; others count as the whole run\n"
         "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
         "change: |after - before| / |before| of all weights\n"
         f"work of vmapped options that is discarded: {wasted['untrained']:.0%} before training, "
@@ -346,9 +343,7 @@ EXPERIMENT = Experiment(
     },
     facts=lambda results: {
         "waste": {when: float(share) for when, share in results["waste"].items()},
-        **{f"{name}_settings": _settings(name) for name in _agents(results.scope)},
-        "option_settings": _OPTION,
-        "society_option_settings": _SOCIETY_OPTION,
+        "settings": {name: _settings(name) for name in _agents(results.scope)} | {"options": _OPTION},
     },
     extras={"society.gif": _save_episode},
 )
