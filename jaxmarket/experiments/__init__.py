@@ -83,46 +83,14 @@ class Script:
     resumable: bool = True
 
 
-_NUMERICAL = "Chang et al. (2020), §6.1"
-
 EXPERIMENTS: dict[str, Script | Experiment] = {
     "identities": identities.EXPERIMENT,
-    "bandit": Script(
-        "four auctions, solitary and cloned, on the market bandit",
-        f"{_NUMERICAL}, Market Bandit",
-        functools.partial(numerical.run, "Bandit-v0"),
-        quick_seeds=4,
-    ),
-    "chain": Script(
-        "the same auctions with a reward five steps away",
-        f"{_NUMERICAL}, Chain",
-        functools.partial(numerical.run, "Chain-v0"),
-        quick_seeds=4,
-    ),
-    "duality": Script(
-        "the same auctions in a task in which greedy choices are trapped",
-        f"{_NUMERICAL}, Duality",
-        functools.partial(numerical.run, "Duality-v0"),
-        quick_seeds=4,
-    ),
-    "redundancy": Script(
-        "removal of the best or of any other bidder from a trained society",
-        "Chang et al. (2020), §5 (redundancy) and §6.1 (dropout)",
-        redundancy.run,
-        quick_seeds=4,
-    ),
-    "truthfulness": Script(
-        "gains over truthful bids in one auction and in whole episodes; why Vickrey auctions fail on Chain",
-        "Vickrey (1961); Chang et al. (2020), §4-5",
-        truthfulness.run,
-        quick_seeds=4,
-    ),
-    "best-reply": Script(
-        "one bidder learns its bids among truthful others: in one auction, and in whole episodes",
-        "Vickrey (1961); Chang et al. (2020), §4-5",
-        best_reply.run,
-        quick_seeds=8,
-    ),
+    "bandit": numerical.BANDIT,
+    "chain": numerical.CHAIN,
+    "duality": numerical.DUALITY,
+    "redundancy": redundancy.EXPERIMENT,
+    "truthfulness": truthfulness.EXPERIMENT,
+    "best-reply": best_reply.EXPERIMENT,
     "two-rooms": two_rooms.EXPERIMENT,
     "modularity": modularity.EXPERIMENT,
     "mental-rotation": mental_rotation.EXPERIMENT,

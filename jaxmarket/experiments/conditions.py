@@ -158,12 +158,15 @@ class Compute:
             one key is given as ``jax.jit(jax.vmap(function))``. Arguments can be bound with `functools.partial`.
         inputs: conditions whose results it receives.
         seeds: number of keys; by default the seeds of the experiment.
+        reports: whether it also receives ``show``, a function ``(share, note)`` that it calls with the share that is
+            done; ``show`` raises when the user has stopped the experiment.
     """
 
     name: str
     function: Callable[..., Arrays]
     inputs: tuple[str, ...] = ()
     seeds: int | None = None
+    reports: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -173,7 +176,7 @@ class Compute:
     def job(self, scope: Scope, results: Mapping[str, Any]) -> "_Call":
         """The call."""
         seeds = scope.seeds if self.seeds is None else self.seeds
-        return _Call(self.function, tuple(results[name] for name in self.inputs), seeds, scope.seed)
+        return _Call(self.function, tuple(results[name] for name in self.inputs), seeds, scope.seed, self.reports)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +185,7 @@ class _Call:
     inputs: tuple[Any, ...]
     seeds: int
     seed: int
+    reports: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -195,7 +199,8 @@ class _Call:
 
     def run(self, running: Running) -> dict[str, np.ndarray]:
         running.show(0, "")
-        found = self.function(jax.random.split(key_of(self.seed), self.seeds), *self.inputs)
+        show = {"show": running.show} if self.reports else {}
+        found = self.function(jax.random.split(key_of(self.seed), self.seeds), *self.inputs, **show)
         if not isinstance(found, Mapping):
             raise ValueError(f"function: expected arrays by name, got {type(found).__name__}; return a dictionary")
         arrays = {name: np.asarray(value) for name, value in jax.device_get(dict(found)).items()}

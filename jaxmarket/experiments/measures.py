@@ -1,5 +1,7 @@
 """Measures of training runs for `jaxmarket.experiments.Experiment`: functions of a `SavedRun`, one value per seed."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jaxmarket.experiments.results import Measure
@@ -7,7 +9,20 @@ from jaxmarket.metrics import env_steps
 from jaxmarket.runs.curves import first_reach, last_part, lower_bound
 from jaxmarket.runs.run_folder import SavedRun
 
-__all__ = ["final", "learning_curve", "reached", "steps_to", "while_learning"]
+__all__ = [
+    "TOLERANCE",
+    "bid_error",
+    "final",
+    "learning_curve",
+    "nearly",
+    "reached",
+    "solved",
+    "steps_to",
+    "while_learning",
+]
+
+TOLERANCE = 0.01
+"""The share of the optimum by which a return that counts as optimal may be lower."""
 
 
 def final(name: str = "return_seeds") -> Measure:
@@ -45,3 +60,22 @@ def steps_to(level: float, metric: str = "return_mean", *, lasting: bool = False
     """As `reached`, with the steps of the whole run, a lower bound, for seeds that never reach the level."""
     measure = reached(level, metric, lasting=lasting)
     return lambda run: lower_bound(measure(run), learning_curve(run, metric)[0][-1])
+
+
+def bid_error(error: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Measure:
+    """The mean over visited states of an error of greedy bids, for environments with known Q*.
+
+    Args:
+        error: ``(bids, q) -> f [S]``, of each primitive's highest bid f [S, P] and Q* f [S, P].
+    """
+    return lambda run: np.array([error(b, run.q)[v].mean() for b, v in zip(run.bids, run.visited, strict=True)])
+
+
+def nearly(optimum: float) -> float:
+    """The lowest return within 1% of the optimum."""
+    return optimum - TOLERANCE * abs(optimum)
+
+
+def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
+    """Which returns are within 1% of the optimum: bool [...], of returns f [...]."""
+    return returns >= nearly(optimum)

@@ -5,47 +5,33 @@ settings and with tuned ones, and many seeds in one vmapped call. Learning rates
 run are traced, so that both settings share one compiled program per mechanism and number of clones.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxmarket import auctions
-from jaxmarket.experiments.report import (
-    Estimate,
-    ExperimentOptions,
-    Report,
-    ResultTable,
-    Verdict,
-    interquartile_mean,
-    tally,
-)
-from jaxmarket.experiments.settings import train_config
+from jaxmarket.auctions import MECHANISMS
+from jaxmarket.environments import make
+from jaxmarket.experiments.claims import Claim, Values, at, every_seed, separated, share_of_seeds, tally, within
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
+from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
+from jaxmarket.experiments.results import Measure, Results
+from jaxmarket.experiments.settings import PPO_SOCIETY, train_config
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.metrics import ACCOUNTS, ledger
-from jaxmarket.rollouts import fresh_rollout
-from jaxmarket.runs import fitting
+from jaxmarket.runs.estimates import difference, interquartile_mean
+from jaxmarket.runs.ledgers import account_names, who_paid_whom
 from jaxmarket.runs.run_folder import SavedRun
-from jaxmarket.society import Society
-from jaxmarket.training.config import TrainConfig
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["QUICK", "REFERENCE", "SETTINGS", "NumericalCondition", "NumericalResult", "conditions", "run", "solved"]
+__all__ = ["BANDIT", "CHAIN", "DUALITY", "MEASURES", "QUICK", "REFERENCE", "SETTINGS", "cells"]
 
 _UPDATE = 4096  # environment steps
 # `PPO_SOCIETY` has the paper's numbers; Kumaraswamy bids replace Beta bids: they are faster.
 # A trace decay of 0 has no effect; it is set so that all settings share one program.
-_PUBLISHED = {
-    "hidden": (16,),
-    "time_limits": "terminal",
-    "log_every": 10,
-    "steps": 500 * _UPDATE,
-    "trace_decay": 0.0,
-}
+_PUBLISHED = {"hidden": (16,), "time_limits": "terminal", "log_every": 10, "steps": 500 * _UPDATE, "trace_decay": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": _PUBLISHED,
     "tuned": _PUBLISHED | {"steps": 300 * _UPDATE, "learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8},
@@ -77,365 +63,284 @@ REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Returns of an independent reimplementation of the released code at updates 50, 100, 200, 300, 500; one seed."""
 
-_WITHIN = 0.01  # of the optimum
 _TRUTHFUL = 0.05
 _CONSERVED = 1e-4
-_LEDGER_INSTANCES = 32
 
 
-def solved(returns: np.ndarray, optimum: float) -> np.ndarray:
-    """Which returns are within 1% of the optimum: bool [...], of returns f [...]."""
-    return returns >= optimum - _WITHIN * abs(optimum)
+def _bids_reach(env: str) -> bool:
+    """Whether Q* lies in the range of bids."""
+    q, bids = make(env)[0].optimal_q(), PPO_SOCIETY["bids"]
+    return bool(bids.low <= q.min() and q.max() <= bids.high)
 
 
-@dataclasses.dataclass(frozen=True)
-class NumericalCondition:
-    """One condition; its seeds are one vmapped call."""
-
-    settings: str
-    config: TrainConfig
-
-    @property
-    def name(self) -> str:
-        """The name of the condition and of its folder."""
-        return f"{self.settings}-{self.config.auction}-{self.society}"
-
-    @property
-    def society(self) -> str:
-        """``solitary`` or ``cloned``."""
-        return "solitary" if self.config.settings.society.clones == 1 else "cloned"
+# --- conditions and measures
 
 
-def conditions(env: str, options: ExperimentOptions) -> list[NumericalCondition]:
-    """All conditions; the slowest first, and equal programs far apart."""
-    cells = [("beta", "ccv", 2)]
-    if options.full:
-        cells = [("beta", auction, clones) for auction in auctions.MECHANISMS for clones in (2, 1)]
-    if options.quick:
-        cells = []
-    cells += [
-        (settings, auction, clones)
+def cells(scope: Scope) -> list[tuple[str, str, str]]:
+    """Settings, auction and society of each condition; the slowest first, and equal programs far apart."""
+    found = [("beta", "ccv", "cloned")]
+    if scope.full:
+        found = [("beta", auction, society) for auction in MECHANISMS for society in ("cloned", "solitary")]
+    if scope.quick:
+        found = []
+    return found + [
+        (settings, auction, society)
         for settings in ("published", "tuned")
-        for clones in (2, 1)
-        for auction in auctions.MECHANISMS
+        for society in ("cloned", "solitary")
+        for auction in MECHANISMS
         # Compiling takes most of a quick run, so that it runs the ablation with one of the settings only.
-        if not (options.quick and auction == "env" and clones == 1)
+        if not (scope.quick and auction == "env" and society == "solitary")
     ]
 
-    def config(settings: str, auction: str, clones: int) -> TrainConfig:
-        chosen = dict(SETTINGS[settings])
-        if options.quick:
-            chosen |= QUICK
-        elif options.full and settings in ("published", "beta"):
-            chosen["steps"] = 2000 * _UPDATE
-        return train_config(env, auction=auction, clones=clones, seeds=options.seeds, **chosen)
 
-    return [NumericalCondition(settings, config(settings, auction, clones)) for settings, auction, clones in cells]
-
-
-# --- results
+def _settings(name: str, scope: Scope) -> dict[str, Any]:
+    chosen = dict(SETTINGS[name])
+    if scope.quick:
+        chosen |= QUICK
+    elif scope.full and name in ("published", "beta"):
+        chosen["steps"] = 2000 * _UPDATE
+    return chosen
 
 
-@dataclasses.dataclass(frozen=True)
-class NumericalResult:
-    """The measurements of a finished condition."""
+def _conditions(env: str, scope: Scope) -> list[Condition]:
+    def train(settings: str, auction: str, society: str) -> Train:
+        clones = 2 if society == "cloned" else 1
+        config = train_config(env, auction=auction, clones=clones, **_settings(settings, scope))
+        return Train(f"{settings}-{auction}-{society}", config)
 
-    condition: NumericalCondition
-    run: SavedRun
-    optimum: float
+    ledgers = [
+        Compute(f"ledger-{auction}", functools.partial(_ledger, scope.seed), inputs=(f"tuned-{auction}-cloned",))
+        for auction in MECHANISMS
+    ]
+    return [*(train(*cell) for cell in cells(scope)), *ledgers]
 
-    @functools.cached_property
-    def greedy(self) -> np.ndarray:
-        """Final greedy return: f [seeds]."""
-        return np.array(self.run.summary["return_seeds"])
 
-    @property
-    def solved(self) -> np.ndarray:
-        """Greedy return within 1% of the optimum: bool [seeds]."""
-        return solved(self.greedy, self.optimum)
+def _ledger(seed: int, keys: Array, run: SavedRun) -> Arrays:
+    """Money per episode from payer to payee: f [A + 3, A + 3]."""
+    del keys
+    return {"money": who_paid_whom(run, key_for(key_of(seed), "measurement"))}
 
-    def late(self, metric: str) -> np.ndarray:
-        """Mean over the last tenth of training: f [seeds, ...]."""
-        values = self.run.metrics[metric]
-        return values[-max(1, len(values) // 10) :].mean(0)
 
-    @functools.cached_property
-    def truth_in_range(self) -> bool:
-        """Whether Q* of every visited state lies in the range of bids."""
-        low, high = self.condition.config.settings.society.policy.head.limits  # type: ignore[attr-defined]
-        assert self.run.q is not None and self.run.visited is not None
-        q = self.run.q[self.run.visited.any(0)]
-        return bool(q.size and low <= q.min() and q.max() <= high)
+MEASURES: dict[str, Measure] = {
+    "greedy": final(),
+    "solved": lambda run: solved(final()(run), run.config.adapter.optimal_return(run.config.settings.gamma)),
+    "sampled": while_learning(),
+    "winner error": bid_error(lambda bids, q: np.abs(bids.max(-1) - q.max(-1))),
+    "every error": bid_error(lambda bids, q: np.abs(bids - q).mean(-1)),
+    "winning bid": while_learning("winning_bid"),
+    "minted": while_learning("subsidy"),
+    "residual": lambda run: run.metrics["conservation_residual"].max(0),
+    "gini": while_learning("gini"),
+}
+"""Of a society on a finite process. ``greedy``: return; ``sampled``: return while learning; ``winner error`` and
+``every error``: of the highest greedy bid and of all bids, mean over visited states; ``minted``: per auction."""
 
-    @functools.cached_property
-    def winner_error(self) -> np.ndarray:
-        """Mean over visited states of |highest greedy bid - max Q*|: f [seeds]."""
-        return self._over_visited(lambda bids, q: np.abs(bids.max(-1) - q.max(-1)))
 
-    @functools.cached_property
-    def every_error(self) -> np.ndarray:
-        """Mean over visited states and primitives of |greedy bid - Q*|: f [seeds]."""
-        return self._over_visited(lambda bids, q: np.abs(bids - q).mean(-1))
+# --- the paper's claims
 
-    def _over_visited(self, error: Any) -> np.ndarray:
-        run = self.run
-        assert run.q is not None and run.bids is not None and run.visited is not None
-        return np.array([error(b, run.q)[v].mean() for b, v in zip(run.bids, run.visited, strict=True)])
 
-    def row(self) -> dict[str, Any]:
-        """The row of the main table."""
-        config = self.condition.config
-        error: Estimate | None = interquartile_mean(self.winner_error) if self.truth_in_range else None
-        every: Estimate | None = interquartile_mean(self.every_error) if self.truth_in_range else None
-        return {
-            "settings": self.condition.settings,
-            "auction": str(config.settings.values["auction"]),
-            "society": self.condition.society,
-            "updates": config.settings.updates,
-            "greedy": interquartile_mean(self.greedy),
-            "lowest": float(self.greedy.min()),
-            "solved": tally(self.solved),
-            "sampled": interquartile_mean(self.late("return_mean")),
-            "|bid-Q*|": error,
-            "every |bid-Q*|": every,
-            "minted": float(self.late("subsidy").mean()),
-            "residual": float(self.run.metrics["conservation_residual"].max()),
-            "gini": float(self.late("gini").mean()),
+def _claims(env: str, scope: Scope) -> list[Claim]:
+    claims, lowest = [], nearly(make(env)[0].optimal_return())
+    for settings in SETTINGS:
+        names = ["-".join(cell) for cell in cells(scope) if cell[0] == settings]
+        ccv = f"{settings}-ccv-cloned"
+        if names and _bids_reach(env):
+            text = f"[{settings}] cloned ccv bids are truthful: mean |highest bid - max Q*| over visited states"
+            claims.append(within(text, at(ccv, "winner error"), at_most=_TRUTHFUL))
+        if names:
+            text = f"[{settings}] cloned ccv recovers the optimal policy: greedy return within 1% of the optimum"
+            claims.append(every_seed(text, at(ccv, "greedy"), at_least=lowest))
+        if len(names) > 1:
+            claims += _claims_on_all(env, settings, names)
+    return claims
+
+
+def _claims_on_all(env: str, settings: str, names: list[str]) -> list[Claim]:
+    def largest(measure: str, *of: str) -> Values:
+        chosen = [name for name in names if not of or name.split("-")[1] in of]
+        return lambda results: np.max([np.abs(results.measure(name, measure)) for name in chosen], 0)
+
+    def sampled(results: Results) -> dict[str, float]:
+        found = {auction: results.measure(f"{settings}-{auction}-cloned", "sampled") for auction in MECHANISMS}
+        return {auction: interquartile_mean(values).value for auction, values in found.items()}
+
+    def least(results: Results) -> float:
+        others = sampled(results)  # env has no auction
+        return max(others["bb"], others["vickrey"]) - TOLERANCE * abs(make(env)[0].optimal_return())
+
+    def gain(results: Results) -> str:
+        return f"return while learning higher by {difference(*(values(results) for values in gains))}"
+
+    pair = f"{settings}-ccv-cloned", f"{settings}-ccv-solitary"
+    gains = [at(name, "sampled") for name in pair]
+    if _bids_reach(env):
+        text, errors = "clones matter (ccv): winning bids are closer to Q*", [at(n, "winner error") for n in pair]
+        matter = separated(f"[{settings}] {text}", *errors, lower=True, evidence=gain)
+    else:
+        matter = separated(f"[{settings}] clones matter (ccv): a higher return while learning", *gains)
+    minted = [largest("minted", *of) for of in (("bb", "ccv"), ("vickrey",), ("ccv",))]
+    text = "all credit is accounted for: unexplained share of the money moved"
+    return [
+        every_seed(f"[{settings}] bb and ccv mint no credit", minted[0], at_most=0),
+        share_of_seeds(f"[{settings}] vickrey mints credit", minted[1], share=1, above=minted[2]),
+        every_seed(f"[{settings}] {text}", largest("residual"), at_most=_CONSERVED),
+        matter,
+        within(
+            f"[{settings}] neither bb nor vickrey, cloned, beats ccv by 1%: return while learning", gains[0],
+            at_least=least,
+            evidence=lambda results: ", ".join(f"{name} {value:.3f}" for name, value in sampled(results).items()),
+        ),
+    ]  # fmt: skip
+
+
+# --- tables and figures
+
+
+def _finished(results: Results) -> Iterator[tuple[str, str, str, Any]]:
+    """Settings, auction, society and run of the conditions that have finished, by settings."""
+    for cell in sorted(cells(results.scope), key=lambda cell: list(SETTINGS).index(cell[0])):
+        if "-".join(cell) in results:
+            yield *cell, results["-".join(cell)]
+
+
+def _condition_rows(env: str, results: Results) -> Iterator[dict[str, Any]]:
+    reach = _bids_reach(env)
+    for *cell, run in _finished(results):
+        values = {measure: results.measure("-".join(cell), measure) for measure in MEASURES}
+        yield {
+            **dict(zip(("settings", "auction", "society"), cell, strict=True)),
+            "updates": run.config.settings.updates,
+            "greedy": interquartile_mean(values["greedy"]),
+            "lowest": float(values["greedy"].min()),
+            "solved": tally(values["solved"]),
+            "sampled": interquartile_mean(values["sampled"]),
+            "|bid-Q*|": interquartile_mean(values["winner error"]) if reach else None,
+            "every |bid-Q*|": interquartile_mean(values["every error"]) if reach else None,
+            "minted": float(values["minted"].mean()),
+            "residual": float(values["residual"].max()),
+            "gini": float(values["gini"].mean()),
         }
 
 
-@functools.partial(jax.jit, static_argnames=("society", "steps"))
-def _money(society: Society, params: PyTree, key: Array, steps: int) -> tuple[Array, Array]:
-    """Ledgers of new episodes with sampled bids, summed over seeds and instances; and the number of episodes."""
-
-    def money(params: PyTree, key: Array) -> tuple[Array, Array]:
-        rows = fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False)
-        return ledger(rows), rows.done.sum()
-
-    seeds = jax.tree.leaves(params)[0].shape[0]
-    keys = jax.random.split(key, (seeds, _LEDGER_INSTANCES))
-    tables, ended = jax.vmap(lambda p, ks: jax.vmap(lambda k: money(p, k))(ks))(params, keys)
-    return tables.sum((0, 1)), ended.sum()
-
-
-def who_paid_whom(run: SavedRun, key: Array) -> np.ndarray:
-    """Money per episode from payer to payee, over bidders, auctioneer, mint and environment: f [A + 3, A + 3]."""
-    horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
-    money, episodes = _money(run.config.settings.society, run.params, key, horizon)
-    return np.asarray(money) / max(1.0, float(episodes))
-
-
-def account_names(society: Society) -> list[str]:
-    """Rows and columns of a ledger: bidders by primitive and clone, then the other accounts."""
-    clone = "abcdefghijklmnopqrstuvwxyz"
-    bidders = [f"{a // society.clones}{clone[a % society.clones % 26]}" for a in range(society.bidders)]
-    return [*bidders, *ACCOUNTS]
-
-
-# --- the paper's claims; each function tests the conditions (auction, society) of one of the settings
-
-
-def _truthful(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
-    claim, ccv = "cloned ccv bids are truthful", cells["ccv", "cloned"]
-    if not ccv.truth_in_range:
-        return Verdict(claim, "not testable", None, "Q* is outside the range of bids, (0, 1)")
-    error = interquartile_mean(ccv.winner_error)
-    evidence = f"mean |highest bid - max Q*| over visited states {error}, required {_TRUTHFUL}"
-    return Verdict.of(claim, error.value <= _TRUTHFUL, error.value, evidence)
-
-
-def _optimal(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
-    ccv = cells["ccv", "cloned"]
-    solved, seeds = int(ccv.solved.sum()), len(ccv.solved)
-    evidence = f"{solved} of {seeds} seeds within 1% of {ccv.optimum:.2f}, lowest {ccv.greedy.min():.3f}"
-    return Verdict.of("cloned ccv recovers the optimal policy", solved == seeds, solved / seeds, evidence)
-
-
-def _conserving(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
-    minted = {
-        auction: float(np.max([np.abs(cells[auction, s].late("subsidy")).max() for s in ("cloned", "solitary")]))
-        for auction in ("bb", "ccv", "vickrey")
-    }
-    residual = float(np.max([result.run.metrics["conservation_residual"].max() for result in cells.values()]))
-    return Verdict.of(
-        "bb and ccv conserve credit, vickrey mints it",
-        max(minted["bb"], minted["ccv"]) == 0 < minted["vickrey"] and residual < _CONSERVED,
-        minted["vickrey"],
-        "largest amount minted per auction: "
-        + ", ".join(f"{auction} {amount:.3g}" for auction, amount in minted.items())
-        + f"; unexplained {residual:.1e} of the money moved",
-    )
-
-
-def _clones_matter(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
-    cloned, alone = cells["ccv", "cloned"], cells["ccv", "solitary"]
-    gain = interquartile_mean(cloned.late("return_mean") - alone.late("return_mean"))
-    evidence = f"cloned minus solitary return {gain}"
-    if not (cloned.truth_in_range and alone.truth_in_range):
-        return Verdict.of("clones matter (ccv)", gain.low > 0, gain.value, evidence)
-    nearer = interquartile_mean(alone.winner_error - cloned.winner_error)
-    evidence += f"; winning bids are closer to Q* by {nearer}"
-    return Verdict.of("clones matter (ccv)", gain.low > 0 or nearer.low > 0, nearer.value, evidence)
-
-
-def _best(cells: dict[tuple[str, str], NumericalResult]) -> Verdict:
-    finals = {
-        auction: interquartile_mean(cells[auction, "cloned"].late("return_mean")) for auction in auctions.MECHANISMS
-    }
-    lead = finals["ccv"].value - max(finals["bb"].value, finals["vickrey"].value)  # env has no auction
-    beaten = lead < -_WITHIN * abs(cells["ccv", "cloned"].optimum)
-    evidence = "late sampled return " + ", ".join(f"{auction} {value}" for auction, value in finals.items())
-    return Verdict.of("neither bb nor vickrey, cloned, beats ccv by 1%", not beaten, lead, evidence)
-
-
-_ONE_CELL, _ALL_CELLS = (_truthful, _optimal), (_truthful, _optimal, _conserving, _clones_matter, _best)
-
-
-def _verdicts(results: dict[tuple[str, str, str], NumericalResult]) -> Iterator[Verdict]:
-    for settings in dict.fromkeys(key[0] for key in results):
-        cells = {key[1:]: result for key, result in results.items() if key[0] == settings}
-        for claim in _ALL_CELLS if len(cells) > 1 else _ONE_CELL:
-            verdict = claim(cells)
-            yield dataclasses.replace(verdict, claim=f"[{settings}] {verdict.claim}")
-
-
-# --- figures
-
-
-def _draw_curves(results: dict[tuple[str, str, str], NumericalResult], env: str, optimum: float) -> Any:
-    settings = list(dict.fromkeys(key[0] for key in results))
-    fig, axes = plotting.figure(columns=len(settings), width=5.5)
-    colors = dict(zip(auctions.MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
-    for ax, chosen in zip(axes, settings, strict=True):
-        for (name, auction, society), result in results.items():
-            if name != chosen:
-                continue
-            curve = result.run.metrics["return_mean"]
-            updates = np.arange(1, len(curve) + 1) * result.condition.config.settings.updates_per_chunk
-            low, middle, high = np.nanpercentile(curve, (25, 50, 75), axis=1)
-            style = "-" if society == "cloned" else ":"
-            label = f"{auction}, {society}"
-            plotting.draw_band(ax, updates, middle, low, high, color=colors[auction], linestyle=style, label=label)
-        ax.axhline(optimum, color="black", linewidth=0.8)
-        ax.set(xlabel="updates of 4,096 steps", ylabel="return while learning", title=f"{env}, {chosen} settings")
-        ax.sharey(axes[0])
-    plotting.legend_below(fig)
-    return fig
-
-
-def _draw_bids(results: dict[tuple[str, str, str], NumericalResult], env: str) -> Any:
-    shown = [(key, f) for key, f in results.items() if key[2] == "cloned" and key[1] != "env"]
-    fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
-    for ax, ((settings, auction, _), result) in zip(axes, shown, strict=False):
-        plotting.draw_bids(ax, result.run, f"{env}, {auction}, cloned, {settings}")
-        if not result.truth_in_range:  # otherwise the range of Q* would hide the bids
-            ax.set_ylim(0, 1.25)
-    for ax in axes[len(shown) :]:
-        ax.remove()
-    return fig
-
-
-def _draw_ledgers(ledgers: dict[str, np.ndarray], names: list[str], env: str) -> Any:
-    fig, axes = plotting.figure(columns=len(ledgers), width=4.6, height=4.4)
-    for ax, (auction, money) in zip(axes, ledgers.items(), strict=True):
-        ax.grid(False)
-        ax.imshow(money, cmap="Greens", vmin=0, vmax=max(money.max(), 1e-9))
-        for (payer, payee), amount in np.ndenumerate(money):
-            if abs(amount) >= 0.005:
-                dark = amount > 0.6 * money.max()
-                ax.text(payee, payer, f"{amount:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        ax.set_yticks(range(len(names)), names, fontsize=7)
-        ax.set(xlabel="is paid", ylabel="pays", title=f"{env}, {auction}, cloned, tuned:\nmoney per episode")
-    return fig
-
-
-def run(env: str, options: ExperimentOptions) -> Report:
-    """Train all conditions on ``env`` and test the paper's claims."""
-    wanted = conditions(env, options)
-    before = fitting.compiles()
-    finished = options.train(wanted, env)
-    compiled = fitting.compiles() - before
-    optimum = wanted[0].config.adapter.optimal_return(wanted[0].config.settings.gamma)
-    results = {
-        (c.settings, str(c.config.settings.values["auction"]), c.society): NumericalResult(c, finished[c.name], optimum)
-        for c in sorted(wanted, key=lambda c: list(SETTINGS).index(c.settings))
-    }
-    money = {
-        name: who_paid_whom(results["tuned", name, "cloned"].run, key_for(key_of(options.seed), "measurement"))
-        for name in auctions.MECHANISMS
-    }
-    names = account_names(results["tuned", "ccv", "cloned"].condition.config.settings.society)
-    tables = [
-        ResultTable(
-            "conditions",
-            f"{env}: {options.seeds} seeds per condition, optimum {optimum:.3f}",
-            [result.row() for result in results.values()],
-            "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-            "solved: seeds whose greedy return is within 1% of the optimum\n"
-            "sampled: return with sampled bids, in the last tenth of training\n"
-            "|bid-Q*|: of the highest bid, mean over visited states; – where bids cannot reach Q*\n"
-            "minted: by the auctioneer, per auction · beta: the published settings with the published Beta bids",
-            aside=("updates", "greedy", "lowest", "every |bid-Q*|", "residual", "gini"),
-        ),
-        ResultTable("learning", f"{env}: sampled return at updates 50 to 500, cloned", list(_learning(env, results)),
-              "reference: an independent reimplementation of the released code, Beta bids, one seed"),
-        ResultTable("bids", f"{env}: greedy bids", list(_bids(results)), shown=False),
-        ResultTable("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", [
-            {"auction": auction, "pays": names[i], "is paid": names[j], "money": float(amount)}
-            for auction, table in money.items() for (i, j), amount in np.ndenumerate(table) if abs(amount) >= 0.0005
-        ], shown=False),
-    ]  # fmt: skip
-    return Report(
-        settings={
-            "env": env,
-            "seeds": options.seeds,
-            "quick": options.quick,
-            "full": options.full,
-            "optimum": optimum,
-            "programs": len({c.config.settings.trainable for c in wanted}),
-            "compiled_now": compiled,
-            "conditions": len(wanted),
-            **{c.settings: SETTINGS[c.settings] | {"steps": c.config.settings.steps} for c in wanted},
-        },
-        tables=tables,
-        verdicts=list(_verdicts(results)),
-        figures={
-            "learning_curves": _draw_curves(results, env, optimum),
-            "bids": _draw_bids(results, env),
-            "ledger": _draw_ledgers(money, names, env),
-        },
-    )
-
-
-def _learning(env: str, results: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
+def _learning_rows(env: str, results: Results) -> Iterator[dict[str, Any]]:
+    columns = [f"at {update}" for update in _AT]
     for auction in ("ccv", "bb", "vickrey", "env"):
         if auction in REFERENCE[env]:
-            yield {
-                "auction": auction,
-                "settings": "reference",
-                **dict(zip(_columns(), REFERENCE[env][auction], strict=True)),
-            }
-        for (settings, name, society), result in results.items():
-            if name == auction and society == "cloned":
-                curve = result.run.metrics["return_mean"]
-                every = result.condition.config.settings.updates_per_chunk
-                at = [at // every - 1 for at in _AT]
-                values = [float(np.median(curve[i])) if i < len(curve) else None for i in at]
-                yield {"auction": auction, "settings": settings, **dict(zip(_columns(), values, strict=True))}
+            values: Any = REFERENCE[env][auction]
+            yield {"auction": auction, "settings": "reference", **dict(zip(columns, values, strict=True))}
+        for settings, *cell, run in _finished(results):
+            if cell == [auction, "cloned"]:
+                curve = np.median(run.metrics["return_mean"], 1)
+                rows = [update // run.config.settings.updates_per_chunk - 1 for update in _AT]
+                values = [float(curve[row]) if row < len(curve) else None for row in rows]
+                yield {"auction": auction, "settings": settings, **dict(zip(columns, values, strict=True))}
 
 
-def _columns() -> list[str]:
-    return [f"at {at}" for at in _AT]
-
-
-def _bids(results: dict[tuple[str, str, str], NumericalResult]) -> Iterator[dict[str, Any]]:
-    for (settings, auction, society), result in results.items():
-        run = result.run
-        assert run.q is not None and run.bids is not None and run.visited is not None
+def _bid_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for settings, auction, society, run in _finished(results):
         for (s, p), q in np.ndenumerate(run.q):
             yield {
                 "settings": settings, "auction": auction, "society": society, "state": s, "primitive": p,
                 "bid": float(run.bids[:, s, p].mean()), "std over seeds": float(run.bids[:, s, p].std()),
                 "Q*": float(q), "seeds that visit": int(run.visited[:, s].sum()),
             }  # fmt: skip
+
+
+def _ledgers(results: Results) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """Auction, names of the accounts, and money per episode."""
+    for auction in MECHANISMS:
+        if f"ledger-{auction}" in results:
+            names = account_names(results[f"tuned-{auction}-cloned"].config.settings.society)
+            yield auction, names, results[f"ledger-{auction}"]["money"]
+
+
+def _ledger_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for auction, names, money in _ledgers(results):
+        for (i, j), amount in np.ndenumerate(money):
+            if abs(amount) >= 0.0005:
+                yield {"auction": auction, "pays": names[i], "is paid": names[j], "money": float(amount)}
+
+
+def _draw_curves(env: str, results: Results) -> Any:
+    shown = list(_finished(results))
+    settings = list(dict.fromkeys(cell[0] for cell in shown))
+    fig, axes = plotting.figure(columns=len(settings), width=5.5)
+    panels = dict(zip(settings, axes, strict=True))
+    colors = dict(zip(MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
+    for chosen, auction, society, run in shown:
+        curve = run.metrics["return_mean"]
+        updates = np.arange(1, len(curve) + 1) * run.config.settings.updates_per_chunk
+        style = {"color": colors[auction], "linestyle": "-" if society == "cloned" else ":"}
+        plotting.draw_quartiles(panels[chosen], updates, curve, label=f"{auction}, {society}", **style)
+    for chosen, ax in panels.items():
+        ax.axhline(make(env)[0].optimal_return(), color="black", linewidth=0.8)
+        ax.set(xlabel="updates of 4,096 steps", ylabel="return while learning", title=f"{env}, {chosen} settings")
+        ax.sharey(axes[0])
+    plotting.legend_below(fig)
+    return fig
+
+
+def _draw_bids(env: str, results: Results) -> Any:
+    shown = [each for each in _finished(results) if each[2] == "cloned" and each[1] != "env"]
+    fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
+    for ax, (settings, auction, _, run) in zip(axes, shown, strict=False):
+        plotting.draw_bids(ax, run, f"{env}, {auction}, cloned, {settings}")
+        if not _bids_reach(env):  # otherwise the range of Q* would hide the bids
+            ax.set_ylim(0, 1.25)
+    for ax in axes[len(shown) :]:
+        ax.remove()
+    return fig
+
+
+def _draw_ledgers(env: str, results: Results) -> Any:
+    shown = list(_ledgers(results))
+    fig, axes = plotting.figure(columns=len(shown), width=4.6, height=4.4)
+    for ax, (auction, names, money) in zip(axes, shown, strict=True):
+        plotting.draw_ledger(ax, money, names, f"{env}, {auction}, cloned, tuned:\nmoney per episode")
+    return fig
+
+
+_NOTE = """interquartile mean over seeds ± the larger side of its 95% bootstrap interval
+solved: seeds whose greedy return is within 1% of the optimum
+sampled: return with sampled bids, in the last tenth of training
+|bid-Q*|: of the highest bid, mean over visited states; – where bids cannot reach Q*
+minted: by the auctioneer, per auction · beta: the published settings with the published Beta bids"""
+
+_SOURCE = "reference: an independent reimplementation of the released code, Beta bids, one seed"
+
+
+def _experiment(name: str, env: str, source: str, shows: str) -> Experiment:
+    of, optimum = functools.partial, make(env)[0].optimal_return()
+    aside = ("updates", "greedy", "lowest", "every |bid-Q*|", "residual", "gini")
+
+    def title(results: Results) -> str:
+        return f"{env}: {results.scope.seeds} seeds per condition, optimum {optimum:.3f}"
+
+    def facts(results: Results) -> dict[str, Any]:
+        chosen = {cell[0]: _settings(cell[0], results.scope) for cell in cells(results.scope)}
+        return {"env": env, "optimum": optimum, **chosen}
+
+    return Experiment(
+        name=name,
+        shows=shows,
+        source=f"Chang et al. (2020), §6.1, {source}",
+        conditions=of(_conditions, env),
+        measures=MEASURES,
+        claims=of(_claims, env),
+        tables=[
+            Table("conditions", title, of(_condition_rows, env), _NOTE, aside=aside),
+            Table("learning", f"{env}: sampled return at updates 50 to 500, cloned", of(_learning_rows, env), _SOURCE),
+            Table("bids", f"{env}: greedy bids", _bid_rows, shown=False),
+            Table("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", _ledger_rows, shown=False),
+        ],
+        figures={
+            name: of(draw, env)
+            for name, draw in (("learning_curves", _draw_curves), ("bids", _draw_bids), ("ledger", _draw_ledgers))
+        },
+        facts=facts,
+    )
+
+
+BANDIT = _experiment("bandit", "Bandit-v0", "Market Bandit", "four auctions, solitary and cloned, on the market bandit")
+CHAIN = _experiment("chain", "Chain-v0", "Chain", "the same auctions with a reward five steps away")
+DUALITY = _experiment("duality", "Duality-v0", "Duality", "the same auctions where greedy choices are trapped")

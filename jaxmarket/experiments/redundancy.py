@@ -8,7 +8,7 @@ with agent dropout, where as in the paper a random subset of the bidders is abse
 
 import dataclasses
 import functools
-import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,74 +16,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket import evaluation
-from jaxmarket.experiments.numerical import QUICK, SETTINGS, solved
-from jaxmarket.experiments.report import (
-    Estimate,
-    ExperimentOptions,
-    Report,
-    ResultTable,
-    Verdict,
-    difference,
-    interquartile_mean,
-    tally,
-)
+from jaxmarket.environments import make
+from jaxmarket.experiments.claims import Claim, at, every_seed, separated, tally
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
+from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.measures import nearly, solved
+from jaxmarket.experiments.numerical import QUICK, SETTINGS
+from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
-from jaxmarket.runs import files, fitting
+from jaxmarket.runs import fitting
+from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.society import Society
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.society import SocietyTraining, TrainState
 from jaxmarket.types import Array, PyTree, Rules
-from jaxmarket.view import plotting, tables
+from jaxmarket.view import plotting
 
-__all__ = ["RedundancyCondition", "conditions", "run"]
+__all__ = ["EXPERIMENT", "absences", "societies"]
 
 _DROPOUT = 0.5
+_ENVS = ("Chain-v0", "Bandit-v0")
+_CASES = ("none", "best bidder", "any other", "best primitive")
+_WHEN = ("at once", "trained on")
 
 
-@dataclasses.dataclass(frozen=True)
-class RedundancyCondition:
-    """A society, and how long it trains before and after it loses an agent."""
-
-    name: str
-    config: TrainConfig
-    retrain: int  # chunks
-
-    @property
-    def label(self) -> str:
-        """Names of environment and society."""
-        return f"{self.config.adapter.name} {self.name}"
-
-    @property
-    def chunks(self) -> int:
-        """Total number of chunks: training, and further training after every removal."""
-        removals = 3 + self.config.settings.society.bidders - 1
-        return self.config.settings.chunks + self.retrain * removals
-
-
-def conditions(options: ExperimentOptions) -> list[RedundancyCondition]:
-    """The societies compared."""
-    budget: dict[str, Any] = {"learner": "ppo", "auction": "ccv", "seeds": options.seeds, **SETTINGS["tuned"]}
+def societies(scope: Scope) -> dict[str, TrainConfig]:
+    """The settings of each society, by environment and name."""
+    budget: dict[str, Any] = {"learner": "ppo", "auction": "ccv", "seeds": scope.seeds, **SETTINGS["tuned"]}
     kinds: dict[str, dict[str, Any]] = {"solitary": {"clones": 1}, "cloned": {"clones": 2}}
-    retrain = 5
-    if options.quick:
-        budget, retrain = budget | QUICK, 2
+    if scope.quick:
+        budget |= QUICK
     else:
         kinds["own parameters"] = {"clones": 2, "share_clones": False}
-    chosen = [
-        RedundancyCondition(name, train_config("Chain-v0", **{**budget, **kind}), retrain)
-        for name, kind in kinds.items()
-    ]
+    chosen = {f"Chain-v0 {name}": train_config("Chain-v0", **{**budget, **kind}) for name, kind in kinds.items()}
     for name, kind in kinds.items():
         # No dropout is expressed as a dropout of 0, so that both share one program.
         bandit: dict[str, Any] = {**budget, **kind, "dropout": 0.0}
-        chosen.append(RedundancyCondition(name, train_config("Bandit-v0", **bandit), retrain))
+        chosen[f"Bandit-v0 {name}"] = train_config("Bandit-v0", **bandit)
         if kind.get("share_clones", True):
-            with_dropout = train_config("Bandit-v0", **{**bandit, "dropout": _DROPOUT})
-            chosen.append(RedundancyCondition(f"{name}, dropout", with_dropout, retrain))
+            chosen[f"Bandit-v0 {name}, dropout"] = train_config("Bandit-v0", **(bandit | {"dropout": _DROPOUT}))
     return chosen
+
+
+def _conditions(scope: Scope) -> list[Condition]:
+    retrain = 2 if scope.quick else 5  # chunks
+    return [
+        Compute(name, functools.partial(_measure, config, retrain, scope.seed), reports=True)
+        for name, config in societies(scope).items()
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -134,139 +117,152 @@ def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-Returns = dict[str, dict[str, list[float]]]
-"""The return of each seed by case and by ``at once`` or ``trained on``, for the worst of several removals."""
+def _measure(
+    config: TrainConfig, retrain: int, seed: int, keys: Array, *, show: Callable[[float, str], None]
+) -> Arrays:
+    """Train, remove bidders, and measure the return before and after further training.
 
-
-def _measure(condition: RedundancyCondition, options: ExperimentOptions, show: Any) -> Returns:
-    """Train, remove bidders, and measure the return before and after further training."""
-    config = condition.config
+    Returns:
+        The return of each seed by case and time, f [seeds], for the worst of several removals.
+    """
     program, society = config.settings.trainable, config.settings.society
     hyper = config.settings.hyperparameters.as_arrays()
-    key = key_of(options.seed)
     all_present = jnp.ones((config.seeds, society.bidders), bool)
-    state = fitting.init_seeds(program, jax.random.split(key, config.seeds), hyper)
+    total = program.chunks + retrain * (len(_CASES) + society.bidders - 2)  # any other bidder is one of several
+    done = iter(range(1, total + 1))
+
+    def chunk(state: TrainState, present: Array, note: str) -> TrainState:
+        state, returns = _chunk(program, state, hyper, present)
+        show(next(done) / total, f"{note}return {float(jnp.nanmean(returns)):.3f}")
+        return state
+
+    state = fitting.init_seeds(program, keys, hyper)
     for _ in range(program.chunks):
-        state, returns = _chunk(program, state, hyper, all_present)
-        show(f"{condition.label}: return {float(jnp.nanmean(returns)):.3f}")
+        state = chunk(state, all_present, "")
 
     first = jax.vmap(lambda p: evaluation.bids_by_state(society, p, program.states or 0)[0])(state.learner.params)
-    keys = jax.random.split(key_for(key, "measurement"), config.seeds)
-    measured: Returns = {}
+    keys = jax.random.split(key_for(key_of(seed), "measurement"), config.seeds)
+    measured = {}
     for case, masks in absences(society, np.asarray(first)).items():
-        at_once, trained_on = [], []
+        returns: dict[str, list[Array]] = {when: [] for when in _WHEN}
         for present in jnp.moveaxis(jnp.asarray(masks), 1, 0):  # [seeds, A] for each removal
-            at_once.append(_returns(society, state.learner.params, keys, present))
+            returns["at once"].append(_returns(society, state.learner.params, keys, present))
             # Current episodes end with all bidders; the next ones start without the removed one.
             after = state
-            for _ in range(condition.retrain):
-                after, returns = _chunk(program, after, hyper, present)
-                show(f"{condition.label}, without {case}: return {float(jnp.nanmean(returns)):.3f}")
-            trained_on.append(_returns(society, after.learner.params, keys, present))
-        measured[case] = {"at once": np.min(at_once, 0).tolist(), "trained on": np.min(trained_on, 0).tolist()}
+            for _ in range(retrain):
+                after = chunk(after, present, f"without {case}: ")
+            returns["trained on"].append(_returns(society, after.learner.params, keys, present))
+        measured |= {f"{case}, {when}": np.min(each, 0).astype(np.float64) for when, each in returns.items()}
     return measured
 
 
-def _row(condition: RedundancyCondition, case: str, returns: dict[str, list[float]]) -> dict[str, Any]:
-    now, later = np.array(returns["at once"]), np.array(returns["trained on"])
-    optimum = condition.config.adapter.optimal_return(condition.config.settings.gamma)
-    return {
-        "env": condition.config.adapter.name,
-        "society": condition.name,
-        "removed": case,
-        "at once": interquartile_mean(now),
-        "lowest": float(now.min()),
-        "trained on": interquartile_mean(later),
-        "lowest after": float(later.min()),
-        "optimal at once": tally(solved(now, optimum)),
-        "optimal after": tally(solved(later, optimum)),
-    }
+# --- claims, table and figure
 
 
-def run(options: ExperimentOptions) -> Report:
-    """Measure every condition that is not in ``options.folder``, and test the claims."""
-    chosen = conditions(options)
-    total = sum(condition.chunks for condition in chosen)
-    rows: list[dict[str, Any]] = []
-    at_once: dict[tuple[str, str, str], list[float]] = {}  # by environment, society and case
-    done = 0
-    with tables.progress("redundancy", unit="chunks", shown=options.progress) as bar:
+def _claims(scope: Scope) -> list[Claim]:
+    del scope
+    claims = []
+    for env in _ENVS:
+        cloned, alone = f"{env} cloned", f"{env} solitary"
 
-        def show(note: str) -> None:
-            nonlocal done
-            done += 1
-            bar(done, total, note)
+        def later(results: Results, names: tuple[str, str] = (cloned, alone)) -> str:
+            means = [interquartile_mean(results.measure(name, "best bidder, trained on")) for name in names]
+            return "after further training {} against {}".format(*means)
 
-        for condition in chosen:
-            path = options.folder / f"{condition.label.replace(', ', '-').replace(' ', '-')}.json"
-            if path.exists():
-                done += condition.chunks
-            else:
-                measured = json.dumps(_measure(condition, options, show))
-                files.write_text(path, measured + "\n")
-            for case, returns in json.loads(path.read_text()).items():
-                rows.append(_row(condition, case, returns))
-                at_once[condition.config.adapter.name, condition.name, case] = returns["at once"]
+        def worst(results: Results, name: str = cloned) -> np.ndarray:
+            return np.min([results.measure(name, f"any other, {when}") for when in _WHEN], 0)
 
-    def find(env: str, society: str, removed: str) -> dict[str, Any]:
-        return next(r for r in rows if (r["env"], r["society"], r["removed"]) == (env, society, removed))
-
-    def gained(one: tuple[str, str, str], other: tuple[str, str, str]) -> Estimate:
-        return difference(at_once[one], at_once[other])
-
-    verdicts = []
-    for env in ("Chain-v0", "Bandit-v0"):
-        cloned, alone = find(env, "cloned", "best bidder"), find(env, "solitary", "best bidder")
-        any_other = find(env, "cloned", "any other")
-        gap = gained((env, "cloned", "best bidder"), (env, "solitary", "best bidder"))
-        verdicts += [
-            Verdict.of(
+        claims += [
+            separated(
                 f"[{env}] a cloned society keeps its return when its best bidder is removed, a solitary one does not",
-                gap.low > 0, gap.value,
-                f"return at once {cloned['at once']} against {alone['at once']}, difference of the means {gap}; "
-                f"after further training {cloned['trained on']} against {alone['trained on']}",
+                at(cloned, "best bidder, at once"),
+                at(alone, "best bidder, at once"),
+                evidence=later,
             ),
-            Verdict.of(
-                f"[{env}] a cloned society keeps its return when any other bidder is removed",
-                any_other["optimal at once"] == any_other["optimal after"] == f"{options.seeds}/{options.seeds}",
-                any_other["lowest"],
-                f"worst removal of each seed: at once {any_other['at once']}, later {any_other['trained on']}",
+            every_seed(
+                f"[{env}] a cloned society keeps its return, within 1% of the optimum, when any other bidder is "
+                "removed, at once and after further training",
+                worst,
+                at_least=nearly(make(env)[0].optimal_return()),
             ),
-        ]  # fmt: skip
-    robust, usual = (("Bandit-v0", name, "best primitive") for name in ("cloned, dropout", "cloned"))
-    dropped, plain, gap = find(*robust), find(*usual), gained(robust, usual)
-    verdicts.append(
-        Verdict.of(
-            "[Bandit-v0] dropout in training makes a society robust to the removal of the best primitive",
-            gap.low > 0,
-            gap.value,
-            f"return at once without the best primitive (at most .6): {dropped['at once']}, "
-            f"without dropout {plain['at once']}; difference of the means {gap}",
+        ]
+    claims.append(
+        separated(
+            "[Bandit-v0] dropout in training makes a society robust to the removal of the best primitive (return at "
+            "most .6)",
+            at("Bandit-v0 cloned, dropout", "best primitive, at once"),
+            at("Bandit-v0 cloned", "best primitive, at once"),
         )
     )
-    every = list(dict.fromkeys(r["society"] for r in rows))
+    return claims
+
+
+def _finished(results: Results) -> Iterator[tuple[str, str, str]]:
+    """Condition, environment and society."""
+    for name in results:
+        env, _, society = name.partition(" ")
+        yield name, env, society
+
+
+def _rows(results: Results) -> Iterator[dict[str, Any]]:
+    for name, env, society in _finished(results):
+        best = make(env)[0].optimal_return()
+        for case in _CASES:
+            now, later = (results.measure(name, f"{case}, {when}") for when in _WHEN)
+            yield {
+                "env": env,
+                "society": society,
+                "removed": case,
+                "at once": interquartile_mean(now),
+                "lowest": float(now.min()),
+                "trained on": interquartile_mean(later),
+                "lowest after": float(later.min()),
+                "optimal at once": tally(solved(now, best)),
+                "optimal after": tally(solved(later, best)),
+            }
+
+
+def _draw(results: Results) -> Any:
+    every = list(dict.fromkeys(society for _, _, society in _finished(results)))
     fig, axes = plotting.figure(columns=2, width=6.5)
-    for ax, env in zip(axes, ("Chain-v0", "Bandit-v0"), strict=True):
-        societies = list(dict.fromkeys(r["society"] for r in rows if r["env"] == env))
-        cases = list(dict.fromkeys(r["removed"] for r in rows))
-        for i, society in enumerate(societies):
-            width = 0.8 / len(societies)
-            x = np.arange(len(cases)) + (i - (len(societies) - 1) / 2) * width
+    for ax, env in zip(axes, _ENVS, strict=True):
+        shown = [(name, society) for name, of, society in _finished(results) if of == env]
+        for i, (name, society) in enumerate(shown):
+            width = 0.8 / len(shown)
+            x = np.arange(len(_CASES)) + (i - (len(shown) - 1) / 2) * width
             now, later = (
-                [find(env, society, case)[column].value for case in cases] for column in ("at once", "trained on")
+                [interquartile_mean(results.measure(name, f"{case}, {when}")).value for case in _CASES]
+                for when in _WHEN
             )
             ax.bar(x, now, width * 0.9, color=f"C{every.index(society)}", label=society)
             ax.bar(x, later, width * 0.9, facecolor="none", edgecolor="black")
         ax.bar(0, 0, facecolor="none", edgecolor="black", label="after further training")
-        ax.set_xticks(range(len(cases)), cases)
+        ax.set_xticks(range(len(_CASES)), _CASES)
         ax.set(xlabel="removed", ylabel="greedy return", title=f"{env}: at once, and after further training")
     plotting.legend_below(fig)
-    table = ResultTable(
-        "redundancy", "removal of bidders from a trained society (ccv, tuned settings)", rows,
-        "greedy return of new episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-        "any other: the worst removal of each seed · best bidder: highest greedy bid for the first state · "
-        "best primitive: all clones of the best bidder",
-        aside=("lowest", "lowest after", "optimal at once", "optimal after"),
-    )  # fmt: skip
-    settings = {"seeds": options.seeds, "quick": options.quick, "dropout": _DROPOUT, "tuned": SETTINGS["tuned"]}
-    return Report(settings=settings, tables=[table], verdicts=verdicts, figures={"redundancy": fig})
+    return fig
+
+
+EXPERIMENT = Experiment(
+    name="redundancy",
+    shows="removal of the best or of any other bidder from a trained society",
+    source="Chang et al. (2020), §5 (redundancy) and §6.1 (dropout)",
+    conditions=_conditions,
+    measures={
+        f"{case}, {when}": lambda found, name=f"{case}, {when}": found[name] for case in _CASES for when in _WHEN
+    },
+    claims=_claims,
+    tables=[
+        Table(
+            "redundancy",
+            "removal of bidders from a trained society (ccv, tuned settings)",
+            _rows,
+            "greedy return of new episodes, interquartile mean over seeds ± the larger side of its 95% bootstrap "
+            "interval\nany other: the worst removal of each seed · best bidder: highest greedy bid for the first state "
+            "· best primitive: all clones of the best bidder",
+            aside=("lowest", "lowest after", "optimal at once", "optimal after"),
+        )
+    ],
+    figures={"redundancy": _draw},
+    facts=lambda results: {"dropout": _DROPOUT, "tuned": SETTINGS["tuned"]},
+)

@@ -357,6 +357,75 @@ class Exact:
         distance = np.where(good, np.abs(levels - self.truth[..., None]), np.inf)
         return levels[distance.argmin(-1)]
 
+    def learned(self, player: Any, params: PyTree) -> np.ndarray:
+        """The bids that trained agents choose for every observation of the bidder: f [seeds, H, S, 2].
+
+        Args:
+            player: what chooses, such as ``config.settings.trainable.player(greedy=True)`` of a monolith.
+            params: its parameters, leaves [seeds, ...].
+        """
+        states = self.mdp.num_states
+        times, rows, owns = np.indices((self.horizon, states, 2)).reshape(3, -1)
+        views = jax.vmap(self.env.view)(
+            jnp.asarray(np.eye(states)[rows], real()), jnp.asarray(owns == 1), jnp.asarray(times, real())
+        )
+        chosen = np.asarray(_choices(player, params, views))
+        return np.asarray(self.env.levels)[chosen].reshape(-1, self.horizon, states, 2)
+
+    def sales(self, bids: np.ndarray) -> list[tuple[int, int]]:
+        """The times and states of one episode at which the bidder sells, if it wins all ties.
+
+        Every random transition goes to the most probable state.
+
+        Args:
+            bids: its strategy, f [H, S, 2].
+        """
+        mdp, me = self.mdp, self.env.bidder
+        state, owns, seen = int(mdp.start.argmax()), 0, []
+        for t in range(mdp.horizon):
+            time = t % self.horizon
+            if owns:
+                seen.append((time, state))
+            offers = self.others[state].copy()
+            offers[me] = bids[time, state, owns]
+            winner = me if offers[me] == offers.max() else int(offers.argmax())
+            owns = int(winner == me)
+            state = int(mdp.transitions[state, winner // self.env.society.clones].argmax())
+            if mdp.terminal[state]:
+                break
+        return seen
+
+    def compare(self, learned: np.ndarray) -> dict[str, np.ndarray]:
+        """Strategies of several seeds and the best reply.
+
+        Args:
+            learned: bids of each seed, f [seeds, H, S, 2].
+
+        Returns:
+            ``learned``; ``best`` and ``truth`` f [H, S, 2]: bids; ``others`` f [S, A]; ``gains`` f [seeds] and ``best
+            gain`` f []: discounted, over ``truth``; ``sales`` f [n, 2]: bids of all seeds for states that the bidder
+            owns (`sales`), and what ``truth`` bids there. If the market closes, also undiscounted: the ``wealth`` f []
+            that ``truth`` earns, ``wealth gains`` f [seeds] and ``best wealth gain`` f [].
+        """
+        best = self.best()
+        sales = [(bids[t, s, 1], self.truth[t, s, 1]) for bids in learned for t, s in self.sales(bids)]
+        found = {
+            "learned": learned,
+            "best": best,
+            "truth": np.array(self.truth),
+            "others": self.others,
+            "gains": np.array([self.gain(bids) for bids in learned]),
+            "best gain": np.array(self.gain(best)),
+            "sales": np.array(sales, np.float64).reshape(-1, 2),
+        }
+        if self.env.time_limits == "terminal":
+            found |= {
+                "wealth": np.array(self.value(self.truth, 1.0)),
+                "wealth gains": np.array([self.gain(bids, 1.0) for bids in learned]),
+                "best wealth gain": np.array(self.gain(self.best(1.0), 1.0)),
+            }
+        return found
+
     def _solve(self, choices: np.ndarray, gamma: float | None) -> tuple[float, np.ndarray]:
         """The optimal value with K possible bids, f [H or 1, S, 2, K], and the value of each bid, f [H, S, 2, K]."""
         mdp, closes = self.mdp, self.env.time_limits == "terminal"
@@ -420,6 +489,12 @@ class Exact:
         mechanism = society.mechanism
         price, payout = (np.asarray(jax.vmap(rule)(rows), float) for rule in (mechanism.price, mechanism.payout))
         return odds, price.reshape(bids.shape), payout.reshape(bids.shape)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _choices(player: Any, params: PyTree, views: Array) -> Array:
+    """The choice of every seed for every observation: i32 [seeds, N]."""
+    return jax.vmap(lambda params: jax.vmap(lambda obs: player.choose(params, None, obs))(views))(params)
 
 
 def _bytes(leaf: Any) -> tuple[Any, ...]:

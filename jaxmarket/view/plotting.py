@@ -29,6 +29,7 @@ __all__ = [
     "draw_inequality",
     "draw_intervals",
     "draw_learning_curve",
+    "draw_ledger",
     "draw_lineage",
     "draw_money_supply",
     "draw_population",
@@ -365,6 +366,27 @@ def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: 
     ax.set_xticks(range(len(columns)), [plain_text(name) for name in columns], fontsize=8)
     ax.set_yticks(range(len(rows)), [plain_text(name) for name in rows], fontsize=8)
     ax.grid(visible=False)
+
+
+def draw_ledger(ax: "Axes", money: np.ndarray, accounts: Sequence[str], title: str = "") -> None:
+    """Payments from each account, one per row, to each account, one per column.
+
+    Args:
+        ax: the axes to draw on.
+        money: f [accounts, accounts], from payer to payee.
+        accounts: names.
+        title: of the axes.
+    """
+    ax.grid(visible=False)
+    ax.imshow(money, cmap="Greens", vmin=0, vmax=max(money.max(), 1e-9))
+    for (payer, payee), amount in np.ndenumerate(money):
+        if abs(amount) >= 0.005:  # otherwise it would be shown as 0.00
+            dark = amount > 0.6 * money.max()
+            ax.text(payee, payer, f"{amount:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+    names = [plain_text(name) for name in accounts]
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.set(xlabel="is paid", ylabel="pays", title=title)
 
 
 def _colors(count: int) -> list[Any]:

@@ -189,12 +189,12 @@ def experiment_configs():
             progress=False,
             settings={"resolution": 32, "depth": "fixed"},
         )
-        for env in ("Bandit-v0", "Chain-v0", "Duality-v0"):
-            keep("numerical", mode, {f"{env} {c.name}": c.config for c in numerical.conditions(env, options)})
-        keep("redundancy", mode, {c.label: c.config for c in redundancy.conditions(options)})
-        keep("truthfulness", mode, {k: c.config for k, c in truthfulness._chain_conditions(options).items()})
-        keep("best-reply", mode, {case.name: _with_env(case).config for case in best_reply._cases(options)})
-        for experiment in (modularity.EXPERIMENT, two_rooms.EXPERIMENT, mental_rotation.EXPERIMENT):
+        for experiment in (numerical.BANDIT, numerical.CHAIN, numerical.DUALITY):
+            env = f"{experiment.name.capitalize()}-v0"
+            keep("numerical", mode, {f"{env} {name}": c for name, c in planned(experiment, options).items()})
+        keep("redundancy", mode, redundancy.societies(Scope(options.seeds, options.quick, options.full)))
+        others = truthfulness, best_reply, modularity, two_rooms, mental_rotation
+        for experiment in (module.EXPERIMENT for module in others):
             for name, config in planned(experiment, options).items():
                 keep(experiment.name, "tuning" if name.startswith("tuning-") else mode, {name: config})
         steps = wide_vs_deep.steps_of(Scope(quick=mode == "quick"))
@@ -203,17 +203,6 @@ def experiment_configs():
             lines, steps = (production_lines.TUNING[name] for name in ("lines", "steps"))
             keep("wide-vs-deep", "tuning", _wide_vs_deep(production_lines.GRIDS, (lines,), steps))
     return found
-
-
-@functools.cache
-def _bidder_env(*seat):
-    return best_reply.Case(*seat, 1, {}).env
-
-
-def _with_env(case):
-    """The case with an environment that is shared by cases of several sizes."""
-    case.__dict__["env"] = _bidder_env(case.process, case.auction, case.clones, case.primitive)
-    return case
 
 
 def _wide_vs_deep(arms, lines, steps):

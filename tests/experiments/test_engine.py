@@ -1,9 +1,11 @@
 """Experiments as data: what is computed, kept and shown, and the four kinds of claim by hand."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from jaxmarket.experiments import (
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
 from jaxmarket.runs import sweeps
+from jaxmarket.runs.schedule import Running
 
 # --- claims
 
@@ -346,3 +349,24 @@ def test_a_run_starts_from_the_networks_of_another():
     assert made_from.needs == ("first", "first")
     assert Train("a", config).job(Scope(7, steps=0.5), {}).config.seeds == 7
     assert Train("a", config).job(Scope(7, steps=0.5), {}).config.settings.steps == 2048
+
+
+def in_four_parts(keys, *, show):
+    for part in range(1, 5):
+        show(part / 4, f"part {part}")
+    return {"x": np.zeros(len(keys))}
+
+
+def test_a_function_reports_its_progress_and_is_stopped_there():
+    job, shares, stop = Compute("slow", in_four_parts, reports=True).job(Scope(3), {}), [], threading.Event()
+
+    def report(share, note):
+        shares.append((share, note))
+        if share == 0.75:
+            stop.set()
+
+    with pytest.raises(concurrent.futures.CancelledError):
+        job.run(Running(report, stop, {}))
+    assert shares == [(0, ""), (0.25, "part 1"), (0.5, "part 2"), (0.75, "part 3")]
+    stop.clear()
+    assert job.run(Running(lambda *_: None, stop, {}))["x"].shape == (3,)

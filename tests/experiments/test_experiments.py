@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
+import types
 from pathlib import Path
 
 import chex
@@ -18,25 +19,48 @@ from jaxmarket.experiments import (
     ExperimentOptions,
     Report,
     ResultTable,
+    Scope,
     Verdict,
     interquartile_mean,
     numerical,
     redundancy,
     truthfulness,
 )
-from jaxmarket.experiments.numerical import NumericalCondition, NumericalResult
+from jaxmarket.experiments.experiment import table_of
 from jaxmarket.experiments.report import by_chance
-from jaxmarket.experiments.truthfulness import Seat
-from jaxmarket.runs import fitting, run_folder
+from jaxmarket.experiments.results import Results
+from jaxmarket.interop import deviations
+from jaxmarket.interop.deviations import Seat
+from jaxmarket.runs import fitting, ledgers, run_folder
+from jaxmarket.runs.sweeps import Condition
+
+
+def made_up(experiment, found, scope=None, failed=()):
+    """Results with these runs or arrays by condition."""
+    return Results(scope or Scope(4), found, dict.fromkeys(failed, "a reason"), experiment.measures)
+
+
+def standing(experiment, results):
+    """The outcome of each claim by its text."""
+    verdicts = [claim.verdict(results) for claim in experiment.claimed(results.scope)]
+    assert len({verdict.claim for verdict in verdicts}) == len(verdicts)
+    return {verdict.claim: verdict for verdict in verdicts}
+
+
+def the(verdicts, *words):
+    """The one verdict whose claim has all of these words."""
+    (found,) = [verdict for claim, verdict in verdicts.items() if all(word in claim for word in words)]
+    return found
+
 
 # --- truthfulness
 
 
 def test_one_auction_by_hand():
     """Second prices: nothing to gain. First price: shade to 3/4 against three uniform bids, and gain 27/256."""
-    assert truthfulness.one_shot_gain(MECHANISMS["vickrey"]) == (0, 0)
-    assert truthfulness.one_shot_gain(MECHANISMS["ccv"]) == (0, 0)
-    largest, expected = truthfulness.one_shot_gain(MECHANISMS["bb"], 201)
+    assert deviations.one_shot_gain(MECHANISMS["vickrey"]) == (0, 0)
+    assert deviations.one_shot_gain(MECHANISMS["ccv"]) == (0, 0)
+    largest, expected = deviations.one_shot_gain(MECHANISMS["bb"], 201)
     assert largest > 0.98
     assert expected == pytest.approx(27 / 256, abs=2e-3)
 
@@ -130,8 +154,8 @@ def finished(tmp_path_factory):
         "Bandit-v0", learner="valuation", seeds=2, steps=4096, instances=8, horizon=16, minibatch=32, log_every=4
     )
     wanted = [
-        NumericalCondition("small", config),
-        NumericalCondition("longer", dataclasses.replace(config, steps=8192)),
+        Condition("small", config),
+        Condition("longer", dataclasses.replace(config, steps=8192)),
     ]
     return options, wanted, options.train(wanted, "bandit")
 
@@ -160,7 +184,7 @@ def test_another_seed_or_other_settings_are_refused(finished):
     options, wanted, _ = finished
     with pytest.raises(ValueError, match="holds another run: key is"):
         dataclasses.replace(options, seed=1).train(wanted, "bandit")
-    other = [NumericalCondition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
+    other = [Condition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
     with pytest.raises(ValueError, match="choose another folder"):
         options.train(other, "bandit")
 
@@ -197,18 +221,25 @@ def test_a_saved_run_reads_back_as_the_result_it_was(bandit_run):
     np.testing.assert_array_equal(run.q, result.q)
 
 
-def test_a_finding_measures_bids_over_visited_states_only(finished):
+def test_bids_are_measured_over_visited_states_only(finished):
     _, wanted, found = finished
-    finding = NumericalResult(wanted[1], found[wanted[1].name], 0.8)
-    bids, q = finding.run.bids, finding.run.q
-    np.testing.assert_allclose(finding.winner_error, np.abs(bids[:, 0].max(-1) - 0.8))
-    np.testing.assert_allclose(finding.every_error, np.abs(bids[:, 0] - q[0]).mean(-1))
-    assert finding.truth_in_range
-    row = finding.row()
+    run = found[wanted[1].name]
+    bids, q = run.bids, run.q
+    cell = "tuned-ccv-cloned"
+    results = made_up(numerical.BANDIT, {cell: run}, Scope(2, quick=True))
+    np.testing.assert_allclose(results.measure(cell, "winner error"), np.abs(bids[:, 0].max(-1) - 0.8))
+    np.testing.assert_allclose(results.measure(cell, "every error"), np.abs(bids[:, 0] - q[0]).mean(-1))
+    (row,) = table_of(numerical.BANDIT.tables[0], results).rows
+    assert (row["settings"], row["auction"], row["society"]) == ("tuned", "ccv", "cloned")
     assert row["solved"] in ("0/2", "1/2", "2/2")
-    assert row["greedy"].value == pytest.approx(np.mean(finding.run.summary["return_seeds"]))
-    money = numerical.who_paid_whom(finding.run, jax.random.key(0))
-    names = numerical.account_names(wanted[1].config.settings.society)
+    assert row["greedy"].value == pytest.approx(np.mean(run.summary["return_seeds"]))
+    assert row["|bid-Q*|"].value == pytest.approx(results.measure(cell, "winner error").mean())
+
+
+def test_money_per_episode_from_payer_to_payee(finished):
+    _, wanted, found = finished
+    money = ledgers.who_paid_whom(found[wanted[1].name], jax.random.key(0))
+    names = ledgers.account_names(wanted[1].config.settings.society)
     assert names[:3] == ["0a", "0b", "1a"]
     assert money.shape == (len(names),) * 2
     # One step an episode: what the environment pays is the return, what the auctioneer is paid is the price.
@@ -218,30 +249,147 @@ def test_a_finding_measures_bids_over_visited_states_only(finished):
     )
 
 
-def test_bids_out_of_range_cannot_be_judged():
-    published = TrainConfig(
-        "Duality-v0", learner="ppo", bid_low=0.0, bid_high=1.0, steps=4096, seeds=2, time_limits="terminal"
+def society_run(greedy=0.8, sampled=0.8, minted=0.0, bid=0.8, residual=1e-6):
+    """A finished run on Chain or Duality of four seeds that always bid the same, in a single state."""
+
+    def full(value):
+        return np.broadcast_to(np.asarray(value, float), (10, 4))
+
+    return types.SimpleNamespace(
+        summary={"return_seeds": np.broadcast_to(greedy, 4).tolist()},
+        metrics={
+            "return_mean": full(sampled),
+            "subsidy": full(minted),
+            "conservation_residual": full(residual),
+            "gini": full(0.5),
+            "winning_bid": full(bid),
+        },
+        q=np.array([[0.8, 0.1]]),
+        bids=np.stack([np.broadcast_to(bid, 4), np.full(4, 0.05)], -1)[:, None],
+        visited=np.ones((4, 1), bool),
+        config=types.SimpleNamespace(),
     )
-    run = type("Run", (), {"q": np.array([[-99.0, 50], [50, 49]]), "visited": np.ones((2, 2), bool)})
-    cells = {("ccv", "cloned"): NumericalResult(NumericalCondition("published", published), run, 5.0)}
-    assert numerical._truthful(cells).standing == "not testable"
 
 
-def test_the_sweep_is_every_mechanism_cloned_and_solitary(tmp_path):
-    options = ExperimentOptions(tmp_path)
-    wanted = numerical.conditions("Chain-v0", options)
-    cells = {(c.settings, c.config.auction, c.society) for c in wanted}
-    assert cells == {(s, a, k) for s in ("published", "tuned") for a in MECHANISMS for k in ("cloned", "solitary")} | {
-        ("beta", "ccv", "cloned")
-    }
-    assert {c.config.seeds for c in wanted} == {16}
-    assert len({c.config.settings.trainable for c in wanted}) == 9
-    published = next(c.config for c in wanted if c.settings == "published")
+def numerical_results(experiment=numerical.CHAIN, scope=None, failed=(), **changed):
+    """Runs on Chain for which all claims hold, but for those with other numbers by name of the condition."""
+    scope, chosen = scope or Scope(4), {name.replace("_", "-"): run for name, run in changed.items()}
+    found = {}
+    for settings, auction, society in numerical.cells(scope):
+        usual = {"minted": 0.2, "greedy": 0.0, "sampled": 0.2} if auction == "vickrey" else {}
+        # solitary bidders are further from Q*
+        usual |= {"bid": [0.79, 0.8, 0.81, 0.8] if society == "cloned" else [0.5, 0.51, 0.5, 0.52]}
+        if society == "solitary":
+            usual |= {"sampled": [0.3, 0.31, 0.3, 0.31]}
+        name = f"{settings}-{auction}-{society}"
+        found[name] = society_run(**(usual | chosen.get(name, {})))
+    return made_up(experiment, {k: v for k, v in found.items() if k not in failed}, scope, failed)
+
+
+def test_the_claims_of_the_numerical_experiments():
+    sound = standing(numerical.CHAIN, numerical_results())
+    assert {verdict.standing for verdict in sound.values()} == {"confirmed"}
+    assert len(sound) == 2 * 7 + 2  # beta has cloned ccv only
+    assert the(sound, "tuned", "truthful").number == pytest.approx(0.005)
+    assert the(sound, "tuned", "clones matter").kind == "separated"
+
+    def denied(*words, **changed):
+        return the(standing(numerical.CHAIN, numerical_results(**changed)), "[tuned]", *words).standing == (
+            "not confirmed"
+        )
+
+    assert denied("truthful", tuned_ccv_cloned={"bid": 0.74})
+    assert not denied("truthful", tuned_ccv_cloned={"bid": 0.76})
+    assert denied("optimal policy", tuned_ccv_cloned={"greedy": [0.8, 0.8, 0.8, 0.7]})  # one seed
+    assert not denied("optimal policy", tuned_ccv_cloned={"greedy": [0.8, 0.8, 0.8, 0.793]})
+    assert denied("bb and ccv mint no", tuned_bb_solitary={"minted": [0, 0, 0, -1e-6]})
+    assert denied("vickrey mints", tuned_vickrey_cloned={"minted": 0}, tuned_vickrey_solitary={"minted": 0})
+    assert denied("accounted for", tuned_env_solitary={"residual": 1e-3})
+    assert denied("clones matter", tuned_ccv_solitary={"bid": [0.79, 0.8, 0.81, 0.8]})
+    assert denied("beats ccv", tuned_bb_cloned={"sampled": 0.82})
+    assert not denied("beats ccv", tuned_bb_cloned={"sampled": 0.805})
+    assert not denied("beats ccv", tuned_env_cloned={"sampled": 0.9})  # it has no auction
+
+
+def test_bids_out_of_range_cannot_be_judged():
+    """On Duality bids cannot reach Q*: no claim about them, and clones matter by their returns."""
+    claims = standing(numerical.DUALITY, numerical_results(numerical.DUALITY))
+    assert not [claim for claim in claims if "truthful" in claim or "closer to Q*" in claim]
+    assert the(claims, "tuned", "clones matter", "return").standing == "confirmed"
+    same = numerical_results(numerical.DUALITY, tuned_ccv_solitary={"sampled": 0.8})
+    assert the(standing(numerical.DUALITY, same), "tuned", "clones matter").standing == "not confirmed"
+
+
+def test_a_failed_condition_leaves_what_does_not_need_it():
+    found = standing(numerical.CHAIN, numerical_results(failed=["tuned-bb-cloned"]))
+    untestable = {claim for claim, verdict in found.items() if verdict.standing == "not testable"}
+    assert all("[tuned]" in claim for claim in untestable)
+    assert len(untestable) == 3  # what is minted by bb, what is unexplained, what beats ccv
+
+
+def test_the_sweep_is_every_mechanism_cloned_and_solitary():
+    scope = Scope()
+    assert set(numerical.cells(scope)) == {
+        (s, a, k) for s in ("published", "tuned") for a in MECHANISMS for k in ("cloned", "solitary")
+    } | {("beta", "ccv", "cloned")}
+    jobs = {c.name: c.job(scope, {}) for c in numerical.CHAIN.planned(scope) if not c.needs}
+    wanted = {name: job.config for name, job in jobs.items()}
+    assert len(wanted) == 17
+    assert {config.seeds for config in wanted.values()} == {16}
+    assert len({config.settings.trainable for config in wanted.values()}) == 9
+    published = wanted["published-ccv-cloned"]
     assert (*(published.settings.values[name] for name in ("learning_rate", "entropy", "gamma")),) == (4e-5, 0.1, 0.99)
     assert published.settings.instances * published.settings.horizon == 4096
-    full = numerical.conditions("Chain-v0", dataclasses.replace(options, full=True))
-    assert {c.config.settings.updates for c in full if c.settings == "beta"} == {2000}
+    full = [c for c in numerical.CHAIN.planned(Scope(full=True)) if not c.needs]
+    assert {c.config.settings.updates for c in full if c.name.startswith("beta")} == {2000}
     assert len(full) == 24
+
+
+def truthfulness_results(scope=None, **changed):
+    """Results for which all claims hold, but for other numbers by name of the condition."""
+    scope = scope or Scope(4)
+    found = {
+        "one auction": {name: np.array([0.0, 0.0] if name in ("vickrey", "ccv") else [0.9, 0.1]) for name in MECHANISMS}
+    }
+    gains = {f"{a}, {s}": np.array(3.0 * (a == "vickrey")) for a in MECHANISMS for s in ("cloned", "solitary")}
+    for condition in truthfulness.EXPERIMENT.planned(scope):
+        if condition.name.startswith("episode"):
+            found[condition.name] = gains | {"bids up to": np.array(1.0)} | changed.get("episodes", {})
+        elif condition.name.startswith("money"):
+            found[condition.name] = {"own": np.array([0.3, 0.31, 0.3, 0.31]), "others": np.array([0.1, 0.1, 0.09, 0.1])}
+            found[condition.name] |= changed.get("money", {})
+        elif condition.name != "one auction":
+            failing = "noise" in condition.name and condition.name.startswith("vickrey, noise-")
+            found[condition.name] = society_run(greedy=0.0 if failing else 0.8)
+            if condition.name in changed:
+                found[condition.name] = society_run(greedy=changed[condition.name])
+            found[condition.name].config = condition.config
+    return made_up(truthfulness.EXPERIMENT, found | {"one auction": changed.get("one", found["one auction"])}, scope)
+
+
+def test_the_claims_about_truthfulness():
+    experiment = truthfulness.EXPERIMENT
+    sound = standing(experiment, truthfulness_results())
+    assert [verdict.standing for verdict in sound.values()] == ["confirmed"] * 6
+
+    def denied(*words, **changed):
+        return the(standing(experiment, truthfulness_results(**changed)), *words).standing == "not confirmed"
+
+    assert denied("dominant", one={name: np.array([0.01, 0]) for name in MECHANISMS})
+    assert denied("no deviation gains", episodes={"bb, cloned": np.array(0.01)})
+    assert not denied("no deviation gains", episodes={"bb, solitary": np.array(0.01)})
+    assert denied("overbidding pays", episodes={"vickrey, cloned": np.array(0.0)})
+    assert denied("fails on Chain", **{"vickrey, noise-0.1": [0.8, 0.8, 0.8, 0.0]})
+    assert not denied("fails on Chain", **{"vickrey, noise-0.1": [0.8, 0.0, 0.0, 0.0]})
+    assert denied("because utilities", **{"vickrey, contract": [0.8, 0.8, 0.8, 0.7]})
+    assert denied("because utilities", **{"vickrey, noiseless": [0.8, 0.8, 0.8, 0.7]})
+    assert denied("owners", money={"others": np.array([0.15, 0.16, 0.15, 0.16])})
+    rows = table_of(experiment.tables[2], truthfulness_results()).rows
+    assert [(row["auction"], row["bids"], row["learner"]) for row in rows][-3:] == [
+        ("vickrey", "contract", "ppo"),
+        ("ccv", "noise-0.1", "ppo"),
+        ("vickrey", "noiseless", "valuation"),
+    ]
 
 
 # --- reports
@@ -278,23 +426,38 @@ def test_by_chance_is_the_upper_tail_of_a_fair_coin_without_ties():
         assert after(better, worse) == f"by chance: {np.mean(heads):.1%}"
 
 
-def test_redundancy_is_decided_by_the_difference(tmp_path):
+def redundancy_results(returns, quick=False):
+    """Eight seeds whose returns are these, by society, in every case."""
+    scope, noise = Scope(8, quick=quick), 0.04 * np.linspace(-1, 1, 8)
+    found = {}
+    for condition in redundancy.EXPERIMENT.planned(scope):
+        env, _, society = condition.name.partition(" ")
+        values = returns.get(condition.name, returns.get(society, 0.8)) + noise * (1.2 if env == "Chain-v0" else 1)
+        found[condition.name] = dict.fromkeys(redundancy.EXPERIMENT.measures, values)
+    return made_up(redundancy.EXPERIMENT, found, scope)
+
+
+def test_redundancy_is_decided_by_the_difference():
     """Intervals of both conditions overlap, and the one of the difference excludes zero."""
-    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
     returns = {"cloned": 0.70, "solitary": 0.66, "cloned, dropout": 0.70, "solitary, dropout": 0.70}
-    noise = 0.04 * np.linspace(-1, 1, 8)
-    for condition in redundancy.conditions(options):
-        name = condition.config.adapter.name
-        values = (returns[condition.name] + noise + (0.2 if name == "Chain-v0" else 0) * noise).tolist()
-        cases = ("none", "best bidder", "any other", "best primitive")
-        measured = {case: {"at once": values, "trained on": values} for case in cases}
-        label = condition.label.replace(", ", "-").replace(" ", "-")
-        (tmp_path / f"{label}.json").write_text(json.dumps(measured))
-    verdicts = redundancy.run(options).verdicts
+    verdicts = list(standing(redundancy.EXPERIMENT, redundancy_results(returns)).values())
     better, equal = verdicts[0], verdicts[-1]
     assert (better.standing, better.number) == ("confirmed", pytest.approx(0.04))
     assert "difference of the means 0.040 [" in better.evidence
     assert (equal.standing, equal.number) == ("not confirmed", pytest.approx(0))
+    quick = list(standing(redundancy.EXPERIMENT, redundancy_results(returns, quick=True)).values())
+    assert [verdict.standing for verdict in (quick[0], quick[-1])] == ["confirmed", "too short to tell"]
+
+
+def test_a_cloned_society_keeps_its_return_on_every_seed_now_and_later():
+    sound = redundancy_results({"cloned": 0.85})  # the lowest seed has .802, and .792 is 1% below the optimum
+    found = standing(redundancy.EXPERIMENT, sound)
+    assert the(found, "[Chain-v0]", "any other").standing == "confirmed"
+    for when in ("at once", "trained on"):
+        arrays = dict(sound["Chain-v0 cloned"])
+        arrays[f"any other, {when}"] = np.array([0.8] * 7 + [0.78])
+        worse = made_up(redundancy.EXPERIMENT, {**sound, "Chain-v0 cloned": arrays}, sound.scope)
+        assert the(standing(redundancy.EXPERIMENT, worse), "[Chain-v0]", "any other").standing == "not confirmed"
 
 
 def test_a_report_as_files_and_as_one_line(tmp_path):

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 import jaxmarket
 from jaxmarket import MECHANISMS, Society
 from jaxmarket.environments import Bandit, Chain, FiniteMDP, Memory, adapt, garnet
-from jaxmarket.experiments import ExperimentOptions, best_reply
-from jaxmarket.experiments.best_reply import BestReplyResult, Case
-from jaxmarket.experiments.truthfulness import Seat
+from jaxmarket.experiments import Scope, best_reply
+from jaxmarket.experiments.best_reply import EXPERIMENT, Case
+from jaxmarket.experiments.experiment import report
+from jaxmarket.experiments.results import Results
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
+from jaxmarket.interop.deviations import Seat
 from jaxmarket.policies import UNITS, BidPolicy, KumaraswamyHead, ValueHead, linear
 from jaxmarket.runs import estimates
 from jaxmarket.testing import check_environment
@@ -320,36 +322,40 @@ def test_best_prefers_the_bid_closest_to_truth():
 # --- learning
 
 
-def untrained(cases, seeds=2):
-    """The inputs of findings without training: random networks."""
-    runs = {}
-    for case in cases:
-        keys = jax.random.split(jax.random.key(0), seeds)
-        program = case.config.settings.trainable
-        params = jax.vmap(
-            lambda key, p=program, c=case: p.learner.init(key, jnp.zeros(c.env.observation_space().shape))
-        )
-        runs[case.name] = SimpleNamespace(params=params(keys).params, summary={"return_seeds": [0.0] * seeds})
-    return runs
+def untrained(case, seeds=2, **settings):
+    """A run without training: random networks."""
+    config = best_reply.config(case, **settings)
+    keys, observation = jax.random.split(jax.random.key(0), seeds), case.env.observation_space()
+    params = jax.vmap(lambda key: config.settings.trainable.learner.init(key, jnp.zeros(observation.shape)))(keys)
+    return SimpleNamespace(config=config, params=params.params, summary={"return_seeds": [0.0] * seeds})
 
 
 @pytest.mark.slow
-def test_a_finding_holds_what_greedy_networks_bid():
-    case = Case("Chain", "vickrey", 2, 1, 2, {"steps": 4096, "hidden": (8,)})
-    params = untrained([case])[case.name].params
+def test_a_comparison_holds_what_greedy_networks_bid():
+    case = Case("Chain", "vickrey", 2, 1)
+    run: Any = untrained(case, steps=4096, hidden=(8,))
     noise = iter(jax.random.split(jax.random.key(1), 99))
-    params = jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), params)
-    run: Any = SimpleNamespace(params=params, summary={"return_seeds": [0.0, 0.0]})
-    finding = BestReplyResult(case, run)
-    agent = case.config.settings.trainable.player(greedy=True)
+    run.params = jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), run.params)
+    found = best_reply.compare(case, None, run)
+    agent = run.config.settings.trainable.player(greedy=True)
     for hour, state, owns in ((0, 0, 0), (7, 2, 1), (19, 4, 0)):
         view = jnp.array([*np.eye(6)[state], owns, hour / 20], jnp.float32)
         for seed in range(2):
-            one = jax.tree.map(lambda x, seed=seed: x[seed], params)
+            one = jax.tree.map(lambda x, seed=seed: x[seed], run.params)
             wanted = case.env.levels[int(agent.choose(one, None, view))]
-            assert finding.learned[seed, hour, state, owns] == wanted
-    assert len(np.unique(finding.learned)) > 3
-    assert (finding.gains <= finding.best_gain + 1e-4).all() and not finding.nothing_gained
+            assert found["learned"][seed, hour, state, owns] == wanted
+    assert len(np.unique(found["learned"])) > 3
+    assert (found["gains"] <= found["best gain"] + 1e-4).all() and found["best gain"] > 16
+
+
+def test_sales_are_the_states_that_a_strategy_owns():
+    """The clone of "right" on Chain buys each state with a bid above its rivals', and sells it in the next auction."""
+    exact = Exact(seat(Chain(), "vickrey", 2, 1))
+    assert exact.sales(exact.best()) == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert exact.sales(np.zeros_like(exact.truth)) == []
+    other = exact.truth.copy()
+    other[:, 2:] = 0  # it loses the third auction
+    assert exact.sales(other) == [(1, 1), (2, 2)]
 
 
 def test_means_and_their_interval():
@@ -359,37 +365,74 @@ def test_means_and_their_interval():
     assert estimates.mean([2.0, 2.0]).low == 2
 
 
-@pytest.mark.slow
-def test_the_report_of_bidders_that_learned_nothing(monkeypatch, tmp_path):
-    """Claims about gains are not confirmed for bidders without gains."""
-    monkeypatch.setattr(ExperimentOptions, "train", lambda self, cases, *_: untrained(cases))
-    report = dataclasses.replace(best_reply.run(ExperimentOptions(tmp_path, seeds=2)), name="best-reply").write(
-        tmp_path
-    )
-    standing = {verdict.claim: verdict.standing for verdict in report.verdicts}
-    assert len(standing) == len(report.verdicts) == 8
-    assert {c: s for c, s in standing.items() if "overbidding" in c or "shades" in c} == {
-        "one first-price auction: the solitary best bidder shades towards the next bid": "not confirmed",
-        **{
-            f"whole episodes among clones: on {process} the learner finds that overbidding pays under vickrey": (
-                "not confirmed"
-            )
-            for process in ("Chain", "Duality")
-        },
+def made_up(gains=0.0, best=0.0, bids=0.7):
+    """The comparison of two learners with these gains and first bids."""
+    learned = np.broadcast_to(np.asarray(bids, float).reshape(-1, 1, 1, 1), (2, 20, 6, 2))
+    numbers = {"best gain": best, "wealth": 0.0, "best wealth gain": 0.0}
+    return {name: np.array(value) for name, value in numbers.items()} | {
+        "gains": np.broadcast_to(gains, 2),
+        "wealth gains": np.zeros(2),
+        "learned": learned,
+        "best": learned[0],
+        "truth": learned[0],
+        "others": np.full((6, 10), 0.6),
+        "sales": np.array([[5.0, 0.8]]),
     }
-    assert {row["process"] for row in report.tables[0].rows} == {"Bandit", "Chain", "Duality"}
-    assert {"gains.csv", "one_auction.csv", "wealth.csv", "gains.png", "bids.png"} <= set(report.written)
+
+
+def verdicts(**changed):
+    """The standing of each claim, for learners that find every best reply, but for other ones by name of the case."""
+    found = {}
+    for case in best_reply.cases(Scope(2)):
+        pays = case.auction == "vickrey" or case.name in ("Bandit-bb-solitary-3", "Duality-ccv-solitary-0")
+        found[case.compared] = made_up(16.0, 16.0) if pays else made_up()
+        if case.name in changed:
+            found[case.compared] = made_up(**changed[case.name])
+        found[case.name] = SimpleNamespace(summary={"return_seeds": [0.0] * 2})
+    results = Results(Scope(2), found, {}, EXPERIMENT.measures)
+    return results, {claim.text: claim.verdict(results).standing for claim in EXPERIMENT.claimed(Scope(2))}
+
+
+def test_the_claims_about_best_replies():
+    _, found = verdicts()
+    assert list(found.values()) == ["confirmed"] * 9
+
+    def denied(words, **changed):
+        (standing,) = [standing for claim, standing in verdicts(**changed)[1].items() if words in claim]
+        return standing == "not confirmed"
+
+    assert denied("second-price", **{"Bandit-ccv-solitary-2": {"best": 0.01}})
+    assert denied("with a clone", **{"Bandit-bb-cloned-3": {"best": 0.01}})
+    assert denied("no gain under ccv", **{"Chain-ccv-cloned-0": {"best": 0.01}})
+    assert denied("no gain under bb", **{"Chain-bb-cloned-1": {"best": 0.01}})
+    for bids in (0.6, 0.8, (0.6, 0.8)):  # the next bid, the truth, both
+        assert denied("shades towards", **{"Bandit-bb-solitary-3": {"bids": bids}})
+    assert not denied("shades towards", **{"Bandit-bb-solitary-3": {"bids": 0.62}})
+    assert denied("gains by shading", **{"Bandit-bb-solitary-3": {"gains": (0.18, 0.0)}})
+    for process in ("Chain", "Duality"):
+        name = f"{process}-vickrey-cloned-1"
+        assert denied(f"on {process} the learner", **{name: {"gains": (16.0, 15.0), "best": 16.0}})
+        assert not denied(f"on {process} the learner", **{name: {"gains": (16.0, 15.3), "best": 16.0}})
+        assert denied(f"on {process} the learner", **{name: {"gains": 0.0, "best": 0.0}})
+    assert denied("without clones", **{"Duality-ccv-solitary-0": {"gains": 0.0, "best": 7.0}})
+
+
+@pytest.mark.slow
+def test_the_report_of_best_replies(tmp_path):
+    results, _ = verdicts()
+    found = report(EXPERIMENT, results, tmp_path)
+    assert {row["process"] for row in found.tables[0].rows} == {"Bandit", "Chain", "Duality"}
+    assert {"gains.csv", "one_auction.csv", "wealth.csv", "gains.png", "bids.png"} <= set(found.written)
 
 
 @pytest.mark.full
-def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv(tmp_path):
+def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv():
     """Two seeds each, the experiment's own settings, shorter."""
-    options = ExperimentOptions(tmp_path, seeds=2, quick=True, progress=False)
     for auction, gain in (("vickrey", 16.43), ("ccv", 0.0)):
-        case = Case("Chain", auction, 2, 1, 2, {**best_reply._SETTINGS, "steps": 40_000})
-        run = best_reply.train([case], options, "test")[case.name]
-        finding = BestReplyResult(case, run)
-        np.testing.assert_allclose(finding.gains, gain, atol=0.5 if gain else 1e-3)
+        case = Case("Chain", auction, 2, 1)
+        run: Any = jaxmarket.fit(best_reply.config(case, steps=40_000, seeds=2), jax.random.key(0), progress=False)
+        found = best_reply.compare(case, None, run)
+        np.testing.assert_allclose(found["gains"], gain, atol=0.5 if gain else 1e-3)
         # The books agree: undiscounted, what the fitted agents earned in fresh episodes is what is expected of them.
-        expected = [finding.exact.value(bids, 1.0) for bids in finding.learned]
+        expected = found["wealth"] + found["wealth gains"]
         np.testing.assert_allclose(run.summary["return_seeds"], expected, atol=0.05)
