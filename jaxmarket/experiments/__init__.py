@@ -151,25 +151,9 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
         seeds=20,
         resumable=False,
     ),
-    "bucket-brigade": Script(
-        "classifier rules with wealth: the 6-multiplexer, Woods1, and ablations of each part of the market",
-        "Holland (1985); Goldberg (1989), ch. 6; Wilson (1987, 1994)",
-        bucket_brigade.run,
-        quick_seeds=4,
-    ),
-    "hayek": Script(
-        "programs with wealth, trained with three blocks, tested with twelve; ablations of money, ownership, rent",
-        "Baum (1999); Baum and Durdanovic (2000)",
-        hayek.run,
-        quick_seeds=4,
-        seeds=8,
-    ),
-    "memory-market": Script(
-        "agents with a memory bit in partially observable tasks",
-        "Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
-        memory_market.run,
-        quick_seeds=4,
-    ),
+    "bucket-brigade": bucket_brigade.EXPERIMENT,
+    "hayek": hayek.EXPERIMENT,
+    "memory-market": memory_market.EXPERIMENT,
     "wide-vs-deep": Script(
         "parallel production lines: every piece is a good with a price, or the whole state is sold",
         "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",

@@ -59,6 +59,7 @@ def encode(value: Any) -> Any:
     if inspect.ismethod(value):
         return {"method": value.__name__, "of": encode(value.__self__)}
     if inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        value = inspect.unwrap(value)  # closures of decorators, such as checks of types, hold other objects
         name = f"{value.__module__}:{value.__qualname__}"
         cells = getattr(value, "__closure__", None) or ()
         return {"name": name, "closure": [encode(c.cell_contents) for c in cells]} if cells else {"name": name}
