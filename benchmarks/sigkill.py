@@ -64,29 +64,29 @@ def reproduce(folder: str) -> None:
     """Run ``jaxmarket reproduce`` with a small experiment: two trained conditions and a market of rules."""
     from jaxmarket import TrainConfig, experiments  # noqa: PLC0415  only the child process needs them
     from jaxmarket.cli import main  # noqa: PLC0415
-    from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
-    from jaxmarket.experiments.economies import grow  # noqa: PLC0415
-    from jaxmarket.experiments.report import ExperimentOptions, Report  # noqa: PLC0415
-    from jaxmarket.runs.estimates import ResultTable  # noqa: PLC0415
-    from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
+    from jaxmarket.deep_market.evaluation import accuracy  # noqa: PLC0415
+    from jaxmarket.experiments import Experiment, Quick, Table, Train  # noqa: PLC0415
+    from jaxmarket.experiments.bucket_brigade import plans  # noqa: PLC0415
+    from jaxmarket.experiments.populations import Grow  # noqa: PLC0415
 
-    def run(options: ExperimentOptions) -> Report:
-        small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
-        wanted = [
-            Condition(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))
-            for rate in (0.01, 0.02)
-        ]
-        found = train(wanted, options.folder, seed=options.seed, progress=False)
-        rows = [{"condition": name, "return": found[name].summary["return_mean"]} for name in sorted(found)]
-        plan = plans("multiplexer", quick=True)[0]
-        market = dataclasses.replace(plan.market, capacity=64, instances=4)
-        plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
-        told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
-        (grown,) = grow([plan], accuracy, **told).values()
-        rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]
-        return Report({}, [ResultTable("table", "", rows)], [], {})
+    small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 1}
+    runs = [
+        Train(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))
+        for rate in (0.01, 0.02)
+    ]
+    plan = plans("multiplexer", quick=True)["market"]
+    market = dataclasses.replace(plan.market, capacity=64, instances=4)
+    plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
 
-    experiments.EXPERIMENTS["small"] = experiments.Experiment("a small one", "none", run, quick_seeds=2)
+    def rows(results: Any) -> list[dict[str, Any]]:
+        found = [{"condition": run.name, "return": results[run.name].summary["return_mean"]} for run in runs]
+        measured = results["market"].measured
+        return found + [{"condition": name, "return": float(each[-1].mean())} for name, each in measured.items()]
+
+    experiments.EXPERIMENTS["small"] = Experiment(
+        "small", "a small one", "none", [*runs, Grow("market", plan, accuracy)], tables=[Table("table", "", rows)],
+        seeds=2, quick=Quick(seeds=2),
+    )  # fmt: skip
     main(["reproduce", "small", "--out", folder])
 
 

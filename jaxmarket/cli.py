@@ -459,8 +459,7 @@ def reproduce(
 ) -> None:
     """Reproduce the experiments of a paper, and report for each claim whether the measurements confirm it.
 
-    If the command is repeated, most experiments skip finished conditions in the folder; identities, capitalism and
-    neural-bucket-brigade start again.
+    If the command is repeated, most experiments skip finished conditions in the folder; identities starts again.
 
     Args:
         name: name of the experiment; --list shows all.
@@ -496,7 +495,7 @@ def reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        kept = experiments.EXPERIMENTS[name].resumable
+        kept = getattr(experiments.EXPERIMENTS[name], "resumable", True)
         _stop(_INTERRUPTED if kept else "interrupted; nothing is kept, repeat the command to start again", 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")

@@ -160,14 +160,7 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
         wide_vs_deep.run,
         quick_seeds=4,
     ),
-    "capitalism": Script(
-        "layers of a network that trade activations, with and without backpropagation, against SGD",
-        "Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",
-        capitalism.run,
-        quick_seeds=4,
-        seeds=8,
-        resumable=False,
-    ),
+    "capitalism": capitalism.EXPERIMENT,
 }
 """The reproductions by name."""
 

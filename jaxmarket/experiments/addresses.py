@@ -106,6 +106,7 @@ def _modules_of(value: Any) -> Iterator[str]:
     elif inspect.ismethod(value):
         yield from _modules_of(value.__self__)
     elif inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        value = inspect.unwrap(value)
         yield value.__module__
         for cell in getattr(value, "__closure__", None) or ():
             yield from _modules_of(cell.cell_contents)

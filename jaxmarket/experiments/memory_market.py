@@ -323,8 +323,7 @@ def _figure(results: Results) -> Any:
     for ax, world in zip(axes, WORLDS, strict=True):
         memory, without = (results[f"{world}: {name}"].measured["return"] for name in _MARKETS)
         steps = results[f"{world}: memory"].plan.steps
-        ax.plot(steps, memory, color="tab:blue", alpha=0.2, linewidth=0.8)
-        ax.plot(steps, memory.mean(1), color="tab:blue", linewidth=2, label="one bit, mean")
+        plotting.draw_seeds(ax, steps, memory, color="tab:blue", label="one bit, mean")
         ax.plot(steps, without.mean(1), color="tab:orange", linewidth=2, label="no memory, mean")
         ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="bound without memory")
         ax.set(xlabel="auctions", ylabel="mean return, frozen", title=world)

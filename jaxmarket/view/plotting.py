@@ -37,6 +37,7 @@ __all__ = [
     "draw_quartiles",
     "draw_return_curves",
     "draw_returns_by_setting",
+    "draw_seeds",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
@@ -120,6 +121,12 @@ def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | 
     known = ~np.isnan(np.asarray(values, np.float64)).all(1)
     low, middle, high = np.nanpercentile(np.asarray(values, np.float64)[known], (25, 50, 75), axis=1)
     draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
+
+
+def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None = None) -> None:
+    """Values f [T, seeds] at x [T]: a thin line for each seed and a thick one for their mean."""
+    ax.plot(x, values, color=color, alpha=0.2, linewidth=0.8)
+    ax.plot(x, np.mean(values, 1), color=color, linewidth=2, label=label)
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:
