@@ -480,10 +480,10 @@ def sgd(
 class Examples(NamedTuple):
     """Labelled examples for training, and others to measure accuracy."""
 
-    x: Float[Array, "n d"]
-    labels: Int[Array, " n"]
-    held_out: Float[Array, "m d"]
-    answers: Int[Array, " m"]
+    x: Any  # f [n, d]
+    labels: Any  # i [n]
+    held_out: Any  # f [m, d]
+    answers: Any  # i [m]
 
 
 class LayerTraining(NamedTuple):
@@ -619,9 +619,10 @@ def train_network(
     keys = jax.random.split(start, seeds)
     weights = jax.vmap(representation.parameters)(keys)
     if structure is None:
-        structure = jax.vmap(representation.draw)(jax.vmap(lambda key: key_for(key, "structure"))(keys))
-    structure = jax.tree.map(jnp.asarray, structure)
-    rate = structure.rate if readout_rate is None else jnp.asarray(readout_rate)
+        hidden = jax.vmap(representation.draw)(jax.vmap(lambda key: key_for(key, "structure"))(keys))
+    else:
+        hidden = jax.tree.map(jnp.asarray, structure)
+    rate = hidden.rate if readout_rate is None else jnp.asarray(readout_rate)
 
     def right(weights: tuple[Array, Array], structure: LayerStructure) -> Array:
         return (logits(weights[1], activations(weights[0], structure, held_out)).argmax(-1) == answers).mean()
@@ -631,6 +632,6 @@ def train_network(
         weights = _sgd_all(
             jax.random.split(key_part, seeds), weights, structure, rate, x, labels, lots=part, batch=batch
         )
-        accuracy.append(np.asarray(ask(weights, structure), np.float64))
-    structure, rate = jax.device_get((structure, rate))
-    return LayerTraining(np.cumsum(parts), np.stack(accuracy), structure, rate, np.full(seeds, np.nan))
+        accuracy.append(np.asarray(ask(weights, hidden), np.float64))
+    hidden, rate = jax.device_get((hidden, rate))
+    return LayerTraining(np.cumsum(parts), np.stack(accuracy), hidden, rate, np.full(seeds, np.nan))

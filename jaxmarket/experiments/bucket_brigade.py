@@ -36,7 +36,7 @@ from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.populations import UNPAID, Grow, measured
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.runs.curves import first_reach, lower_bound
+from jaxmarket.runs.curves import first_reach, reached_by
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.populations import GrownMarket, MarketPlan, terms_of
 from jaxmarket.view import plotting
@@ -45,8 +45,6 @@ __all__ = ["CONDITIONS", "EXPERIMENT", "plans"]
 
 SOLVED = 0.95
 """Share of the 64 inputs that must be answered correctly."""
-
-_MOST = 1e30  # money; the largest float32 is 3e38
 
 NEAR = 2.0
 """Bound on mean steps to food in Woods1 that count as near the optimum of 27/16 = 1.6875: five more for 16 starts."""
@@ -66,27 +64,6 @@ PUBLISHED = (
 """Results of other systems: XCS from its author's pages, the others from memory and not confirmed."""
 
 
-def _ablate(name: str, plan: MarketPlan) -> MarketPlan:
-    """The plan with one ablation."""
-    market, terms, representation = plan.market, plan.terms, plan.market.representation
-    assert isinstance(representation, ClassifierRules)
-    match name:
-        case "no conservation":
-            market = dataclasses.replace(market, mechanism=UNPAID)
-        case "no property rights":
-            market = dataclasses.replace(market, property_rights=False)
-        case "no tax":
-            # Zeros and not None, so that the compiled program is the same.
-            terms = terms.replace(wealth_tax=0.0, rent=None if terms.rent is None else 0.0)
-        case "no mutation":
-            terms = terms.replace(p_offspring=0.0)
-        case "no specificity":
-            # The mean bid of new agents is unchanged: half of their symbols are not #.
-            representation = dataclasses.replace(representation, base=1.0, coefficient=0.5 * representation.coefficient)
-            market = dataclasses.replace(market, representation=representation)
-    return dataclasses.replace(plan, market=market, terms=terms)
-
-
 def plans(task: str, quick: bool) -> dict[str, MarketPlan]:
     """The market and its ablations by name, for ``multiplexer`` or ``woods1``.
 
@@ -95,15 +72,16 @@ def plans(task: str, quick: bool) -> dict[str, MarketPlan]:
     In the multiplexer, the mint gives the same endowment to children; in Woods1, children have only what they inherit.
     """
     if task == "multiplexer":
-        market = DeepMarket(adapt(Multiplexer(2)), ClassifierRules(6, 2, coefficient=0.2, wildcards=0.4), 400, 16)
+        env, rules = Multiplexer(2), ClassifierRules(6, 2, coefficient=0.2, wildcards=0.4)
         terms = Terms(
             wealth_tax=2e-4, endowment=80.0, child_endowment=80.0, birth_rate=0.5, inheritance=0.1, p_offspring=1.0
         )
         rounds = 400 if quick else 1600
     else:
-        market = DeepMarket(adapt(Woods1()), ClassifierRules(16, 8, coefficient=0.2, wildcards=0.4), 400, 16)
+        env, rules = Woods1(), ClassifierRules(16, 8, coefficient=0.2, wildcards=0.4)
         terms = Terms(wealth_tax=2e-4, rent=0.06, endowment=80.0, birth_rate=0.5, inheritance=0.1, p_offspring=1.0)
         rounds = 400 if quick else 1200
+    market = DeepMarket(adapt(env), rules, 400, 16)
     plan = MarketPlan(
         market=market,
         terms=terms.replace(replace_poorest=True),
@@ -114,7 +92,18 @@ def plans(task: str, quick: bool) -> dict[str, MarketPlan]:
         wealth=float(terms.endowment),
         chunks=20,
     )
-    return {name: _ablate(name, plan) for name in CONDITIONS}
+    terms, unspecific = plan.terms, dataclasses.replace(rules, base=1.0, coefficient=0.5 * rules.coefficient)
+    changes: dict[str, dict[str, Any]] = {
+        "market": {},
+        "no conservation": {"market": dataclasses.replace(market, mechanism=UNPAID)},
+        "no property rights": {"market": dataclasses.replace(market, property_rights=False)},
+        # Zeros and not None, so that the compiled program is the same.
+        "no tax": {"terms": terms.replace(wealth_tax=0.0, rent=None if terms.rent is None else 0.0)},
+        "no mutation": {"terms": terms.replace(p_offspring=0.0)},
+        # The mean bid of new agents is unchanged: half of their symbols are not #.
+        "no specificity": {"market": dataclasses.replace(market, representation=unspecific)},
+    }
+    return {name: dataclasses.replace(plan, **changes[name]) for name in CONDITIONS}
 
 
 _EVALUATE = {"multiplexer": accuracy, "woods1": mean_steps}
@@ -131,21 +120,9 @@ def _conditions(scope: Scope) -> list[Condition]:
 # --- measures and claims
 
 
-def _auctions(grown: GrownMarket) -> np.ndarray:
-    """Auctions until the measurement after which accuracy stays at `SOLVED`: f [seeds], inf if there is none."""
-    return lower_bound(first_reach(grown.measured["right"], SOLVED, grown.plan.steps, lasting=True), np.inf)
-
-
-def _residual(grown: GrownMarket) -> float:
-    """The residual of the rounds before money exceeded `_MOST` on any seed."""
-    large = ~(np.abs(grown.rounds.money) < _MOST).all(0)  # [rounds]; True for NaN
-    count = int(np.argmax(large)) if large.any() else grown.rounds.money.shape[1]
-    return dataclasses.replace(grown, rounds=jax.tree.map(lambda leaf: leaf[:, :count], grown.rounds)).residual
-
-
 MEASURES = {
     "right": measured("right"),
-    "auctions": _auctions,
+    "auctions": lambda grown: first_reach(grown.measured["right"], SOLVED, grown.plan.steps, lasting=True),
     "steps": measured("steps"),
     "fed": measured("fed"),
     "right while learning": lambda grown: grown.per_episode("returns")[-1],
@@ -155,7 +132,6 @@ MEASURES = {
 
 
 def _change(measure: str, condition: str, market: str) -> Evidence:
-    """The mean change of a measure by an ablation."""
     mine, others = at(condition, measure), at(market, measure)
     return lambda results: f"{(mine(results) - others(results)).mean():+.3f} on average"
 
@@ -168,9 +144,7 @@ def _claims(scope: Scope) -> list[Claim]:
         within(
             "[multiplexer] the final population answers at least 95% of the 64 inputs correctly, mean over seeds",
             right, at_least=SOLVED, estimate=mean,
-            evidence=lambda results: (
-                f"{tally(right(results) >= SOLVED)} seeds at 95%, {tally(right(results) == 1)} at 100%"
-            ),
+            evidence=lambda r: f"{tally(right(r) >= SOLVED)} seeds at 95%, {tally(right(r) == 1)} at 100%",
         ),
         within(
             f"[Woods1] at the end of training, food is reached in at most {NEAR:g} steps, mean over seeds",
@@ -180,28 +154,21 @@ def _claims(scope: Scope) -> list[Claim]:
         within(
             f"[Woods1] the same for the frozen population, mean over the {len(Woods1().free)} cells and seeds",
             steps, at_most=NEAR, estimate=mean,
-            evidence=lambda results: (
-                f"{tally(steps(results) <= NEAR)} seeds; food is reached from {fed(results).mean():.1%} of all cells"
-            ),
+            evidence=lambda r: f"{tally(steps(r) <= NEAR)} seeds; {fed(r).mean():.1%} of all cells lead to food",
         ),
     ]  # fmt: skip
-    worse: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-        ("multiplexer", "right", "[multiplexer] {}: fewer correct answers, on most seeds", {"below": right}),
-        (
-            "woods1",
-            "steps while learning",
-            "[Woods1] {}: more steps during training, on most seeds",
-            {"above": learning},
-        ),
-    )
+    fewer, more = "fewer correct answers", "more steps during training"
     for name in CONDITIONS[1:]:
-        for task, measure, text, than in worse:
-            if (task, name) == ("multiplexer", "no property rights"):
-                continue  # episodes have one step, so no agent sells a state
-            condition = f"{task}: {name}"
-            evidence = _change(measure, condition, f"{task}: market")
-            values, most = at(condition, measure), majority(scope.seeds)
-            claims.append(share_of_seeds(text.format(name), values, share=most, evidence=evidence, **than))
+        for task, measure, text, than in (
+            ("[multiplexer]", "right", fewer, {"below": right}),
+            ("[Woods1]", "steps while learning", more, {"above": learning}),
+        ):
+            market = f"{task[1:-1].lower()}: market"
+            condition = market.replace("market", name)
+            if condition != "multiplexer: no property rights":  # episodes have one step, so no agent sells a state
+                evidence, values = _change(measure, condition, market), at(condition, measure)
+                claim = f"{task} {name}: {text}, on most seeds"
+                claims.append(share_of_seeds(claim, values, share=majority(scope.seeds), evidence=evidence, **than))
     return claims
 
 
@@ -216,21 +183,20 @@ def _money(grown: GrownMarket) -> dict[str, Any]:
     return {
         "money": f"{grown.rounds.money[:, -1].mean():.3g}",
         "mint": f"{grown.rounds.flows['subsidy'].sum(1).mean():.3g}",
-        "residual": _residual(grown),
+        "residual": grown.residual,
     }
 
 
 def _multiplexer_row(results: Results, name: str) -> dict[str, Any]:
     condition = f"multiplexer: {name}"
     right = results.measure(condition, "right")
-    middle = float(np.quantile(results.measure(condition, "auctions"), 0.5, method="inverted_cdf"))
     return {
         "condition": name,
         "right": right.mean(),
         "seeds": _range(right),
         "95%": tally(right >= SOLVED),
         "all 64": tally(right == 1),
-        "auctions to 95%": int(middle) if np.isfinite(middle) else None,
+        "auctions to 95%": reached_by(results.measure(condition, "auctions")),
         "right while learning": results.measure(condition, "right while learning").mean(),
         **_money(results[condition]),
     }
@@ -251,15 +217,13 @@ def _woods_row(results: Results, name: str) -> dict[str, Any]:
     }
 
 
-def _title(results: Results, title: str, task: str) -> str:
+def _title(title: str, task: str, results: Results) -> str:
     return f"{title}, {results.scope.seeds} seeds, {results[f'{task}: market'].plan.steps[-1]:,} auctions each"
 
 
 def _best(results: Results) -> tuple[int, int]:
     """The best seed of the market on the multiplexer, and in Woods1."""
-    right, steps = (
-        results.measure(f"{task}: market", n) for task, n in (("multiplexer", "right"), ("woods1", "steps"))
-    )
+    right, steps = results.measure("multiplexer: market", "right"), results.measure("woods1: market", "steps")
     return int(np.argmax(right)), int(np.argmin(steps))
 
 
@@ -290,17 +254,14 @@ def _rules_note(results: Results) -> str:
 
 def _seed_rows(results: Results) -> list[dict[str, Any]]:
     mux, woods = (functools.partial(results.measure, f"{task}: market") for task in _EVALUATE)
-    return [
-        {
-            "seed": seed,
-            "multiplexer right": mux("right")[seed],
-            "auctions to 95%": int(mux("auctions")[seed]) if np.isfinite(mux("auctions")[seed]) else None,
-            "optimal rules": mux("optimal rules")[seed],
-            "woods1 steps, frozen": woods("steps")[seed],
-            "woods1 steps while learning": woods("steps while learning")[seed],
-        }
-        for seed in range(results.scope.seeds)
-    ]
+    columns = {
+        "multiplexer right": mux("right"),
+        "auctions to 95%": [reached_by([value]) for value in mux("auctions")],
+        "optimal rules": mux("optimal rules"),
+        "woods1 steps, frozen": woods("steps"),
+        "woods1 steps while learning": woods("steps while learning"),
+    }
+    return [{"seed": i} | {name: values[i] for name, values in columns.items()} for i in range(results.scope.seeds)]
 
 
 def _curves(results: Results) -> Any:
@@ -339,6 +300,10 @@ def _map(results: Results) -> Any:
     return fig
 
 
+def _history(title: str, task: str, results: Results) -> Any:
+    return plotting.market_history(results[f"{task}: market"], _best(results)[task == "woods1"], title)
+
+
 EXPERIMENT = Experiment(
     name="bucket-brigade",
     shows="classifier rules with wealth: the 6-multiplexer, Woods1, and ablations of each part of the market",
@@ -349,7 +314,7 @@ EXPERIMENT = Experiment(
     tables=[
         Table(
             "multiplexer",
-            lambda results: _title(results, "6-multiplexer", "multiplexer"),
+            functools.partial(_title, "6-multiplexer", "multiplexer"),
             lambda results: [_multiplexer_row(results, name) for name in CONDITIONS],
             "right: share of the 64 inputs, frozen population, mean over seeds\n"
             "auctions to 95%: until accuracy stays there, median over seeds · mint: paid to sellers, per seed\n"
@@ -358,18 +323,13 @@ EXPERIMENT = Experiment(
         ),
         Table(
             "woods1",
-            lambda results: _title(results, "Woods1", "woods1"),
+            functools.partial(_title, "Woods1", "woods1"),
             lambda results: [_woods_row(results, name) for name in CONDITIONS],
             f"steps to food: the optimum is {Woods1().mean_shortest():.4f}, random moves take about 27\n"
             f"frozen: from each of the 16 cells, 50 if food is not reached · near: seeds with {NEAR:g} or less",
             aside=("money", "residual"),
         ),
-        Table(
-            "rules",
-            lambda results: f"the richest rules of seed {_best(results)[0]} (multiplexer)",
-            _rule_rows,
-            _rules_note,
-        ),
+        Table("rules", lambda r: f"the richest rules of seed {_best(r)[0]} (multiplexer)", _rule_rows, _rules_note),
         Table("seeds", "every seed of the market", _seed_rows, shown=False),
         Table(
             "published",
@@ -380,13 +340,11 @@ EXPERIMENT = Experiment(
     figures={
         "learning": _curves,
         "map": _map,
-        "life-multiplexer": lambda results: plotting.market_history(
-            results["multiplexer: market"], _best(results)[0], "6-multiplexer"
-        ),
-        "life-woods1": lambda results: plotting.market_history(results["woods1: market"], _best(results)[1], "Woods1"),
+        "life-multiplexer": functools.partial(_history, "6-multiplexer", "multiplexer"),
+        "life-woods1": functools.partial(_history, "Woods1", "woods1"),
     },
     facts=lambda results: {
         "terms": {task: terms_of(results[f"{task}: market"].plan.terms) for task in _EVALUATE},
-        "conservation_residual": float(np.max([_residual(grown) for grown in results.values()])),
+        "conservation_residual": float(np.max([grown.residual for grown in results.values()])),
     },
 )

@@ -124,13 +124,12 @@ def _bound(world: str) -> float:
 
 def plans(world: str, quick: bool) -> dict[str, MarketPlan]:
     """The market with one bit of memory, and the same market with ``no memory``."""
-    inner: Any = chain() if world == "MemoryChain" else Woods101()
-    bare = adapt(inner)
-    width = 3 if world == "MemoryChain" else 2 * len(COMPASS)
     if world == "MemoryChain":
+        bare, width = adapt(chain()), 3
         terms = Terms(wealth_tax=1e-3, endowment=5.0, birth_rate=0.3, inheritance=0.1, p_offspring=0.5)
         capacity, wildcards, living = 64, 0.3, 8
     else:
+        bare, width = adapt(Woods101()), 2 * len(COMPASS)
         terms = Terms(
             wealth_tax=1e-3, exploration=0.02, endowment=8.0, birth_rate=0.5, inheritance=0.1, p_offspring=0.3
         )
@@ -163,34 +162,23 @@ def _conditions(scope: Scope) -> list[Condition]:
 # --- measures and claims
 
 
-def _while_learning(grown: GrownMarket) -> Any:
-    """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
-    statistics, tenth = grown.rounds.statistics, max(1, grown.rounds.money.shape[1] // 10)
-    return statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1)
-
-
 MEASURES = {
     "return": measured("return"),
     "highest": lambda grown: grown.measured["return"].max(0),
     "first solved": lambda grown: first_reach(grown.measured["return"], _SOLVED, grown.plan.steps),
-    "while learning": _while_learning,
+    "while learning": GrownMarket.late_returns,
 }
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    """What one bit of memory changes in both worlds."""
-
     def solved_seeds(results: Results, name: str) -> str:
-        final, first = results.measure(name, "return"), results.measure(name, "first solved")
-        return (
-            f"all first states are solved on {tally(solved(final))} seeds at the end, "
-            f"at any measurement on {tally(np.isfinite(first))}"
-        )
+        end, ever = solved(results.measure(name, "return")), np.isfinite(results.measure(name, "first solved"))
+        return f"all first states are solved on {tally(end)} seeds at the end, at any measurement on {tally(ever)}"
 
     def rounded(name: str) -> Any:
         return lambda results: results.measure(name, "return").round(5)  # equal returns are ties
 
-    claims = []
+    claims, most = [], majority(scope.seeds)
     for world in WORLDS:
         memory, without, bound = f"{world}: memory", f"{world}: no memory", _bound(world)
         evidence = functools.partial(solved_seeds, name=memory)
@@ -198,12 +186,8 @@ def _claims(scope: Scope) -> list[Claim]:
             text = "[MemoryChain] with one bit the mean return is at least .9"
             claims.append(within(text, at(memory, "return"), at_least=0.9, estimate=mean, evidence=evidence))
         else:
-            text, share = (
-                f"[Woods101] with one bit the return is above {bound:.4f}, on most seeds",
-                majority(scope.seeds),
-            )
-            least = bound + _ROUNDING
-            claims.append(share_of_seeds(text, at(memory, "return"), at_least=least, share=share, evidence=evidence))
+            text, least = f"[Woods101] with one bit the return is above {bound:.4f}, on most seeds", bound + _ROUNDING
+            claims.append(share_of_seeds(text, at(memory, "return"), at_least=least, share=most, evidence=evidence))
         claims += [
             every_seed(
                 f"[{world}] without memory the return never exceeds {bound:.4f}",
@@ -214,7 +198,7 @@ def _claims(scope: Scope) -> list[Claim]:
                 f"[{world}] the market with a bit has a higher return than without, on most seeds",
                 rounded(memory),
                 above=rounded(without),
-                share=majority(scope.seeds),
+                share=most,
             ),
         ]
     return claims
@@ -244,25 +228,22 @@ def _row(results: Results, world: str, name: str) -> dict[str, Any]:
     }
 
 
+_DIRECTIONS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
+
+
 def _see(world: str, obs: np.ndarray) -> str:
-    """An observation with memory, as text."""
+    """An observation with memory, as text: in a maze the free neighbours, clockwise from north."""
     if world == "MemoryChain":
         return f"time left {obs[0]:.1f}, context {obs[2]:+.0f}"
-    # Free neighbours, clockwise from north.
-    names = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
-    views = obs[:16].reshape(8, 2)
-    kinds = ["food" if food else "rock" if blocked else "" for blocked, food in views]
-    return " ".join(
-        f"{name}:food" if kind == "food" else name for name, kind in zip(names, kinds, strict=True) if kind != "rock"
-    )
+    views = zip(_DIRECTIONS, obs[:16].reshape(8, 2), strict=True)
+    return " ".join(name + ":food" * bool(food) for name, (blocked, food) in views if food or not blocked)
 
 
 def _do(world: str, action: int) -> tuple[str, str]:
     """An action with memory, as texts: the action of the environment, and the bit that it writes."""
     count = 2 if world == "MemoryChain" else len(COMPASS)
     inner, write = action % count, action // count
-    names = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
-    return (str(inner) if count == 2 else names[inner]), ("–" if write == 0 else str(write - 1))
+    return (str(inner) if count == 2 else _DIRECTIONS[inner]), ("–" if write == 0 else str(write - 1))
 
 
 def _best(results: Results, world: str) -> int:
@@ -296,16 +277,13 @@ def _trace_rows(world: str, grown: GrownMarket, seed: int, key: Array) -> list[d
 
 
 def _trace(world: str) -> Table:
-    """The table of the best seed's episodes."""
-
     def title(results: Results) -> str:
-        seed = _best(results, world)
-        value = results.measure(f"{world}: memory", "return")[seed]
-        return f"{world}, seed {seed}: frozen episodes (mean return {value:.3f})"
+        seed, values = _best(results, world), results.measure(f"{world}: memory", "return")
+        return f"{world}, seed {seed}: frozen episodes (mean return {values[seed]:.3f})"
 
     def rows(results: Results) -> list[dict[str, Any]]:
-        key = key_for(key_of(results.scope.seed), "watch")
-        return _trace_rows(world, results[f"{world}: memory"], _best(results, world), key)
+        key, grown = key_for(key_of(results.scope.seed), "watch"), results[f"{world}: memory"]
+        return _trace_rows(world, grown, _best(results, world), key)
 
     note = "price: of the state · agent: ident of the buyer · writes: new value of the bit"
     return Table(f"trace-{world.lower()}", title, rows, note)

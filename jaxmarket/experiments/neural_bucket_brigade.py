@@ -31,7 +31,7 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
 from jaxmarket.experiments.results import Results
 from jaxmarket.networks.neural_bucket_brigade import Network, Rates, train
-from jaxmarket.runs.curves import first_held, lower_bound
+from jaxmarket.runs.curves import first_held, reached_by
 from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
@@ -118,7 +118,6 @@ CONDITIONS = (
     BrigadeCondition("light", "no reward", _RETINA, 5, reward=0.0),
     BrigadeCondition("light", "6 ticks", _RETINA, 6),
 )
-"""All conditions."""
 
 
 def measure(condition: BrigadeCondition, presentations: int, keys: Array) -> Arrays:
@@ -135,8 +134,7 @@ def measure(condition: BrigadeCondition, presentations: int, keys: Array) -> Arr
         [seeds, chunks]: ``injected`` by rewards, ``dissipated`` by payments to inputs, ``circulated`` between units.
     """
     patterns, targets = map(jnp.asarray, condition.patterns)
-    rates = Rates(reward=condition.reward)
-    chunks = presentations // CHUNK
+    rates, chunks = Rates(reward=condition.reward), presentations // CHUNK
     trained = train(condition.network, chunks, CHUNK, condition.last, patterns, targets, keys, rates)
     solved, weights, flows = jax.device_get(trained)
     flows = {name: np.asarray(getattr(flows, name), np.float64) for name in ("injected", "dissipated", "circulated")}
@@ -170,7 +168,6 @@ MEASURES = {
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    """Solutions are held in 9 of 10 runs."""
     budget = _presentations(scope)
     solved, learned = (
         f"XOR is solved in 9 of 10 runs within {budget:,} presentations",
@@ -203,20 +200,14 @@ def _claims(scope: Scope) -> list[Claim]:
 # --- tables and figures
 
 
-def _finite(value: float) -> int | None:
-    return round(float(value)) if np.isfinite(value) else None
-
-
 def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
     """The number of finite values, their mean, and the quartiles of all values, as columns of a table."""
     reached = values[np.isfinite(values)]
-    # Without interpolation, which would be undefined between a finite value and inf.
-    quartiles = np.quantile(lower_bound(values, np.inf), (0.25, 0.5, 0.75), method="inverted_cdf")
-    places = (f"{name} quartile 1", f"{name} median", f"{name} quartile 3")
+    places = {"quartile 1": 0.25, "median": 0.5, "quartile 3": 0.75}
     return {
         name: tally(np.isfinite(values)),
         f"{name} mean": round(float(reached.mean())) if len(reached) else None,
-        **{place: _finite(value) for place, value in zip(places, quartiles, strict=True)},
+        **{f"{name} {place}": reached_by(values, share) for place, share in places.items()},
     }
 
 
@@ -234,7 +225,6 @@ def _row(results: Results, condition: BrigadeCondition) -> dict[str, Any]:
 
 
 def _note(results: Results) -> str:
-    """What the columns mean, and the comparison with the published number, which no test can decide."""
     note = (
         f"held: all answers are correct, without learning, after each of {HOLD} presentations in a row\n"
         "found: all answers are correct once, which also happens by chance\n"
@@ -245,7 +235,6 @@ def _note(results: Results) -> str:
     )
     first, lasting = (results.measure("XOR: published", name) for name in ("found", "held"))
     if min(np.isfinite(first).sum(), np.isfinite(lasting).sum()) > 1:
-        # Plain means, for comparison with the paper's.
         once, kept = mean(first[np.isfinite(first)]), mean(lasting[np.isfinite(lasting)])
         note += (
             f"\n619 presentations for XOR: found after {once.value:.0f} [{once.low:.0f}, {once.high:.0f}], held from "
@@ -265,8 +254,8 @@ def _run_rows(results: Results) -> list[dict[str, Any]]:
                 "task": each.task,
                 "setting": each.setting,
                 "seed": i,
-                "found": _finite(found[i]),
-                "held": _finite(held[i]),
+                "found": reached_by(found[[i]]),
+                "held": reached_by(held[[i]]),
                 "solved late": float(late[i]),
                 "money before": float(result["money"][i, 0]),
                 "money after": float(result["money"][i, -1]),

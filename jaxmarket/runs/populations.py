@@ -33,6 +33,8 @@ Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]
 """Measures a population between chunks: ``(market, key, population, terms)`` to numbers f [] by name."""
 
 
+_MOST = 1e30  # money; the largest float32 is 3e38
+
 SUMS = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
 """The entries of `GrownMarket.summary` that are sums over all rounds."""
 
@@ -100,8 +102,12 @@ class GrownMarket:
 
     @property
     def residual(self) -> float:
-        """The largest `RoundSummary.residual` of all seeds, in float64."""
-        return float(max(self.seed(seed).residual(opened) for seed, opened in enumerate(self.opened)))
+        """The largest `RoundSummary.residual` of all seeds in float64, before the money of any seed exceeds 1e30."""
+        large = np.atleast_1d(~(np.abs(self.rounds.money) < _MOST).all(0))  # [rounds]; True for NaN
+        count = int(np.argmax(large)) if large.any() else len(large)
+        rounds = jax.tree.map(lambda leaf: leaf[:, :count], self.rounds)
+        seeds = [jax.tree.map(lambda leaf, i=i: leaf[i], rounds) for i in range(len(self.opened))]
+        return float(max(seed.residual(opened) for seed, opened in zip(seeds, self.opened, strict=True)))
 
     def seed(self, seed: int) -> RoundSummary:
         """The rounds of one seed: leaves [rounds, ...]."""
@@ -128,6 +134,11 @@ class GrownMarket:
             return values.reshape(len(values), self.plan.chunks, -1).sum(-1).T
 
         return sums(getattr(statistics, field)) / np.maximum(1, sums(np.asarray(statistics.episodes)))
+
+    def late_returns(self) -> np.ndarray:
+        """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
+        statistics, tenth = self.rounds.statistics, max(1, self.rounds.money.shape[1] // 10)
+        return np.asarray(statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1))
 
     def summary(self) -> dict[str, float]:
         """Measures of the market in the last tenth of the rounds, and sums of its cash flows; means over seeds.
@@ -189,8 +200,9 @@ def grow(
                     kept.save(len(history.rounds), history.arrays(), _note(plan, seeds, seed))
             if on_chunk is not None:
                 on_chunk(len(history.rounds), history.measured[-1])
-        for step in [] if kept is None else kept.steps()[:-1]:
-            kept.path(step).unlink(missing_ok=True)
+        if kept is not None:
+            for step in kept.steps()[:-1]:
+                kept.path(step).unlink(missing_ok=True)
     return _result(plan, history)
 
 
