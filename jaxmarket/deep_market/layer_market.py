@@ -629,9 +629,7 @@ def train_network(
 
     ask, accuracy = jax.jit(jax.vmap(right)), []
     for part, key_part in zip(parts, jax.random.split(go, len(parts)), strict=True):
-        weights = _sgd_all(
-            jax.random.split(key_part, seeds), weights, structure, rate, x, labels, lots=part, batch=batch
-        )
+        weights = _sgd_all(jax.random.split(key_part, seeds), weights, hidden, rate, x, labels, lots=part, batch=batch)
         accuracy.append(np.asarray(ask(weights, hidden), np.float64))
     hidden, rate = jax.device_get((hidden, rate))
     return LayerTraining(np.cumsum(parts), np.stack(accuracy), hidden, rate, np.full(seeds, np.nan))

@@ -16,6 +16,7 @@ from jaxmarket.deep_market.layer_market import (
     ACTIVATIONS,
     HIDDEN,
     READOUT,
+    Examples,
     LayerAgents,
     LayerMarket,
     LayerStructure,
@@ -25,6 +26,7 @@ from jaxmarket.deep_market.layer_market import (
     logits,
     sell_lot,
     sgd,
+    train_network,
 )
 from jaxmarket.experiments import EXPERIMENTS, Scope
 from jaxmarket.experiments import capitalism as experiment
@@ -266,6 +268,33 @@ def test_sgd_is_sgd():
         weights = weights[0] - 0.3 * hidden, weights[1] - 0.05 * readout
     for got, want in zip(fast, weights, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_networks_of_all_seeds_are_trained_in_parts():
+    """Drawn or given structures, against `sgd` seed by seed."""
+    rng = np.random.default_rng(2)
+    x, labels = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 9), jnp.int32)
+    found = train_network(
+        SMALL.representation, jax.random.key(3), Examples(x, labels, x, labels), seeds=2, parts=[4, 4], batch=5
+    )
+    assert (found.lots.tolist(), found.rounds) == ([4, 8], None)
+    start, go = jax.random.split(jax.random.key(3))
+    for i, key in enumerate(jax.random.split(start, 2)):
+        weights = SMALL.representation.parameters(key)
+        structure = jax.tree.map(lambda leaf, i=i: leaf[i], found.structure)
+        for part, key_part in enumerate(jax.random.split(go, 2)):
+            key_seed = jax.random.split(key_part, 2)[i]
+            weights = sgd(key_seed, weights, structure, found.readout_rate[i], x, labels, lots=4, batch=5)
+            right = logits(weights[1], activations(weights[0], structure, x)).argmax(-1) == labels
+            assert found.accuracy[part, i] == pytest.approx(float(right.mean()))
+    assert len(set(found.structure.rate.tolist())) == 2
+    given = LayerStructure(jnp.zeros(2, jnp.int32), jnp.full(2, 5, jnp.int32), jnp.full(2, 0.5))
+    again = train_network(
+        SMALL.representation, jax.random.key(3), Examples(x, labels, x, labels), seeds=2, parts=[4, 4], batch=5,
+        structure=given, readout_rate=np.array([0.1, 0.2]),
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.structure.rate, given.rate)
+    np.testing.assert_allclose(again.readout_rate, [0.1, 0.2])
 
 
 def test_evaluation_is_frozen_and_right():
