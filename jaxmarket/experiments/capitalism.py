@@ -40,7 +40,7 @@ from jaxmarket.training.arrays import flatten, unflatten
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["BATCH", "EXPERIMENT", "MARKETS", "METHODS", "WEALTH", "Market", "digits", "draw_accuracy", "train"]
+__all__ = ["BATCH", "EXPERIMENT", "MARKETS", "METHODS", "WEALTH", "MarketMethod", "digits", "draw_accuracy", "train"]
 
 BATCH = 64
 WEALTH = 1.0
@@ -58,7 +58,7 @@ _TERMS = Terms(
 
 
 @dataclasses.dataclass(frozen=True)
-class Market:
+class MarketMethod:
     """A market as a training method.
 
     Attributes:
@@ -73,9 +73,9 @@ class Market:
 
 
 MARKETS = {
-    "capitalism": Market(LayerMarket(_NETWORK, batch=BATCH)),
-    "capitalism, paid for anything": Market(LayerMarket(_NETWORK, batch=BATCH), informed=False),
-    "hybrid": Market(LayerMarket(_FREE, batch=BATCH, learning=True), period=32),
+    "capitalism": MarketMethod(LayerMarket(_NETWORK, batch=BATCH)),
+    "capitalism, paid for anything": MarketMethod(LayerMarket(_NETWORK, batch=BATCH), informed=False),
+    "hybrid": MarketMethod(LayerMarket(_FREE, batch=BATCH, learning=True), period=32),
 }
 """The methods with a market."""
 METHODS = (*MARKETS, "SGD", "SGD, structure found", "SGD, random structure")

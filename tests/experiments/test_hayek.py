@@ -178,6 +178,11 @@ def test_residual_is_what_no_flow_explains(grown):
     robbed = dataclasses.replace(one, opened=one.opened + np.array([0.0, 3.0]))
     moved = float(one.rounds.flows.moved.sum(1)[1])
     assert robbed.residual == pytest.approx(3 / moved, rel=1e-3)
+    money = one.rounds.money.copy()
+    money[0, 25:] = [1e31, *[np.inf] * 14]  # as in a market that mints money without bounds
+    assert dataclasses.replace(one, rounds=one.rounds.replace(money=money)).residual < 1e-6
+    money[0, 24] += 3  # in the last round that counts
+    assert dataclasses.replace(one, rounds=one.rounds.replace(money=money)).residual > 1e-4
 
 
 @pytest.mark.parametrize("grows", thinned([False, True], lambda grows: not grows))

@@ -26,7 +26,7 @@ from jaxmarket.networks.neural_bucket_brigade import (
     rest,
     tick,
 )
-from jaxmarket.runs.curves import first_held
+from jaxmarket.runs.curves import first_held, reached_by
 
 NETWORKS = (
     Network((3, 3, 2), ((0, 1), (0, 2), (1, 2))),
@@ -265,6 +265,12 @@ def test_first_held_by_hand():
     np.testing.assert_array_equal(first_held(solved.T, 1), [2, np.nan, 1])
     np.testing.assert_array_equal(first_held(solved.T, 2), [4, np.nan, 1])
     np.testing.assert_array_equal(first_held(solved.T, 3), [4, np.nan, np.nan])
+
+
+def test_a_share_of_runs_without_interpolation():
+    reached = [30.0, np.nan, 10.0, 20.0]
+    assert [reached_by(reached, share) for share in (0.25, 0.5, 0.75, 1.0)] == [10, 20, 30, None]
+    assert reached_by([np.nan, np.nan, 5.0]) is None
 
 
 @pytest.fixture(scope="module")
