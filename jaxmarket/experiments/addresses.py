@@ -60,6 +60,7 @@ def encode(value: Any) -> Any:
     if inspect.ismethod(value):
         return {"method": value.__name__, "of": encode(value.__self__)}
     if inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        value = inspect.unwrap(value)  # decorators, such as checks of types, hold other objects
         name = {"name": f"{value.__module__}:{value.__qualname__}"}
         return name | ({"bound": encode(_bound(value))} if _bound(value) else {})
     kind = f"{type(value).__module__}:{type(value).__qualname__}"
@@ -106,6 +107,7 @@ def _modules_of(value: Any) -> Iterator[str]:
     elif inspect.ismethod(value):
         yield from _modules_of(value.__self__)
     elif inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        value = inspect.unwrap(value)
         if value.__module__ is not None:  # as of some compiled functions
             yield value.__module__
         yield from _modules_of(_bound(value))

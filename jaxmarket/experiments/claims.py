@@ -16,12 +16,14 @@ from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, m
 
 __all__ = [
     "Claim",
+    "Evidence",
     "Standing",
     "Values",
     "Verdict",
     "at",
     "by_chance",
     "every_seed",
+    "majority",
     "not_separated",
     "separated",
     "share_of_seeds",
@@ -34,6 +36,7 @@ Kind = Literal["separated", "every_seed", "share_of_seeds", "within"]
 Values = Callable[[Results], Any]
 """Numbers of an experiment, one per seed: f [seeds]."""
 Evidence = Callable[[Results], str]
+"""What else a verdict says, as text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +300,11 @@ def _range(values: np.ndarray) -> str:
 def tally(hits: np.ndarray) -> str:
     """Number of hits and of entries, as ``13/16``."""
     return f"{int(np.sum(hits))}/{len(hits)}"
+
+
+def majority(seeds: int) -> float:
+    """The smallest share of that many seeds that is more than half, for `share_of_seeds`."""
+    return (seeds // 2 + 1) / seeds
 
 
 def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
