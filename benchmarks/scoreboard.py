@@ -186,11 +186,11 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
 SINGLE = ("single Q(λ)", "single PPO")
 
 
-def condition(row: str, arm: str, choice: int, seeds: int, steps: int) -> sweeps.Condition:
+def condition(row: str, arm: str, choice: int, seeds: int, steps: int) -> sweeps.NamedConfig:
     """The run of an arm with its settings of that number."""
     settings = {**ARMS[arm].settings, **ARMS[arm].choices(row)[choice]}
     config = TrainConfig(ROWS[row].env, seeds=seeds, steps=steps, **settings)
-    return sweeps.Condition(f"{arm} {choice}", config)
+    return sweeps.NamedConfig(f"{arm} {choice}", config)
 
 
 def chosen(row: str, arms: Sequence[str], folder: Path, steps: int, *, tune: bool) -> tuple[dict[str, int], float]:
@@ -201,7 +201,7 @@ def chosen(row: str, arms: Sequence[str], folder: Path, steps: int, *, tune: boo
     wanted = {arm: [condition(row, arm, k, seeds, steps) for k in range(len(ARMS[arm].choices(row)))] for arm in arms}
     runs = sweeps.train([c for each in wanted.values() for c in each], folder, seed=TUNED, label=f"{row}, settings")
 
-    def score(condition: sweeps.Condition) -> float:
+    def score(condition: sweeps.NamedConfig) -> float:
         return float(np.mean([-math.inf if x is None else x for x in runs[condition.name].summary["return_seeds"]]))
 
     best = {arm: int(np.argmax([score(c) for c in each])) for arm, each in wanted.items()}

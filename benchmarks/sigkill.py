@@ -69,7 +69,7 @@ def reproduce(folder: str) -> None:
     from jaxmarket.experiments.bucket_brigade import plans  # noqa: PLC0415
     from jaxmarket.experiments.populations import Grow  # noqa: PLC0415
 
-    small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 1}
+    small: dict[str, Any] = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 1}
     runs = [
         Train(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))
         for rate in (0.01, 0.02)

@@ -498,12 +498,13 @@ def reproduce(
             name, out, quick=quick, full=full, seeds=seeds, seed=seed, resolution=resolution, depth=depth
         )
     except KeyboardInterrupt:
-        kept = getattr(experiments.find(name), "resumable", True)
-        _stop(_INTERRUPTED if kept else "interrupted; nothing is kept, repeat the command to start again", 130)
+        _stop(_INTERRUPTED, 130)
     screen.print(report.view())
     screen.message(f"written to {report.folder}: {', '.join(report.written)}")
     if json:
         emit(report.to_json())
+    if report.errors:
+        _stop(f"{', '.join(report.errors)} failed; {report.folder}/errors.txt has the tracebacks", 1)
 
 
 @app.command(help_flags=())

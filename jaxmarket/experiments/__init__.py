@@ -1,10 +1,7 @@
 """Named reproductions of published claims, with a verdict for each claim."""
 
-import dataclasses
-import functools
 import importlib
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,13 @@ from jaxmarket.experiments import (
     wide_vs_deep,
 )
 from jaxmarket.experiments import experiment as engine
-from jaxmarket.experiments.claims import at, every_seed, separated, share_of_seeds, within
+from jaxmarket.experiments.claims import Verdict, at, every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Compute, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condition
-from jaxmarket.experiments.report import Estimate, ExperimentOptions, Report, ResultTable, Verdict, interquartile_mean
+from jaxmarket.experiments.report import Report
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
+from jaxmarket.runs.estimates import Estimate, ResultTable, interquartile_mean
 from jaxmarket.validation import check_int, check_path, short_repr
 from jaxmarket.view import tables
 
@@ -39,12 +37,10 @@ __all__ = [
     "Compute",
     "Estimate",
     "Experiment",
-    "ExperimentOptions",
     "Quick",
     "Report",
     "ResultTable",
     "Scope",
-    "Script",
     "Table",
     "Train",
     "Verdict",
@@ -60,51 +56,31 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Script:
-    """A reproduction that is a function of its options.
-
-    Attributes:
-        shows: a one-line summary.
-        source: paper, section, figure.
-        run: runs it.
-        quick_seeds: number of seeds of a quick run.
-        seeds: number of seeds otherwise.
-        settings: additional settings and their defaults.
-        resumable: whether a run that is interrupted keeps its finished conditions, which are not run again.
-    """
-
-    shows: str
-    source: str
-    run: Callable[[ExperimentOptions], Report]
-    quick_seeds: int
-    seeds: int = 16
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    resumable: bool = True
-
-
-EXPERIMENTS: dict[str, Script | Experiment] = {
-    "identities": identities.EXPERIMENT,
-    "bandit": numerical.BANDIT,
-    "chain": numerical.CHAIN,
-    "duality": numerical.DUALITY,
-    "redundancy": redundancy.EXPERIMENT,
-    "truthfulness": truthfulness.EXPERIMENT,
-    "best-reply": best_reply.EXPERIMENT,
-    "two-rooms": two_rooms.EXPERIMENT,
-    "modularity": modularity.EXPERIMENT,
-    "mental-rotation": mental_rotation.EXPERIMENT,
-    "neural-bucket-brigade": neural_bucket_brigade.EXPERIMENT,
-    "bucket-brigade": bucket_brigade.EXPERIMENT,
-    "hayek": hayek.EXPERIMENT,
-    "memory-market": memory_market.EXPERIMENT,
-    "wide-vs-deep": wide_vs_deep.EXPERIMENT,
-    "capitalism": capitalism.EXPERIMENT,
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        identities.EXPERIMENT,
+        numerical.BANDIT,
+        numerical.CHAIN,
+        numerical.DUALITY,
+        redundancy.EXPERIMENT,
+        truthfulness.EXPERIMENT,
+        best_reply.EXPERIMENT,
+        two_rooms.EXPERIMENT,
+        modularity.EXPERIMENT,
+        mental_rotation.EXPERIMENT,
+        neural_bucket_brigade.EXPERIMENT,
+        bucket_brigade.EXPERIMENT,
+        hayek.EXPERIMENT,
+        memory_market.EXPERIMENT,
+        wide_vs_deep.EXPERIMENT,
+        capitalism.EXPERIMENT,
+    )
 }
 """The reproductions by name."""
 
 
-def find(name: str) -> Script | Experiment:
+def find(name: str) -> Experiment:
     """The experiment of that name, or the one that ``module:NAME`` names, whose module is imported.
 
     Raises:
@@ -154,13 +130,12 @@ def reproduce(
         ValueError: the experiment is unknown, or settings are invalid or contradict each other.
     """
     experiment = name if isinstance(name, Experiment) else find(name)
-    name = experiment.name if isinstance(experiment, Experiment) else str(name)
+    name = experiment.name
     if quick and full:
         raise ValueError("full: expected full or quick, got both; choose one")
     suffix = "-quick" if quick else "-full" if full else ""
     if seeds is None:
-        fewer = experiment.quick.seeds if isinstance(experiment, Experiment) else experiment.quick_seeds
-        seeds = fewer if quick else experiment.seeds
+        seeds = experiment.quick.seeds if quick else experiment.seeds
     else:
         suffix += f"-{seeds}-seeds"
     key_of(seed)  # raises before training if the seed is out of range
@@ -186,15 +161,8 @@ def reproduce(
             raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
         with files.writing(folder):
             files.write_text(stamp, json.dumps(wanted) + "\n")
-        if isinstance(experiment, Experiment):
-            steps = experiment.quick.steps if quick else 1.0
-            scope = Scope(seeds, quick, full, seed, steps, chosen)
-            results = engine.run(experiment, scope, folder / "conditions", progress=progress)
-            made = functools.partial(engine.report, experiment, results)
-        else:
-            options = ExperimentOptions(folder, seeds, quick, full, seed, progress, chosen)
-            report = dataclasses.replace(experiment.run(options), name=name, source=experiment.source)
-            made = report.write
+        scope = Scope(seeds, quick, full, seed, experiment.quick.steps if quick else 1.0, chosen)
+        results = engine.run(experiment, scope, folder / "conditions", progress=progress)
         with files.writing(folder), tables.progress(name, shown=progress) as show:
             show.phase("drawing and saving")
-            return made(folder)
+            return engine.report(experiment, results, folder)

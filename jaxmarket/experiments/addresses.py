@@ -1,15 +1,14 @@
 """Content addresses: a digest of what determines the result of a condition, its settings and the code it runs."""
 
-import ast
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 import sysconfig
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,10 @@ _WITHOUT_EFFECT = ("jaxmarket.view", "jaxmarket.cli", "jaxmarket.experiments", "
 _WITH_EFFECT = "jaxmarket.experiments.settings"
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
-_PARSING = threading.Lock()  # Python 3.11 counts the depth of recursion once for all threads
+# Not by `ast`, which fails in Python 3.11 when several threads use it.
+_IMPORTS = re.compile(
+    r"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ \t]+([^\n#]+))", re.MULTILINE
+)
 
 
 def address(identity: Mapping[str, Any]) -> str:
@@ -154,15 +156,9 @@ def _source(name: str) -> tuple[bytes, frozenset[str]]:
     if file is None:
         return b"", frozenset()
     code, imported = file.read_bytes(), set()
-    with _PARSING:
-        tree = ast.parse(code)
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
-            imported |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    for origin, names, modules in _IMPORTS.findall(code.decode()):
+        base = importlib.util.resolve_name(origin, package) if origin.startswith(".") else origin
+        found = [each.split()[0] for each in re.split(r"[(),]", names or modules) if each.split()]
+        imported |= {base, *(f"{base}.{each}" for each in found)} if base else set(found)
     return code, frozenset(each for each in imported if _file(each) is not None)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from jaxmarket.experiments.results import FailedConditionError, Results
+from jaxmarket.experiments.results import FailedConditionError, Results, described
 from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean
 
 __all__ = [
@@ -70,22 +70,27 @@ class Claim:
         kind: the test that decides it.
         test: whether the results confirm it (None: they cannot decide it), the number that decides it with its
             interval, and the evidence.
+        values: what it compares, for a check of names before anything is computed.
         evidence: what else to say, as text.
     """
 
     text: str
     kind: Kind
     test: Callable[[Results], tuple[bool | None, Estimate | None, str]]
+    values: tuple[Any, ...] = ()
     evidence: Evidence | None = None
 
     def verdict(self, results: Results) -> Verdict:
-        """The verdict on the claim; "not testable" if a condition that it needs has failed."""
+        """The verdict on the claim; "not testable" if a condition that it needs has failed, or the test itself."""
         try:
             holds, number, evidence = self.test(results)
             if self.evidence is not None:
                 evidence = f"{evidence}; {self.evidence(results)}"
         except FailedConditionError as error:
-            return Verdict(self.text, self.kind, "not testable", None, None, None, str(error))
+            holds, number, evidence = None, None, str(error)
+        except Exception as error:
+            results.errors[f"claim {self.text!r}"] = error
+            holds, number, evidence = None, None, described(error)
         standing: Standing = "confirmed" if holds else "not confirmed"
         if holds is None:
             standing = "not testable"
@@ -98,9 +103,21 @@ class Claim:
         return Verdict(self.text, self.kind, standing, value, low, high, evidence)
 
 
-def at(condition: str, measure: str) -> Values:
-    """The values of a measure of a condition: f [seeds]."""
-    return lambda results: results.measure(condition, measure)
+@dataclasses.dataclass(frozen=True)
+class at:  # noqa: N801  it is used as a function
+    """The values of a measure of a condition: f [seeds].
+
+    Attributes:
+        condition: its name.
+        measure: the measure's name, or that of an array of a `Compute` condition.
+    """
+
+    condition: str
+    measure: str
+
+    def __call__(self, results: Results) -> np.ndarray:
+        """The values."""
+        return results.measure(self.condition, self.measure)
 
 
 def separated(
@@ -130,9 +147,11 @@ def separated(
         holds = gap.high < 0 if lower else gap.low > 0
         enough = reached is None or np.mean(reached(results)) >= _ENOUGH
         text = f"{interquartile_mean(mine)} against {interquartile_mean(others)}, difference of the means {gap}"
+        if mine.shape == others.shape and (mine == others).all():
+            text += "; equal on every seed"
         return bool(holds and enough), gap, text
 
-    return Claim(text, "separated", test, evidence)
+    return Claim(text, "separated", test, (first, second, reached), evidence)
 
 
 def every_seed(
@@ -159,7 +178,7 @@ def every_seed(
         number = Estimate(float(worst), float(found.min()), float(found.max()))
         return bool(holds.all()), number, f"{tally(holds)} seeds, {_range(found)}, required {_required(low, high)}"
 
-    return Claim(text, "every_seed", test, evidence)
+    return Claim(text, "every_seed", test, (values, at_least, at_most), evidence)
 
 
 def share_of_seeds(
@@ -202,7 +221,7 @@ def share_of_seeds(
             f"{tally(holds)} seeds, required {share:.0%}{chance}" + (f"; {_range(found)}" if found.size else ""),
         )
 
-    return Claim(text, "share_of_seeds", test, evidence)
+    return Claim(text, "share_of_seeds", test, (values, at_least, at_most, above, below), evidence)
 
 
 def within(
@@ -233,7 +252,7 @@ def within(
         holds = ends[0] >= np.max(low) and ends[1] <= np.min(high)
         return bool(holds), number, f"{number}, required {_required(low, high)}"
 
-    return Claim(text, "within", test, evidence)
+    return Claim(text, "within", test, (values, at_least, at_most), evidence)
 
 
 def not_separated(

@@ -9,15 +9,15 @@ valid.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmarket.experiments.addresses import address
-from jaxmarket.experiments.claims import Claim
-from jaxmarket.experiments.conditions import Condition, Job, Scope
+from jaxmarket.experiments.claims import Claim, at
+from jaxmarket.experiments.conditions import Condition, Job, Scope, Train
 from jaxmarket.experiments.report import Report
-from jaxmarket.experiments.results import FailedConditionError, Measure, Results
+from jaxmarket.experiments.results import Measure, Results, described
 from jaxmarket.runs import files
 from jaxmarket.runs.estimates import ResultTable, interquartile_mean
 from jaxmarket.runs.interrupts import retained
@@ -128,20 +128,20 @@ def by_condition(
     """The rows of a `Table` with one row for each condition.
 
     Args:
-        columns: by heading; of a measure, the interquartile mean over seeds.
+        columns: by heading; of a measure, the interquartile mean over seeds, or nothing where it does not apply.
         first: heading of the names of conditions.
-        names: the conditions; all that have finished by default.
+        names: the conditions, without those that have failed; all by default.
     """
+
+    def cell(results: Results, name: str, column: Column) -> Any:
+        if callable(column):
+            return column(results, name)
+        return interquartile_mean(results.measure(name, column)) if results.applies(name, column) else None
 
     def rows(results: Results) -> Rows:
         for name in results if names is None else names:
-            cells = {
-                heading: interquartile_mean(results.measure(name, column))
-                if isinstance(column, str)
-                else column(results, name)
-                for heading, column in columns.items()
-            }
-            yield {first: name, **cells}
+            if name not in results.failed:
+                yield {first: name} | {heading: cell(results, name, column) for heading, column in columns.items()}
 
     return rows
 
@@ -160,9 +160,10 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
         progress: whether to show a progress bar.
     """
     conditions = experiment.planned(scope)
+    _check_names(experiment, scope, conditions)
     finished: dict[str, Any] = {}
     addresses: dict[str, str] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
 
     def task(condition: Condition) -> Task:
         def compute(running: Running) -> tuple[Job, Path, Any, Any]:
@@ -184,8 +185,8 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
         return Task(condition.name, compute, keep, after=condition.needs)
 
     def on_failure(task: Task, error: Exception) -> None:
-        failed[task.name] = " ".join(f"{type(error).__name__}: {error}".split())
-        show.say(f"{task.name} failed: {failed[task.name]}")
+        failed[task.name] = error
+        show.say(f"{task.name} failed: {described(error)}")
 
     with tables.progress(experiment.name, unit="conditions", shown=progress) as show:
         run_tasks([task(condition) for condition in conditions], show, on_failure)
@@ -198,58 +199,65 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
     )
 
 
+def _check_names(experiment: Experiment, scope: Scope, conditions: Sequence[Condition]) -> None:
+    """Check the names in `at` before anything is computed."""
+    by_name = {condition.name: condition for condition in conditions}
+    for claim in experiment.claimed(scope):
+        for values in claim.values:
+            if not isinstance(values, at):
+                continue
+            if values.condition not in by_name:
+                raise ValueError(
+                    f"claims: {claim.text!r} names the condition {values.condition!r}; choose from {', '.join(by_name)}"
+                )
+            if values.measure not in experiment.measures and isinstance(by_name[values.condition], Train):
+                raise ValueError(
+                    f"claims: {claim.text!r} names the measure {values.measure!r} of a run; choose from "
+                    f"{', '.join(experiment.measures)}"
+                )
+
+
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
 def table_of(table: Table, results: Results) -> ResultTable | None:
-    """The table of these results; None without a row, or if it needs a condition that has failed."""
-    rows: list[dict[str, Any]] = list(_unless_failed(table.rows, results) or ())
-    if not rows:
-        return None
-    title, note = (
-        _unless_failed(text, results) or "" if callable(text) else text for text in (table.title, table.note)
-    )
-    return ResultTable(table.name, title, rows, note, table.shown, table.aside, table.below)
+    """The table of these results; None without a row, or if it fails."""
 
+    def make() -> ResultTable | None:
+        rows = list(table.rows(results))
+        title, note = (text(results) if callable(text) else text for text in (table.title, table.note))
+        return ResultTable(table.name, title, rows, note, table.shown, table.aside, table.below) if rows else None
 
-def _unless_failed(function: Callable[[Results], Any], results: Results) -> Any:
-    try:
-        found = function(results)
-        return list(found) if isinstance(found, Iterator) else found
-    except FailedConditionError:
-        return None
+    return results.attempt(f"table {table.name}", make)
 
 
 def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     """Test the claims, and write tables, figures and verdicts to a folder.
 
-    What needs a condition that has failed is left out, and a claim about it is "not testable".
+    A table, a figure or a claim that fails, or that needs a condition that has failed, is left out or "not testable";
+    ``errors.txt`` has the tracebacks.
     """
     scope = results.scope
     defaults = [Table("conditions", experiment.shows, by_condition({name: name for name in experiment.measures}))]
-
     made = [table_of(table, results) for table in experiment.tables or defaults]
-    figures = {name: _unless_failed(draw, results) for name, draw in experiment.figures.items()}
-    facts = {} if experiment.facts is None else _unless_failed(experiment.facts, results) or {}
-    found = Report(
-        settings={
-            "seeds": scope.seeds,
-            "quick": scope.quick,
-            "full": scope.full,
-            **scope.settings,
-            "failed": results.failed,
-            **facts,
-        },
+    figures = {
+        name: results.attempt(f"figure {name}", lambda draw=draw: draw(results))
+        for name, draw in experiment.figures.items()
+    }
+    facts = experiment.facts
+    others = {} if facts is None else results.attempt("facts", lambda: facts(results)) or {}
+    verdicts = [claim.verdict(results) for claim in experiment.claimed(scope)]
+    with files.writing(folder):
+        for name, write in experiment.extras.items():
+            results.attempt(f"file {name}", lambda write=write, name=name: write(results, folder / name))
+    return Report(
+        settings={"seeds": scope.seeds, "quick": scope.quick, "full": scope.full, **scope.settings, **others},
         tables=[table for table in made if table is not None],
-        verdicts=[claim.verdict(results) for claim in experiment.claimed(scope)],
+        verdicts=verdicts,
         figures={name: figure for name, figure in figures.items() if figure is not None},
+        errors=results.errors,
         name=experiment.name,
         source=experiment.source,
+        written=tuple(name for name in experiment.extras if f"file {name}" not in results.errors),
     ).write(folder)
-    written = []
-    for name, write in experiment.extras.items():
-        with files.writing(folder):
-            if _unless_failed(lambda results, write=write, name=name: write(results, folder / name) or True, results):
-                written.append(name)
-    return dataclasses.replace(found, written=(*found.written, *written))

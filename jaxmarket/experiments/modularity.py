@@ -93,7 +93,7 @@ def config(agent: str, topology: str, task: str, **settings: Any) -> TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TransferTask:
     """A transfer task.
 
     Attributes:
@@ -125,13 +125,13 @@ class Task:
         return right[:, same].min(1), right[:, ~same][:, 0]
 
 
-_TUNED_ON = Task("linear chain", "last", TRANSFERS["linear chain"]["last"])
+_TUNED_ON = TransferTask("linear chain", "last", TRANSFERS["linear chain"]["last"])
 
 
-def _tasks(scope: Scope) -> list[Task]:
+def _tasks(scope: Scope) -> list[TransferTask]:
     if scope.quick:  # each task compiles one program for every agent, which takes most of the time
-        return [Task(topology, *next(iter(TRANSFERS[topology].items()))) for topology in _QUICK]
-    return [Task(topology, *change) for topology, changes in TRANSFERS.items() for change in changes.items()]
+        return [TransferTask(topology, *next(iter(TRANSFERS[topology].items()))) for topology in _QUICK]
+    return [TransferTask(topology, *change) for topology, changes in TRANSFERS.items() for change in changes.items()]
 
 
 def _conditions(scope: Scope) -> list[Condition]:
@@ -182,7 +182,7 @@ def correct(run: SavedRun, task: str) -> np.ndarray:
 # --- tables
 
 
-def _each(scope: Scope) -> list[tuple[dict[str, Any], Task, str]]:
+def _each(scope: Scope) -> list[tuple[dict[str, Any], TransferTask, str]]:
     """The first columns of a row, task and agent."""
     heads = [({"topology": task.topology, "changes": task.change}, task) for task in _tasks(scope)]
     return [(head, task, agent) for head, task in heads for agent in CONDITIONS]
@@ -251,13 +251,13 @@ def _claims(scope: Scope) -> list[Claim]:
     return claims
 
 
-def _gaps(tasks: list[Task], agent: str, other: str, results: Results) -> np.ndarray:
+def _gaps(tasks: list[TransferTask], agent: str, other: str, results: Results) -> np.ndarray:
     """The upper end of the interval of the difference of the shares of weights that moved: f [transfers]."""
     moved = [[task.transfer(name).over("all", "moved")(results) for name in (agent, other)] for task in tasks]
     return np.array([difference(ours, theirs).high for ours, theirs in moved])
 
 
-def _others(task: Task, agent: str, results: Results) -> np.ndarray:
+def _others(task: TransferTask, agent: str, results: Results) -> np.ndarray:
     return task.split(results[task.condition(agent, "decisions")]["right"])[0]
 
 

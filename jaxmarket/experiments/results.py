@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmarket.experiments.conditions import Scope
 
-__all__ = ["FailedConditionError", "Measure", "Results"]
+__all__ = ["FailedConditionError", "Measure", "Results", "described"]
 
 T = TypeVar("T")
 
@@ -19,20 +19,35 @@ class FailedConditionError(Exception):
     """A condition that is needed has failed."""
 
 
+def described(error: Exception) -> str:
+    """An exception as one line."""
+    if isinstance(error, FailedConditionError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class Results(Mapping[str, Any]):
     """The results of the conditions by name.
 
     Args:
         scope: size and settings of the experiment.
         finished: results by name, in the order of the conditions.
-        failed: the reason by name.
+        failed: the exception by name.
         measures: measures by name.
+
+    Attributes:
+        errors: exceptions of conditions, and of the tables, figures and claims that could not be made, by name.
     """
 
     def __init__(
-        self, scope: Scope, finished: Mapping[str, Any], failed: Mapping[str, str], measures: Mapping[str, Measure]
+        self,
+        scope: Scope,
+        finished: Mapping[str, Any],
+        failed: Mapping[str, Exception],
+        measures: Mapping[str, Measure],
     ) -> None:
-        self.scope, self.failed, self._finished, self._measures = scope, dict(failed), finished, measures
+        self.scope, self._failed, self._finished, self._measures = scope, dict(failed), finished, measures
+        self.errors: dict[str, Exception] = dict(failed)
         self._values: dict[Hashable, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -42,8 +57,8 @@ class Results(Mapping[str, Any]):
             FailedConditionError: it has failed.
             KeyError: there is no such condition.
         """
-        if name in self.failed:
-            raise FailedConditionError(f"{name} failed: {self.failed[name]}")
+        if name in self._failed:
+            raise FailedConditionError(f"{name} failed: {described(self._failed[name])}")
         return self._finished[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -54,8 +69,37 @@ class Results(Mapping[str, Any]):
         return len(self._finished)
 
     def measure(self, condition: str, measure: str) -> np.ndarray:
-        """The values of a measure of a condition: f [seeds]; computed once."""
-        return self.once((condition, measure), lambda: np.asarray(self._measures[measure](self[condition])))
+        """The values of a measure of a condition: f [seeds]; computed once.
+
+        The arrays of a `Compute` condition are measures by their own names.
+        """
+        result = self[condition]
+        if isinstance(result, Mapping) and measure in result:
+            return result[measure]
+        return self.once((condition, measure), lambda: np.asarray(self._measures[measure](result)))
+
+    def applies(self, condition: str, measure: str) -> bool:
+        """Whether a condition has a measure; a measure of runs does not apply to a `Compute` condition."""
+        try:
+            self.measure(condition, measure)
+        except (AttributeError, KeyError, TypeError, IndexError):
+            if isinstance(self[condition], Mapping):
+                return False
+            raise
+        return True
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The reasons of everything that failed, by name."""
+        return {name: described(error) for name, error in self.errors.items()}
+
+    def attempt(self, name: str, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns; None if it needs a condition that has failed, or raises, which is recorded."""
+        try:
+            return make()
+        except Exception as error:
+            self.errors[name] = error
+            return None
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """What ``compute`` returned for that key before, or returns now; for quantities of several conditions."""

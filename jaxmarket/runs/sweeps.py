@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cell",
-    "Condition",
+    "NamedConfig",
     "Range",
     "Sweep",
     "combinations",
@@ -69,7 +69,7 @@ class Cell(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class NamedConfig:
     """A `Cell` with a name and settings only."""
 
     name: str
@@ -610,11 +610,11 @@ def sweep(
     names = _names(chosen)
     if len(chosen) < 2:
         raise ValueError(f"vary: expected at least two combinations, got {names[0]}; give more values")
-    cells: list[Condition] = []
+    cells: list[NamedConfig] = []
     same: dict[str, str] = {}
     for name, each in zip(names, chosen, strict=True):
         try:
-            cells.append(Condition(name, TrainConfig(env, **settings, **each)))
+            cells.append(NamedConfig(name, TrainConfig(env, **settings, **each)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         other = same.setdefault(json.dumps(run_folder.config_to_dict(cells[-1].config), sort_keys=True), name)

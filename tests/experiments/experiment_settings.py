@@ -6,7 +6,6 @@ Nothing is trained.
 import contextlib
 import dataclasses
 import functools
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -31,7 +30,6 @@ from jaxmarket.experiments import (
     two_rooms,
     wide_vs_deep,
 )
-from jaxmarket.experiments.report import ExperimentOptions
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
 from jaxmarket.training import config as configuration
@@ -121,38 +119,8 @@ class Scan:
         return jnp.zeros(self.shape), state + 1, 0.0, state > 0, False, {}
 
 
-class Recorder:
-    """Takes the place of training: it keeps the conditions, and returns runs with perfect results."""
-
-    def __init__(self, calls=None):
-        self.found, self.calls = {}, calls
-
-    def __call__(self, wanted, *_, **__):
-        runs = {}
-        for condition in wanted:
-            self.found[condition.name] = condition.config
-            runs[condition.name] = mock.MagicMock(summary={name: [1.0] for name in _SUMMARY})
-            runs[condition.name].policy.return_value = _first_action
-        if self.calls is not None:
-            self.calls -= 1
-            if not self.calls:
-                raise StopIteration
-        return runs
-
-
-_SUMMARY = ("sampled_termination_rate_seeds", "termination_rate_seeds", "return_seeds")
-
-
 def _first_action(obs, key):
     return jnp.int32(0)
-
-
-def recorded(call, calls=None):
-    """The configurations that a function trains, by name of the condition."""
-    record = Recorder(calls)
-    with mock.patch("jaxmarket.runs.sweeps.train", record), contextlib.suppress(StopIteration):
-        call()
-    return record.found
 
 
 class Trained(dict):
@@ -164,9 +132,8 @@ class Trained(dict):
         return self[name]
 
 
-def planned(experiment, options):
+def planned(experiment, scope):
     """The configurations that an experiment trains, by name of the condition."""
-    scope = Scope(options.seeds, options.quick, options.full, settings=options.settings)
     wanted = [condition for condition in experiment.planned(scope) if isinstance(condition, Train)]
     with mock.patch.object(rotated_digits, "environment", _scan):
         return {condition.name: condition.job(scope, Trained()).config for condition in wanted}
@@ -181,23 +148,16 @@ def experiment_configs():
         names |= {f"{mode}: {name}": config for name, config in configs.items()}
 
     for mode in MODES:
-        options = ExperimentOptions(
-            Path("nowhere"),
-            4,
-            mode == "quick",
-            mode == "full",
-            progress=False,
-            settings={"resolution": 32, "depth": "fixed"},
-        )
+        scope = Scope(4, mode == "quick", mode == "full", settings={"resolution": 32, "depth": "fixed"})
         for experiment in (numerical.BANDIT, numerical.CHAIN, numerical.DUALITY):
             env = f"{experiment.name.capitalize()}-v0"
-            keep("numerical", mode, {f"{env} {name}": c for name, c in planned(experiment, options).items()})
-        keep("redundancy", mode, redundancy.societies(Scope(options.seeds, options.quick, options.full)))
+            keep("numerical", mode, {f"{env} {name}": c for name, c in planned(experiment, scope).items()})
+        keep("redundancy", mode, redundancy.societies(scope))
         others = truthfulness, best_reply, modularity, two_rooms, mental_rotation
         for experiment in (module.EXPERIMENT for module in others):
-            for name, config in planned(experiment, options).items():
+            for name, config in planned(experiment, scope).items():
                 keep(experiment.name, "tuning" if name.startswith("tuning-") else mode, {name: config})
-        steps = wide_vs_deep.steps_of(Scope(quick=mode == "quick"))
+        steps = wide_vs_deep.steps_of(scope)
         keep("wide-vs-deep", mode, _wide_vs_deep(production_lines.ARMS, (1, 2), steps))
         if mode == "full":
             lines, steps = (production_lines.TUNING[name] for name in ("lines", "steps"))

@@ -22,8 +22,8 @@ from jaxmarket.experiments import (
     Train,
     addresses,
     at,
+    by_condition,
     engine,
-    production_lines,
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
@@ -94,14 +94,14 @@ def test_a_verdict_has_its_kind_number_and_interval():
 
 
 def test_a_claim_about_a_failed_condition_cannot_be_tested():
-    results = made(failed={"b": "ValueError: no"}, a=[1, 2])
+    results = made(failed={"b": "no"}, a=[1, 2])
     verdict = separated("", a, b).verdict(results)
     assert (verdict.standing, verdict.number) == ("not testable", None)
     assert "b failed: ValueError: no" in verdict.evidence
     with pytest.raises(FailedConditionError):
         results["b"]
-    with pytest.raises(KeyError):  # a name that nobody planned is a mistake
-        separated("", a, at("c", "x")).verdict(results)
+    verdict = separated("", a, lambda results: results["c"]).verdict(results)  # a mistake in the claim
+    assert (verdict.standing, verdict.evidence) == ("not testable", "KeyError: 'c'")
 
 
 # --- addresses
@@ -224,7 +224,7 @@ def no_calls():
 def test_conditions_run_after_their_inputs_and_failures_do_not_stop_the_others(tmp_path):
     report = experiments.reproduce(EXPERIMENT, tmp_path, progress=False)
     assert set(CALLS) == {"a", "b", "bad"}
-    assert report.settings["failed"] == {
+    assert report.failed == {
         "bad": "ZeroDivisionError: by zero",
         "c": "RuntimeError: needs bad, which failed",
     }
@@ -251,7 +251,9 @@ def test_finished_conditions_are_not_computed_again_and_the_files_are_the_same(t
 
 def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    stopping = dataclasses.replace(EXPERIMENT, conditions=[condition("a"), condition("stop"), condition("b", "a")])
+    stopping = dataclasses.replace(
+        EXPERIMENT, claims=(), conditions=[condition("a"), condition("stop"), condition("b", "a")]
+    )
     with pytest.raises(KeyboardInterrupt):
         engine.run(stopping, Scope(3), tmp_path, progress=False)
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["a"]
@@ -271,14 +273,15 @@ def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch)
 )
 def test_names_must_be_known_and_unique(tmp_path, conditions, says):
     with pytest.raises(ValueError, match=says):
-        engine.run(dataclasses.replace(EXPERIMENT, conditions=conditions), Scope(2), tmp_path, progress=False)
+        experiment = dataclasses.replace(EXPERIMENT, conditions=conditions, claims=())
+        engine.run(experiment, Scope(2), tmp_path, progress=False)
 
 
 def test_what_is_not_an_array_fails_with_its_name(tmp_path):
     def nothing(keys):
         return {"x": [object()]}
 
-    bad = dataclasses.replace(EXPERIMENT, conditions=[Compute("a", nothing), Compute("b", lambda keys: 3)])
+    bad = dataclasses.replace(EXPERIMENT, claims=(), conditions=[Compute("a", nothing), Compute("b", lambda keys: 3)])
     failed = engine.run(bad, Scope(2), tmp_path, progress=False).failed
     assert "x is not an array of numbers or text" in failed["a"]
     assert "expected arrays by name" in failed["b"]
@@ -293,6 +296,52 @@ def test_tables_are_left_out_if_a_condition_failed_and_without_rows():
     ]
     kept = [engine.table_of(table, results) for table in tables]
     assert [table.name if table else None for table in kept] == ["one", None, None]
+
+
+@pytest.mark.parametrize(
+    ("claim", "says"),
+    [
+        (within("", at("d", "x"), at_least=0), "names the condition 'd'; choose from b, a"),
+        (separated("", at("a", "x"), at("run", "z")), "names the measure 'z' of a run; choose from x"),
+    ],
+)
+def test_names_in_claims_are_checked_before_anything_is_computed(tmp_path, claim, says):
+    run = Train("run", TrainConfig("Bandit-v0", learner="valuation", steps=4096))
+    experiment = dataclasses.replace(EXPERIMENT, conditions=[*EXPERIMENT.conditions, run], claims=[claim])
+    with pytest.raises(ValueError, match=says):
+        engine.run(experiment, Scope(2), tmp_path, progress=False)
+    assert not CALLS
+
+
+def test_a_mistake_in_a_table_a_claim_or_a_figure_loses_nothing_else(tmp_path):
+    mistaken = dataclasses.replace(
+        EXPERIMENT,
+        conditions=[condition("a")],
+        claims=[within("right", at("a", "x"), at_least=0), within("wrong", lambda r: r["a"]["y"], at_least=0)],
+        tables=[Table("one", "t", lambda r: [{"x": 1}]), Table("two", "t", lambda r: [{"x": r["a"]["y"]}])],
+        figures={"three": lambda r: 1 / 0},
+    )
+    report = experiments.reproduce(mistaken, tmp_path, progress=False)
+    assert report.failed.keys() == {"table two", "claim 'wrong'", "figure three"}
+    assert [verdict.standing for verdict in report.verdicts] == ["confirmed", "not testable"]
+    assert (tmp_path / "one.csv").exists()
+    assert "test_engine.py" in (tmp_path / "errors.txt").read_text()
+    right = dataclasses.replace(mistaken, claims=mistaken.claims[:1], tables=mistaken.tables[1:], figures={})
+    right = dataclasses.replace(right, tables=[Table("other", "t", lambda r: [{"x": r["a"]["x"].sum()}])])
+    report = experiments.reproduce(right, tmp_path, progress=False)
+    assert not report.failed
+    left = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert left == {"options.json", "other.csv", "report.json", "report.txt"}  # nothing of the earlier report
+
+
+def test_arrays_of_a_computed_condition_are_measures_and_others_do_not_apply():
+    results = Results(Scope(), {"a": {"y": np.arange(2.0)}, "b": np.ones(2)}, {}, {"x": lambda run: run + 0})
+    assert results.measure("a", "y").tolist() == [0, 1]
+    assert results.measure("b", "x").tolist() == [1, 1]
+    rows = list(by_condition({"x": "x", "sum": lambda r, name: name})(results))
+    assert [(row["condition"], row["x"] and row["x"].value) for row in rows] == [("a", None), ("b", 1)]
+    named = Results(Scope(), {"b": np.ones(2)}, {"a": ValueError("no")}, {"x": np.asarray})
+    assert [row["condition"] for row in by_condition({"x": "x"}, names=["a", "b"])(named)] == ["b"]
 
 
 MODULE = """

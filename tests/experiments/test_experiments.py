@@ -16,7 +16,6 @@ from jaxmarket import MECHANISMS, TrainConfig, experiments, train
 from jaxmarket.cli import main
 from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
-    ExperimentOptions,
     Report,
     ResultTable,
     Scope,
@@ -26,18 +25,18 @@ from jaxmarket.experiments import (
     redundancy,
     truthfulness,
 )
+from jaxmarket.experiments.claims import by_chance
 from jaxmarket.experiments.experiment import table_of
-from jaxmarket.experiments.report import by_chance
 from jaxmarket.experiments.results import Results
 from jaxmarket.interop import deviations
 from jaxmarket.interop.deviations import Seat
-from jaxmarket.runs import fitting, ledgers, run_folder
-from jaxmarket.runs.sweeps import Condition
+from jaxmarket.runs import fitting, ledgers, run_folder, sweeps
+from jaxmarket.runs.sweeps import NamedConfig
 
 
 def made_up(experiment, found, scope=None, failed=()):
     """Results with these runs or arrays by condition."""
-    return Results(scope or Scope(4), found, dict.fromkeys(failed, "a reason"), experiment.measures)
+    return Results(scope or Scope(4), found, dict.fromkeys(failed, ValueError("a reason")), experiment.measures)
 
 
 def standing(experiment, results):
@@ -149,21 +148,21 @@ def test_who_is_removed():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two small conditions on the bandit, trained once."""
-    options = ExperimentOptions(tmp_path_factory.mktemp("numerical"), seeds=2, progress=False)
+    folder = tmp_path_factory.mktemp("numerical")
     config = TrainConfig(
         "Bandit-v0", learner="valuation", seeds=2, steps=4096, instances=8, horizon=16, minibatch=32, log_every=4
     )
     wanted = [
-        Condition("small", config),
-        Condition("longer", dataclasses.replace(config, steps=8192)),
+        NamedConfig("small", config),
+        NamedConfig("longer", dataclasses.replace(config, steps=8192)),
     ]
-    return options, wanted, options.train(wanted, "bandit")
+    return folder, wanted, sweeps.train(wanted, folder, progress=False)
 
 
 def test_finished_conditions_are_read_back_and_not_trained_again(finished, monkeypatch):
-    options, wanted, first = finished
+    folder, wanted, first = finished
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))
-    again = options.train(wanted, "bandit")
+    again = sweeps.train(wanted, folder, progress=False)
     for name, run in first.items():
         assert again[name].summary == run.summary
         np.testing.assert_array_equal(again[name].bids, run.bids)
@@ -172,26 +171,26 @@ def test_finished_conditions_are_read_back_and_not_trained_again(finished, monke
 @pytest.mark.slow
 def test_equal_programs_of_different_length_compile_once_and_keep_their_own_schedules(finished):
     """The learning rate falls over the run: the compiled chunk must not remember the length of the first one."""
-    options, wanted, found = finished
+    _, wanted, found = finished
     assert len({c.config.settings.trainable for c in wanted}) == 1
-    keys = jax.random.split(jax.random.key(options.seed), 2)
+    keys = jax.random.split(jax.random.key(0), 2)
     for condition in wanted:
         state, _ = jax.jit(jax.vmap(lambda key, c=condition: train(c.config, key)))(keys)
         chex.assert_trees_all_close(state.learner.params, found[condition.name].params, rtol=1e-5, atol=1e-6)
 
 
 def test_another_seed_or_other_settings_are_refused(finished):
-    options, wanted, _ = finished
+    folder, wanted, _ = finished
     with pytest.raises(ValueError, match="holds another run: key is"):
-        dataclasses.replace(options, seed=1).train(wanted, "bandit")
-    other = [Condition("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
+        sweeps.train(wanted, folder, seed=1, progress=False)
+    other = [NamedConfig("small", dataclasses.replace(wanted[0].config, learning_rate=0.5))]
     with pytest.raises(ValueError, match="choose another folder"):
-        options.train(other, "bandit")
+        sweeps.train(other, folder, progress=False)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
     _, wanted, complete = finished
-    options, fit = ExperimentOptions(tmp_path, seeds=2, progress=False), fitting.fit
+    fit = fitting.fit
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
     def interrupted(config, key, **rest):
@@ -201,10 +200,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(finished, tmp_path, monke
 
     monkeypatch.setattr(fitting, "fit", interrupted)
     with pytest.raises((KeyboardInterrupt, concurrent.futures.CancelledError)):
-        options.train(wanted, "bandit")
+        sweeps.train(wanted, tmp_path, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == [wanted[0].name]
     monkeypatch.setattr(fitting, "fit", fit)
-    resumed = options.train(wanted, "bandit")
+    resumed = sweeps.train(wanted, tmp_path, progress=False)
     for name, run in complete.items():
         assert resumed[name].summary["return_seeds"] == run.summary["return_seeds"]
         np.testing.assert_array_equal(resumed[name].bids, run.bids)

@@ -12,7 +12,7 @@ from jaxmarket import experiments
 from jaxmarket.environments import topologies
 from jaxmarket.environments.topologies import TOPOLOGIES, common_ancestor, common_descendant, linear_chain
 from jaxmarket.experiments import Scope, modularity
-from jaxmarket.experiments.modularity import Task
+from jaxmarket.experiments.modularity import TransferTask
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.transfers import kind_of
 from jaxmarket.runs import run_folder
@@ -93,7 +93,7 @@ def test_a_task_is_three_of_six_actions(task):
 # --- made-up runs
 
 SEEDS = 4
-LAST = Task("linear chain", "last", "ABD")
+LAST = TransferTask("linear chain", "last", "ABD")
 
 
 def made(agent, task, reached, *, scale=1.0):

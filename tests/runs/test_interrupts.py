@@ -490,7 +490,7 @@ def test_a_sweep_takes_only_its_own_finished_runs(tmp_path, how):
     except RuntimeError:
         assert how == "unfinished"
     with pytest.raises(ValueError, match=r"interrupted|frozen is|unfinished run"):
-        sweeps.train([sweeps.Condition(cell.name, config)], tmp_path, progress=False)
+        sweeps.train([sweeps.NamedConfig(cell.name, config)], tmp_path, progress=False)
 
 
 def test_a_folder_that_was_replaced_is_not_written_to(tmp_path):

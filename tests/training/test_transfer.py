@@ -10,8 +10,7 @@ import pytest
 
 from jaxmarket import TrainConfig, as_policy, fit
 from jaxmarket.cli import main
-from jaxmarket.experiments import ExperimentOptions
-from jaxmarket.runs.sweeps import Condition
+from jaxmarket.runs.sweeps import NamedConfig, train
 from jaxmarket.training import transfer
 
 SMALL = {"steps": 512, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 4}
@@ -126,14 +125,18 @@ def test_what_does_not_fit_is_named(trained, settings, message):
 def test_a_sweep_knows_where_its_conditions_started(trained, tmp_path):
     """Finished transfers are kept, unless what they started from has changed."""
     run, _ = trained["unshared"]
-    options = ExperimentOptions(tmp_path, seeds=2, progress=False)
-    wanted = [Condition("again", AGENTS["unshared"])]
-    first = options.train(wanted, "again", {"again": run})["again"]
-    kept = options.train(wanted, "again", {"again": run})["again"]
+
+    wanted = [NamedConfig("again", AGENTS["unshared"])]
+
+    def trained_from(start):
+        return train(wanted, tmp_path, start=start, progress=False)
+
+    first = trained_from({"again": run})["again"]
+    kept = trained_from({"again": run})["again"]
     jax.tree.map(np.testing.assert_array_equal, kept.networks, first.networks)
     for other in ({}, {"again": first}):
         with pytest.raises(ValueError, match="holds another run: start is"):
-            options.train(wanted, "again", other)
+            trained_from(other)
 
 
 def test_weight_changes_by_hand():
