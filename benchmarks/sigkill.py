@@ -1,6 +1,6 @@
 """Kill and interrupt runs at random moments, resume them, and compare their results with an uninterrupted run.
 
-    python -m benchmarks sigkill --count 100 --log sigkill.log
+    python benchmarks/sigkill.py --count 100 --log sigkill.log
 
 Trials alternate between all learners, a monolithic agent, a sweep, a reproduction and a run of two processes, and
 between the signals KILL, INT and TERM. Each trial runs a command in a separate process, sends it a signal at a random
@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,36 +64,29 @@ def reproduce(folder: str) -> None:
     """Run ``jaxmarket reproduce`` with a small experiment: two trained conditions and a market of rules."""
     from jaxmarket import TrainConfig, experiments  # noqa: PLC0415  only the child process needs them
     from jaxmarket.cli import main  # noqa: PLC0415
-    from jaxmarket.experiments.bucket_brigade import accuracy, plans  # noqa: PLC0415
-    from jaxmarket.experiments.economies import grow  # noqa: PLC0415
-    from jaxmarket.experiments.report import ExperimentOptions, Report  # noqa: PLC0415
-    from jaxmarket.runs.estimates import ResultTable  # noqa: PLC0415
-    from jaxmarket.runs.sweeps import Condition, train  # noqa: PLC0415
+    from jaxmarket.deep_market.evaluation import accuracy  # noqa: PLC0415
+    from jaxmarket.experiments import Experiment, Quick, Table, Train  # noqa: PLC0415
+    from jaxmarket.experiments.bucket_brigade import plans  # noqa: PLC0415
+    from jaxmarket.experiments.populations import Grow  # noqa: PLC0415
 
-    def run(options: ExperimentOptions) -> Report:
-        small: dict[str, Any] = {
-            "steps": 4096,
-            "instances": 8,
-            "horizon": 16,
-            "minibatch": 32,
-            "seeds": 2,
-            "log_every": 1,
-        }
-        wanted = [
-            Condition(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))
-            for rate in (0.01, 0.02)
-        ]
-        found = train(wanted, options.folder, seed=options.seed, progress=False)
-        rows = [{"condition": name, "return": found[name].summary["return_mean"]} for name in sorted(found)]
-        plan = plans("multiplexer", quick=True)[0]
-        market = dataclasses.replace(plan.market, capacity=64, instances=4)
-        plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
-        told = {"seeds": 2, "seed": 0, "label": "", "shown": False, "folder": options.folder / "markets"}
-        (grown,) = grow([plan], accuracy, **told).values()
-        rows += [{"condition": name, "return": float(values[-1].mean())} for name, values in grown.measured.items()]
-        return Report({}, [ResultTable("table", "", rows)], [], {})
+    small = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 1}
+    runs = [
+        Train(f"rate-{rate}", TrainConfig("Bandit-v0", learner="valuation", learning_rate=rate, **small))
+        for rate in (0.01, 0.02)
+    ]
+    plan = plans("multiplexer", quick=True)["market"]
+    market = dataclasses.replace(plan.market, capacity=64, instances=4)
+    plan = dataclasses.replace(plan, market=market, num_agents=32, rounds=400, chunks=40)
 
-    experiments.EXPERIMENTS["small"] = experiments.Script("a small one", "none", run, quick_seeds=2)
+    def rows(results: Any) -> list[dict[str, Any]]:
+        found = [{"condition": run.name, "return": results[run.name].summary["return_mean"]} for run in runs]
+        measured = results["market"].measured
+        return found + [{"condition": name, "return": float(each[-1].mean())} for name, each in measured.items()]
+
+    experiments.EXPERIMENTS["small"] = Experiment(
+        "small", "a small one", "none", [*runs, Grow("market", plan, accuracy)], tables=[Table("table", "", rows)],
+        seeds=2, quick=Quick(seeds=2),
+    )  # fmt: skip
     main(["reproduce", "small", "--out", folder])
 
 
@@ -103,7 +95,7 @@ def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[
     program = [sys.executable, "-P", "-m", "jaxmarket"]
     keep = ["--checkpoint-every", str(every)]
     if kind == "reproduce":
-        return [sys.executable, "-P", __file__, str(folder)]
+        return [sys.executable, __file__, "--reproduce", str(folder)]
     if kind == "sweep":
         vary = ["--learner", "valuation", "--vary", "learning_rate=0.01,0.02,0.04"]
         return [*program, "sweep", "Bandit-v0", *SMALL, *vary, "--out", str(folder)]
@@ -383,9 +375,9 @@ def self_check(work: Path, seed: int) -> int:
     return missed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="number of trials")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the trials")
     parser.add_argument("--jobs", type=int, default=2, help="trials that run in parallel")
@@ -396,17 +388,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="inject faults into a copy of the package; fail unless each is detected",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--reproduce", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.reproduce:
+        return reproduce(options.reproduce)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # commands inherit SIG_IGN, which a shell sets after "&"
     with tempfile.TemporaryDirectory() as work:
         if options.self_check:
-            return int(self_check(Path(work), options.seed) > 0)
+            sys.exit(self_check(Path(work), options.seed) > 0)
         chosen = trials(options.kinds, options.count, options.seed, list(SIGNALS), 0.25)
         lines = stress(chosen, Path(work), dict(os.environ), options.jobs)
     if options.log:
         options.log.write_text("\n".join(lines) + "\n")
-    return int(bool(_noticed(lines[:-1])))
+    sys.exit(len(_noticed(lines[:-1])) > 0)
 
 
-if __name__ == "__main__":  # the process of `command` that reproduces
-    reproduce(sys.argv[1])
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,6 @@
-"""JAX's configuration options: the library's programs work under all of them, or raise an error that names the option.
+"""JAX's configuration options and backends.
+
+The library's programs work under all of them, or raise an error that names the option.
 
 ``jax_numpy_dtype_promotion`` and ``jax_numpy_rank_promotion`` are for users' own code. Environments and network
 libraries rely on implicit promotion, so the library traces its programs under JAX's defaults. ``jax_debug_nans`` and
@@ -12,7 +14,9 @@ from typing import Any, TypeVar
 
 import jax
 
-__all__ = ["check_backend", "entry_point", "standard_promotion"]
+from jaxmarket.types import PyTree
+
+__all__ = ["check_backend", "entry_point", "in_groups", "one_at_a_time", "standard_promotion"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,3 +69,39 @@ def check_backend() -> None:
             f"JAX_PLATFORMS: JAX cannot start ({reason}); unset JAX_PLATFORMS, or name a platform of this machine, "
             "such as cpu"
         ) from error
+
+
+def in_groups(function: Callable[[PyTree], PyTree], tree: PyTree, size: int) -> PyTree:
+    """``jax.vmap(function)(tree)``; a CPU computes one group after the other, whose data stay in the cache.
+
+    Args:
+        function: a pure function of one element.
+        tree: leaves [n, ...].
+        size: elements of a group; divides n.
+    """
+    count = jax.tree.leaves(tree)[0].shape[0]
+    if size == count or jax.default_backend() != "cpu":
+        return jax.vmap(function)(tree)
+    groups = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), tree)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(jax.vmap(function), groups))
+
+
+def one_at_a_time(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Decorate a function so that `jax.vmap` on a CPU computes one element of the batch after the other.
+
+    A loop then runs as long as its own element needs, only the branch that is taken of a conditional is computed, and
+    the data of one element can stay in the processor's cache. An accelerator is faster with all elements at once.
+
+    Args:
+        function: all that it reads are its arguments. Its derivatives (reverse mode only) compute it once more.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+    in_turn = jax.custom_batching.sequential_vmap(function)
+    call = jax.custom_vjp(in_turn)  # `sequential_vmap` alone has no derivatives in reverse mode
+
+    def backward(args: tuple[PyTree, ...], cotangent: PyTree) -> tuple[PyTree, ...]:
+        return jax.vjp(function, *args)[1](cotangent)
+
+    call.defvjp(lambda *args: (in_turn(*args), args), backward)
+    return call

@@ -186,7 +186,7 @@ def test_an_interrupted_run_in_a_folder_with_brackets(capsys, monkeypatch, bandi
     assert f"--resume '{tmp_path}/[/yellow]'\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "says"), [("chain", "finished parts are kept"), ("capitalism", "nothing is kept")])
+@pytest.mark.parametrize(("name", "says"), [("chain", "finished parts are kept"), ("identities", "nothing is kept")])
 def test_an_interrupted_reproduction_says_whether_it_keeps_anything(name, says, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

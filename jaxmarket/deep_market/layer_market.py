@@ -19,7 +19,8 @@ each at its own learning rate, while the market selects the structure: activatio
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
 from jaxmarket.deep_market.demographics import Population, Terms, random_population, turnover
 from jaxmarket.deep_market.market import DeepMarketStep, MarketStatistics, RoundSummary, summarize
 from jaxmarket.deep_market.representations import NO_BID
+from jaxmarket.keys import key_for
 from jaxmarket.types import NOBODY, Array, real
 
 __all__ = [
@@ -40,10 +42,12 @@ __all__ = [
     "DEFAULT",
     "HIDDEN",
     "READOUT",
+    "Examples",
     "LayerAgent",
     "LayerAgents",
     "LayerMarket",
     "LayerStructure",
+    "LayerTraining",
     "LotSale",
     "SoldLot",
     "activations",
@@ -54,18 +58,16 @@ __all__ = [
     "logits",
     "run",
     "sell_lot",
+    "sgd",
     "step",
+    "train_market",
+    "train_network",
 ]
 
 HIDDEN, READOUT = 0, 1
 """The layers, which also identify the state that each buys: inputs, activations."""
 
-ACTIVATIONS = (
-    ("relu", jax.nn.relu),
-    ("tanh", jnp.tanh),
-    ("sine", jnp.sin),
-    ("identity", lambda z: z),
-)
+ACTIVATIONS = (("relu", jax.nn.relu), ("tanh", jnp.tanh), ("sine", jnp.sin), ("identity", lambda z: z))
 """Activation functions of hidden units, by name."""
 
 
@@ -442,3 +444,192 @@ def init(market: LayerMarket, key: Array, wealth: float) -> Population:
     n = market.capacity
     p = random_population(market.representation, key, jnp.zeros((1, 1), real()), n, n, wealth)
     return p.replace(agents=p.agents.replace(layer=p.agents.layer.at[:2].set(jnp.arange(2))))
+
+
+# --- training on all seeds, with measurements
+
+
+@functools.partial(jax.jit, static_argnames=("lots", "batch"))
+def sgd(
+    key: Array, weights: tuple[Array, Array], structure: LayerStructure, second: Array, x: Array, labels: Array,
+    lots: int, batch: int,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Train one network by SGD without momentum or weight decay on random lots.
+
+    Args:
+        key: draws the lots.
+        weights: of the hidden layer f [d + 1, H] and of the readout f [H + 1, C].
+        structure: of the hidden layer, with its learning rate.
+        second: learning rate of the readout, f [].
+        x: inputs f [n, d].
+        labels: i32 [n].
+        lots: number of lots; static.
+        batch: examples per lot; static.
+
+    Returns:
+        The trained weights.
+    """
+
+    def step(weights: tuple[Array, Array], lot: Array) -> tuple[tuple[Array, Array], None]:
+        hidden, readout = jax.grad(cross_entropy)(weights, structure, x[lot], labels[lot])
+        return (weights[0] - structure.rate * hidden, weights[1] - second * readout), None
+
+    return jax.lax.scan(step, weights, draw_lots(key, lots, batch, len(labels)))[0]
+
+
+class Examples(NamedTuple):
+    """Labelled examples for training, and others to measure accuracy."""
+
+    x: Any  # f [n, d]
+    labels: Any  # i [n]
+    held_out: Any  # f [m, d]
+    answers: Any  # i [m]
+
+
+class LayerTraining(NamedTuple):
+    """The course of `train_market` or `train_network` on all seeds, as NumPy arrays.
+
+    Attributes:
+        lots: cumulative number of lots at each measurement, i [M].
+        accuracy: on held-out examples, f64 [M, seeds].
+        structure: of the hidden layer that wins a lot in the end, or of the network, leaves [seeds].
+        readout_rate: learning rate of the readout, f [seeds].
+        residual: unexplained change of the money over money moved, f64 [seeds]; NaN without a market.
+        rounds: of the market, leaves [seeds, rounds, ...]; None without one.
+        population: its final population, leaves [seeds, ...]; None without a market.
+    """
+
+    lots: np.ndarray
+    accuracy: np.ndarray
+    structure: LayerStructure
+    readout_rate: np.ndarray
+    residual: np.ndarray
+    rounds: RoundSummary | None = None
+    population: Population | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"))
+def _run_all(
+    market: LayerMarket, keys: Array, populations: Population, times: Array, x: Array, labels: Array, terms: Terms,
+    informed: Array | bool, *, rounds: int, period: int, max_births: int,
+) -> tuple[Population, Array, RoundSummary]:  # fmt: skip
+    """`run` for all seeds: leaves [seeds, ...]."""
+
+    def one(key: Array, population: Population, time: Array) -> tuple[Population, Array, RoundSummary]:
+        return run(
+            market, key, population, time, x, labels, terms,
+            rounds=rounds, period=period, max_births=max_births, informed=informed,
+        )  # fmt: skip
+
+    return jax.vmap(one)(keys, populations, times)
+
+
+@functools.partial(jax.jit, static_argnames=("lots", "batch"))
+def _sgd_all(
+    keys: Array, weights: tuple[Array, Array], structures: LayerStructure, seconds: Array, x: Array, labels: Array,
+    *, lots: int, batch: int,
+) -> tuple[Array, Array]:  # fmt: skip
+    """`sgd` for all seeds: leaves [seeds, ...]."""
+    train = functools.partial(sgd, x=x, labels=labels, lots=lots, batch=batch)
+    return jax.vmap(train)(keys, weights, structures, seconds)
+
+
+def train_market(
+    market: LayerMarket,
+    terms: Terms,
+    key: Array,
+    examples: Examples,
+    *,
+    seeds: int,
+    parts: Sequence[int],
+    period: int,
+    max_births: int,
+    wealth: float = 1.0,
+    informed: bool = True,
+) -> LayerTraining:
+    """Run markets of layers on all seeds, and measure the frozen populations after each part.
+
+    Args:
+        market: the static description.
+        terms: as in `run`.
+        key: consumed.
+        examples: the data.
+        seeds: number of independent markets.
+        parts: lots between measurements, multiples of ``period``; each number compiles once.
+        period: lots between turnovers.
+        max_births: as in `run`.
+        wealth: initial wealth of each agent.
+        informed: as in `run`.
+    """
+    x, labels, held_out, answers = map(jnp.asarray, examples)
+    terms = jax.tree.map(jnp.asarray, terms)
+    start, go = jax.random.split(key)
+    population = jax.vmap(lambda key: init(market, key, wealth))(jax.random.split(start, seeds))
+    opened, time = np.asarray(population.wealth, np.float64).sum(1), jnp.zeros(seeds, jnp.int32)
+
+    @jax.jit
+    @jax.vmap
+    def ask(p: Population) -> tuple[Array, SoldLot]:
+        return evaluate(market, p, held_out, answers)["accuracy"], sell_lot(market, p, x[:256])
+
+    rows, accuracy, sold = [], [], None
+    for part, key_part in zip(parts, jax.random.split(go, len(parts)), strict=True):
+        population, time, lived = _run_all(
+            market, jax.random.split(key_part, seeds), population, time, x, labels, terms, informed,
+            rounds=part // period, period=period, max_births=max_births,
+        )  # fmt: skip
+        now, sold = ask(population)
+        rows.append(jax.device_get(lived))
+        accuracy.append(np.asarray(now, np.float64))
+    assert sold is not None
+    rounds = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *rows)
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), rounds)
+    residual = [jax.tree.map(lambda leaf, s=s: leaf[s], wide).residual(opened[s]) for s in range(seeds)]
+    structure, rate = jax.device_get((sold.hidden.agent.structure, sold.readout.agent.structure.rate))
+    return LayerTraining(
+        np.cumsum(parts), np.stack(accuracy), structure, rate, np.array(residual), rounds, jax.device_get(population)
+    )
+
+
+def train_network(
+    representation: LayerAgents,
+    key: Array,
+    examples: Examples,
+    *,
+    seeds: int,
+    parts: Sequence[int],
+    batch: int,
+    structure: LayerStructure | None = None,
+    readout_rate: Any = None,
+) -> LayerTraining:
+    """Train one network per seed with `sgd`, and measure it after each part: a baseline without a market.
+
+    Args:
+        representation: draws the weights, and the structures that are not given.
+        key: consumed; as in `train_market`, which then draws the same lots.
+        examples: the data.
+        seeds: number of networks.
+        parts: lots between measurements; each number compiles once.
+        batch: examples per lot.
+        structure: of the hidden layers, leaves [seeds].
+        readout_rate: learning rates of the readouts, f [seeds]; those of the hidden layers by default.
+    """
+    x, labels, held_out, answers = map(jnp.asarray, examples)
+    start, go = jax.random.split(key)
+    keys = jax.random.split(start, seeds)
+    weights = jax.vmap(representation.parameters)(keys)
+    if structure is None:
+        hidden = jax.vmap(representation.draw)(jax.vmap(lambda key: key_for(key, "structure"))(keys))
+    else:
+        hidden = jax.tree.map(jnp.asarray, structure)
+    rate = hidden.rate if readout_rate is None else jnp.asarray(readout_rate)
+
+    def right(weights: tuple[Array, Array], structure: LayerStructure) -> Array:
+        return (logits(weights[1], activations(weights[0], structure, held_out)).argmax(-1) == answers).mean()
+
+    ask, accuracy = jax.jit(jax.vmap(right)), []
+    for part, key_part in zip(parts, jax.random.split(go, len(parts)), strict=True):
+        weights = _sgd_all(jax.random.split(key_part, seeds), weights, hidden, rate, x, labels, lots=part, batch=batch)
+        accuracy.append(np.asarray(ask(weights, hidden), np.float64))
+    hidden, rate = jax.device_get((hidden, rate))
+    return LayerTraining(np.cumsum(parts), np.stack(accuracy), hidden, rate, np.full(seeds, np.nan))

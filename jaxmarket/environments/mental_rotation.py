@@ -21,9 +21,10 @@ from jaxmarket.environments.functions import Functions
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_int
 
-__all__ = ["NAMES", "MentalRotation", "inverse", "needed"]
+__all__ = ["NAMES", "Depth", "MentalRotation", "check_task", "inverse", "needed"]
 
 Depth = Literal["fixed", "dynamic"]
+"""How many functions an input needs: two, or up to two."""
 
 NAMES = ("rotate left", "rotate right", "move up", "move down", "move left", "move right")
 """Names of the primitives."""
@@ -57,6 +58,17 @@ def _maps() -> np.ndarray:
     return np.stack([rotation(_ANGLE), rotation(-_ANGLE), *(translation(*move) for move in moves)])
 
 
+def check_task(resolution: int, depth: str) -> int:
+    """The resolution, if `MentalRotation` has these settings.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if depth not in ("fixed", "dynamic"):
+        raise ValueError(f"depth: unknown depth {depth!r}; choose from fixed, dynamic")
+    return check_int("resolution", resolution, _SMALLEST)
+
+
 class MentalRotation(Functions):
     """The Mental Rotation environment; instances compare and hash by value.
 
@@ -86,9 +98,7 @@ class MentalRotation(Functions):
         components: int | None = None,
         source: digits.Source | None = None,
     ) -> None:
-        resolution = check_int("resolution", resolution, _SMALLEST)
-        if depth not in ("fixed", "dynamic"):
-            raise ValueError(f"depth: unknown depth {depth!r}; choose from fixed, dynamic")
+        resolution = check_task(resolution, depth)
         if components is not None:
             components = check_int("components", components, 1, resolution**2)
         self.digits = digits.load(source)

@@ -84,13 +84,7 @@ class Script:
 
 
 EXPERIMENTS: dict[str, Script | Experiment] = {
-    "identities": Script(
-        "auctions as temporal-difference rules: Q-learning, expected SARSA, leaking values, TD(0)",
-        "Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
-        identities.run,
-        quick_seeds=6,
-        resumable=False,
-    ),
+    "identities": identities.EXPERIMENT,
     "bandit": numerical.BANDIT,
     "chain": numerical.CHAIN,
     "duality": numerical.DUALITY,
@@ -99,54 +93,13 @@ EXPERIMENTS: dict[str, Script | Experiment] = {
     "best-reply": best_reply.EXPERIMENT,
     "two-rooms": two_rooms.EXPERIMENT,
     "modularity": modularity.EXPERIMENT,
-    "mental-rotation": Script(
-        "functions as primitives: a society composes a program for every input",
-        "Chang et al. (2020), §6.3",
-        mental_rotation.run,
-        quick_seeds=4,
-        settings={"resolution": 32, "depth": "fixed"},
-    ),
-    "neural-bucket-brigade": Script(
-        "connection weights as currency in a network: XOR, and the direction of a moving light",
-        "Schmidhuber (1989), Simple Experiments",
-        neural_bucket_brigade.run,
-        quick_seeds=6,
-        seeds=20,
-        resumable=False,
-    ),
-    "bucket-brigade": Script(
-        "classifier rules with wealth: the 6-multiplexer, Woods1, and ablations of each part of the market",
-        "Holland (1985); Goldberg (1989), ch. 6; Wilson (1987, 1994)",
-        bucket_brigade.run,
-        quick_seeds=4,
-    ),
-    "hayek": Script(
-        "programs with wealth, trained with three blocks, tested with twelve; ablations of money, ownership, rent",
-        "Baum (1999); Baum and Durdanovic (2000)",
-        hayek.run,
-        quick_seeds=4,
-        seeds=8,
-    ),
-    "memory-market": Script(
-        "agents with a memory bit in partially observable tasks",
-        "Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
-        memory_market.run,
-        quick_seeds=4,
-    ),
-    "wide-vs-deep": Script(
-        "parallel production lines: every piece is a good with a price, or the whole state is sold",
-        "Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
-        wide_vs_deep.run,
-        quick_seeds=4,
-    ),
-    "capitalism": Script(
-        "layers of a network that trade activations, with and without backpropagation, against SGD",
-        "Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",
-        capitalism.run,
-        quick_seeds=4,
-        seeds=8,
-        resumable=False,
-    ),
+    "mental-rotation": mental_rotation.EXPERIMENT,
+    "neural-bucket-brigade": neural_bucket_brigade.EXPERIMENT,
+    "bucket-brigade": bucket_brigade.EXPERIMENT,
+    "hayek": hayek.EXPERIMENT,
+    "memory-market": memory_market.EXPERIMENT,
+    "wide-vs-deep": wide_vs_deep.EXPERIMENT,
+    "capitalism": capitalism.EXPERIMENT,
 }
 """The reproductions by name."""
 

@@ -25,6 +25,7 @@ __all__ = ["address", "encode", "source_digest"]
 _PACKAGE = "jaxmarket"
 # They only show or store results. The package itself imports everything.
 _WITHOUT_EFFECT = ("jaxmarket.view", "jaxmarket.cli", "jaxmarket.experiments", "jaxmarket.runs.schedule")
+_WITH_EFFECT = "jaxmarket.experiments.settings"
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 _PARSING = threading.Lock()  # Python 3.11 counts the depth of recursion once for all threads
@@ -59,6 +60,7 @@ def encode(value: Any) -> Any:
     if inspect.ismethod(value):
         return {"method": value.__name__, "of": encode(value.__self__)}
     if inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        value = inspect.unwrap(value)  # decorators, such as checks of types, hold other objects
         name = {"name": f"{value.__module__}:{value.__qualname__}"}
         return name | ({"bound": encode(_bound(value))} if _bound(value) else {})
     kind = f"{type(value).__module__}:{type(value).__qualname__}"
@@ -89,6 +91,7 @@ def source_digest(*values: Any) -> str:
         code, imported = _source(name)
         found[name] = hashlib.sha256(code).hexdigest()
         waiting |= {each for each in imported if not each.startswith(_WITHOUT_EFFECT) and each != _PACKAGE}
+        waiting |= imported & {_WITH_EFFECT}
     return address(found)
 
 
@@ -104,6 +107,7 @@ def _modules_of(value: Any) -> Iterator[str]:
     elif inspect.ismethod(value):
         yield from _modules_of(value.__self__)
     elif inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        value = inspect.unwrap(value)
         if value.__module__ is not None:  # as of some compiled functions
             yield value.__module__
         yield from _modules_of(_bound(value))

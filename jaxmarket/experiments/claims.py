@@ -12,16 +12,19 @@ import numpy as np
 from scipy import stats
 
 from jaxmarket.experiments.results import FailedConditionError, Results
-from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean
+from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean
 
 __all__ = [
     "Claim",
+    "Evidence",
     "Standing",
     "Values",
     "Verdict",
     "at",
     "by_chance",
     "every_seed",
+    "majority",
+    "not_separated",
     "separated",
     "share_of_seeds",
     "tally",
@@ -33,6 +36,7 @@ Kind = Literal["separated", "every_seed", "share_of_seeds", "within"]
 Values = Callable[[Results], Any]
 """Numbers of an experiment, one per seed: f [seeds]."""
 Evidence = Callable[[Results], str]
+"""What else a verdict says, as text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +236,34 @@ def within(
     return Claim(text, "within", test, evidence)
 
 
+def not_separated(
+    text: str, first: Values, second: Values, *, higher: bool = False, evidence: Evidence | None = None
+) -> Claim:
+    """The difference of two means is `within` half of Welch's 95% interval: `separated` would not tell them apart.
+
+    Few seeds confirm it easily. It serves as a control, or where a difference was expected.
+
+    Args:
+        text: the claim.
+        first: values of one condition, f [seeds].
+        second: values of another one, f [seeds].
+        higher: whether only a higher mean of ``first`` counts as a difference.
+        evidence: what else to say.
+    """
+
+    def bound(sign: int, results: Results) -> float:
+        others = np.asarray(second(results), np.float64)
+        gap = difference(first(results), others)
+        return float(others.mean() + sign * (gap.high - gap.value))
+
+    def said(results: Results) -> str:
+        gap = f"difference of the means {difference(first(results), second(results))}"
+        return gap if evidence is None else f"{gap}; {evidence(results)}"
+
+    low = None if higher else lambda results: bound(-1, results)
+    return within(text, first, at_least=low, at_most=lambda results: bound(1, results), estimate=mean, evidence=said)
+
+
 _ENOUGH = 0.75
 
 
@@ -268,6 +300,11 @@ def _range(values: np.ndarray) -> str:
 def tally(hits: np.ndarray) -> str:
     """Number of hits and of entries, as ``13/16``."""
     return f"{int(np.sum(hits))}/{len(hits)}"
+
+
+def majority(seeds: int) -> float:
+    """The smallest share of that many seeds that is more than half, for `share_of_seeds`."""
+    return (seeds // 2 + 1) / seeds
 
 
 def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:

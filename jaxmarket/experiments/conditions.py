@@ -54,7 +54,7 @@ class Job(Protocol):
         ...
 
     def run(self, running: Running) -> Any:
-        """Compute the result; may raise what `Running.check` raises."""
+        """Compute the result, with checkpoints in `Running.folder` if it likes; may raise what `Running.check` does."""
         ...
 
     def write(self, folder: Path, result: Any) -> str:

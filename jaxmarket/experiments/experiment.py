@@ -169,7 +169,7 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
             job = condition.job(scope, finished)
             addresses[condition.name] = address(job.identity | {"inputs": [addresses[n] for n in condition.needs]})
             where = folder / f"{_slug(condition.name)}-{addresses[condition.name][:12]}"
-            found = job.read(where)
+            found, running.folder = job.read(where), where
             return job, where, found, None if found is not None else job.run(running)
 
         def keep(outcome: tuple[Job, Path, Any, Any]) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ which Baum considers necessary, rent, and mutation.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +21,21 @@ import numpy as np
 
 from jaxmarket import deep_market
 from jaxmarket.deep_market import DeepMarket, GuardedPrograms, Population, Terms, make_population
-from jaxmarket.environments.adapter import Adapter, adapt
-from jaxmarket.environments.blocks import MOVES, BlocksParams, BlocksWorld
-from jaxmarket.experiments.economies import UNPAID, Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import (
-    ExperimentOptions,
-    Report,
-    ResultTable,
-    Verdict,
-    by_chance,
-    interquartile_mean,
-    tally,
-)
+from jaxmarket.deep_market.teams import TeamSelection, success_rate
+from jaxmarket.environments.adapter import adapt
+from jaxmarket.environments.blocks import MOVES, BlocksWorld
+from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
+from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.populations import UNPAID, Grow
+from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.types import Array, PyTree
+from jaxmarket.runs.estimates import interquartile_mean, mean
+from jaxmarket.runs.populations import SUMS, GrownMarket, MarketPlan, terms_of
+from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["PROGRAMS", "SENSORS", "SIZES", "TRAINED", "plans", "reliable", "run", "success", "teams"]
+__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TRAINED", "plans", "reliable", "success", "teams"]
 
 TRAINED = 3
 """Maximum number of blocks of an instance in training."""
@@ -52,7 +47,7 @@ PROGRAMS = GuardedPrograms(len(SENSORS), len(MOVES), length=3, names=SENSORS)
 RELIABLE = 0.9
 """Success rate from which a size counts as solved."""
 
-_CAPACITY, _AGENTS = max(SIZES), 128
+_AGENTS = 128
 _TERMS = Terms(
     markup=0.05,
     rent=0.01,
@@ -67,77 +62,34 @@ _TERMS = Terms(
 )
 
 
-def _world(sizes: tuple[int, ...], capacity: int | None = None) -> BlocksWorld:
-    return BlocksWorld(sizes, sensors=SENSORS, capacity=capacity)
-
-
 def _market() -> DeepMarket:
-    """The market on training instances."""
-    return DeepMarket(adapt(_world(tuple(range(1, TRAINED + 1)))), PROGRAMS, _AGENTS)
+    return DeepMarket(adapt(BlocksWorld(tuple(range(1, TRAINED + 1)), sensors=SENSORS)), PROGRAMS, _AGENTS)
 
 
-def plans(options: ExperimentOptions) -> list[Plan]:
-    """The market and its ablations; a quick run has only the first."""
-    market = _market()
-    rounds = 15_000 if options.quick else 100_000
-    whole = Plan("hayek", market, _TERMS, rounds, 20, max_births=1, num_agents=40, wealth=1.0, chunks=10, settling=2)
-
-    def without(name: str, **changes: Any) -> Plan:
-        return dataclasses.replace(whole, name=name, **changes)
-
-    if options.quick:
-        return [whole]
-    return [
-        whole,
-        without("no conservation", market=dataclasses.replace(market, mechanism=UNPAID)),
-        without("no property rights", market=dataclasses.replace(market, property_rights=False)),
-        without("no rent", terms=_TERMS.replace(rent=0.0, compute_tax=0.0)),
-        without("no mutation", terms=_TERMS.replace(p_offspring=0.0)),
-    ]
+def plans(quick: bool) -> dict[str, MarketPlan]:
+    """The market and its ablations by name; a quick run has only the first."""
+    market, rounds = _market(), 15_000 if quick else 100_000
+    whole = MarketPlan(market, _TERMS, rounds, 20, max_births=1, num_agents=40, wealth=1.0, chunks=10, settling=2)
+    changes: dict[str, dict[str, Any]] = {
+        "hayek": {},
+        "no conservation": {"market": dataclasses.replace(market, mechanism=UNPAID)},
+        "no property rights": {"market": dataclasses.replace(market, property_rights=False)},
+        "no rent": {"terms": _TERMS.replace(rent=0.0, compute_tax=0.0)},
+        "no mutation": {"terms": _TERMS.replace(p_offspring=0.0)},
+    }
+    return {name: dataclasses.replace(whole, **changes[name]) for name in list(changes)[: 1 if quick else None]}
 
 
 # --- tests
 
 
-def _attempt(
-    act: Callable[[Array, Array], Array], key: Array, env: Adapter, params: BlocksParams, instances: int
-) -> tuple[Array, Array]:
-    """Share of random instances that are solved in time f [], and environment steps of all of them i32 [].
-
-    Args:
-        act: ``(key, obs) -> i32 [instances]``.
-        key: a PRNG key; consumed.
-        env: the environment.
-        params: distribution of the instances.
-        instances: number of instances.
-    """
-    key_reset, key = jax.random.split(key)
-    obs, states = jax.vmap(env.reset, (0, None))(jax.random.split(key_reset, instances), params)
-
-    def unfinished(carry: PyTree) -> Array:
-        return ~carry[-2].all()
-
-    def move(carry: PyTree) -> PyTree:
-        key, obs, states, solved, over, steps = carry
-        key_act, key_step, key = jax.random.split(key, 3)
-        keys = jax.random.split(key_step, instances)
-        after = jax.vmap(env.step, (0, 0, 0, None))(keys, states, act(key_act, obs), params)
-        solved, steps = solved | (after.terminated & ~over), steps + (~over).sum(dtype=jnp.int32)
-        return key, after.obs, after.env_state, solved, over | after.terminated | after.truncated, steps
-
-    none = jnp.zeros(instances, bool)
-    start = key, obs, states, none, none, jnp.zeros((), jnp.int32)
-    _, _, _, solved, _, steps = jax.lax.while_loop(unfinished, move, start)
-    return solved.mean(), steps
-
-
 def _examine(act: Callable[[Array, Array], Array], key: Array, sizes: tuple[int, ...], instances: int) -> Array:
     """Success on new instances of each size: f [sizes]."""
-    env = adapt(_world((1,), _CAPACITY))
+    env = adapt(BlocksWorld((1,), sensors=SENSORS, capacity=max(SIZES)))
 
     def success_on(each: tuple[Array, Array]) -> Array:
         key, size = each
-        return _attempt(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
+        return success_rate(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
 
     return jax.lax.map(success_on, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
 
@@ -162,100 +114,37 @@ def _progress(market: DeepMarket, key: Array, population: Population, terms: Ter
     return {f"{n} blocks": found[i] for i, n in enumerate(sizes)}
 
 
-@functools.partial(jax.jit, static_argnames=("market", "instances"))
-def _exam(market: DeepMarket, keys: Array, populations: Population, terms: Terms, instances: int) -> Array:
-    return jax.vmap(lambda key, p: success(market, key, p, terms, SIZES, instances))(keys, populations)
+def _exam(keys: Array, grown: GrownMarket, *, instances: int) -> Arrays:
+    """Success of the frozen populations per size: f [seeds, sizes]."""
+    market = grown.plan.market
+    exam = jax.vmap(lambda key, p, terms: success(market, key, p, terms, SIZES, instances), (0, 0, None))
+    return {"success": jax.jit(exam)(keys, grown.economy.population, grown.plan.terms)}
 
 
 def reliable(success: np.ndarray) -> np.ndarray:
-    """The largest size up to which all tested sizes are solved with `RELIABLE` success: i [...], 0 if there is none.
-
-    Args:
-        success: f [..., sizes].
-    """
-    count = np.cumprod(success >= RELIABLE, axis=-1).sum(-1)
-    return np.array([0, *SIZES])[count]
-
-
-# --- baselines
-
-
-_TEAM, _TEAMS, _TRIALS, _ELITE = 8, 32, 16, 8
-
-
-def _lead(team: PyTree, obs: Array) -> tuple[Array, Array]:
-    """The action of the first program of a team whose guards match, and whether there is one."""
-    bids = jax.vmap(PROGRAMS.bid, (0, None, None))(team, obs, jnp.ones(()))
-    matches = jnp.isfinite(bids)
-    return team.action[jnp.argmax(matches)], matches.any()
-
-
-def _lead_all(team: PyTree, key: Array, obs: Array) -> Array:
-    """Actions i32 [instances]; random if no program of the team matches."""
-    action, matched = jax.vmap(_lead, (None, 0))(team, obs)
-    return jnp.where(matched, action, jax.random.randint(key, action.shape, 0, len(MOVES)))
-
-
-def _generation(teams: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Array]]:
-    """The next generation; and the best team of this one, with the environment steps of all."""
-    key_trial, key_parent, key_member, key_mutate = jax.random.split(key, 4)
-    env = _market().env
-
-    def trial(team: PyTree) -> tuple[Array, Array]:
-        return _attempt(functools.partial(_lead_all, team), key_trial, env, env.default_params, _TRIALS)
-
-    fitness, steps = jax.vmap(trial)(teams)  # all teams on the same instances
-    best = jnp.argsort(-fitness)[:_ELITE]
-    children, rows = _TEAMS - _ELITE, jnp.arange(_TEAMS - _ELITE)
-    parents = best[jax.random.randint(key_parent, (children,), 0, _ELITE)]
-    member = jax.random.randint(key_member, (children,), 0, _TEAM)
-    members = jax.tree.map(lambda leaf: leaf[parents, member], teams)
-    changed = jax.vmap(PROGRAMS.mutate)(jax.random.split(key_mutate, children), members, members)
-    following = jax.tree.map(
-        lambda leaf, new: jnp.concatenate([leaf[best], leaf[parents].at[rows, member].set(new)]), teams, changed
-    )
-    return following, (jax.tree.map(lambda leaf: leaf[best[0]], teams), steps.sum())
+    """The largest size up to which all sizes are solved with `RELIABLE` success f [..., sizes]: i [...], or 0."""
+    return np.array([0, *SIZES])[np.cumprod(success >= RELIABLE, axis=-1).sum(-1)]
 
 
 @functools.partial(jax.jit, static_argnames=("budget", "instances"))
-def teams(keys: Array, budget: int, instances: int) -> tuple[Array, Array]:
-    """Evolution without a market, on the same instances and with the same number of environment steps.
+def teams(keys: Array, *, budget: int, instances: int) -> Arrays:
+    """Selection of teams of programs (`TeamSelection`) on training instances, within a budget of environment steps.
 
-    An individual is a team, an ordered list of eight programs. The first program whose guards match acts; if there is
-    none, the action is random. Of 32 teams, the eight that solve most of 16 new instances survive; the others are
-    replaced by children of these, in each of which one program is mutated. Teams are selected by success only, and
-    their members are not paid.
-
-    Args:
-        keys: one per seed.
-        budget: environment steps per seed.
-        instances: number of test instances per size, for the best team at the end of the budget.
-
-    Returns:
-        Success f [seeds, sizes], and environment steps used i32 [seeds].
+    ``success`` of the best team at the end, f [seeds, sizes], and ``env_steps`` used, i32 [seeds].
     """
-    generations = max(1, budget // (_TEAMS * _TRIALS * _SHORTEST))
+    selection = TeamSelection(_market().env, PROGRAMS)
 
     def evolve(key: Array) -> tuple[Array, Array]:
         key_init, key_run, key_exam = jax.random.split(key, 3)
-        init = jax.vmap(jax.vmap(PROGRAMS.init, (0, None)), (0, None))
-        first = init(jax.random.split(key_init, (_TEAMS, _TEAM)), jnp.zeros(len(SENSORS)))
-        _, (best, steps) = jax.lax.scan(_generation, first, jax.random.split(key_run, generations))
-        spent = jnp.cumsum(steps)
-        last = jnp.maximum(jnp.sum(spent <= budget) - 1, 0)
-        team = jax.tree.map(lambda leaf: leaf[last], best)
-        found = _examine(functools.partial(_lead_all, team), key_exam, SIZES, instances)
-        return found, spent[last]
+        team, spent = selection.evolve(key_init, key_run, jnp.zeros(len(SENSORS)), budget, shortest=3)
+        return _examine(functools.partial(selection.act, team), key_exam, SIZES, instances), spent
 
-    return jax.vmap(evolve)(keys)
-
-
-_SHORTEST = 3
-"""Lower bound on the mean length of episodes, which bounds the number of generations in a budget."""
+    success, spent = jax.vmap(evolve)(keys)
+    return {"success": success, "env_steps": spent}
 
 
 @functools.partial(jax.jit, static_argnames=("instances",))
-def random_programs(keys: Array, instances: int) -> Array:
+def random_programs(keys: Array, *, instances: int) -> Arrays:
     """Success of random programs, of which the highest bidder acts: f [seeds, sizes]."""
     market = _market()
 
@@ -264,206 +153,196 @@ def random_programs(keys: Array, instances: int) -> Array:
         agents = jax.vmap(PROGRAMS.init, (0, None))(jax.random.split(key_agents, _AGENTS), jnp.zeros(len(SENSORS)))
         return success(market, key_exam, make_population(agents, jnp.ones(_AGENTS)), Terms(), SIZES, instances)
 
-    return jax.vmap(success_of_random)(keys)
+    return {"success": jax.vmap(success_of_random)(keys)}
 
 
-# --- the report
+# --- conditions
 
-_PUBLISHED = (
-    "Baum and Durdanovic (2000), from our notes: Hayek 3 solved goal stacks of 200 blocks, other methods such as "
-    "genetic programming at most 8 (other sensors, other programs, instances that grow throughout training)"
-)
+_BASELINES = ("selection only", "random programs")
 
 
-def _table(found: dict[str, np.ndarray]) -> ResultTable:
-    """Success per size, for all conditions."""
-    rows = []
-    for name, values in found.items():
-        row: dict[str, Any] = {"who": name}
-        row |= {str(n): interquartile_mean(values[:, i]) for i, n in enumerate(SIZES)}
-        sizes = reliable(values)
-        row |= {"reliable": float(sizes.mean()), "best": int(sizes.max())}
-        rows.append(row)
-    note = (
-        "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its 95% "
-        f"bootstrap interval; trained with at most {TRAINED}\nreliable: the size up to which all sizes are solved in "
-        f"{RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size tested"
-    )
-    aside = tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8))
-    return ResultTable("hayek", "blocks world: share of instances solved, by size", rows, note, aside=aside)
+def _on_test_keys(function: Callable[..., Arrays], seed: int, keys: Array, *results: GrownMarket) -> Arrays:
+    return function(jax.random.split(key_for(key_of(seed), "measurement"), len(keys)), *results)
 
 
-def _seeds(found: dict[str, np.ndarray]) -> ResultTable:
-    """Every seed of every condition."""
-    rows = [
+def _conditions(scope: Scope) -> list[Condition]:
+    chosen, instances = plans(scope.quick), 64 if scope.quick else 200
+
+    def test(name: str, function: Callable[..., Arrays], *inputs: str, **bound: int) -> Compute:
+        function = functools.partial(function, instances=instances, **bound)
+        return Compute(name, functools.partial(_on_test_keys, function, scope.seed), inputs)
+
+    return [
+        *(Grow(name, plan, _progress) for name, plan in chosen.items()),
+        *(test(_exam_of(name), _exam, name) for name in chosen),
+        test("selection only", teams, budget=int(chosen["hayek"].steps[-1])),
+        test("random programs", random_programs),
+    ]
+
+
+def _exam_of(name: str) -> str:
+    return name if name in _BASELINES else f"{name}: exam"
+
+
+def _tested(results: Results) -> dict[str, np.ndarray]:
+    return {name: results[_exam_of(name)]["success"] for name in (*plans(results.scope.quick), *_BASELINES)}
+
+
+# --- claims
+
+_NEXT = f"{TRAINED + 1} blocks"
+
+
+def _means(*names: str) -> Evidence:
+    return lambda results: f"{_NEXT}: " + " against ".join(f"{at(n, _NEXT)(results).mean():.3f}" for n in names)
+
+
+def _claims(scope: Scope) -> list[Claim]:
+    exam = _exam_of("hayek")
+    hayek, sizes = at(exam, _NEXT), at(exam, "reliable")
+    return [
+        share_of_seeds(
+            f"a market solves {_NEXT} reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}",
+            hayek,
+            at_least=RELIABLE,
+            share=1 / scope.seeds,
+        ),
+        within(f"on average, markets solve {_NEXT} reliably", hayek, at_least=RELIABLE, estimate=mean),
+        *(
+            separated(f"markets solve larger instances than {name}{more}", sizes, at(name, "reliable"), evidence=means)
+            for name, more in (("random programs", ""), ("selection only", ", with as many steps"))
+            for means in [_means(exam, name)]
+        ),
+        *(
+            share_of_seeds(
+                f"{name}: fewer instances of {_NEXT} are solved",
+                at(_exam_of(name), _NEXT),
+                below=hayek,
+                share=0.75,
+                evidence=_means(_exam_of(name), exam),
+            )
+            for name in list(plans(scope.quick))[1:]
+        ),
+    ]
+
+
+# --- tables and figures
+
+_PUBLISHED = """Baum and Durdanovic (2000), from our notes: Hayek 3 solved goal stacks of 200 blocks, other methods \
+such as genetic programming at most 8 (other sensors, other programs, instances that grow throughout training)"""
+
+
+def _success_rows(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"who": name}
+        | {str(n): interquartile_mean(values[:, i]) for i, n in enumerate(SIZES)}
+        | {"reliable": float(reliable(values).mean()), "best": int(reliable(values).max())}
+        for name, values in _tested(results).items()
+    ]
+
+
+def _seed_rows(results: Results) -> list[dict[str, Any]]:
+    return [
         {"who": name, "seed": seed} | {str(n): float(values[seed, i]) for i, n in enumerate(SIZES)}
-        for name, values in found.items()
+        for name, values in _tested(results).items()
         for seed in range(len(values))
     ]
-    return ResultTable("seeds", "every seed", rows, shown=False)
 
 
-def _programs(grown: Grown, seed: int, most: int = 12) -> ResultTable:
-    """The richest programs of one market."""
-    p = grown.population(seed)
-    rows = []
-    for slot in grown.richest(seed, most):
-        agent = jax.tree.map(lambda leaf, slot=slot: leaf[slot], p.agents)
-        text, action = PROGRAMS.show(agent).rsplit(": ", 1)
+def _best(results: Results) -> int:
+    return int(np.argmax(results[_exam_of("hayek")]["success"].sum(1)))
+
+
+def _program_rows(results: Results, most: int = 12) -> list[dict[str, Any]]:
+    grown, seed = results["hayek"], _best(results)
+    p, lineage = grown.population(seed), grown.lineage(seed)
+
+    def row(slot: int) -> dict[str, Any]:
+        text, action = PROGRAMS.show(jax.tree.map(lambda leaf: leaf[slot], p.agents)).rsplit(": ", 1)
         source, target = MOVES[int(action)]
-        rows.append(
-            {
-                "program": f"{text}: {source} → {target}",
-                "bid": float(p.offer[slot]),
-                "wealth": float(p.wealth[slot]),
-                "born": int(p.born[slot]),
-                "line": len(grown.lineage(seed).ancestors(int(p.ident[slot]))),
-            }
-        )
-    title = f"the richest agents of the market with the highest success (seed {seed})"
-    note = "bid: fixed at entry, nan before the first bid · line: generations of ancestors, including the agent"
-    return ResultTable("programs", title, rows, note, aside=("born",))
+        return {
+            "program": f"{text}: {source} → {target}",
+            "bid": float(p.offer[slot]),
+            "wealth": float(p.wealth[slot]),
+            "born": int(p.born[slot]),
+            "line": len(lineage.ancestors(int(p.ident[slot]))),
+        }
+
+    return [row(slot) for slot in grown.richest(seed, most)]
 
 
-def _economies(grown: dict[str, Grown]) -> ResultTable:
-    """Measures of the markets in the last tenth of training, and sums of their cash flows."""
-    rows = []
-    for name, each in grown.items():
-        flows, statistics = each.rounds.flows, each.rounds.statistics
-        last = slice(-max(1, statistics.auctions.shape[1] // 10), None)
-        total = {name: float(flows[name].sum(1).mean()) for name in flows.names}
-
-        rows.append(
-            {
-                "economy": name,
-                "solved": float((statistics.terminated[:, last].sum(1) / statistics.episodes[:, last].sum(1)).mean()),
-                "price": float(
-                    flows["sales"][:, last].sum() / (statistics.auctions - statistics.unsold)[:, last].sum()
-                ),
-                "living": float(each.rounds.num_agents[:, -1].mean()),
-                "gini": float(each.rounds.gini[:, last].mean()),
-                "births": float((each.rounds.births.ident >= 0).sum((1, 2)).mean()),
-                "rewards": total["reward"],
-                "allowances": total["endowment"],
-                "mint": total["subsidy"],
-                "to the house": -total["auctioneer"],
-                "rent and tax": -total["rent"] - total["compute_tax"],
-                "the dead": -total["wealth_of_the_dead"],
-                "unexplained": residual(each),
-            }
-        )
-    note = (
-        "means over seeds in the last tenth of training; solved: training instances, price: per sale, living: agents\n"
-        "sums of cash flows over all of training are in economies.csv and in the figure"
-    )
-    aside = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
-    return ResultTable("economies", "markets", rows, note, aside=aside)
-
-
-def _draw(found: dict[str, np.ndarray], grown: dict[str, Grown]) -> "Figure":
+def _draw(results: Results) -> Any:
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     fig, (left, right) = plotting.figure(2)
-    for i, (name, values) in enumerate(found.items()):
-        mean = values.mean(0)
+    for i, (name, values) in enumerate(_tested(results).items()):
+        middle = values.mean(0)
         style = {"color": f"C{i}", "marker": "o", "markersize": 4}
-        left.plot(SIZES, mean, linewidth=2.5 if name == "hayek" else 1.2, label=name, **style)
+        left.plot(SIZES, middle, linewidth=2.5 if name == "hayek" else 1.2, label=name, **style)
         if name == "hayek":
             left.fill_between(SIZES, values.min(0), values.max(0), color=f"C{i}", alpha=0.12)
     left.axvline(TRAINED + 0.5, color="gray", linestyle=":")
     left.text(TRAINED + 0.6, 1.03, "larger than in training", fontsize=7, color="gray")
-    left.set(
-        xlabel="blocks", ylabel="instances solved", ylim=(-0.02, 1.08), title="frozen, mean over seeds (band: range)"
-    )
+    left.set(xlabel="blocks", ylabel="instances solved", title="frozen, mean over seeds (band: range)")
     left.legend(frameon=False, fontsize=7, loc="lower left")
-    for i, (name, each) in enumerate(grown.items()):
-        right.plot(each.steps, each.measured["4 blocks"].mean(1), color=f"C{i}", label=name)
-    right.set(
-        xlabel="environment steps", ylabel="instances of 4 blocks solved", ylim=(-0.02, 1.08), title="during training"
-    )
+    for i, name in enumerate(plans(results.scope.quick)):
+        grown = results[name]
+        right.plot(grown.plan.steps, grown.measured["4 blocks"].mean(1), color=f"C{i}", label=name)
+    right.set(xlabel="environment steps", ylabel="instances of 4 blocks solved", title="during training")
     right.xaxis.set_major_formatter(EngFormatter())
     right.legend(frameon=False, fontsize=8)
+    for ax in (left, right):
+        ax.set_ylim(-0.02, 1.08)
     return fig
 
 
-def run(options: ExperimentOptions) -> Report:
-    """Train markets on small instances, test them on larger ones, and test the claims."""
-    chosen, instances = plans(options), 64 if options.quick else 200
-    grown = grow(
-        chosen,
-        _progress,
-        seeds=options.seeds,
-        seed=options.seed,
-        label="hayek",
-        shown=options.progress,
-        folder=options.folder / "markets",
-    )
-    keys = jax.random.split(key_for(key_of(options.seed), "measurement"), options.seeds)
-    found = {}
-    for name, each in grown.items():
-        found[name] = np.asarray(_exam(each.plan.market, keys, each.economy.population, each.plan.terms, instances))
-    hayek = grown["hayek"]
-    budget = int(hayek.steps[-1])
-    selected, spent = teams(keys, budget, instances)
-    found |= {"selection only": np.asarray(selected), "random programs": np.asarray(random_programs(keys, instances))}
-
-    values, next_size = found["hayek"], SIZES.index(TRAINED + 1)
-    sizes, team_sizes = reliable(values), reliable(found["selection only"])
-    best = int(np.argmax(values.sum(1)))
-    solved = values[:, next_size] >= RELIABLE
-    verdicts = [
-        Verdict.of(
-            f"a market solves {TRAINED + 1} blocks reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}",
-            bool(solved.any()),
-            float(values[:, next_size].max()),
-            f"{tally(solved)} markets; largest size solved reliably: {int(sizes.max())} (mean {sizes.mean():.1f})",
+EXPERIMENT = Experiment(
+    name="hayek",
+    shows="programs with wealth, trained with three blocks, tested with twelve; ablations of money, ownership, rent",
+    source="Baum (1999); Baum and Durdanovic (2000)",
+    conditions=_conditions,
+    measures={
+        _NEXT: lambda exam: exam["success"][:, SIZES.index(TRAINED + 1)],
+        "reliable": lambda exam: reliable(exam["success"]),
+    },
+    claims=_claims,
+    tables=[
+        Table(
+            "hayek",
+            "blocks world: share of instances solved, by size",
+            _success_rows,
+            "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its "
+            f"95% bootstrap interval; trained with at most {TRAINED}\nreliable: the size up to which all sizes are "
+            f"solved in {RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size "
+            "tested",
+            aside=tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8)),
         ),
-        Verdict.of(
-            f"on average, markets solve {TRAINED + 1} blocks reliably",
-            bool(values[:, next_size].mean() >= RELIABLE),
-            float(values[:, next_size].mean()),
-            f"mean success {values[:, next_size].mean():.3f}, lowest {values[:, next_size].min():.3f}",
+        Table(
+            "economies",
+            "markets",
+            lambda results: [{"economy": name, **results[name].summary()} for name in plans(results.scope.quick)],
+            "means over seeds in the last tenth of training; solved: training instances, price: per sale, "
+            "living: agents\nsums of cash flows over all of training are in economies.csv and in the figure",
+            aside=SUMS,
         ),
-        Verdict.of(
-            "markets solve larger instances than random programs",
-            bool(sizes.mean() > reliable(found["random programs"]).mean()),
-            float(found["random programs"][:, next_size].mean()),
-            f"random programs solve {found['random programs'][:, next_size].mean():.3f} of {TRAINED + 1} blocks",
+        Table(
+            "programs",
+            lambda results: f"the richest agents of the market with the highest success (seed {_best(results)})",
+            _program_rows,
+            "bid: fixed at entry, nan before the first bid · line: generations of ancestors, including the agent",
+            aside=("born",),
         ),
-        Verdict.of(
-            "markets solve larger instances than selection only, with as many steps",
-            bool(sizes.mean() > team_sizes.mean()),
-            float(sizes.mean() - team_sizes.mean()),
-            f"reliable size {sizes.mean():.2f} against {team_sizes.mean():.2f} (best {int(team_sizes.max())}), "
-            f"{TRAINED + 1} blocks {values[:, next_size].mean():.3f} against "
-            f"{found['selection only'][:, next_size].mean():.3f}",
-        ),
-    ]
-    for name in list(grown)[1:]:
-        ablated = found[name][:, next_size]
-        worse = ablated < values[:, next_size]
-        verdicts.append(
-            Verdict.of(
-                f"{name}: fewer instances of {TRAINED + 1} blocks are solved",
-                bool(worse.mean() >= 0.75),
-                float(ablated.mean()),
-                f"{ablated.mean():.3f} against {values[:, next_size].mean():.3f}, worse on {tally(worse)} seeds; "
-                + by_chance(worse, ablated > values[:, next_size]),
-            )
-        )
-    settings = {
-        "quick": options.quick,
-        "seeds": options.seeds,
-        "env_steps": budget,
-        "selection_env_steps": [int(s) for s in spent],
-        "terms": terms_of(hayek.plan.terms),
-        "sensors": list(SENSORS),
+        Table("seeds", "every seed", _seed_rows, shown=False),
+    ],
+    figures={
+        "hayek": _draw,
+        "life": lambda results: plotting.market_history(results["hayek"], _best(results), "hayek"),
+    },
+    seeds=8,
+    facts=lambda results: {
+        "env_steps": int(results["hayek"].plan.steps[-1]),
+        "terms": terms_of(_TERMS),
         "published": _PUBLISHED,
-        "conservation_residual": float(np.max([residual(each) for each in grown.values()])),
-    }
-    return Report(
-        settings,
-        [_table(found), _economies(grown), _programs(hayek, best), _seeds(found)],
-        verdicts,
-        {"hayek": _draw(found, grown), "life": life(hayek, best, f"hayek, seed {best}")},
-    )
+        "conservation_residual": float(np.max([results[name].residual for name in plans(results.scope.quick)])),
+    },
+)

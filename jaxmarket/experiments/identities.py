@@ -12,7 +12,8 @@ the mechanism computes for it. The auction alone determines which temporal-diffe
 | `bb`, bids = b · strength, tax x · strength | b V(s') | TD(0) with step b + x, discount b/(b + x), reward r/(b + x) |
 
 The first two are the market forms of Watkins (1989) and of van Seijen et al. (2009); the third is why Chang et al.
-(2020) clone their bidders (§5); the last is Holland's (1985) bucket brigade.
+(2020) clone their bidders (§5); the last is Holland's (1985) bucket brigade. Both sides are in
+`jaxmarket.environments.backups`.
 
 Each identity is tested in two ways. In *expectation*, full backups through `auctions.award` and the mechanism's
 ``payout``, in float64, are iterated to their fixed point, which is compared with that of an independent dynamic program
@@ -29,121 +30,43 @@ count nₖ). This is the bound reported.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, CREDIT_CONSERVING_VICKREY, VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
+from jaxmarket.environments.backups import (
+    expected_backup,
+    expected_sarsa,
+    fixed_point,
+    holland,
+    leaky_values,
+    q_learning,
+    td_zero,
+)
 from jaxmarket.environments.tabular import FiniteMDP, garnet
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict
+from jaxmarket.experiments.claims import Claim, at, every_seed
+from jaxmarket.experiments.conditions import Arrays, Compute, Scope
+from jaxmarket.experiments.experiment import Experiment, Quick, Table
+from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_of
 from jaxmarket.policies import BidPolicy, ValueHead, bid_table, linear
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.settlement import settle
 from jaxmarket.society import Society
 from jaxmarket.types import Array, Rules
-from jaxmarket.view import plotting, tables
+from jaxmarket.view import plotting
 
-__all__ = [
-    "IDENTITIES",
-    "Identity",
-    "expected_backup",
-    "expected_sarsa",
-    "expected_values",
-    "fixed_point",
-    "holland",
-    "leaky_values",
-    "run",
-    "sampled_fixed_point",
-    "td_zero",
-]
+__all__ = ["EXPERIMENT", "IDENTITIES", "Identity", "expected_values", "holland_errors", "sampled_fixed_point"]
 
 _TOLERANCE = 1e-6
 _DELTA = 1e-3
 
 
-# --- the market, in expectation
-
-
-def expected_payout(mechanism: Mechanism, bids: Array, exploration: Array | float) -> Array:
-    """The expected payout to the owner of a state, over the random winner: f [].
-
-    Args:
-        mechanism: the auction.
-        bids: f [A].
-        exploration: ε, probability that a uniformly random bidder wins.
-    """
-    eligible = jnp.ones(bids.shape, bool)
-    payout = jax.vmap(lambda w: mechanism.payout(auctions.award(bids, w, eligible)))(jnp.arange(bids.shape[0]))
-    return (1 - exploration) * payout[auctions.choose(bids, None, eligible)] + exploration * payout.mean()
-
-
-def expected_backup(mechanism: Mechanism, clones: int, mdp: FiniteMDP, exploration: float, values: Array) -> Array:
-    """The expected revenue of each winner if all agents bid ``values``: f [S, P] to f [S, P]."""
-    bids = jnp.repeat(values, clones, axis=1)
-    payout = jax.vmap(expected_payout, (None, 0, None))(mechanism, bids, exploration)
-    onward = jnp.asarray(mdp.transitions * ~mdp.terminal)
-    return jnp.asarray(mdp.rewards) + mdp.gamma * onward @ payout
-
-
-def fixed_point(
-    backup: Callable[[Array], Array], values: Array, tolerance: float = 1e-13, most: int = 100_000
-) -> Array:
-    """Iterate a contraction until it moves by less than ``tolerance`` (relative beyond 1), or ``most`` times."""
-
-    def unsettled(carry: tuple[Array, Array, Array]) -> Array:
-        old, new, count = carry
-        return (jnp.abs(new - old).max() > tolerance * jnp.maximum(1, jnp.abs(new).max())) & (count < most)
-
-    def advance(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        _, new, count = carry
-        return new, backup(new), count + 1
-
-    return jax.lax.while_loop(unsettled, advance, (values, backup(values), jnp.zeros((), int)))[1]
-
-
-# --- the dynamic programs, independent of any auction
-
-
-def q_learning(mdp: FiniteMDP, exploration: float) -> np.ndarray:
-    """Q*, the fixed point of Q-learning under any exploration: f64 [S, P]."""
-    del exploration
-    return mdp.optimal_q()
-
-
-def expected_sarsa(mdp: FiniteMDP, exploration: float) -> np.ndarray:
-    """Fixed point of expected SARSA for its own ε-greedy policy: f64 [S, P], by policy iteration."""
-    states, actions = mdp.rewards.shape
-    onward = mdp.gamma * (mdp.transitions * ~mdp.terminal).reshape(states * actions, states)
-    greedy = mdp.rewards.argmax(1)
-    while True:
-        policy = (1 - exploration) * np.eye(actions)[greedy] + exploration / actions
-        # Q = R + γ P Π Q, Π spreading a state over its actions.
-        spread = np.zeros((states, states * actions))
-        for s in range(states):
-            spread[s, s * actions : (s + 1) * actions] = policy[s]
-        q = np.linalg.solve(np.eye(states * actions) - onward @ spread, mdp.rewards.reshape(-1))
-        q = q.reshape(states, actions)
-        if (q.max(1) <= q[np.arange(states), greedy] + 1e-12).all():
-            return q
-        greedy = q.argmax(1)
-
-
-def leaky_values(mdp: FiniteMDP, exploration: float) -> np.ndarray:
-    """Fixed point of r + γ [p v₍₂₎ + (1-p) v₍₁₎], p = 1 - ε + ε/P: f64 [S, P], by value iteration."""
-    actions = mdp.rewards.shape[1]
-    p = 1 - exploration + exploration / actions
-    values = np.zeros_like(mdp.rewards)
-    while True:
-        ranked = np.sort(values, axis=1)
-        expected = p * ranked[:, -2] + (1 - p) * ranked[:, -1]
-        new = mdp.rewards + mdp.gamma * (mdp.transitions * ~mdp.terminal) @ expected
-        if np.abs(new - values).max() < 1e-13:
-            return new
-        values = new
+# --- the identities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,43 +145,6 @@ def sampled_fixed_point(
     return values, float(radius)
 
 
-# --- Holland's bucket brigade
-
-
-def holland(strength: Array, states: Array, rewards: Array, share: float, tax: float) -> Array:
-    """Run the bucket brigade along a trajectory, one rule per state: strengths after each sale, f [T, S].
-
-    A rule bids ``share`` of its strength for its state, pays that bid to the previous rule, loses ``tax`` of its
-    strength, and earns the reward. Its strength changes when the next state is sold.
-
-    Args:
-        strength: f [S], initial.
-        states: i32 [T + 1], states visited.
-        rewards: f [T], earned in ``states[:-1]``.
-        share: b, the fraction of its strength that a rule bids.
-        tax: x, the fraction of its strength that a rule loses when it acts.
-    """
-    rules = jnp.arange(strength.shape[0])
-
-    def sale(strength: Array, visit: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        state, onward, reward = visit
-        here, there = (auctions.clear(share * strength, eligible=rules == s) for s in (state, onward))
-        utility = reward + BUCKET_BRIGADE.payout(there) - BUCKET_BRIGADE.price(here)
-        strength = strength + jnp.where(rules == here.winner, utility - tax * strength, 0)
-        return strength, strength
-
-    return jax.lax.scan(sale, strength, (states[:-1], states[1:], rewards))[1]
-
-
-def td_zero(values: np.ndarray, states: np.ndarray, rewards: np.ndarray, step_size: float, gamma: float) -> np.ndarray:
-    """TD(0) along the same trajectory (Sutton 1988), in plain Python: f64 [T, S]."""
-    values, history = values.copy(), []
-    for state, onward, reward in zip(states[:-1], states[1:], rewards, strict=True):
-        values[state] += step_size * (reward + gamma * values[onward] - values[state])
-        history.append(values.copy())
-    return np.array(history)
-
-
 def holland_errors(seed: int, length: int = 2000) -> tuple[float, float]:
     """The bucket brigade against TD(0) on a random process under a random policy.
 
@@ -305,120 +191,158 @@ def _draw_process(seed: int, most_states: int = 8, most_gamma: float = 0.95) -> 
     return garnet(seed, states, actions, gamma, branching), rng
 
 
-def run(options: ExperimentOptions) -> Report:
-    """Check every identity on ``options.seeds`` random processes, in expectation and sampled."""
-    sampled = 2 if options.quick else 6
-    effort = {"phases": 12, "instances": 256, "steps": 128} if options.quick else {
-        "phases": 20, "instances": 512, "steps": 512,
-    }  # fmt: skip
-    first = options.seed
-    rows, verdicts = [], []
-    fig, axes = plotting.figure(columns=len(IDENTITIES) + 1, width=3.6, height=3.6)
-    with tables.progress("identities", unit="processes", shown=options.progress) as show:
-        total, done = (len(IDENTITIES) + 1) * options.seeds + len(IDENTITIES) * sampled, 0
+def _expectation(identity: Identity, first: int, keys: Array) -> Arrays:
+    """The market's and the rule's fixed points, and Q*, on the processes ``first``, …: their values, and distances."""
+    found: dict[str, list[Any]] = {name: [] for name in ("market", "rule", "optimal", "error", "rule from Q*")}
+    for seed in range(first, first + len(keys)):
+        mdp, rng = _draw_process(seed)
+        exploration = rng.uniform(0.05, 1)
+        market, rule = expected_values(identity, mdp, exploration), identity.oracle(mdp, exploration)
+        found["error"].append(np.abs(market - rule).max())
+        found["rule from Q*"].append(np.abs(rule - mdp.optimal_q()).max())
+        for name, values in (("market", market), ("rule", rule), ("optimal", mdp.optimal_q())):
+            found[name] += values.ravel().tolist()
+    return {name: np.array(values) for name, values in found.items()}
 
-        def count(note: str) -> None:
-            nonlocal done
-            done += 1
-            show(done, total, note)
 
-        for identity, ax in zip(IDENTITIES, axes, strict=False):
-            errors, gaps, samples = [], [], []
-            for seed in range(first, first + options.seeds):
-                mdp, rng = _draw_process(seed)
-                exploration = rng.uniform(0.05, 1)
-                market, oracle = expected_values(identity, mdp, exploration), identity.oracle(mdp, exploration)
-                errors.append(np.abs(market - oracle).max())
-                gaps.append(np.abs(oracle - mdp.optimal_q()).max())
-                ax.plot(mdp.optimal_q().ravel(), oracle.ravel(), ".", color="0.8", zorder=1)
-                ax.plot(oracle, market, ".", color="tab:blue", zorder=2)
-                count(f"{identity.auction}, expectation")
-            for seed in range(first + 10_000, first + 10_000 + sampled):
-                mdp, rng = _draw_process(seed, most_states=5, most_gamma=0.7)
-                exploration = rng.uniform(0.3, 0.7)
-                market, radius = sampled_fixed_point(identity, mdp, exploration, key_of(seed), **effort)
-                distance = np.abs(market - identity.oracle(mdp, exploration)).max()
-                samples.append((distance, radius, np.abs(market - mdp.optimal_q()).max()))
-                count(f"{identity.auction}, sampled")
-            distances, radii, from_q = np.array(samples).T
-            rows.append(
-                {
-                    "auction": identity.auction,
-                    "rule": identity.rule,
-                    "processes": options.seeds,
-                    "largest error": float(max(errors)),
-                    "rule from Q*": float(max(gaps)),
-                    "sampled processes": sampled,
-                    "sampled error": float(distances.max()),
-                    "stated bound": float(radii[np.argmax(distances / radii)]),
-                    "outside the bound": int((distances > radii).sum()),
-                    "Q* excluded": f"{int((from_q > radii).sum())} of {sampled}",
-                }
+def _sampled(identity: Identity, first: int, phases: int, instances: int, steps: int, keys: Array) -> Arrays:
+    """The sampled market's distances from the rule and from Q*, and the stated bound, on small processes: f [N]."""
+    found = []
+    for seed in range(first, first + len(keys)):
+        mdp, rng = _draw_process(seed, most_states=5, most_gamma=0.7)
+        exploration = rng.uniform(0.3, 0.7)
+        market, bound = sampled_fixed_point(
+            identity, mdp, exploration, key_of(seed), phases=phases, instances=instances, steps=steps
+        )
+        rules = (identity.oracle(mdp, exploration), mdp.optimal_q())
+        found.append([*(np.abs(market - rule).max() for rule in rules), bound])
+    return dict(zip(("error", "from Q*", "bound"), np.array(found).T, strict=True))
+
+
+def _holland(first: int, keys: Array) -> Arrays:
+    """`holland_errors` of the processes ``first``, …: f [N] each."""
+    errors = [holland_errors(seed) for seed in range(first, first + len(keys))]
+    return dict(zip(("settled", "path"), np.array(errors).T, strict=True))
+
+
+_QUICK_EFFORT, _EFFORT = (12, 256, 128), (20, 512, 512)  # phases, instances, steps
+_HOLLAND = "bb with tax"
+
+
+def _conditions(scope: Scope) -> list[Compute]:
+    """Every identity on random processes, sampled and in expectation; ``scope.seed`` is the number of the first."""
+    effort = _QUICK_EFFORT if scope.quick else _EFFORT
+    return [
+        *(
+            Compute(
+                f"{identity.auction}, sampled",
+                functools.partial(_sampled, identity, scope.seed + 10_000, *effort),
+                seeds=2 if scope.quick else 6,
             )
-            verdicts.append(
-                Verdict.of(
-                    f"{identity.auction} = {identity.rule}",
-                    bool(max(errors) < _TOLERANCE and (distances <= radii).all()),
-                    max(errors),
-                    f"largest error {max(errors):.1e} over {options.seeds} processes in expectation; "
-                    f"{distances.max():.4f} sampled, "
-                    f"{int((distances > radii).sum())} of {sampled} outside their bounds",
-                )
-            )
-            low, high = ax.get_xlim()
-            ax.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
-            ax.set(xlabel=f"{identity.rule} (grey: Q*)", ylabel="bids of the market", title=identity.auction)
+            for identity in IDENTITIES
+        ),
+        *(
+            Compute(f"{identity.auction}, expectation", functools.partial(_expectation, identity, scope.seed))
+            for identity in IDENTITIES
+        ),
+        Compute(_HOLLAND, functools.partial(_holland, scope.seed)),
+    ]
 
-        settled, walked = [], []
-        for seed in range(first, first + options.seeds):
-            fixed, path = holland_errors(seed)
-            settled.append(fixed)
-            walked.append(path)
-            count("Holland")
-        worst = max(*settled, *walked)
+
+def _claims() -> list[Claim]:
+    claims = []
+    for identity in IDENTITIES:
+        title, expectation, sampled = f"{identity.auction} = {identity.rule}", *_names(identity)
+        claims += [
+            every_seed(f"{title}, in expectation", at(expectation, "error"), at_most=_TOLERANCE),
+            every_seed(f"{title}, sampled", at(sampled, "error"), at_most=at(sampled, "bound")),
+        ]
+    text = "bucket brigade with tax = TD(0), the fixed point and every one of 2,000 steps"
+    return [*claims, every_seed(text, at(_HOLLAND, "error"), at_most=_TOLERANCE)]
+
+
+def _names(identity: Identity) -> tuple[str, str]:
+    return f"{identity.auction}, expectation", f"{identity.auction}, sampled"
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for identity in IDENTITIES:
+        expectation, sampled = (results[name] for name in _names(identity))
+        errors, bounds = sampled["error"], sampled["bound"]
         rows.append(
             {
-                "auction": "bb with tax",
-                "rule": "TD(0)",
-                "processes": options.seeds,
-                "largest error": max(settled),
-                "rule from Q*": None,
-                "sampled processes": options.seeds,
-                "sampled error": max(walked),
-                "stated bound": _TOLERANCE,
-                "outside the bound": int(sum(path > _TOLERANCE for path in walked)),
-                "Q* excluded": None,
+                "auction": identity.auction,
+                "rule": identity.rule,
+                "processes": len(expectation["error"]),
+                "largest error": float(expectation["error"].max()),
+                "rule from Q*": float(expectation["rule from Q*"].max()),
+                "sampled processes": len(errors),
+                "sampled error": float(errors.max()),
+                "stated bound": float(bounds[np.argmax(errors / bounds)]),
+                "outside the bound": int((errors > bounds).sum()),
+                "Q* excluded": f"{int((sampled['from Q*'] > bounds).sum())} of {len(errors)}",
             }
         )
-        verdicts.append(
-            Verdict.of(
-                "bucket brigade with tax = TD(0)",
-                worst < _TOLERANCE,
-                worst,
-                f"fixed point within {max(settled):.1e} of the linear solution, strengths within {max(walked):.1e} of "
-                "TD(0) at every one of 2,000 steps",
-            )
-        )
+    settled, path = results[_HOLLAND]["settled"], results[_HOLLAND]["path"]
+    rows.append(
+        {
+            "auction": _HOLLAND,
+            "rule": "TD(0)",
+            "processes": len(settled),
+            "largest error": float(settled.max()),
+            "rule from Q*": None,
+            "sampled processes": len(path),
+            "sampled error": float(path.max()),
+            "stated bound": _TOLERANCE,
+            "outside the bound": int((path > _TOLERANCE).sum()),
+            "Q* excluded": None,
+        }
+    )
+    return rows
+
+
+def _draw(results: Results) -> Any:
+    fig, axes = plotting.figure(columns=len(IDENTITIES) + 1, width=3.6, height=3.6)
+    for identity, ax in zip(IDENTITIES, axes, strict=False):
+        found = results[_names(identity)[0]]
+        ax.plot(found["optimal"], found["rule"], ".", color="0.8", zorder=1)
+        ax.plot(found["rule"], found["market"], ".", color="tab:blue", zorder=2)
+        low, high = ax.get_xlim()
+        ax.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
+        ax.set(xlabel=f"{identity.rule} (grey: Q*)", ylabel="bids of the market", title=identity.auction)
     ax = axes[-1]
-    ax.semilogy(settled, "o", label="fixed point")
-    ax.semilogy(np.maximum(walked, 1e-17), "s", label="along 2,000 steps")
+    ax.semilogy(results[_HOLLAND]["settled"], "o", label="fixed point")
+    ax.semilogy(np.maximum(results[_HOLLAND]["path"], 1e-17), "s", label="along 2,000 steps")
     ax.axhline(_TOLERANCE, color="black", linewidth=0.8)
-    ax.set(xlabel="process", ylabel="distance from TD(0)", title="bb with tax")
+    ax.set(xlabel="process", ylabel="distance from TD(0)", title=_HOLLAND)
     ax.legend(frameon=False, fontsize=8)
-    table = ResultTable(
-        "identities",
-        "auctions and their temporal-difference rules",
-        rows,
-        "largest error: of the market's fixed point against the rule's, over all states and actions, in float64\n"
-        "rule from Q*: largest distance of the rule's fixed point from Q*\n"
-        "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ at most .7); the tightest one\n"
-        "is shown. TD(0) is compared step by step, and its bound is the tolerance\n"
-        "Q* excluded: sampled processes in which Q* lies outside the bound",
-        aside=("processes", "sampled processes", "outside the bound"),
-    )
-    return Report(
-        settings={"processes": options.seeds, "sampled": effort, "quick": options.quick},
-        tables=[table],
-        verdicts=verdicts,
-        figures={"identities": fig},
-    )
+    return fig
+
+
+EXPERIMENT = Experiment(
+    name="identities",
+    shows="auctions as temporal-difference rules: Q-learning, expected SARSA, leaking values, TD(0)",
+    source="Chang et al. (2020), §4-5; Holland (1985); Watkins (1989)",
+    conditions=_conditions,
+    measures={
+        "error": lambda found: found["error"] if "error" in found else np.maximum(found["settled"], found["path"]),
+        "bound": lambda found: found["bound"],
+    },
+    claims=_claims(),
+    tables=[
+        Table(
+            "identities",
+            "auctions and their temporal-difference rules",
+            _rows,
+            "largest error: of the market's fixed point against the rule's, over all states and actions, in float64\n"
+            "rule from Q*: largest distance of the rule's fixed point from Q*\n"
+            "stated bound: holds with probability 0.999 for each process (2 to 5 states, γ at most .7); the tightest "
+            "one\nis shown. TD(0) is compared step by step, and its bound is the tolerance\n"
+            "Q* excluded: sampled processes in which Q* lies outside the bound",
+            aside=("processes", "sampled processes", "outside the bound"),
+        )
+    ],
+    figures={"identities": _draw},
+    quick=Quick(seeds=6),
+)

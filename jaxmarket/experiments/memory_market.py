@@ -16,29 +16,31 @@ memory is therefore a function of observation and time, and the bounds hold for 
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from gymnax.environments.bsuite.memory_chain import MemoryChain
 
-from jaxmarket import deep_market
 from jaxmarket.deep_market import ClassifierRules, DeepMarket, Population, Terms
+from jaxmarket.deep_market.evaluation import Trace, episodes
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, Maze, MazeState, Woods101
 from jaxmarket.environments.memory import Memory, MemoryState
-from jaxmarket.experiments.economies import Grown, Plan, grow, life, residual, terms_of
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, by_chance, tally
+from jaxmarket.experiments.claims import Claim, at, every_seed, majority, share_of_seeds, tally, within
+from jaxmarket.experiments.conditions import Condition, Scope
+from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.populations import Grow, measured
+from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
+from jaxmarket.runs.curves import first_reach
+from jaxmarket.runs.estimates import mean
+from jaxmarket.runs.populations import GrownMarket, MarketPlan, terms_of
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.view import plotting
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["CHAIN_STEPS", "Trace", "chain", "episodes", "first_states", "plans", "returns", "run", "solved"]
+__all__ = ["CHAIN_STEPS", "EXPERIMENT", "chain", "first_states", "plans", "play", "returns", "solved"]
 
 CHAIN_STEPS = 6
 """Length of an episode of MemoryChain."""
@@ -87,57 +89,32 @@ def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
     return states, obs, names
 
 
-class Trace(struct.PyTreeNode):
-    """Episodes of a frozen population, leaves [steps, n, ...]."""
-
-    obs: Array  # f observation of the state for sale
-    winner: Array  # i32 slot of the buyer, or NOBODY
-    price: Array  # f of the state
-    action: Array  # i32
-    reward: Array  # f 0 after the end of the episode
-    over: Array  # bool whether the episode had ended before
-
-
-def episodes(market: DeepMarket, key: Array, population: Population, terms: Terms, steps: int) -> Trace:
-    """One episode of the frozen population from every first state, with the same random draws at the same step."""
-    env, params = market.env, market.env.default_params
-    states, obs, names = first_states(env)
-
-    def step(carry: tuple[PyTree, Array, Array], key: Array) -> tuple[tuple[PyTree, Array, Array], Trace]:
-        states, obs, over = carry
-
-        def sell(obs: Array, state: PyTree) -> PyTree:
-            alone = jax.tree.map(lambda leaf: leaf[None], state)
-            sold = deep_market.forward(market, key, population, obs[None], alone, params, terms)
-            return jax.tree.map(lambda leaf: leaf[0], sold)
-
-        outcome, price, action = jax.vmap(sell)(obs, states)
-        after = jax.vmap(env.step, (None, 0, 0, None))(key, states, action, params)
-        trace = Trace(obs, outcome.winner, price, action, jnp.where(over, 0, after.reward), over)
-        return (after.env_state, after.obs, over | after.terminated | after.truncated), trace
-
-    _, trace = jax.lax.scan(step, (states, obs, jnp.zeros(len(names), bool)), jax.random.split(key, steps))
-    return trace
-
-
-def _steps(market: DeepMarket) -> int:
+def play(market: DeepMarket, key: Array, population: Population, terms: Terms) -> Trace:
+    """One episode of the frozen population from every first state."""
     world = market.env.env.adapter.env if isinstance(market.env.env, Memory) else market.env.env
-    return world.limit if isinstance(world, Maze) else CHAIN_STEPS
+    steps = world.limit if isinstance(world, Maze) else CHAIN_STEPS
+    states, obs, _ = first_states(market.env)
+    return episodes(market, key, population, terms, states, obs, steps)
 
 
 def returns(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
     """Mean return over all first states: f []."""
-    return {"return": episodes(market, key, population, terms, _steps(market)).reward.sum(0).mean()}
+    return {"return": play(market, key, population, terms).reward.sum(0).mean()}
 
 
 def solved(values: np.ndarray) -> np.ndarray:
     """Which seeds are correct from every first state: bool [...], of mean returns f [...]."""
-    return values > 1 - 1e-6
+    return values > _SOLVED
+
+
+_ROUNDING = 1e-6  # of a mean return
+_SOLVED = 1 - _ROUNDING
 
 
 # --- conditions
 
 WORLDS = ("MemoryChain", "Woods101")
+_MARKETS = ("memory", "no memory")
 
 
 def _bound(world: str) -> float:
@@ -145,58 +122,95 @@ def _bound(world: str) -> float:
     return 0.0 if world == "MemoryChain" else Woods101().memoryless_return()
 
 
-def plans(world: str, quick: bool) -> list[Plan]:
-    """The market with one bit of memory, and the same market without it."""
-    inner: Any = chain() if world == "MemoryChain" else Woods101()
-    bare = adapt(inner)
-    width = 3 if world == "MemoryChain" else 2 * len(COMPASS)
+def plans(world: str, quick: bool) -> dict[str, MarketPlan]:
+    """The market with one bit of memory, and the same market with ``no memory``."""
     if world == "MemoryChain":
+        bare, width = adapt(chain()), 3
         terms = Terms(wealth_tax=1e-3, endowment=5.0, birth_rate=0.3, inheritance=0.1, p_offspring=0.5)
         capacity, wildcards, living = 64, 0.3, 8
     else:
+        bare, width = adapt(Woods101()), 2 * len(COMPASS)
         terms = Terms(
             wealth_tax=1e-3, exploration=0.02, endowment=8.0, birth_rate=0.5, inheritance=0.1, p_offspring=0.3
         )
         capacity, wildcards, living = 128, 0.1, 64
     rounds = 3000 if quick else 16000
-    chosen = []
+    chosen = {}
     for name, env in (("memory", adapt(Memory(bare, 1))), ("no memory", bare)):
         bits = width + (name == "memory")
         representation = ClassifierRules(bits, env.num_actions, coefficient=0.4, wildcards=wildcards)
-        chosen.append(
-            Plan(
-                name=f"{world}: {name}",
-                market=DeepMarket(env, representation, capacity, 8),
-                terms=terms.replace(replace_poorest=True),
-                rounds=rounds,
-                period=4,
-                max_births=2,
-                num_agents=living,
-                wealth=float(terms.endowment),
-                chunks=20,
-                settling=2,
-            )
+        chosen[name] = MarketPlan(
+            market=DeepMarket(env, representation, capacity, 8),
+            terms=terms.replace(replace_poorest=True),
+            rounds=rounds,
+            period=4,
+            max_births=2,
+            num_agents=living,
+            wealth=float(terms.endowment),
+            chunks=20,
+            settling=2,
         )
     return chosen
 
 
-# --- the report
+def _conditions(scope: Scope) -> list[Condition]:
+    return [
+        Grow(f"{world}: {name}", plan, returns) for world in WORLDS for name, plan in plans(world, scope.quick).items()
+    ]
 
 
-def _while_learning(grown: Grown) -> Any:
-    """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
-    statistics, tenth = grown.rounds.statistics, max(1, grown.rounds.money.shape[1] // 10)
-    return statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1)
+# --- measures and claims
 
 
-def _first_solved(grown: Grown) -> np.ndarray:
-    """Auctions until the first measurement with all episodes correct: f [seeds], inf if there is none."""
-    right = solved(grown.measured["return"])
-    return np.where(right.any(0), grown.steps[right.argmax(0)], np.inf)
+MEASURES = {
+    "return": measured("return"),
+    "highest": lambda grown: grown.measured["return"].max(0),
+    "first solved": lambda grown: first_reach(grown.measured["return"], _SOLVED, grown.plan.steps),
+    "while learning": GrownMarket.late_returns,
+}
 
 
-def _row(world: str, name: str, grown: Grown) -> dict[str, Any]:
-    final, first = grown.measured["return"][-1].astype(np.float64), _first_solved(grown)
+def _claims(scope: Scope) -> list[Claim]:
+    def solved_seeds(results: Results, name: str) -> str:
+        end, ever = solved(results.measure(name, "return")), np.isfinite(results.measure(name, "first solved"))
+        return f"all first states are solved on {tally(end)} seeds at the end, at any measurement on {tally(ever)}"
+
+    def rounded(name: str) -> Any:
+        return lambda results: results.measure(name, "return").round(5)  # equal returns are ties
+
+    claims, most = [], majority(scope.seeds)
+    for world in WORLDS:
+        memory, without, bound = f"{world}: memory", f"{world}: no memory", _bound(world)
+        evidence = functools.partial(solved_seeds, name=memory)
+        if world == "MemoryChain":
+            text = "[MemoryChain] with one bit the mean return is at least .9"
+            claims.append(within(text, at(memory, "return"), at_least=0.9, estimate=mean, evidence=evidence))
+        else:
+            text, least = f"[Woods101] with one bit the return is above {bound:.4f}, on most seeds", bound + _ROUNDING
+            claims.append(share_of_seeds(text, at(memory, "return"), at_least=least, share=most, evidence=evidence))
+        claims += [
+            every_seed(
+                f"[{world}] without memory the return never exceeds {bound:.4f}",
+                at(without, "highest"),
+                at_most=bound + _ROUNDING,
+            ),
+            share_of_seeds(
+                f"[{world}] the market with a bit has a higher return than without, on most seeds",
+                rounded(memory),
+                above=rounded(without),
+                share=most,
+            ),
+        ]
+    return claims
+
+
+# --- tables and figures
+
+
+def _row(results: Results, world: str, name: str) -> dict[str, Any]:
+    condition = f"{world}: {name}"
+    final, first = results.measure(condition, "return"), results.measure(condition, "first solved")
+    found = first[np.isfinite(first)]
     return {
         "world": world,
         "market": name,
@@ -205,49 +219,46 @@ def _row(world: str, name: str, grown: Grown) -> dict[str, Any]:
         "most": final.max(),
         "bound": _bound(world) if name == "no memory" else 1.0,
         "solved": tally(solved(final)),
-        "above bound": tally(final > _bound(world) + 1e-6),
+        "above bound": tally(final > _bound(world) + _ROUNDING),
         "ever solved": tally(np.isfinite(first)),
-        "auctions till then": int(np.median(first[np.isfinite(first)])) if np.isfinite(first).any() else None,
-        "while learning": _while_learning(grown).mean(),
-        "living": grown.rounds.num_agents[:, -1].mean(),
-        "residual": residual(grown),
+        "auctions till then": int(np.median(found)) if found.size else None,
+        "while learning": results.measure(condition, "while learning").mean(),
+        "living": results[condition].rounds.num_agents[:, -1].mean(),
+        "residual": results[condition].residual,
     }
 
 
+_DIRECTIONS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
+
+
 def _see(world: str, obs: np.ndarray) -> str:
-    """An observation with memory, as text."""
+    """An observation with memory, as text: in a maze the free neighbours, clockwise from north."""
     if world == "MemoryChain":
         return f"time left {obs[0]:.1f}, context {obs[2]:+.0f}"
-    # Free neighbours, clockwise from north.
-    names = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
-    views = obs[:16].reshape(8, 2)
-    kinds = ["food" if food else "rock" if blocked else "" for blocked, food in views]
-    return " ".join(
-        f"{name}:food" if kind == "food" else name for name, kind in zip(names, kinds, strict=True) if kind != "rock"
-    )
+    views = zip(_DIRECTIONS, obs[:16].reshape(8, 2), strict=True)
+    return " ".join(name + ":food" * bool(food) for name, (blocked, food) in views if food or not blocked)
 
 
 def _do(world: str, action: int) -> tuple[str, str]:
     """An action with memory, as texts: the action of the environment, and the bit that it writes."""
     count = 2 if world == "MemoryChain" else len(COMPASS)
     inner, write = action % count, action // count
-    names = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
-    return (str(inner) if count == 2 else names[inner]), ("–" if write == 0 else str(write - 1))
+    return (str(inner) if count == 2 else _DIRECTIONS[inner]), ("–" if write == 0 else str(write - 1))
 
 
-def _trace(world: str, grown: Grown, seed: int, key: Array) -> list[dict[str, Any]]:
+def _best(results: Results, world: str) -> int:
+    """The best seed with memory; ties are broken by the mean over all measurements."""
+    measured = results[f"{world}: memory"].measured["return"]
+    return int(np.lexsort((measured.mean(0), measured[-1]))[-1])
+
+
+def _trace_rows(world: str, grown: GrownMarket, seed: int, key: Array) -> list[dict[str, Any]]:
     """The steps of one episode from every first state, of one seed with memory."""
-    population = grown.population(seed)
-    market = grown.plan.market
-    trace = jax.device_get(
-        episodes(market, key, jax.tree.map(jnp.asarray, population), grown.plan.terms, _steps(market))
-    )
-    _, _, names = first_states(market.env)
+    population, market = grown.population(seed), grown.plan.market
+    trace = jax.device_get(play(market, key, jax.tree.map(jnp.asarray, population), grown.plan.terms))
     rows = []
-    for episode, name in enumerate(names):
-        for step in range(len(trace.obs)):
-            if trace.over[step, episode]:
-                break
+    for episode, name in enumerate(first_states(market.env)[2]):
+        for step in range(int((~trace.over[:, episode]).sum())):
             winner = int(trace.winner[step, episode])
             done, written = _do(world, int(trace.action[step, episode]))
             rows.append(
@@ -265,127 +276,74 @@ def _trace(world: str, grown: Grown, seed: int, key: Array) -> list[dict[str, An
     return rows
 
 
-def _figure(grown: dict[str, Grown]) -> "Figure":
+def _trace(world: str) -> Table:
+    def title(results: Results) -> str:
+        seed, values = _best(results, world), results.measure(f"{world}: memory", "return")
+        return f"{world}, seed {seed}: frozen episodes (mean return {values[seed]:.3f})"
+
+    def rows(results: Results) -> list[dict[str, Any]]:
+        key, grown = key_for(key_of(results.scope.seed), "watch"), results[f"{world}: memory"]
+        return _trace_rows(world, grown, _best(results, world), key)
+
+    note = "price: of the state · agent: ident of the buyer · writes: new value of the bit"
+    return Table(f"trace-{world.lower()}", title, rows, note)
+
+
+def _life(world: str, results: Results) -> Any:
+    return plotting.market_history(results[f"{world}: memory"], _best(results, world), f"{world} with one bit")
+
+
+def _figure(results: Results) -> Any:
     """Return of the frozen population against auctions: thin lines are seeds with memory, thick lines are means."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     fig, axes = plotting.figure(columns=2, width=5.6, height=4.0)
     for ax, world in zip(axes, WORLDS, strict=True):
-        memory, without = grown[f"{world}: memory"], grown[f"{world}: no memory"]
-        ax.plot(memory.steps, memory.measured["return"], color="tab:blue", alpha=0.2, linewidth=0.8)
-        ax.plot(memory.steps, memory.measured["return"].mean(1), color="tab:blue", linewidth=2, label="one bit, mean")
-        ax.plot(
-            without.steps, without.measured["return"].mean(1), color="tab:orange", linewidth=2, label="no memory, mean"
-        )
+        memory, without = (results[f"{world}: {name}"].measured["return"] for name in _MARKETS)
+        steps = results[f"{world}: memory"].plan.steps
+        plotting.draw_seeds(ax, steps, memory, color="tab:blue", label="one bit, mean")
+        ax.plot(steps, without.mean(1), color="tab:orange", linewidth=2, label="no memory, mean")
         ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="bound without memory")
         ax.set(xlabel="auctions", ylabel="mean return, frozen", title=world)
-        ax.set_ylim(min(-0.1, float(without.measured["return"].mean(1).min()) - 0.05), 1.05)
+        ax.set_ylim(min(-0.1, float(without.mean(1).min()) - 0.05), 1.05)
         ax.xaxis.set_major_formatter(EngFormatter())
     plotting.legend_below(fig)
     return fig
 
 
-def _verdicts(grown: dict[str, Grown]) -> list[Verdict]:
-    def final(name: str) -> np.ndarray:
-        return grown[name].measured["return"][-1].astype(np.float64)
-
-    verdicts = []
-    for world in WORLDS:
-        memory, without, bound = final(f"{world}: memory"), final(f"{world}: no memory"), _bound(world)
-        above = memory > bound + 1e-6
-        ever = np.isfinite(_first_solved(grown[f"{world}: memory"]))
-        if world == "MemoryChain":
-            verdicts.append(
-                Verdict.of(
-                    "[MemoryChain] with one bit the mean return is at least .9",
-                    memory.mean() >= 0.9, memory.mean(),
-                    f"{memory.mean():.3f}; both contexts are correct on {tally(solved(memory))} seeds at the end, "
-                    f"at any measurement on {tally(ever)}",
-                )
-            )  # fmt: skip
-        else:
-            verdicts.append(
-                Verdict.of(
-                    f"[Woods101] with one bit the return is above {bound:.4f}, on most seeds",
-                    bool(above.mean() > 0.5), memory.mean(),
-                    f"{memory.mean():.3f}; above the bound on {tally(above)} seeds at the end, food from all six "
-                    f"starts on {tally(solved(memory))}, at any measurement on {tally(ever)}",
-                )
-            )  # fmt: skip
-        most = float(grown[f"{world}: no memory"].measured["return"].max())
-        verdicts.append(
-            Verdict.of(
-                f"[{world}] without memory the return never exceeds {bound:.4f}",
-                most <= bound + 1e-6, most,
-                f"highest of all seeds and measurements {most:.4f}; final mean {without.mean():.3f}",
-            )
-        )  # fmt: skip
-        better, worse = memory > without + 1e-6, memory < without - 1e-6
-        verdicts.append(
-            Verdict.of(
-                f"[{world}] the market with a bit has a higher return than without, on most seeds",
-                bool(better.mean() > 0.5), (memory - without).mean(),
-                f"{(memory - without).mean():+.3f} on average; better on {tally(better)} seeds, worse on "
-                f"{tally(worse)}; {by_chance(better, worse)}",
-            )
-        )  # fmt: skip
-    return verdicts
-
-
-def run(options: ExperimentOptions) -> Report:
-    """Run both markets in both worlds, and test the claims."""
-    grown: dict[str, Grown] = {}
-    for world in WORLDS:
-        grown |= grow(
-            plans(world, options.quick),
-            returns,
-            seeds=options.seeds,
-            seed=options.seed,
-            label=f"memory market, {world}",
-            shown=options.progress,
-            folder=options.folder / "markets",
-        )
-    rows = [_row(world, name, grown[f"{world}: {name}"]) for world in WORLDS for name in ("memory", "no memory")]
-    tables = [
-        ResultTable(
-            "memory-market", f"one bit of memory, {options.seeds} seeds", rows,
+EXPERIMENT = Experiment(
+    name="memory-market",
+    shows="agents with a memory bit in partially observable tasks",
+    source="Kwee, Hutter and Schmidhuber (2001); Cliff and Ross (1994)",
+    conditions=_conditions,
+    measures=MEASURES,
+    claims=_claims,
+    tables=[
+        Table(
+            "memory-market",
+            lambda results: f"one bit of memory, {results.scope.seeds} seeds",
+            lambda results: [_row(results, world, name) for world in WORLDS for name in _MARKETS],
             "return: frozen population, mean over all first states and seeds; bound: the highest possible return\n"
             "solved: correct from every first state at the end · ever: at any of 20 measurements",
             aside=("living", "residual"),
-        )
-    ]  # fmt: skip
-    figures = {"learning": _figure(grown)}
-    for world in WORLDS:
-        memory = grown[f"{world}: memory"]
-        final = memory.measured["return"][-1]
-        # Ties are broken by the mean over all measurements.
-        best = int(np.lexsort((memory.measured["return"].mean(0), final))[-1])
-        tables.append(
-            ResultTable(
-                f"trace-{world.lower()}", f"{world}, seed {best}: frozen episodes (mean return {final[best]:.3f})",
-                _trace(world, memory, best, key_for(key_of(options.seed), "watch")),
-                "price: of the state · agent: ident of the buyer · writes: new value of the bit",
-            )
-        )  # fmt: skip
-        figures[f"life-{world.lower()}"] = life(memory, best, f"{world} with one bit, seed {best}")
-    tables.append(
-        ResultTable(
-            "seeds", "every seed",
-            [
-                {"world": world, "market": name, "seed": seed, "return": float(values[seed])}
+        ),
+        *(_trace(world) for world in WORLDS),
+        Table(
+            "seeds",
+            "every seed",
+            lambda results: [
+                {"world": world, "market": name, "seed": seed, "return": float(value)}
                 for world in WORLDS
-                for name in ("memory", "no memory")
-                for values in [grown[f"{world}: {name}"].measured["return"][-1]]
-                for seed in range(options.seeds)
+                for name in _MARKETS
+                for seed, value in enumerate(results.measure(f"{world}: {name}", "return"))
             ],
             shown=False,
-        )
-    )  # fmt: skip
-    settings = {
-        "seeds": options.seeds,
-        "quick": options.quick,
+        ),
+    ],
+    figures={"learning": _figure} | {f"life-{world.lower()}": functools.partial(_life, world) for world in WORLDS},
+    facts=lambda results: {
         "published": PUBLISHED,
-        "terms": {world: terms_of(grown[f"{world}: memory"].plan.terms) for world in WORLDS},
-        "conservation_residual": float(np.max([residual(each) for each in grown.values()])),
-    }
-    return Report(settings=settings, tables=tables, verdicts=_verdicts(grown), figures=figures)
+        "terms": {world: terms_of(results[f"{world}: memory"].plan.terms) for world in WORLDS},
+        "conservation_residual": float(np.max([grown.residual for grown in results.values()])),
+    },
+)

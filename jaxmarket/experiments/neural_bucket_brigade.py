@@ -20,21 +20,23 @@ each. ``docs/reproductions.md`` lists which settings are stated in the paper, re
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.experiments.report import ExperimentOptions, Report, ResultTable, Verdict, tally
-from jaxmarket.keys import key_of
-from jaxmarket.networks.neural_bucket_brigade import Network, Rates, WeightFlows, init, present, respond
+from jaxmarket.experiments.claims import Claim, Evidence, at, every_seed, share_of_seeds, tally
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
+from jaxmarket.experiments.experiment import Experiment, Quick, Table
+from jaxmarket.experiments.results import Results
+from jaxmarket.networks.neural_bucket_brigade import Network, Rates, train
+from jaxmarket.runs.curves import first_held, reached_by
 from jaxmarket.runs.estimates import mean
 from jaxmarket.types import Array
-from jaxmarket.view import plotting, tables
+from jaxmarket.view import plotting
 
-__all__ = ["CONDITIONS", "HOLD", "BrigadeCondition", "BrigadeResult", "first_held", "light", "measure", "run", "xor"]
+__all__ = ["CONDITIONS", "EXPERIMENT", "HOLD", "BrigadeCondition", "light", "measure", "xor"]
 
 CHUNK = 100
 """Presentations between two recordings of weights and flows."""
@@ -88,6 +90,11 @@ class BrigadeCondition:
     reward: float = 0.005
 
     @property
+    def name(self) -> str:
+        """Of the condition."""
+        return f"{self.task}: {self.setting}"
+
+    @property
     def patterns(self) -> tuple[np.ndarray, np.ndarray]:
         """The inputs f [P, T, I], and the correct outputs i [P, T]."""
         return (xor if self.task == "XOR" else light)(self.ticks)
@@ -105,327 +112,239 @@ CONDITIONS = (
     BrigadeCondition("XOR", "no direct links", Network((3, 3, 2), ((0, 1), (1, 2))), 6),
     BrigadeCondition("XOR", "2 hidden", Network((3, 2, 2), ((0, 1), (0, 2), (1, 2))), 6, "160 × 4"),
     BrigadeCondition(
-        "XOR",
-        "2 + 2 hidden",
-        Network((3, 2, 2, 2), ((0, 1), (0, 2), (0, 3), (1, 3), (2, 3))),
-        6,
-        "263 × 4",
+        "XOR", "2 + 2 hidden", Network((3, 2, 2, 2), ((0, 1), (0, 2), (0, 3), (1, 3), (2, 3))), 6, "263 × 4"
     ),
     BrigadeCondition("light", "published", _RETINA, 5, "223 × 2"),
     BrigadeCondition("light", "no reward", _RETINA, 5, reward=0.0),
     BrigadeCondition("light", "6 ticks", _RETINA, 6),
 )
-"""All conditions."""
 
 
-@functools.partial(jax.jit, static_argnames=("network", "chunks", "last"))
-def _train(
-    network: Network, chunks: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
-) -> tuple[Array, Array, WeightFlows]:
-    """Train the networks of all seeds: whether all answers are correct after each presentation, weights and flows.
+def measure(condition: BrigadeCondition, presentations: int, keys: Array) -> Arrays:
+    """Train the networks of a condition.
 
     Args:
-        network: static.
-        chunks: static; of `CHUNK` presentations each.
-        last: static; number of final ticks during which the correct output must fire.
-        patterns: f [P, T, I].
-        targets: i [P, T].
-        keys: of the seeds.
-        rates: λ and η.
+        condition: the condition.
+        presentations: to each network, rounded down to whole chunks.
+        keys: of the networks.
 
     Returns:
-        bool [seeds, chunks · CHUNK]; weights f [seeds, chunks + 1, N, N] before and after every chunk; flows
-        f [seeds, chunks], summed over each chunk.
+        ``solved``: whether all answers are correct after each presentation, bool [seeds, presentations]; ``money``:
+        the sum of all weights before and after every chunk, f64 [seeds, chunks + 1]; and of each chunk f64
+        [seeds, chunks]: ``injected`` by rewards, ``dissipated`` by payments to inputs, ``circulated`` between units.
     """
-
-    def seed(key: Array) -> tuple[Array, Array, WeightFlows]:
-        start, order = jax.random.split(key)
-        weights = init(network, start)
-
-        def learn(weights: Array, key: Array) -> tuple[Array, tuple[Array, WeightFlows]]:
-            shown = jax.random.randint(key, (), 0, patterns.shape[0])
-            weights, flows, _ = present(network, weights, patterns[shown], targets[shown], rates)
-            answers = jax.vmap(functools.partial(respond, network, weights))(patterns)
-            return weights, ((answers == targets)[:, -last:].all(), flows)
-
-        def chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, WeightFlows]]:
-            weights, (solved, flows) = jax.lax.scan(learn, weights, keys)
-            return weights, (solved, weights, jax.tree.map(lambda flow: flow.sum(), flows))
-
-        _, (solved, after, flows) = jax.lax.scan(chunk, weights, jax.random.split(order, (chunks, CHUNK)))
-        return solved.reshape(-1), jnp.concatenate([weights[None], after]), flows
-
-    return jax.vmap(seed)(keys)
-
-
-def first_held(solved: np.ndarray, hold: int) -> np.ndarray:
-    """The first presentation, from 1, of ``hold`` consecutive solved ones: f [seeds], inf if there is none.
-
-    Args:
-        solved: bool [seeds, n].
-        hold: at least 1.
-    """
-    count = np.cumsum(np.pad(solved, ((0, 0), (1, 0))), axis=1)
-    held = count[:, hold:] - count[:, :-hold] == hold
-    return np.where(held.any(1), held.argmax(1) + 1.0, np.inf)
-
-
-@dataclasses.dataclass(frozen=True)
-class BrigadeResult:
-    """The measurements of a condition.
-
-    Attributes:
-        condition: the condition.
-        solved: bool [seeds, presentations], whether all answers are correct after each.
-        money: f64 [seeds, chunks + 1], the sum of all weights before and after every chunk.
-        injected: f64 [seeds, chunks], rewards in each chunk.
-        dissipated: f64 [seeds, chunks], payments to inputs in each chunk.
-        circulated: f64 [seeds, chunks], payments to other units in each chunk.
-    """
-
-    condition: BrigadeCondition
-    solved: np.ndarray
-    money: np.ndarray
-    injected: np.ndarray
-    dissipated: np.ndarray
-    circulated: np.ndarray
-
-    @property
-    def found(self) -> np.ndarray:
-        """First presentation after which all answers are correct: f [seeds], inf if there is none."""
-        return first_held(self.solved, 1)
-
-    @property
-    def held(self) -> np.ndarray:
-        """First presentation of `HOLD` in a row with all answers correct: f [seeds], inf if there is none."""
-        return first_held(self.solved, HOLD)
-
-    @property
-    def residual(self) -> np.ndarray:
-        """Change of the sum of weights that flows do not explain, over the amount moved: f [seeds]."""
-        named = (self.injected - self.dissipated).sum(1)
-        moved = (self.injected + self.dissipated + self.circulated).sum(1)
-        return np.abs(self.money[:, -1] - self.money[:, 0] - named) / moved
-
-
-def measure(condition: BrigadeCondition, seeds: int, seed: int, presentations: int) -> BrigadeResult:
-    """Train a condition.
-
-    Args:
-        condition: the condition.
-        seeds: number of networks.
-        seed: of all randomness.
-        presentations: to each network, rounded down to whole chunks.
-    """
-    keys = jax.random.split(key_of(seed), seeds)
     patterns, targets = map(jnp.asarray, condition.patterns)
-    rates = Rates(reward=condition.reward)
-    trained = _train(condition.network, presentations // CHUNK, condition.last, patterns, targets, keys, rates)
+    rates, chunks = Rates(reward=condition.reward), presentations // CHUNK
+    trained = train(condition.network, chunks, CHUNK, condition.last, patterns, targets, keys, rates)
     solved, weights, flows = jax.device_get(trained)
-    recorded = jax.tree.map(lambda flow: np.asarray(flow, np.float64), flows)
-    money = np.asarray(weights, np.float64).sum((2, 3))
-    return BrigadeResult(condition, solved, money, recorded.injected, recorded.dissipated, recorded.circulated)
+    flows = {name: np.asarray(getattr(flows, name), np.float64) for name in ("injected", "dissipated", "circulated")}
+    return {"solved": solved, "money": np.asarray(weights, np.float64).sum((2, 3)), **flows}
 
 
-def _finite(value: float) -> int | None:
-    return round(float(value)) if math.isfinite(value) else None
+def _presentations(scope: Scope) -> int:
+    return 4000 if scope.quick else 6000
 
 
-def _quantile(values: np.ndarray, at: float) -> float:
-    """A quantile without interpolation, which would be undefined between a finite value and inf."""
-    return float(np.quantile(values, at, method="inverted_cdf"))
+def _conditions(scope: Scope) -> list[Condition]:
+    return [Compute(each.name, functools.partial(measure, each, _presentations(scope))) for each in CONDITIONS]
+
+
+# --- measures and claims
+
+
+def _residual(result: Arrays) -> np.ndarray:
+    """Change of the sum of weights that flows do not explain, over the amount moved: f [seeds]."""
+    money, injected, dissipated = result["money"], result["injected"], result["dissipated"]
+    moved = (injected + dissipated + result["circulated"]).sum(1)
+    return np.abs(money[:, -1] - money[:, 0] - (injected - dissipated).sum(1)) / moved
+
+
+MEASURES = {
+    "found": lambda result: first_held(result["solved"].T, 1),
+    "held": lambda result: first_held(result["solved"].T, HOLD),
+    "solved late": lambda result: result["solved"][:, -500:].mean(1),
+    "residual": _residual,
+}
+
+
+def _claims(scope: Scope) -> list[Claim]:
+    budget = _presentations(scope)
+    solved, learned = (
+        f"XOR is solved in 9 of 10 runs within {budget:,} presentations",
+        "the direction of a light is learned",
+    )
+    texts = {
+        "XOR: published": f"{solved}, published settings",
+        "XOR: 8 ticks": f"{solved}, patterns held for 8 ticks, not 6",
+        "light: published": f"{learned} in 9 of 10 runs",
+        "light: 6 ticks": f"{learned} in 9 of 10 runs if it is tested one dark tick later (our variant)",
+    }
+
+    def without_reward(name: str) -> Evidence:
+        control = at(f"{name.partition(':')[0]}: no reward", "held")
+        return lambda results: f"{tally(np.isfinite(control(results)))} without reward"
+
+    return [
+        *(
+            share_of_seeds(text, at(name, "held"), at_most=budget, share=_SOLVED, evidence=without_reward(name))
+            for name, text in texts.items()
+        ),
+        every_seed(
+            "named flows explain every change of the money supply",
+            lambda results: np.concatenate([results.measure(each.name, "residual") for each in CONDITIONS]),
+            at_most=1e-5,
+        ),
+    ]
+
+
+# --- tables and figures
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, Any]:
     """The number of finite values, their mean, and the quartiles of all values, as columns of a table."""
     reached = values[np.isfinite(values)]
+    places = {"quartile 1": 0.25, "median": 0.5, "quartile 3": 0.75}
     return {
         name: tally(np.isfinite(values)),
         f"{name} mean": round(float(reached.mean())) if len(reached) else None,
-        f"{name} quartile 1": _finite(_quantile(values, 0.25)),
-        f"{name} median": _finite(_quantile(values, 0.5)),
-        f"{name} quartile 3": _finite(_quantile(values, 0.75)),
+        **{f"{name} {place}": reached_by(values, share) for place, share in places.items()},
     }
 
 
-def _row(result: BrigadeResult) -> dict[str, Any]:
+def _row(results: Results, condition: BrigadeCondition) -> dict[str, Any]:
+    found, held = (results.measure(condition.name, name) for name in ("found", "held"))
     return {
-        "task": result.condition.task,
-        "setting": result.condition.setting,
-        **_spread("held", result.held),
-        "paper": result.condition.published or None,
-        **_spread("found", result.found),
-        "solved late": float(result.solved[:, -500:].mean()),
-        "money": float(result.money[:, -1].mean()),
+        "task": condition.task,
+        "setting": condition.setting,
+        **_spread("held", held),
+        "paper": condition.published or None,
+        **_spread("found", found),
+        "solved late": float(results[condition.name]["solved"][:, -500:].mean()),
+        "money": float(results[condition.name]["money"][:, -1].mean()),
     }
 
 
-def _runs(result: BrigadeResult) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": result.condition.task,
-            "setting": result.condition.setting,
-            "seed": i,
-            "found": _finite(result.found[i]),
-            "held": _finite(result.held[i]),
-            "solved late": float(result.solved[i, -500:].mean()),
-            "money before": float(result.money[i, 0]),
-            "money after": float(result.money[i, -1]),
-            "injected": float(result.injected[i].sum()),
-            "dissipated": float(result.dissipated[i].sum()),
-            "circulated": float(result.circulated[i].sum()),
-            "residual": float(result.residual[i]),
-        }
-        for i in range(len(result.solved))
-    ]
-
-
-def _verdicts(results: list[BrigadeResult]) -> list[Verdict]:
-    by_name = {(f.condition.task, f.condition.setting): f for f in results}
-
-    def held(task: str, setting: str) -> np.ndarray:
-        return np.isfinite(by_name[task, setting].held)
-
-    budget, unexplained = f"{results[0].solved.shape[1]:,}", np.max([f.residual.max() for f in results])
-    published, control = by_name["XOR", "published"], by_name["XOR", "no reward"]
-    first, lasting, light_held = published.found, published.held, by_name["light", "published"].held
-    verdicts = [
-        Verdict.of(
-            f"XOR is solved in 9 of 10 runs within {budget} presentations, {name}",
-            held("XOR", setting).mean() >= _SOLVED, held("XOR", setting).mean(),
-            f"{tally(held('XOR', setting))} hold a solution, {tally(held('XOR', 'no reward'))} without reward",
-        )
-        for setting, name in (("published", "published settings"), ("8 ticks", "patterns held for 8 ticks, not 6"))
-    ]  # fmt: skip
-    if min(np.isfinite(first).sum(), np.isfinite(lasting).sum()) > 1:
-        # Plain means, for comparison with the paper's.
-        once, kept = mean(first[np.isfinite(first)]), mean(lasting[np.isfinite(lasting)])
-        verdicts.append(
-            Verdict(
-                "XOR takes as long as published: 619 presentations on average", "not testable", once.value,
-                f"found after {once.value:.0f} [{once.low:.0f}, {once.high:.0f}], also in "
-                f"{tally(np.isfinite(control.found))} runs without reward; held from "
-                f"{kept.value:.0f} [{kept.low:.0f}, {kept.high:.0f}] on, {kept.value / 4:.0f} per pattern; "
-                "the paper does not say which was counted",
-            )
-        )  # fmt: skip
-    share = held("light", "published").mean()
-    return [
-        *verdicts,
-        Verdict.of(
-            "the direction of a light is learned in 9 of 10 runs",
-            share >= _SOLVED, share,
-            f"{tally(np.isfinite(light_held))} hold a solution, half of them from presentation "
-            f"{_quantile(light_held, 0.5):.0f} on (published: 223 of each sequence); "
-            f"{tally(held('light', 'no reward'))} without reward",
-        ),
-        Verdict.of(
-            "the direction of a light is learned in 9 of 10 runs if it is tested one dark tick later (our variant)",
-            held("light", "6 ticks").mean() >= _SOLVED, held("light", "6 ticks").mean(),
-            f"{tally(held('light', '6 ticks'))} hold a solution with a sixth, dark tick",
-        ),
-        Verdict.of(
-            "named flows explain every change of the money supply",
-            bool(unexplained < 1e-5), unexplained,
-            f"at most {unexplained:.1e} of the weight that moved is unexplained",
-        ),
-    ]  # fmt: skip
-
-
-def _figures(results: list[BrigadeResult]) -> dict[str, Any]:
-    curves, axes = plotting.figure(columns=2, width=6.5)
-    for ax, task, published, patterns in zip(axes, ("XOR", "light"), (619, 223), (4, 2), strict=True):
-        chosen = [f for f in results if f.condition.task == task]
-        n = chosen[0].solved.shape[1]
-        for i, result in enumerate(chosen):
-            now = result.solved.reshape(len(result.solved), -1, CHUNK).mean((0, 2))
-            x = CHUNK * np.arange(0.5, len(now))
-            ax.plot(x, now, color=f"C{i}", linewidth=2, label=result.condition.setting)
-            if result.condition.setting in ("published", "no reward"):
-                once = np.maximum.accumulate(result.solved, axis=1).mean(0)
-                label = f"{result.condition.setting}: found so far"
-                ax.plot(np.arange(1, n + 1), once, color=f"C{i}", linewidth=1, label=label)
-        if task == "XOR":
-            ax.axvline(published, color="black", linestyle="--", linewidth=1, label=f"published: {published} in total")
-        ax.axvline(
-            patterns * published,
-            color="black",
-            linestyle=":",
-            linewidth=1.2,
-            label=f"published: {published} per pattern",
-        )
-        ax.set(xscale="log", xlim=(10, n))
-        ax.set(
-            xlabel="presentations",
-            ylabel="share of runs",
-            title=f"{task}: runs whose answers are all correct",
-        )
-        # One legend for each panel, because the published numbers differ.
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    money, axes = plotting.figure(columns=2, width=6.5)
-    shown = [f for f in results if f.condition.setting == "published"]
-    for ax, result in zip(axes, shown, strict=True):
-        x = CHUNK * np.arange(result.money.shape[1])
-        flows = {
-            "all weights": result.money,
-            "injected so far: rewards": result.injected,
-            "dissipated so far: paid to inputs": result.dissipated,
-            "circulated so far: paid to other units": result.circulated,
-        }
-        for i, (label, flow) in enumerate(flows.items()):
-            total = flow if i == 0 else np.cumsum(np.pad(flow, ((0, 0), (1, 0))), axis=1)
-            color = "black" if i == 0 else f"C{i - 1}"
-            plotting.draw_band(ax, x, total.mean(0), total.min(0), total.max(0), color=color, linewidth=2, label=label)
-        ax.set(
-            xlabel="presentations",
-            ylabel="weight",
-            title=f"{result.condition.task}, published settings: money and its flows",
-        )
-        ax.legend(frameon=False, fontsize=8)
-    return {"neural-bucket-brigade": curves, "money": money}
-
-
-def run(options: ExperimentOptions) -> Report:
-    """Train every condition and test the claims."""
-    presentations = 4000 if options.quick else 6000
-    results: list[BrigadeResult] = []
-    with tables.progress("neural-bucket-brigade", unit="conditions", shown=options.progress) as bar:
-        for condition in CONDITIONS:
-            results.append(measure(condition, options.seeds, options.seed, presentations))
-            note = f"{condition.task}, {condition.setting}: {tally(np.isfinite(results[-1].held))}"
-            bar(len(results), len(CONDITIONS), note)
-    table = ResultTable(
-        "neural-bucket-brigade",
-        f"presentations until a solution, of {presentations:,}",
-        [_row(result) for result in results],
+def _note(results: Results) -> str:
+    note = (
         f"held: all answers are correct, without learning, after each of {HOLD} presentations in a row\n"
         "found: all answers are correct once, which also happens by chance\n"
         "mean: over the runs with a solution; medians are over all runs\n"
         "paper: its mean number of presentations to a solution; × 4, × 2: reported per pattern\n"
         "8 ticks, 6 ticks: length of a presentation · no direct links: inputs feed hidden units only\n"
-        "2 + 2 hidden: two subsets of two units, with a competition in each",
-        aside=(
-            "held quartile 1",
-            "held quartile 3",
-            "found quartile 1",
-            "found median",
-            "found quartile 3",
-            "solved late",
-            "money",
-        ),
+        "2 + 2 hidden: two subsets of two units, with a competition in each"
     )
-    runs = ResultTable(
-        "runs", "every run", [row for result in results for row in _runs(result)],
-        "money: the sum of all weights; residual: its unexplained change over the weight that moved",
-        shown=False,
-    )  # fmt: skip
-    settings = {
-        "seeds": options.seeds,
-        "quick": options.quick,
-        "presentations": presentations,
+    first, lasting = (results.measure("XOR: published", name) for name in ("found", "held"))
+    if min(np.isfinite(first).sum(), np.isfinite(lasting).sum()) > 1:
+        once, kept = mean(first[np.isfinite(first)]), mean(lasting[np.isfinite(lasting)])
+        note += (
+            f"\n619 presentations for XOR: found after {once.value:.0f} [{once.low:.0f}, {once.high:.0f}], held from "
+            f"{kept.value:.0f} [{kept.low:.0f}, {kept.high:.0f}] on, {kept.value / 4:.0f} per pattern; "
+            "the paper does not say which was counted"
+        )
+    return note
+
+
+def _run_rows(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for each in CONDITIONS:
+        result = results[each.name]
+        found, held, late, residual = (results.measure(each.name, name) for name in MEASURES)
+        rows += [
+            {
+                "task": each.task,
+                "setting": each.setting,
+                "seed": i,
+                "found": reached_by(found[[i]]),
+                "held": reached_by(held[[i]]),
+                "solved late": float(late[i]),
+                "money before": float(result["money"][i, 0]),
+                "money after": float(result["money"][i, -1]),
+                **{flow: float(result[flow][i].sum()) for flow in ("injected", "dissipated", "circulated")},
+                "residual": float(residual[i]),
+            }
+            for i in range(len(found))
+        ]
+    return rows
+
+
+def _draw(results: Results) -> Any:
+    fig, axes = plotting.figure(columns=2, width=6.5)
+    for ax, task, published, patterns in zip(axes, ("XOR", "light"), (619, 223), (4, 2), strict=True):
+        for i, each in enumerate(each for each in CONDITIONS if each.task == task):
+            solved = results[each.name]["solved"]
+            now = solved.reshape(len(solved), -1, CHUNK).mean((0, 2))
+            ax.plot(CHUNK * np.arange(0.5, len(now)), now, color=f"C{i}", linewidth=2, label=each.setting)
+            if each.setting in ("published", "no reward"):
+                once = np.maximum.accumulate(solved, axis=1).mean(0)
+                label = f"{each.setting}: found so far"
+                ax.plot(np.arange(1, len(once) + 1), once, color=f"C{i}", linewidth=1, label=label)
+            ax.set(xscale="log", xlim=(10, solved.shape[1]))
+        if task == "XOR":
+            ax.axvline(published, color="black", linestyle="--", linewidth=1, label=f"published: {published} in total")
+        label = f"published: {published} per pattern"
+        ax.axvline(patterns * published, color="black", linestyle=":", linewidth=1.2, label=label)
+        ax.set(xlabel="presentations", ylabel="share of runs", title=f"{task}: runs whose answers are all correct")
+        # One legend for each panel, because the published numbers differ.
+        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    return fig
+
+
+_FLOWS = {
+    "money": "all weights",
+    "injected": "injected so far: rewards",
+    "dissipated": "dissipated so far: paid to inputs",
+    "circulated": "circulated so far: paid to other units",
+}
+
+
+def _draw_money(results: Results) -> Any:
+    fig, axes = plotting.figure(columns=2, width=6.5)
+    for ax, task in zip(axes, ("XOR", "light"), strict=True):
+        result = results[f"{task}: published"]
+        x = CHUNK * np.arange(result["money"].shape[1])
+        for i, (name, label) in enumerate(_FLOWS.items()):
+            total = result[name] if i == 0 else np.cumsum(np.pad(result[name], ((0, 0), (1, 0))), axis=1)
+            line = {"color": "black" if i == 0 else f"C{i - 1}", "linewidth": 2, "label": label}
+            plotting.draw_band(ax, x, total.mean(0), total.min(0), total.max(0), **line)
+        ax.set(xlabel="presentations", ylabel="weight", title=f"{task}, published settings: money and its flows")
+        ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+_ASIDE = (*(f"{name} quartile {i}" for name in ("held", "found") for i in (1, 3)), "found median")
+
+
+EXPERIMENT = Experiment(
+    name="neural-bucket-brigade",
+    shows="connection weights as currency in a network: XOR, and the direction of a moving light",
+    source="Schmidhuber (1989), Simple Experiments",
+    conditions=_conditions,
+    measures=MEASURES,
+    claims=_claims,
+    tables=[
+        Table(
+            "neural-bucket-brigade",
+            lambda results: f"presentations until a solution, of {_presentations(results.scope):,}",
+            lambda results: [_row(results, each) for each in CONDITIONS],
+            _note,
+            aside=(*_ASIDE, "solved late", "money"),
+        ),
+        Table(
+            "runs",
+            "every run",
+            _run_rows,
+            "money: the sum of all weights; residual: its unexplained change over the weight that moved",
+            shown=False,
+        ),
+    ],
+    figures={"neural-bucket-brigade": _draw, "money": _draw_money},
+    seeds=20,
+    quick=Quick(seeds=6),
+    facts=lambda results: {
+        "presentations": _presentations(results.scope),
         "payment": Rates().payment,
         "reward": Rates().reward,
         "hold": HOLD,
-        "conservation_residual": float(np.max([result.residual.max() for result in results])),
-    }
-    return Report(settings=settings, tables=[table, runs], verdicts=_verdicts(results), figures=_figures(results))
+        "conservation_residual": float(max(results.measure(each.name, "residual").max() for each in CONDITIONS)),
+    },
+)

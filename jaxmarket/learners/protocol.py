@@ -30,7 +30,9 @@ __all__ = [
     "clip",
     "descend",
     "in_blocks",
+    "is_large",
     "mean_where",
+    "modules_at_once",
     "moments",
     "numeric",
     "numeric_settings",
@@ -190,6 +192,12 @@ class Learner(Protocol):
 # Numbers in the observations of a rollout above which networks are applied to one minibatch after the other.
 _AT_ONCE = 1 << 18
 
+# Parameters above which one module is trained after the other on a CPU.
+_LARGE = 1 << 13
+
+# Bids of a rollout above which a CPU trains modules in groups, and the bids of a group.
+_MANY, _TOGETHER = 1 << 17, 1 << 15
+
 _ADAM = optax.flatten(optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
 
 
@@ -271,6 +279,33 @@ def moments(
     return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
 
 
+def is_large(params: PyTree, modules: int = 1) -> bool:
+    """Whether a CPU should train one module after the other: the parameters and moments of one stay in the cache.
+
+    Small networks are trained faster by a `jax.vmap` over modules, whose operations are fewer and longer.
+
+    Args:
+        params: of the bid networks.
+        modules: number of networks.
+    """
+    return jax.default_backend() == "cpu" and sum(x.size for x in jax.tree.leaves(params)) > modules * _LARGE
+
+
+def modules_at_once(modules: int, bids: int) -> int:
+    """The number of modules that a CPU should train at once, a divisor of ``modules``.
+
+    Learners compute several arrays of the size of their modules' bids, which stay in the cache for a group of modules.
+
+    Args:
+        modules: number of modules, M.
+        bids: of one module in a rollout, R · N.
+    """
+    most = max(1, _TOGETHER // bids)
+    if modules * bids <= _MANY:
+        return modules
+    return next((size for size in range(most, most // 4, -1) if modules % size == 0), modules)
+
+
 def in_blocks(
     function: Callable[[Array, Any], PyTree], obs: Array, batch: PyTree, size: int, largest: int = _AT_ONCE
 ) -> PyTree:
@@ -324,10 +359,16 @@ def over_minibatches(
     Returns:
         The final carry, and the mean loss over all steps.
     """
-    cut = _cut(obs, batch, size)
+
+    def at(start: Array) -> tuple[Array, PyTree]:
+        # Slices of the rollout and no copy with minibatches along the first axis, which takes a pass over memory.
+        return (
+            jax.lax.dynamic_slice_in_dim(obs, start, size),
+            jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, -1), batch),
+        )
 
     def epoch(carry: Carry, _: None) -> tuple[Carry, Array]:
-        return jax.lax.scan(lambda carry, mini: step(carry, *mini), carry, cut)
+        return jax.lax.scan(lambda carry, start: step(carry, *at(start)), carry, jnp.arange(0, obs.shape[0], size))
 
     if epochs == 1:
         carry, losses = epoch(carry, None)

@@ -1,7 +1,8 @@
 """Valuation: each bidder estimates the value of winning and bids the estimate."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, cast
 
 import jax
@@ -17,11 +18,13 @@ from jaxmarket.learners.protocol import (
     adam,
     clip,
     descend,
+    is_large,
     numeric,
     over_minibatches,
 )
 from jaxmarket.learners.ranges import revenue_range, units_move, without_range
 from jaxmarket.policies import UNITS, BidPolicy, Torso, ValueNetwork, divisor
+from jaxmarket.switches import one_at_a_time
 from jaxmarket.types import Array, PyTree, tree_select
 
 __all__ = ["Valuation", "ValuationState"]
@@ -111,10 +114,15 @@ class Valuation:
             bid, won, target = batch
             output = jax.vmap(self.policy.output, (None, 0))(params, obs)
             estimate = jax.vmap(head.estimate, (0, -1), -1)(output, bid)
-            return per_shard(jnp.sum(jnp.where(won, (estimate - target) ** 2, 0)) / obs.shape[0], self.axis)
+            return per_shard(jnp.sum(jnp.where(won, (estimate - target) ** 2, 0)) / self.minibatch, self.axis)
+
+        gradient_of = jax.value_and_grad(loss)
+        if is_large(state.params):
+            # Not where modules are trained at once: under `jax.vmap` a conditional computes all of its branches.
+            gradient_of = one_at_a_time(functools.partial(_of_purchases, gradient_of))
 
         def step(state: ValuationState, obs: Array, batch: _Batch) -> tuple[ValuationState, Array]:
-            value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, batch), self.axis)
+            value, gradient = psum(gradient_of(state.params, obs, batch), self.axis)
             if self.max_norm is not None:
                 gradient = clip(gradient, self.max_norm)
             params, opt = descend(state.params, state.opt, gradient, rate)
@@ -130,3 +138,27 @@ class Valuation:
         low, high = units["location"] - units["scale"], units["location"] + units["scale"]
         params = self.policy.rescaled(state.params, *revenue_range(low, high, won, revenue, self.axis))
         return state.replace(params=tree_select(units_move(state.opt), params, state.params))
+
+
+def _of_purchases(
+    function: Callable[[PyTree, Array, _Batch], PyTree], params: PyTree, obs: Array, batch: _Batch
+) -> PyTree:
+    """``function(params, obs, batch)`` of the module's purchases: of a quarter, a half or all of the auctions.
+
+    Args:
+        function: a sum over auctions in which those that the module did not win have no part.
+        params: of the module.
+        obs: f [n, ...].
+        batch: leaves [R, n].
+    """
+    auctions, purchase = obs.shape[0], batch[1].any(0)
+    sizes = auctions // 4, auctions // 2, auctions
+    purchases_first = jnp.argsort(~purchase, stable=True)
+
+    def of_first(size: int) -> PyTree:
+        rows = purchases_first[:size]
+        return function(params, obs[rows], jax.tree.map(lambda x: x[..., rows], batch))
+
+    # One program for each size: a loop over blocks would pass over the whole gradient once for each block.
+    smallest = jnp.sum(purchase.sum() > jnp.asarray(sizes[:-1]))
+    return jax.lax.switch(smallest, [functools.partial(of_first, size) for size in sizes])

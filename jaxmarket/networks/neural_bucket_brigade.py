@@ -26,12 +26,13 @@ Resetting the activations between two presentations loses nothing, because no pa
 connection into an output can grow only by reward, unless outputs have outgoing connections.
 
 Functions: `Network` (the connectivity), `init`, `tick`, `present` (a pattern, from rest), `respond` (without learning).
-All are pure and unbatched. Source: Schmidhuber, A local learning algorithm for dynamic feedforward and recurrent
-networks, Connection Science 1(4):403-412 (1989), in its HTML edition (idsia.ch/~juergen/bucketbrigade, "The Neural
-Bucket Brigade" and "Simple Experiments").
+All are pure and unbatched; `train` presents random patterns to the networks of many seeds. Source: Schmidhuber, A
+local learning algorithm for dynamic feedforward and recurrent networks, Connection Science 1(4):403-412 (1989), in its
+HTML edition (idsia.ch/~juergen/bucketbrigade, "The Neural Bucket Brigade" and "Simple Experiments").
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ __all__ = [
     "respond",
     "rest",
     "tick",
+    "train",
 ]
 
 SILENT = -1
@@ -231,3 +233,44 @@ def respond(network: Network, weights: Float[Array, "N N"], inputs: Float[Array,
     """The output that fires at each tick without learning, or `SILENT`."""
     targets = jnp.full(inputs.shape[0], NO_TARGET)
     return present(network, weights, inputs, targets, Rates(0.0, 0.0))[2]
+
+
+@functools.partial(jax.jit, static_argnames=("network", "chunks", "chunk", "last"))
+def train(
+    network: Network, chunks: int, chunk: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
+) -> tuple[Array, Array, WeightFlows]:
+    """Train networks on random patterns: whether all answers are correct after each presentation, weights and flows.
+
+    Args:
+        network: static.
+        chunks: static; number of chunks.
+        chunk: static; presentations of a chunk.
+        last: static; number of final ticks during which the correct output must fire.
+        patterns: f [P, T, I].
+        targets: i [P, T].
+        keys: of the seeds.
+        rates: λ and η.
+
+    Returns:
+        bool [seeds, chunks · chunk]; weights f [seeds, chunks + 1, N, N] before and after every chunk; flows
+        f [seeds, chunks], summed over each chunk.
+    """
+
+    def seed(key: Array) -> tuple[Array, Array, WeightFlows]:
+        start, order = jax.random.split(key)
+        weights = init(network, start)
+
+        def learn(weights: Array, key: Array) -> tuple[Array, tuple[Array, WeightFlows]]:
+            shown = jax.random.randint(key, (), 0, patterns.shape[0])
+            weights, flows, _ = present(network, weights, patterns[shown], targets[shown], rates)
+            answers = jax.vmap(functools.partial(respond, network, weights))(patterns)
+            return weights, ((answers == targets)[:, -last:].all(), flows)
+
+        def one_chunk(weights: Array, keys: Array) -> tuple[Array, tuple[Array, Array, WeightFlows]]:
+            weights, (solved, flows) = jax.lax.scan(learn, weights, keys)
+            return weights, (solved, weights, jax.tree.map(lambda flow: flow.sum(), flows))
+
+        _, (solved, after, flows) = jax.lax.scan(one_chunk, weights, jax.random.split(order, (chunks, chunk)))
+        return solved.reshape(-1), jnp.concatenate([weights[None], after]), flows
+
+    return jax.vmap(seed)(keys)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LATE", "first_reach", "last_part", "lower_bound"]
+__all__ = ["LATE", "first_held", "first_reach", "last_part", "lower_bound", "reached_by"]
 
 LATE = 0.1
 """The share of a run that `last_part` returns."""
@@ -26,6 +26,30 @@ def first_reach(values: Any, level: float, at: Any, *, lasting: bool = False) ->
     at = np.broadcast_to(at if at.ndim == 2 else at[:, None], reached.shape)
     first = reached.argmax(0)
     return np.where(reached.any(0), at[first, np.arange(reached.shape[1])], np.nan)
+
+
+def first_held(hits: Any, hold: int) -> np.ndarray:
+    """The first point, from 1, of ``hold`` hits in a row: f [seeds], NaN for seeds without such a row.
+
+    Args:
+        hits: bool [T, seeds].
+        hold: at least 1.
+    """
+    count = np.cumsum(np.pad(hits, ((1, 0), (0, 0))), axis=0)
+    held = count[hold:] - count[:-hold] == hold
+    return np.where(held.any(0), held.argmax(0) + 1.0, np.nan)
+
+
+def reached_by(reached: Any, share: float = 0.5) -> int | None:
+    """When a share of the seeds has reached a level, the median by default; None if fewer ever do.
+
+    Args:
+        reached: f [seeds], NaN for seeds that never do, as from `first_reach`.
+        share: of the seeds, in [0, 1].
+    """
+    # Without interpolation, which is undefined between a finite value and infinity.
+    found = float(np.quantile(lower_bound(np.asarray(reached), np.inf), share, method="inverted_cdf"))
+    return round(found) if np.isfinite(found) else None
 
 
 def lower_bound(reached: np.ndarray, whole: Any) -> np.ndarray:

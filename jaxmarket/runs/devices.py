@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmarket.collectives import INSTANCES, SEEDS
+from jaxmarket.switches import in_groups
 from jaxmarket.types import PyTree
 from jaxmarket.validation import check_int, short_repr
 
@@ -36,11 +37,7 @@ def over_seeds(function: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
         state: leaves [seeds, ...].
     """
     seeds = jax.tree.leaves(state)[0].shape[0]
-    group = next((size for size in _GROUP if seeds % size == 0), seeds)
-    if group == seeds or jax.default_backend() != "cpu":
-        return jax.vmap(function)(state)
-    groups = jax.tree.map(lambda x: x.reshape(seeds // group, group, *x.shape[1:]), state)
-    return jax.tree.map(lambda x: x.reshape(seeds, *x.shape[2:]), jax.lax.map(jax.vmap(function), groups))
+    return in_groups(function, state, next((size for size in _GROUP if seeds % size == 0), seeds))
 
 
 def mesh(devices: Devices, seeds: int, instances: int, minibatch: int | None) -> Mesh | None:

@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ __all__ = ["Running", "Task", "run_tasks"]
 class Running:
     """What a task uses while it runs: it reports progress, and compiles alone.
 
+    Attributes:
+        folder: where a task may save parts of its result, to continue if it is repeated; None if there is none.
+
     Args:
         report: ``(share, note)``, the share of the task that is done.
         stop: set when tasks must end.
@@ -31,6 +35,7 @@ class Running:
     ) -> None:
         self._report, self._stop, self._compiling = report, stop, compiling
         self._held = contextlib.ExitStack()
+        self.folder: Path | None = None
 
     def compile(self, program: Hashable) -> None:
         """Wait until no other task compiles an equal program; `show` ends the compilation."""

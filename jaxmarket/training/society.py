@@ -15,12 +15,12 @@ from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, per_shard, pmax
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
 from jaxmarket.learners import Experience, Hyperparameters, Learner
-from jaxmarket.learners.protocol import EXPERIENCE_AXES, shard, static_part
+from jaxmarket.learners.protocol import is_large, modules_at_once, shard, static_part
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, saturation, summarize
 from jaxmarket.rollouts import rollout
 from jaxmarket.settlement import TimeLimits, per_bidder, settle
 from jaxmarket.society import MarketPolicy, Society, reset
-from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.switches import entry_point, in_groups, one_at_a_time, standard_promotion
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import networks
@@ -189,10 +189,15 @@ class SocietyTraining:
         settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
         experience = module_experience(society, rows, settlement.utility)
 
-        def learn(learner: PyTree, experience: Experience) -> tuple[PyTree, dict[str, Array]]:
-            return self.learner.update(learner, experience, hyper, state.update, progress)
+        obs, large = experience.obs, is_large(params, society.modules)
+        update = one_at_a_time(self.learner.update) if large else self.learner.update
 
-        learner, _ = jax.vmap(learn, in_axes=(0, EXPERIENCE_AXES))(state.learner, experience)
+        def learn(each: tuple[PyTree, Experience]) -> PyTree:
+            learner, experience = each
+            return update(learner, experience.replace(obs=obs), hyper, state.update, progress)[0]
+
+        group = society.modules if large else modules_at_once(society.modules, experience.bid[0].size)
+        learner = in_groups(learn, (state.learner, experience.replace(obs=None)), group)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmarket.deep_market import Lineage, RoundSummary
+    from jaxmarket.environments.mazes import Maze
     from jaxmarket.runs.estimates import Estimate
+    from jaxmarket.runs.populations import GrownMarket
 
 __all__ = [
     "DPI",
@@ -27,9 +29,11 @@ __all__ = [
     "draw_final_returns",
     "draw_heat_map",
     "draw_inequality",
+    "draw_intervals",
     "draw_learning_curve",
     "draw_ledger",
     "draw_lineage",
+    "draw_maze_policy",
     "draw_money_supply",
     "draw_population",
     "draw_price_stability",
@@ -37,10 +41,12 @@ __all__ = [
     "draw_quartiles",
     "draw_return_curves",
     "draw_returns_by_setting",
+    "draw_seeds",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
     "legend_below",
+    "market_history",
     "plain_text",
     "save",
 ]
@@ -121,6 +127,22 @@ def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | 
     draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
 
 
+def draw_intervals(
+    ax: "Axes", x: Any, estimates: "Sequence[Estimate]", *, color: Any, label: str | None = None
+) -> None:
+    """Estimates with their intervals as bars, connected by lines.
+
+    Args:
+        ax: the axes to draw on.
+        x: [n].
+        estimates: n of them.
+        color, label: as in `draw_band`.
+    """
+    middle = np.array([each.value for each in estimates])
+    sides = np.array([[each.value - each.low for each in estimates], [each.high - each.value for each in estimates]])
+    ax.errorbar(x, middle, sides, color=color, marker="o", capsize=3, label=label)
+
+
 def draw_estimates(ax: "Axes", labels: Sequence[str], series: "Mapping[str, Sequence[Estimate]]") -> None:
     """Horizontal bars with intervals, a group for each label and in it a bar for each series.
 
@@ -136,6 +158,12 @@ def draw_estimates(ax: "Axes", labels: Sequence[str], series: "Mapping[str, Sequ
         ax.barh(y, value, 0.88 * height, xerr=[value - low, high - value], color=f"C{i}", alpha=0.8, label=name)
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
+
+
+def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None = None) -> None:
+    """Values f [T, seeds] at x [T]: a thin line for each seed and a thick one for their mean."""
+    ax.plot(x, values, color=color, alpha=0.2, linewidth=0.8)
+    ax.plot(x, np.mean(values, 1), color=color, linewidth=2, label=label)
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:
@@ -193,11 +221,7 @@ def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
             linewidth=1.2,
             label="greedy, after training (mean of seeds)",
         )
-    ax.set(
-        xlabel="environment steps per seed",
-        ylabel="undiscounted return",
-        title=_name(result),
-    )
+    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return", title=_name(result))
     ax.xaxis.set_major_formatter(EngFormatter())
     ax.legend(frameon=False, fontsize=8)
 
@@ -497,6 +521,55 @@ def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) ->
     ax.scatter(lineage.born[line], [height[who] for who in line], s=14, color="tab:orange", zorder=4)
     ax.set_yticks([])
     ax.set(xlabel="round of birth", title=f"family of the richest: {len(family)} agents, {len(line)} generations")
+
+
+def market_history(grown: "GrownMarket", seed: int, title: str) -> "Figure":
+    """A figure of one seed of a deep market: agents, wealth, inequality, money, cash flows, family of the richest."""
+    fig, axes = figure(3, 2, width=5.2, height=3.4)
+    rounds, population = grown.seed(seed), grown.population(seed)
+    draw_population(axes[0], rounds)
+    draw_wealth(axes[1], rounds)
+    draw_inequality(axes[2], rounds)
+    draw_money_supply(axes[3], rounds, float(grown.opened[seed]))
+    draw_cash_flows(axes[4], rounds)
+    draw_lineage(axes[5], grown.lineage(seed), int(population.ident[grown.richest(seed, 1)[0]]))
+    fig.suptitle(f"{title}, seed {seed}", fontsize=10)
+    return fig
+
+
+def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any) -> None:
+    """A maze with the price of every free place and the move of its buyer, as `deep_market.evaluation.policy` returns.
+
+    Args:
+        ax: the axes to draw on.
+        maze: the maze.
+        sold: whether any agent bids for a place, bool [S].
+        price: f [S].
+        moves: i [S].
+    """
+    rows, columns = len(maze.layout), len(maze.layout[0])
+    prices = np.full((rows, columns), np.nan)
+    for i, place in enumerate(maze.places):
+        if place in maze.free and sold[i]:
+            prices[place] = price[i]
+    image = ax.imshow(prices, cmap="YlGn", vmin=0, vmax=max(1e-3, float(np.nanmax(prices))))
+    ax.figure.colorbar(image, label="price", shrink=0.85)
+    for row, column in np.ndindex(rows, columns):
+        what = maze.layout[row][column]
+        if what != ".":
+            color = "tab:gray" if what == "O" else "tab:red"
+            ax.text(column, row, what, ha="center", va="center", fontsize=16, color=color)
+    for i, (row, column) in enumerate(maze.places):
+        if (row, column) not in maze.free:
+            continue
+        ax.text(column, row + 0.38, f"{prices[row, column]:.2f}", ha="center", va="center", fontsize=8)
+        if sold[i]:
+            down, right = 0.2 * np.array(maze.moves[int(moves[i])])
+            start, end = (column - right, row - 0.08 - down), (column + right, row - 0.08 + down)
+            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black"})
+    ax.grid(visible=False)
+    ax.set_xticks([])
+    ax.set_yticks([])
 
 
 def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:

@@ -31,6 +31,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Int32, Num
 
+from jaxmarket.switches import one_at_a_time
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_no_nan, short_repr
 from jaxmarket.wide_market.valuations import Linear, Separable, StrictlyConcave
@@ -433,18 +434,6 @@ def _search(valuations: PyTree, wealth: Array, supply: Array, units: Array, typi
     return PriceSearch(demands, welfare, supply, units, typical_prices, linearised if separable else None)
 
 
-def one_at_a_time(search: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Decorate a search so that `jax.vmap` on a CPU runs it for one market after the other.
-
-    Under `jax.vmap` a loop runs until the last market has converged, and all markets pay for every iteration. In turn,
-    each market pays for its own. An accelerator is faster with all markets at once, so it keeps the loop of `jax.vmap`.
-
-    Args:
-        search: all that it reads are its arguments; without derivatives.
-    """
-    return jax.custom_batching.sequential_vmap(search) if jax.default_backend() == "cpu" else search
-
-
 def solve_strictly_concave(
     find: Callable[[PriceSearch, Array], tuple[Array, Array]],
     valuations: PyTree,
@@ -469,6 +458,7 @@ def solve_strictly_concave(
         rise = excess / excess_units(supply) * jax.lax.stop_gradient(jnp.maximum(prices, 1e-3 * scale))
         return jnp.where(prices + 1e3 * rise > 0, -rise, prices)
 
+    # Under `jax.vmap` a loop runs until the last market has converged; in turn, each market pays for its own.
     @one_at_a_time
     def found_prices(valuations: PyTree, wealth: Array, market: tuple[Array, ...], start: Array) -> tuple[Array, Array]:
         prices, iterations = find(_search(valuations, wealth, *market), start)

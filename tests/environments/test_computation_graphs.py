@@ -10,8 +10,9 @@ import pytest
 from jaxmarket import experiments, fit
 from jaxmarket.environments import digits
 from jaxmarket.environments.mental_rotation import NAMES
-from jaxmarket.experiments import mental_rotation, report
-from jaxmarket.experiments.mental_rotation import Bounds, Play
+from jaxmarket.experiments import Scope, mental_rotation, rotated_digits
+from jaxmarket.experiments.mental_rotation import EXPERIMENT
+from jaxmarket.experiments.results import Results
 
 LEFT, RIGHT, UP, DOWN, STOP = 0, 1, 2, 3, 6
 
@@ -30,38 +31,52 @@ def made_up_env(depth="fixed"):
 
 
 def play(read, applied=None, choices=None, bids=None):
+    """What an agent composed: the condition ``…, held out``."""
     read = np.asarray(read, bool)
     applied = np.full(read.shape, 2) if applied is None else np.asarray(applied)
-    return Play(read=read, choices=np.asarray(choices), applied=applied, bids=bids)
+    return {"read": read, "choices": np.asarray(choices), "applied": applied, "bids": bids}
 
 
 def bounds(none, fixed, inverse, oracle, program=(DOWN, RIGHT)):
-    return Bounds(*(np.asarray(read, bool) for read in (none, fixed, inverse, oracle)), program=program)
-
-
-def verdicts(society, monolithic, known, env=None, need=(0, 0, 0, 0)):
-    plays = {"society": society, "monolithic": monolithic}
-    examples = (np.arange(len(need)), np.asarray(need))
-    found = mental_rotation._verdicts(env or made_up_env(), known, plays, examples)
-    return [(v.standing == "confirmed", round(v.number, 6)) for v in found]
+    reads = {"none": none, "fixed": fixed, "inverse": inverse, "oracle": oracle}
+    return {name: np.asarray(read, bool) for name, read in reads.items()} | {"program": np.array(program)}
 
 
 KNOWN = bounds([0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1])
 ALL, THREE, ONE, NONE = [1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]
 
 
+def results(society, monolithic=None, known=KNOWN, env=None, combination=(0, 0, 0, 0)):
+    """Results with these plays."""
+    env = env or made_up_env()
+    made = {
+        "society": types.SimpleNamespace(config=types.SimpleNamespace(env=env)),
+        "society, held out": society,
+        **({} if monolithic is None else {"monolithic, held out": monolithic}),
+        "bounds": known | {"combination": np.asarray(combination)},
+    }
+    scope = Scope(settings={"resolution": 32, "depth": env.depth})
+    return Results(scope, made, {}, EXPERIMENT.measures)
+
+
+def verdicts(*args, **kwargs):
+    made = results(*args, **kwargs)
+    return [claim.verdict(made) for claim in EXPERIMENT.claimed(made.scope)]
+
+
 @pytest.mark.parametrize(
     ("society", "monolithic", "expected"),
     [
-        ([ALL, ALL], [THREE, THREE], [(True, 1.0), (True, 0.75), (True, 0.25)]),
-        ([ALL, THREE], [ALL, THREE], [(False, 0.875), (True, 0.5), (False, 0.0)]),
-        ([ALL, ONE], [ALL, ALL], [(False, 0.625), (False, 0.0), (False, -0.375)]),
-        ([NONE, NONE], [NONE, NONE], [(False, 0.0), (False, -0.25), (False, 0.0)]),
+        ([ALL, ALL], [THREE, THREE], [(True, 1.0), (True, 1.0), (True, 0.25)]),
+        ([ALL, THREE], [ALL, THREE], [(False, 0.875), (True, 0.75), (False, 0.0)]),
+        ([ALL, ONE], [ALL, ALL], [(False, 0.625), (False, 0.25), (False, -0.375)]),  # as many as the fixed program
+        ([NONE, NONE], [NONE, NONE], [(False, 0.0), (False, 0.0), (False, 0.0)]),
     ],
 )
 def test_claims_about_accuracy(society, monolithic, expected):
     """Nine tenths of the oracle's in the mean, more than the fixed program on each seed, more than the rival."""
-    assert verdicts(play(society), play(monolithic), KNOWN) == expected
+    found = verdicts(play(society), play(monolithic))
+    assert [(v.standing == "confirmed", round(v.number, 6)) for v in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -74,14 +89,14 @@ def test_claims_about_accuracy(society, monolithic, expected):
 )
 def test_depth_follows_need_on_every_seed(applied, expected):
     society = play([ALL, ALL], applied)
-    found = verdicts(society, society, KNOWN, made_up_env("dynamic"), need=(14, 8, 0, 0))
-    assert found[-1] == expected
+    found = verdicts(society, society, env=made_up_env("dynamic"), combination=(14, 8, 0, 0))
+    assert (found[-1].standing == "confirmed", found[-1].number) == expected
 
 
 def test_accuracy_table_by_hand():
     society = play([ALL, ONE], [[0, 2, 2, 2], [1, 2, 2, 1]])
-    examples = (np.arange(4), np.array([14, 0, 0, 0]))
-    rows = {row["who"]: row for row in mental_rotation._accuracy_rows(KNOWN, {"society": society}, examples)}
+    made = results(society, combination=[14, 0, 0, 0])
+    rows = {row["who"]: row for row in mental_rotation._accuracy_rows(made)}
     assert list(rows) == ["none", "best fixed", "society", "inverse", "oracle"]
     assert rows["society"]["accuracy"].value == 0.625
     assert rows["society"]["lowest seed"] == 0.25
@@ -100,7 +115,7 @@ def test_what_was_composed_for_each_combination():
     choices = [[undone, undone, at_once], [undone, other, at_once]]
     society = play([[1, 1, 1], [1, 0, 0]], choices=choices)
     known = bounds([0, 0, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1])
-    rows = mental_rotation._combination_rows(env, known, {"society": society}, (np.arange(3), np.array([0, 0, 14])))
+    rows = mental_rotation._combination_rows(results(society, known=known, env=env, combination=[0, 0, 14]))
     assert [row["undone"] for row in rows] == [0.75, 1]
     assert [row["society"] for row in rows] == [0.75, 0.5]
     assert [row["none"] for row in rows] == [0, 1]
@@ -109,13 +124,12 @@ def test_what_was_composed_for_each_combination():
 
 def test_bids_are_those_on_the_way_back():
     """Means over the examples that came so far along the inverse; the second auction of another program is left out."""
-    env = made_up_env()
     choices = [[[DOWN, RIGHT], [DOWN, LEFT], [UP, LEFT]]]
     bids = np.zeros((1, 3, 2, 6))
     bids[0, :, 0, DOWN] = [0.3, 0.6, 0.0]
     bids[0, :, 1, RIGHT] = [0.8, 0.4, 0.9]
     society = play([[1, 1, 0]], choices=choices, bids=bids)
-    first, second = mental_rotation._bid_rows(env, society, (np.arange(3), np.zeros(3, int)))
+    first, second = mental_rotation._bid_rows(results(society, combination=[0, 0, 0]))
     assert (first["right"], second["right"]) == ("move down", "rotate right")
     np.testing.assert_allclose([first["move down"], second["rotate right"]], [0.3, 0.6])
 
@@ -124,24 +138,33 @@ def test_the_fixed_program_is_chosen_on_training_digits(monkeypatch):
     trained = {(): [0, 0], (DOWN, RIGHT): [1, 1], (UP, UP): [1, 0]}
     held = {(): [1, 0], (DOWN, RIGHT): [0, 1], (UP, UP): [1, 1]}
     found = iter([trained, held])
-    monkeypatch.setattr(
-        mental_rotation, "_search_all", lambda env, examples: {k: np.array(v) for k, v in next(found).items()}
-    )
+    reads = lambda env, examples, depth: {k: np.array(v) for k, v in next(found).items()}  # noqa: E731
+    monkeypatch.setattr(rotated_digits, "search_all", reads)
     env = made_up_env()
-    env.examples = lambda which: None
-    options = types.SimpleNamespace(quick=True)
-    known = mental_rotation._bounds(env, (np.arange(2), np.zeros(2, int)), options)
-    assert known.program == (DOWN, RIGHT)
-    np.testing.assert_array_equal(known.fixed, [False, True])
-    np.testing.assert_array_equal(known.none, [True, False])
-    np.testing.assert_array_equal(known.inverse, [False, True])  # of rotated left, moved up
-    np.testing.assert_array_equal(known.oracle, [True, True])  # programs of two functions alone, without ()
+    env.held_out, env.examples = np.arange(2), lambda which: (which, np.zeros(len(which), int))
+    monkeypatch.setattr(rotated_digits, "environment", lambda *task: env)
+    known = rotated_digits.bounds((32, "fixed", 8), 2, None, None, {})
+    assert tuple(known["program"]) == (DOWN, RIGHT)
+    np.testing.assert_array_equal(known["fixed"], [False, True])
+    np.testing.assert_array_equal(known["none"], [True, False])
+    np.testing.assert_array_equal(known["inverse"], [False, True])  # of rotated left, moved up
+    np.testing.assert_array_equal(known["oracle"], [True, True])  # programs of two functions alone, without ()
+
+
+def test_digits_are_loaded_when_a_condition_needs_them(monkeypatch):
+    """`EXPERIMENT.planned` makes no environment; the classifier comes first, and everything else after it."""
+    monkeypatch.setattr(rotated_digits, "environment", None)
+    scope = Scope(full=True, settings={"resolution": 16, "depth": "dynamic"})
+    first, *others = EXPERIMENT.planned(scope)
+    assert first.name == "classifier" and not first.needs
+    agents = {"society", "monolithic", "society-cnn", "society-valuation"}
+    assert {c.name for c in others if c.needs != ("classifier",)} == {f"{name}, held out" for name in agents}
 
 
 def test_settings_are_those_of_the_grid():
-    for arm in mental_rotation.AGENTS:
-        tuned = mental_rotation.TUNED[arm]
-        assert (tuned["learning_rate"], tuned["entropy"]) in mental_rotation.GRID
+    for arm in rotated_digits.AGENTS:
+        tuned = rotated_digits.TUNED[arm]
+        assert {name: tuned[name] for name in ("learning_rate", "entropy")} in rotated_digits.GRIDS[arm]
 
 
 @pytest.fixture
@@ -151,7 +174,7 @@ def light(tmp_path, monkeypatch):
     monkeypatch.setitem(digits._RECIPE, "epochs", 1)
     monkeypatch.setattr(mental_rotation, "_QUICK_STEPS", 2048)
     monkeypatch.setattr(mental_rotation, "_QUICK_DIGITS", 2)
-    monkeypatch.setattr(mental_rotation, "_COMPONENTS", 8)
+    monkeypatch.setattr(mental_rotation, "COMPONENTS", 8)
     return tmp_path / "run"
 
 
@@ -188,12 +211,10 @@ def test_wrong_settings_are_refused(tmp_path, name, settings, message):
 def test_a_society_learns_to_turn_digits_it_has_not_seen(tmp_path, monkeypatch):
     """Nine tenths of the oracle's held-out digits in the mean of 8 seeds, more than the best fixed program on each."""
     monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))
-    options = report.ExperimentOptions(None, 8, quick=False, settings={"resolution": 32, "depth": "fixed"})
-    env = mental_rotation.environment(options)
-    settings = mental_rotation.TUNED["society"] | {"seeds": 8, "steps": 102_400}
-    trained = fit(mental_rotation._config("society", env, **settings), jax.random.key(1), progress=False)
-    examples = env.examples(env.held_out[:500])
-    accuracy = mental_rotation._play(trained, examples).accuracy
-    known = mental_rotation._bounds(env, examples, options)
-    assert accuracy.mean() >= 0.9 * known.oracle.mean(), accuracy
-    assert accuracy.min() > known.fixed.mean(), accuracy
+    task = (32, "fixed", rotated_digits.COMPONENTS)
+    config = rotated_digits.config(task, rotated_digits.TUNED["society"] | {"seeds": 8, "steps": 102_400})
+    trained = fit(config, jax.random.key(1), progress=False)
+    accuracy = rotated_digits.play(500, range(8), trained)["read"].mean(1)
+    known = rotated_digits.bounds(task, 500, 500, None, {})
+    assert accuracy.mean() >= 0.9 * known["oracle"].mean(), accuracy
+    assert accuracy.min() > known["fixed"].mean(), accuracy

@@ -23,7 +23,9 @@ from jaxmarket.experiments import (
     mental_rotation,
     modularity,
     numerical,
+    production_lines,
     redundancy,
+    rotated_digits,
     settings,
     truthfulness,
     two_rooms,
@@ -166,7 +168,8 @@ def planned(experiment, options):
     """The configurations that an experiment trains, by name of the condition."""
     scope = Scope(options.seeds, options.quick, options.full, settings=options.settings)
     wanted = [condition for condition in experiment.planned(scope) if isinstance(condition, Train)]
-    return {condition.name: condition.job(scope, Trained()).config for condition in wanted}
+    with mock.patch.object(rotated_digits, "environment", _scan):
+        return {condition.name: condition.job(scope, Trained()).config for condition in wanted}
 
 
 def experiment_configs():
@@ -179,41 +182,35 @@ def experiment_configs():
 
     for mode in MODES:
         options = ExperimentOptions(
-            Path("nowhere"), 4, mode == "quick", mode == "full", progress=False, settings={"resolution": 32}
+            Path("nowhere"),
+            4,
+            mode == "quick",
+            mode == "full",
+            progress=False,
+            settings={"resolution": 32, "depth": "fixed"},
         )
         for experiment in (numerical.BANDIT, numerical.CHAIN, numerical.DUALITY):
             env = f"{experiment.name.capitalize()}-v0"
             keep("numerical", mode, {f"{env} {name}": c for name, c in planned(experiment, options).items()})
         keep("redundancy", mode, redundancy.societies(Scope(options.seeds, options.quick, options.full)))
-        for experiment in (truthfulness.EXPERIMENT, best_reply.EXPERIMENT, modularity.EXPERIMENT, two_rooms.EXPERIMENT):
+        others = truthfulness, best_reply, modularity, two_rooms, mental_rotation
+        for experiment in (module.EXPERIMENT for module in others):
             for name, config in planned(experiment, options).items():
                 keep(experiment.name, "tuning" if name.startswith("tuning-") else mode, {name: config})
-        for part, each in _mental_rotation(options).items():
-            keep("mental-rotation", part or mode, each)
-        steps = wide_vs_deep._QUICK_STEPS if mode == "quick" else wide_vs_deep._STEPS
-        keep("wide-vs-deep", mode, _wide_vs_deep(wide_vs_deep.ARMS, (1, 2), steps))
+        steps = wide_vs_deep.steps_of(Scope(quick=mode == "quick"))
+        keep("wide-vs-deep", mode, _wide_vs_deep(production_lines.ARMS, (1, 2), steps))
         if mode == "full":
-            lines, steps = wide_vs_deep._TUNING_LINES, wide_vs_deep._TUNING_STEPS
-            keep("wide-vs-deep", "tuning", _wide_vs_deep(wide_vs_deep.GRIDS, (lines,), steps))
+            lines, steps = (production_lines.TUNING[name] for name in ("lines", "steps"))
+            keep("wide-vs-deep", "tuning", _wide_vs_deep(production_lines.GRIDS, (lines,), steps))
     return found
 
 
-def _mental_rotation(options):
-    """Configurations by part of the experiment, "" for the main one, and by condition."""
-    env = _scan(options)
-    with mock.patch.object(mental_rotation, "environment", _scan):
-        parts = {"": {c.name: c.config for c in mental_rotation._conditions(env, options)}}
-    if options.full:
-        parts["tuning"] = recorded(lambda: mental_rotation._tuning(env, options))
-    return parts
-
-
 def _wide_vs_deep(arms, lines, steps):
-    return {f"{arm}, {n}": wide_vs_deep.prepare(arm, n, steps)[0] for arm in arms for n in lines}
+    return {f"{arm}, {n}": production_lines.prepare(arm, n, steps)[0] for arm in arms for n in lines}
 
 
-def _scan(options, *, components=128):
-    return Scan((components,) if components else (32, 32, 1))
+def _scan(resolution, depth, components):
+    return Scan((components,) if components else (resolution, resolution, 1))
 
 
 def bench_configs():

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +11,22 @@ import numpy as np
 import pytest
 
 from jaxmarket.deep_market import Terms, make_population
-from jaxmarket.deep_market.representations import WILDCARD, ClassifierRule
-from jaxmarket.environments.mazes import Woods1
-from jaxmarket.experiments import EXPERIMENTS, ExperimentOptions
-from jaxmarket.experiments import bucket_brigade as experiment
-from jaxmarket.experiments.bucket_brigade import (
-    CONDITIONS,
+from jaxmarket.deep_market.evaluation import (
     accuracy,
     is_optimal,
     mean_steps,
     optimal_rules,
-    plans,
     policy,
     rule_string,
     walk,
 )
-from jaxmarket.experiments.economies import grow, residual
+from jaxmarket.deep_market.representations import WILDCARD, ClassifierRule
+from jaxmarket.environments.mazes import Woods1
+from jaxmarket.experiments import EXPERIMENTS, Scope, reproduce
+from jaxmarket.experiments import bucket_brigade as experiment
+from jaxmarket.experiments.bucket_brigade import CONDITIONS, EXPERIMENT, plans
+from jaxmarket.experiments.results import Results
+from jaxmarket.runs.populations import grow
 
 
 def rules(texts):
@@ -84,7 +85,7 @@ def test_optimal_rules_are_counted_among_the_living():
 
 
 def measured(task, agents, wealth, terms=None):
-    plan = plans(task, quick=True)[0]
+    plan = plans(task, quick=True)["market"]
     market = dataclasses.replace(plan.market, capacity=len(wealth))
     evaluate = accuracy if task == "multiplexer" else mean_steps
     population = make_population(agents, jnp.asarray(wealth))
@@ -167,7 +168,7 @@ def test_walk_against_steps_in_plain_python():
 
 @pytest.mark.slow
 def test_policy_names_the_price():
-    plan = plans("woods1", quick=True)[0]
+    plan = plans("woods1", quick=True)["market"]
     market = dataclasses.replace(plan.market, capacity=16)
     population = make_population(woods_rules(shortest(Woods1())), jnp.full(16, 10.0))
     sold, price, _ = policy(market, jax.random.key(0), population, Terms())
@@ -181,32 +182,83 @@ def test_policy_names_the_price():
 
 def test_every_ablation_takes_away_one_thing():
     for task in ("multiplexer", "woods1"):
-        market, *others = plans(task, quick=True)
-        assert [plan.name for plan in (market, *others)] == [f"{task}: {name}" for name in CONDITIONS]
-        for plan in others:
+        others = plans(task, quick=True)
+        assert tuple(others) == CONDITIONS
+        market = others.pop("market")
+        for name, plan in others.items():
             terms, same = plan.terms == market.terms, plan.market == market.market
-            assert terms != same, plan.name
+            assert terms != same, name
             assert (plan.rounds, plan.period, plan.wealth) == (market.rounds, market.period, market.wealth)
 
 
 @pytest.mark.slow
 def test_where_sellers_are_paid_by_the_mint_the_subsidy_is_recorded():
-    plan = plans("multiplexer", quick=True)[1]
+    plan = plans("multiplexer", quick=True)["no conservation"]
     small = dataclasses.replace(plan.market, capacity=24, instances=4)
     plan = dataclasses.replace(plan, market=small, rounds=8, num_agents=12, chunks=2)
-    grown = grow([plan], accuracy, seeds=2, seed=0, label="", shown=False)[plan.name]
+    grown = grow(plan, accuracy, seeds=2, seed=0)
     assert grown.rounds.flows["subsidy"].sum() > 0
-    assert residual(grown) < 1e-5
-    assert experiment._multiplexer_row("no conservation", grown)["right"] <= 1
+    assert grown.residual < 1e-5
+    results = Results(Scope(2), {"multiplexer: no conservation": grown}, {}, EXPERIMENT.measures)
+    assert experiment._multiplexer_row(results, "no conservation")["right"] <= 1
 
 
-def test_numbers_of_seeds_say_how_likely_they_are_by_chance():
-    counts = experiment._counts(np.array([0.1, 0.2, 0.3, -0.1, 0.0]))
-    assert counts == "worse on 3/5 seeds, better on 1/5; by chance: 31.2%"  # 5 of 16: three or four heads of four
+def made_up(right=0.97, lengths=1.9, steps=1.8, **ablated):
+    """Results of four seeds: the market with these means, and its ablations, worse on three of the seeds by default."""
+
+    def result(right, lengths, steps):
+        return types.SimpleNamespace(
+            measured={
+                "right": np.broadcast_to(right, (1, 4)),
+                "steps": np.broadcast_to(steps, (1, 4)),
+                "fed": np.ones((1, 4)),
+            },
+            per_episode=lambda field: np.broadcast_to(lengths, (1, 4)),
+        )
+
+    found = {}
+    worse = np.array([1, 1, 1, -1])
+    for name in CONDITIONS:
+        change = 0 * worse if name == "market" else ablated.get(name.replace(" ", "_"), worse)
+        found[f"multiplexer: {name}"] = result(right - 0.1 * change, lengths, steps)
+        found[f"woods1: {name}"] = result(right, lengths + change, steps)
+    results = Results(Scope(4), found, {}, EXPERIMENT.measures)
+    return {claim.text: claim.verdict(results) for claim in EXPERIMENT.claimed(results.scope)}
+
+
+def test_claims_are_decided_by_means_and_by_most_seeds():
+    verdicts = made_up()
+    assert len(verdicts) == 12
+    assert {verdict.standing for verdict in verdicts.values()} == {"confirmed"}
+    mux = verdicts["[multiplexer] no tax: fewer correct answers, on most seeds"]
+    assert (mux.kind, mux.number) == ("share_of_seeds", 0.75)
+    assert "3/4 seeds" in mux.evidence
+    assert "by chance: 31.2%" in mux.evidence  # 5 of 16: three or four heads of four
+    assert "-0.050 on average" in mux.evidence
+    assert "+0.500 on average" in verdicts["[Woods1] no tax: more steps during training, on most seeds"].evidence
+    assert not any("[multiplexer] no property rights" in text for text in verdicts)
+
+
+def test_half_of_the_seeds_are_not_most_and_ties_do_not_count():
+    denied = [text for text, v in made_up(no_tax=np.array([1, 1, 0, 0])).items() if v.standing != "confirmed"]
+    assert denied == [
+        "[multiplexer] no tax: fewer correct answers, on most seeds",
+        "[Woods1] no tax: more steps during training, on most seeds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "denied"),
+    [({"right": 0.94}, "[multiplexer] the final"), ({"lengths": 2.1}, "[Woods1] at the end"),
+     ({"steps": 2.1}, "[Woods1] the same")],
+)  # fmt: skip
+def test_a_mean_beyond_its_bound_denies_one_claim(changed, denied):
+    found = [text for text, verdict in made_up(**changed).items() if verdict.standing != "confirmed"]
+    assert [text.startswith(denied) for text in found] == [True]
 
 
 def test_it_is_registered():
-    assert EXPERIMENTS["bucket-brigade"].run is experiment.run
+    assert EXPERIMENTS["bucket-brigade"] is EXPERIMENT
 
 
 # --- what it learns
@@ -214,19 +266,17 @@ def test_it_is_registered():
 
 @pytest.mark.full
 def test_the_market_learns_the_multiplexer_and_woods1():
-    plan = plans("multiplexer", quick=True)[0]
-    grown = grow([dataclasses.replace(plan, rounds=1000)], accuracy, seeds=4, seed=5, label="", shown=False)
-    assert grown[plan.name].measured["right"][-1].mean() > 0.9
-    plan = plans("woods1", quick=True)[0]
-    grown = grow([plan], mean_steps, seeds=4, seed=5, label="", shown=False)[plan.name]
-    assert experiment._per_episode(grown, "lengths")[-1].mean() < 6  # random moves: 27
+    plan = plans("multiplexer", quick=True)["market"]
+    grown = grow(dataclasses.replace(plan, rounds=1000), accuracy, seeds=4, seed=5)
+    assert grown.measured["right"][-1].mean() > 0.9
+    grown = grow(plans("woods1", quick=True)["market"], mean_steps, seeds=4, seed=5)
+    assert grown.per_episode("lengths")[-1].mean() < 6  # random moves: 27
 
 
 @pytest.mark.full
 def test_the_quick_report(tmp_path):
-    report = experiment.run(ExperimentOptions(folder=tmp_path, seeds=2, quick=True, progress=False))
+    report = reproduce("bucket-brigade", tmp_path, quick=True, seeds=2, progress=False)
     document = json.loads(report.to_json())
     assert document["conservation_residual"] < 1e-5
     assert len(report.tables[0].rows) == len(CONDITIONS)
-    report.write(tmp_path)
     assert (tmp_path / "map.png").exists()

@@ -16,6 +16,7 @@ from jaxmarket.deep_market.layer_market import (
     ACTIVATIONS,
     HIDDEN,
     READOUT,
+    Examples,
     LayerAgents,
     LayerMarket,
     LayerStructure,
@@ -24,10 +25,14 @@ from jaxmarket.deep_market.layer_market import (
     init,
     logits,
     sell_lot,
+    sgd,
+    train_network,
 )
+from jaxmarket.experiments import EXPERIMENTS, Scope
 from jaxmarket.experiments import capitalism as experiment
-from jaxmarket.experiments.capitalism import measure, sgd
-from jaxmarket.experiments.report import ExperimentOptions
+from jaxmarket.experiments import experiment as engine
+from jaxmarket.experiments.capitalism import EXPERIMENT, MARKETS, METHODS, train
+from jaxmarket.experiments.results import Results
 
 SMALL = LayerMarket(LayerAgents(4, 6, 3, structured=True), capacity=7, batch=5)
 TERMS = Terms(
@@ -265,6 +270,33 @@ def test_sgd_is_sgd():
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_networks_of_all_seeds_are_trained_in_parts():
+    """Drawn or given structures, against `sgd` seed by seed."""
+    rng = np.random.default_rng(2)
+    x, labels = jnp.asarray(rng.normal(size=(9, 4)), jnp.float32), jnp.asarray(rng.integers(0, 3, 9), jnp.int32)
+    found = train_network(
+        SMALL.representation, jax.random.key(3), Examples(x, labels, x, labels), seeds=2, parts=[4, 4], batch=5
+    )
+    assert (found.lots.tolist(), found.rounds) == ([4, 8], None)
+    start, go = jax.random.split(jax.random.key(3))
+    for i, key in enumerate(jax.random.split(start, 2)):
+        weights = SMALL.representation.parameters(key)
+        structure = jax.tree.map(lambda leaf, i=i: leaf[i], found.structure)
+        for part, key_part in enumerate(jax.random.split(go, 2)):
+            key_seed = jax.random.split(key_part, 2)[i]
+            weights = sgd(key_seed, weights, structure, found.readout_rate[i], x, labels, lots=4, batch=5)
+            right = logits(weights[1], activations(weights[0], structure, x)).argmax(-1) == labels
+            assert found.accuracy[part, i] == pytest.approx(float(right.mean()))
+    assert len(set(found.structure.rate.tolist())) == 2
+    given = LayerStructure(jnp.zeros(2, jnp.int32), jnp.full(2, 5, jnp.int32), jnp.full(2, 0.5))
+    again = train_network(
+        SMALL.representation, jax.random.key(3), Examples(x, labels, x, labels), seeds=2, parts=[4, 4], batch=5,
+        structure=given, readout_rate=np.array([0.1, 0.2]),
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.structure.rate, given.rate)
+    np.testing.assert_allclose(again.readout_rate, [0.1, 0.2])
+
+
 def test_evaluation_is_frozen_and_right():
     p, x, labels = opened(7)
     before = jax.device_get(p)
@@ -279,54 +311,111 @@ def test_evaluation_is_frozen_and_right():
 def test_measurements_are_equally_far_apart():
     assert experiment._parts(49152) == [256] * 192
     assert experiment._parts(100) == [32] * 3
-    conditions = experiment.conditions(64)
-    assert all(32 % condition.period == 0 for condition in conditions)
-    assert [condition.name for condition in conditions].index("hybrid") < [
-        condition.name for condition in conditions
-    ].index("SGD, structure found")
+    assert all(32 % chosen.period == 0 for chosen in MARKETS.values())
+
+
+def made_up(residual=1e-8, **last):
+    """Verdicts on final accuracies of four seeds; by default those in which every claim holds."""
+    last = {
+        "capitalism": 0.9,
+        "capitalism, paid for anything": 0.1,
+        "hybrid": 0.97,
+        "SGD": [0.95, 0.96, 0.94, 0.95],
+        "SGD, structure found": [0.98, 0.98, 0.99, 0.99],
+        "SGD, random structure": [0.95, 0.96, 0.94, 0.95],
+    } | last
+    found = {
+        name: {
+            "accuracy": np.broadcast_to(values, (2, 4)).astype(float),
+            "lots": np.array([10, 20]),
+            "residual": np.full(4, residual if name in MARKETS else np.nan),
+        }
+        for name, values in last.items()
+    }
+    results = Results(Scope(4), found, {}, EXPERIMENT.measures)
+    return [claim.verdict(results) for claim in EXPERIMENT.claimed(results.scope)]
+
+
+@pytest.mark.parametrize(
+    ("last", "denied"),
+    [
+        ({}, []),
+        ({"capitalism, paid for anything": [0.1, 0.1, 0.1, 0.9]}, [0]),  # not on every seed
+        ({"capitalism": [0.9, 0.9, 0.9, 0.2]}, [1]),
+        ({"hybrid": [0.99, 0.99, 0.99, 0.82]}, [2]),  # on most seeds, but not on average
+        ({"SGD, random structure": [0.9, 0.99, 0.99, 0.99]}, [3]),  # a higher mean is not enough
+        ({"SGD, structure found": [0.94, 0.95, 0.97, 0.96]}, [3, 4]),
+    ],
+)
+def test_claims_are_decided_by_seeds_means_and_intervals(last, denied):
+    assert EXPERIMENTS["capitalism"] is EXPERIMENT
+    verdicts = made_up(**last)
+    assert [verdict.kind for verdict in verdicts] == [
+        "share_of_seeds", "within", "within", "separated", "separated", "every_seed",
+    ]  # fmt: skip
+    assert [i for i, verdict in enumerate(verdicts) if verdict.standing != "confirmed"] == denied
+
+
+def test_unexplained_money_denies_the_last_claim():
+    assert made_up(residual=[0, 0, 0, 2e-5])[-1].standing == "not confirmed"
 
 
 @functools.cache
 def results():
-    """All conditions for a moment, two seeds."""
+    """All methods for a moment, two seeds."""
     finished = {}
-    for condition in experiment.conditions(64):
-        found = finished["hybrid"].structure if condition.structure == "found" else None
-        finished[condition.name] = measure(condition, 2, 0, 64, found)
+    for method in METHODS:
+        hybrid = finished.get("hybrid")
+        found = None if hybrid is None else (hybrid.structure, hybrid.readout_rate)
+        finished[method] = train(method, 2, 0, 64, found)
     return finished
 
 
 @pytest.mark.full
 def test_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "measure", lambda condition, *_: results()[condition.name])
-    report = experiment.run(ExperimentOptions(tmp_path, seeds=2, quick=True, progress=False))
-    written = report.write(tmp_path)
-    assert {"capitalism.png", "life.png", "structures.csv", "curves.csv"} <= set(written.written)
+    given = {}
+
+    def trained(method, seeds, seed, lots, found=None):
+        given[method] = found
+        return results()[method]
+
+    monkeypatch.setattr(experiment, "train", trained)
+    found = engine.run(EXPERIMENT, Scope(2, quick=True), tmp_path / "conditions", progress=False)
+    report = engine.report(EXPERIMENT, found, tmp_path)
+    assert {"capitalism.png", "life.png", "structures.csv", "curves.csv"} <= set(report.written)
     document = json.loads((tmp_path / "report.json").read_text())
-    assert [row["arm"] for row in document["table"]] == list(results())
+    assert [row["arm"] for row in document["table"]] == list(METHODS)
+    assert set(given) == set(METHODS)
     assert document["table"][3]["mean"] == pytest.approx(results()["SGD"].accuracy[-1].mean())
     assert document["conservation_residual"] < 1e-6
     assert len(document["verdicts"]) == 6
     assert document["verdicts"][-1]["standing"] == "confirmed"
+    structure, rate = given.pop("SGD, structure found")
+    assert not any(given.values()), "only that method starts from the hybrid's structures"
+    for mine, its in zip(
+        (*jax.tree.leaves(structure), rate),
+        (*jax.tree.leaves(results()["hybrid"].structure), results()["hybrid"].readout_rate),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, its)
+    for name in ("capitalism", "hybrid"):
+        rounds = experiment._rounds(name, found[name])
+        for mine, its in zip(jax.tree.leaves(rounds), jax.tree.leaves(results()[name].rounds), strict=True):
+            np.testing.assert_array_equal(mine, its[0])
 
 
 @pytest.mark.slow
 def test_found_structures_must_be_given():
-    condition = next(condition for condition in experiment.conditions(64) if condition.structure == "found")
     with pytest.raises(ValueError, match="found: SGD, structure found needs"):
-        measure(condition, 2, 0, 64)
+        train("SGD, structure found", 2, 0, 64)
 
 
 @pytest.mark.full
 def test_hybrid_and_sgd_read_digits_and_capitalism_begins_to():
     """Seeds that are not those of the report."""
-    results = {
-        condition.name: measure(condition, 4, 7, 2048)
-        for condition in experiment.conditions(64)
-        if condition.structure == "default"
-    }
-    last = {name: finding.accuracy[-1] for name, finding in results.items()}
+    results = {method: train(method, 4, 7, 2048) for method in (*MARKETS, "SGD")}
+    last = {name: trained.accuracy[-1] for name, trained in results.items()}
     assert (last["SGD"] > 0.95).all()
     assert (last["hybrid"] > 0.85).all()
     assert 0.12 < last["capitalism"].mean() < 0.5
-    assert all(finding.residual.max() < 1e-6 for finding in results.values() if finding.rounds is not None)
+    assert all(results[name].residual.max() < 1e-6 for name in MARKETS)

@@ -13,7 +13,18 @@ import pytest
 
 from jaxmarket import TrainConfig, experiments
 from jaxmarket.cli import main
-from jaxmarket.experiments import Compute, Experiment, Quick, Scope, Table, Train, addresses, at, engine
+from jaxmarket.experiments import (
+    Compute,
+    Experiment,
+    Quick,
+    Scope,
+    Table,
+    Train,
+    addresses,
+    at,
+    engine,
+    production_lines,
+)
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
 from jaxmarket.runs import sweeps
@@ -158,6 +169,18 @@ def test_a_change_of_code_changes_the_address_of_what_imports_it(monkeypatch):
     ):
         monkeypatch.setattr(addresses, "_source", functools.partial(changed, module))
         assert (addresses.source_digest(config.settings.trainable) != first) == matters, module
+
+
+def test_the_stored_settings_belong_to_the_address_of_what_computes_with_them(monkeypatch):
+    first, source = addresses.source_digest(production_lines.learn), addresses._source.__wrapped__
+
+    def emptied(module, name):
+        code, imported = source(name)
+        return (b"" if name == module else code), imported
+
+    for module, matters in (("jaxmarket.experiments.settings", True), ("jaxmarket.experiments.conditions", False)):
+        monkeypatch.setattr(addresses, "_source", functools.partial(emptied, module))
+        assert (addresses.source_digest(production_lines.learn) != first) == matters, module
 
 
 # --- running

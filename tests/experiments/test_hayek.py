@@ -1,4 +1,4 @@
-"""Hayek on blocks world, and what the reproductions of economies share."""
+"""Hayek on blocks world, and the fit of populations."""
 
 import dataclasses
 import json
@@ -12,11 +12,13 @@ from thinned import thinned
 from jaxmarket import deep_market
 from jaxmarket.deep_market import Terms, make_population
 from jaxmarket.deep_market.representations import TESTS, BidTables, GuardedProgram
+from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
-from jaxmarket.experiments import economies, hayek, reproduce
-from jaxmarket.experiments.economies import Plan, grow, life, residual
-from jaxmarket.experiments.hayek import PROGRAMS, SENSORS, SIZES, reliable, success
+from jaxmarket.experiments import EXPERIMENTS, Scope, hayek, reproduce
+from jaxmarket.experiments.hayek import EXPERIMENT, PROGRAMS, SENSORS, SIZES, plans, reliable, success
+from jaxmarket.experiments.results import Results
+from jaxmarket.runs.populations import MarketPlan, grow, terms_of
 from jaxmarket.view import plotting
 
 NAMES = [name for name, _ in TESTS]
@@ -52,15 +54,9 @@ BY_HAND = (
 
 @jax.jit
 def tried(agents, alive):
-    market = dataclasses.replace(hayek.plans(economies_options())[0].market, capacity=len(BY_HAND))
+    market = dataclasses.replace(plans(quick=True)["hayek"].market, capacity=len(BY_HAND))
     population = make_population(agents, jnp.ones(len(BY_HAND)), alive)
     return success(market, jax.random.key(0), population, Terms(), SIZES, 48)
-
-
-def economies_options():
-    from jaxmarket.experiments.report import ExperimentOptions  # noqa: PLC0415
-
-    return ExperimentOptions(folder=None, seeds=2, quick=True, progress=False)
 
 
 @pytest.mark.slow
@@ -78,11 +74,12 @@ def test_five_programs_solve_blocks_world():
 def test_a_team_is_a_list_in_order():
     team = programs("surplus = 0: 2 1", "surplus > 0: 1 2", "surplus > 0: 1 3")
     obs = jnp.zeros(len(SENSORS))
-    action, some = hayek._lead(team, obs.at[SENSORS.index("surplus")].set(2.0))
+    selection = TeamSelection(plans(quick=True)["hayek"].market.env, PROGRAMS)
+    action, some = selection.first(team, obs.at[SENSORS.index("surplus")].set(2.0))
     assert (MOVES[int(action)], bool(some)) == ((1, 2), True)
-    action, some = hayek._lead(team, obs)
+    action, some = selection.first(team, obs)
     assert (MOVES[int(action)], bool(some)) == ((2, 1), True)
-    assert not hayek._lead(programs("top1 > 0: 1 2"), obs)[1]
+    assert not selection.first(programs("top1 > 0: 1 2"), obs)[1]
 
 
 def test_reliable_is_the_size_up_to_which_all_are_solved():
@@ -94,13 +91,53 @@ def test_reliable_is_the_size_up_to_which_all_are_solved():
 
 @pytest.mark.slow
 def test_selection_spends_its_budget():
-    found_, spent = hayek.teams(jax.random.split(jax.random.key(0), 2), 12_000, 8)
-    assert found_.shape == (2, len(SIZES))
-    assert (np.asarray(spent) <= 12_000).all()
-    assert (np.asarray(spent) > 4_000).all()
+    found = hayek.teams(jax.random.split(jax.random.key(0), 2), budget=12_000, instances=8)
+    assert found["success"].shape == (2, len(SIZES))
+    assert (np.asarray(found["env_steps"]) <= 12_000).all()
+    assert (np.asarray(found["env_steps"]) > 4_000).all()
 
 
-# --- what economies share
+def made_up(largest=3, selection=(6, 8, 6, 8), **four_blocks):
+    """Verdicts on exams that solve all sizes up to the largest, and some of four blocks; ablations half of them."""
+    solved = dict.fromkeys(plans(quick=False), 0.5) | {"hayek": 0.92}
+    solved |= {name.replace("_", " "): values for name, values in four_blocks.items()}
+    solved = {f"{name}: exam": values for name, values in solved.items()}
+    solved |= {"selection only": 1.0, "random programs": 0.0}
+    found = {}
+    for name, values in solved.items():
+        success = np.zeros((4, len(SIZES)))
+        success[:, SIZES.index(4)] = values
+        upto = {"hayek: exam": largest, "selection only": selection}.get(name, 0)
+        success = np.where(np.array(SIZES) <= np.reshape(upto, (-1, 1)), 1.0, success)
+        found[name] = {"success": success}
+    results = Results(Scope(4), found, {}, EXPERIMENT.measures)
+    return {claim.text: claim.verdict(results) for claim in EXPERIMENT.claimed(results.scope)}
+
+
+def test_claims_are_decided_by_sizes_means_and_three_quarters_of_the_seeds():
+    assert EXPERIMENTS["hayek"] is EXPERIMENT
+    verdicts = made_up(no_mutation=[0.5, 0.5, 0.5, 1.0], no_rent=[0.5, 0.5, 0.92, 1.0])
+    denied = {text for text, verdict in verdicts.items() if verdict.standing != "confirmed"}
+    assert denied == {
+        "markets solve larger instances than selection only, with as many steps",
+        "no rent: fewer instances of 4 blocks are solved",
+    }
+    assert len(verdicts) == 8
+    mutation = verdicts["no mutation: fewer instances of 4 blocks are solved"]
+    assert (mutation.kind, mutation.number) == ("share_of_seeds", 0.75)
+    assert "4 blocks: 0.625 against 0.920" in mutation.evidence
+    assert verdicts["markets solve larger instances than random programs"].number == 4  # 0.92 counts as solved
+
+
+def test_one_market_is_enough_for_the_first_claim_and_not_for_the_mean():
+    verdicts = list(made_up(largest=[4, 0, 0, 0], hayek=0.0).values())
+    assert [verdict.standing for verdict in verdicts[:3]] == ["confirmed", "not confirmed", "not confirmed"]
+    assert verdicts[0].number == 0.25
+    none = list(made_up(largest=0, hayek=0.5).values())
+    assert none[0].standing == "not confirmed"
+
+
+# --- the fit of populations
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +145,20 @@ def grown():
     """Two conditions of a small economy on blocks of one colour and one block: soon learned."""
     market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=SENSORS)), PROGRAMS, 24)
     terms = Terms(markup=0.1, compute_tax=1e-4, birth_rate=0.3, replace_poorest=True)
-    plan = Plan("one", market, terms, 40, 5, max_births=2, num_agents=12, wealth=1.0, chunks=4, settling=1)
-    other = dataclasses.replace(plan, name="other", terms=terms.replace(compute_tax=0.05))
+    plan = MarketPlan(market, terms, 40, 5, max_births=2, num_agents=12, wealth=1.0, chunks=4, settling=1)
+    other = dataclasses.replace(plan, terms=terms.replace(compute_tax=0.05))
 
     def evaluate(market, key, population, terms):
         return {"living": population.alive.sum()}
 
-    return grow([plan, other], evaluate, seeds=2, seed=0, label="test", shown=False)
+    return {name: grow(each, evaluate, seeds=2, seed=0) for name, each in {"one": plan, "other": other}.items()}
 
 
 def test_plans_grow_on_the_same_seeds(grown):
     one, other = grown["one"], grown["other"]
     assert one.rounds.money.shape == (2, 40)
     assert one.rounds.money.dtype == np.float64
-    assert one.steps.tolist() == [50, 100, 150, 200]
+    assert one.plan.steps.tolist() == [50, 100, 150, 200]
     assert one.measured["living"].shape == (4, 2)
     np.testing.assert_array_equal(one.opened, [12, 12])
     np.testing.assert_array_equal(one.economy.population.agents.tests.shape, [2, 24, 3])
@@ -137,10 +174,15 @@ def test_nobody_is_born_while_an_economy_settles(grown):
 
 def test_residual_is_what_no_flow_explains(grown):
     one = grown["one"]
-    assert residual(one) < 1e-6
+    assert one.residual < 1e-6
     robbed = dataclasses.replace(one, opened=one.opened + np.array([0.0, 3.0]))
     moved = float(one.rounds.flows.moved.sum(1)[1])
-    assert residual(robbed) == pytest.approx(3 / moved, rel=1e-3)
+    assert robbed.residual == pytest.approx(3 / moved, rel=1e-3)
+    money = one.rounds.money.copy()
+    money[0, 25:] = [1e31, *[np.inf] * 14]  # as in a market that mints money without bounds
+    assert dataclasses.replace(one, rounds=one.rounds.replace(money=money)).residual < 1e-6
+    money[0, 24] += 3  # in the last round that counts
+    assert dataclasses.replace(one, rounds=one.rounds.replace(money=money)).residual > 1e-4
 
 
 @pytest.mark.parametrize("grows", thinned([False, True], lambda grows: not grows))
@@ -149,17 +191,33 @@ def test_stages_change_the_world_and_not_the_program(grows):
     params = env.default_params
     stages = tuple(params.replace(sizes=jnp.array(sizes, jnp.int32)) for sizes in ((1, 1), (2, 2)))
     market = deep_market.DeepMarket(adapt(env), PROGRAMS, 8, instances=4)
-    plan = Plan("p", market, Terms(), 6, 4, max_births=1, num_agents=8, wealth=1.0, chunks=3, stages=stages)
+    plan = MarketPlan(market, Terms(), 6, 4, max_births=1, num_agents=8, wealth=1.0, chunks=3, stages=stages)
     assert [plan.env_params(chunk).sizes.tolist() for chunk in range(3)] == [[1, 1], [2, 2], [2, 2]]
     if not grows:
         return
-    grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=1, label="", shown=False)["p"]
+    grown = grow(plan, lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=1)
     assert (np.asarray(grown.economy.env_state.heights)[..., 0] == 2).any()
+
+
+def test_the_last_tenth_and_all_rounds_are_summed_up(grown):
+    one, found = grown["one"], grown["one"].summary()
+    last = jax.tree.map(lambda leaf: leaf[:, -4:], one.rounds)
+    assert found["solved"] == pytest.approx(
+        (last.statistics.terminated.sum(1) / last.statistics.episodes.sum(1)).mean()
+    )
+    assert found["gini"] == pytest.approx(last.gini.mean())
+    assert found["rewards"] == pytest.approx(one.rounds.flows["reward"].sum() / 2)
+    assert found["births"] == (one.rounds.births.ident >= 0).sum() / 2
+    assert found["unexplained"] == one.residual
+    lengths = one.per_episode("lengths")
+    assert lengths.shape == (4, 2)
+    statistics = jax.tree.map(lambda leaf: leaf[1, 10:20], one.rounds.statistics)  # second chunk of seed 1
+    assert lengths[1, 1] == pytest.approx(statistics.lengths.sum() / statistics.episodes.sum())
 
 
 def test_figures_show_what_happened(grown, tmp_path):
     one = grown["one"]
-    fig = life(one, 0, "one")
+    fig = plotting.market_history(one, 0, "one")
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert titles[:5] == ["population", "wealth of the living", "inequality", "money supply", "cash flows"]
     money = next(ax for ax in fig.axes if ax.get_title() == "money supply")
@@ -175,16 +233,15 @@ def test_figures_show_what_happened(grown, tmp_path):
 
 
 def test_rates_that_are_off_are_not_reported():
-    assert economies.terms_of(Terms())["endowment"] == 1.0
-    assert "rent" not in economies.terms_of(Terms())
+    assert terms_of(Terms())["endowment"] == 1.0
+    assert "rent" not in terms_of(Terms())
 
 
 @pytest.mark.slow  # test_memory_market and test_demographics have other languages too
 def test_languages_other_than_programs_grow_too():
     market = deep_market.DeepMarket(adapt(BlocksWorld((1,), sensors=("surplus",))), BidTables(1, 6), 6)
-    plan = Plan("tables", market, Terms(), 2, 2, max_births=1, num_agents=6, wealth=1.0, chunks=1)
-    grown = grow([plan], lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=0, label="", shown=False)
-    assert residual(grown["tables"]) < 1e-6
+    plan = MarketPlan(market, Terms(), 2, 2, max_births=1, num_agents=6, wealth=1.0, chunks=1)
+    assert grow(plan, lambda *_: {"x": jnp.zeros(())}, seeds=1, seed=0).residual < 1e-6
 
 
 @pytest.mark.full

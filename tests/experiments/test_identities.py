@@ -1,4 +1,4 @@
-"""The identities of jaxmarket.experiments.identities, each with its negative control."""
+"""The identities of jaxmarket.experiments.identities, each with its negative control, and their verdicts."""
 
 import dataclasses
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from jaxmarket.auctions import MECHANISMS
-from jaxmarket.environments import garnet
-from jaxmarket.experiments import identities
-from jaxmarket.experiments.identities import IDENTITIES
+from jaxmarket.environments import backups, garnet
+from jaxmarket.experiments import Scope, identities
+from jaxmarket.experiments.experiment import table_of
+from jaxmarket.experiments.identities import EXPERIMENT, IDENTITIES
+from jaxmarket.experiments.results import Results
 
 TOLERANCE = 1e-6
 
@@ -70,7 +72,7 @@ def test_the_oracle_of_expected_sarsa_is_that_of_slow_iteration(seed):
     for _ in range(600):
         value = (1 - exploration) * q.max(1) + exploration * q.mean(1)
         q = mdp.rewards + mdp.gamma * mdp.transitions @ value
-    np.testing.assert_allclose(identities.expected_sarsa(mdp, exploration), q, atol=1e-9)
+    np.testing.assert_allclose(backups.expected_sarsa(mdp, exploration), q, atol=1e-9)
 
 
 def test_the_leak_by_hand():
@@ -80,7 +82,7 @@ def test_the_leak_by_hand():
     p = 1 - epsilon + epsilon / 2
     # v = r + γ (p v₂ + (1-p) v₁), and v₁ = v₂ + 1.
     second = (1 + 0.5 * (1 - p)) / (1 - 0.5)
-    np.testing.assert_allclose(identities.leaky_values(mdp, epsilon), [[second + 1, second]], atol=1e-10)
+    np.testing.assert_allclose(backups.leaky_values(mdp, epsilon), [[second + 1, second]], atol=1e-10)
     np.testing.assert_allclose(
         identities.expected_values(IDENTITIES[2], mdp, epsilon), [[second + 1, second]], atol=1e-10
     )
@@ -91,7 +93,7 @@ def test_expected_payout_is_the_mean_over_who_wins(mechanism):
     bids, epsilon = jnp.array([0.3, 0.9, 0.5]), 0.3
     own = {"bb": bids, "vickrey": [0.9] * 3, "ccv": [0.9, 0.5, 0.9], "env": [0.0] * 3}[mechanism.name]
     expected = 0.7 * own[1] + 0.3 * np.mean(own)
-    assert identities.expected_payout(mechanism, bids, epsilon) == pytest.approx(float(expected))
+    assert backups.expected_payout(mechanism, bids, epsilon) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -103,7 +105,7 @@ def test_the_bucket_brigade_with_tax_is_td_zero(seed):
 
 
 def test_td_zero_by_hand():
-    values = identities.td_zero(np.array([0.0, 1.0]), np.array([0, 1, 0]), np.array([2.0, 0.0]), 0.5, 0.9)
+    values = backups.td_zero(np.array([0.0, 1.0]), np.array([0, 1, 0]), np.array([2.0, 0.0]), 0.5, 0.9)
     np.testing.assert_allclose(values, [[0.5 * (2 + 0.9), 1.0], [1.45, 0.5 + 0.5 * 0.9 * 1.45]])
 
 
@@ -122,3 +124,52 @@ def test_a_state_nobody_buys_is_an_error():
     mdp = type(garnet(0, 2, 2, 0.5))([[[1, 0], [1, 0]], [[0, 1], [0, 1]]], np.ones((2, 2)), 0.5, [1, 0])
     with pytest.raises(ValueError, match=r"^steps: "):
         identities.sampled_fixed_point(IDENTITIES[0], mdp, 0.5, jax.random.key(0), phases=1, instances=2, steps=8)
+
+
+# --- the report
+
+
+def results(**changes):
+    """Perfect identities on two processes; ``changes`` replace arrays, by condition and name."""
+    processes = {"error": np.zeros(2), "rule from Q*": np.ones(2), **dict.fromkeys(_VALUES, np.ones(3))}
+    samples = {"error": np.array([0.1, 0.3]), "from Q*": np.array([0.2, 0.5]), "bound": np.array([0.25, 0.4])}
+    made = {f"{each.auction}, expectation": processes for each in IDENTITIES}
+    made |= {f"{each.auction}, sampled": samples for each in IDENTITIES}
+    made |= {"bb with tax": {"settled": np.array([1e-9, 2e-9]), "path": np.array([3e-9, 0.0])}}
+    made = {name: arrays | changes.get(name, {}) for name, arrays in made.items()}
+    assert set(made) == {condition.name for condition in EXPERIMENT.planned(Scope(seeds=2))}
+    return Results(Scope(seeds=2), made, {}, EXPERIMENT.measures)
+
+
+_VALUES = ("market", "rule", "optimal")
+
+
+@pytest.mark.parametrize(
+    ("condition", "arrays", "denied"),
+    [
+        (None, {}, None),
+        (
+            "bb, 1 bidder, expectation",
+            {"error": np.array([0.0, 2e-6])},
+            "bb, 1 bidder = expected SARSA, in expectation",
+        ),
+        # Both distances are at most one of the bounds, but the second one exceeds its own.
+        ("vickrey, 2 clones, sampled", {"bound": np.array([0.4, 0.25])}, "vickrey, 2 clones = Q-learning, sampled"),
+        ("bb with tax", {"path": np.array([0.0, 2e-6])}, "bucket brigade with tax = TD(0), the fixed point"),
+        ("bb with tax", {"settled": np.array([2e-6, 0.0])}, "bucket brigade with tax = TD(0), the fixed point"),
+    ],
+)
+def test_claims_hold_on_every_process(condition, arrays, denied):
+    made = results(**({condition: arrays} if condition else {}))
+    verdicts = [claim.verdict(made) for claim in EXPERIMENT.claimed(made.scope)]
+    assert len(verdicts) == 7
+    failed = [verdict.claim for verdict in verdicts if verdict.standing != "confirmed"]
+    assert len(failed) == (denied is not None) and all(claim.startswith(denied) for claim in failed)
+
+
+def test_the_table_by_hand():
+    (table,) = [table_of(table, results()) for table in EXPERIMENT.tables]
+    first, last = table.rows[0], table.rows[-1]
+    assert (first["sampled error"], first["outside the bound"], first["Q* excluded"]) == (0.3, 0, "1 of 2")
+    assert first["stated bound"] == 0.4  # 0.3 / 0.4 > 0.1 / 0.25
+    assert (last["largest error"], last["sampled error"], last["stated bound"]) == (2e-9, 3e-9, 1e-6)

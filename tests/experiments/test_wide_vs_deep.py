@@ -1,18 +1,21 @@
 """Agents that know their production functions, the arms, and what the report makes of curves."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmarket.environments import SupplyChain
+from jaxmarket.experiments import Scope, production_lines
+from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments import wide_vs_deep as experiment
-from jaxmarket.experiments.report import ExperimentOptions
-from jaxmarket.experiments.wide_vs_deep import GAMMA, QUOTING, Curve, points, prepare, quoting
+from jaxmarket.experiments.production_lines import ARMS, BASELINES, GAMMA, QUOTING, prepare
+from jaxmarket.experiments.results import Results
+from jaxmarket.experiments.wide_vs_deep import EXPERIMENT, MEASURES
 from jaxmarket.training.choices import ProductHead
+from jaxmarket.training.learning_curves import evaluation_times
 from jaxmarket.training.monolith import Monolith
+from jaxmarket.training.quoting import play_quotes, quote, quoted_bids
 
 KEY = jax.random.key(0)
 
@@ -20,8 +23,10 @@ KEY = jax.random.key(0)
 @pytest.mark.slow
 def test_quotes_are_backed_up_a_stage_a_round_and_come_to_what_pieces_are_worth():
     env = SupplyChain(2)
+    params = env.default_params
     wide = prepare("wide", 2, 640)[1].player(greedy=True)
-    prices = np.asarray(jax.jit(lambda key: quoting(wide, key, 160))(KEY)).reshape(160, env.lines, env.stages)
+    prices = jax.jit(lambda key: quote(wide, key, params, 160, gamma=GAMMA))(KEY)
+    prices = np.asarray(prices).reshape(160, env.lines, env.stages)
     before = np.zeros((env.lines, env.stages))
     for found in prices[:20]:
         onward = np.append(before[:, 1:], before[:, :1], 1)
@@ -29,19 +34,19 @@ def test_quotes_are_backed_up_a_stage_a_round_and_come_to_what_pieces_are_worth(
         before = np.maximum(onward, GAMMA * before[:, :1])  # or the piece is spoilt
         np.testing.assert_allclose(found, before, rtol=1e-5)
     np.testing.assert_allclose(prices[-1], np.tile(env.worth(GAMMA), (env.lines, 1)), rtol=1e-3)
-    bids = experiment._expected(env, jnp.asarray(prices[-1]).reshape(-1)).reshape(env.lines, env.operations, env.stages)
-    np.testing.assert_array_equal(bids.argmax(1), env.recipe)
-    play = jax.jit(lambda prices: wide.play(experiment._expected(env, prices.reshape(-1)), KEY, env.default_params))
-    first, last = (float(play(prices[t]).returns[0]) for t in (0, env.stages - 1))
-    assert last == 2 * env.optimal_return() > first
+    bids = quoted_bids(env, jnp.asarray(prices[-1]).reshape(-1), params, gamma=GAMMA)
+    np.testing.assert_array_equal(bids.reshape(env.lines, env.operations, env.stages).argmax(1), env.recipe)
+    returns, played = play_quotes(wide, KEY, env.stages, gamma=GAMMA)
+    np.testing.assert_array_equal(played, prices[: env.stages].reshape(env.stages, -1))
+    assert returns[-1] == 2 * env.optimal_return() > returns[0]
 
 
 def test_looks_are_whole_updates_and_end_with_the_run():
-    looks = points(102_400, 256)
-    assert looks[0] == 256 and looks[-1] == 102_400
-    assert (np.diff(looks) > 0).all() and not (looks % 256).any()
-    gaps = np.diff(points(102_400, 32))
-    assert gaps[0] == 32 and gaps[-1] > 5000
+    looks = evaluation_times(400, 96)
+    assert looks[0] == 1 and looks[-1] == 400
+    assert (np.diff(looks) > 0).all()
+    gaps = np.diff(evaluation_times(3200, 96))
+    assert gaps[0] == 1 and gaps[-1] > 5000 // 32
 
 
 def test_arms_differ_where_they_should():
@@ -56,121 +61,172 @@ def test_arms_differ_where_they_should():
     assert prepare("deep", 2, 640, exploration=0.7)[0].exploration == 0.7
 
 
+def test_on_one_line_all_ppo_agents_are_one_condition():
+    """They are the same program there; elsewhere every arm has its own condition, where it is affordable."""
+    serial, joint = (prepare(arm, 1, 640)[1] for arm in ("PPO, serial", "PPO, joint"))
+    assert serial.learner == joint.learner and serial.env.num_actions == joint.env.num_actions
+    names = [condition.name for condition in EXPERIMENT.planned(Scope())]
+    assert [name for name in names if name.endswith(", 1")] == ["deep, 1", "wide, 1", "PPO, serial, 1", f"{QUOTING}, 1"]
+    assert len(names) == 4 + 6 + 6 + 5 and "PPO, joint, 8" not in names
+    for arm in BASELINES:
+        assert experiment._name(arm, 1) == "PPO, serial, 1" and experiment._name(arm, 2) == f"{arm}, 2"
+    cells = experiment._cells(Scope())
+    assert [arm for arm, n in cells if n == 1] == [*ARMS, QUOTING]
+
+
 # --- the report
 
 
 def curve(arm, lines, at, seeds=8, never=0):
     """A curve of seeds that jump from nothing to the optimum around step ``at``; the last ``never`` ones do not."""
-    steps, serial = points(10_240, 32), 32.0
-    jobs = lines if arm not in ("deep", "PPO, serial") else 1
-    own = serial * jobs
+    steps, optima = 32 * evaluation_times(320, 96), production_lines._optima(arm, lines)
     when = at * (1 + 0.02 * np.arange(seeds))
-    returns = np.where((steps >= when[:, None]) & (np.arange(seeds)[:, None] < seeds - never), own, 0.0)
-    prices = None
+    returns = np.where((steps >= when[:, None]) & (np.arange(seeds)[:, None] < seeds - never), optima["own"], 0.0)
+    found = {"steps": steps, "returns": returns, **optima}
     if arm.startswith("wide"):
         worth = np.tile(SupplyChain(1).worth(GAMMA), lines)
-        prices = np.tile(worth, (16 if arm == QUOTING else seeds, 1))
+        found["prices"] = np.tile(worth, (16 if arm == QUOTING else seeds, 1))
+    if arm == "wide":
+        found["residual"] = np.float32(1e-8)
     if arm == QUOTING:
-        steps = np.arange(1, 17)
-        returns = np.tile(np.where(steps < 3, 0, own), (seeds, 1))
-    return Curve(arm, lines, steps, returns, own, serial, jobs, prices, 1e-8 if arm == "wide" else None)
+        found["steps"] = np.arange(1, 17)
+        found["returns"] = np.tile(np.where(found["steps"] < 3, 0, optima["own"]), (seeds, 1))
+    return found
 
 
-def test_curves_are_read_as_they_were_written():
-    for arm in ("wide", "deep"):
-        one = curve(arm, 2, 300)
-        two = Curve.read(one.save())
-        assert one.save() == two.save()
-        np.testing.assert_array_equal(one.returns, two.returns)
-        assert (two.prices is None) == (arm == "deep") and two.own == one.own
+def test_optima_are_those_of_the_actions():
+    assert production_lines._optima("deep", 2) == {"lines": 2, "own": 32, "serial": 32, "jobs": 1}
+    for arm in ("wide", QUOTING, "PPO, factored", "PPO, joint"):
+        assert production_lines._optima(arm, 2) == {"lines": 2, "own": 64, "serial": 32, "jobs": 2}
 
 
 def test_steps_to_a_level_are_those_of_the_first_look_that_shows_it():
-    one = Curve("deep", 2, np.array([10, 20, 40]), np.array([[0, 29, 32], [30, 0, 0], [0, 1, 2]]), 32.0, 32.0, 1)
-    np.testing.assert_array_equal(one.steps_to(32), [20, 10, np.nan])
-    np.testing.assert_array_equal(one.steps_to(32, 1.0), [40, np.nan, np.nan])
-    np.testing.assert_array_equal(experiment.steps_to_own(one), one.steps_to(32))
-    half = dataclasses.replace(one, own=64.0, jobs=2)
-    np.testing.assert_array_equal(experiment.steps_to_serial(half), [20, 10, np.nan])
-    np.testing.assert_array_equal(experiment.operations_per_line(dataclasses.replace(one, jobs=1)), [10, 5, np.nan])
-    costs, there = experiment._least(one, experiment.operations_per_line)
-    assert there.tolist() == [True, True, False] and costs.tolist() == [10, 5, 20]
+    returns = np.array([[0, 29, 32], [30, 0, 0], [0, 1, 2]])
+    one = {"steps": np.array([10, 20, 40]), "returns": returns, "own": 32.0, "serial": 32.0, "lines": 2, "jobs": 1}
+    np.testing.assert_array_equal(MEASURES["steps"](one), [20, 10, 40])  # the last one never gets there
+    np.testing.assert_array_equal(MEASURES["reached"](one), [True, True, False])
+    np.testing.assert_array_equal(MEASURES["operations per line"](one), [10, 5, 20])
+    half = one | {"own": 64.0, "jobs": 2}
+    np.testing.assert_array_equal(MEASURES["steps"](half), [40, 40, 40])
+    np.testing.assert_array_equal(MEASURES["operations per line"](half), [40, 40, 40])
+    np.testing.assert_array_equal(MEASURES["steps to serial"](half), [20, 10, 40])
+    np.testing.assert_array_equal(MEASURES["reached serial"](half), [True, True, False])
+    np.testing.assert_array_equal(MEASURES["perfect from"](one), [40, np.nan, np.nan])
+    np.testing.assert_array_equal(MEASURES["of parallel optimum"](one), [0.5, 0, 2 / 64])
 
 
-def test_who_is_sooner():
-    def judge(ours, theirs):
-        return experiment.sooner("", ours, theirs, experiment.steps_to_own)
+def made_up(curves, scope=None):
+    """The results of a full experiment, of which these conditions have finished."""
+    return Results(scope or Scope(seeds=8), curves, {}, MEASURES)
 
-    fast, slow = [curve("wide", n, 300) for n in (2, 4)], [curve("deep", n, 900) for n in (2, 4)]
-    assert judge(fast, slow).standing == "confirmed" and judge(slow, fast).standing == "not confirmed"
-    assert judge(fast, fast).standing == "not confirmed"
-    assert judge([fast[0], slow[1]], slow).standing == "not confirmed"  # on every number of lines
-    late = [curve("deep", 2, 8000)]  # seeds that never reach it count as 10,240 steps
-    assert judge([curve("wide", 2, 300, seeds=16, never=1)], late).standing == "confirmed"
-    assert judge([curve("wide", 2, 300, seeds=16, never=1)], slow[:1]).standing == "not confirmed"
-    assert judge([curve("wide", 2, 300, seeds=16, never=5)], late).standing == "not confirmed"
-    assert judge(fast, [curve("deep", n, 300, never=8) for n in (2, 4)]).standing == "confirmed"
-    verdict = judge(fast, slow)
-    assert 0.3 < verdict.number < 0.4 and "2 lines" in verdict.evidence and "(8/8) against" in verdict.evidence
-    assert "difference of the means -" in verdict.evidence
+
+@pytest.mark.parametrize(
+    ("wide", "deep", "standing"),
+    [
+        ({"at": 300}, {"at": 900}, "confirmed"),
+        ({"at": 900}, {"at": 300}, "not confirmed"),
+        ({"at": 300}, {"at": 300}, "not confirmed"),
+        # Seeds that never get there count as 10,240 steps.
+        ({"at": 300, "seeds": 16, "never": 1}, {"at": 8000}, "confirmed"),
+        ({"at": 300, "seeds": 16, "never": 1}, {"at": 900}, "not confirmed"),
+        ({"at": 300, "seeds": 16, "never": 5}, {"at": 8000}, "not confirmed"),
+        ({"at": 300}, {"at": 300, "never": 8}, "confirmed"),
+    ],
+)
+def test_who_is_sooner(wide, deep, standing):
+    results = made_up({"wide, 2": curve("wide", 2, **wide), "deep, 2": curve("deep", 2, **deep)})
+    verdict = experiment._sooner("is sooner", "deep", 2).verdict(results)
+    assert verdict.standing == standing and verdict.claim == "2 lines: the wide market is sooner than the deep one"
+    seeds, never = wide.get("seeds", 8), wide.get("never", 0)
+    assert f"reached by {seeds - never}/{seeds} and {8 - deep.get('never', 0)}/8" in verdict.evidence
+
+
+def claim(text, scope=None):
+    """The claim of that beginning."""
+    (found,) = [each for each in EXPERIMENT.claimed(scope or Scope()) if each.text.startswith(text)]
+    return found
 
 
 @pytest.mark.parametrize(("wide", "standing"), [(400.0, "confirmed"), (410.0, "confirmed"), (430.0, "not confirmed")])
 def test_on_one_line_markets_are_equal_if_the_interval_of_the_difference_contains_zero(wide, standing):
-    at = {"deep": 400.0, "wide": wide, QUOTING: 3.0}
-    arms = (*at, *experiment._BASELINES)
-    curves = {(arm, n): curve(arm, n, at.get(arm, 900.0)) for arm in arms for n in (1, 2)}
-    control = next(iter(experiment._verdicts(curves)))
-    assert "control" in control.claim and control.standing == standing
+    results = made_up({"wide, 1": curve("wide", 1, wide), "deep, 1": curve("deep", 1, 400.0)})
+    control = claim("on one line").verdict(results)
+    assert control.standing == standing
     assert "difference of the means " in control.evidence
 
 
+@pytest.mark.parametrize(("at", "grows"), [(400, False), (430, True), (300, False)])
+def test_steps_grow_if_the_interval_of_the_difference_is_above_zero(at, grows):
+    ends = {f"{arm}, {n}": curve(arm, n, at if n == 8 else 400) for arm in ("wide", "deep") for n in (1, 8)}
+    wide = claim("from one line to 8 the wide market").verdict(made_up(ends))
+    deep = claim("from one line to 8 the deep market").verdict(made_up(ends))
+    assert (wide.standing, deep.standing) == (
+        ("not confirmed", "confirmed") if grows else ("confirmed", "not confirmed")
+    )
+
+
+def test_prices_and_quotes_are_judged_on_every_seed():
+    wide, known = curve("wide", 8, 400), {f"{QUOTING}, {n}": curve(QUOTING, n, 3) for n in (1, 2, 4, 8)}
+    prices, quoted = claim("8 lines: final prices"), claim("quoting agents")
+    assert prices.verdict(made_up({"wide, 8": wide})).standing == "confirmed"
+    assert quoted.verdict(made_up(known)).standing == "confirmed"
+    wide["prices"] = wide["prices"].copy()
+    wide["prices"][3, 5] *= 1.06
+    verdict = prices.verdict(made_up({"wide, 8": wide}))
+    assert verdict.standing == "not confirmed" and verdict.number == pytest.approx(0.06)
+    known[f"{QUOTING}, 2"]["returns"][5, 10] -= 1  # it does not stay at its optimum
+    assert quoted.verdict(made_up(known)).standing == "not confirmed"
+
+
 def test_the_report_is_made_of_curves(tmp_path):
-    options = ExperimentOptions(tmp_path, seeds=8, quick=True, progress=False)
-    speed = {
-        "deep": 400.0,
-        "wide": 400.0,
-        QUOTING: 3.0,
-        "PPO, serial": 900.0,
-        "PPO, joint": 5000.0,
-        "PPO, factored": 2000.0,
-    }
-    for arm, lines in experiment._cells(options):
-        made = curve(arm, lines, speed[arm] * (lines if arm == "deep" else 1))
-        (tmp_path / f"{arm.replace(', ', '-')}-{lines}.json").write_text(made.save())
-    report = experiment.run(options)
+    scope = Scope(seeds=8, quick=True)
+    speed = {"deep": 400, "wide": 400, QUOTING: 3, "PPO, serial": 900, "PPO, joint": 5000, "PPO, factored": 2000}
+    curves = {}
+    for condition in EXPERIMENT.planned(scope):
+        arm, lines = condition.name.rsplit(", ", 1)
+        never = 5 if condition.name == "PPO, joint, 4" else 0
+        curves[condition.name] = curve(arm, int(lines), speed[arm] * (int(lines) if arm == "deep" else 1), never=never)
+    report = engine.report(EXPERIMENT, made_up(curves, scope), tmp_path)
     table = report.tables[0].rows
     assert [row["lines"] for row in table] == [1] * 5 + [2] * 2 + [4] * 6
-    deep, wide = (next(r for r in table if r["arm"] == arm and r["lines"] == 4) for arm in ("deep", "wide"))
+    deep, wide, joint = (
+        next(r for r in table if r["arm"] == arm and r["lines"] == 4) for arm in ("deep", "wide", "PPO, joint")
+    )
     assert deep["of own optimum"].value == wide["of own optimum"].value == wide["of parallel optimum"].value == 1
     assert deep["of parallel optimum"].value == 0.25 and deep["reached"] == "8/8"
     assert deep["k operations per line"].value == pytest.approx(deep["k steps"].value / 4)
     assert wide["k operations per line"].value == wide["k steps"].value
+    # Three of eight seeds get there: the middle half of the seeds has one of them, and three whole runs.
+    assert joint["reached"] == "3/8" and 8 < joint["k steps"].value < 10.24 == joint["k steps"].high
+    never = [row["steps"] for row in report.tables[2].rows if (row["lines"], row["arm"]) == (4, "PPO, joint")]
+    assert [steps is None for steps in never] == [False] * 3 + [True] * 5
+    assert all(row["k steps"] == table[2]["k steps"] for row in table[2:5])  # PPO on one line
     standings = {verdict.claim: verdict.standing for verdict in report.verdicts}
-    assert len(standings) == 12
+    assert len(standings) == 1 + 4 * 2 + 2 + 3 + 2
     failed = [claim for claim, standing in standings.items() if standing != "confirmed"]
-    assert failed == ["the wide market reaches 90% of its own optimum with fewer operations per line than the deep one"]
-    assert report.settings["conservation_residual"] == 1e-8
-    assert set(report.figures) == {"steps", "learning", "prices"}
-    written = report.write(tmp_path)
-    assert {"steps.png", "prices.csv", "report.json"} <= set(written.written)
+    assert failed == [
+        f"{n} lines: the wide market reaches 90% of its own optimum with fewer operations per line than the deep one"
+        for n in (2, 4)
+    ]
+    assert report.settings["conservation_residual"] == pytest.approx(1e-8)
+    assert {"steps.png", "learning.png", "prices.png", "prices.csv", "report.json"} <= set(report.written)
 
 
 @pytest.mark.full
 def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
-    wide = experiment.measure("wide", 2, seeds=8, seed=11, steps=20_480)
-    deep = experiment.measure("deep", 2, seeds=8, seed=11, steps=20_480)
-    assert wide.own == 2 * deep.own == 64
-    np.testing.assert_array_equal(wide.final, wide.own)
-    assert np.median(deep.final) >= 0.9 * deep.own
-    assert np.nanmax(experiment.steps_to_own(wide)) < 5000
-    assert wide.residual < 1e-5
-    ratio = experiment._prices(wide) / SupplyChain(2).worth(GAMMA)
-    assert np.abs(ratio - 1).max() < 0.2
+    keys = jax.random.split(jax.random.key(11), 8)
+    wide, deep = (production_lines.learn(arm, 2, 20_480, keys) for arm in ("wide", "deep"))
+    assert wide["own"] == 2 * deep["own"] == 64
+    np.testing.assert_array_equal(MEASURES["return"](wide), wide["own"])
+    assert np.median(MEASURES["return"](deep)) >= 0.9 * deep["own"]
+    assert MEASURES["steps"](wide).max() < 5000
+    assert wide["residual"] < 1e-5
+    assert MEASURES["error of prices"](wide).max() < 0.2
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("arm", ["PPO, serial", "PPO, joint", "PPO, factored", QUOTING])
 def test_the_rivals_learn_too(arm):
-    found = experiment.measure(arm, 2, seeds=8, seed=11, steps=20_480)
-    assert np.median(found.final) >= 0.9 * found.own
+    keys = jax.random.split(jax.random.key(11), 8)
+    found = production_lines.quote(2, 20_480, keys) if arm == QUOTING else production_lines.learn(arm, 2, 20_480, keys)
+    assert np.median(MEASURES["return"](found)) >= 0.9 * found["own"]

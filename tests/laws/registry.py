@@ -72,6 +72,8 @@ EXCEPTIONS = {
     "networks.from_mlp": "builds a market from parameters on the host",
     "protocol.adam": "builds the state that `descend` carries",
     "learners.numeric": "declares a field of a learner",
+    "protocol.is_large": "reads shapes only",
+    "protocol.modules_at_once": "reads shapes only",
     "protocol.numeric_settings": "splits a learner, a static object",
     "protocol.shard": "changes a learner, a static object",
     "protocol.static_part": "splits a learner, a static object",

@@ -1,6 +1,7 @@
 """Valuation: estimates in any units, without bias; monolithic agents that learn by it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from jaxmarket import TrainConfig, fit
 from jaxmarket.environments import FiniteMDP
-from jaxmarket.learners import Experience, Hyperparameters, Valuation
+from jaxmarket.learners import Experience, Hyperparameters, Valuation, valuation
+from jaxmarket.learners.protocol import EXPERIENCE_AXES
 from jaxmarket.policies import UNITS, BidPolicy, ValueHead, linear, mlp
 
 SIZES = st.floats(1e-3, 1e3)
@@ -168,6 +170,51 @@ def test_the_bid_converges_to_the_mean_revenue(update, scale, shift):
         state = update(LEARNER, state, revenue, None, np.float32(k / rounds))
     bid = LEARNER.policy.apply(state.params, jnp.ones(1)).value
     np.testing.assert_allclose(bid, shift + scale, atol=0.05 * scale)
+
+
+MODULES, CLONES, AUCTIONS = 3, 2, 16
+LARGE = Valuation(BidPolicy(mlp(1300), ValueHead()), minibatch=AUCTIONS, learning_rate=0.03)
+
+
+@functools.cache
+def first_moments(at_once):
+    """Adam's first moments [M, parameters] after one gradient step, a tenth of the gradients, and the losses [M]."""
+
+    def moments(obs, winner, target):
+        won = (winner == jnp.arange(MODULES * CLONES)[:, None]).reshape(MODULES, CLONES, -1)
+        zero = jnp.zeros(won.shape)
+        rows = Experience(obs, zero, won | True, won, price=zero, utility=jnp.where(won, target, 0))
+        states = jax.vmap(LARGE.init, (0, None))(jax.random.split(jax.random.key(0), MODULES), obs[0])
+        numbers = Hyperparameters(learning_rate=0.03), jnp.int32(0), jnp.float32(0)
+        learn = jax.vmap(lambda state, rows: LARGE.update(state, rows, *numbers), (0, EXPERIENCE_AXES))
+        state, metrics = learn(states, rows)
+        return state.opt.adam.mu, metrics["loss"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        if at_once:
+            patch.setattr(valuation, "is_large", lambda params: False)
+        return jax.jit(moments).lower(*auctions(0, [0] * AUCTIONS)).compile()
+
+
+def auctions(seed, winners):
+    key_obs, key_target = jax.random.split(jax.random.key(seed))
+    obs = jax.random.normal(key_obs, (AUCTIONS, 5))
+    return obs, jnp.asarray(winners, jnp.int32), jax.random.normal(key_target, (AUCTIONS,))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.lists(st.integers(-1, MODULES * CLONES - 1), min_size=AUCTIONS, max_size=AUCTIONS)
+    | st.integers(-1, MODULES * CLONES - 1).map(lambda winner: [winner] * AUCTIONS)
+    | st.integers(0, AUCTIONS).map(lambda wins: [0] * wins + [3] * (AUCTIONS - wins)),
+)
+def test_large_networks_learn_from_purchases_what_a_sum_over_all_auctions_gives(seed, winners):
+    given = auctions(seed, winners)
+    for found, wanted in zip(
+        jax.tree.leaves(first_moments(False)(*given)), jax.tree.leaves(first_moments(True)(*given)), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

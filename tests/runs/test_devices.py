@@ -125,6 +125,8 @@ def test_eight_devices_give_what_one_gives():
             "learner": "ppo",
             **SMALL,
         },  # its state has an array without entries
+        # Large enough to be trained one module after the other.
+        {"env": "Bandit-v0", "seeds": 1, "learner": "valuation", "hidden": [96, 96], **SMALL},
         {"env": "SupplyChain2-v0", "seeds": 1, "agent": "wide", **SMALL},
         {"env": "Chain-v0", "seeds": 8, "agent": "population", **{k: v for k, v in SMALL.items() if k != "minibatch"}},
     ]

@@ -17,8 +17,13 @@ from folders import contents
 import jaxmarket
 from jaxmarket import TrainConfig, fit
 from jaxmarket.cli import main
-from jaxmarket.experiments.bucket_brigade import accuracy, plans
-from jaxmarket.experiments.economies import grow
+from jaxmarket.deep_market.evaluation import accuracy
+from jaxmarket.experiments import Experiment, Scope
+from jaxmarket.experiments import experiment as engine
+from jaxmarket.experiments.bucket_brigade import plans
+from jaxmarket.experiments.populations import Grow
+from jaxmarket.runs import populations
+from jaxmarket.runs.populations import finished, grow
 from jaxmarket.training.arrays import flatten
 
 SMALL = {"steps": 1024, "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
@@ -196,16 +201,17 @@ def test_every_learner_goes_on_to_the_same_bits(tmp_path, settings):
 @pytest.mark.bits
 @pytest.mark.slow
 def test_a_population_goes_on_to_the_same_bits(tmp_path):
-    plan = plans("multiplexer", quick=True)[0]
+    plan = plans("multiplexer", quick=True)["market"]
     market = dataclasses.replace(plan.market, capacity=24, instances=4)
     plan = dataclasses.replace(plan, market=market, rounds=8, num_agents=12, chunks=4, settling=1)
-    told = {"seeds": 2, "seed": 0, "label": "", "shown": False}
-    wanted = grow([plan], accuracy, **told)[plan.name]
+    told = {"seeds": 2, "seed": 0}
+    wanted = grow(plan, accuracy, **told)
 
     class StopError(Exception):
         pass
 
     original = jaxmarket.runs.checkpoint.Checkpoints.save
+    experiment = Experiment("small", "", "", [Grow("market", plan, accuracy)])
     for at in (1, 3):
 
         def save(self, step, arrays, note, at=at):
@@ -216,15 +222,31 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jaxmarket.runs.checkpoint.Checkpoints, "save", save)
             with pytest.raises(StopError):
-                grow([plan], accuracy, **told, folder=tmp_path)
-    found = grow([plan], accuracy, **told, folder=tmp_path)[plan.name]
-    for name in ("opened", "rounds", "measured", "economy"):
-        one, other = (flatten(getattr(grown, name)) for grown in (found, wanted))
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-    again = grow([plan], accuracy, **told, folder=tmp_path)[plan.name]  # finished: read back
-    jax.tree.map(np.testing.assert_array_equal, flatten(again.economy), flatten(wanted.economy))
+                grow(plan, accuracy, **told, folder=tmp_path / "alone")
+            assert finished(plan, tmp_path / "alone", **told) is None
+            stopped = engine.run(experiment, Scope(2), tmp_path / "conditions", progress=False)
+            assert "StopError" in stopped.failed["market"]
+    (folder,) = (tmp_path / "conditions").iterdir()
+    chunks = []
+    with pytest.MonkeyPatch.context() as patch:
+        run_chunk = populations._run_chunk
+        patch.setattr(populations, "_run_chunk", lambda *given: chunks.append(1) or run_chunk(*given))
+        by_engine = engine.run(experiment, Scope(2), tmp_path / "conditions", progress=False)["market"]
+        found = grow(plan, accuracy, **told, folder=tmp_path / "alone")
+        assert len(chunks) == 2, "both go on after the third of four chunks"
+        again = grow(plan, accuracy, **told, folder=tmp_path / "alone")
+        read = engine.run(experiment, Scope(2), tmp_path / "conditions", progress=False)["market"]
+        assert len(chunks) == 2, "what is finished is read back"
+    for grown in (found, again, by_engine, read, finished(plan, tmp_path / "alone", **told)):
+        for name in ("opened", "rounds", "measured", "economy"):
+            one, other = (flatten(getattr(each, name)) for each in (grown, wanted))
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert [path.name for path in folder.iterdir()] == ["4.safetensors"]
     with pytest.raises(ValueError, match="a market with other settings"):
-        grow([dataclasses.replace(plan, wealth=1.0)], accuracy, **told, folder=tmp_path)
+        grow(dataclasses.replace(plan, wealth=1.0), accuracy, **told, folder=tmp_path / "alone")
+    other = Experiment("small", "", "", [Grow("market", dataclasses.replace(plan, wealth=1.0), accuracy)])
+    engine.run(other, Scope(2), tmp_path / "conditions", progress=False)
+    assert len(list((tmp_path / "conditions").iterdir())) == 2
 
 
 @pytest.mark.full

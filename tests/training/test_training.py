@@ -16,9 +16,9 @@ from thinned import thinned
 import jaxmarket
 from jaxmarket import TrainConfig, fit, train
 from jaxmarket.environments import FiniteMDP, garnet
-from jaxmarket.learners import LEARNERS, Experience
+from jaxmarket.learners import LEARNERS, Experience, protocol
 from jaxmarket.learners.ppo import clipped_gain
-from jaxmarket.learners.protocol import EXPERIENCE_AXES
+from jaxmarket.learners.protocol import EXPERIENCE_AXES, modules_at_once
 from jaxmarket.runs import fitting
 from jaxmarket.training import society as training
 
@@ -332,3 +332,54 @@ def test_programs_that_are_dropped_release_their_environment(trained):
     fitting._jitted.cache_clear()
     gc.collect()
     assert alive() is None
+
+
+def test_many_modules_are_trained_in_groups_of_equal_size():
+    # (modules, bids of one in a rollout): all at once up to 2^17 bids, or where no group has nearly 2^15.
+    cases = {
+        (2, 8_192): 2,
+        (128, 1_024): 128,
+        (256, 2_048): 16,
+        (1_025, 2_048): 5,
+        (1_031, 2_048): 1_031,
+        (6, 2**16): 1,
+    }
+    assert {case: modules_at_once(*case) for case in cases} == cases
+
+
+def test_groups_of_modules_learn_what_all_learn_at_once(monkeypatch, small):
+    config, groups = TrainConfig("Chain-v0", learner="valuation", **small), []
+
+    def alone(modules, bids):
+        groups.append(modules)
+        return 1
+
+    def trained():
+        return jax.jit(lambda key: train(config, key)[0].learner)(jax.random.key(0))
+
+    wanted = trained()
+    monkeypatch.setattr(training, "modules_at_once", alone)
+    found = trained()
+    assert groups and groups[0] > 1
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_of_large_networks_can_be_differentiated(monkeypatch):
+    """On a CPU they are trained one module after the other; with respect to the learning rate, say."""
+    small = {"steps": 128, "instances": 4, "horizon": 16, "minibatch": 32}
+    config = TrainConfig("CartPole-v1", learner="valuation", hidden=(96, 96), **small)
+    hyper = config.settings.hyperparameters.as_arrays()
+
+    def norm(rate):
+        state, _ = train(config, jax.random.key(0), hyper.replace(learning_rate=rate))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(state.learner.params))
+
+    def derivative():
+        return jax.jit(jax.grad(norm))(jnp.float32(1e-3))
+
+    found = derivative()
+    monkeypatch.setattr(protocol, "_LARGE", 1 << 30)
+    jax.clear_caches()
+    assert found == pytest.approx(float(derivative()), rel=1e-2)
+    assert abs(found) > 0.1

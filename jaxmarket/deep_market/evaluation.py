@@ -1,0 +1,164 @@
+"""Exact measurements of frozen populations: every input, every place or every first state is sold to them.
+
+And classifier rules as text, and which of them are optimal for a multiplexer.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmarket.deep_market.demographics import Population, Terms
+from jaxmarket.deep_market.market import DeepMarket, forward
+from jaxmarket.deep_market.representations import WILDCARD
+from jaxmarket.environments.mazes import Maze, MazeState
+from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
+from jaxmarket.types import Array, PyTree, real
+
+__all__ = [
+    "Trace",
+    "accuracy",
+    "episodes",
+    "is_optimal",
+    "mean_steps",
+    "optimal_rules",
+    "policy",
+    "rule_string",
+    "walk",
+]
+
+
+def accuracy(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
+    """Share of all 2^n inputs that the frozen population answers correctly, and share that it answers: f [] each."""
+    env: Multiplexer = market.env.env
+    bits = jnp.asarray(list(itertools.product((0, 1), repeat=env.bits)), jnp.int32)
+    states = MultiplexerState(bits=bits, time=jnp.zeros(len(bits), jnp.int32))
+    params = market.env.default_params
+    outcome, _, action = forward(market, key, population, bits.astype(real()), states, params, terms)
+    sold = outcome.winner >= 0
+    return {"right": (sold & (action == env.answer(bits))).mean(), "answered": sold.mean()}
+
+
+def policy(market: DeepMarket, key: Array, population: Population, terms: Terms) -> tuple[Array, Array, Array]:
+    """The auction of every place of a `Maze` in the frozen population, in the order of `Maze.places`.
+
+    Returns:
+        Whether any agent bids, bool [S], the price f [S], and the winner's move i32 [S].
+    """
+    maze: Maze = market.env.env
+    params, places = maze.default_params, len(maze.places)
+    states = MazeState(index=jnp.arange(places, dtype=jnp.int32), time=jnp.zeros(places, jnp.int32))
+    outcome, price, action = forward(market, key, population, params.views, states, params, terms)
+    return outcome.winner >= 0, price, action
+
+
+def walk(successors: Array, food: Array, starts: Array, moves: Array, limit: int) -> Array:
+    """Steps to food from every start, ``limit`` if it is not reached within them: f [n].
+
+    Args:
+        successors: i32 [S, moves], the place that each move leads to.
+        food: bool [S].
+        starts: i32 [n].
+        moves: i32 [S], the move made in each place.
+        limit: maximum number of steps.
+    """
+    after = jnp.take_along_axis(successors, moves[:, None], 1)[:, 0]
+
+    def step(at: Array, _: None) -> tuple[Array, Array]:
+        at = jnp.where(food[at], at, after[at])
+        return at, ~food[at]
+
+    _, walking = jax.lax.scan(step, starts, None, limit)
+    return jnp.minimum(1 + walking.sum(0), limit).astype(real())
+
+
+def mean_steps(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
+    """Mean steps to food over all starts of a `Maze`, and the share of starts that reach it within the time limit.
+
+    A start that does not reach food counts as the limit. A place without bids leads to itself.
+    """
+    maze: Maze = market.env.env
+    params = maze.default_params
+    sold, _, moves = policy(market, key, population, terms)
+    stay = jnp.arange(len(maze.places), dtype=jnp.int32)[:, None]
+    successors = jnp.where(sold[:, None], params.successors, stay)
+    steps = walk(successors, params.food, params.starts, moves, maze.limit)
+    return {"steps": steps.mean(), "fed": (steps < maze.limit).mean()}
+
+
+class Trace(struct.PyTreeNode):
+    """Episodes of a frozen population, leaves [steps, n, ...]."""
+
+    obs: Array  # f observation of the state for sale
+    winner: Array  # i32 slot of the buyer, or NOBODY
+    price: Array  # f of the state
+    action: Array  # i32
+    reward: Array  # f 0 after the end of the episode
+    over: Array  # bool whether the episode had ended before
+
+
+def episodes(
+    market: DeepMarket, key: Array, population: Population, terms: Terms, states: PyTree, obs: Array, steps: int
+) -> Trace:
+    """One episode of the frozen population from each of n states, with the same random draws at the same step.
+
+    Ties, and states without bids, are therefore decided in the same way in all episodes: a population is a function of
+    observation and time.
+
+    Args:
+        market, population, terms: as in `deep_market.forward`.
+        key: a PRNG key; consumed.
+        states: of the environment with its default parameters, leaves [n, ...].
+        obs: their observations f [n, ...].
+        steps: length of the episodes; static.
+    """
+    env, params = market.env, market.env.default_params
+
+    def step(carry: tuple[PyTree, Array, Array], key: Array) -> tuple[tuple[PyTree, Array, Array], Trace]:
+        states, obs, over = carry
+
+        def sell(obs: Array, state: PyTree) -> PyTree:
+            alone = jax.tree.map(lambda leaf: leaf[None], state)
+            sold = forward(market, key, population, obs[None], alone, params, terms)
+            return jax.tree.map(lambda leaf: leaf[0], sold)
+
+        outcome, price, action = jax.vmap(sell)(obs, states)
+        after = jax.vmap(env.step, (None, 0, 0, None))(key, states, action, params)
+        trace = Trace(obs, outcome.winner, price, action, jnp.where(over, 0, after.reward), over)
+        return (after.env_state, after.obs, over | after.terminated | after.truncated), trace
+
+    _, trace = jax.lax.scan(step, (states, obs, jnp.zeros(len(obs), bool)), jax.random.split(key, steps))
+    return trace
+
+
+def rule_string(condition: Any, action: Any, groups: tuple[int, ...]) -> str:
+    """A rule in the usual notation, ``01 #1## : 1``; ``groups`` are lengths of the parts of the condition."""
+    symbols = "".join("#" if c == WILDCARD else str(int(c)) for c in condition)
+    ends = list(itertools.accumulate(groups))
+    return " ".join(symbols[end - size : end] for size, end in zip(groups, ends, strict=True)) + f" : {int(action)}"
+
+
+def is_optimal(condition: Any, action: Any, address: int) -> bool:
+    """Whether a rule of the multiplexer is one of the 2 · 2^address correct rules that are maximally general.
+
+    Such a rule specifies the address and the data bit at this address, ignores all other bits, and answers that bit.
+    """
+    head, data = [int(c) for c in condition[:address]], [int(c) for c in condition[address:]]
+    if WILDCARD in head:
+        return False
+    where = functools.reduce(lambda number, bit: 2 * number + bit, head, 0)
+    others = data[:where] + data[where + 1 :]
+    return data[where] == int(action) and all(c == WILDCARD for c in others)
+
+
+def optimal_rules(population: Population, address: int) -> set[str]:
+    """The optimal rules of the multiplexer that living agents have."""
+    agents = population.agents
+    return {
+        rule_string(condition, action, (address, 2**address))
+        for condition, action, alive in zip(agents.condition, agents.action, population.alive, strict=True)
+        if alive and is_optimal(condition, action, address)
+    }

@@ -1,0 +1,354 @@
+"""Fit deep markets on many seeds, with measurements between chunks, and checkpoints.
+
+`grow` does for populations what `jaxmarket.fit` does for learners:
+
+    plan = MarketPlan(market, Terms(), rounds=1000, period=4, max_births=2, num_agents=64, wealth=1.0)
+    grown = grow(plan, evaluate, seeds=16, seed=0, folder=Path("runs/market"))
+    grown.measured["return"], grown.population(seed=0)
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarket import deep_market
+from jaxmarket.deep_market import DeepMarket, DeepMarketState, Lineage, Population, RoundSummary, Terms
+from jaxmarket.keys import key_of
+from jaxmarket.runs.checkpoint import Checkpoints
+from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.run_folder import versions
+from jaxmarket.training.arrays import flatten, unflatten
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["SUMS", "Evaluate", "GrownMarket", "MarketPlan", "finished", "grow", "terms_of"]
+
+Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]
+"""Measures a population between chunks: ``(market, key, population, terms)`` to numbers f [] by name."""
+
+
+_MOST = 1e30  # money; the largest float32 is 3e38
+
+SUMS = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
+"""The entries of `GrownMarket.summary` that are sums over all rounds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MarketPlan:
+    """A market, its terms, and the length of the run.
+
+    Attributes:
+        market: the static description.
+        terms: numeric terms of the market.
+        rounds, period, max_births: as in `deep_market.run`.
+        num_agents: initial number of agents.
+        wealth: initial wealth of each agent.
+        chunks: number of parts in which the rounds are run; measurements follow each part.
+        settling: number of final chunks without births, in which selection continues.
+        stages: environment parameters of each chunk, the last ones also for later chunks; the default ones if empty.
+    """
+
+    market: DeepMarket
+    terms: Terms
+    rounds: int
+    period: int
+    max_births: int
+    num_agents: int
+    wealth: float
+    chunks: int = 10
+    settling: int = 0
+    stages: tuple[PyTree, ...] = ()
+
+    def env_params(self, chunk: int) -> PyTree:
+        """The environment's parameters in a chunk."""
+        if not self.stages:
+            return self.market.env.default_params
+        return self.stages[min(chunk, len(self.stages) - 1)]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Environment steps of all instances at the end of each chunk: i [chunks]."""
+        return np.arange(1, self.chunks + 1) * (self.rounds // self.chunks) * self.period * self.market.instances
+
+    @property
+    def program(self) -> tuple[DeepMarket, int, int, int]:
+        """What the compiled program depends on: plans that differ only in other fields compile once."""
+        return self.market, self.rounds // self.chunks, self.period, self.max_births
+
+
+@dataclasses.dataclass(frozen=True)
+class GrownMarket:
+    """The result of a plan for all seeds, as NumPy arrays.
+
+    Attributes:
+        plan: the plan.
+        opened: initial money, f64 [seeds].
+        rounds: summaries of all rounds, leaves f64 or i64 [seeds, rounds, ...].
+        measured: measurements by name, f [chunks, seeds].
+        economy: the final state, leaves [seeds, ...].
+    """
+
+    plan: MarketPlan
+    opened: np.ndarray
+    rounds: RoundSummary
+    measured: dict[str, np.ndarray]
+    economy: DeepMarketState
+
+    @property
+    def residual(self) -> float:
+        """The largest `RoundSummary.residual` of all seeds in float64, before the money of any seed exceeds 1e30."""
+        large = np.atleast_1d(~(np.abs(self.rounds.money) < _MOST).all(0))  # [rounds]; True for NaN
+        count = int(np.argmax(large)) if large.any() else len(large)
+        rounds = jax.tree.map(lambda leaf: leaf[:, :count], self.rounds)
+        seeds = [jax.tree.map(lambda leaf, i=i: leaf[i], rounds) for i in range(len(self.opened))]
+        return float(max(seed.residual(opened) for seed, opened in zip(seeds, self.opened, strict=True)))
+
+    def seed(self, seed: int) -> RoundSummary:
+        """The rounds of one seed: leaves [rounds, ...]."""
+        return jax.tree.map(lambda leaf: leaf[seed], self.rounds)
+
+    def population(self, seed: int) -> Population:
+        """The final population of one seed."""
+        return jax.tree.map(lambda leaf: leaf[seed], self.economy.population)
+
+    def richest(self, seed: int, most: int) -> np.ndarray:
+        """Slots of the richest agents of the final population of one seed, the richest first."""
+        p = self.population(seed)
+        return np.argsort(-np.where(p.alive, p.wealth, -np.inf), kind="stable")[:most]
+
+    def lineage(self, seed: int) -> Lineage:
+        """The lineage of one seed."""
+        return Lineage(self.seed(seed).births, self.plan.num_agents)
+
+    def per_episode(self, field: str) -> np.ndarray:
+        """Mean of ``returns`` or ``lengths`` over the episodes that ended in each chunk: f [chunks, seeds]."""
+        statistics = self.rounds.statistics
+
+        def sums(values: np.ndarray) -> np.ndarray:
+            return values.reshape(len(values), self.plan.chunks, -1).sum(-1).T
+
+        return sums(getattr(statistics, field)) / np.maximum(1, sums(np.asarray(statistics.episodes)))
+
+    def late_returns(self) -> np.ndarray:
+        """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
+        statistics, tenth = self.rounds.statistics, max(1, self.rounds.money.shape[1] // 10)
+        return np.asarray(statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1))
+
+    def summary(self) -> dict[str, float]:
+        """Measures of the market in the last tenth of the rounds, and sums of its cash flows; means over seeds.
+
+        ``solved``: share of episodes that terminate; ``price``: per sale; ``living``: agents at the end; ``gini``: of
+        their wealth; ``births`` and the cash flows, positive as named: of all rounds; ``unexplained``: the `residual`.
+        """
+        flows, statistics = self.rounds.flows, self.rounds.statistics
+        last = slice(-max(1, statistics.auctions.shape[1] // 10), None)
+        total = {name: float(flows[name].sum(1).mean()) for name in flows.names}
+        return {
+            "solved": float((statistics.terminated[:, last].sum(1) / statistics.episodes[:, last].sum(1)).mean()),
+            "price": float(flows["sales"][:, last].sum() / (statistics.auctions - statistics.unsold)[:, last].sum()),
+            "living": float(self.rounds.num_agents[:, -1].mean()),
+            "gini": float(self.rounds.gini[:, last].mean()),
+            "births": float((self.rounds.births.ident >= 0).sum((1, 2)).mean()),
+            "rewards": total["reward"],
+            "allowances": total["endowment"],
+            "mint": total["subsidy"],
+            "to the house": -total["auctioneer"],
+            "rent and tax": -total["rent"] - total["compute_tax"],
+            "the dead": -total["wealth_of_the_dead"],
+            "unexplained": self.residual,
+        }
+
+
+def grow(
+    plan: MarketPlan,
+    evaluate: Evaluate,
+    *,
+    seeds: int,
+    seed: int,
+    folder: str | Path | None = None,
+    on_chunk: Callable[[int, dict[str, np.ndarray]], None] | None = None,
+) -> GrownMarket:
+    """Run a plan on all seeds in one vmapped program.
+
+    With a folder, a checkpoint is saved after each chunk. A repeated call continues an interrupted one, with the same
+    bits, and returns the result of a finished one.
+
+    Args:
+        plan: the market and the length of the run.
+        evaluate: measures the frozen populations after every chunk.
+        seeds: number of independent markets.
+        seed: of all randomness; plans with equal seeds use the same keys.
+        folder: of the checkpoints. After the run it contains the last one only.
+        on_chunk: is called after each chunk, with the number of chunks so far and the measurements f [seeds].
+
+    Raises:
+        ValueError: the folder contains checkpoints of another plan, or a damaged one, or is read-only.
+    """
+    with contextlib.ExitStack() as stack:
+        kept = None if folder is None else stack.enter_context(Checkpoints(folder))
+        history = _history(kept, plan, seeds, seed)
+        while len(history.rounds) < plan.chunks:
+            with Deferred():
+                history = _run_chunk(plan, evaluate, history, seeds)
+                if kept is not None:
+                    kept.save(len(history.rounds), history.arrays(), _note(plan, seeds, seed))
+            if on_chunk is not None:
+                on_chunk(len(history.rounds), history.measured[-1])
+        if kept is not None:
+            for step in kept.steps()[:-1]:
+                kept.path(step).unlink(missing_ok=True)
+    return _result(plan, history)
+
+
+def finished(plan: MarketPlan, folder: str | Path, *, seeds: int, seed: int) -> GrownMarket | None:
+    """The result of a run that `grow` finished in a folder; None if there is none or it was interrupted.
+
+    Raises:
+        ValueError: the folder contains checkpoints of another plan, or a damaged one.
+    """
+    kept = Checkpoints(folder)
+    if kept.steps()[-1:] != [plan.chunks]:
+        return None
+    return _result(plan, _history(kept, plan, seeds, seed))
+
+
+@functools.partial(jax.jit, static_argnames=("market", "num_agents"))
+def _open(
+    market: DeepMarket, keys: Array, env_params: PyTree, num_agents: int, wealth: float
+) -> tuple[DeepMarketState, Array]:
+    def open_market(key: Array) -> tuple[DeepMarketState, Array]:
+        economy = deep_market.init(market, key, env_params, num_agents=num_agents, wealth=wealth)
+        return economy, deep_market.money(economy)
+
+    return jax.vmap(open_market)(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"), donate_argnames="economies")
+def _chunk(
+    market: DeepMarket,
+    keys: Array,
+    economies: DeepMarketState,
+    env_params: PyTree,
+    terms: Terms,
+    rounds: int,
+    period: int,
+    max_births: int,
+) -> tuple[DeepMarketState, RoundSummary]:
+    def run(key: Array, economy: DeepMarketState) -> tuple[DeepMarketState, RoundSummary]:
+        return deep_market.run(
+            market, key, economy, env_params, terms, rounds=rounds, period=period, max_births=max_births
+        )
+
+    return jax.vmap(run)(keys, economies)
+
+
+@functools.partial(jax.jit, static_argnames=("evaluate", "market"))
+def _measure(
+    evaluate: Evaluate, market: DeepMarket, keys: Array, populations: Population, terms: Terms
+) -> dict[str, Array]:
+    return jax.vmap(lambda key, population: evaluate(market, key, population, terms))(keys, populations)
+
+
+class _History(NamedTuple):
+    """The state of a market for all seeds, and its results so far."""
+
+    economies: DeepMarketState
+    opened: np.ndarray
+    key: Array
+    rounds: list[RoundSummary]
+    measured: list[dict[str, np.ndarray]]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays, for a checkpoint."""
+        rounds, measured = (jax.tree.map(lambda *parts: np.stack(parts), *x) for x in (self.rounds, self.measured))
+        return flatten(self._replace(rounds=rounds, measured=measured)._asdict())
+
+
+def _run_chunk(plan: MarketPlan, evaluate: Evaluate, history: _History, seeds: int) -> _History:
+    """Run and measure the next chunk."""
+    chunk = len(history.rounds)
+    terms = jax.tree.map(jnp.asarray, plan.terms)
+    if chunk >= plan.chunks - plan.settling:
+        terms = terms.replace(birth_rate=jnp.zeros_like(terms.birth_rate))
+    key_run, key_measure, key = jax.random.split(history.key, 3)
+    market, *lengths = plan.program
+    economies, lived = _chunk(
+        market, jax.random.split(key_run, seeds), history.economies, plan.env_params(chunk), terms, *lengths
+    )
+    keys = jax.random.split(key_measure, seeds)
+    measured = jax.device_get(_measure(evaluate, market, keys, economies.population, terms))
+    rounds = [*history.rounds, jax.device_get(lived)]
+    return _History(economies, history.opened, key, rounds, [*history.measured, measured])
+
+
+def _history(kept: Checkpoints | None, plan: MarketPlan, seeds: int, seed: int) -> _History:
+    """The market at its last checkpoint, or a new one."""
+    key_open, key = jax.random.split(key_of(seed))
+    keys = jax.random.split(key_open, seeds)
+    economies, opened = _open(plan.market, keys, plan.env_params(0), plan.num_agents, plan.wealth)
+    last = None if kept is None else kept.last()
+    if kept is None or last is None:
+        return _History(economies, np.asarray(opened, np.float64), key, [], [])
+    step, saved = last
+    if saved.note != _note(plan, seeds, seed):
+        raise ValueError(f"{kept.folder}: holds a market with other settings or versions; choose another folder")
+    whose = f"{kept.path(step)}: the arrays"
+    # The structure of the results of a chunk, by shapes only.
+    market, *lengths = plan.program
+    _, one = jax.eval_shape(
+        lambda key, *args: _chunk(market, jax.random.split(key, seeds), *args, *lengths),
+        key, economies, plan.env_params(0), jax.tree.map(jnp.asarray, plan.terms),
+    )  # fmt: skip
+    all_rounds = jax.tree.map(lambda x: jax.ShapeDtypeStruct((step, *x.shape), x.dtype), one)
+    stacked = jax.device_get(unflatten(all_rounds, saved.part("rounds"), whose))
+    return _History(
+        economies=unflatten(economies, saved.part("economies"), whose),
+        opened=saved.arrays["opened"],
+        key=unflatten(key, saved.part("key"), whose),
+        rounds=[jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(step)],
+        measured=[{name: values[i] for name, values in saved.part("measured").items()} for i in range(step)],
+    )
+
+
+def _note(plan: MarketPlan, seeds: int, seed: int) -> dict[str, Any]:
+    """What identifies the plan of a checkpoint."""
+    numbers = {
+        name: getattr(plan, name)
+        for name in ("rounds", "period", "max_births", "num_agents", "wealth", "chunks", "settling")
+    }
+    market = plan.market
+    return {
+        **numbers,
+        "market": [market.env.name, market.mechanism.name, market.capacity, market.instances],
+        "terms": terms_of(plan.terms),
+        "seeds": seeds,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def _result(plan: MarketPlan, history: _History) -> GrownMarket:
+    return GrownMarket(
+        plan=plan,
+        opened=history.opened,
+        rounds=jax.tree.map(_join, *history.rounds),
+        measured={name: np.stack([m[name] for m in history.measured]) for name in history.measured[0]},
+        economy=jax.device_get(history.economies),
+    )
+
+
+def _join(*parts: np.ndarray) -> np.ndarray:
+    """Concatenate chunks of [seeds, rounds, ...], in 64 bits for sums."""
+    joined = np.concatenate(parts, axis=1)
+    return joined.astype(np.float64 if joined.dtype.kind == "f" else np.int64)
+
+
+def terms_of(terms: Terms) -> dict[str, Any]:
+    """Terms that are not None, by name, as JSON can represent them."""
+    return {name: value for name, value in dataclasses.asdict(terms).items() if value is not None}
