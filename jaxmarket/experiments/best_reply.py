@@ -292,7 +292,7 @@ def _gain_figure(results: Results) -> Any:
         if linear is not None:
             ax.set_yscale("symlog", linthresh=linear)
         ax.set(title=process, ylabel="gain over truthful bidding" + (", log scale" if linear else ""))
-    axes[0].legend(frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
@@ -314,7 +314,7 @@ def _bid_figure(results: Results) -> Any:
         ax.hlines(found["truth"][0, states, 0], states - 0.4, states + 0.4, color="black", linewidth=2, label="Q*")
         side = ("left", "right")[case.primitive]
         ax.set(title=f"{case.auction}, a clone that goes {side}", xlabel="state", ylabel="bid", ylim=(-0.2, 5.3))
-    axes[0].legend(frameon=False, fontsize=8)
+    plotting.legend_below(fig)
     return fig
 
 
