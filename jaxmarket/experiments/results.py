@@ -71,10 +71,10 @@ class Results(Mapping[str, Any]):
     def measure(self, condition: str, measure: str) -> np.ndarray:
         """The values of a measure of a condition: f [seeds]; computed once.
 
-        The arrays of a `Compute` condition are measures by their own names.
+        The arrays of a `Compute` condition also have values by their own names.
         """
         result = self[condition]
-        if isinstance(result, Mapping) and measure in result:
+        if isinstance(result, Mapping) and measure not in self._measures:
             return result[measure]
         return self.once((condition, measure), lambda: np.asarray(self._measures[measure](result)))
 

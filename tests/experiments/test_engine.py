@@ -24,6 +24,7 @@ from jaxmarket.experiments import (
     at,
     by_condition,
     engine,
+    production_lines,
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
@@ -35,9 +36,9 @@ from jaxmarket.runs.schedule import Running
 
 def made(scope=None, failed=None, **values):
     """Results whose conditions have these values of the measure ``x``."""
-    return Results(
-        scope or Scope(), {name: np.array(v, float) for name, v in values.items()}, failed or {}, {"x": np.asarray}
-    )
+    finished = {name: np.array(value, float) for name, value in values.items()}
+    failed = {name: ValueError(reason) for name, reason in (failed or {}).items()}
+    return Results(scope or Scope(), finished, failed, {"x": np.asarray})
 
 
 def a(results):

@@ -461,9 +461,8 @@ def test_a_cloned_society_keeps_its_return_on_every_seed_now_and_later():
 
 def test_a_report_as_files_and_as_one_line(tmp_path):
     rows = [{"name": "a", "return": interquartile_mean([1.0, 2.0]), "error": None, "odd": float("nan")}]
-    report = Report(
-        {"quick": True}, [ResultTable("main", "Main", rows)], [Verdict.of("it holds", False, 0.5, "half")], {}, "x"
-    )
+    verdict = Verdict("it holds", "within", "not confirmed", 0.5, None, None, "half")
+    report = Report({"quick": True}, [ResultTable("main", "Main", rows)], [verdict], {}, name="x")
     report = report.write(tmp_path)
     line = json.loads(report.to_json())
     assert line["table"] == [
