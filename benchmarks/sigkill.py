@@ -1,6 +1,6 @@
 """Kill and interrupt runs at random moments, resume them, and compare their results with an uninterrupted run.
 
-    python benchmarks/sigkill.py --count 100 --log sigkill.log
+    python -m benchmarks sigkill --count 100 --log sigkill.log
 
 Trials alternate between all learners, a monolithic agent, a sweep, a reproduction and a run of two processes, and
 between the signals KILL, INT and TERM. Each trial runs a command in a separate process, sends it a signal at a random
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def command(kind: str, folder: Path, *, resume: bool, every: float = 0) -> list[
     program = [sys.executable, "-P", "-m", "jaxmarket"]
     keep = ["--checkpoint-every", str(every)]
     if kind == "reproduce":
-        return [sys.executable, __file__, "--reproduce", str(folder)]
+        return [sys.executable, "-P", __file__, str(folder)]
     if kind == "sweep":
         vary = ["--learner", "valuation", "--vary", "learning_rate=0.01,0.02,0.04"]
         return [*program, "sweep", "Bandit-v0", *SMALL, *vary, "--out", str(folder)]
@@ -375,9 +376,9 @@ def self_check(work: Path, seed: int) -> int:
     return missed
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="number of trials")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the trials")
     parser.add_argument("--jobs", type=int, default=2, help="trials that run in parallel")
@@ -388,20 +389,17 @@ def main() -> None:
         action="store_true",
         help="inject faults into a copy of the package; fail unless each is detected",
     )
-    parser.add_argument("--reproduce", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.reproduce:
-        return reproduce(options.reproduce)
+    options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # commands inherit SIG_IGN, which a shell sets after "&"
     with tempfile.TemporaryDirectory() as work:
         if options.self_check:
-            sys.exit(self_check(Path(work), options.seed) > 0)
+            return int(self_check(Path(work), options.seed) > 0)
         chosen = trials(options.kinds, options.count, options.seed, list(SIGNALS), 0.25)
         lines = stress(chosen, Path(work), dict(os.environ), options.jobs)
     if options.log:
         options.log.write_text("\n".join(lines) + "\n")
-    sys.exit(len(_noticed(lines[:-1])) > 0)
+    return int(bool(_noticed(lines[:-1])))
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the process of `command` that reproduces
+    reproduce(sys.argv[1])

@@ -186,16 +186,15 @@ def test_an_interrupted_run_in_a_folder_with_brackets(capsys, monkeypatch, bandi
     assert f"--resume '{tmp_path}/[/yellow]'\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "says"), [("chain", "finished parts are kept"), ("identities", "nothing is kept")])
-def test_an_interrupted_reproduction_says_whether_it_keeps_anything(name, says, capsys, monkeypatch):
+def test_an_interrupted_reproduction_says_what_it_keeps(capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jaxmarket.experiments.reproduce", interrupt)
     with pytest.raises(SystemExit) as stopped:
-        main(["reproduce", name])
+        main(["reproduce", "chain"])
     assert stopped.value.code == 130
-    assert says in capsys.readouterr().err
+    assert "finished parts are kept" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["--help"], ["reproduce", "--list"]])

@@ -21,7 +21,7 @@ from jaxmarket.experiments.results import Measure, Results, described
 from jaxmarket.runs import files
 from jaxmarket.runs.estimates import ResultTable, interquartile_mean
 from jaxmarket.runs.interrupts import retained
-from jaxmarket.runs.schedule import Running, Task, run_tasks
+from jaxmarket.runs.schedule import Running, ScheduledTask, run_tasks
 from jaxmarket.view import tables
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
     addresses: dict[str, str] = {}
     failed: dict[str, Exception] = {}
 
-    def task(condition: Condition) -> Task:
+    def task(condition: Condition) -> ScheduledTask:
         def compute(running: Running) -> tuple[Job, Path, Any, Any]:
             job = condition.job(scope, finished)
             addresses[condition.name] = address(job.identity | {"inputs": [addresses[n] for n in condition.needs]})
@@ -182,9 +182,9 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
             finished[condition.name] = found
             return found, line
 
-        return Task(condition.name, compute, keep, after=condition.needs)
+        return ScheduledTask(condition.name, compute, keep, after=condition.needs)
 
-    def on_failure(task: Task, error: Exception) -> None:
+    def on_failure(task: ScheduledTask, error: Exception) -> None:
         failed[task.name] = error
         show.say(f"{task.name} failed: {described(error)}")
 

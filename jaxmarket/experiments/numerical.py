@@ -169,7 +169,8 @@ def _claims_on_all(env: str, settings: str, names: list[str]) -> list[Claim]:
         return max(others["bb"], others["vickrey"]) - TOLERANCE * abs(make(env)[0].optimal_return())
 
     def gain(results: Results) -> str:
-        return f"return while learning higher by {difference(*(values(results) for values in gains))}"
+        cloned, alone = (values(results) for values in gains)
+        return f"return while learning higher by {difference(cloned, alone)}"
 
     pair = f"{settings}-ccv-cloned", f"{settings}-ccv-solitary"
     gains = [at(name, "sampled") for name in pair]

@@ -15,7 +15,7 @@ import jax
 from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.view import tables
 
-__all__ = ["Running", "Task", "run_tasks"]
+__all__ = ["Running", "ScheduledTask", "run_tasks"]
 
 
 class Running:
@@ -63,7 +63,7 @@ class Running:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ScheduledTask:
     """A part of a larger computation.
 
     Attributes:
@@ -83,9 +83,9 @@ class Task:
 
 
 def run_tasks(
-    tasks: Sequence[Task],
+    tasks: Sequence[ScheduledTask],
     show: tables.Show,
-    on_failure: Callable[[Task, Exception], None] | None = None,
+    on_failure: Callable[[ScheduledTask, Exception], None] | None = None,
 ) -> dict[str, Any]:
     """Run every task whose ``after`` have been kept, in the given order; on a CPU two at a time.
 
@@ -125,10 +125,13 @@ class _Work:
     """The state of `run_tasks`."""
 
     def __init__(
-        self, tasks: list[Task], show: tables.Show, on_failure: Callable[[Task, Exception], None] | None
+        self,
+        tasks: list[ScheduledTask],
+        show: tables.Show,
+        on_failure: Callable[[ScheduledTask, Exception], None] | None,
     ) -> None:
         self.tasks, self.waiting, self.show, self.on_failure = tasks, list(tasks), show, on_failure
-        self.futures: dict[concurrent.futures.Future, Task] = {}
+        self.futures: dict[concurrent.futures.Future, ScheduledTask] = {}
         self.kept: dict[str, Any] = {}
         self.failed: set[str] = set()
         self.shares = dict.fromkeys((task.name for task in tasks), 0.0)
@@ -149,12 +152,12 @@ class _Work:
             raise ValueError(f"inputs: expected names of other conditions without a circle, got {needs}")
         return bool(self.futures)
 
-    def _report(self, task: Task, share: float, note: str) -> None:
+    def _report(self, task: ScheduledTask, share: float, note: str) -> None:
         self.shares[task.name] = share
         done = sum(self.shares[each.name] * each.work for each in self.tasks)
         self.show(done, sum(each.work for each in self.tasks), f"{task.name} {note}".strip())
 
-    def _run(self, task: Task) -> Any:
+    def _run(self, task: ScheduledTask) -> Any:
         running = Running(functools.partial(self._report, task), self.stop, self.compiling)
         try:
             running.check()
@@ -179,7 +182,7 @@ class _Work:
         if line:
             self.show.say(line)
 
-    def _fail(self, task: Task, error: Exception) -> None:
+    def _fail(self, task: ScheduledTask, error: Exception) -> None:
         if self.on_failure is None:
             raise error
         self.failed.add(task.name)

@@ -27,7 +27,7 @@ from jaxmarket.runs.estimates import Estimate, ResultTable, mean
 from jaxmarket.runs.fitting import FitResult
 from jaxmarket.runs.interrupts import retained
 from jaxmarket.runs.run_folder import Origin, SavedRun
-from jaxmarket.runs.schedule import Running, Task, run_tasks
+from jaxmarket.runs.schedule import Running, ScheduledTask, run_tasks
 from jaxmarket.runs.sinks import Record
 from jaxmarket.training import divergence, objects
 from jaxmarket.training.config import ALIASES, TrainConfig, plain_setting
@@ -109,7 +109,7 @@ def train(
     finished = _finished_in(folder, wanted, key, start, env_params)
     waiting = [c for c in wanted if c.name not in finished]
 
-    def task(condition: Cell) -> Task:
+    def task(condition: Cell) -> ScheduledTask:
         def run(running: Running) -> FitResult:
             return fit_as_task(running, condition.config, key, env_params=env_params, start=start.get(condition.name))
 
@@ -117,7 +117,7 @@ def train(
             run_folder.write(folder / condition.name, result)
             return _read(folder / condition.name, condition), f"{condition.name}: {outcome(result)}"
 
-        return Task(condition.name, run, keep, work=_steps(condition.config))
+        return ScheduledTask(condition.name, run, keep, work=_steps(condition.config))
 
     with tables.progress(label, shown=progress and bool(waiting)) as show:
         if finished:
