@@ -11,7 +11,7 @@ import pytest
 
 from jaxmarket.experiments import EXPERIMENTS
 
-QUICKEST = ("neural-bucket-brigade", "duality")
+QUICKEST = ("neural-bucket-brigade", "identities")
 
 
 def reproduction(name, folder):
