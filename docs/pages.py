@@ -33,9 +33,8 @@ def store(folder: Path) -> Path:
     name = report["experiment"]
     if report["quick"] or report.get("failed"):
         raise ValueError(f"folder: {folder} is a quick run of {name}, or one with failed conditions; store a full one")
-    first, *others = report["described"]
-    rows = {first["name"]: report["table"]} | report["tables"]
-    shown = [{**table, "rows": rows[table["name"]]} for table in (first, *others) if table["shown"]]
+    rows = {table["name"]: report["table"] for table in report["described"][:1]} | report["tables"]
+    shown = [{**table, "rows": rows[table["name"]]} for table in report["described"] if table["shown"]]
     kept = {key: report[key] for key in ("experiment", "source", "seeds", "full", "versions", "verdicts")}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"

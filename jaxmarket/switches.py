@@ -93,7 +93,8 @@ def one_at_a_time(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     the data of one element can stay in the processor's cache. An accelerator is faster with all elements at once.
 
     Args:
-        function: all that it reads are its arguments. Its derivatives (reverse mode only) compute it once more.
+        function: a pure function without closed-over tracers. It has derivatives in reverse mode only, and the backward
+            pass computes it again.
     """
     if jax.default_backend() != "cpu":
         return function

@@ -96,7 +96,9 @@ def find(name: str) -> Experiment:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0] and error.name != module:
             raise
-        raise ValueError(f"name: there is no module {module!r} here, for {name!r}; start in its folder") from error
+        raise ValueError(
+            f"name: cannot find the module {module!r} of {name!r}; run this in the folder that contains it"
+        ) from error
     if not isinstance(found, Experiment):
         raise ValueError(f"name: expected {name!r} to be a jaxmarket.experiments.Experiment, got {short_repr(found)}")
     return found
@@ -150,6 +152,10 @@ def reproduce(
     folder = Path("reproductions", name + suffix) if out is None else check_path("out", out)
     stamp = folder / "options.json"
     wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
+    try:
+        wanted = json.loads(json.dumps(wanted))
+    except TypeError as error:
+        raise ValueError(f"settings: expected values that JSON can represent, got {short_repr(chosen)}") from error
     with files.owned(folder):
         try:
             held = json.loads(files.read_bytes(stamp)) if stamp.exists() else wanted

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from jaxmarket.training.arrays import digest, flatten
 from jaxmarket.validation import short_repr
 
-__all__ = ["address", "encode", "source_digest"]
+__all__ = ["address", "encode", "refresh", "source_digest"]
 
 _PACKAGE = "jaxmarket"
 # They only show or store results. The package itself imports everything.
@@ -39,7 +39,7 @@ def address(identity: Mapping[str, Any]) -> str:
 
 
 def encode(value: Any) -> Any:
-    """A value as JSON that differs where the value does.
+    """Encode a value as JSON, such that different values have different encodings.
 
     Numbers, text, arrays, pytrees of them, dataclasses, classes and functions have an encoding; that of a function
     includes the arguments of a `functools.partial` and the variables of a closure.
@@ -79,15 +79,26 @@ def encode(value: Any) -> Any:
     )
 
 
-def source_digest(*values: Any) -> str:
+def source_digest(*values: Any, modules: Iterable[str] = ()) -> str:
     """The digest of the source of the modules that define the values and of the modules that these import.
 
     Modules of the standard library and of other installed packages are left out: a run's versions identify them.
+
+    Args:
+        values: functions, classes and objects.
+        modules: names of other modules.
+
+    Raises:
+        ValueError: a value is defined in a notebook or at a prompt, whose source cannot be read.
     """
-    waiting = {module for value in values for module in _modules_of(value)}
+    waiting = {module for value in values for module in _modules_of(value)}.union(modules)
     found: dict[str, str] = {}
     while waiting:
         name = waiting.pop()
+        if name == "__main__" and _file(name) is None:
+            raise ValueError(
+                "conditions: code that is defined in a notebook or at a prompt cannot be identified; put it into a file"
+            )
         if name in found or not _is_ours(name):
             continue
         code, imported = _source(name)
@@ -128,11 +139,20 @@ def _bound(function: Any) -> list[Any]:
     return [*(cell.cell_contents for cell in cells), *(getattr(function, "__defaults__", None) or ())]
 
 
+def refresh() -> None:
+    """Forget the source that was read, which may have changed since."""
+    _source.cache_clear()
+    _is_ours.cache_clear()
+
+
 @functools.cache
 def _is_ours(name: str) -> bool:
     """Whether a module belongs to this package, or to no installed one."""
-    if name.partition(".")[0] == _PACKAGE:
-        return True
+    package = name.partition(".")[0]
+    if package == _PACKAGE:
+        return _file(name) is not None
+    if package != name and not _is_ours(package):  # without an import of another package's modules
+        return False
     file = _file(name)
     return file is not None and not any(file.is_relative_to(library) for library in _LIBRARIES)
 
@@ -161,4 +181,4 @@ def _source(name: str) -> tuple[bytes, frozenset[str]]:
         base = importlib.util.resolve_name(origin, package) if origin.startswith(".") else origin
         found = [each.split()[0] for each in re.split(r"[(),]", names or modules) if each.split()]
         imported |= {base, *(f"{base}.{each}" for each in found)} if base else set(found)
-    return code, frozenset(each for each in imported if _file(each) is not None)
+    return code, frozenset(each for each in imported if _is_ours(each))

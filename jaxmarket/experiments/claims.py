@@ -46,7 +46,7 @@ class Verdict:
     Attributes:
         claim: the claim.
         kind: the test that decides it.
-        standing: the outcome. A quick run does not deny a claim: its budget is too short to tell.
+        standing: the outcome. A quick run never rejects a claim: it is "too short to tell".
         number: the number that decides it; None if it cannot be tested.
         low, high: its 95% interval, or the lowest and highest seed; None if there is none.
         evidence: a sentence with the numbers.
@@ -145,10 +145,13 @@ def separated(
         mine, others = (np.asarray(values(results), np.float64) for values in (first, second))
         gap = difference(mine, others)
         holds = gap.high < 0 if lower else gap.low > 0
-        enough = reached is None or np.mean(reached(results)) >= _ENOUGH
+        arrived = np.ones(len(mine), bool) if reached is None else np.asarray(reached(results), bool)
+        enough = arrived.mean() >= _ENOUGH
         text = f"{interquartile_mean(mine)} against {interquartile_mean(others)}, difference of the means {gap}"
         if mine.shape == others.shape and (mine == others).all():
             text += "; equal on every seed"
+        if not enough:
+            text += f"; only {tally(arrived)} seeds of the first arrive, required {_ENOUGH:.0%}"
         return bool(holds and enough), gap, text
 
     return Claim(text, "separated", test, (first, second, reached), evidence)
@@ -170,11 +173,12 @@ def every_seed(
         at_least, at_most: bounds, numbers or values; at least one of them.
         evidence: what else to say.
     """
+    _check_bounds(text, at_least, at_most)
 
     def test(results: Results) -> tuple[bool, Estimate, str]:
         found, low, high = _bounded(results, values, at_least, at_most)
         holds = (found >= low) & (found <= high)
-        worst = found.max() if at_least is None else found.min()
+        worst = found[np.minimum(found - low, high - found).argmin()]  # NaN is the least
         number = Estimate(float(worst), float(found.min()), float(found.max()))
         return bool(holds.all()), number, f"{tally(holds)} seeds, {_range(found)}, required {_required(low, high)}"
 
@@ -204,6 +208,7 @@ def share_of_seeds(
         above, below: values of another condition on the same seeds, f [seeds]; at most one of them.
         evidence: what else to say.
     """
+    _check_bounds(text, at_least, at_most, above, below)
 
     def test(results: Results) -> tuple[bool, Estimate, str]:
         found, low, high = _bounded(results, values, at_least, at_most)
@@ -234,7 +239,7 @@ def within(
     interval: bool = False,
     evidence: Evidence | None = None,
 ) -> Claim:
-    """The mean of the values lies within the bounds.
+    """The interquartile mean of the values, or another estimate, lies within the bounds.
 
     Args:
         text: the claim.
@@ -244,13 +249,15 @@ def within(
         interval: whether its whole interval must lie within the bounds.
         evidence: what else to say.
     """
+    _check_bounds(text, at_least, at_most)
 
     def test(results: Results) -> tuple[bool, Estimate, str]:
         found, low, high = _bounded(results, values, at_least, at_most)
-        number = estimate(found)
+        number = estimate(found) if np.isfinite(found).all() else Estimate(np.nan, np.nan, np.nan)
         ends = (number.low, number.high) if interval else (number.value, number.value)
         holds = ends[0] >= np.max(low) and ends[1] <= np.min(high)
-        return bool(holds), number, f"{number}, required {_required(low, high)}"
+        which = "interquartile mean" if estimate is interquartile_mean else "mean"
+        return bool(holds), number, f"{which} {number}, required {_required(low, high)}"
 
     return Claim(text, "within", test, (values, at_least, at_most), evidence)
 
@@ -258,9 +265,9 @@ def within(
 def not_separated(
     text: str, first: Values, second: Values, *, higher: bool = False, evidence: Evidence | None = None
 ) -> Claim:
-    """The difference of two means is `within` half of Welch's 95% interval: `separated` would not tell them apart.
+    """The mean of ``first`` is `within` half the width of Welch's 95% interval of that of ``second``.
 
-    Few seeds confirm it easily. It serves as a control, or where a difference was expected.
+    Then `separated` is not confirmed. Few seeds confirm it easily, so it is for controls only.
 
     Args:
         text: the claim.
@@ -286,6 +293,11 @@ def not_separated(
 _ENOUGH = 0.75
 
 
+def _check_bounds(text: str, *bounds: Any) -> None:
+    if all(bound is None for bound in bounds):
+        raise ValueError(f"claims: {text!r} has no bound; give at_least or at_most")
+
+
 def _bounded(
     results: Results, values: Values, at_least: float | Values | None, at_most: float | Values | None
 ) -> tuple[np.ndarray, Any, Any]:
@@ -298,8 +310,8 @@ def _bounded(
 
 def _required(low: Any, high: Any) -> str:
     parts = [
-        f"{sign} {number(np.min(bound) if np.ndim(bound) else bound)}"
-        for sign, bound in (("≥", low), ("≤", high))
+        f"{sign} {number(strictest(bound))}"
+        for sign, bound, strictest in (("≥", low, np.max), ("≤", high, np.min))
         if np.isfinite(bound).all()
     ]
     return " and ".join(parts)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,6 +16,7 @@ from jaxmarket.keys import key_of
 from jaxmarket.runs import files, fitting, run_folder, sweeps
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.schedule import Running
+from jaxmarket.training import objects
 from jaxmarket.training.config import ALIASES, TrainConfig
 from jaxmarket.training.transfer import fingerprint
 
@@ -131,7 +133,10 @@ class _Run:
     @property
     def identity(self) -> dict[str, Any]:
         origin = Origin.of(key_of(self.seed), None if self.start is None else fingerprint(self.start.networks))
-        sources = source_digest(self.config.settings.trainable, fitting.fit)
+        # Objects that are globals of a module are saved by their names only, so the source of that module counts too.
+        objects_given = [each for each in self._given().values() if not isinstance(each, str) and each is not None]
+        modules = [objects.name_of(each).partition(":")[0] for each in objects_given]
+        sources = source_digest(self.config.settings.trainable, fitting.fit, modules=modules)
         return {"run": run_folder.described(self.config, origin), "sources": sources}
 
     def run(self, running: Running) -> Any:
@@ -144,8 +149,10 @@ class _Run:
     def read(self, folder: Path) -> SavedRun | None:
         if run_folder.summary_of(folder) is None:
             return None
-        given = {field: getattr(self.config, field) for field in ("env", *ALIASES)}
-        return run_folder.read(folder, {name: each for name, each in given.items() if not isinstance(each, str)})
+        return run_folder.read(folder, {n: each for n, each in self._given().items() if not isinstance(each, str)})
+
+    def _given(self) -> dict[str, Any]:
+        return {field: getattr(self.config, field) for field in ("env", *ALIASES)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +165,9 @@ class Compute:
             one key is given as ``jax.jit(jax.vmap(function))``. Arguments can be bound with `functools.partial`.
         inputs: conditions whose results it receives.
         seeds: number of keys; by default the seeds of the experiment.
-        reports: whether it also receives ``show``, a function ``(share, note)`` that it calls with the share that is
-            done; ``show`` raises when the user has stopped the experiment.
+        reports: whether the function also takes ``show``, and calls ``show(share, note)`` with the share that is done;
+            ``show`` raises an exception after the user has stopped the experiment. Otherwise the function runs to its
+            end.
     """
 
     name: str
@@ -212,15 +220,16 @@ class _Call:
     def write(self, folder: Path, result: dict[str, np.ndarray]) -> str:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **cast("dict[str, Any]", result))
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(folder / _ARRAYS, buffer.getvalue())
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(folder / _ARRAYS, buffer.getvalue())
         return "computed"
 
     def read(self, folder: Path) -> dict[str, np.ndarray] | None:
         try:
             with np.load(folder / _ARRAYS, allow_pickle=False) as found:
                 return dict(found)
-        except (OSError, ValueError, zipfile.BadZipFile):  # a damaged file is computed again
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # a damaged file is computed again
             return None
 
 

@@ -8,12 +8,13 @@ valid.
 """
 
 import dataclasses
+import graphlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmarket.experiments.addresses import address
+from jaxmarket.experiments import addresses
 from jaxmarket.experiments.claims import Claim, at
 from jaxmarket.experiments.conditions import Condition, Job, Scope, Train
 from jaxmarket.experiments.report import Report
@@ -58,7 +59,7 @@ class Table:
             table.
         note: shown below it; text, or a function of the results.
         shown: whether it is shown on a terminal; files contain it anyway.
-        aside: columns that only files contain.
+        aside: columns that are written to files only.
         below: columns that move to a list below the table on narrow terminals.
     """
 
@@ -159,17 +160,19 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
         folder: of the conditions, each in a folder named by its content address.
         progress: whether to show a progress bar.
     """
+    addresses.refresh()
     conditions = experiment.planned(scope)
     _check_names(experiment, scope, conditions)
     finished: dict[str, Any] = {}
-    addresses: dict[str, str] = {}
+    found_at: dict[str, str] = {}
     failed: dict[str, Exception] = {}
 
     def task(condition: Condition) -> ScheduledTask:
         def compute(running: Running) -> tuple[Job, Path, Any, Any]:
             job = condition.job(scope, finished)
-            addresses[condition.name] = address(job.identity | {"inputs": [addresses[n] for n in condition.needs]})
-            where = folder / f"{_slug(condition.name)}-{addresses[condition.name][:12]}"
+            inputs = {"inputs": [found_at[name] for name in condition.needs]}
+            found_at[condition.name] = addresses.address(job.identity | inputs)
+            where = folder / f"{_slug(condition.name)}-{found_at[condition.name][:12]}"
             found, running.folder = job.read(where), where
             return job, where, found, None if found is not None else job.run(running)
 
@@ -200,8 +203,17 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
 
 
 def _check_names(experiment: Experiment, scope: Scope, conditions: Sequence[Condition]) -> None:
-    """Check the names in `at` before anything is computed."""
+    """Check names before anything is computed."""
     by_name = {condition.name: condition for condition in conditions}
+    for condition in conditions:
+        if unknown := set(condition.needs) - by_name.keys():
+            raise ValueError(
+                f"inputs: {condition.name!r} needs {', '.join(sorted(unknown))}; choose from {', '.join(by_name)}"
+            )
+    try:
+        graphlib.TopologicalSorter({condition.name: condition.needs for condition in conditions}).prepare()
+    except graphlib.CycleError as error:
+        raise ValueError(f"inputs: conditions need each other: {', '.join(error.args[1])}; remove an input") from error
     for claim in experiment.claimed(scope):
         for values in claim.values:
             if not isinstance(values, at):

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
-from jaxmarket.environments.adapter import Adapter
 from jaxmarket.experiments.addresses import encode, source_digest
 from jaxmarket.experiments.conditions import Scope
 from jaxmarket.experiments.results import Measure
 from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan, finished, grow
-from jaxmarket.runs.run_folder import versions
+from jaxmarket.runs.run_folder import environment_digest, versions
 from jaxmarket.runs.schedule import Running
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class _Growth:
         return {
             "plan": {f.name: encode(getattr(plan, f.name)) for f in dataclasses.fields(plan) if f.name != "market"},
             "market": {f.name: encode(getattr(market, f.name)) for f in dataclasses.fields(market) if f.name != "env"},
-            "env": _described(market.env),
+            "env": environment_digest(market.env),
             "evaluate": encode(self.evaluate),
             "seeds": self.seeds,
             "seed": self.seed,
@@ -83,27 +82,11 @@ class _Growth:
         return _means({name: values[-1] for name, values in result.measured.items()})  # the last checkpoint is there
 
     def read(self, folder: Path) -> GrownMarket | None:
-        return finished(self.plan, folder, seeds=self.seeds, seed=self.seed)
+        return finished(self.plan, self.evaluate, folder, seeds=self.seeds, seed=self.seed)
 
 
 def _means(found: dict[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {values.mean():.3f}" for name, values in list(found.items())[:3])
-
-
-def _described(env: Adapter) -> dict[str, Any]:
-    """What distinguishes an environment: its class, its settings and its parameters."""
-    settings = {
-        name: _described(value) if isinstance(value, Adapter) else encode(value)
-        for name, value in vars(env.env).items()
-        if isinstance(value, Adapter | bool | int | float | str | tuple)
-    }
-    kind = type(env.env)
-    return {
-        "class": f"{kind.__module__}:{kind.__qualname__}",
-        "name": env.name,
-        "settings": settings,
-        "params": encode(env.default_params),
-    }
 
 
 def measured(name: str) -> Measure:

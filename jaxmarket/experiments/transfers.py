@@ -144,8 +144,8 @@ def seeds_table(transfers: Callable[[Results], Iterable[tuple[dict[str, Any], Tr
 def fewer_steps(text: str, first: str, second: str, *, lasting: bool = False) -> Claim:
     """Whether a condition needs fewer environment steps to 90% success than another, with `separated`.
 
-    A seed that never gets there counts as the whole run, a lower bound that favours the claim where it is one of the
-    second condition; at least three quarters of the seeds of the first must get there.
+    A seed that never gets there counts as the whole run, a lower bound. This favours the claim for seeds of the first
+    condition, at least three quarters of which must therefore get there.
 
     Args:
         text: the claim.

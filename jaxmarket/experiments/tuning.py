@@ -38,7 +38,7 @@ def tuning_table(
         title: of the table.
         grids: the settings.
         columns: ``(results, name of the condition) -> cells by heading``.
-        cost: of a row, which the best one has least of; None for rows that cannot be the best.
+        cost: of a row; the row with the lowest cost is the best. None excludes a row.
         note: below the table.
     """
     settings = dict.fromkeys(name for _, _, setting in _tried(grids) for name in setting)

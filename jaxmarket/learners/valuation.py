@@ -146,7 +146,7 @@ def _of_purchases(
     """``function(params, obs, batch)`` of the module's purchases: of a quarter, a half or all of the auctions.
 
     Args:
-        function: a sum over auctions in which those that the module did not win have no part.
+        function: a sum over auctions, to which those that the module did not win contribute 0.
         params: of the module.
         obs: f [n, ...].
         batch: leaves [R, n].

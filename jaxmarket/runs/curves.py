@@ -35,6 +35,8 @@ def first_held(hits: Any, hold: int) -> np.ndarray:
         hits: bool [T, seeds].
         hold: at least 1.
     """
+    if hold > len(hits):
+        return np.full(np.shape(hits)[1], np.nan)
     count = np.cumsum(np.pad(hits, ((1, 0), (0, 0))), axis=0)
     held = count[hold:] - count[:-hold] == hold
     return np.where(held.any(0), held.argmax(0) + 1.0, np.nan)

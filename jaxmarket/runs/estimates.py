@@ -164,8 +164,13 @@ class ResultTable:
     below: tuple[str, ...] = ()  # columns that move to a list below the table on narrow terminals
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """The rows with plain values: an estimate becomes three columns."""
-        return [_flat(row) for row in self.rows]
+        """The rows with plain values: an estimate becomes three columns, also in rows without one."""
+        estimates = {name for row in self.rows for name, value in row.items() if isinstance(value, Estimate)}
+        none = Estimate(math.nan, math.nan, math.nan)
+        return [
+            _flat({name: none if value is None and name in estimates else value for name, value in row.items()})
+            for row in self.rows
+        ]
 
     def description(self) -> dict[str, Any]:
         """What else is known of the table: name, title, note, whether it is shown, and the columns that are."""

@@ -23,8 +23,9 @@ from jaxmarket.deep_market import DeepMarket, DeepMarketState, Lineage, Populati
 from jaxmarket.keys import key_of
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.interrupts import Deferred
-from jaxmarket.runs.run_folder import versions
-from jaxmarket.training.arrays import flatten, unflatten
+from jaxmarket.runs.run_folder import environment_digest, versions
+from jaxmarket.training import objects
+from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["SUMS", "Evaluate", "GrownMarket", "MarketPlan", "finished", "grow", "terms_of"]
@@ -127,13 +128,14 @@ class GrownMarket:
         return Lineage(self.seed(seed).births, self.plan.num_agents)
 
     def per_episode(self, field: str) -> np.ndarray:
-        """Mean of ``returns`` or ``lengths`` over the episodes that ended in each chunk: f [chunks, seeds]."""
+        """Mean of ``returns`` or ``lengths`` of the episodes that ended in a chunk: f [chunks, seeds], NaN if none."""
         statistics = self.rounds.statistics
 
         def sums(values: np.ndarray) -> np.ndarray:
             return values.reshape(len(values), self.plan.chunks, -1).sum(-1).T
 
-        return sums(getattr(statistics, field)) / np.maximum(1, sums(np.asarray(statistics.episodes)))
+        ended = sums(np.asarray(statistics.episodes))
+        return np.where(ended > 0, sums(getattr(statistics, field)) / np.maximum(1, ended), np.nan)
 
     def late_returns(self) -> np.ndarray:
         """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
@@ -192,12 +194,12 @@ def grow(
     """
     with contextlib.ExitStack() as stack:
         kept = None if folder is None else stack.enter_context(Checkpoints(folder))
-        history = _history(kept, plan, seeds, seed)
+        history = _history(kept, plan, evaluate, seeds, seed)
         while len(history.rounds) < plan.chunks:
             with Deferred():
                 history = _run_chunk(plan, evaluate, history, seeds)
                 if kept is not None:
-                    kept.save(len(history.rounds), history.arrays(), _note(plan, seeds, seed))
+                    kept.save(len(history.rounds), history.arrays(), _note(plan, evaluate, seeds, seed))
             if on_chunk is not None:
                 on_chunk(len(history.rounds), history.measured[-1])
         if kept is not None:
@@ -206,7 +208,7 @@ def grow(
     return _result(plan, history)
 
 
-def finished(plan: MarketPlan, folder: str | Path, *, seeds: int, seed: int) -> GrownMarket | None:
+def finished(plan: MarketPlan, evaluate: Evaluate, folder: str | Path, *, seeds: int, seed: int) -> GrownMarket | None:
     """The result of a run that `grow` finished in a folder; None if there is none or it was interrupted.
 
     Raises:
@@ -215,7 +217,7 @@ def finished(plan: MarketPlan, folder: str | Path, *, seeds: int, seed: int) -> 
     kept = Checkpoints(folder)
     if kept.steps()[-1:] != [plan.chunks]:
         return None
-    return _result(plan, _history(kept, plan, seeds, seed))
+    return _result(plan, _history(kept, plan, evaluate, seeds, seed))
 
 
 @functools.partial(jax.jit, static_argnames=("market", "num_agents"))
@@ -287,7 +289,7 @@ def _run_chunk(plan: MarketPlan, evaluate: Evaluate, history: _History, seeds: i
     return _History(economies, history.opened, key, rounds, [*history.measured, measured])
 
 
-def _history(kept: Checkpoints | None, plan: MarketPlan, seeds: int, seed: int) -> _History:
+def _history(kept: Checkpoints | None, plan: MarketPlan, evaluate: Evaluate, seeds: int, seed: int) -> _History:
     """The market at its last checkpoint, or a new one."""
     key_open, key = jax.random.split(key_of(seed))
     keys = jax.random.split(key_open, seeds)
@@ -296,7 +298,7 @@ def _history(kept: Checkpoints | None, plan: MarketPlan, seeds: int, seed: int) 
     if kept is None or last is None:
         return _History(economies, np.asarray(opened, np.float64), key, [], [])
     step, saved = last
-    if saved.note != _note(plan, seeds, seed):
+    if saved.note != _note(plan, evaluate, seeds, seed):
         raise ValueError(f"{kept.folder}: holds a market with other settings or versions; choose another folder")
     whose = f"{kept.path(step)}: the arrays"
     # The structure of the results of a chunk, by shapes only.
@@ -316,7 +318,7 @@ def _history(kept: Checkpoints | None, plan: MarketPlan, seeds: int, seed: int) 
     )
 
 
-def _note(plan: MarketPlan, seeds: int, seed: int) -> dict[str, Any]:
+def _note(plan: MarketPlan, evaluate: Evaluate, seeds: int, seed: int) -> dict[str, Any]:
     """What identifies the plan of a checkpoint."""
     numbers = {
         name: getattr(plan, name)
@@ -326,6 +328,9 @@ def _note(plan: MarketPlan, seeds: int, seed: int) -> dict[str, Any]:
     return {
         **numbers,
         "market": [market.env.name, market.mechanism.name, market.capacity, market.instances],
+        "env": environment_digest(market.env),
+        "stages": digest(flatten(plan.stages)),
+        "evaluate": objects.name_of(evaluate),
         "terms": terms_of(plan.terms),
         "seeds": seeds,
         "seed": seed,

@@ -422,7 +422,7 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     values = dict(settings.values)
     if _is_object(config.env):
         env = settings.adapter.env if isinstance(config.env, str) else config.env
-        values["env"] = objects.describe(env) | {"sha256": _environment_digest(settings.adapter)}
+        values["env"] = objects.describe(env) | {"sha256": environment_digest(settings.adapter)}
     if _is_object(values.get("auction")):
         mechanism, bidders = settings.society.mechanism, settings.society.bidders
         values["auction"] = objects.describe(mechanism) | {"sha256": _mechanism_digest(mechanism, bidders)}
@@ -445,7 +445,7 @@ def _is_object(value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _environment_digest(env: Adapter) -> str:
+def environment_digest(env: Adapter) -> str:
     """SHA-256 of an environment's program (its reset and step, with all constants) and of its default parameters."""
 
     def program(key: Array, params: PyTree, action: Array) -> Any:

@@ -1,4 +1,4 @@
-"""Tasks that may need each other's results, run by a few threads with one progress bar."""
+"""Run tasks that depend on each other in a few threads, with one progress bar."""
 
 import concurrent.futures
 import contextlib
@@ -111,7 +111,7 @@ def run_tasks(
                 for future in concurrent.futures.wait(work.futures, return_when="FIRST_COMPLETED").done:
                     work.finish(future)
         except BaseException:
-            show.say("stopping: running conditions are aborted, finished ones are kept")
+            show.say("stopping: running conditions stop at their next progress report, finished ones are kept")
             work.stop.set()
             pool.shutdown(cancel_futures=True)
             for future in list(work.futures):  # finished in the meantime
@@ -140,16 +140,18 @@ class _Work:
 
     def submit(self, pool: concurrent.futures.Executor) -> bool:
         """Submit the tasks that can run; whether any is under way."""
-        for task in list(self.waiting):
-            if lost := self.failed.intersection(task.after):
+        while lost := [task for task in self.waiting if self.failed.intersection(task.after)]:
+            for task in lost:
                 self.waiting.remove(task)
-                self._fail(task, RuntimeError(f"needs {', '.join(sorted(lost))}, which failed"))
-            elif self.kept.keys() >= set(task.after):
+                names = ", ".join(sorted(self.failed.intersection(task.after)))
+                self._fail(task, RuntimeError(f"needs {names}, which failed"))
+        for task in list(self.waiting):
+            if self.kept.keys() >= set(task.after):
                 self.waiting.remove(task)
                 self.futures[pool.submit(self._run, task)] = task
         if self.waiting and not self.futures:
             needs = {task.name: sorted(set(task.after) - self.kept.keys()) for task in self.waiting}
-            raise ValueError(f"inputs: expected names of other conditions without a circle, got {needs}")
+            raise ValueError(f"inputs: unknown or circular dependencies: {needs}")
         return bool(self.futures)
 
     def _report(self, task: ScheduledTask, share: float, note: str) -> None:
@@ -167,16 +169,22 @@ class _Work:
 
     def finish(self, future: concurrent.futures.Future) -> None:
         """Keep the result of a task, or report that it failed."""
-        error = future.exception()
-        if isinstance(error, Exception):
-            self._fail(self.futures.pop(future), error)
-        else:
-            self.keep(future)
+        task, error = self.futures[future], future.exception()
+        if error is None:
+            try:
+                self.keep(future)
+                return
+            except Exception as raised:
+                error = raised
+        elif not isinstance(error, Exception):
+            raise error
+        self.futures.pop(future, None)
+        self._fail(task, error)
 
     def keep(self, future: concurrent.futures.Future) -> None:
         """Keep the result of a task."""
-        task = self.futures.pop(future)
-        with Deferred():
+        with Deferred():  # before the future is forgotten: an interruption that was held back is raised here
+            task = self.futures.pop(future)
             self.kept[task.name], line = task.keep(future.result())
         self._report(task, 1, "")
         if line:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import importlib
 import json
 import sys
 import threading
@@ -29,6 +30,7 @@ from jaxmarket.experiments import (
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
 from jaxmarket.runs import sweeps
+from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.schedule import Running
 
 # --- claims
@@ -63,9 +65,11 @@ def b(results):
         (every_seed("", a, at_least=0.9), [1, 0.9], [], "confirmed", 0.9),
         (every_seed("", a, at_least=0.9), [1, 0.89], [], "not confirmed", 0.89),
         (every_seed("", a, at_most=2), [1, 2.5], [], "not confirmed", 2.5),
-        (every_seed("", a, at_least=b), [1, 2], [0.5, 2], "confirmed", 1),
-        (every_seed("", a, at_least=b), [1, 2], [0.5, 2.1], "not confirmed", 1),
+        (every_seed("", a, at_least=b), [1, 2], [0.5, 2], "confirmed", 2),
+        (every_seed("", a, at_least=b), [1, 2], [0.5, 2.1], "not confirmed", 2),
         (every_seed("", a, at_least=0), [1, np.nan], [], "not confirmed", None),
+        (every_seed("", a, at_least=0, at_most=1), [0.1, 2], [], "not confirmed", 2),
+        (within("", a, at_least=0, estimate=mean), [1, np.nan], [], "not confirmed", None),
         (share_of_seeds("", a, share=0.75, at_least=1), [1, 1, 1, 0], [], "confirmed", 0.75),
         (share_of_seeds("", a, share=0.8, at_least=1), [1, 1, 1, 0], [], "not confirmed", 0.75),
         (share_of_seeds("", a, share=0.5, above=b), [1, 2, 3, 4], [1, 1, 1, 5], "confirmed", 0.5),
@@ -267,8 +271,8 @@ def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("conditions", "says"),
     [
-        ([condition("a", "b"), condition("b", "a")], "without a circle"),
-        ([condition("a", "nowhere")], "nowhere"),
+        ([condition("a", "b"), condition("b", "a")], "need each other: a, b, a|need each other: b, a, b"),
+        ([condition("a", "nowhere")], "'a' needs nowhere; choose from a"),
         ([condition("a"), condition("a")], "unique names"),
     ],
 )
@@ -343,6 +347,52 @@ def test_arrays_of_a_computed_condition_are_measures_and_others_do_not_apply():
     assert [(row["condition"], row["x"] and row["x"].value) for row in rows] == [("a", None), ("b", 1)]
     named = Results(Scope(), {"b": np.ones(2)}, {"a": ValueError("no")}, {"x": np.asarray})
     assert [row["condition"] for row in by_condition({"x": "x"}, names=["a", "b"])(named)] == ["b"]
+
+
+def test_claims_need_a_bound():
+    for claim in (every_seed, within, functools.partial(share_of_seeds, share=0.5)):
+        with pytest.raises(ValueError, match="claims: 'nothing' has no bound"):
+            claim("nothing", a)
+
+
+def test_what_cannot_be_kept_fails_and_what_needs_it(tmp_path):
+    def badly_named(keys):
+        return {"file": np.ones(2)}  # an argument of `numpy.savez`
+
+    conditions = [condition("c", "b"), condition("b", "bad"), Compute("bad", badly_named), condition("a")]
+    experiment = dataclasses.replace(EXPERIMENT, claims=(), conditions=conditions)
+    results = engine.run(experiment, Scope(2), tmp_path, progress=False)
+    assert (list(results), set(results.failed)) == (["a"], {"b", "c", "bad"})
+
+
+def test_code_without_a_file_is_refused(tmp_path, monkeypatch):
+    def cell(keys):
+        return {"x": np.ones(2)}
+
+    cell.__module__ = "__main__"
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    experiment = dataclasses.replace(EXPERIMENT, claims=(), conditions=[Compute("cell", cell)])
+    failed = engine.run(experiment, Scope(2), tmp_path, progress=False).failed
+    assert "defined in a notebook or at a prompt" in failed["cell"]
+
+
+LEARNERS = """
+from jaxmarket.learners import Valuation
+MINE = Valuation(max_norm={})
+"""
+
+
+def test_a_learner_that_is_a_global_of_a_module_counts_with_its_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for norm in (1.0, 2.0):
+        (tmp_path / "my_learners.py").write_text(LEARNERS.format(norm))
+        sys.modules.pop("my_learners", None)
+        importlib.invalidate_caches()
+        addresses.refresh()
+        mine = importlib.import_module("my_learners").MINE
+        found.append(identity(Train("run", TrainConfig("Bandit-v0", learner=mine, steps=4096))))
+    assert found[0] != found[1]
 
 
 MODULE = """

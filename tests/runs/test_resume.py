@@ -223,7 +223,7 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
             patch.setattr(jaxmarket.runs.checkpoint.Checkpoints, "save", save)
             with pytest.raises(StopError):
                 grow(plan, accuracy, **told, folder=tmp_path / "alone")
-            assert finished(plan, tmp_path / "alone", **told) is None
+            assert finished(plan, accuracy, tmp_path / "alone", **told) is None
             stopped = engine.run(experiment, Scope(2), tmp_path / "conditions", progress=False)
             assert "StopError" in stopped.failed["market"]
     (folder,) = (tmp_path / "conditions").iterdir()
