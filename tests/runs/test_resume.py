@@ -237,7 +237,7 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
         again = grow(plan, accuracy, **told, folder=tmp_path / "alone")
         read = engine.run(experiment, Scope(2), tmp_path / "conditions", progress=False)["market"]
         assert len(chunks) == 2, "what is finished is read back"
-    for grown in (found, again, by_engine, read, finished(plan, tmp_path / "alone", **told)):
+    for grown in (found, again, by_engine, read, finished(plan, accuracy, tmp_path / "alone", **told)):
         for name in ("opened", "rounds", "measured", "economy"):
             one, other = (flatten(getattr(each, name)) for each in (grown, wanted))
             jax.tree.map(np.testing.assert_array_equal, one, other)
