@@ -271,6 +271,7 @@ def _draw_transfers(results: Results) -> Any:
     for ax, task in zip(axes, tasks, strict=False):
         runs = {agent: results[task.condition(agent)] for agent in CONDITIONS}
         transfers.draw_curves(ax, runs, title=f"{task.name}: {FIRST} → {task.right}")
+        ax.title.set_fontsize(9)
         ax.axhline(LEVEL, color="black", linewidth=0.8)
         ax.set(ylabel="success rate", ylim=(-0.03, 1.03))
     for ax in axes[len(tasks) :]:
