@@ -166,11 +166,7 @@ class ResultTable:
     def as_rows(self) -> list[dict[str, Any]]:
         """The rows with plain values: an estimate becomes three columns, also in rows without one."""
         estimates = {name for row in self.rows for name, value in row.items() if isinstance(value, Estimate)}
-        none = Estimate(math.nan, math.nan, math.nan)
-        return [
-            _flat({name: none if value is None and name in estimates else value for name, value in row.items()})
-            for row in self.rows
-        ]
+        return [_flat(row, estimates) for row in self.rows]
 
     def description(self) -> dict[str, Any]:
         """What else is known of the table: name, title, note, whether it is shown, and the columns that are."""
@@ -194,11 +190,12 @@ class ResultTable:
         return table
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: dict[str, Any], estimates: set[str]) -> dict[str, Any]:
     flat = {}
     for name, value in row.items():
-        if isinstance(value, Estimate):
-            flat |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+        if name in estimates:
+            ends = (value.value, value.low, value.high) if isinstance(value, Estimate) else (value, None, None)
+            flat |= dict(zip((name, f"{name} low", f"{name} high"), ends, strict=True))
         else:
             flat[name] = value.item() if isinstance(value, np.generic) else value
     return flat

@@ -30,7 +30,7 @@ from jaxmarket.experiments import (
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
 from jaxmarket.runs import sweeps
-from jaxmarket.runs.estimates import mean
+from jaxmarket.runs.estimates import Estimate, ResultTable, mean
 from jaxmarket.runs.schedule import Running
 
 # --- claims
@@ -470,3 +470,11 @@ def test_a_function_reports_its_progress_and_is_stopped_there():
     assert shares == [(0, ""), (0.25, "part 1"), (0.5, "part 2"), (0.75, "part 3")]
     stop.clear()
     assert job.run(Running(lambda *_: None, stop, {}))["x"].shape == (3,)
+
+
+def test_rows_without_an_estimate_have_the_same_columns_in_files():
+    table = ResultTable("t", "t", [{"a": None, "b": 1}, {"a": Estimate(1.0, 0.5, 2.0), "b": 2}])
+    none, some = table.as_rows()
+    assert list(none) == list(some) == ["a", "a low", "a high", "b"]
+    assert list(none.values()) == [None, None, None, 1]
+    assert list(some.values()) == [1.0, 0.5, 2.0, 2]
