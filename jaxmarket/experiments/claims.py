@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from jaxmarket.experiments.results import FailedConditionError, Results, described
+from jaxmarket.experiments.results import FailedConditionError, Results, one_line
 from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean
 
 __all__ = [
@@ -90,16 +90,14 @@ class Claim:
             holds, number, evidence = None, None, str(error)
         except Exception as error:
             results.errors[f"claim {self.text!r}"] = error
-            holds, number, evidence = None, None, described(error)
+            holds, number, evidence = None, None, one_line(error)
         standing: Standing = "confirmed" if holds else "not confirmed"
         if holds is None:
             standing = "not testable"
         elif not holds and results.scope.quick:
             standing = "too short to tell"
-        value, low, high = (
-            None if number is None or not np.isfinite(x) else float(x)
-            for x in ((number.value, number.low, number.high) if number is not None else (np.nan,) * 3)
-        )
+        ends = (np.nan,) * 3 if number is None else (number.value, number.low, number.high)
+        value, low, high = (float(x) if np.isfinite(x) else None for x in ends)
         return Verdict(self.text, self.kind, standing, value, low, high, evidence)
 
 

@@ -17,7 +17,7 @@ from jaxmarket.runs import files, fitting, run_folder, sweeps
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.schedule import Running
 from jaxmarket.training import objects
-from jaxmarket.training.config import ALIASES, TrainConfig
+from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.transfer import fingerprint
 
 __all__ = ["Arrays", "Compute", "Condition", "Job", "Scope", "Train"]
@@ -134,8 +134,7 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         origin = Origin.of(key_of(self.seed), None if self.start is None else fingerprint(self.start.networks))
         # Objects that are globals of a module are saved by their names only, so the source of that module counts too.
-        objects_given = [each for each in self._given().values() if not isinstance(each, str) and each is not None]
-        modules = [objects.name_of(each).partition(":")[0] for each in objects_given]
+        modules = [objects.name_of(each).partition(":")[0] for each in sweeps.given_objects(self.config).values()]
         sources = source_digest(self.config.settings.trainable, fitting.fit, modules=modules)
         return {"run": run_folder.described(self.config, origin), "sources": sources}
 
@@ -147,12 +146,7 @@ class _Run:
         return sweeps.outcome(result)
 
     def read(self, folder: Path) -> SavedRun | None:
-        if run_folder.summary_of(folder) is None:
-            return None
-        return run_folder.read(folder, {n: each for n, each in self._given().items() if not isinstance(each, str)})
-
-    def _given(self) -> dict[str, Any]:
-        return {field: getattr(self.config, field) for field in ("env", *ALIASES)}
+        return None if run_folder.summary_of(folder) is None else sweeps.read_run(folder, self.config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxmarket.experiments import addresses
 from jaxmarket.experiments.claims import Claim, at
 from jaxmarket.experiments.conditions import Condition, Job, Scope, Train
 from jaxmarket.experiments.report import Report
-from jaxmarket.experiments.results import Measure, Results, described
+from jaxmarket.experiments.results import Measure, Results, one_line
 from jaxmarket.runs import files
 from jaxmarket.runs.estimates import ResultTable, interquartile_mean
 from jaxmarket.runs.interrupts import retained
@@ -189,7 +189,7 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
 
     def on_failure(task: ScheduledTask, error: Exception) -> None:
         failed[task.name] = error
-        show.say(f"{task.name} failed: {described(error)}")
+        show.say(f"{task.name} failed: {one_line(error)}")
 
     with tables.progress(experiment.name, unit="conditions", shown=progress) as show:
         run_tasks([task(condition) for condition in conditions], show, on_failure)

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from jaxmarket.experiments.claims import Standing, Verdict
-from jaxmarket.experiments.results import described
+from jaxmarket.experiments.results import one_line
 from jaxmarket.runs import files
 from jaxmarket.runs.estimates import ResultTable
 from jaxmarket.runs.run_folder import to_json, versions
@@ -49,7 +49,7 @@ class Report:
     @property
     def failed(self) -> dict[str, str]:
         """The reasons of what failed, by name."""
-        return {name: described(error) for name, error in self.errors.items()}
+        return {name: one_line(error) for name, error in self.errors.items()}
 
     def to_json(self) -> str:
         """One line of JSON: the main table, other tables, verdicts and settings."""

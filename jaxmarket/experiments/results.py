@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmarket.experiments.conditions import Scope
 
-__all__ = ["FailedConditionError", "Measure", "Results", "described"]
+__all__ = ["FailedConditionError", "Measure", "Results", "one_line"]
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class FailedConditionError(Exception):
     """A condition that is needed has failed."""
 
 
-def described(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An exception as one line."""
     if isinstance(error, FailedConditionError):
         return str(error)
@@ -58,7 +58,7 @@ class Results(Mapping[str, Any]):
             KeyError: there is no such condition.
         """
         if name in self._failed:
-            raise FailedConditionError(f"{name} failed: {described(self._failed[name])}")
+            raise FailedConditionError(f"{name} failed: {one_line(self._failed[name])}")
         return self._finished[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -71,7 +71,7 @@ class Results(Mapping[str, Any]):
     def measure(self, condition: str, measure: str) -> np.ndarray:
         """The values of a measure of a condition: f [seeds]; computed once.
 
-        The arrays of a `Compute` condition also have values by their own names.
+        An array of a `Compute` condition is a measure by its own name, unless the experiment has one of that name.
         """
         result = self[condition]
         if isinstance(result, Mapping) and measure not in self._measures:
@@ -91,7 +91,7 @@ class Results(Mapping[str, Any]):
     @property
     def failed(self) -> dict[str, str]:
         """The reasons of everything that failed, by name."""
-        return {name: described(error) for name, error in self.errors.items()}
+        return {name: one_line(error) for name, error in self.errors.items()}
 
     def attempt(self, name: str, make: Callable[[], T]) -> T | None:
         """What ``make`` returns; None if it needs a condition that has failed, or raises, which is recorded."""

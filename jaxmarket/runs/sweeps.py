@@ -47,8 +47,10 @@ __all__ = [
     "combinations",
     "draw",
     "fit_as_task",
+    "given_objects",
     "outcome",
     "parse",
+    "read_run",
     "sweep",
     "train",
 ]
@@ -115,7 +117,7 @@ def train(
 
         def keep(result: FitResult) -> tuple[SavedRun, str]:
             run_folder.write(folder / condition.name, result)
-            return _read(folder / condition.name, condition), f"{condition.name}: {outcome(result)}"
+            return read_run(folder / condition.name, condition.config), f"{condition.name}: {outcome(result)}"
 
         return ScheduledTask(condition.name, run, keep, work=_steps(condition.config))
 
@@ -155,9 +157,15 @@ def _steps(config: TrainConfig) -> int:
     return config.seeds * config.settings.chunks * config.settings.auctions_per_chunk
 
 
-def _read(folder: Path, condition: Cell) -> SavedRun:
-    given_objects = {field: getattr(condition.config, field) for field in ("env", *ALIASES)}
-    return run_folder.read(folder, {name: each for name, each in given_objects.items() if not isinstance(each, str)})
+def given_objects(config: TrainConfig) -> dict[str, Any]:
+    """The settings that were given as objects and not by name, by setting."""
+    given = {field: getattr(config, field) for field in ("env", *ALIASES)}
+    return {name: each for name, each in given.items() if each is not None and not isinstance(each, str)}
+
+
+def read_run(folder: Path, config: TrainConfig) -> SavedRun:
+    """The run in a folder, with the objects of the settings that it was trained with."""
+    return run_folder.read(folder, given_objects(config))
 
 
 def _finished_in(
@@ -180,7 +188,7 @@ def _finished(folder: Path, condition: Cell, origin: Origin) -> SavedRun | None:
                 f"out: {folder} holds an unfinished run; finish it ({run_folder.resume_command(folder)}), or remove it"
             )
         return None
-    run = _read(folder, condition)
+    run = read_run(folder, condition.config)
     if run.interrupted:
         raise ValueError(f"out: {run.interruption}")
     differs = run_folder.difference(
