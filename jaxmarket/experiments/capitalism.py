@@ -11,13 +11,13 @@ structures, and capitalism in which consumers pay the same for every prediction.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.deep_market import RoundSummary, Terms, layer_market
+from jaxmarket.deep_market import RoundSummary, Terms
 from jaxmarket.deep_market.layer_market import (
     ACTIVATIONS,
     Examples,
@@ -25,27 +25,28 @@ from jaxmarket.deep_market.layer_market import (
     LayerMarket,
     LayerStructure,
     LayerTraining,
+    equal_parts,
+    rounds_like,
     train_market,
     train_network,
 )
 from jaxmarket.environments.digits import load
 from jaxmarket.experiments.claims import Claim, Evidence, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
-from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_of
 from jaxmarket.runs.curves import first_reach, reached_by
-from jaxmarket.runs.estimates import interquartile_mean, mean
+from jaxmarket.runs.estimates import mean
 from jaxmarket.training.arrays import flatten, unflatten
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["BATCH", "EXPERIMENT", "MARKETS", "METHODS", "WEALTH", "MarketMethod", "digits", "draw_accuracy", "train"]
+__all__ = ["BATCH", "EXPERIMENT", "MARKETS", "METHODS", "WEALTH", "train"]
 
 BATCH = 64
 WEALTH = 1.0
-_NETWORK = LayerAgents(64, 32, 10)
-_FREE = dataclasses.replace(_NETWORK, structured=True, noise=(0.005, 0.05))
+_BIRTHS = 2  # the most of a turnover
 _TERMS = Terms(
     wealth_tax=1e-3,
     endowment=WEALTH,
@@ -55,55 +56,24 @@ _TERMS = Terms(
     replace_poorest=True,
     bankruptcy=0.02,
 )
+_NETWORK = LayerAgents(64, 32, 10)
+_FREE = dataclasses.replace(_NETWORK, structured=True, noise=(0.005, 0.05))
+_PURE = LayerMarket(_NETWORK, batch=BATCH)
 
-
-@dataclasses.dataclass(frozen=True)
-class MarketMethod:
-    """A market as a training method.
-
-    Attributes:
-        market: the layer market.
-        period: lots between turnovers.
-        informed: whether consumers pay only for the probability of the correct label.
-    """
-
-    market: LayerMarket
-    period: int = 8
-    informed: bool = True
-
-
-MARKETS = {
-    "capitalism": MarketMethod(LayerMarket(_NETWORK, batch=BATCH)),
-    "capitalism, paid for anything": MarketMethod(LayerMarket(_NETWORK, batch=BATCH), informed=False),
-    "hybrid": MarketMethod(LayerMarket(_FREE, batch=BATCH, learning=True), period=32),
+MARKETS: dict[str, dict[str, Any]] = {
+    "capitalism": {"market": _PURE, "period": 8},
+    "capitalism, paid for anything": {"market": _PURE, "period": 8, "informed": False},
+    "hybrid": {"market": LayerMarket(_FREE, batch=BATCH, learning=True), "period": 32},
 }
-"""The methods with a market."""
+"""The methods with a market: arguments of `jaxmarket.deep_market.layer_market.train_market`."""
 METHODS = (*MARKETS, "SGD", "SGD, structure found", "SGD, random structure")
 """All methods. SGD trains the default structure, those that the hybrid found, or random ones."""
-
-
-@functools.cache
-def digits() -> Examples:
-    """scikit-learn's 8 × 8 digits: images f [n, 64] and labels i [n] for training, and the same held out."""
-    data = load("small")
-    x = data.images.reshape(len(data.images), -1)
-    return Examples(x[: data.train], data.labels[: data.train], x[data.train :], data.labels[data.train :])
-
-
-_MEASURED = 192
-"""Approximate number of measurements, each of which follows whole rounds of every method."""
-
-
-def _parts(lots: int, unit: int = 32) -> list[int]:
-    """Numbers of lots between measurements; all are equal, so that one compiled program serves all."""
-    part = unit * max(1, round(lots / (_MEASURED * unit)))
-    return [part] * max(1, round(lots / part))
 
 
 def train(
     method: str, seeds: int, seed: int, lots: int, found: tuple[LayerStructure, np.ndarray] | None = None
 ) -> LayerTraining:
-    """Train with one of the `METHODS`, and measure the accuracy on held-out digits.
+    """Train with one of the `METHODS` on scikit-learn's 8 × 8 digits, and measure the accuracy on held-out ones.
 
     Args:
         method: its name.
@@ -116,25 +86,31 @@ def train(
     Raises:
         ValueError: ``found`` is missing.
     """
-    key, parts = key_of(seed), _parts(lots)
+    key, examples, parts = key_of(seed), Examples(*load("small").split()), equal_parts(lots)
     if method in MARKETS:
-        chosen = MARKETS[method]
-        return train_market(
-            chosen.market, _TERMS, key, digits(), seeds=seeds, parts=parts, period=chosen.period, max_births=2,
-            wealth=WEALTH, informed=chosen.informed,
-        )  # fmt: skip
-    if method != "SGD, structure found":
-        found = None
-    elif found is None:
+        rules = {"max_births": _BIRTHS, "wealth": WEALTH} | MARKETS[method]
+        return train_market(terms=_TERMS, key=key, examples=examples, seeds=seeds, parts=parts, **rules)
+    if method == "SGD, structure found" and found is None:
         raise ValueError(f"found: {method} needs the structures that the hybrid found, got None; train it first")
-    drawn = dataclasses.replace(_NETWORK, structured=method == "SGD, random structure")
-    structure, rate = found or (None, None)
+    structure, rate = found if found and method == "SGD, structure found" else (None, None)
+    agents = dataclasses.replace(_NETWORK, structured=method == "SGD, random structure")
     return train_network(
-        drawn, key, digits(), seeds=seeds, parts=parts, batch=BATCH, structure=structure, readout_rate=rate
+        agents, key, examples, seeds=seeds, parts=parts, batch=BATCH, structure=structure, readout_rate=rate
     )
 
 
 # --- conditions
+
+_STRUCTURE = tuple(field.name for field in dataclasses.fields(LayerStructure))
+_ROUNDS = "rounds/"
+
+
+def _conditions(scope: Scope) -> list[Condition]:
+    lots = 2048 if scope.quick else 49152
+    return [
+        Compute(name, functools.partial(_measure, name, scope.seed, lots), ("hybrid",) * ("found" in name))
+        for name in METHODS
+    ]
 
 
 def _measure(method: str, seed: int, lots: int, keys: Array, *hybrid: Arrays) -> Arrays:
@@ -152,50 +128,30 @@ def _measure(method: str, seed: int, lots: int, keys: Array, *hybrid: Arrays) ->
     }
 
 
-_STRUCTURE = tuple(field.name for field in dataclasses.fields(LayerStructure))
-_ROUNDS = "rounds/"
-
-
 def _rounds(method: str, result: Arrays) -> RoundSummary:
     """The rounds of seed 0: leaves [rounds, ...]."""
-    chosen, examples = MARKETS[method], digits()
-    arrays = {name.removeprefix(_ROUNDS): v for name, v in result.items() if name.startswith(_ROUNDS)}
-    shapes = jax.eval_shape(
-        lambda key: layer_market.run(
-            chosen.market, key, layer_market.init(chosen.market, key, WEALTH), jnp.int32(0), examples.x,
-            jnp.asarray(examples.labels), _TERMS, rounds=len(arrays["money"]), period=chosen.period, max_births=2,
-        )[2],
-        jax.random.key(0),
-    )  # fmt: skip
-    return unflatten(shapes, arrays)
-
-
-def _conditions(scope: Scope) -> list[Condition]:
-    lots = 2048 if scope.quick else 49152
-    return [
-        Compute(name, functools.partial(_measure, name, scope.seed, lots), ("hybrid",) * ("found" in name))
-        for name in METHODS
-    ]
+    arrays = {name.removeprefix(_ROUNDS): values for name, values in result.items() if name.startswith(_ROUNDS)}
+    market = MARKETS[method]["market"]
+    return unflatten(rounds_like(market, _TERMS, rounds=len(arrays["money"]), max_births=_BIRTHS), arrays)
 
 
 # --- claims
 
-_NEAR = 0.9  # of SGD's accuracy
+
+def _accuracies(first: str, second: str) -> Evidence:
+    def evidence(results: Results) -> str:
+        mine, others = (results.measure(name, "accuracy") for name in (first, second))
+        return (
+            f"{mine.mean():.3f} against {others.mean():.3f} ({second}), better on {tally(mine > others)} "
+            f"and worse on {tally(mine < others)} seeds"
+        )
+
+    return evidence
 
 
 def _claims(scope: Scope) -> list[Claim]:
+    del scope
     pure, control, hybrid, plain, found, random = (at(name, "accuracy") for name in METHODS)
-
-    def better(first: str, second: str) -> Evidence:
-        def evidence(results: Results) -> str:
-            mine, others = (results.measure(name, "accuracy") for name in (first, second))
-            return (
-                f"{mine.mean():.3f} against {others.mean():.3f} ({second}), better on {tally(mine > others)} "
-                f"and worse on {tally(mine < others)} seeds"
-            )
-
-        return evidence
-
     structures = "SGD on the structures that the hybrid found is better than SGD on"
     return [
         share_of_seeds(
@@ -203,29 +159,26 @@ def _claims(scope: Scope) -> list[Claim]:
             pure,
             above=control,
             share=1.0,
-            evidence=better("capitalism", "capitalism, paid for anything"),
+            evidence=_accuracies(pure.condition, control.condition),
         ),
         within(
-            f"capitalism alone reaches {_NEAR:g} of SGD's accuracy",
+            "capitalism alone reaches 0.9 of SGD's accuracy",
             lambda results: pure(results) / plain(results).mean(),
-            at_least=_NEAR,
+            at_least=0.9,
             estimate=mean,
-            evidence=better("capitalism", "SGD"),
+            evidence=_accuracies(pure.condition, plain.condition),
         ),
         within(
             "the hybrid is at least as good as SGD on the default structure, on average",
             lambda results: hybrid(results) - plain(results),
             at_least=0.0,
             estimate=mean,
-            evidence=better("hybrid", "SGD"),
+            evidence=_accuracies(hybrid.condition, plain.condition),
         ),
-        separated(
-            f"{structures} random structures",
-            found,
-            random,
-            evidence=better("SGD, structure found", "SGD, random structure"),
+        *(
+            separated(f"{structures} {text}", found, other, evidence=_accuracies(found.condition, other.condition))
+            for text, other in (("random structures", random), ("the default structure", plain))
         ),
-        separated(f"{structures} the default structure", found, plain, evidence=better("SGD, structure found", "SGD")),
         every_seed(
             "named cash flows explain every change of the money supply",
             lambda results: np.concatenate([results[name]["residual"] for name in MARKETS]),
@@ -237,74 +190,39 @@ def _claims(scope: Scope) -> list[Claim]:
 # --- tables and figures
 
 
-def _row(results: Results, name: str) -> dict[str, Any]:
-    result, last = results[name], results.measure(name, "accuracy")
-    return {
-        "arm": name,
-        "accuracy": interquartile_mean(last),
-        "mean": float(last.mean()),
-        "spread": float(last.std(ddof=1)) if len(last) > 1 else 0.0,
-        "least": float(last.min()),
-        "most": float(last.max()),
-        "early": float(result["accuracy"][0].mean()),
-        "examples to .9": reached_by(results.measure(name, "examples to .9")),
-        "residual": float(result["residual"].max()) if name in MARKETS else None,
-    }
+def _examples(results: Results) -> int:
+    return int(results["SGD"]["lots"][-1]) * BATCH
 
 
-def _structure_rows(results: Results) -> list[dict[str, Any]]:
-    return [
-        {
-            "arm": name,
-            "seed": i,
-            "activation": ACTIVATIONS[int(result["activation"][i])][0],
-            "width": int(result["width"][i]),
-            "rate": float(result["rate"][i]),
-            "readout rate": float(result["readout rate"][i]),
-            "accuracy": float(result["accuracy"][-1, i]),
-        }
-        for name, result in results.items()
-        for i in range(len(result["width"]))
-    ]
+def _accuracy(summary: Callable[[np.ndarray], Any]) -> Callable[[Results, str], float]:
+    """The column of a statistic of the final accuracies."""
+    return lambda results, name: float(summary(results.measure(name, "accuracy")))
 
 
-def _curve_rows(results: Results) -> list[dict[str, Any]]:
-    return [
-        {"arm": name, "examples": int(count) * BATCH, "accuracy": float(now.mean()), "spread": float(now.std())}
-        for name, result in results.items()
-        for count, now in zip(result["lots"], result["accuracy"], strict=True)
-    ]
-
-
-def draw_accuracy(ax: Any, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Held-out accuracy f [M, seeds] against lots i [M]: thin lines are seeds, thick lines are means."""
-    for i, (name, (lots, accuracy)) in enumerate(curves.items()):
-        plotting.draw_seeds(ax, lots * BATCH, accuracy, color=f"C{i}", label=name)
-    ax.axhline(0.1, color="gray", linestyle=":", linewidth=1)
-    ax.set(xscale="log", xlabel="examples", ylabel="held-out accuracy", ylim=(0, 1.02))
-    ax.legend(frameon=False, fontsize=8)
+def _structure_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for name, found in results.items():
+        for seed, activation in enumerate(found["activation"]):
+            row = {"arm": name, "seed": seed, "activation": ACTIVATIONS[activation][0]}
+            row |= {column: found[column][seed] for column in ("width", "rate", "readout rate")}
+            yield row | {"accuracy": found["accuracy"][-1, seed]}
 
 
 def _draw(results: Results) -> Any:
     fig, (ax,) = plotting.figure(width=7.5, height=4.5)
-    draw_accuracy(ax, {name: (result["lots"], result["accuracy"]) for name, result in results.items()})
+    curves = {name: (found["lots"] * BATCH, found["accuracy"]) for name, found in results.items()}
+    plotting.draw_accuracy(ax, curves, chance=0.1)
     return fig
 
 
 def _draw_markets(results: Results) -> Any:
     fig, axes = plotting.figure(3, 2, width=5.2, height=3.4)
-    for row, name in enumerate(("capitalism", "hybrid")):
+    for name, row in (("capitalism", axes[:3]), ("hybrid", axes[3:])):
         rounds = _rounds(name, results[name])
-        plotting.draw_wealth(axes[3 * row], rounds)
-        plotting.draw_money_supply(axes[3 * row + 1], rounds, MARKETS[name].market.capacity * WEALTH)
-        plotting.draw_cash_flows(axes[3 * row + 2], rounds)
-        axes[3 * row].set_title(f"{name}, seed 0")
+        plotting.draw_wealth(row[0], rounds)
+        plotting.draw_money_supply(row[1], rounds, MARKETS[name]["market"].capacity * WEALTH)
+        plotting.draw_cash_flows(row[2], rounds)
+        row[0].set_title(f"{name}, seed 0")
     return fig
-
-
-def _examples(results: Results, measurement: int) -> int:
-    """Examples until a measurement."""
-    return int(results["SGD"]["lots"][measurement]) * BATCH
 
 
 EXPERIMENT = Experiment(
@@ -313,36 +231,34 @@ EXPERIMENT = Experiment(
     source="Sudhir and Tran-Thanh (2025), Theorem 3.1 and §3",
     conditions=_conditions,
     measures={
-        "accuracy": lambda r: r["accuracy"][-1],
-        "examples to .9": lambda r: first_reach(r["accuracy"], 0.9, r["lots"] * BATCH),
+        "accuracy": lambda found: found["accuracy"][-1],
+        "examples to .9": lambda found: first_reach(found["accuracy"], 0.9, found["lots"] * BATCH),
     },
     claims=_claims,
     tables=[
         Table(
             "capitalism",
-            lambda results: f"held-out accuracy after {_examples(results, -1):,} examples, {results.scope.seeds} seeds",
-            lambda results: [_row(results, name) for name in results],
-            lambda results: (
-                "accuracy: interquartile mean over seeds · spread: standard deviation over seeds\n"
-                "examples to .9: median over seeds · only in the files: mean, and early, "
-                f"the mean after {_examples(results, 0):,} examples\n"
-                "paid for anything: consumers pay 1/10 for every prediction · structure found: by that seed's hybrid"
+            lambda results: f"held-out accuracy after {_examples(results):,} examples, {results.scope.seeds} seeds",
+            by_condition(
+                {
+                    "accuracy": "accuracy",
+                    "spread": _accuracy(lambda values: values.std(ddof=1)),
+                    "least": _accuracy(np.min),
+                    "most": _accuracy(np.max),
+                    "examples to .9": lambda results, name: reached_by(results.measure(name, "examples to .9")),
+                },
+                first="arm",
             ),
-            aside=("residual", "mean", "early"),
+            "accuracy: interquartile mean over seeds · spread: standard deviation over seeds\n"
+            "examples to .9: median over seeds\n"
+            "paid for anything: consumers pay 1/10 for every prediction · structure found: by that seed's hybrid",
         ),
-        Table(
-            "structures",
-            "final structures and their accuracy",
-            _structure_rows,
-            "of markets: of the layers that win a lot",
-            shown=False,
-        ),
-        Table("curves", "accuracy at every measurement", _curve_rows, shown=False),
+        Table("structures", "final structures; in markets, those of the winners", _structure_rows, shown=False),
     ],
     figures={"capitalism": _draw, "life": _draw_markets},
     seeds=8,
     facts=lambda results: {
-        "examples": _examples(results, -1),
+        "examples": _examples(results),
         "batch": BATCH,
         "published": "the proposal only, no numbers (Sudhir and Tran-Thanh 2025)",
         "conservation_residual": float(max(results[name]["residual"].max() for name in MARKETS)),

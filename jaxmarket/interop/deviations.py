@@ -16,7 +16,7 @@ from jaxmarket.auctions import Mechanism
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.types import Array
 
-__all__ = ["LEVELS", "Seat", "one_shot_gain"]
+__all__ = ["LEVELS", "Seat", "episode_gain", "one_shot_gain"]
 
 LEVELS = 201
 """Number of bids on the grid of `Seat.best_gain`."""
@@ -107,6 +107,19 @@ class Seat:
         successors = np.repeat(mdp.transitions, self.clones, axis=1)  # [S, A, S']
         by_winner = [np.einsum("sola,sat->solt", odds * who, successors) for who in (~mine, mine)]
         return earned, np.stack(by_winner, -2) * ~mdp.terminal
+
+
+def episode_gain(
+    mdp: FiniteMDP, mechanism: Mechanism, clones: int, low: float, high: float, *, horizon: int | None = None
+) -> float:
+    """The largest `Seat.best_gain` of any bidder, at least 0; 0 if truthful bidding is an equilibrium on that grid.
+
+    Args:
+        mdp, mechanism, clones, horizon: as in `Seat`.
+        low, high: the lowest and highest bid.
+    """
+    seats = [Seat(mdp, mechanism, clones, primitive, horizon) for primitive in range(mdp.num_actions)]
+    return max(0.0, *(seat.best_gain(low, high) for seat in seats))
 
 
 @functools.partial(jax.jit, static_argnums=0)

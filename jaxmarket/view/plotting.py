@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DPI",
+    "draw_accuracy",
     "draw_band",
     "draw_bids",
     "draw_cash_flows",
@@ -164,6 +165,21 @@ def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None
     """Values f [T, seeds] at x [T]: a thin line for each seed and a thick one for their mean."""
     ax.plot(x, values, color=color, alpha=0.2, linewidth=0.8)
     ax.plot(x, np.mean(values, 1), color=color, linewidth=2, label=label)
+
+
+def draw_accuracy(ax: "Axes", curves: "Mapping[str, tuple[Any, Any]]", *, chance: float) -> None:
+    """Held-out accuracy of classifiers against training examples: a thin line for each seed and a thick mean.
+
+    Args:
+        ax: the axes to draw on.
+        curves: by name: examples so far i [T], accuracy f [T, seeds].
+        chance: the accuracy of guessing, marked by a dotted line.
+    """
+    for i, (name, (examples, accuracy)) in enumerate(curves.items()):
+        draw_seeds(ax, examples, accuracy, color=f"C{i}", label=name)
+    ax.axhline(chance, color="gray", linestyle=":", linewidth=1)
+    ax.set(xscale="log", xlabel="examples", ylabel="held-out accuracy", ylim=(0, 1.02))
+    ax.legend(frameon=False, fontsize=8)
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:
