@@ -42,7 +42,7 @@ class Digits(NamedTuple):
     source: str
 
     def split(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Flat images f32 [n, side * side] and labels i32 [n] of the training set, then those of the held-out digits."""
+        """Flat images f32 [n, side²] and labels i32 [n] of the training set, then those of the held-out digits."""
         x = self.images.reshape(len(self.images), -1)
         return x[: self.train], self.labels[: self.train], x[self.train :], self.labels[self.train :]
 
