@@ -11,7 +11,7 @@ structures, and capitalism in which consumers pay the same for every prediction.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from jaxmarket.environments.digits import load
 from jaxmarket.experiments.claims import Claim, Evidence, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition
+from jaxmarket.experiments.measures import column
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_of
 from jaxmarket.runs.curves import first_reach, reached_by
@@ -190,13 +191,9 @@ def _claims(scope: Scope) -> list[Claim]:
 # --- tables and figures
 
 
-def _examples(results: Results) -> int:
-    return int(results["SGD"]["lots"][-1]) * BATCH
-
-
-def _accuracy(summary: Callable[[np.ndarray], Any]) -> Callable[[Results, str], float]:
-    """The column of a statistic of the final accuracies."""
-    return lambda results, name: float(summary(results.measure(name, "accuracy")))
+def _title(results: Results) -> str:
+    examples = int(results["SGD"]["lots"][-1]) * BATCH
+    return f"held-out accuracy after {examples:,} examples, {results.scope.seeds} seeds"
 
 
 def _structure_rows(results: Results) -> Iterator[dict[str, Any]]:
@@ -238,14 +235,14 @@ EXPERIMENT = Experiment(
     tables=[
         Table(
             "capitalism",
-            lambda results: f"held-out accuracy after {_examples(results):,} examples, {results.scope.seeds} seeds",
+            _title,
             by_condition(
                 {
                     "accuracy": "accuracy",
-                    "spread": _accuracy(lambda values: values.std(ddof=1)),
-                    "least": _accuracy(np.min),
-                    "most": _accuracy(np.max),
-                    "examples to .9": lambda results, name: reached_by(results.measure(name, "examples to .9")),
+                    "spread": column("accuracy", lambda values: values.std(ddof=1)),
+                    "least": column("accuracy", np.min),
+                    "most": column("accuracy", np.max),
+                    "examples to .9": column("examples to .9", reached_by),
                 },
                 first="arm",
             ),
@@ -257,10 +254,5 @@ EXPERIMENT = Experiment(
     ],
     figures={"capitalism": _draw, "life": _draw_markets},
     seeds=8,
-    facts=lambda results: {
-        "examples": _examples(results),
-        "batch": BATCH,
-        "published": "the proposal only, no numbers (Sudhir and Tran-Thanh 2025)",
-        "conservation_residual": float(max(results[name]["residual"].max() for name in MARKETS)),
-    },
+    facts=lambda results: {"conservation_residual": float(max(results[name]["residual"].max() for name in MARKETS))},
 )

@@ -28,6 +28,7 @@ __all__ = [
     "draw_convergence",
     "draw_estimates",
     "draw_final_returns",
+    "draw_gains",
     "draw_heat_map",
     "draw_inequality",
     "draw_intervals",
@@ -43,6 +44,7 @@ __all__ = [
     "draw_return_curves",
     "draw_returns_by_setting",
     "draw_seeds",
+    "draw_strategy",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
@@ -50,6 +52,7 @@ __all__ = [
     "market_history",
     "plain_text",
     "save",
+    "step_axis",
 ]
 
 DPI = 130
@@ -167,19 +170,12 @@ def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None
     ax.plot(x, np.mean(values, 1), color=color, linewidth=2, label=label)
 
 
-def draw_accuracy(ax: "Axes", curves: "Mapping[str, tuple[Any, Any]]", *, chance: float) -> None:
-    """Held-out accuracy of classifiers against training examples: a thin line for each seed and a thick mean.
+def step_axis(ax: "Axes", label: str = "environment steps") -> None:
+    """Label an x-axis of steps, with ticks such as 200 k and 1 M."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
-    Args:
-        ax: the axes to draw on.
-        curves: by name: examples so far i [T], accuracy f [T, seeds].
-        chance: the accuracy of guessing, marked by a dotted line.
-    """
-    for i, (name, (examples, accuracy)) in enumerate(curves.items()):
-        draw_seeds(ax, examples, accuracy, color=f"C{i}", label=name)
-    ax.axhline(chance, color="gray", linestyle=":", linewidth=1)
-    ax.set(xscale="log", xlabel="examples", ylabel="held-out accuracy", ylim=(0, 1.02))
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_xlabel(label)
+    ax.xaxis.set_major_formatter(EngFormatter())
 
 
 def legend_below(fig: "Figure", columns: int = 4) -> None:
@@ -284,6 +280,65 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     ax.set(xlabel="|after - before| / |before|", title=plain_text(title))
 
 
+def draw_accuracy(ax: "Axes", curves: "Mapping[str, tuple[Any, Any]]", *, chance: float) -> None:
+    """Held-out accuracy of classifiers against training examples: a thin line for each seed and a thick mean.
+
+    Args:
+        ax: the axes to draw on.
+        curves: by name: examples so far i [T], accuracy f [T, seeds].
+        chance: the accuracy of guessing, marked by a dotted line.
+    """
+    for i, (name, (examples, accuracy)) in enumerate(curves.items()):
+        draw_seeds(ax, examples, accuracy, color=f"C{i}", label=name)
+    ax.axhline(chance, color="gray", linestyle=":", linewidth=1)
+    ax.set(xscale="log", xlabel="examples", ylabel="held-out accuracy", ylim=(0, 1.02))
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_gains(ax: "Axes", names: Sequence[str], best: Any, trained: "Sequence[Any]") -> None:
+    """Gains over truthful bids: a bar for each best reply, and a dot for each seed of the trained bidder.
+
+    Args:
+        ax: the axes to draw on.
+        names: of the bidders, n.
+        best: gain of the best reply, f [n].
+        trained: gains of the trained ones, n times f [seeds].
+    """
+    ax.bar(range(len(names)), best, 0.6, color="tab:blue", alpha=0.35, label="best reply, exact")
+    for i, gains in enumerate(trained):
+        label = "trained, each seed" if i == 0 else None
+        ax.plot(_beside(i, 0.2, gains), gains, ".", color="tab:orange", label=label, clip_on=False, zorder=3)
+    ax.axhline(0, color="black", linewidth=1.2, label="truthful bids")
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set_ylabel("gain over truthful bidding")
+
+
+def draw_strategy(ax: "Axes", compared: Mapping[str, np.ndarray], times: Sequence[int], states: Sequence[int]) -> None:
+    """Bids for states of others and for one's own: of each seed of a trained bidder, the best ones, and truthful ones.
+
+    Args:
+        ax: the axes to draw on.
+        compared: what `jaxmarket.interop.bidder.Exact.compare` returns.
+        times: of the bids, n.
+        states: for sale at those times, n.
+    """
+    for owns, color, label in ((0, "tab:blue", "another's state"), (1, "tab:orange", "its own state")):
+        for time, state in zip(times, states, strict=True):
+            middle, bids = state + (owns - 0.5) * 0.4, compared["learned"][:, time, state, owns]
+            ax.plot(_beside(middle, 0.12, bids), bids, ".", color=color, alpha=0.6)
+            ax.plot(middle, compared["best"][time, state, owns], "D", color=color, fillstyle="none", markersize=8)
+        ax.plot([], [], ".", color=color, label=f"trained, {label}")
+    ax.plot([], [], "D", color="grey", fillstyle="none", label="best reply closest to truthful bids")
+    truth, states = compared["truth"][times, states, 0], np.asarray(states)
+    ax.hlines(truth, states - 0.4, states + 0.4, color="black", linewidth=2, label="Q*")
+    ax.set(xlabel="state", ylabel="bid")
+
+
+def _beside(x: float, width: float, values: Any) -> np.ndarray:
+    """Places of values side by side around x."""
+    return x + np.linspace(-width, width, len(values))
+
+
 # --- several runs, several settings
 
 
@@ -324,7 +379,7 @@ def draw_final_returns(
     """
     for row, (name, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
         seeds = np.sort(values[name])
-        ax.plot(seeds, row + np.linspace(-0.22, 0.22, len(seeds)), "o", color=color, alpha=0.35, markersize=4)
+        ax.plot(seeds, _beside(row, 0.22, seeds), "o", color=color, alpha=0.35, markersize=4)
         mean, low, high = estimates[name]
         ax.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         ax.plot([mean], [row], "|", color=color, markersize=16, markeredgewidth=2.5)
