@@ -13,7 +13,8 @@ strategy is the discounted sum of its utilities, γᵗ (r + γ · payout - price
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ __all__ = ["EXPERIMENT", "Case", "cases", "compare", "config", "environment"]
 _NOTHING = 1e-3  # bound on the rounding error of an episode's prices in float32, in units of reward
 _FOUND = 0.95  # the share of the best reply's gain that a learner must reach to have found it
 _BANDIT_STEP = 0.02
-_PROCESSES: dict[str, tuple[type[FiniteMDP], TimeLimits, tuple[float, ...]]] = {
+_PROCESSES: dict[str, tuple[Callable[[], FiniteMDP], TimeLimits, tuple[float, ...]]] = {
     "Bandit": (Bandit, "terminal", tuple(round(_BANDIT_STEP * i, 2) for i in range(51))),
     "Chain": (Chain, "terminal", (*(round(0.1 * i, 1) for i in range(11)), *(1.5 + 0.5 * i for i in range(8)))),
     # Q* of Duality is that of the process without its time limit, so the market must not close at the limit.
@@ -72,7 +73,7 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the training run."""
-        return f"{self.process}-{self.auction}-{self.society}-{self.primitive}"
+        return "-".join(map(str, self))
 
     @property
     def compared(self) -> str:
@@ -80,17 +81,15 @@ class Case(NamedTuple):
         return f"{self.name} and the best reply"
 
 
-def cases(scope: Scope) -> list[Case]:
-    """The positions compared."""
+def cases(scope: Scope, pattern: str = "*") -> list[Case]:
+    """The positions compared whose names match a pattern."""
     found = [Case("Bandit", auction, "solitary", p) for auction in ("ccv", "bb") for p in (3, 2)]
     found += [Case("Bandit", "bb", "cloned", 3)]
     found += [Case("Chain", auction, "cloned", p) for auction in ("ccv", "bb", "vickrey") for p in (0, 1)]
     found += [Case("Duality", auction, "cloned", p) for auction in ("ccv", "vickrey") for p in (0, 1)]
     found += [Case("Duality", "ccv", "solitary", 0)]
-    if scope.quick:
-        few = ("Bandit-ccv-solitary-3", "Bandit-bb-solitary-3", "Chain-ccv-cloned-1", "Chain-vickrey-cloned-1")
-        return [case for case in found if case.name in few]
-    return found
+    quick = ("Bandit-ccv-solitary-3", "Bandit-bb-solitary-3", "Chain-ccv-cloned-1", "Chain-vickrey-cloned-1")
+    return [case for case in found if fnmatch(case.name, pattern) and (case.name in quick or not scope.quick)]
 
 
 @functools.cache
@@ -123,31 +122,14 @@ def _conditions(scope: Scope) -> list[Condition]:
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    def of(processes: str, auction: str, societies: str = "cloned") -> list[Case]:
-        chosen = [case for case in cases(scope) if case.process in processes and case.auction == auction]
-        return [case for case in chosen if case.society in societies]
-
-    shading, *unshaded = of("Bandit", "bb", "solitary")
+    of = functools.partial(cases, scope)
+    shading, *unshaded = of("Bandit-bb-solitary-*")
     q, half = Bandit().optimal_q()[0], _BANDIT_STEP / 2
     own, other = float(q[shading.primitive]), float(np.delete(q, shading.primitive).max())
     first, episodes = "one first-price auction:", "whole episodes among clones:"
     pays = "the learner finds that overbidding pays under vickrey"
-    gainless = {
-        "one second-price auction: no bid gains over truthful bidding": of("Bandit", "ccv", "solitary"),
-        f"{first} shading gains nothing for a bidder with a clone or with a higher other bid": [
-            *unshaded,
-            *of("Bandit", "bb"),
-        ],
-        f"{episodes} no gain under ccv": of("Chain, Duality", "ccv"),
-        f"{episodes} no gain under bb": of("Chain, Duality", "bb"),
-    }
-    alone = "without clones truthful bidding is not the best reply, even under ccv (Duality)"
-    gainful = {
-        f"{episodes} on Chain {pays}": of("Chain", "vickrey"),
-        f"{episodes} on Duality {pays}": of("Duality", "vickrey"),
-        alone: of("Duality", "ccv", "solitary"),
-    }
     return [
+        *_no_gain("one second-price auction: no bid gains over truthful bidding", of("Bandit-ccv-*")),
         within(
             f"{first} the solitary best bidder shades towards the next bid",
             at(shading.compared, "bid"),
@@ -163,21 +145,32 @@ def _claims(scope: Scope) -> list[Claim]:
             estimate=mean,
             interval=True,
         ),
-        *(_no_gain(text, chosen) for text, chosen in gainless.items() if chosen),
-        *(_best_found(text, chosen) for text, chosen in gainful.items() if chosen),
+        *_no_gain(
+            f"{first} shading gains nothing for a bidder with a clone or with a higher other bid",
+            [*unshaded, *of("Bandit-bb-cloned-*")],
+        ),
+        *_no_gain(f"{episodes} no gain under ccv", of("*-ccv-cloned-*")),
+        *_no_gain(f"{episodes} no gain under bb", of("Chain-bb-*")),
+        *_best_found(f"{episodes} on Chain {pays}", of("Chain-vickrey-*")),
+        *_best_found(f"{episodes} on Duality {pays}", of("Duality-vickrey-*")),
+        *_best_found(
+            "without clones truthful bidding is not the best reply, even under ccv (Duality)",
+            of("Duality-*-solitary-*"),
+        ),
     ]
 
 
-def _no_gain(text: str, chosen: list[Case]) -> Claim:
-    """The best replies gain nothing, and so no learner does."""
+def _no_gain(text: str, chosen: list[Case]) -> list[Claim]:
+    """The best replies gain nothing, and so no learner does; no claim without a case."""
 
     def largest(results: Results) -> float:
         return max(float(results[case.compared]["best gain"]) for case in chosen)
 
-    return within(f"{text}: gain of the best reply", largest, at_most=_NOTHING, estimate=mean)
+    text = f"{text}: gain of the best reply"
+    return [within(text, largest, at_most=_NOTHING, estimate=mean)] if chosen else []
 
 
-def _best_found(text: str, chosen: list[Case]) -> Claim:
+def _best_found(text: str, chosen: list[Case]) -> list[Claim]:
     """Every seed finds a strategy with (nearly) the gain of the best reply, which is above 0."""
 
     def shares(results: Results) -> np.ndarray:
@@ -188,38 +181,28 @@ def _best_found(text: str, chosen: list[Case]) -> Claim:
         bids = [(p, *found.mean(0)) for p, found in sales.items() if len(found)]
         return "; ".join(f"primitive {p} bids {own:.2f} for states of its own, truthful {q:.2f}" for p, own, q in bids)
 
-    return every_seed(f"{text}: share of the best reply's gain", shares, at_least=_FOUND, evidence=evidence)
+    text = f"{text}: share of the best reply's gain"
+    return [every_seed(text, shares, at_least=_FOUND, evidence=evidence)] if chosen else []
 
 
-# --- measures, tables and figures
+# --- tables and figures
 
 
-def _share(compared: Arrays) -> np.ndarray:
-    """The share of the best reply's gain that each seed got; 0 if there is none to get: f [seeds]."""
-    gains, best = compared["gains"], float(compared["best gain"])
-    return gains / best if best > _NOTHING else 0 * gains
-
-
-def _found(compared: Arrays) -> np.ndarray:
-    """Which seeds got (nearly) the whole gain of the best reply: bool [seeds]."""
-    return compared["gains"] >= min(_FOUND * compared["best gain"], compared["best gain"] - _NOTHING)
-
-
-def _finished(results: Results, processes: str) -> Iterator[tuple[Case, Arrays]]:
-    """The cases of these processes whose comparison has not failed."""
-    for case in cases(results.scope):
-        if case.process in processes and case.compared in results:
+def _finished(results: Results, pattern: str = "*") -> Iterator[tuple[Case, Arrays]]:
+    """The cases whose names match, with the comparisons that have not failed."""
+    for case in cases(results.scope, pattern):
+        if case.compared in results:
             yield case, results[case.compared]
 
 
 def _gain_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for case, found in _finished(results, "Bandit, Chain, Duality"):
+    for case, found in _finished(results):
         seeds = tally(results.measure(case.compared, "found"))
         yield case._asdict() | {"best": float(found["best gain"]), "trained": mean(found["gains"]), "found": seeds}
 
 
 def _one_auction_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for case, found in _finished(results, "Bandit"):
+    for case, found in _finished(results, "Bandit-*"):
         others, me = found["others"][0], environment(case).bidder
         yield {
             "auction": case.auction,
@@ -232,22 +215,22 @@ def _one_auction_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _wealth_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for case, found in _finished(results, "Bandit, Chain"):
+    for case, found in _finished(results, "[BC]*"):
         yield case._asdict() | {
             "truth": float(found["wealth"]),
             "best gain": float(found["best wealth gain"]),
             "trained gain": mean(found["wealth gains"]),
-            "played": mean(results.measure(case.name, "played") - float(found["wealth"])),
+            "played": mean(results.measure(case.name, "played") - found["wealth"]),
         }
 
 
 def _gain_figure(results: Results) -> Any:
-    processes = list(dict.fromkeys(case.process for case, _ in _finished(results, "Bandit, Chain, Duality")))
-    fig, axes = plotting.figure(len(processes), width=5.5, height=4.4)
-    for ax, process in zip(axes, processes, strict=True):
-        shown, found = zip(*_finished(results, process), strict=True)
-        names = [f"{case.auction}\n{case.society}\n#{case.primitive}" for case in shown]
-        plotting.draw_gains(ax, names, [each["best gain"] for each in found], [each["gains"] for each in found])
+    by_process = {process: dict(_finished(results, f"{process}-*")) for process in _PROCESSES}
+    shown = {process: found for process, found in by_process.items() if found}
+    fig, axes = plotting.figure(len(shown), width=5.5, height=4.4)
+    for ax, (process, found) in zip(axes, shown.items(), strict=True):
+        names = ["\n".join(map(str, case[1:])) for case in found]
+        plotting.draw_gains(ax, names, *([each[gain] for each in found.values()] for gain in ("best gain", "gains")))
         ax.set_title(process)
         if process != "Bandit":
             ax.set_yscale("symlog", linthresh={"Chain": 0.1, "Duality": 1.0}[process])
@@ -257,7 +240,7 @@ def _gain_figure(results: Results) -> Any:
 
 
 def _bid_figure(results: Results) -> Any:
-    shown = sorted(_finished(results, "Chain"), key=lambda each: each[0].primitive)
+    shown = sorted(_finished(results, "Chain-*"), key=lambda each: each[0].primitive)
     rows = len({case.primitive for case, _ in shown})
     fig, axes = plotting.figure(len(shown) // rows, rows, width=4.6, height=3.2)
     states = np.flatnonzero(~Chain().terminal)
@@ -277,9 +260,9 @@ EXPERIMENT = Experiment(
     conditions=_conditions,
     measures={
         "played": final(),
-        "bid": lambda compared: compared["learned"][:, 0, 0, 0],  # the first one, in a process with one state
-        "share": _share,
-        "found": _found,
+        "bid": lambda found: found["learned"][:, 0, 0, 0],  # the first one, in a process with one state
+        "share": lambda found: found["gains"] * (found["best gain"] > _NOTHING) / max(found["best gain"], _NOTHING),
+        "found": lambda found: found["gains"] >= min(_FOUND * found["best gain"], found["best gain"] - _NOTHING),
     },
     claims=_claims,
     tables=[
@@ -308,5 +291,4 @@ EXPERIMENT = Experiment(
     ],
     figures={"gains": _gain_figure, "bids": _bid_figure},
     quick=Quick(seeds=8),
-    facts=lambda results: _SETTINGS | (_QUICK if results.scope.quick else {}),
 )

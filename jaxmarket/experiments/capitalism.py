@@ -31,7 +31,7 @@ from jaxmarket.deep_market.layer_market import (
     train_network,
 )
 from jaxmarket.environments.digits import load
-from jaxmarket.experiments.claims import Claim, Evidence, at, every_seed, separated, share_of_seeds, tally, within
+from jaxmarket.experiments.claims import Claim, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition
 from jaxmarket.experiments.measures import column
@@ -102,9 +102,6 @@ def train(
 
 # --- conditions
 
-_STRUCTURE = tuple(field.name for field in dataclasses.fields(LayerStructure))
-_ROUNDS = "rounds/"
-
 
 def _conditions(scope: Scope) -> list[Condition]:
     lots = 2048 if scope.quick else 49152
@@ -116,7 +113,7 @@ def _conditions(scope: Scope) -> list[Condition]:
 
 def _measure(method: str, seed: int, lots: int, keys: Array, *hybrid: Arrays) -> Arrays:
     """What tables and figures use of `train`, and the rounds of seed 0."""
-    found = [(LayerStructure(*(h[name] for name in _STRUCTURE)), h["readout rate"]) for h in hybrid]
+    found = [(LayerStructure(h["activation"], h["width"], h["rate"]), h["readout rate"]) for h in hybrid]
     trained = train(method, len(keys), seed, lots, *found)
     rounds = {} if trained.rounds is None else flatten(jax.tree.map(lambda leaf: leaf[0], trained.rounds))
     return {
@@ -124,14 +121,14 @@ def _measure(method: str, seed: int, lots: int, keys: Array, *hybrid: Arrays) ->
         "accuracy": trained.accuracy,
         "residual": trained.residual,
         "readout rate": trained.readout_rate,
-        **{name: getattr(trained.structure, name) for name in _STRUCTURE},
-        **{f"{_ROUNDS}{name}": values for name, values in rounds.items()},
+        **vars(trained.structure),
+        **{f"rounds/{name}": values for name, values in rounds.items()},
     }
 
 
 def _rounds(method: str, result: Arrays) -> RoundSummary:
     """The rounds of seed 0: leaves [rounds, ...]."""
-    arrays = {name.removeprefix(_ROUNDS): values for name, values in result.items() if name.startswith(_ROUNDS)}
+    arrays = {name.removeprefix("rounds/"): values for name, values in result.items() if name.startswith("rounds/")}
     market = MARKETS[method]["market"]
     return unflatten(rounds_like(market, _TERMS, rounds=len(arrays["money"]), max_births=_BIRTHS), arrays)
 
@@ -139,15 +136,11 @@ def _rounds(method: str, result: Arrays) -> RoundSummary:
 # --- claims
 
 
-def _accuracies(first: str, second: str) -> Evidence:
-    def evidence(results: Results) -> str:
-        mine, others = (results.measure(name, "accuracy") for name in (first, second))
-        return (
-            f"{mine.mean():.3f} against {others.mean():.3f} ({second}), better on {tally(mine > others)} "
-            f"and worse on {tally(mine < others)} seeds"
-        )
-
-    return evidence
+def _compared(first: at, second: at, results: Results) -> str:
+    mine, others = first(results), second(results)
+    better, worse = tally(mine > others), tally(mine < others)
+    means = f"{mine.mean():.3f} against {others.mean():.3f} ({second.condition})"
+    return f"{means}, better on {better} and worse on {worse} seeds"
 
 
 def _claims(scope: Scope) -> list[Claim]:
@@ -160,24 +153,24 @@ def _claims(scope: Scope) -> list[Claim]:
             pure,
             above=control,
             share=1.0,
-            evidence=_accuracies(pure.condition, control.condition),
+            evidence=functools.partial(_compared, pure, control),
         ),
         within(
             "capitalism alone reaches 0.9 of SGD's accuracy",
             lambda results: pure(results) / plain(results).mean(),
             at_least=0.9,
             estimate=mean,
-            evidence=_accuracies(pure.condition, plain.condition),
+            evidence=functools.partial(_compared, pure, plain),
         ),
         within(
             "the hybrid is at least as good as SGD on the default structure, on average",
             lambda results: hybrid(results) - plain(results),
             at_least=0.0,
             estimate=mean,
-            evidence=_accuracies(hybrid.condition, plain.condition),
+            evidence=functools.partial(_compared, hybrid, plain),
         ),
         *(
-            separated(f"{structures} {text}", found, other, evidence=_accuracies(found.condition, other.condition))
+            separated(f"{structures} {text}", found, other, evidence=functools.partial(_compared, found, other))
             for text, other in (("random structures", random), ("the default structure", plain))
         ),
         every_seed(

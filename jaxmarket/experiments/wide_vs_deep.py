@@ -62,7 +62,6 @@ ARMS: dict[str, dict[str, Any]] = {
 """Settings of each condition that learns, the best ones of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
 QUOTING = "wide, quoting"
 BASELINES = ("PPO, serial", "PPO, joint", "PPO, factored")
-_COLOURS = {"deep": "C0", "wide": "C1", QUOTING: "C8", "PPO, serial": "C2", "PPO, joint": "C3", "PPO, factored": "C4"}
 
 _TRIED = {"learning_rate": (1e-3, 3e-3, 1e-2), "exploration": (0.1, 0.2, 0.4), "trace_decay": (0.65, 0.9)}
 _TRIED_BY_PPO = {"learning_rate": (1e-3, 3e-3, 6e-3), "entropy": (0.03, 0.1, 0.2), "trace_decay": (0.8, 0.95)}
@@ -94,11 +93,12 @@ def _optima(arm: str, lines: int) -> dict[str, Any]:
 
 def learn(arm: str, lines: int, steps: int, keys: Array) -> Arrays:
     """Train all seeds. ``steps`` i [P] of evaluations, ``returns`` f [S, P], `_optima`; final ``prices`` f [S, G]."""
+    if arm == QUOTING:
+        return _quote(lines, keys)
     config, program = prepare(arm, lines, steps)
     times = evaluation_times(program.chunks, _EVALUATIONS)
     returns, states = learning_curves(program, times, keys, [config.settings.hyperparameters])
-    update = config.settings.instances * config.settings.horizon
-    found = {"steps": times * update, "returns": returns[0], **_optima(arm, lines)}
+    found = {"steps": times * config.settings.auctions_per_chunk, "returns": returns[0], **_optima(arm, lines)}
     if arm == "wide":
         states = jax.tree.map(lambda x: x[0], states)
         found["prices"] = np.asarray(states.market.prices[:, 0], np.float64)  # of one instance
@@ -107,9 +107,9 @@ def learn(arm: str, lines: int, steps: int, keys: Array) -> Arrays:
     return found
 
 
-def quote(lines: int, steps: int, keys: Array) -> Arrays:
+def _quote(lines: int, keys: Array) -> Arrays:
     """As `learn` for agents that do not learn; ``steps`` are rounds, and ``prices`` f [P, G] those of one seed."""
-    society = prepare("wide", lines, steps)[1].player(greedy=True)
+    society = prepare("wide", lines, 1)[1].player(greedy=True)
     rounds = 4 * society.lines.stages
     returns, prices = jax.vmap(lambda key: play_quotes(society, key, rounds, gamma=GAMMA))(keys)
     found = {"steps": np.arange(1, rounds + 1), "returns": np.asarray(returns, np.float64)}
@@ -129,10 +129,6 @@ def _lines(scope: Scope) -> tuple[int, ...]:
     return (1, 2, 4) if scope.quick else (1, 2, 4, 8)
 
 
-def _most(scope: Scope) -> int:
-    return _lines(scope)[-1]
-
-
 def steps_of(scope: Scope) -> int:
     """Environment steps of every condition that learns."""
     return 10_240 if scope.quick else 102_400
@@ -142,23 +138,20 @@ def _measured(arm: str, lines: int, scope: Scope) -> bool:
     if arm in BASELINES[1:] and lines == 1:  # the same actions, and so the same agents, as serial PPO
         return False
     if scope.quick and (arm == QUOTING or (arm in BASELINES and lines > 1)):
-        return lines == _most(scope)  # compiling takes most of the time
+        return lines == max(_lines(scope))  # compiling takes most of the time
     return arm != "PPO, joint" or SupplyChain(lines, joint=True).num_actions <= _MOST_CHOICES
 
 
-def _names(scope: Scope) -> list[str]:
-    """Every arm on every number of lines, the slowest first."""
-    return [f"{arm}, {n}" for n in reversed(_lines(scope)) for arm in (*ARMS, QUOTING) if _measured(arm, n, scope)]
+def _cells(scope: Scope) -> dict[str, tuple[str, int]]:
+    """Every arm on every number of lines by the name of the condition, the slowest first."""
+    cells = [(arm, n) for n in reversed(_lines(scope)) for arm in (*ARMS, QUOTING)]
+    return {f"{arm}, {n}": (arm, n) for arm, n in cells if _measured(arm, n, scope)}
 
 
 def _conditions(scope: Scope) -> list[Compute]:
-    def compute(name: str) -> Compute:
-        arm, lines = name.rsplit(", ", 1)
-        function = quote if arm == QUOTING else functools.partial(learn, arm)
-        return Compute(name, functools.partial(function, int(lines), steps_of(scope)))
-
-    tuned = [Compute(f"tuning, {arm}", functools.partial(_tune, arm)) for arm in GRIDS]
-    return [compute(name) for name in _names(scope)] + (tuned if scope.full else [])
+    learned = {name: functools.partial(learn, *cell, steps_of(scope)) for name, cell in _cells(scope).items()}
+    tuned = {f"tuning, {arm}": functools.partial(_tune, arm) for arm in GRIDS if scope.full}
+    return [Compute(name, function) for name, function in (learned | tuned).items()]
 
 
 # --- measures and claims
@@ -209,9 +202,9 @@ def _sooner(text: str, other: str, lines: int, cost: str = "steps", reached: str
 
 def _claims(scope: Scope) -> list[Claim]:
     _, *several = _lines(scope)
-    most, stages, names = _most(scope), SupplyChain(1).stages, _names(scope)
+    most, stages, cells = max(_lines(scope)), SupplyChain(1).stages, _cells(scope)
     wide, wide_alone, deep, deep_alone = (at(f"{arm}, {n}", "steps") for arm in ("wide", "deep") for n in (most, 1))
-    ninety, quoted = f"reaches {LEVEL:.0%} of its own optimum", [name for name in names if name.startswith(QUOTING)]
+    ninety, quoted = f"reaches {LEVEL:.0%} of its own optimum", [name for name in cells if name.startswith(QUOTING)]
     serial = f"earns {LEVEL:.0%} of the deep one's optimum in fewer steps", "deep"
     return [
         not_separated(
@@ -230,7 +223,7 @@ def _claims(scope: Scope) -> list[Claim]:
         *(_sooner(f"{ninety} with fewer operations per line", "deep", n, "operations per line") for n in several),
         not_separated(f"from one line to {most} the wide market's steps do not grow", wide, wide_alone, higher=True),
         separated(f"from one line to {most} the deep market's steps grow", deep, deep_alone),
-        *(_sooner(f"{ninety} in fewer steps", arm, n) for arm in BASELINES for n in several if f"{arm}, {n}" in names),
+        *(_sooner(f"{ninety} in fewer steps", arm, n) for arm in BASELINES for n in several if f"{arm}, {n}" in cells),
         every_seed(
             f"{most} lines: final prices of pieces are their discounted values, within {_NEAR:.0%}",
             at(f"wide, {most}", "error of prices"),
@@ -246,19 +239,8 @@ def _claims(scope: Scope) -> list[Claim]:
 
 # --- tables and figures
 
-
-def _thousands(measure: str) -> Any:
-    return column(measure, lambda values: interquartile_mean(values / 1000))
-
-
-_COLUMNS = {
-    "of own optimum": "of own optimum",
-    "of parallel optimum": "of parallel optimum",
-    "k steps": _thousands("steps"),
-    "reached": column("reached", tally),
-    "k operations per line": _thousands("operations per line"),
-    "k steps to serial": _thousands("steps to serial"),
-}
+_SHOWN = ("of own optimum", "of parallel optimum", "steps", "operations per line", "steps to serial")
+_COLUMNS = {measure: measure for measure in _SHOWN} | {"reached": column("reached", tally)}
 
 
 def _score(results: Results, name: str) -> dict[str, Any]:
@@ -268,7 +250,7 @@ def _score(results: Results, name: str) -> dict[str, Any]:
 
 def _all_prices(results: Results) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """On most lines: the worth of pieces f [K], final prices f [S, L, K] and quoted ones f [P, L, K]."""
-    learned, quoted = (_prices(results[f"{arm}, {_most(results.scope)}"]) for arm in ("wide", QUOTING))
+    learned, quoted = (_prices(results[f"{arm}, {max(_lines(results.scope))}"]) for arm in ("wide", QUOTING))
     return SupplyChain(1).worth(GAMMA), learned, quoted
 
 
@@ -283,18 +265,13 @@ def _price_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 def _draw_steps(results: Results) -> Any:
     """The cost of reaching 90% of the own optimum, against the number of lines; where half of the seeds reach it."""
-    fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
-    lines = _lines(results.scope)
-    reached = [name for name in _names(results.scope) if results.measure(name, "reached").mean() >= 0.5]
+    fig, axes = plotting.figure(columns=2, width=5.4, height=4.6)
+    reached = [name for name in _cells(results.scope) if results.measure(name, "reached").mean() >= 0.5]
     for ax, cost in zip(axes, ("steps", "operations per line"), strict=True):
-        for arm, colour in _COLOURS.items():
-            if shown := [n for n in lines if f"{arm}, {n}" in reached]:
-                found = [interquartile_mean(results.measure(f"{arm}, {n}", cost)) for n in shown]
-                plotting.draw_intervals(ax, shown, found, color=colour, label=arm)
-        label = "environment steps" if cost == "steps" else cost
-        ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
-        ax.set_xticks(lines, [str(n) for n in lines])
-        ax.minorticks_off()
+        found = {name: interquartile_mean(results.measure(name, cost)) for name in reached}
+        arms = {arm: [n for n in _lines(results.scope) if f"{arm}, {n}" in reached] for arm in (*ARMS, QUOTING)}
+        plotting.draw_scaling(ax, {arm: {n: found[f"{arm}, {n}"] for n in shown} for arm, shown in arms.items()})
+        ax.set(xlabel="lines", ylabel=f"{cost} to {LEVEL:.0%} of the own optimum")
     plotting.legend_below(fig)
     return fig
 
@@ -302,12 +279,12 @@ def _draw_steps(results: Results) -> Any:
 def _draw_learning(results: Results) -> Any:
     """Return against environment steps: median, with the interquartile range as a band."""
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
-    most = _most(results.scope)
+    most = max(_lines(results.scope))
     for ax, share in zip(axes, ("own", "parallel"), strict=True):
-        for arm, colour in _COLOURS.items():
+        for i, arm in enumerate((*ARMS, QUOTING)):
             if found := results.get(f"{arm}, {most}"):
                 returns = found["returns"].T / (found["own"] if share == "own" else found["serial"] * most)
-                plotting.draw_quartiles(ax, found["steps"], returns, color=colour, label=arm)
+                plotting.draw_quartiles(ax, found["steps"], returns, color=f"C{i}", label=arm)
         ax.set(xscale="log", ylabel=f"return over the {share} optimum", ylim=(-0.03, 1.05))
         ax.set_title(f"{most} lines, greedy")
         plotting.step_axis(ax, "environment steps per seed")
@@ -319,16 +296,10 @@ def _draw_prices(results: Results) -> Any:
     """Prices along a line: learned, of all lines and seeds; and quoted, round by round."""
     fig, (left, right) = plotting.figure(columns=2, width=5.4, height=4.0)
     worth, learned, quoted = _all_prices(results)
-    stages = np.arange(len(worth))
-    left.plot(stages, learned.reshape(-1, len(worth)).T, "o", color="C1", alpha=0.3, markersize=8)
-    left.plot([], [], "o", color="C1", label="learned, a line of a seed")
-    left.set_title(f"{_most(results.scope)} lines, final prices")
-    for i, r in enumerate(_ROUNDS, 1):
-        right.plot(stages, quoted[r - 1, 0], "o-", color="C2", alpha=i / len(_ROUNDS), label=f"quoted, round {r}")
+    plotting.draw_stage_prices(left, {"learned, a line of a seed": learned}, worth)
+    left.set_title(f"{max(_lines(results.scope))} lines, final prices")
+    plotting.draw_stage_prices(right, {f"quoted, round {r}": quoted[r - 1, 0] for r in _ROUNDS}, worth)
     right.set_title("quoted by agents that do not learn")
-    for ax in (left, right):
-        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
-        ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages, ylim=(-0.1, worth.max() * 1.08))
     plotting.legend_below(fig)
     return fig
 
@@ -344,15 +315,14 @@ EXPERIMENT = Experiment(
         Table(
             "wide-vs-deep",
             lambda results: f"{results.scope.seeds} seeds, {steps_of(results.scope):,} environment steps per condition",
-            lambda results: by_condition(_COLUMNS, names=_names(results.scope))(results),
-            "return of a greedy episode over the own or the parallel optimum; interquartile means over seeds\n"
-            "k steps: thousands of environment steps (of rounds, for quoting agents) to 90% of the own optimum, the\n"
-            "whole run for seeds that never get there; operations per line until then; to serial: to 90% of the\n"
-            "highest return with one job per step; on one line all PPO agents are the same",
+            lambda results: by_condition(_COLUMNS, names=[*_cells(results.scope)])(results),
+            "return of a greedy episode over the own or the parallel optimum; steps (rounds, for quoting agents) and\n"
+            "operations per line to 90% of the own optimum; steps to 90% of the highest return with one job per step:\n"
+            "the whole run for seeds that never get there; on one line all PPO agents are the same",
         ),
         Table(
             "prices",
-            lambda results: f"prices of pieces by stage, {_most(results.scope)} lines, discount {GAMMA}",
+            lambda results: f"prices of pieces by stage, {max(_lines(results.scope))} lines, discount {GAMMA}",
             _price_rows,
             "learned: mean over lines; lowest, highest: of all lines and seeds\n"
             "quoted: by agents that know the effects of their operations",

@@ -43,7 +43,9 @@ __all__ = [
     "draw_quartiles",
     "draw_return_curves",
     "draw_returns_by_setting",
+    "draw_scaling",
     "draw_seeds",
+    "draw_stage_prices",
     "draw_strategy",
     "draw_wealth",
     "draw_weight_changes",
@@ -313,14 +315,14 @@ def draw_gains(ax: "Axes", names: Sequence[str], best: Any, trained: "Sequence[A
     ax.set_ylabel("gain over truthful bidding")
 
 
-def draw_strategy(ax: "Axes", compared: Mapping[str, np.ndarray], times: Sequence[int], states: Sequence[int]) -> None:
+def draw_strategy(ax: "Axes", compared: Mapping[str, np.ndarray], times: Any, states: Any) -> None:
     """Bids for states of others and for one's own: of each seed of a trained bidder, the best ones, and truthful ones.
 
     Args:
         ax: the axes to draw on.
         compared: what `jaxmarket.interop.bidder.Exact.compare` returns.
-        times: of the bids, n.
-        states: for sale at those times, n.
+        times: of the bids, i [n].
+        states: for sale at those times, i [n].
     """
     for owns, color, label in ((0, "tab:blue", "another's state"), (1, "tab:orange", "its own state")):
         for time, state in zip(times, states, strict=True):
@@ -424,6 +426,22 @@ def draw_returns_by_setting(
     ax.set(xlabel=plain_text(name), ylabel="greedy return, mean of seeds and 95% interval")
     if any(lines):
         ax.legend(frameon=False, fontsize=8)
+
+
+def draw_scaling(ax: "Axes", costs: "Mapping[str, Mapping[float, Estimate]]") -> None:
+    """Costs against sizes on logarithmic axes: a line with intervals for each name.
+
+    Args:
+        ax: the axes to draw on.
+        costs: by name and size; a name without a size is left out.
+    """
+    for i, (name, found) in enumerate(costs.items()):
+        if found:
+            draw_intervals(ax, list(found), list(found.values()), color=f"C{i}", label=name)
+    ax.set(xscale="log", yscale="log")
+    sizes = sorted({size for found in costs.values() for size in found})
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    ax.minorticks_off()
 
 
 def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -673,6 +691,25 @@ def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, tit
     _per_good(ax, np.arange(1, len(prices) + 1), prices, goods)
     ax.set(xlabel="round", ylabel="price per unit", ylim=(0, None), title=plain_text(title))
     ax.legend(frameon=False, fontsize=8)
+
+
+def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None:
+    """Prices of pieces by their stage on a production line, and their discounted values as a dashed line.
+
+    Args:
+        ax: the axes to draw on.
+        prices: by name: f [..., K], drawn as points; several names are shaded in their order.
+        worth: f [K], as from `jaxmarket.environments.SupplyChain.worth`.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+
+    stages, shades = np.arange(len(worth)), mpl.colormaps["viridis"](np.linspace(0.9, 0, len(prices)))
+    for (name, values), color in zip(prices.items(), shades if len(prices) > 1 else ["C1"], strict=True):
+        lines = np.reshape(values, (-1, len(worth)))
+        ax.plot(stages, lines.T, "o", color=color, alpha=0.3 if len(lines) > 1 else 1.0, markersize=8)
+        ax.plot([], [], "o", color=color, markersize=8, label=plain_text(name))
+    ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
+    ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages, ylim=(-0.1, max(worth) * 1.08))
 
 
 def draw_convergence(
