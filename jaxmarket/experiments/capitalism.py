@@ -1,15 +1,10 @@
 """Training by capitalism (Sudhir and Tran-Thanh 2025, §3): layers of a network that are selected by their profit.
 
 In the market of `jaxmarket.deep_market.layer_market` the agents are layers of a network that classifies handwritten
-digits, and consumers pay for the probability of the correct label.
-
-**Capitalism**: only mutation changes parameters. **Hybrid**: the winners of a lot also learn from it by
-backpropagation, and the market selects the structure: activation, width and learning rate. The baselines use the same
-data and the same number of examples: SGD on one fixed network, on the structures that the hybrid found and on random
-structures, and capitalism in which consumers pay the same for every prediction.
+digits, and consumers pay for the probability of the correct label. `jaxmarket.deep_market.layer_methods` describes the
+methods that are compared.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -17,20 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmarket.deep_market import RoundSummary, Terms
-from jaxmarket.deep_market.layer_market import (
-    ACTIVATIONS,
-    Examples,
-    LayerAgents,
-    LayerMarket,
-    LayerStructure,
-    LayerTraining,
-    equal_parts,
-    rounds_like,
-    train_market,
-    train_network,
-)
-from jaxmarket.environments.digits import load
+from jaxmarket.deep_market import RoundSummary
+from jaxmarket.deep_market.layer_market import ACTIVATIONS, LayerStructure, rounds_like
+from jaxmarket.deep_market.layer_methods import BATCH, MARKETS, MAX_BIRTHS, METHODS, TERMS, WEALTH, train
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition
@@ -43,62 +27,7 @@ from jaxmarket.training.arrays import flatten, unflatten
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["BATCH", "EXPERIMENT", "MARKETS", "METHODS", "WEALTH", "train"]
-
-BATCH = 64
-WEALTH = 1.0
-_BIRTHS = 2  # the most of a turnover
-_TERMS = Terms(
-    wealth_tax=1e-3,
-    endowment=WEALTH,
-    child_endowment=WEALTH,
-    inheritance=0.1,
-    p_offspring=0.98,
-    replace_poorest=True,
-    bankruptcy=0.02,
-)
-_NETWORK = LayerAgents(64, 32, 10)
-_FREE = dataclasses.replace(_NETWORK, structured=True, noise=(0.005, 0.05))
-_PURE = LayerMarket(_NETWORK, batch=BATCH)
-
-MARKETS: dict[str, dict[str, Any]] = {
-    "capitalism": {"market": _PURE, "period": 8},
-    "capitalism, paid for anything": {"market": _PURE, "period": 8, "informed": False},
-    "hybrid": {"market": LayerMarket(_FREE, batch=BATCH, learning=True), "period": 32},
-}
-"""The methods with a market: arguments of `jaxmarket.deep_market.layer_market.train_market`."""
-METHODS = (*MARKETS, "SGD", "SGD, structure found", "SGD, random structure")
-"""All methods. SGD trains the default structure, those that the hybrid found, or random ones."""
-
-
-def train(
-    method: str, seeds: int, seed: int, lots: int, found: tuple[LayerStructure, np.ndarray] | None = None
-) -> LayerTraining:
-    """Train with one of the `METHODS` on scikit-learn's 8 × 8 digits, and measure the accuracy on held-out ones.
-
-    Args:
-        method: its name.
-        seeds: number of seeds.
-        seed: of all randomness; methods of one kind start from the same weights.
-        lots: approximate number of lots, of `BATCH` examples each.
-        found: the structures that the hybrid found, leaves [seeds], and learning rates of the readouts f [seeds];
-            required by ``SGD, structure found``.
-
-    Raises:
-        ValueError: ``found`` is missing.
-    """
-    key, examples, parts = key_of(seed), Examples(*load("small").split()), equal_parts(lots)
-    if method in MARKETS:
-        rules = {"max_births": _BIRTHS, "wealth": WEALTH} | MARKETS[method]
-        return train_market(terms=_TERMS, key=key, examples=examples, seeds=seeds, parts=parts, **rules)
-    if method == "SGD, structure found" and found is None:
-        raise ValueError(f"found: {method} needs the structures that the hybrid found, got None; train it first")
-    structure, rate = found if found and method == "SGD, structure found" else (None, None)
-    agents = dataclasses.replace(_NETWORK, structured=method == "SGD, random structure")
-    return train_network(
-        agents, key, examples, seeds=seeds, parts=parts, batch=BATCH, structure=structure, readout_rate=rate
-    )
-
+__all__ = ["EXPERIMENT"]
 
 # --- conditions
 
@@ -111,10 +40,13 @@ def _conditions(scope: Scope) -> list[Condition]:
     ]
 
 
-def _measure(method: str, seed: int, lots: int, keys: Array, *hybrid: Arrays) -> Arrays:
+def _measure(method: str, seed: int, lots: int, keys: Array, hybrid: Arrays | None = None) -> Arrays:
     """What tables and figures use of `train`, and the rounds of seed 0."""
-    found = [(LayerStructure(h["activation"], h["width"], h["rate"]), h["readout rate"]) for h in hybrid]
-    trained = train(method, len(keys), seed, lots, *found)
+    found = None
+    if hybrid is not None:
+        structure = LayerStructure(hybrid["activation"], hybrid["width"], hybrid["rate"])
+        found = structure, hybrid["readout rate"]
+    trained = train(method, key_of(seed), seeds=len(keys), lots=lots, found=found)
     rounds = {} if trained.rounds is None else flatten(jax.tree.map(lambda leaf: leaf[0], trained.rounds))
     return {
         "lots": trained.lots,
@@ -130,7 +62,7 @@ def _rounds(method: str, result: Arrays) -> RoundSummary:
     """The rounds of seed 0: leaves [rounds, ...]."""
     arrays = {name.removeprefix("rounds/"): values for name, values in result.items() if name.startswith("rounds/")}
     market = MARKETS[method]["market"]
-    return unflatten(rounds_like(market, _TERMS, rounds=len(arrays["money"]), max_births=_BIRTHS), arrays)
+    return unflatten(rounds_like(market, TERMS, rounds=len(arrays["money"]), max_births=MAX_BIRTHS), arrays)
 
 
 # --- claims
