@@ -48,17 +48,7 @@ _PROCESSES: dict[str, tuple[Callable[[], FiniteMDP], TimeLimits, tuple[float, ..
 }
 """The process, the rule for its time limit, and the possible bids."""
 _CLONES = {"cloned": 2, "solitary": 1}
-_SETTINGS: dict[str, Any] = {
-    "hidden": (64, 64),
-    "instances": 32,
-    "horizon": 64,
-    "minibatch": 128,
-    "epochs": 2,
-    "learning_rate": 1e-3,
-    "value_learning_rate": 5e-3,
-    "entropy": 0.01,
-    "steps": 120_000,
-}
+_SETTINGS = {"hidden": (64, 64), "horizon": 64, "epochs": 2, "learning_rate": 1e-3, "entropy": 0.01, "steps": 120_000}
 _QUICK = {"steps": 60_000}
 
 

@@ -122,10 +122,10 @@ def _title(results: Results) -> str:
 
 
 def _structure_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for name, found in results.items():
+    for arm, found in results.items():
         for seed, activation in enumerate(found["activation"]):
-            row = {"arm": name, "seed": seed, "activation": ACTIVATIONS[activation][0]}
-            row |= {column: found[column][seed] for column in ("width", "rate", "readout rate")}
+            row = {"arm": arm, "seed": seed, "activation": ACTIVATIONS[activation][0]}
+            row |= {name: found[name][seed] for name in ("width", "rate", "readout rate")}
             yield row | {"accuracy": found["accuracy"][-1, seed]}
 
 

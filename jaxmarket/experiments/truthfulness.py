@@ -29,7 +29,7 @@ from jaxmarket.experiments.measures import column, nearly
 from jaxmarket.experiments.numerical import MEASURES, QUICK, SETTINGS
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
-from jaxmarket.interop.deviations import LEVELS, episode_gain, one_shot_gain
+from jaxmarket.interop.deviations import LEVELS, bid_range, episode_gain, one_shot_gain
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Valuation
 from jaxmarket.runs.estimates import mean
@@ -56,25 +56,21 @@ def _one_auction(keys: Array) -> Arrays:
 def _episode(process: str, keys: Array) -> Arrays:
     """The `episode_gain` by auction and society, f []; and the highest bid."""
     del keys
-    mdp, horizon, low, high = _process(process)
+    mdp, horizon = _process(process)
     gains = {
-        f"{auction}, {society}": np.array(episode_gain(mdp, mechanism, clones, low, high, horizon=horizon))
+        f"{auction}, {society}": np.array(episode_gain(mdp, mechanism, clones, horizon=horizon))
         for society, clones in _CLONES.items()
         for auction, mechanism in MECHANISMS.items()
     }
-    return {"bids up to": np.array(high)} | gains
+    return {"bids up to": np.array(bid_range(mdp)[1])} | gains
 
 
-def _process(name: str) -> tuple[FiniteMDP, int | None, float, float]:
-    """The process, its horizon, and the lowest and highest bid."""
+def _process(name: str) -> tuple[FiniteMDP, int | None]:
+    """The process, and the number of auctions after which its market closes."""
     if name.startswith("random"):
-        mdp = garnet(int(name.split()[1]), 4, 3, 0.9, 2)
-        return mdp, None, 0.0, float(np.ceil(mdp.optimal_q().max()))
-    return {
-        "Bandit": (Bandit(), 1, 0.0, 1.0),
-        "Chain": (Chain(), 20, 0.0, 1.0),
-        "Duality": (Duality(), None, -100.0, 50.0),
-    }[name]
+        return garnet(int(name.split()[1]), 4, 3, 0.9, 2), None
+    mdp = {"Bandit": Bandit, "Chain": Chain, "Duality": Duality}[name]()
+    return mdp, None if name == "Duality" else mdp.horizon
 
 
 def _processes(scope: Scope) -> list[str]:

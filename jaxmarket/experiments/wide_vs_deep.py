@@ -337,7 +337,6 @@ EXPERIMENT = Experiment(
     ],
     figures={"steps": _draw_steps, "learning": _draw_learning, "prices": _draw_prices},
     facts=lambda results: {
-        "settings": ARMS,
-        "conservation_residual": max(float(each["residual"]) for each in results.values() if "residual" in each),
+        "conservation_residual": max(float(each["residual"]) for each in results.values() if "residual" in each)
     },
 )

@@ -16,7 +16,7 @@ from jaxmarket.auctions import Mechanism
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.types import Array
 
-__all__ = ["LEVELS", "Seat", "episode_gain", "one_shot_gain"]
+__all__ = ["LEVELS", "Seat", "bid_range", "episode_gain", "one_shot_gain"]
 
 LEVELS = 201
 """Number of bids on the grid of `Seat.best_gain`."""
@@ -109,17 +109,22 @@ class Seat:
         return earned, np.stack(by_winner, -2) * ~mdp.terminal
 
 
-def episode_gain(
-    mdp: FiniteMDP, mechanism: Mechanism, clones: int, low: float, high: float, *, horizon: int | None = None
-) -> float:
-    """The largest `Seat.best_gain` of any bidder, at least 0; 0 if truthful bidding is an equilibrium on that grid.
+def bid_range(mdp: FiniteMDP) -> tuple[float, float]:
+    """The smallest range of bids with whole ends that contains 0 and Q*, in units of reward."""
+    q, rounding = mdp.optimal_q(), 1e-9
+    return min(0.0, float(np.floor(q.min() + rounding))), max(0.0, float(np.ceil(q.max() - rounding)))
+
+
+def episode_gain(mdp: FiniteMDP, mechanism: Mechanism, clones: int, *, horizon: int | None = None) -> float:
+    """The largest `Seat.best_gain` of any bidder with bids in the `bid_range`.
+
+    It is 0 if truthful bidding is an equilibrium on the grid of bids.
 
     Args:
         mdp, mechanism, clones, horizon: as in `Seat`.
-        low, high: the lowest and highest bid.
     """
     seats = [Seat(mdp, mechanism, clones, primitive, horizon) for primitive in range(mdp.num_actions)]
-    return max(0.0, *(seat.best_gain(low, high) for seat in seats))
+    return max(0.0, *(seat.best_gain(*bid_range(mdp)) for seat in seats))
 
 
 @functools.partial(jax.jit, static_argnums=0)

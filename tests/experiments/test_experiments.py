@@ -14,7 +14,7 @@ import pytest
 
 from jaxmarket import MECHANISMS, TrainConfig, experiments, train
 from jaxmarket.cli import main
-from jaxmarket.environments import Bandit, Chain, garnet
+from jaxmarket.environments import Bandit, Chain, Duality, garnet
 from jaxmarket.experiments import (
     Report,
     ResultTable,
@@ -67,9 +67,14 @@ def test_one_auction_by_hand():
 
 def test_the_largest_gain_of_any_bidder():
     """One auction: the bidder worth .8 shades to just above .6 under first prices; the grid has steps of .005."""
-    gains = {name: deviations.episode_gain(Bandit(), MECHANISMS[name], 1, 0, 1, horizon=1) for name in ("bb", "ccv")}
+    gains = {name: deviations.episode_gain(Bandit(), MECHANISMS[name], 1, horizon=1) for name in ("bb", "ccv")}
     assert gains == {"bb": pytest.approx(0.195), "ccv": 0}
-    assert deviations.episode_gain(Bandit(), MECHANISMS["bb"], 2, 0, 1, horizon=1) == 0
+    assert deviations.episode_gain(Bandit(), MECHANISMS["bb"], 2, horizon=1) == 0
+
+
+def test_bids_range_over_whole_numbers_around_values():
+    assert deviations.bid_range(Chain()) == deviations.bid_range(Bandit()) == (0, 1)
+    assert deviations.bid_range(Duality()) == (-100, 50)
 
 
 def strategy(seat, own=None, other=None):
