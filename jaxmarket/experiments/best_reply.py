@@ -166,10 +166,14 @@ def _best_found(text: str, chosen: list[Case]) -> list[Claim]:
     def shares(results: Results) -> np.ndarray:
         return np.concatenate([results.measure(case.compared, "share") for case in chosen])
 
+    def bids(case: Case, sales: np.ndarray) -> str:
+        if not len(sales):
+            return f"primitive {case.primitive} sells no state"
+        own, truth = sales.mean(0)
+        return f"primitive {case.primitive} bids {own:.2f} for states of its own, truthful {truth:.2f}"
+
     def evidence(results: Results) -> str:
-        sales = {case.primitive: results[case.compared]["sales"] for case in chosen}
-        bids = [(p, *found.mean(0)) for p, found in sales.items() if len(found)]
-        return "; ".join(f"primitive {p} bids {own:.2f} for states of its own, truthful {q:.2f}" for p, own, q in bids)
+        return "; ".join(bids(case, results[case.compared]["sales"]) for case in chosen)
 
     text = f"{text}: share of the best reply's gain"
     return [every_seed(text, shares, at_least=_FOUND, evidence=evidence)] if chosen else []
@@ -219,7 +223,7 @@ def _gain_figure(results: Results) -> Any:
     shown = {process: found for process, found in by_process.items() if found}
     fig, axes = plotting.figure(len(shown), width=5.5, height=4.4)
     for ax, (process, found) in zip(axes, shown.items(), strict=True):
-        names = ["\n".join(map(str, case[1:])) for case in found]
+        names = [f"{case.auction}\n{case.society}\n#{case.primitive}" for case in found]
         plotting.draw_gains(ax, names, *([each[gain] for each in found.values()] for gain in ("best gain", "gains")))
         ax.set_title(process)
         if process != "Bandit":
