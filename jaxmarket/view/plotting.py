@@ -698,7 +698,7 @@ def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None
 
     Args:
         ax: the axes to draw on.
-        prices: by name: f [..., K], drawn as points; several names are shaded in their order.
+        prices: by name: f [..., K], drawn as points, those of one line joined; several names are shaded in order.
         worth: f [K], as from `jaxmarket.environments.SupplyChain.worth`.
     """
     import matplotlib as mpl  # noqa: PLC0415
@@ -706,8 +706,9 @@ def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None
     stages, shades = np.arange(len(worth)), mpl.colormaps["viridis"](np.linspace(0.9, 0, len(prices)))
     for (name, values), color in zip(prices.items(), shades if len(prices) > 1 else ["C1"], strict=True):
         lines = np.reshape(values, (-1, len(worth)))
-        ax.plot(stages, lines.T, "o", color=color, alpha=0.3 if len(lines) > 1 else 1.0, markersize=8)
-        ax.plot([], [], "o", color=color, markersize=8, label=plain_text(name))
+        mark, alpha = ("o-", 1.0) if len(lines) == 1 else ("o", 0.3)
+        ax.plot(stages, lines.T, mark, color=color, alpha=alpha, markersize=8)
+        ax.plot([], [], mark, color=color, markersize=8, label=plain_text(name))
     ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
     ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages, ylim=(-0.1, max(worth) * 1.08))
 
