@@ -607,7 +607,7 @@ def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, tit
 def draw_convergence(
     ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
 ) -> None:
-    """|excess demand| / supply of every good after each adjustment, f [K, G] (`Tatonnement.trajectory`).
+    """The absolute excess demand over the supply of every good after each adjustment, f [K, G].
 
     The excess of a good whose equilibrium price is 0 does not converge to 0: supply exceeds demand.
     """

@@ -26,6 +26,12 @@ def test_a_page_has_the_numbers_of_the_stored_reports(pages, page):
     assert pages.filled(page.read_text()) == page.read_text(), "run python docs/pages.py"
 
 
+def test_the_index_counts_the_stored_verdicts(pages):
+    index = pages.INDEX.read_text()
+    assert "<!-- verdicts -->" in index
+    assert pages.counted(index) == index, "run python docs/pages.py"
+
+
 def test_every_experiment_has_one_place_and_the_index_links_every_page():
     shown = [name for page in PAGES for name in re.findall(r"<!-- results of ([\w-]+) -->", page.read_text())]
     assert sorted(shown) == sorted(EXPERIMENTS)
