@@ -48,12 +48,14 @@ def store(folder: Path) -> Path:
 def rendered(stored: dict[str, Any]) -> str:
     """Tables and verdicts of a stored report, in Markdown."""
     full = ", `--full`" if stored["full"] else ""
-    versions = " ".join(f"{name} {version}" for name, version in stored["versions"].items())
+    versions = " ".join(
+        f"{name} {stored['versions'][name]}" for name in ("jaxmarket", "jax") if name in stored["versions"]
+    )
     parts = [f"`jaxmarket reproduce {stored['experiment']}`{full}: {stored['seeds']} seeds, {versions}."]
     for table in stored["tables"]:
         columns = table["columns"]
         rows = [[_cell(row, column) for column in columns] for row in table["rows"]]
-        note = " ".join(table["note"].split())
+        note = "<br>\n".join(table["note"].splitlines())
         parts.append("\n".join([f"**{table['title']}**", "", *_table(columns, rows), *(["", note] if note else [])]))
     verdicts = [[v["claim"], v["standing"], v["kind"].replace("_", " "), v["evidence"]] for v in stored["verdicts"]]
     if verdicts:

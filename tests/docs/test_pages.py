@@ -66,7 +66,7 @@ def test_a_stored_report_is_shown_as_it_is(pages, tmp_path, monkeypatch):
     assert page == (
         "before\n<!-- results of small -->\n`jaxmarket reproduce small`: 2 seeds, jax 1.\n\n"
         "**two arms**\n\n| arm | x | n | p |\n|---|---|---|---|\n| a\\|b | 0.250 [0.125, 0.500] | 12,000 | – |\n"
-        "| c | 2,000 | 1 | 1.0e-05 |\n\na b\n\n| claim | verdict | decided by | numbers |\n|---|---|---|---|\n"
+        "| c | 2,000 | 1 | 1.0e-05 |\n\na<br>\nb\n\n| claim | verdict | decided by | numbers |\n|---|---|---|---|\n"
         "| a beats c | not confirmed | every seed | 1 < 2 |\n<!-- end of results -->\nafter\n"
     )
     assert pages.filled(page) == page
