@@ -716,7 +716,7 @@ def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None
 def draw_convergence(
     ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
 ) -> None:
-    """|excess demand| / supply of every good after each adjustment, f [K, G] (`Tatonnement.trajectory`).
+    """The absolute excess demand over the supply of every good after each adjustment, f [K, G].
 
     The excess of a good whose equilibrium price is 0 does not converge to 0: supply exceeds demand.
     """
