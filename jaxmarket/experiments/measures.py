@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.metrics import env_steps
-from jaxmarket.runs.curves import first_reach, last_part, lower_bound
+from jaxmarket.runs.curves import first_reach, last_part, lower_bound, ratio
 from jaxmarket.runs.run_folder import SavedRun
 
 __all__ = [
@@ -33,8 +33,19 @@ def final(name: str = "return_seeds") -> Measure:
 
 
 def while_learning(metric: str = "return_mean") -> Measure:
-    """A metric in the last tenth of training, with exploration or sampled bids."""
-    return lambda run: last_part(run.metrics[metric]).mean(0)
+    """The mean of a metric over the last tenth of training, with exploration or sampled bids.
+
+    ``return_mean`` is the mean over the episodes that ended in it, of any chunk; NaN if none did.
+    """
+
+    def measure(run: SavedRun) -> np.ndarray:
+        values = last_part(run.metrics[metric])
+        if metric != "return_mean" or "episodes" not in run.metrics:  # the training of a wide market has no episodes
+            return values.mean(0)
+        episodes = last_part(run.metrics["episodes"])
+        return ratio(np.where(episodes > 0, values * episodes, 0).sum(0), episodes.sum(0))
+
+    return measure
 
 
 def learning_curve(run: SavedRun, metric: str = "return_mean") -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmarket.deep_market.market import FLOWS
 from jaxmarket.metrics import env_steps
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.validation import escaped
@@ -216,8 +217,6 @@ def _name(result: RunResult) -> str:
 
 def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
     """Return against environment steps: seeds as thin lines, their mean, and the final greedy return (dashed)."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     returns = result.metrics["return_mean"]
     steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, during training")
@@ -235,8 +234,8 @@ def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
             linewidth=1.2,
             label="greedy, after training (mean of seeds)",
         )
-    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return", title=_name(result))
-    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set(ylabel="undiscounted return", title=_name(result))
+    step_axis(ax, "environment steps per seed")
     ax.legend(frameon=False, fontsize=8)
 
 
@@ -357,14 +356,12 @@ def draw_return_curves(
         curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN leaves a gap.
         target: a return to mark by a dotted line.
     """
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
         draw_band(ax, steps, mean, low, high, color=color, linewidth=1.8, label=plain_text(name))
     if target is not None and np.isfinite(target):
         ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
-    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return")
-    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set(ylabel="undiscounted return")
+    step_axis(ax, "environment steps per seed")
     if len(curves) <= _NAMED:  # a longer legend would hide the curves; `draw_final_returns` names the colours
         ax.legend(frameon=False, fontsize=8)
 
@@ -496,17 +493,6 @@ def _colors(count: int) -> list[Any]:
 
 # --- deep markets: the rounds of one market, NumPy leaves [rounds, ...]
 
-_FLOWS = {
-    "reward": "rewards",
-    "subsidy": "subsidy",
-    "consumer_income": "consumers' income",
-    "endowment": "endowments",
-    "auctioneer": "sales by the auctioneer",
-    "rent": "rent",
-    "wealth_tax": "wealth tax",
-    "compute_tax": "compute tax",
-    "wealth_of_the_dead": "wealth of the dead",
-}
 _WINDOWS = 60  # points of a curve, each a mean over rounds
 
 
@@ -576,7 +562,7 @@ def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None
 
 def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
     """Money created (positive) and removed (negative) by each flow, per round. Flows that are always 0 are left out."""
-    for i, (name, label) in enumerate(_FLOWS.items()):
+    for i, (name, label) in enumerate(FLOWS.items()):
         if name in rounds.flows.names and np.any(rounds.flows[name]):
             ends, mean = _windows(rounds.flows[name])
             ax.plot(ends, mean, color=f"C{i}", label=label)
