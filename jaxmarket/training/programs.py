@@ -79,7 +79,10 @@ def bounds(env: Functions, training: PyTree, examples: PyTree, depth: int | None
     """
     depth = env.steps if depth is None else depth
     trained, rewards = (
-        {program: np.asarray(paid, np.float64) for program, paid in jax.device_get(search_all(env, some, depth)).items()}
+        {
+            program: np.asarray(paid, np.float64)
+            for program, paid in jax.device_get(search_all(env, some, depth)).items()
+        }
         for some in (training, examples)
     )
     complete = [program for program in rewards if env.stop or len(program) == env.steps]
