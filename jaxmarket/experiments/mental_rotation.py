@@ -7,18 +7,18 @@ digit. With ``depth=dynamic`` inputs need zero, one or two functions, and every 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmarket.environments import digits
-from jaxmarket.environments.mental_rotation import Depth, MentalRotation, check_task, inverse, needed, program_name
+from jaxmarket.environments.mental_rotation import MentalRotation, check_task, inverse, needed, program_name
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import final
+from jaxmarket.experiments.measures import column, final
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
@@ -73,29 +73,25 @@ _VALUATION: dict[str, Any] = {"learner": "valuation", "epochs": 1, "value_learni
 
 # --- conditions
 
-Task = tuple[int, Depth, int | None, digits.Source]
-"""Resolution, depth, number of components and data set of the environment."""
+environment = functools.cache(MentalRotation)
+"""The environment is made once: it loads the digits and trains their classifier, or reads it."""
+Env = Callable[[], MentalRotation]
 
 
-@functools.cache
-def environment(resolution: int, depth: Depth, components: int | None, source: digits.Source) -> MentalRotation:
-    """The environment of a `Task`; it loads the digits and trains their classifier, or reads it."""
-    return MentalRotation(resolution, depth, components=components, source=source)
-
-
-def config(task: Task, settings: dict[str, Any], *_: Arrays) -> TrainConfig:
+def config(env: Env, settings: dict[str, Any], *_: Arrays) -> TrainConfig:
     """The configuration of an agent; what the classifier's condition returns is not used."""
-    return train_config(environment(*task), **(_BASE | settings))
+    return train_config(env(), **(_BASE | settings))
 
 
 def _conditions(scope: Scope) -> list[Condition]:
     resolution, depth = scope.settings["resolution"], scope.settings["depth"]
     check_task(resolution, depth)  # before the environment is made, by the first condition
-    source = digits.installed()  # an argument, because the results depend on it
-    task, pixels = ((resolution, depth, components, source) for components in (COMPONENTS, None))
+    # The results depend on the digits, so their name is an argument, although it is the default.
+    pixels = functools.partial(environment, resolution, depth, source=digits.installed())
+    features = functools.partial(pixels, components=COMPONENTS)
 
-    def train(name: str, settings: dict[str, Any], task: Task = task, **of_run: Any) -> Train:
-        return Train(name, functools.partial(config, task, settings), inputs=("classifier",), **of_run)
+    def train(name: str, settings: dict[str, Any], env: Env = features, **of_run: Any) -> Train:
+        return Train(name, functools.partial(config, env, settings), inputs=("classifier",), **of_run)
 
     def tried(name: str, agent: str, setting: Mapping[str, float]) -> list[Condition]:
         settings = {**TUNED[agent], **setting, "steps": _TUNING_STEPS}
@@ -107,9 +103,9 @@ def _conditions(scope: Scope) -> list[Condition]:
         agents.append(train("society-cnn", _CNN | {"stride": 2 if resolution > 16 else 1}, pixels))
         agents.append(train("society-valuation", _VALUATION))
     count = _QUICK_DIGITS if scope.quick else None
-    known = functools.partial(bounds, task, count or _TRAINING_DIGITS, count)
+    known = functools.partial(bounds, features, count or _TRAINING_DIGITS, count)
     return [
-        Compute("classifier", functools.partial(_classifier, task), seeds=1),
+        Compute("classifier", functools.partial(_classifier, features), seeds=1),
         *agents,
         *(Compute(f"{each.name}, held out", functools.partial(play, count), inputs=(each.name,)) for each in agents),
         Compute("bounds", known, inputs=("classifier",), seeds=1),
@@ -117,11 +113,10 @@ def _conditions(scope: Scope) -> list[Condition]:
     ]
 
 
-def _classifier(task: Task, keys: Array) -> Arrays:
+def _classifier(env: Env, keys: Array) -> Arrays:
     """Train the classifier, which the other conditions read; its accuracy on ``upright`` held-out digits."""
     del keys
-    env = environment(*task)
-    return {"upright": env.reader.accuracy, "digits": env.digits.source}
+    return {"upright": env().reader.accuracy, "digits": env().digits.source}
 
 
 def play(count: int | None, keys: Array, run: SavedRun) -> Arrays:
@@ -138,16 +133,15 @@ def play(count: int | None, keys: Array, run: SavedRun) -> Arrays:
     return found if bids is None else found | {"bids": bids}
 
 
-def bounds(task: Task, training: int, count: int | None, keys: Array, classifier: Arrays) -> Arrays:
+def bounds(env: Env, training: int, count: int | None, keys: Array, classifier: Arrays) -> Arrays:
     """What is read without learning in the N combinations of held-out digits, bool [N] each.
 
     ``none``: without a function; ``fixed``: after the ``program`` that is best on training digits; ``inverse``: after
     the exact inverse of its transformations; ``oracle``: after at least one program. ``combination`` i [N].
     """
     del keys, classifier
-    env = environment(*task)
-    examples = env.examples(env.held_out[:count])
-    found = programs.bounds(env, env.examples(np.arange(training)), examples, depth=2)
+    examples = env().examples(env().held_out[:count])
+    found = programs.bounds(env(), env().examples(np.arange(training)), examples, depth=2)
     return {
         "none": found.rewards[()] > 0,
         "fixed": found.fixed > 0,
@@ -326,10 +320,7 @@ EXPERIMENT = Experiment(
         tuning_table(
             f"the same grid for both agents: {_TUNING_SEEDS} separate seeds, training digits",
             GRIDS,
-            {
-                "return": lambda results, name: float(results.measure(name, "return").mean()),
-                "lowest seed": lambda results, name: float(results.measure(name, "return").min()),
-            },
+            {"return": column("return", np.mean), "lowest seed": column("return", np.min)},
             lambda row: -row["return"],
             "return: greedy, mean over seeds",
         ),
@@ -340,11 +331,4 @@ EXPERIMENT = Experiment(
         "chains": lambda results: plotting.composed_images(results["society"].config.env, results["society"].policy()),
     },
     settings={"resolution": 32, "depth": "fixed"},
-    facts=lambda results: {
-        "digits": str(results["classifier"]["digits"]),
-        "upright": float(results["classifier"]["upright"]),
-        "components": COMPONENTS,
-        "price": results["society"].config.env.price,
-        **{f"{name}_settings": _BASE | TUNED[name] for name in AGENTS},
-    },
 )

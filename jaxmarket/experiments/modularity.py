@@ -5,20 +5,21 @@ the right action of a single state differs. Societies, in which every primitive 
 own utility, are compared with one PPO agent whose decisions share one network.
 """
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.environments.topologies import TOPOLOGIES, right_actions
+from jaxmarket.environments.topologies import ACTIONS, CHANGES, FIRST, TOPOLOGIES, Change, right_actions
+from jaxmarket.evaluation import action_rates
 from jaxmarket.experiments import transfers
-from jaxmarket.experiments.claims import Claim, Values, every_seed, tally, within
+from jaxmarket.experiments.claims import Claim, every_seed, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.measures import column
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
@@ -27,23 +28,11 @@ from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import difference, interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import combinations
-from jaxmarket.society import MarketPolicy
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
 __all__ = ["AGENTS", "CONDITIONS", "EXPERIMENT"]
-
-FIRST = "ABC"
-"""The first task of every topology: the right actions of its three states."""
-
-TRANSFERS: dict[str, dict[str, str]] = {
-    "linear chain": {"last": "ABD", "middle": "AEC", "first": "FBC"},
-    "common ancestor": {"ancestor": "DBC", "descendant": "ABE"},
-    "common descendant": {"descendant": "ABD", "ancestor": "EBC"},
-}
-"""The transfer tasks, by topology and by the decision that changes."""
 
 _UPDATE = 512  # environment steps
 _STEPS = 200 * _UPDATE
@@ -87,131 +76,103 @@ _SOLVED = 0.99  # final success rate that a chosen setting must reach
 # --- conditions
 
 
-@dataclasses.dataclass(frozen=True)
-class TransferTask:
-    """A transfer task.
-
-    Attributes:
-        topology: name of the topology.
-        change: name of the decision that changes.
-        right: the right actions.
-    """
-
-    topology: str
-    change: str
-    right: str
-
-    def __str__(self) -> str:
-        return f"{self.topology}, {self.change}"
-
-    def condition(self, agent: str, stage: str = "transfer") -> str:
-        """The name of an agent's run on this task, or on the first one."""
-        return f"first-{agent}-{self.topology}" if stage == "first" else f"{stage}-{agent}-{self}"
-
-    def transfer(self, agent: str) -> Transfer:
-        """The runs of an agent."""
-        return Transfer(agent, self.condition(agent, "first"), self.condition(agent))
-
-    def decisions(self, results: Results, agent: str) -> tuple[np.ndarray, np.ndarray]:
-        """Early in the transfer, how often an agent's decisions are right: f [seeds] each.
-
-        The lower rate of the two unchanged decisions, and the rate of the changed one.
-        """
-        right = results.measure(self.condition(agent, "decisions"), "right")
-        same = np.array(list(FIRST)) == np.array(list(self.right))
-        return right[:, same].min(1), right[:, ~same][:, 0]
-
-
-def _tasks(scope: Scope) -> list[TransferTask]:
-    every = [TransferTask(topology, *change) for topology, changes in TRANSFERS.items() for change in changes.items()]
-    return every[:1] if scope.quick else every  # compiling the programs of a task takes most of its time
-
-
 def config(agent: str, topology: str, task: str, **settings: Any) -> TrainConfig:
     """An agent on a task; ``settings`` override those of the agent."""
     return train_config(TOPOLOGIES[topology](task), **(_BUDGET | _KINDS[kind_of(agent)] | CONDITIONS[agent] | settings))
+
+
+def _changes(scope: Scope) -> tuple[Change, ...]:
+    return CHANGES[:1] if scope.quick else CHANGES  # compiling the programs of a task takes most of its time
+
+
+def _transfer(agent: str, change: Change) -> Transfer:
+    return Transfer(agent, f"first-{agent}-{change.topology}", f"transfer-{agent}-{change}")
 
 
 def _conditions(scope: Scope) -> list[Condition]:
     """Every agent on the first tasks, then from its networks on the transfer tasks, also stopped early."""
     wanted: list[Condition] = []
     for agent in CONDITIONS:
-        first = {task.topology: task.condition(agent, "first") for task in _tasks(scope)}
-        wanted += [Train(name, config(agent, topology, FIRST)) for topology, name in first.items()]
-        for task in _tasks(scope):
-            start, early = first[task.topology], task.condition(agent, "early")
-            wanted.append(Train(task.condition(agent), config(agent, task.topology, task.right), start=start))
+        for topology in dict.fromkeys(change.topology for change in _changes(scope)):
+            wanted.append(Train(f"first-{agent}-{topology}", config(agent, topology, FIRST)))
+        for change in _changes(scope):
+            transfer, early = _transfer(agent, change), f"early-{agent}-{change}"
+            on_task = functools.partial(config, agent, change.topology, change.task)
+            wanted.append(Train(transfer.second, on_task(), start=transfer.first))
             if agent in _STEADY and not scope.quick:
-                wanted.append(Train(early, config(agent, task.topology, task.right, steps=_EARLY), start=start))
-                rates = functools.partial(right_decisions, task.right)
-                wanted.append(Compute(task.condition(agent, "decisions"), rates, inputs=(early,)))
+                rates = functools.partial(right_decisions, change.task)
+                wanted.append(Train(early, on_task(steps=_EARLY), start=transfer.first))
+                wanted.append(Compute(f"decisions-{agent}-{change}", rates, inputs=(early,)))
     return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
 
 
 def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> list[Condition]:
     """A setting on the linear chain; transfer results are reported, but not used."""
-    topology, own = "linear chain", {"seeds": _TUNING_SEEDS, "seed": _TUNING_SEED}
-    second = config(agent, topology, TRANSFERS[topology]["last"], **setting)
-    return [
-        Train(name, config(agent, topology, FIRST, **setting), **own),
-        Train(f"{name}-transfer", second, start=name, **own),
-    ]
+    topology, _, task = CHANGES[0]
+    first, second = (config(agent, topology, each, **setting) for each in (FIRST, task))
+    seeds: dict[str, int] = {"seeds": _TUNING_SEEDS, "seed": _TUNING_SEED}
+    return [Train(name, first, **seeds), Train(f"{name}-transfer", second, start=name, **seeds)]
 
 
-@jax.jit
-def _actions(policy: MarketPolicy | ChoicePolicy, keys: Array, obs: Array) -> Array:
-    """The actions of a policy for each key and observation: i32 [keys, states]."""
-    return jax.vmap(lambda key: jax.vmap(lambda o: policy(o, key))(obs))(keys)
+_rates = jax.jit(action_rates, static_argnames="actions")
 
 
 def right_decisions(task: str, keys: Array, run: SavedRun) -> Arrays:
-    """The rate of each state's ``right`` action in 256 sampled bids or choices: f [seeds, 3]."""
-    actions, obs = right_actions(task), jnp.eye(3, 4)
-    draws = jax.random.split(key_for(key_of(0), "measurement"), 256)
+    """How often each decision is ``right``, with sampled bids or choices: f [seeds, 3]."""
+    right = right_actions(task)
+    states, key = jnp.eye(len(right), len(right) + 1), key_for(key_of(0), "measurement")
     policies = (as_policy(run, seed=seed, greedy=False) for seed in range(len(keys)))
-    return {"right": np.stack([(np.asarray(_actions(policy, draws, obs)) == actions).mean(0) for policy in policies])}
+    rates = np.stack([_rates(policy, states, key, actions=len(ACTIONS)) for policy in policies])
+    return {"right": rates[:, range(len(right)), right].astype(np.float64)}
 
 
 # --- claims
 
 
+def _moved(results: Results, agent: str, change: Change) -> np.ndarray:
+    """The share of an agent's weights that a transfer moves: f [seeds]."""
+    return _transfer(agent, change).over("all", "moved")(results)
+
+
+def _unchanged(results: Results, agent: str, change: Change) -> np.ndarray:
+    """The lower rate of right actions in the two decisions that do not change, early in the transfer: f [seeds]."""
+    return results.measure(f"decisions-{agent}-{change}", "right")[:, change.unchanged].min(1)
+
+
+def _gaps(changes: Sequence[Change], agent: str, other: str, results: Results) -> np.ndarray:
+    """The upper end of the interval of the difference of the shares of weights that moved: f [transfers]."""
+    return np.array([difference(_moved(results, agent, c), _moved(results, other, c)).high for c in changes])
+
+
 def _claims(scope: Scope) -> list[Claim]:
-    tasks, claims = _tasks(scope), []
+    changes, claims = _changes(scope), []
     for agent, other in PAIRS:
         society, than = f"the {_SHORT[agent]}", "" if other == "flat" else f" than {other}"
-        for task in tasks:
-            claim = f"[{task}] {society} reaches 90% again in fewer steps{than}"
-            names = task.condition(agent), task.condition(other)
+        for change in changes:
+            claim = f"[{change}] {society} reaches 90% again in fewer steps{than}"
+            names = _transfer(agent, change).second, _transfer(other, change).second
             claims.append(fewer_steps(claim, *names))
             claims.append(fewer_steps(f"{claim}, and stays there", *names, lasting=True))
         claims.append(
             every_seed(
                 f"{society} moves a smaller share of its weights{than}: upper ends of the differences in all transfers",
-                functools.partial(_gaps, tasks, agent, other),
+                functools.partial(_gaps, changes, agent, other),
                 at_most=-1e-3,
             )
         )
-    for task in () if scope.quick else tasks:
+    for change in () if scope.quick else changes:
         claims.append(
             within(
-                f"[{task}] the ppo society's unchanged decisions stay right early in the transfer",
-                lambda results, task=task: task.decisions(results, "society")[0],
+                f"[{change}] the ppo society's unchanged decisions stay right early in the transfer",
+                functools.partial(_unchanged, agent="society", change=change),
                 at_least=LEVEL,
                 interval=True,
-                evidence=lambda results, task=task: f"flat {interquartile_mean(task.decisions(results, 'flat')[0])}",
+                evidence=lambda results, change=change: (
+                    f"flat {interquartile_mean(_unchanged(results, 'flat', change))}"
+                ),
             )
         )
     return claims
-
-
-def _moved(task: TransferTask, agent: str) -> Values:
-    """The share of an agent's weights that a transfer moves: f [seeds]."""
-    return task.transfer(agent).over("all", "moved")
-
-
-def _gaps(tasks: list[TransferTask], agent: str, other: str, results: Results) -> np.ndarray:
-    """The upper end of the interval of the difference of the shares of weights that moved: f [transfers]."""
-    return np.array([difference(_moved(task, agent)(results), _moved(task, other)(results)).high for task in tasks])
 
 
 # --- tables
@@ -219,8 +180,8 @@ def _gaps(tasks: list[TransferTask], agent: str, other: str, results: Results) -
 
 def _rows(results: Results) -> list[dict[str, Any]]:
     return [
-        {"topology": task.topology, "changes": task.change} | task.transfer(agent).row(results, lasting=True)
-        for task in _tasks(results.scope)
+        {"topology": change.topology, "changes": change.decision} | _transfer(agent, change).row(results, lasting=True)
+        for change in _changes(results.scope)
         for agent in CONDITIONS
     ]
 
@@ -231,20 +192,21 @@ def _first_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _early_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for task in () if results.scope.quick else _tasks(results.scope):
+    for change in () if results.scope.quick else _changes(results.scope):
         for agent in _STEADY:
-            others, changed = task.decisions(results, agent)
+            changed = results.measure(f"decisions-{agent}-{change}", "right")[:, ~change.unchanged]
+            others = _unchanged(results, agent, change)
             yield {
-                "topology": task.topology,
-                "changes": task.change,
+                "topology": change.topology,
+                "changes": change.decision,
                 "arm": agent,
-                "changed decision": interquartile_mean(changed),
+                "changed decision": interquartile_mean(changed[:, 0]),
                 "others": interquartile_mean(others),
                 "others, lowest seed": float(others.min()),
             }
 
 
-def _tuning_steps(results: Results, name: str) -> int | None:
+def _mean_steps(results: Results, name: str) -> int | None:
     """The mean number of steps until success stays; None unless it does on every seed."""
     stays = results.measure(name, "stays").all()
     return round(results.measure(name, "steps to stay").mean()) if stays else None
@@ -255,15 +217,15 @@ def _tuning_steps(results: Results, name: str) -> int | None:
 
 def _draw_transfers(results: Results) -> Any:
     """Success after the transfer, one panel for each transfer task."""
-    tasks = _tasks(results.scope)
-    fig, axes = plotting.figure(columns=min(4, len(tasks)), rows=-(-len(tasks) // 4), width=3.6, height=2.9)
-    for ax, task in zip(axes, tasks, strict=False):
-        runs = {agent: results[task.condition(agent)] for agent in CONDITIONS}
-        plotting.draw_metric_curves(ax, runs, RATE, title=f"{task}: {FIRST} → {task.right}")
+    changes = _changes(results.scope)
+    fig, axes = plotting.figure(columns=min(4, len(changes)), rows=-(-len(changes) // 4), width=3.6, height=2.9)
+    for ax, change in zip(axes, changes, strict=False):
+        runs = {agent: results[_transfer(agent, change).second] for agent in CONDITIONS}
+        plotting.draw_metric_curves(ax, runs, RATE, title=f"{change}: {FIRST} → {change.task}")
         ax.title.set_fontsize(9)
         ax.axhline(LEVEL, color="black", linewidth=0.8)
         ax.set(ylabel="success rate", ylim=(-0.03, 1.03))
-    for ax in axes[len(tasks) :]:
+    for ax in axes[len(changes) :]:
         ax.set_axis_off()
     plotting.legend_below(fig)
     return fig
@@ -271,10 +233,10 @@ def _draw_transfers(results: Results) -> Any:
 
 def _draw_moved(results: Results) -> Any:
     """Share of the weights that moved: interquartile mean over seeds and its interval."""
-    tasks = _tasks(results.scope)
-    fig, (ax,) = plotting.figure(width=7.5, height=1.4 + 0.9 * len(tasks))
-    moved = {agent: [interquartile_mean(_moved(task, agent)(results)) for task in tasks] for agent in CONDITIONS}
-    plotting.draw_estimates(ax, [f"{task}\n{FIRST} → {task.right}" for task in tasks], moved)
+    changes = _changes(results.scope)
+    fig, (ax,) = plotting.figure(width=7.5, height=1.4 + 0.9 * len(changes))
+    moved = {agent: [interquartile_mean(_moved(results, agent, each)) for each in changes] for agent in CONDITIONS}
+    plotting.draw_estimates(ax, [f"{each}\n{FIRST} → {each.task}" for each in changes], moved)
     ax.set(xlabel="share of all weights that moved", xlim=(0, 1))
     plotting.legend_below(fig)
     return fig
@@ -318,8 +280,8 @@ EXPERIMENT = Experiment(
             f"grids on the linear chain, {_TUNING_SEEDS} separate seeds",
             GRIDS,
             {
-                "success": lambda results, name: float(results.measure(name, "success").mean()),
-                "steps to stay": _tuning_steps,
+                "success": column("success", np.mean),
+                "steps to stay": _mean_steps,
                 "k steps after": lambda results, name: interquartile_mean(
                     results.measure(f"{name}-transfer", "steps to 90%") / 1000
                 ),
@@ -332,9 +294,6 @@ EXPERIMENT = Experiment(
     figures={
         "transfers": _draw_transfers,
         "moved": _draw_moved,
-        "weights": lambda results: transfers.draw_weights(
-            [_tasks(results.scope)[0].transfer(agent) for agent in CONDITIONS], results
-        ),
+        "weights": lambda results: transfers.draw_weights([_transfer(a, CHANGES[0]) for a in CONDITIONS], results),
     },
-    facts=lambda results: {"budget": _BUDGET, "settings": CONDITIONS},
 )

@@ -7,11 +7,13 @@ seven actions. A fourth, ``nested``, is a society over options that are themselv
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
@@ -20,7 +22,7 @@ from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import final
+from jaxmarket.experiments.measures import column, final
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
@@ -84,91 +86,79 @@ _QUICK = {"options": 163_840, "society": 12_288, "hierarchical": 12_288, "flat":
 # --- conditions
 
 
-def _options(prefix: str, seeds: int, settings: dict[str, Any]) -> list[Condition]:
-    return [Train(f"{prefix}-{task}", train_config(task, **settings), seeds=seeds) for task in OPTIONS.values()]
-
-
-def _over_options(task: str, settings: dict[str, Any], *trained: SavedRun) -> TrainConfig:
-    """The task with the trained options as choices: the greedy policy of each one's best seed, until it chooses ``done``.
+def _config(task: str, settings: dict[str, Any], *options: SavedRun) -> TrainConfig:
+    """The task, over its actions or over options: the greedy policies of these runs' best seeds, until action ``done``.
 
     ``done`` is executed, as in the paper: it ends the episode if the task is solved, and otherwise has no effect.
     """
-    options = [Option(run.policy(), done=ACTIONS.index("done")) for run in trained]
-    return train_config(Options(make(task)[0], options, bound=50), **settings)  # the episode ends before the bound
+    if not options:
+        return train_config(task, **settings)
+    choices = [Option(run.policy(), done=ACTIONS.index("done")) for run in options]
+    return train_config(Options(make(task)[0], choices, bound=50), **settings)  # the episode ends before the bound
 
 
-def _train(
-    name: str, agent: str, task: str, options: str = "option", start: str | None = None, **changes: Any
-) -> Train:
-    """The run of an agent on a task, over options unless it is flat."""
-    of_run = {key: changes.pop(key) for key in ("seeds", "seed") if key in changes}
-    settings = _settings(agent) | changes
-    if agent == "flat":
-        return Train(name, train_config(task, **settings), start=start, **of_run)
-    inputs = tuple(f"{options}-{each}" for each in OPTIONS.values())
-    return Train(name, functools.partial(_over_options, task, settings), inputs, start, **of_run)
-
-
-def _settings(agent: str) -> dict[str, Any]:
-    """All settings of a condition but its environment and seeds."""
-    return _BASE[kind_of(agent)] | CONDITIONS[agent]
+def _train(name: str, agent: str, task: str, options: str = "option", **changes: Any) -> Train:
+    """The run of an agent on a task, over options unless it is flat; ``changes`` of its settings and of `Train`."""
+    of_run = {key: changes.pop(key) for key in ("seeds", "seed", "start") if key in changes}
+    inputs = () if agent == "flat" else tuple(f"{options}-{each}" for each in OPTIONS.values())
+    settings = _BASE[kind_of(agent)] | CONDITIONS[agent] | changes
+    return Train(name, functools.partial(_config, task, settings), inputs, **of_run)
 
 
 def _agents(scope: Scope) -> tuple[str, ...]:
     return AGENTS if scope.quick else tuple(CONDITIONS)
 
 
+def _transfer(agent: str) -> Transfer:
+    return Transfer(agent, f"first-{agent}", f"transfer-{agent}")
+
+
 def _conditions(scope: Scope) -> list[Condition]:
     """The options; every agent on the first task, and from its networks on the transfer task; and what is beside."""
 
-    def shorter(kind: str) -> dict[str, Any]:
-        return {"steps": _QUICK[kind]} if scope.quick else {}
+    def options(prefix: str, seeds: int, settings: dict[str, Any]) -> list[Condition]:
+        return [Train(f"{prefix}-{task}", train_config(task, **settings), seeds=seeds) for task in OPTIONS.values()]
 
-    wanted = _options("option", min(8, scope.seeds), _OPTION | shorter("options"))
+    def tried(name: str, agent: str, setting: Mapping[str, Any]) -> list[Condition]:
+        """A setting on the first task; the transfer task is not used."""
+        return [_train(name, agent, FIRST, seed=_TUNING_SEED, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
+
+    shorter = {kind: {"steps": steps} if scope.quick else {} for kind, steps in _QUICK.items()}
+    few = min(8, scope.seeds)
+    wanted = options("option", few, _OPTION | shorter["options"])
     for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first
-        first, second = _transfer(agent).first, _transfer(agent).second
-        wanted.append(_train(first, agent, FIRST, **shorter(agent)))
-        wanted.append(_train(second, agent, TRANSFER, start=first, **shorter(agent)))
+        first, second, size = f"first-{agent}", f"transfer-{agent}", shorter[kind_of(agent)]
+        wanted += [_train(first, agent, FIRST, **size), _train(second, agent, TRANSFER, start=first, **size)]
     wanted.append(Compute("waste", functools.partial(_waste, scope.seed), inputs=("first-society",)))
     if not scope.quick:  # a society of societies takes too long for a quick run
-        wanted += _options("society-option", 4, _SOCIETY_OPTION)
+        wanted += options("society-option", 4, _SOCIETY_OPTION)
         # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
-        size: dict[str, Any] = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
-        wanted.append(_train("first-nested", "society", FIRST, options="society-option", **size))
-    return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
-
-
-def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> list[Condition]:
-    """A setting on the first task; the transfer task is not used."""
-    return [_train(name, agent, FIRST, seed=_TUNING_SEED, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
+        half = _BASE["society"]["steps"] // 2
+        wanted.append(_train("first-nested", "society", FIRST, options="society-option", seeds=few, steps=half))
+    return wanted + (grid_conditions(GRIDS, tried) if scope.full else [])
 
 
 def _waste(seed: int, keys: Array, run: SavedRun) -> Arrays:
-    """`waste` of vmapped options in 64 choices of all seeds and instances, by an untrained and by the trained society."""
+    """`waste` of vmapped options in 64 choices of all seeds and instances, for an untrained and the trained society."""
     del keys
-    society, config, choices = run.config.settings.society, run.config, 64
+    society, config = run.config.settings.society, run.config
     key_play, key_init = jax.random.split(key_for(key_of(seed), "measurement"))
     keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
 
     def durations(params: PyTree, key: Array) -> Array:
-        return fresh_rollout(society, key, params, society.env.default_params, choices, bootstrap=False).duration
+        return fresh_rollout(society, key, params, society.env.default_params, 64, bootstrap=False).duration
 
-    play = jax.jit(jax.vmap(jax.vmap(durations, (None, 0)), out_axes=-1))  # [instances, choices, seeds]
-    return {
-        when: waste(play(params, keys).swapaxes(0, 1).reshape(choices, -1))
-        for when, params in (("untrained", untrained), ("trained", run.params))
-    }
+    play = jax.jit(jax.vmap(jax.vmap(durations, (None, 0))))  # [seeds, instances, choices]
+    params = {"untrained": untrained, "trained": run.params}
+    return {when: waste(play(params[when], keys).transpose(2, 0, 1).reshape(64, -1)) for when in params}
 
 
 # --- claims
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    agents = _agents(scope)
-    learners = [name for name in ("society", "hierarchical", "society-3e-3") if name in agents]
-    if not scope.quick:
-        learners.append("nested")
+    learners = ("society", "hierarchical") if scope.quick else ("society", "hierarchical", "society-3e-3", "nested")
     options = [
         every_seed(
             f"the best of the policies trained to {what} succeeds in {_SOLVED:.0%} of episodes",
@@ -188,7 +178,7 @@ def _claims(scope: Scope) -> list[Claim]:
             _transfer(other).second,
         )
         for mine, other in PAIRS
-        if mine in agents
+        if mine in _agents(scope)
     ]
     smaller = separated(
         "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
@@ -200,10 +190,6 @@ def _claims(scope: Scope) -> list[Claim]:
 
 
 # --- tables
-
-
-def _transfer(agent: str) -> Transfer:
-    return Transfer(agent, f"first-{agent}", f"transfer-{agent}")
 
 
 def _transfers(results: Results) -> list[Transfer]:
@@ -234,11 +220,7 @@ def _mean_steps(results: Results, name: str) -> float | None:
     return float(results.measure(name, "steps to 90%").mean()) if arrived else None
 
 
-def _wasted(results: Results) -> dict[str, float]:
-    return {when: float(share) for when, share in results["waste"].items()}
-
-
-def _agents_note(results: Results) -> str:
+def _note(results: Results) -> str:
     return (
         "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
         "first, transfer: final success in new episodes with sampled bids or choices\n"
@@ -247,7 +229,7 @@ def _agents_note(results: Results) -> str:
         "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
         "change: |after - before| / |before| of all weights\n"
         "work of vmapped options that is discarded: {untrained:.0%} before training, {trained:.0%} after it"
-    ).format(**_wasted(results))
+    ).format_map(results["waste"])
 
 
 # --- figures
@@ -255,13 +237,12 @@ def _agents_note(results: Results) -> str:
 
 def _draw_curves(results: Results) -> Any:
     fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
-    for column, (stage, task, title) in enumerate(
-        (("first", FIRST, "green task"), ("transfer", TRANSFER, "blue task, after the transfer"))
-    ):
+    stages = (("first", FIRST, "green task"), ("transfer", TRANSFER, "blue task, after the transfer"))
+    for i, (stage, task, title) in enumerate(stages):
         runs = {agent: results[f"{stage}-{agent}"] for agent in _agents(results.scope)}
         for ax, metric, label, line, of_line, top in (
-            (axes[column], RATE, "success rate", LEVEL, "90%", 1.05),
-            (axes[column + 2], "return_mean", "return", make(task)[0].optimal_return(), "shortest paths", 0.85),
+            (axes[i], RATE, "success rate", LEVEL, "90%", 1.05),
+            (axes[i + 2], "return_mean", "return", make(task)[0].optimal_return(), "shortest paths", 0.85),
         ):
             plotting.draw_metric_curves(ax, runs, metric, title=title)
             ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label=of_line)
@@ -281,8 +262,7 @@ def _draw_paths(results: Results) -> Any:
     stages = {"green": "first-society", "blue, after the transfer": "transfer-society"}
     for ax, (goal, name) in zip(axes, stages.items(), strict=True):
         played = _watch(results[name])
-        chosen = [label for label, decided in zip(played.labels, played.decided, strict=False) if decided]
-        options = ", ".join(label.partition(" · ")[0] for label in chosen)
+        options = ", ".join(list(OPTIONS)[choice] for choice in itertools.compress(played.choices, played.decided))
         rendering.draw_trajectory(ax, played.places, label=f"{goal}: {options} ({played.labels[-1]})")
     return fig
 
@@ -304,7 +284,7 @@ EXPERIMENT = Experiment(
             "arms",
             lambda results: f"Two Rooms: green, then transfer to blue; {results.scope.seeds} seeds",
             lambda results: [transfer.row(results) for transfer in _transfers(results)],
-            _agents_note,
+            _note,
             aside=("change",),
         ),
         Table(
@@ -314,22 +294,14 @@ EXPERIMENT = Experiment(
             "success, return: greedy, of the best seed, whose policy is used\n"
             "optimum: mean return of the shortest paths · k steps: thousands of steps to 90% success during training",
         ),
-        Table(
-            "weights",
-            "change of every part of the networks in the transfer",
-            lambda results: [
-                {"arm": each.agent, **row} for each in _transfers(results) for row in each.weights(results)
-            ],
-            shown=False,
-        ),
         tuning_table(
             f"the same grid for every agent: green task, {_TUNING_SEEDS} separate seeds",
             GRIDS,
             {
-                "reached 90%": lambda results, name: tally(results.measure(name, "reached 90%")),
+                "reached 90%": column("reached 90%", tally),
                 "mean steps": _mean_steps,
-                "success": lambda results, name: float(results.measure(name, "success").mean()),
-                "lowest": lambda results, name: float(results.measure(name, "success").min()),
+                "success": column("success", np.mean),
+                "lowest": column("success", np.min),
             },
             lambda row: row["mean steps"] if row["lowest"] >= _SOLVED else None,
             f"best: of the settings with which every seed reaches 90% and a final success of {_SOLVED:.0%},\n"
@@ -341,9 +313,6 @@ EXPERIMENT = Experiment(
         "weights": lambda results: transfers.draw_weights(_transfers(results), results),
         "ways": _draw_paths,
     },
-    facts=lambda results: {
-        "waste": _wasted(results),
-        "settings": {name: _settings(name) for name in _agents(results.scope)} | {"options": _OPTION},
-    },
+    facts=lambda results: {"waste": {when: float(share) for when, share in results["waste"].items()}},
     extras={"society.gif": _save_episode},
 )

@@ -55,6 +55,7 @@ __all__ = [
     "market_history",
     "plain_text",
     "save",
+    "step_axis",
 ]
 
 DPI = 130
@@ -172,6 +173,14 @@ def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None
     ax.plot(x, np.mean(values, 1), color=color, linewidth=2, label=label)
 
 
+def step_axis(ax: "Axes", label: str = "environment steps") -> None:
+    """Label an x-axis of steps, with ticks such as 200 k and 1 M."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    ax.set_xlabel(label)
+    ax.xaxis.set_major_formatter(EngFormatter())
+
+
 def legend_below(fig: "Figure", columns: int = 4) -> None:
     """One legend below all panels, with every label once."""
     entries = {}
@@ -286,14 +295,11 @@ def draw_metric_curves(ax: "Axes", runs: Mapping[str, RunResult], metric: str, *
         metric: one of `RunResult.metrics`, [chunks, seeds].
         title: of the axes.
     """
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     for i, (name, run) in enumerate(runs.items()):
         steps = env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk)
         draw_quartiles(ax, np.median(steps, 1), run.metrics[metric], color=f"C{i}", label=name)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(EngFormatter())
-    ax.set(xlabel="environment steps per seed", title=title)
+    ax.set(xscale="log", title=title)
+    step_axis(ax, "environment steps per seed")
 
 
 def draw_return_curves(
