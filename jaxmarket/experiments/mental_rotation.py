@@ -24,6 +24,7 @@ from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.runs.run_folder import SavedRun, as_policy
+from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training import programs
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array
@@ -51,10 +52,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "monolithic": {"agent": "monolith", "learning_rate": 1e-3, "entropy": 0.03},
 }
 """The best settings of each agent's grid; see the table ``tuning`` of a ``--full`` run."""
-GRIDS = {
-    agent: [{"learning_rate": rate, "entropy": e} for rate in (3e-4, 5e-4, 1e-3) for e in (0.01, 0.03, 0.1)]
-    for agent in AGENTS
-}
+_GRID = combinations({"learning_rate": [3e-4, 5e-4, 1e-3], "entropy": [0.01, 0.03, 0.1]})
+GRIDS: dict[str, Any] = dict.fromkeys(AGENTS, _GRID)
 """The same settings for both agents; they are tried with separate seeds."""
 _TUNING_SEED, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
 
@@ -167,10 +166,9 @@ def _need(results: Results) -> np.ndarray:
 
 def _accuracy_rows(results: Results) -> list[dict[str, Any]]:
     known, plays, need = results["bounds"], _plays(results), _need(results)
-    alone = {name: known[name][None] for name in ("none", "fixed", "inverse", "oracle")}
-    read = {"none": alone["none"], "best fixed": alone["fixed"]}
+    read = {"none": known["none"], "best fixed": known["fixed"]}
     read |= {name: play["read"] for name, play in plays.items()}
-    read |= {"inverse": alone["inverse"], "oracle": alone["oracle"]}
+    read |= {"inverse": known["inverse"], "oracle": known["oracle"]}
     applied = {"none": 0 * need, "best fixed": np.full(len(need), len(known["program"])), "inverse": need}
     applied |= {name: play["applied"] for name, play in plays.items()}
 
@@ -180,9 +178,9 @@ def _accuracy_rows(results: Results) -> list[dict[str, Any]]:
     return [
         {
             "who": who,
-            "accuracy": interquartile_mean(right.mean(1)),
-            "lowest seed": float(right.mean(1).min()),
-            "of the oracle's": float(right.mean(1).mean() / known["oracle"].mean()),
+            "accuracy": interquartile_mean(np.atleast_1d(right.mean(-1))),
+            "lowest seed": float(right.mean(-1).min()),
+            "of the oracle's": float(right.mean(-1).mean() / known["oracle"].mean()),
         }
         | {f"used, {n} needed": used(who, n) for n in np.unique(need)}
         for who, right in read.items()

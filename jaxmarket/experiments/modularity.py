@@ -110,8 +110,8 @@ def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> list[Condition
     """A setting on the linear chain; transfer results are reported, but not used."""
     topology, _, task = CHANGES[0]
     first, second = (config(agent, topology, each, **setting) for each in (FIRST, task))
-    seeds: dict[str, int] = {"seeds": _TUNING_SEEDS, "seed": _TUNING_SEED}
-    return [Train(name, first, **seeds), Train(f"{name}-transfer", second, start=name, **seeds)]
+    train = functools.partial(Train, seeds=_TUNING_SEEDS, seed=_TUNING_SEED)
+    return [train(name, first), train(f"{name}-transfer", second, start=name)]
 
 
 _rates = jax.jit(action_rates, static_argnames="actions")

@@ -31,6 +31,7 @@ from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting, rendering
@@ -74,7 +75,7 @@ PAIRS = (
     ("society-3e-3", "society"),
 )
 """The conditions that claims about the transfer compare."""
-_GRID = [{"learning_rate": rate, "entropy": weight} for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1)]
+_GRID = combinations({"learning_rate": [1e-4, 3e-4, 1e-3], "entropy": [0.01, 0.03, 0.1]})
 GRIDS: dict[str, Any] = dict.fromkeys(AGENTS, _GRID)
 """The settings that are tried, on separate seeds. (A rate of 3e-3 is slightly faster, but some hierarchical and flat
 agents collapse permanently in full runs. The society with this rate is the condition ``society-3e-3``.)"""
@@ -123,7 +124,7 @@ def _conditions(scope: Scope) -> list[Condition]:
         """A setting on the first task; the transfer task is not used."""
         return [_train(name, agent, FIRST, seed=_TUNING_SEED, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
 
-    shorter = {kind: {"steps": steps} if scope.quick else {} for kind, steps in _QUICK.items()}
+    shorter: dict[str, Any] = {kind: {"steps": steps} if scope.quick else {} for kind, steps in _QUICK.items()}
     few = min(8, scope.seeds)
     wanted = options("option", few, _OPTION | shorter["options"])
     for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first

@@ -98,8 +98,8 @@ def choices_of(env: Functions, program: Sequence[int]) -> np.ndarray:
     """
     missing = env.steps - len(program)
     if missing < 0 or (missing and STOP not in env.names):
-        least = 0 if STOP in env.names else env.steps
-        raise ValueError(f"program: expected {least} to {env.steps} functions, got {len(program)}")
+        count = f"at most {env.steps}" if STOP in env.names else str(env.steps)
+        raise ValueError(f"program: expected {count} functions, got {len(program)}")
     end = [env.names.index(STOP), *[-1] * (missing - 1)] if missing else []
     return np.array([*program, *end], int)
 
