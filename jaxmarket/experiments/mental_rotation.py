@@ -250,8 +250,8 @@ def _draw_bids(results: Results) -> Any:
     fig, (ax,) = plotting.figure(width=8.0, height=1.5 + 0.25 * len(rows))
     bids = np.array([[row[name] for name in names] for row in rows])
     plotting.draw_heat_map(ax, bids, [f"{row['what was done']} · auction {row['auction']}" for row in rows], names)
-    right = [names.index(row["right"]) for row in rows]
-    ax.plot(right, range(len(rows)), "s", color="red", fillstyle="none", markersize=14, label="exact inverse")
+    beside = [names.index(row["right"]) - 0.35 for row in rows]  # of the number
+    ax.plot(beside, range(len(rows)), "o", color="red", markersize=5, label="exact inverse")
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     ax.set_title("mean greedy bids along the exact inverse", loc="left")
     return fig
