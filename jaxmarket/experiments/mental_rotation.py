@@ -59,15 +59,8 @@ _TUNING_SEED, _TUNING_SEEDS, _TUNING_STEPS = 5, 4, 102_400
 
 # Additional societies of a ``--full`` run. The first has the paper's bidders, each with its own convolutions over the
 # pixels: ten times the compute of the others.
-_CNN: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "entropy": 0.03,
-    "hidden": (32,),
-    "convolutions": (8, 16),
-    "epochs": 2,
-    "steps": 81_920,
-}
-_VALUATION: dict[str, Any] = {"learner": "valuation", "epochs": 1, "value_learning_rate": None}
+_CNN = {"hidden": (32,), "convolutions": (8, 16), "epochs": 2, "learning_rate": 1e-3, "entropy": 0.03, "steps": 81_920}
+_VALUATION = {"learner": "valuation", "epochs": 1, "value_learning_rate": None}
 
 
 # --- conditions
