@@ -15,7 +15,7 @@ from jaxmarket.society import Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
-__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "play_episodes", "trace_episode"]
+__all__ = ["Episodes", "action_rates", "bids_by_state", "evaluate", "first_episodes", "play_episodes", "trace_episode"]
 
 _MOST_STEPS = 100_000
 
@@ -136,6 +136,24 @@ def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array,
     """Mean (greedy) bid of every module in every one-hot state."""
     distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))
     return distribution.mean()
+
+
+@standard_promotion
+def action_rates(
+    policy: Callable[[PyTree, Array], Array], obs: PyTree, key: Array, actions: int, draws: int = 256
+) -> Float[Array, "S {actions}"]:
+    """How often a policy that samples takes each action.
+
+    Args:
+        policy: ``(obs, key) -> action``, such as of `jaxmarket.as_policy` with ``greedy=False``.
+        obs: S observations, leaves [S, ...].
+        key: a typed PRNG key.
+        actions: number of actions, static.
+        draws: number of actions to draw for each observation, static.
+    """
+    keys = jax.random.split(key, draws)
+    drawn = jax.vmap(lambda key: jax.vmap(lambda each: policy(each, key))(obs))(keys)
+    return jax.nn.one_hot(drawn, actions).mean(0)
 
 
 @standard_promotion

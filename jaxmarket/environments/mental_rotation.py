@@ -8,6 +8,7 @@ leave the digit off centre.
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -21,7 +22,7 @@ from jaxmarket.environments.functions import Functions
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_int
 
-__all__ = ["NAMES", "Depth", "MentalRotation", "check_task", "inverse", "needed"]
+__all__ = ["NAMES", "Depth", "MentalRotation", "check_task", "inverse", "needed", "program_name"]
 
 Depth = Literal["fixed", "dynamic"]
 """How many functions an input needs: two, or up to two."""
@@ -50,6 +51,11 @@ def inverse(combination: int) -> tuple[int, ...]:
     """The primitives that undo a combination, in the order of their application."""
     rotated, moved = _EVERY[combination]
     return tuple(_UNDO[part] for part in (moved, rotated) if part != _NOTHING)
+
+
+def program_name(program: Iterable[int]) -> str:
+    """The names of a program's functions, such as "move down, then rotate right"."""
+    return ", then ".join(NAMES[function] for function in program) or "nothing"
 
 
 def _maps() -> np.ndarray:

@@ -18,12 +18,23 @@ Credit Assignment*, ICML 2021.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxmarket.environments.tabular import FiniteMDP
 
-__all__ = ["ACTIONS", "TOPOLOGIES", "common_ancestor", "common_descendant", "linear_chain", "right_actions"]
+__all__ = [
+    "ACTIONS",
+    "CHANGES",
+    "FIRST",
+    "TOPOLOGIES",
+    "Change",
+    "common_ancestor",
+    "common_descendant",
+    "linear_chain",
+    "right_actions",
+]
 
 ACTIONS = "ABCDEF"
 _END = 3
@@ -76,3 +87,34 @@ def common_descendant(task: str = "ABC") -> FiniteMDP:
 
 TOPOLOGIES = {"linear chain": linear_chain, "common ancestor": common_ancestor, "common descendant": common_descendant}
 """The three constructors by name."""
+
+FIRST = "ABC"
+"""The task that agents learn first in every topology."""
+
+
+class Change(NamedTuple):
+    """A task that differs from `FIRST` in the correct action of one decision."""
+
+    topology: str  # its name in `TOPOLOGIES`
+    decision: str  # the decision that changes
+    task: str
+
+    def __str__(self) -> str:
+        return f"{self.topology}, {self.decision}"
+
+    @property
+    def unchanged(self) -> np.ndarray:
+        """The decisions that stay the same: bool [3]."""
+        return right_actions(FIRST) == right_actions(self.task)
+
+
+CHANGES = (
+    Change("linear chain", "last", "ABD"),
+    Change("linear chain", "middle", "AEC"),
+    Change("linear chain", "first", "FBC"),
+    Change("common ancestor", "ancestor", "DBC"),
+    Change("common ancestor", "descendant", "ABE"),
+    Change("common descendant", "descendant", "ABD"),
+    Change("common descendant", "ancestor", "EBC"),
+)
+"""The transfers of Chang et al. (2021, §7)."""

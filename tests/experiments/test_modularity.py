@@ -10,9 +10,15 @@ import pytest
 
 from jaxmarket import experiments
 from jaxmarket.environments import topologies
-from jaxmarket.environments.topologies import TOPOLOGIES, common_ancestor, common_descendant, linear_chain
+from jaxmarket.environments.topologies import (
+    CHANGES,
+    FIRST,
+    TOPOLOGIES,
+    common_ancestor,
+    common_descendant,
+    linear_chain,
+)
 from jaxmarket.experiments import Scope, modularity
-from jaxmarket.experiments.modularity import TransferTask
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.transfers import kind_of
 from jaxmarket.runs import run_folder
@@ -26,7 +32,7 @@ NEXT = {
     "common descendant": [{2: 1}, {2: 1}, {3: 1}],
 }
 START = {"linear chain": {0: 1}, "common ancestor": {0: 1}, "common descendant": {0: 0.5, 1: 0.5}}
-TASKS = [(topology, task) for topology, changes in modularity.TRANSFERS.items() for task in ("ABC", *changes.values())]
+TASKS = [*((topology, "ABC") for topology in TOPOLOGIES), *((topology, task) for topology, _, task in CHANGES)]
 
 
 @pytest.mark.parametrize(("topology", "task"), TASKS)
@@ -69,19 +75,21 @@ def test_there_is_time_for_two_mistakes_and_not_for_chance():
     assert (linear_chain().horizon, common_ancestor().horizon, common_descendant().horizon) == (5, 4, 4)
 
 
-def test_a_transfer_changes_one_decision_to_an_action_that_was_right_nowhere():
-    for topology, changes in modularity.TRANSFERS.items():
-        first = TOPOLOGIES[topology](modularity.FIRST)
-        for task in changes.values():
-            (state,) = (s for s in range(3) if task[s] != modularity.FIRST[s])
-            assert task[state] not in modularity.FIRST
-            second = TOPOLOGIES[topology](task)
-            others = np.arange(4) != state
-            np.testing.assert_array_equal(first.transitions[others], second.transitions[others])
-            np.testing.assert_array_equal(first.rewards[others], second.rewards[others])
-            assert (first.transitions[state] != second.transitions[state]).any()
-    changed = {topology: list(changes) for topology, changes in modularity.TRANSFERS.items()}
-    assert changed["linear chain"] == ["last", "middle", "first"]
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_transfer_changes_one_decision_to_an_action_that_was_right_nowhere(change):
+    (state,) = (s for s in range(3) if change.task[s] != FIRST[s])
+    assert change.task[state] not in FIRST
+    assert change.unchanged.tolist() == [s != state for s in range(3)]
+    first, second = (TOPOLOGIES[change.topology](task) for task in (FIRST, change.task))
+    others = np.arange(4) != state
+    np.testing.assert_array_equal(first.transitions[others], second.transitions[others])
+    np.testing.assert_array_equal(first.rewards[others], second.rewards[others])
+    assert (first.transitions[state] != second.transitions[state]).any()
+
+
+def test_every_decision_of_the_chain_changes_once():
+    assert [str(change) for change in CHANGES[:3]] == [f"linear chain, {each}" for each in ("last", "middle", "first")]
+    assert {change.topology for change in CHANGES} == set(TOPOLOGIES)
 
 
 @pytest.mark.parametrize("task", ["AB", "ABCD", "ABG", "abc"])
@@ -93,7 +101,7 @@ def test_a_task_is_three_of_six_actions(task):
 # --- made-up runs
 
 SEEDS = 4
-LAST = TransferTask("linear chain", "last", "ABD")
+LAST = CHANGES[0]
 
 
 def made(agent, task, reached, *, scale=1.0):
@@ -116,10 +124,10 @@ def results(society, valuation, flat, *, decisions=None, scope=None, **others):
     finished = {}
     for agent in modularity.CONDITIONS:
         reached, scale = curves[kind_of(agent)]
-        finished[LAST.condition(agent, "first")] = made(agent, "ABC", [1] * SEEDS)
-        finished[LAST.condition(agent)] = made(agent, "ABD", others.get(agent, reached), scale=scale)
+        finished[f"first-{agent}-linear chain"] = made(agent, "ABC", [1] * SEEDS)
+        finished[f"transfer-{agent}-{LAST}"] = made(agent, "ABD", others.get(agent, reached), scale=scale)
     for agent, right in (decisions or {}).items():
-        finished[LAST.condition(agent, "decisions")] = {"right": right}
+        finished[f"decisions-{agent}-{LAST}"] = {"right": right}
     return Results(scope or Scope(SEEDS, quick=True), finished, {}, modularity.EXPERIMENT.measures)
 
 
@@ -133,7 +141,8 @@ def confirmed(found):
 
 
 def test_the_tables_by_hand():
-    found = tables(results([2] * 4, [None] * 4, [8, 8, 8, None]))
+    made_up = results([2] * 4, [None] * 4, [8, 8, 8, None])
+    found = tables(made_up)
     rows = {row["arm"]: row for row in found["transfers"]}
     assert rows["society"]["k steps"].value == 0.512
     assert rows["society"]["k steps after"].value == rows["society"]["k steps to stay"].value == 1.024
@@ -146,9 +155,10 @@ def test_the_tables_by_hand():
     assert (rows["flat"]["stay"], rows["society valuation"]["stay"]) == ("3/4", "0/4")
     assert rows["society valuation"]["transfer"].value == 0
     assert [row["arm"] for row in found["first"]] == list(modularity.CONDITIONS)
-    seeds = [row for row in found["seeds"] if row["arm"] == "flat"]
-    assert [row["transfer steps to 90%"] for row in seeds] == [4096] * 3 + [5120]
-    assert [row["transfer reached 90%"] for row in seeds] == [True] * 3 + [False]
+    assert [row["success"].value for row in found["first"]] == [1] * 5
+    flat = f"transfer-flat-{LAST}"
+    assert made_up.measure(flat, "steps to 90%").tolist() == [4096] * 3 + [5120]
+    assert made_up.measure(flat, "reached 90%").tolist() == [True] * 3 + [False]
     assert (found["early"], found["tuning"]) == ([], [])
 
 
@@ -182,17 +192,17 @@ def knows(arm, task):
 
 
 @pytest.mark.parametrize("agent", ["flat", "society valuation"])
-def test_correct_is_how_often_each_decision_is_right(agent):
+def test_how_often_each_decision_is_right(agent):
     run = knows(agent, "AEC")
-    np.testing.assert_array_equal(modularity.correct(run, "AEC"), np.ones((SEEDS, 3)))
-    right = modularity.correct(run, "ABD")
-    np.testing.assert_array_equal(right, [[1, 0, 0]] * SEEDS)
-    others, changed = LAST.split(right)  # the last decision of ABC changes to D
-    assert (others.max(), changed.max()) == (0, 0)
+    assert modularity.right_decisions("AEC", range(SEEDS), run)["right"].tolist() == np.ones((SEEDS, 3)).tolist()
+    right = modularity.right_decisions("ABD", range(SEEDS), run)["right"]
+    assert right.tolist() == [[1, 0, 0]] * SEEDS
+    found = Results(Scope(SEEDS), {f"decisions-{agent}-{LAST}": {"right": right}}, {}, {})
+    assert modularity._unchanged(found, agent, LAST).max() == 0  # the last decision of ABC changes to D
 
 
 def test_whether_the_other_decisions_stayed_right_is_tested_where_it_was_measured(monkeypatch):
-    monkeypatch.setattr(modularity, "_tasks", lambda scope: [LAST])
+    monkeypatch.setattr(modularity, "CHANGES", (LAST,))
     rights = {"society": np.array([[1, 1, 0.2]] * 4), "flat": np.array([[1, 0, 0.5]] * 4)}
     found = results([2] * 4, [2] * 4, [2] * 4, decisions=rights, scope=Scope(SEEDS))
     *others, last = [claim.verdict(found) for claim in modularity._claims(found.scope)]

@@ -47,18 +47,17 @@ def results(finished, scope=None):
     return Results(scope or Scope(4, quick=True), finished, {}, two_rooms.EXPERIMENT.measures)
 
 
-def test_the_row_and_the_seeds_of_an_agent():
+def test_the_row_of_an_agent():
     first, second = made_up([[0.1, 0.9], [0.95, 0.9]]), made_up([[0.1, 0.2], [0.1, 0.3]], weights=1.5)
     found, transfer = results({"f": first, "t": second}), Transfer("flat", "f", "t")
     row = transfer.row(found)
     assert (row["k steps"].value, row["k steps after"].value) == (pytest.approx(0.3), 0.4)
     assert (row["reached"], row["moved"].value, row["change"].value) == ("0/2", 1, pytest.approx(0.5))
-    seeds = transfer.seeds(found)
-    assert [seed["first steps to 90%"] for seed in seeds] == [400, 200]
-    assert [seed["transfer steps to 90%"] for seed in seeds] == [400, 400]
-    assert [seed["transfer reached 90%"] for seed in seeds] == [False, False]
-    assert [seed["all moved"] for seed in seeds] == [1, 1]
-    np.testing.assert_allclose([seed["policies change"] for seed in seeds], 0.5)
+    assert found.measure("f", "steps to 90%").tolist() == [400, 200]
+    assert found.measure("t", "steps to 90%").tolist() == [400, 400]
+    assert found.measure("t", "reached 90%").tolist() == [False, False]
+    assert transfer.over("all", "moved")(found).tolist() == [1, 1]
+    np.testing.assert_allclose(transfer.over("policies", "change")(found), 0.5)
 
 
 def test_a_seed_that_never_gets_there_counts_as_its_whole_run():

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmarket import (
     MECHANISMS,
     BidPolicy,
+    MarketPolicy,
     Mechanism,
     Rules,
     Society,
@@ -335,6 +336,11 @@ CASES = {
     ),
     "evaluation.play_episodes": without_market(
         lambda env, params, _, key: evaluation.play_episodes(env, lambda key, _: jnp.int32(1), key, params, 2, 30)
+    ),
+    "evaluation.action_rates": of_society(
+        lambda s, _, key, params: evaluation.action_rates(MarketPolicy(params, s), jnp.eye(6), key, 2, draws=5),
+        "key",
+        "params",
     ),
     "evaluation.bids_by_state": of_society(lambda s, _, params: evaluation.bids_by_state(s, params, 6), "params"),
     "metrics.totals": plain(metrics.totals, lambda rng: (rows_of(rng),)),

@@ -1,5 +1,7 @@
 """Figures show the numbers they are given."""
 
+import types
+
 import numpy as np
 
 from jaxmarket.runs.estimates import Estimate
@@ -121,3 +123,43 @@ def test_legend_below_names_every_label_once():
     assert [text.get_text() for text in legend.get_texts()] == ["same", "other"]
     band = axes[0].collections[0].get_paths()[0].get_extents()
     assert (band.ymin, band.ymax) == (0, 3)
+
+
+def test_curves_of_a_metric_are_medians_against_environment_steps():
+    rate = np.array([[0.1, 0.2, 0.6], [0.5, 0.9, 0.7]])
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(settings=types.SimpleNamespace(auctions_per_chunk=100)),
+        metrics={"rate": rate, "duration": np.full((2, 3), 2.0)},
+    )
+    _, (ax,) = plotting.figure()
+    plotting.draw_metric_curves(ax, {"one": run, "other": run}, "rate", title="rates")
+    drawn = lines(ax)
+    assert list(drawn) == ["one", "other"]
+    np.testing.assert_allclose(drawn["one"], [[200, 0.2], [400, 0.7]])
+    assert (ax.get_xscale(), ax.get_title()) == ("log", "rates")
+
+
+def test_composed_images_have_the_choice_that_led_to_them(monkeypatch):
+    """The first program stops after one function; the second one applies two and has no choice left."""
+    made = types.SimpleNamespace(
+        choices=np.array([[0, 2], [1, 0]]), applied=np.array([1, 2]), values=np.zeros((2, 3, 4, 4))
+    )
+    bids = np.array([[[0.5, 0, 0], [0, 0, 0.75]], [[0, 0.25, 0], [1, 0, 0]]])
+    monkeypatch.setattr(plotting, "compose_all", lambda env, policy, examples, keep: (made, bids))
+    env = types.SimpleNamespace(
+        combinations=(0, 1),
+        held_out=np.array([7, 8, 9]),
+        names=("left", "right", "stop"),
+        describe=lambda c: f"case {c}",
+        reader=lambda image: np.eye(10)[3],
+        digits=types.SimpleNamespace(labels=np.array([0, 0, 0, 0, 0, 0, 0, 3, 5])),
+    )
+    fig = plotting.composed_images(env, None)
+    assert [ax.get_title() for ax in fig.axes] == [
+        "case 0",
+        "left (0.50)\nstop (0.75)\nread: 3",
+        "",
+        "case 1",
+        "right (0.25)",
+        "left (1.00)\nread: 3, is 5",
+    ]
