@@ -1,19 +1,16 @@
 """What an experiment compares: training runs, and pure functions of keys."""
 
 import dataclasses
-import io
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxmarket.experiments.addresses import encode, source_digest
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files, fitting, run_folder, sweeps
+from jaxmarket.runs.addresses import encode, source_digest
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.schedule import Running
 from jaxmarket.training import objects
@@ -57,7 +54,6 @@ class Job(Protocol):
 
     def run(self, running: Running) -> Any:
         """Compute the result, with checkpoints in `Running.folder` if it likes; may raise what `Running.check` does."""
-        ...
 
     def write(self, folder: Path, result: Any) -> str:
         """Write the result to a new folder, and return a line that describes it."""
@@ -65,7 +61,6 @@ class Job(Protocol):
 
     def read(self, folder: Path) -> Any:
         """The result in that folder; None if it is not there or incomplete."""
-        ...
 
 
 class Condition(Protocol):
@@ -178,31 +173,30 @@ class Compute:
     def job(self, scope: Scope, results: Mapping[str, Any]) -> "_Call":
         """The call."""
         seeds = scope.seeds if self.seeds is None else self.seeds
-        return _Call(self.function, tuple(results[name] for name in self.inputs), seeds, scope.seed, self.reports)
+        return _Call(self, seeds, scope.seed, tuple(results[name] for name in self.inputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    function: Callable[..., Arrays]
-    inputs: tuple[Any, ...]
+    condition: Compute
     seeds: int
     seed: int
-    reports: bool = False
+    inputs: tuple[Any, ...]
 
     @property
     def identity(self) -> dict[str, Any]:
         return {
-            "function": encode(self.function),
+            "function": encode(self.condition.function),
             "seeds": self.seeds,
             "seed": self.seed,
-            "sources": source_digest(self.function),
+            "sources": source_digest(self.condition.function),
             "versions": run_folder.versions(),
         }
 
     def run(self, running: Running) -> dict[str, np.ndarray]:
         running.show(0, "")
-        show = {"show": running.show} if self.reports else {}
-        found = self.function(jax.random.split(key_of(self.seed), self.seeds), *self.inputs, **show)
+        show = {"show": running.show} if self.condition.reports else {}
+        found = self.condition.function(jax.random.split(key_of(self.seed), self.seeds), *self.inputs, **show)
         if not isinstance(found, Mapping):
             raise ValueError(f"function: expected arrays by name, got {type(found).__name__}; return a dictionary")
         arrays = {name: np.asarray(value) for name, value in jax.device_get(dict(found)).items()}
@@ -212,19 +206,10 @@ class _Call:
         return arrays
 
     def write(self, folder: Path, result: dict[str, np.ndarray]) -> str:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **cast("dict[str, Any]", result))
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(folder / _ARRAYS, buffer.getvalue())
+            files.write_arrays(folder / "arrays.npz", result)
         return "computed"
 
     def read(self, folder: Path) -> dict[str, np.ndarray] | None:
-        try:
-            with np.load(folder / _ARRAYS, allow_pickle=False) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # a damaged file is computed again
-            return None
-
-
-_ARRAYS = "arrays.npz"
+        return files.read_arrays(folder / "arrays.npz")

@@ -46,8 +46,8 @@ class Results(Mapping[str, Any]):
         failed: Mapping[str, Exception],
         measures: Mapping[str, Measure],
     ) -> None:
-        self.scope, self._failed, self._finished, self._measures = scope, dict(failed), finished, measures
-        self.errors: dict[str, Exception] = dict(failed)
+        self.scope, self.errors = scope, dict(failed)
+        self._finished, self._failed, self._measures = finished, dict(failed), measures
         self._values: dict[Hashable, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -93,10 +93,10 @@ class Results(Mapping[str, Any]):
         """The reasons of everything that failed, by name."""
         return {name: one_line(error) for name, error in self.errors.items()}
 
-    def attempt(self, name: str, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns; None if it needs a condition that has failed, or raises, which is recorded."""
+    def attempt(self, name: str, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What ``make(*arguments)`` returns; None if it raises, which is recorded under that name."""
         try:
-            return make()
+            return make(*arguments)
         except Exception as error:
             self.errors[name] = error
             return None

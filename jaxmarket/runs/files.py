@@ -13,9 +13,13 @@ import json
 import os
 import socket
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 try:
     import fcntl
@@ -29,11 +33,13 @@ __all__ = [
     "check_sum",
     "checksums",
     "owned",
+    "read_arrays",
     "read_bytes",
     "reason",
     "sealed",
     "sha256",
     "sum_of",
+    "write_arrays",
     "write_bytes",
     "write_rows",
     "write_sums",
@@ -89,6 +95,27 @@ def write_rows(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer.writerow(names)
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """`write_bytes` of arrays of numbers or text by name, as ``.npz``.
+
+    Raises:
+        OSError: as `write_bytes`.
+        TypeError: a name is that of an argument of `numpy.savez_compressed`.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **cast("dict[str, Any]", arrays))
+    write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays that `write_arrays` wrote; None if the file is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):
+        return None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,7 +21,6 @@ from jaxmarket.experiments import (
     Scope,
     Table,
     Train,
-    addresses,
     at,
     by_condition,
     engine,
@@ -29,7 +28,7 @@ from jaxmarket.experiments import (
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
-from jaxmarket.runs import sweeps
+from jaxmarket.runs import addresses, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, mean
 from jaxmarket.runs.schedule import Running
 
@@ -271,7 +270,7 @@ def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("conditions", "says"),
     [
-        ([condition("a", "b"), condition("b", "a")], "need each other: a, b, a|need each other: b, a, b"),
+        ([condition("a", "b"), condition("b", "a")], "a, b, a need each other|b, a, b need each other"),
         ([condition("a", "nowhere")], "'a' needs nowhere; choose from a"),
         ([condition("a"), condition("a")], "unique names"),
     ],
