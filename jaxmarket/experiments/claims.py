@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from jaxmarket.experiments.results import FailedConditionError, Results, one_line
-from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean
+from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean, sign_test
 
 __all__ = [
     "Claim",
@@ -93,8 +92,8 @@ class Claim:
                 results.errors[f"claim {self.text!r}"] = error
             return Verdict(self.text, self.kind, "not testable", None, None, None, one_line(error))
         standing = "confirmed" if holds else "too short to tell" if results.scope.quick else "not confirmed"
-        ends = (float(x) if np.isfinite(x) else None for x in dataclasses.astuple(number))
-        return Verdict(self.text, self.kind, standing, *ends, said)
+        value, low, high = (float(x) if np.isfinite(x) else None for x in dataclasses.astuple(number))
+        return Verdict(self.text, self.kind, standing, value, low, high, said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,12 +304,6 @@ def majority(seeds: int) -> float:
 
 
 def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
-    """The probability of at least as many hits if hits and misses are equally likely, as text: a one-sided sign test.
-
-    Args:
-        hits: whether the claim holds for a seed, bool [seeds].
-        misses: whether the opposite holds, bool [seeds]; seeds with neither are ties, and do not count.
-    """
-    better, worse = int(np.sum(hits)), int(np.sum(misses))
-    probability = stats.binom.sf(better - 1, better + worse, 0.5)
+    """The probability of a one-sided `sign_test` with hits and misses bool [seeds], as text."""
+    probability = sign_test(hits, misses)
     return "by chance: " + ("under 0.1%" if probability < 0.001 else f"{probability:.1%}")

@@ -2,24 +2,24 @@
 
 An experiment says what is compared, measured and claimed; ``docs/experiments.md`` has an example.
 
-`run` computes what is not in its folder yet. The results of a condition are found again by a digest of its settings,
-seeds and the code that computes them, so that a repeated call, also with a changed experiment, reuses what is still
-valid.
+`run` computes what is not in its folder yet (`jaxmarket.runs.jobs`), so that a repeated call, also with a changed
+experiment, reuses what is still valid.
 """
 
 import dataclasses
-import re
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 from jaxmarket.experiments.claims import Claim, at
-from jaxmarket.experiments.conditions import Condition, Job, Scope, Train
+from jaxmarket.experiments.conditions import Condition, Scope, Train
 from jaxmarket.experiments.report import Report
-from jaxmarket.experiments.results import Measure, Results, one_line
-from jaxmarket.runs import addresses, files
+from jaxmarket.experiments.results import Measure, Results
+from jaxmarket.runs import files
 from jaxmarket.runs.estimates import ResultTable, interquartile_mean
 from jaxmarket.runs.interrupts import retained
-from jaxmarket.runs.schedule import Running, ScheduledTask, run_tasks
+from jaxmarket.runs.jobs import PlannedJob, run_jobs
 from jaxmarket.view import tables
 
 if TYPE_CHECKING:
@@ -104,20 +104,12 @@ class Experiment:
     extras: Mapping[str, Callable[[Results, Path], None]] = dataclasses.field(default_factory=dict)
 
     def planned(self, scope: Scope) -> list[Condition]:
-        """The conditions of that scope.
+        """The conditions of that scope."""
+        return list(self.conditions(scope) if callable(self.conditions) else self.conditions)
 
-        Raises:
-            ValueError: two conditions have the same name.
-        """
-        planned = list(self.conditions(scope) if callable(self.conditions) else self.conditions)
-        names = [condition.name for condition in planned]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"conditions: expected unique names, got {', '.join(twice)} more than once; rename them")
-        return planned
-
-    def claimed(self, scope: Scope) -> Sequence[Claim]:
+    def claimed(self, scope: Scope) -> list[Claim]:
         """The claims of that scope."""
-        return self.claims(scope) if callable(self.claims) else self.claims
+        return list(self.claims(scope) if callable(self.claims) else self.claims)
 
 
 def by_condition(
@@ -134,7 +126,12 @@ def by_condition(
     def cell(results: Results, name: str, column: Column) -> Any:
         if callable(column):
             return column(results, name)
-        return interquartile_mean(results.measure(name, column)) if results.applies(name, column) else None
+        try:
+            return interquartile_mean(results.measure(name, column))
+        except (AttributeError, KeyError, TypeError, IndexError):
+            if isinstance(results[name], Mapping):  # a measure of runs does not apply to a `Compute` condition
+                return None
+            raise
 
     def rows(results: Results) -> Rows:
         for name in results if names is None else names:
@@ -149,8 +146,7 @@ def by_condition(
 def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = True) -> Results:
     """Compute the conditions of an experiment that are not in a folder yet.
 
-    A condition is written when it is finished, so an interruption loses only those under way. One that raises is
-    recorded as failed, like those that need it, and the others continue.
+    A condition that raises is recorded as failed, like those that need it; the others continue (`run_jobs`).
 
     Args:
         experiment: the experiment.
@@ -161,41 +157,11 @@ def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = 
     Raises:
         ValueError: names of conditions, inputs or claims are not unique or unknown; nothing has been computed then.
     """
-    addresses.refresh()
     conditions = experiment.planned(scope)
     _check_claims(experiment, scope, conditions)
-    finished: dict[str, Any] = {}
-    found_at: dict[str, str] = {}
-    failed: dict[str, Exception] = {}
-
-    def task(condition: Condition) -> ScheduledTask:
-        def compute(running: Running) -> tuple[Job, Path, Any, Any]:
-            job = condition.job(scope, finished)
-            inputs = {"inputs": [found_at[name] for name in condition.needs]}
-            found_at[condition.name] = addresses.address(job.identity | inputs)
-            where = folder / f"{_slug(condition.name)}-{found_at[condition.name][:12]}"
-            found, running.folder = job.read(where), where
-            return job, where, found, None if found is not None else job.run(running)
-
-        def keep(outcome: tuple[Job, Path, Any, Any]) -> tuple[Any, str]:
-            job, where, found, result = outcome
-            line = f"in {where} already"
-            if found is None:
-                line = job.write(where, result)
-                found = job.read(where)  # as a repeated call will find it
-            finished[condition.name] = found
-            return found, f"{condition.name}: {line}"
-
-        return ScheduledTask(condition.name, compute, keep, after=condition.needs)
-
-    def on_failure(task: ScheduledTask, error: Exception) -> None:
-        failed[task.name] = error
-        show.say(f"{task.name} failed: {one_line(error)}")
-
+    planned = [PlannedJob(each.name, each.needs, functools.partial(each.job, scope)) for each in conditions]
     with tables.progress(experiment.name, unit="conditions", shown=progress) as show:
-        run_tasks([task(condition) for condition in conditions], show, on_failure)
-    names = [condition.name for condition in conditions]
-    finished, failed = ({name: each[name] for name in names if name in each} for each in (finished, failed))
+        finished, failed = run_jobs(planned, folder, show)
     return Results(scope, finished, failed, experiment.measures)
 
 
@@ -214,10 +180,6 @@ def _check_claims(experiment: Experiment, scope: Scope, conditions: Sequence[Con
             else:
                 continue
             raise ValueError(f"claims: {claim.text!r} names the {wrong}; choose from {', '.join(names)}")
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def table_of(table: Table, results: Results) -> ResultTable | None:

@@ -78,16 +78,6 @@ class Results(Mapping[str, Any]):
             return result[measure]
         return self.once((condition, measure), lambda: np.asarray(self._measures[measure](result)))
 
-    def applies(self, condition: str, measure: str) -> bool:
-        """Whether a condition has a measure; a measure of runs does not apply to a `Compute` condition."""
-        try:
-            self.measure(condition, measure)
-        except (AttributeError, KeyError, TypeError, IndexError):
-            if isinstance(self[condition], Mapping):
-                return False
-            raise
-        return True
-
     @property
     def failed(self) -> dict[str, str]:
         """The reasons of everything that failed, by name."""

@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = (
     "jaxmarket.cli",
     "jaxmarket.experiments",
     "jaxmarket.runs.addresses",
+    "jaxmarket.runs.jobs",
     "jaxmarket.runs.schedule",
 )
 _WITH_EFFECT = "jaxmarket.experiments.settings"

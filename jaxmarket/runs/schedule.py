@@ -102,8 +102,11 @@ def run_tasks(
         What was kept, by name.
 
     Raises:
-        ValueError: tasks need each other, or tasks that do not exist; nothing has run then.
+        ValueError: tasks need each other, or tasks that do not exist, or have the same name; nothing has run then.
     """
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"name: expected unique names, got {', '.join(twice)} more than once; rename them")
     needs = {task.name: task.after for task in tasks}
     for name, after in needs.items():
         if unknown := set(after) - needs.keys():

@@ -170,6 +170,7 @@ def test_a_change_of_code_changes_the_address_of_what_imports_it(monkeypatch):
         ("jaxmarket.learners.valuation", True),
         ("jaxmarket.wide_market.market", False),
         ("jaxmarket.view.plotting", False),
+        ("jaxmarket.runs.jobs", False),
     ):
         monkeypatch.setattr(addresses, "_source", functools.partial(changed, module))
         assert (addresses.source_digest(config.settings.trainable) != first) == matters, module
@@ -251,6 +252,18 @@ def test_finished_conditions_are_not_computed_again_and_the_files_are_the_same(t
     CALLS.clear()
     experiments.reproduce(EXPERIMENT, tmp_path, progress=False)
     assert set(CALLS) == {"a", "bad"}  # and not b, whose input has the same address
+
+
+def test_the_folder_is_named_by_what_differs_from_the_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = dataclasses.replace(
+        EXPERIMENT, claims=(), conditions=[condition("a")], settings={"width": 1, "depth": 2, "mode": "a"}
+    )
+    experiments.reproduce(small, width=1, progress=False)
+    experiments.reproduce(small, quick=True, seeds=4, seed=1, width=2, mode="b/c", progress=False)
+    experiments.reproduce(small, depth=1, progress=False)  # not the folder of width=1
+    names = {"counting", "counting-quick-4-seeds-seed-1-width-2-mode-b-c", "counting-depth-1"}
+    assert {path.name for path in (tmp_path / "reproductions").iterdir()} == names
 
 
 def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch):
