@@ -61,6 +61,9 @@ class Results(Mapping[str, Any]):
             raise FailedConditionError(f"{name} failed: {one_line(self._failed[name])}")
         return self._finished[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._finished
+
     def __iter__(self) -> Iterator[str]:
         """The names of the conditions that finished."""
         return iter(self._finished)
