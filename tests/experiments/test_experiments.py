@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmarket import MECHANISMS, TrainConfig, experiments, train
+from jaxmarket import MECHANISMS, TrainConfig, evaluation, experiments, train
 from jaxmarket.cli import main
 from jaxmarket.environments import Chain, garnet
 from jaxmarket.experiments import (
@@ -133,7 +133,7 @@ def test_a_seat_is_worth_what_a_plain_simulation_earns(mechanism, clones):
 
 def test_who_is_removed():
     society = TrainConfig("Chain-v0").settings.society
-    cases = redundancy.absences(society, np.array([[0.2, 0.9], [0.8, 0.1]]))
+    cases = evaluation.absences(society, np.array([[0.2, 0.9], [0.8, 0.1]]))
     assert cases["none"].all()
     np.testing.assert_array_equal(cases["best bidder"][:, 0], [[1, 1, 0, 1], [0, 1, 1, 1]])
     np.testing.assert_array_equal(cases["best primitive"][:, 0], [[1, 1, 0, 0], [0, 0, 1, 1]])
@@ -432,7 +432,7 @@ def redundancy_results(returns, quick=False):
     for condition in redundancy.EXPERIMENT.planned(scope):
         env, _, society = condition.name.partition(" ")
         values = returns.get(condition.name, returns.get(society, 0.8)) + noise * (1.2 if env == "Chain-v0" else 1)
-        found[condition.name] = dict.fromkeys(redundancy.EXPERIMENT.measures, values)
+        found[condition.name] = {f"{case}, {when}": values for case in redundancy.CASES for when in redundancy.WHEN}
     return made_up(redundancy.EXPERIMENT, found, scope)
 
 
