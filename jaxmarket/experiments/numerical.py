@@ -77,7 +77,7 @@ def cells(scope: Scope) -> list[tuple[str, str, str]]:
     """Settings, auction and society of each condition; the slowest first, and equal programs far apart."""
     every = [(auction, society) for society in ("cloned", "solitary") for auction in MECHANISMS]
     found = [(settings, *cell) for settings in ("published", "tuned") for cell in every]
-    if scope.quick:  # compiling takes most of a quick run, so that it runs the ablation with one of the settings only
+    if scope.quick:  # compiling takes most of a quick run, so that it leaves one program out
         return [cell for cell in found if cell[1:] != ("env", "solitary")]
     return [("beta", *cell) for cell in (every if scope.full else [("ccv", "cloned")])] + found
 
