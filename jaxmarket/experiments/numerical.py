@@ -151,7 +151,8 @@ def _claims_on_all(env: str, settings: str, names: list[str]) -> list[Claim]:
         return max(others["bb"], others["vickrey"]) - TOLERANCE * abs(make(env)[0].optimal_return())
 
     def gain(results: Results) -> str:
-        return f"return while learning higher by {difference(*(values(results) for values in returns))}"
+        cloned, alone = (values(results) for values in returns)
+        return f"return while learning higher by {difference(cloned, alone)}"
 
     pair = f"{settings}-ccv-cloned", f"{settings}-ccv-solitary"
     returns, errors = ([at(name, measure) for name in pair] for measure in ("sampled", "winner error"))
