@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Int32
 
@@ -16,7 +15,7 @@ from jaxmarket.society import Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
-__all__ = ["Episodes", "absences", "bids_by_state", "evaluate", "first_episodes", "play_episodes", "trace_episode"]
+__all__ = ["Episodes", "bids_by_state", "evaluate", "first_episodes", "play_episodes", "trace_episode"]
 
 _MOST_STEPS = 100_000
 
@@ -133,28 +132,6 @@ def play_episodes(
 
 
 @standard_promotion
-def absences(society: Society, greedy: np.ndarray) -> dict[str, np.ndarray]:
-    """Which bidders are present (`Rules.present`) if others are removed, by case: masks bool [seeds, removals, A].
-
-    The cases are ``none``, ``best bidder`` (the highest bid), ``any other`` (each other bidder in turn) and ``best
-    primitive`` (the best bidder with all its clones).
-
-    Args:
-        society: the bidders.
-        greedy: f [seeds, M], greedy bids for one state, such as the first of an episode.
-    """
-    seeds, bidders = len(greedy), society.bidders
-    best = np.repeat(greedy, society.members, axis=1).argmax(1)
-    without = np.repeat(~np.eye(bidders, dtype=bool)[None], seeds, axis=0)  # case a: all bidders except a
-    primitive = np.arange(bidders) // society.clones
-    return {
-        "none": np.ones((seeds, 1, bidders), bool),
-        "best bidder": without[np.arange(seeds), best][:, None],
-        "any other": np.stack([np.delete(w, b, axis=0) for w, b in zip(without, best, strict=True)]),
-        "best primitive": (primitive != primitive[best][:, None])[:, None],
-    }
-
-
 def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array, "{states} M"]:
     """Mean (greedy) bid of every module in every one-hot state."""
     distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))

@@ -1,7 +1,6 @@
 """Named reproductions of published claims, with a verdict for each claim."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def reproduce(
     if quick and full:
         raise ValueError("full: expected full or quick, got both; choose one")
     sizes = (("quick", quick), ("full", full), (f"{seeds}-seeds", seeds is not None))
-    suffixes = [suffix for suffix, given in sizes if given]
+    suffixes = [suffix for suffix, chosen in sizes if chosen]
     if seeds is None:
         seeds = experiment.quick.seeds if quick else experiment.seeds
     seeds = check_int("seeds", seeds, 2)  # a standard deviation needs at least two
@@ -146,29 +145,11 @@ def reproduce(
     suffixes += [slug(f"{field}-{value}") for field, value in changed.items()]
     folder = Path("reproductions", "-".join([name, *suffixes])) if out is None else check_path("out", out)
     scope = Scope(seeds, quick, full, seed, experiment.quick.steps if quick else 1.0, {**defaults, **given})
+    options = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed}
     with files.owned(folder):
-        _hold(
-            folder, {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **scope.settings}
-        )
+        with files.writing(folder):
+            files.hold(folder / "options.json", options | scope.settings)
         results = engine.run(experiment, scope, folder / "conditions", progress=progress)
         with files.writing(folder), tables.progress(name, shown=progress) as show:
             show.phase("drawing and saving")
             return engine.report(experiment, results, folder)
-
-
-def _hold(folder: Path, options: dict[str, Any]) -> None:
-    """Write the options of a run to its folder, unless it holds a run with other ones."""
-    stamp = folder / "options.json"
-    try:
-        wanted = json.loads(json.dumps(options))
-    except TypeError as error:
-        raise ValueError(f"settings: expected values that JSON can represent, got {short_repr(options)}") from error
-    try:
-        held = dict(json.loads(files.read_bytes(stamp))) if stamp.exists() else wanted
-    except (OSError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{stamp}: cannot be read ({error}); choose another folder") from error
-    differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
-    if differ:
-        raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
-    with files.writing(folder):
-        files.write_text(stamp, json.dumps(wanted) + "\n")

@@ -32,6 +32,7 @@ __all__ = [
     "Lock",
     "check_sum",
     "checksums",
+    "hold",
     "owned",
     "read_arrays",
     "read_bytes",
@@ -116,6 +117,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
             return dict(found)
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
+
+
+def hold(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write what determines the other files of a folder as JSON, unless the folder holds files of something else.
+
+    Args:
+        path: a file in the folder.
+        contents: names and values.
+
+    Raises:
+        OSError: as `write_bytes`.
+        ValueError: the file is there with other contents, or damaged; or a value has no form in JSON.
+    """
+    try:
+        wanted = json.loads(json.dumps(contents))
+    except TypeError as error:
+        raise ValueError(f"settings: expected values that JSON can represent, got {contents} ({error})") from error
+    try:
+        held = dict(json.loads(read_bytes(path))) if path.exists() else wanted
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); choose another folder") from error
+    differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
+    if differ:
+        raise ValueError(f"out: {path.parent} holds another run ({differ}); choose another folder")
+    write_text(path, json.dumps(wanted) + "\n")
 
 
 def _sync_folder(folder: Path) -> None:
