@@ -102,6 +102,7 @@ def test_a_claim_about_a_failed_condition_cannot_be_tested():
     verdict = separated("", a, b).verdict(results)
     assert (verdict.standing, verdict.number) == ("not testable", None)
     assert "b failed: ValueError: no" in verdict.evidence
+    assert "a" in results and "b" not in results
     with pytest.raises(FailedConditionError):
         results["b"]
     verdict = separated("", a, lambda results: results["c"]).verdict(results)  # a mistake in the claim

@@ -113,6 +113,13 @@ def test_the_bucket_brigade_with_tax_is_td_zero(seed):
     assert path < TOLERANCE
 
 
+def test_a_sale_of_the_bucket_brigade_by_hand():
+    """Each rule is paid the bid of the next one, in expectation, and pays its own bid and the tax."""
+    onward = jnp.array([[0.25, 0.75], [0.0, 1.0]])
+    sold = backups.expected_holland(jnp.array([2.0, 4.0]), onward, jnp.array([3.0, 1.0]), 0.1, 0.05)
+    np.testing.assert_allclose(sold, [2 + 3 + 0.25 * 0.2 + 0.75 * 0.4 - 0.2 - 0.1, 4 + 1 + 0.4 - 0.4 - 0.2], rtol=1e-6)
+
+
 def test_td_zero_by_hand():
     values = backups.td_zero(np.array([0.0, 1.0]), np.array([0, 1, 0]), np.array([2.0, 0.0]), 0.5, 0.9)
     np.testing.assert_allclose(values, [[0.5 * (2 + 0.9), 1.0], [1.45, 0.5 + 0.5 * 0.9 * 1.45]])
