@@ -145,10 +145,10 @@ def reproduce(
     suffixes += [slug(f"{field}-{value}") for field, value in changed.items()]
     folder = Path("reproductions", "-".join([name, *suffixes])) if out is None else check_path("out", out)
     scope = Scope(seeds, quick, full, seed, experiment.quick.steps if quick else 1.0, {**defaults, **given})
-    options = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed}
+    options = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **scope.settings}
     with files.owned(folder):
         with files.writing(folder):
-            files.hold(folder / "options.json", options | scope.settings)
+            files.hold(folder / "options.json", options)
         results = engine.run(experiment, scope, folder / "conditions", progress=progress)
         with files.writing(folder), tables.progress(name, shown=progress) as show:
             show.phase("drawing and saving")
