@@ -4,7 +4,8 @@
     python docs/pages.py reproductions/two-rooms          # store that report first; several folders are possible
 
 A page shows the results of NAME between the lines ``<!-- results of NAME -->`` and ``<!-- end of results -->``: the
-shown tables and all verdicts of ``docs/reproductions/results/NAME.json``.
+shown tables and all verdicts of ``docs/reproductions/results/NAME.json``. The index,
+``docs/reproductions.md``, counts the verdicts of all stored reports.
 """
 
 import json
@@ -15,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["filled", "main", "rendered", "store"]
+__all__ = ["counted", "filled", "main", "rendered", "store"]
 
 PAGES = Path(__file__).parent / "reproductions"
+INDEX = Path(__file__).parent / "reproductions.md"
 RESULTS = PAGES / "results"
 _BLOCK = re.compile(r"(<!-- results of ([\w-]+) -->\n).*?(<!-- end of results -->)", flags=re.DOTALL)
+_INDEX = re.compile(r"(<!-- verdicts -->\n).*?(<!-- end of verdicts -->)", flags=re.DOTALL)
 _LARGE = 1000
 
 
@@ -45,12 +48,14 @@ def store(folder: Path) -> Path:
 def rendered(stored: dict[str, Any]) -> str:
     """Tables and verdicts of a stored report, in Markdown."""
     full = ", `--full`" if stored["full"] else ""
-    versions = " ".join(f"{name} {version}" for name, version in stored["versions"].items())
+    versions = " ".join(
+        f"{name} {stored['versions'][name]}" for name in ("jaxmarket", "jax") if name in stored["versions"]
+    )
     parts = [f"`jaxmarket reproduce {stored['experiment']}`{full}: {stored['seeds']} seeds, {versions}."]
     for table in stored["tables"]:
         columns = table["columns"]
         rows = [[_cell(row, column) for column in columns] for row in table["rows"]]
-        note = " ".join(table["note"].split())
+        note = "<br>\n".join(table["note"].splitlines())
         parts.append("\n".join([f"**{table['title']}**", "", *_table(columns, rows), *(["", note] if note else [])]))
     verdicts = [[v["claim"], v["standing"], v["kind"].replace("_", " "), v["evidence"]] for v in stored["verdicts"]]
     if verdicts:
@@ -94,12 +99,32 @@ def filled(page: str) -> str:
     return _BLOCK.sub(block, page)
 
 
+def counted(index: str) -> str:
+    """The index with the numbers of confirmed claims, and the claims that are not; variants of a claim are one."""
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        claims: dict[str, list[bool]] = {}
+        for verdict in json.loads(path.read_text())["verdicts"]:
+            variant = re.sub(r"^\[.*?\] ", "", verdict["claim"])
+            claims.setdefault(variant, []).append(verdict["standing"] == "confirmed")
+        denied = [
+            claim if len(held) == 1 else f"{claim} (confirmed in {sum(held)} of {len(held)})"
+            for claim, held in claims.items()
+            if not all(held)
+        ]
+        every = [held for variants in claims.values() for held in variants]
+        rows.append([f"`{path.stem}`", f"{sum(every)} of {len(every)}", "<br>".join(denied)])
+    table = "\n".join(_table(["experiment", "confirmed", "not confirmed"], rows))
+    return _INDEX.sub(lambda match: f"{match[1]}{table}\n{match[2]}", index)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Store the reports in these folders, and write all pages."""
     for folder in arguments:
         print(f"stored {store(Path(folder))}")
     for path in sorted(PAGES.glob("*.md")):
         path.write_text(filled(path.read_text()))
+    INDEX.write_text(counted(INDEX.read_text()))
     return 0
 
 

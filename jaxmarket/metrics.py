@@ -261,7 +261,7 @@ def bid_error(
     every_bidder: bool = False,
     floor: float = 1.0,
 ) -> Float[Array, ""]:
-    """Distance of greedy bids from Q*, over visited states, relative to max(floor, max |Q*|).
+    """Distance of greedy bids from Q*, over visited states, relative to ``max(floor, max |Q*|)``.
 
     Args:
         bids: each primitive's (highest) greedy bid per state.

@@ -141,14 +141,14 @@ class BidDistribution(Protocol):
     """A distribution over bids; every array leaf has the same batch shape ``[...]``.
 
     A distribution whose samples are a function of its parameters and of random numbers that do not depend on them
-    defines two more methods: ``noise(key, shape)``, these random numbers for independent bids f [*shape], a pytree with
-    leaves [*shape, ...]; and ``from_noise(noise)``, the bids, where shape ends with the batch shape. ``noise`` does not
-    read the distribution's arrays. A society then draws the noise of a whole rollout in one call, which is much faster
-    than one call per step.
+    defines two more methods: ``noise(key, shape)``, these random numbers for independent bids ``f [*shape]``, a pytree
+    with leaves ``[*shape, ...]``; and ``from_noise(noise)``, the bids, where shape ends with the batch shape. ``noise``
+    does not read the distribution's arrays. A society then draws the noise of a whole rollout in one call, which is
+    much faster than one call per step.
     """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent bids: f [*shape, ...]."""
+        """Independent bids: ``f [*shape, ...]``."""
         ...
 
     def mean(self) -> Array:
@@ -190,11 +190,11 @@ class Kumaraswamy(_Bounded):
     """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent bids: f [*shape, ...]."""
+        """Independent bids: ``f [*shape, ...]``."""
         return self.quantile(self.noise(key, (*shape, *self.a.shape)))
 
     def noise(self, key: Array, shape: Sequence[int]) -> Array:
-        """Uniform random numbers, f [*shape]."""
+        """Uniform random numbers, ``f [*shape]``."""
         return jax.random.uniform(key, shape, self.a.dtype)
 
     def from_noise(self, noise: Array) -> Array:
@@ -249,11 +249,11 @@ class Beta(_Bounded):
     """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent bids: f [*shape, ...]."""
+        """Independent bids: ``f [*shape, ...]``."""
         return self.from_noise(self.noise(key, (*shape, *self.a.shape)))
 
     def noise(self, key: Array, shape: Sequence[int]) -> BetaNoise:
-        """Random numbers for bids, leaves f [*shape]."""
+        """Random numbers for bids, leaves ``f [*shape]``."""
         normals, uniforms, boosts = (
             jax.random.split(each, n) for each, n in zip(jax.random.split(key, 3), (_TRIES, _TRIES, 2), strict=True)
         )
@@ -268,7 +268,7 @@ class Beta(_Bounded):
         )
 
     def from_noise(self, noise: BetaNoise) -> Array:
-        """Bids, f [*shape]."""
+        """Bids, ``f [*shape]``."""
         x, y = _log_gamma_variates(jax.lax.stop_gradient((self.a, self.b)), noise)
         return self._stretch(jnp.clip(jax.nn.sigmoid(x - y), _EDGE, 1 - _EDGE))
 
@@ -345,7 +345,7 @@ class Rescaled(struct.PyTreeNode):
     width: Float[Array, "..."]  # >= 0
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent bids: f [*shape, ...]."""
+        """Independent bids: ``f [*shape, ...]``."""
         return self.low + self.width * self.unit.sample(key, shape)
 
     @property
@@ -354,7 +354,7 @@ class Rescaled(struct.PyTreeNode):
         return self.unit.noise
 
     def from_noise(self, noise: PyTree) -> Array:
-        """Bids, f [*shape]."""
+        """Bids, ``f [*shape]``."""
         return self.low + self.width * self.unit.from_noise(noise)
 
     def mean(self) -> Array:
@@ -377,7 +377,7 @@ class Point(struct.PyTreeNode):
     value: Float[Array, "..."]
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """The value, broadcast: f [*shape, ...]."""
+        """The value, broadcast: ``f [*shape, ...]``."""
         del key
         return jnp.broadcast_to(self.value, (*shape, *self.value.shape))
 

@@ -14,6 +14,7 @@ from jaxmarket.deep_market.demographics import (
     turnover,
 )
 from jaxmarket.deep_market.market import (
+    UNPAID,
     DeepMarket,
     DeepMarketState,
     DeepMarketStep,
@@ -40,6 +41,7 @@ __all__ = [
     "OFFSPRING",
     "RANDOM",
     "REPAIRED",
+    "UNPAID",
     "BidTable",
     "BidTables",
     "Births",

@@ -1,10 +1,11 @@
-"""Exact measurements of frozen populations: every input, every place or every first state is sold to them.
+"""Measurements of frozen populations, exact where every input, every place or every first state is sold to them.
 
 And classifier rules as text, and which of them are optimal for a multiplexer.
 """
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,19 +15,26 @@ from flax import struct
 from jaxmarket.deep_market.demographics import Population, Terms
 from jaxmarket.deep_market.market import DeepMarket, forward
 from jaxmarket.deep_market.representations import WILDCARD
+from jaxmarket.deep_market.teams import success_rate
+from jaxmarket.environments.adapter import Adapter
 from jaxmarket.environments.mazes import Maze, MazeState
+from jaxmarket.environments.memory import Memory
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
     "Trace",
     "accuracy",
+    "actor",
     "episodes",
+    "every_episode",
+    "first_states",
     "is_optimal",
     "mean_steps",
     "optimal_rules",
     "policy",
     "rule_string",
+    "success_by_size",
     "walk",
 ]
 
@@ -89,6 +97,34 @@ def mean_steps(market: DeepMarket, key: Array, population: Population, terms: Te
     return {"steps": steps.mean(), "fed": (steps < maze.limit).mean()}
 
 
+def actor(market: DeepMarket, population: Population, terms: Terms) -> Callable[[Array, Array], Array]:
+    """The actions of the highest bidders: ``(key, obs f [B, ...]) -> i32 [B]``.
+
+    The bids of the representation must depend on observations only, and not on the state of the environment.
+    """
+    return lambda key, obs: forward(market, key, population, obs, None, None, terms)[2]
+
+
+def success_by_size(
+    act: Callable[[Array, Array], Array], key: Array, env: Adapter, sizes: Sequence[int], instances: int
+) -> Array:
+    """Share of new instances of `BlocksWorld` that are solved within its limit, for each number of blocks: f [sizes].
+
+    Args:
+        act: ``(key, obs) -> i32 [instances]``, such as `actor`.
+        key: a PRNG key; consumed.
+        env: a `BlocksWorld` whose capacity is at least the largest size.
+        sizes: numbers of blocks.
+        instances: of each size; static.
+    """
+
+    def success(each: tuple[Array, Array]) -> Array:
+        key, size = each
+        return success_rate(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
+
+    return jax.lax.map(success, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
+
+
 class Trace(struct.PyTreeNode):
     """Episodes of a frozen population, leaves [steps, n, ...]."""
 
@@ -98,6 +134,19 @@ class Trace(struct.PyTreeNode):
     action: Array  # i32
     reward: Array  # f 0 after the end of the episode
     over: Array  # bool whether the episode had ended before
+
+    def rows(self, names: Sequence[str]) -> list[tuple[str, "Trace"]]:
+        """The steps of one episode after another, each with the name of its episode; leaves [...].
+
+        Args:
+            names: of the n episodes.
+        """
+        return [
+            (name, jax.tree.map(lambda leaf, at=(step, episode): leaf[at], self))
+            for episode, name in enumerate(names)
+            for step in range(len(self.over))
+            if not self.over[step, episode]
+        ]
 
 
 def episodes(
@@ -132,6 +181,38 @@ def episodes(
 
     _, trace = jax.lax.scan(step, (states, obs, jnp.zeros(len(obs), bool)), jax.random.split(key, steps))
     return trace
+
+
+def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
+    """All states in which episodes begin, of a `Maze` or of gymnax's ``MemoryChain`` with one bit of context.
+
+    Args:
+        env: one of these environments, or one in `Memory`.
+
+    Returns:
+        States, leaves [n, ...]; observations f [n, ...]; their names.
+    """
+    world: Any = env.env
+    if isinstance(world, Memory):
+        states, obs, names = first_states(world.adapter)
+        obs, states = jax.vmap(world.cleared)(obs, states)
+        return states, obs, names
+    if isinstance(world, Maze):
+        states, names = world.first_states(), tuple(f"from {cell}" for cell in world.starts)
+    else:
+        _, state = world.reset_env(jax.random.key(0), world.default_params)
+        contexts, names = jnp.asarray([[0], [1]], jnp.int32), ("context -1", "context 1")
+        states = jax.vmap(lambda context: state.replace(context=context))(contexts)
+    obs = jax.vmap(lambda state: world.get_obs(state, world.default_params))(states)
+    return states, obs.astype(real()), names
+
+
+def every_episode(market: DeepMarket, key: Array, population: Population, terms: Terms) -> Trace:
+    """`episodes` of the frozen population from all `first_states`, until their time limit."""
+    env = market.env.env.adapter if isinstance(market.env.env, Memory) else market.env
+    steps = env.env.limit if isinstance(env.env, Maze) else env.default_params.memory_length + 1
+    states, obs, _ = first_states(market.env)
+    return episodes(market, key, population, terms, states, obs, steps)
 
 
 def rule_string(condition: Any, action: Any, groups: tuple[int, ...]) -> str:

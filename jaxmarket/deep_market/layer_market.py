@@ -53,9 +53,11 @@ __all__ = [
     "activations",
     "cross_entropy",
     "draw_lots",
+    "equal_parts",
     "evaluate",
     "init",
     "logits",
+    "rounds_like",
     "run",
     "sell_lot",
     "sgd",
@@ -434,6 +436,22 @@ def run(
     return population, time, history
 
 
+def rounds_like(market: LayerMarket, terms: Terms, *, rounds: int, max_births: int) -> RoundSummary:
+    """The shapes and dtypes of the rounds that `run` returns, to restore saved ones by `training.arrays.unflatten`.
+
+    Args:
+        market: the static description.
+        terms, rounds, max_births: as in `run`.
+    """
+    x, labels = jnp.zeros((1, market.representation.inputs), real()), jnp.zeros(1, jnp.int32)
+
+    def lived(key: Array) -> RoundSummary:
+        population, time = init(market, key, 1.0), jnp.int32(0)
+        return run(market, key, population, time, x, labels, terms, rounds=rounds, period=1, max_births=max_births)[2]
+
+    return jax.eval_shape(lived, jax.random.key(0))
+
+
 def draw_lots(key: Array, count: int, batch: int, examples: int) -> Int32[Array, "count batch"]:
     """Rows of ``count`` random lots, drawn with replacement."""
     return jax.random.randint(key, (count, batch), 0, examples)
@@ -447,6 +465,18 @@ def init(market: LayerMarket, key: Array, wealth: float) -> Population:
 
 
 # --- training on all seeds, with measurements
+
+
+def equal_parts(lots: int, count: int = 192, unit: int = 32) -> list[int]:
+    """Equal numbers of lots between measurements, so that one compiled program serves them all.
+
+    Args:
+        lots: of the whole run, which the sum of the parts approximates.
+        count: approximate number of measurements.
+        unit: each part is a multiple of it, so that it has whole rounds of every period that divides it.
+    """
+    part = unit * max(1, round(lots / (count * unit)))
+    return [part] * max(1, round(lots / part))
 
 
 @functools.partial(jax.jit, static_argnames=("lots", "batch"))

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, Int32, UInt32
 
 from jaxmarket import auctions
 from jaxmarket.accounts import CashFlows, check_flows, withdraw
-from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
+from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
 from jaxmarket.checking import check, check_finite
 from jaxmarket.deep_market.demographics import Births, Population, Terms, random_population, turnover
 from jaxmarket.deep_market.representations import NO_BID, Representation
@@ -35,6 +35,8 @@ from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
 from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
 
 __all__ = [
+    "FLOWS",
+    "UNPAID",
     "DeepMarket",
     "DeepMarketState",
     "DeepMarketStep",
@@ -47,6 +49,22 @@ __all__ = [
     "step",
     "summarize",
 ]
+
+FLOWS = {
+    "reward": "rewards",
+    "subsidy": "subsidy",
+    "consumer_income": "consumers' income",
+    "endowment": "endowments",
+    "auctioneer": "sales by the auctioneer",
+    "rent": "rent",
+    "wealth_tax": "wealth tax",
+    "compute_tax": "compute tax",
+    "wealth_of_the_dead": "wealth of the dead",
+}
+"""The flows that create or remove money (`DeepMarketStep`), with their labels in tables and figures."""
+
+UNPAID = Mechanism("unpaid", price=ENVIRONMENT_REWARD.price, payout=BUCKET_BRIGADE.payout)
+"""No conservation (ablation): the mint pays the winning bid to the seller, and the buyer pays nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,11 @@ class Digits(NamedTuple):
     train: int
     source: str
 
+    def split(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Flat images f32 [n, side²] and labels i32 [n] of the training set, then those of the held-out digits."""
+        x = self.images.reshape(len(self.images), -1)
+        return x[: self.train], self.labels[: self.train], x[self.train :], self.labels[self.train :]
+
 
 def load(source: Source | None = None) -> Digits:
     """Load a data set of digits: four fifths for training, the rest held out.

@@ -20,10 +20,13 @@ from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_int, short_repr
 
-__all__ = ["COMPASS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
+__all__ = ["COMPASS", "DIRECTIONS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
 
 COMPASS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 """(Row, column) of the eight neighbours and of the eight moves: clockwise from north."""
+
+DIRECTIONS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
+"""Names of `COMPASS`."""
 
 _FREE, _ROCK, _FOOD = ".OF"
 _CODE = {_FREE: (0, 0), _ROCK: (1, 0), _FOOD: (1, 1)}  # not free, food
@@ -134,6 +137,17 @@ class Maze(environment.Environment[Any, Any]):
         """The observation at a cell: i64 [16]."""
         row, column = cell
         return np.array([_CODE[self._at((row + down, column + right))] for down, right in COMPASS]).reshape(-1)
+
+    @staticmethod
+    def describe(view: Any) -> str:
+        """An observation [16] as text: the free neighbours, clockwise from north, and which of them are food."""
+        cells = zip(DIRECTIONS, np.asarray(view).reshape(-1, 2), strict=True)
+        return " ".join(name + ":food" * bool(food) for name, (blocked, food) in cells if food or not blocked)
+
+    def first_states(self) -> MazeState:
+        """The states in which episodes begin, leaves [starts], in the order of ``starts``."""
+        index = self.default_params.starts
+        return MazeState(index=index, time=jnp.zeros(index.shape, jnp.int32))
 
     @functools.cached_property
     def successors(self) -> np.ndarray:

@@ -95,7 +95,10 @@ class Memory(environment.Environment[Any, Any]):
 
     def reset_env(self, key: Array, params: MemoryParams) -> tuple[Array, MemoryState]:
         """Reset the wrapped environment and set all bits to 0."""
-        obs, env_state = self.adapter.reset(key, params.env)
+        return self.cleared(*self.adapter.reset(key, params.env))
+
+    def cleared(self, obs: Array, env_state: PyTree) -> tuple[Array, MemoryState]:
+        """The observation and the state with all bits 0, for those of the wrapped environment."""
         bits = jnp.zeros(self.bits, jnp.int32)
         return _joined(obs, bits), MemoryState(env_state=env_state, bits=bits, truncated=jnp.zeros((), bool))
 

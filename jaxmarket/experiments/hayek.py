@@ -1,16 +1,10 @@
 """Hayek on blocks world (Baum 1999; Baum and Durdanovic 2000): a market of programs with a reward for the last move.
 
-Agents are short programs over sensors (`GuardedPrograms`). The highest bidder buys the state, moves one block and
-sells the next state; only the last move is rewarded. The first bid of a new agent is the highest other bid plus a
-markup, and never changes. Prices therefore rise to the values of states, and an agent survives only if it sells states
-for more than it pays.
-
-The markets are trained on instances of at most three blocks, frozen, and tested on larger instances. Baselines: random
-programs, and evolution of teams of programs selected by success. Ablations: conservation of money and property rights,
-which Baum considers necessary, rent, and mutation.
+The first bid of a new agent is the highest other bid plus a markup, and never changes. Prices therefore rise to the
+values of states, and an agent survives only if it sells states for more than it pays. The markets are trained on
+instances of at most three blocks, frozen, and tested on larger instances, as are two baselines without a market.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,23 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, GuardedPrograms, Population, Terms, make_population
-from jaxmarket.deep_market.teams import TeamSelection, success_rate
+from jaxmarket.deep_market import UNPAID, DeepMarket, GuardedPrograms, Population, Terms, random_population
+from jaxmarket.deep_market.evaluation import actor, success_by_size
+from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
 from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.populations import UNPAID, Grow
+from jaxmarket.experiments.populations import Grow, life, market_facts
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import interquartile_mean, mean
-from jaxmarket.runs.populations import SUMS, GrownMarket, MarketPlan, terms_of
-from jaxmarket.types import Array
+from jaxmarket.runs.populations import SUMS, GrownMarket, MarketPlan
+from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TRAINED", "plans", "reliable", "success", "teams"]
+__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TESTS", "TRAINED", "plans", "reliable", "teams"]
 
 TRAINED = 3
 """Maximum number of blocks of an instance in training."""
@@ -44,22 +38,12 @@ SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 SENSORS = ("correct", "surplus", "needed", "top1", "top2", "top3", "depth2", "depth3")
 """The sensors that programs read; see `blocks.SENSORS`."""
 PROGRAMS = GuardedPrograms(len(SENSORS), len(MOVES), length=3, names=SENSORS)
-RELIABLE = 0.9
-"""Success rate from which a size counts as solved."""
+
+TESTS = adapt(BlocksWorld((1,), sensors=SENSORS, capacity=max(SIZES)))
+"""Test instances, of a size that is a parameter."""
 
 _AGENTS = 128
-_TERMS = Terms(
-    markup=0.05,
-    rent=0.01,
-    compute_tax=1e-5,
-    endowment=1.0,
-    birth_rate=0.1,
-    p_offspring=0.5,
-    min_parent_wealth=2.0,
-    inheritance=0.3,
-    bankruptcy=0.05,
-    replace_poorest=True,
-)
+_RELIABLE = 0.9  # success rate from which a size counts as solved
 
 
 def _market() -> DeepMarket:
@@ -68,62 +52,35 @@ def _market() -> DeepMarket:
 
 def plans(quick: bool) -> dict[str, MarketPlan]:
     """The market and its ablations by name; a quick run has only the first."""
-    market, rounds = _market(), 15_000 if quick else 100_000
-    whole = MarketPlan(market, _TERMS, rounds, 20, max_births=1, num_agents=40, wealth=1.0, chunks=10, settling=2)
-    changes: dict[str, dict[str, Any]] = {
-        "hayek": {},
-        "no conservation": {"market": dataclasses.replace(market, mechanism=UNPAID)},
-        "no property rights": {"market": dataclasses.replace(market, property_rights=False)},
-        "no rent": {"terms": _TERMS.replace(rent=0.0, compute_tax=0.0)},
-        "no mutation": {"terms": _TERMS.replace(p_offspring=0.0)},
+    terms = Terms(markup=0.05, rent=0.01, compute_tax=1e-5, birth_rate=0.1, p_offspring=0.5, min_parent_wealth=2.0)
+    terms = terms.replace(inheritance=0.3, bankruptcy=0.05, replace_poorest=True)
+    rounds = 15_000 if quick else 100_000
+    whole = MarketPlan(_market(), terms, rounds, 20, max_births=1, num_agents=40, wealth=1.0, chunks=10, settling=2)
+    ablations = {
+        "no conservation": whole.with_market(mechanism=UNPAID),
+        "no property rights": whole.with_market(property_rights=False),
+        "no rent": whole.with_terms(rent=0.0, compute_tax=0.0),
+        "no mutation": whole.with_terms(p_offspring=0.0),
     }
-    return {name: dataclasses.replace(whole, **changes[name]) for name in list(changes)[: 1 if quick else None]}
+    return {"hayek": whole} | ({} if quick else ablations)
 
 
-# --- tests
-
-
-def _examine(act: Callable[[Array, Array], Array], key: Array, sizes: tuple[int, ...], instances: int) -> Array:
-    """Success on new instances of each size: f [sizes]."""
-    env = adapt(BlocksWorld((1,), sensors=SENSORS, capacity=max(SIZES)))
-
-    def success_on(each: tuple[Array, Array]) -> Array:
-        key, size = each
-        return success_rate(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
-
-    return jax.lax.map(success_on, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
-
-
-def success(
-    market: DeepMarket, key: Array, population: Population, terms: Terms, sizes: tuple[int, ...], instances: int
-) -> Array:
-    """Share of new instances that a frozen population solves, per size: f [sizes].
-
-    An instance of n blocks must be solved within the limit of `BlocksWorld`, 10 n moves.
-    """
-
-    def act(key: Array, obs: Array) -> Array:
-        return deep_market.forward(market, key, population, obs, None, None, terms)[2]
-
-    return _examine(act, key, sizes, instances)
+# --- tests: success of frozen populations and of the baselines on new instances of each size
 
 
 def _progress(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
     sizes = (TRAINED, TRAINED + 1, 6)
-    found = success(market, key, population, terms, sizes, 32)
+    found = success_by_size(actor(market, population, terms), key, TESTS, sizes, 32)
     return {f"{n} blocks": found[i] for i, n in enumerate(sizes)}
 
 
 def _exam(keys: Array, grown: GrownMarket, *, instances: int) -> Arrays:
-    """Success of the frozen populations per size: f [seeds, sizes]."""
-    market = grown.plan.market
-    exam = jax.vmap(lambda key, p, terms: success(market, key, p, terms, SIZES, instances), (0, 0, None))
-    return {"success": jax.jit(exam)(keys, grown.economy.population, grown.plan.terms)}
+    """``success`` of the frozen populations, f [seeds, sizes]."""
 
+    def success(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
+        return {"success": success_by_size(actor(market, population, terms), key, TESTS, SIZES, instances)}
 
-def reliable(success: np.ndarray) -> np.ndarray:
-    """The largest size up to which all sizes are solved with `RELIABLE` success f [..., sizes]: i [...], or 0."""
-    return np.array([0, *SIZES])[np.cumprod(success >= RELIABLE, axis=-1).sum(-1)]
+    return grown.measure(success, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("budget", "instances"))
@@ -137,7 +94,7 @@ def teams(keys: Array, *, budget: int, instances: int) -> Arrays:
     def evolve(key: Array) -> tuple[Array, Array]:
         key_init, key_run, key_exam = jax.random.split(key, 3)
         team, spent = selection.evolve(key_init, key_run, jnp.zeros(len(SENSORS)), budget, shortest=3)
-        return _examine(functools.partial(selection.act, team), key_exam, SIZES, instances), spent
+        return success_by_size(functools.partial(selection.act, team), key_exam, TESTS, SIZES, instances), spent
 
     success, spent = jax.vmap(evolve)(keys)
     return {"success": success, "env_steps": spent}
@@ -145,20 +102,28 @@ def teams(keys: Array, *, budget: int, instances: int) -> Arrays:
 
 @functools.partial(jax.jit, static_argnames=("instances",))
 def random_programs(keys: Array, *, instances: int) -> Arrays:
-    """Success of random programs, of which the highest bidder acts: f [seeds, sizes]."""
-    market = _market()
+    """``success`` of random programs, of which the highest bidder acts, f [seeds, sizes]."""
 
-    def success_of_random(key: Array) -> Array:
+    def success(key: Array) -> Array:
         key_agents, key_exam = jax.random.split(key)
-        agents = jax.vmap(PROGRAMS.init, (0, None))(jax.random.split(key_agents, _AGENTS), jnp.zeros(len(SENSORS)))
-        return success(market, key_exam, make_population(agents, jnp.ones(_AGENTS)), Terms(), SIZES, instances)
+        population = random_population(PROGRAMS, key_agents, jnp.zeros((1, len(SENSORS))), _AGENTS, _AGENTS, 1.0)
+        return success_by_size(actor(_market(), population, Terms()), key_exam, TESTS, SIZES, instances)
 
-    return {"success": jax.vmap(success_of_random)(keys)}
+    return {"success": jax.vmap(success)(keys)}
+
+
+def reliable(success: np.ndarray) -> np.ndarray:
+    """The largest size up to which all sizes are solved with 90% success f [..., sizes]: i [...], or 0."""
+    return np.array([0, *SIZES])[np.cumprod(success >= _RELIABLE, axis=-1).sum(-1)]
 
 
 # --- conditions
 
 _BASELINES = ("selection only", "random programs")
+
+
+def _exam_of(name: str) -> str:
+    return name if name in _BASELINES else f"{name}: exam"
 
 
 def _on_test_keys(function: Callable[..., Arrays], seed: int, keys: Array, *results: GrownMarket) -> Arrays:
@@ -168,27 +133,17 @@ def _on_test_keys(function: Callable[..., Arrays], seed: int, keys: Array, *resu
 def _conditions(scope: Scope) -> list[Condition]:
     chosen, instances = plans(scope.quick), 64 if scope.quick else 200
 
-    def test(name: str, function: Callable[..., Arrays], *inputs: str, **bound: int) -> Compute:
-        function = functools.partial(function, instances=instances, **bound)
+    def test(name: str, function: Callable[..., Arrays], *inputs: str) -> Compute:
+        function = functools.partial(function, instances=instances)
         return Compute(name, functools.partial(_on_test_keys, function, scope.seed), inputs)
 
     return [
         *(Grow(name, plan, _progress) for name, plan in chosen.items()),
         *(test(_exam_of(name), _exam, name) for name in chosen),
-        test("selection only", teams, budget=int(chosen["hayek"].steps[-1])),
+        test("selection only", functools.partial(teams, budget=int(chosen["hayek"].steps[-1]))),
         test("random programs", random_programs),
     ]
 
-
-def _exam_of(name: str) -> str:
-    return name if name in _BASELINES else f"{name}: exam"
-
-
-def _tested(results: Results) -> dict[str, np.ndarray]:
-    return {name: results[_exam_of(name)]["success"] for name in (*plans(results.scope.quick), *_BASELINES)}
-
-
-# --- claims
 
 _NEXT = f"{TRAINED + 1} blocks"
 
@@ -200,52 +155,34 @@ def _means(*names: str) -> Evidence:
 def _claims(scope: Scope) -> list[Claim]:
     exam = _exam_of("hayek")
     hayek, sizes = at(exam, _NEXT), at(exam, "reliable")
-    return [
-        share_of_seeds(
-            f"a market solves {_NEXT} reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}",
-            hayek,
-            at_least=RELIABLE,
-            share=1 / scope.seeds,
-        ),
-        within(f"on average, markets solve {_NEXT} reliably", hayek, at_least=RELIABLE, estimate=mean),
-        *(
-            separated(f"markets solve larger instances than {name}{more}", sizes, at(name, "reliable"), evidence=means)
-            for name, more in (("random programs", ""), ("selection only", ", with as many steps"))
-            for means in [_means(exam, name)]
-        ),
-        *(
-            share_of_seeds(
-                f"{name}: fewer instances of {_NEXT} are solved",
-                at(_exam_of(name), _NEXT),
-                below=hayek,
-                share=0.75,
-                evidence=_means(_exam_of(name), exam),
-            )
-            for name in list(plans(scope.quick))[1:]
-        ),
+    text = f"a market solves {_NEXT} reliably (≥ {_RELIABLE:.0%}), trained with at most {TRAINED}"
+    claims = [
+        share_of_seeds(text, hayek, at_least=_RELIABLE, share=1 / scope.seeds),
+        within(f"on average, markets solve {_NEXT} reliably", hayek, at_least=_RELIABLE, estimate=mean),
     ]
+    for name, more in (("random programs", ""), ("selection only", ", with as many steps")):
+        text = f"markets solve larger instances than {name}{more}"
+        claims.append(separated(text, sizes, at(name, "reliable"), evidence=_means(exam, name)))
+    for name in list(plans(scope.quick))[1:]:
+        text, other = f"{name}: fewer instances of {_NEXT} are solved", _exam_of(name)
+        evidence = _means(other, exam)
+        claims.append(share_of_seeds(text, at(other, _NEXT), below=hayek, share=0.75, evidence=evidence))
+    return claims
 
 
 # --- tables and figures
 
-_PUBLISHED = """Baum and Durdanovic (2000), from our notes: Hayek 3 solved goal stacks of 200 blocks, other methods \
-such as genetic programming at most 8 (other sensors, other programs, instances that grow throughout training)"""
+
+def _tested(results: Results) -> dict[str, np.ndarray]:
+    return {name: results[_exam_of(name)]["success"] for name in (*plans(results.scope.quick), *_BASELINES)}
 
 
 def _success_rows(results: Results) -> list[dict[str, Any]]:
     return [
         {"who": name}
-        | {str(n): interquartile_mean(values[:, i]) for i, n in enumerate(SIZES)}
-        | {"reliable": float(reliable(values).mean()), "best": int(reliable(values).max())}
-        for name, values in _tested(results).items()
-    ]
-
-
-def _seed_rows(results: Results) -> list[dict[str, Any]]:
-    return [
-        {"who": name, "seed": seed} | {str(n): float(values[seed, i]) for i, n in enumerate(SIZES)}
-        for name, values in _tested(results).items()
-        for seed in range(len(values))
+        | {str(n): interquartile_mean(success[:, i]) for i, n in enumerate(SIZES)}
+        | {"reliable": reliable(success).mean(), "best": reliable(success).max()}
+        for name, success in _tested(results).items()
     ]
 
 
@@ -253,46 +190,29 @@ def _best(results: Results) -> int:
     return int(np.argmax(results[_exam_of("hayek")]["success"].sum(1)))
 
 
-def _program_rows(results: Results, most: int = 12) -> list[dict[str, Any]]:
-    grown, seed = results["hayek"], _best(results)
-    p, lineage = grown.population(seed), grown.lineage(seed)
-
-    def row(slot: int) -> dict[str, Any]:
-        text, action = PROGRAMS.show(jax.tree.map(lambda leaf: leaf[slot], p.agents)).rsplit(": ", 1)
-        source, target = MOVES[int(action)]
-        return {
-            "program": f"{text}: {source} → {target}",
-            "bid": float(p.offer[slot]),
-            "wealth": float(p.wealth[slot]),
-            "born": int(p.born[slot]),
-            "line": len(lineage.ancestors(int(p.ident[slot]))),
-        }
-
-    return [row(slot) for slot in grown.richest(seed, most)]
+def _program(agent: PyTree) -> str:
+    text, action = PROGRAMS.show(agent).rsplit(": ", 1)
+    source, target = MOVES[int(action)]
+    return f"{text}: {source} → {target}"
 
 
 def _draw(results: Results) -> Any:
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     fig, (left, right) = plotting.figure(2)
-    for i, (name, values) in enumerate(_tested(results).items()):
-        middle = values.mean(0)
-        style = {"color": f"C{i}", "marker": "o", "markersize": 4}
-        left.plot(SIZES, middle, linewidth=2.5 if name == "hayek" else 1.2, label=name, **style)
+    for i, (name, success) in enumerate(_tested(results).items()):
+        width = 2.5 if name == "hayek" else 1.2
+        left.plot(SIZES, success.mean(0), color=f"C{i}", marker="o", markersize=4, linewidth=width, label=name)
         if name == "hayek":
-            left.fill_between(SIZES, values.min(0), values.max(0), color=f"C{i}", alpha=0.12)
+            left.fill_between(SIZES, success.min(0), success.max(0), color=f"C{i}", alpha=0.12)
+        if name not in _BASELINES:
+            right.plot(results[name].plan.steps, results[name].measured[_NEXT].mean(1), color=f"C{i}", label=name)
     left.axvline(TRAINED + 0.5, color="gray", linestyle=":")
     left.text(TRAINED + 0.6, 1.03, "larger than in training", fontsize=7, color="gray")
     left.set(xlabel="blocks", ylabel="instances solved", title="frozen, mean over seeds (band: range)")
-    left.legend(frameon=False, fontsize=7, loc="lower left")
-    for i, name in enumerate(plans(results.scope.quick)):
-        grown = results[name]
-        right.plot(grown.plan.steps, grown.measured["4 blocks"].mean(1), color=f"C{i}", label=name)
-    right.set(xlabel="environment steps", ylabel="instances of 4 blocks solved", title="during training")
-    right.xaxis.set_major_formatter(EngFormatter())
-    right.legend(frameon=False, fontsize=8)
+    right.set(ylabel=f"instances of {_NEXT} solved", title="during training")
+    plotting.step_axis(right)
     for ax in (left, right):
         ax.set_ylim(-0.02, 1.08)
+        ax.legend(frameon=False, fontsize=7)
     return fig
 
 
@@ -313,7 +233,7 @@ EXPERIMENT = Experiment(
             _success_rows,
             "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its "
             f"95% bootstrap interval; trained with at most {TRAINED}\nreliable: the size up to which all sizes are "
-            f"solved in {RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size "
+            f"solved in {_RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size "
             "tested",
             aside=tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8)),
         ),
@@ -328,21 +248,11 @@ EXPERIMENT = Experiment(
         Table(
             "programs",
             lambda results: f"the richest agents of the market with the highest success (seed {_best(results)})",
-            _program_rows,
+            lambda results: results["hayek"].richest_agents(_best(results), 12, _program),
             "bid: fixed at entry, nan before the first bid · line: generations of ancestors, including the agent",
-            aside=("born",),
         ),
-        Table("seeds", "every seed", _seed_rows, shown=False),
     ],
-    figures={
-        "hayek": _draw,
-        "life": lambda results: plotting.market_history(results["hayek"], _best(results), "hayek"),
-    },
+    figures={"hayek": _draw, "life": life("hayek", _best)},
     seeds=8,
-    facts=lambda results: {
-        "env_steps": int(results["hayek"].plan.steps[-1]),
-        "terms": terms_of(_TERMS),
-        "published": _PUBLISHED,
-        "conservation_residual": float(np.max([results[name].residual for name in plans(results.scope.quick)])),
-    },
+    facts=lambda results: market_facts(results) | {"env_steps": int(results["hayek"].plan.steps[-1])},
 )

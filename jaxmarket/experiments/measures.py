@@ -1,17 +1,19 @@
 """Measures of training runs for `jaxmarket.experiments.Experiment`: functions of a `SavedRun`, one value per seed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from jaxmarket.experiments.results import Measure
+from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.metrics import env_steps
-from jaxmarket.runs.curves import first_reach, last_part, lower_bound
+from jaxmarket.runs.curves import first_reach, last_part, lower_bound, ratio
 from jaxmarket.runs.run_folder import SavedRun
 
 __all__ = [
     "TOLERANCE",
     "bid_error",
+    "column",
     "final",
     "learning_curve",
     "nearly",
@@ -31,8 +33,19 @@ def final(name: str = "return_seeds") -> Measure:
 
 
 def while_learning(metric: str = "return_mean") -> Measure:
-    """A metric in the last tenth of training, with exploration or sampled bids."""
-    return lambda run: last_part(run.metrics[metric]).mean(0)
+    """The mean of a metric over the last tenth of training, with exploration or sampled bids.
+
+    ``return_mean`` is the mean over the episodes that ended in it, of any chunk; NaN if none did.
+    """
+
+    def measure(run: SavedRun) -> np.ndarray:
+        values = last_part(run.metrics[metric])
+        if metric != "return_mean" or "episodes" not in run.metrics:  # the training of a wide market has no episodes
+            return values.mean(0)
+        episodes = last_part(run.metrics["episodes"])
+        return ratio(np.where(episodes > 0, values * episodes, 0).sum(0), episodes.sum(0))
+
+    return measure
 
 
 def learning_curve(run: SavedRun, metric: str = "return_mean") -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +82,11 @@ def bid_error(error: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Measure:
         error: ``(bids, q) -> f [S]``, of each primitive's highest bid f [S, P] and Q* f [S, P].
     """
     return lambda run: np.array([error(b, run.q)[v].mean() for b, v in zip(run.bids, run.visited, strict=True)])
+
+
+def column(measure: str, show: Callable[[np.ndarray], Any]) -> Callable[[Results, str], Any]:
+    """A column for `by_condition`: what a function, such as `numpy.mean`, makes of the values of a measure."""
+    return lambda results, name: show(results.measure(name, measure))
 
 
 def nearly(optimum: float) -> float:

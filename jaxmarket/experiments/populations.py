@@ -1,26 +1,24 @@
 """Deep markets as conditions of an experiment, and what the experiments with them share."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmarket.auctions import BUCKET_BRIGADE, ENVIRONMENT_REWARD, Mechanism
 from jaxmarket.experiments.conditions import Scope
-from jaxmarket.experiments.results import Measure
+from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.runs.addresses import encode, source_digest
-from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan, finished, grow
+from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan, finished, grow, terms_of
 from jaxmarket.runs.run_folder import environment_digest, versions
 from jaxmarket.runs.schedule import Running
+from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from matplotlib.figure import Figure
 
-__all__ = ["UNPAID", "Grow", "measured"]
-
-UNPAID = Mechanism("unpaid", price=ENVIRONMENT_REWARD.price, payout=BUCKET_BRIGADE.payout)
-"""No conservation: the mint pays the winning bid to the seller, and the buyer pays nothing."""
+__all__ = ["Grow", "life", "market_facts", "measured"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Grow:
         """It uses no other results."""
         return ()
 
-    def job(self, scope: Scope, results: "Mapping[str, Any]") -> "_Growth":
+    def job(self, scope: Scope, results: Mapping[str, Any]) -> "_Growth":
         """The run."""
         del results
         return _Growth(self.plan, self.evaluate, scope.seeds, scope.seed)
@@ -59,15 +57,13 @@ class _Growth:
 
     @property
     def identity(self) -> dict[str, Any]:
-        plan, market = self.plan, self.plan.market
+        market = vars(self.plan.market) | {"env": environment_digest(self.plan.market.env)}
         return {
-            "plan": {f.name: encode(getattr(plan, f.name)) for f in dataclasses.fields(plan) if f.name != "market"},
-            "market": {f.name: encode(getattr(market, f.name)) for f in dataclasses.fields(market) if f.name != "env"},
-            "env": environment_digest(market.env),
+            "plan": encode(vars(self.plan) | {"market": market}),
             "evaluate": encode(self.evaluate),
             "seeds": self.seeds,
             "seed": self.seed,
-            "sources": source_digest(plan, self.evaluate, grow),
+            "sources": source_digest(self.plan, self.evaluate, grow),
             "versions": versions(),
         }
 
@@ -86,9 +82,24 @@ class _Growth:
 
 
 def _means(found: dict[str, np.ndarray]) -> str:
+    """The first three measurements as text."""
     return ", ".join(f"{name} {values.mean():.3f}" for name, values in list(found.items())[:3])
 
 
 def measured(name: str) -> Measure:
     """A measurement of the final populations: f64 [seeds]."""
     return lambda grown: grown.measured[name][-1].astype(np.float64)
+
+
+def life(condition: str, best: Callable[[Results], int]) -> "Callable[[Results], Figure]":
+    """A figure (`plotting.market_history`) of the seed of a condition that ``best`` selects."""
+    return lambda results: plotting.market_history(results[condition], best(results), condition)
+
+
+def market_facts(results: Results) -> dict[str, Any]:
+    """The terms of every `Grow` condition, and the largest `GrownMarket.residual`; for ``Experiment.facts``."""
+    grown = {name: result for name, result in results.items() if isinstance(result, GrownMarket)}
+    return {
+        "terms": {name: terms_of(each.plan.terms) for name, each in grown.items()},
+        "conservation_residual": float(np.max([each.residual for each in grown.values()])),
+    }

@@ -1,96 +1,175 @@
 """Wide against deep markets: an environment with independent parts, sold as a whole or in parts.
 
-The definitions are those of Sudhir and Tran-Thanh (2025). The conditions are those of
-`jaxmarket.experiments.production_lines`, each on several numbers of lines. All are evaluated by the return of one
-greedy episode from raw pieces, with frozen parameters and without exploration.
+The definitions are those of Sudhir and Tran-Thanh (2025); the environment is `SupplyChain`, on several numbers of
+lines. In the **deep** market an agent (a line and an operation) buys the state, works on one piece and sells the next
+state. In the **wide** market every piece is a good with a price and an owner, and all lines work in parallel. In both
+markets agents learn by the same rule: they bid the revenue of past purchases. The agents of **wide, quoting** know the
+effects of their operations and do not learn. **PPO** agents without a market have one job per step (serial); one job
+per line and step, with one logit for every combination of jobs (joint); or the same with one logit for every job
+(factored). All are evaluated by the return of one greedy episode from raw pieces, with frozen parameters.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.claims import Claim, at, every_seed, not_separated, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Scope
-from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.production_lines import ARMS, BASELINES, GAMMA, GRIDS, QUOTING, TUNING, learn, quote, tune
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition
+from jaxmarket.experiments.measures import column
 from jaxmarket.experiments.results import Measure, Results
+from jaxmarket.experiments.settings import train_config
+from jaxmarket.experiments.tuning import tuning_table
 from jaxmarket.runs.curves import first_reach, lower_bound
 from jaxmarket.runs.estimates import interquartile_mean
-from jaxmarket.training import divergence
+from jaxmarket.runs.sweeps import combinations
+from jaxmarket.training.choices import ProductHead
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.learning_curves import evaluation_times, learning_curves
+from jaxmarket.training.monolith import Monolith
+from jaxmarket.training.quoting import play_quotes
+from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "steps_of"]
+__all__ = ["ARMS", "BASELINES", "EXPERIMENT", "GAMMA", "GRIDS", "QUOTING", "TUNING", "learn", "prepare", "steps_of"]
 
+GAMMA = 0.9
 LEVEL = 0.9  # the share of an optimum whose steps are measured
-_STEPS, _QUICK_STEPS = 102_400, 10_240  # environment steps of every condition
-_LINES, _QUICK_LINES = (1, 2, 4, 8), (1, 2, 4)
-_MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
 _NEAR = 0.05
+_EVALUATIONS = 96
+_ROUNDS = (1, 2, 3, 4, 8, 16)  # of quotes that are shown
+_MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
 
-_COLOURS = {"deep": "C0", "wide": "C1", QUOTING: "C8", "PPO, serial": "C2", "PPO, joint": "C3", "PPO, factored": "C4"}
+_MARKET: dict[str, Any] = {
+    "learner": "valuation", "hidden": (), "instances": 1, "horizon": 32, "minibatch": 32,
+    "learning_rate": 1e-2, "exploration": 0.4, "exploration_final": 0.4, "trace_decay": 0.65,
+}  # fmt: skip
+_PPO: dict[str, Any] = {
+    "agent": "monolith", "hidden": (64,), "instances": 8, "horizon": 32, "minibatch": 64, "epochs": 4,
+    "value_learning_rate": 3e-3, "learning_rate": 6e-3, "trace_decay": 0.8,
+}  # fmt: skip
+ARMS: dict[str, dict[str, Any]] = {
+    "deep": _MARKET,
+    "wide": _MARKET | {"agent": "wide"},
+    "PPO, serial": _PPO | {"entropy": 0.2},
+    "PPO, joint": _PPO | {"entropy": 0.03},
+    "PPO, factored": _PPO | {"entropy": 0.1},
+}
+"""Settings of each condition that learns, the best ones of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
+QUOTING = "wide, quoting"
+BASELINES = ("PPO, serial", "PPO, joint", "PPO, factored")
+
+_TRIED = {"learning_rate": (1e-3, 3e-3, 1e-2), "exploration": (0.1, 0.2, 0.4), "trace_decay": (0.65, 0.9)}
+_TRIED_BY_PPO = {"learning_rate": (1e-3, 3e-3, 6e-3), "entropy": (0.03, 0.1, 0.2), "trace_decay": (0.8, 0.95)}
+GRIDS: dict[str, list[dict[str, float]]] = {
+    "deep": [setting | {"exploration_final": setting["exploration"]} for setting in combinations(_TRIED)],
+    **dict.fromkeys(BASELINES, combinations(_TRIED_BY_PPO)),
+}
+"""Eighteen settings per condition, all traced; the wide market uses the best setting of the deep one."""
+TUNING = {"lines": 4, "seed": 77, "seeds": 8, "steps": 51_200}
 
 
 # --- conditions
 
 
+def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Any]:
+    """Configuration and program of a condition that learns; ``settings`` override those of the condition."""
+    env = SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
+    config = train_config(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
+    if arm == "PPO, factored":
+        return config, Monolith.of(config.settings, head=ProductHead(env.lines, env.operations))
+    return config, config.settings.trainable
+
+
+def _optima(arm: str, lines: int) -> dict[str, Any]:
+    """The highest return of an episode with the condition's actions, and with one job per step; jobs per step."""
+    serial, jobs = SupplyChain(lines).optimal_return(), 1 if arm in ("deep", "PPO, serial") else lines
+    return {"lines": lines, "own": jobs * serial, "serial": serial, "jobs": jobs}
+
+
+def learn(arm: str, lines: int, steps: int, keys: Array) -> Arrays:
+    """Train all seeds. ``steps`` i [P] of evaluations, ``returns`` f [S, P], `_optima`; final ``prices`` f [S, G]."""
+    if arm == QUOTING:
+        return _quote(lines, keys)
+    config, program = prepare(arm, lines, steps)
+    times = evaluation_times(program.chunks, _EVALUATIONS)
+    returns, states = learning_curves(program, times, keys, [config.settings.hyperparameters])
+    found = {"steps": times * config.settings.auctions_per_chunk, "returns": returns[0], **_optima(arm, lines)}
+    if arm == "wide":
+        states = jax.tree.map(lambda x: x[0], states)
+        found["prices"] = np.asarray(states.market.prices[:, 0], np.float64)  # of one instance
+        # The largest unexplained change of money over money moved, over seeds.
+        found["residual"] = jax.vmap(program.residual)(states).max()
+    return found
+
+
+def _quote(lines: int, keys: Array) -> Arrays:
+    """As `learn` for agents that do not learn; ``steps`` are rounds, and ``prices`` f [P, G] those of one seed."""
+    society = prepare("wide", lines, 1)[1].player(greedy=True)
+    rounds = 4 * society.lines.stages
+    returns, prices = jax.vmap(lambda key: play_quotes(society, key, rounds, gamma=GAMMA))(keys)
+    found = {"steps": np.arange(1, rounds + 1), "returns": np.asarray(returns, np.float64)}
+    return found | {"prices": np.asarray(prices[0], np.float64)} | _optima(QUOTING, lines)
+
+
+def _tune(arm: str, keys: Array) -> Arrays:
+    """The mean share of the optimum over all evaluations, which rewards high returns early: ``score`` f [H]."""
+    config, program = prepare(arm, TUNING["lines"], TUNING["steps"])
+    keys = jax.random.split(jax.random.key(TUNING["seed"]), TUNING["seeds"])
+    settings = [config.settings.hyperparameters.replace(**setting) for setting in GRIDS[arm]]
+    returns, _ = learning_curves(program, evaluation_times(program.chunks, _EVALUATIONS), keys, settings)
+    return {"score": returns.mean((1, 2)) / config.adapter.optimal_return()}
+
+
 def _lines(scope: Scope) -> tuple[int, ...]:
-    return _QUICK_LINES if scope.quick else _LINES
+    return (1, 2, 4) if scope.quick else (1, 2, 4, 8)
 
 
 def steps_of(scope: Scope) -> int:
     """Environment steps of every condition that learns."""
-    return _QUICK_STEPS if scope.quick else _STEPS
-
-
-def _name(arm: str, lines: int) -> str:
-    """The condition that measures an arm. On one line all action spaces of PPO, and so its agents, are the same."""
-    return f"{'PPO, serial' if lines == 1 and arm in BASELINES else arm}, {lines}"
+    return 10_240 if scope.quick else 102_400
 
 
 def _measured(arm: str, lines: int, scope: Scope) -> bool:
+    if arm in BASELINES[1:] and lines == 1:  # the same actions, and so the same agents, as serial PPO
+        return False
     if scope.quick and (arm == QUOTING or (arm in BASELINES and lines > 1)):
-        return lines == max(_QUICK_LINES)  # compiling takes most of the time
+        return lines == max(_lines(scope))  # compiling takes most of the time
     return arm != "PPO, joint" or SupplyChain(lines, joint=True).num_actions <= _MOST_CHOICES
 
 
-def _cells(scope: Scope) -> list[tuple[str, int]]:
-    """Arms and numbers of lines, the rows of the main table."""
-    return [(arm, n) for n in _lines(scope) for arm in (*ARMS, QUOTING) if _measured(arm, n, scope)]
+def _cells(scope: Scope) -> dict[str, tuple[str, int]]:
+    """Every arm on every number of lines by the name of the condition, the slowest first."""
+    cells = [(arm, n) for n in reversed(_lines(scope)) for arm in (*ARMS, QUOTING)]
+    return {f"{arm}, {n}": (arm, n) for arm, n in cells if _measured(arm, n, scope)}
 
 
 def _conditions(scope: Scope) -> list[Compute]:
-    """Every arm on every number of lines, the slowest first."""
-    wanted = {}
-    for arm, lines in sorted(_cells(scope), key=lambda cell: -cell[1]):
-        function = quote if arm == QUOTING else functools.partial(learn, arm)
-        wanted.setdefault(_name(arm, lines), functools.partial(function, lines, steps_of(scope)))
-    if scope.full:
-        wanted |= {f"tuning, {arm}": functools.partial(tune, arm) for arm in GRIDS}
-    return [Compute(name, function) for name, function in wanted.items()]
+    learned = {name: functools.partial(learn, *cell, steps_of(scope)) for name, cell in _cells(scope).items()}
+    tuned = {f"tuning, {arm}": functools.partial(_tune, arm) for arm in GRIDS if scope.full}
+    return [Compute(name, function) for name, function in (learned | tuned).items()]
 
 
 # --- measures and claims
 
 
-def _reach(most: str) -> Measure:
+def _reach(optimum: str) -> Measure:
     """Environment steps to 90% of an optimum; NaN for seeds that never get there."""
-    return lambda found: first_reach(found["returns"].T, LEVEL * found[most], found["steps"])
+    return lambda found: first_reach(found["returns"].T, LEVEL * found[optimum], found["steps"])
 
 
-def _least(most: str) -> Measure:
+def _least(optimum: str) -> Measure:
     """As `_reach`, with the whole run for seeds that never get there."""
-    return lambda found: lower_bound(_reach(most)(found), found["steps"][-1])
+    return lambda found: lower_bound(_reach(optimum)(found), found["steps"][-1])
 
 
 def _prices(found: Arrays) -> np.ndarray:
     """Prices of a wide market's goods: f [S or P, L, K]."""
     return found["prices"].reshape(len(found["prices"]), int(found["lines"]), -1)
-
-
-def _error(found: Arrays) -> np.ndarray:
-    return np.abs(_prices(found) / SupplyChain(int(found["lines"])).worth(GAMMA) - 1).max((1, 2))
 
 
 MEASURES: dict[str, Measure] = {
@@ -103,14 +182,14 @@ MEASURES: dict[str, Measure] = {
     "steps to serial": _least("serial"),
     "reached serial": lambda found: ~np.isnan(_reach("serial")(found)),
     "perfect from": lambda found: first_reach(found["returns"].T, found["own"], found["steps"], lasting=True),
-    "error of prices": _error,
+    "error of prices": lambda found: np.abs(_prices(found) / SupplyChain(1).worth(GAMMA) - 1).max((1, 2)),
 }
 """Measures of one condition; ``steps`` are those to 90% of the own optimum."""
 
 
 def _sooner(text: str, other: str, lines: int, cost: str = "steps", reached: str = "reached") -> Claim:
     """Whether a cost of the wide market is lower than that of another arm."""
-    names = [_name(arm, lines) for arm in ("wide", other)]
+    names = [f"{arm}, {lines}" for arm in ("wide", other)]
     rival = "the deep one" if other == "deep" else f"{other.replace(', ', ' (')})"
     return separated(
         f"{lines} lines: the wide market {text} than {rival}",
@@ -122,42 +201,32 @@ def _sooner(text: str, other: str, lines: int, cost: str = "steps", reached: str
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    (most, several), stages = (_lines(scope)[-1], _lines(scope)[1:]), SupplyChain(1).stages
-    wide, deep, ninety = _name("wide", most), _name("deep", most), f"reaches {LEVEL:.0%} of its own optimum"
-    quoted = [_name(arm, n) for arm, n in _cells(scope) if arm == QUOTING]
+    _, *several = _lines(scope)
+    most, stages, cells = max(_lines(scope)), SupplyChain(1).stages, _cells(scope)
+    wide, wide_alone, deep, deep_alone = (at(f"{arm}, {n}", "steps") for arm in ("wide", "deep") for n in (most, 1))
+    ninety, quoted = f"reaches {LEVEL:.0%} of its own optimum", [name for name in cells if name.startswith(QUOTING)]
+    serial = f"earns {LEVEL:.0%} of the deep one's optimum in fewer steps", "deep"
     return [
         not_separated(
-            "on one line, where both markets are the same, both need as many steps (control)",
-            at("wide, 1", "steps"),
-            at("deep, 1", "steps"),
+            "on one line, where both markets are the same, both need as many steps (control)", wide_alone, deep_alone
         ),
         *(
             separated(
                 f"[per step] {n} lines: the wide market earns more than the deep one (by construction up to {n} times)",
-                at(_name("wide", n), "return"),
-                at(_name("deep", n), "return"),
+                at(f"wide, {n}", "return"),
+                at(f"deep, {n}", "return"),
             )
             for n in several
         ),
         *(_sooner(f"{ninety} in fewer steps", "deep", n) for n in several),
-        *(_sooner(f"earns {LEVEL:.0%} of the deep one's optimum in fewer steps", "deep", n, *_SERIAL) for n in several),
+        *(_sooner(*serial, n, "steps to serial", "reached serial") for n in several),
         *(_sooner(f"{ninety} with fewer operations per line", "deep", n, "operations per line") for n in several),
-        not_separated(
-            f"from one line to {most} the wide market's steps do not grow",
-            at(wide, "steps"),
-            at("wide, 1", "steps"),
-            higher=True,
-        ),
-        separated(f"from one line to {most} the deep market's steps grow", at(deep, "steps"), at("deep, 1", "steps")),
-        *(
-            _sooner(f"{ninety} in fewer steps", arm, n)
-            for arm in BASELINES
-            for n in several
-            if _measured(arm, n, scope)
-        ),
+        not_separated(f"from one line to {most} the wide market's steps do not grow", wide, wide_alone, higher=True),
+        separated(f"from one line to {most} the deep market's steps grow", deep, deep_alone),
+        *(_sooner(f"{ninety} in fewer steps", arm, n) for arm in BASELINES for n in several if f"{arm}, {n}" in cells),
         every_seed(
             f"{most} lines: final prices of pieces are their discounted values, within {_NEAR:.0%}",
-            at(wide, "error of prices"),
+            at(f"wide, {most}", "error of prices"),
             at_most=_NEAR,
         ),
         every_seed(
@@ -168,132 +237,69 @@ def _claims(scope: Scope) -> list[Claim]:
     ]
 
 
-_SERIAL = ("steps to serial", "reached serial")
-
-
 # --- tables and figures
 
-
-def _row(results: Results, arm: str, lines: int) -> dict[str, Any]:
-    def middle(measure: str, unit: float = 1) -> Any:
-        return interquartile_mean(results.measure(_name(arm, lines), measure) / unit)
-
-    return {
-        "lines": lines,
-        "arm": arm,
-        "of own optimum": middle("of own optimum"),
-        "of parallel optimum": middle("of parallel optimum"),
-        "k steps": middle("steps", 1000),
-        "reached": tally(results.measure(_name(arm, lines), "reached")),
-        "k operations per line": middle("operations per line", 1000),
-        "k steps to serial": middle("steps to serial", 1000),
-    }
+_SHOWN = ("of own optimum", "of parallel optimum", "steps", "operations per line", "steps to serial")
+_COLUMNS = {measure: measure for measure in _SHOWN} | {"reached": column("reached", tally)}
 
 
-def _seed_rows(results: Results) -> list[dict[str, Any]]:
-    return [
-        {"lines": n, "arm": arm, "seed": seed, "return": float(final), "steps": float(steps) if reached else None}
-        for arm, n in _cells(results.scope)
-        for seed, (final, steps, reached) in enumerate(
-            zip(*(results.measure(_name(arm, n), each) for each in ("return", "steps", "reached")), strict=True)
-        )
-    ]
+def _score(results: Results, name: str) -> dict[str, Any]:
+    _, arm, i = name.split("-")
+    return {"score": float(results[f"tuning, {arm}"]["score"][int(i)])}
 
 
-def _tuning_rows(results: Results) -> list[dict[str, Any]]:
-    rows, names = [], ("learning_rate", "entropy", "exploration", "trace_decay")
-    for arm, grid in GRIDS.items() if results.scope.full else ():
-        score = results[f"tuning, {arm}"]["score"]
-        top = divergence.best(score)
-        for i, setting in enumerate(grid):
-            used = all(ARMS[arm][name] == value for name, value in setting.items())
-            row = {name.replace("_", " "): setting.get(name) for name in names}
-            rows.append({"arm": arm, **row, "score": float(score[i]), "best": i == top, "used": used})
-    return rows
+def _all_prices(results: Results) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """On most lines: the worth of pieces f [K], final prices f [S, L, K] and quoted ones f [P, L, K]."""
+    learned, quoted = (_prices(results[f"{arm}, {max(_lines(results.scope))}"]) for arm in ("wide", QUOTING))
+    return SupplyChain(1).worth(GAMMA), learned, quoted
 
 
-def _most(results: Results) -> tuple[int, Arrays, Arrays]:
-    """The largest number of lines, and the wide market and quoting agents on it."""
-    most = _lines(results.scope)[-1]
-    return most, results[_name("wide", most)], results[_name(QUOTING, most)]
-
-
-def _price_rows(results: Results) -> list[dict[str, Any]]:
-    most, wide, quotes = _most(results)
-    learned, quoted = _prices(wide), _prices(quotes)
-    return [
-        {
-            "stage": stage,
-            "worth": float(worth),
-            "learned": interquartile_mean(learned[:, :, stage].mean(1)),
-            "lowest": float(learned[:, :, stage].min()),
-            "highest": float(learned[:, :, stage].max()),
-            **{f"quoted, round {r}": float(quoted[r - 1, 0, stage]) for r in (1, 2, 3, 4, 8, 16)},
-        }
-        for stage, worth in enumerate(SupplyChain(most).worth(GAMMA))
-    ]
+def _price_rows(results: Results) -> Iterator[dict[str, Any]]:
+    worth, learned, quoted = _all_prices(results)
+    for stage, value in enumerate(worth):
+        prices = learned[:, :, stage]
+        row = {"stage": stage, "worth": value, "learned": interquartile_mean(prices.mean(1))}
+        row |= {"lowest": prices.min(), "highest": prices.max()}
+        yield row | {f"quoted, round {r}": quoted[r - 1, 0, stage] for r in _ROUNDS}
 
 
 def _draw_steps(results: Results) -> Any:
     """The cost of reaching 90% of the own optimum, against the number of lines; where half of the seeds reach it."""
-    fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
-    cells, lines = _cells(results.scope), _lines(results.scope)
+    fig, axes = plotting.figure(columns=2, width=5.4, height=4.6)
+    reached = [name for name in _cells(results.scope) if results.measure(name, "reached").mean() >= 0.5]
     for ax, cost in zip(axes, ("steps", "operations per line"), strict=True):
-        for arm, colour in _COLOURS.items():
-            shown = [n for name, n in cells if name == arm if results.measure(_name(arm, n), "reached").mean() >= 0.5]
-            if not shown:
-                continue
-            found = [interquartile_mean(results.measure(_name(arm, n), cost)) for n in shown]
-            plotting.draw_intervals(ax, shown, found, color=colour, label=arm)
-        label = "environment steps" if cost == "steps" else cost
-        ax.set(xscale="log", yscale="log", xlabel="lines", ylabel=f"{label} to {LEVEL:.0%} of the own optimum")
-        ax.set_xticks(lines, [str(n) for n in lines])
-        ax.minorticks_off()
+        found = {name: interquartile_mean(results.measure(name, cost)) for name in reached}
+        arms = {arm: [n for n in _lines(results.scope) if f"{arm}, {n}" in reached] for arm in (*ARMS, QUOTING)}
+        plotting.draw_scaling(ax, {arm: {n: found[f"{arm}, {n}"] for n in shown} for arm, shown in arms.items()})
+        ax.set(xlabel="lines", ylabel=f"{cost} to {LEVEL:.0%} of the own optimum")
     plotting.legend_below(fig)
     return fig
 
 
 def _draw_learning(results: Results) -> Any:
     """Return against environment steps: median, with the interquartile range as a band."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
-    lines = _lines(results.scope)[-1]
+    most = max(_lines(results.scope))
     for ax, share in zip(axes, ("own", "parallel"), strict=True):
-        for arm, colour in _COLOURS.items():
-            if _measured(arm, lines, results.scope):
-                found = results[_name(arm, lines)]
-                most = found["own"] if share == "own" else found["serial"] * lines
-                plotting.draw_quartiles(ax, found["steps"], found["returns"].T / most, color=colour, label=arm)
-        ax.set(xscale="log", xlabel="environment steps per seed", ylabel=f"return over the {share} optimum")
-        ax.xaxis.set_major_formatter(EngFormatter())
-        ax.set_ylim(-0.03, 1.05)
-        ax.set_title(f"{lines} lines, greedy")
+        for i, arm in enumerate((*ARMS, QUOTING)):
+            if found := results.get(f"{arm}, {most}"):
+                returns = found["returns"].T / (found["own"] if share == "own" else found["serial"] * most)
+                plotting.draw_quartiles(ax, found["steps"], returns, color=f"C{i}", label=arm)
+        ax.set(xscale="log", ylabel=f"return over the {share} optimum", ylim=(-0.03, 1.05))
+        ax.set_title(f"{most} lines, greedy")
+        plotting.step_axis(ax, "environment steps per seed")
     plotting.legend_below(fig)
     return fig
 
 
 def _draw_prices(results: Results) -> Any:
     """Prices along a line: learned, of all lines and seeds; and quoted, round by round."""
-    from matplotlib import colormaps  # noqa: PLC0415
-
-    fig, axes = plotting.figure(columns=2, width=5.4, height=4.0)
-    most, wide, quotes = _most(results)
-    worth, quoted = SupplyChain(most).worth(GAMMA), _prices(quotes)
-    stages, every = np.arange(len(worth)), _prices(wide).reshape(-1, len(worth))
-    for i, prices in enumerate(every):
-        label = "learned, a line of a seed" if i == 0 else None
-        axes[0].plot(stages, prices, "o", color="C1", alpha=0.3, markersize=8, label=label)
-    axes[0].set_title(f"{most} lines, final prices")
-    rounds = [1, 2, 3, 4, 5, 6, 8, 12, 16]
-    for i, r in enumerate(rounds):
-        shade = colormaps["viridis"](0.9 * (1 - i / (len(rounds) - 1)))
-        axes[1].plot(stages, quoted[r - 1, 0], "o-", color=shade, label=f"quoted, round {r}")
-    axes[1].set_title("quoted by agents that do not learn")
-    for ax in axes:
-        ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
-        ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages)
-        ax.set_ylim(-0.1, worth.max() * 1.08)
+    fig, (left, right) = plotting.figure(columns=2, width=5.4, height=4.0)
+    worth, learned, quoted = _all_prices(results)
+    plotting.draw_stage_prices(left, {"learned, a line of a seed": learned}, worth)
+    left.set_title(f"{max(_lines(results.scope))} lines, final prices")
+    plotting.draw_stage_prices(right, {f"quoted, round {r}": quoted[r - 1, 0] for r in _ROUNDS}, worth)
+    right.set_title("quoted by agents that do not learn")
     plotting.legend_below(fig)
     return fig
 
@@ -308,36 +314,29 @@ EXPERIMENT = Experiment(
     tables=[
         Table(
             "wide-vs-deep",
-            lambda results: (
-                f"{results.scope.seeds} seeds, {steps_of(results.scope) / 1000:.0f} k environment steps per condition"
-            ),
-            lambda results: [_row(results, arm, n) for arm, n in _cells(results.scope)],
-            "final return of a greedy episode over the own or the parallel optimum; interquartile means over seeds\n"
-            "± the larger side of the 95% bootstrap interval · k steps: thousands of environment steps (rounds, for\n"
-            "quoting agents) to 90% of the own optimum; operations per line until then; to serial: to 90% of the\n"
-            "highest return with one job per step; seeds that never get there count as the whole run\n"
-            "on one line all PPO agents are the same",
+            lambda results: f"{results.scope.seeds} seeds, {steps_of(results.scope):,} environment steps per condition",
+            lambda results: by_condition(_COLUMNS, names=[*_cells(results.scope)])(results),
+            "return of a greedy episode over the own or the parallel optimum; steps (rounds, for quoting agents) and\n"
+            "operations per line to 90% of the own optimum; steps to 90% of the highest return with one job per step:\n"
+            "the whole run for seeds that never get there; on one line all PPO agents are the same",
         ),
         Table(
             "prices",
-            lambda results: f"prices of pieces by stage, {_lines(results.scope)[-1]} lines, discount {GAMMA}",
+            lambda results: f"prices of pieces by stage, {max(_lines(results.scope))} lines, discount {GAMMA}",
             _price_rows,
             "learned: mean over lines; lowest, highest: of all lines and seeds\n"
             "quoted: by agents that know the effects of their operations",
         ),
-        Table("seeds", "every seed", _seed_rows, shown=False),
-        Table(
-            "tuning",
+        tuning_table(
             f"grids, {TUNING['lines']} lines, {TUNING['seeds']} separate seeds",
-            _tuning_rows,
+            GRIDS,
+            _score,
+            lambda row: -row["score"] if np.isfinite(row["score"]) else None,
             "mean share of the optimum over all evaluations; the wide market uses the deep one's settings",
         ),
     ],
     figures={"steps": _draw_steps, "learning": _draw_learning, "prices": _draw_prices},
     facts=lambda results: {
-        "discount": GAMMA,
-        "steps": steps_of(results.scope),
-        "settings": ARMS,
-        "conservation_residual": max(float(each["residual"]) for each in results.values() if "residual" in each),
+        "conservation_residual": max(float(each["residual"]) for each in results.values() if "residual" in each)
     },
 )

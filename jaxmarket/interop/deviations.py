@@ -16,7 +16,7 @@ from jaxmarket.auctions import Mechanism
 from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.types import Array
 
-__all__ = ["LEVELS", "Seat", "one_shot_gain"]
+__all__ = ["LEVELS", "Seat", "bid_range", "episode_gain", "one_shot_gain"]
 
 LEVELS = 201
 """Number of bids on the grid of `Seat.best_gain`."""
@@ -107,6 +107,24 @@ class Seat:
         successors = np.repeat(mdp.transitions, self.clones, axis=1)  # [S, A, S']
         by_winner = [np.einsum("sola,sat->solt", odds * who, successors) for who in (~mine, mine)]
         return earned, np.stack(by_winner, -2) * ~mdp.terminal
+
+
+def bid_range(mdp: FiniteMDP) -> tuple[float, float]:
+    """The smallest range of bids with whole ends that contains 0 and Q*, in units of reward."""
+    q, rounding = mdp.optimal_q(), 1e-9
+    return min(0.0, float(np.floor(q.min() + rounding))), max(0.0, float(np.ceil(q.max() - rounding)))
+
+
+def episode_gain(mdp: FiniteMDP, mechanism: Mechanism, clones: int, *, horizon: int | None = None) -> float:
+    """The largest `Seat.best_gain` of any bidder with bids in the `bid_range`.
+
+    It is 0 if truthful bidding is an equilibrium on the grid of bids.
+
+    Args:
+        mdp, mechanism, clones, horizon: as in `Seat`.
+    """
+    seats = [Seat(mdp, mechanism, clones, primitive, horizon) for primitive in range(mdp.num_actions)]
+    return max(0.0, *(seat.best_gain(*bid_range(mdp)) for seat in seats))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -349,7 +349,7 @@ def reroute(
 
 
 def spectral_radius(matrix: Float[Array, "N N"]) -> Float[Array, ""]:
-    """The largest absolute eigenvalue of a matrix: lim |Mᵏ|^(1/k), by squaring M thirty times.
+    """The largest absolute eigenvalue of a matrix: lim ``|Mᵏ|^(1/k)``, by squaring M thirty times.
 
     Unlike `jnp.linalg.eigvals` this runs on every device, and an acyclic graph gives exactly 0.
     """

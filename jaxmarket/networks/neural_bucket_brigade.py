@@ -26,9 +26,10 @@ Resetting the activations between two presentations loses nothing, because no pa
 connection into an output can grow only by reward, unless outputs have outgoing connections.
 
 Functions: `Network` (the connectivity), `init`, `tick`, `present` (a pattern, from rest), `respond` (without learning).
-All are pure and unbatched; `train` presents random patterns to the networks of many seeds. Source: Schmidhuber, A
-local learning algorithm for dynamic feedforward and recurrent networks, Connection Science 1(4):403-412 (1989), in its
-HTML edition (idsia.ch/~juergen/bucketbrigade, "The Neural Bucket Brigade" and "Simple Experiments").
+All are pure and unbatched; `train` presents the patterns of a task, such as `xor` or `light`, at random to the networks
+of many seeds. Source: Schmidhuber, A local learning algorithm for dynamic feedforward and recurrent networks,
+Connection Science 1(4):403-412 (1989), in its HTML edition (idsia.ch/~juergen/bucketbrigade, "The Neural Bucket
+Brigade" and "Simple Experiments").
 """
 
 import dataclasses
@@ -50,11 +51,13 @@ __all__ = [
     "Rates",
     "WeightFlows",
     "init",
+    "light",
     "present",
     "respond",
     "rest",
     "tick",
     "train",
+    "xor",
 ]
 
 SILENT = -1
@@ -233,6 +236,24 @@ def respond(network: Network, weights: Float[Array, "N N"], inputs: Float[Array,
     """The output that fires at each tick without learning, or `SILENT`."""
     targets = jnp.full(inputs.shape[0], NO_TARGET)
     return present(network, weights, inputs, targets, Rates(0.0, 0.0))[2]
+
+
+def xor(ticks: int) -> tuple[np.ndarray, np.ndarray]:
+    """The four patterns f [4, T, 3] with a bias input last, and the correct output at every tick i [4, T]."""
+    patterns = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], np.float32)
+    return np.repeat(patterns[:, None], ticks, 1), np.repeat([[0], [1], [1], [0]], ticks, 1)
+
+
+def light(ticks: int, cells: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """A light that moves to the right and one that moves to the left f [2, T, cells + 1], with a bias input last.
+
+    After ``cells`` ticks all cells are off. The correct output i [2, T] is the same at every tick.
+    """
+    patterns = np.zeros((2, ticks, cells + 1), np.float32)
+    patterns[:, :, cells] = 1
+    for t in range(cells):
+        patterns[0, t, t] = patterns[1, t, cells - 1 - t] = 1
+    return patterns, np.repeat([[0], [1]], ticks, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "chunks", "chunk", "last"))

@@ -179,7 +179,7 @@ class Comparison:
         return f"steps to {self.target:.3g}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per run: settings, then numbers and `Estimate`s."""
+        """A row per run: settings, then numbers, or an `Estimate` each."""
         first, rows = self.runs[0], []
         for run in self.runs:
             steps = run.steps_to(self.target)

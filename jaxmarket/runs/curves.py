@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LATE", "first_held", "first_reach", "last_part", "lower_bound", "reached_by"]
+__all__ = ["LATE", "first_held", "first_reach", "last_part", "lower_bound", "ratio", "reached_by"]
 
 LATE = 0.1
 """The share of a run that `last_part` returns."""
@@ -59,7 +59,18 @@ def lower_bound(reached: np.ndarray, whole: Any) -> np.ndarray:
     return np.where(np.isnan(reached), whole, reached)
 
 
-def last_part(values: Any) -> np.ndarray:
-    """The last tenth of a run, at least one point: f [t, ...], of f [T, ...]."""
-    values = np.asarray(values)
-    return values[-max(1, round(LATE * len(values))) :]
+def last_part(values: Any, axis: int = 0) -> np.ndarray:
+    """The last tenth of a run, at least one point: f [..., t, ...], of f [..., T, ...].
+
+    Args:
+        values: f [..., T, ...].
+        axis: that of time, T.
+    """
+    values = np.moveaxis(np.asarray(values), axis, 0)
+    return np.moveaxis(values[-max(1, round(LATE * len(values))) :], 0, axis)
+
+
+def ratio(sums: Any, counts: Any) -> np.ndarray:
+    """A mean from its sum f [...] and the number of its terms [...]: f [...], NaN where there are none."""
+    counts = np.asarray(counts)
+    return np.where(counts > 0, np.asarray(sums) / np.maximum(1, counts), np.nan)

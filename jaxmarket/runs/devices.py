@@ -97,7 +97,7 @@ def put(tree: PyTree, mesh: Mesh | None, specs: Any) -> PyTree:
     Args:
         tree: arrays, equal in every process.
         mesh: None leaves the tree unchanged.
-        specs: a pytree prefix of ``PartitionSpec``s.
+        specs: a ``PartitionSpec`` for each leaf, or a pytree prefix of them.
     """
     if mesh is None:
         return tree

@@ -165,7 +165,7 @@ def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """A table: equal-keyed rows of text, numbers and `Estimate`s."""
+    """A table: equal-keyed rows of text, numbers, and values of type `Estimate`."""
 
     name: str
     title: str

@@ -20,24 +20,27 @@ import numpy as np
 
 from jaxmarket import deep_market
 from jaxmarket.deep_market import DeepMarket, DeepMarketState, Lineage, Population, RoundSummary, Terms
+from jaxmarket.deep_market.market import FLOWS
 from jaxmarket.keys import key_of
 from jaxmarket.runs.checkpoint import Checkpoints
+from jaxmarket.runs.curves import last_part, ratio
 from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.runs.run_folder import environment_digest, versions
 from jaxmarket.training import objects
 from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.types import Array, PyTree
+from jaxmarket.validation import check_int
 
 __all__ = ["SUMS", "Evaluate", "GrownMarket", "MarketPlan", "finished", "grow", "terms_of"]
 
 Evaluate = Callable[[DeepMarket, Array, Population, Terms], dict[str, Array]]
-"""Measures a population between chunks: ``(market, key, population, terms)`` to numbers f [] by name."""
+"""Measures a population: ``(market, key, population, terms)`` to numbers f [] by name."""
 
 
 _MOST = 1e30  # money; the largest float32 is 3e38
 
-SUMS = ("births", "rewards", "allowances", "mint", "to the house", "rent and tax", "the dead", "unexplained")
-"""The entries of `GrownMarket.summary` that are sums over all rounds."""
+SUMS = ("births", *FLOWS.values(), "residual")
+"""The entries of `GrownMarket.summary` that are of all rounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,9 @@ class MarketPlan:
         chunks: number of parts in which the rounds are run; measurements follow each part.
         settling: number of final chunks without births, in which selection continues.
         stages: environment parameters of each chunk, the last ones also for later chunks; the default ones if empty.
+
+    Raises:
+        ValueError: ``chunks`` is not an integer >= 1, or does not divide ``rounds``.
     """
 
     market: DeepMarket
@@ -65,6 +71,20 @@ class MarketPlan:
     chunks: int = 10
     settling: int = 0
     stages: tuple[PyTree, ...] = ()
+
+    def __post_init__(self) -> None:
+        chunks = check_int("chunks", self.chunks)
+        if self.rounds % chunks:
+            whole = chunks * (self.rounds // chunks + 1)
+            raise ValueError(f"rounds: expected a multiple of {chunks} chunks, got {self.rounds}; give {whole}")
+
+    def with_market(self, **changes: Any) -> "MarketPlan":
+        """The plan with other fields of `DeepMarket`, such as ``property_rights=False``."""
+        return dataclasses.replace(self, market=dataclasses.replace(self.market, **changes))
+
+    def with_terms(self, **changes: Any) -> "MarketPlan":
+        """The plan with other `Terms`."""
+        return dataclasses.replace(self, terms=self.terms.replace(**changes))
 
     def env_params(self, chunk: int) -> PyTree:
         """The environment's parameters in a chunk."""
@@ -123,6 +143,36 @@ class GrownMarket:
         p = self.population(seed)
         return np.argsort(-np.where(p.alive, p.wealth, -np.inf), kind="stable")[:most]
 
+    def richest_agents(self, seed: int, most: int, show: Callable[[PyTree], str]) -> list[dict[str, Any]]:
+        """The richest agents of the final population of one seed as rows of a table, the richest first.
+
+        Args:
+            seed: index of the seed.
+            most: largest number of agents.
+            show: an agent of the market's representation as text.
+
+        Returns:
+            For each of them ``agent``, the text; ``wealth``; ``bid``, NaN before the first one, if bids are fixed at
+            entry (`Terms.markup`); ``born``, the step of its birth; ``line``, generations of ancestors with the agent.
+        """
+        p, lineage = self.population(seed), self.lineage(seed)
+        fixed = self.plan.terms.markup is not None
+        return [
+            {
+                "agent": show(jax.tree.map(lambda leaf, slot=slot: leaf[slot], p.agents)),
+                "wealth": float(p.wealth[slot]),
+                **({"bid": float(p.offer[slot])} if fixed else {}),
+                "born": int(p.born[slot]),
+                "line": len(lineage.ancestors(int(p.ident[slot]))),
+            }
+            for slot in self.richest(seed, most)
+        ]
+
+    def measure(self, evaluate: Evaluate, keys: Array) -> dict[str, np.ndarray]:
+        """A measurement of the final populations: [seeds, ...] by name, with keys [seeds]."""
+        terms = jax.tree.map(jnp.asarray, self.plan.terms)
+        return jax.device_get(_measure(evaluate, self.plan.market, keys, self.economy.population, terms))
+
     def lineage(self, seed: int) -> Lineage:
         """The lineage of one seed."""
         return Lineage(self.seed(seed).births, self.plan.num_agents)
@@ -131,39 +181,37 @@ class GrownMarket:
         """Mean of ``returns`` or ``lengths`` of the episodes that ended in a chunk: f [chunks, seeds], NaN if none."""
         statistics = self.rounds.statistics
 
-        def sums(values: np.ndarray) -> np.ndarray:
+        def sums(values: Any) -> np.ndarray:
             return values.reshape(len(values), self.plan.chunks, -1).sum(-1).T
 
-        ended = sums(np.asarray(statistics.episodes))
-        return np.where(ended > 0, sums(getattr(statistics, field)) / np.maximum(1, ended), np.nan)
+        return ratio(sums(getattr(statistics, field)), sums(statistics.episodes))
 
     def late_returns(self) -> np.ndarray:
-        """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds]."""
-        statistics, tenth = self.rounds.statistics, max(1, self.rounds.money.shape[1] // 10)
-        return np.asarray(statistics.returns[:, -tenth:].sum(1) / statistics.episodes[:, -tenth:].sum(1))
+        """Mean return of the episodes that ended in the last tenth of the rounds: f [seeds], NaN if none."""
+        late = self._late()
+        return ratio(late.statistics.returns.sum(1), late.statistics.episodes.sum(1))
+
+    def _late(self) -> RoundSummary:
+        """The last tenth of the rounds, leaves [seeds, t, ...]."""
+        return jax.tree.map(lambda leaf: last_part(leaf, 1), self.rounds)
 
     def summary(self) -> dict[str, float]:
-        """Measures of the market in the last tenth of the rounds, and sums of its cash flows; means over seeds.
+        """Measures of the market in the last tenth of the rounds, and its cash flows in all of them; means over seeds.
 
         ``solved``: share of episodes that terminate; ``price``: per sale; ``living``: agents at the end; ``gini``: of
-        their wealth; ``births`` and the cash flows, positive as named: of all rounds; ``unexplained``: the `residual`.
+        their wealth; ``births``; the cash flows that create money (positive) or remove it (negative), by their labels
+        in `deep_market.market.FLOWS`; ``residual``: the `residual`.
         """
-        flows, statistics = self.rounds.flows, self.rounds.statistics
-        last = slice(-max(1, statistics.auctions.shape[1] // 10), None)
-        total = {name: float(flows[name].sum(1).mean()) for name in flows.names}
+        late, rounds = self._late(), self.rounds
+        sold = late.statistics.auctions - late.statistics.unsold
         return {
-            "solved": float((statistics.terminated[:, last].sum(1) / statistics.episodes[:, last].sum(1)).mean()),
-            "price": float(flows["sales"][:, last].sum() / (statistics.auctions - statistics.unsold)[:, last].sum()),
-            "living": float(self.rounds.num_agents[:, -1].mean()),
-            "gini": float(self.rounds.gini[:, last].mean()),
-            "births": float((self.rounds.births.ident >= 0).sum((1, 2)).mean()),
-            "rewards": total["reward"],
-            "allowances": total["endowment"],
-            "mint": total["subsidy"],
-            "to the house": -total["auctioneer"],
-            "rent and tax": -total["rent"] - total["compute_tax"],
-            "the dead": -total["wealth_of_the_dead"],
-            "unexplained": self.residual,
+            "solved": float(ratio(late.statistics.terminated.sum(1), late.statistics.episodes.sum(1)).mean()),
+            "price": float(late.flows["sales"].sum() / sold.sum()),
+            "living": float(rounds.num_agents[:, -1].mean()),
+            "gini": float(late.gini.mean()),
+            "births": float((rounds.births.ident >= 0).sum((1, 2)).mean()),
+            **{label: float(rounds.flows[name].sum(1).mean()) for name, label in FLOWS.items()},
+            "residual": self.residual,
         }
 
 

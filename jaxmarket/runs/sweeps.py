@@ -592,7 +592,7 @@ def sweep(
 
     Args:
         env: as in `TrainConfig`.
-        vary: lists of values, or `Range`s, by setting.
+        vary: by setting, a list of values or a `Range`.
         out: a folder for the runs, ``sweep.csv``, ``sweep.json`` and ``sweep.png``.
         samples: number of random combinations; default: all combinations.
         seed: of all randomness, that of the drawing included.

@@ -24,7 +24,7 @@ class Categorical(struct.PyTreeNode):
     logits: Float[Array, "... P"]
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent choices, as numbers: f [*shape, ...]."""
+        """Independent choices, as numbers: ``f [*shape, ...]``."""
         choices = jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1]))
         return choices.astype(self.logits.dtype)
 
@@ -67,7 +67,7 @@ class ActionValues(struct.PyTreeNode):
     values: Float[Array, "... P"]
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """The best choice, broadcast: f [*shape, ...]."""
+        """The best choice, broadcast: ``f [*shape, ...]``."""
         del key
         return jnp.broadcast_to(self.mean(), (*shape, *self.values.shape[:-1]))
 
@@ -122,7 +122,7 @@ class Product(struct.PyTreeNode):
         return bid[..., None].astype(jnp.int32) // weights % base
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
-        """Independent choices, as numbers: f [*shape, ...]."""
+        """Independent choices, as numbers: ``f [*shape, ...]``."""
         return self._number(jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1])))
 
     def quantile(self, u: Array) -> Array:

@@ -141,8 +141,8 @@ def weight_changes(
 ) -> list[dict[str, Any]]:
     """How far every part moved: a row per part and seed, and per seed one for all ``policies`` and one for ``all``.
 
-    ``distance`` is |after - before| (Euclidean), ``change`` is |after - before| / |before|, ``moved`` the share of the
-    part's weights that moved by more than ``moved_by`` times the root mean square of the part's weights before,
+    ``distance`` is ``|after - before|`` (Euclidean), ``change`` is ``|after - before| / |before|``, ``moved`` the share
+    of the part's weights that moved by more than ``moved_by`` times the root mean square of the part's weights before,
     ``weights`` how many it has. The output layers of bid networks start at zero: ``change`` is NaN for a part
     that moved and was zero or negligible before (less than a millionth of the distance). Units are not weights: they
     have no row, and the output layer is compared as it is, in the units of either network.

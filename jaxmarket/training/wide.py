@@ -582,6 +582,6 @@ class WideMarketTraining(TrainableDefaults):
         }
 
     def residual(self, state: WideMarketTrainState) -> Float[Array, "... B"]:
-        """|change of money - rewards - subsidies| over the money moved since the beginning, per instance."""
+        """``|change of money - rewards - subsidies|`` over the money moved since the beginning, per instance."""
         change = (state.market.wealth - CREDIT).sum(-1)
         return jnp.abs(change - state.earned) / jnp.maximum(1, state.moved)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmarket.deep_market.market import FLOWS
 from jaxmarket.metrics import env_steps
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.validation import escaped
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DPI",
+    "draw_accuracy",
     "draw_band",
     "draw_bids",
     "draw_cash_flows",
     "draw_convergence",
     "draw_estimates",
     "draw_final_returns",
+    "draw_gains",
     "draw_heat_map",
     "draw_inequality",
     "draw_intervals",
@@ -41,7 +44,10 @@ __all__ = [
     "draw_quartiles",
     "draw_return_curves",
     "draw_returns_by_setting",
+    "draw_scaling",
     "draw_seeds",
+    "draw_stage_prices",
+    "draw_strategy",
     "draw_wealth",
     "draw_weight_changes",
     "figure",
@@ -49,6 +55,7 @@ __all__ = [
     "market_history",
     "plain_text",
     "save",
+    "step_axis",
 ]
 
 DPI = 130
@@ -173,6 +180,14 @@ def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None
     ax.plot(x, np.mean(values, 1), color=color, linewidth=2, label=label)
 
 
+def step_axis(ax: "Axes", label: str = "environment steps") -> None:
+    """Label an x-axis of steps, with ticks such as 200 k and 1 M."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    ax.set_xlabel(label)
+    ax.xaxis.set_major_formatter(EngFormatter())
+
+
 def legend_below(fig: "Figure", columns: int = 4) -> None:
     """One legend below all panels, with every label once."""
     entries = {}
@@ -209,8 +224,6 @@ def _name(result: RunResult) -> str:
 
 def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
     """Return against environment steps: seeds as thin lines, their mean, and the final greedy return (dashed)."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     returns = result.metrics["return_mean"]
     steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)
     ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, during training")
@@ -228,8 +241,8 @@ def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
             linewidth=1.2,
             label="greedy, after training (mean of seeds)",
         )
-    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return", title=_name(result))
-    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set(ylabel="undiscounted return", title=_name(result))
+    step_axis(ax, "environment steps per seed")
     ax.legend(frameon=False, fontsize=8)
 
 
@@ -275,6 +288,65 @@ def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = 
     ax.set(xlabel="|after - before| / |before|", title=plain_text(title))
 
 
+def draw_accuracy(ax: "Axes", curves: "Mapping[str, tuple[Any, Any]]", *, chance: float) -> None:
+    """Held-out accuracy of classifiers against training examples: a thin line for each seed and a thick mean.
+
+    Args:
+        ax: the axes to draw on.
+        curves: by name: examples so far i [T], accuracy f [T, seeds].
+        chance: the accuracy of guessing, marked by a dotted line.
+    """
+    for i, (name, (examples, accuracy)) in enumerate(curves.items()):
+        draw_seeds(ax, examples, accuracy, color=f"C{i}", label=name)
+    ax.axhline(chance, color="gray", linestyle=":", linewidth=1)
+    ax.set(xscale="log", xlabel="examples", ylabel="held-out accuracy", ylim=(0, 1.02))
+    ax.legend(frameon=False, fontsize=8)
+
+
+def draw_gains(ax: "Axes", names: Sequence[str], best: Any, trained: "Sequence[Any]") -> None:
+    """Gains over truthful bids: a bar for each best reply, and a dot for each seed of the trained bidder.
+
+    Args:
+        ax: the axes to draw on.
+        names: of the bidders, n.
+        best: gain of the best reply, f [n].
+        trained: gains of the trained ones, n times f [seeds].
+    """
+    ax.bar(range(len(names)), best, 0.6, color="tab:blue", alpha=0.35, label="best reply, exact")
+    for i, gains in enumerate(trained):
+        label = "trained, each seed" if i == 0 else None
+        ax.plot(_beside(i, 0.2, gains), gains, ".", color="tab:orange", label=label, clip_on=False, zorder=3)
+    ax.axhline(0, color="black", linewidth=1.2, label="truthful bids")
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set_ylabel("gain over truthful bidding")
+
+
+def draw_strategy(ax: "Axes", compared: Mapping[str, np.ndarray], times: Any, states: Any) -> None:
+    """Bids for states of others and for one's own: of each seed of a trained bidder, the best ones, and truthful ones.
+
+    Args:
+        ax: the axes to draw on.
+        compared: what `jaxmarket.interop.bidder.Exact.compare` returns.
+        times: of the bids, i [n].
+        states: for sale at those times, i [n].
+    """
+    for owns, color, label in ((0, "tab:blue", "another's state"), (1, "tab:orange", "its own state")):
+        for time, state in zip(times, states, strict=True):
+            middle, bids = state + (owns - 0.5) * 0.4, compared["learned"][:, time, state, owns]
+            ax.plot(_beside(middle, 0.12, bids), bids, ".", color=color, alpha=0.6)
+            ax.plot(middle, compared["best"][time, state, owns], "D", color=color, fillstyle="none", markersize=8)
+        ax.plot([], [], ".", color=color, label=f"trained, {label}")
+    ax.plot([], [], "D", color="grey", fillstyle="none", label="best reply closest to truthful bids")
+    truth, states = compared["truth"][times, states, 0], np.asarray(states)
+    ax.hlines(truth, states - 0.4, states + 0.4, color="black", linewidth=2, label="Q*")
+    ax.set(xlabel="state", ylabel="bid")
+
+
+def _beside(x: float, width: float, values: Any) -> np.ndarray:
+    """Places of values side by side around x."""
+    return x + np.linspace(-width, width, len(values))
+
+
 # --- several runs, several settings
 
 
@@ -291,14 +363,12 @@ def draw_return_curves(
         curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN leaves a gap.
         target: a return to mark by a dotted line.
     """
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
     for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
         draw_band(ax, steps, mean, low, high, color=color, linewidth=1.8, label=plain_text(name))
     if target is not None and np.isfinite(target):
         ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
-    ax.set(xlabel="environment steps per seed", ylabel="undiscounted return")
-    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set(ylabel="undiscounted return")
+    step_axis(ax, "environment steps per seed")
     if len(curves) <= _NAMED:  # a longer legend would hide the curves; `draw_final_returns` names the colours
         ax.legend(frameon=False, fontsize=8)
 
@@ -315,7 +385,7 @@ def draw_final_returns(
     """
     for row, (name, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
         seeds = np.sort(values[name])
-        ax.plot(seeds, row + np.linspace(-0.22, 0.22, len(seeds)), "o", color=color, alpha=0.35, markersize=4)
+        ax.plot(seeds, _beside(row, 0.22, seeds), "o", color=color, alpha=0.35, markersize=4)
         mean, low, high = estimates[name]
         ax.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         ax.plot([mean], [row], "|", color=color, markersize=16, markeredgewidth=2.5)
@@ -360,6 +430,22 @@ def draw_returns_by_setting(
     ax.set(xlabel=plain_text(name), ylabel="greedy return, mean of seeds and 95% interval")
     if any(lines):
         ax.legend(frameon=False, fontsize=8)
+
+
+def draw_scaling(ax: "Axes", costs: "Mapping[str, Mapping[float, Estimate]]") -> None:
+    """Costs against sizes on logarithmic axes: a line with intervals for each name.
+
+    Args:
+        ax: the axes to draw on.
+        costs: by name and size; a name without a size is left out.
+    """
+    for i, (name, found) in enumerate(costs.items()):
+        if found:
+            draw_intervals(ax, list(found), list(found.values()), color=f"C{i}", label=name)
+    ax.set(xscale="log", yscale="log")
+    sizes = sorted({size for found in costs.values() for size in found})
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    ax.minorticks_off()
 
 
 def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -414,17 +500,6 @@ def _colors(count: int) -> list[Any]:
 
 # --- deep markets: the rounds of one market, NumPy leaves [rounds, ...]
 
-_FLOWS = {
-    "reward": "rewards",
-    "subsidy": "subsidy",
-    "consumer_income": "consumers' income",
-    "endowment": "endowments",
-    "auctioneer": "sales by the auctioneer",
-    "rent": "rent",
-    "wealth_tax": "wealth tax",
-    "compute_tax": "compute tax",
-    "wealth_of_the_dead": "wealth of the dead",
-}
 _WINDOWS = 60  # points of a curve, each a mean over rounds
 
 
@@ -494,7 +569,7 @@ def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None
 
 def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
     """Money created (positive) and removed (negative) by each flow, per round. Flows that are always 0 are left out."""
-    for i, (name, label) in enumerate(_FLOWS.items()):
+    for i, (name, label) in enumerate(FLOWS.items()):
         if name in rounds.flows.names and np.any(rounds.flows[name]):
             ends, mean = _windows(rounds.flows[name])
             ax.plot(ends, mean, color=f"C{i}", label=label)
@@ -611,10 +686,30 @@ def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, tit
     ax.legend(frameon=False, fontsize=8)
 
 
+def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None:
+    """Prices of pieces by their stage on a production line, and their discounted values as a dashed line.
+
+    Args:
+        ax: the axes to draw on.
+        prices: by name: f [..., K], drawn as points, those of one line joined; several names are shaded in order.
+        worth: f [K], as from `jaxmarket.environments.SupplyChain.worth`.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+
+    stages, shades = np.arange(len(worth)), mpl.colormaps["viridis"](np.linspace(0.9, 0, len(prices)))
+    for (name, values), color in zip(prices.items(), shades if len(prices) > 1 else ["C1"], strict=True):
+        lines = np.reshape(values, (-1, len(worth)))
+        mark, alpha = ("o-", 1.0) if len(lines) == 1 else ("o", 0.3)
+        ax.plot(stages, lines.T, mark, color=color, alpha=alpha, markersize=8)
+        ax.plot([], [], mark, color=color, markersize=8, label=plain_text(name))
+    ax.plot(stages, worth, color="black", linewidth=1, linestyle="--", label="discounted value")
+    ax.set(xlabel="stage of the piece", ylabel="price", xticks=stages, ylim=(-0.1, max(worth) * 1.08))
+
+
 def draw_convergence(
     ax: "Axes", excess: Any, goods: Sequence[str] | None = None, tolerance: float | None = None
 ) -> None:
-    """|excess demand| / supply of every good after each adjustment, f [K, G] (`Tatonnement.trajectory`).
+    """The absolute excess demand over the supply of every good after each adjustment, f [K, G].
 
     The excess of a good whose equilibrium price is 0 does not converge to 0: supply exceeds demand.
     """

@@ -5,7 +5,7 @@ valuation is normalised, v(0) = 0, and monotone: it never falls as a bundle grow
 wealth; `jaxmarket.wide_market.equilibrium` caps them, min(v, w).
 
 Sums of products are written as products of vectors: XLA's CPU compiler (jaxlib 0.10.2; jax issue 39103) computes
-`jnp.sum(a * x) - b` wrongly if two nested `vmap`s produce more than 32,768 of them.
+`jnp.sum(a * x) - b` wrongly if two nested calls of `vmap` produce more than 32,768 of them.
 
 A user-defined class needs the method ``value``. A strictly concave class also needs `StrictlyConcave.demand`, and can
 then be used wherever `Quadratic` can.

@@ -122,37 +122,48 @@ def test_there_are_snippets():
     assert SNIPPETS
 
 
-# --- the API reference
+# --- the site
 
 
 @pytest.fixture
-def builder():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
+def conf(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_every_module_is_in_the_reference(builder):
-    names = builder.modules()
+def test_every_module_is_in_the_reference(conf):
+    names = conf.modules()
     assert {"jaxmarket", "jaxmarket.cli", "jaxmarket.environments.rooms", "jaxmarket.learners.ppo"} < set(names)
     assert not any("_" in (part[0] for part in name.split(".")) for name in names)
 
 
-def test_comments_beside_fields_are_their_documentation(builder):
+def test_comments_beside_fields_are_their_documentation(conf):
     from jaxmarket.settlement import Settlement  # noqa: PLC0415
 
-    assert builder.fields(Settlement)["estimated"].startswith("the proceeds")
+    assert conf.comments(Settlement)["estimated"].startswith("the proceeds")
+
+
+def test_tables_of_docstrings_become_tables(conf):
+    lines = ["before", "", "| a | b |", "|---|---|", "| ``x`` | y |", "", "after"]
+    conf._tables(None, "module", "m", None, None, lines)
+    table = [".. list-table::", "   :header-rows: 1", "", "   * - a", "     - b", "   * - ``x``", "     - y"]
+    assert lines == ["before", "", *table, "", "after"]
 
 
 @pytest.mark.slow
-def test_the_reference_is_built_without_a_warning(tmp_path):
-    """Run in a separate process, because pdoc modifies the documented modules."""
-    pytest.importorskip("pdoc")
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Without the notebooks' results; `.ci/full` executes them."""
+    pytest.importorskip("sphinx")
     import subprocess  # noqa: PLC0415
     import sys  # noqa: PLC0415
 
-    subprocess.run([sys.executable, str(ROOT / "docs" / "build.py"), str(tmp_path)], check=True, timeout=500)
-    page = (tmp_path / "jaxmarket" / "settlement.html").read_text()
+    options = ["-W", "--keep-going", "-q", "-D", "nb_execution_mode=off", "-d", str(tmp_path / "doctrees")]
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "-c", "docs", ".", str(tmp_path / "site")],
+        cwd=ROOT, check=True, timeout=500,
+    )  # fmt: skip
+    page = (tmp_path / "site" / "docs" / "api" / "settlement.html").read_text()
     assert "the proceeds are a bootstrap value" in page
     assert "jaxlib._jax" not in page

@@ -26,6 +26,12 @@ def test_a_page_has_the_numbers_of_the_stored_reports(pages, page):
     assert pages.filled(page.read_text()) == page.read_text(), "run python docs/pages.py"
 
 
+def test_the_index_counts_the_stored_verdicts(pages):
+    index = pages.INDEX.read_text()
+    assert "<!-- verdicts -->" in index
+    assert pages.counted(index) == index, "run python docs/pages.py"
+
+
 def test_every_experiment_has_one_place_and_the_index_links_every_page():
     shown = [name for page in PAGES for name in re.findall(r"<!-- results of ([\w-]+) -->", page.read_text())]
     assert sorted(shown) == sorted(EXPERIMENTS)
@@ -60,7 +66,7 @@ def test_a_stored_report_is_shown_as_it_is(pages, tmp_path, monkeypatch):
     assert page == (
         "before\n<!-- results of small -->\n`jaxmarket reproduce small`: 2 seeds, jax 1.\n\n"
         "**two arms**\n\n| arm | x | n | p |\n|---|---|---|---|\n| a\\|b | 0.250 [0.125, 0.500] | 12,000 | – |\n"
-        "| c | 2,000 | 1 | 1.0e-05 |\n\na b\n\n| claim | verdict | decided by | numbers |\n|---|---|---|---|\n"
+        "| c | 2,000 | 1 | 1.0e-05 |\n\na<br>\nb\n\n| claim | verdict | decided by | numbers |\n|---|---|---|---|\n"
         "| a beats c | not confirmed | every seed | 1 < 2 |\n<!-- end of results -->\nafter\n"
     )
     assert pages.filled(page) == page

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
-SNIPPETS = PYTHON.findall(README)
-PAGES = sorted((Path(__file__).parents[2] / "docs").glob("[!a]*.md"))  # architecture.md has a test of its own
+SNIPPETS = PYTHON.findall(README) + PYTHON.findall((ROOT / "docs" / "quickstart.md").read_text())
+PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in ("architecture", "quickstart"))
 
 
 def shortened(snippet):
@@ -20,13 +21,13 @@ def shortened(snippet):
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippet_runs_shortened(snippet):
-    exec(compile(shortened(snippet), "README.md", "exec"), {})
+    exec(compile(shortened(snippet), "README.md or quickstart.md", "exec"), {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", [s for s in SNIPPETS if s != shortened(s)])
 def test_snippet_runs(snippet):
-    exec(compile(snippet, "README.md", "exec"), {})
+    exec(compile(snippet, "README.md or quickstart.md", "exec"), {})
 
 
 @pytest.mark.full

@@ -352,3 +352,11 @@ def test_bad_input_is_refused(layout, arguments, message):
 def test_state_at_rock_is_an_error():
     with pytest.raises(ValueError, match=r"cell: \(0, 0\) .*; choose from \(1, 1\), "):
         Woods101().state_at((0, 0))
+
+
+def test_first_states_and_views_as_text():
+    maze = Maze(("..F", ".O."), starts=((0, 1), (1, 0)))
+    first = maze.first_states()
+    assert [maze.cell_of(jax.tree.map(lambda leaf, i=i: leaf[i], first)) for i in range(2)] == [(0, 1), (1, 0)]
+    assert not first.time.any()
+    assert maze.describe(maze.view((0, 1))) == "E:food SE SW W"

@@ -211,6 +211,10 @@ def test_both_sets_of_digits(source, package, count, side, fresh):
         # They come sorted by class: in a random order every digit is in both parts, about a tenth of each.
         np.testing.assert_allclose(np.bincount(labels, minlength=10) / len(labels), 0.1, atol=0.04)
     assert (read.labels[1:] != read.labels[:-1]).mean() > 0.8
+    x, labels, held_out, answers = read.split()
+    np.testing.assert_array_equal(np.concatenate([x, held_out]).reshape(read.images.shape), read.images)
+    np.testing.assert_array_equal(np.concatenate([labels, answers]), read.labels)
+    assert len(x) == len(labels) == read.train
     assert read.source == source
 
 

@@ -22,7 +22,6 @@ from jaxmarket.experiments import (
     mental_rotation,
     modularity,
     numerical,
-    production_lines,
     redundancy,
     rotated_digits,
     settings,
@@ -158,15 +157,15 @@ def experiment_configs():
             for name, config in planned(experiment, scope).items():
                 keep(experiment.name, "tuning" if name.startswith("tuning-") else mode, {name: config})
         steps = wide_vs_deep.steps_of(scope)
-        keep("wide-vs-deep", mode, _wide_vs_deep(production_lines.ARMS, (1, 2), steps))
+        keep("wide-vs-deep", mode, _wide_vs_deep(wide_vs_deep.ARMS, (1, 2), steps))
         if mode == "full":
-            lines, steps = (production_lines.TUNING[name] for name in ("lines", "steps"))
-            keep("wide-vs-deep", "tuning", _wide_vs_deep(production_lines.GRIDS, (lines,), steps))
+            lines, steps = (wide_vs_deep.TUNING[name] for name in ("lines", "steps"))
+            keep("wide-vs-deep", "tuning", _wide_vs_deep(wide_vs_deep.GRIDS, (lines,), steps))
     return found
 
 
 def _wide_vs_deep(arms, lines, steps):
-    return {f"{arm}, {n}": production_lines.prepare(arm, n, steps)[0] for arm in arms for n in lines}
+    return {f"{arm}, {n}": wide_vs_deep.prepare(arm, n, steps)[0] for arm in arms for n in lines}
 
 
 def _scan(resolution, depth, components):

@@ -81,6 +81,12 @@ def test_optimal_rules_are_counted_among_the_living():
     assert optimal_rules(population, 2) == set(OPTIMAL[:2])
 
 
+def test_rules_of_a_report_say_whether_they_are_optimal():
+    agents = rules([*OPTIMAL[:1], "00 00## : 0"])
+    shown = [experiment._rule(jax.tree.map(lambda leaf, i=i: leaf[i], agents)) for i in range(2)]
+    assert shown == [f"{OPTIMAL[0]} (optimal)", "00 00## : 0"]
+
+
 # --- measurements
 
 
@@ -200,7 +206,7 @@ def test_where_sellers_are_paid_by_the_mint_the_subsidy_is_recorded():
     assert grown.rounds.flows["subsidy"].sum() > 0
     assert grown.residual < 1e-5
     results = Results(Scope(2), {"multiplexer: no conservation": grown}, {}, EXPERIMENT.measures)
-    assert experiment._multiplexer_row(results, "no conservation")["right"] <= 1
+    assert experiment._COLUMNS["multiplexer"]["right"](results, "multiplexer: no conservation") <= 1
 
 
 def made_up(right=0.97, lengths=1.9, steps=1.8, **ablated):

@@ -21,6 +21,7 @@ from jaxmarket.deep_market.layer_market import (
     LayerMarket,
     LayerStructure,
     activations,
+    equal_parts,
     evaluate,
     init,
     logits,
@@ -28,10 +29,11 @@ from jaxmarket.deep_market.layer_market import (
     sgd,
     train_network,
 )
+from jaxmarket.deep_market.layer_methods import MARKETS, METHODS, train
 from jaxmarket.experiments import EXPERIMENTS, Scope
 from jaxmarket.experiments import capitalism as experiment
 from jaxmarket.experiments import experiment as engine
-from jaxmarket.experiments.capitalism import EXPERIMENT, MARKETS, METHODS, train
+from jaxmarket.experiments.capitalism import EXPERIMENT
 from jaxmarket.experiments.results import Results
 
 SMALL = LayerMarket(LayerAgents(4, 6, 3, structured=True), capacity=7, batch=5)
@@ -124,6 +126,10 @@ def test_money_changes_by_named_flows_only(name):
     p, x, labels = opened(1, market)
     end, time, rounds = layer_market.run(
         market, jax.random.key(2), p, jnp.int32(0), x, labels, TERMS, rounds=40, period=3, max_births=2
+    )
+    like = layer_market.rounds_like(market, TERMS, rounds=40, max_births=2)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), rounds) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), like
     )
     opened_with, rounds = float(p.wealth.sum()), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), rounds)
     assert rounds.residual(opened_with) < 1e-6
@@ -309,9 +315,9 @@ def test_evaluation_is_frozen_and_right():
 
 
 def test_measurements_are_equally_far_apart():
-    assert experiment._parts(49152) == [256] * 192
-    assert experiment._parts(100) == [32] * 3
-    assert all(32 % chosen.period == 0 for chosen in MARKETS.values())
+    assert equal_parts(49152) == [256] * 192
+    assert equal_parts(100) == [32] * 3
+    assert all(32 % chosen["period"] == 0 for chosen in MARKETS.values())
 
 
 def made_up(residual=1e-8, **last):
@@ -367,7 +373,7 @@ def results():
     for method in METHODS:
         hybrid = finished.get("hybrid")
         found = None if hybrid is None else (hybrid.structure, hybrid.readout_rate)
-        finished[method] = train(method, 2, 0, 64, found)
+        finished[method] = train(method, jax.random.key(0), seeds=2, lots=64, found=found)
     return finished
 
 
@@ -375,18 +381,18 @@ def results():
 def test_the_report(tmp_path, monkeypatch):
     given = {}
 
-    def trained(method, seeds, seed, lots, found=None):
+    def trained(method, key, *, seeds, lots, found=None):
         given[method] = found
         return results()[method]
 
     monkeypatch.setattr(experiment, "train", trained)
     found = engine.run(EXPERIMENT, Scope(2, quick=True), tmp_path / "conditions", progress=False)
     report = engine.report(EXPERIMENT, found, tmp_path)
-    assert {"capitalism.png", "life.png", "structures.csv", "curves.csv"} <= set(report.written)
+    assert {"capitalism.png", "life.png", "structures.csv"} <= set(report.written)
     document = json.loads((tmp_path / "report.json").read_text())
     assert [row["arm"] for row in document["table"]] == list(METHODS)
     assert set(given) == set(METHODS)
-    assert document["table"][3]["mean"] == pytest.approx(results()["SGD"].accuracy[-1].mean())
+    assert document["table"][3]["accuracy"] == pytest.approx(results()["SGD"].accuracy[-1].mean())
     assert document["conservation_residual"] < 1e-6
     assert len(document["verdicts"]) == 6
     assert document["verdicts"][-1]["standing"] == "confirmed"
@@ -405,15 +411,17 @@ def test_the_report(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_found_structures_must_be_given():
+def test_methods_are_known_and_found_structures_given():
+    with pytest.raises(ValueError, match="method: unknown method 'SDG'; choose from 'capitalism'"):
+        train("SDG", jax.random.key(0), seeds=2, lots=64)
     with pytest.raises(ValueError, match="found: SGD, structure found needs"):
-        train("SGD, structure found", 2, 0, 64)
+        train("SGD, structure found", jax.random.key(0), seeds=2, lots=64)
 
 
 @pytest.mark.full
 def test_hybrid_and_sgd_read_digits_and_capitalism_begins_to():
     """Seeds that are not those of the report."""
-    results = {method: train(method, 4, 7, 2048) for method in (*MARKETS, "SGD")}
+    results = {method: train(method, jax.random.key(7), seeds=4, lots=2048) for method in (*MARKETS, "SGD")}
     last = {name: trained.accuracy[-1] for name, trained in results.items()}
     assert (last["SGD"] > 0.95).all()
     assert (last["hybrid"] > 0.85).all()

@@ -24,7 +24,7 @@ from jaxmarket.experiments import (
     at,
     by_condition,
     engine,
-    production_lines,
+    wide_vs_deep,
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
@@ -178,7 +178,7 @@ def test_a_change_of_code_changes_the_address_of_what_imports_it(monkeypatch):
 
 
 def test_the_stored_settings_belong_to_the_address_of_what_computes_with_them(monkeypatch):
-    first, source = addresses.source_digest(production_lines.learn), addresses._source.__wrapped__
+    first, source = addresses.source_digest(wide_vs_deep.learn), addresses._source.__wrapped__
 
     def emptied(module, name):
         code, imported = source(name)
@@ -186,7 +186,7 @@ def test_the_stored_settings_belong_to_the_address_of_what_computes_with_them(mo
 
     for module, matters in (("jaxmarket.experiments.settings", True), ("jaxmarket.experiments.conditions", False)):
         monkeypatch.setattr(addresses, "_source", functools.partial(emptied, module))
-        assert (addresses.source_digest(production_lines.learn) != first) == matters, module
+        assert (addresses.source_digest(wide_vs_deep.learn) != first) == matters, module
 
 
 # --- running

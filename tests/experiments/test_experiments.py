@@ -14,7 +14,7 @@ import pytest
 
 from jaxmarket import MECHANISMS, TrainConfig, experiments, train
 from jaxmarket.cli import main
-from jaxmarket.environments import Chain, garnet
+from jaxmarket.environments import Bandit, Chain, Duality, garnet
 from jaxmarket.experiments import (
     Report,
     ResultTable,
@@ -29,6 +29,7 @@ from jaxmarket.experiments.claims import by_chance
 from jaxmarket.experiments.experiment import table_of
 from jaxmarket.experiments.results import Results
 from jaxmarket.interop import deviations
+from jaxmarket.interop.bidder import truthful
 from jaxmarket.interop.deviations import Seat
 from jaxmarket.runs import fitting, ledgers, removal, run_folder, sweeps
 from jaxmarket.runs.sweeps import NamedConfig
@@ -62,6 +63,18 @@ def test_one_auction_by_hand():
     largest, expected = deviations.one_shot_gain(MECHANISMS["bb"], 201)
     assert largest > 0.98
     assert expected == pytest.approx(27 / 256, abs=2e-3)
+
+
+def test_the_largest_gain_of_any_bidder():
+    """One auction: the bidder worth .8 shades to just above .6 under first prices; the grid has steps of .005."""
+    gains = {name: deviations.episode_gain(Bandit(), MECHANISMS[name], 1, horizon=1) for name in ("bb", "ccv")}
+    assert gains == {"bb": pytest.approx(0.195), "ccv": 0}
+    assert deviations.episode_gain(Bandit(), MECHANISMS["bb"], 2, horizon=1) == 0
+
+
+def test_bids_range_over_whole_numbers_around_values():
+    assert deviations.bid_range(Chain()) == deviations.bid_range(Bandit()) == (0, 1)
+    assert deviations.bid_range(Duality()) == (-100, 50)
 
 
 def strategy(seat, own=None, other=None):
@@ -263,6 +276,21 @@ def test_money_per_episode_from_payer_to_payee(finished):
     )
 
 
+def test_minted_money_is_that_of_owners_and_of_others():
+    """Truthful bidders on Chain: each sale mints the gap of the two bids; the first state is the auctioneer's."""
+    society, params = truthful(Chain(), MECHANISMS["vickrey"], 1)
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(
+            settings=types.SimpleNamespace(society=dataclasses.replace(society, greedy=False))
+        ),
+        networks={"policy": jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params)},
+    )
+    own, others = ledgers.minted_money(run, jax.random.key(0), greedy=True, steps=10, instances=2)
+    gaps = np.abs(np.diff(Chain().optimal_q()[:5], axis=1))[:, 0]
+    np.testing.assert_allclose(others, [gaps[0] / 5] * 2, rtol=1e-4)
+    np.testing.assert_allclose(own, [gaps[1:].sum() / 5] * 2, rtol=1e-4)
+
+
 def society_run(greedy=0.8, sampled=0.8, minted=0.0, bid=0.8, residual=1e-6):
     """A finished run on Chain or Duality of four seeds that always bid the same, in a single state."""
 
@@ -399,11 +427,8 @@ def test_the_claims_about_truthfulness():
     assert denied("because utilities", **{"vickrey, noiseless": [0.8, 0.8, 0.8, 0.7]})
     assert denied("owners", money={"others": np.array([0.15, 0.16, 0.15, 0.16])})
     rows = table_of(experiment.tables[2], truthfulness_results()).rows
-    assert [(row["auction"], row["bids"], row["learner"]) for row in rows][-3:] == [
-        ("vickrey", "contract", "ppo"),
-        ("ccv", "noise-0.1", "ppo"),
-        ("vickrey", "noiseless", "valuation"),
-    ]
+    assert [row["society"] for row in rows][-3:] == ["vickrey, contract", "ccv, noise-0.1", "vickrey, noiseless"]
+    assert [row["solved"] for row in rows][-3:] == ["4/4"] * 3
 
 
 # --- reports

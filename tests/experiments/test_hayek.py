@@ -11,17 +11,19 @@ from thinned import thinned
 
 from jaxmarket import deep_market
 from jaxmarket.deep_market import Terms, make_population
-from jaxmarket.deep_market.representations import TESTS, BidTables, GuardedProgram
+from jaxmarket.deep_market.evaluation import actor, success_by_size
+from jaxmarket.deep_market.representations import TESTS as COMPARISONS
+from jaxmarket.deep_market.representations import BidTables, GuardedProgram
 from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
 from jaxmarket.experiments import EXPERIMENTS, Scope, hayek, reproduce
-from jaxmarket.experiments.hayek import EXPERIMENT, PROGRAMS, SENSORS, SIZES, plans, reliable, success
+from jaxmarket.experiments.hayek import EXPERIMENT, PROGRAMS, SENSORS, SIZES, TESTS, plans, reliable
 from jaxmarket.experiments.results import Results
-from jaxmarket.runs.populations import MarketPlan, grow, terms_of
+from jaxmarket.runs.populations import SUMS, MarketPlan, grow, terms_of
 from jaxmarket.view import plotting
 
-NAMES = [name for name, _ in TESTS]
+NAMES = [name for name, _ in COMPARISONS]
 
 
 def programs(*texts):
@@ -56,7 +58,7 @@ BY_HAND = (
 def tried(agents, alive):
     market = dataclasses.replace(plans(quick=True)["hayek"].market, capacity=len(BY_HAND))
     population = make_population(agents, jnp.ones(len(BY_HAND)), alive)
-    return success(market, jax.random.key(0), population, Terms(), SIZES, 48)
+    return success_by_size(actor(market, population, Terms()), jax.random.key(0), TESTS, SIZES, 48)
 
 
 @pytest.mark.slow
@@ -166,6 +168,19 @@ def test_plans_grow_on_the_same_seeds(grown):
     np.testing.assert_array_equal(one.rounds.births.ident[:, 0], other.rounds.births.ident[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rounds": 42}, "rounds: expected a multiple of 4 chunks, got 42; give 44"),
+        ({"rounds": 3}, "rounds: expected a multiple of 4 chunks, got 3; give 4"),
+        ({"chunks": 0}, "chunks: expected an integer >= 1, got 0"),
+    ],
+)
+def test_rounds_are_whole_chunks(grown, changed, says):
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        dataclasses.replace(grown["one"].plan, **changed)
+
+
 def test_nobody_is_born_while_an_economy_settles(grown):
     born = grown["one"].rounds.births.ident >= 0
     assert born[:, :30].any()
@@ -208,11 +223,50 @@ def test_the_last_tenth_and_all_rounds_are_summed_up(grown):
     assert found["gini"] == pytest.approx(last.gini.mean())
     assert found["rewards"] == pytest.approx(one.rounds.flows["reward"].sum() / 2)
     assert found["births"] == (one.rounds.births.ident >= 0).sum() / 2
-    assert found["unexplained"] == one.residual
+    assert found["residual"] == one.residual
+    flows = [found[label] for label in deep_market.market.FLOWS.values()]
+    assert sum(flows) == pytest.approx((one.rounds.money[:, -1] - one.opened).mean(), rel=1e-5)
+    assert {name for name in one.rounds.flows.names if name not in one.rounds.flows.transfers} == set(
+        deep_market.market.FLOWS
+    )
+    assert list(found)[-len(SUMS) :] == list(SUMS)
+    np.testing.assert_array_equal(one.late_returns(), last.statistics.returns.sum(1) / last.statistics.episodes.sum(1))
     lengths = one.per_episode("lengths")
     assert lengths.shape == (4, 2)
     statistics = jax.tree.map(lambda leaf: leaf[1, 10:20], one.rounds.statistics)  # second chunk of seed 1
     assert lengths[1, 1] == pytest.approx(statistics.lengths.sum() / statistics.episodes.sum())
+
+
+def test_the_richest_agents_are_rows_of_a_table(grown):
+    one = grown["one"]
+    rows, p = one.richest_agents(1, 5, PROGRAMS.show), one.population(1)
+    slots = one.richest(1, 5)
+    assert [row["wealth"] for row in rows] == sorted((float(w) for w in p.wealth[p.alive]), reverse=True)[:5]
+    assert rows[0]["agent"] == PROGRAMS.show(jax.tree.map(lambda leaf: leaf[slots[0]], p.agents))
+    np.testing.assert_array_equal(
+        [row["bid"] for row in rows], p.offer[slots]
+    )  # fixed at entry: the terms have a markup
+    assert [row["line"] for row in rows] == [len(one.lineage(1).ancestors(int(i))) for i in p.ident[slots]]
+    free = dataclasses.replace(one, plan=one.plan.with_terms(markup=None))
+    assert "bid" not in free.richest_agents(1, 1, PROGRAMS.show)[0]
+
+
+def test_final_populations_can_be_measured_again(grown):
+    one = grown["one"]
+
+    def evaluate(market, key, population, terms):
+        return {"living": population.alive.sum(), "slots": population.wealth}
+
+    found = one.measure(evaluate, jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(found["living"], one.measured["living"][-1])
+    np.testing.assert_array_equal(found["slots"], one.economy.population.wealth)
+
+
+def test_a_plan_with_other_terms_or_another_market_keeps_the_rest(grown):
+    plan = grown["one"].plan
+    other = plan.with_terms(rent=0.5).with_market(property_rights=False)
+    assert (other.terms.rent, other.terms.markup, other.market.property_rights) == (0.5, plan.terms.markup, False)
+    assert (other.market.env, other.rounds, other.chunks) == (plan.market.env, plan.rounds, plan.chunks)
 
 
 def test_figures_show_what_happened(grown, tmp_path):

@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 
 from jaxmarket.deep_market import Terms, make_population
+from jaxmarket.deep_market.evaluation import every_episode, first_states
 from jaxmarket.deep_market.representations import WILDCARD, ClassifierRule
 from jaxmarket.environments.mazes import COMPASS, Woods101
 from jaxmarket.experiments import EXPERIMENTS, Scope
 from jaxmarket.experiments import memory_market as experiment
-from jaxmarket.experiments.memory_market import (
-    CHAIN_STEPS,
-    EXPERIMENT,
-    first_states,
-    plans,
-    returns,
-    solved,
-)
+from jaxmarket.experiments.memory_market import EXPERIMENT, plans, returns, solved
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.populations import grow
 
@@ -56,7 +50,7 @@ def test_a_bit_solves_the_chain():
     market, population = play(chain(), rules(*CLEVER), [9.0, 1.0, 1.0])
     value = returns(market, jax.random.key(0), population, Terms())["return"]
     assert float(value) == 1
-    trace = experiment.play(market, jax.random.key(0), population, Terms())
+    trace = every_episode(market, jax.random.key(0), population, Terms())
     assert trace.reward.shape == (6, 2)
     np.testing.assert_array_equal(trace.obs[:, :, 3], [[0, 0], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]])
     np.testing.assert_array_equal(trace.winner[:, 1], [0, 0, 2, 2, 2, 2])
@@ -154,7 +148,7 @@ def test_a_short_life_and_its_tables():
     grown = grow(plan, returns, seeds=2, seed=0)
     assert grown.residual < 1e-5
     rows = experiment._trace_rows("MemoryChain", grown, 0, jax.random.key(0))
-    assert len(rows) == 2 * CHAIN_STEPS
+    assert len(rows) == 2 * 6
     assert {row["bit"] for row in rows} <= {0, 1}
     assert sum(row["reward"] for row in rows) in (-2, 0, 2)
     # The bit seen next is what was written, or what it was.
@@ -165,11 +159,14 @@ def test_a_short_life_and_its_tables():
 
 def test_people_read_views_and_actions():
     maze = Woods101()
-    obs = np.append(maze.view((2, 3)), 0)
-    assert "S:food" in experiment._see("Woods101", obs)
-    assert experiment._do("Woods101", 8 * 2 + 3) == ("SE", "1")
-    assert experiment._do("Woods101", 4) == ("S", "–")
-    assert experiment._do("MemoryChain", 2) == ("0", "0")
+    obs = np.append(maze.view((2, 3)), 1)
+    shown = experiment._shown("Woods101", obs, 8 * 2 + 3)
+    assert "S:food" in shown["sees"]
+    assert (shown["bit"], shown["does"], shown["writes"]) == (1, "SE", "1")
+    shown = experiment._shown("Woods101", obs, 4)
+    assert (shown["does"], shown["writes"]) == ("S", "–")
+    shown = experiment._shown("MemoryChain", np.array([0.8, 0, -1, 0]), 2)
+    assert shown == {"sees": "time left 0.8, context -1", "bit": 0, "does": "0", "writes": "0"}
 
 
 def made_up(chain, woods, without=(0.0, 2 / 3)):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from jaxmarket.environments import SupplyChain
-from jaxmarket.experiments import Scope, production_lines
+from jaxmarket.experiments import Scope
 from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments import wide_vs_deep as experiment
-from jaxmarket.experiments.production_lines import ARMS, BASELINES, GAMMA, QUOTING, prepare
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.wide_vs_deep import EXPERIMENT, MEASURES
+from jaxmarket.experiments.wide_vs_deep import BASELINES, EXPERIMENT, GAMMA, MEASURES, QUOTING, learn, prepare
 from jaxmarket.training.choices import ProductHead
 from jaxmarket.training.learning_curves import evaluation_times
 from jaxmarket.training.monolith import Monolith
@@ -68,10 +67,7 @@ def test_on_one_line_all_ppo_agents_are_one_condition():
     names = [condition.name for condition in EXPERIMENT.planned(Scope())]
     assert [name for name in names if name.endswith(", 1")] == ["deep, 1", "wide, 1", "PPO, serial, 1", f"{QUOTING}, 1"]
     assert len(names) == 4 + 6 + 6 + 5 and "PPO, joint, 8" not in names
-    for arm in BASELINES:
-        assert experiment._name(arm, 1) == "PPO, serial, 1" and experiment._name(arm, 2) == f"{arm}, 2"
-    cells = experiment._cells(Scope())
-    assert [arm for arm, n in cells if n == 1] == [*ARMS, QUOTING]
+    assert all(f"{arm}, 2" in names for arm in BASELINES)
 
 
 # --- the report
@@ -79,7 +75,7 @@ def test_on_one_line_all_ppo_agents_are_one_condition():
 
 def curve(arm, lines, at, seeds=8, never=0):
     """A curve of seeds that jump from nothing to the optimum around step ``at``; the last ``never`` ones do not."""
-    steps, optima = 32 * evaluation_times(320, 96), production_lines._optima(arm, lines)
+    steps, optima = 32 * evaluation_times(320, 96), experiment._optima(arm, lines)
     when = at * (1 + 0.02 * np.arange(seeds))
     returns = np.where((steps >= when[:, None]) & (np.arange(seeds)[:, None] < seeds - never), optima["own"], 0.0)
     found = {"steps": steps, "returns": returns, **optima}
@@ -95,9 +91,9 @@ def curve(arm, lines, at, seeds=8, never=0):
 
 
 def test_optima_are_those_of_the_actions():
-    assert production_lines._optima("deep", 2) == {"lines": 2, "own": 32, "serial": 32, "jobs": 1}
+    assert experiment._optima("deep", 2) == {"lines": 2, "own": 32, "serial": 32, "jobs": 1}
     for arm in ("wide", QUOTING, "PPO, factored", "PPO, joint"):
-        assert production_lines._optima(arm, 2) == {"lines": 2, "own": 64, "serial": 32, "jobs": 2}
+        assert experiment._optima(arm, 2) == {"lines": 2, "own": 64, "serial": 32, "jobs": 2}
 
 
 def test_steps_to_a_level_are_those_of_the_first_look_that_shows_it():
@@ -188,19 +184,14 @@ def test_the_report_is_made_of_curves(tmp_path):
         curves[condition.name] = curve(arm, int(lines), speed[arm] * (int(lines) if arm == "deep" else 1), never=never)
     report = engine.report(EXPERIMENT, made_up(curves, scope), tmp_path)
     table = report.tables[0].rows
-    assert [row["lines"] for row in table] == [1] * 5 + [2] * 2 + [4] * 6
-    deep, wide, joint = (
-        next(r for r in table if r["arm"] == arm and r["lines"] == 4) for arm in ("deep", "wide", "PPO, joint")
-    )
+    assert [row["condition"][-1] for row in table] == ["4"] * 6 + ["2"] * 2 + ["1"] * 3
+    deep, wide, joint = (next(r for r in table if r["condition"] == f"{a}, 4") for a in ("deep", "wide", "PPO, joint"))
     assert deep["of own optimum"].value == wide["of own optimum"].value == wide["of parallel optimum"].value == 1
     assert deep["of parallel optimum"].value == 0.25 and deep["reached"] == "8/8"
-    assert deep["k operations per line"].value == pytest.approx(deep["k steps"].value / 4)
-    assert wide["k operations per line"].value == wide["k steps"].value
+    assert deep["operations per line"].value == pytest.approx(deep["steps"].value / 4)
+    assert wide["operations per line"].value == wide["steps"].value
     # Three of eight seeds get there: the middle half of the seeds has one of them, and three whole runs.
-    assert joint["reached"] == "3/8" and 8 < joint["k steps"].value < 10.24 == joint["k steps"].high
-    never = [row["steps"] for row in report.tables[2].rows if (row["lines"], row["arm"]) == (4, "PPO, joint")]
-    assert [steps is None for steps in never] == [False] * 3 + [True] * 5
-    assert all(row["k steps"] == table[2]["k steps"] for row in table[2:5])  # PPO on one line
+    assert joint["reached"] == "3/8" and 8000 < joint["steps"].value < 10_240 == joint["steps"].high
     standings = {verdict.claim: verdict.standing for verdict in report.verdicts}
     assert len(standings) == 1 + 4 * 2 + 2 + 3 + 2
     failed = [claim for claim, standing in standings.items() if standing != "confirmed"]
@@ -215,7 +206,7 @@ def test_the_report_is_made_of_curves(tmp_path):
 @pytest.mark.full
 def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
     keys = jax.random.split(jax.random.key(11), 8)
-    wide, deep = (production_lines.learn(arm, 2, 20_480, keys) for arm in ("wide", "deep"))
+    wide, deep = (learn(arm, 2, 20_480, keys) for arm in ("wide", "deep"))
     assert wide["own"] == 2 * deep["own"] == 64
     np.testing.assert_array_equal(MEASURES["return"](wide), wide["own"])
     assert np.median(MEASURES["return"](deep)) >= 0.9 * deep["own"]
@@ -228,5 +219,5 @@ def test_the_wide_market_learns_all_lines_and_what_pieces_are_worth():
 @pytest.mark.parametrize("arm", ["PPO, serial", "PPO, joint", "PPO, factored", QUOTING])
 def test_the_rivals_learn_too(arm):
     keys = jax.random.split(jax.random.key(11), 8)
-    found = production_lines.quote(2, 20_480, keys) if arm == QUOTING else production_lines.learn(arm, 2, 20_480, keys)
+    found = learn(arm, 2, 20_480, keys)
     assert np.median(MEASURES["return"](found)) >= 0.9 * found["own"]

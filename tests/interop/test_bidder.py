@@ -325,14 +325,14 @@ def test_best_prefers_the_bid_closest_to_truth():
 def untrained(case, seeds=2, **settings):
     """A run without training: random networks."""
     config = best_reply.config(case, **settings)
-    keys, observation = jax.random.split(jax.random.key(0), seeds), case.env.observation_space()
+    keys, observation = jax.random.split(jax.random.key(0), seeds), best_reply.environment(case).observation_space()
     params = jax.vmap(lambda key: config.settings.trainable.learner.init(key, jnp.zeros(observation.shape)))(keys)
     return SimpleNamespace(config=config, params=params.params, summary={"return_seeds": [0.0] * seeds})
 
 
 @pytest.mark.slow
 def test_a_comparison_holds_what_greedy_networks_bid():
-    case = Case("Chain", "vickrey", 2, 1)
+    case = Case("Chain", "vickrey", "cloned", 1)
     run: Any = untrained(case, steps=4096, hidden=(8,))
     noise = iter(jax.random.split(jax.random.key(1), 99))
     run.params = jax.tree.map(lambda x: x + jax.random.normal(next(noise), x.shape), run.params)
@@ -342,7 +342,7 @@ def test_a_comparison_holds_what_greedy_networks_bid():
         view = jnp.array([*np.eye(6)[state], owns, hour / 20], jnp.float32)
         for seed in range(2):
             one = jax.tree.map(lambda x, seed=seed: x[seed], run.params)
-            wanted = case.env.levels[int(agent.choose(one, None, view))]
+            wanted = best_reply.environment(case).levels[int(agent.choose(one, None, view))]
             assert found["learned"][seed, hour, state, owns] == wanted
     assert len(np.unique(found["learned"])) > 3
     assert (found["gains"] <= found["best gain"] + 1e-4).all() and found["best gain"] > 16
@@ -429,7 +429,7 @@ def test_the_report_of_best_replies(tmp_path):
 def test_ppo_finds_the_shill_bid_and_finds_nothing_under_ccv():
     """Two seeds each, the experiment's own settings, shorter."""
     for auction, gain in (("vickrey", 16.43), ("ccv", 0.0)):
-        case = Case("Chain", auction, 2, 1)
+        case = Case("Chain", auction, "cloned", 1)
         run: Any = jaxmarket.fit(best_reply.config(case, steps=40_000, seeds=2), jax.random.key(0), progress=False)
         found = best_reply.compare(case, None, run)
         np.testing.assert_allclose(found["gains"], gain, atol=0.5 if gain else 1e-3)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxmarket.experiments import EXPERIMENTS, Scope
 from jaxmarket.experiments import experiment as engine
-from jaxmarket.experiments.neural_bucket_brigade import CONDITIONS, EXPERIMENT, light, measure, xor
+from jaxmarket.experiments.neural_bucket_brigade import CONDITIONS, EXPERIMENT, measure
 from jaxmarket.experiments.results import Results
 from jaxmarket.networks.neural_bucket_brigade import (
     NO_TARGET,
@@ -21,10 +21,12 @@ from jaxmarket.networks.neural_bucket_brigade import (
     NetworkState,
     Rates,
     init,
+    light,
     present,
     respond,
     rest,
     tick,
+    xor,
 )
 from jaxmarket.runs.curves import first_held, reached_by
 
@@ -319,7 +321,7 @@ def test_the_report(moving, tmp_path):
     assert document["conservation_residual"] == pytest.approx(residual(moving).max())
     assert document["seeds"] == 4
     assert document["quick"]
-    assert {"neural-bucket-brigade.png", "money.png", "runs.csv"} <= set(report.written)
+    assert {"neural-bucket-brigade.png", "money.png", "neural-bucket-brigade.csv"} <= set(report.written)
     row = document["table"][0]
     assert row["found"] == row["held"] == "4/4"
     assert row["found mean"] == round(found(moving).mean())

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxmarket.runs.estimates import Estimate
 from jaxmarket.view import plotting
 
 
@@ -35,6 +36,48 @@ def test_a_spread_that_falls_with_the_square_root_lies_on_the_line():
     drawn = lines(ax)
     np.testing.assert_allclose(drawn["grain"], drawn["1 / √N"])
     np.testing.assert_allclose(drawn["grain"][:, 1], [0.15, 0.075, 0.0375])
+
+
+def test_accuracy_is_a_mean_over_seeds_and_chance_a_line():
+    _, (ax,) = plotting.figure()
+    plotting.draw_accuracy(ax, {"SGD": ([64, 128], np.array([[0.1, 0.3], [0.5, 0.9]]))}, chance=0.1)
+    np.testing.assert_allclose(lines(ax)["SGD"], [[64, 0.2], [128, 0.7]])
+    assert ax.get_lines()[-1].get_ydata()[0] == 0.1
+
+
+def test_gains_are_bars_with_a_dot_for_each_seed():
+    _, (ax,) = plotting.figure()
+    plotting.draw_gains(ax, ["left", "right"], [1.0, 2.0], [[0.5, 0.6], [1.5, 2.0]])
+    assert [bar.get_height() for bar in ax.patches] == [1, 2]
+    np.testing.assert_array_equal(lines(ax)["trained, each seed"], [[-0.2, 0.5], [0.2, 0.6]])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["left", "right"]
+
+
+def test_a_strategy_is_drawn_by_state_and_owner():
+    bids = np.arange(2 * 3 * 3 * 2.0).reshape(2, 3, 3, 2)  # seeds, times, states, ownership
+    _, (ax,) = plotting.figure()
+    plotting.draw_strategy(ax, {"learned": bids, "best": bids[0], "truth": bids[1]}, [0, 2], [1, 2])
+    drawn = [tuple(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata())]
+    assert {tuple(bids[:, t, s, owns]) for t, s in ((0, 1), (2, 2)) for owns in (0, 1)} < set(drawn)
+    assert {(bids[0, t, s, owns],) for t, s in ((0, 1), (2, 2)) for owns in (0, 1)} < set(drawn)
+    (truth,) = ax.collections
+    assert [segment[0, 1] for segment in truth.get_segments()] == [bids[1, 0, 1, 0], bids[1, 2, 2, 0]]
+
+
+def test_costs_by_size_have_a_tick_for_each_size():
+    _, (ax,) = plotting.figure()
+    cost = Estimate(3.0, 2.0, 5.0)
+    plotting.draw_scaling(ax, {"deep": {1: cost, 4: cost}, "none": {}, "wide": {2: cost}})
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
+    assert ax.get_legend_handles_labels()[1] == ["deep", "wide"] and ax.get_yscale() == "log"
+
+
+def test_prices_by_stage_and_what_pieces_are_worth():
+    _, (ax,) = plotting.figure()
+    plotting.draw_stage_prices(ax, {"learned": np.array([[[1.0, 2.0]], [[3.0, 4.0]]])}, np.array([2.0, 3.0]))
+    np.testing.assert_array_equal(lines(ax)["discounted value"], [[0, 2], [1, 3]])
+    points = [line.get_ydata().tolist() for line in ax.get_lines()]
+    assert [1, 2] in points and [3, 4] in points
 
 
 NAME = "a$b$c_{ \\frac \x1b\u202e\n"

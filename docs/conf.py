@@ -1,0 +1,127 @@
+"""The documentation site: ``pip install -e '.[all,docs]'``, then ``python -m sphinx -W -c docs . site``.
+
+It has the pages of docs/, the notebooks, which the build executes, and an API reference from docstrings. The source
+folder is the root of the repository, so that the links in pages work here and in the repository.
+"""
+
+import ast
+import functools
+import inspect
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jax
+
+jax.Array.__name__ = jax.Array.__qualname__ = "Array"  # annotations copy it when jaxmarket is imported
+
+import jaxmarket  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+API = ROOT / "docs" / "api"
+
+project, author, copyright = "jaxmarket", "The jaxmarket authors", "The jaxmarket authors"
+version = release = jaxmarket.__version__
+root_doc = "docs/index"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinxcontrib.mermaid"]
+include_patterns = ["docs/*.md", "docs/**/*.md", "notebooks/*.ipynb", "README.md", "benchmarks/NOTES.md", "[A-Z]*.md"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+
+html_theme = "sphinx_book_theme"
+html_title = "jaxmarket"
+html_theme_options = {"repository_url": "https://github.com/jaxmarket/jaxmarket", "use_repository_button": True}
+
+myst_heading_anchors = 4
+myst_fence_as_directive = ["mermaid"]
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": False}
+napoleon_use_ivar = True  # attributes in docstrings and attributes of classes are one entry
+default_role = "py:obj"
+suppress_warnings = ["ref.python", "config.cache"]  # a field may have the name of another class's field
+
+
+def modules() -> list[str]:
+    """The names of all public modules."""
+    found = (module.name for module in pkgutil.walk_packages(jaxmarket.__path__, "jaxmarket."))
+    return ["jaxmarket", *(name for name in found if not any(part.startswith("_") for part in name.split(".")))]
+
+
+@functools.cache
+def comments(kind: type) -> dict[str, str]:
+    """The comments beside the fields of a class, which state their meaning, by field."""
+    source = textwrap.dedent(inspect.getsource(kind))
+    lines, found = source.splitlines(), {}
+    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            comment = re.match(r"\s*#\s+(?!type:|noqa)(.+)", lines[node.end_lineno - 1][node.end_col_offset :])  # type: ignore[operator]
+            if comment:
+                found[node.target.id] = comment[1]
+    return found
+
+
+def _write_api() -> None:
+    """One page for each package and each module of the core, with all its modules."""
+    API.mkdir(exist_ok=True)
+    pages: dict[str, list[str]] = {}
+    for name in modules()[1:]:
+        pages.setdefault(name.split(".")[1], []).append(name)
+    for page, names in pages.items():
+        text = f"# `{page}`\n"
+        for name in names:
+            text += (f"\n## `{name}`\n" if len(names) > 1 else "") + f"\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+        path = API / f"{page}.md"
+        if not path.exists() or path.read_text() != text:  # what has not changed is not read again
+            path.write_text(text)
+
+
+def _skip(app: Any, what: str, name: str, found: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what a package only imports from its modules."""
+    module = app.env.current_document.autodoc_module if hasattr(app.env, "current_document") else ""
+    origin = getattr(found, "__module__", None)
+    if what == "module" and module and isinstance(origin, str) and origin != module:
+        return True
+    return None
+
+
+def _tables(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Replace Markdown tables, which are legible in the source, by those of reStructuredText."""
+    text: list[str] = []
+    for line in lines:
+        if not line.startswith("|"):
+            text.append(line)
+        elif set(line) <= set("|-"):
+            continue
+        else:
+            if not (text and text[-1].startswith("     ")):
+                text += [".. list-table::", "   :header-rows: 1", ""]
+            first, *others = line.strip("| ").split(" | ")
+            text += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
+    lines[:] = text
+
+
+def _add_comment(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Take the comment beside a field as its documentation."""
+    owner, _, field = name.rpartition(".")
+    module, _, kind = owner.rpartition(".")
+    if what != "attribute" or any(lines):
+        return
+    try:
+        owner_class = getattr(__import__(module, fromlist=[kind]), kind)
+        lines[:] = [comments(owner_class).get(field, "")]
+    except (ImportError, AttributeError, OSError, TypeError, SyntaxError):
+        return
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    _write_api()
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-docstring", _add_comment)
+    app.connect("autodoc-process-docstring", _tables, priority=400)  # before Napoleon
