@@ -472,8 +472,8 @@ def reproduce(
         seed: random seed.
         resolution: only mental-rotation: width of the images in pixels, 32 by default; 64 in the paper.
         depth: only mental-rotation: two functions for every input (fixed), or up to four and stop (dynamic).
-        out: folder for tables, figures and finished conditions; by default reproductions/NAME, with -quick, -full and
-            the number of seeds appended if they are given.
+        out: folder for tables, figures and finished conditions; by default reproductions/NAME, followed by the options
+            that are not the defaults, as in NAME-quick-4-seeds-seed-1-resolution-64.
         json: print one JSON object with the table and the verdicts as the last line of standard output.
     """
     from jaxmarket import experiments  # noqa: PLC0415  half a second of imports, only where they are used

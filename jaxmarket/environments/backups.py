@@ -4,6 +4,7 @@ Beside the market stand the temporal-difference rules with which `jaxmarket.expe
 programs in NumPy that contain no auction.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,11 +18,13 @@ from jaxmarket.types import Array
 
 __all__ = [
     "expected_backup",
+    "expected_holland",
     "expected_payout",
     "expected_sarsa",
     "fixed_point",
     "holland",
     "leaky_values",
+    "market_values",
     "q_learning",
     "td_zero",
 ]
@@ -66,6 +69,13 @@ def fixed_point(
     return jax.lax.while_loop(unsettled, advance, (values, backup(values), jnp.zeros((), int)))[1]
 
 
+def market_values(mechanism: Mechanism, clones: int, mdp: FiniteMDP, exploration: float) -> np.ndarray:
+    """The fixed point of `expected_backup`, the final bids of tabular agents: f64 [S, P]."""
+    with jax.enable_x64(True):
+        backup = functools.partial(expected_backup, mechanism, clones, mdp, exploration)
+        return np.asarray(jax.jit(lambda v: fixed_point(backup, v))(jnp.zeros(mdp.rewards.shape)))
+
+
 def holland(strength: Array, states: Array, rewards: Array, share: float, tax: float) -> Array:
     """Run the bucket brigade along a trajectory, one rule per state: strengths after each sale, f [T, S].
 
@@ -89,6 +99,24 @@ def holland(strength: Array, states: Array, rewards: Array, share: float, tax: f
         return strength, strength
 
     return jax.lax.scan(sale, strength, (states[:-1], states[1:], rewards))[1]
+
+
+def expected_holland(strength: Array, onward: Array, reward: Array, share: float, tax: float) -> Array:
+    """The expected strength of every rule after one sale from ``strength``: f [S] to f [S].
+
+    Args:
+        strength: f [S].
+        onward: f [S, S], probability of each next state.
+        reward: f [S], earned in each state.
+        share: as in `holland`.
+        tax: as in `holland`.
+    """
+    every = jnp.arange(strength.shape[0])
+
+    def after(state: Array, following: Array) -> Array:
+        return holland(strength, jnp.stack([state, following]), reward[state][None], share, tax)[0, state]
+
+    return (onward * jax.vmap(lambda s: jax.vmap(functools.partial(after, s))(every))(every)).sum(1)
 
 
 # --- rules without a market

@@ -1,7 +1,6 @@
 """Named reproductions of published claims, with a verdict for each claim."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from jaxmarket.experiments.report import Report
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files
 from jaxmarket.runs.estimates import Estimate, ResultTable, interquartile_mean
+from jaxmarket.runs.jobs import slug
 from jaxmarket.validation import check_int, check_path, short_repr
 from jaxmarket.view import tables
 
@@ -56,7 +56,6 @@ __all__ = [
     "share_of_seeds",
     "within",
 ]
-
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -86,7 +85,7 @@ def find(name: str) -> Experiment:
     """The experiment of that name, or the one that ``module:NAME`` names, whose module is imported.
 
     Raises:
-        ValueError: there is no such experiment.
+        ValueError: there is no such experiment, or its module cannot be imported.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -95,12 +94,8 @@ def find(name: str) -> Experiment:
         return EXPERIMENTS[name]
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0] and error.name != module:
-            raise
-        raise ValueError(
-            f"name: cannot find the module {module!r} of {name!r}; run this in the folder that contains it"
-        ) from error
+    except ImportError as error:
+        raise ValueError(f"name: cannot import the module of {name!r} ({error}); run this in its folder") from error
     if not isinstance(found, Experiment):
         raise ValueError(f"name: expected {name!r} to be a jaxmarket.experiments.Experiment, got {short_repr(found)}")
     return found
@@ -121,8 +116,9 @@ def reproduce(
 
     Args:
         name: one of `EXPERIMENTS`, ``module:NAME``, or an experiment.
-        out: folder for tables, figures and finished conditions, which are not run again;
-            by default ``reproductions/NAME``, with ``-quick``, ``-full`` and the number of seeds if given.
+        out: folder for tables, figures and finished conditions, which are not run again; by default
+            ``reproductions/NAME``, followed by what differs from the defaults, as in
+            ``NAME-quick-4-seeds-seed-1-resolution-64``.
         quick: a smaller budget, as a functional check and not as evidence.
         full: additionally the published settings with Beta bids and 2,000 updates; hours on a CPU.
         seeds: independent seeds per condition; by default those of the experiment (mostly 16, fewer if quick).
@@ -134,42 +130,27 @@ def reproduce(
         ValueError: the experiment is unknown, or settings are invalid or contradict each other.
     """
     experiment = name if isinstance(name, Experiment) else find(name)
-    name = experiment.name
+    name, defaults = experiment.name, experiment.settings
     if quick and full:
         raise ValueError("full: expected full or quick, got both; choose one")
-    suffix = "-quick" if quick else "-full" if full else ""
+    sizes = (("quick", quick), ("full", full), (f"{seeds}-seeds", seeds is not None))
+    suffixes = [suffix for suffix, chosen in sizes if chosen]
     if seeds is None:
         seeds = experiment.quick.seeds if quick else experiment.seeds
-    else:
-        suffix += f"-{seeds}-seeds"
-    key_of(seed)  # raises before training if the seed is out of range
     seeds = check_int("seeds", seeds, 2)  # a standard deviation needs at least two
-    chosen = {field: value for field, value in settings.items() if value is not None}
-    for field, value in chosen.items():
-        if field not in experiment.settings:
+    key_of(seed)  # raises before training if the seed is out of range
+    given = {field: value for field, value in settings.items() if value is not None}
+    for field, value in given.items():
+        if field not in defaults:
             raise ValueError(f"{field}: {name} does not have this setting, got {value!r}; remove it")
-        if value != experiment.settings[field]:
-            suffix += f"-{value}"
-    chosen = {**experiment.settings, **chosen}
-    folder = Path("reproductions", name + suffix) if out is None else check_path("out", out)
-    stamp = folder / "options.json"
-    wanted = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **chosen}
-    try:
-        wanted = json.loads(json.dumps(wanted))
-    except TypeError as error:
-        raise ValueError(f"settings: expected values that JSON can represent, got {short_repr(chosen)}") from error
+    changed = {field: value for field, value in {"seed": seed, **given}.items() if value != defaults.get(field, 0)}
+    suffixes += [slug(f"{field}-{value}") for field, value in changed.items()]
+    folder = Path("reproductions", "-".join([name, *suffixes])) if out is None else check_path("out", out)
+    scope = Scope(seeds, quick, full, seed, experiment.quick.steps if quick else 1.0, {**defaults, **given})
+    options = {"experiment": name, "quick": quick, "full": full, "seeds": seeds, "seed": seed, **scope.settings}
     with files.owned(folder):
-        try:
-            held = json.loads(files.read_bytes(stamp)) if stamp.exists() else wanted
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{stamp}: cannot be read ({error}); choose another folder") from error
-        if held != wanted:
-            there = held if isinstance(held, dict) else {}
-            differ = ", ".join(f"{k} {there.get(k)} instead of {v}" for k, v in wanted.items() if there.get(k) != v)
-            raise ValueError(f"out: {folder} holds another run ({differ}); choose another folder")
         with files.writing(folder):
-            files.write_text(stamp, json.dumps(wanted) + "\n")
-        scope = Scope(seeds, quick, full, seed, experiment.quick.steps if quick else 1.0, chosen)
+            files.hold(folder / "options.json", options)
         results = engine.run(experiment, scope, folder / "conditions", progress=progress)
         with files.writing(folder), tables.progress(name, shown=progress) as show:
             show.phase("drawing and saving")

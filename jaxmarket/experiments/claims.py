@@ -1,7 +1,8 @@
 """Claims about measurements, of four kinds, and verdicts on them.
 
 The kinds are the only meanings of "confirmed": two conditions are `separated`, a number holds on `every_seed` or on a
-`share_of_seeds`, or a mean is `within` bounds.
+`share_of_seeds`, or a mean is `within` bounds. Every claim has a text, a sentence without a full stop, and may have
+``evidence``, a function of the results that returns what else the verdict says.
 """
 
 import dataclasses
@@ -9,10 +10,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from jaxmarket.experiments.results import FailedConditionError, Results, one_line
-from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean
+from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean, sign_test
 
 __all__ = [
     "Claim",
@@ -35,8 +35,11 @@ Standing = Literal["confirmed", "not confirmed", "too short to tell", "not testa
 Kind = Literal["separated", "every_seed", "share_of_seeds", "within"]
 Values = Callable[[Results], Any]
 """Numbers of an experiment, one per seed: f [seeds]."""
+Bound = float | Values | None
 Evidence = Callable[[Results], str]
 """What else a verdict says, as text."""
+
+_ENOUGH = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,39 +69,31 @@ class Claim:
     """A claim that an experiment tests.
 
     Attributes:
-        text: the claim, a sentence without a full stop.
+        text: the claim.
         kind: the test that decides it.
-        test: whether the results confirm it (None: they cannot decide it), the number that decides it with its
-            interval, and the evidence.
+        test: whether the results confirm it, the number that decides it with its interval, and the evidence.
         values: what it compares, for a check of names before anything is computed.
-        evidence: what else to say, as text.
+        evidence: what else to say.
     """
 
     text: str
     kind: Kind
-    test: Callable[[Results], tuple[bool | None, Estimate | None, str]]
+    test: Callable[[Results], tuple[bool, Estimate, str]]
     values: tuple[Any, ...] = ()
     evidence: Evidence | None = None
 
     def verdict(self, results: Results) -> Verdict:
         """The verdict on the claim; "not testable" if a condition that it needs has failed, or the test itself."""
         try:
-            holds, number, evidence = self.test(results)
-            if self.evidence is not None:
-                evidence = f"{evidence}; {self.evidence(results)}"
-        except FailedConditionError as error:
-            holds, number, evidence = None, None, str(error)
+            holds, number, said = self.test(results)
+            said += "" if self.evidence is None else f"; {self.evidence(results)}"
         except Exception as error:
-            results.errors[f"claim {self.text!r}"] = error
-            holds, number, evidence = None, None, one_line(error)
-        standing: Standing = "confirmed" if holds else "not confirmed"
-        if holds is None:
-            standing = "not testable"
-        elif not holds and results.scope.quick:
-            standing = "too short to tell"
-        ends = (np.nan,) * 3 if number is None else (number.value, number.low, number.high)
-        value, low, high = (float(x) if np.isfinite(x) else None for x in ends)
-        return Verdict(self.text, self.kind, standing, value, low, high, evidence)
+            if not isinstance(error, FailedConditionError):
+                results.errors[f"claim {self.text!r}"] = error
+            return Verdict(self.text, self.kind, "not testable", None, None, None, one_line(error))
+        standing = "confirmed" if holds else "too short to tell" if results.scope.quick else "not confirmed"
+        value, low, high = (float(x) if np.isfinite(x) else None for x in dataclasses.astuple(number))
+        return Verdict(self.text, self.kind, standing, value, low, high, said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,46 +125,35 @@ def separated(
     """The mean of ``first`` is higher than that of ``second``: Welch's 95% interval of the difference excludes zero.
 
     Args:
-        text: the claim.
-        first: values of one condition, f [seeds].
-        second: values of another one, f [seeds].
-        lower: whether the claim is that it is lower.
+        first, second: values of two conditions, f [seeds].
+        lower: whether the claim is that the first mean is lower.
         reached: whether a seed of the first condition counts, bool [seeds]; the claim is denied if fewer than three
             quarters do. For steps to a level, of which only a lower bound is known where a seed never reaches it.
-        evidence: what else to say.
     """
 
     def test(results: Results) -> tuple[bool, Estimate, str]:
-        mine, others = (np.asarray(values(results), np.float64) for values in (first, second))
+        mine, others = _floats(first(results)), _floats(second(results))
         gap = difference(mine, others)
         holds = gap.high < 0 if lower else gap.low > 0
+        said = f"{interquartile_mean(mine)} against {interquartile_mean(others)}, difference of the means {gap}"
+        if np.array_equal(mine, others):
+            said += "; equal on every seed"
         arrived = np.ones(len(mine), bool) if reached is None else np.asarray(reached(results), bool)
-        enough = arrived.mean() >= _ENOUGH
-        text = f"{interquartile_mean(mine)} against {interquartile_mean(others)}, difference of the means {gap}"
-        if mine.shape == others.shape and (mine == others).all():
-            text += "; equal on every seed"
-        if not enough:
-            text += f"; only {tally(arrived)} seeds of the first arrive, required {_ENOUGH:.0%}"
-        return bool(holds and enough), gap, text
+        if arrived.mean() < _ENOUGH:
+            return False, gap, f"{said}; only {tally(arrived)} seeds of the first arrive, required {_ENOUGH:.0%}"
+        return bool(holds), gap, said
 
     return Claim(text, "separated", test, (first, second, reached), evidence)
 
 
 def every_seed(
-    text: str,
-    values: Values,
-    *,
-    at_least: float | Values | None = None,
-    at_most: float | Values | None = None,
-    evidence: Evidence | None = None,
+    text: str, values: Values, *, at_least: Bound = None, at_most: Bound = None, evidence: Evidence | None = None
 ) -> Claim:
     """Every value lies within the bounds.
 
     Args:
-        text: the claim.
         values: f [seeds].
         at_least, at_most: bounds, numbers or values; at least one of them.
-        evidence: what else to say.
     """
     _check_bounds(text, at_least, at_most)
 
@@ -188,8 +172,8 @@ def share_of_seeds(
     values: Values,
     *,
     share: float,
-    at_least: float | Values | None = None,
-    at_most: float | Values | None = None,
+    at_least: Bound = None,
+    at_most: Bound = None,
     above: Values | None = None,
     below: Values | None = None,
     evidence: Evidence | None = None,
@@ -199,30 +183,25 @@ def share_of_seeds(
     The evidence of a comparison states its probability by chance (`by_chance`).
 
     Args:
-        text: the claim.
         values: f [seeds].
         share: of the seeds, in (0, 1].
-        at_least, at_most: bounds.
+        at_least, at_most: bounds, numbers or values.
         above, below: values of another condition on the same seeds, f [seeds]; at most one of them.
-        evidence: what else to say.
     """
     _check_bounds(text, at_least, at_most, above, below)
 
     def test(results: Results) -> tuple[bool, Estimate, str]:
         found, low, high = _bounded(results, values, at_least, at_most)
-        holds, chance = (found >= low) & (found <= high), ""
+        holds, said = (found >= low) & (found <= high), f"required {share:.0%}"
         for other, sign in ((above, 1), (below, -1)):
             if other is not None:
-                gap = sign * (found - np.asarray(other(results), np.float64))
+                gap = sign * (found - _floats(other(results)))
                 holds &= gap > 0
-                chance = "; " + by_chance(gap > 0, gap < 0)
+                said += "; " + by_chance(gap > 0, gap < 0)
+        if (finite := found[np.isfinite(found)]).size:
+            said += "; " + _range(finite)
         number = float(holds.mean())
-        found = found[np.isfinite(found)]
-        return (
-            number >= share,
-            Estimate(number, np.nan, np.nan),
-            f"{tally(holds)} seeds, required {share:.0%}{chance}" + (f"; {_range(found)}" if found.size else ""),
-        )
+        return number >= share, Estimate(number, np.nan, np.nan), f"{tally(holds)} seeds, {said}"
 
     return Claim(text, "share_of_seeds", test, (values, at_least, at_most, above, below), evidence)
 
@@ -231,8 +210,8 @@ def within(
     text: str,
     values: Values,
     *,
-    at_least: float | Values | None = None,
-    at_most: float | Values | None = None,
+    at_least: Bound = None,
+    at_most: Bound = None,
     estimate: Callable[[Any], Estimate] = interquartile_mean,
     interval: bool = False,
     evidence: Evidence | None = None,
@@ -240,12 +219,10 @@ def within(
     """The interquartile mean of the values, or another estimate, lies within the bounds.
 
     Args:
-        text: the claim.
         values: f [seeds].
-        at_least, at_most: bounds; at least one of them.
+        at_least, at_most: bounds, numbers or values; at least one of them.
         estimate: of the mean with its interval; the interquartile mean by default.
         interval: whether its whole interval must lie within the bounds.
-        evidence: what else to say.
     """
     _check_bounds(text, at_least, at_most)
 
@@ -268,17 +245,13 @@ def not_separated(
     Then `separated` is not confirmed. Few seeds confirm it easily, so it is for controls only.
 
     Args:
-        text: the claim.
-        first: values of one condition, f [seeds].
-        second: values of another one, f [seeds].
+        first, second: values of two conditions, f [seeds].
         higher: whether only a higher mean of ``first`` counts as a difference.
-        evidence: what else to say.
     """
 
     def bound(sign: int, results: Results) -> float:
-        others = np.asarray(second(results), np.float64)
-        gap = difference(first(results), others)
-        return float(others.mean() + sign * (gap.high - gap.value))
+        gap = difference(first(results), second(results))
+        return float(_floats(second(results)).mean() + sign * (gap.high - gap.value))
 
     def said(results: Results) -> str:
         gap = f"difference of the means {difference(first(results), second(results))}"
@@ -288,42 +261,36 @@ def not_separated(
     return within(text, first, at_least=low, at_most=lambda results: bound(1, results), estimate=mean, evidence=said)
 
 
-_ENOUGH = 0.75
-
-
 def _check_bounds(text: str, *bounds: Any) -> None:
     if all(bound is None for bound in bounds):
         raise ValueError(f"claims: {text!r} has no bound; give at_least or at_most")
 
 
-def _bounded(
-    results: Results, values: Values, at_least: float | Values | None, at_most: float | Values | None
-) -> tuple[np.ndarray, Any, Any]:
-    low, high = (
-        default if bound is None else np.asarray(bound(results) if callable(bound) else bound, np.float64)
-        for bound, default in ((at_least, -np.inf), (at_most, np.inf))
-    )
-    return np.atleast_1d(np.asarray(values(results), np.float64)), low, high
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float64)
+
+
+def _bounded(results: Results, values: Values, at_least: Bound, at_most: Bound) -> tuple[np.ndarray, Any, Any]:
+    """The values f [seeds], and their lowest and highest allowed value, for all seeds or for each."""
+    low, high = (bound(results) if callable(bound) else bound for bound in (at_least, at_most))
+    found = np.atleast_1d(_floats(values(results)))
+    return found, _floats(-np.inf if low is None else low), _floats(np.inf if high is None else high)
 
 
 def _required(low: Any, high: Any) -> str:
-    parts = [
-        f"{sign} {number(strictest(bound))}"
-        for sign, bound, strictest in (("≥", low, np.max), ("≤", high, np.min))
-        if np.isfinite(bound).all()
-    ]
-    return " and ".join(parts)
+    bounds = (("≥", low, np.max), ("≤", high, np.min))
+    return " and ".join(
+        f"{sign} {_number(strictest(bound))}" for sign, bound, strictest in bounds if np.isfinite(bound).all()
+    )
 
 
-def number(value: float) -> str:
-    """A number as text with up to four significant digits."""
+def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
 def _range(values: np.ndarray) -> str:
-    if np.ptp(values) == 0:
-        return number(values[0])
-    return f"{number(values.min())} to {number(values.max())}"
+    low, high = _number(values.min()), _number(values.max())
+    return low if np.ptp(values) == 0 else f"{low} to {high}"
 
 
 def tally(hits: np.ndarray) -> str:
@@ -337,12 +304,6 @@ def majority(seeds: int) -> float:
 
 
 def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
-    """The probability of at least as many hits if hits and misses are equally likely, as text: a one-sided sign test.
-
-    Args:
-        hits: whether the claim holds for a seed, bool [seeds].
-        misses: whether the opposite holds, bool [seeds]; seeds with neither are ties, and do not count.
-    """
-    better, worse = int(np.sum(hits)), int(np.sum(misses))
-    probability = stats.binom.sf(better - 1, better + worse, 0.5)
+    """The probability of a one-sided `sign_test` with hits and misses bool [seeds], as text."""
+    probability = sign_test(hits, misses)
     return "by chance: " + ("under 0.1%" if probability < 0.001 else f"{probability:.1%}")

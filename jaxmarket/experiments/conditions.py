@@ -1,26 +1,13 @@
 """What an experiment compares: training runs, and pure functions of keys."""
 
 import dataclasses
-import io
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import jax
-import numpy as np
-
-from jaxmarket.experiments.addresses import encode, source_digest
-from jaxmarket.keys import key_of
-from jaxmarket.runs import files, fitting, run_folder, sweeps
-from jaxmarket.runs.run_folder import Origin, SavedRun
-from jaxmarket.runs.schedule import Running
-from jaxmarket.training import objects
+from jaxmarket.runs.jobs import CallJob, FitJob, Job
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.transfer import fingerprint
 
-__all__ = ["Arrays", "Compute", "Condition", "Job", "Scope", "Train"]
+__all__ = ["Arrays", "Compute", "Condition", "Scope", "Train"]
 
 Arrays = Mapping[str, Any]
 """Measurements by name: NumPy arrays, mostly [seeds, ...]."""
@@ -45,27 +32,6 @@ class Scope:
     seed: int = 0
     steps: float = 1.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Job(Protocol):
-    """A condition whose inputs are known."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What determines the result, a JSON object."""
-        ...
-
-    def run(self, running: Running) -> Any:
-        """Compute the result, with checkpoints in `Running.folder` if it likes; may raise what `Running.check` does."""
-        ...
-
-    def write(self, folder: Path, result: Any) -> str:
-        """Write the result to a new folder, and return a line that describes it."""
-        ...
-
-    def read(self, folder: Path) -> Any:
-        """The result in that folder; None if it is not there or incomplete."""
-        ...
 
 
 class Condition(Protocol):
@@ -111,7 +77,7 @@ class Train:
         """The conditions whose results it uses."""
         return self.inputs if self.start is None else (*self.inputs, self.start)
 
-    def job(self, scope: Scope, results: Mapping[str, Any]) -> "_Run":
+    def job(self, scope: Scope, results: Mapping[str, Any]) -> FitJob:
         """The run."""
         config = self.config
         if not isinstance(config, TrainConfig):
@@ -121,32 +87,7 @@ class Train:
             changes["steps"] = max(1, round(scope.steps * config.settings.steps))
         seed = scope.seed if self.seed is None else self.seed
         start = None if self.start is None else results[self.start]
-        return _Run(dataclasses.replace(config, **changes), seed, start)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    config: TrainConfig
-    seed: int
-    start: SavedRun | None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        origin = Origin.of(key_of(self.seed), None if self.start is None else fingerprint(self.start.networks))
-        # Objects that are globals of a module are saved by their names only, so the source of that module counts too.
-        modules = [objects.name_of(each).partition(":")[0] for each in sweeps.given_objects(self.config).values()]
-        sources = source_digest(self.config.settings.trainable, fitting.fit, modules=modules)
-        return {"run": run_folder.described(self.config, origin), "sources": sources}
-
-    def run(self, running: Running) -> Any:
-        return sweeps.fit_as_task(running, self.config, key_of(self.seed), start=self.start)
-
-    def write(self, folder: Path, result: Any) -> str:
-        run_folder.write(folder, result)
-        return sweeps.outcome(result)
-
-    def read(self, folder: Path) -> SavedRun | None:
-        return None if run_folder.summary_of(folder) is None else sweeps.read_run(folder, self.config)
+        return FitJob(dataclasses.replace(config, **changes), seed, start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,56 +116,8 @@ class Compute:
         """The conditions whose results it uses."""
         return self.inputs
 
-    def job(self, scope: Scope, results: Mapping[str, Any]) -> "_Call":
+    def job(self, scope: Scope, results: Mapping[str, Any]) -> CallJob:
         """The call."""
         seeds = scope.seeds if self.seeds is None else self.seeds
-        return _Call(self.function, tuple(results[name] for name in self.inputs), seeds, scope.seed, self.reports)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    function: Callable[..., Arrays]
-    inputs: tuple[Any, ...]
-    seeds: int
-    seed: int
-    reports: bool = False
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {
-            "function": encode(self.function),
-            "seeds": self.seeds,
-            "seed": self.seed,
-            "sources": source_digest(self.function),
-            "versions": run_folder.versions(),
-        }
-
-    def run(self, running: Running) -> dict[str, np.ndarray]:
-        running.show(0, "")
-        show = {"show": running.show} if self.reports else {}
-        found = self.function(jax.random.split(key_of(self.seed), self.seeds), *self.inputs, **show)
-        if not isinstance(found, Mapping):
-            raise ValueError(f"function: expected arrays by name, got {type(found).__name__}; return a dictionary")
-        arrays = {name: np.asarray(value) for name, value in jax.device_get(dict(found)).items()}
-        for name, array in arrays.items():
-            if array.dtype.hasobject:
-                raise ValueError(f"function: {name} is not an array of numbers or text; return its parts by name")
-        return arrays
-
-    def write(self, folder: Path, result: dict[str, np.ndarray]) -> str:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **cast("dict[str, Any]", result))
-        with files.writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(folder / _ARRAYS, buffer.getvalue())
-        return "computed"
-
-    def read(self, folder: Path) -> dict[str, np.ndarray] | None:
-        try:
-            with np.load(folder / _ARRAYS, allow_pickle=False) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):  # a damaged file is computed again
-            return None
-
-
-_ARRAYS = "arrays.npz"
+        inputs = tuple(results[name] for name in self.inputs)
+        return CallJob(self.function, seeds, scope.seed, inputs, self.reports)

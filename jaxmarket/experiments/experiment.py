@@ -2,27 +2,24 @@
 
 An experiment says what is compared, measured and claimed; ``docs/experiments.md`` has an example.
 
-`run` computes what is not in its folder yet. The results of a condition are found again by a digest of its settings,
-seeds and the code that computes them, so that a repeated call, also with a changed experiment, reuses what is still
-valid.
+`run` computes what is not in its folder yet (`jaxmarket.runs.jobs`), so that a repeated call, also with a changed
+experiment, reuses what is still valid.
 """
 
 import dataclasses
-import graphlib
-import re
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmarket.experiments import addresses
 from jaxmarket.experiments.claims import Claim, at
-from jaxmarket.experiments.conditions import Condition, Job, Scope, Train
+from jaxmarket.experiments.conditions import Condition, Scope, Train
 from jaxmarket.experiments.report import Report
-from jaxmarket.experiments.results import Measure, Results, one_line
+from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.runs import files
 from jaxmarket.runs.estimates import ResultTable, interquartile_mean
 from jaxmarket.runs.interrupts import retained
-from jaxmarket.runs.schedule import Running, ScheduledTask, run_tasks
+from jaxmarket.runs.jobs import PlannedJob, run_jobs
 from jaxmarket.view import tables
 
 if TYPE_CHECKING:
@@ -103,20 +100,12 @@ class Experiment:
     seeds: int = 16
     quick: Quick = Quick()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    facts: Callable[[Results], Mapping[str, Any]] | None = None
+    facts: Callable[[Results], Mapping[str, Any]] = lambda results: {}
     extras: Mapping[str, Callable[[Results, Path], None]] = dataclasses.field(default_factory=dict)
 
     def planned(self, scope: Scope) -> list[Condition]:
-        """The conditions of that scope.
-
-        Raises:
-            ValueError: two conditions have the same name.
-        """
-        planned = list(self.conditions(scope) if callable(self.conditions) else self.conditions)
-        names = [condition.name for condition in planned]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"conditions: expected unique names, got {', '.join(twice)} more than once; rename them")
-        return planned
+        """The conditions of that scope."""
+        return list(self.conditions(scope) if callable(self.conditions) else self.conditions)
 
     def claimed(self, scope: Scope) -> list[Claim]:
         """The claims of that scope."""
@@ -124,25 +113,31 @@ class Experiment:
 
 
 def by_condition(
-    columns: Mapping[str, Column], *, first: str = "condition", names: Sequence[str] | None = None
+    columns: Mapping[str, Column], *, first: str | None = "condition", names: Sequence[str] | None = None
 ) -> Callable[[Results], Rows]:
     """The rows of a `Table` with one row for each condition.
 
     Args:
         columns: by heading; of a measure, the interquartile mean over seeds, or nothing where it does not apply.
-        first: heading of the names of conditions.
+        first: heading of the names of conditions; None for no such column.
         names: the conditions, without those that have failed; all by default.
     """
 
     def cell(results: Results, name: str, column: Column) -> Any:
         if callable(column):
             return column(results, name)
-        return interquartile_mean(results.measure(name, column)) if results.applies(name, column) else None
+        try:
+            return interquartile_mean(results.measure(name, column))
+        except (AttributeError, KeyError, TypeError, IndexError):
+            if isinstance(results[name], Mapping):  # a measure of runs does not apply to a `Compute` condition
+                return None
+            raise
 
     def rows(results: Results) -> Rows:
         for name in results if names is None else names:
             if name not in results.failed:
-                yield {first: name} | {heading: cell(results, name, column) for heading, column in columns.items()}
+                named = {} if first is None else {first: name}
+                yield named | {heading: cell(results, name, column) for heading, column in columns.items()}
 
     return rows
 
@@ -151,86 +146,40 @@ def by_condition(
 def run(experiment: Experiment, scope: Scope, folder: Path, *, progress: bool = True) -> Results:
     """Compute the conditions of an experiment that are not in a folder yet.
 
-    A condition is written when it is finished, so an interruption loses only those under way. One that raises is
-    recorded as failed, like those that need it, and the others continue.
+    A condition that raises is recorded as failed, like those that need it; the others continue (`run_jobs`).
 
     Args:
         experiment: the experiment.
         scope: its size and settings.
         folder: of the conditions, each in a folder named by its content address.
         progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: names of conditions, inputs or claims are not unique or unknown; nothing has been computed then.
     """
-    addresses.refresh()
     conditions = experiment.planned(scope)
-    _check_names(experiment, scope, conditions)
-    finished: dict[str, Any] = {}
-    found_at: dict[str, str] = {}
-    failed: dict[str, Exception] = {}
-
-    def task(condition: Condition) -> ScheduledTask:
-        def compute(running: Running) -> tuple[Job, Path, Any, Any]:
-            job = condition.job(scope, finished)
-            inputs = {"inputs": [found_at[name] for name in condition.needs]}
-            found_at[condition.name] = addresses.address(job.identity | inputs)
-            where = folder / f"{_slug(condition.name)}-{found_at[condition.name][:12]}"
-            found, running.folder = job.read(where), where
-            return job, where, found, None if found is not None else job.run(running)
-
-        def keep(outcome: tuple[Job, Path, Any, Any]) -> tuple[Any, str]:
-            job, where, found, result = outcome
-            line = f"{condition.name}: in {where} already"
-            if found is None:
-                line = f"{condition.name}: {job.write(where, result)}"
-                found = job.read(where)  # as a repeated call will find it
-            finished[condition.name] = found
-            return found, line
-
-        return ScheduledTask(condition.name, compute, keep, after=condition.needs)
-
-    def on_failure(task: ScheduledTask, error: Exception) -> None:
-        failed[task.name] = error
-        show.say(f"{task.name} failed: {one_line(error)}")
-
+    _check_claims(experiment, scope, conditions)
+    planned = [PlannedJob(each.name, each.needs, functools.partial(each.job, scope)) for each in conditions]
     with tables.progress(experiment.name, unit="conditions", shown=progress) as show:
-        run_tasks([task(condition) for condition in conditions], show, on_failure)
-    names = [condition.name for condition in conditions]
-    return Results(
-        scope,
-        {name: finished[name] for name in names if name in finished},
-        {name: failed[name] for name in names if name in failed},
-        experiment.measures,
-    )
+        finished, failed = run_jobs(planned, folder, show)
+    return Results(scope, finished, failed, experiment.measures)
 
 
-def _check_names(experiment: Experiment, scope: Scope, conditions: Sequence[Condition]) -> None:
-    """Check names before anything is computed."""
+def _check_claims(experiment: Experiment, scope: Scope, conditions: Sequence[Condition]) -> None:
+    """Check the names of conditions and measures in claims before anything is computed."""
     by_name = {condition.name: condition for condition in conditions}
-    for condition in conditions:
-        if unknown := set(condition.needs) - by_name.keys():
-            raise ValueError(
-                f"inputs: {condition.name!r} needs {', '.join(sorted(unknown))}; choose from {', '.join(by_name)}"
-            )
-    try:
-        graphlib.TopologicalSorter({condition.name: condition.needs for condition in conditions}).prepare()
-    except graphlib.CycleError as error:
-        raise ValueError(f"inputs: conditions need each other: {', '.join(error.args[1])}; remove an input") from error
     for claim in experiment.claimed(scope):
         for values in claim.values:
             if not isinstance(values, at):
                 continue
-            if values.condition not in by_name:
-                raise ValueError(
-                    f"claims: {claim.text!r} names the condition {values.condition!r}; choose from {', '.join(by_name)}"
-                )
-            if values.measure not in experiment.measures and isinstance(by_name[values.condition], Train):
-                raise ValueError(
-                    f"claims: {claim.text!r} names the measure {values.measure!r} of a run; choose from "
-                    f"{', '.join(experiment.measures)}"
-                )
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+            condition, measures = by_name.get(values.condition), experiment.measures
+            if condition is None:
+                wrong, names = f"condition {values.condition!r}", by_name
+            elif isinstance(condition, Train) and values.measure not in measures:
+                wrong, names = f"measure {values.measure!r} of a run", measures
+            else:
+                continue
+            raise ValueError(f"claims: {claim.text!r} names the {wrong}; choose from {', '.join(names)}")
 
 
 def table_of(table: Table, results: Results) -> ResultTable | None:
@@ -239,7 +188,7 @@ def table_of(table: Table, results: Results) -> ResultTable | None:
     def make() -> ResultTable | None:
         rows = list(table.rows(results))
         title, note = (text(results) if callable(text) else text for text in (table.title, table.note))
-        return ResultTable(table.name, title, rows, note, table.shown, table.aside, table.below) if rows else None
+        return ResultTable(**(vars(table) | {"title": title, "rows": rows, "note": note})) if rows else None
 
     return results.attempt(f"table {table.name}", make)
 
@@ -250,21 +199,17 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     A table, a figure or a claim that fails, or that needs a condition that has failed, is left out or "not testable";
     ``errors.txt`` has the tracebacks.
     """
-    scope = results.scope
+    scope, attempt = results.scope, results.attempt
     defaults = [Table("conditions", experiment.shows, by_condition({name: name for name in experiment.measures}))]
     made = [table_of(table, results) for table in experiment.tables or defaults]
-    figures = {
-        name: results.attempt(f"figure {name}", lambda draw=draw: draw(results))
-        for name, draw in experiment.figures.items()
-    }
-    facts = experiment.facts
-    others = {} if facts is None else results.attempt("facts", lambda: facts(results)) or {}
+    figures = {name: attempt(f"figure {name}", draw, results) for name, draw in experiment.figures.items()}
+    facts = attempt("facts", experiment.facts, results) or {}
     verdicts = [claim.verdict(results) for claim in experiment.claimed(scope)]
     with files.writing(folder):
         for name, write in experiment.extras.items():
-            results.attempt(f"file {name}", lambda write=write, name=name: write(results, folder / name))
+            attempt(f"file {name}", write, results, folder / name)
     return Report(
-        settings={"seeds": scope.seeds, "quick": scope.quick, "full": scope.full, **scope.settings, **others},
+        settings={"seeds": scope.seeds, "quick": scope.quick, "full": scope.full, **scope.settings, **facts},
         tables=[table for table in made if table is not None],
         verdicts=verdicts,
         figures={name: figure for name, figure in figures.items() if figure is not None},

@@ -6,7 +6,7 @@ run are traced, so that both settings share one compiled program per mechanism a
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments import make
 from jaxmarket.experiments.claims import Claim, Values, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.experiment import Column, Experiment, Table, by_condition
 from jaxmarket.experiments.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
 from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.experiments.settings import PPO_SOCIETY, train_config
@@ -63,9 +63,6 @@ REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Returns of an independent reimplementation of the released code at updates 50, 100, 200, 300, 500; one seed."""
 
-_TRUTHFUL = 0.05
-_CONSERVED = 1e-4
-
 
 def _bids_reach(env: str) -> bool:
     """Whether Q* lies in the range of bids."""
@@ -78,28 +75,16 @@ def _bids_reach(env: str) -> bool:
 
 def cells(scope: Scope) -> list[tuple[str, str, str]]:
     """Settings, auction and society of each condition; the slowest first, and equal programs far apart."""
-    found = [("beta", "ccv", "cloned")]
-    if scope.full:
-        found = [("beta", auction, society) for auction in MECHANISMS for society in ("cloned", "solitary")]
-    if scope.quick:
-        found = []
-    return found + [
-        (settings, auction, society)
-        for settings in ("published", "tuned")
-        for society in ("cloned", "solitary")
-        for auction in MECHANISMS
-        # Compiling takes most of a quick run, so that it runs the ablation with one of the settings only.
-        if not (scope.quick and auction == "env" and society == "solitary")
-    ]
+    every = [(auction, society) for society in ("cloned", "solitary") for auction in MECHANISMS]
+    found = [(settings, *cell) for settings in ("published", "tuned") for cell in every]
+    if scope.quick:  # compiling takes most of a quick run, so that it leaves one program out
+        return [cell for cell in found if cell[1:] != ("env", "solitary")]
+    return [("beta", *cell) for cell in (every if scope.full else [("ccv", "cloned")])] + found
 
 
 def _settings(name: str, scope: Scope) -> dict[str, Any]:
-    chosen = dict(SETTINGS[name])
-    if scope.quick:
-        chosen |= QUICK
-    elif scope.full and name in ("published", "beta"):
-        chosen["steps"] = 2000 * _UPDATE
-    return chosen
+    longer = {"steps": 2000 * _UPDATE} if scope.full and name in ("published", "beta") else {}
+    return SETTINGS[name] | (QUICK if scope.quick else longer)
 
 
 def _conditions(env: str, scope: Scope) -> list[Condition]:
@@ -108,10 +93,8 @@ def _conditions(env: str, scope: Scope) -> list[Condition]:
         config = train_config(env, auction=auction, clones=clones, **_settings(settings, scope))
         return Train(f"{settings}-{auction}-{society}", config)
 
-    ledgers = [
-        Compute(f"ledger-{auction}", functools.partial(_ledger, scope.seed), inputs=(f"tuned-{auction}-cloned",))
-        for auction in MECHANISMS
-    ]
+    ledger = functools.partial(_ledger, scope.seed)
+    ledgers = [Compute(f"ledger-{auction}", ledger, inputs=(f"tuned-{auction}-cloned",)) for auction in MECHANISMS]
     return [*(train(*cell) for cell in cells(scope)), *ledgers]
 
 
@@ -130,7 +113,6 @@ MEASURES: dict[str, Measure] = {
     "winning bid": while_learning("winning_bid"),
     "minted": while_learning("subsidy"),
     "residual": lambda run: run.metrics["conservation_residual"].max(0),
-    "gini": while_learning("gini"),
 }
 """Of a society on a finite process. ``greedy``: return; ``sampled``: return while learning; ``winner error`` and
 ``every error``: of the highest greedy bid and of all bids, mean over visited states; ``minted``: per auction."""
@@ -140,13 +122,13 @@ MEASURES: dict[str, Measure] = {
 
 
 def _claims(env: str, scope: Scope) -> list[Claim]:
-    claims, lowest = [], nearly(make(env)[0].optimal_return())
+    claims, lowest, reach = [], nearly(make(env)[0].optimal_return()), _bids_reach(env)
     for settings in SETTINGS:
         names = ["-".join(cell) for cell in cells(scope) if cell[0] == settings]
         ccv = f"{settings}-ccv-cloned"
-        if names and _bids_reach(env):
+        if names and reach:
             text = f"[{settings}] cloned ccv bids are truthful: mean |highest bid - max Q*| over visited states"
-            claims.append(within(text, at(ccv, "winner error"), at_most=_TRUTHFUL))
+            claims.append(within(text, at(ccv, "winner error"), at_most=0.05))
         if names:
             text = f"[{settings}] cloned ccv recovers the optimal policy: greedy return within 1% of the optimum"
             claims.append(every_seed(text, at(ccv, "greedy"), at_least=lowest))
@@ -156,8 +138,8 @@ def _claims(env: str, scope: Scope) -> list[Claim]:
 
 
 def _claims_on_all(env: str, settings: str, names: list[str]) -> list[Claim]:
-    def largest(measure: str, *of: str) -> Values:
-        chosen = [name for name in names if not of or name.split("-")[1] in of]
+    def largest(measure: str, *auctions: str) -> Values:
+        chosen = [name for name in names if name.split("-")[1] in (auctions or MECHANISMS)]
         return lambda results: np.max([np.abs(results.measure(name, measure)) for name in chosen], 0)
 
     def sampled(results: Results) -> dict[str, float]:
@@ -169,108 +151,78 @@ def _claims_on_all(env: str, settings: str, names: list[str]) -> list[Claim]:
         return max(others["bb"], others["vickrey"]) - TOLERANCE * abs(make(env)[0].optimal_return())
 
     def gain(results: Results) -> str:
-        cloned, alone = (values(results) for values in gains)
+        cloned, alone = (values(results) for values in returns)
         return f"return while learning higher by {difference(cloned, alone)}"
 
     pair = f"{settings}-ccv-cloned", f"{settings}-ccv-solitary"
-    gains = [at(name, "sampled") for name in pair]
-    if _bids_reach(env):
-        text, errors = "clones matter (ccv): winning bids are closer to Q*", [at(n, "winner error") for n in pair]
-        matter = separated(f"[{settings}] {text}", *errors, lower=True, evidence=gain)
-    else:
-        matter = separated(f"[{settings}] clones matter (ccv): a higher return while learning", *gains)
-    minted = [largest("minted", *of) for of in (("bb", "ccv"), ("vickrey",), ("ccv",))]
+    returns, errors = ([at(name, measure) for name in pair] for measure in ("sampled", "winner error"))
+    matter = f"[{settings}] clones matter (ccv): "
+    closer = separated(f"{matter}winning bids are closer to Q*", *errors, lower=True, evidence=gain)
     text = "all credit is accounted for: unexplained share of the money moved"
+    vickrey, ccv = largest("minted", "vickrey"), largest("minted", "ccv")
     return [
-        every_seed(f"[{settings}] bb and ccv mint no credit", minted[0], at_most=0),
-        share_of_seeds(f"[{settings}] vickrey mints credit", minted[1], share=1, above=minted[2]),
-        every_seed(f"[{settings}] {text}", largest("residual"), at_most=_CONSERVED),
-        matter,
+        every_seed(f"[{settings}] bb and ccv mint no credit", largest("minted", "bb", "ccv"), at_most=0),
+        share_of_seeds(f"[{settings}] vickrey mints credit", vickrey, share=1, above=ccv),
+        every_seed(f"[{settings}] {text}", largest("residual"), at_most=1e-4),
+        closer if _bids_reach(env) else separated(f"{matter}a higher return while learning", *returns),
         within(
-            f"[{settings}] neither bb nor vickrey, cloned, beats ccv by 1%: return while learning", gains[0],
+            f"[{settings}] neither bb nor vickrey, cloned, beats ccv by 1%: return while learning",
+            returns[0],
             at_least=least,
             evidence=lambda results: ", ".join(f"{name} {value:.3f}" for name, value in sampled(results).items()),
         ),
-    ]  # fmt: skip
+    ]
 
 
 # --- tables and figures
 
 
-def _finished(results: Results) -> Iterator[tuple[str, str, str, Any]]:
-    """Settings, auction, society and run of the conditions that have finished, by settings."""
-    for cell in sorted(cells(results.scope), key=lambda cell: list(SETTINGS).index(cell[0])):
-        if "-".join(cell) in results:
-            yield *cell, results["-".join(cell)]
+def _shown(results: Results) -> list[str]:
+    """The societies that have finished, by settings."""
+    names = ["-".join(cell) for settings in SETTINGS for cell in cells(results.scope) if cell[0] == settings]
+    return [name for name in names if name in results]
 
 
-def _condition_rows(env: str, results: Results) -> Iterator[dict[str, Any]]:
-    reach = _bids_reach(env)
-    for *cell, run in _finished(results):
-        values = {measure: results.measure("-".join(cell), measure) for measure in MEASURES}
-        yield {
-            **dict(zip(("settings", "auction", "society"), cell, strict=True)),
-            "updates": run.config.settings.updates,
-            "greedy": interquartile_mean(values["greedy"]),
-            "lowest": float(values["greedy"].min()),
-            "solved": tally(values["solved"]),
-            "sampled": interquartile_mean(values["sampled"]),
-            "|bid-Q*|": interquartile_mean(values["winner error"]) if reach else None,
-            "every |bid-Q*|": interquartile_mean(values["every error"]) if reach else None,
-            "minted": float(values["minted"].mean()),
-            "residual": float(values["residual"].max()),
-            "gini": float(values["gini"].mean()),
-        }
+def _condition_rows(env: str, results: Results) -> Iterable[dict[str, Any]]:
+    columns: dict[str, Column] = {
+        **{part: lambda _, name, i=i: name.split("-")[i] for i, part in enumerate(("settings", "auction", "society"))},
+        "greedy": "greedy",
+        "solved": lambda results, name: tally(results.measure(name, "solved")),
+        "sampled": "sampled",
+        "|bid-Q*|": "winner error",
+        "every |bid-Q*|": "every error",
+        "minted": lambda results, name: float(results.measure(name, "minted").mean()),
+    }
+    if not _bids_reach(env):
+        columns |= dict.fromkeys(("|bid-Q*|", "every |bid-Q*|"), lambda results, name: None)
+    return by_condition(columns, first=None, names=_shown(results))(results)
 
 
 def _learning_rows(env: str, results: Results) -> Iterator[dict[str, Any]]:
     columns = [f"at {update}" for update in _AT]
     for auction in ("ccv", "bb", "vickrey", "env"):
-        if auction in REFERENCE[env]:
-            values: Any = REFERENCE[env][auction]
-            yield {"auction": auction, "settings": "reference", **dict(zip(columns, values, strict=True))}
-        for settings, *cell, run in _finished(results):
-            if cell == [auction, "cloned"]:
+        curves: dict[str, Any] = {"reference": REFERENCE[env].get(auction)}
+        for settings in SETTINGS:
+            if (name := f"{settings}-{auction}-cloned") in results:
+                run = results[name]
                 curve = np.median(run.metrics["return_mean"], 1)
                 rows = [update // run.config.settings.updates_per_chunk - 1 for update in _AT]
-                values = [float(curve[row]) if row < len(curve) else None for row in rows]
+                curves[settings] = [float(curve[row]) if row < len(curve) else None for row in rows]
+        for settings, values in curves.items():
+            if values is not None:
                 yield {"auction": auction, "settings": settings, **dict(zip(columns, values, strict=True))}
 
 
-def _bid_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for settings, auction, society, run in _finished(results):
-        for (s, p), q in np.ndenumerate(run.q):
-            yield {
-                "settings": settings, "auction": auction, "society": society, "state": s, "primitive": p,
-                "bid": float(run.bids[:, s, p].mean()), "std over seeds": float(run.bids[:, s, p].std()),
-                "Q*": float(q), "seeds that visit": int(run.visited[:, s].sum()),
-            }  # fmt: skip
-
-
-def _ledgers(results: Results) -> Iterator[tuple[str, list[str], np.ndarray]]:
-    """Auction, names of the accounts, and money per episode."""
-    for auction in MECHANISMS:
-        if f"ledger-{auction}" in results:
-            names = account_names(results[f"tuned-{auction}-cloned"].config.settings.society)
-            yield auction, names, results[f"ledger-{auction}"]["money"]
-
-
-def _ledger_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for auction, names, money in _ledgers(results):
-        for (i, j), amount in np.ndenumerate(money):
-            if abs(amount) >= 0.0005:
-                yield {"auction": auction, "pays": names[i], "is paid": names[j], "money": float(amount)}
-
-
 def _draw_curves(env: str, results: Results) -> Any:
-    shown = list(_finished(results))
-    settings = list(dict.fromkeys(cell[0] for cell in shown))
+    names = _shown(results)
+    settings = list(dict.fromkeys(name.split("-")[0] for name in names))
     fig, axes = plotting.figure(columns=len(settings), width=5.5)
     panels = dict(zip(settings, axes, strict=True))
     colors = dict(zip(MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
-    for chosen, auction, society, run in shown:
-        curve = run.metrics["return_mean"]
-        updates = np.arange(1, len(curve) + 1) * run.config.settings.updates_per_chunk
+    for name in names:
+        chosen, auction, society = name.split("-")
+        curve = results[name].metrics["return_mean"]
+        updates = np.arange(1, len(curve) + 1) * results[name].config.settings.updates_per_chunk
         style = {"color": colors[auction], "linestyle": "-" if society == "cloned" else ":"}
         plotting.draw_quartiles(panels[chosen], updates, curve, label=f"{auction}, {society}", **style)
     for chosen, ax in panels.items():
@@ -282,10 +234,10 @@ def _draw_curves(env: str, results: Results) -> Any:
 
 
 def _draw_bids(env: str, results: Results) -> Any:
-    shown = [each for each in _finished(results) if each[2] == "cloned" and each[1] != "env"]
+    shown = [name.split("-") for name in _shown(results) if name.endswith("cloned") and "env" not in name]
     fig, axes = plotting.figure(columns=3, rows=-(-len(shown) // 3), width=5.0, height=3.4)
-    for ax, (settings, auction, _, run) in zip(axes, shown, strict=False):
-        plotting.draw_bids(ax, run, f"{env}, {auction}, cloned, {settings}")
+    for ax, cell in zip(axes, shown, strict=False):
+        plotting.draw_bids(ax, results["-".join(cell)], f"{env}, {cell[1]}, cloned, {cell[0]}")
         if not _bids_reach(env):  # otherwise the range of Q* would hide the bids
             ax.set_ylim(0, 1.25)
     for ax in axes[len(shown) :]:
@@ -294,10 +246,12 @@ def _draw_bids(env: str, results: Results) -> Any:
 
 
 def _draw_ledgers(env: str, results: Results) -> Any:
-    shown = list(_ledgers(results))
+    shown = [auction for auction in MECHANISMS if f"ledger-{auction}" in results]
     fig, axes = plotting.figure(columns=len(shown), width=4.6, height=4.4)
-    for ax, (auction, names, money) in zip(axes, shown, strict=True):
-        plotting.draw_ledger(ax, money, names, f"{env}, {auction}, cloned, tuned:\nmoney per episode")
+    for ax, auction in zip(axes, shown, strict=True):
+        names = account_names(results[f"tuned-{auction}-cloned"].config.settings.society)
+        title = f"{env}, {auction}, cloned, tuned:\nmoney per episode"
+        plotting.draw_ledger(ax, results[f"ledger-{auction}"]["money"], names, title)
     return fig
 
 
@@ -312,7 +266,6 @@ _SOURCE = "reference: an independent reimplementation of the released code, Beta
 
 def _experiment(name: str, env: str, source: str, shows: str) -> Experiment:
     of, optimum = functools.partial, make(env)[0].optimal_return()
-    aside = ("updates", "greedy", "lowest", "every |bid-Q*|", "residual", "gini")
 
     def title(results: Results) -> str:
         return f"{env}: {results.scope.seeds} seeds per condition, optimum {optimum:.3f}"
@@ -329,14 +282,13 @@ def _experiment(name: str, env: str, source: str, shows: str) -> Experiment:
         measures=MEASURES,
         claims=of(_claims, env),
         tables=[
-            Table("conditions", title, of(_condition_rows, env), _NOTE, aside=aside),
+            Table("conditions", title, of(_condition_rows, env), _NOTE, aside=("greedy", "every |bid-Q*|")),
             Table("learning", f"{env}: sampled return at updates 50 to 500, cloned", of(_learning_rows, env), _SOURCE),
-            Table("bids", f"{env}: greedy bids", _bid_rows, shown=False),
-            Table("ledger", f"{env}: money per episode, cloned, tuned, sampled bids", _ledger_rows, shown=False),
         ],
         figures={
-            name: of(draw, env)
-            for name, draw in (("learning_curves", _draw_curves), ("bids", _draw_bids), ("ledger", _draw_ledgers))
+            "learning_curves": of(_draw_curves, env),
+            "bids": of(_draw_bids, env),
+            "ledger": of(_draw_ledgers, env),
         },
         facts=facts,
     )

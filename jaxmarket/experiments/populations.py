@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmarket.experiments.addresses import encode, source_digest
 from jaxmarket.experiments.conditions import Scope
 from jaxmarket.experiments.results import Measure, Results
+from jaxmarket.runs.addresses import encode, source_digest
 from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan, finished, grow, terms_of
 from jaxmarket.runs.run_folder import environment_digest, versions
 from jaxmarket.runs.schedule import Running

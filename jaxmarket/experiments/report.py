@@ -73,13 +73,10 @@ class Report:
         Tables and figures of an earlier report that this one lacks are removed. ``errors.txt`` has the tracebacks of
         what failed.
         """
-        document, text = folder / "report.json", folder / "report.txt"
-        paths = [folder / f"{table.name}.csv" for table in self.tables]
-        paths += [folder / f"{name}.png" for name in self.figures]
-        paths += [folder / "errors.txt"] if self.errors else []
-        paths += [document, text]
-        found = dataclasses.replace(self, folder=folder, written=(*self.written, *(path.name for path in paths)))
-        for name in _earlier(document) - set(found.written):
+        names = [f"{table.name}.csv" for table in self.tables] + [f"{name}.png" for name in self.figures]
+        names += ["errors.txt"] if self.errors else []
+        found = dataclasses.replace(self, folder=folder, written=(*self.written, *names, "report.json", "report.txt"))
+        for name in _earlier(folder / "report.json") - set(found.written):
             (folder / name).unlink(missing_ok=True)
         for table in self.tables:
             rows = table.as_rows()
@@ -90,10 +87,12 @@ class Report:
             parts = [f"{name}\n\n{''.join(traceback.format_exception(e))}" for name, e in self.errors.items()]
             files.write_text(folder / "errors.txt", "\n".join(parts))
         content = json.loads(self.to_json()) | {"files": list(found.written)}
-        files.write_text(document, json.dumps(content, indent=2) + "\n")
+        files.write_text(folder / "report.json", json.dumps(content, indent=2) + "\n")
         printed = io.StringIO()
         Screen(printed, width=160).print(self.view())
-        files.write_text(text, "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines()))
+        files.write_text(
+            folder / "report.txt", "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
+        )
         return found
 
     def view(self) -> Group:

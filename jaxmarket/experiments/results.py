@@ -46,8 +46,8 @@ class Results(Mapping[str, Any]):
         failed: Mapping[str, Exception],
         measures: Mapping[str, Measure],
     ) -> None:
-        self.scope, self._failed, self._finished, self._measures = scope, dict(failed), finished, measures
-        self.errors: dict[str, Exception] = dict(failed)
+        self.scope, self.errors = scope, dict(failed)
+        self._finished, self._failed, self._measures = finished, dict(failed), measures
         self._values: dict[Hashable, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -60,6 +60,9 @@ class Results(Mapping[str, Any]):
         if name in self._failed:
             raise FailedConditionError(f"{name} failed: {one_line(self._failed[name])}")
         return self._finished[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._finished
 
     def __iter__(self) -> Iterator[str]:
         """The names of the conditions that finished."""
@@ -78,25 +81,15 @@ class Results(Mapping[str, Any]):
             return result[measure]
         return self.once((condition, measure), lambda: np.asarray(self._measures[measure](result)))
 
-    def applies(self, condition: str, measure: str) -> bool:
-        """Whether a condition has a measure; a measure of runs does not apply to a `Compute` condition."""
-        try:
-            self.measure(condition, measure)
-        except (AttributeError, KeyError, TypeError, IndexError):
-            if isinstance(self[condition], Mapping):
-                return False
-            raise
-        return True
-
     @property
     def failed(self) -> dict[str, str]:
         """The reasons of everything that failed, by name."""
         return {name: one_line(error) for name, error in self.errors.items()}
 
-    def attempt(self, name: str, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns; None if it needs a condition that has failed, or raises, which is recorded."""
+    def attempt(self, name: str, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What ``make(*arguments)`` returns; None if it raises, which is recorded under that name."""
         try:
-            return make()
+            return make(*arguments)
         except Exception as error:
             self.errors[name] = error
             return None

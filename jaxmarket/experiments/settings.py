@@ -18,10 +18,7 @@ from jaxmarket.training.wide import WideMarketTraining
 __all__ = ["MONOLITH", "PPO_SOCIETY", "VALUATION_SOCIETY", "WIDE_MARKET", "train_config"]
 
 _PAPER = PRESETS["paper"]
-_DISCOUNT = 0.99  # of environments that do not name one
 _STEPS = 3_072_000
-_TABLE_RATE = 3e-2  # learning rate of value estimates in tables
-_ROWS = 50  # of metrics of a run
 
 PPO_SOCIETY: Mapping[str, Any] = MappingProxyType(
     _PAPER
@@ -65,7 +62,6 @@ MONOLITH: Mapping[str, Any] = MappingProxyType(
 )
 """Monolithic PPO agents."""
 
-
 WIDE_MARKET: Mapping[str, Any] = MappingProxyType(
     {name: value for name, value in VALUATION_SOCIETY.items() if name not in WideMarketTraining.unused}
     | {"agent": "wide"}
@@ -88,12 +84,12 @@ def train_config(env: Any, **settings: Any) -> TrainConfig:
     if chosen.get("bids") == "beta":
         chosen["bids"] = _PAPER["bids"]
     if learner == "valuation" and chosen.get("hidden") == ():
-        chosen = {"learning_rate": _TABLE_RATE} | chosen
+        chosen = {"learning_rate": 3e-2} | chosen  # of tables
     chosen = {**base, **chosen}
     updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
-    chosen.setdefault("log_every", -(-updates // _ROWS))
+    chosen.setdefault("log_every", -(-updates // 50))  # for 50 rows of metrics
     if getattr(make(env)[0] if isinstance(env, str) else env, "gamma", None) is None:
-        chosen.setdefault("gamma", _DISCOUNT)
+        chosen.setdefault("gamma", 0.99)
     own = {field.name for field in dataclasses.fields(base["learner"])} & chosen.keys()
     changed = {name: chosen.pop(name) for name in own}
     return TrainConfig(env, **(chosen | {"learner": dataclasses.replace(base["learner"], **changed)}))

@@ -19,6 +19,7 @@ __all__ = [
     "mean",
     "mean_ci",
     "probability_of_improvement",
+    "sign_test",
 ]
 
 _LARGE = 1000
@@ -121,6 +122,17 @@ def probability_of_improvement(mine: Any, others: Any, confidence: float = 0.95)
     drawn = beats[i[:, :, None], j[:, None, :]].mean((1, 2))
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high))
+
+
+def sign_test(hits: Any, misses: Any) -> float:
+    """The probability of at least as many hits if hits and misses are equally likely: a one-sided sign test.
+
+    Args:
+        hits: bool [seeds].
+        misses: bool [seeds]; seeds with neither are ties, and do not count.
+    """
+    better, worse = int(np.sum(hits)), int(np.sum(misses))
+    return float(stats.binom.sf(better - 1, better + worse, 0.5))
 
 
 def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:

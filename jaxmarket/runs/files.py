@@ -13,9 +13,13 @@ import json
 import os
 import socket
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 try:
     import fcntl
@@ -28,12 +32,15 @@ __all__ = [
     "Lock",
     "check_sum",
     "checksums",
+    "hold",
     "owned",
+    "read_arrays",
     "read_bytes",
     "reason",
     "sealed",
     "sha256",
     "sum_of",
+    "write_arrays",
     "write_bytes",
     "write_rows",
     "write_sums",
@@ -89,6 +96,52 @@ def write_rows(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer.writerow(names)
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """`write_bytes` of arrays of numbers or text by name, as ``.npz``.
+
+    Raises:
+        OSError: as `write_bytes`.
+        TypeError: a name is that of an argument of `numpy.savez_compressed`.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **cast("dict[str, Any]", arrays))
+    write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays that `write_arrays` wrote; None if the file is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):
+        return None
+
+
+def hold(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write what determines the other files of a folder as JSON, unless the folder holds files of something else.
+
+    Args:
+        path: a file in the folder.
+        contents: names and values.
+
+    Raises:
+        OSError: as `write_bytes`.
+        ValueError: the file is there with other contents, or damaged; or a value has no form in JSON.
+    """
+    try:
+        wanted = json.loads(json.dumps(contents))
+    except TypeError as error:
+        raise ValueError(f"settings: expected values that JSON can represent, got {contents} ({error})") from error
+    try:
+        held = dict(json.loads(read_bytes(path))) if path.exists() else wanted
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); choose another folder") from error
+    differ = ", ".join(f"{k} {held.get(k)} instead of {v}" for k, v in wanted.items() if held.get(k) != v)
+    if differ:
+        raise ValueError(f"out: {path.parent} holds another run ({differ}); choose another folder")
+    write_text(path, json.dumps(wanted) + "\n")
 
 
 def _sync_folder(folder: Path) -> None:

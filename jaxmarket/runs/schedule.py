@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import graphlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -101,8 +102,19 @@ def run_tasks(
         What was kept, by name.
 
     Raises:
-        ValueError: tasks need each other, or tasks that do not exist.
+        ValueError: tasks need each other, or tasks that do not exist, or have the same name; nothing has run then.
     """
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"name: expected unique names, got {', '.join(twice)} more than once; rename them")
+    needs = {task.name: task.after for task in tasks}
+    for name, after in needs.items():
+        if unknown := set(after) - needs.keys():
+            raise ValueError(f"inputs: {name!r} needs {', '.join(sorted(unknown))}; choose from {', '.join(needs)}")
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        raise ValueError(f"inputs: {', '.join(error.args[1])} need each other; remove an input") from error
     work = _Work(list(tasks), show, on_failure)
     workers = min(2, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -149,9 +161,6 @@ class _Work:
             if self.kept.keys() >= set(task.after):
                 self.waiting.remove(task)
                 self.futures[pool.submit(self._run, task)] = task
-        if self.waiting and not self.futures:
-            needs = {task.name: sorted(set(task.after) - self.kept.keys()) for task in self.waiting}
-            raise ValueError(f"inputs: unknown or circular dependencies: {needs}")
         return bool(self.futures)
 
     def _report(self, task: ScheduledTask, share: float, note: str) -> None:

@@ -156,19 +156,26 @@ def draw_intervals(
     ax.errorbar(x, middle, sides, color=color, marker="o", capsize=3, label=label)
 
 
-def draw_estimates(ax: "Axes", labels: Sequence[str], series: "Mapping[str, Sequence[Estimate]]") -> None:
+def draw_estimates(
+    ax: "Axes",
+    labels: Sequence[str],
+    series: "Mapping[str, Sequence[Estimate]]",
+    colors: Mapping[str, Any] | None = None,
+) -> None:
     """Horizontal bars with intervals, a group for each label and in it a bar for each series.
 
     Args:
         ax: the axes to draw on.
         labels: of the groups, from top to bottom.
         series: by name, one estimate for each label.
+        colors: by name; by default a different one for each series.
     """
+    colors = colors or {name: f"C{i}" for i, name in enumerate(series)}
     height = 0.85 / len(series)
     for i, (name, estimates) in enumerate(series.items()):
         value, low, high = np.array([[e.value, e.low, e.high] for e in estimates]).T
         y = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * height
-        ax.barh(y, value, 0.88 * height, xerr=[value - low, high - value], color=f"C{i}", alpha=0.8, label=name)
+        ax.barh(y, value, 0.88 * height, xerr=[value - low, high - value], color=colors[name], alpha=0.8, label=name)
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
 

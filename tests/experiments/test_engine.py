@@ -21,7 +21,6 @@ from jaxmarket.experiments import (
     Scope,
     Table,
     Train,
-    addresses,
     at,
     by_condition,
     engine,
@@ -29,7 +28,7 @@ from jaxmarket.experiments import (
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
 from jaxmarket.experiments.results import FailedConditionError, Results
-from jaxmarket.runs import sweeps
+from jaxmarket.runs import addresses, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, mean
 from jaxmarket.runs.schedule import Running
 
@@ -103,6 +102,7 @@ def test_a_claim_about_a_failed_condition_cannot_be_tested():
     verdict = separated("", a, b).verdict(results)
     assert (verdict.standing, verdict.number) == ("not testable", None)
     assert "b failed: ValueError: no" in verdict.evidence
+    assert "a" in results and "b" not in results
     with pytest.raises(FailedConditionError):
         results["b"]
     verdict = separated("", a, lambda results: results["c"]).verdict(results)  # a mistake in the claim
@@ -171,6 +171,7 @@ def test_a_change_of_code_changes_the_address_of_what_imports_it(monkeypatch):
         ("jaxmarket.learners.valuation", True),
         ("jaxmarket.wide_market.market", False),
         ("jaxmarket.view.plotting", False),
+        ("jaxmarket.runs.jobs", False),
     ):
         monkeypatch.setattr(addresses, "_source", functools.partial(changed, module))
         assert (addresses.source_digest(config.settings.trainable) != first) == matters, module
@@ -254,6 +255,18 @@ def test_finished_conditions_are_not_computed_again_and_the_files_are_the_same(t
     assert set(CALLS) == {"a", "bad"}  # and not b, whose input has the same address
 
 
+def test_the_folder_is_named_by_what_differs_from_the_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = dataclasses.replace(
+        EXPERIMENT, claims=(), conditions=[condition("a")], settings={"width": 1, "depth": 2, "mode": "a"}
+    )
+    experiments.reproduce(small, width=1, progress=False)
+    experiments.reproduce(small, quick=True, seeds=4, seed=1, width=2, mode="b/c", progress=False)
+    experiments.reproduce(small, depth=1, progress=False)  # not the folder of width=1
+    names = {"counting", "counting-quick-4-seeds-seed-1-width-2-mode-b-c", "counting-depth-1"}
+    assert {path.name for path in (tmp_path / "reproductions").iterdir()} == names
+
+
 def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     stopping = dataclasses.replace(
@@ -271,7 +284,7 @@ def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("conditions", "says"),
     [
-        ([condition("a", "b"), condition("b", "a")], "need each other: a, b, a|need each other: b, a, b"),
+        ([condition("a", "b"), condition("b", "a")], "a, b, a need each other|b, a, b need each other"),
         ([condition("a", "nowhere")], "'a' needs nowhere; choose from a"),
         ([condition("a"), condition("a")], "unique names"),
     ],

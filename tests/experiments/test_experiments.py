@@ -31,7 +31,7 @@ from jaxmarket.experiments.results import Results
 from jaxmarket.interop import deviations
 from jaxmarket.interop.bidder import truthful
 from jaxmarket.interop.deviations import Seat
-from jaxmarket.runs import fitting, ledgers, run_folder, sweeps
+from jaxmarket.runs import fitting, ledgers, removal, run_folder, sweeps
 from jaxmarket.runs.sweeps import NamedConfig
 
 
@@ -146,13 +146,28 @@ def test_a_seat_is_worth_what_a_plain_simulation_earns(mechanism, clones):
 
 def test_who_is_removed():
     society = TrainConfig("Chain-v0").settings.society
-    cases = redundancy.absences(society, np.array([[0.2, 0.9], [0.8, 0.1]]))
+    cases = removal.absences(society, np.array([[0.2, 0.9], [0.8, 0.1]]))
     assert cases["none"].all()
     np.testing.assert_array_equal(cases["best bidder"][:, 0], [[1, 1, 0, 1], [0, 1, 1, 1]])
     np.testing.assert_array_equal(cases["best primitive"][:, 0], [[1, 1, 0, 0], [0, 0, 1, 1]])
     assert cases["any other"].shape == (2, 3, 4)
     assert (cases["any other"].sum(-1) == 3).all()
     np.testing.assert_array_equal(cases["any other"].sum(1), [[2, 2, 3, 2], [3, 2, 2, 2]])
+
+
+@pytest.mark.slow
+def test_without_clones_the_best_bidder_is_all_of_the_best_primitive():
+    config = TrainConfig(
+        "Bandit-v0", learner="valuation", clones=1, seeds=3, steps=4096, instances=8, horizon=16, minibatch=32
+    )
+    shares = []
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = removal.returns_after_removal(config, 1, 0, keys, show=lambda share, note: shares.append(share))
+    assert found.keys() == {f"{case}, {when}" for case in removal.CASES for when in removal.WHEN}
+    assert shares[-1] == 1
+    for when in removal.WHEN:
+        np.testing.assert_array_equal(found[f"best bidder, {when}"], found[f"best primitive, {when}"])
+        assert (found[f"best bidder, {when}"] < found[f"none, {when}"]).all()  # which are .8 on every seed
 
 
 # --- the numerical experiments
@@ -457,7 +472,7 @@ def redundancy_results(returns, quick=False):
     for condition in redundancy.EXPERIMENT.planned(scope):
         env, _, society = condition.name.partition(" ")
         values = returns.get(condition.name, returns.get(society, 0.8)) + noise * (1.2 if env == "Chain-v0" else 1)
-        found[condition.name] = dict.fromkeys(redundancy.EXPERIMENT.measures, values)
+        found[condition.name] = {f"{case}, {when}": values for case in removal.CASES for when in removal.WHEN}
     return made_up(redundancy.EXPERIMENT, found, scope)
 
 

@@ -1,4 +1,4 @@
-"""Content addresses: a digest of what determines the result of a condition, its settings and the code it runs."""
+"""Content addresses: a digest of what determines a result, its settings and the code that computes it."""
 
 import dataclasses
 import functools
@@ -23,7 +23,14 @@ __all__ = ["address", "encode", "refresh", "source_digest"]
 
 _PACKAGE = "jaxmarket"
 # They only show or store results. The package itself imports everything.
-_WITHOUT_EFFECT = ("jaxmarket.view", "jaxmarket.cli", "jaxmarket.experiments", "jaxmarket.runs.schedule")
+_WITHOUT_EFFECT = (
+    "jaxmarket.view",
+    "jaxmarket.cli",
+    "jaxmarket.experiments",
+    "jaxmarket.runs.addresses",
+    "jaxmarket.runs.jobs",
+    "jaxmarket.runs.schedule",
+)
 _WITH_EFFECT = "jaxmarket.experiments.settings"
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
