@@ -52,8 +52,8 @@ class Table:
     Attributes:
         name: of its files; unique in the experiment.
         title: shown above it; text, or a function of the results.
-        rows: equal-keyed rows of text, numbers and `Estimate`s, a function of the results. Without a row there is no
-            table.
+        rows: equal-keyed rows of text, numbers and values of type `Estimate`, a function of the results. Without a row
+            there is no table.
         note: shown below it; text, or a function of the results.
         shown: whether it is shown on a terminal; files contain it anyway.
         aside: columns that are written to files only.

@@ -243,9 +243,9 @@ _SHOWN = ("of own optimum", "of parallel optimum", "steps", "operations per line
 _COLUMNS = {measure: measure for measure in _SHOWN} | {"reached": column("reached", tally)}
 
 
-def _score(results: Results, name: str) -> dict[str, Any]:
+def _score(results: Results, name: str) -> float:
     _, arm, i = name.split("-")
-    return {"score": float(results[f"tuning, {arm}"]["score"][int(i)])}
+    return float(results[f"tuning, {arm}"]["score"][int(i)])
 
 
 def _all_prices(results: Results) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -330,7 +330,7 @@ EXPERIMENT = Experiment(
         tuning_table(
             f"grids, {TUNING['lines']} lines, {TUNING['seeds']} separate seeds",
             GRIDS,
-            _score,
+            {"score": _score},
             lambda row: -row["score"] if np.isfinite(row["score"]) else None,
             "mean share of the optimum over all evaluations; the wide market uses the deep one's settings",
         ),
