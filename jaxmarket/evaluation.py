@@ -1,5 +1,6 @@
 """Evaluation: new episodes without learning and exploration."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,16 @@ from jaxmarket.society import Society, reset, step
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, PyTree, Rules, Transition
 
-__all__ = ["Episodes", "action_rates", "bids_by_state", "evaluate", "first_episodes", "play_episodes", "trace_episode"]
+__all__ = [
+    "Episodes",
+    "action_rates",
+    "bids_by_state",
+    "evaluate",
+    "first_episodes",
+    "play_episodes",
+    "step_durations",
+    "trace_episode",
+]
 
 _MOST_STEPS = 100_000
 
@@ -154,6 +164,28 @@ def action_rates(
     keys = jax.random.split(key, draws)
     drawn = jax.vmap(lambda key: jax.vmap(lambda each: policy(each, key))(obs))(keys)
     return jax.nn.one_hot(drawn, actions).mean(0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+@standard_promotion
+def step_durations(society: Society, params: PyTree, keys: Array, steps: int) -> Float[Array, "{steps} B"]:
+    """The environment steps of each auction of new market instances, such as of `environments.Options`.
+
+    Args:
+        society: in its environment with the default parameters.
+        params: of S seeds, leaves [S, ...].
+        keys: typed PRNG keys [S, instances].
+        steps: number of auctions.
+
+    Returns:
+        Durations of the instances of all seeds, B = S · instances, as `environments.options.waste` takes them.
+    """
+
+    def durations(params: PyTree, key: Array) -> Array:
+        return fresh_rollout(society, key, params, society.env.default_params, steps, bootstrap=False).duration
+
+    found = jax.vmap(jax.vmap(durations, (None, 0)))(params, keys)  # [S, instances, steps]
+    return found.transpose(2, 0, 1).reshape(steps, -1)
 
 
 @standard_promotion

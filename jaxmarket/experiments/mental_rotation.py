@@ -7,14 +7,13 @@ digit. With ``depth=dynamic`` inputs need zero, one or two functions, and every 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxmarket.environments import digits
-from jaxmarket.environments.mental_rotation import MentalRotation, check_task, inverse, needed, program_name
+from jaxmarket.environments.mental_rotation import MentalRotation, check_task, program_name
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Table
@@ -22,10 +21,10 @@ from jaxmarket.experiments.measures import column, final
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
+from jaxmarket.runs import digit_programs
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import combinations
-from jaxmarket.training import programs
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
@@ -112,36 +111,16 @@ def _classifier(env: Env, keys: Array) -> Arrays:
 
 
 def play(count: int | None, keys: Array, run: SavedRun) -> Arrays:
-    """The greedy programs of a run for the N combinations of held-out digits.
-
-    ``read`` bool [seeds, N]; ``choices`` i [seeds, N, T], -1 after the end of a program; ``applied`` i [seeds, N],
-    number of functions; ``bids`` f [seeds, N, T, P] of each primitive, unless it is a monolithic agent.
-    """
+    """The greedy programs of a run for held-out digits, `digit_programs.play`."""
     env: Any = run.config.env
-    examples = env.examples(env.held_out[:count])
-    played = [programs.compose_all(env, as_policy(run, seed=seed), examples) for seed in range(len(keys))]
-    made, bids = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(played))
-    found = {"read": made.reward > 0, "choices": made.choices, "applied": made.applied}
-    return found if bids is None else found | {"bids": bids}
+    policies = [as_policy(run, seed=seed) for seed in range(len(keys))]
+    return digit_programs.play(env, policies, env.examples(env.held_out[:count]))
 
 
 def bounds(env: Env, training: int, count: int | None, keys: Array, classifier: Arrays) -> Arrays:
-    """What is read without learning in the N combinations of held-out digits, bool [N] each.
-
-    ``none``: without a function; ``fixed``: after the ``program`` that is best on training digits; ``inverse``: after
-    the exact inverse of its transformations; ``oracle``: after at least one program. ``combination`` i [N].
-    """
+    """What is read without learning in held-out digits, `digit_programs.bounds`."""
     del keys, classifier
-    examples = env().examples(env().held_out[:count])
-    found = programs.bounds(env(), env().examples(np.arange(training)), examples, depth=2)
-    return {
-        "none": found.rewards[()] > 0,
-        "fixed": found.fixed > 0,
-        "inverse": np.array([found.rewards[inverse(c)][i] > 0 for i, c in enumerate(examples[1])]),
-        "oracle": found.oracle > 0,
-        "program": np.array(found.program, int),
-        "combination": examples[1],
-    }
+    return digit_programs.bounds(env(), env().examples(np.arange(training)), env().examples(env().held_out[:count]))
 
 
 # --- tables
@@ -152,56 +131,8 @@ def _plays(results: Results) -> dict[str, Arrays]:
     return {name.removesuffix(", held out"): results[name] for name in results if name.endswith(", held out")}
 
 
-def _need(results: Results) -> np.ndarray:
-    """The number of functions that each example needs: i [N]."""
-    return np.array([needed(c) for c in results["bounds"]["combination"]])
-
-
-def _accuracy_rows(results: Results) -> list[dict[str, Any]]:
-    known, plays, need = results["bounds"], _plays(results), _need(results)
-    read = {"none": known["none"], "best fixed": known["fixed"]}
-    read |= {name: play["read"] for name, play in plays.items()}
-    read |= {"inverse": known["inverse"], "oracle": known["oracle"]}
-    applied = {"none": 0 * need, "best fixed": np.full(len(need), len(known["program"])), "inverse": need}
-    applied |= {name: play["applied"] for name, play in plays.items()}
-
-    def used(who: str, n: int) -> float | None:
-        return float(applied[who][..., need == n].mean()) if who in applied else None
-
-    return [
-        {
-            "who": who,
-            "accuracy": interquartile_mean(np.atleast_1d(right.mean(-1))),
-            "lowest seed": float(right.mean(-1).min()),
-            "of the oracle's": float(right.mean(-1).mean() / known["oracle"].mean()),
-        }
-        | {f"used, {n} needed": used(who, n) for n in np.unique(need)}
-        for who, right in read.items()
-    ]
-
-
-def _combination_rows(results: Results) -> list[dict[str, Any]]:
-    rows, env, known = [], results["society"].config.env, results["bounds"]
-    for c in env.combinations:
-        here, undone = known["combination"] == c, programs.choices_of(env, inverse(c))
-        rows.append(
-            {"done": env.describe(c)}
-            | {name: float(play["read"][:, here].mean()) for name, play in _plays(results).items()}
-            | {"inverse": float(known["inverse"][here].mean())}
-            | {"undone": float((results["society, held out"]["choices"][:, here] == undone).all(-1).mean())}
-        )
-    return rows
-
-
-def _bid_rows(results: Results) -> list[dict[str, Any]]:
-    """Mean bids at every auction of the exact inverse, over the examples whose choices followed it so far."""
-    rows, env, play = [], results["society"].config.env, results["society, held out"]
-    for c in env.combinations:
-        here, path = results["bounds"]["combination"] == c, programs.choices_of(env, inverse(c))
-        for t, bids in enumerate(programs.bids_along(play["choices"][:, here], play["bids"][:, here], path)):
-            row = {"what was done": env.describe(c), "auction": t + 1, "right": env.names[path[t]]}
-            rows.append(row | {name: float(bid) for name, bid in zip(env.names, bids, strict=True)})
-    return rows
+def _bid_rows(results: Results) -> Iterator[dict[str, Any]]:
+    return digit_programs.bid_rows(results["society"].config.env, results["bounds"], results["society, held out"])
 
 
 def _title(results: Results) -> str:
@@ -228,35 +159,20 @@ def _note(results: Results) -> str:
 def _draw_curves(results: Results) -> Any:
     fig, (ax,) = plotting.figure(width=7.0)
     runs = {name: results[name] for name in _plays(results)}
-    plotting.draw_metric_curves(ax, runs, "return_mean", title="Mental Rotation")
-    for name, style in (("oracle", ":"), ("inverse", "--"), ("fixed", "-.")):
-        label = "best fixed program" if name == "fixed" else name
-        ax.axhline(results["bounds"][name].mean(), color="black", linewidth=0.8, linestyle=style, label=label)
+    labels = {"oracle": "oracle", "inverse": "inverse", "fixed": "best fixed program"}
+    levels = {label: results["bounds"][name].mean() for name, label in labels.items()}
+    plotting.draw_metric_curves(ax, runs, "return_mean", title="Mental Rotation", levels=levels)
     dynamic = results.scope.settings["depth"] == "dynamic"
     ax.set_ylabel("digits read" + (" minus the price of functions" if dynamic else "") + ", during training")
     ax.legend(frameon=False, fontsize=8)
     return fig
 
 
-def _draw_bids(results: Results) -> Any:
-    rows, names = _bid_rows(results), results["society"].config.env.names
-    fig, (ax,) = plotting.figure(width=8.0, height=1.5 + 0.25 * len(rows))
-    bids = np.array([[row[name] for name in names] for row in rows])
-    plotting.draw_heat_map(ax, bids, [f"{row['what was done']} · auction {row['auction']}" for row in rows], names)
-    beside = [names.index(row["right"]) - 0.35 for row in rows]  # of the number
-    ax.plot(beside, range(len(rows)), "o", color="red", markersize=5, label="exact inverse")
-    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
-    ax.set_title("mean greedy bids along the exact inverse", loc="left")
-    return fig
-
-
 # --- claims
 
 
-def _used(results: Results) -> np.ndarray:
-    """The society's mean number of functions where 0, 1 and 2 are needed: f [3, seeds]."""
-    applied, need = results["society, held out"]["applied"], _need(results)
-    return np.stack([applied[:, need == n].mean(1) for n in range(3)])
+def _used(results: Results) -> dict[int, np.ndarray]:
+    return digit_programs.functions_used(results["bounds"], results["society, held out"])
 
 
 def _claims(scope: Scope) -> list[Claim]:
@@ -281,11 +197,11 @@ def _claims(scope: Scope) -> list[Claim]:
         claims.append(
             every_seed(
                 "the number of functions is the number needed: the mean of every seed is within .25 of it",
-                lambda results: np.abs(_used(results) - np.arange(3)[:, None]).max(0),
+                lambda results: np.max([np.abs(used - n) for n, used in _used(results).items()], 0),
                 at_most=0.25,  # then it also grows with it
                 evidence=lambda results: (
                     "mean number of functions if 0, 1, 2 are needed: "
-                    + ", ".join(str(interquartile_mean(used)) for used in _used(results))
+                    + ", ".join(str(interquartile_mean(used)) for used in _used(results).values())
                 ),
             )
         )
@@ -300,11 +216,18 @@ EXPERIMENT = Experiment(
     measures={"return": final(), "accuracy": lambda played: played["read"].mean(1)},
     claims=_claims,
     tables=[
-        Table("accuracy", _title, _accuracy_rows, _note),
+        Table(
+            "accuracy",
+            _title,
+            lambda results: digit_programs.accuracy_rows(results["bounds"], _plays(results)),
+            _note,
+        ),
         Table(
             "combinations",
             "accuracy by the transformations of the digit",
-            _combination_rows,
+            lambda results: digit_programs.combination_rows(
+                results["society"].config.env, results["bounds"], _plays(results), market="society"
+            ),
             "undone: share of examples for which the society composes the exact inverse",
         ),
         Table("bids", "mean greedy bids along the exact inverse", _bid_rows, shown=False),
@@ -318,7 +241,7 @@ EXPERIMENT = Experiment(
     ],
     figures={
         "learning_curves": _draw_curves,
-        "bids": _draw_bids,
+        "bids": lambda results: plotting.program_bids([*_bid_rows(results)], results["society"].config.env.names),
         "chains": lambda results: plotting.composed_images(results["society"].config.env, results["society"].policy()),
     },
     settings={"resolution": 32, "depth": "fixed"},

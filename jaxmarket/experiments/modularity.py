@@ -9,12 +9,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.environments.topologies import ACTIONS, CHANGES, FIRST, TOPOLOGIES, Change, right_actions
-from jaxmarket.evaluation import action_rates
 from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, every_seed, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
@@ -26,7 +24,7 @@ from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fe
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import difference, interquartile_mean
-from jaxmarket.runs.run_folder import SavedRun, as_policy
+from jaxmarket.runs.run_folder import SavedRun, sampled_action_rates
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.types import Array
@@ -114,16 +112,12 @@ def _tuning(name: str, agent: str, setting: Mapping[str, Any]) -> list[Condition
     return [train(name, first), train(f"{name}-transfer", second, start=name)]
 
 
-_rates = jax.jit(action_rates, static_argnames="actions")
-
-
 def right_decisions(task: str, keys: Array, run: SavedRun) -> Arrays:
     """How often each decision is ``right``, with sampled bids or choices: f [seeds, 3]."""
-    right = right_actions(task)
-    states, key = jnp.eye(len(right), len(right) + 1), key_for(key_of(0), "measurement")
-    policies = (as_policy(run, seed=seed, greedy=False) for seed in range(len(keys)))
-    rates = np.stack([_rates(policy, states, key, actions=len(ACTIONS)) for policy in policies])
-    return {"right": rates[:, range(len(right)), right].astype(np.float64)}
+    del keys
+    right, key = right_actions(task), key_for(key_of(0), "measurement")
+    rates = sampled_action_rates(run, jnp.eye(len(right), len(right) + 1), key, len(ACTIONS))
+    return {"right": rates[:, range(len(right)), right]}
 
 
 # --- claims
@@ -221,9 +215,8 @@ def _draw_transfers(results: Results) -> Any:
     fig, axes = plotting.figure(columns=min(4, len(changes)), rows=-(-len(changes) // 4), width=3.6, height=2.9)
     for ax, change in zip(axes, changes, strict=False):
         runs = {agent: results[_transfer(agent, change).second] for agent in CONDITIONS}
-        plotting.draw_metric_curves(ax, runs, RATE, title=f"{change}: {FIRST} → {change.task}")
-        ax.title.set_fontsize(9)
-        ax.axhline(LEVEL, color="black", linewidth=0.8)
+        title = f"{change}\n{FIRST} → {change.task}"
+        plotting.draw_metric_curves(ax, runs, RATE, title=title, levels={f"{LEVEL:.0%}": LEVEL})
         ax.set(ylabel="success rate", ylim=(-0.03, 1.03))
     for ax in axes[len(changes) :]:
         ax.set_axis_off()

@@ -18,6 +18,7 @@ import numpy as np
 from jaxmarket.environments import Option, Options, make
 from jaxmarket.environments.options import waste
 from jaxmarket.environments.rooms import ACTIONS, Place
+from jaxmarket.evaluation import step_durations
 from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
@@ -28,12 +29,11 @@ from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
-from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array
 from jaxmarket.view import plotting, rendering
 
 __all__ = ["AGENTS", "CONDITIONS", "EXPERIMENT"]
@@ -146,13 +146,8 @@ def _waste(seed: int, keys: Array, run: SavedRun) -> Arrays:
     key_play, key_init = jax.random.split(key_for(key_of(seed), "measurement"))
     keys = jax.random.split(key_play, (config.seeds, config.settings.instances))
     untrained = jax.vmap(society.init)(jax.random.split(key_init, config.seeds))
-
-    def durations(params: PyTree, key: Array) -> Array:
-        return fresh_rollout(society, key, params, society.env.default_params, 64, bootstrap=False).duration
-
-    play = jax.jit(jax.vmap(jax.vmap(durations, (None, 0))))  # [seeds, instances, choices]
     params = {"untrained": untrained, "trained": run.params}
-    return {when: waste(play(params[when], keys).transpose(2, 0, 1).reshape(64, -1)) for when in params}
+    return {when: waste(step_durations(society, params[when], keys, 64)) for when in params}
 
 
 # --- claims
@@ -241,12 +236,12 @@ def _draw_curves(results: Results) -> Any:
     stages = (("first", FIRST, "green task"), ("transfer", TRANSFER, "blue task, after the transfer"))
     for i, (stage, task, title) in enumerate(stages):
         runs = {agent: results[f"{stage}-{agent}"] for agent in _agents(results.scope)}
-        for ax, metric, label, line, of_line, top in (
-            (axes[i], RATE, "success rate", LEVEL, "90%", 1.05),
-            (axes[i + 2], "return_mean", "return", make(task)[0].optimal_return(), "shortest paths", 0.85),
+        best = {"shortest paths": make(task)[0].optimal_return()}
+        for ax, metric, label, levels, top in (
+            (axes[i], RATE, "success rate", {"90%": LEVEL}, 1.05),
+            (axes[i + 2], "return_mean", "return", best, 0.85),
         ):
-            plotting.draw_metric_curves(ax, runs, metric, title=title)
-            ax.axhline(line, color="black", linewidth=0.8, linestyle=":", label=of_line)
+            plotting.draw_metric_curves(ax, runs, metric, title=title, levels=levels)
             ax.set(ylabel=f"{label} during training", ylim=(-0.02, top))
             ax.legend(frameon=False, fontsize=8)
     return fig

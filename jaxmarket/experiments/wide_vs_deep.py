@@ -1,16 +1,10 @@
 """Wide against deep markets: an environment with independent parts, sold as a whole or in parts.
 
 The definitions are those of Sudhir and Tran-Thanh (2025); the environment is `SupplyChain`, on several numbers of
-lines. In the **deep** market an agent (a line and an operation) buys the state, works on one piece and sells the next
-state. In the **wide** market every piece is a good with a price and an owner, and all lines work in parallel. In both
-markets agents learn by the same rule: they bid the revenue of past purchases. The agents of **wide, quoting** know the
-effects of their operations and do not learn. **PPO** agents without a market have one job per step (serial); one job
-per line and step, with one logit for every combination of jobs (joint); or the same with one logit for every job
-(factored). All are evaluated by the return of one greedy episode from raw pieces, with frozen parameters.
+lines. The agents are those of `jaxmarket.runs.production_lines`.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,26 +15,23 @@ from jaxmarket.experiments.claims import Claim, at, every_seed, not_separated, s
 from jaxmarket.experiments.conditions import Arrays, Compute, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition
 from jaxmarket.experiments.measures import column
-from jaxmarket.experiments.results import Measure, Results
+from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import tuning_table
-from jaxmarket.runs.curves import first_reach, lower_bound
+from jaxmarket.runs import production_lines
 from jaxmarket.runs.estimates import interquartile_mean
+from jaxmarket.runs.production_lines import EVALUATIONS, QUOTING, environment, prices_of, program_of
 from jaxmarket.runs.sweeps import combinations
-from jaxmarket.training.choices import ProductHead
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.learning_curves import evaluation_times, learning_curves
-from jaxmarket.training.monolith import Monolith
-from jaxmarket.training.quoting import play_quotes
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["ARMS", "BASELINES", "EXPERIMENT", "GAMMA", "GRIDS", "QUOTING", "TUNING", "learn", "prepare", "steps_of"]
+__all__ = ["ARMS", "BASELINES", "EXPERIMENT", "GAMMA", "GRIDS", "TUNING", "config", "learn", "steps_of"]
 
 GAMMA = 0.9
 LEVEL = 0.9  # the share of an optimum whose steps are measured
 _NEAR = 0.05
-_EVALUATIONS = 96
 _ROUNDS = (1, 2, 3, 4, 8, 16)  # of quotes that are shown
 _MOST_CHOICES = 1000  # combinations of jobs, PPO with one logit for each
 
@@ -60,7 +51,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "PPO, factored": _PPO | {"entropy": 0.1},
 }
 """Settings of each condition that learns, the best ones of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
-QUOTING = "wide, quoting"
 BASELINES = ("PPO, serial", "PPO, joint", "PPO, factored")
 
 _TRIED = {"learning_rate": (1e-3, 3e-3, 1e-2), "exploration": (0.1, 0.2, 0.4), "trace_decay": (0.65, 0.9)}
@@ -76,53 +66,27 @@ TUNING = {"lines": 4, "seed": 77, "seeds": 8, "steps": 51_200}
 # --- conditions
 
 
-def prepare(arm: str, lines: int, steps: int, **settings: Any) -> tuple[TrainConfig, Any]:
-    """Configuration and program of a condition that learns; ``settings`` override those of the condition."""
-    env = SupplyChain(lines, joint=arm in ("PPO, joint", "PPO, factored"))
-    config = train_config(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
-    if arm == "PPO, factored":
-        return config, Monolith.of(config.settings, head=ProductHead(env.lines, env.operations))
-    return config, config.settings.trainable
-
-
-def _optima(arm: str, lines: int) -> dict[str, Any]:
-    """The highest return of an episode with the condition's actions, and with one job per step; jobs per step."""
-    serial, jobs = SupplyChain(lines).optimal_return(), 1 if arm in ("deep", "PPO, serial") else lines
-    return {"lines": lines, "own": jobs * serial, "serial": serial, "jobs": jobs}
+def config(arm: str, lines: int, steps: int, **settings: Any) -> TrainConfig:
+    """The configuration of a condition that learns; ``settings`` override those of the condition."""
+    env = environment(arm, lines)
+    return train_config(env, gamma=GAMMA, steps=steps, log_every=1, **(ARMS[arm] | settings))
 
 
 def learn(arm: str, lines: int, steps: int, keys: Array) -> Arrays:
-    """Train all seeds. ``steps`` i [P] of evaluations, ``returns`` f [S, P], `_optima`; final ``prices`` f [S, G]."""
+    """What `production_lines.learn` returns, or `production_lines.quote` for agents that do not learn."""
     if arm == QUOTING:
-        return _quote(lines, keys)
-    config, program = prepare(arm, lines, steps)
-    times = evaluation_times(program.chunks, _EVALUATIONS)
-    returns, states = learning_curves(program, times, keys, [config.settings.hyperparameters])
-    found = {"steps": times * config.settings.auctions_per_chunk, "returns": returns[0], **_optima(arm, lines)}
-    if arm == "wide":
-        states = jax.tree.map(lambda x: x[0], states)
-        found["prices"] = np.asarray(states.market.prices[:, 0], np.float64)  # of one instance
-        # The largest unexplained change of money over money moved, over seeds.
-        found["residual"] = jax.vmap(program.residual)(states).max()
-    return found
-
-
-def _quote(lines: int, keys: Array) -> Arrays:
-    """As `learn` for agents that do not learn; ``steps`` are rounds, and ``prices`` f [P, G] those of one seed."""
-    society = prepare("wide", lines, 1)[1].player(greedy=True)
-    rounds = 4 * society.lines.stages
-    returns, prices = jax.vmap(lambda key: play_quotes(society, key, rounds, gamma=GAMMA))(keys)
-    found = {"steps": np.arange(1, rounds + 1), "returns": np.asarray(returns, np.float64)}
-    return found | {"prices": np.asarray(prices[0], np.float64)} | _optima(QUOTING, lines)
+        return production_lines.quote(config("wide", lines, 1), keys, gamma=GAMMA)
+    return production_lines.learn(arm, config(arm, lines, steps), keys)
 
 
 def _tune(arm: str, keys: Array) -> Arrays:
     """The mean share of the optimum over all evaluations, which rewards high returns early: ``score`` f [H]."""
-    config, program = prepare(arm, TUNING["lines"], TUNING["steps"])
+    base = config(arm, TUNING["lines"], TUNING["steps"])
     keys = jax.random.split(jax.random.key(TUNING["seed"]), TUNING["seeds"])
-    settings = [config.settings.hyperparameters.replace(**setting) for setting in GRIDS[arm]]
-    returns, _ = learning_curves(program, evaluation_times(program.chunks, _EVALUATIONS), keys, settings)
-    return {"score": returns.mean((1, 2)) / config.adapter.optimal_return()}
+    settings = [base.settings.hyperparameters.replace(**setting) for setting in GRIDS[arm]]
+    program = program_of(arm, base)
+    returns, _ = learning_curves(program, evaluation_times(program.chunks, EVALUATIONS), keys, settings)
+    return {"score": returns.mean((1, 2)) / base.adapter.optimal_return()}
 
 
 def _lines(scope: Scope) -> tuple[int, ...]:
@@ -154,37 +118,7 @@ def _conditions(scope: Scope) -> list[Compute]:
     return [Compute(name, function) for name, function in (learned | tuned).items()]
 
 
-# --- measures and claims
-
-
-def _reach(optimum: str) -> Measure:
-    """Environment steps to 90% of an optimum; NaN for seeds that never get there."""
-    return lambda found: first_reach(found["returns"].T, LEVEL * found[optimum], found["steps"])
-
-
-def _least(optimum: str) -> Measure:
-    """As `_reach`, with the whole run for seeds that never get there."""
-    return lambda found: lower_bound(_reach(optimum)(found), found["steps"][-1])
-
-
-def _prices(found: Arrays) -> np.ndarray:
-    """Prices of a wide market's goods: f [S or P, L, K]."""
-    return found["prices"].reshape(len(found["prices"]), int(found["lines"]), -1)
-
-
-MEASURES: dict[str, Measure] = {
-    "return": lambda found: found["returns"][:, -1],
-    "of own optimum": lambda found: found["returns"][:, -1] / found["own"],
-    "of parallel optimum": lambda found: found["returns"][:, -1] / (found["serial"] * found["lines"]),
-    "steps": _least("own"),
-    "reached": lambda found: ~np.isnan(_reach("own")(found)),
-    "operations per line": lambda found: _least("own")(found) * found["jobs"] / found["lines"],
-    "steps to serial": _least("serial"),
-    "reached serial": lambda found: ~np.isnan(_reach("serial")(found)),
-    "perfect from": lambda found: first_reach(found["returns"].T, found["own"], found["steps"], lasting=True),
-    "error of prices": lambda found: np.abs(_prices(found) / SupplyChain(1).worth(GAMMA) - 1).max((1, 2)),
-}
-"""Measures of one condition; ``steps`` are those to 90% of the own optimum."""
+# --- claims
 
 
 def _sooner(text: str, other: str, lines: int, cost: str = "steps", reached: str = "reached") -> Claim:
@@ -248,19 +182,10 @@ def _score(results: Results, name: str) -> float:
     return float(results[f"tuning, {arm}"]["score"][int(i)])
 
 
-def _all_prices(results: Results) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """On most lines: the worth of pieces f [K], final prices f [S, L, K] and quoted ones f [P, L, K]."""
-    learned, quoted = (_prices(results[f"{arm}, {max(_lines(results.scope))}"]) for arm in ("wide", QUOTING))
-    return SupplyChain(1).worth(GAMMA), learned, quoted
-
-
-def _price_rows(results: Results) -> Iterator[dict[str, Any]]:
-    worth, learned, quoted = _all_prices(results)
-    for stage, value in enumerate(worth):
-        prices = learned[:, :, stage]
-        row = {"stage": stage, "worth": value, "learned": interquartile_mean(prices.mean(1))}
-        row |= {"lowest": prices.min(), "highest": prices.max()}
-        yield row | {f"quoted, round {r}": quoted[r - 1, 0, stage] for r in _ROUNDS}
+def _with_prices(results: Results) -> tuple[Arrays, Arrays]:
+    """The wide markets on most lines: with agents that learn, and with agents that quote."""
+    learned, quoted = (results[f"{arm}, {max(_lines(results.scope))}"] for arm in ("wide", QUOTING))
+    return learned, quoted
 
 
 def _draw_steps(results: Results) -> Any:
@@ -280,14 +205,12 @@ def _draw_learning(results: Results) -> Any:
     """Return against environment steps: median, with the interquartile range as a band."""
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
     most = max(_lines(results.scope))
+    found = {arm: results[f"{arm}, {most}"] for arm in (*ARMS, QUOTING) if f"{arm}, {most}" in results}
     for ax, share in zip(axes, ("own", "parallel"), strict=True):
-        for i, arm in enumerate((*ARMS, QUOTING)):
-            if found := results.get(f"{arm}, {most}"):
-                returns = found["returns"].T / (found["own"] if share == "own" else found["serial"] * most)
-                plotting.draw_quartiles(ax, found["steps"], returns, color=f"C{i}", label=arm)
-        ax.set(xscale="log", ylabel=f"return over the {share} optimum", ylim=(-0.03, 1.05))
-        ax.set_title(f"{most} lines, greedy")
-        plotting.step_axis(ax, "environment steps per seed")
+        optima = {arm: each["own"] if share == "own" else each["serial"] * most for arm, each in found.items()}
+        curves = {arm: (each["steps"], each["returns"].T / optima[arm]) for arm, each in found.items()}
+        plotting.draw_curves(ax, curves, title=f"{most} lines, greedy")
+        ax.set(ylabel=f"return over the {share} optimum", ylim=(-0.03, 1.05))
     plotting.legend_below(fig)
     return fig
 
@@ -295,7 +218,8 @@ def _draw_learning(results: Results) -> Any:
 def _draw_prices(results: Results) -> Any:
     """Prices along a line: learned, of all lines and seeds; and quoted, round by round."""
     fig, (left, right) = plotting.figure(columns=2, width=5.4, height=4.0)
-    worth, learned, quoted = _all_prices(results)
+    learned, quoted = map(prices_of, _with_prices(results))
+    worth = SupplyChain(1).worth(GAMMA)
     plotting.draw_stage_prices(left, {"learned, a line of a seed": learned}, worth)
     left.set_title(f"{max(_lines(results.scope))} lines, final prices")
     plotting.draw_stage_prices(right, {f"quoted, round {r}": quoted[r - 1, 0] for r in _ROUNDS}, worth)
@@ -309,7 +233,7 @@ EXPERIMENT = Experiment(
     shows="parallel production lines: every piece is a good with a price, or the whole state is sold",
     source="Sudhir and Tran-Thanh (2025), Definitions 2.1 and 2.2",
     conditions=_conditions,
-    measures=MEASURES,
+    measures=production_lines.measures(LEVEL, GAMMA),
     claims=_claims,
     tables=[
         Table(
@@ -323,7 +247,7 @@ EXPERIMENT = Experiment(
         Table(
             "prices",
             lambda results: f"prices of pieces by stage, {max(_lines(results.scope))} lines, discount {GAMMA}",
-            _price_rows,
+            lambda results: production_lines.price_rows(*_with_prices(results), GAMMA, _ROUNDS),
             "learned: mean over lines; lowest, highest: of all lines and seeds\n"
             "quoted: by agents that know the effects of their operations",
         ),

@@ -28,6 +28,7 @@ import numpy as np
 from jaxmarket import validation
 from jaxmarket.auctions import Mechanism, clear
 from jaxmarket.environments.adapter import Adapter
+from jaxmarket.evaluation import action_rates
 from jaxmarket.keys import to_words
 from jaxmarket.metrics import env_steps
 from jaxmarket.runs import checkpoint, files
@@ -59,6 +60,7 @@ __all__ = [
     "read",
     "read_config",
     "read_json",
+    "sampled_action_rates",
     "summary_of",
     "to_json",
     "versions",
@@ -688,6 +690,25 @@ def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy
     chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, settings.seeds - 1)
     params = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[chosen], run.networks["policy"]))
     return settings.trainable.policy(params, greedy=check_bool("greedy", greedy))
+
+
+def sampled_action_rates(run: RunResult, obs: PyTree, key: Array, actions: int) -> np.ndarray:
+    """How often each seed of a run takes each action, with sampled bids or choices, as `action_rates`.
+
+    Args:
+        run: a finished run.
+        obs: B observations, leaves [B, ...].
+        key: a typed PRNG key; every seed receives the same one.
+        actions: number of actions.
+
+    Returns:
+        f64 [seeds, B, actions].
+    """
+    policies = (as_policy(run, seed=seed, greedy=False) for seed in range(run.config.seeds))
+    return np.stack([_rates(policy, obs, key, actions=actions) for policy in policies]).astype(np.float64)
+
+
+_rates = jax.jit(action_rates, static_argnames="actions")
 
 
 def read(folder: str | Path, objects: Mapping[str, Any] | None = None) -> SavedRun:

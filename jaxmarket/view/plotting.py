@@ -32,6 +32,7 @@ __all__ = [
     "draw_bids",
     "draw_cash_flows",
     "draw_convergence",
+    "draw_curves",
     "draw_estimates",
     "draw_final_returns",
     "draw_gains",
@@ -60,6 +61,7 @@ __all__ = [
     "legend_below",
     "market_history",
     "plain_text",
+    "program_bids",
     "save",
     "step_axis",
 ]
@@ -69,6 +71,7 @@ DPI = 130
 
 _NAMED = 10  # up to this number of curves each has a colour and a name
 _BAND = 0.18  # opacity of a band
+_LEVELS = (":", "--", "-.")  # line styles of marked values
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
@@ -356,7 +359,14 @@ def _beside(x: float, width: float, values: Any) -> np.ndarray:
 # --- several runs, several settings
 
 
-def draw_metric_curves(ax: "Axes", runs: Mapping[str, RunResult], metric: str, *, title: str = "") -> None:
+def draw_metric_curves(
+    ax: "Axes",
+    runs: Mapping[str, RunResult],
+    metric: str,
+    *,
+    title: str = "",
+    levels: "Mapping[str, float] | None" = None,
+) -> None:
     """A metric against environment steps: for each run the median over seeds, with its quartiles as a band.
 
     Args:
@@ -364,10 +374,27 @@ def draw_metric_curves(ax: "Axes", runs: Mapping[str, RunResult], metric: str, *
         runs: by name.
         metric: one of `RunResult.metrics`, [chunks, seeds].
         title: of the axes.
+        levels: at most three values of the metric, by label, to mark by black lines.
     """
-    for i, (name, run) in enumerate(runs.items()):
+    curves = {}
+    for name, run in runs.items():
         steps = env_steps(run.metrics["duration"], run.config.settings.auctions_per_chunk)
-        draw_quartiles(ax, np.median(steps, 1), run.metrics[metric], color=f"C{i}", label=name)
+        curves[name] = np.median(steps, 1), run.metrics[metric]
+    draw_curves(ax, curves, title=title)
+    for (label, level), style in zip((levels or {}).items(), _LEVELS, strict=False):
+        ax.axhline(level, color="black", linewidth=0.8, linestyle=style, label=label)
+
+
+def draw_curves(ax: "Axes", curves: Mapping[str, tuple[Any, Any]], *, title: str = "") -> None:
+    """Values against environment steps: for each name the median over seeds, with its quartiles as a band.
+
+    Args:
+        ax: the axes to draw on; the axis of steps is logarithmic.
+        curves: by name: steps [T], and values f [T, seeds].
+        title: of the axes.
+    """
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        draw_quartiles(ax, steps, values, color=f"C{i}", label=name)
     ax.set(xscale="log", title=title)
     step_axis(ax, "environment steps per seed")
 
@@ -695,6 +722,23 @@ def composed_images(env: "MentalRotation", policy: "MarketPolicy") -> "Figure":
             ax = axes[i * columns + t]
             ax.imshow(made.values[i, t], cmap="gray", vmin=0, vmax=1)
             ax.set_title(title, fontsize=7)
+    return fig
+
+
+def program_bids(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Figure":
+    """A figure of the bids along exact inverses, with a red mark on the right primitive of each auction.
+
+    Args:
+        rows: of `jaxmarket.runs.digit_programs.bid_rows`.
+        names: of the primitives.
+    """
+    fig, (ax,) = figure(width=8.0, height=1.5 + 0.25 * len(rows))
+    bids = np.array([[row[name] for name in names] for row in rows])
+    draw_heat_map(ax, bids, [f"{row['what was done']} · auction {row['auction']}" for row in rows], names)
+    beside = [names.index(row["right"]) - 0.35 for row in rows]  # of the number
+    ax.plot(beside, range(len(rows)), "o", color="red", markersize=5, label="exact inverse")
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    ax.set_title("mean greedy bids along the exact inverse", loc="left")
     return fig
 
 

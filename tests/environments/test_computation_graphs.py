@@ -12,10 +12,10 @@ from jaxmarket import experiments, fit
 from jaxmarket.environments import digits
 from jaxmarket.environments.mental_rotation import NAMES
 from jaxmarket.experiments import Scope, mental_rotation
-from jaxmarket.experiments.addresses import encode
 from jaxmarket.experiments.conditions import Compute
 from jaxmarket.experiments.mental_rotation import EXPERIMENT
 from jaxmarket.experiments.results import Results
+from jaxmarket.runs.addresses import encode
 from jaxmarket.training import programs
 
 LEFT, RIGHT, UP, DOWN, STOP = 0, 1, 2, 3, 6
@@ -64,6 +64,12 @@ def results(society, monolithic=None, known=KNOWN, env=None, combination=(0, 0, 
     return Results(scope, made, {}, EXPERIMENT.measures)
 
 
+def rows(made, name):
+    """The rows of the table of that name."""
+    (table,) = (table for table in EXPERIMENT.tables if table.name == name)
+    return list(table.rows(made))
+
+
 def verdicts(*args, **kwargs):
     made = results(*args, **kwargs)
     return [claim.verdict(made) for claim in EXPERIMENT.claimed(made.scope)]
@@ -101,17 +107,17 @@ def test_depth_follows_need_on_every_seed(applied, expected):
 def test_accuracy_table_by_hand():
     society = play([ALL, ONE], [[0, 2, 2, 2], [1, 2, 2, 1]])
     made = results(society, combination=[14, 0, 0, 0])
-    rows = {row["who"]: row for row in mental_rotation._accuracy_rows(made)}
-    assert list(rows) == ["none", "best fixed", "society", "inverse", "oracle"]
-    assert rows["society"]["accuracy"].value == 0.625
-    assert rows["society"]["lowest seed"] == 0.25
-    assert rows["society"]["of the oracle's"] == 0.625
-    assert [rows["society"][f"used, {n} needed"] for n in (0, 2)] == [0.5, 11 / 6]
-    assert [rows["best fixed"][f"used, {n} needed"] for n in (0, 2)] == [2, 2]
-    assert [rows["inverse"][f"used, {n} needed"] for n in (0, 2)] == [0, 2]
-    assert rows["oracle"]["used, 0 needed"] is None
-    assert rows["none"]["accuracy"].value == 0
-    assert rows["inverse"]["of the oracle's"] == 0.75
+    found = {row["who"]: row for row in rows(made, "accuracy")}
+    assert list(found) == ["none", "best fixed", "society", "inverse", "oracle"]
+    assert found["society"]["accuracy"].value == 0.625
+    assert found["society"]["lowest seed"] == 0.25
+    assert found["society"]["of the oracle's"] == 0.625
+    assert [found["society"][f"used, {n} needed"] for n in (0, 2)] == [0.5, 11 / 6]
+    assert [found["best fixed"][f"used, {n} needed"] for n in (0, 2)] == [2, 2]
+    assert [found["inverse"][f"used, {n} needed"] for n in (0, 2)] == [0, 2]
+    assert found["oracle"]["used, 0 needed"] is None
+    assert found["none"]["accuracy"].value == 0
+    assert found["inverse"]["of the oracle's"] == 0.75
 
 
 def test_what_was_composed_for_each_combination():
@@ -120,11 +126,11 @@ def test_what_was_composed_for_each_combination():
     choices = [[undone, undone, at_once], [undone, other, at_once]]
     society = play([[1, 1, 1], [1, 0, 0]], choices=choices)
     known = bounds([0, 0, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1])
-    rows = mental_rotation._combination_rows(results(society, known=known, env=env, combination=[0, 0, 14]))
-    assert [row["undone"] for row in rows] == [0.75, 1]
-    assert [row["society"] for row in rows] == [0.75, 0.5]
-    assert [row["inverse"] for row in rows] == [1, 1]
-    assert [row["done"] for row in rows] == ["rotated left, moved up", "nothing"]
+    found = rows(results(society, known=known, env=env, combination=[0, 0, 14]), "combinations")
+    assert [row["undone"] for row in found] == [0.75, 1]
+    assert [row["society"] for row in found] == [0.75, 0.5]
+    assert [row["inverse"] for row in found] == [1, 1]
+    assert [row["done"] for row in found] == ["rotated left, moved up", "nothing"]
 
 
 def test_bids_are_those_on_the_way_back():
@@ -134,7 +140,7 @@ def test_bids_are_those_on_the_way_back():
     bids[0, :, 0, DOWN] = [0.3, 0.6, 0.0]
     bids[0, :, 1, RIGHT] = [0.8, 0.4, 0.9]
     society = play([[1, 1, 0]], choices=choices, bids=bids)
-    first, second = mental_rotation._bid_rows(results(society, combination=[0, 0, 0]))
+    first, second = rows(results(society, combination=[0, 0, 0]), "bids")
     assert (first["right"], second["right"]) == ("move down", "rotate right")
     np.testing.assert_allclose([first["move down"], second["rotate right"]], [0.3, 0.6])
 

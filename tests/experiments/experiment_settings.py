@@ -164,7 +164,7 @@ def experiment_configs():
 
 
 def _wide_vs_deep(arms, lines, steps):
-    return {f"{arm}, {n}": wide_vs_deep.prepare(arm, n, steps)[0] for arm in arms for n in lines}
+    return {f"{arm}, {n}": wide_vs_deep.config(arm, n, steps) for arm in arms for n in lines}
 
 
 def _scan(resolution, depth, *, source, components=None):

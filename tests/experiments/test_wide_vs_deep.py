@@ -10,20 +10,28 @@ from jaxmarket.experiments import Scope
 from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments import wide_vs_deep as experiment
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.wide_vs_deep import BASELINES, EXPERIMENT, GAMMA, MEASURES, QUOTING, learn, prepare
+from jaxmarket.experiments.wide_vs_deep import BASELINES, EXPERIMENT, GAMMA, config, learn
+from jaxmarket.runs.production_lines import QUOTING, optima, program_of
 from jaxmarket.training.choices import ProductHead
 from jaxmarket.training.learning_curves import evaluation_times
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.quoting import play_quotes, quote, quoted_bids
 
 KEY = jax.random.key(0)
+MEASURES = EXPERIMENT.measures
+
+
+def prepare(arm, lines, **settings):
+    """Configuration and program of a condition that learns, for 640 steps."""
+    made = config(arm, lines, 640, **settings)
+    return made, program_of(arm, made)
 
 
 @pytest.mark.slow
 def test_quotes_are_backed_up_a_stage_a_round_and_come_to_what_pieces_are_worth():
     env = SupplyChain(2)
     params = env.default_params
-    wide = prepare("wide", 2, 640)[1].player(greedy=True)
+    wide = prepare("wide", 2)[1].player(greedy=True)
     prices = jax.jit(lambda key: quote(wide, key, params, 160, gamma=GAMMA))(KEY)
     prices = np.asarray(prices).reshape(160, env.lines, env.stages)
     before = np.zeros((env.lines, env.stages))
@@ -49,20 +57,20 @@ def test_looks_are_whole_updates_and_end_with_the_run():
 
 
 def test_arms_differ_where_they_should():
-    wide, deep = prepare("wide", 2, 640), prepare("deep", 2, 640)
+    wide, deep = prepare("wide", 2), prepare("deep", 2)
     assert wide[0].env == deep[0].env and wide[0].settings.hyperparameters == deep[0].settings.hyperparameters
     assert wide[1].learner == deep[1].learner and wide[1].horizon == deep[1].horizon == 32
     assert deep[1].society.bidders == 2 * 4 * 2 and deep[1].instances == 1
     for arm, head in (("PPO, joint", 16), ("PPO, serial", 8)):
-        learner = prepare(arm, 2, 640)[1]
+        learner = prepare(arm, 2)[1]
         assert isinstance(learner, Monolith) and learner.learner.policy.head.outputs == head
-    assert prepare("PPO, factored", 2, 640)[1].learner.policy.head == ProductHead(2, 4)
-    assert prepare("deep", 2, 640, exploration=0.7)[0].exploration == 0.7
+    assert prepare("PPO, factored", 2)[1].learner.policy.head == ProductHead(2, 4)
+    assert prepare("deep", 2, exploration=0.7)[0].exploration == 0.7
 
 
 def test_on_one_line_all_ppo_agents_are_one_condition():
     """They are the same program there; elsewhere every arm has its own condition, where it is affordable."""
-    serial, joint = (prepare(arm, 1, 640)[1] for arm in ("PPO, serial", "PPO, joint"))
+    serial, joint = (prepare(arm, 1)[1] for arm in ("PPO, serial", "PPO, joint"))
     assert serial.learner == joint.learner and serial.env.num_actions == joint.env.num_actions
     names = [condition.name for condition in EXPERIMENT.planned(Scope())]
     assert [name for name in names if name.endswith(", 1")] == ["deep, 1", "wide, 1", "PPO, serial, 1", f"{QUOTING}, 1"]
@@ -75,10 +83,10 @@ def test_on_one_line_all_ppo_agents_are_one_condition():
 
 def curve(arm, lines, at, seeds=8, never=0):
     """A curve of seeds that jump from nothing to the optimum around step ``at``; the last ``never`` ones do not."""
-    steps, optima = 32 * evaluation_times(320, 96), experiment._optima(arm, lines)
+    steps, best = 32 * evaluation_times(320, 96), optima(arm, lines)
     when = at * (1 + 0.02 * np.arange(seeds))
-    returns = np.where((steps >= when[:, None]) & (np.arange(seeds)[:, None] < seeds - never), optima["own"], 0.0)
-    found = {"steps": steps, "returns": returns, **optima}
+    returns = np.where((steps >= when[:, None]) & (np.arange(seeds)[:, None] < seeds - never), best["own"], 0.0)
+    found = {"steps": steps, "returns": returns, **best}
     if arm.startswith("wide"):
         worth = np.tile(SupplyChain(1).worth(GAMMA), lines)
         found["prices"] = np.tile(worth, (16 if arm == QUOTING else seeds, 1))
@@ -86,14 +94,14 @@ def curve(arm, lines, at, seeds=8, never=0):
         found["residual"] = np.float32(1e-8)
     if arm == QUOTING:
         found["steps"] = np.arange(1, 17)
-        found["returns"] = np.tile(np.where(found["steps"] < 3, 0, optima["own"]), (seeds, 1))
+        found["returns"] = np.tile(np.where(found["steps"] < 3, 0, best["own"]), (seeds, 1))
     return found
 
 
 def test_optima_are_those_of_the_actions():
-    assert experiment._optima("deep", 2) == {"lines": 2, "own": 32, "serial": 32, "jobs": 1}
+    assert optima("deep", 2) == {"lines": 2, "own": 32, "serial": 32, "jobs": 1}
     for arm in ("wide", QUOTING, "PPO, factored", "PPO, joint"):
-        assert experiment._optima(arm, 2) == {"lines": 2, "own": 64, "serial": 32, "jobs": 2}
+        assert optima(arm, 2) == {"lines": 2, "own": 64, "serial": 32, "jobs": 2}
 
 
 def test_steps_to_a_level_are_those_of_the_first_look_that_shows_it():
