@@ -7,9 +7,7 @@ seven actions. A fourth, ``nested``, is a society over options that are themselv
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -258,14 +256,9 @@ def _draw_paths(results: Results) -> Any:
     stages = {"green": "first-society", "blue, after the transfer": "transfer-society"}
     for ax, (goal, name) in zip(axes, stages.items(), strict=True):
         played = _watch(results[name])
-        options = ", ".join(list(OPTIONS)[choice] for choice in itertools.compress(played.choices, played.decided))
+        options = ", ".join(list(OPTIONS)[choice] for choice in played.decisions)
         rendering.draw_trajectory(ax, played.places, label=f"{goal}: {options} ({played.labels[-1]})")
     return fig
-
-
-def _save_episode(results: Results, path: Path) -> None:
-    played = _watch(results["transfer-society"])
-    rendering.save_gif(path, played.places, played.labels)
 
 
 EXPERIMENT = Experiment(
@@ -310,5 +303,5 @@ EXPERIMENT = Experiment(
         "ways": _draw_paths,
     },
     facts=lambda results: {"waste": {when: float(share) for when, share in results["waste"].items()}},
-    extras={"society.gif": _save_episode},
+    extras={"society.gif": lambda results, path: _watch(results["transfer-society"]).save_gif(path)},
 )

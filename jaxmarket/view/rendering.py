@@ -67,6 +67,15 @@ class Episode(NamedTuple):
     labels: list[str]  # T + 1, the action at each place, and the reward of the episode at the last
     reward: float  # of the episode, undiscounted
 
+    @property
+    def decisions(self) -> list[int]:
+        """The choices of the policy, one for each option that it ran."""
+        return list(itertools.compress(self.choices, self.decided))
+
+    def save_gif(self, path: str | Path) -> None:
+        """Write an animation of the episode with its labels; see `jaxmarket.view.rendering.save_gif`."""
+        save_gif(path, self.places, self.labels)
+
 
 def episode(
     env: Any,

@@ -25,6 +25,7 @@ from jaxmarket import (
 )
 from jaxmarket.environments import FiniteMDP, Option, Options, adapt
 from jaxmarket.environments.options import waste
+from jaxmarket.evaluation import step_durations
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.policies import KumaraswamyHead, ValueHead, bid_table, linear
 from jaxmarket.rollouts import fresh_rollout, rollout_policy, start
@@ -322,6 +323,18 @@ def test_agents_must_discount_as_the_options_do():
 def test_waste_is_the_share_of_waiting():
     assert waste([[4, 4], [2, 2]]) == 0
     assert waste([[1, 4], [2, 1]]) == pytest.approx(1 - 8 / 12)
+
+
+def test_durations_are_those_of_all_seeds_and_instances():
+    """The bidders of the second seed always choose the option of one step."""
+    env = on_the_line(Option(advance, length=3), Option(advance, length=1))
+    society, alternating = society_that_bids(env, BIDS, "ccv")
+    _, single = society_that_bids(env, [[0, 1]] * 5, "ccv")
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), alternating, single)
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    found = step_durations(society, params, keys, 4)
+    assert found.tolist() == [[3] * 3 + [1] * 3, [1] * 6] * 2
+    assert waste(found) == 1 - (12 + 6) / (18 + 6)
 
 
 def test_a_monolith_over_options_discounts_by_duration():

@@ -338,7 +338,7 @@ BEST = [FORWARD, TOGGLE, *[FORWARD] * 4, RIGHT, FORWARD, DONE]
 def test_an_episode_step_by_step():
     script = iter(BEST)
     played = episode(TwoRooms(), lambda obs, key: next(script), KEY, start=START)
-    assert played.actions == played.choices == BEST
+    assert played.actions == played.choices == played.decisions == BEST
     assert played.places == walk(START, BEST)
     assert played.decided == [True] * 9
     assert played.labels == [*(ACTIONS[action] for action in BEST), "reward 0.84"]
@@ -376,6 +376,7 @@ def test_an_episode_with_options(executes_done):
     else:
         actions, choices, firsts = BEST, [0] * 2 + [1] * 6 + [2], [0, 2, 8]
     assert played.actions == actions and played.choices == choices
+    assert played.decisions == [*range(len(firsts))]
     assert played.places == walk(START, actions)
     assert np.flatnonzero(played.decided).tolist() == firsts
     assert played.labels[:3] == ["open · forward", "open · toggle", f"{names[choices[2]]} · {ACTIONS[actions[2]]}"]

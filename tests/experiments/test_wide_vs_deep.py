@@ -11,7 +11,7 @@ from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments import wide_vs_deep as experiment
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.wide_vs_deep import BASELINES, EXPERIMENT, GAMMA, config, learn
-from jaxmarket.runs.production_lines import QUOTING, optima, program_of
+from jaxmarket.runs.production_lines import QUOTING, environment, optima, price_rows, program_of
 from jaxmarket.training.choices import ProductHead
 from jaxmarket.training.learning_curves import evaluation_times
 from jaxmarket.training.monolith import Monolith
@@ -102,6 +102,21 @@ def test_optima_are_those_of_the_actions():
     assert optima("deep", 2) == {"lines": 2, "own": 32, "serial": 32, "jobs": 1}
     for arm in ("wide", QUOTING, "PPO, factored", "PPO, joint"):
         assert optima(arm, 2) == {"lines": 2, "own": 64, "serial": 32, "jobs": 2}
+
+
+def test_methods_without_an_agent_are_refused():
+    with pytest.raises(ValueError, match="method: unknown method 'PPO'; choose from 'deep', 'PPO, serial', 'wide'"):
+        environment("PPO", 2)
+
+
+def test_the_price_of_a_stage_is_of_all_lines_and_the_quoted_one_of_the_first_line():
+    learned = {"lines": 2, "prices": np.array([[1.0, 2, 3, 6], [1, 2, 3, 6], [1, 4, 3, 6]])}  # [seeds, lines * stages]
+    quoted = {"lines": 2, "prices": np.array([[0.0, 1, 9, 9], [0.5, 1, 9, 9]])}
+    first, last = price_rows(learned, quoted, 0.5, (1, 2))
+    assert (first["stage"], first["worth"], first["lowest"], first["highest"]) == (0, 0.5 / 0.75, 1, 3)
+    assert (last["stage"], last["worth"], last["lowest"], last["highest"]) == (1, 1 / 0.75, 2, 6)
+    assert (first["learned"].value, last["learned"].value) == (2, pytest.approx(13 / 3))  # means over lines: 4, 4, 5
+    assert [first["quoted, round 1"], first["quoted, round 2"], last["quoted, round 2"]] == [0, 0.5, 1]
 
 
 def test_steps_to_a_level_are_those_of_the_first_look_that_shows_it():

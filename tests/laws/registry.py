@@ -342,6 +342,13 @@ CASES = {
         "key",
         "params",
     ),
+    "evaluation.step_durations": of_society(
+        lambda s, _, key, params: evaluation.step_durations(
+            s, jax.tree.map(lambda x: x[None], params), jax.random.split(key, (1, 2)), 5
+        ),
+        "key",
+        "params",
+    ),
     "evaluation.bids_by_state": of_society(lambda s, _, params: evaluation.bids_by_state(s, params, 6), "params"),
     "metrics.totals": plain(metrics.totals, lambda rng: (rows_of(rng),)),
     "metrics.summarize": plain(

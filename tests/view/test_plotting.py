@@ -132,9 +132,12 @@ def test_curves_of_a_metric_are_medians_against_environment_steps():
         metrics={"rate": rate, "duration": np.full((2, 3), 2.0)},
     )
     _, (ax,) = plotting.figure()
-    plotting.draw_metric_curves(ax, {"one": run, "other": run}, "rate", title="rates")
+    plotting.draw_metric_curves(
+        ax, {"one": run, "other": run}, "rate", title="rates", levels={"most": 0.9, "least": 0.1}
+    )
     drawn = lines(ax)
-    assert list(drawn) == ["one", "other"]
+    assert list(drawn) == ["one", "other", "most", "least"]
+    assert [(line.get_ydata()[0], line.get_linestyle()) for line in ax.get_lines()[2:]] == [(0.9, ":"), (0.1, "--")]
     np.testing.assert_allclose(drawn["one"], [[200, 0.2], [400, 0.7]])
     assert (ax.get_xscale(), ax.get_title()) == ("log", "rates")
 
