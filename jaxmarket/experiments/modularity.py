@@ -220,7 +220,7 @@ def _draw_transfers(results: Results) -> Any:
         ax.set(ylabel="success rate", ylim=(-0.03, 1.03))
     for ax in axes[len(changes) :]:
         ax.set_axis_off()
-    plotting.legend_below(fig)
+    plotting.legend_below(fig, columns=min(2 * len(changes), 4))
     return fig
 
 

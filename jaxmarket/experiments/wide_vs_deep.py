@@ -204,12 +204,12 @@ def _draw_steps(results: Results) -> Any:
 def _draw_learning(results: Results) -> Any:
     """Return against environment steps: median, with the interquartile range as a band."""
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
-    most = max(_lines(results.scope))
+    most, colors = max(_lines(results.scope)), {arm: f"C{i}" for i, arm in enumerate((*ARMS, QUOTING))}
     found = {arm: results[f"{arm}, {most}"] for arm in (*ARMS, QUOTING) if f"{arm}, {most}" in results}
     for ax, share in zip(axes, ("own", "parallel"), strict=True):
         optima = {arm: each["own"] if share == "own" else each["serial"] * most for arm, each in found.items()}
         curves = {arm: (each["steps"], each["returns"].T / optima[arm]) for arm, each in found.items()}
-        plotting.draw_curves(ax, curves, title=f"{most} lines, greedy")
+        plotting.draw_curves(ax, curves, colors, title=f"{most} lines, greedy")
         ax.set(ylabel=f"return over the {share} optimum", ylim=(-0.03, 1.05))
     plotting.legend_below(fig)
     return fig

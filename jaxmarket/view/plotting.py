@@ -385,16 +385,19 @@ def draw_metric_curves(
         ax.axhline(level, color="black", linewidth=0.8, linestyle=style, label=label)
 
 
-def draw_curves(ax: "Axes", curves: Mapping[str, tuple[Any, Any]], *, title: str = "") -> None:
+def draw_curves(
+    ax: "Axes", curves: Mapping[str, tuple[Any, Any]], colors: Mapping[str, Any] | None = None, *, title: str = ""
+) -> None:
     """Values against environment steps: for each name the median over seeds, with its quartiles as a band.
 
     Args:
         ax: the axes to draw on; the axis of steps is logarithmic.
         curves: by name: steps [T], and values f [T, seeds].
+        colors: by name; those of Matplotlib's cycle by default.
         title: of the axes.
     """
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        draw_quartiles(ax, steps, values, color=f"C{i}", label=name)
+        draw_quartiles(ax, steps, values, color=colors[name] if colors else f"C{i}", label=name)
     ax.set(xscale="log", title=title)
     step_axis(ax, "environment steps per seed")
 
