@@ -30,6 +30,7 @@ __all__ = ["Payment", "Replay", "ReplayEpisode", "ReplaySale", "ReplayStep", "Re
 _MOST_AGENTS = 32  # accounts of agents that a page shows one by one
 _MOST_NUMBERS = 256  # of an observation
 _MOST_TEXT = 4000  # characters of a state
+_LARGEST = 950_000  # characters of the data, if smaller pictures and shorter texts can achieve it
 _TOLERANCE = 1e-4  # of the money that moved or is held: float32 accounts are rounded
 
 
@@ -248,18 +249,42 @@ def _page(replay: Replay) -> str:
 
 def _data(replay: Replay) -> str:
     """The data as JSON that cannot end its script element: ASCII, and without ``<``."""
-    pictures: dict[str, int] = {}
-    document = {
-        "title": _text(replay.title),
-        "subtitle": _text(replay.subtitle),
-        "episodes": [_episode(_shortened(episode), pictures) for episode in replay.episodes],
-        "training": [_training(training) for training in replay.training],
-    }
-    document["pictures"] = list(pictures)
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    episodes = [_shortened(episode) for episode in replay.episodes]
+    data = ""
+    for coarseness in (1, 2, 4, 8):
+        shrunk = _Shrunk(coarseness)
+        document = {
+            "title": _text(replay.title),
+            "subtitle": _text(replay.subtitle),
+            "episodes": [_episode(episode, shrunk) for episode in episodes],
+            "training": [_training(training) for training in replay.training],
+            "pictures": list(shrunk.pictures),
+        }
+        data = json.dumps(document, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        if len(data) <= _LARGEST:
+            break
+    return data
 
 
-def _episode(episode: ReplayEpisode, pictures: dict[str, int]) -> dict[str, Any]:
+class _Shrunk:
+    """Pictures and texts of states, made smaller by a factor if a page would be too large; equal ones are kept once."""
+
+    def __init__(self, coarseness: int) -> None:
+        self._coarseness = coarseness
+        self.pictures: dict[str, int] = {}
+
+    def picture(self, pixels: np.ndarray) -> int:
+        """The place of a picture in the list."""
+        every = self._coarseness
+        return self.pictures.setdefault(_png(pixels[::every, ::every]), len(self.pictures))
+
+    def text(self, value: str) -> str:
+        """A text, cut if it is too long."""
+        text, most = _text(value), _MOST_TEXT // self._coarseness
+        return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _episode(episode: ReplayEpisode, shrunk: _Shrunk) -> dict[str, Any]:
     groups = {} if episode.groups is None else {"groups": [int(group) for group in episode.groups]}
     return groups | {
         "accounts": [_text(name) for name in episode.accounts],
@@ -268,11 +293,11 @@ def _episode(episode: ReplayEpisode, pictures: dict[str, int]) -> dict[str, Any]
         "seed": _text(episode.seed),
         "label": _text(episode.label),
         "unit": _text(episode.unit),
-        "steps": [_step(step, pictures) for step in episode.steps],
+        "steps": [_step(step, shrunk) for step in episode.steps],
     }
 
 
-def _step(step: ReplayStep, pictures: dict[str, int]) -> dict[str, Any]:
+def _step(step: ReplayStep, shrunk: _Shrunk) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "sales": [_sale(sale) for sale in step.sales],
         "pay": [[_text(p.kind), int(p.payer), int(p.payee), _number(p.amount)] for p in step.payments],
@@ -283,12 +308,12 @@ def _step(step: ReplayStep, pictures: dict[str, int]) -> dict[str, Any]:
     if step.estimated:
         entry["estimated"] = 1
     for name in ("state", "reached"):
-        if text := _text(getattr(step, name)):
-            entry[name] = text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
+        if text := shrunk.text(getattr(step, name)):
+            entry[name] = text
     if step.reached_picture is not None:
-        entry["reachedPicture"] = pictures.setdefault(_png(step.reached_picture), len(pictures))
+        entry["reachedPicture"] = shrunk.picture(step.reached_picture)
     if step.picture is not None:
-        entry["picture"] = pictures.setdefault(_png(step.picture), len(pictures))
+        entry["picture"] = shrunk.picture(step.picture)
     elif step.numbers is not None and step.numbers.size <= _MOST_NUMBERS:
         entry["numbers"] = _numbers(step.numbers, 3)
     if step.charges is not None and (total := float(step.charges.sum())):
