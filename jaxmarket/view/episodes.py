@@ -223,8 +223,8 @@ def population_episode(
     actions = pictures.action_names(market.env)
     living = zip(np.asarray(population.ident), np.asarray(population.alive), strict=True)
     names = [f"agent {ident}" if alive else "free slot" for ident, alive in living]
-    purse = np.asarray(state.population.wealth, np.float64)
-    opening = np.append(purse, [0.0, np.nan, np.nan])
+    balances = np.asarray(state.population.wealth, np.float64)
+    opening = np.append(balances, [0.0, np.nan, np.nan])
     # The auctioneer's account is the sum of its flows; a deep market keeps no balance of it.
     balance, rows, winners, payouts, ended, total = 0.0, [], [], [], "", 0.0
     for t in range(steps):
@@ -250,11 +250,11 @@ def population_episode(
         if taxes:
             # What agents paid beside the sale; flows name only the sum, to which these amounts must add up.
             charges = np.zeros(len(wealth))
-            charges[:slots] = purse + paid[:slots] - wealth[:slots]
+            charges[:slots] = balances + paid[:slots] - wealth[:slots]
             charges[auctioneer] = -taxes
-            _check_sum("taxes", charges[:slots].sum(), taxes, np.abs(purse).sum())
+            _check_sum("taxes", charges[:slots].sum(), taxes, np.abs(balances).sum())
         balance += paid[auctioneer] + taxes
-        wealth[auctioneer], purse = balance, wealth[:slots]
+        wealth[auctioneer], balances = balance, wealth[:slots]
         obs = np.asarray(state.obs[0])
         env_state = _first(jax.device_get(state.env_state), 0)
         if statistics.episodes:

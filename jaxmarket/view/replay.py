@@ -30,7 +30,7 @@ __all__ = ["Payment", "Replay", "ReplayEpisode", "ReplaySale", "ReplayStep", "Re
 _MOST_AGENTS = 32  # accounts of agents that a page shows one by one
 _MOST_NUMBERS = 256  # of an observation
 _MOST_TEXT = 4000  # characters of a state
-_LARGEST = 950_000  # characters of the data, if smaller pictures and shorter texts can achieve it
+_LARGEST = 900_000  # characters of the data, if smaller pictures, shorter texts and fewer numbers can achieve it
 _TOLERANCE = 1e-4  # of the money that moved or is held: float32 accounts are rounded
 
 
@@ -267,10 +267,11 @@ def _data(replay: Replay) -> str:
 
 
 class _Shrunk:
-    """Pictures and texts of states, made smaller by a factor if a page would be too large; equal ones are kept once."""
+    """Pictures and texts of states, smaller by a factor if a page would be too large; equal pictures are kept once."""
 
     def __init__(self, coarseness: int) -> None:
         self._coarseness = coarseness
+        self.most_numbers = _MOST_NUMBERS // coarseness
         self.pictures: dict[str, int] = {}
 
     def picture(self, pixels: np.ndarray) -> int:
@@ -314,7 +315,7 @@ def _step(step: ReplayStep, shrunk: _Shrunk) -> dict[str, Any]:
         entry["reachedPicture"] = shrunk.picture(step.reached_picture)
     if step.picture is not None:
         entry["picture"] = shrunk.picture(step.picture)
-    elif step.numbers is not None and step.numbers.size <= _MOST_NUMBERS:
+    elif step.numbers is not None and step.numbers.size <= shrunk.most_numbers:
         entry["numbers"] = _numbers(step.numbers, 3)
     if step.charges is not None and (total := float(step.charges.sum())):
         entry["charges"] = _number(total)

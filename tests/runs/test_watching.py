@@ -61,7 +61,7 @@ def test_the_training_is_no_text(bandit_run, capsys):
     assert "--html" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_kind_of_market_can_be_watched(small):
     config = {"steps": 2048, "instances": 4, "horizon": 8}
     population = fit(TrainConfig("Chain-v0", agent="population", **config), jax.random.key(0), progress=False)
@@ -71,7 +71,7 @@ def test_every_kind_of_market_can_be_watched(small):
         population.watch(sampled=True)
     with pytest.raises(ValueError, match="training: "):
         population.watch(training=True)
-    wide = fit(TrainConfig("SupplyChain2-v0", agent="wide", **config), jax.random.key(0), progress=False)
+    wide = fit(TrainConfig("SupplyChain2-v0", agent="wide", minibatch=32, **config), jax.random.key(0), progress=False)
     assert len(wide.watch(episodes=1, steps=5).episodes[0].steps) == 5
     alone = fit(TrainConfig("Bandit-v0", agent="monolith", **small), jax.random.key(0), progress=False)
     with pytest.raises(ValueError, match="source: a run of agent monolith"):

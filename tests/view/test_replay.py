@@ -195,10 +195,10 @@ def test_divisible_goods_are_paid_through_the_market():
     )
     agents = jnp.array([[1.0, 0.2], [0.3, 1.0], [0.5, 0.5]])
     state = init(agents, jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), 5.0)
-    found = episodes.wide_episode(market, jax.random.key(0), state, rounds=2, goods=("grain", "ore"))
+    found = episodes.wide_episode(market, jax.random.key(0), state, rounds=2, goods=("grain", "iron"))
     first = found.steps[0]
-    assert [sale.good for sale in first.sales] == ["grain", "ore"]
-    assert first.sales[0].seller == 3 and first.sales[1].seller == 2  # two owners of grain, one of ore
+    assert [sale.good for sale in first.sales] == ["grain", "iron"]
+    assert first.sales[0].seller == 3 and first.sales[1].seller == 2  # two owners of grain, one of iron
     np.testing.assert_allclose(np.nansum(first.sales[0].bids), 2, rtol=1e-4)
     np.testing.assert_allclose(np.nansum(first.wealth), 15, rtol=1e-5)
 
