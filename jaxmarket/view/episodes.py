@@ -462,7 +462,7 @@ def wide_society_episode(
             winner = int(happened.bundles[:, good].argmax())
             sales.append(
                 ReplaySale(
-                    good=f"piece of line {line + 1}, stage {stage + 1} of {lines.stages}",
+                    good=f"the piece of line {line + 1} (stage {stage + 1} of {lines.stages})",
                     bids=np.where(np.asarray(worker.line) == line, worker.values[:, stage], np.nan),
                     winner=winner,
                     seller=int(before[:, good].argmax()),
