@@ -13,7 +13,7 @@ from replays import HOSTILE, episode, replay, training
 from jaxmarket import deep_market
 from jaxmarket.auctions import MECHANISMS
 from jaxmarket.deep_market import BidTables, DeepMarket, Terms
-from jaxmarket.environments import Chain, SupplyChain, adapt
+from jaxmarket.environments import Chain, SupplyChain, adapt, garnet
 from jaxmarket.environments.rooms import PLACES
 from jaxmarket.evaluation import trace_episode
 from jaxmarket.metrics import ledger
@@ -131,9 +131,9 @@ def test_a_society_is_recorded_as_it_was_played(chain):
         np.testing.assert_allclose(step.sales[0].q, np.repeat(q[state], 2))
 
 
-def test_the_states_behind_the_rows_are_those_of_the_environment(chain):
-    society, params = chain
-    env_params = society.env.default_params
+def test_the_states_behind_the_rows_are_those_of_the_environment():
+    society = Society(adapt(garnet(0, 6, 2, 0.9)), BidPolicy(linear(), KumaraswamyHead()))  # random in every step
+    params, env_params = society.init(jax.random.key(3)), society.env.default_params
     rows, _, states = episodes._played(society, jax.random.key(1), params, env_params, 30, 0.9, "bootstrap")
     length = int(rows.done.argmax()) + 1 if rows.done.any() else 30
     np.testing.assert_array_equal(states.index[:length], rows.obs[:length].argmax(1))
