@@ -17,10 +17,10 @@ from jaxmarket.auctions import MECHANISMS, Mechanism, clear
 from jaxmarket.environments import make
 from jaxmarket.policies import BidPolicy
 from jaxmarket.rollouts import rollout
-from jaxmarket.runs import as_policy, fit, load
+from jaxmarket.runs import FitResult, as_policy, fit, load
 from jaxmarket.settlement import flows, settle
 from jaxmarket.society import MarketPolicy, Society, reset, step
-from jaxmarket.training import FitResult, TrainConfig, train
+from jaxmarket.training import TrainConfig, train
 from jaxmarket.types import Outcome, Rules, State, Transition
 
 __version__ = "0.1.0"

@@ -262,25 +262,44 @@ def _say_if_interrupted(run: run_folder.SavedRun) -> None:
 
 
 @app.command
-def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: bool = False, steps: int = 60) -> None:
-    """Show the auctions of one episode: bids, winners, payments.
+def watch(
+    folder: Path,
+    *,
+    seed: int = 0,
+    run_seed: int | None = None,
+    sampled: bool = False,
+    steps: int = 60,
+    html: Path | None = None,
+    episodes: int = 3,
+    training: bool = False,
+) -> None:
+    """Show the auctions of one episode: bids, winners, payments; or write a page that replays several.
 
     Args:
-        folder: run folder (--out) of a finished run.
-        seed: random seed of the episode.
-        run_seed: the seed of the run to watch; by default the one with the highest greedy return.
+        folder: run folder (--out) of a finished run. With --html also the log of a host market (json_lines).
+        seed: random seed of the episodes.
+        run_seed: the seed of the run to watch; by default the one with the highest greedy return, on a page the three.
         sampled: sample the bids instead of bidding their means.
-        steps: largest number of auctions.
+        steps: largest number of auctions of an episode.
+        html: HTML file for a page that replays the auctions in a browser, without a network.
+        episodes: only --html: episodes of each seed.
+        training: only --html: repeat the training and show the bids in every state at fifty moments of it.
     """
+    if html is not None:
+        _write_replay(folder, html, seed, run_seed, sampled=sampled, steps=steps, episodes=episodes, training=training)
+        return
     key = key_for(key_of(seed), "watch")
     run = run_folder.read(folder)
     if steps < 1:
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")
+    if training:
+        raise ValueError("training: the training is shown on a page only; add --html FILE")
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
         kind = run.config.settings.labels["agent"]
         raise ValueError(
-            f"folder: {folder} is a run of agent {kind}, whose auctions are not shown; give one of a society"
+            f"folder: {folder} is a run of agent {kind}, whose auctions are not shown as text; add --html FILE, or "
+            "give one of a society"
         )
     env_params = run.config.adapter.parameters(run.env_params)
     rows = watch_episode(policy.society, policy.params, key, env_params, steps)
@@ -289,6 +308,40 @@ def watch(folder: Path, *, seed: int = 0, run_seed: int | None = None, sampled: 
     screen.message(f"society: {shown}")
     screen.print(tables.trace_table(policy.society, rows))
     _say_if_interrupted(run)
+
+
+def _write_replay(
+    source: Path,
+    file: Path,
+    seed: int,
+    run_seed: int | None,
+    *,
+    sampled: bool,
+    steps: int,
+    episodes: int,
+    training: bool,
+) -> None:
+    screen = Screen()
+    if source.is_file():
+        from jaxmarket.host.replay import replay  # noqa: PLC0415  host markets, only where they are used
+
+        made = replay(source, title=source.name)
+    else:
+        from jaxmarket.runs.watching import watch as watch_run  # noqa: PLC0415  environments and their pictures
+
+        run = run_folder.read(source)
+        made = watch_run(
+            run, seed=seed, run_seed=run_seed, episodes=episodes, steps=steps, sampled=sampled, training=training
+        )
+        _say_if_interrupted(run)
+    made.save(file)
+    auctions = sum(len(episode.steps) for episode in made.episodes)
+    screen.message(
+        f"written to {file}: {len(made.episodes)} episodes, {auctions} steps, {len(made.html) / 1000:,.0f} kB; open it "
+        "in a browser"
+    )
+    for each in made.training[:1]:
+        screen.message(each.note)
 
 
 @app.command

@@ -9,7 +9,8 @@ jaxmarket.host.example`` runs a market of simple agents that learn an order of o
 
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger
 from jaxmarket.host.market import CallableAgent, Market, MarketEpisode, MarketStep, Trader
-from jaxmarket.host.records import Auction, Bid, Call, JsonLines, Record, json_lines
+from jaxmarket.host.records import Auction, Bid, Call, JsonLines, Record, StateText, json_lines, read_log
+from jaxmarket.host.replay import replay
 from jaxmarket.host.tables import episode_table, wealth_table
 from jaxmarket.host.thoughts import Item, Thought, appends
 
@@ -29,10 +30,13 @@ __all__ = [
     "MarketEpisode",
     "MarketStep",
     "Record",
+    "StateText",
     "Thought",
     "Trader",
     "appends",
     "episode_table",
     "json_lines",
+    "read_log",
+    "replay",
     "wealth_table",
 ]

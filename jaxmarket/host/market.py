@@ -24,9 +24,9 @@ import numpy as np
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
-from jaxmarket.host.calls import Calls, Reply
+from jaxmarket.host.calls import Calls, Reply, describe
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger, exact_sum
-from jaxmarket.host.records import Auction, Bid, Call, Record
+from jaxmarket.host.records import Auction, Bid, Call, Record, StateText
 from jaxmarket.types import Array
 from jaxmarket.validation import check_float, check_int, escaped, short_repr
 
@@ -130,7 +130,7 @@ class Market:
     """A deep market of any Python objects, with one state for sale at a time. Not safe to step from several threads.
 
     Failures of agents are handled; exceptions in ``reward``, ``done``, ``view``, ``legal`` and ``log`` propagate. The
-    auction then has made no payments, unless ``log`` failed at one of its entries.
+    auction then has made no payments, unless ``log`` failed at one of its entries. One in ``text`` is the text.
 
     Args:
         agents: the agents, with distinct names.
@@ -148,6 +148,8 @@ class Market:
         legal: ``(name, state, after) -> bool``, whether the agent may replace the state by ``after``; if not, its
             action counts as failed. By default every change is legal. `appends` is such a rule for a `Thought`.
         log: called with every `Record` as soon as it exists.
+        text: ``state -> str``, for a log and a replay with texts of the states, such as ``str``; by default states are
+            not logged.
         seed: random seed of the tie-breaking.
 
     Attributes:
@@ -187,6 +189,7 @@ class Market:
         view: Callable[[Any], Any] | None = None,
         legal: Callable[[str, Any, Any], bool] | None = None,
         log: Callable[[Record], Any] | None = None,
+        text: Callable[[Any], str] | None = None,
         seed: int = 0,
     ) -> None:
         self.agents = _by_name(agents)
@@ -194,7 +197,9 @@ class Market:
         self._learners = {name for name, agent in self.agents.items() if _learns(name, agent)}
         self.mechanism = auctions.mechanism(mechanism)
         self.reward, self.done, self.view, self.legal, self.log = reward, done, view, legal, log
-        for field, callback in (("reward", reward), ("done", done), ("view", view), ("legal", legal), ("log", log)):
+        self.text = text
+        optional = {"done": done, "view": view, "legal": legal, "log": log, "text": text}
+        for field, callback in {"reward": reward, **optional}.items():
             if not callable(callback) and (callback is not None or field == "reward"):
                 raise ValueError(f"{field}: expected a callable, got {short_repr(callback)}")
         self.rent = _number("rent", rent)
@@ -234,6 +239,7 @@ class Market:
             raise ValueError("state: expected any object except None, which means that there is no state")
         self._close()
         self.state, self.episode, self.steps = state, self.episode + 1, 0
+        self._log_state(state)
 
     def play(self, state: Any, steps: int = 100) -> MarketEpisode:
         """Run an episode: hold auctions until it is done, a state is unsold, or ``steps`` auctions were held.
@@ -290,6 +296,8 @@ class Market:
         for entry in entries:
             self._log(entry)
         self._log(auction)
+        if winner is not None:
+            self._log_state(after)
         learn_calls = self._call_learn(auction)
         if done:
             self._close()
@@ -372,6 +380,10 @@ class Market:
         self.ledger.book(entry)
         self._log(entry)
 
+    def _log_state(self, state: Any) -> None:
+        if self.text is not None and self.log is not None:
+            self._log(StateText(self.episode, self.steps + 1, _shown_text(self.text, state)))
+
     def _log(self, record: Record) -> None:
         if self.log is not None:
             self.log(record)
@@ -386,6 +398,14 @@ def _clear(mechanism: Mechanism, bids: Array, eligible: Array, draw: Array) -> A
     bids = jnp.asarray(bids)
     outcome = auctions.award(bids, auctions.choose(bids, jnp.asarray(draw), eligible), eligible)
     return jnp.stack([outcome.winner.astype(bids.dtype), mechanism.price(outcome), mechanism.payout(outcome)])
+
+
+def _shown_text(text: Callable[[Any], str], state: Any) -> str:
+    """The text of a state; that of an exception where there is none, because the state may come from an agent."""
+    try:
+        return str.__str__(text(state))
+    except (Exception, SystemExit) as error:
+        return f"({describe(error)})"
 
 
 def _bid(agent: Trader, state: Any, budget: float) -> Any:

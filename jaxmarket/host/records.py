@@ -1,16 +1,18 @@
-"""Records of a market: bids, calls, payments (`Entry`) and auctions, and a log of them in JSON lines."""
+"""Records of a market (states, bids, calls, payments, auctions), and a log of them in JSON lines."""
 
 import dataclasses
 import json
 import math
 import os
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from jaxmarket.host.ledger import Entry
+from jaxmarket.validation import check_float, check_int, short_repr
 
-__all__ = ["Auction", "Bid", "Call", "JsonLines", "Record", "json_lines"]
+__all__ = ["Auction", "Bid", "Call", "JsonLines", "Record", "StateText", "json_lines", "read_log"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,22 @@ class Auction:
     done: bool
 
 
-Record = Bid | Call | Entry | Auction
+@dataclasses.dataclass(frozen=True)
+class StateText:
+    """A state as a text, where the market has a function ``text`` for it.
+
+    Attributes:
+        episode, step: number of the episode, and of the auction that sells the state. The last state of an episode has
+            the number of an auction that is never held.
+        text: the text.
+    """
+
+    episode: int
+    step: int
+    text: str
+
+
+Record = StateText | Bid | Call | Entry | Auction
 
 
 class JsonLines:
@@ -133,3 +150,59 @@ def json_lines(path: str | PathLike[str]) -> JsonLines:
             if written.read() != b"\n":
                 file.write("\n")
     return JsonLines(file)
+
+
+_KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (StateText, Bid, Call, Entry, Auction)}
+_PARSED: dict[Any, Any] = {
+    "int": lambda value: check_int("number", value, 0),
+    "float": lambda value: check_float("number", value),
+    "str": lambda value: _typed(value, str),
+    "bool": lambda value: _typed(value, bool),
+}
+
+
+def read_log(path: str | PathLike[str]) -> list[Record]:
+    """The records of a log that `json_lines` wrote. An incomplete last line, of a killed process, is left out.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is not a record.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise ValueError(f"path: cannot read {path} ({error.strerror}); give a log of json_lines") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_record(json.loads(line)))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if number == len(lines):  # without a line break, so it was never completed
+                break
+            raise ValueError(
+                f"path: line {number} of {path} is not a record ({short_repr(str(error))}); give a log of json_lines"
+            ) from error
+    return records
+
+
+def _record(entry: Any) -> Record:
+    kind = _KINDS[entry.pop("record")]
+    fields = dataclasses.fields(kind)
+    if set(entry) != {field.name for field in fields}:
+        raise ValueError(f"{kind.__name__} has other fields")
+    values = {}
+    for field in fields:
+        value, (name, *optional) = entry[field.name], str(getattr(field.type, "__name__", field.type)).split(" | ")
+        if field.name == "bid":  # any number or none; those that JSON lacks are strings
+            value = None if value is None else float(value)
+        elif value is not None or not optional:
+            value = _PARSED[name](value)
+        values[field.name] = value
+    return kind(**values)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {kind.__name__}, got {short_repr(value)}")
+    return value

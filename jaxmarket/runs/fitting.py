@@ -19,7 +19,7 @@ from jaxmarket.checking import checked
 from jaxmarket.collectives import INSTANCES, SEEDS
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes
-from jaxmarket.keys import key_for
+from jaxmarket.keys import from_words, key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs import compilation_cache
@@ -27,20 +27,21 @@ from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, over_seeds, put
 from jaxmarket.runs.devices import mesh as devices_mesh
 from jaxmarket.runs.interrupts import Deferred, raise_dropped, retained
+from jaxmarket.runs.result import FitResult
 from jaxmarket.runs.run_folder import Origin, RunFolder, SavedRun, read, versions, warn_if_interrupted
 from jaxmarket.runs.sinks import Logger, Record
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training import divergence, transfer
 from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.training.config import TrainConfig, check_config
-from jaxmarket.training.result import FitResult
+from jaxmarket.training.result import RunResult
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.trainable import Player, Trainable
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_bool, check_float, check_key, check_path, short_repr
 from jaxmarket.view import tables
 
-__all__ = ["compiles", "evaluate_both", "fit", "init_seeds"]
+__all__ = ["Repeated", "compiles", "evaluate_both", "fit", "init_seeds", "repeat"]
 
 _EPISODES = 128
 _MOST_METRICS = 2**30  # bytes of metrics in a checkpoint
@@ -251,11 +252,7 @@ def fit(
         frozen=freeze,
         env_params=env_params,
     )
-    if trained is not None:
-        run.state = run.state.replace(learner=transfer.start_from(run.state.learner, trained))
-    if freeze:
-        frozen = transfer.freeze(run.state.learner, freeze, modules=run.trainable.module_axis)
-        run.state = run.state.replace(learner=frozen)
+    run.begin(trained, freeze)
     with tables.progress(settings.adapter.name, shown=progress and jax.process_index() == 0) as show:
         if out is None:
             run.train(show, loggers)
@@ -265,6 +262,62 @@ def fit(
             Checkpoints(folder.path / "checkpoints") as checkpoints,
         ):
             return _fit_in(folder, checkpoints, run, show, loggers, checkpoint_every, started=trained is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """What `repeat` recorded.
+
+    Attributes:
+        steps: environment steps of each seed at each moment, [moments, seeds]; the first is 0.
+        bids: f [moments, seeds, S, P], greedy bids as `Trainable.bids_and_visits` returns them.
+        same: whether the training ended with the bits of the run that it repeats.
+    """
+
+    steps: np.ndarray
+    bids: np.ndarray
+    same: bool
+
+
+@entry_point
+def repeat(source: RunResult, moments: int = 50, *, progress: bool = True) -> Repeated:
+    """Repeat the training of a run from its settings, and record the greedy bids in every state on the way.
+
+    The training is that of `fit` on one device; it writes nothing.
+
+    Args:
+        source: a run whose bids per state are known (`Trainable.bids_and_visits`).
+        moments: the most moments to record, from before the first chunk to after the last.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: the run was interrupted, or started from networks that are no longer in their folder.
+    """
+    config, summary = source.config, source.summary
+    if summary.get("interrupted"):
+        raise ValueError("training: the run was interrupted, so it cannot be repeated; resume it first")
+    start = summary["start_folder"]
+    trained = None if start is None else read(start).networks
+    if summary["start"] != (None if trained is None else transfer.fingerprint(trained)):
+        raise ValueError(
+            f"training: the run started from networks that are not those in {start}, so it cannot be repeated; leave "
+            "out the replay of the training"
+        )
+    settings = config.settings
+    run = _Run(config, settings, from_words(summary["key"]), None, None, check=False)
+    run.begin(trained, summary["frozen"])
+    chosen = {int(chunk) for chunk in np.round(np.linspace(0, settings.chunks, moments))}
+    steps, bids = [run.spent], [run.bids_beside_q()[1]]
+
+    def record(now: Record) -> None:
+        if now.chunk in chosen:
+            steps.append(now.env_steps)
+            bids.append(run.bids_beside_q()[1])
+
+    with tables.progress(settings.adapter.name, shown=progress) as show:
+        run.train(show, [record])
+    same = digest(flatten(run.state)) == summary["params_sha256"]
+    return Repeated(np.stack(steps), np.stack([x for x in bids if x is not None]), same)
 
 
 def _fit_in(
@@ -337,6 +390,14 @@ class _Run:
         self.rows: list[dict[str, np.ndarray]] = []
         self.spent = np.zeros(settings.seeds)
         self.compile_seconds = self.run_seconds = 0.0
+
+    def begin(self, trained: transfer.NetworkParams | None, freeze: Sequence[str]) -> None:
+        """Start from trained networks, if there are any, and freeze parts of the networks."""
+        if trained is not None:
+            self.state = self.state.replace(learner=transfer.start_from(self.state.learner, trained))
+        if freeze:
+            frozen = transfer.freeze(self.state.learner, freeze, modules=self.trainable.module_axis)
+            self.state = self.state.replace(learner=frozen)
 
     @property
     def done(self) -> int:

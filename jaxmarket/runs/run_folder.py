@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +34,21 @@ from jaxmarket.metrics import env_steps
 from jaxmarket.runs import checkpoint, files
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.interrupts import Deferred
+from jaxmarket.runs.result import FitResult
 from jaxmarket.runs.sinks import Record, csv_rows, to_json
 from jaxmarket.switches import standard_promotion
 from jaxmarket.training import divergence, objects
 from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.training.config import ALIASES, OF_HEADS, OF_LEARNERS, TrainConfig, accepts
-from jaxmarket.training.result import FitResult, RunResult, summary_line
+from jaxmarket.training.result import RunResult, summary_line
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import NetworkParams, networks
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
+
+if TYPE_CHECKING:
+    from jaxmarket.view.replay import Replay
 
 __all__ = [
     "NETWORKS",
@@ -647,6 +651,12 @@ class SavedRun:
     def policy(self, seed: int | None = None, *, greedy: bool = True) -> Any:
         """The policy of one seed, the best by default; see `as_policy`."""
         return as_policy(self, seed=seed, greedy=greedy)
+
+    def watch(self, **options: Any) -> "Replay":
+        """As `FitResult.watch`."""
+        from jaxmarket.runs.watching import watch  # noqa: PLC0415  environments and their pictures
+
+        return watch(self, **options)
 
 
 def warn_if_interrupted(run: SavedRun) -> None:

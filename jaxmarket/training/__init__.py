@@ -3,14 +3,13 @@
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.loop import train
 from jaxmarket.training.population import PopulationAgents, PopulationTraining
-from jaxmarket.training.result import FitResult, RunResult
+from jaxmarket.training.result import RunResult
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.society import SocietyTraining, TrainState
 from jaxmarket.training.trainable import Trainable
 from jaxmarket.training.wide import WideMarketTraining
 
 __all__ = [
-    "FitResult",
     "PopulationAgents",
     "PopulationTraining",
     "RunResult",

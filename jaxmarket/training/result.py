@@ -1,16 +1,15 @@
-"""The result of a training run."""
+"""What every result of a training run has, and texts about it."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.transfer import NetworkParams, networks
+from jaxmarket.training.transfer import NetworkParams
 from jaxmarket.validation import escaped
 
-__all__ = ["FitResult", "RunResult", "agent_parts", "summary_line"]
+__all__ = ["RunResult", "agent_parts", "summary_line"]
 
 
 class RunResult(Protocol):
@@ -50,40 +49,6 @@ class RunResult(Protocol):
     def visited(self) -> np.ndarray | None:
         """Bool [seeds, S], states visited in the last tenth of training, where Q* is known."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What `fit` returns.
-
-    Attributes:
-        summary: the fields of the command line's ``--json``.
-        state: the final state of training, leaves [seeds, ...]; of a society a `TrainState`.
-        metrics: arrays [chunks, seeds], per bidder [chunks, seeds, A] or per state [chunks, seeds, S], by name;
-            `jaxmarket.metrics` defines them.
-        config: the settings.
-        q: f [S, P], Q*, where the environment knows it.
-        bids: f [seeds, S, P], each primitive's highest greedy bid per state, if Q* is known; NaN for diverged
-            seeds.
-        visited: bool [seeds, S], states visited in the last tenth of training, if Q* is known; False for diverged
-            seeds.
-    """
-
-    summary: dict[str, Any]
-    state: Any
-    metrics: dict[str, np.ndarray]
-    config: TrainConfig
-    q: np.ndarray | None = None
-    bids: np.ndarray | None = None
-    visited: np.ndarray | None = None
-
-    def __repr__(self) -> str:
-        return f"FitResult({summary_line(self.summary)})"
-
-    @property
-    def networks(self) -> NetworkParams:
-        """The trained networks, leaves [seeds, ...]."""
-        return networks(self.state.learner)
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxmarket.deep_market.market import FLOWS
 from jaxmarket.metrics import env_steps
-from jaxmarket.training.programs import compose_all
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.validation import escaped
 
@@ -708,6 +707,8 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
 
 def composed_images(env: "MentalRotation", policy: "MarketPolicy") -> "Figure":
     """A figure of the images that a policy makes of one held-out digit for each combination, with the winning bids."""
+    from jaxmarket.training.programs import compose_all  # noqa: PLC0415  it imports gymnax
+
     digits, combinations = env.held_out[: len(env.combinations)], np.array(env.combinations, np.int32)
     made, bids = jax.device_get(compose_all(env, policy, (digits, combinations), keep=True))
     columns = int(made.applied.max()) + 1

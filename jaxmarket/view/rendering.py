@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Episode", "draw_rooms", "draw_trajectory", "episode", "save_gif", "save_png", "seen_cells"]
+__all__ = ["Episode", "draw_rooms", "draw_trajectory", "episode", "rooms_image", "save_gif", "save_png", "seen_cells"]
 
 _WALL, _FLOOR, _LINES = "#5b5f66", "#e9e9e7", "#d2d2cf"
 _SEEN = "#fff6b8"
@@ -223,6 +223,41 @@ def draw_rooms(ax: "Axes", place: Place, *, label: str | None = None, count: str
     _draw_agent(ax, place, _AGENT)
 
 
+def rooms_image(place: Place, size: int = 24) -> np.ndarray:
+    """What `draw_rooms` draws, without Matplotlib and a hundred times as fast: u8 [5 * size, 9 * size, 3].
+
+    Args:
+        place: state of the agent and the door.
+        size: pixels of a cell.
+
+    Raises:
+        ValueError: no agent can be at ``place``.
+    """
+    from PIL import Image, ImageColor, ImageDraw  # noqa: PLC0415
+
+    _check_place("place", place)
+    image = Image.new("RGB", (WIDTH * size, HEIGHT * size), _FLOOR)
+    draw = ImageDraw.Draw(image)
+
+    def fill(x: float, y: float, width: float, height: float, colour: str) -> None:
+        draw.rectangle((x * size, y * size, (x + width) * size - 1, (y + height) * size - 1), fill=colour)
+
+    # The same colour as `_SEEN`, drawn over the floor with its transparency.
+    lit, floor = (np.array(ImageColor.getrgb(colour)) for colour in (_SEEN, _FLOOR))
+    seen_floor = "#{:02x}{:02x}{:02x}".format(*(0.45 * lit + 0.55 * floor).astype(int))
+    wall, seen = cell((0, 0), place.door_open), seen_cells(place)
+    for x, y in itertools.product(range(WIDTH), range(HEIGHT)):
+        fill(x, y, 1, 1, _LINES)
+        solid = cell((x, y), place.door_open) == wall
+        fill(x, y, 1 - 1 / size, 1 - 1 / size, _WALL if solid else seen_floor if (x, y) in seen else _FLOOR)
+    for (x, y), colour in _TILES.items():
+        fill(x + 0.08, y + 0.08, 0.84, 0.84, colour)
+    x, y = DOOR
+    fill(x + 0.08, y + 0.08, 0.84, 0.12 if place.door_open else 0.84, _DOOR_COLOUR)
+    draw.polygon([(size * a, size * b) for a, b in _agent_corners(place)], fill=_AGENT)
+    return np.asarray(image)
+
+
 def draw_trajectory(ax: "Axes", places: Sequence[Place], *, label: str | None = None) -> None:
     """Draw the path of an episode, from a hollow to a filled agent, with a red ring where it opened the door.
 
@@ -376,15 +411,21 @@ def _path(places: Sequence[Place]) -> list[tuple[float, float]]:
     return path
 
 
+def _agent_corners(place: Place) -> list[tuple[float, float]]:
+    """The corners of a triangle that points in the agent's direction."""
+    dx, dy = place.ahead[0] - place.x, place.ahead[1] - place.y
+    corners = [(0.34, 0), (-0.28, 0.28), (-0.28, -0.28)]  # ahead, and to the right
+    return [(place.x + 0.5 + a * dx - b * dy, place.y + 0.5 + a * dy + b * dx) for a, b in corners]
+
+
 def _draw_agent(ax: "Axes", place: Place, colour: str) -> None:
     """Draw a triangle that points in the agent's direction."""
     from matplotlib.patches import Polygon  # noqa: PLC0415
 
-    dx, dy = place.ahead[0] - place.x, place.ahead[1] - place.y
-    corners = [(0.34, 0), (-0.28, 0.28), (-0.28, -0.28)]  # ahead, and to the right
-    points = [(place.x + 0.5 + a * dx - b * dy, place.y + 0.5 + a * dy + b * dx) for a, b in corners]
     edge = "white" if colour == _AGENT else _AGENT
-    ax.add_patch(Polygon(points, facecolor=colour, edgecolor=edge, linewidth=1.5, joinstyle="round", zorder=5))
+    ax.add_patch(
+        Polygon(_agent_corners(place), facecolor=colour, edgecolor=edge, linewidth=1.5, joinstyle="round", zorder=5)
+    )
 
 
 def _check_path(path: str | Path, suffix: str) -> None:

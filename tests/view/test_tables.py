@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxmarket import TrainConfig
-from jaxmarket.training.result import FitResult
+from jaxmarket.runs.result import FitResult
 from jaxmarket.view import tables
 
 HOSTILE = "Maze[/easy] [bold]x\x1b[2J\u202e\n:smile: {0}"
