@@ -5,6 +5,7 @@ import types
 import numpy as np
 
 from jaxmarket.runs.estimates import Estimate
+from jaxmarket.training import programs
 from jaxmarket.view import plotting
 
 
@@ -148,7 +149,7 @@ def test_composed_images_have_the_choice_that_led_to_them(monkeypatch):
         choices=np.array([[0, 2], [1, 0]]), applied=np.array([1, 2]), values=np.zeros((2, 3, 4, 4))
     )
     bids = np.array([[[0.5, 0, 0], [0, 0, 0.75]], [[0, 0.25, 0], [1, 0, 0]]])
-    monkeypatch.setattr(plotting, "compose_all", lambda env, policy, examples, keep: (made, bids))
+    monkeypatch.setattr(programs, "compose_all", lambda env, policy, examples, keep: (made, bids))
     env = types.SimpleNamespace(
         combinations=(0, 1),
         held_out=np.array([7, 8, 9]),
