@@ -26,12 +26,12 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, 
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
 from jaxmarket.experiments.measures import final
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

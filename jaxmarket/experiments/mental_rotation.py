@@ -20,13 +20,13 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, 
 from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.measures import column, final
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training import programs
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

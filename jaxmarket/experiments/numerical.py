@@ -18,11 +18,11 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, 
 from jaxmarket.experiments.experiment import Column, Experiment, Table, by_condition
 from jaxmarket.experiments.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
 from jaxmarket.experiments.results import Measure, Results
-from jaxmarket.experiments.settings import PPO_SOCIETY, train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import difference, interquartile_mean
 from jaxmarket.runs.ledgers import account_names, who_paid_whom
 from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.training.pinned import PPO_SOCIETY, train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

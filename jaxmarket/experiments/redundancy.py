@@ -18,10 +18,10 @@ from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.measures import nearly
 from jaxmarket.experiments.numerical import QUICK, SETTINGS
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.runs.removal import CASES, WHEN, returns_after_removal
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.view import plotting
 
 __all__ = ["EXPERIMENT", "societies"]

@@ -28,7 +28,6 @@ from jaxmarket.experiments.experiment import Experiment, Table, by_condition
 from jaxmarket.experiments.measures import column, nearly
 from jaxmarket.experiments.numerical import MEASURES, QUICK, SETTINGS
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.interop.deviations import LEVELS, bid_range, episode_gain, one_shot_gain
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Valuation
@@ -36,6 +35,7 @@ from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.ledgers import minted_money
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

@@ -24,7 +24,6 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, 
 from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.measures import column, final
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
@@ -33,6 +32,7 @@ from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting, rendering
 

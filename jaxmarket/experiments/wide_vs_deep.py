@@ -22,7 +22,6 @@ from jaxmarket.experiments.conditions import Arrays, Compute, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition
 from jaxmarket.experiments.measures import column
 from jaxmarket.experiments.results import Measure, Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import tuning_table
 from jaxmarket.runs.curves import first_reach, lower_bound
 from jaxmarket.runs.estimates import interquartile_mean
@@ -31,6 +30,7 @@ from jaxmarket.training.choices import ProductHead
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.learning_curves import evaluation_times, learning_curves
 from jaxmarket.training.monolith import Monolith
+from jaxmarket.training.pinned import train_config
 from jaxmarket.training.quoting import play_quotes
 from jaxmarket.types import Array
 from jaxmarket.view import plotting

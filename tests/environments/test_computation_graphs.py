@@ -7,12 +7,12 @@ import types
 import jax
 import numpy as np
 import pytest
+from jaxmarket.experiments.addresses import encode
 
 from jaxmarket import experiments, fit
 from jaxmarket.environments import digits
 from jaxmarket.environments.mental_rotation import NAMES
 from jaxmarket.experiments import Scope, mental_rotation
-from jaxmarket.experiments.addresses import encode
 from jaxmarket.experiments.conditions import Compute
 from jaxmarket.experiments.mental_rotation import EXPERIMENT
 from jaxmarket.experiments.results import Results

@@ -184,7 +184,7 @@ def test_the_stored_settings_belong_to_the_address_of_what_computes_with_them(mo
         code, imported = source(name)
         return (b"" if name == module else code), imported
 
-    for module, matters in (("jaxmarket.experiments.settings", True), ("jaxmarket.experiments.conditions", False)):
+    for module, matters in (("jaxmarket.training.pinned", True), ("jaxmarket.experiments.conditions", False)):
         monkeypatch.setattr(addresses, "_source", functools.partial(emptied, module))
         assert (addresses.source_digest(wide_vs_deep.learn) != first) == matters, module
 
