@@ -24,10 +24,10 @@ from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
 from jaxmarket.experiments.claims import Claim, at, every_seed, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
-from jaxmarket.experiments.measures import final
 from jaxmarket.experiments.results import Results
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
+from jaxmarket.runs.measures import final
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.training.config import TrainConfig

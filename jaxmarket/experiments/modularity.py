@@ -18,8 +18,7 @@ from jaxmarket.evaluation import action_rates
 from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, every_seed, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import column
+from jaxmarket.experiments.experiment import Experiment, Table, column
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table

@@ -16,11 +16,11 @@ from jaxmarket.environments import make
 from jaxmarket.experiments.claims import Claim, Values, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Column, Experiment, Table, by_condition
-from jaxmarket.experiments.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
 from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import difference, interquartile_mean
 from jaxmarket.runs.ledgers import account_names, who_paid_whom
+from jaxmarket.runs.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.pinned import PPO_SOCIETY, train_config
 from jaxmarket.types import Array

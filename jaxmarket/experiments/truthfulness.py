@@ -24,8 +24,7 @@ from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table, by_condition
-from jaxmarket.experiments.measures import column, nearly
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
 from jaxmarket.experiments.numerical import MEASURES, QUICK, SETTINGS
 from jaxmarket.experiments.results import Results
 from jaxmarket.interop.deviations import LEVELS, bid_range, episode_gain, one_shot_gain
@@ -33,6 +32,7 @@ from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Valuation
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.ledgers import minted_money
+from jaxmarket.runs.measures import nearly
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.pinned import train_config

@@ -19,8 +19,7 @@ import numpy as np
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.claims import Claim, at, every_seed, not_separated, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Scope
-from jaxmarket.experiments.experiment import Experiment, Table, by_condition
-from jaxmarket.experiments.measures import column
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
 from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.experiments.tuning import tuning_table
 from jaxmarket.runs.curves import first_reach, lower_bound
