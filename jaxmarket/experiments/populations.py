@@ -1,48 +1,18 @@
-"""Deep markets as conditions of an experiment, and what the experiments with them share."""
+"""What the experiments with deep markets share."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmarket.experiments.conditions import Scope
 from jaxmarket.experiments.results import Measure, Results
-from jaxmarket.runs.jobs import GrowJob
-from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan, terms_of
+from jaxmarket.runs.populations import GrownMarket, terms_of
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Grow", "life", "market_facts", "measured"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Grow:
-    """A deep market on all seeds; its result is a `GrownMarket`.
-
-    After each chunk a checkpoint is saved in the folder of the condition, where a repeated run continues.
-
-    Attributes:
-        name: unique in the experiment.
-        plan: the market and the length of the run.
-        evaluate: measures the frozen populations after every chunk; a function of a module.
-    """
-
-    name: str
-    plan: MarketPlan
-    evaluate: Evaluate
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """It uses no other results."""
-        return ()
-
-    def job(self, scope: Scope, results: Mapping[str, Any]) -> GrowJob:
-        """The run."""
-        del results
-        return GrowJob(self.plan, self.evaluate, scope.seeds, scope.seed)
+__all__ = ["life", "market_facts", "measured"]
 
 
 def measured(name: str) -> Measure:

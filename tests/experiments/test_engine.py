@@ -27,6 +27,7 @@ from jaxmarket.experiments import (
     wide_vs_deep,
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
+from jaxmarket.experiments.experiment import column
 from jaxmarket.experiments.results import FailedConditionError, Results
 from jaxmarket.runs import addresses, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, mean
