@@ -1,6 +1,7 @@
 """Measures of training runs: functions of a `SavedRun` with one value per seed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,8 @@ __all__ = [
     "while_learning",
 ]
 
-Measure = Callable[[SavedRun], np.ndarray]
-"""The values of a run: ``run -> f [seeds]``."""
+Measure = Callable[[Any], np.ndarray]
+"""The values of a `SavedRun`: ``run -> f [seeds]``."""
 
 TOLERANCE = 0.01
 """The share of the optimum by which a return that counts as optimal may be lower."""
