@@ -36,8 +36,8 @@ import jax
 
 from benchmarks import command, equilibrium, population, scale, step, train
 from benchmarks.timing import ROOT, Report, measure
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.runs.devices import over_seeds
+from jaxmarket.training.pinned import train_config
 from jaxmarket.view.plotting import figure
 from jaxmarket.view.text import Screen
 

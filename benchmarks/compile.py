@@ -12,10 +12,10 @@ import jax
 
 from benchmarks.scale import market
 from benchmarks.timing import ROOT, Report, allowed_cores, every_core
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import reset
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.view.tables import progress
 
 __all__ = ["run"]

@@ -28,11 +28,11 @@ import jax.numpy as jnp
 
 from benchmarks.step import market_rollout
 from benchmarks.timing import Report, every_core, measure
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.learners.protocol import EXPERIENCE_AXES
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.training.society import SocietyTraining, module_experience
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view.tables import progress

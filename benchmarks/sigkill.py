@@ -66,9 +66,8 @@ def reproduce(folder: str) -> None:
     from jaxmarket import TrainConfig, experiments  # noqa: PLC0415  only the child process needs them
     from jaxmarket.cli import main  # noqa: PLC0415
     from jaxmarket.deep_market.evaluation import accuracy  # noqa: PLC0415
-    from jaxmarket.experiments import Experiment, Quick, Table, Train  # noqa: PLC0415
+    from jaxmarket.experiments import Experiment, Grow, Quick, Table, Train  # noqa: PLC0415
     from jaxmarket.experiments.bucket_brigade import plans  # noqa: PLC0415
-    from jaxmarket.experiments.populations import Grow  # noqa: PLC0415
 
     small: dict[str, Any] = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 1}
     runs = [

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Report, Timing, in_a_row, measure
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.rollouts import rollout, rollout_policy, start
 from jaxmarket.society import Draws, Society, draw, reset
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.tables import progress
 

@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.step import market_rollout
 from benchmarks.timing import REPEATS, ROOT, Report, allowed_cores, in_a_row, measure
 from jaxmarket.evaluation import evaluate
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.runs.devices import over_seeds
 from jaxmarket.training import monolith as baselines
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.society import TrainState
 from jaxmarket.types import Array

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxmarket.deep_market.demographics import Population, Terms
@@ -33,6 +34,7 @@ __all__ = [
     "mean_steps",
     "optimal_rules",
     "policy",
+    "reliable_size",
     "rule_string",
     "success_by_size",
     "walk",
@@ -123,6 +125,17 @@ def success_by_size(
         return success_rate(act, key, env, env.default_params.replace(sizes=size[None]), instances)[0]
 
     return jax.lax.map(success, (jax.random.split(key, len(sizes)), jnp.asarray(sizes)))
+
+
+def reliable_size(success: np.ndarray, sizes: Sequence[int], rate: float) -> np.ndarray:
+    """The largest size up to which all sizes are solved at a rate: i [...], 0 if not even the first one is.
+
+    Args:
+        success: f [..., sizes], as from `success_by_size`.
+        sizes: increasing.
+        rate: the share of instances, in [0, 1].
+    """
+    return np.array([0, *sizes])[np.cumprod(success >= rate, axis=-1).sum(-1)]
 
 
 class Trace(struct.PyTreeNode):

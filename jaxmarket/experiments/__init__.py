@@ -22,9 +22,8 @@ from jaxmarket.experiments import (
 )
 from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments.claims import Verdict, at, every_seed, separated, share_of_seeds, within
-from jaxmarket.experiments.conditions import Compute, Scope, Train
+from jaxmarket.experiments.conditions import Compute, Grow, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condition
-from jaxmarket.experiments.populations import Grow
 from jaxmarket.experiments.report import Report
 from jaxmarket.keys import key_of
 from jaxmarket.runs import files

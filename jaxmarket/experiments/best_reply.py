@@ -24,14 +24,15 @@ from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP
 from jaxmarket.experiments.claims import Claim, at, every_seed, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
-from jaxmarket.experiments.measures import final
+from jaxmarket.experiments.numerical import CLONES
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.runs.estimates import mean
+from jaxmarket.runs.measures import final
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
@@ -47,7 +48,6 @@ _PROCESSES: dict[str, tuple[Callable[[], FiniteMDP], TimeLimits, tuple[float, ..
     "Duality": (Duality, "bootstrap", (0.0, 10.0, 20.0, 30.0, 40.0, 45.0, 47.5, 49.0, 50.0, 51.0, 52.5, 55.0, 60.0)),
 }
 """The process, the rule for its time limit, and the possible bids."""
-_CLONES = {"cloned": 2, "solitary": 1}
 _SETTINGS = {"hidden": (64, 64), "horizon": 64, "epochs": 2, "learning_rate": 1e-3, "entropy": 0.01, "steps": 120_000}
 _QUICK = {"steps": 60_000}
 
@@ -86,7 +86,7 @@ def cases(scope: Scope, pattern: str = "*") -> list[Case]:
 def environment(case: Case) -> BidderEnv:
     """The environment of the bidder."""
     process, limits, levels = _PROCESSES[case.process]
-    society, params = truthful(process(), MECHANISMS[case.auction], _CLONES[case.society])
+    society, params = truthful(process(), MECHANISMS[case.auction], CLONES[case.society])
     return BidderEnv(society, params, case.primitive * society.clones, levels, time_limits=limits)
 
 

@@ -17,8 +17,7 @@ from jaxmarket.deep_market.layer_market import ACTIVATIONS, LayerStructure, roun
 from jaxmarket.deep_market.layer_methods import BATCH, MARKETS, MAX_BIRTHS, METHODS, TERMS, WEALTH, train
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
-from jaxmarket.experiments.experiment import Experiment, Table, by_condition
-from jaxmarket.experiments.measures import column
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_of
 from jaxmarket.runs.curves import first_reach, reached_by

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxmarket.experiments.results import FailedConditionError, Results, one_line
-from jaxmarket.runs.estimates import Estimate, difference, interquartile_mean, mean, sign_test
+from jaxmarket.runs.estimates import Estimate, by_chance, difference, interquartile_mean, mean
 
 __all__ = [
     "Claim",
@@ -21,7 +21,6 @@ __all__ = [
     "Values",
     "Verdict",
     "at",
-    "by_chance",
     "every_seed",
     "majority",
     "not_separated",
@@ -301,9 +300,3 @@ def tally(hits: np.ndarray) -> str:
 def majority(seeds: int) -> float:
     """The smallest share of that many seeds that is more than half, for `share_of_seeds`."""
     return (seeds // 2 + 1) / seeds
-
-
-def by_chance(hits: np.ndarray, misses: np.ndarray) -> str:
-    """The probability of a one-sided `sign_test` with hits and misses bool [seeds], as text."""
-    probability = sign_test(hits, misses)
-    return "by chance: " + ("under 0.1%" if probability < 0.001 else f"{probability:.1%}")

@@ -1,13 +1,14 @@
-"""What an experiment compares: training runs, and pure functions of keys."""
+"""What an experiment compares: training runs, pure functions of keys, and deep markets."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from jaxmarket.runs.jobs import CallJob, FitJob, Job
+from jaxmarket.runs.jobs import CallJob, FitJob, GrowJob, Job
+from jaxmarket.runs.populations import Evaluate, MarketPlan
 from jaxmarket.training.config import TrainConfig
 
-__all__ = ["Arrays", "Compute", "Condition", "Scope", "Train"]
+__all__ = ["Arrays", "Compute", "Condition", "Grow", "Scope", "Train"]
 
 Arrays = Mapping[str, Any]
 """Measurements by name: NumPy arrays, mostly [seeds, ...]."""
@@ -121,3 +122,30 @@ class Compute:
         seeds = scope.seeds if self.seeds is None else self.seeds
         inputs = tuple(results[name] for name in self.inputs)
         return CallJob(self.function, seeds, scope.seed, inputs, self.reports)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grow:
+    """A deep market on all seeds; its result is a `GrownMarket`.
+
+    After each chunk a checkpoint is saved in the folder of the condition, where a repeated run continues.
+
+    Attributes:
+        name: unique in the experiment.
+        plan: the market and the length of the run.
+        evaluate: measures the frozen populations after every chunk; a function of a module.
+    """
+
+    name: str
+    plan: MarketPlan
+    evaluate: Evaluate
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """It uses no other results."""
+        return ()
+
+    def job(self, scope: Scope, results: Mapping[str, Any]) -> GrowJob:
+        """The run."""
+        del results
+        return GrowJob(self.plan, self.evaluate, scope.seeds, scope.seed)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxmarket.experiments.claims import Claim, at
 from jaxmarket.experiments.conditions import Condition, Scope, Train
 from jaxmarket.experiments.report import Report
@@ -25,7 +27,7 @@ from jaxmarket.view import tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Quick", "Table", "by_condition", "report", "run", "table_of"]
+__all__ = ["Experiment", "Quick", "Table", "by_condition", "column", "report", "run", "table_of"]
 
 Rows = Iterable[dict[str, Any]]
 Column = str | Callable[[Results, str], Any]
@@ -140,6 +142,11 @@ def by_condition(
                 yield named | {heading: cell(results, name, column) for heading, column in columns.items()}
 
     return rows
+
+
+def column(measure: str, show: Callable[[np.ndarray], Any]) -> Column:
+    """A column for `by_condition`: what a function, such as `numpy.mean`, makes of the values of a measure."""
+    return lambda results, name: show(results.measure(name, measure))
 
 
 @retained()

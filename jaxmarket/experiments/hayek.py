@@ -6,7 +6,7 @@ instances of at most three blocks, frozen, and tested on larger instances, as ar
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.deep_market import UNPAID, DeepMarket, GuardedPrograms, Population, Terms, random_population
-from jaxmarket.deep_market.evaluation import actor, success_by_size
+from jaxmarket.deep_market.evaluation import actor, reliable_size, success_by_size
 from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
 from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
-from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.populations import Grow, life, market_facts
+from jaxmarket.experiments.populations import life, market_facts
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import interquartile_mean, mean
@@ -29,7 +29,7 @@ from jaxmarket.runs.populations import SUMS, GrownMarket, MarketPlan
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TESTS", "TRAINED", "plans", "reliable", "teams"]
+__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TESTS", "TRAINED", "plans", "teams"]
 
 TRAINED = 3
 """Maximum number of blocks of an instance in training."""
@@ -112,11 +112,6 @@ def random_programs(keys: Array, *, instances: int) -> Arrays:
     return {"success": jax.vmap(success)(keys)}
 
 
-def reliable(success: np.ndarray) -> np.ndarray:
-    """The largest size up to which all sizes are solved with 90% success f [..., sizes]: i [...], or 0."""
-    return np.array([0, *SIZES])[np.cumprod(success >= _RELIABLE, axis=-1).sum(-1)]
-
-
 # --- conditions
 
 _BASELINES = ("selection only", "random programs")
@@ -177,13 +172,11 @@ def _tested(results: Results) -> dict[str, np.ndarray]:
     return {name: results[_exam_of(name)]["success"] for name in (*plans(results.scope.quick), *_BASELINES)}
 
 
-def _success_rows(results: Results) -> list[dict[str, Any]]:
-    return [
-        {"who": name}
-        | {str(n): interquartile_mean(success[:, i]) for i, n in enumerate(SIZES)}
-        | {"reliable": reliable(success).mean(), "best": reliable(success).max()}
-        for name, success in _tested(results).items()
-    ]
+def _success_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for name, success in _tested(results).items():
+        by_size = {str(n): interquartile_mean(success[:, i]) for i, n in enumerate(SIZES)}
+        largest = results.measure(_exam_of(name), "reliable")
+        yield {"who": name, **by_size, "reliable": largest.mean(), "best": largest.max()}
 
 
 def _best(results: Results) -> int:
@@ -223,7 +216,7 @@ EXPERIMENT = Experiment(
     conditions=_conditions,
     measures={
         _NEXT: lambda exam: exam["success"][:, SIZES.index(TRAINED + 1)],
-        "reliable": lambda exam: reliable(exam["success"]),
+        "reliable": lambda exam: reliable_size(exam["success"], SIZES, _RELIABLE),
     },
     claims=_claims,
     tables=[

@@ -24,10 +24,9 @@ from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, DIRECTIONS, Maze, Woods101
 from jaxmarket.environments.memory import Memory
 from jaxmarket.experiments.claims import Claim, at, every_seed, majority, share_of_seeds, tally, within
-from jaxmarket.experiments.conditions import Condition, Scope
-from jaxmarket.experiments.experiment import Experiment, Table, by_condition
-from jaxmarket.experiments.measures import column
-from jaxmarket.experiments.populations import Grow, life, market_facts, measured
+from jaxmarket.experiments.conditions import Condition, Grow, Scope
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
+from jaxmarket.experiments.populations import life, market_facts, measured
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.curves import first_reach

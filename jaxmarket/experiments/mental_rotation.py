@@ -16,16 +16,16 @@ from jaxmarket.environments import digits
 from jaxmarket.environments.mental_rotation import MentalRotation, check_task, program_name
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import column, final
+from jaxmarket.experiments.experiment import Experiment, Table, column
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.runs import digit_programs
 from jaxmarket.runs.estimates import interquartile_mean, mean
+from jaxmarket.runs.measures import final
 from jaxmarket.runs.run_folder import SavedRun, as_policy
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

@@ -16,10 +16,8 @@ from jaxmarket.environments.topologies import ACTIONS, CHANGES, FIRST, TOPOLOGIE
 from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, every_seed, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import column
+from jaxmarket.experiments.experiment import Experiment, Table, column
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
@@ -27,6 +25,7 @@ from jaxmarket.runs.estimates import difference, interquartile_mean
 from jaxmarket.runs.run_folder import SavedRun, sampled_action_rates
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

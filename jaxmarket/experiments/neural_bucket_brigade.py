@@ -19,8 +19,7 @@ import numpy as np
 
 from jaxmarket.experiments.claims import Claim, Evidence, at, every_seed, share_of_seeds, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
-from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condition
-from jaxmarket.experiments.measures import column
+from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condition, column
 from jaxmarket.experiments.results import Results
 from jaxmarket.networks.neural_bucket_brigade import Network, Rates, light, train, xor
 from jaxmarket.runs.curves import first_held, reached_by

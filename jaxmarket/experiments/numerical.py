@@ -16,17 +16,17 @@ from jaxmarket.environments import make
 from jaxmarket.experiments.claims import Claim, Values, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
 from jaxmarket.experiments.experiment import Column, Experiment, Table, by_condition
-from jaxmarket.experiments.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
 from jaxmarket.experiments.results import Measure, Results
-from jaxmarket.experiments.settings import PPO_SOCIETY, train_config
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import difference, interquartile_mean
 from jaxmarket.runs.ledgers import account_names, who_paid_whom
+from jaxmarket.runs.measures import TOLERANCE, bid_error, final, nearly, solved, while_learning
 from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.training.pinned import PPO_SOCIETY, train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["BANDIT", "CHAIN", "DUALITY", "MEASURES", "QUICK", "REFERENCE", "SETTINGS", "cells"]
+__all__ = ["BANDIT", "CHAIN", "CLONES", "DUALITY", "MEASURES", "QUICK", "REFERENCE", "SETTINGS", "cells"]
 
 _UPDATE = 4096  # environment steps
 # `PPO_SOCIETY` has the paper's numbers; Kumaraswamy bids replace Beta bids: they are faster.
@@ -42,6 +42,9 @@ ten times that, half the entropy weight, λ = .8 contracts of buyers with seller
 
 QUICK = {"steps": 100 * _UPDATE}
 """Settings that a quick run replaces."""
+
+CLONES = {"cloned": 2, "solitary": 1}
+"""Bidders per primitive in each society."""
 
 _AT = (50, 100, 200, 300, 500)
 REFERENCE: dict[str, dict[str, tuple[float, ...]]] = {
@@ -75,7 +78,7 @@ def _bids_reach(env: str) -> bool:
 
 def cells(scope: Scope) -> list[tuple[str, str, str]]:
     """Settings, auction and society of each condition; the slowest first, and equal programs far apart."""
-    every = [(auction, society) for society in ("cloned", "solitary") for auction in MECHANISMS]
+    every = [(auction, society) for society in CLONES for auction in MECHANISMS]
     found = [(settings, *cell) for settings in ("published", "tuned") for cell in every]
     if scope.quick:  # compiling takes most of a quick run, so that it leaves one program out
         return [cell for cell in found if cell[1:] != ("env", "solitary")]
@@ -89,8 +92,7 @@ def _settings(name: str, scope: Scope) -> dict[str, Any]:
 
 def _conditions(env: str, scope: Scope) -> list[Condition]:
     def train(settings: str, auction: str, society: str) -> Train:
-        clones = 2 if society == "cloned" else 1
-        config = train_config(env, auction=auction, clones=clones, **_settings(settings, scope))
+        config = train_config(env, auction=auction, clones=CLONES[society], **_settings(settings, scope))
         return Train(f"{settings}-{auction}-{society}", config)
 
     ledger = functools.partial(_ledger, scope.seed)

@@ -1,89 +1,18 @@
-"""Deep markets as conditions of an experiment, and what the experiments with them share."""
+"""What the experiments with deep markets share."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmarket.experiments.conditions import Scope
 from jaxmarket.experiments.results import Measure, Results
-from jaxmarket.runs.addresses import encode, source_digest
-from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan, finished, grow, terms_of
-from jaxmarket.runs.run_folder import environment_digest, versions
-from jaxmarket.runs.schedule import Running
+from jaxmarket.runs.populations import GrownMarket, terms_of
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Grow", "life", "market_facts", "measured"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Grow:
-    """A deep market on all seeds; its result is a `GrownMarket`.
-
-    After each chunk a checkpoint is saved in the folder of the condition, where a repeated run continues.
-
-    Attributes:
-        name: unique in the experiment.
-        plan: the market and the length of the run.
-        evaluate: measures the frozen populations after every chunk; a function of a module.
-    """
-
-    name: str
-    plan: MarketPlan
-    evaluate: Evaluate
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """It uses no other results."""
-        return ()
-
-    def job(self, scope: Scope, results: Mapping[str, Any]) -> "_Growth":
-        """The run."""
-        del results
-        return _Growth(self.plan, self.evaluate, scope.seeds, scope.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Growth:
-    plan: MarketPlan
-    evaluate: Evaluate
-    seeds: int
-    seed: int
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        market = vars(self.plan.market) | {"env": environment_digest(self.plan.market.env)}
-        return {
-            "plan": encode(vars(self.plan) | {"market": market}),
-            "evaluate": encode(self.evaluate),
-            "seeds": self.seeds,
-            "seed": self.seed,
-            "sources": source_digest(self.plan, self.evaluate, grow),
-            "versions": versions(),
-        }
-
-    def run(self, running: Running) -> GrownMarket:
-        def show(chunks: int, found: dict[str, np.ndarray]) -> None:
-            running.show(chunks / self.plan.chunks, _means(found))
-
-        running.compile((self.plan.program, self.evaluate))
-        return grow(self.plan, self.evaluate, seeds=self.seeds, seed=self.seed, folder=running.folder, on_chunk=show)
-
-    def write(self, folder: Path, result: GrownMarket) -> str:
-        return _means({name: values[-1] for name, values in result.measured.items()})  # the last checkpoint is there
-
-    def read(self, folder: Path) -> GrownMarket | None:
-        return finished(self.plan, self.evaluate, folder, seeds=self.seeds, seed=self.seed)
-
-
-def _means(found: dict[str, np.ndarray]) -> str:
-    """The first three measurements as text."""
-    return ", ".join(f"{name} {values.mean():.3f}" for name, values in list(found.items())[:3])
+__all__ = ["life", "market_facts", "measured"]
 
 
 def measured(name: str) -> Measure:

@@ -15,13 +15,13 @@ from jaxmarket.environments import make
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated
 from jaxmarket.experiments.conditions import Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import nearly
 from jaxmarket.experiments.numerical import QUICK, SETTINGS
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.runs.estimates import interquartile_mean
+from jaxmarket.runs.measures import nearly
 from jaxmarket.runs.removal import CASES, WHEN, returns_after_removal
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.view import plotting
 
 __all__ = ["EXPERIMENT", "societies"]

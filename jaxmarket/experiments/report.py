@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report"]
 
-_STYLES: dict[Standing, str] = {
-    "confirmed": "green",
-    "not confirmed": "red",
-    "too short to tell": "yellow",
-    "not testable": "yellow",
-}
+_STYLES: dict[Standing, str] = {"confirmed": "green", "not confirmed": "red"}  # others are yellow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +104,7 @@ class Report:
         verdicts.add_column("", wrap=24)
         for verdict in self.verdicts:
             evidence = f"{verdict.evidence} ({verdict.kind})"
-            verdicts.add_row(Text(verdict.standing, _STYLES[verdict.standing]), verdict.claim, evidence)
+            verdicts.add_row(Text(verdict.standing, _STYLES.get(verdict.standing, "yellow")), verdict.claim, evidence)
         return Group(*head, *(table.as_rich() for table in self.tables if table.shown), verdicts)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxmarket.experiments.claims import Claim, Values, at, separated, tally
-from jaxmarket.experiments.measures import final, reached, steps_to
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.estimates import Estimate, interquartile_mean
+from jaxmarket.runs.measures import final, reached, steps_to
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.view import plotting
 

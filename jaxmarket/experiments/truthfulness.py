@@ -24,25 +24,24 @@ from jaxmarket.auctions import MECHANISMS
 from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table, by_condition
-from jaxmarket.experiments.measures import column, nearly
-from jaxmarket.experiments.numerical import MEASURES, QUICK, SETTINGS
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
+from jaxmarket.experiments.numerical import CLONES, MEASURES, QUICK, SETTINGS
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.interop.deviations import LEVELS, bid_range, episode_gain, one_shot_gain
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Valuation
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.ledgers import minted_money
+from jaxmarket.runs.measures import nearly
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
 __all__ = ["EXPERIMENT", "societies"]
 
 _NOTHING = 1e-9  # a gain that is only due to rounding
-_CLONES = {"cloned": 2, "solitary": 1}
 
 # --- conditions
 
@@ -59,7 +58,7 @@ def _episode(process: str, keys: Array) -> Arrays:
     mdp, horizon = _process(process)
     gains = {
         f"{auction}, {society}": np.array(episode_gain(mdp, mechanism, clones, horizon=horizon))
-        for society, clones in _CLONES.items()
+        for society, clones in CLONES.items()
         for auction, mechanism in MECHANISMS.items()
     }
     return {"bids up to": np.array(bid_range(mdp)[1])} | gains
@@ -180,7 +179,7 @@ def _claims(scope: Scope) -> list[Claim]:
 def _episode_rows(results: Results) -> Iterator[dict[str, Any]]:
     for name in _processes(results.scope):
         found = results[f"episode of {name}"]
-        for society in _CLONES:
+        for society in CLONES:
             gains = {auction: float(found[f"{auction}, {society}"]) for auction in MECHANISMS}
             yield {"process": name, "society": society, "bids up to": float(found["bids up to"])} | gains
 

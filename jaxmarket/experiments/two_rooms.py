@@ -20,17 +20,17 @@ from jaxmarket.evaluation import step_durations
 from jaxmarket.experiments import transfers
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.measures import column, final
+from jaxmarket.experiments.experiment import Experiment, Table, column
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.transfers import LEVEL, RATE, Transfer, exploring, fewer_steps, kind_of
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import interquartile_mean
+from jaxmarket.runs.measures import final
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting, rendering
 

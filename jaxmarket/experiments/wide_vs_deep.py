@@ -13,10 +13,8 @@ import numpy as np
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.experiments.claims import Claim, at, every_seed, not_separated, separated, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Scope
-from jaxmarket.experiments.experiment import Experiment, Table, by_condition
-from jaxmarket.experiments.measures import column
+from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
 from jaxmarket.experiments.results import Results
-from jaxmarket.experiments.settings import train_config
 from jaxmarket.experiments.tuning import tuning_table
 from jaxmarket.runs import production_lines
 from jaxmarket.runs.estimates import interquartile_mean
@@ -24,6 +22,7 @@ from jaxmarket.runs.production_lines import EVALUATIONS, QUOTING, environment, p
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.learning_curves import evaluation_times, learning_curves
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 

@@ -31,7 +31,6 @@ _WITHOUT_EFFECT = (
     "jaxmarket.runs.jobs",
     "jaxmarket.runs.schedule",
 )
-_WITH_EFFECT = "jaxmarket.experiments.settings"
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 # Not by `ast`, which fails in Python 3.11 when several threads use it.
@@ -111,7 +110,6 @@ def source_digest(*values: Any, modules: Iterable[str] = ()) -> str:
         code, imported = _source(name)
         found[name] = hashlib.sha256(code).hexdigest()
         waiting |= {each for each in imported if not each.startswith(_WITHOUT_EFFECT) and each != _PACKAGE}
-        waiting |= imported & {_WITH_EFFECT}
     return address(found)
 
 

@@ -14,6 +14,7 @@ from jaxmarket.view.text import DataTable
 __all__ = [
     "Estimate",
     "ResultTable",
+    "by_chance",
     "difference",
     "interquartile_mean",
     "mean",
@@ -133,6 +134,12 @@ def sign_test(hits: Any, misses: Any) -> float:
     """
     better, worse = int(np.sum(hits)), int(np.sum(misses))
     return float(stats.binom.sf(better - 1, better + worse, 0.5))
+
+
+def by_chance(hits: Any, misses: Any) -> str:
+    """The probability of a one-sided `sign_test` with hits and misses bool [seeds], as text."""
+    probability = sign_test(hits, misses)
+    return "by chance: " + ("under 0.1%" if probability < 0.001 else f"{probability:.1%}")
 
 
 def interquartile_mean(values: Any, confidence: float = 0.95) -> Estimate:

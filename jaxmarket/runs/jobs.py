@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from jaxmarket.keys import key_of
-from jaxmarket.runs import addresses, files, fitting, run_folder, sweeps
+from jaxmarket.runs import addresses, files, fitting, populations, run_folder, sweeps
+from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan
 from jaxmarket.runs.run_folder import Origin, SavedRun
 from jaxmarket.runs.schedule import Running, ScheduledTask, run_tasks
 from jaxmarket.training import objects
@@ -22,7 +23,7 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.transfer import fingerprint
 from jaxmarket.view import tables
 
-__all__ = ["CallJob", "FitJob", "Job", "PlannedJob", "run_jobs", "slug"]
+__all__ = ["CallJob", "FitJob", "GrowJob", "Job", "PlannedJob", "run_jobs", "slug"]
 
 
 class Job(Protocol):
@@ -209,3 +210,59 @@ class CallJob:
     def read(self, folder: Path) -> dict[str, np.ndarray] | None:
         """The arrays in the folder; None if there are none, or damaged ones."""
         return files.read_arrays(folder / "arrays.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowJob:
+    """A deep market on many seeds (`populations.grow`); its result is a `GrownMarket`.
+
+    After each chunk a checkpoint is saved in the folder, where a repeated run continues.
+
+    Attributes:
+        plan: the market and the length of the run.
+        evaluate: measures the frozen populations after every chunk; a function of a module.
+        seeds: number of independent markets.
+        seed: of all randomness.
+    """
+
+    plan: MarketPlan
+    evaluate: Evaluate
+    seeds: int
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The plan with its environment, the measurement, source code, seeds and versions of the libraries."""
+        market = vars(self.plan.market) | {"env": run_folder.environment_digest(self.plan.market.env)}
+        return {
+            "plan": addresses.encode(vars(self.plan) | {"market": market}),
+            "evaluate": addresses.encode(self.evaluate),
+            "seeds": self.seeds,
+            "seed": self.seed,
+            "sources": addresses.source_digest(self.plan, self.evaluate, populations.grow),
+            "versions": run_folder.versions(),
+        }
+
+    def run(self, running: Running) -> GrownMarket:
+        """Run the market."""
+
+        def show(chunks: int, found: dict[str, np.ndarray]) -> None:
+            running.show(chunks / self.plan.chunks, _means(found))
+
+        running.compile((self.plan.program, self.evaluate))
+        return populations.grow(
+            self.plan, self.evaluate, seeds=self.seeds, seed=self.seed, folder=running.folder, on_chunk=show
+        )
+
+    def write(self, folder: Path, result: GrownMarket) -> str:
+        """Describe the last measurements; the run has left the last checkpoint in the folder."""
+        return _means({name: values[-1] for name, values in result.measured.items()})
+
+    def read(self, folder: Path) -> GrownMarket | None:
+        """The market in the folder; None if there is none, or an interrupted one."""
+        return populations.finished(self.plan, self.evaluate, folder, seeds=self.seeds, seed=self.seed)
+
+
+def _means(found: dict[str, np.ndarray]) -> str:
+    """The first three measurements as text."""
+    return ", ".join(f"{name} {values.mean():.3f}" for name, values in list(found.items())[:3])

@@ -23,7 +23,6 @@ from jaxmarket.experiments import (
     modularity,
     numerical,
     redundancy,
-    settings,
     truthfulness,
     two_rooms,
     wide_vs_deep,
@@ -31,6 +30,7 @@ from jaxmarket.experiments import (
 from jaxmarket.learners import protocol
 from jaxmarket.society import Society
 from jaxmarket.training import config as configuration
+from jaxmarket.training import pinned
 
 MODES = ("normal", "quick", "full")
 
@@ -195,7 +195,7 @@ def shared_environments():
         mock.patch.object(Society, "observation", property(lambda society: observe(society.env))),
         mock.patch.object(configuration, "adapt", adapt),
         mock.patch.object(configuration, "make", make),
-        mock.patch.object(settings, "make", make),
+        mock.patch.object(pinned, "make", make),
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:

@@ -27,6 +27,7 @@ from jaxmarket.experiments import (
     wide_vs_deep,
 )
 from jaxmarket.experiments.claims import every_seed, separated, share_of_seeds, within
+from jaxmarket.experiments.experiment import column
 from jaxmarket.experiments.results import FailedConditionError, Results
 from jaxmarket.runs import addresses, sweeps
 from jaxmarket.runs.estimates import Estimate, ResultTable, mean
@@ -184,7 +185,7 @@ def test_the_stored_settings_belong_to_the_address_of_what_computes_with_them(mo
         code, imported = source(name)
         return (b"" if name == module else code), imported
 
-    for module, matters in (("jaxmarket.experiments.settings", True), ("jaxmarket.experiments.conditions", False)):
+    for module, matters in (("jaxmarket.training.pinned", True), ("jaxmarket.experiments.conditions", False)):
         monkeypatch.setattr(addresses, "_source", functools.partial(emptied, module))
         assert (addresses.source_digest(wide_vs_deep.learn) != first) == matters, module
 
@@ -352,6 +353,11 @@ def test_a_mistake_in_a_table_a_claim_or_a_figure_loses_nothing_else(tmp_path):
     assert left == {"options.json", "other.csv", "report.json", "report.txt"}  # nothing of the earlier report
 
 
+def test_a_column_shows_the_values_of_a_measure():
+    results = Results(Scope(2), {"a": {"x": np.array([1.0, 3.0])}}, {}, {"twice": lambda result: 2 * result["x"]})
+    assert (column("x", np.mean)(results, "a"), column("twice", np.max)(results, "a")) == (2, 6)
+
+
 def test_arrays_of_a_computed_condition_are_measures_and_others_do_not_apply():
     results = Results(Scope(), {"a": {"y": np.arange(2.0)}, "b": np.ones(2)}, {}, {"x": lambda run: run + 0})
     assert results.measure("a", "y").tolist() == [0, 1]
@@ -411,7 +417,7 @@ def test_a_learner_that_is_a_global_of_a_module_counts_with_its_source(tmp_path,
 MODULE = """
 from jaxmarket import TrainConfig
 from jaxmarket.experiments import Experiment, Quick, Train, at, every_seed, separated
-from jaxmarket.experiments.measures import final, steps_to
+from jaxmarket.runs.measures import final, steps_to
 
 SMALL = {"learner": "valuation", "steps": 8192, "instances": 8, "horizon": 16, "minibatch": 32, "log_every": 4}
 MINE = Experiment(

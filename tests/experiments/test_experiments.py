@@ -25,13 +25,13 @@ from jaxmarket.experiments import (
     redundancy,
     truthfulness,
 )
-from jaxmarket.experiments.claims import by_chance
 from jaxmarket.experiments.experiment import table_of
 from jaxmarket.experiments.results import Results
 from jaxmarket.interop import deviations
 from jaxmarket.interop.bidder import truthful
 from jaxmarket.interop.deviations import Seat
 from jaxmarket.runs import fitting, ledgers, removal, run_folder, sweeps
+from jaxmarket.runs.estimates import by_chance
 from jaxmarket.runs.sweeps import NamedConfig
 
 

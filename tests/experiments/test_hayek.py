@@ -11,14 +11,14 @@ from thinned import thinned
 
 from jaxmarket import deep_market
 from jaxmarket.deep_market import Terms, make_population
-from jaxmarket.deep_market.evaluation import actor, success_by_size
+from jaxmarket.deep_market.evaluation import actor, reliable_size, success_by_size
 from jaxmarket.deep_market.representations import TESTS as COMPARISONS
 from jaxmarket.deep_market.representations import BidTables, GuardedProgram
 from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
 from jaxmarket.experiments import EXPERIMENTS, Scope, hayek, reproduce
-from jaxmarket.experiments.hayek import EXPERIMENT, PROGRAMS, SENSORS, SIZES, TESTS, plans, reliable
+from jaxmarket.experiments.hayek import EXPERIMENT, PROGRAMS, SENSORS, SIZES, TESTS, plans
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.populations import SUMS, MarketPlan, grow, terms_of
 from jaxmarket.view import plotting
@@ -84,11 +84,11 @@ def test_a_team_is_a_list_in_order():
     assert not selection.first(programs("top1 > 0: 1 2"), obs)[1]
 
 
-def test_reliable_is_the_size_up_to_which_all_are_solved():
+def test_the_reliable_size_is_the_one_up_to_which_all_are_solved():
     solved = np.ones((3, len(SIZES)))
     solved[1, SIZES.index(5)] = 0.89
     solved[2, 0] = 0.0
-    assert reliable(solved).tolist() == [max(SIZES), 4, 0]
+    assert reliable_size(solved, SIZES, 0.9).tolist() == [max(SIZES), 4, 0]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from jaxmarket.deep_market.evaluation import accuracy
 from jaxmarket.experiments import Experiment, Scope
 from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments.bucket_brigade import plans
-from jaxmarket.experiments.populations import Grow
+from jaxmarket.experiments.conditions import Grow
 from jaxmarket.runs import populations
 from jaxmarket.runs.populations import finished, grow
 from jaxmarket.training.arrays import flatten

@@ -1,19 +1,18 @@
-"""Measures of training runs for `jaxmarket.experiments.Experiment`: functions of a `SavedRun`, one value per seed."""
+"""Measures of training runs: functions of a `SavedRun` with one value per seed."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.metrics import env_steps
 from jaxmarket.runs.curves import first_reach, last_part, lower_bound, ratio
 from jaxmarket.runs.run_folder import SavedRun
 
 __all__ = [
     "TOLERANCE",
+    "Measure",
     "bid_error",
-    "column",
     "final",
     "learning_curve",
     "nearly",
@@ -22,6 +21,9 @@ __all__ = [
     "steps_to",
     "while_learning",
 ]
+
+Measure = Callable[[Any], np.ndarray]
+"""The values of a `SavedRun`: ``run -> f [seeds]``."""
 
 TOLERANCE = 0.01
 """The share of the optimum by which a return that counts as optimal may be lower."""
@@ -82,11 +84,6 @@ def bid_error(error: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Measure:
         error: ``(bids, q) -> f [S]``, of each primitive's highest bid f [S, P] and Q* f [S, P].
     """
     return lambda run: np.array([error(b, run.q)[v].mean() for b, v in zip(run.bids, run.visited, strict=True)])
-
-
-def column(measure: str, show: Callable[[np.ndarray], Any]) -> Callable[[Results, str], Any]:
-    """A column for `by_condition`: what a function, such as `numpy.mean`, makes of the values of a measure."""
-    return lambda results, name: show(results.measure(name, measure))
 
 
 def nearly(optimum: float) -> float:

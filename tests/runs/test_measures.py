@@ -4,10 +4,8 @@ import types
 
 import numpy as np
 
-from jaxmarket.experiments import Scope
-from jaxmarket.experiments.measures import column, while_learning
-from jaxmarket.experiments.results import Results
 from jaxmarket.runs.curves import last_part, ratio
+from jaxmarket.runs.measures import while_learning
 
 
 def run(**metrics):
@@ -39,8 +37,3 @@ def test_the_last_tenth_is_rounded_and_never_empty():
     values = np.arange(40).reshape(2, 20)
     np.testing.assert_array_equal(last_part(values, axis=1), values[:, 18:])
     np.testing.assert_array_equal(ratio([6, 5], [4, 0]), [1.5, np.nan])
-
-
-def test_a_column_shows_the_values_of_a_measure():
-    results = Results(Scope(2), {"a": {"x": np.array([1.0, 3.0])}}, {}, {"twice": lambda result: 2 * result["x"]})
-    assert (column("x", np.mean)(results, "a"), column("twice", np.max)(results, "a")) == (2, 6)
