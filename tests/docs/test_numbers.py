@@ -15,10 +15,13 @@ def benchmark(name):
     return json.loads((ROOT / "benchmarks" / "results" / "cpu" / f"{name}.json").read_text())
 
 
+def stored(experiment):
+    return json.loads((ROOT / "docs" / "reproductions" / "results" / f"{experiment}.json").read_text())
+
+
 def rows(experiment, table, **equal):
     """The rows of a stored table with these values."""
-    stored = json.loads((ROOT / "docs" / "reproductions" / "results" / f"{experiment}.json").read_text())
-    (found,) = (each["rows"] for each in stored["tables"] if each["name"] == table)
+    (found,) = (each["rows"] for each in stored(experiment)["tables"] if each["name"] == table)
     return [row for row in found if all(row[column] == value for column, value in equal.items())]
 
 
@@ -38,7 +41,7 @@ def identities():
     error = max(row["largest error"] for row in found)
     return (
         "Vickrey auctions among clones compute Q-learning, first-price auctions expected SARSA, the taxed bucket "
-        f"brigade TD(0): the fixed points are equal to {error:.0e} on {found[0]['processes']} random processes."
+        f"brigade TD(0): the fixed points are equal to {error:.0e} on {stored('identities')['seeds']} random processes."
     )
 
 
@@ -54,6 +57,26 @@ def modularity():
     )
 
 
+def truthfulness():
+    cloned = rows("truthfulness", "episode", society="cloned")
+    most = max(row[auction] for row in cloned for auction in ("bb", "ccv"))
+    assert most < 1e-9
+    (chain,) = (row for row in cloned if row["process"] == "Chain")
+    return (
+        "among truthful clones no bidder gains by any deviation over a whole episode under first price and "
+        f"credit-conserving Vickrey; under Vickrey with minted money it gains up to {chain['vickrey']:.2f} on Chain."
+    )
+
+
+def capitalism():
+    arms = {row["arm"]: row["accuracy"] for row in rows("capitalism", "capitalism")}
+    return (
+        f"layers of a network that live on their sales classify {arms['capitalism']:.2f} of digits without a gradient, "
+        f"SGD {arms['SGD']:.2f}; with gradients, the market's structures are no better than random ones "
+        f"({arms['SGD, structure found']:.2f} and {arms['SGD, random structure']:.2f})."
+    )
+
+
 def speed():
     found = benchmark("rivals")
     beta, kumaraswamy = (found[f"{name}_steps_per_second"] / 1e6 for name in ("beta", "kumaraswamy"))
@@ -64,7 +87,7 @@ def speed():
     )
 
 
-STATEMENTS = (scoreboard, identities, modularity, speed)
+STATEMENTS = (scoreboard, identities, truthfulness, modularity, capitalism, speed)
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.__name__)
