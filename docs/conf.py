@@ -104,6 +104,16 @@ def _tables(app: Any, what: str, name: str, found: Any, options: Any, lines: lis
             first, *others = line.strip("| ").split(" | ")
             text += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
     lines[:] = text
+    _ORIGINALS[name] = text
+
+
+def _restore(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Undo Napoleon's reading of a constant's first sentence, in which words before a colon are a type."""
+    if what in ("attribute", "data"):
+        lines[:] = _ORIGINALS.get(name, lines)
+
+
+_ORIGINALS: dict[str, list[str]] = {}
 
 
 def _add_comment(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
@@ -123,5 +133,6 @@ def setup(app: Any) -> None:
     """Called by Sphinx."""
     _write_api()
     app.connect("autodoc-skip-member", _skip)
-    app.connect("autodoc-process-docstring", _add_comment)
+    app.connect("autodoc-process-docstring", _restore, priority=600)  # after Napoleon
+    app.connect("autodoc-process-docstring", _add_comment, priority=700)
     app.connect("autodoc-process-docstring", _tables, priority=400)  # before Napoleon

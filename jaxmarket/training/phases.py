@@ -62,7 +62,7 @@ def phased_values(
     """Learn the fixed point of a society's expected backups (`environments.backups.market_values`) from samples.
 
     Bids are held fixed within a phase, and then replaced by the mean revenue of each winner in each state. Every
-    expected backup is a contraction by γ, so with probability 1 - δ the result v_K of K phases is within
+    expected backup is a contraction by γ, so with probability 1 - δ the result v_K of K phases is within::
 
         γ^K |v₀ - v*| + Σₖ γ^(K-k) εₖ,   εₖ = γ · spread(vₖ) · sqrt(ln(2 · S · P · K · N / δ) / (2 nₖ))
 
