@@ -41,7 +41,7 @@ nb_execution_raise_on_error = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True, "exclude-members": "replace"}
 napoleon_use_ivar = True  # attributes in docstrings and attributes of classes are one entry
 default_role = "py:obj"
 suppress_warnings = ["ref.python", "config.cache"]  # a field may have the name of another class's field
@@ -116,23 +116,17 @@ def _restore(app: Any, what: str, name: str, found: Any, options: Any, lines: li
 _ORIGINALS: dict[str, list[str]] = {}
 
 
-def _add_comment(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
-    """Take the comment beside a field as its documentation."""
-    owner, _, field = name.rpartition(".")
-    module, _, kind = owner.rpartition(".")
-    if what != "attribute" or any(lines):
-        return
-    try:
-        owner_class = getattr(__import__(module, fromlist=[kind]), kind)
-        lines[:] = [comments(owner_class).get(field, "")]
-    except (ImportError, AttributeError, OSError, TypeError, SyntaxError):
-        return
+def _add_fields(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Add the comments beside the fields of a class to its docstring, as its attributes."""
+    if what == "class" and inspect.isclass(found) and not any(line.startswith("Attributes:") for line in lines):
+        fields = comments(found) if (found.__module__ or "").startswith("jaxmarket") else {}
+        lines += ["", "Attributes:", *(f"    {field}: {text}" for field, text in fields.items()), ""] if fields else []
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     _write_api()
     app.connect("autodoc-skip-member", _skip)
-    app.connect("autodoc-process-docstring", _restore, priority=600)  # after Napoleon
-    app.connect("autodoc-process-docstring", _add_comment, priority=700)
-    app.connect("autodoc-process-docstring", _tables, priority=400)  # before Napoleon
+    app.connect("autodoc-process-docstring", _tables, priority=300)  # before Napoleon
+    app.connect("autodoc-process-docstring", _add_fields, priority=400)
+    app.connect("autodoc-process-docstring", _restore, priority=600)
