@@ -251,7 +251,7 @@ EXPERIMENT = Experiment(
         ),
         Table(
             "published",
-            "results reported for other algorithms with other budgets, from memory and not confirmed",
+            "reported for other algorithms with other budgets; all but XCS from memory, not confirmed",
             lambda results: [dict(zip(("task", "system", "reported"), row, strict=True)) for row in _PUBLISHED],
         ),
     ],
