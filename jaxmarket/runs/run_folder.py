@@ -659,10 +659,30 @@ class SavedRun:
         return watch(self, **options)
 
 
-def warn_if_interrupted(run: SavedRun) -> None:
+def warn_if_interrupted(run: SavedRun, stacklevel: int = 3) -> None:
     """Warn if the run was interrupted."""
     if run.interrupted:
-        warnings.warn(run.interruption, stacklevel=3)
+        warnings.warn(run.interruption, stacklevel=stacklevel)
+
+
+def open_run(source: RunResult | str | Path) -> Any:
+    """A finished run, which is read if ``source`` is its folder; warns the caller's caller if it was interrupted.
+
+    Raises:
+        ValueError: ``source`` is neither a run nor the folder of one.
+    """
+    run: Any = source
+    if isinstance(source, str | Path):
+        run = read(source)
+        warn_if_interrupted(run, stacklevel=4)
+    if not all(hasattr(run, name) for name in ("config", "summary", "networks")):
+        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
+    return run
+
+
+def params_of_seed(run: RunResult, seed: int) -> PyTree:
+    """The parameters of one seed's policy, on the device: leaves without the axis of seeds."""
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x)[seed], run.networks["policy"]))
 
 
 def best_seed(result: RunResult) -> int:
@@ -690,16 +710,10 @@ def as_policy(source: RunResult | str | Path, *, seed: int | None = None, greedy
         ValueError: the folder contains no run, the run has no such seed, every seed diverged and ``seed`` is not
             given, or its kind of agent has no policy in this environment.
     """
-    run: Any = source
-    if isinstance(source, str | Path):
-        run = read(source)
-        warn_if_interrupted(run)
-    if not all(hasattr(run, name) for name in ("config", "summary", "networks")):
-        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
+    run = open_run(source)
     settings: Settings = run.config.settings
     chosen = best_seed(run) if seed is None else check_int("seed", seed, 0, settings.seeds - 1)
-    params = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[chosen], run.networks["policy"]))
-    return settings.trainable.policy(params, greedy=check_bool("greedy", greedy))
+    return settings.trainable.policy(params_of_seed(run, chosen), greedy=check_bool("greedy", greedy))
 
 
 def sampled_action_rates(run: RunResult, obs: PyTree, key: Array, actions: int) -> np.ndarray:

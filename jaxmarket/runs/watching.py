@@ -13,14 +13,14 @@ import numpy as np
 from jaxmarket.deep_market import Terms
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.fitting import repeat
-from jaxmarket.runs.run_folder import best_seed, params_in, read, warn_if_interrupted
+from jaxmarket.runs.run_folder import best_seed, open_run, params_in, params_of_seed
 from jaxmarket.training import divergence
 from jaxmarket.training.population import PopulationTraining
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.training.society import SocietyTraining
 from jaxmarket.training.wide import WideMarketTraining
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import check_bool, check_int, short_repr
+from jaxmarket.validation import check_bool, check_int
 from jaxmarket.view import episodes as record
 from jaxmarket.view.pictures import action_names
 from jaxmarket.view.replay import Replay, ReplayEpisode, ReplayTraining
@@ -59,12 +59,7 @@ def watch(
     Raises:
         ValueError: an argument is invalid, the run has no market, or its training cannot be repeated.
     """
-    run: Any = source
-    if isinstance(source, str | Path):
-        run = read(source)
-        warn_if_interrupted(run)
-    if not all(hasattr(run, name) for name in ("config", "summary", "networks")):
-        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
+    run = open_run(source)
     episodes, steps = check_int("episodes", episodes), check_int("steps", steps)
     sampled, training = check_bool("sampled", sampled), check_bool("training", training)
     seeds = _seeds(run, run_seed)
@@ -74,7 +69,7 @@ def watch(
     best = best_seed(run) if np.isfinite(run.summary["return_seeds"]).any() else None
     names = {number: f"{number} (best)" if number == best and run.config.seeds > 1 else str(number) for number in seeds}
     recorded = [
-        play(_of_seed(run, number), each, seed=names[number], number=index)
+        play(params_of_seed(run, number), each, seed=names[number], number=index)
         for number in seeds
         for index, each in enumerate(keys, 1)
     ]
@@ -98,10 +93,6 @@ def _seeds(run: Any, given: int | Sequence[int] | None) -> list[int]:
     return kept
 
 
-def _of_seed(run: Any, number: int) -> PyTree:
-    return jax.device_put(jax.tree.map(lambda x: np.asarray(x)[number], run.networks["policy"]))
-
-
 def _env_params(run: Any) -> PyTree:
     given = params_in(run.config, run.summary.get("env_params"), getattr(run, "folder", Path()))
     return run.config.adapter.parameters(given)
@@ -120,7 +111,7 @@ def _player(run: Any, steps: int, *, sampled: bool) -> Any:
         return play
 
     if isinstance(trainable, SocietyTraining):
-        society = trainable.policy(_of_seed(run, 0), greedy=not sampled).society
+        society = trainable.policy(params_of_seed(run, 0), greedy=not sampled).society
         return labelled(
             functools.partial(record.society_episode, society),
             gamma=settings.gamma,
