@@ -200,8 +200,19 @@ def table_of(table: Table, results: Results) -> ResultTable | None:
     return results.attempt(f"table {table.name}", make)
 
 
+def write_seeds(results: Results, path: Path) -> None:
+    """Write every measure of every condition as CSV, a row for each seed."""
+    rows = [
+        [condition, measure, seed, value]
+        for condition in results
+        for measure, values in results.measured(condition).items()
+        for seed, value in enumerate(values.tolist())
+    ]
+    files.write_rows(path, ["condition", "measure", "seed", "value"], rows)
+
+
 def report(experiment: Experiment, results: Results, folder: Path) -> Report:
-    """Test the claims, and write tables, figures and verdicts to a folder.
+    """Test the claims, and write tables, figures and verdicts to a folder, and all measures to ``seeds.csv``.
 
     A table, a figure or a claim that fails, or that needs a condition that has failed, is left out or "not testable";
     ``errors.txt`` has the tracebacks.
@@ -212,8 +223,9 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
     figures = {name: attempt(f"figure {name}", draw, results) for name, draw in experiment.figures.items()}
     facts = attempt("facts", experiment.facts, results) or {}
     verdicts = [claim.verdict(results) for claim in experiment.claimed(scope)]
+    extras = {"seeds.csv": write_seeds, **experiment.extras}
     with files.writing(folder):
-        for name, write in experiment.extras.items():
+        for name, write in extras.items():
             attempt(f"file {name}", write, results, folder / name)
     return Report(
         settings={"seeds": scope.seeds, "quick": scope.quick, "full": scope.full, **scope.settings, **facts},
@@ -223,5 +235,5 @@ def report(experiment: Experiment, results: Results, folder: Path) -> Report:
         errors=results.errors,
         name=experiment.name,
         source=experiment.source,
-        written=tuple(name for name in experiment.extras if f"file {name}" not in results.errors),
+        written=tuple(name for name in extras if f"file {name}" not in results.errors),
     ).write(folder)

@@ -1,5 +1,6 @@
 """The results of an experiment's conditions, and their measures."""
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -80,6 +81,16 @@ class Results(Mapping[str, Any]):
         if isinstance(result, Mapping) and measure not in self._measures:
             return result[measure]
         return self.once((condition, measure), lambda: np.asarray(self._measures[measure](result)))
+
+    def measured(self, condition: str) -> dict[str, np.ndarray]:
+        """All measures that apply to a condition, f [seeds] each, by name."""
+        result, found = self[condition], {}
+        for name in (*(result if isinstance(result, Mapping) else ()), *self._measures):
+            with contextlib.suppress(AttributeError, KeyError, TypeError, IndexError):  # it is of other conditions
+                values = np.asarray(self.measure(condition, name))
+                if values.shape == (self.scope.seeds,):
+                    found[name] = values
+        return found
 
     @property
     def failed(self) -> dict[str, str]:

@@ -240,6 +240,11 @@ def test_conditions_run_after_their_inputs_and_failures_do_not_stop_the_others(t
     assert [verdict.standing for verdict in report.verdicts] == ["confirmed", "not testable"]
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["verdicts"][0]["kind"] == "within"
+    assert (tmp_path / "seeds.csv").read_text().splitlines() == [
+        "condition,measure,seed,value",
+        *("b,x,0,3", "b,x,1,4", "b,x,2,5"),
+        *("a,x,0,0", "a,x,1,1", "a,x,2,2"),
+    ]
     assert "bad failed: ZeroDivisionError" in (tmp_path / "report.txt").read_text()
 
 
@@ -350,7 +355,8 @@ def test_a_mistake_in_a_table_a_claim_or_a_figure_loses_nothing_else(tmp_path):
     report = experiments.reproduce(right, tmp_path, progress=False)
     assert not report.failed
     left = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert left == {"options.json", "other.csv", "report.json", "report.txt"}  # nothing of the earlier report
+    # Nothing of the earlier report.
+    assert left == {"options.json", "other.csv", "report.json", "report.txt", "seeds.csv"}
 
 
 def test_a_column_shows_the_values_of_a_measure():
