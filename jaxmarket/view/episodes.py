@@ -247,7 +247,7 @@ def population_episode(
         paid = ReplayStep((), tuple(payments), wealth, reward).moved()
         taxes = -float(flows["wealth_tax"] + flows["compute_tax"])
         charges = None
-        if taxes:
+        if abs(taxes) > np.finfo(np.float32).eps * np.abs(balances).sum():  # less is the rounding of the accounts
             # What agents paid beside the sale; flows name only the sum, to which these amounts must add up.
             charges = np.zeros(len(wealth))
             charges[:slots] = balances + paid[:slots] - wealth[:slots]
