@@ -1,5 +1,6 @@
 """What is shown of a run while it trains: the curve of its return, and the output of a notebook's cell."""
 
+import math
 import threading
 import time
 import warnings
@@ -25,6 +26,8 @@ class LiveCurve:
         self._steps: list[float] = []
         self._returns: list[np.ndarray] = []
         self._diverged: np.ndarray | bool = False
+        self._element = ""
+        self._next, self._cost = 0.0, math.inf
 
     def add(self, steps: float, returns: np.ndarray, diverged: np.ndarray) -> None:
         """Add a point.
@@ -77,42 +80,59 @@ class LiveCurve:
             ax.legend(frameon=False, fontsize=8)
         return fig
 
+    def element(self, *, now: bool = False) -> str:
+        """The figure as HTML, drawn seldom enough to take a thirtieth of the time; empty without a figure.
+
+        Args:
+            now: whether to draw it again in any case.
+        """
+        began = time.monotonic()
+        if now or began >= self._next:
+            fig = self.figure()
+            self._element = "" if fig is None else plotting.image_element(fig, "return against environment steps")
+            ended = time.monotonic()
+            if fig is not None:
+                self._cost = min(self._cost, ended - began)  # the first one imports Matplotlib
+                self._next = ended + _PAUSE * self._cost
+        return self._element
+
+
+_PAUSE = 30
+
 
 class CellOutput:
-    """One output of a notebook's cell that is replaced while the cell runs.
+    """One output of a notebook's cell that is replaced while the cell runs, at most once a second.
 
     An error while it is made or sent is reported once, as a warning, and nothing more is shown: it never ends a run.
     """
 
-    _EVERY = 1.0  # seconds
-    _PAUSE = 50.0  # times as long as it took to make and send the last one
+    _EVERY = 1.0
 
     def __init__(self) -> None:
         self._handle = None
-        self._due = 0.0
+        self._next = 0.0
         self._failed = False
         self._lock = threading.Lock()
 
-    def show(self, make: Callable[[], dict[str, str]], *, now: bool = False) -> None:
-        """Show what ``make`` returns, texts by media type, unless the last one was shown a moment ago.
+    def show(self, make: Callable[..., dict[str, str]], *, now: bool = False) -> None:
+        """Show what ``make(now=now)`` returns, texts by media type, unless the last one was shown a moment ago.
 
         Args:
             make: is called if something is shown.
             now: whether to show it in any case.
         """
         with self._lock:
-            began = time.monotonic()
-            if self._failed or (began < self._due and not now):
+            if self._failed or (time.monotonic() < self._next and not now):
                 return
             try:
                 from IPython.display import display  # noqa: PLC0415  there is one, since there is a notebook
 
+                media = make(now=now)
                 if self._handle is None:
-                    self._handle = display(make(), raw=True, display_id=True)
+                    self._handle = display(media, raw=True, display_id=True)
                 else:
-                    self._handle.update(make(), raw=True)
+                    self._handle.update(media, raw=True)
             except Exception as error:
                 self._failed = True
                 warnings.warn(f"progress: it is no longer shown ({error!r}); the run continues", stacklevel=2)
-            ended = time.monotonic()
-            self._due = ended + max(self._EVERY, self._PAUSE * (ended - began))
+            self._next = time.monotonic() + self._EVERY

@@ -28,7 +28,6 @@ from jaxmarket.training.objects import label
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.types import Transition
 from jaxmarket.validation import escaped
-from jaxmarket.view import plotting
 from jaxmarket.view.live import CellOutput, LiveCurve
 from jaxmarket.view.text import DataTable, Screen, cell, notebook_text
 
@@ -154,12 +153,10 @@ class Show:
         if self._output is not None:
             self._output.show(self._media, now=now)
 
-    def _media(self) -> dict[str, str]:
+    def _media(self, *, now: bool) -> dict[str, str]:
         """Lines, bar and curve as a notebook shows them."""
         media = notebook_text(*self._said, self._bar.make_tasks_table(self._bar.tasks))
-        fig = self._curve.figure()
-        if fig is not None:
-            media["text/html"] += plotting.image_element(fig, "return against environment steps")
+        media["text/html"] += self._curve.element(now=now)
         return media
 
 

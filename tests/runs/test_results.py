@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 from jaxmarket import FitResult, fit
 from jaxmarket.runs import run_folder
-from jaxmarket.view import tables
+from jaxmarket.view import plotting
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -87,12 +87,11 @@ def test_a_run_without_a_row_has_a_table_and_no_figure(bandit_run):
 def test_a_run_goes_on_if_its_curve_cannot_be_drawn(monkeypatch, bandit_run):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: types.SimpleNamespace(update=lambda *_, **__: None))
-    monkeypatch.setattr("jaxmarket.view.live.CellOutput._EVERY", 0.0)
 
     def broken(*_, **__):
         raise RuntimeError("no canvas")
 
-    monkeypatch.setattr(tables.plotting, "image_element", broken)
+    monkeypatch.setattr(plotting, "image_element", broken)
     config = bandit_run[0].config
     with pytest.warns(UserWarning, match="no canvas") as warned:
         result = fit(config, jax.random.key(0))

@@ -77,26 +77,31 @@ def test_an_output_is_replaced_once_a_second_or_when_that_is_demanded(cell, monk
     monkeypatch.setattr("jaxmarket.view.live.time.monotonic", lambda: now[0])
     output = CellOutput()
     for now[0], text in ((10.0, "a"), (10.9, "b"), (11.0, "c"), (11.5, "d")):
-        output.show(lambda text=text: {"text/plain": text}, now=text == "d")
+        output.show(lambda now, text=text: {"text/plain": text}, now=text == "d")
     assert [media["text/plain"] for media in cell] == ["a", "c", "d"]
 
 
-def test_an_output_that_is_slow_to_make_is_made_seldom(cell, monkeypatch):
-    now = [0.0]
+def test_a_figure_is_drawn_for_a_thirtieth_of_the_time(monkeypatch):
+    now, costs, drawn = [0.0], [3.0, 0.5, 2.0, 0.5, 0.5], []
     monkeypatch.setattr("jaxmarket.view.live.time.monotonic", lambda: now[0])
 
-    def slow():
-        now[0] += 2.0
-        return {}
+    def draw(fig, description):
+        now[0] += costs[len(drawn)]
+        drawn.append(now[0])
+        return f"<img {len(drawn)}>"
 
-    output = CellOutput()
-    for now[0] in range(0, 200, 10):
-        output.show(slow)
-    assert len(cell) == 2  # a fiftieth of the time
+    monkeypatch.setattr("jaxmarket.view.plotting.image_element", draw)
+    made = curve([0.0], [1.0])
+    assert curve([0.0]).element() == ""
+    for _ in range(125):
+        now[0] += 1.0
+        shown = made.element()
+    assert drawn == [4.0, 94.5, 111.5, 127.0] and shown == "<img 4>"  # after 90, then 15 seconds
+    assert made.element(now=True) == "<img 5>"
 
 
 def test_an_error_is_one_warning(cell):
-    def broken():
+    def broken(*, now):
         raise RuntimeError("no canvas")
 
     output = CellOutput()
