@@ -141,7 +141,9 @@ def notebook_text(*renderables: RenderableType, width: int = 100) -> dict[str, s
     """
     screen = Screen(io.StringIO(), record=True, width=width, force_jupyter=False)
     screen.print(*renderables, sep="\n")
-    form = '<pre style="line-height: normal; white-space: pre; overflow-x: auto">{code}</pre>'
+    # A notebook's own style may give another font, in which columns would not be aligned.
+    style = "font-family: Menlo, 'DejaVu Sans Mono', Consolas, monospace; line-height: normal; white-space: pre"
+    form = f'<pre style="{style}; overflow-x: auto">{{code}}</pre>'
     return {
         "text/plain": screen.export_text(clear=False),
         "text/html": screen.export_html(inline_styles=True, code_format=form),
