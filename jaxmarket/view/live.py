@@ -81,7 +81,7 @@ class LiveCurve:
         return fig
 
     def element(self, *, now: bool = False) -> str:
-        """The figure as HTML, drawn seldom enough to take a thirtieth of the time; empty without a figure.
+        """The figure as HTML, drawn seldom enough to take a fiftieth of the time; empty without a figure.
 
         Args:
             now: whether to draw it again in any case.
@@ -97,7 +97,7 @@ class LiveCurve:
         return self._element
 
 
-_PAUSE = 30
+_PAUSE = 50
 
 
 class CellOutput:
@@ -114,8 +114,8 @@ class CellOutput:
         self._failed = False
         self._lock = threading.Lock()
 
-    def show(self, make: Callable[..., dict[str, str]], *, now: bool = False) -> None:
-        """Show what ``make(now=now)`` returns, texts by media type, unless the last one was shown a moment ago.
+    def show(self, make: Callable[[], dict[str, str]], *, now: bool = False) -> None:
+        """Show what ``make`` returns, texts by media type, unless the last one was shown a moment ago.
 
         Args:
             make: is called if something is shown.
@@ -127,7 +127,7 @@ class CellOutput:
             try:
                 from IPython.display import display  # noqa: PLC0415  there is one, since there is a notebook
 
-                media = make(now=now)
+                media = make()
                 if self._handle is None:
                     self._handle = display(media, raw=True, display_id=True)
                 else:

@@ -1,6 +1,7 @@
 """Terminal output of a run: tables and a progress bar."""
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -138,7 +139,7 @@ class Show:
         self._set_phase("")
         if self._bar.tasks[0].total is None:
             self._bar.remove_task(self._task)
-        self._refresh(now=True)
+        self._refresh(last=True)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -148,15 +149,15 @@ class Show:
         elif not self._bar.disable:
             self._screen.message(line)
 
-    def _refresh(self, *, now: bool = False) -> None:
+    def _refresh(self, *, now: bool = False, last: bool = False) -> None:
         """Show the current state in a notebook; in a terminal, rich does so several times a second."""
         if self._output is not None:
-            self._output.show(self._media, now=now)
+            self._output.show(functools.partial(self._media, last=last), now=now or last)
 
-    def _media(self, *, now: bool) -> dict[str, str]:
+    def _media(self, *, last: bool) -> dict[str, str]:
         """Lines, bar and curve as a notebook shows them."""
         media = notebook_text(*self._said, self._bar.make_tasks_table(self._bar.tasks))
-        media["text/html"] += self._curve.element(now=now)
+        media["text/html"] += self._curve.element(now=last)
         return media
 
 

@@ -77,11 +77,11 @@ def test_an_output_is_replaced_once_a_second_or_when_that_is_demanded(cell, monk
     monkeypatch.setattr("jaxmarket.view.live.time.monotonic", lambda: now[0])
     output = CellOutput()
     for now[0], text in ((10.0, "a"), (10.9, "b"), (11.0, "c"), (11.5, "d")):
-        output.show(lambda now, text=text: {"text/plain": text}, now=text == "d")
+        output.show(lambda text=text: {"text/plain": text}, now=text == "d")
     assert [media["text/plain"] for media in cell] == ["a", "c", "d"]
 
 
-def test_a_figure_is_drawn_for_a_thirtieth_of_the_time(monkeypatch):
+def test_a_figure_is_drawn_for_a_fiftieth_of_the_time(monkeypatch):
     now, costs, drawn = [0.0], [3.0, 0.5, 2.0, 0.5, 0.5], []
     monkeypatch.setattr("jaxmarket.view.live.time.monotonic", lambda: now[0])
 
@@ -93,15 +93,15 @@ def test_a_figure_is_drawn_for_a_thirtieth_of_the_time(monkeypatch):
     monkeypatch.setattr("jaxmarket.view.plotting.image_element", draw)
     made = curve([0.0], [1.0])
     assert curve([0.0]).element() == ""
-    for _ in range(125):
+    for _ in range(205):
         now[0] += 1.0
         shown = made.element()
-    assert drawn == [4.0, 94.5, 111.5, 127.0] and shown == "<img 4>"  # after 90, then 15 seconds
+    assert drawn == [4.0, 154.5, 181.5, 207.0] and shown == "<img 4>"  # after 150, then 25 seconds
     assert made.element(now=True) == "<img 5>"
 
 
 def test_an_error_is_one_warning(cell):
-    def broken(*, now):
+    def broken():
         raise RuntimeError("no canvas")
 
     output = CellOutput()
@@ -122,6 +122,9 @@ def test_a_notebook_shows_lines_bar_and_curve_in_one_output(cell, capsys):
             show(i + 1, 3, f"return {i}.000")
         show.phase("evaluating")
         assert "evaluating" in cell[-1]["text/plain"]
+        before = cell[-1]["text/html"]
+        show.point(30, np.array([9.0, 9.0]), NONE)
+    assert cell[-1]["text/html"].split("<img ")[1] != before.split("<img ")[1]  # the last figure has every point
     last = cell[-1]
     assert [line.split()[0] for line in last["text/plain"].splitlines()] == ["continuing", "<script>[/x]"]
     assert (
