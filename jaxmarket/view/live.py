@@ -1,6 +1,5 @@
 """What is shown of a run while it trains: the curve of its return, and the output of a notebook's cell."""
 
-import math
 import threading
 import time
 import warnings
@@ -27,7 +26,7 @@ class LiveCurve:
         self._returns: list[np.ndarray] = []
         self._diverged: np.ndarray | bool = False
         self._element = ""
-        self._next, self._cost = 0.0, math.inf
+        self._next = 0.0
 
     def add(self, steps: float, returns: np.ndarray, diverged: np.ndarray) -> None:
         """Add a point.
@@ -81,19 +80,16 @@ class LiveCurve:
         return fig
 
     def element(self, *, now: bool = False) -> str:
-        """The figure as HTML, drawn seldom enough to take a fiftieth of the time; empty without a figure.
+        """The figure as HTML, drawn seldom enough to take a fiftieth of the time of its thread; empty without a figure.
 
         Args:
             now: whether to draw it again in any case.
         """
-        began = time.monotonic()
-        if now or began >= self._next:
-            fig = self.figure()
+        if now or time.monotonic() >= self._next:
+            fig = self.figure()  # the first call imports Matplotlib, which is not counted
+            began = time.thread_time()
             self._element = "" if fig is None else plotting.image_element(fig, "return against environment steps")
-            ended = time.monotonic()
-            if fig is not None:
-                self._cost = min(self._cost, ended - began)  # the first one imports Matplotlib
-                self._next = ended + _PAUSE * self._cost
+            self._next = time.monotonic() + _PAUSE * (time.thread_time() - began)
         return self._element
 
 
