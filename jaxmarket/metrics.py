@@ -109,7 +109,7 @@ def env_steps(duration: np.ndarray, auctions: int) -> np.ndarray:
         duration: the metric of that name, [chunks, seeds].
         auctions: per seed and chunk.
     """
-    return np.round(np.cumsum(np.float64(duration) * auctions, axis=0))
+    return np.cumsum(np.round(np.float64(duration) * auctions), axis=0)
 
 
 class Summary(struct.PyTreeNode):

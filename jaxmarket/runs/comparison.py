@@ -5,12 +5,13 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmarket.metrics import env_steps
 from jaxmarket.runs import files, run_folder
 from jaxmarket.runs.curves import first_reach, last_part
 from jaxmarket.runs.estimates import (
@@ -23,13 +24,14 @@ from jaxmarket.runs.estimates import (
     probability_of_improvement,
 )
 from jaxmarket.training.divergence import finite, spread
+from jaxmarket.training.result import RunResult
 from jaxmarket.validation import escaped, short_repr
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Comparison", "RunOutcome", "compare", "find", "label", "read", "shown"]
+__all__ = ["Comparison", "RunOutcome", "compare", "find", "label", "outcome", "read", "shown"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunOutcome:
 
     Attributes:
         name: name of the run in tables and figures.
-        folder: the run folder.
+        folder: the run folder; None for a run in memory.
         env: name of the environment.
         settings: the settings in ``config.json``, and the seed, ``start`` and ``frozen``.
         returns: f [seeds], greedy returns of new episodes after training; NaN for diverged seeds.
@@ -52,7 +54,7 @@ class RunOutcome:
     """
 
     name: str
-    folder: Path
+    folder: Path | None
     env: str
     settings: dict[str, Any]
     returns: np.ndarray
@@ -97,43 +99,70 @@ def read(folder: str | Path, name: str | None = None) -> RunOutcome:
     folder = Path(folder)
     summary = run_folder.ended(folder)
     settings = run_folder.read_json(folder / "config.json")
+    settings.pop("run", None)  # also in the summary, but for a folder that needs not have the same name everywhere
+    text = files.sealed(folder / "metrics.csv").decode()
     try:
-        # Inputs of a run that are not part of its configuration.
-        settings.pop("run", None)  # the same, but for a folder that needs not have the same name everywhere
-        *rest, seed = summary["key"]["words"]
-        beside = {
-            "seed": summary["key"]["words"] if any(rest) else seed,
-            "start": summary.get("start"),
-            "frozen": summary.get("frozen", []),
-            "env_params": (summary.get("env_params") or {}).get("sha256"),
-        }
-        returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
-        text = files.sealed(folder / "metrics.csv").decode()
         rows = [(row["env_steps"], row["return_mean"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
-        table = np.array(rows, np.float64).reshape(-1, len(returns), 2)
-        table[:, ~np.isfinite(returns), 1] = np.nan
-        unfinished = np.asarray(summary.get("unfinished_share_seeds", [None] * len(returns)), np.float64)
-        return RunOutcome(
-            name=folder.resolve().name if name is None else name,
-            folder=folder,
-            env=str(summary["env"]),
-            settings=settings | beside,
-            returns=returns,
-            unfinished=unfinished,
-            diverged=list(summary.get("diverged", [])),
-            steps=table[..., 0],
-            learning=table[..., 1],
-            steps_per_second=float(summary["steps_per_second"]),
-            interrupted=bool(summary["interrupted"]),
-        )
+        table = np.array(rows, np.float64).reshape(-1, len(summary["return_seeds"]), 2)
+        name = folder.resolve().name if name is None else name
+        return _outcome(name, folder, summary, settings, table[..., 0], table[..., 1])
     except (KeyError, csv.Error, ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"{folder}: summary.json and metrics.csv are not those of a finished run ({error!r})"
         ) from error
 
 
-def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The run folders that the paths refer to.
+def outcome(run: RunResult, name: str) -> RunOutcome:
+    """What a finished run reached.
+
+    Args:
+        run: the result of `fit`, or a run that was read back.
+        name: in tables and figures.
+
+    Raises:
+        ValueError: it was interrupted before its first row of metrics.
+    """
+    metrics, settings = run.metrics, run_folder.config_to_dict(run.config)
+    if not metrics:
+        raise ValueError(f"{name}: expected one row of metrics or more, got none: the run was interrupted; resume it")
+    steps = env_steps(metrics["duration"], run.config.settings.auctions_per_chunk)
+    return _outcome(name, getattr(run, "folder", None), run.summary, settings, steps, metrics["return_mean"])
+
+
+def _outcome(
+    name: str,
+    folder: Path | None,
+    summary: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    steps: np.ndarray,
+    learning: np.ndarray,
+) -> RunOutcome:
+    # Inputs of a run that are not part of its configuration.
+    *rest, seed = summary["key"]["words"]
+    beside = {
+        "seed": summary["key"]["words"] if any(rest) else seed,
+        "start": summary.get("start"),
+        "frozen": summary.get("frozen", []),
+        "env_params": (summary.get("env_params") or {}).get("sha256"),
+    }
+    returns = np.asarray(summary["return_seeds"], np.float64).reshape(-1)
+    return RunOutcome(
+        name=name,
+        folder=folder,
+        env=str(summary["env"]),
+        settings={**settings, **beside},
+        returns=returns,
+        unfinished=np.asarray(summary.get("unfinished_share_seeds", [None] * len(returns)), np.float64),
+        diverged=list(summary.get("diverged", [])),
+        steps=steps,
+        learning=np.where(np.isfinite(returns), learning, np.nan).astype(np.float64),
+        steps_per_second=float(summary["steps_per_second"]),
+        interrupted=bool(summary["interrupted"]),
+    )
+
+
+def find(runs: "Sequence[RunResult | str | Path]") -> list[Any]:
+    """The run folders that paths refer to; runs that are no paths are left as they are.
 
     A folder that contains runs refers to all of them, in the order of their names. Plain files are ignored, because a
     shell includes them in the expansion of ``OUT/*``.
@@ -141,17 +170,26 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         ValueError: there is no such folder, or a run is named twice.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
+    found: list[Any] = []
+    for run in runs:
+        if not isinstance(run, str | Path):
+            found.append(run)
+            continue
+        path = Path(run)
         if os.path.isfile(path):  # pathlib's raises an error where a name is too long
             continue
         inside = sorted(p.parent for p in path.glob("*/config.json")) if os.path.isdir(path) else []
         found += inside if inside and not (path / "config.json").exists() else [path]
-    whole = [path.resolve() for path in found]
-    twice = [path for path, one in zip(found, whole, strict=True) if whole.count(one) > 1]
+    folders = [_folder(run) for run in found]
+    whole = [id(run) if path is None else path.resolve() for path, run in zip(folders, found, strict=True)]
+    twice = [run for run, one in zip(found, whole, strict=True) if whole.count(one) > 1]
     if twice:
         raise ValueError(f"{twice[0]}: this run is named twice; name every run once")
     return found
+
+
+def _folder(run: Any) -> Path | None:
+    return run if isinstance(run, Path) else getattr(run, "folder", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +293,7 @@ class Comparison:
         """Plain values: a row per run, with its folder and the returns of its seeds."""
         rows = []
         for run, row in zip(self.runs, self.tables()[0].as_rows(), strict=True):
+            folder = None if run.folder is None else str(run.folder)
             raw = {name: run.settings.get(name) for name in self.differing}  # as they are, not as they are shown
             seeds = {
                 "return_seeds": run.returns.tolist(),
@@ -262,9 +301,7 @@ class Comparison:
                 "diverged_seeds": run.diverged,
                 "steps_seeds": run.steps_to(self.target).tolist(),
             }
-            rows.append(
-                row | raw | {"run": run.name, "folder": str(run.folder), "interrupted": run.interrupted} | seeds
-            )
+            rows.append(row | raw | {"run": run.name, "folder": folder, "interrupted": run.interrupted} | seeds)
         return {"env": self.runs[0].env, "target": self.target, "differing": self.differing, "runs": rows}
 
 
@@ -304,22 +341,72 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """The shortest trailing parts of the paths that are distinct."""
     parts = [path.resolve().parts for path in paths]
     names: list[str] = []
-    for count in range(1, max(map(len, parts)) + 1):
+    for count in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(each[-count:]) for each in parts]
         if len(set(names)) == len(names):
             break
     return names
 
 
+def _differing(runs: Sequence[RunOutcome]) -> list[str]:
+    """Names of the settings in which runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    return [name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)]
+
+
+def _sources(runs: Any) -> tuple[list[Any], list[str | None]]:
+    """The runs to compare, and the names that they were given."""
+    if isinstance(runs, str) or not isinstance(runs, Mapping | Sequence):
+        raise ValueError(f"runs: expected a sequence or a mapping of finished runs, got {short_repr(runs)}")
+    given = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
+    for run in given:
+        if not isinstance(run, str | Path) and not run_folder.is_run(run):
+            raise ValueError(
+                f"runs: expected finished runs or their folders, got {short_repr(run)}; give results of fit, or paths"
+            )
+    sources = find(given)
+    names: list[str | None] = [str(name) for name in runs] if isinstance(runs, Mapping) else [None] * len(sources)
+    if len(names) != len(sources):
+        raise ValueError(f"runs: expected one run for each name, got {len(sources)} for {len(names)} names")
+    if len(sources) < 2:
+        raise ValueError(f"compare: expected two finished runs or more, got {len(sources)}; name their folders")
+    return sources, names
+
+
+def _outcomes(sources: Sequence[Any], names: Sequence[str | None]) -> list[RunOutcome]:
+    """What runs reached. Those without a name are named by their folder, or by the settings in which they differ."""
+    folders = [_folder(run) for run in sources]
+    of_folders = iter(_names([path for path in folders if path is not None]))
+    places = [f"run {i}" if path is None else next(of_folders) for i, path in enumerate(folders, 1)]
+    texts = [place if name is None else name for place, name in zip(places, names, strict=True)]
+    found = [
+        read(run, text) if isinstance(run, Path) else outcome(run, text)
+        for run, text in zip(sources, texts, strict=True)
+    ]
+    differing = _differing(found)
+    labels = [label(run.settings, differing) for run in found]
+    taken = {*texts, *(text for text in labels if labels.count(text) > 1), ""}
+    return [
+        dataclasses.replace(run, name=text) if name is None and run.folder is None and text not in taken else run
+        for run, name, text in zip(found, names, labels, strict=True)
+    ]
+
+
 def compare(
-    folders: Sequence[str | Path], *, share: float = 0.9, target: float | None = None, best_first: bool = False
+    runs: "Sequence[RunResult | str | Path] | Mapping[str, RunResult | str | Path]",
+    *,
+    share: float = 0.9,
+    target: float | None = None,
+    best_first: bool = False,
 ) -> Comparison:
     """Compare finished runs of one environment.
 
     Seeds of different runs are treated as independent. A single seed gives numbers without intervals.
 
     Args:
-        folders: of two or more runs, or of folders that hold runs.
+        runs: two or more: results of `fit`, runs that were read back, run folders, or folders that hold runs, also
+            mixed. In a mapping each has a name; otherwise a run is named by its folder, or by the settings in which it
+            differs from the others.
         share: of the best run's late return while learning, which a run has to reach; where that return is negative,
             it may be missed by as large a share of its size.
         target: that return itself, in place of a share.
@@ -332,23 +419,18 @@ def compare(
         raise ValueError(f"share: expected a number in (0, 1], got {short_repr(share)}")
     if target is not None and not math.isfinite(target):
         raise ValueError(f"target: expected a finite number, got {short_repr(target)}")
-    paths = find(folders)
-    if len(paths) < 2:
-        raise ValueError(f"compare: expected two finished runs or more, got {len(paths)}; name their folders")
-    found = [read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    found = _outcomes(*_sources(runs))
     for run in found[1:]:
         if run.env != found[0].env:
+            one, other = (str(each.folder or each.name) for each in (found[0], run))
             raise ValueError(
-                f"compare: returns on different environments cannot be compared: {found[0].folder} is a run of "
-                f"{found[0].env}, {run.folder} one of {run.env}; name runs of one (--weights: two runs' networks)"
+                f"compare: returns on different environments cannot be compared: {one} is a run of {found[0].env}, "
+                f"{other} one of {run.env}; name runs of one (--weights: two runs' networks)"
             )
     if best_first:
         found.sort(key=lambda run: -run.kept.mean() if len(run.kept) else math.inf)
-    names = list(dict.fromkeys(name for run in found for name in run.settings))
-    values = {name: [run.settings.get(name) for run in found] for name in names}
-    differing = [name for name in names if any(value != values[name][0] for value in values[name])]
     if target is None:
         late = [run.late for run in found if not math.isnan(run.late)]
         best = max(late) if late else math.nan
         target = best - (1 - share) * abs(best)
-    return Comparison(found, differing, target)
+    return Comparison(found, _differing(found), target)

@@ -202,7 +202,8 @@ def fit(
             error at the first number that is not finite, or if money is not conserved. It is slower, the results are
             the same, and it needs a single device.
         other_versions: whether to resume a run of other library versions, whose results may differ.
-        progress: whether to show a progress bar with rate and ETA on standard error.
+        progress: whether to show the phase, rate, ETA and return: on standard error, where a terminal also shows the
+            curve of the return as a line of blocks, or in a notebook as one output with the curve as a figure.
 
     Returns:
         The final state, metrics per chunk and seed, and a summary of the evaluation, in which the returns of diverged
@@ -254,6 +255,7 @@ def fit(
     )
     run.begin(trained, freeze)
     with tables.progress(settings.adapter.name, shown=progress and jax.process_index() == 0) as show:
+        loggers = [_curve(show), *loggers]
         if out is None:
             run.train(show, loggers)
             return run.result(show, origin)
@@ -315,9 +317,20 @@ def repeat(source: RunResult, moments: int = 50, *, progress: bool = True) -> Re
             bids.append(run.bids_beside_q()[1])
 
     with tables.progress(settings.adapter.name, shown=progress) as show:
-        run.train(show, [record])
+        run.train(show, [_curve(show), record])
     same = digest(flatten(run.state)) == summary["params_sha256"]
     return Repeated(np.stack(steps), np.stack([x for x in bids if x is not None]), same)
+
+
+def _curve(show: tables.Show) -> Logger:
+    """A logger that continues the curve beside the progress bar."""
+
+    def log(record: Record) -> None:
+        returns = record.metrics["return_mean"]
+        lost = record.metrics.get("diverged", np.zeros(len(returns))) > 0
+        show.point(float(record.env_steps.mean()), returns, lost)
+
+    return log
 
 
 def _fit_in(

@@ -5,18 +5,79 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmarket.runs.sinks import records
 from jaxmarket.training.config import TrainConfig
-from jaxmarket.training.result import summary_line
+from jaxmarket.training.result import RunResult, summary_line
 from jaxmarket.training.transfer import NetworkParams, networks
+from jaxmarket.view import plotting, tables
+from jaxmarket.view.text import notebook_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
     from jaxmarket.view.replay import Replay
 
-__all__ = ["FitResult"]
+__all__ = ["FitResult", "ShownRun"]
+
+
+class ShownRun:
+    """A base class of finished runs (`RunResult`): their pictures, their metrics as a data frame, their replay."""
+
+    def to_dataframe(self: RunResult) -> "DataFrame":
+        """The metrics as a pandas data frame, equal to ``metrics.csv``. Extra: notebook.
+
+        Returns:
+            A row per chunk and seed, with the columns ``chunk``, ``env_steps`` and ``seed``, and one for each metric,
+            or for each bidder or state, such as ``wins[0]``.
+
+        Raises:
+            ValueError: the extra is not installed.
+        """
+        try:
+            import pandas as pd  # type: ignore[import-not-found]  # noqa: PLC0415  an extra
+        except ImportError as error:
+            raise ValueError("to_dataframe: pandas is not installed; pip install 'jaxmarket[notebook]'") from error
+        found = list(records(self))
+        names = found[0].names if found else ["chunk", "env_steps", "seed"]
+        return pd.DataFrame([row for record in found for row in record.rows()], columns=names)
+
+    def plot(self: RunResult) -> "Figure":
+        """A figure of the learning curve and, where Q* is known, of the greedy bids beside it.
+
+        Raises:
+            ValueError: the run was interrupted before its first row of metrics.
+        """
+        if not self.metrics:
+            raise ValueError("metrics: expected one row or more, got none: the run was interrupted; resume it")
+        bids = self.bids is not None and self.visited is not None and bool(self.visited.any())
+        fig, axes = plotting.figure(columns=1 + bids)
+        plotting.draw_learning_curve(axes[0], self)
+        if bids:
+            plotting.draw_bids(axes[1], self)
+        return fig
+
+    def watch(self: RunResult, **options: Any) -> "Replay":
+        """Auctions of new episodes, or the training, as a page that a notebook shows and ``save`` writes to a file.
+
+        Args:
+            options: as of `jaxmarket.runs.watching.watch`: ``episodes``, ``steps``, ``run_seed``, ``training``, ….
+        """
+        from jaxmarket.runs.watching import watch  # noqa: PLC0415  environments and their pictures
+
+        return watch(self, **options)
+
+    def _repr_html_(self: RunResult) -> str:
+        shown = notebook_text(tables.returns_table(self))["text/html"]
+        if not self.metrics:
+            return shown
+        fig, (ax,) = plotting.figure()
+        plotting.draw_learning_curve(ax, self)
+        return shown + plotting.image_element(fig, "return against environment steps")
 
 
 @dataclasses.dataclass(frozen=True)
-class FitResult:
+class FitResult(ShownRun):
     """What `fit` returns.
 
     Attributes:
@@ -47,13 +108,3 @@ class FitResult:
     def networks(self) -> NetworkParams:
         """The trained networks, leaves [seeds, ...]."""
         return networks(self.state.learner)
-
-    def watch(self, **options: Any) -> "Replay":
-        """Auctions of new episodes, or the training, as a page that a notebook shows and ``save`` writes to a file.
-
-        Args:
-            options: as of `jaxmarket.runs.watching.watch`: ``episodes``, ``steps``, ``run_seed``, ``training``, ….
-        """
-        from jaxmarket.runs.watching import watch  # noqa: PLC0415  environments and their pictures
-
-        return watch(self, **options)

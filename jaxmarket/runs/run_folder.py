@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,11 @@ from jaxmarket.auctions import Mechanism, clear
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import action_rates
 from jaxmarket.keys import to_words
-from jaxmarket.metrics import env_steps
 from jaxmarket.runs import checkpoint, files
 from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.interrupts import Deferred
-from jaxmarket.runs.result import FitResult
-from jaxmarket.runs.sinks import Record, csv_rows, to_json
+from jaxmarket.runs.result import FitResult, ShownRun
+from jaxmarket.runs.sinks import Record, csv_rows, records, to_json
 from jaxmarket.switches import standard_promotion
 from jaxmarket.training import divergence, objects
 from jaxmarket.training.arrays import digest, flatten, unflatten
@@ -46,9 +45,6 @@ from jaxmarket.training.transfer import NetworkParams, networks
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
-
-if TYPE_CHECKING:
-    from jaxmarket.view.replay import Replay
 
 __all__ = [
     "NETWORKS",
@@ -538,16 +534,13 @@ def write(path: str | Path, result: FitResult) -> None:
     config, summary = result.config, result.summary
     origin = Origin(**{field.name: summary[field.name] for field in dataclasses.fields(Origin)})
     with RunFolder(path, config, origin) as folder:
-        for chunk, steps in enumerate(env_steps(result.metrics["duration"], config.settings.auctions_per_chunk), 1):
-            metrics = {name: values[chunk - 1] for name, values in result.metrics.items()}
-            folder.log(
-                Record(chunk, config.settings.chunks, chunk * config.settings.auctions_per_chunk, steps, metrics)
-            )
+        for record in records(result):
+            folder.log(record)
         folder.finish(result)
 
 
 @dataclasses.dataclass(frozen=True)
-class SavedRun:
+class SavedRun(ShownRun):
     """A finished run, read back.
 
     Attributes:
@@ -652,12 +645,6 @@ class SavedRun:
         """The policy of one seed, the best by default; see `as_policy`."""
         return as_policy(self, seed=seed, greedy=greedy)
 
-    def watch(self, **options: Any) -> "Replay":
-        """As `FitResult.watch`."""
-        from jaxmarket.runs.watching import watch  # noqa: PLC0415  environments and their pictures
-
-        return watch(self, **options)
-
 
 def warn_if_interrupted(run: SavedRun, stacklevel: int = 3) -> None:
     """Warn if the run was interrupted."""
@@ -675,9 +662,16 @@ def open_run(source: RunResult | str | Path) -> Any:
     if isinstance(source, str | Path):
         run = read(source)
         warn_if_interrupted(run, stacklevel=4)
-    if not all(hasattr(run, name) for name in ("config", "summary", "networks")):
-        raise ValueError(f"source: expected a finished run or its folder, got {short_repr(source)}")
+    if not is_run(run):
+        raise ValueError(
+            f"source: expected a finished run or its folder, got {short_repr(source)}; give a result of fit, or a path"
+        )
     return run
+
+
+def is_run(source: Any) -> bool:
+    """Whether it is a finished run (a `RunResult`)."""
+    return all(hasattr(source, name) for name in ("config", "summary", "networks"))
 
 
 def params_of_seed(run: RunResult, seed: int) -> PyTree:

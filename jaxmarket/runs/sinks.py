@@ -14,15 +14,28 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmarket.metrics import env_steps
+from jaxmarket.training.result import RunResult
 from jaxmarket.view.text import emit
 
-__all__ = ["LOGGERS", "Logger", "Record", "console", "csv_rows", "json_lines", "tensorboard", "to_json", "wandb"]
+__all__ = [
+    "LOGGERS",
+    "Logger",
+    "Record",
+    "console",
+    "csv_rows",
+    "json_lines",
+    "records",
+    "tensorboard",
+    "to_json",
+    "wandb",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +80,16 @@ class Record:
 
 
 Logger = Callable[[Record], None]
+
+
+def records(result: RunResult) -> Iterator[Record]:
+    """The records that the loggers of a finished run received."""
+    settings, metrics = result.config.settings, result.metrics
+    if not metrics:  # interrupted in the first chunk
+        return
+    for i, steps in enumerate(env_steps(metrics["duration"], settings.auctions_per_chunk)):
+        chunk = {name: values[i] for name, values in metrics.items()}
+        yield Record(i + 1, settings.chunks, (i + 1) * settings.auctions_per_chunk, steps, chunk)
 
 
 def to_json(value: Any) -> str:

@@ -1,6 +1,10 @@
 """Figures. Matplotlib is imported when the first figure is drawn; no window is opened."""
 
-from collections.abc import Mapping, Sequence
+import base64
+import functools
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +61,11 @@ __all__ = [
     "draw_wealth",
     "draw_weight_changes",
     "figure",
+    "image_element",
     "legend_below",
     "market_history",
     "plain_text",
+    "png",
     "program_bids",
     "save",
     "step_axis",
@@ -83,11 +89,9 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
         height: of a panel, in inches.
 
     Returns:
-        The figure and its axes, row by row.
+        The figure, which a notebook shows, and its axes, row by row.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
+    fig = _figure_class()(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
     axes = [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -95,18 +99,53 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
     return fig, axes
 
 
+@functools.cache
+def _figure_class() -> "type[Figure]":
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    class ShownFigure(Figure):
+        """A figure that a notebook shows even if pyplot, which Jupyter prepares for figures, was never imported."""
+
+        def _repr_png_(self) -> bytes:
+            return png(self)
+
+    return ShownFigure
+
+
 def save(fig: "Figure", path: str | Path) -> None:
     """Write a figure, as PNG unless the file name has the suffix of another format that Matplotlib supports."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    # Without a format, Matplotlib would append a suffix to the name.
+    _write(fig, path, kind if kind in fig.canvas.get_supported_filetypes() else "png")
+
+
+def png(fig: "Figure") -> bytes:
+    """A figure as PNG."""
+    _write(fig, file := io.BytesIO(), "png")
+    return file.getvalue()
+
+
+def image_element(fig: "Figure", description: str) -> str:
+    """A figure as an HTML element with its picture, as wide as its inches say.
+
+    Args:
+        fig: the figure.
+        description: for readers who do not see the picture.
+    """
+    data = base64.b64encode(png(fig)).decode("ascii")
+    style = f"width: {fig.get_figwidth():g}in; max-width: 100%"
+    return f'<img alt="{html.escape(description)}" style="{style}" src="data:image/png;base64,{data}">'
+
+
+def _write(fig: "Figure", file: Any, kind: str) -> None:
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.text import Text  # noqa: PLC0415
 
-    kind = Path(path).suffix.lower().removeprefix(".")
     # If the user's settings enable TeX, a name with an underscore would raise an error.
     with mpl.rc_context({"text.usetex": False}):
         for text in fig.findobj(Text):
             text.set_usetex(False)  # type: ignore[attr-defined]
-        # Without a format, Matplotlib would append a suffix to the name.
-        fig.savefig(path, format=kind if kind in fig.canvas.get_supported_filetypes() else "png")
+        fig.savefig(file, format=kind)
 
 
 def draw_band(
@@ -128,7 +167,16 @@ def draw_band(
     ax.plot(x, middle, color=color, label=label, **line)
 
 
-def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None = None, **line: Any) -> None:
+def draw_quartiles(
+    ax: "Axes",
+    x: Any,
+    values: Any,
+    *,
+    color: Any,
+    label: str | None = None,
+    middle: Callable[..., np.ndarray] = np.nanmedian,
+    **line: Any,
+) -> None:
     """The median of values f [T, seeds] with their quartiles as a band; points at which all are NaN are left out.
 
     Args:
@@ -136,10 +184,12 @@ def draw_quartiles(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | 
         x: [T].
         values: f [T, seeds].
         color, label, line: as in `draw_band`.
+        middle: of the values; with ``np.nanmean`` the curve is their mean.
     """
     known = ~np.isnan(np.asarray(values, np.float64)).all(1)
-    low, middle, high = np.nanpercentile(np.asarray(values, np.float64)[known], (25, 50, 75), axis=1)
-    draw_band(ax, np.asarray(x)[known], middle, low, high, color=color, label=label, **line)
+    values = np.asarray(values, np.float64)[known]
+    low, high = np.nanpercentile(values, (25, 75), axis=1)
+    draw_band(ax, np.asarray(x)[known], middle(values, axis=1), low, high, color=color, label=label, **line)
 
 
 def draw_intervals(

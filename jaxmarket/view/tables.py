@@ -1,12 +1,15 @@
 """Terminal output of a run: tables and a progress bar."""
 
+import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 
 import jax
 import numpy as np
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -26,7 +29,8 @@ from jaxmarket.training.objects import label
 from jaxmarket.training.result import RunResult, agent_parts
 from jaxmarket.types import Transition
 from jaxmarket.validation import escaped
-from jaxmarket.view.text import DataTable, Screen
+from jaxmarket.view.live import CellOutput, LiveCurve
+from jaxmarket.view.text import DataTable, Screen, cell, notebook_text
 
 __all__ = ["Show", "bids_table", "number", "progress", "return_note", "returns_table", "trace_table"]
 
@@ -42,7 +46,11 @@ class _Rate(ProgressColumn):
         speed = task.finished_speed or task.speed
         if speed is None:
             return Text("")
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s", style="cyan")
+        if speed >= 1e6:
+            shown = f"{speed / 1e6:.2f} M"  # a million steps with all digits would take the place of the return
+        else:
+            shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        return Text(f"{shown} {self.unit}/s", style="cyan")
 
 
 class _Label(ProgressColumn):
@@ -61,22 +69,62 @@ class _Remaining(TimeRemainingColumn):
         return Text.assemble("ETA ", super().render(task)) if task.total is not None else Text("")
 
 
+class _Blocks:
+    """A curve as a line of blocks in the width that is left; nothing if that is too narrow."""
+
+    _WIDTHS = (4, 24)
+
+    def __init__(self, curve: LiveCurve) -> None:
+        self.curve = curve
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        least, most = self._WIDTHS
+        width = min(most, options.max_width)
+        yield Text(self.curve.blocks(width) if width >= least else "", style="green", no_wrap=True)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, self._WIDTHS[1])
+
+
+class _Curve(ProgressColumn):
+    """The curve of a task that has one. Its column receives what the others leave, if the bar expands."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(ratio=1, no_wrap=True))
+
+    def render(self, task: Task) -> _Blocks | Text:
+        curve = task.fields.get("curve")
+        return Text("") if curve is None else _Blocks(curve)
+
+
 class Show:
     """Updates a progress bar, shows the current phase, and prints above the bar."""
 
-    def __init__(self, bar: Progress, screen: Screen, label: str) -> None:
-        self._bar, self._screen, self._label = bar, screen, escaped(label)
-        self._task = bar.add_task(f"{self._label}: compiling", total=None, note="")
+    def __init__(self, bar: Progress, screen: Screen, label: str, output: CellOutput | None = None) -> None:
+        self._bar, self._screen, self._label, self._output = bar, screen, escaped(label), output
+        self._curve = LiveCurve()
+        self._said: list[Text] = []  # in a notebook
+        self._task = bar.add_task(f"{self._label}: compiling", total=None, note="", curve=self._curve)
         self._phase: TaskID | None = None  # the line below a bar that has started
         self._lock = threading.Lock()  # the runs of a sweep share a bar, each on its own thread
+        self._refresh(now=True)
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
         """Set the progress to ``done`` of ``total``."""
-        self.phase("")
+        self._set_phase("")
         self._bar.update(self._task, description=self._label, completed=done, total=total, note=escaped(note))
+        self._refresh()
+
+    def point(self, steps: float, returns: np.ndarray, diverged: np.ndarray) -> None:
+        """Add a point to the curve of returns, which the next progress shows; see `LiveCurve.add`."""
+        self._curve.add(steps, returns, diverged)
 
     def phase(self, name: str) -> None:
         """Show a phase without a known length, such as evaluating; an empty name ends it."""
+        self._set_phase(name)
+        self._refresh(now=True)
+
+    def _set_phase(self, name: str) -> None:
         with self._lock:
             if self._phase is not None:
                 self._bar.remove_task(self._phase)
@@ -88,39 +136,68 @@ class Show:
 
     def end(self) -> None:
         """Remove everything but bars with a known length."""
-        self.phase("")
+        self._set_phase("")
         if self._bar.tasks[0].total is None:
             self._bar.remove_task(self._task)
+        self._refresh(last=True)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        if not self._bar.disable:
+        if self._output is not None:
+            self._said.append(cell(line))
+            self._refresh()
+        elif not self._bar.disable:
             self._screen.message(line)
 
+    def _refresh(self, *, now: bool = False, last: bool = False) -> None:
+        """Show the current state in a notebook; in a terminal, rich does so several times a second."""
+        if self._output is not None:
+            self._output.show(functools.partial(self._media, last=last), now=now or last)
 
-@contextmanager
+    def _media(self, *, last: bool) -> dict[str, str]:
+        """Lines, bar and curve as a notebook shows them."""
+        media = notebook_text(*self._said, self._bar.make_tasks_table(self._bar.tasks))
+        media["text/html"] += self._curve.element(now=last)
+        return media
+
+
+@contextlib.contextmanager
 def progress(label: str, *, unit: str = "steps", shown: bool = True) -> Iterator[Show]:
-    """A progress bar on standard error with rate and ETA.
+    """A progress bar with rate, ETA and the curve of the return: on standard error, or as the output of a notebook.
 
-    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.phase(name)`` shows a phase of unknown length
-    (evaluating, saving), ``show.say(line)`` prints a line above the bar.
+    Yields ``show``: ``show(done, total, note)`` moves the bar, ``show.point(...)`` continues the curve,
+    ``show.phase(name)`` shows a phase of unknown length (evaluating, saving), ``show.say(line)`` prints a line above
+    the bar. In a terminal the curve is a line of blocks, in a notebook a figure below the bar.
     """
     screen = Screen(sys.stderr)
-    bar = Progress(
-        SpinnerColumn("dots" if screen.encoding.startswith("utf") else "line"),
+    output = CellOutput() if shown and screen.is_jupyter else None
+    unicode = screen.encoding.startswith("utf")
+    blocks = screen.is_terminal and unicode  # not at the end of a log
+    columns: list[ProgressColumn] = [
+        *([SpinnerColumn("dots" if unicode else "line")] if output is None else []),  # a notebook does not turn it
         _Label(lambda task: task.description),
-        BarColumn(bar_width=20 if screen.width >= 80 else 8, table_column=Column(no_wrap=True)),
+        # What a narrow terminal has no room for: the curve, the bar, then the ETA.
+        *(
+            [BarColumn(20 if screen.width >= 100 else 8, table_column=Column(no_wrap=True))]
+            if screen.width > 70
+            else []
+        ),
         TaskProgressColumn("{task.percentage:>3.0f}%", "", markup=False, table_column=Column(no_wrap=True)),
         _Rate(unit),
-        _Remaining(table_column=Column(no_wrap=True)),
+        *([_Remaining(table_column=Column(no_wrap=True))] if screen.width >= 60 else []),
         _Label(lambda task: task.fields["note"]),
+        *([_Curve()] if blocks else []),
+    ]
+    bar = Progress(
+        *columns,
         console=screen,
-        disable=not shown,
+        disable=not shown or output is not None,
+        expand=blocks,
         # Printed text appears above the bar, unless the output goes to a file or a pipe.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
-    with bar:
-        show = Show(bar, screen, label)
+    with bar if not bar.disable else contextlib.nullcontext():
+        show = Show(bar, screen, label, output)
         yield show
         show.end()
 

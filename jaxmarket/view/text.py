@@ -23,7 +23,7 @@ from rich.text import Text
 
 from jaxmarket.validation import escaped
 
-__all__ = ["DataTable", "Screen", "cell", "emit"]
+__all__ = ["DataTable", "Screen", "cell", "emit", "notebook_text"]
 
 
 def cell(value: object, style: str = "") -> Text:
@@ -130,6 +130,24 @@ class Screen(Console):
 
 
 _NARROWEST = 20
+
+
+def notebook_text(*renderables: RenderableType, width: int = 100) -> dict[str, str]:
+    """What a `Screen` would print, as plain text and as HTML, by media type.
+
+    Args:
+        renderables: strings, tables and other objects that rich prints.
+        width: in characters.
+    """
+    screen = Screen(io.StringIO(), record=True, width=width, force_jupyter=False)
+    screen.print(*renderables, sep="\n")
+    # A notebook's own style may give another font, in which columns would not be aligned.
+    style = "font-family: Menlo, 'DejaVu Sans Mono', Consolas, monospace; line-height: normal; white-space: pre"
+    form = f'<pre style="{style}; overflow-x: auto">{{code}}</pre>'
+    return {
+        "text/plain": screen.export_text(clear=False),
+        "text/html": screen.export_html(inline_styles=True, code_format=form),
+    }
 
 
 # --- tables

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from jaxmarket import TrainConfig
 from jaxmarket.cli import main
 from jaxmarket.runs import comparison, estimates
 
@@ -240,6 +241,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path, folders):
         comparison.compare([*folders, other])
     with pytest.raises(ValueError, match="two finished runs or more, got 1"):
         comparison.compare(folders[:1])
+    for runs in (3, "runs", None, [folders[0], 3], {"a": folders[0], "b": TrainConfig("Chain-v0")}):
+        with pytest.raises(ValueError, match=r"^runs: expected .*finished runs"):
+            comparison.compare(runs)
+    with pytest.raises(ValueError, match="one run for each name, got 4 for 2 names"):
+        comparison.compare({"a": tmp_path, "b": run_at(tmp_path / "c" / "d", [1.0])})
     for wrong in ({"share": 0.0}, {"share": 1.5}, {"target": np.inf}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             comparison.compare(folders, **wrong)

@@ -12,7 +12,7 @@ from jaxmarket import TrainConfig, fit, train
 from jaxmarket.deep_market import BidTables, Terms
 from jaxmarket.environments import SupplyChain
 from jaxmarket.keys import key_for
-from jaxmarket.runs import run_folder
+from jaxmarket.runs import comparison, run_folder
 from jaxmarket.runs.fitting import compiles, evaluate_both, init_seeds
 from jaxmarket.training import transfer
 from jaxmarket.training.population import PopulationAgents
@@ -143,3 +143,58 @@ def test_no_market_loses_money(finished):
     else:
         assert result.metrics["conservation_residual"].max() < 1e-5
         assert result.summary["auction"] in ("ccv", "bb")
+
+
+# --- results in memory, read back, and in folders
+
+
+def forms(finished):
+    """The same run in memory, read back, and as its folder."""
+    _, result, folder = finished
+    return result, run_folder.read(folder), folder, str(folder)
+
+
+def test_every_form_of_a_result_is_a_policy(finished):
+    config, result, _ = finished
+    adapter = config.adapter
+    obs, _ = adapter.reset(KEY, adapter.default_params)
+    actions = [jaxmarket.as_policy(run, seed=1)(obs, KEY) for run in forms(finished)]
+    np.testing.assert_array_equal(actions, [actions[0]] * 4)
+    for wrong in (3, None, config, result.summary):
+        with pytest.raises(ValueError, match=r"^source: expected a finished run"):
+            jaxmarket.as_policy(wrong)
+
+
+def test_every_form_of_a_result_has_the_same_outcome(finished):
+    first, *others = (
+        dataclasses.asdict(run)
+        for form in forms(finished)
+        for run in comparison.compare({"it": form, "other": dataclasses.replace(finished[1])}).runs[:1]
+    )
+    for other in others:
+        np.testing.assert_equal(other | {"folder": None}, first | {"folder": None})
+    assert first["folder"] is None and others[-1]["folder"] == finished[2]
+
+
+def test_results_of_all_kinds_are_compared_in_one_call(tmp_path):
+    kinds = ("society", "monolith", "population")
+    society, monolith, population = (
+        fit(KINDS[kind], KEY, tmp_path / kind if kind == "population" else None, progress=False) for kind in kinds
+    )
+    other = fit(KINDS["society"], jax.random.key(1), tmp_path / "saved", progress=False)
+    found = comparison.compare([society, run_folder.read(tmp_path / "saved"), monolith, tmp_path / "population"])
+    assert len(found.rows()) == 4 and {"agent", "seed"} <= set(found.differing)
+    names = [run.name for run in found.runs]
+    assert names[1::2] == ["saved", "population"]
+    assert names[0].startswith("agent=society,") and names[2].startswith("agent=monolith,")
+    np.testing.assert_array_equal(found.runs[3].returns, population.summary["return_seeds"])
+    named = comparison.compare({"one": society, "two": tmp_path / "saved", "three": monolith})
+    assert [run.name for run in named.runs] == ["one", "two", "three"]
+    assert [row["folder"] for row in named.document()["runs"]] == [None, str(tmp_path / "saved"), None]
+    alike = comparison.compare([society, dataclasses.replace(society)])
+    assert [run.name for run in alike.runs] == ["run 1", "run 2"]
+    assert [run.name for run in comparison.compare([society, other]).runs] == ["seed=0", "seed=1"]
+    assert comparison.compare([society, other]).figure().axes
+    for same in ([society, society], [run_folder.read(tmp_path / "saved"), tmp_path / "saved"]):
+        with pytest.raises(ValueError, match="named twice"):
+            comparison.compare(same)

@@ -4,6 +4,7 @@ import io
 import re
 import threading
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -141,13 +142,51 @@ def test_runs_on_several_threads_share_a_bar(monkeypatch):
     assert len(show._bar.tasks) == 1
 
 
+def rendered(show, columns):
+    """The lines of a bar in a terminal of that width."""
+    console = Console(file=io.StringIO(), width=columns)
+    lines = console.render_lines(show._bar.make_tasks_table(show._bar.tasks))
+    return ["".join(segment.text for segment in line).rstrip() for line in lines]
+
+
+def add_points(show, count=40):
+    for i in range(count):
+        show.point(i, np.array([float(i), np.nan]), np.zeros(2, bool))
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_the_bar_keeps_to_one_line(columns, monkeypatch):
     terminal(monkeypatch, columns)
     with tables.progress("Chain-v0 with a very long name, as a user may give one") as show:
+        add_points(show)
         show(1, 2, "return -123.456, and more notes than there is room for")
-        rendered = Console(file=io.StringIO(), width=columns).render_lines(show._bar.make_tasks_table(show._bar.tasks))
-        assert len(rendered) == 1
+        assert len(rendered(show, columns)) == 1
+
+
+@pytest.mark.parametrize(("columns", "blocks", "bar"), [(120, 24, True), (80, 12, True), (60, 0, False)])
+def test_a_narrow_terminal_shows_numbers_before_the_curve(columns, blocks, bar, monkeypatch):
+    terminal(monkeypatch, columns)
+    with tables.progress("Chain-v0") as show:
+        add_points(show)
+        show(1, 2, "return 0.797")
+        show._bar.tasks[0].finished_speed = 1_553_930
+        (line,) = rendered(show, columns)
+    for text in ("Chain-v0", "50%", "1.55 M steps/s", "ETA", "return 0.797"):
+        assert text in line
+    shown = sum(line.count(block) for block in "▁▂▃▄▅▆▇█")
+    assert blocks <= shown <= 24
+    assert ("━" in line) == bar
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_other_encodings_have_no_curve(encoding, monkeypatch):
+    err = terminal(monkeypatch)
+    monkeypatch.setattr(err, "encoding", encoding, raising=False)
+    with tables.progress("Chain-v0") as show:
+        add_points(show)
+        show(1, 2)
+    assert "50%" in err.getvalue()
+    assert not re.search(r"[▁▂▃▄▅▆▇█]|\\u", err.getvalue())
 
 
 def test_output_that_goes_to_a_file_stays_out_of_the_bar(monkeypatch):
@@ -172,7 +211,5 @@ def test_a_bar_on_a_stream_of_another_encoding(monkeypatch):
 
 
 def test_a_result_is_one_line():
-    import numpy as np  # noqa: PLC0415
-
     result = FitResult(SUMMARY | {"interrupted": True}, np.zeros(10_000), {"m": np.zeros((100, 100))}, None)
     assert repr(result) == f"FitResult({SHOWN}: 1 seeds, return 0.000, interrupted)"
