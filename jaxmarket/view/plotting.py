@@ -717,8 +717,8 @@ def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
     legend_below(ax, columns=3)
 
 
-def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 60) -> None:
-    """The family tree of the richest agent: all descendants of its first ancestor, with its own line marked.
+def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, *, name: str = "the richest", most: int = 60) -> None:
+    """The family tree of an agent: all descendants of its first ancestor, with its own line marked.
 
     Each agent is a row that begins at its birth; a vertical line leads from its parent's row to its own.
 
@@ -726,6 +726,7 @@ def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 60) -> 
         ax: the axes to draw on.
         lineage: of the population.
         ident: of the agent.
+        name: of the agent, in the title and in the legend.
         most: largest number of other members of the family to draw, the youngest ones.
     """
     line, family = lineage.ancestors(ident), lineage.family(ident)
@@ -742,11 +743,11 @@ def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 60) -> 
             ax.plot([lineage.born[who]] * 2, [height[mother], row], **style)
             ax.plot([lineage.born[mother], lineage.born[who]], [height[mother]] * 2, **style)
         ax.plot(lineage.born[who], row, "o", markersize=5 if own else 3, **style)
-    ax.plot([], [], "o-", color=COLORS[1], linewidth=2, markersize=5, label="the richest and its ancestors")
+    ax.plot([], [], "o-", color=COLORS[1], linewidth=2, markersize=5, label=f"{name} and its ancestors")
     ax.plot([], [], "o-", color="gray", linewidth=0.8, markersize=3, label="others")
     agents = f"{len(family)} agents in {max(generation.values())} generations"
     left_out = len(family) - len(shown)
-    ax.set(title=f"family of the richest: {agents}" + (f", {left_out} not shown" if left_out else ""))
+    ax.set(title=f"family of {name}:\n{agents}" + (f", {left_out} not shown" if left_out else ""))
     ax.set_yticks([])
     ax.grid(visible=False, axis="y")
     step_axis(ax, "round of birth")
