@@ -281,11 +281,15 @@ def legend_below(where: "Figure | Axes", columns: int = 4) -> None:
         entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if not entries:
         return
-    width = where.bbox.width / DPI * 72 / _LEGEND_SIZE  # in sizes of a letter
-    fitting = int(width / (0.5 * max(map(len, entries)) + 4))
     place: dict[str, Any] = {"loc": "outside lower center"}
-    if not isinstance(where, Figure):  # below the labels of ticks and axis, whose height is that of four lines
+    if isinstance(where, Figure):
+        width = where.bbox.width
+    else:  # below the labels of ticks and axis, whose height is that of four lines
+        grid = where.get_subplotspec()
+        width = 0.85 * where.figure.bbox.width / (grid.get_gridspec().ncols if grid else 1)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 5.0}
+    letters = width / DPI * 72 / _LEGEND_SIZE
+    fitting = int(letters / (0.5 * max(map(len, entries)) + 4))
     where.legend(
         list(entries.values()),
         list(entries),
@@ -662,6 +666,8 @@ def draw_population(ax: "Axes", rounds: "RoundSummary") -> None:
 
 def draw_wealth(ax: "Axes", rounds: "RoundSummary") -> None:
     """Quartiles of the living agents' wealth, and the richest."""
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
+
     ends, wealth = _windows(rounds.wealth)
     ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color=COLORS[0], alpha=0.25, label="middle half")
     ax.plot(ends, wealth[:, 2], color=COLORS[0], label="median")
@@ -669,8 +675,10 @@ def draw_wealth(ax: "Axes", rounds: "RoundSummary") -> None:
     lowest = max(1e-3, float(wealth[:, 1].min()))
     ax.set_yscale("log")
     ax.set_ylim(lowest / 1.5, 1.5 * max(lowest, float(wealth[:, 4].max())))
-    if wealth[:, 4].max() < 30 * lowest:  # less than a decade or two: label the minor ticks as well
+    if wealth[:, 4].max() < 30 * lowest:  # less than a decade or two: more ticks than the powers of ten
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
         ax.yaxis.set_minor_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.set(ylabel="wealth", title="wealth of the living")
     step_axis(ax, "round")
     legend_below(ax)
