@@ -339,7 +339,7 @@ def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
             color=COLORS[2],
             linestyle="--",
             linewidth=1.2,
-            label="greedy, after training (mean of seeds)",
+            label="greedy, after training",
         )
     ax.set(ylabel="undiscounted return", title=_name(result))
     step_axis(ax, "environment steps per seed")
