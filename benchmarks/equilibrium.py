@@ -15,7 +15,7 @@ from scipy import optimize, sparse
 from benchmarks.timing import REPEATS, Report, Timing, every_core, measure
 from jaxmarket import wide_market
 from jaxmarket.types import Array, PyTree
-from jaxmarket.view.plotting import figure
+from jaxmarket.view.plotting import COLORS, figure
 from jaxmarket.view.tables import progress
 from jaxmarket.wide_market import (
     Additive,
@@ -625,10 +625,10 @@ def _draw(report: Report) -> "Figure":
     bars: list[tuple[str, float, str]] = []
     for name in CASES:
         each = {f"{row['solver']}, {row['way']}": row["ms"] for row in batch if row["valuations"] == name}
-        bars += [(f"{name}: {row['solver']}", row["ms"], "C0") for row in single if row["valuations"] == name]
-        bars += [(f"{name}: {call}", ms, "C9") for call, ms in each.items()]
+        bars += [(f"{name}: {row['solver']}", row["ms"], COLORS[0]) for row in single if row["valuations"] == name]
+        bars += [(f"{name}: {call}", ms, COLORS[9]) for call, ms in each.items()]
         others = {row["reference"]: row["reference ms"] for row in beside if row["valuations"] == name}
-        bars += [(f"{name}: {reference}", ms, "C1") for reference, ms in others.items() if isinstance(ms, float)]
+        bars += [(f"{name}: {reference}", ms, COLORS[1]) for reference, ms in others.items() if isinstance(ms, float)]
     places = np.arange(len(bars))[::-1]
     ax.barh(places, [ms for _, ms, _ in bars], color=[color for _, _, color in bars])
     ax.set_yticks(places, [label for label, _, _ in bars], fontsize=7)

@@ -19,7 +19,7 @@ from jaxmarket.deep_market import (
 )
 from jaxmarket.environments import make
 from jaxmarket.types import Array
-from jaxmarket.view.plotting import figure
+from jaxmarket.view.plotting import COLORS, figure, legend_below
 from jaxmarket.view.tables import progress
 
 if TYPE_CHECKING:
@@ -134,13 +134,13 @@ def run(quick: bool = False) -> Report:
 def draw(report: Report) -> "Figure":
     """Draw the time per step over the capacity, and lines of proportional growth."""
     fig, (left, right) = figure(2, width=4.6, height=3.4)
-    for i, (title, rows) in enumerate(report.tables.items()):
+    for color, (title, rows) in zip(COLORS, report.tables.items(), strict=False):
         sizes = [row["capacity"] for row in rows]
         times = [row["µs per step"] for row in rows]
-        left.loglog(sizes, times, "o-", color=f"C{i}", label=title)
-        left.loglog(sizes, [times[-1] / sizes[-1] * size for size in sizes], color=f"C{i}", linestyle=":", linewidth=1)
-        right.semilogx(sizes, [row["M agents × instances × steps/s"] for row in rows], "o-", color=f"C{i}", label=title)
+        left.loglog(sizes, times, "o-", color=color, label=title)
+        left.loglog(sizes, [times[-1] / sizes[-1] * size for size in sizes], color=color, linestyle=":", linewidth=1)
+        right.semilogx(sizes, [row["M agents × instances × steps/s"] for row in rows], "o-", color=color, label=title)
     left.set(xlabel="capacity", ylabel="µs per step of 256 instances", title="dotted: proportional growth")
     right.set(xlabel="capacity", ylabel="M agents × instances × steps/s", ylim=(0, None))
-    left.legend(frameon=False, fontsize=8)
+    legend_below(fig)
     return fig

@@ -11,7 +11,7 @@ from jaxmarket.environments import adapt, garnet
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
 from jaxmarket.society import Society, reset
 from jaxmarket.types import Array, PyTree
-from jaxmarket.view.plotting import figure
+from jaxmarket.view.plotting import COLORS, figure, legend_below
 from jaxmarket.view.tables import progress
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def draw(report: Report) -> "Figure":
     fig, axes = figure(len(report.tables), 2, width=4.2, height=3.2)
     for column, (title, rows) in enumerate(report.tables.items()):
         sizes = [next(iter(row.values())) for row in rows]
-        for row, (quantity, color) in enumerate((("µs per step", "tab:blue"), ("bytes per step", "tab:orange"))):
+        for row, (quantity, color) in enumerate((("µs per step", COLORS[0]), ("bytes per step", COLORS[1]))):
             ax, values = axes[len(report.tables) * row + column], [line[quantity] for line in rows]
             ax.loglog(sizes, values, "o-", color=color)
             ax.set_xscale("log", base=2)
@@ -119,7 +119,7 @@ def draw(report: Report) -> "Figure":
             if column == 0:
                 start = values[-1] / sizes[-1]
                 ax.plot(sizes, [start * size for size in sizes], color="gray", linestyle=":", label="proportional")
-                ax.legend(frameon=False, fontsize=8)
+                legend_below(ax)
     machine = report.machine
     device = machine["device"] if machine["platform"] != "cpu" else f"{machine['cpu']}, {machine['cores_used']} core"
     fig.suptitle(f"rollouts: growth of time and memory per step ({device})", fontsize=10)

@@ -195,11 +195,11 @@ _PUBLISHED = (
 def _curves(results: Results) -> Any:
     """Learning curves of all conditions on both tasks: mean over seeds with the interquartile range."""
     fig, (mux, woods) = plotting.figure(columns=2, width=6.0, height=4.2)
-    for i, name in enumerate(CONDITIONS):
+    for name, color in plotting.series_colors(CONDITIONS).items():
         one, other = results[f"multiplexer: {name}"], results[f"woods1: {name}"]
         for ax, grown, values in ((mux, one, one.measured["right"]), (woods, other, other.per_episode("lengths"))):
             low, high = np.quantile(values, (0.25, 0.75), axis=1)
-            line = {"color": f"C{i}", "label": name, "linewidth": 2 if name == "market" else 1.2}
+            line = {"color": color, "label": name, "linewidth": 2 if name == "market" else 1.2}
             plotting.draw_band(ax, grown.plan.steps, values.mean(1), low, high, **line)
     for ax, target in ((mux, _SOLVED), (woods, Woods1().mean_shortest())):
         ax.axhline(target, color="black", linewidth=0.8, linestyle="--")
@@ -208,7 +208,7 @@ def _curves(results: Results) -> Any:
     woods.set(ylabel="steps to food during training", title="Woods1 (dashed: 27/16, the optimum)", yscale="log")
     woods.set_yticks([2, 3, 5, 10, 20, 50], ["2", "3", "5", "10", "20", "50"])
     woods.minorticks_off()
-    mux.legend(frameon=False, fontsize=8, ncol=2, loc="lower right")
+    plotting.legend_below(fig)
     return fig
 
 

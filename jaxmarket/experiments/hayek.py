@@ -191,13 +191,14 @@ def _program(agent: PyTree) -> str:
 
 def _draw(results: Results) -> Any:
     fig, (left, right) = plotting.figure(2)
-    for i, (name, success) in enumerate(_tested(results).items()):
+    colors = plotting.series_colors(_tested(results))
+    for name, success in _tested(results).items():
         width = 2.5 if name == "hayek" else 1.2
-        left.plot(SIZES, success.mean(0), color=f"C{i}", marker="o", markersize=4, linewidth=width, label=name)
+        left.plot(SIZES, success.mean(0), color=colors[name], marker="o", markersize=4, linewidth=width, label=name)
         if name == "hayek":
-            left.fill_between(SIZES, success.min(0), success.max(0), color=f"C{i}", alpha=0.12)
+            left.fill_between(SIZES, success.min(0), success.max(0), color=colors[name], alpha=0.12)
         if name not in _BASELINES:
-            right.plot(results[name].plan.steps, results[name].measured[_NEXT].mean(1), color=f"C{i}", label=name)
+            right.plot(results[name].plan.steps, results[name].measured[_NEXT].mean(1), color=colors[name], label=name)
     left.axvline(TRAINED + 0.5, color="gray", linestyle=":")
     left.text(TRAINED + 0.6, 1.03, "larger than in training", fontsize=7, color="gray")
     left.set(xlabel="blocks", ylabel="instances solved", title="frozen, mean over seeds (band: range)")
@@ -205,7 +206,7 @@ def _draw(results: Results) -> Any:
     plotting.step_axis(right)
     for ax in (left, right):
         ax.set_ylim(-0.02, 1.08)
-        ax.legend(frameon=False, fontsize=7)
+    plotting.legend_below(fig)
     return fig
 
 

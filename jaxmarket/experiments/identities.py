@@ -199,7 +199,7 @@ def _draw(results: Results) -> Any:
     for identity, ax in zip(IDENTITIES, axes, strict=False):
         found = results[f"{identity.auction}, expectation"]
         ax.plot(found["optimal"], found["rule"], ".", color="0.8", zorder=1)
-        ax.plot(found["rule"], found["market"], ".", color="tab:blue", zorder=2)
+        ax.plot(found["rule"], found["market"], ".", color=plotting.COLORS[0], zorder=2)
         ax.axline((0, 0), slope=1, color="black", linewidth=0.8, zorder=0)
         ax.set(xlabel=f"{identity.rule} (grey: Q*)", ylabel="bids of the market", title=identity.auction)
     settled, path = _holland_of(results)
@@ -207,7 +207,7 @@ def _draw(results: Results) -> Any:
     axes[-1].semilogy(np.maximum(path, 1e-17), "s", label="along 2,000 steps")
     axes[-1].axhline(_TOLERANCE, color="black", linewidth=0.8)
     axes[-1].set(xlabel="process", ylabel="distance from TD(0)", title=_HOLLAND)
-    axes[-1].legend(frameon=False, fontsize=8)
+    plotting.legend_below(axes[-1])
     return fig
 
 

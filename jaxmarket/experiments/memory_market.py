@@ -191,8 +191,10 @@ def _figure(results: Results) -> Any:
     fig, axes = plotting.figure(columns=2, width=5.6, height=4.0)
     for ax, world in zip(axes, WORLDS, strict=True):
         memory, without = results[f"{world}: memory"], results[f"{world}: no memory"].measured["return"].mean(1)
-        plotting.draw_seeds(ax, memory.plan.steps, memory.measured["return"], color="tab:blue", label="one bit, mean")
-        ax.plot(memory.plan.steps, without, color="tab:orange", linewidth=2, label="no memory, mean")
+        plotting.draw_seeds(
+            ax, memory.plan.steps, memory.measured["return"], color=plotting.COLORS[0], label="one bit, mean"
+        )
+        ax.plot(memory.plan.steps, without, color=plotting.COLORS[1], linewidth=2, label="no memory, mean")
         ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="bound without memory")
         ax.set(ylabel="mean return, frozen", title=world, ylim=(None, 1.05))
         plotting.step_axis(ax, "auctions")

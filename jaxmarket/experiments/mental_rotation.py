@@ -164,7 +164,7 @@ def _draw_curves(results: Results) -> Any:
     plotting.draw_metric_curves(ax, runs, "return_mean", title="Mental Rotation", levels=levels)
     dynamic = results.scope.settings["depth"] == "dynamic"
     ax.set_ylabel("digits read" + (" minus the price of functions" if dynamic else "") + ", during training")
-    ax.legend(frameon=False, fontsize=8)
+    plotting.legend_below(ax)
     return fig
 
 

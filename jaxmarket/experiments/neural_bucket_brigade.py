@@ -193,11 +193,11 @@ def _draw(results: Results) -> Any:
         for i, each in enumerate(each for each in CONDITIONS if each.task == task):
             solved = results[each.name]["solved"]
             now = solved.reshape(len(solved), -1, _CHUNK).mean((0, 2))
-            ax.plot(_CHUNK * np.arange(0.5, len(now)), now, color=f"C{i}", linewidth=2, label=each.setting)
+            ax.plot(_CHUNK * np.arange(0.5, len(now)), now, color=plotting.COLORS[i], linewidth=2, label=each.setting)
             if each.setting in ("published", "no reward"):
                 once = np.maximum.accumulate(solved, axis=1).mean(0)
                 label = f"{each.setting}: found so far"
-                ax.plot(np.arange(1, len(once) + 1), once, color=f"C{i}", linewidth=1, label=label)
+                ax.plot(np.arange(1, len(once) + 1), once, color=plotting.COLORS[i], linewidth=1, label=label)
         if task == "XOR":
             ax.axvline(published, color="black", linestyle="--", linewidth=1, label=f"published: {published} in total")
         label = f"published: {published} per pattern"
@@ -205,7 +205,7 @@ def _draw(results: Results) -> Any:
         ax.set(xscale="log", xlim=(10, _presentations(results.scope)), xlabel="presentations", ylabel="share of runs")
         ax.set_title(f"{task}: runs whose answers are all correct")
         # One legend for each panel, because the published numbers differ.
-        ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        plotting.legend_below(ax, columns=3)
     return fig
 
 
@@ -216,10 +216,11 @@ def _draw_money(results: Results) -> Any:
         curves = {"all weights": result["money"]}
         curves |= {label: np.cumsum(np.pad(result[name], ((0, 0), (1, 0))), axis=1) for name, label in _FLOWS.items()}
         x = _CHUNK * np.arange(result["money"].shape[1])
-        for (label, total), color in zip(curves.items(), ("black", "C0", "C1", "C2"), strict=True):
+        for (label, total), color in zip(curves.items(), ("black", *plotting.COLORS[:3]), strict=True):
             plotting.draw_band(ax, x, total.mean(0), total.min(0), total.max(0), color=color, linewidth=2, label=label)
-        ax.set(xlabel="presentations", ylabel="weight", title=f"{task}, published settings: money and its flows")
-        ax.legend(frameon=False, fontsize=8)
+        ax.set(ylabel="weight", title=f"{task}, published settings: money and its flows")
+        plotting.step_axis(ax, "presentations")
+    plotting.legend_below(fig)
     return fig
 
 

@@ -220,12 +220,11 @@ def _draw_curves(env: str, results: Results) -> Any:
     settings = list(dict.fromkeys(name.split("-")[0] for name in names))
     fig, axes = plotting.figure(columns=len(settings), width=5.5)
     panels = dict(zip(settings, axes, strict=True))
-    colors = dict(zip(MECHANISMS, ("tab:blue", "tab:orange", "tab:green", "tab:gray"), strict=True))
     for name in names:
         chosen, auction, society = name.split("-")
         curve = results[name].metrics["return_mean"]
         updates = np.arange(1, len(curve) + 1) * results[name].config.settings.updates_per_chunk
-        style = {"color": colors[auction], "linestyle": "-" if society == "cloned" else ":"}
+        style = {"color": plotting.NAMED_COLORS[auction], "linestyle": "-" if society == "cloned" else ":"}
         plotting.draw_quartiles(panels[chosen], updates, curve, label=f"{auction}, {society}", **style)
     for chosen, ax in panels.items():
         ax.axhline(make(env)[0].optimal_return(), color="black", linewidth=0.8)

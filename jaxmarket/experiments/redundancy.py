@@ -95,7 +95,7 @@ def _rows(results: Results) -> Iterator[dict[str, Any]]:
 
 def _draw(results: Results) -> Any:
     every = dict.fromkeys(name.partition(" ")[2] for name in results)
-    colors = {society: f"C{i}" for i, society in enumerate(every)}
+    colors = plotting.series_colors(every)
     fig, axes = plotting.figure(columns=2, rows=2, width=6.5)
     for ax, (env, when) in zip(axes, itertools.product(_ENVS, WHEN), strict=True):
         returns = {

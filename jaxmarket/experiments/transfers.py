@@ -121,6 +121,7 @@ def fewer_steps(text: str, first: str, second: str, *, lasting: bool = False) ->
 def draw_weights(transfers: list[Transfer], results: Results) -> Any:
     """A figure of the relative change of every part of every agent: mean over seeds, and range as bars."""
     fig, axes = plotting.figure(columns=len(transfers), width=5.0, height=5.0)
-    for i, (ax, transfer) in enumerate(zip(axes, transfers, strict=True)):
-        plotting.draw_weight_changes(ax, transfer.weights(results), color=f"C{i}", title=transfer.agent)
+    colors = plotting.series_colors(transfer.agent for transfer in transfers).values()
+    for ax, transfer, color in zip(axes, transfers, colors, strict=True):
+        plotting.draw_weight_changes(ax, transfer.weights(results), color=color, title=transfer.agent)
     return fig

@@ -195,7 +195,9 @@ def _draw(results: Results) -> Any:
     cloned = [row for row in _episode_rows(results) if row["society"] == "cloned"]
     for i, auction in enumerate(MECHANISMS):
         heights = [row[auction] / row["bids up to"] for row in cloned]
-        ax.bar(np.arange(len(cloned)) + 0.2 * (i - 1.5), heights, 0.18, label=auction)
+        ax.bar(
+            np.arange(len(cloned)) + 0.2 * (i - 1.5), heights, 0.18, color=plotting.NAMED_COLORS[auction], label=auction
+        )
     ax.set_xticks(range(len(cloned)), [row["process"] for row in cloned])
     ax.set_yscale("symlog", linthresh=0.01)
     ax.set_ylabel("gain of the best deviation / highest bid, log scale")

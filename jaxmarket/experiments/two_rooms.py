@@ -241,7 +241,7 @@ def _draw_curves(results: Results) -> Any:
         ):
             plotting.draw_metric_curves(ax, runs, metric, title=title, levels=levels)
             ax.set(ylabel=f"{label} during training", ylim=(-0.02, top))
-            ax.legend(frameon=False, fontsize=8)
+            plotting.legend_below(ax)
     return fig
 
 

@@ -203,7 +203,7 @@ def _draw_steps(results: Results) -> Any:
 def _draw_learning(results: Results) -> Any:
     """Return against environment steps: median, with the interquartile range as a band."""
     fig, axes = plotting.figure(columns=2, width=5.4, height=4.2)
-    most, colors = max(_lines(results.scope)), {arm: f"C{i}" for i, arm in enumerate((*ARMS, QUOTING))}
+    most, colors = max(_lines(results.scope)), plotting.series_colors((*ARMS, QUOTING))
     found = {arm: results[f"{arm}, {most}"] for arm in (*ARMS, QUOTING) if f"{arm}, {most}" in results}
     for ax, share in zip(axes, ("own", "parallel"), strict=True):
         optima = {arm: each["own"] if share == "own" else each["serial"] * most for arm, each in found.items()}

@@ -1,10 +1,15 @@
-"""Figures. Matplotlib is imported when the first figure is drawn; no window is opened."""
+"""Figures. Matplotlib is imported when the first figure is drawn; no window is opened.
+
+`STYLE` and `COLORS` are the style of all figures, and `series_colors` gives an auction the same colour in each of them.
+"""
 
 import base64
 import functools
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +33,10 @@ if TYPE_CHECKING:
     from jaxmarket.society import MarketPolicy
 
 __all__ = [
+    "COLORS",
     "DPI",
+    "NAMED_COLORS",
+    "STYLE",
     "composed_images",
     "draw_accuracy",
     "draw_band",
@@ -68,19 +76,56 @@ __all__ = [
     "png",
     "program_bids",
     "save",
+    "series_colors",
     "step_axis",
 ]
 
 DPI = 130
 """Resolution of figures, in dots per inch."""
 
-_NAMED = 10  # up to this number of curves each has a colour and a name
+COLORS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+"""Colours of curves, in order, distinct under colour blindness: Matplotlib's ``petroff10`` (Petroff 2021)."""
+
+NAMED_COLORS = {
+    "ccv": COLORS[0],
+    "bb": COLORS[1],
+    "vickrey": COLORS[2],
+    "env": COLORS[3],
+    "monolith": COLORS[4],
+}
+"""The colour of each auction, by its name, and of the agent without a market."""
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-5, 7),
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": DPI,
+    "grid.alpha": 0.25,
+}
+"""Matplotlib's settings for all figures; for your own: ``with matplotlib.rc_context(plotting.STYLE)``."""
+
+_NAMED = len(COLORS)  # up to this number of curves each has a colour and a name
 _BAND = 0.18  # opacity of a band
 _LEVELS = (":", "--", "-.")  # line styles of marked values
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 4.0) -> "tuple[Figure, list[Axes]]":
-    """An empty figure with panels in rows and columns.
+    """An empty figure in the style of this library (`STYLE`), with panels in rows and columns.
 
     Args:
         columns: panels side by side.
@@ -91,12 +136,37 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
     Returns:
         The figure, which a notebook shows, and its axes, row by row.
     """
-    fig = _figure_class()(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
-    axes = [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
-    return fig, axes
+    import matplotlib as mpl  # noqa: PLC0415
+
+    with mpl.rc_context(STYLE):
+        fig = _figure_class()(figsize=(width * columns, height * rows), layout="constrained")
+        return fig, [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+
+
+def series_colors(names: Iterable[str]) -> dict[str, Any]:
+    """A colour for each of several series, the same in every figure for the same auction or agent.
+
+    A name that contains a word of `NAMED_COLORS`, such as ``"vickrey, 2 clones"``, has that colour, if no other name
+    contains it, too. All other names have the other colours, in order.
+
+    Args:
+        names: of the series, distinct.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+
+    names = list(names)
+    if len(names) > _NAMED:
+        return dict(zip(names, mpl.colormaps["viridis"](np.linspace(0, 0.95, len(names))), strict=True))
+    # `env=Chain-v0` names an environment, not the auction `env`.
+    words = {name: {*re.findall(r"[a-z]+(?![a-z=])", name)} & {*NAMED_COLORS} for name in names}
+    owners = Counter(word for found in words.values() for word in found)
+    known = {
+        name: NAMED_COLORS[next(iter(found))]
+        for name, found in words.items()
+        if len(found) == 1 and owners[next(iter(found))] == 1
+    }
+    others = (color for color in COLORS if color not in known.values())
+    return {name: known[name] if name in known else next(others) for name in names}
 
 
 @functools.cache
@@ -222,7 +292,7 @@ def draw_estimates(
         series: by name, one estimate for each label.
         colors: by name; by default a different one for each series.
     """
-    colors = colors or {name: f"C{i}" for i, name in enumerate(series)}
+    colors = colors or series_colors(series)
     height = 0.85 / len(series)
     for i, (name, estimates) in enumerate(series.items()):
         value, low, high = np.array([[e.value, e.low, e.high] for e in estimates]).T
@@ -239,26 +309,49 @@ def draw_seeds(ax: "Axes", x: Any, values: Any, *, color: Any, label: str | None
 
 
 def step_axis(ax: "Axes", label: str = "environment steps") -> None:
-    """Label an x-axis of steps, with ticks such as 200 k and 1 M."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+    """Label an x-axis of steps, rounds or other whole numbers, with ticks such as 20, 200k and 1M."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: PLC0415
 
     ax.set_xlabel(label)
-    ax.xaxis.set_major_formatter(EngFormatter())
+    if ax.get_xscale() == "linear":
+        ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def legend_below(fig: "Figure", columns: int = 4) -> None:
-    """One legend below all panels, with every label once."""
+def legend_below(where: "Figure | Axes", columns: int = 4) -> None:
+    """A legend below all panels of a figure, or below one panel, with every label once.
+
+    Args:
+        where: the figure, or the axes.
+        columns: most columns; fewer where long labels would not fit.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     entries = {}
-    for ax in fig.axes:
+    for ax in where.axes if isinstance(where, Figure) else [where]:
         entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(
+    if not entries:
+        return
+    place: dict[str, Any] = {"loc": "outside lower center"}
+    if isinstance(where, Figure):
+        width = where.bbox.width
+    else:  # below the labels of ticks and axis, whose height is that of four lines
+        grid = where.get_subplotspec()
+        width = 0.85 * where.figure.bbox.width / (grid.get_gridspec().ncols if grid else 1)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 5.0}
+    letters = width / DPI * 72 / _LEGEND_SIZE
+    fitting = int(letters / (0.5 * max(map(len, entries)) + 4))
+    where.legend(
         list(entries.values()),
         list(entries),
-        loc="outside lower center",
-        ncol=min(columns, len(entries)),
+        ncols=max(1, min(columns, fitting, len(entries))),
         frameon=False,
-        fontsize=8,
+        fontsize=_LEGEND_SIZE,
+        **place,
     )
+
+
+_LEGEND_SIZE = 8  # points
 
 
 def plain_text(text: str) -> str:
@@ -284,24 +377,24 @@ def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
     """Return against environment steps: seeds as thin lines, their mean, and the final greedy return (dashed)."""
     returns = result.metrics["return_mean"]
     steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)
-    ax.plot(steps, returns[:, 0], color="tab:blue", alpha=0.3, linewidth=1, label="each seed, during training")
-    ax.plot(steps, returns[:, 1:], color="tab:blue", alpha=0.3, linewidth=1)
+    ax.plot(steps, returns[:, 0], color=COLORS[0], alpha=0.3, linewidth=1, label="each seed, during training")
+    ax.plot(steps, returns[:, 1:], color=COLORS[0], alpha=0.3, linewidth=1)
     kept = returns[:, np.isfinite(result.summary["return_seeds"])]  # seeds that did not diverge
     finished = ~np.isnan(kept).all(axis=1)
     if finished.any():
         mean = np.nanmean(kept[finished], axis=1)
-        ax.plot(steps[finished], mean, color="tab:blue", linewidth=2, label="mean of seeds")
+        ax.plot(steps[finished], mean, color=COLORS[0], linewidth=2, label="mean of seeds")
     if kept.shape[1]:
         ax.axhline(
             result.summary["return_mean"],
-            color="tab:green",
+            color=COLORS[2],
             linestyle="--",
             linewidth=1.2,
-            label="greedy, after training (mean of seeds)",
+            label="greedy, after training",
         )
     ax.set(ylabel="undiscounted return", title=_name(result))
     step_axis(ax, "environment steps per seed")
-    ax.legend(frameon=False, fontsize=8)
+    legend_below(ax)
 
 
 def draw_bids(ax: "Axes", result: RunResult, title: str | None = None) -> None:
@@ -319,20 +412,19 @@ def draw_bids(ax: "Axes", result: RunResult, title: str | None = None) -> None:
         x = np.arange(len(shown)) + (p - (primitives - 1) / 2) * width
         bids = kept[:, shown, p]
         error = np.abs(np.stack([bids.min(0), bids.max(0)]) - bids.mean(0))
-        ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=f"C{p}", alpha=0.75, label=f"bid for action {p}")
+        ax.bar(x, bids.mean(0), width * 0.9, yerr=error, color=COLORS[p % _NAMED], label=f"bid for action {p}")
         ax.hlines(q[shown, p], x - width / 2, x + width / 2, color="black", linestyle="-", linewidth=2)
     ax.plot([], [], color="black", linewidth=2, label="Q*")
-    ax.margins(y=0.25)  # space for the legend above the bars
     ax.set_xticks(np.arange(len(shown)), [f"s{s}" for s in shown])
     ax.set(
         xlabel="state",
         ylabel="greedy bid",
         title=plain_text(title) if title else f"{_name(result)}\ngreedy bids and Q*, visited states",
     )
-    ax.legend(frameon=False, fontsize=8, ncol=3, loc="upper center")
+    legend_below(ax)
 
 
-def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = "tab:blue", title: str = "") -> None:
+def draw_weight_changes(ax: "Axes", rows: list[dict[str, Any]], *, color: str = COLORS[0], title: str = "") -> None:
     """Relative change of every part of the networks (`transfer.weight_changes`): mean and range over seeds."""
     names = list(dict.fromkeys(row["part"] for row in rows))
     values = np.array([[row["change"] for row in rows if row["part"] == name] for name in names])
@@ -354,11 +446,13 @@ def draw_accuracy(ax: "Axes", curves: "Mapping[str, tuple[Any, Any]]", *, chance
         curves: by name: examples so far i [T], accuracy f [T, seeds].
         chance: the accuracy of guessing, marked by a dotted line.
     """
-    for i, (name, (examples, accuracy)) in enumerate(curves.items()):
-        draw_seeds(ax, examples, accuracy, color=f"C{i}", label=name)
+    colors = series_colors(curves)
+    for name, (examples, accuracy) in curves.items():
+        draw_seeds(ax, examples, accuracy, color=colors[name], label=name)
     ax.axhline(chance, color="gray", linestyle=":", linewidth=1)
-    ax.set(xscale="log", xlabel="examples", ylabel="held-out accuracy", ylim=(0, 1.02))
-    ax.legend(frameon=False, fontsize=8)
+    ax.set(xscale="log", ylabel="held-out accuracy", ylim=(0, 1.02))
+    step_axis(ax, "examples")
+    legend_below(ax)
 
 
 def draw_gains(ax: "Axes", names: Sequence[str], best: Any, trained: "Sequence[Any]") -> None:
@@ -370,10 +464,10 @@ def draw_gains(ax: "Axes", names: Sequence[str], best: Any, trained: "Sequence[A
         best: gain of the best reply, f [n].
         trained: gains of the trained ones, n times f [seeds].
     """
-    ax.bar(range(len(names)), best, 0.6, color="tab:blue", alpha=0.35, label="best reply, exact")
+    ax.bar(range(len(names)), best, 0.6, color=COLORS[0], alpha=0.35, label="best reply, exact")
     for i, gains in enumerate(trained):
         label = "trained, each seed" if i == 0 else None
-        ax.plot(_beside(i, 0.2, gains), gains, ".", color="tab:orange", label=label, clip_on=False, zorder=3)
+        ax.plot(_beside(i, 0.2, gains), gains, ".", color=COLORS[1], label=label, clip_on=False, zorder=3)
     ax.axhline(0, color="black", linewidth=1.2, label="truthful bids")
     ax.set_xticks(range(len(names)), names, fontsize=8)
     ax.set_ylabel("gain over truthful bidding")
@@ -388,7 +482,7 @@ def draw_strategy(ax: "Axes", compared: Mapping[str, np.ndarray], times: Any, st
         times: of the bids, i [n].
         states: for sale at those times, i [n].
     """
-    for owns, color, label in ((0, "tab:blue", "another's state"), (1, "tab:orange", "its own state")):
+    for owns, color, label in ((0, COLORS[0], "another's state"), (1, COLORS[1], "its own state")):
         for time, state in zip(times, states, strict=True):
             middle, bids = state + (owns - 0.5) * 0.4, compared["learned"][:, time, state, owns]
             ax.plot(_beside(middle, 0.12, bids), bids, ".", color=color, alpha=0.6)
@@ -442,11 +536,12 @@ def draw_curves(
     Args:
         ax: the axes to draw on; the axis of steps is logarithmic.
         curves: by name: steps [T], and values f [T, seeds].
-        colors: by name; those of Matplotlib's cycle by default.
+        colors: by name; by default those of `series_colors`.
         title: of the axes.
     """
-    for i, (name, (steps, values)) in enumerate(curves.items()):
-        draw_quartiles(ax, steps, values, color=colors[name] if colors else f"C{i}", label=name)
+    colors = colors or series_colors(curves)
+    for name, (steps, values) in curves.items():
+        draw_quartiles(ax, steps, values, color=colors[name], label=name)
     ax.set(xscale="log", title=title)
     step_axis(ax, "environment steps per seed")
 
@@ -464,14 +559,14 @@ def draw_return_curves(
         curves: by name: steps, mean, lower and upper end of the band, f [T] each; NaN leaves a gap.
         target: a return to mark by a dotted line.
     """
-    for (name, (steps, mean, low, high)), color in zip(curves.items(), _colors(len(curves)), strict=True):
+    for (name, (steps, mean, low, high)), color in zip(curves.items(), series_colors(curves).values(), strict=True):
         draw_band(ax, steps, mean, low, high, color=color, linewidth=1.8, label=plain_text(name))
     if target is not None and np.isfinite(target):
         ax.axhline(target, color="black", linestyle=":", linewidth=1, label=f"target {target:.3g}")
     ax.set(ylabel="undiscounted return")
     step_axis(ax, "environment steps per seed")
     if len(curves) <= _NAMED:  # a longer legend would hide the curves; `draw_final_returns` names the colours
-        ax.legend(frameon=False, fontsize=8)
+        legend_below(ax)
 
 
 def draw_final_returns(
@@ -484,7 +579,7 @@ def draw_final_returns(
         values: by name: f [seeds].
         estimates: by name: mean, lower and upper end.
     """
-    for row, (name, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
+    for row, (name, color) in enumerate(series_colors(values).items()):
         seeds = np.sort(values[name])
         ax.plot(seeds, _beside(row, 0.22, seeds), "o", color=color, alpha=0.35, markersize=4)
         mean, low, high = estimates[name]
@@ -512,7 +607,7 @@ def draw_returns_by_setting(
         log: whether the axis of the setting is logarithmic.
         joined: whether the points of a line are joined.
     """
-    for (label, (x, estimates)), color in zip(lines.items(), _colors(len(lines)), strict=True):
+    for (label, (x, estimates)), color in zip(lines.items(), series_colors(lines).values(), strict=True):
         order = np.argsort(x)
         mean, low, high = np.asarray(estimates)[order].T
         # A single seed has no interval.
@@ -530,7 +625,7 @@ def draw_returns_by_setting(
         ax.set_xscale("log")
     ax.set(xlabel=plain_text(name), ylabel="greedy return, mean of seeds and 95% interval")
     if any(lines):
-        ax.legend(frameon=False, fontsize=8)
+        legend_below(ax)
 
 
 def draw_scaling(ax: "Axes", costs: "Mapping[str, Mapping[float, Estimate]]") -> None:
@@ -540,9 +635,10 @@ def draw_scaling(ax: "Axes", costs: "Mapping[str, Mapping[float, Estimate]]") ->
         ax: the axes to draw on.
         costs: by name and size; a name without a size is left out.
     """
-    for i, (name, found) in enumerate(costs.items()):
+    colors = series_colors(costs)
+    for name, found in costs.items():
         if found:
-            draw_intervals(ax, list(found), list(found.values()), color=f"C{i}", label=name)
+            draw_intervals(ax, list(found), list(found.values()), color=colors[name], label=name)
     ax.set(xscale="log", yscale="log")
     sizes = sorted({size for found in costs.values() for size in found})
     ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -590,15 +686,6 @@ def draw_ledger(ax: "Axes", money: np.ndarray, accounts: Sequence[str], title: s
     ax.set(xlabel="is paid", ylabel="pays", title=title)
 
 
-def _colors(count: int) -> list[Any]:
-    """A list of distinct colours."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    if count <= _NAMED:
-        return [f"C{i}" for i in range(count)]
-    return list(mpl.colormaps["viridis"](np.linspace(0, 0.95, count)))
-
-
 # --- deep markets: the rounds of one market, NumPy leaves [rounds, ...]
 
 _WINDOWS = 60  # points of a curve, each a mean over rounds
@@ -616,45 +703,53 @@ def draw_population(ax: "Axes", rounds: "RoundSummary") -> None:
     """Number of living agents, and births and deaths per round."""
     ends, living = _windows(rounds.num_agents)
     ax.plot(ends, living, color="black", label="living")
-    ax.set(xlabel="round", ylabel="agents", ylim=(0, None), title="population")
+    ax.set(ylabel="agents", ylim=(0, None), title="population")
     changes = ax.twinx()
     changes.spines["top"].set_visible(False)
-    changes.plot(ends, _windows((rounds.births.ident >= 0).sum(-1))[1], color="tab:green", label="births")
-    changes.plot(ends, _windows(rounds.births.deaths)[1], color="tab:red", linewidth=1, label="deaths")
+    births, deaths = (rounds.births.ident >= 0).sum(-1), rounds.births.deaths
+    for label, values, color in (("births", births, COLORS[0]), ("deaths", deaths, COLORS[1])):
+        changes.plot(ends, _windows(values)[1], color=color, linewidth=1, label=label)
+        ax.plot([], [], color=color, linewidth=1, label=f"{label}, right axis")
     changes.set(ylabel="per round", ylim=(0, None))
-    lines = [*ax.get_lines(), *changes.get_lines()]
-    ax.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, loc="center left")
+    step_axis(ax, "round")
+    legend_below(ax)
 
 
 def draw_wealth(ax: "Axes", rounds: "RoundSummary") -> None:
     """Quartiles of the living agents' wealth, and the richest."""
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
+
     ends, wealth = _windows(rounds.wealth)
-    ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color="tab:blue", alpha=0.25, label="middle half")
-    ax.plot(ends, wealth[:, 2], color="tab:blue", label="median")
-    ax.plot(ends, wealth[:, 4], color="tab:orange", label="richest")
+    ax.fill_between(ends, wealth[:, 1], wealth[:, 3], color=COLORS[0], alpha=0.25, label="middle half")
+    ax.plot(ends, wealth[:, 2], color=COLORS[0], label="median")
+    ax.plot(ends, wealth[:, 4], color=COLORS[1], label="richest")
     lowest = max(1e-3, float(wealth[:, 1].min()))
     ax.set_yscale("log")
     ax.set_ylim(lowest / 1.5, 1.5 * max(lowest, float(wealth[:, 4].max())))
-    if wealth[:, 4].max() < 30 * lowest:  # less than a decade or two: label the minor ticks as well
+    if wealth[:, 4].max() < 30 * lowest:  # less than a decade or two: more ticks than the powers of ten
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
         ax.yaxis.set_minor_formatter("{x:g}")
-    ax.set(xlabel="round", ylabel="wealth", title="wealth of the living")
-    ax.legend(frameon=False, fontsize=8)
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.set(ylabel="wealth", title="wealth of the living")
+    step_axis(ax, "round")
+    legend_below(ax)
 
 
 def draw_inequality(ax: "Axes", rounds: "RoundSummary") -> None:
     """Gini coefficient of wealth, and the market share of the agent that wins most."""
     ends, gini = _windows(rounds.gini)
-    ax.plot(ends, gini, color="tab:purple", label="Gini coefficient of wealth")
-    ax.plot(ends, _windows(rounds.top_share)[1], color="tab:gray", label="auctions won by one agent (share)")
-    ax.set(xlabel="round", ylim=(0, 1), title="inequality")
-    ax.legend(frameon=False, fontsize=8)
+    ax.plot(ends, gini, color=COLORS[4], label="Gini coefficient of wealth")
+    ax.plot(ends, _windows(rounds.top_share)[1], color="gray", label="auctions won by one agent (share)")
+    ax.set(ylabel="share", ylim=(0, 1), title="inequality")
+    step_axis(ax, "round")
+    legend_below(ax)
 
 
 def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None:
     """All money in the market, and the opening balance plus all named cash flows, which must be equal."""
     named = opened + np.cumsum(np.asarray(rounds.flows.net))
     every = max(1, len(named) // 400)
-    ax.plot(np.arange(1, len(named) + 1)[::every], rounds.money[::every], color="tab:blue", label="money")
+    ax.plot(np.arange(1, len(named) + 1)[::every], rounds.money[::every], color=COLORS[0], label="money")
     marks = max(1, len(named) // 12)
     ax.plot(
         np.arange(1, len(named) + 1)[::marks],
@@ -664,46 +759,58 @@ def draw_money_supply(ax: "Axes", rounds: "RoundSummary", opened: float) -> None
         markersize=5,
         label="opening + named flows",
     )
-    ax.set(xlabel="round", ylabel="money", title="money supply")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set(ylabel="money", title="money supply")
+    step_axis(ax, "round")
+    legend_below(ax)
 
 
 def draw_cash_flows(ax: "Axes", rounds: "RoundSummary") -> None:
     """Money created (positive) and removed (negative) by each flow, per round. Flows that are always 0 are left out."""
-    for i, (name, label) in enumerate(FLOWS.items()):
+    for color, (name, label) in zip(series_colors(FLOWS).values(), FLOWS.items(), strict=True):
         if name in rounds.flows.names and np.any(rounds.flows[name]):
             ends, mean = _windows(rounds.flows[name])
-            ax.plot(ends, mean, color=f"C{i}", label=label)
+            ax.plot(ends, mean, color=color, label=label)
     ax.axhline(0, color="black", linewidth=0.8)
-    ax.margins(y=0.35)  # space for the legend
-    ax.set(xlabel="round", ylabel="per round", title="cash flows")
-    ax.legend(frameon=False, fontsize=7, ncol=2, loc="upper left")
+    ax.set(ylabel="money per round", title="cash flows")
+    step_axis(ax, "round")
+    legend_below(ax, columns=3)
 
 
-def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, most: int = 200) -> None:
-    """The family tree of an agent: all descendants of its first ancestor, with its own line in orange.
+def draw_lineage(ax: "Axes", lineage: "Lineage", ident: int, *, name: str = "the richest", most: int = 60) -> None:
+    """The family tree of an agent: all descendants of its first ancestor, with its own line marked.
+
+    Each agent is a row that begins at its birth; a vertical line leads from its parent's row to its own.
 
     Args:
         ax: the axes to draw on.
         lineage: of the population.
         ident: of the agent.
+        name: of the agent, in the title and in the legend.
         most: largest number of other members of the family to draw, the youngest ones.
     """
-    line = lineage.ancestors(ident)
-    family = lineage.family(ident)
-    shown = sorted({*line, *family[-most:]})
-    order = _depth_first(lineage, set(shown))
-    height = {who: i for i, who in enumerate(order)}
+    line, family = lineage.ancestors(ident), lineage.family(ident)
+    generation: dict[int, int] = {}
+    for who in family:
+        generation[who] = 1 + generation.get(int(lineage.parent[who]), 0)
+    shown = {*line, *family[-most:]}
+    height = {who: i for i, who in enumerate(_depth_first(lineage, shown))}
     for who in shown:
-        mother = int(lineage.parent[who])
+        row, mother = height[who], int(lineage.parent[who])
+        own = who in line
+        style = {"color": COLORS[1] if own else "gray", "linewidth": 2 if own else 0.8, "zorder": 3 if own else 2}
         if mother in height:
-            own = who in line
-            x = lineage.born[[mother, who]]
-            y = [height[mother], height[who]]
-            ax.plot(x, y, color="tab:orange" if own else "tab:gray", linewidth=2 if own else 0.6, zorder=2 + own)
-    ax.scatter(lineage.born[line], [height[who] for who in line], s=14, color="tab:orange", zorder=4)
+            ax.plot([lineage.born[who]] * 2, [height[mother], row], **style)
+            ax.plot([lineage.born[mother], lineage.born[who]], [height[mother]] * 2, **style)
+        ax.plot(lineage.born[who], row, "o", markersize=5 if own else 3, **style)
+    ax.plot([], [], "o-", color=COLORS[1], linewidth=2, markersize=5, label=f"{name} and its ancestors")
+    ax.plot([], [], "o-", color="gray", linewidth=0.8, markersize=3, label="others")
+    agents = f"{len(family)} agents in {max(generation.values())} generations"
+    left_out = len(family) - len(shown)
+    ax.set(title=f"family of {name}:\n{agents}" + (f", {left_out} not shown" if left_out else ""))
     ax.set_yticks([])
-    ax.set(xlabel="round of birth", title=f"family of the richest: {len(family)} agents, {len(line)} generations")
+    ax.grid(visible=False, axis="y")
+    step_axis(ax, "round of birth")
+    legend_below(ax)
 
 
 def market_history(grown: "GrownMarket", seed: int, title: str) -> "Figure":
@@ -740,7 +847,7 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
     for row, column in np.ndindex(rows, columns):
         what = maze.layout[row][column]
         if what != ".":
-            color = "tab:gray" if what == "O" else "tab:red"
+            color = "gray" if what == "O" else COLORS[2]
             ax.text(column, row, what, ha="center", va="center", fontsize=16, color=color)
     for i, (row, column) in enumerate(maze.places):
         if (row, column) not in maze.free:
@@ -790,14 +897,14 @@ def program_bids(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> "Fi
     bids = np.array([[row[name] for name in names] for row in rows])
     draw_heat_map(ax, bids, [f"{row['what was done']} · auction {row['auction']}" for row in rows], names)
     beside = [names.index(row["right"]) - 0.35 for row in rows]  # of the number
-    ax.plot(beside, range(len(rows)), "o", color="red", markersize=5, label="exact inverse")
+    ax.plot(beside, range(len(rows)), "o", color=COLORS[2], markersize=5, label="exact inverse")
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     ax.set_title("mean greedy bids along the exact inverse", loc="left")
     return fig
 
 
 def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
-    """The members of a family, each branch in one piece."""
+    """The members of a family, each branch in one piece and the youngest first, so that no lines cross."""
     children: dict[int, list[int]] = {}
     roots = []
     for who in sorted(members):
@@ -806,7 +913,7 @@ def _depth_first(lineage: "Lineage", members: set[int]) -> list[int]:
     order, stack = [], roots[::-1]
     while stack:
         order.append(stack.pop())
-        stack.extend(reversed(children.get(order[-1], [])))
+        stack.extend(children.get(order[-1], []))
     return order
 
 
@@ -817,15 +924,16 @@ def _per_good(ax: "Axes", x: np.ndarray, values: np.ndarray, goods: Sequence[str
     """A line for each good: x [K], values [K, G]."""
     names = [f"good {j}" for j in range(values.shape[1])] if goods is None else goods
     for j, name in enumerate(names):
-        ax.plot(x, values[:, j], color=f"C{j}", label=plain_text(name))
+        ax.plot(x, values[:, j], color=COLORS[j % _NAMED], label=plain_text(name))
 
 
 def draw_prices(ax: "Axes", prices: Any, goods: Sequence[str] | None = None, title: str = "prices") -> None:
     """Prices of every good over rounds, f [T, G]; NaN leaves a gap."""
     prices = np.asarray(prices, float)
     _per_good(ax, np.arange(1, len(prices) + 1), prices, goods)
-    ax.set(xlabel="round", ylabel="price per unit", ylim=(0, None), title=plain_text(title))
-    ax.legend(frameon=False, fontsize=8)
+    ax.set(ylabel="price per unit", ylim=(0, None), title=plain_text(title))
+    step_axis(ax, "round")
+    legend_below(ax)
 
 
 def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None:
@@ -839,7 +947,7 @@ def draw_stage_prices(ax: "Axes", prices: Mapping[str, Any], worth: Any) -> None
     import matplotlib as mpl  # noqa: PLC0415
 
     stages, shades = np.arange(len(worth)), mpl.colormaps["viridis"](np.linspace(0.9, 0, len(prices)))
-    for (name, values), color in zip(prices.items(), shades if len(prices) > 1 else ["C1"], strict=True):
+    for (name, values), color in zip(prices.items(), shades if len(prices) > 1 else COLORS[1:2], strict=True):
         lines = np.reshape(values, (-1, len(worth)))
         mark, alpha = ("o-", 1.0) if len(lines) == 1 else ("o", 0.3)
         ax.plot(stages, lines.T, mark, color=color, alpha=alpha, markersize=8)
@@ -860,8 +968,9 @@ def draw_convergence(
     if tolerance is not None:
         ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label="tolerance")
     ax.set_yscale("log")
-    ax.set(xlabel="price adjustments", ylabel="|demand - supply| / supply", title="convergence to an equilibrium")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set(ylabel="|demand - supply| / supply", title="convergence to an equilibrium")
+    step_axis(ax, "price adjustments")
+    legend_below(ax)
 
 
 def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[str] | None = None) -> None:
@@ -884,4 +993,4 @@ def draw_price_stability(ax: "Axes", agents: Any, spread: Any, goods: Sequence[s
     ax.set_xticks(agents, [f"{n:g}" for n in agents])
     ax.set_xticks([], minor=True)
     ax.set(xlabel="agents", ylabel="spread of the price (std / mean)", title="price stability")
-    ax.legend(frameon=False, fontsize=8)
+    legend_below(ax)

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 
+from jaxmarket.deep_market import Lineage
 from jaxmarket.runs.estimates import Estimate
 from jaxmarket.training import programs
 from jaxmarket.view import plotting
@@ -124,6 +125,81 @@ def test_legend_below_names_every_label_once():
     assert [text.get_text() for text in legend.get_texts()] == ["same", "other"]
     band = axes[0].collections[0].get_paths()[0].get_extents()
     assert (band.ymin, band.ymax) == (0, 3)
+
+
+def test_a_legend_below_a_panel_is_outside_of_it():
+    fig, axes = plotting.figure(columns=2, width=2.5, height=2)
+    for ax in axes:
+        for name in ("a curve with a rather long name", "another curve"):
+            ax.plot([0, 1], [0, 1], label=name)
+        plotting.step_axis(ax)
+        plotting.legend_below(ax)
+    fig.draw_without_rendering()
+    for ax in axes:
+        legend = ax.get_legend().get_window_extent()
+        assert legend.y1 < ax.xaxis.label.get_window_extent().y0
+        assert legend.y0 >= 0 and ax.get_legend().get_window_extent().width < 1.1 * fig.bbox.width / 2
+
+
+def test_an_axis_of_counts_has_whole_numbers():
+    fig, (few, many) = plotting.figure(columns=2)
+    for ax, most in ((few, 3), (many, 2_000_000)):
+        ax.plot([1, most], [0, 1])
+        plotting.step_axis(ax)
+    fig.draw_without_rendering()
+    assert {label.get_text() for label in few.get_xticklabels()} <= set("01234")
+    assert "1M" in {label.get_text() for label in many.get_xticklabels()}
+
+
+def test_an_auction_has_its_colour_whatever_it_is_compared_with():
+    for names in (
+        ["bb", "ccv"],
+        ["a society", "auction=ccv,lr=0.1", "auction=bb,lr=0.1"],
+        ["ccv, 2 clones", "bb, 1 bidder"],
+    ):
+        found = plotting.series_colors(names)
+        assert len(set(found.values())) == len(names)
+        assert {found[name] for name in names[-2:]} == {plotting.NAMED_COLORS[name] for name in ("bb", "ccv")}
+    assert [*plotting.series_colors(["env=a", "b"]).values()] == [*plotting.COLORS[:2]]  # no auctions
+    assert [*plotting.series_colors(["ccv, 1", "ccv, 2"]).values()] == [*plotting.COLORS[:2]]  # it cannot be both
+    assert len({*map(tuple, plotting.series_colors(map(str, range(30))).values())}) == 30
+
+
+def test_colours_of_neighbours_differ_for_the_colour_blind():
+    from matplotlib.colors import to_rgb  # noqa: PLC0415
+
+    rgb = np.array([to_rgb(color) for color in plotting.COLORS])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    deuteranopia = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]  # Machado et al. 2009
+    seen = np.clip(linear @ np.transpose(deuteranopia), 0, 1) ** (1 / 2.2)
+    assert np.linalg.norm(np.diff(seen, axis=0), axis=1).min() > 0.25
+
+
+def test_the_style_of_figures_leaves_the_user_s_settings():
+    import matplotlib as mpl  # noqa: PLC0415
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        before = dict(mpl.rcParams)
+        _, (ax,) = plotting.figure()
+        assert dict(mpl.rcParams) == before
+    assert ax.plot([0, 1])[0].get_color() == plotting.COLORS[0]
+    assert not ax.spines["top"].get_visible()
+
+
+def test_the_lines_of_a_family_tree_do_not_cross():
+    draw = np.random.default_rng(0)
+    births = types.SimpleNamespace(ident=np.arange(1, 40), parent=np.array([draw.integers(n) for n in range(1, 40)]))
+    births.kind = np.zeros(39, int)
+    _, (ax,) = plotting.figure()
+    plotting.draw_lineage(ax, Lineage(types.SimpleNamespace(**{k: v[:, None] for k, v in vars(births).items()}), 1), 39)
+    lines = [np.array(line.get_data()) for line in ax.get_lines() if len(line.get_xdata()) == 2]
+    across, down = ([x for x in lines if (x[axis, 0] == x[axis, 1])] for axis in (1, 0))
+    assert len(across) == len(down) == 39
+    for (start, end), (row, _) in across:
+        for (time, _), (top, bottom) in down:
+            assert not (start < time < end and top < row < bottom)
+    assert "40 agents" in ax.get_title()
 
 
 def test_curves_of_a_metric_are_medians_against_environment_steps():
