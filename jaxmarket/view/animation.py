@@ -90,10 +90,10 @@ def save_episodes(
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     frames = [(each, t, sale) for each in episodes for t, step in enumerate(each.steps) for sale in step.sales]
-    height = max(2.2, 0.8 + 0.16 * max(each.agents for each in episodes))
-    fig = Figure(figsize=(6.5, height + 1.6), layout="constrained", dpi=plotting.DPI)
+    height = max(2.2, 0.8 + 0.135 * max(each.agents for each in episodes))
+    fig = Figure(figsize=(6.5, height + 1.4), layout="constrained", dpi=plotting.DPI)
     panels = fig.subplot_mosaic(
-        [["state", "bids"], ["wealth", "wealth"]], width_ratios=[1, 2.2], height_ratios=[height, 1.4]
+        [["state", "bids"], ["wealth", "wealth"]], width_ratios=[1, 2.2], height_ratios=[height, 1.2]
     )
     heading = fig.suptitle(" ", fontsize=10)
     bids, wealth = _range_of_bids(episodes), _range(*(_wealth(each) for each in episodes))

@@ -19,7 +19,7 @@ def test_version_is_the_same_everywhere():
 
 
 def test_changelog_keeps_its_form():
-    """Its versions have dates, newest first, this one among them; each has the sections of Keep a Changelog, and a link."""
+    """Versions have dates, newest first, and links; this one is among them; sections are those of Keep a Changelog."""
     text = (ROOT / "CHANGELOG.md").read_text()
     unreleased, *versions = re.findall(r"^## (.+)", text, re.MULTILINE)
     assert unreleased == "[Unreleased]"
