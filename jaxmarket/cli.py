@@ -33,6 +33,7 @@ from jaxmarket.training.config import AGENTS, PRESETS, TrainConfig
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.validation import escaped, parse_int
 from jaxmarket.view import plotting, tables
+from jaxmarket.view.replay import Replay
 from jaxmarket.view.text import DataTable, Screen, emit
 
 __all__ = ["app", "main"]
@@ -270,30 +271,35 @@ def watch(
     sampled: bool = False,
     steps: int = 60,
     html: Path | None = None,
+    gif: Path | None = None,
     episodes: int = 3,
     training: bool = False,
 ) -> None:
-    """Show the auctions of one episode: bids, winners, payments; or write a page that replays several.
+    """Show the auctions of one episode: bids, winners, payments; or write a page that replays several, or a picture.
 
     Args:
-        folder: run folder (--out) of a finished run. With --html also the log of a host market (json_lines).
+        folder: run folder (--out) of a finished run. With --html or --gif also the log of a host market (json_lines).
         seed: random seed of the episodes.
         run_seed: the seed of the run to watch; by default the one with the highest greedy return, on a page the three.
         sampled: sample the bids instead of bidding their means.
         steps: largest number of auctions of an episode.
         html: HTML file for a page that replays the auctions in a browser, without a network.
-        episodes: only --html: episodes of each seed.
+        gif: GIF file for an animated picture of the auctions of one seed, with one frame per auction.
+        episodes: only --html and --gif: episodes of each seed.
         training: only --html: repeat the training and show the bids in every state at fifty moments of it.
     """
-    if html is not None:
-        _write_replay(folder, html, seed, run_seed, sampled=sampled, steps=steps, episodes=episodes, training=training)
+    if training and html is None:
+        raise ValueError("training: the training is shown on a page only; add --html FILE")
+    if html is not None or gif is not None:
+        if gif is not None and gif.suffix.lower() != ".gif":
+            raise ValueError(f"gif: expected a file name that ends in .gif, got {str(gif)!r}")
+        made = _replay(folder, seed, run_seed, sampled=sampled, steps=steps, episodes=episodes, training=training)
+        _write_replay(made, html, gif)
         return
     key = key_for(key_of(seed), "watch")
     run = run_folder.read(folder)
     if steps < 1:
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")
-    if training:
-        raise ValueError("training: the training is shown on a page only; add --html FILE")
     policy = run.policy(run_seed, greedy=not sampled)
     if not isinstance(policy, MarketPolicy):
         kind = run.config.settings.labels["agent"]
@@ -310,36 +316,35 @@ def watch(
     _say_if_interrupted(run)
 
 
-def _write_replay(
-    source: Path,
-    file: Path,
-    seed: int,
-    run_seed: int | None,
-    *,
-    sampled: bool,
-    steps: int,
-    episodes: int,
-    training: bool,
-) -> None:
-    screen = Screen()
+def _replay(
+    source: Path, seed: int, run_seed: int | None, *, sampled: bool, steps: int, episodes: int, training: bool
+) -> Replay:
     if source.is_file():
         from jaxmarket.host.replay import replay  # noqa: PLC0415  host markets, only where they are used
 
-        made = replay(source, title=source.name)
-    else:
-        from jaxmarket.runs.watching import watch as watch_run  # noqa: PLC0415  environments and their pictures
+        return replay(source, title=source.name)
+    from jaxmarket.runs.watching import watch as watch_run  # noqa: PLC0415  environments and their pictures
 
-        run = run_folder.read(source)
-        made = watch_run(
-            run, seed=seed, run_seed=run_seed, episodes=episodes, steps=steps, sampled=sampled, training=training
-        )
-        _say_if_interrupted(run)
-    made.save(file)
-    auctions = sum(len(episode.steps) for episode in made.episodes)
-    screen.message(
-        f"written to {file}: {len(made.episodes)} episodes, {auctions} steps, {len(made.html) / 1000:,.0f} kB; open it "
-        "in a browser"
+    run = run_folder.read(source)
+    made = watch_run(
+        run, seed=seed, run_seed=run_seed, episodes=episodes, steps=steps, sampled=sampled, training=training
     )
+    _say_if_interrupted(run)
+    return made
+
+
+def _write_replay(made: Replay, html: Path | None, gif: Path | None) -> None:
+    screen = Screen()
+    if html is not None:
+        made.save(html)
+        auctions = sum(len(episode.steps) for episode in made.episodes)
+        screen.message(
+            f"written to {html}: {len(made.episodes)} episodes, {auctions} steps, {len(made.html) / 1000:,.0f} kB; "
+            "open it in a browser"
+        )
+    if gif is not None:
+        made.save_gif(gif)
+        screen.message(f"written to {gif}: {gif.stat().st_size / 1000:,.0f} kB")
     for each in made.training[:1]:
         screen.message(each.note)
 

@@ -114,7 +114,6 @@ STYLE: dict[Any, Any] = {
     "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.dpi": DPI,
     "grid.alpha": 0.25,
 }
 """Matplotlib's settings for all figures; for your own: ``with matplotlib.rc_context(plotting.STYLE)``."""
@@ -139,7 +138,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
     import matplotlib as mpl  # noqa: PLC0415
 
     with mpl.rc_context(STYLE):
-        fig = _figure_class()(figsize=(width * columns, height * rows), layout="constrained")
+        fig = _figure_class()(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
         return fig, [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
 
 

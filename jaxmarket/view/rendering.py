@@ -39,7 +39,7 @@ from jaxmarket.environments.rooms import (
 )
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import short_repr
-from jaxmarket.view import plotting
+from jaxmarket.view import animation, plotting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -327,27 +327,17 @@ def save_gif(
         ValueError: ``places`` is empty, no agent can be at one of them, there is not one label per place,
             ``seconds_per_frame`` is too small, or the file name does not end in ``.gif``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
-
-    _check_path(path, ".gif")
     _check_places(places)
     if labels is not None and len(labels) != len(places):
         raise ValueError(f"labels: expected one per place, {len(places)}, got {len(labels)}; use Episode.labels")
-    if not 0.02 <= seconds_per_frame < math.inf:
-        raise ValueError(f"seconds_per_frame: expected a number >= 0.02, got {seconds_per_frame}")
     fig, ax = _canvas()
-    canvas = FigureCanvasAgg(fig)
-    frames = []
-    for t, place in enumerate(places):
+
+    def draw(t: int) -> None:
         ax.clear()
         # The count makes every frame different: Pillow merges equal frames.
-        draw_rooms(ax, place, label=None if labels is None else labels[t], count=f"{t}/{len(places) - 1}")
-        canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-    milliseconds = round(1000 * seconds_per_frame)
-    durations = [milliseconds] * (len(frames) - 1) + [3 * milliseconds]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        draw_rooms(ax, places[t], label=None if labels is None else labels[t], count=f"{t}/{len(places) - 1}")
+
+    animation.save_gif(path, fig, draw, len(places), seconds_per_frame=seconds_per_frame)
 
 
 def _canvas() -> "tuple[Figure, Axes]":

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 
 from jaxmarket.validation import check_path
+from jaxmarket.view import animation
 
-__all__ = ["Payment", "Replay", "ReplayEpisode", "ReplaySale", "ReplayStep", "ReplayTraining"]
+__all__ = ["Payment", "Replay", "ReplayEpisode", "ReplaySale", "ReplayStep", "ReplayTraining", "shortened"]
 
 _MOST_AGENTS = 32  # accounts of agents that a page shows one by one
+_MOST_BARS = 16  # agents of an animated picture
 _MOST_NUMBERS = 256  # of an observation
 _MOST_TEXT = 4000  # characters of a state
 _LARGEST = 900_000  # characters of the data, if smaller pictures, shorter texts and fewer numbers can achieve it
@@ -222,6 +224,19 @@ class Replay:
             ) from error
         return path
 
+    def save_gif(self, path: str | Path) -> Path:
+        """Write the episodes of the first seed as an animated picture, one frame per sale, and return its path.
+
+        Args:
+            path: file name, ``.gif``.
+
+        Raises:
+            ValueError: the file has another suffix or cannot be written.
+        """
+        shown = [shortened(each, _MOST_BARS) for each in self.episodes if each.seed == self.episodes[0].seed]
+        animation.save_episodes(path, shown, self.title)
+        return Path(path)
+
     def _repr_html_(self) -> str:
         # The frame has an origin of its own, so that the page and the notebook cannot reach each other.
         return (
@@ -249,7 +264,7 @@ def _page(replay: Replay) -> str:
 
 def _data(replay: Replay) -> str:
     """The data as JSON that cannot end its script element: ASCII, and without ``<``."""
-    episodes = [_shortened(episode) for episode in replay.episodes]
+    episodes = [shortened(episode, _MOST_AGENTS) for episode in replay.episodes]
     data = ""
     for coarseness in (1, 2, 4, 8):
         shrunk = _Shrunk(coarseness)
@@ -389,9 +404,14 @@ def _png(picture: np.ndarray) -> str:
 # --- many agents
 
 
-def _shortened(episode: ReplayEpisode) -> ReplayEpisode:
-    """The episode with its most active agents, and one account for all others, if there are too many."""
-    if episode.agents <= _MOST_AGENTS:
+def shortened(episode: ReplayEpisode, most: int) -> ReplayEpisode:
+    """The episode with its most active agents, and one account for all others, if there are too many.
+
+    Args:
+        episode: any.
+        most: largest number of agents, with the account for all others.
+    """
+    if episode.agents <= most:
         return episode
     active, bids = np.zeros(episode.agents), np.full(episode.agents, -np.inf)
     for step in episode.steps:
@@ -401,7 +421,7 @@ def _shortened(episode: ReplayEpisode) -> ReplayEpisode:
                     active[account] += 1
         for sale in step.sales:
             bids = np.fmax(bids, sale.bids)
-    kept = np.sort(np.lexsort((-bids, -active))[: _MOST_AGENTS - 1])
+    kept = np.sort(np.lexsort((-bids, -active))[: most - 1])
     count = episode.agents - len(kept)
     place = np.full(len(episode.accounts), len(kept))
     place[kept] = np.arange(len(kept))

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from documentation import python
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PACKAGE = ROOT / "jaxmarket"
 MODULES = re.findall(r"^\| `(\w+)/?` \|", PAGE, flags=re.MULTILINE)
-SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+SNIPPETS = python(ROOT / "docs" / "architecture.md")
 
 
 def imported(path):

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,14 +11,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from documentation import ROOT, python
 
 import jaxmarket
-from jaxmarket import fit
+from jaxmarket import TrainConfig, fit
 from jaxmarket.runs import comparison, run_folder
 from jaxmarket.testing import check_environment, check_learner, check_mechanism
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-MODULE, SCRIPT = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+MODULE, SCRIPT, AGENTS = python(ROOT / "docs" / "extending.md")
 
 
 @pytest.fixture
@@ -27,6 +26,7 @@ def market(tmp_path, monkeypatch):
     """The module of the page, in a folder of its own."""
     (tmp_path / "my_market.py").write_text(MODULE)
     (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "my_agents.py").write_text(AGENTS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_market", None)
@@ -39,6 +39,13 @@ def test_the_saved_settings_of_the_page_are_restored(market):
     names = [saved[field]["object"] for field in ("env", "learner", "bids", "auction")]
     assert names == [f"my_market:{name}" for name in ("Corridor", "LossAverse", "GaussianHead", "third_price")]
     assert run_folder.config_from_dict(Path("folder"), saved).settings == market.config.settings
+
+
+def test_the_population_of_the_page_is_a_kind_of_agent(market):
+    agents = importlib.import_module("my_agents").AGENTS
+    sys.modules.pop("my_agents")
+    settings = TrainConfig("Chain-v0", agent=agents).settings
+    assert settings.trainable.market.capacity == agents.capacity
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from documentation import PAGES, python
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 (QUICK,) = (path for path in NOTEBOOKS if path.stem.startswith("02"))
 
 
@@ -49,7 +49,7 @@ def test_a_notebook_stores_code_and_text_only(path):
 def blocks(path):
     """The Python of a notebook's cells, without magic commands, or of a page's code blocks."""
     if path.suffix == ".md":
-        return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+        return python(path)
     cells = nbformat.read(path, as_version=4).cells
     return [re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE) for cell in cells if cell.cell_type == "code"]
 

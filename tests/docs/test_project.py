@@ -16,7 +16,21 @@ def test_version_is_the_same_everywhere():
     hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]["path"]
     assert f'__version__ = "{jaxmarket.__version__}"' in (ROOT / hatch).read_text()
     assert f"\nversion: {jaxmarket.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"## {jaxmarket.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_changelog_keeps_its_form():
+    """Versions have dates, newest first, and links; this one is among them; sections are those of Keep a Changelog."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    unreleased, *versions = re.findall(r"^## (.+)", text, re.MULTILINE)
+    assert unreleased == "[Unreleased]"
+    found = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", version) for version in versions]
+    assert all(found), versions
+    assert [match[2] for match in found] == sorted((match[2] for match in found), reverse=True)
+    assert jaxmarket.__version__ in [match[1] for match in found]
+    sections = re.findall(r"^### (.+)", text, re.MULTILINE)
+    assert set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    for name in ("Unreleased", *(match[1] for match in found)):
+        assert re.search(rf"^\[{re.escape(name)}\]: https://", text, re.MULTILINE), name
 
 
 def resolve(name):

@@ -1,15 +1,18 @@
-"""The Python in the README and in docs/ runs as it stands there."""
+"""The Python in the documentation runs as it stands there, and no other block is left without a test."""
 
 import re
-from pathlib import Path
 
 import pytest
+from documentation import PAGES, ROOT, blocks, name_of, python
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
-SNIPPETS = PYTHON.findall(README) + PYTHON.findall((ROOT / "docs" / "quickstart.md").read_text())
-PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem not in ("architecture", "quickstart"))
+README, QUICKSTART = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
+SNIPPETS = python(README) + python(QUICKSTART)
+ELSEWHERE = {README, QUICKSTART, ROOT / "docs" / "architecture.md", ROOT / "docs" / "extending.md"}
+LONG = {"docs/embedding", "docs/experiments"}  # minutes; the others take less than half of one
+
+RUN = {"python"}  # by this file, test_architecture.py and test_extending.py
+CHECKED = {"bash", "sh"}  # by test_commands.py
+NO_CODE = {"mermaid", "{toctree}", "text", "json"}
 
 
 def shortened(snippet):
@@ -30,18 +33,30 @@ def test_snippet_runs(snippet):
     exec(compile(snippet, "README.md or quickstart.md", "exec"), {})
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.stem
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.full if name_of(page) in LONG else pytest.mark.slow, id=name_of(page))
+        for page in PAGES
+        if python(page) and page not in ELSEWHERE
+    ],
 )
 def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # pages write files
     namespace = {}
-    for snippet in PYTHON.findall(page.read_text()):
+    for snippet in python(page):
         exec(compile(snippet, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_has_a_test_or_says_why_not(page):
+    for block in blocks(page):
+        assert block.language in RUN | CHECKED | NO_CODE, f"{page.name}: a block of {block.language or 'no language'}"
+        assert not block.not_run or len(block.not_run.split()) > 2, f"{page.name}: give a reason"
+    assert page.read_text().count("\n```") % 2 == 0
 
 
 def test_there_are_snippets_and_the_two_commands():
     assert SNIPPETS
-    commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
+    commands = re.findall(r"^python3 -m venv .*$", README.read_text(), flags=re.MULTILINE)
     assert [("jaxmarket train" in c, "pytest" in c) for c in commands] == [(True, False), (False, True)]

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxmarket import TrainConfig, fit
 from jaxmarket.cli import main
@@ -42,6 +43,19 @@ def test_the_command_writes_a_page(bandit_run, tmp_path, capsys):
     assert text == watch(bandit_run[1], episodes=1, run_seed=0).html
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert data["title"] == "Bandit-v0" and len(data["episodes"]) == 1
+
+
+def test_the_command_writes_an_animated_picture(bandit_run, tmp_path, capsys):
+    out, page, gif = str(bandit_run[1]), tmp_path / "a.html", tmp_path / "a.gif"
+    main(["watch", out, "--gif", str(gif), "--html", str(page), "--episodes", "2"])
+    assert capsys.readouterr().out.count("written to") == 2
+    assert page.read_text() == watch(out, episodes=2).html
+    with Image.open(gif) as picture:
+        assert picture.n_frames == 2  # two episodes with one auction each
+    for wrong, field in ((["--gif", "a.png"], "gif:"), (["--gif", "a.gif", "--training"], "training:")):
+        with pytest.raises(SystemExit):
+            main(["watch", out, *wrong])
+        assert field in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
