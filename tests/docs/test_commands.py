@@ -40,8 +40,8 @@ def modules(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-def commands(page):
-    """The commands of a page: the lines of its shell blocks, and inline code that begins like one."""
+def commands(page, *, sentences=True):
+    """The commands of a page: the lines of its shell blocks, and inline code in sentences that begins like one."""
     lines = []
     for block in blocks(page):
         if block.language in ("bash", "sh") and not block.not_run:
@@ -50,7 +50,9 @@ def commands(page):
         assert COMMAND.match(line), f"not a known program: {line}"
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`", text)]
-    for line in lines + [code for code in inline if COMMAND.match(code) and " " in code]:
+    if sentences:
+        lines += [code for code in inline if COMMAND.match(code) and " " in code]
+    for line in lines:
         for command in re.sub(r"<\(.*\)", "constraints", line).split(" && "):
             words = shlex.split(command, comments=True)
             while "=" in words[0]:
@@ -162,10 +164,6 @@ def test_the_commands_of_a_page_are_found(tmp_path):
 # --- run
 
 
-def runnable(page):
-    return [c for c in commands(page) if c[0] == "jaxmarket"]
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("stem", ["quickstart", "extending", "replay", "transfer"])
 def test_the_commands_of_a_page_run(stem, tmp_path, capsys):
@@ -173,12 +171,16 @@ def test_the_commands_of_a_page_run(stem, tmp_path, capsys):
     exec("\n".join(python(ROOT / "docs" / "host.md")[:1]), {})  # the log that a page watches
     if stem == "extending":
         exec(python(ROOT / "docs" / "extending.md")[1], {})
-    for _, *words in runnable(ROOT / "docs" / f"{stem}.md"):
+    for program, *words in commands(ROOT / "docs" / f"{stem}.md", sentences=False):
+        if program != "jaxmarket" or words[0] in ("reproduce", "launch", "bench"):
+            continue
         if words[0] in ("train", "sweep") and "--resume" not in words:
+            if "--steps" in words:
+                place = words.index("--steps")
+                del words[place : place + 2]
             words += ["--steps", "8192"]
-        if words[0] not in ("reproduce", "launch", "bench") and len(words) > 1:
-            cli.main(words)
-            capsys.readouterr()
+        cli.main(words)
+        capsys.readouterr()
 
 
 def test_the_environments_of_the_quickstart_exist():

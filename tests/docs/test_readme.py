@@ -8,7 +8,9 @@ from documentation import PAGES, ROOT, blocks, name_of, python
 README, QUICKSTART = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
 SNIPPETS = python(README) + python(QUICKSTART)
 ELSEWHERE = {README, QUICKSTART, ROOT / "docs" / "architecture.md", ROOT / "docs" / "extending.md"}
-LONG = {"docs/embedding", "docs/experiments"}  # minutes; the others take less than half of one
+LONG = {
+    f"docs/{stem}" for stem in ("embedding", "experiments", "options", "functions", "transfer")
+}  # several trainings
 
 RUN = {"python"}  # by this file, test_architecture.py and test_extending.py
 CHECKED = {"bash", "sh"}  # by test_commands.py
