@@ -108,7 +108,6 @@ STYLE: dict[Any, Any] = {
     "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.dpi": DPI,
     "grid.alpha": 0.25,
 }
 """Matplotlib's settings for all figures; for your own: ``with matplotlib.rc_context(plotting.STYLE)``."""
@@ -134,7 +133,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 6.0, height: float = 
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        fig = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
         return fig, [fig.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
 
 
