@@ -16,9 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Notebooks spend most of their time on compilation, which this makes two to three times as fast.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import jax
 
 jax.Array.__name__ = jax.Array.__qualname__ = "Array"  # annotations copy it when jaxmarket is imported
