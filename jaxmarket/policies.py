@@ -39,6 +39,7 @@ __all__ = [
     "ValueNetwork",
     "bid_table",
     "cnn",
+    "distribution_shape",
     "divisor",
     "linear",
     "mlp",
@@ -715,6 +716,20 @@ def bid_table(bids: Float[Array, "*m S"]) -> PyTree:
     kernel = jnp.concatenate([bids, jnp.zeros_like(bids[..., :1])], -1)[..., None]  # the bias last
     nothing = jnp.zeros(bids.shape[:-1], bids.dtype)
     return {"params": {OUTPUT: {"kernel": kernel}}, UNITS: {"location": nothing, "scale": nothing + 1}}
+
+
+def distribution_shape(policy: Any, obs: jax.ShapeDtypeStruct | Array) -> Any:
+    """A policy's distribution for one observation, with shapes and dtypes in place of arrays.
+
+    Args:
+        policy: with the methods ``init`` and ``apply`` of a `BidPolicy`.
+        obs: an observation, for its shape.
+    """
+
+    def untrained(obs: Array) -> BidDistribution:
+        return policy.apply(policy.init(jax.random.key(0), obs), obs)
+
+    return jax.eval_shape(untrained, obs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,8 @@ def rollout(
     else:
         key_steps, key_runs = jax.random.split(key_steps)
         draws = draw(society, key_steps, (steps,))
-        draws = draws.replace(explore=persistent(draws.explore, key_runs, rules.persistence))
+        explore, action = persistent((draws.explore, draws.action), key_runs, rules.persistence)
+        draws = draws.replace(explore=explore, action=action)
     fresh = jax.vmap(new_episode)(draws) if society.env.opens_ahead(env_params, steps) else None
     state, trajectory = jax.lax.scan(one_step, state, (draws, fresh))
     if not bootstrap:
@@ -98,7 +99,7 @@ def rollout(
     return state, trajectory.replace(bootstrap_value=trajectory.bootstrap_value.at[rows].set(estimates, mode="drop"))
 
 
-def persistent(draws: Float[Array, "T n"], key: Array, persistence: Array | float) -> Float[Array, "T n"]:
+def persistent(draws: PyTree, key: Array, persistence: Array | float) -> PyTree:
     """Draws that may be those of the previous step, so that exploration goes on for several steps.
 
     Independent random actions cancel out and hardly ever reach a state many steps away (Dabney et al. 2021). Every
@@ -106,15 +107,17 @@ def persistent(draws: Float[Array, "T n"], key: Array, persistence: Array | floa
     some tasks need long runs of one action and others frequent changes.
 
     Args:
-        draws: independent over steps.
+        draws: independent over steps, leaves [T, ...]; all are repeated at the same steps.
         key: a typed PRNG key, consumed.
         persistence: probability of a repetition, in [0, 1].
     """
+    first = jax.tree.leaves(draws)[0]
     key_rollout, key_repeat = jax.random.split(key)
-    steps = jnp.arange(draws.shape[0])
-    repeat = jax.random.uniform(key_repeat, steps.shape, draws.dtype) < persistence
+    steps = jnp.arange(first.shape[0])
+    repeat = jax.random.uniform(key_repeat, steps.shape, first.dtype) < persistence
     repeat &= jax.random.bernoulli(key_rollout)
-    return draws[jax.lax.cummax(jnp.where(repeat, 0, steps))]
+    last = jax.lax.cummax(jnp.where(repeat, 0, steps))
+    return jax.tree.map(lambda x: x[last], draws)
 
 
 def cut_rows(terminated: Bool[Array, " T"], truncated: Bool[Array, " T"], limit: int | None) -> Int32[Array, " K"]:
@@ -210,6 +213,7 @@ def rollout_policy(
     running: EnvCarry,
     env_params: PyTree,
     draws: PyTree,
+    steps: int | None = None,
 ) -> tuple[EnvCarry, EnvTransition]:
     """Run one environment, reset where an episode ends; ``vmap`` for many.
 
@@ -219,9 +223,10 @@ def rollout_policy(
         key: of the environment's own randomness.
         running: where to begin.
         env_params: the environment's parameters.
-        draws: randomness of ``act``, leaves [T, ...], whose length is that of the rollout.
+        draws: randomness of ``act``, leaves [T, ...].
+        steps: T; only needed if ``draws`` has no leaves.
     """
-    steps = jax.tree.leaves(draws)[0].shape[0]
+    steps = jax.tree.leaves(draws)[0].shape[0] if steps is None else steps
     implementation = jax.random.key_impl(key)
     # Words of keys, as in `society.Draws`.
     env_words, reset_words = (jax.random.key_data(jax.random.split(k, steps)) for k in jax.random.split(key))

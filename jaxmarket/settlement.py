@@ -162,8 +162,10 @@ def settle(
     if trace_decay is None:
         revenue = t.reward + discounts * amounts
     else:
-        highest = jnp.where(t.outcome.eligible, t.outcome.bids, -jnp.inf).max(-1)
-        won_by_bid = (t.outcome.winner >= 0) & (t.outcome.winning_bid >= highest)
+        # Both bids come from one pass over all bids. The maximum of `bids` may differ from `winning_bid` in the last
+        # bit, because a compiler may compute bids twice. A bidder without a rival cannot be outbid.
+        outbid = (t.outcome.winning_bid < t.outcome.highest_other_bid) & (t.outcome.eligible.sum(-1) > 1)
+        won_by_bid = (t.outcome.winner >= 0) & ~outbid
         last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
         decay = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1)).astype(t.reward.dtype)
         revenue = lambda_returns(t.reward, discount=discounts, value=amounts, trace_decay=decay)

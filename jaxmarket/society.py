@@ -13,14 +13,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Bool, Float, UInt32
+from jaxtyping import Bool, Float, Int32, UInt32
 
 from jaxmarket import auctions
 from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt, longer
-from jaxmarket.policies import BidDistribution, BidPolicy
+from jaxmarket.policies import BidDistribution, BidPolicy, distribution_shape
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import (
     AUCTIONEER,
@@ -36,7 +36,34 @@ from jaxmarket.types import (
 )
 from jaxmarket.validation import check_choice, check_int, short_repr
 
-__all__ = ["Draws", "MarketPolicy", "Society", "advance", "auction", "draw", "reset", "step", "step_with"]
+__all__ = [
+    "Draws",
+    "LearnedPrimitives",
+    "MarketPolicy",
+    "Society",
+    "advance",
+    "auction",
+    "draw",
+    "reset",
+    "step",
+    "step_with",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedPrimitives:
+    """Primitives that learn: every module has a policy over the environment's own actions.
+
+    Attributes:
+        policy: how one module acts, a distribution over actions with the methods ``noise`` and ``from_noise``.
+        count: P, the number of primitives.
+    """
+
+    policy: BidPolicy
+    count: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", check_int("modules", self.count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +71,8 @@ class Society:
     """The static description of a society: frozen, and compared by value, so that equal societies compile once.
 
     Its parameters, state and rules are arguments of `reset` and `step`. Bidder ``a`` is clone ``a % clones`` of
-    primitive ``a // clones``.
+    primitive ``a // clones``. Parameters are those of the bid networks; with ``learned`` primitives, they are a dict of
+    ``bids`` and ``actions``, the parameters of both kinds of network.
 
     Attributes:
         env: an environment, or its `Adapter`.
@@ -53,7 +81,8 @@ class Society:
         clones: bidders per primitive.
         share: whether the clones of a primitive share parameters (and so form one module).
         ties: how an auction breaks ties: at random, or for the lowest id.
-        greedy: bid the mean of the bid distribution instead of a sample.
+        greedy: bid the mean of the bid distribution instead of a sample, and act likewise.
+        learned: how modules act, if their primitives learn; by default primitive p is action p.
 
     Raises:
         ValueError: a field is invalid, or ``env`` is not an environment.
@@ -66,6 +95,7 @@ class Society:
     share: bool = True
     ties: Literal["random", "lowest"] = "random"
     greedy: bool = False
+    learned: LearnedPrimitives | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
@@ -73,12 +103,18 @@ class Society:
             given = short_repr(self.mechanism)
             raise ValueError(f"mechanism: expected a Mechanism, got {given}; take one of jaxmarket.MECHANISMS")
         object.__setattr__(self, "clones", check_int("clones", self.clones))
+        _ = self.primitives  # raises if there are none
         check_choice("ties", self.ties, ("random", "lowest"))
+        if self.learned is not None and self.env.restricts_actions:
+            raise ValueError(
+                f"env: {self.env.name} has illegal actions, which primitives that learn would take; use another "
+                "environment, or primitives='actions'"
+            )
 
     @property
     def primitives(self) -> int:
         """P, the number of primitives."""
-        return self.env.num_actions
+        return self.env.num_actions if self.learned is None else self.learned.count
 
     @property
     def bidders(self) -> int:
@@ -103,21 +139,32 @@ class Society:
     @functools.cached_property
     def _distribution(self) -> BidDistribution:
         """Shapes and dtypes of one bidder's distribution of bids."""
-
-        def untrained(obs: Array) -> BidDistribution:
-            return self.policy.apply(self.policy.init(jax.random.key(0), obs), obs)
-
-        return jax.eval_shape(untrained, self.observation)
+        return distribution_shape(self.policy, self.observation)
 
     def noise(self, key: Array, count: int) -> PyTree:
         """The random numbers for ``count`` bids, leaves [count, ...]; None if bids are sampled with a key."""
         noise = getattr(self._distribution, "noise", None)
         return None if noise is None else noise(key, (count,))
 
+    def action_noise(self, key: Array, count: int) -> PyTree:
+        """The random numbers for ``count`` actions, leaves [count, ...]; None unless primitives learn."""
+        if self.learned is None:
+            return None
+        return distribution_shape(self.learned.policy, self.observation).noise(key, (count,))
+
+    def bid_params(self, params: PyTree) -> PyTree:
+        """The parameters of the bid networks."""
+        return params if self.learned is None else params["bids"]
+
     def init(self, key: Array) -> PyTree:
-        """Random bid-network parameters: leaves [M, ...]."""
+        """Random parameters: leaves [M, ...]."""
         obs = jnp.zeros(self.observation.shape, self.observation.dtype)
-        return jax.vmap(self.policy.init, (0, None))(jax.random.split(key, self.modules), obs)
+        keys = jax.random.split(key, self.modules)
+        bids = jax.vmap(self.policy.init, (0, None))(keys, obs)
+        if self.learned is None:
+            return bids
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        return {"bids": bids, "actions": jax.vmap(self.learned.policy.init, (0, None))(keys, obs)}
 
     def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Float[Array, " A"]:
         """Sealed bids of all bidders for one state.
@@ -129,7 +176,7 @@ class Society:
             draws: the randomness; not used by a greedy society, and None makes bids greedy.
             obs: f [...], encoded observation.
         """
-        distribution = jax.vmap(self.policy.apply, (0, None))(params, obs)
+        distribution = jax.vmap(self.policy.apply, (0, None))(self.bid_params(params), obs)
         if self.greedy or draws is None:
             return jnp.repeat(distribution.mean(), self.members)
         if not hasattr(distribution, "noise"):
@@ -137,8 +184,46 @@ class Society:
         # One vector of bidders: two axes, modules and members, would vectorise badly on a CPU.
         return jax.tree.map(lambda x: jnp.repeat(x, self.members), distribution).from_noise(draws.bid)
 
+    def primitive_of(self, winner: Int32[Array, ""]) -> Int32[Array, ""]:
+        """The primitive of the winner of an auction; 0 without a winner."""
+        return jnp.maximum(winner, 0) // self.clones
+
+    def choose(
+        self, params: PyTree, draws: "Draws | None", obs: Array, winner: Int32[Array, ""], rules: Rules
+    ) -> Float[Array, "..."] | Int32[Array, ""]:
+        """The choice of the winner of an auction: its primitive, or what its policy chooses.
+
+        Without a winner it is that of module 0.
+
+        Args:
+            params: leaves [M, ...].
+            draws: the randomness; without it the choice is greedy.
+            obs: encoded observation.
+            winner: a bidder, or `NOBODY`.
+            rules: whose ``greedy`` has a meaning here.
+
+        Returns:
+            What `Adapter.to_action` takes.
+        """
+        if self.learned is None:
+            return self.primitive_of(winner)
+        # Of all modules, and not of the winner's parameters: a gather of networks would copy them in every instance.
+        distributions = jax.vmap(self.learned.policy.apply, (0, None))(params["actions"], obs)
+        own: Any = jax.tree.map(lambda x: x[jnp.maximum(winner, 0) // self.members], distributions)
+        if self.greedy or draws is None:
+            return own.mean()
+        drawn = own.from_noise(draws.action)
+        return drawn if rules.greedy is None else jnp.where(rules.greedy, own.mean(), drawn)
+
+    def taken(self, row: Transition) -> Array:
+        """The action that the winner of a row took in the environment."""
+        choice = self.primitive_of(row.outcome.winner) if self.learned is None else row.choice
+        return self.env.to_action(jnp.asarray(choice))
+
     def eligible(self, active: Bool[Array, " A"], env_state: PyTree, env_params: PyTree) -> Bool[Array, " A"]:
         """Which bidders may win: those that take part in the episode and whose primitives are legal, bool [A]."""
+        if self.learned is not None:
+            return active
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
 
 
@@ -152,6 +237,7 @@ class Draws(struct.PyTreeNode):
     bid: PyTree  # of bid distributions with a method `noise`, leaves [A, ...]
     tie: Float[Array, ""]  # uniform
     explore: Float[Array, "2"]  # uniform: whether to explore, and the winner if so
+    action: PyTree  # of the winner's action, if primitives learn; leaves [...]
     words: dict[str, UInt32[Array, "..."]]  # of each of the `_KEYS`
     implementation: Any = struct.field(pytree_node=False)
 
@@ -182,6 +268,9 @@ def draw(society: Society, key: Array, shape: tuple[int, ...] = ()) -> Draws:
         ),
         tie=uniform(key_tie),
         explore=uniform(key_explore, 2),
+        action=jax.tree.map(
+            lambda x: x.reshape(*shape, *x.shape[1:]), society.action_noise(jax.random.fold_in(key, 0), count)
+        ),
         words={use: words(key) for use, key in zip(_KEYS, keys, strict=True)},
         implementation=jax.random.key_impl(key),
     )
@@ -302,8 +391,8 @@ def advance(
     check_finite("price", price, f"the mechanism {society.mechanism.name} must return a finite number", step=now)
     check_finite("payout", payout, f"the mechanism {society.mechanism.name} must return a finite number", step=now)
 
-    primitive = jnp.maximum(outcome.winner, 0) // society.clones
-    after = society.env.step(draws.key("env"), state.env_state, primitive, env_params)
+    choice = society.choose(params, draws, state.obs, outcome.winner, rules)
+    after = society.env.step(draws.key("env"), state.env_state, society.env.to_action(choice), env_params)
     check_finite("reward", after.reward, f"a step of {society.env.name} must return a finite number", step=now)
     check_finite("observation", after.obs, f"a step of {society.env.name} must return finite numbers", step=now)
     accounts = pay_sale(
@@ -330,6 +419,7 @@ def advance(
         accounts=accounts,
         episode_return=state.episode_return + after.undiscounted,
         episode_length=longer(state.episode_length, after.duration),
+        choice=None if society.learned is None else choice,
     )
     following = State(
         env_state=after.env_state,
@@ -363,7 +453,7 @@ class MarketPolicy(struct.PyTreeNode):
 
     @standard_promotion
     def __call__(self, obs: PyTree, key: Array | None = None, legal: Array | None = None) -> Array:
-        """The primitive whose bidder wins the auction for the state behind ``obs``.
+        """The action of the bidder that wins the auction for the state behind ``obs``.
 
         Args:
             obs: one raw observation of the environment, as its ``reset`` and ``step`` return it.
@@ -371,7 +461,7 @@ class MarketPolicy(struct.PyTreeNode):
             legal: bool [P], legal primitives; all by default.
 
         Returns:
-            i32 []: an action.
+            An action: i32 [], or a float array if the environment's actions are continuous.
 
         Raises:
             ValueError: the society samples its bids and ``key`` is None.
@@ -384,5 +474,6 @@ class MarketPolicy(struct.PyTreeNode):
         draws = None if key is None else draw(self.society, key)
         legal = jnp.ones(self.society.primitives, bool) if legal is None else legal
         eligible = jnp.repeat(legal, self.society.clones)
-        outcome = auction(self.society, draws, self.params, self.society.env.encode(obs), eligible, Rules())
-        return jnp.maximum(outcome.winner, 0) // self.society.clones
+        obs = self.society.env.encode(obs)
+        winner = auction(self.society, draws, self.params, obs, eligible, Rules()).winner
+        return self.society.env.to_action(self.society.choose(self.params, draws, obs, winner, Rules()))

@@ -86,7 +86,7 @@ def check_mechanism(
 def check_environment(env: Any, params: PyTree = None, *, steps: int = 64, instances: int = 4) -> None:
     """Check that a society can run on an environment, by random legal actions through `adapt`.
 
-    The environment must be discrete, run under ``jit``, ``vmap`` and ``scan``, keep the shapes and
+    The environment must run under ``jit``, ``vmap`` and ``scan``, keep the shapes and
     dtypes of observation and state, give the same result for the same key, return finite scalars
     (reward, terminated, truncated, duration) and a legal mask bool [P] with at least one legal action,
     and leave the reset after an episode to the caller.
@@ -124,7 +124,7 @@ def check_environment(env: Any, params: PyTree = None, *, steps: int = 64, insta
         f"{name}: the same key gave two different steps, one under vmap and one without; draw all randomness from the "
         "key (not from numpy or random), and keep no state between calls",
     )
-    if not _reports_its_reset(adapter.env, fresh, params):
+    if not _reports_its_reset(adapter, fresh, params):
         _check_no_reset(name, fresh, rows)
 
 
@@ -256,10 +256,24 @@ def _check_truthful(mechanism: Mechanism, bidders: int) -> None:
     )
 
 
+def _some_action(adapter: Adapter, key: Array, legal: Array) -> Array:
+    """A random legal action."""
+    if adapter.box is None:
+        return pick(jax.random.uniform(key), legal)
+    low, high = (jnp.array(bound) for bound in (adapter.box.low, adapter.box.high))
+    uniform = jax.random.uniform(key, low.shape)
+    inside = jnp.where(jnp.isfinite(low + high), low + (high - low) * uniform, 2 * uniform - 1)
+    return adapter.to_action(inside)
+
+
 def _first_step(adapter: Adapter, key: Array, params: PyTree) -> tuple[Array, PyTree, Step]:
     key_reset, key_step = jax.random.split(key)
     obs, state = adapter.reset(key_reset, params)
-    return obs, state, adapter.step(key_step, state, jnp.argmax(adapter.legal(state, params)), params)
+    return (
+        obs,
+        state,
+        adapter.step(key_step, state, _some_action(adapter, key_step, adapter.legal(state, params)), params),
+    )
 
 
 def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[Any, PyTree, Step, Array]:
@@ -268,7 +282,7 @@ def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[
     def random_step(state: PyTree, key: Array) -> tuple[PyTree, tuple[PyTree, Step, Array]]:
         key_action, key_step, key_reset = jax.random.split(key, 3)
         legal = adapter.legal(state, params)
-        after = adapter.step(key_step, state, pick(jax.random.uniform(key_action), legal), params)
+        after = adapter.step(key_step, state, _some_action(adapter, key_action, legal), params)
         _, fresh = adapter.reset(key_reset, params)
         following = tree_select(after.terminated | after.truncated, fresh, after.env_state)
         return following, (fresh, after, legal)
@@ -277,12 +291,13 @@ def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[
     return _first_step(adapter, key, params), *jax.lax.scan(random_step, state, jax.random.split(key, steps))[1]
 
 
-def _reports_its_reset(env: Any, fresh: PyTree, params: PyTree) -> bool:
+def _reports_its_reset(adapter: Adapter, fresh: PyTree, params: PyTree) -> bool:
     """Whether a bare ``step`` resets and returns the final observation."""
-    if owns(env, "step_env"):
+    if owns(adapter.env, "step_env"):
         return False
-    state = jax.tree.map(lambda x: x[0, 0], fresh)
-    return "final_observation" in env.step(jax.random.key(0), state, 0, params)[-1]
+    state, key = jax.tree.map(lambda x: x[0, 0], fresh), jax.random.key(0)
+    action = _some_action(adapter, key, adapter.legal(state, params))
+    return "final_observation" in adapter.env.step(key, state, action, params)[-1]
 
 
 def _check_no_reset(name: str, fresh: PyTree, rows: Step) -> None:

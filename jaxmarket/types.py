@@ -128,6 +128,7 @@ class Transition(struct.PyTreeNode):
     accounts: Accounts  # after this row
     episode_return: Float[Array, ""]  # of the episode so far, this row included
     episode_length: Int32[Array, ""]  # of the episode so far, this row included
+    choice: Float[Array, "..."] | None = None  # what the winner's policy chose, if primitives learn to act
 
     @property
     def done(self) -> Array:

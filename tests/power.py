@@ -70,7 +70,11 @@ FAULTS = [
         ("fresh.replace(accounts=following.accounts)", "fresh"),
     ),
     (SOCIETY, ("return active & jnp.repeat(", "return jnp.repeat(")),
-    (SOCIETY, ("jnp.maximum(outcome.winner, 0) // society.clones", "outcome.winner % society.primitives")),
+    (
+        SOCIETY,
+        ("jnp.maximum(outcome.winner, 0) // society.clones", "outcome.winner % society.primitives"),
+        ("jnp.maximum(winner, 0) // self.clones", "winner % self.primitives"),
+    ),
     (ROLLOUTS, ("steps // limit + 2", "steps // limit")),
     (ROLLOUTS, ("cut = ~terminated & (truncated", "cut = (truncated")),
     (METRICS, ("2 * rank - n - 1", "2 * rank - n")),

@@ -92,7 +92,7 @@ def __dir__() -> list[str]:
 
 
 def environment_ids() -> tuple[str, ...]:
-    """The ids that `make` accepts, and those of gymnax's environments with continuous actions, which `make` rejects."""
+    """The ids that `make` accepts."""
     from jaxmarket.environments.base import gymnax  # noqa: PLC0415  takes a third of a second
 
     return (*OURS, *gymnax.registered_envs)
@@ -104,11 +104,10 @@ def make(env_id: str) -> tuple[Any, PyTree]:
     Equal ids return the same environment object, so that compiled programs are shared.
 
     Args:
-        env_id: an id of `OURS`, such as ``Bandit-v0`` or ``TwoRooms-GreenTask-v0``, or of a gymnax environment with
-            discrete actions.
+        env_id: an id of `OURS`, such as ``Bandit-v0`` or ``TwoRooms-GreenTask-v0``, or of a gymnax environment.
 
     Raises:
-        ValueError: the id is unknown, its actions are not discrete, or the environment needs data that is missing.
+        ValueError: the id is unknown, or the environment needs data that is missing.
     """
     if not isinstance(env_id, str):
         raise ValueError(f"env: expected the id of an environment, got {short_repr(env_id)}")

@@ -1,4 +1,4 @@
-"""The interface of a society to an environment: P discrete actions, encoded observations, no automatic reset.
+"""The interface of a society to an environment: actions, encoded observations, no automatic reset.
 
 `adapt` wraps any gymnax-style environment. This Python module does not import gymnax.
 """
@@ -22,7 +22,7 @@ from jaxmarket.switches import check_backend, standard_promotion
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_float, check_int, short_repr, shorten
 
-__all__ = ["Adapter", "Step", "adapt", "longer", "mismatch", "owns"]
+__all__ = ["Adapter", "Box", "Step", "adapt", "longer", "mismatch", "owns"]
 
 # An integer observation with at most this many values per entry is one-hot encoded.
 _MOST_CATEGORIES = 1024
@@ -45,6 +45,15 @@ class Step(NamedTuple):
     truncated: Bool[Array, ""]
     duration: Float[Array, ""]  # environment steps taken (``info["duration"]``, else 1)
     undiscounted: Float[Array, ""]  # reward without discounting inside a primitive (``info["undiscounted"]``)
+
+
+class Box(NamedTuple):
+    """A space of continuous actions."""
+
+    low: tuple[float, ...]  # of each entry of a flattened action
+    high: tuple[float, ...]
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +106,35 @@ class Adapter:
         space = self.space("action_space")
         count = getattr(space, "n", None) if space is not None else self._attribute("num_actions")
         if count is None:
+            remedy = "define num_actions, or an action_space(params) with an integer n"
+            if self.box is not None:
+                remedy = "train primitives that learn to act: primitives='learned'"
             raise ValueError(
                 f"env: {self.name} has the action space {space!r}; a society needs discrete actions, one per "
-                "primitive: define num_actions, or an action_space(params) with an integer n"
+                f"primitive: {remedy}"
             )
         return check_int(f"env: the number of actions of {self.name}", count)
+
+    @functools.cached_property
+    def box(self) -> Box | None:
+        """The bounds of continuous actions; None if actions are discrete."""
+        space = self.space("action_space")
+        if space is None or hasattr(space, "n") or not all(hasattr(space, name) for name in ("low", "high", "shape")):
+            return None
+        shape = tuple(space.shape)
+        low, high = (np.broadcast_to(np.asarray(bound, np.float64), shape).ravel() for bound in (space.low, space.high))
+        return Box(tuple(low.tolist()), tuple(high.tolist()), shape, getattr(space, "dtype", None) or real())
+
+    @property
+    def action(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one action."""
+        if self.box is None:
+            return jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.ShapeDtypeStruct(self.box.shape, jax.dtypes.canonicalize_dtype(self.box.dtype))
+
+    def to_action(self, choice: Array) -> Array:
+        """The environment's action for what a policy chose: the number of an action f [], or its entries f [D]."""
+        return choice.reshape(self.action.shape).astype(self.action.dtype)
 
     def _attribute(self, name: str) -> Any:
         """An optional attribute of the environment; None if it is missing."""
@@ -197,14 +230,14 @@ class Adapter:
         return getattr(self.env, "restricts_actions", hasattr(self.env, "legal_actions"))
 
     def legal(self, env_state: PyTree, params: PyTree) -> Array:
-        """Which actions are legal: bool [P].
+        """Which actions are legal: bool [P]; [True] if actions are continuous.
 
         After the last step of an episode, the state is that step's final state; for an environment whose ``step``
         resets automatically (without ``step_env``) it is the initial state of the next episode.
         """
         if hasattr(self.env, "legal_actions"):
             return jnp.asarray(self.env.legal_actions(env_state, params), bool)
-        return jnp.ones(self.num_actions, bool)
+        return jnp.ones(self.num_actions if self.box is None else 1, bool)
 
     def longest_episode(self, params: PyTree) -> int | None:
         """Environment steps after which an episode is truncated.
@@ -302,12 +335,12 @@ class Adapter:
                 f"({_reason(error)}); keep arrays in default_params, or define __eq__ and __hash__"
             ) from error
         # Evaluated here, because inside jit the bounds of a space would be tracers.
-        _ = self.num_actions, self.gamma, self._codes
+        _ = self.box or self.num_actions, self.gamma, self._codes
         # Training compiles default_params as constants; other parameters are traced.
         own = self.default_params
         with_params = (lambda f: lambda *args: f(*args, own)) if params is None else (lambda f: f)
         args = () if params is None else (params,)
-        key, action = _some_key(), jax.ShapeDtypeStruct((), jnp.int32)
+        key, action = _some_key(), self.action
         raw, state = self._shapes("reset", with_params(self.raw_reset), key, *args)
         after = self._shapes("step", with_params(self.raw_step), key, state, action, *args)
         if jax.tree.structure(raw) != jax.tree.structure(after.obs):
@@ -315,6 +348,8 @@ class Adapter:
         self._same("state", state, after.env_state)
         before, encoded = (self._shapes("encoding", self.encode, obs) for obs in (raw, after.obs))
         self._same("observation", before, encoded)
+        if self.box is not None:
+            return
         legal = self._shapes("legal_actions", with_params(self.legal), state, *args)
         if legal.shape != (self.num_actions,):
             raise ValueError(
@@ -474,7 +509,7 @@ def adapt(env: Any) -> Adapter:
         with contextlib.suppress(TypeError):
             _checked[env] = None
     # Evaluated here, because inside jit the bounds of a space would be tracers.
-    _ = adapter.num_actions, adapter._codes
+    _ = adapter.box or adapter.num_actions, adapter._codes
     return adapter
 
 

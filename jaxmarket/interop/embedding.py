@@ -1,4 +1,7 @@
-"""The market step as a function of given bids, which your own network, algorithm or training loop computes."""
+"""The market step as a function of given bids, which your own network, algorithm or training loop computes.
+
+If primitives learn, actions are given as well.
+"""
 
 import dataclasses
 
@@ -8,26 +11,35 @@ from jaxmarket.policies import Point
 from jaxmarket.society import Society
 from jaxmarket.types import Array, PyTree, real
 
-__all__ = ["GivenBids", "given_bids"]
+__all__ = ["Given", "given_bids"]
 
 
 @dataclasses.dataclass(frozen=True)
-class GivenBids:
-    """A bid policy whose parameter is its bid, independent of the observation."""
+class Given:
+    """A policy whose parameter is what it bids, or how it acts, whatever the observation.
+
+    Attributes:
+        shape: of the parameter; () for a bid.
+    """
+
+    shape: tuple[int, ...] = ()
 
     def init(self, key: Array, obs: Array) -> Array:
-        """A bid of 0: f []."""
+        """Zeros: f [*shape]."""
         del key, obs
-        return jnp.zeros((), real())
+        return jnp.zeros(self.shape, real())
 
     def apply(self, params: PyTree, obs: Array) -> Point:
-        """The bid ``params``, f [], as a point distribution."""
+        """The parameter as a point distribution."""
         del obs
         return Point(jnp.asarray(params, real()))
 
 
 def given_bids(society: Society) -> Society:
     """The same society with bids as its parameters: `jaxmarket.step` takes them as ``params``, f [A].
+
+    If primitives learn, ``params`` is a dict of ``bids`` f [A] and ``actions``, what each bidder does if it wins, f [A]
+    (the numbers of actions) or f [A, D].
 
     All other fields and the random draws are unchanged, so that a step with the society's own bids is bit-identical.
     Prices, wealth and utilities are differentiable in the bids, for a fixed winner. A bid that is NaN or infinite is
@@ -43,4 +55,8 @@ def given_bids(society: Society) -> Society:
     >>> int(row.outcome.winner), float(row.price), state.accounts.wealth.tolist()
     (1, 0.25, [0.0, -0.25])
     """
-    return dataclasses.replace(society, policy=GivenBids(), share=False)
+    learned = society.learned
+    if learned is not None:
+        box = society.env.box
+        learned = dataclasses.replace(learned, policy=Given(() if box is None else (len(box.low),)))
+    return dataclasses.replace(society, policy=Given(), share=False, learned=learned)

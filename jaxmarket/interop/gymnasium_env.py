@@ -82,6 +82,12 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
             raise ValueError(
                 f"action: expected an integer from 0 to {self.action_space.n - 1}, got {short_repr(action)}"
             )
+        if isinstance(self.action_space, spaces.Box):
+            given = np.asarray(action)
+            if given.shape != self.action_space.shape or not np.isfinite(given).all():
+                raise ValueError(
+                    f"action: expected finite numbers of shape {self.action_space.shape}, got {short_repr(action)}"
+                )
         self._key, after = _step(self.adapter, self._key, self._env_state, action, self.env_params)
         self._env_state = after.env_state
         now: Step = jax.device_get(after._replace(env_state=None))
@@ -100,8 +106,8 @@ class GymnasiumEnv(gymnasium.Env[Any, Any]):
         return np.asarray(self.adapter.legal(self._env_state, self.env_params))
 
 
-def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
-    """A function from NumPy observations to integer actions: ``act(obs) -> int``.
+def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., Any]:
+    """A function from NumPy observations to actions: ``act(obs) -> int``, or an array if actions are continuous.
 
     The policy is compiled once. A stochastic policy receives a key made from ``seed`` and the number of the call.
 
@@ -125,7 +131,12 @@ def actor(policy: Callable[..., Array], seed: int = 0) -> Callable[..., int]:
         return policy(obs, key) if legal is None else policy(obs, key, legal)
 
     calls = itertools.count()
-    return lambda obs, legal=None: int(choose(obs, np.uint32(next(calls) & 0xFFFFFFFF), legal))
+
+    def act(obs: PyTree, legal: Array | None = None) -> Any:
+        chosen = np.asarray(choose(obs, np.uint32(next(calls) & 0xFFFFFFFF), legal))
+        return int(chosen) if np.issubdtype(chosen.dtype, np.integer) else chosen
+
+    return act
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -99,9 +99,17 @@ class MarketEnv(MultiAgentEnv):
         self.low, self.high = _limits(society, low, high) if self.grid is None else (self.grid[0], self.grid[-1])
         self.agents = [f"bidder_{i}" for i in range(society.bidders)]
         observation = Box(-jnp.inf, jnp.inf, (math.prod(society.observation.shape) + 1,), real())
-        action = Box(self.low, self.high, (1,), real()) if self.grid is None else Discrete(len(self.grid))
+        action = self._action_space()
         self.observation_spaces: dict[str, Space] = dict.fromkeys(self.agents, observation)
         self.action_spaces: dict[str, Space] = dict.fromkeys(self.agents, action)
+
+    def _action_space(self) -> Space:
+        env = self.society.env
+        if self.society.learned is None:
+            return Box(self.low, self.high, (1,), real()) if self.grid is None else Discrete(len(self.grid))
+        low, high = ((0.0,), (env.num_actions - 1.0,)) if env.box is None else (env.box.low, env.box.high)
+        lowest, highest = jnp.array([self.low, *low], real()), jnp.array([self.high, *high], real())
+        return Box(lowest, highest, lowest.shape, real())  # type: ignore[arg-type]  JaxMARL's own accept arrays
 
     @functools.partial(jax.jit, static_argnums=0)
     def reset(self, key: Array) -> tuple[dict[str, Array], State]:
@@ -114,7 +122,11 @@ class MarketEnv(MultiAgentEnv):
     ) -> tuple[dict[str, Array], State, dict[str, Array], dict[str, Array], dict[str, Array]]:
         """One `jaxmarket.step` without the reset: ``(obs, state, rewards, dones, infos)``."""
         draws = draw(self.society, key)
-        state, row = advance(self.society, draws, self.bids(actions), state, self.env_params, self.rules)
+        params: PyTree = self.bids(actions)
+        if self.society.learned is not None:
+            chosen = jnp.stack([actions[agent][1:] for agent in self.agents])
+            params = {"bids": params, "actions": chosen[:, 0] if self.society.env.box is None else chosen}
+        state, row = advance(self.society, draws, params, state, self.env_params, self.rules)
         cash = jax.tree.map(lambda flow: flow[:-1], flows(row))  # without the auctioneer
         for_all = functools.partial(jnp.broadcast_to, shape=(self.num_agents,))
         infos = {
@@ -129,7 +141,7 @@ class MarketEnv(MultiAgentEnv):
 
     def bids(self, actions: dict[str, Array]) -> Array:
         """Convert actions to bids, f [A]: clipped to the limits, or looked up in the grid."""
-        stacked = jnp.stack([jnp.reshape(actions[agent], ()) for agent in self.agents])
+        stacked = jnp.stack([jnp.reshape(actions[agent], -1)[0] for agent in self.agents])
         if self.grid is not None:
             return jnp.asarray(self.grid, real())[stacked]
         return jnp.clip(stacked.astype(real()), self.low, self.high)

@@ -28,11 +28,12 @@ from jaxmarket.learners.ranges import adapted, in_units, without_range
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["PPO", "PPOState", "clipped_gain"]
+__all__ = ["LARGEST_LOG_RATIO", "PPO", "PPOState", "clipped_gain"]
 
 
-# Largest logarithm of a ratio: the density of a peaked distribution can change by more than float32 can represent.
-_LARGEST = 20.0
+LARGEST_LOG_RATIO = 20.0
+"""Larger logarithms of probability ratios are cut: the density of a peaked distribution can change by more than float32
+can represent."""
 # Bid, eligible, utility, advantage, log-probability before the update: [R, N] each.
 _Rest = tuple[Array, Array, Array, Array, Array]
 
@@ -132,7 +133,7 @@ class PPO:
         def policy_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             bid, eligible, _, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, bid)
-            ratio = jnp.exp(jnp.minimum(log_prob - before, _LARGEST))
+            ratio = jnp.exp(jnp.minimum(log_prob - before, LARGEST_LOG_RATIO))
             gain = mean_where(clipped_gain(ratio, advantage, hyper.clip), eligible, self.axis)
             return -gain - hyper.entropy * entropy
 

@@ -56,10 +56,11 @@ class Experience(struct.PyTreeNode):
     won: Bool[Array, "R N"]
     price: Float[Array, "R N"]  # price paid; 0 for losers
     utility: Float[Array, "R N"]  # 0 for losers
+    choice: Float[Array, "N ..."] | None = None  # of the winners, if primitives learn; a module uses its purchases only
 
 
 EXPERIENCE_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]
-"""``in_axes`` of an `Experience` for `jax.vmap` over modules; observations are the same for all modules."""
+"""``in_axes`` of an `Experience` for `jax.vmap` over modules; observations and choices are the same for all modules."""
 
 
 class Hyperparameters(struct.PyTreeNode):
@@ -117,7 +118,7 @@ class Hyperparameters(struct.PyTreeNode):
             exploration = exploration + (self.exploration_final - exploration) * jnp.minimum(1, 2 * progress)
         return Rules(
             exploration=exploration,
-            persistence=None if exploration is None else self.persistence,
+            persistence=self.persistence,
             reserve=self.reserve,
             dropout=self.dropout,
             present=self.present,

@@ -11,6 +11,7 @@ from jaxmarket.metrics import ACCOUNTS, ledger
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.society import Society
 from jaxmarket.training.result import RunResult
+from jaxmarket.training.transfer import acting_params
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["account_names", "minted_money", "who_paid_whom"]
@@ -28,7 +29,7 @@ def who_paid_whom(run: RunResult, key: Array) -> np.ndarray:
         key: a typed PRNG key.
     """
     horizon = 4 * (run.config.adapter.longest_episode(run.config.adapter.default_params) or 100)
-    money, episodes = _money(run.config.settings.society, run.networks["policy"], key, horizon)
+    money, episodes = _money(run.config.settings.society, acting_params(run.networks), key, horizon)
     return np.asarray(money) / max(1.0, float(episodes))
 
 
@@ -62,7 +63,7 @@ def minted_money(
         instances: of the environment, for each seed.
     """
     society = dataclasses.replace(run.config.settings.society, greedy=greedy)
-    params = run.networks["policy"]
+    params = acting_params(run.networks)
     keys = jax.random.split(key, jax.tree.leaves(params)[0].shape[0])
     return jax.device_get(jax.vmap(lambda p, k: _minted(society, p, k, steps, instances))(params, keys))
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.runs.curves import first_reach, lower_bound
 from jaxmarket.runs.estimates import interquartile_mean
-from jaxmarket.training.choices import ProductHead
+from jaxmarket.training.actions import ProductHead
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.learning_curves import evaluation_times, learning_curves
 from jaxmarket.training.monolith import Monolith

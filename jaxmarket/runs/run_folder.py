@@ -41,7 +41,7 @@ from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.training.config import ALIASES, OF_HEADS, OF_LEARNERS, TrainConfig, accepts
 from jaxmarket.training.result import RunResult, summary_line
 from jaxmarket.training.settings import Settings
-from jaxmarket.training.transfer import NetworkParams, networks
+from jaxmarket.training.transfer import NetworkParams, acting_params, networks
 from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
@@ -584,7 +584,7 @@ class SavedRun(ShownRun):
     @property
     def params(self) -> PyTree:
         """Parameters of the policies (bid networks), leaves [seeds, ...]."""
-        return self.networks["policy"]
+        return acting_params(self.networks)
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -676,7 +676,7 @@ def is_run(source: Any) -> bool:
 
 def params_of_seed(run: RunResult, seed: int) -> PyTree:
     """The parameters of one seed's policy, on the device: leaves without the axis of seeds."""
-    return jax.device_put(jax.tree.map(lambda x: np.asarray(x)[seed], run.networks["policy"]))
+    return jax.device_put(jax.tree.map(lambda x: np.asarray(x)[seed], acting_params(run.networks)))
 
 
 def best_seed(result: RunResult) -> int:

@@ -12,8 +12,8 @@ from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
 from jaxmarket.environments import adapt, make
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.learners import LEARNERS, PPO, Hyperparameters, Learner
-from jaxmarket.learners.protocol import numeric_settings
+from jaxmarket.learners import LEARNERS, PPO, ActionPPO, Hyperparameters, Learner
+from jaxmarket.learners.protocol import UNBOUND, numeric_settings
 from jaxmarket.policies import (
     BetaHead,
     BidPolicy,
@@ -27,9 +27,10 @@ from jaxmarket.policies import (
     mlp,
 )
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
-from jaxmarket.society import Society
+from jaxmarket.society import LearnedPrimitives, Society
 from jaxmarket.switches import check_backend
 from jaxmarket.training import objects
+from jaxmarket.training.actions import action_head
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.population import PopulationAgents
 from jaxmarket.training.settings import AgentKind, Settings
@@ -132,6 +133,15 @@ _DEFAULTS: dict[str, Any] = {
 }
 _ROWS = 50  # of metrics of a run
 _LARGE_IMAGE = 16  # pixels
+_LEARNED_DEFAULTS: dict[str, Any] = {
+    "modules": 3,
+    "horizon": 128,
+    "trace_decay": 0.95,
+    "exploration": 0.0,
+    "exploration_final": 0.0,
+}
+"""Where primitives learn, their sampled actions explore."""
+_LEARNED_MINIBATCH = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +160,9 @@ class TrainConfig:
         auction: bb (first price, the default of a population), vickrey, ccv (credit-conserving Vickrey, the default)
             or env (reward only).
         learner: valuation (the default, and the only choice of wide), ppo or reinforce.
+        primitives: actions (every primitive is an action of the environment; the default where actions are discrete) or
+            learned (every module learns a policy over actions; the default where they are continuous).
+        modules: number of primitives that learn; 3 by default.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
         steps: auctions per seed, rounded up to whole rollouts; 2,048,000 by default, population 1,024,000. Where
@@ -158,22 +171,28 @@ class TrainConfig:
         gamma: discount; the environment's own if it names one, else 0.99.
         share_clones: whether clones of one primitive share parameters; true by default.
         instances: parallel market instances per seed; 32 by default, population 16.
-        horizon: auctions per instance and update; 32 by default, ppo and reinforce 128. Of a population: auctions per
-            instance between two turnovers, 16 by default.
+        horizon: auctions per instance and update; 32 by default, ppo, reinforce and primitives that learn 128. Of a
+            population: auctions per instance between two turnovers, 16 by default.
         log_every: updates per row of metrics; a fiftieth of the run by default.
-        minibatch: auctions per gradient step; 128 by default.
+        minibatch: auctions per gradient step; 128 by default, 512 if primitives learn.
         epochs: passes over each rollout (ppo, valuation); 1 by default.
         learning_rate: of the bidding policies; 1e-3 by default, 3e-2 for tables trained by valuation.
         value_learning_rate: of the value networks (ppo); 5e-3 by default.
         entropy: weight of the bids' entropy; 0.05 by default (ppo), 0.01 for a monolith, 0.1 (reinforce).
         clip: range of the policy ratio (ppo); 0.2 by default.
-        trace_decay: λ of the λ-returns in utilities, from 0 (one step) to 1; 0.8 by default, ppo 0.95, reinforce 0.
+        action_learning_rate: of the policies of primitives that learn; 3e-4 by default.
+        action_entropy: weight of the entropy of their actions; 0.01 by default.
+        action_clip: range of their policy ratio; 0.2 by default.
+        action_epochs: their passes over each rollout; 4 by default.
+        trace_decay: λ of the λ-returns in utilities, from 0 (one step) to 1; 0.8 by default, ppo and primitives that
+            learn 0.95, reinforce 0.
         exploration: probability that a random bidder wins, or that a monolith takes a random action, at the start of
-            training; 1 by default, ppo and reinforce 0.
+            training; 1 by default, ppo, reinforce and primitives that learn 0.
         exploration_final: that probability in the second half of training, reached linearly; 0.1 by default, like
             exploration where that is set.
-        persistence: probability that a step explores, or does not, as the previous step did, with the same bidder, in
-            half of the rollouts; 0.9 by default, ppo and reinforce 0.
+        persistence: probability that a step explores, or does not, as the previous step did, with the same bidder (or
+            the same random numbers of an action, if primitives learn), in half of the rollouts; 0.9 by default, ppo
+            and reinforce 0.
         dropout: probability that a bidder sits out an episode; two always stay; 0 by default.
         reserve: the highest other bid where only one bidder is eligible; 0 by default.
         bids: value (deterministic; the default and only choice of valuation), kumaraswamy (the default of the other
@@ -200,6 +219,8 @@ class TrainConfig:
     agent: AgentLike = "society"
     auction: AuctionLike | None = None
     learner: LearnerLike | None = None
+    primitives: Literal["actions", "learned"] | None = None
+    modules: int | None = None
     clones: int | None = None
     seeds: int = 1
     steps: int | None = None
@@ -214,6 +235,10 @@ class TrainConfig:
     value_learning_rate: float | None = None
     entropy: float | None = None
     clip: float | None = None
+    action_learning_rate: float | None = None
+    action_entropy: float | None = None
+    action_clip: float | None = None
+    action_epochs: int | None = None
     trace_decay: float | None = None
     exploration: float | None = None
     exploration_final: float | None = None
@@ -287,7 +312,11 @@ def _resolve(config: TrainConfig) -> Settings:
     ours = "learner" not in given or rule is not given["learner"]
     learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset=ours)
     learner_defaults = {k: v for k, v in getattr(learner, "defaults", {}).items() if k not in unused}
-    defaults = defaults | learner_defaults | own_defaults
+    primitives = said.get("primitives", "actions" if adapter.box is None else "learned")
+    learns = "primitives" not in unused and primitives == "learned"
+    defaults = defaults | learner_defaults | (_LEARNED_DEFAULTS if learns else {}) | own_defaults
+    if learns and ours and "minibatch" not in given:
+        learner = dataclasses.replace(learner, minibatch=_LEARNED_MINIBATCH)
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
     head, bounds = _component("bids", chosen["bids"], given, OF_HEADS, preset="bids" not in given)
@@ -299,6 +328,18 @@ def _resolve(config: TrainConfig) -> Settings:
             "value, ppo and reinforce take kumaraswamy or beta"
         )
     torso, layers = _torso(config, adapter, hidden, table=bool(by_value))
+    learned, action_learner = None, None
+    if learns:
+        chosen["primitives"] = primitives
+        policy = BidPolicy(_torso(config, adapter, hidden, table=False)[0], action_head(adapter))
+        learned = LearnedPrimitives(policy, chosen["modules"])
+        action_learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
+        action_learner = dataclasses.replace(action_learner.bind(policy, UNBOUND), minibatch=learner.minibatch)
+        chosen |= {name: getattr(action_learner, own) for name, own in OF_ACTIONS.items()}
+    else:
+        for name in ("modules", *OF_ACTIONS):
+            if name in given:
+                raise ValueError(f"{name}: applies to primitives that learn; leave it out, or use primitives='learned'")
     society = Society(
         env=adapter,
         policy=BidPolicy(torso=torso, head=head),
@@ -306,6 +347,7 @@ def _resolve(config: TrainConfig) -> Settings:
         clones=chosen["clones"],
         share=chosen["share_clones"],
         ties=chosen["ties"],
+        learned=learned,
     )
     value_torso = mlp(*torso.hidden) if not torso.convolutions else torso
     learner = learner.bind(society.policy, ValueNetwork(value_torso))
@@ -327,6 +369,7 @@ def _resolve(config: TrainConfig) -> Settings:
         agent=agent,
         society=society,
         learner=learner,
+        action_learner=action_learner,
         seeds=config.seeds,
         updates_per_chunk=chosen["log_every"],
         values={name: values[name] for name in order if values.get(name) is not None},
@@ -515,6 +558,11 @@ def check_config(config: Any) -> TrainConfig:
 OF_LEARNERS = {
     name: name for name in ("minibatch", "epochs", "learning_rate", "value_learning_rate", "entropy", "clip")
 }
+OF_ACTIONS = {
+    **{name: name for name in ("action_learning_rate", "action_entropy", "action_clip")},
+    "action_epochs": "epochs",
+}
+"""Fields of `ActionPPO` by setting."""
 OF_HEADS = {"bid_low": "low", "bid_high": "high"}
 """Fields of bid heads by setting; those of learners have the names of their settings."""
 _ATTRIBUTES = {
@@ -554,11 +602,17 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "share_clones": check_bool,
     "steps": _count,
     **dict.fromkeys(
-        ("clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"), check_int
+        (
+            *("modules", "clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"),
+            "action_epochs",
+        ),
+        check_int,
     ),
+    "primitives": functools.partial(check_choice, known=("actions", "learned")),
     **dict.fromkeys(("hidden", "convolutions"), check_widths),
     **dict.fromkeys(("gamma", "trace_decay", "exploration", "exploration_final", "persistence", "dropout"), _fraction),
     **dict.fromkeys(("learning_rate", "value_learning_rate", "entropy", "clip"), _amount),
+    **dict.fromkeys(("action_learning_rate", "action_entropy", "action_clip"), _amount),
     **dict.fromkeys(("reserve", "bid_low", "bid_high"), check_float),
     "time_limits": functools.partial(check_choice, known=TIME_LIMITS),
     "ties": functools.partial(check_choice, known=("random", "lowest")),

@@ -24,13 +24,13 @@ from jaxmarket.evaluation import Episodes, play_episodes
 from jaxmarket.learners import PPO, Experience, Hyperparameters, Valuation
 from jaxmarket.learners.protocol import static_part
 from jaxmarket.metrics import Oracle, Totals, totals
-from jaxmarket.policies import BidPolicy, ValueNetwork
+from jaxmarket.policies import BidPolicy, ValueNetwork, distribution_shape
 from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, persistent, rollout_policy, start
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.training.choices import ActionValueHead, ActionValues, ChoiceHead, ProductHead
+from jaxmarket.training.actions import ActionValueHead, ActionValues, ChoiceHead, ProductHead
 from jaxmarket.training.divergence import diverged
-from jaxmarket.training.settings import Settings
+from jaxmarket.training.settings import OF_PRIMITIVES, Settings
 from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, Rules, real
@@ -147,6 +147,7 @@ class Monolith(TrainableDefaults):
     chunks: int = dataclasses.field(compare=False)
 
     unused: ClassVar[tuple[str, ...]] = (
+        *OF_PRIMITIVES,
         *("auction", "clones", "share_clones", "bids", "ties"),
         *("dropout", "reserve", "bid_low", "bid_high"),
     )
@@ -265,7 +266,7 @@ class Monolith(TrainableDefaults):
         rules = hyper.rules(progress)
 
         def act(draw: _Draws, obs: Array) -> tuple[Array, _Chosen]:
-            choice = learner.policy.apply(state.learner.params, obs).quantile(draw.choice)  # type: ignore[attr-defined]
+            choice = learner.policy.apply(state.learner.params, obs).from_noise(draw.choice)  # type: ignore[attr-defined]
             explored = jnp.zeros((), bool)
             if draw.explore is not None and rules.exploration is not None:
                 explored = draw.explore[0] < rules.exploration
@@ -274,7 +275,8 @@ class Monolith(TrainableDefaults):
             return choice.astype(jnp.int32), _Chosen(choice, explored)
 
         def roll(keys: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
-            return rollout_policy(self.env, act, keys[1], running, env_params, _draw(keys[0], self.horizon, rules))
+            draws = _draw(learner.policy, keys[0], running.obs, self.horizon, rules)
+            return rollout_policy(self.env, act, keys[1], running, env_params, draws, self.horizon)
 
         def value(obs: Array) -> Array:
             if isinstance(learner, PPO):
@@ -307,7 +309,7 @@ class Monolith(TrainableDefaults):
 class _Draws(struct.PyTreeNode):
     """The randomness of steps."""
 
-    choice: Float[Array, "*T"]  # uniform, for the distribution over choices
+    choice: PyTree  # noise of the distribution over choices, leaves [*T, ...]
     explore: Float[Array, "*T 2"] | None  # uniform: whether to explore, and the choice if so
 
 
@@ -318,14 +320,15 @@ class _Chosen(struct.PyTreeNode):
     explored: Bool[Array, "*T"]  # whether it was random
 
 
-def _draw(key: Array, steps: int, rules: Rules) -> _Draws:
+def _draw(policy: BidPolicy, key: Array, obs: Array, steps: int, rules: Rules) -> _Draws:
+    noise = distribution_shape(policy, obs).noise
     if rules.exploration is None:
-        return _Draws(jax.random.uniform(key, (steps,), real()), None)
+        return _Draws(noise(key, (steps,)), None)
     key, key_explore, key_persist = jax.random.split(key, 3)
     explore = jax.random.uniform(key_explore, (steps, 2), real())
     if rules.persistence is not None:
         explore = persistent(explore, key_persist, rules.persistence)
-    return _Draws(jax.random.uniform(key, (steps,), real()), explore)
+    return _Draws(noise(key, (steps,)), explore)
 
 
 def parameters(learner_state: PyTree) -> int:

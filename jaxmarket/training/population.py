@@ -35,7 +35,7 @@ from jaxmarket.metrics import Oracle, Totals
 from jaxmarket.rollouts import EnvCarry
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
-from jaxmarket.training.settings import Settings
+from jaxmarket.training.settings import OF_PRIMITIVES, Settings
 from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.types import NOBODY, Array, PyTree, real
 from jaxmarket.validation import check_bool, check_float, check_int, short_repr
@@ -91,6 +91,7 @@ class PopulationAgents:
     wealth: float = 1.0
 
     unused: ClassVar[tuple[str, ...]] = (
+        *OF_PRIMITIVES,
         *("learner", "clones", "gamma", "share_clones", "minibatch", "epochs", "learning_rate", "value_learning_rate"),
         *(
             "entropy",

@@ -9,14 +9,20 @@ import jax
 import numpy as np
 
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.learners import LEARNERS, Hyperparameters, Learner
+from jaxmarket.learners import LEARNERS, ActionPPO, Hyperparameters, Learner
 from jaxmarket.metrics import Oracle
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.society import Society
 from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import real
 
-__all__ = ["AgentKind", "Settings"]
+__all__ = ["OF_PRIMITIVES", "AgentKind", "Settings"]
+
+OF_PRIMITIVES = (
+    *("primitives", "modules"),
+    *("action_learning_rate", "action_entropy", "action_clip", "action_epochs"),
+)
+"""The settings of primitives, which apply to societies only."""
 
 
 class AgentKind(Protocol):
@@ -47,6 +53,7 @@ class Settings:
         agent: makes the trainable.
         society: the environment with bidders, bid networks and a mechanism.
         learner: bound to its networks; without meaning where the setting does not apply to the agent.
+        action_learner: bound to its network; None unless the primitives of a society learn.
         seeds: independent runs.
         steps: auctions per seed.
         gamma: discount.
@@ -77,6 +84,7 @@ class Settings:
     dropout: float
     reserve: float
     values: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
+    action_learner: ActionPPO | None = None
 
     @property
     def minibatch(self) -> int | None:
@@ -102,17 +110,18 @@ class Settings:
     def hyperparameters(self) -> Hyperparameters:
         """The traced settings, as numbers; replace any of them with an array to sweep over it."""
         explores = self.exploration > 0 or self.exploration_final > 0
-        return Hyperparameters(
+        hyper = Hyperparameters(
             discount=self.gamma,
             updates=self.chunks * self.updates_per_chunk,
             trace_decay=self.trace_decay or None,
             exploration=self.exploration if explores else None,
             exploration_final=self.exploration_final if explores else None,
-            persistence=self.persistence or None,
+            persistence=(self.persistence or None) if explores or self.action_learner is not None else None,
             reserve=self.reserve or None,
             dropout=self.dropout or None,
             own=dict(getattr(self.agent, "numbers", {})),
         ).with_learner(self.learner)
+        return hyper if self.action_learner is None else hyper.with_learner(self.action_learner)
 
     @functools.cached_property
     def trainable(self) -> Trainable:

@@ -14,7 +14,8 @@ from jaxmarket.auctions import ENVIRONMENT_REWARD
 from jaxmarket.collectives import INSTANCES, SEEDS, local_slice, per_shard, pmax, psum
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes, bids_by_state, evaluate
-from jaxmarket.learners import Experience, Hyperparameters, Learner
+from jaxmarket.learners import ActionPPO, Experience, Hyperparameters, Learner
+from jaxmarket.learners.actions import ActingState
 from jaxmarket.learners.protocol import is_large, modules_at_once, shard, static_part
 from jaxmarket.metrics import Oracle, Summary, conservation_residual, gini, saturation, summarize
 from jaxmarket.rollouts import rollout
@@ -70,7 +71,8 @@ class SocietyTraining:
 
     Attributes:
         society: the society.
-        learner: of each module, with the defaults of its numeric settings, which are traced.
+        learner: of each module's bids, with the defaults of its numeric settings, which are traced.
+        action_learner: of each module's actions, likewise, if primitives learn.
         instances: parallel market instances.
         horizon: auctions of each instance per update.
         updates_per_chunk: updates per `chunk`.
@@ -87,13 +89,16 @@ class SocietyTraining:
     time_limits: TimeLimits
     states: int | None
     chunks: int = dataclasses.field(compare=False)
+    action_learner: ActionPPO | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The training of the society that the settings describe."""
-        q = settings.adapter.optimal_q(settings.gamma)
+        society, action_learner = settings.society, settings.action_learner
+        # Q* is of actions, and not of modules whose primitives learn.
+        q = None if action_learner is not None else settings.adapter.optimal_q(settings.gamma)
         return cls(
-            society=settings.society,
+            society=society,
             learner=static_part(settings.learner),
             instances=settings.instances,
             horizon=settings.horizon,
@@ -101,6 +106,7 @@ class SocietyTraining:
             time_limits=settings.time_limits,
             states=None if q is None else q.shape[0],
             chunks=settings.chunks,
+            action_learner=None if action_learner is None else static_part(action_learner),
         )
 
     @property
@@ -125,7 +131,8 @@ class SocietyTraining:
 
     def shard(self, shards: int) -> Self:
         """This training on one of ``shards`` devices that share the instances."""
-        return dataclasses.replace(self, learner=shard(self.learner, shards))
+        action_learner = None if self.action_learner is None else shard(self.action_learner, shards)
+        return dataclasses.replace(self, learner=shard(self.learner, shards), action_learner=action_learner)
 
     def player(self, *, greedy: bool) -> SocietyPlayer:
         """The society without prices: who acts does not depend on who pays whom."""
@@ -153,12 +160,28 @@ class SocietyTraining:
         obs = jnp.zeros(society.observation.shape, society.observation.dtype)
         start = functools.partial(reset, society, env_params=env_params, rules=hyper.rules(jnp.zeros((), real())))
         market, _ = jax.vmap(start)(jax.random.split(key_market, self.instances))
+        keys = jax.random.split(key_learner, society.modules)
+        learner = jax.vmap(self.learner.init, (0, None))(keys, obs)
+        if self.action_learner is not None:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+            learner = ActingState(bids=learner, actions=jax.vmap(self.action_learner.init, (0, None))(keys, obs))
         return TrainState(
-            learner=jax.vmap(self.learner.init, (0, None))(jax.random.split(key_learner, society.modules), obs),
+            learner=learner,
             market=market,
             key=key,
             update=jnp.zeros((), jnp.int32),
             visits=jnp.zeros(self.states or 0, real()),
+        )
+
+    def _learn(
+        self, state: PyTree, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
+    ) -> PyTree:
+        """One module's update with its own experience."""
+        if self.action_learner is None:
+            return self.learner.update(state, experience, hyper, update, progress)[0]
+        return ActingState(
+            bids=self.learner.update(state.bids, experience, hyper, update, progress)[0],
+            actions=self.action_learner.update(state.actions, experience, hyper, update, progress)[0],
         )
 
     def _update(
@@ -189,21 +212,22 @@ class SocietyTraining:
         settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
         experience = module_experience(society, rows, settlement.utility)
 
-        obs, large = experience.obs, is_large(params, society.modules)
-        update = one_at_a_time(self.learner.update) if large else self.learner.update
+        obs, choice, large = experience.obs, experience.choice, is_large(params, society.modules)
+
+        update = one_at_a_time(self._learn) if large else self._learn
 
         def learn(each: tuple[PyTree, Experience]) -> PyTree:
             learner, experience = each
-            return update(learner, experience.replace(obs=obs), hyper, state.update, progress)[0]
+            return update(learner, experience.replace(obs=obs, choice=choice), hyper, state.update, progress)
 
         group = society.modules if large else modules_at_once(society.modules, experience.bid[0].size)
-        learner = in_groups(learn, (state.learner, experience.replace(obs=None)), group)
+        learner = in_groups(learn, (state.learner, experience.replace(obs=None, choice=None)), group)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:
             visits = visits + jnp.where(late, experience.obs.sum(0), 0)
         residual = jax.vmap(conservation_residual, (1, 0))(rows, state.market.accounts).max()
-        saturated = saturation(rows.outcome, *jax.vmap(society.policy.limits)(params))
+        saturated = saturation(rows.outcome, *jax.vmap(society.policy.limits)(society.bid_params(params)))
         state = TrainState(learner=learner, market=market, key=key, update=state.update + 1, visits=visits)
         return state, (summarize(rows, settlement, oracle), residual, saturated)
 
@@ -250,7 +274,7 @@ def _without_prices(society: Society) -> Society:
 
 
 def module_experience(society: Society, trajectory: Transition, utility: Array) -> Experience:
-    """Each module's own view of rows [T, B]: obs [N, ...], the rest [M, R, N], with N = T · B."""
+    """Each module's own view of rows [T, B]: obs and choice [N, ...], the rest [M, R, N], with N = T · B."""
     t, winner = trajectory, trajectory.outcome.winner
 
     def by_module(value: Array) -> Array:
@@ -263,4 +287,5 @@ def module_experience(society: Society, trajectory: Transition, utility: Array) 
         won=by_module(winner[..., None] == jnp.arange(society.bidders)),
         price=by_module(per_bidder(t.price, winner, society.bidders)),
         utility=by_module(per_bidder(utility, winner, society.bidders)),
+        choice=None if t.choice is None else t.choice.reshape(-1, *t.choice.shape[2:]),
     )

@@ -12,22 +12,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmarket.learners.actions import ActingState
 from jaxmarket.policies import UNITS
 from jaxmarket.training.arrays import digest, flatten
 from jaxmarket.types import PyTree
 
-__all__ = ["NetworkParams", "fingerprint", "freeze", "networks", "parts", "start_from", "weight_changes"]
+__all__ = [
+    "NetworkParams",
+    "acting_params",
+    "fingerprint",
+    "freeze",
+    "networks",
+    "parts",
+    "start_from",
+    "weight_changes",
+]
 
 NetworkParams = dict[str, PyTree]
-"""``policy`` and, where the learner has one, ``value``: parameters, with whatever leading axes the learner has."""
+"""``policy``, and where the learner has them, ``value`` and ``actions`` (of primitives that learn): parameters, with
+whatever leading axes the learner has."""
 
 
 def networks(learner_state: PyTree) -> NetworkParams:
     """The networks in a learner's state."""
+    if isinstance(learner_state, ActingState):
+        return networks(learner_state.bids) | {"actions": learner_state.actions.params}
     found = {"policy": learner_state.params}
     if hasattr(learner_state, "value_params"):
         found["value"] = learner_state.value_params
     return found
+
+
+def acting_params(nets: NetworkParams) -> PyTree:
+    """The parameters with which agents act, as `Trainable.player` and `Trainable.policy` take them."""
+    return {"bids": nets["policy"], "actions": nets["actions"]} if "actions" in nets else nets["policy"]
 
 
 def fingerprint(nets: NetworkParams) -> str:
@@ -61,8 +79,15 @@ def start_from(learner_state: PyTree, trained: NetworkParams) -> PyTree:
         )
     # Copies: training donates its state, and the trained networks are still wanted afterwards.
     new = jax.tree.map(lambda old, new: jnp.array(new, old.dtype), fresh, {k: trained[k] for k in fresh})
-    learner_state = learner_state.replace(params=new["policy"])
-    return learner_state.replace(value_params=new["value"]) if "value" in new else learner_state
+    return _with_networks(learner_state, new)
+
+
+def _with_networks(learner_state: PyTree, nets: NetworkParams) -> PyTree:
+    if isinstance(learner_state, ActingState):
+        actions = learner_state.actions.replace(params=nets["actions"])
+        return ActingState(bids=_with_networks(learner_state.bids, nets), actions=actions)
+    learner_state = learner_state.replace(params=nets["policy"])
+    return learner_state.replace(value_params=nets["value"]) if "value" in nets else learner_state
 
 
 def _without_units(shapes: PyTree) -> PyTree:
@@ -86,7 +111,7 @@ def freeze(learner_state: PyTree, patterns: Sequence[str], *, modules: bool) -> 
     Raises:
         ValueError: a pattern names no part, or nothing is trained by gradients.
     """
-    if not hasattr(learner_state, "opt"):
+    if not hasattr(learner_state, "opt") and not isinstance(learner_state, ActingState):
         raise ValueError(
             "freeze: expected networks that are trained by gradients, this kind of agent has none; leave it out"
         )
@@ -112,6 +137,14 @@ def freeze(learner_state: PyTree, patterns: Sequence[str], *, modules: bool) -> 
         names = sorted({_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(nets)})
         prefix = ", or of one module as module0/…" if modules else ""
         raise ValueError(f"freeze: {missed[0]!r} names no part; there are {', '.join(names)}{prefix}")
+    return _with_masks(learner_state, masks)
+
+
+def _with_masks(learner_state: PyTree, masks: dict[str, PyTree]) -> PyTree:
+    if isinstance(learner_state, ActingState):
+        own = learner_state.actions
+        actions = own.replace(opt=own.opt.replace(movable=masks["actions"]))
+        return ActingState(bids=_with_masks(learner_state.bids, masks), actions=actions)
     mask = (masks["policy"], masks["value"]) if "value" in masks else masks["policy"]
     return learner_state.replace(opt=learner_state.opt.replace(movable=mask))
 

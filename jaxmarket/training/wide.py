@@ -31,7 +31,7 @@ from jaxmarket.policies import BidPolicy
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.training.divergence import diverged
-from jaxmarket.training.settings import Settings
+from jaxmarket.training.settings import OF_PRIMITIVES, Settings
 from jaxmarket.training.trainable import TrainableDefaults
 from jaxmarket.training.transfer import networks
 from jaxmarket.types import Array, PyTree, real, tree_select
@@ -390,7 +390,10 @@ class WideMarketTraining(TrainableDefaults):
     updates_per_chunk: int
     chunks: int = dataclasses.field(compare=False)
 
-    unused: ClassVar[tuple[str, ...]] = ("share_clones", "ties", "time_limits", "dropout", "reserve", "persistence")
+    unused: ClassVar[tuple[str, ...]] = (
+        *OF_PRIMITIVES,
+        *("share_clones", "ties", "time_limits", "dropout", "reserve", "persistence"),
+    )
     defaults: ClassVar[Mapping[str, Any]] = {"learner": "valuation", "hidden": ()}
 
     @classmethod

@@ -39,7 +39,8 @@ def _first(tree: PyTree, t: int) -> PyTree:
 
 def bidder_names(society: Society) -> tuple[str, ...]:
     """The names of a society's bidders, [A]: their primitive, and their number among its clones."""
-    names = pictures.action_names(society.env)
+    learn = society.learned is not None
+    names = tuple(f"module {i}" for i in range(society.primitives)) if learn else pictures.action_names(society.env)
     if society.clones == 1:
         return names
     return tuple(f"{name} #{clone + 1}" for name in names for clone in range(society.clones))
@@ -55,22 +56,21 @@ def _played(
     steps: int,
     gamma: float,
     time_limits: TimeLimits,
-) -> tuple[Transition, Settlement, PyTree]:
-    """The rows of `evaluation.trace_episode`, their settlement, and the states of the environment, [steps + 1]."""
+) -> tuple[Transition, Settlement, PyTree, Array]:
+    """The rows of `evaluation.trace_episode`, their settlement, states of the environment [steps + 1], and actions."""
     rows = fresh_rollout(society, key, params, env_params, steps)
     # The same keys as in the rollout give the same states, up to the end of the episode.
     key_reset, key_roll = jax.random.split(key)
     draws = draw(society, jax.random.split(key_roll)[0], (steps,))
 
     def following(env_state: PyTree, now: tuple[Any, Array]) -> tuple[PyTree, PyTree]:
-        draws, winner = now
-        primitive = jnp.maximum(winner, 0) // society.clones
-        return society.env.step(draws.key("env"), env_state, primitive, env_params).env_state, env_state
+        draws, action = now
+        return society.env.step(draws.key("env"), env_state, action, env_params).env_state, env_state
 
-    first = reset(society, key_reset, env_params)[0].env_state
-    last, states = jax.lax.scan(following, first, (draws, rows.outcome.winner))
+    first, taken = reset(society, key_reset, env_params)[0].env_state, jax.vmap(society.taken)(rows)
+    last, states = jax.lax.scan(following, first, (draws, taken))
     states = jax.tree.map(lambda before, after: jnp.append(before, after[None], axis=0), states, last)
-    return rows, settle(rows, gamma, time_limits=time_limits), states
+    return rows, settle(rows, gamma, time_limits=time_limits), states, taken
 
 
 def society_episode(
@@ -100,10 +100,9 @@ def society_episode(
         seed, label: for the choice on the page; by default the label is made from the return.
     """
     played = _played(society, key, params, env_params, check_int("steps", steps), gamma, time_limits)
-    rows, settlement, states = jax.device_get(played)
+    rows, settlement, states, taken = jax.device_get(played)
     length = int(rows.done.argmax()) + 1 if rows.done.any() else steps
     names, bidders = bidder_names(society), society.bidders
-    actions = pictures.action_names(society.env)
     auctioneer, mint, environment = range(bidders, bidders + len(ACCOUNTS))
 
     def wealth(t: int) -> np.ndarray:
@@ -136,7 +135,7 @@ def society_episode(
             winner=None if winner < 0 else winner,
             seller=seller,
             price=float(rows.price[t]),
-            action=actions[max(winner, 0) // society.clones],
+            action=pictures.action_text(society.env, np.asarray(taken[t])),
             q=known,
             notes={int(a): "not eligible" for a in np.flatnonzero(~outcome.eligible)},
         )

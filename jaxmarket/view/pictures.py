@@ -21,7 +21,7 @@ from jaxmarket.environments.tabular import Chain
 from jaxmarket.types import PyTree
 from jaxmarket.view import rendering
 
-__all__ = ["action_names", "image_of", "picture", "stages", "text"]
+__all__ = ["action_names", "action_text", "image_of", "picture", "stages", "text"]
 
 _LARGEST = 192  # pixels of a side
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c8c00", "#999999")
@@ -49,6 +49,13 @@ def action_names(env: Adapter) -> tuple[str, ...]:
     if names is None or len(names) != env.num_actions:
         names = [f"action {i}" for i in range(env.num_actions)]
     return tuple(map(str, names))
+
+
+def action_text(env: Adapter, action: np.ndarray) -> str:
+    """An action in words: its name, or its entries."""
+    if env.box is None:
+        return action_names(env)[int(action)]
+    return f"({', '.join(f'{x:.3g}' for x in np.ravel(action))})"
 
 
 def text(env: Adapter, state: PyTree, obs: np.ndarray) -> str:

@@ -5,6 +5,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -310,6 +311,14 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
         caption="bids of #0, #1, …, · if not eligible | winner: #bidder→action\n"
         "seller –: the auctioneer | end: terminated | cut: truncated",
     )
+
+    def action(t: int, winner: int) -> Any:
+        if society.learned is None:
+            return primitives[winner // society.clones]
+        from jaxmarket.view.pictures import action_text  # noqa: PLC0415  environments and their pictures
+
+        return action_text(society.env, np.asarray(rows.choice)[t])
+
     for column in ("t", "state", "bids", "winner", "price", "seller", "payout", "reward", "end"):
         numeric = column in ("t", "price", "payout", "reward")
         table.add_column(column, justify="right" if numeric else "left", wrap=15 if column == "bids" else 0)
@@ -325,7 +334,7 @@ def trace_table(society: Society, rows: Transition) -> DataTable:
             t,
             _describe(np.asarray(rows.obs[t])),
             bids,
-            "–" if winner < 0 else f"#{winner}→{primitives[winner // society.clones]}",
+            "–" if winner < 0 else f"#{winner}→{action(t, winner)}",
             f"{rows.price[t]:.3f}",
             "–" if owner < 0 else f"#{owner}",
             f"{rows.payout[t]:.3f}",

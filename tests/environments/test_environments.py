@@ -383,9 +383,14 @@ def test_discrete_environments_adapt_and_step(env_id):
 
 
 @pytest.mark.parametrize("env_id", CONTINUOUS)
-def test_continuous_actions_are_refused(env_id):
-    with pytest.raises(ValueError, match=rf"env: {env_id} has the action space Box.*needs discrete actions"):
-        make(env_id)
+def test_continuous_environments_keep_the_contract(env_id):
+    env, _ = make(env_id)
+    check_environment(env, instances=2, steps=8)
+    adapter = adapt(env)
+    assert len(adapter.box.low) == len(adapter.box.high) == math.prod(adapter.action.shape)
+    assert adapter.to_action(jnp.zeros(len(adapter.box.low))).shape == adapter.action.shape
+    with pytest.raises(ValueError, match=rf"^env: {env_id} has the action space Box.*primitives='learned'"):
+        TrainConfig(env_id, agent="monolith")
 
 
 @pytest.mark.parametrize("env_id", DOWNLOADS)

@@ -12,7 +12,7 @@ from jaxmarket.experiments import wide_vs_deep as experiment
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.wide_vs_deep import BASELINES, EXPERIMENT, GAMMA, config, learn
 from jaxmarket.runs.production_lines import QUOTING, environment, optima, price_rows, program_of
-from jaxmarket.training.choices import ProductHead
+from jaxmarket.training.actions import ProductHead
 from jaxmarket.training.learning_curves import evaluation_times
 from jaxmarket.training.monolith import Monolith
 from jaxmarket.training.quoting import play_quotes, quote, quoted_bids

@@ -12,7 +12,7 @@ from jaxmarket.environments import SupplyChain, adapt
 from jaxmarket.rollouts import rollout_policy, start
 from jaxmarket.runs import run_folder
 from jaxmarket.training import monolith as baselines
-from jaxmarket.training.choices import ProductHead
+from jaxmarket.training.actions import ProductHead
 
 
 def test_heads_fit_their_environments():

@@ -134,7 +134,7 @@ def test_a_society_is_recorded_as_it_was_played(chain):
 def test_the_states_behind_the_rows_are_those_of_the_environment():
     society = Society(adapt(garnet(0, 6, 2, 0.9)), BidPolicy(linear(), KumaraswamyHead()))  # random in every step
     params, env_params = society.init(jax.random.key(3)), society.env.default_params
-    rows, _, states = episodes._played(society, jax.random.key(1), params, env_params, 30, 0.9, "bootstrap")
+    rows, _, states, _ = episodes._played(society, jax.random.key(1), params, env_params, 30, 0.9, "bootstrap")
     length = int(rows.done.argmax()) + 1 if rows.done.any() else 30
     np.testing.assert_array_equal(states.index[:length], rows.obs[:length].argmax(1))
     np.testing.assert_array_equal(states.index[length], rows.next_obs[length - 1].argmax())

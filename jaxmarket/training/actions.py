@@ -1,21 +1,36 @@
-"""Distributions over discrete choices, and policy heads for them: for agents that act instead of bidding.
+"""Distributions over actions, and policy heads for them: for agents that act, and modules whose primitives learn.
 
-They have the methods of `policies.BidDistribution` and `policies.Head`, so that `PPO` trains them as it trains bids; a
-choice is a float, like a bid.
+They have the methods of `policies.BidDistribution`, ``noise`` and ``from_noise`` included, and of `policies.Head`. A
+discrete choice is a float, like a bid, so that `PPO` trains it as it trains bids.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Float
 
-from jaxmarket.types import Array
+from jaxmarket.environments.adapter import Adapter
+from jaxmarket.policies import BetaHead, Head, Rescaled
+from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_int
 
-__all__ = ["ActionValueHead", "ActionValues", "Categorical", "ChoiceHead", "Product", "ProductHead"]
+__all__ = [
+    "ActionValueHead",
+    "ActionValues",
+    "BoxHead",
+    "Categorical",
+    "ChoiceHead",
+    "Independent",
+    "Normal",
+    "Product",
+    "ProductHead",
+    "action_head",
+]
 
 
 class Categorical(struct.PyTreeNode):
@@ -28,10 +43,14 @@ class Categorical(struct.PyTreeNode):
         choices = jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1]))
         return choices.astype(self.logits.dtype)
 
-    def quantile(self, u: Array) -> Array:
-        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``]."""
+    def noise(self, key: Array, shape: Sequence[int]) -> Array:
+        """Uniform random numbers, ``f [*shape]``."""
+        return jax.random.uniform(key, shape, self.logits.dtype)
+
+    def from_noise(self, noise: Array) -> Array:
+        """The choices whose shares of (0, 1) hold the random numbers: f, with the shape of ``noise``."""
         below = jnp.cumsum(jax.nn.softmax(self.logits), -1)[..., :-1]
-        return jnp.sum(u[..., None] >= below, -1).astype(self.logits.dtype)
+        return jnp.sum(noise[..., None] >= below, -1).astype(self.logits.dtype)
 
     def mean(self) -> Array:
         """The likeliest choice, which is the greedy one: f [...]."""
@@ -71,9 +90,15 @@ class ActionValues(struct.PyTreeNode):
         del key
         return jnp.broadcast_to(self.mean(), (*shape, *self.values.shape[:-1]))
 
-    def quantile(self, u: Array) -> Array:
-        """The best choice, broadcast to the shape of ``u``: f [...]."""
-        return jnp.broadcast_to(self.mean(), u.shape)
+    def noise(self, key: Array, shape: Sequence[int]) -> tuple[()]:
+        """No random numbers: an empty tuple."""
+        del key, shape
+        return ()
+
+    def from_noise(self, noise: tuple[()]) -> Array:
+        """The best choice: f [...]."""
+        del noise
+        return self.mean()
 
     def mean(self) -> Array:
         """The best choice: f [...]."""
@@ -125,11 +150,16 @@ class Product(struct.PyTreeNode):
         """Independent choices, as numbers: ``f [*shape, ...]``."""
         return self._number(jax.random.categorical(key, self.logits, shape=(*shape, *self.logits.shape[:-1])))
 
-    def quantile(self, u: Array) -> Array:
-        """The choice whose share of (0, 1) holds ``u``, as a number: f [..., of ``u``].
+    def noise(self, key: Array, shape: Sequence[int]) -> Array:
+        """Uniform random numbers, ``f [*shape]``."""
+        return jax.random.uniform(key, shape, self.logits.dtype)
 
-        The first choice takes its share of ``u``, and what is left of that, stretched to (0, 1), decides the next one.
+    def from_noise(self, noise: Array) -> Array:
+        """The choices whose shares of (0, 1) hold the random numbers: f, with the shape of ``noise``.
+
+        The first choice takes its share of u, and what is left of that, stretched to (0, 1), decides the next one.
         """
+        u = noise
         shares = jax.nn.softmax(self.logits)
         least, most = jnp.finfo(shares.dtype).tiny, 1 - jnp.finfo(shares.dtype).epsneg
         digits = []
@@ -195,3 +225,120 @@ class ProductHead:
     def distribution(self, raw: Array) -> Product:
         """The distribution with logits ``raw`` [..., outputs], factor by factor."""
         return Product(raw.reshape(*raw.shape[:-1], self.factors, self.base))
+
+
+class Normal(struct.PyTreeNode):
+    """A normal distribution."""
+
+    location: Float[Array, "..."]
+    log_scale: Float[Array, "..."]
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent numbers: ``f [*shape, ...]``."""
+        return self.from_noise(self.noise(key, (*shape, *self.location.shape)))
+
+    def noise(self, key: Array, shape: Sequence[int]) -> Array:
+        """Standard normal random numbers, ``f [*shape]``."""
+        return jax.random.normal(key, shape, self.location.dtype)
+
+    def from_noise(self, noise: Array) -> Array:
+        """Numbers, f with the shape of ``noise``."""
+        return self.location + jnp.exp(self.log_scale) * noise
+
+    def mean(self) -> Array:
+        """The mean: f [...]."""
+        return self.location
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-density: f [...]."""
+        distance = (bid - self.location) * jnp.exp(-self.log_scale)
+        return -0.5 * distance**2 - self.log_scale - _HALF_LOG_2_PI
+
+    def entropy(self) -> Array:
+        """Differential entropy: f [...]."""
+        return self.log_scale + _HALF_LOG_2_PI + 0.5
+
+
+_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+class Independent(struct.PyTreeNode):
+    """The joint distribution of D independent numbers: an action with D entries."""
+
+    entries: Any  # a distribution with the batch shape [..., D] and the methods `noise` and `from_noise`
+    size: int = struct.field(pytree_node=False)  # D
+
+    def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
+        """Independent actions: ``f [*shape, ..., D]``."""
+        return self.entries.sample(key, shape)
+
+    def noise(self, key: Array, shape: Sequence[int]) -> PyTree:
+        """The noise of all entries: leaves ``[*shape, D, ...]``."""
+        return self.entries.noise(key, (*shape, self.size))
+
+    def from_noise(self, noise: PyTree) -> Array:
+        """Actions: f [..., D]."""
+        return self.entries.from_noise(noise)
+
+    def mean(self) -> Array:
+        """The mean of each entry: f [..., D]."""
+        return self.entries.mean()
+
+    def log_prob(self, bid: Array) -> Array:
+        """Log-density of the action ``bid``, f [..., D]: f [...]."""
+        return self.entries.log_prob(bid).sum(-1)
+
+    def entropy(self) -> Array:
+        """Differential entropy: f [...]."""
+        return self.entries.entropy().sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxHead:
+    """Continuous actions with D entries: Beta between the bounds, normal without bounds (Chou et al. 2017).
+
+    Outputs of zero give the uniform distribution between the bounds, or the standard normal distribution.
+
+    Attributes:
+        low, high: bounds of each entry, all finite or all infinite.
+
+    Raises:
+        ValueError: only some bounds are infinite, or an upper bound is not above the lower one.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        bounds = (*self.low, *self.high)
+        if not self.low or len(self.low) != len(self.high) or any(map(math.isnan, bounds)):
+            raise ValueError(f"env: expected a lower and an upper bound for each entry of an action, got {bounds}")
+        if any(map(math.isinf, bounds)) and not all(map(math.isinf, bounds)):
+            raise ValueError(
+                f"env: expected bounds of actions that are all finite or all infinite, got low {self.low} and high "
+                f"{self.high}; give every entry finite bounds"
+            )
+        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"env: expected low < high for every entry of an action, got {self.low} and {self.high}")
+
+    @property
+    def outputs(self) -> int:
+        """2 D."""
+        return 2 * len(self.low)
+
+    def distribution(self, raw: Array) -> Independent:
+        """The distribution with parameters ``raw`` [..., outputs]."""
+        raw = raw.reshape(*raw.shape[:-1], len(self.low), 2)
+        if math.isinf(self.low[0]):
+            return Independent(Normal(raw[..., 0], raw[..., 1]), len(self.low))
+        low, high = (jnp.broadcast_to(jnp.asarray(each, raw.dtype), raw.shape[:-1]) for each in (self.low, self.high))
+        return Independent(Rescaled(_UNIT.distribution(raw), low, high - low), len(self.low))
+
+
+_UNIT = BetaHead(low=0.0, high=1.0)
+
+
+def action_head(env: Adapter) -> Head:
+    """The head of a policy over an environment's own actions: a `ChoiceHead` or a `BoxHead`."""
+    box = env.box
+    return ChoiceHead(env.num_actions) if box is None else BoxHead(box.low, box.high)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket.training.choices import Categorical, Product, ProductHead
+from jaxmarket.training.actions import Categorical, Product, ProductHead
 
 
 def test_categorical_agrees_with_its_own_samples():
@@ -17,9 +17,9 @@ def test_categorical_agrees_with_its_own_samples():
     np.testing.assert_allclose(distribution.entropy(), -(probability * np.log(probability)).sum(), rtol=1e-6)
     assert float(distribution.mean()) == 2
     grid = (jnp.arange(100_000) + 0.5) / 100_000
-    shares = np.bincount(np.asarray(distribution.quantile(grid), int), minlength=4) / grid.size
+    shares = np.bincount(np.asarray(distribution.from_noise(grid), int), minlength=4) / grid.size
     np.testing.assert_allclose(shares, probability, atol=2e-5)
-    assert float(distribution.quantile(jnp.float32(np.nextafter(np.float32(1), np.float32(0))))) == 3
+    assert float(distribution.from_noise(jnp.float32(np.nextafter(np.float32(1), np.float32(0))))) == 3
     drawn = np.asarray(distribution.sample(jax.random.key(0), (20_000,)), int)
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / drawn.size, probability, atol=0.02)
 
@@ -42,7 +42,7 @@ def test_a_product_is_the_categorical_of_all_its_choices(factors, base):
     np.testing.assert_allclose(product.entropy(), whole.entropy(), rtol=1e-5)
     np.testing.assert_array_equal(product.mean(), whole.mean())
     grid = (jnp.arange(10_000) + 0.5) / 10_000
-    quantiles = jax.jit(jax.vmap(lambda d: jax.vmap(d.quantile)(grid)))
+    quantiles = jax.jit(jax.vmap(lambda d: jax.vmap(d.from_noise)(grid)))
     one, other = (np.asarray(quantiles(d), int) for d in (product, whole))
     assert (one != other).mean() <= 1e-3  # rounding, at the edges of shares
     shares = np.stack([np.bincount(row, minlength=count) for row in one]) / grid.size
@@ -65,7 +65,7 @@ def test_a_product_is_the_categorical_of_all_its_choices(factors, base):
 def test_a_product_stays_within_its_choices(u):
     """However lopsided: no share is ever divided by."""
     logits = jnp.array([[0.0, -200.0, 0.0], [-200.0, 50.0, -200.0]])
-    assert float(Product(logits).quantile(jnp.float32(u))) == (1 if u == 0 else 7)
+    assert float(Product(logits).from_noise(jnp.float32(u))) == (1 if u == 0 else 7)
 
 
 def test_bad_factors_are_named():

@@ -1,0 +1,133 @@
+"""Learning to act: a `Learner` for the policy over actions of a module whose primitive learns."""
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmarket.collectives import per_shard, psum
+from jaxmarket.learners.ppo import LARGEST_LOG_RATIO, clipped_gain
+from jaxmarket.learners.protocol import (
+    UNBOUND,
+    Experience,
+    Hyperparameters,
+    Optimizer,
+    adam,
+    clip,
+    descend,
+    in_blocks,
+    moments,
+    numeric,
+    over_minibatches,
+)
+from jaxmarket.policies import BidPolicy, ValueNetwork
+from jaxmarket.types import Array, PyTree
+
+__all__ = ["ActingState", "ActionPPO", "ActionState"]
+
+_Rest = tuple[Array, Array, Array, Array]  # choice [D, n] or [n], won, advantage, log-probability before: [n] each
+
+
+class ActionState(struct.PyTreeNode):
+    """Parameters of one module's policy over actions, and the state of its optimizer."""
+
+    params: PyTree
+    opt: Optimizer
+
+
+class ActingState(struct.PyTreeNode):
+    """The state of a module that learns to bid and to act."""
+
+    bids: Any  # of the learner of bids
+    actions: ActionState
+
+    @property
+    def params(self) -> dict[str, PyTree]:
+        """The parameters of both networks, as `jaxmarket.society.Society` takes them."""
+        return {"bids": self.bids.params, "actions": self.actions.params}
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionPPO:
+    """PPO for the actions of one module, on the module's own purchases only.
+
+    The advantage of an action is the utility of the purchase: revenue minus price. Under first price with deterministic
+    bids, and under Vickrey auctions between clones with equal bids, the price is the module's own bid, its estimate of
+    the revenue. The utility is then the TD error with the bid as critic, and with λ > 0 the generalised advantage
+    (Schulman et al. 2016), so that a society of one module is an actor–critic.
+
+    Attributes:
+        policy: over actions; bound by training.
+        minibatch: auctions per gradient step, of which the purchases count.
+        epochs: passes over a rollout.
+        max_norm: largest global norm of the gradient.
+        anneal: whether the learning rate decreases to 0 over training, linearly.
+        axis: the mesh axis over which experience is sharded, or None.
+        action_learning_rate: of the policy.
+        action_entropy: weight of the entropy of actions.
+        action_clip: largest distance of the probability ratio from 1.
+    """
+
+    policy: BidPolicy = UNBOUND
+    minibatch: int = 128
+    epochs: int = 4
+    max_norm: float = 0.5
+    anneal: bool = True
+    axis: str | None = None
+    action_learning_rate: float = numeric(3e-4)
+    action_entropy: float = numeric(0.01)
+    action_clip: float = numeric(0.2)
+
+    estimates_values: ClassVar[bool] = False
+
+    def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
+        """Return this learner with its policy; it has no value network."""
+        del value
+        return dataclasses.replace(self, policy=policy)
+
+    def init(self, key: Array, obs: Array) -> ActionState:
+        """Initial network and optimizer state."""
+        params = self.policy.init(key, obs)
+        return ActionState(params=params, opt=adam(params))
+
+    def update(
+        self, state: ActionState, experience: Experience, hyper: Hyperparameters, update: Array, progress: Array
+    ) -> tuple[ActionState, dict[str, Array]]:
+        """``epochs`` passes of clipped policy gradients over the purchases of a rollout."""
+        del update
+        assert experience.choice is not None
+        own = hyper.own
+        rate = own["action_learning_rate"] * (1 - progress if self.anneal else 1)
+        won, utility = experience.won.any(0), experience.utility.sum(0)  # of the member that won
+        mean, std = moments(utility, won, self.axis)
+        # Auctions last, as `over_minibatches` takes them.
+        choice = jnp.moveaxis(experience.choice, 0, -1)
+
+        def log_prob_and_entropy(params: PyTree, obs: Array, choice: Array) -> tuple[Array, Array]:
+            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            return distribution.log_prob(jnp.moveaxis(choice, -1, 0)), distribution.entropy()
+
+        def loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
+            choice, won, advantage, before = rest
+            log_prob, entropy = log_prob_and_entropy(params, obs, choice)
+            ratio = jnp.exp(jnp.minimum(log_prob - before, LARGEST_LOG_RATIO))
+            gain = clipped_gain(ratio, advantage, own["action_clip"]) + own["action_entropy"] * entropy
+            # A sum, so that a module learns from each purchase as much as others do, however few it makes.
+            return -per_shard(jnp.sum(jnp.where(won, gain, 0)) / self.minibatch, self.axis)
+
+        def step(state: ActionState, obs: Array, rest: _Rest) -> tuple[ActionState, Array]:
+            value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, rest), self.axis)
+            params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
+            return ActionState(params=params, opt=opt), value
+
+        before = in_blocks(
+            lambda obs, choice: log_prob_and_entropy(state.params, obs, choice)[0],
+            experience.obs,
+            choice,
+            self.minibatch,
+        )
+        rest = (choice, won, (utility - mean) / std, before)
+        state, value = over_minibatches(step, state, experience.obs, rest, self.minibatch, self.epochs)
+        return state, {"action_loss": value}

@@ -1,0 +1,340 @@
+"""Primitives that learn: who acts, what a module learns from, one module as an actor-critic, and whole runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnax.environments import spaces
+
+import jaxmarket
+from jaxmarket import TrainConfig, fit
+from jaxmarket.interop.embedding import given_bids
+from jaxmarket.interop.gymnasium_env import GymnasiumEnv, actor
+from jaxmarket.interop.multi_agent import MarketEnv
+from jaxmarket.learners import PPO, ActionPPO, Experience, Hyperparameters
+from jaxmarket.metrics import conservation_residual
+from jaxmarket.policies import BidPolicy, ValueNetwork, mlp
+from jaxmarket.rollouts import fresh_rollout
+from jaxmarket.settlement import lambda_returns, settle
+from jaxmarket.society import reset, step
+from jaxmarket.training.actions import BoxHead, ChoiceHead
+from jaxmarket.types import Rules
+from jaxmarket.validation import short_repr
+
+SMALL = {"steps": 4096, "instances": 8, "horizon": 16, "minibatch": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """An action should equal the observed target; episodes of four steps. Rewards tell which action was taken."""
+
+    low: float = -2.0
+    high: float = 2.0
+    entries: int = 2
+
+    def reset(self, key, params):
+        target = jax.random.uniform(key, (self.entries,), minval=-1, maxval=1)
+        return target, (target, jnp.zeros((), jnp.int32))
+
+    def step_env(self, key, state, action, params):
+        target, t = state
+        following = jax.random.uniform(key, target.shape, minval=-1, maxval=1)
+        reward = 1 - jnp.square(action - target).mean()
+        return following, (following, t + 1), reward, t == 3, False, {}
+
+    step = step_env
+
+    def action_space(self, params=None):
+        return spaces.Box(self.low, self.high, (self.entries,))
+
+
+class Picky(Aim):
+    """An environment with illegal actions."""
+
+    num_actions = 2
+    action_space = None
+
+    def legal_actions(self, state, params):
+        return jnp.array([True, False])
+
+
+def settings(env, **options):
+    return TrainConfig(env, **(SMALL | options)).settings
+
+
+# --- the step
+
+
+def test_the_winners_own_action_is_taken():
+    """With given bids and actions: bidder 3 of 3 modules × 2 clones wins, so that its action is rewarded."""
+    env = Aim()
+    society = given_bids(settings(env, modules=3).society)
+    actions = jnp.arange(12.0).reshape(6, 2) / 10
+    params = {"bids": jnp.array([0.1, 0.2, 0.3, 0.9, 0.0, 0.5]), "actions": actions}
+    state, target = reset(society, jax.random.key(0), None)
+    _, row = jax.jit(step, static_argnums=0)(society, jax.random.key(1), params, state, None, None)
+    assert int(row.outcome.winner) == 3
+    np.testing.assert_array_equal(row.choice, actions[3])
+    np.testing.assert_allclose(row.reward, 1 - jnp.square(actions[3] - target).mean(), rtol=1e-6)
+    assert float(row.price) == 0.5
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_choices_are_those_of_the_winners_module(env):
+    """Modules whose policies are far apart: each choice in a rollout is near that of the winner's module."""
+    chosen = settings(env, primitives="learned", modules=3, exploration=1.0, clones=2)
+    society = chosen.society
+    params = society.init(jax.random.key(0))
+    # The output layer is zero at first, so that its last row, the bias, decides.
+    kernel = params["actions"]["params"]["Affine_0"]["kernel"]
+    sides = jnp.array([[9.0, -9.0], [-9.0, 9.0], [9.0, -9.0]]) if env == "CartPole-v1" else None
+    sides = jnp.array([[-6.0, 9.0], [0.0, 9.0], [6.0, 9.0]]) if sides is None else sides
+    params["actions"]["params"]["Affine_0"]["kernel"] = kernel.at[:, -1].set(sides)
+    rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(
+        society, jax.random.key(1), params, society.env.default_params, 64, Rules(exploration=1.0)
+    )
+    module = np.asarray(rows.outcome.winner) // 2
+    assert set(module) == {0, 1, 2}
+    choice = np.asarray(rows.choice).reshape(64)
+    wanted = np.array([0, 1, 0])[module] if env == "CartPole-v1" else np.array([-1.99, 0, 1.99])[module]
+    np.testing.assert_allclose(choice, wanted, atol=0.01 if env == "CartPole-v1" else 1.9)
+    if env == "Pendulum-v1":  # the ends are distinct, and a middle lies between them
+        assert choice[module == 0].max() < choice[module == 2].min()
+
+
+def test_money_is_conserved_and_greedy_players_draw_nothing():
+    society = settings(Aim(), auction="ccv").society
+    params = society.init(jax.random.key(0))
+    play = jax.jit(fresh_rollout, static_argnums=(0, 4))
+    rows = play(society, jax.random.key(1), params, None, 64)
+    opening = jax.tree.map(lambda x: jnp.zeros_like(x[0]), rows.accounts)
+    assert float(conservation_residual(rows, opening)) < 1e-5
+    greedy = dataclasses.replace(society, greedy=True)
+    np.testing.assert_array_equal(play(greedy, jax.random.key(1), params, None, 64).choice, 0)  # the middle
+    assert float(jnp.abs(rows.choice).max()) > 1
+    assert float(jnp.abs(rows.choice).max()) <= 2
+
+
+def test_literal_primitives_have_no_choices_and_the_same_draws():
+    """The field of choices, and their randomness, exist only if primitives learn."""
+    society = settings("Chain-v0").society
+    env_params = society.env.default_params
+    rows = fresh_rollout(society, jax.random.key(0), society.init(jax.random.key(1)), env_params, 4)
+    assert rows.choice is None
+    assert jaxmarket.society.draw(society, jax.random.key(0)).action is None
+
+
+def test_agents_of_a_market_bid_and_act():
+    """JaxMARL: an agent's action is its bid, then what it does if it wins."""
+    market = MarketEnv(settings(Aim(), modules=2, clones=1).society, low=0.0, high=1.0)
+    space = market.action_spaces["bidder_0"]
+    np.testing.assert_array_equal(space.low, [0, -2, -2])
+    np.testing.assert_array_equal(space.high, [1, 2, 2])
+    _, state = market.reset(jax.random.key(0))
+    actions = {"bidder_0": jnp.array([0.2, 1.0, 1.0]), "bidder_1": jnp.array([0.7, 0.3, -0.3])}
+    _, _, rewards, _, infos = market.step_env(jax.random.key(1), state, actions)
+    np.testing.assert_allclose(
+        infos["reward"], [0, 1 - jnp.square(actions["bidder_1"][1:] - state.obs).mean()], rtol=1e-6
+    )
+    np.testing.assert_allclose(rewards["bidder_1"], infos["reward"][1] - 0.2, rtol=1e-6)
+
+
+def test_continuous_actions_in_gymnasium():
+    env = GymnasiumEnv("Pendulum-v1")
+    obs, _ = env.reset(seed=0)
+    society = settings("Pendulum-v1").society
+    act = actor(jaxmarket.MarketPolicy(society.init(jax.random.key(0)), dataclasses.replace(society, greedy=True)))
+    assert env.action_space.contains(act(obs))
+    assert env.step(act(obs))[1] < 0
+    for wrong in (np.zeros(2), np.array([np.nan]), 0.0):
+        with pytest.raises(ValueError, match=r"^action: "):
+            env.step(wrong)
+
+
+# --- learning
+
+
+def rows_of(rng, *, modules=3, members=2, count=64, entries=2):
+    """Random auctions of all modules: the experience of each, leaves [M, ...]."""
+    winner = rng.integers(modules * members, size=count)
+    won = winner[None] == np.arange(modules * members)[:, None]
+    return Experience(
+        obs=jnp.asarray(rng.normal(size=(count, 5)), jnp.float32),
+        bid=jnp.zeros((modules, members, count)),
+        eligible=jnp.ones((modules, members, count), bool),
+        won=jnp.asarray(won.reshape(modules, members, count)),
+        price=jnp.zeros((modules, members, count)),
+        utility=jnp.asarray((won * rng.normal(size=count)).reshape(modules, members, count), jnp.float32),
+        choice=jnp.asarray(rng.uniform(-1, 1, (count, entries)), jnp.float32),
+    ), won.reshape(modules, members, count).any(1)
+
+
+LEARNER = ActionPPO(BidPolicy(mlp(8), BoxHead((-1.0, -1.0), (1.0, 1.0))), minibatch=16)
+HYPER = Hyperparameters().with_learner(LEARNER).as_arrays()
+
+
+@jax.jit
+def act_update(state, experience):
+    return LEARNER.update(state, experience, HYPER, jnp.int32(0), jnp.float32(0.25))[0]
+
+
+def test_a_module_learns_to_act_from_its_purchases_only():
+    """Whatever others did and earned, the update is the same to the bit; its own purchases matter."""
+    rng = np.random.default_rng(0)
+    experience, bought = rows_of(rng)
+    own = jax.tree.map(lambda x: x[1], experience.replace(obs=None, choice=None))
+    own = own.replace(obs=experience.obs, choice=experience.choice)
+    state = LEARNER.init(jax.random.key(0), experience.obs[0])
+    after = act_update(state, own)
+    mine = bought[1][:, None]
+    other = own.replace(choice=jnp.where(mine, own.choice, 0.123), obs=jnp.where(mine, own.obs, 7.0))
+    chex_equal(act_update(state, other), after)
+    different = act_update(state, own.replace(choice=jnp.where(mine, -own.choice, own.choice)))
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (after, different)), strict=True))
+    nothing = own.replace(won=own.won & False, utility=own.utility * 0)
+    chex_equal(act_update(state, nothing).params, state.params)
+
+
+def chex_equal(one, other):
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("trace_decay", [0.0, 0.9])
+def test_utilities_of_one_module_are_generalised_advantages(trace_decay):
+    """With one bidder, first price and deterministic bids: r + γ b' - b, and with λ the generalised advantage."""
+    chosen = settings("CartPole-v1", primitives="learned", modules=1, clones=1, auction="bb", exploration=0.0)
+    society, gamma = chosen.society, 0.97
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape), society.init(jax.random.key(0))
+    )
+    rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(
+        society, jax.random.key(1), params, society.env.default_params, 64
+    )
+    assert rows.terminated.sum() >= 2
+    critic = jax.vmap(lambda obs: society.bids(params, None, obs)[0])
+    value, following = critic(rows.obs), critic(rows.next_obs)
+    ended = rows.terminated | (jnp.arange(64) == 63)
+    returns = lambda_returns(
+        rows.reward,
+        discount=jnp.full(64, gamma),
+        value=jnp.where(rows.terminated, 0, following),
+        trace_decay=jnp.where(ended, 0, trace_decay),
+    )
+    utility = settle(rows, gamma, trace_decay=trace_decay or None).utility
+    np.testing.assert_allclose(utility, returns - value, atol=2e-5)
+    if not trace_decay:
+        delta = rows.reward + gamma * jnp.where(rows.terminated, 0, following) - value
+        np.testing.assert_allclose(utility, delta, atol=2e-5)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_update_of_one_module_is_that_of_ppo(epochs):
+    """With equal advantages and normalisation, the policy's update equals that of the monolith's learner."""
+    rng = np.random.default_rng(1)
+    count, policy = 64, BidPolicy(mlp(8), ChoiceHead(3))
+    advantage = jnp.asarray(rng.normal(size=(1, count)), jnp.float32)
+    choice = jnp.asarray(rng.integers(3, size=count), jnp.float32)
+    everywhere = jnp.ones((1, count), bool)
+    experience = Experience(
+        obs=jnp.asarray(rng.normal(size=(count, 5)), jnp.float32),
+        bid=choice[None],
+        eligible=everywhere,
+        won=everywhere,
+        price=jnp.zeros((1, count)),
+        utility=advantage,
+        choice=choice,
+    )
+    actor = ActionPPO(policy, minibatch=16, epochs=epochs)
+    # A value network of zeros: the advantage of PPO is then the utility, too.
+    ppo = PPO(policy, ValueNetwork(mlp(4)), minibatch=16, epochs=epochs, max_norm=actor.max_norm, entropy=0.01)
+    acting = actor.init(jax.random.key(0), experience.obs[0])
+    single = ppo.init(jax.random.key(0), experience.obs[0])
+    single = single.replace(params=acting.params, value_params=jax.tree.map(jnp.zeros_like, single.value_params))
+    zero, at = jnp.int32(0), jnp.float32(0.25)
+    hyper = Hyperparameters(learning_rate=3e-4, value_learning_rate=0.0, entropy=0.01, clip=0.2)
+    ours, _ = jax.jit(actor.update)(acting, experience, hyper.with_learner(actor).as_arrays(), zero, at)
+    theirs, _ = jax.jit(ppo.update)(single, experience, hyper.as_arrays(), zero, at)
+    moved = 0.0
+    for a, b, start in zip(*map(jax.tree.leaves, (ours.params, theirs.params, acting.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        moved = max(moved, float(jnp.abs(a - start).max()))
+    assert moved > 1e-4
+
+
+@pytest.mark.slow
+def test_modules_learn_to_act():
+    """Aim at a target: the best return is 4, that of the middle of the box 4 · (1 - 1/3) = 2.67."""
+    config = TrainConfig(Aim(), steps=40_000, instances=32, horizon=16, action_learning_rate=3e-3, learning_rate=3e-3)
+    result = fit(config, jax.random.key(0), progress=False)
+    assert result.summary["return_mean"] > 3.7
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    config = TrainConfig(Aim(), seeds=2, log_every=8, **SMALL)
+    return fit(config, jax.random.key(0), folder, progress=False), folder, config
+
+
+def test_a_run_is_saved_loaded_continued_and_compared(run, tmp_path):
+    result, folder, config = run
+    policy = jaxmarket.load(folder, objects={"env": config.env})
+    obs = jnp.array([0.3, -0.4])
+    assert policy(obs).shape == (2,)
+    np.testing.assert_array_equal(policy(obs), jaxmarket.as_policy(result)(obs))
+    further = fit(config, jax.random.key(1), tmp_path / "further", start=folder, freeze=["actions/*"], progress=False)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), further.networks, result.networks)
+    assert max(jax.tree.leaves(moved["actions"])) == 0
+    assert max(jax.tree.leaves(moved["policy"])) > 0
+    assert "3" in str(result.config.settings.values["modules"])
+
+
+def test_a_run_that_was_cut_short_ends_with_the_same_bits(run, tmp_path):
+    result, _, config = run
+    stopped = tmp_path / "stopped"
+
+    def stop(record):
+        if record.chunk == 2 and not record.earlier:
+            raise KeyboardInterrupt
+
+    fit(config, jax.random.key(0), stopped, loggers=[stop], checkpoint_every=1, progress=False)
+    again = fit(config, jax.random.key(0), stopped, resume=True, progress=False)
+    assert again.summary["params_sha256"] == result.summary["params_sha256"]
+
+
+def test_a_run_can_be_watched(run):
+    result, _, _ = run
+    page = result.watch(episodes=1, steps=8)
+    assert "module 0 #1" in str(page._repr_html_())
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "field"),
+    [
+        (Aim(low=-np.inf), {}, "env"),
+        (Aim(low=3.0), {}, "env"),
+        (Aim(low=np.nan), {}, "env"),
+        (Aim(), {"primitives": "actions"}, "env"),
+        (Aim(), {"agent": "monolith"}, "env"),
+        (Aim(), {"agent": "population"}, "env"),
+        (Aim(), {"agent": "wide"}, "env"),
+        ("Chain-v0", {"modules": 3}, "modules"),
+        ("Chain-v0", {"action_entropy": 0.1}, "action_entropy"),
+        ("Chain-v0", {"primitives": "learnt"}, "primitives"),
+        ("Chain-v0", {"primitives": "learned", "modules": 0}, "modules"),
+        ("Chain-v0", {"primitives": "learned", "action_epochs": 0}, "action_epochs"),
+        ("Chain-v0", {"primitives": "learned", "action_learning_rate": -1.0}, "action_learning_rate"),
+        ("Chain-v0", {"primitives": "learned", "agent": "monolith"}, "primitives"),
+        (Picky(), {"primitives": "learned"}, "env"),
+    ],
+    ids=short_repr,
+)
+def test_what_does_not_fit_is_refused_by_name(env, options, field):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        TrainConfig(env, **options)
