@@ -226,7 +226,8 @@ def rollout_policy(
         draws: randomness of ``act``, leaves [T, ...].
         steps: T; only needed if ``draws`` has no leaves.
     """
-    steps = jax.tree.leaves(draws)[0].shape[0] if steps is None else steps
+    if steps is None:
+        steps = int(jax.tree.leaves(draws)[0].shape[0])
     implementation = jax.random.key_impl(key)
     # Words of keys, as in `society.Draws`.
     env_words, reset_words = (jax.random.key_data(jax.random.split(k, steps)) for k in jax.random.split(key))
