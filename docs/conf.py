@@ -98,7 +98,7 @@ def _execute(app: Any) -> None:
         return
     cache = get_cache(Path(app.outdir).parent / ".jupyter_cache")  # the default of MyST-NB
     changed = {}
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True):  # the shortest last
         notebook = nbformat.read(path, as_version=4)
         try:
             cache.match_cache_notebook(notebook)
