@@ -224,8 +224,9 @@ def _draw_curves(env: str, results: Results) -> Any:
         chosen, auction, society = name.split("-")
         curve = results[name].metrics["return_mean"]
         updates = np.arange(1, len(curve) + 1) * results[name].config.settings.updates_per_chunk
-        line: dict[str, Any] = {"color": plotting.NAMED_COLORS[auction], "linestyle": "-" if society == "cloned" else ":"}
-        plotting.draw_quartiles(panels[chosen], updates, curve, label=f"{auction}, {society}", **line)
+        color, line = plotting.NAMED_COLORS[auction], "-" if society == "cloned" else ":"
+        label = f"{auction}, {society}"
+        plotting.draw_quartiles(panels[chosen], updates, curve, color=color, label=label, linestyle=line)
     for chosen, ax in panels.items():
         ax.axhline(make(env)[0].optimal_return(), color="black", linewidth=0.8)
         ax.set(xlabel="updates of 4,096 steps", ylabel="return while learning", title=f"{env}, {chosen} settings")
