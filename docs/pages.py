@@ -55,7 +55,8 @@ def rendered(stored: dict[str, Any]) -> str:
     for table in stored["tables"]:
         columns = table["columns"]
         rows = [[_cell(row, column) for column in columns] for row in table["rows"]]
-        note = "<br>\n".join(table["note"].splitlines())
+        note = table["note"].replace("± the larger side of its", "with its")  # a page shows both sides
+        note = "<br>\n".join(note.splitlines())
         parts.append("\n".join([f"**{table['title']}**", "", *_table(columns, rows), *(["", note] if note else [])]))
     verdicts = [[v["claim"], v["standing"], v["kind"].replace("_", " "), v["evidence"]] for v in stored["verdicts"]]
     if verdicts:
