@@ -10,6 +10,7 @@ from gymnax.environments import spaces
 
 import jaxmarket
 from jaxmarket import TrainConfig, fit
+from jaxmarket.interop.bidder import BidderEnv
 from jaxmarket.interop.embedding import given_bids
 from jaxmarket.interop.gymnasium_env import GymnasiumEnv, actor
 from jaxmarket.interop.multi_agent import MarketEnv
@@ -139,6 +140,12 @@ def test_agents_of_a_market_bid_and_act():
         infos["reward"], [0, 1 - jnp.square(actions["bidder_1"][1:] - state.obs).mean()], rtol=1e-6
     )
     np.testing.assert_allclose(rewards["bidder_1"], infos["reward"][1] - 0.2, rtol=1e-6)
+
+
+def test_one_bidder_as_an_environment_is_refused():
+    society = settings(Aim()).society
+    with pytest.raises(ValueError, match=r"^society: "):
+        BidderEnv(society, society.init(jax.random.key(0)), 0, [0.0, 1.0])
 
 
 def test_continuous_actions_in_gymnasium():
