@@ -94,8 +94,8 @@ class BidderEnv(environment.Environment[Any, Any]):
         super().__init__()
         if society.learned is not None:
             raise ValueError(
-                f"society: expected primitives that do not learn, got {society.primitives} that do; use a MarketEnv, in "
-                "which agents bid and act"
+                f"society: expected primitives that do not learn, got {society.primitives} that do; use a MarketEnv, "
+                "in which agents bid and act"
             )
         bidder = check_int("bidder", bidder, 0, society.bidders - 1)
         self.levels = tuple(float(level) for level in levels)

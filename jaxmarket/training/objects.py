@@ -134,10 +134,17 @@ def restore(
         except (TypeError, ValueError) as error:
             raise MissingObjectError(f"{field}: {name} does not accept its saved fields ({error})") from error
     module, root = name.partition(":")[0], field.partition(".")[0]
-    raise MissingObjectError(
-        f"{field}: the run used the object {name}, which cannot be resolved here; import its module "
-        f"(on the command line --import {module}), or pass objects={{{root!r}: ...}} in Python"
-    )
+    remedy = f"pass objects={{{root!r}: ...}} in Python"
+    if module == "__main__":
+        reason = "was defined in a script"
+        remedy += "; this is not needed if it is defined in a module"
+    elif inspect.isclass(found) and accepts(found):
+        reason = "is of a class that is no frozen dataclass, so that the folder does not hold its fields"
+        remedy += "; this is not needed if the class is a frozen dataclass, or the object a global of a module"
+    else:
+        reason = "cannot be resolved here"
+        remedy = f"import its module (on the command line --import {module}), or {remedy}"
+    raise MissingObjectError(f"{field}: the run used the object {name}, which {reason}; {remedy}")
 
 
 def _is_frozen(found: Any) -> bool:

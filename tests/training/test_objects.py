@@ -14,6 +14,7 @@ import pytest
 
 import jaxmarket
 from jaxmarket import Mechanism, TrainConfig, fit
+from jaxmarket.environments import FiniteMDP
 from jaxmarket.learners import LEARNERS, PPO, Reinforce, Valuation, numeric
 from jaxmarket.policies import BetaHead, KumaraswamyHead
 from jaxmarket.runs import fitting, run_folder, sweeps
@@ -179,6 +180,25 @@ def test_an_object_without_a_global_name_is_passed_back():
 
 
 @pytest.mark.slow  # the tests above share a program, save and restore
+class Plain(FiniteMDP):
+    """Not a dataclass."""
+
+
+def test_a_folder_that_cannot_be_read_back_warns_before_the_run(tmp_path):
+    """The warning and the error of `read` name the object, why, and the argument with which it can be read."""
+    env = Plain(P=np.ones((1, 2, 1)), R=np.array([[0.0, 1.0]]), gamma=0.5, start=np.ones(1), horizon=4)
+    with pytest.warns(
+        UserWarning, match=r"^out: .*test_objects:Plain, which is of a class that is no frozen dataclass"
+    ):
+        fit(TrainConfig(env, **TINY, minibatch=16), jax.random.key(0), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"pass objects=\{'env': \.\.\.\}"):
+        run_folder.read(tmp_path / "run")
+    assert run_folder.read(tmp_path / "run", {"env": env}).config.env is env
+    script = {"object": "__main__:env"}
+    with pytest.raises(objects.MissingObjectError, match=r"__main__:env, which was defined in a script"):
+        objects.restore("env", script, functools.partial(accepts, "env"), {}, {})
+
+
 def test_learners_of_ones_own_are_swept_saved_and_read(tmp_path):
     learners = [LossAverse(aversion=1.0, minibatch=16), LossAverse(aversion=3.0, minibatch=16)]
     before = fitting.compiles()
