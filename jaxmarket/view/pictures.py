@@ -55,7 +55,7 @@ def action_text(env: Adapter, action: np.ndarray) -> str:
     """An action in words: its name, or its entries."""
     if env.box is None:
         return action_names(env)[int(action)]
-    return f"({', '.join(f'{x:.3g}' for x in np.ravel(action))})"
+    return f"({', '.join(f'{x:.3g}' for x in np.ravel(action))})".replace("-", "−")
 
 
 def text(env: Adapter, state: PyTree, obs: np.ndarray) -> str:
