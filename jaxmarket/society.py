@@ -81,7 +81,7 @@ class Society:
         clones: bidders per primitive.
         share: whether the clones of a primitive share parameters (and so form one module).
         ties: how an auction breaks ties: at random, or for the lowest id.
-        greedy: bid the mean of the bid distribution instead of a sample, and act likewise.
+        greedy: bid the mean of the bid distribution instead of a sample; modules that learn to act also act greedily.
         learned: how modules act, if their primitives learn; by default primitive p is action p.
 
     Raises:
@@ -193,17 +193,17 @@ class Society:
     ) -> Float[Array, "..."] | Int32[Array, ""]:
         """The choice of the winner of an auction: its primitive, or what its policy chooses.
 
-        Without a winner it is that of module 0.
+        Without a winner it is the choice of module 0.
 
         Args:
             params: leaves [M, ...].
             draws: the randomness; without it the choice is greedy.
             obs: encoded observation.
             winner: a bidder, or `NOBODY`.
-            rules: whose ``greedy`` has a meaning here.
+            rules: only ``greedy`` is used.
 
         Returns:
-            What `Adapter.to_action` takes.
+            The argument of `Adapter.to_action`.
         """
         if self.learned is None:
             return self.primitive_of(winner)

@@ -1,4 +1,4 @@
-"""Learning to act: a `Learner` for the policy over actions of a module whose primitive learns."""
+"""A `Learner` that trains the policy over actions of a module whose primitive learns."""
 
 import dataclasses
 from typing import Any, ClassVar, Self
@@ -40,7 +40,7 @@ class ActionState(struct.PyTreeNode):
 class ActingState(struct.PyTreeNode):
     """The state of a module that learns to bid and to act."""
 
-    bids: Any  # of the learner of bids
+    bids: Any  # the state of the learner that trains the bids
     actions: ActionState
 
     @property
@@ -59,13 +59,13 @@ class ActionPPO:
     (Schulman et al. 2016), so that a society of one module is an actor–critic.
 
     Attributes:
-        policy: over actions; bound by training.
-        minibatch: auctions per gradient step, of which the purchases count.
+        policy: the policy over actions; set by training.
+        minibatch: auctions per gradient step; only the module's purchases among them contribute.
         epochs: passes over a rollout.
         max_norm: largest global norm of the gradient.
         anneal: whether the learning rate decreases to 0 over training, linearly.
         axis: the mesh axis over which experience is sharded, or None.
-        action_learning_rate: of the policy.
+        action_learning_rate: learning rate of the policy.
         action_entropy: weight of the entropy of actions.
         action_clip: largest distance of the probability ratio from 1.
     """
@@ -114,7 +114,7 @@ class ActionPPO:
             log_prob, entropy = log_prob_and_entropy(params, obs, choice)
             ratio = jnp.exp(jnp.minimum(log_prob - before, LARGEST_LOG_RATIO))
             gain = clipped_gain(ratio, advantage, own["action_clip"]) + own["action_entropy"] * entropy
-            # A sum, so that a module learns from each purchase as much as others do, however few it makes.
+            # A sum, so that a purchase has the same weight in every module, however few purchases a module makes.
             return -per_shard(jnp.sum(jnp.where(won, gain, 0)) / self.minibatch, self.axis)
 
         def step(state: ActionState, obs: Array, rest: _Rest) -> tuple[ActionState, Array]:

@@ -22,14 +22,14 @@ __all__ = ["FitResult", "ShownRun"]
 
 
 class ShownRun:
-    """A base class of finished runs (`RunResult`): their pictures, their metrics as a data frame, their replay."""
+    """A base class of finished runs (`RunResult`): figures, metrics as a data frame, and replays."""
 
     def to_dataframe(self: RunResult) -> "DataFrame":
-        """The metrics as a pandas data frame, equal to ``metrics.csv``. Extra: notebook.
+        """The metrics as a pandas data frame, as in ``metrics.csv``. It needs the extra ``notebook``.
 
         Returns:
-            A row per chunk and seed, with the columns ``chunk``, ``env_steps`` and ``seed``, and one for each metric,
-            or for each bidder or state, such as ``wins[0]``.
+            A row per chunk and seed, with the columns ``chunk``, ``env_steps`` and ``seed``, and one for each metric
+            or, such as ``wins[0]``, for each bidder or state of a metric.
 
         Raises:
             ValueError: the extra is not installed.
@@ -58,10 +58,10 @@ class ShownRun:
         return fig
 
     def watch(self: RunResult, **options: Any) -> "Replay":
-        """Auctions of new episodes, or the training, as a page that a notebook shows and ``save`` writes to a file.
+        """Auctions of new episodes, optionally also the training, as a page for a notebook or, by ``save``, a file.
 
         Args:
-            options: as of `jaxmarket.runs.watching.watch`: ``episodes``, ``steps``, ``run_seed``, ``training``, ….
+            options: arguments of `jaxmarket.runs.watching.watch`, such as ``episodes``, ``steps`` and ``training``.
         """
         from jaxmarket.runs.watching import watch  # noqa: PLC0415  environments and their pictures
 

@@ -1,4 +1,4 @@
-"""Distributions over actions, and policy heads for them: for agents that act, and modules whose primitives learn.
+"""Distributions over actions and their heads, for agents that act and for modules whose primitives learn.
 
 They have the methods of `policies.BidDistribution`, ``noise`` and ``from_noise`` included, and of `policies.Head`. A
 discrete choice is a float, like a bid, so that `PPO` trains it as it trains bids.
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Categorical(struct.PyTreeNode):
-    """One of P choices: what an agent has that acts instead of bidding."""
+    """The distribution over P choices of an agent that acts instead of bidding."""
 
     logits: Float[Array, "... P"]
 
@@ -127,9 +127,9 @@ class ActionValueHead(_OutputPerChoice):
 
 
 class Product(struct.PyTreeNode):
-    """L independent choices, one of M each, as one choice of M^L: a number in base M, the first choice in front.
+    """L independent choices, one of M each, as one choice of M^L: a number in base M, the first choice leading.
 
-    It is the `Categorical` of all M^L in which probabilities are products, for the price of L · M logits.
+    It is the `Categorical` of all M^L choices whose probabilities are products, and has only L · M logits.
     """
 
     logits: Float[Array, "... L M"]
@@ -157,7 +157,8 @@ class Product(struct.PyTreeNode):
     def from_noise(self, noise: Array) -> Array:
         """The choices whose shares of (0, 1) hold the random numbers: f, with the shape of ``noise``.
 
-        The first choice takes its share of u, and what is left of that, stretched to (0, 1), decides the next one.
+        The first choice is the one whose share of (0, 1) holds u; the position of u in that share, rescaled to (0, 1),
+        determines the next choice.
         """
         u = noise
         shares = jax.nn.softmax(self.logits)
@@ -183,12 +184,12 @@ class Product(struct.PyTreeNode):
         return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), (-2, -1))
 
     def entropy(self) -> Array:
-        """Entropy, the sum of the choices': f [...]."""
+        """Entropy, the sum of the entropies of the choices: f [...]."""
         return Categorical(self.logits).entropy().sum(-1)
 
 
 _MOST_CHOICES = 2**24
-"""What float32, in which choices are kept, can count."""
+"""The largest number up to which float32, the dtype of choices, represents every integer."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Animated pictures: the auctions of a replay, and any figure that is drawn anew for every frame.
+"""Animated pictures: the auctions of a replay, or any figure that is redrawn for every frame.
 
 Matplotlib is imported when the first picture is drawn; no window is opened.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["save_episodes", "save_gif"]
 
 _SHORT = 24  # characters of a name, or of a line beside the bids
-_CELLS = 64  # largest number of numbers that are drawn as cells
+_CELLS = 64  # the most numbers that are drawn as cells
 
 
 def save_gif(
@@ -40,10 +40,10 @@ def save_gif(
     Args:
         path: file name, ``.gif``.
         fig: the figure that all frames are drawn on.
-        draw: draws frame number t. Equal frames that follow each other are merged.
-        frames: their number.
+        draw: draws frame number t. Consecutive equal frames are merged.
+        frames: the number of frames.
         seconds_per_frame: at least 0.02; viewers slow down faster animations.
-        colours: of a frame, at most 256; fewer make a smaller file.
+        colours: colours per frame, at most 256; fewer make a smaller file.
 
     Raises:
         ValueError: ``seconds_per_frame`` is too small, the file name does not end in ``.gif``, or the file cannot be
@@ -80,12 +80,12 @@ def save_episodes(
 
     Args:
         path: file name, ``.gif``.
-        episodes: one after the other, with so few agents that each has room for a bar.
+        episodes: shown one after the other; all agents are drawn, so there should be few of them.
         title: a line above the picture.
-        seconds_per_frame: as of `save_gif`.
+        seconds_per_frame: as in `save_gif`.
 
     Raises:
-        ValueError: as of `save_gif`.
+        ValueError: as in `save_gif`.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -126,7 +126,7 @@ def _colour(episode: "ReplayEpisode", agent: int) -> str:
 
 
 def _line(episode: "ReplayEpisode", agent: int) -> str:
-    """Agents of one colour differ by their lines."""
+    """The line style of an agent; agents of one colour have different ones."""
     groups = np.arange(episode.agents) if episode.groups is None else episode.groups
     return ("-", "--", ":", "-.")[int((groups[:agent] == groups[agent]).sum()) % 4]
 
@@ -199,7 +199,7 @@ def _small(ax: "Axes", label: str) -> None:
 
 
 def _wealth(episode: "ReplayEpisode") -> np.ndarray:
-    """Of every agent before the first step and after each one, f [steps + 1, agents]."""
+    """The wealth of every agent before the first step and after each step, f [steps + 1, agents]."""
     return np.stack([episode.opening, *(step.wealth for step in episode.steps)])[:, : episode.agents]
 
 

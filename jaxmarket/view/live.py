@@ -1,4 +1,4 @@
-"""What is shown of a run while it trains: the curve of its return, and the output of a notebook's cell."""
+"""The display of a run during training: the curve of its return, and the output of a notebook's cell."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class LiveCurve:
-    """The return of every seed over environment steps, as far as a run has come."""
+    """The return of every seed against environment steps, from the start of a run until now."""
 
     def __init__(self) -> None:
         self._steps: list[float] = []
@@ -51,10 +51,10 @@ class LiveCurve:
         return np.array(self._steps)[known], returns[known]
 
     def blocks(self, width: int) -> str:
-        """The mean over seeds as a line of blocks, from the lowest point to the highest; empty for less than two.
+        """The mean over seeds as a line of blocks, from the lowest to the highest; empty for fewer than two points.
 
         Args:
-            width: the most characters; each is the mean of as many points.
+            width: the largest number of characters; each shows the mean of an equal number of points.
         """
         _, returns = self.points
         if len(returns) < 2 or width < 1:
@@ -66,7 +66,7 @@ class LiveCurve:
         return "".join(_BLOCKS[round(level * (len(_BLOCKS) - 1))] for level in levels)
 
     def figure(self) -> "Figure | None":
-        """The mean over seeds with the quartiles as a band; None for less than two points."""
+        """The mean over seeds with the quartiles as a band; None for fewer than two points."""
         steps, returns = self.points
         if len(returns) < 2:
             return None
@@ -80,10 +80,10 @@ class LiveCurve:
         return fig
 
     def element(self, *, now: bool = False) -> str:
-        """The figure as HTML, drawn seldom enough to take a fiftieth of the time of its thread; empty without a figure.
+        """The figure as HTML, redrawn so rarely that it takes at most a fiftieth of the time; empty without a figure.
 
         Args:
-            now: whether to draw it again in any case.
+            now: redraw it in any case.
         """
         if now or time.monotonic() >= self._next:
             fig = self.figure()  # the first call imports Matplotlib, which is not counted
@@ -99,7 +99,7 @@ _PAUSE = 50
 class CellOutput:
     """One output of a notebook's cell that is replaced while the cell runs, at most once a second.
 
-    An error while it is made or sent is reported once, as a warning, and nothing more is shown: it never ends a run.
+    If making or sending it fails, a warning is issued once and nothing more is shown; the run continues.
     """
 
     _EVERY = 1.0
@@ -111,17 +111,17 @@ class CellOutput:
         self._lock = threading.Lock()
 
     def show(self, make: Callable[[], dict[str, str]], *, now: bool = False) -> None:
-        """Show what ``make`` returns, texts by media type, unless the last one was shown a moment ago.
+        """Show what ``make`` returns, texts by media type, unless the last output is less than a second old.
 
         Args:
-            make: is called if something is shown.
-            now: whether to show it in any case.
+            make: called only if its result is shown.
+            now: show it in any case.
         """
         with self._lock:
             if self._failed or (time.monotonic() < self._next and not now):
                 return
             try:
-                from IPython.display import display  # noqa: PLC0415  there is one, since there is a notebook
+                from IPython.display import display  # noqa: PLC0415  installed, since this is a notebook
 
                 media = make()
                 if self._handle is None:
