@@ -106,7 +106,8 @@ def _execute(app: Any) -> None:
             changed[path] = notebook
 
     def run(path: Path) -> Any:
-        return single_nb_execution(changed[path], cwd=str(path.parent), timeout=app.config.nb_execution_timeout)
+        timeout = app.config.nb_execution_timeout
+        return single_nb_execution(changed[path], cwd=str(path.parent), timeout=timeout, allow_errors=False)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, result in zip(changed, pool.map(run, changed), strict=True):
