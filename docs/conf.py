@@ -34,6 +34,7 @@ exclude_patterns = ["**/.ipynb_checkpoints"]
 
 html_theme = "sphinx_book_theme"
 html_title = "jaxmarket"
+html_static_path = html_css_files = ["site.css"]
 html_theme_options = {"repository_url": "https://github.com/jaxmarket/jaxmarket", "use_repository_button": True}
 
 myst_heading_anchors = 4
