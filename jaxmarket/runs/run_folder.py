@@ -258,12 +258,10 @@ class RunFolder:
             if self.resume:
                 raise ValueError(f"resume: {self.path} has checkpoints and no config.json; restore it from a copy")
             raise ValueError(f"out: {self.path} holds an unfinished run; {resume}, choose another folder, or remove it")
-        settings = described(self.config, self.origin)
-        _warn_if_unreadable(self.path, settings)
         with self._writing():
             for old in _SEALED:  # left by a run that was killed before its first checkpoint
                 (self.path / old).unlink(missing_ok=True)
-            text = json.dumps(settings, indent=2) + "\n"
+            text = json.dumps(described(self.config, self.origin), indent=2) + "\n"
             files.write_sums(self.path, {"config.json": files.sha256(text.encode())})
             files.write_text(self.path / "config.json", text)
 
@@ -821,15 +819,6 @@ def config_from_dict(
             "Python"
         )
     return config
-
-
-def _warn_if_unreadable(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Warn before a run whose folder will name an object that reading it will not find."""
-    if any(isinstance(settings.get(field), Mapping) for field in ("env", *ALIASES)):
-        try:
-            config_from_dict(folder, settings)
-        except ValueError as error:
-            warnings.warn(f"out: reading the run back will need a further argument. {error}", stacklevel=2)
 
 
 def _fresh_networks(settings: Settings) -> NetworkParams:
