@@ -25,7 +25,7 @@ class Given:
     shape: tuple[int, ...] = ()
 
     def init(self, key: Array, obs: Array) -> Array:
-        """Zeros: f [*shape]."""
+        """Zeros: ``f [*shape]``."""
         del key, obs
         return jnp.zeros(self.shape, real())
 
