@@ -179,7 +179,6 @@ def test_an_object_without_a_global_name_is_passed_back():
     assert objects.name_of(half) == f"{__name__}:half"
 
 
-@pytest.mark.slow  # the tests above share a program, save and restore
 class Plain(FiniteMDP):
     """Not a dataclass."""
 
@@ -196,6 +195,7 @@ def test_a_folder_that_cannot_be_read_back_says_why(tmp_path):
         objects.restore("env", script, functools.partial(accepts, "env"), {}, {})
 
 
+@pytest.mark.slow  # the tests above share a program, save and restore
 def test_learners_of_ones_own_are_swept_saved_and_read(tmp_path):
     learners = [LossAverse(aversion=1.0, minibatch=16), LossAverse(aversion=3.0, minibatch=16)]
     before = fitting.compiles()
