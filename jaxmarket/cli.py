@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import cyclopts
 import jax
@@ -33,8 +33,10 @@ from jaxmarket.training.config import AGENTS, PRESETS, TrainConfig
 from jaxmarket.training.transfer import weight_changes
 from jaxmarket.validation import escaped, parse_int
 from jaxmarket.view import plotting, tables
-from jaxmarket.view.replay import Replay
 from jaxmarket.view.text import DataTable, Screen, emit
+
+if TYPE_CHECKING:
+    from jaxmarket.view.replay import Replay
 
 __all__ = ["app", "main"]
 
@@ -318,7 +320,7 @@ def watch(
 
 def _replay(
     source: Path, seed: int, run_seed: int | None, *, sampled: bool, steps: int, episodes: int, training: bool
-) -> Replay:
+) -> "Replay":
     if source.is_file():
         from jaxmarket.host.replay import replay  # noqa: PLC0415  host markets, only where they are used
 
@@ -333,7 +335,7 @@ def _replay(
     return made
 
 
-def _write_replay(made: Replay, html: Path | None, gif: Path | None) -> None:
+def _write_replay(made: "Replay", html: Path | None, gif: Path | None) -> None:
     screen = Screen()
     if html is not None:
         made.save(html)
