@@ -21,6 +21,7 @@ from jaxmarket.types import Array, PyTree, real
 from jaxmarket.validation import as_scalar, check_bool, check_float, check_int, check_widths
 
 __all__ = [
+    "HALF_LOG_2_PI",
     "OUTPUT",
     "UNITS",
     "Affine",
@@ -50,7 +51,8 @@ UNITS = "units"
 OUTPUT = "Affine_0"
 """Key of a policy's output layer among the parameters of its network: Flax's name for the layer."""
 
-_HALF_LOG_2_PI = 0.9189385332046727
+HALF_LOG_2_PI = 0.9189385332046727
+"""½ log 2π."""
 # Smallest distance of a bid from 0 and 1. In float32, 1 - 1e-8 equals 1, where log-densities are infinite.
 _EDGE = 1e-6
 # Lower bound of a distribution's parameters. Far below it, Beta's density has no gradient in float32.
@@ -117,7 +119,7 @@ def _betaln(a: Float[Array, "*n"], b: Float[Array, "*n"]) -> Float[Array, "*n"]:
     a, b = a + 6, b + 6
     return (
         shift
-        + (_HALF_LOG_2_PI - jnp.log(b) / 2)
+        + (HALF_LOG_2_PI - jnp.log(b) / 2)
         - (a - 0.5) * jnp.log1p(b / a)
         - b * jnp.log1p(a / b)
         + (_stirling(a) + _stirling(b) - _stirling(a + b))

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Float
 
 from jaxmarket.environments.adapter import Adapter
-from jaxmarket.policies import BetaHead, Head, Rescaled
+from jaxmarket.policies import HALF_LOG_2_PI, BetaHead, Head, Rescaled
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_int
 
@@ -253,14 +253,11 @@ class Normal(struct.PyTreeNode):
     def log_prob(self, bid: Array) -> Array:
         """Log-density: f [...]."""
         distance = (bid - self.location) * jnp.exp(-self.log_scale)
-        return -0.5 * distance**2 - self.log_scale - _HALF_LOG_2_PI
+        return -0.5 * distance**2 - self.log_scale - HALF_LOG_2_PI
 
     def entropy(self) -> Array:
         """Differential entropy: f [...]."""
-        return self.log_scale + _HALF_LOG_2_PI + 0.5
-
-
-_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+        return self.log_scale + HALF_LOG_2_PI + 0.5
 
 
 class Independent(struct.PyTreeNode):
