@@ -267,13 +267,10 @@ def _some_action(adapter: Adapter, key: Array, legal: Array) -> Array:
 
 
 def _first_step(adapter: Adapter, key: Array, params: PyTree) -> tuple[Array, PyTree, Step]:
-    key_reset, key_step = jax.random.split(key)
+    key_reset, key_action, key_step = jax.random.split(key, 3)
     obs, state = adapter.reset(key_reset, params)
-    return (
-        obs,
-        state,
-        adapter.step(key_step, state, _some_action(adapter, key_step, adapter.legal(state, params)), params),
-    )
+    action = _some_action(adapter, key_action, adapter.legal(state, params))
+    return obs, state, adapter.step(key_step, state, action, params)
 
 
 def _play(adapter: Adapter, key: Array, *, params: PyTree, steps: int) -> tuple[Any, PyTree, Step, Array]:
