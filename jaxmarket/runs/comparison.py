@@ -162,7 +162,7 @@ def _outcome(
 
 
 def find(runs: "Sequence[RunResult | str | Path]") -> list[Any]:
-    """The run folders that paths refer to; runs that are no paths are left as they are.
+    """The run folders that the paths refer to; other runs are returned unchanged.
 
     A folder that contains runs refers to all of them, in the order of their names. Plain files are ignored, because a
     shell includes them in the expansion of ``OUT/*``.
