@@ -49,6 +49,7 @@ __all__ = [
 UNITS = "units"
 """Key of a policy's units among its parameters."""
 OUTPUT = "Affine_0"
+TORSO = "torso"
 """Key of a policy's output layer among the parameters of its network: Flax's name for the layer."""
 
 HALF_LOG_2_PI = 0.9189385332046727
@@ -718,6 +719,12 @@ def bid_table(bids: Float[Array, "*m S"]) -> PyTree:
     kernel = jnp.concatenate([bids, jnp.zeros_like(bids[..., :1])], -1)[..., None]  # the bias last
     nothing = jnp.zeros(bids.shape[:-1], bids.dtype)
     return {"params": {OUTPUT: {"kernel": kernel}}, UNITS: {"location": nothing, "scale": nothing + 1}}
+
+
+def with_torso_of(source: PyTree, params: PyTree) -> PyTree:
+    """Parameters of a policy with the torso of another one; leaves may have any leading axes."""
+    torso = {name: part for name, part in source["params"].items() if name == TORSO}
+    return {**params, "params": {**params["params"], **torso}}
 
 
 def distribution_shape(policy: Any, obs: jax.ShapeDtypeStruct | Array) -> Any:

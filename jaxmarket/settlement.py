@@ -143,6 +143,9 @@ def settle(
     void where exploration gave the state to a bidder that was outbid (Watkins's cut), so that truthful values are a
     fixed point at any exploration. λ changes utilities only; the money that moves is unaffected.
 
+    A winner that keeps the right to act for k rows receives the discounted rewards of all of them and, discounted by
+    γ^k, the proceeds of the next sale.
+
     Args:
         trajectory: rows [T] of one market instance, from `rollout`; ``vmap`` for many.
         discount: γ, f [].
@@ -159,7 +162,7 @@ def settle(
     t = trajectory
     amounts, estimated = proceeds(t, time_limits)
     discounts = jnp.asarray(discount, t.reward.dtype) ** t.duration
-    if trace_decay is None:
+    if trace_decay is None and t.held is None:
         revenue = t.reward + discounts * amounts
     else:
         # Both bids come from one pass over all bids. The maximum of `bids` may differ from `winning_bid` in the last
@@ -167,6 +170,9 @@ def settle(
         outbid = (t.outcome.winning_bid < t.outcome.highest_other_bid) & (t.outcome.eligible.sum(-1) > 1)
         won_by_bid = (t.outcome.winner >= 0) & ~outbid
         last = jnp.arange(t.reward.shape[0]) == t.reward.shape[0] - 1
-        decay = jnp.where(t.done | last, 0, trace_decay * jnp.roll(won_by_bid, -1)).astype(t.reward.dtype)
+        decay = (0 if trace_decay is None else trace_decay) * won_by_bid.astype(t.reward.dtype)
+        if t.held is not None:
+            decay = jnp.where(t.held, 1, decay)
+        decay = jnp.where(t.done | last, 0, jnp.roll(decay, -1)).astype(t.reward.dtype)
         revenue = lambda_returns(t.reward, discount=discounts, value=amounts, trace_decay=decay)
     return Settlement(revenue=revenue, utility=revenue - t.price, estimated=estimated)

@@ -20,7 +20,7 @@ from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
 from jaxmarket.environments.adapter import Adapter, adapt, longer
-from jaxmarket.policies import BidDistribution, BidPolicy, distribution_shape
+from jaxmarket.policies import BidDistribution, BidPolicy, distribution_shape, with_torso_of
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import (
     AUCTIONEER,
@@ -57,13 +57,19 @@ class LearnedPrimitives:
     Attributes:
         policy: how one module acts, a distribution over actions with the methods ``noise`` and ``from_noise``.
         count: P, the number of primitives.
+        hold: k, the steps for which a winner keeps the right to act, or until the episode ends. A module is then an
+            option that learns, with the duration k (Sutton, Precup & Singh 1999).
+        share_torso: whether the policies over bids and over actions of a module have one torso, that of bids.
     """
 
     policy: BidPolicy
     count: int
+    hold: int = 1
+    share_torso: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", check_int("modules", self.count))
+        object.__setattr__(self, "hold", check_int("hold", self.hold))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +170,8 @@ class Society:
         if self.learned is None:
             return bids
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-        return {"bids": bids, "actions": jax.vmap(self.learned.policy.init, (0, None))(keys, obs)}
+        actions = jax.vmap(self.learned.policy.init, (0, None))(keys, obs)
+        return {"bids": bids, "actions": with_torso_of(bids, actions) if self.learned.share_torso else actions}
 
     def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Float[Array, " A"]:
         """Sealed bids of all bidders for one state.
@@ -207,8 +214,10 @@ class Society:
         """
         if self.learned is None:
             return self.primitive_of(winner)
+        # Parameters of one torso are the same arrays for bids and actions, so that XLA computes its features once.
+        actions = with_torso_of(params["bids"], params["actions"]) if self.learned.share_torso else params["actions"]
         # Of all modules, and not of the winner's parameters: a gather of networks would copy them in every instance.
-        distributions = jax.vmap(self.learned.policy.apply, (0, None))(params["actions"], obs)
+        distributions = jax.vmap(self.learned.policy.apply, (0, None))(actions, obs)
         own: Any = jax.tree.map(lambda x: x[jnp.maximum(winner, 0) // self.members], distributions)
         if self.greedy or draws is None:
             return own.mean()
@@ -225,6 +234,11 @@ class Society:
         if self.learned is not None:
             return active
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a winner keeps the right to act for more than one step."""
+        return self.learned is not None and self.learned.hold > 1
 
 
 class Draws(struct.PyTreeNode):
@@ -333,6 +347,7 @@ def reset(society: Society, key: Array, env_params: PyTree, rules: Rules | None 
         accounts=Accounts(wealth=jnp.zeros(society.bidders, real()), auctioneer=zero),
         episode_return=zero,
         episode_length=jnp.zeros((), jnp.int32),
+        reserved=jnp.zeros((), jnp.int32) if society.holds else None,
     )
     return state, obs
 
@@ -349,7 +364,8 @@ def step(
     """One auction, its payments, and the environment step of the winner.
 
     Without an eligible bidder no money moves between bidders: primitive 0 acts, and the auctioneer earns its reward.
-    After the end of an episode the next state is the first of a new one, and the auctioneer owns it.
+    After the end of an episode the next state is the first of a new one, and the auctioneer owns it. Where winners
+    keep the right to act for several steps, only the owner may win in the meantime, and pays its own bid to itself.
 
     Args:
         society: the static description.
@@ -381,10 +397,15 @@ def advance(
 ) -> tuple[State, Transition]:
     """`step_with` without the reset: the state after an episode's last step is that episode's."""
     eligible = society.eligible(state.active, state.env_state, env_params)
+    held = None if state.reserved is None else state.reserved > 0
+    if held is not None:
+        eligible &= ~held | (jnp.arange(society.bidders) == state.owner)
     outcome = auction(society, draws, params, state.obs, eligible, rules)
     sold = outcome.winner >= 0
     price = jnp.where(sold, society.mechanism.price(outcome), 0)
     payout = jnp.where(sold, society.mechanism.payout(outcome), 0)
+    if held is not None:  # the owner pays its own bid to itself
+        price, payout = (jnp.where(held, outcome.winning_bid, amount) for amount in (price, payout))
     now = state.episode_length
     hint = "such a bid is never eligible; check the bid network and its inputs"
     check_finite("bids", outcome.bids, hint, eligible, step=now)
@@ -420,6 +441,7 @@ def advance(
         episode_return=state.episode_return + after.undiscounted,
         episode_length=longer(state.episode_length, after.duration),
         choice=None if society.learned is None else choice,
+        held=held,
     )
     following = State(
         env_state=after.env_state,
@@ -429,8 +451,16 @@ def advance(
         accounts=accounts,
         episode_return=transition.episode_return,
         episode_length=transition.episode_length,
+        reserved=_next_reserved(society, state),
     )
     return following, transition
+
+
+def _next_reserved(society: Society, state: State) -> Int32[Array, ""] | None:
+    """The steps for which the owner of the next state still keeps the right to act."""
+    if state.reserved is None or society.learned is None:
+        return None
+    return jnp.where(state.reserved > 0, state.reserved, society.learned.hold) - 1
 
 
 def _drop_out(key: Array, present: Bool[Array, " A"], dropout: Array | float) -> Bool[Array, " A"]:
@@ -442,6 +472,8 @@ def _drop_out(key: Array, present: Bool[Array, " A"], dropout: Array | float) ->
 
 class MarketPolicy(struct.PyTreeNode):
     """A trained society as a policy: ``obs -> action``. A pytree, for use under ``scan`` and ``vmap``.
+
+    It has no memory: also where winners keep the right to act, it holds an auction for every observation.
 
     Attributes:
         params: bid-network parameters, leaves [M, ...].

@@ -108,6 +108,7 @@ class State(struct.PyTreeNode):
     accounts: Accounts
     episode_return: Float[Array, ""]  # undiscounted reward of the running episode
     episode_length: Int32[Array, ""]  # environment steps of the running episode
+    reserved: Int32[Array, ""] | None = None  # further steps of the owner, if winners keep the right to act
 
 
 class Transition(struct.PyTreeNode):
@@ -129,6 +130,7 @@ class Transition(struct.PyTreeNode):
     episode_return: Float[Array, ""]  # of the episode so far, this row included
     episode_length: Int32[Array, ""]  # of the episode so far, this row included
     choice: Float[Array, "..."] | None = None  # what the winner's policy chose, if primitives learn to act
+    held: Bool[Array, ""] | None = None  # whether the owner kept the right to act, so that there was no sale
 
     @property
     def done(self) -> Array:

@@ -22,7 +22,7 @@ from jaxmarket.learners.protocol import (
     numeric,
     over_minibatches,
 )
-from jaxmarket.policies import BidPolicy, ValueNetwork
+from jaxmarket.policies import TORSO, BidPolicy, ValueNetwork, with_torso_of
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["ActingState", "ActionPPO", "ActionState"]
@@ -47,6 +47,28 @@ class ActingState(struct.PyTreeNode):
     def params(self) -> dict[str, PyTree]:
         """The parameters of both networks, as `jaxmarket.society.Society` takes them."""
         return {"bids": self.bids.params, "actions": self.actions.params}
+
+    def with_torso_of_bids(self) -> Self:
+        """This state with one torso: the policy over actions has that of bids."""
+        params = with_torso_of(self.bids.params, self.actions.params)
+        return self.replace(actions=self.actions.replace(params=params))
+
+    def with_one_torso(self, before: Self) -> Self:
+        """This state with one torso, to which the changes of both learners since ``before`` are added.
+
+        To first order it is a step along the sum of both gradients.
+        """
+
+        def torso(state: Any) -> PyTree:
+            return state.params["params"].get(TORSO, {})
+
+        moved = jax.tree.map(
+            lambda bids, actions, start: bids + (actions - start),
+            *map(torso, (self.bids, self.actions, before.actions)),
+        )
+        params = self.bids.params
+        params = {**params, "params": {**params["params"], **({TORSO: moved} if moved else {})}}
+        return self.replace(bids=self.bids.replace(params=params)).with_torso_of_bids()
 
 
 @dataclasses.dataclass(frozen=True)

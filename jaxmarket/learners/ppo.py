@@ -124,6 +124,7 @@ class PPO:
 
         def log_prob_and_entropy(params: PyTree, obs: Array, bid: Array) -> tuple[Array, Array]:
             distribution = jax.vmap(self.policy.unit_distribution, (None, 0))(params, obs)
+            bid = jnp.moveaxis(bid, -1, 1)  # the entries of a continuous action of a monolithic agent come last
             log_prob = jax.vmap(type(distribution).log_prob, (None, 0))(distribution, bid)
             return log_prob, per_shard(distribution.entropy().mean(), self.axis)
 

@@ -57,6 +57,17 @@ class Experience(struct.PyTreeNode):
     price: Float[Array, "R N"]  # price paid; 0 for losers
     utility: Float[Array, "R N"]  # 0 for losers
     choice: Float[Array, "N ..."] | None = None  # of the winners, if primitives learn; a module uses its purchases only
+    held: Bool[Array, " N"] | None = None  # rows without a sale, in which the owner kept the right to act
+
+    def of_all(self) -> dict[str, Array | None]:
+        """The fields that are the same for all modules, and have no axis of modules."""
+        return {"obs": self.obs, "choice": self.choice, "held": self.held}
+
+    def sales(self) -> "Experience":
+        """The data without the rows in which nothing was sold."""
+        if self.held is None:
+            return self
+        return self.replace(won=self.won & ~self.held, eligible=self.eligible & ~self.held)
 
 
 EXPERIENCE_AXES = Experience(obs=None, bid=0, eligible=0, won=0, price=0, utility=0)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from jax.core import Tracer
@@ -135,6 +135,8 @@ _ROWS = 50  # of metrics of a run
 _LARGE_IMAGE = 16  # pixels
 _LEARNED_DEFAULTS: dict[str, Any] = {
     "modules": 3,
+    "hold": 1,
+    "share_torso": False,
     "horizon": 128,
     "trace_decay": 0.95,
     "exploration": 0.0,
@@ -163,6 +165,9 @@ class TrainConfig:
         primitives: actions (every primitive is an action of the environment; the default where actions are discrete) or
             learned (every module learns a policy over actions; the default where they are continuous).
         modules: number of primitives that learn; 3 by default.
+        hold: steps for which the winner of an auction keeps the right to act, if primitives learn; 1 by default.
+        share_torso: whether the policies over bids and actions of a module share all layers but the last; false by
+            default.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
         steps: auctions per seed, rounded up to whole rollouts; 2,048,000 by default, population 1,024,000. Where
@@ -221,6 +226,8 @@ class TrainConfig:
     learner: LearnerLike | None = None
     primitives: Literal["actions", "learned"] | None = None
     modules: int | None = None
+    hold: int | None = None
+    share_torso: bool | None = None
     clones: int | None = None
     seeds: int = 1
     steps: int | None = None
@@ -331,15 +338,16 @@ def _resolve(config: TrainConfig) -> Settings:
     learned, action_learner = None, None
     if learns:
         chosen["primitives"] = primitives
-        policy = BidPolicy(_torso(config, adapter, hidden, table=False)[0], action_head(adapter))
-        learned = LearnedPrimitives(policy, chosen["modules"])
-        action_learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
-        action_learner = dataclasses.replace(action_learner.bind(policy, UNBOUND), minibatch=learner.minibatch)
+        acting = torso if chosen["share_torso"] else _torso(config, adapter, hidden, table=False)[0]
+        learned = LearnedPrimitives(
+            BidPolicy(acting, action_head(adapter)), chosen["modules"], chosen["hold"], chosen["share_torso"]
+        )
+        action_learner = _action_learner(given, learned.policy, learner.minibatch)
         chosen |= {name: getattr(action_learner, own) for name, own in OF_ACTIONS.items()}
     else:
-        for name in ("modules", *OF_ACTIONS):
-            if name in given:
-                raise ValueError(f"{name}: applies to primitives that learn; leave it out, or use primitives='learned'")
+        _check_absent(("modules", "hold", "share_torso", *OF_ACTIONS), given)
+        if adapter.box is not None and getattr(agent, "continuous", False):  # the agent takes the place of a module
+            learned = LearnedPrimitives(BidPolicy(torso, action_head(adapter)), 1)
     society = Society(
         env=adapter,
         policy=BidPolicy(torso=torso, head=head),
@@ -377,6 +385,19 @@ def _resolve(config: TrainConfig) -> Settings:
     )
     _check(settings)
     return settings
+
+
+def _check_absent(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Check that no setting of primitives that learn was given."""
+    for name in names:
+        if name in given:
+            raise ValueError(f"{name}: applies to primitives that learn; leave it out, or use primitives='learned'")
+
+
+def _action_learner(given: Mapping[str, Any], policy: BidPolicy, minibatch: int) -> ActionPPO:
+    """The learner of actions with the settings that the user gave."""
+    learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
+    return dataclasses.replace(learner.bind(policy, UNBOUND), minibatch=minibatch)
 
 
 def _component(
@@ -599,11 +620,22 @@ _amount = functools.partial(check_float, least=0)
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "env": lambda _, value: str.__str__(value) if isinstance(value, str) else value,
     **dict.fromkeys(("agent", "auction", "learner", "bids"), _object),
-    "share_clones": check_bool,
+    **dict.fromkeys(("share_clones", "share_torso"), check_bool),
     "steps": _count,
     **dict.fromkeys(
         (
-            *("modules", "clones", "seeds", "instances", "horizon", "log_every", "minibatch", "epochs", "stride"),
+            *(
+                "modules",
+                "hold",
+                "clones",
+                "seeds",
+                "instances",
+                "horizon",
+                "log_every",
+                "minibatch",
+                "epochs",
+                "stride",
+            ),
             "action_epochs",
         ),
         check_int,

@@ -28,7 +28,7 @@ from jaxmarket.policies import BidPolicy, ValueNetwork, distribution_shape
 from jaxmarket.rollouts import EnvCarry, EnvTransition, cut_rows, persistent, rollout_policy, start
 from jaxmarket.settlement import lambda_returns
 from jaxmarket.switches import entry_point, standard_promotion
-from jaxmarket.training.actions import ActionValueHead, ActionValues, ChoiceHead, ProductHead
+from jaxmarket.training.actions import ActionValueHead, ActionValues, ProductHead, action_head
 from jaxmarket.training.divergence import diverged
 from jaxmarket.training.settings import OF_PRIMITIVES, Settings
 from jaxmarket.training.trainable import TrainableDefaults
@@ -51,7 +51,7 @@ class SingleAgent:
 
     Attributes:
         env: the environment's `Adapter`.
-        policy: over choices, with a `ChoiceHead`, a `ProductHead` or an `ActionValueHead`.
+        policy: over choices, with a `ChoiceHead`, a `BoxHead`, a `ProductHead` or an `ActionValueHead`.
         greedy: take the likeliest choice instead of sampling.
     """
 
@@ -60,7 +60,7 @@ class SingleAgent:
     greedy: bool = False
 
     def choose(self, params: PyTree, key: Array | None, obs: Array, greedy: Array | None = None) -> Array:
-        """The choice for one encoded observation: i32 [].
+        """The action for one encoded observation: i32 [], or f [D] if actions are continuous.
 
         A greedy agent needs no key. ``greedy`` (bool [], traced) takes the place of the agent's own.
         """
@@ -69,7 +69,7 @@ class SingleAgent:
             choice = jax.lax.cond(greedy, distribution.mean, lambda: distribution.sample(key))
         else:
             choice = distribution.mean() if self.greedy or key is None else distribution.sample(key)
-        return choice.astype(jnp.int32)
+        return self.env.to_action(choice)
 
     @standard_promotion
     def evaluate(
@@ -103,7 +103,7 @@ class ChoicePolicy(struct.PyTreeNode):
 
     @standard_promotion
     def __call__(self, obs: PyTree, key: Array | None = None) -> Array:
-        """The choice for one raw observation of the environment: i32 [].
+        """The action for one raw observation of the environment: i32 [], or a float array if actions are continuous.
 
         Raises:
             ValueError: a sampling agent was given no key.
@@ -151,6 +151,7 @@ class Monolith(TrainableDefaults):
         *("auction", "clones", "share_clones", "bids", "ties"),
         *("dropout", "reserve", "bid_low", "bid_high"),
     )
+    continuous: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"learner": "ppo"}
     learners: ClassVar[Mapping[str, Any]] = {"ppo": PPO(entropy=0.01)}
 
@@ -204,8 +205,14 @@ class Monolith(TrainableDefaults):
                 f"head: {head.base}^{head.factors} = {head.choices} choices, but {adapter.name} has "
                 f"{adapter.num_actions} actions; choose factors and base that multiply to them"
             )
-        default = ActionValueHead if by_value else ChoiceHead
-        policy = BidPolicy(torsos[0], head or default(adapter.num_actions))
+        if by_value and adapter.box is not None:
+            raise ValueError(
+                f"learner: Valuation estimates the value of each choice, but the actions of {adapter.name} are "
+                "continuous; use learner='ppo'"
+            )
+        policy = BidPolicy(
+            torsos[0], head or (ActionValueHead(adapter.num_actions) if by_value else action_head(adapter))
+        )
         return cls(
             env=adapter,
             learner=static_part(rule.bind(policy, ValueNetwork(torsos[1]))),
@@ -272,7 +279,7 @@ class Monolith(TrainableDefaults):
                 explored = draw.explore[0] < rules.exploration
                 number = jnp.floor(draw.explore[1] * self.env.num_actions).astype(choice.dtype)
                 choice = jnp.where(explored, number, choice)
-            return choice.astype(jnp.int32), _Chosen(choice, explored)
+            return self.env.to_action(choice), _Chosen(choice, explored)
 
         def roll(keys: Array, running: EnvCarry) -> tuple[EnvCarry, EnvTransition]:
             draws = _draw(learner.policy, keys[0], running.obs, self.horizon, rules)
@@ -296,7 +303,7 @@ class Monolith(TrainableDefaults):
         everywhere = jnp.ones(utility.shape, bool)
         experience = Experience(
             obs=obs,
-            bid=rows.choice.number.reshape(1, -1),
+            bid=_rows_last(rows.choice.number),
             eligible=everywhere,
             won=everywhere,
             price=jnp.zeros_like(utility),
@@ -304,6 +311,11 @@ class Monolith(TrainableDefaults):
         )
         after, _ = learner.update(state.learner, experience, hyper, state.update, progress)
         return MonolithState(learner=after, running=running, key=key, update=state.update + 1), totals(rows)
+
+
+def _rows_last(choices: Float[Array, "T B *D"]) -> Float[Array, "1 *D N"]:
+    """Choices as the bids of one bidder in an `Experience`."""
+    return jnp.moveaxis(choices.reshape(1, -1, *choices.shape[2:]), 1, -1)
 
 
 class _Draws(struct.PyTreeNode):
@@ -316,7 +328,7 @@ class _Draws(struct.PyTreeNode):
 class _Chosen(struct.PyTreeNode):
     """A choice."""
 
-    number: Float[Array, "*T"]
+    number: Float[Array, "..."]  # of an action, [*T], or the entries of a continuous one, [*T, D]
     explored: Bool[Array, "*T"]  # whether it was random
 
 

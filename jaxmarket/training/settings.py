@@ -19,7 +19,7 @@ from jaxmarket.types import real
 __all__ = ["OF_PRIMITIVES", "AgentKind", "Settings"]
 
 OF_PRIMITIVES = (
-    *("primitives", "modules"),
+    *("primitives", "modules", "hold", "share_torso"),
     *("action_learning_rate", "action_entropy", "action_clip", "action_epochs"),
 )
 """The settings of primitives, which apply to societies only."""
@@ -30,9 +30,10 @@ class AgentKind(Protocol):
 
     It may have further attributes: ``unused``, names of settings of `TrainConfig` that do not apply to it;
     ``defaults``, values for settings that the user did not set, ``learner`` and ``hidden`` among them; ``learners``,
-    learners by alias, where other settings are best for this kind of agent than for a society; ``numbers``,
-    traced numbers by name, which training finds in ``hyper.own``; and ``parts``, for fields that hold objects, whether
-    an object or a class is one that a run folder may name there.
+    learners by alias, where other settings are best for this kind of agent than for a society; ``continuous``, whether
+    it serves environments with continuous actions; ``numbers``, traced numbers by name, which training finds in
+    ``hyper.own``; and ``parts``, for fields that hold objects, whether an object or a class is one that a run folder
+    may name there.
     """
 
     def of(self, settings: "Settings") -> Trainable:

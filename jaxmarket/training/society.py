@@ -165,6 +165,8 @@ class SocietyTraining:
         if self.action_learner is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
             learner = ActingState(bids=learner, actions=jax.vmap(self.action_learner.init, (0, None))(keys, obs))
+            if society.learned is not None and society.learned.share_torso:
+                learner = learner.with_torso_of_bids()
         return TrainState(
             learner=learner,
             market=market,
@@ -179,10 +181,12 @@ class SocietyTraining:
         """One module's update with its own experience."""
         if self.action_learner is None:
             return self.learner.update(state, experience, hyper, update, progress)[0]
-        return ActingState(
-            bids=self.learner.update(state.bids, experience, hyper, update, progress)[0],
+        after = ActingState(
+            bids=self.learner.update(state.bids, experience.sales(), hyper, update, progress)[0],
             actions=self.action_learner.update(state.actions, experience, hyper, update, progress)[0],
         )
+        shared = self.society.learned is not None and self.society.learned.share_torso
+        return after.with_one_torso(state) if shared else after
 
     def _update(
         self, state: TrainState, env_params: PyTree, hyper: Hyperparameters, oracle: Oracle | None
@@ -212,16 +216,16 @@ class SocietyTraining:
         settlement = jax.vmap(earned, in_axes=1, out_axes=1)(rows)
         experience = module_experience(society, rows, settlement.utility)
 
-        obs, choice, large = experience.obs, experience.choice, is_large(params, society.modules)
+        shared, large = experience.of_all(), is_large(params, society.modules)
 
         update = one_at_a_time(self._learn) if large else self._learn
 
         def learn(each: tuple[PyTree, Experience]) -> PyTree:
             learner, experience = each
-            return update(learner, experience.replace(obs=obs, choice=choice), hyper, state.update, progress)
+            return update(learner, experience.replace(**shared), hyper, state.update, progress)
 
         group = society.modules if large else modules_at_once(society.modules, experience.bid[0].size)
-        learner = in_groups(learn, (state.learner, experience.replace(obs=None, choice=None)), group)
+        learner = in_groups(learn, (state.learner, experience.replace(**dict.fromkeys(shared))), group)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:
@@ -274,7 +278,7 @@ def _without_prices(society: Society) -> Society:
 
 
 def module_experience(society: Society, trajectory: Transition, utility: Array) -> Experience:
-    """Each module's own view of rows [T, B]: obs and choice [N, ...], the rest [M, R, N], with N = T · B."""
+    """Each module's own view of rows [T, B]: obs, choice and held [N, ...], the rest [M, R, N], with N = T · B."""
     t, winner = trajectory, trajectory.outcome.winner
 
     def by_module(value: Array) -> Array:
@@ -288,4 +292,5 @@ def module_experience(society: Society, trajectory: Transition, utility: Array) 
         price=by_module(per_bidder(t.price, winner, society.bidders)),
         utility=by_module(per_bidder(utility, winner, society.bidders)),
         choice=None if t.choice is None else t.choice.reshape(-1, *t.choice.shape[2:]),
+        held=None if t.held is None else t.held.reshape(-1),
     )

@@ -15,6 +15,7 @@ from jaxmarket.interop.embedding import given_bids
 from jaxmarket.interop.gymnasium_env import GymnasiumEnv, actor
 from jaxmarket.interop.multi_agent import MarketEnv
 from jaxmarket.learners import PPO, ActionPPO, Experience, Hyperparameters
+from jaxmarket.learners.actions import ActingState, ActionState
 from jaxmarket.metrics import conservation_residual
 from jaxmarket.policies import BidPolicy, ValueNetwork, mlp
 from jaxmarket.rollouts import fresh_rollout
@@ -237,6 +238,28 @@ def test_utilities_of_one_module_are_generalised_advantages(trace_decay):
         np.testing.assert_allclose(utility, delta, atol=2e-5)
 
 
+def _both_updates(policy, experience, of_a_monolith, epochs):
+    """The policies after one update of `ActionPPO` and of `PPO` with a value network of zeros; they must have moved."""
+    actor = ActionPPO(policy, minibatch=16, epochs=epochs)
+    # A value network of zeros: the advantage of PPO is then the utility, too.
+    ppo = PPO(policy, ValueNetwork(mlp(4)), minibatch=16, epochs=epochs, max_norm=actor.max_norm, entropy=0.01)
+    acting = actor.init(jax.random.key(0), experience.obs[0])
+    single = ppo.init(jax.random.key(0), experience.obs[0])
+    single = single.replace(params=acting.params, value_params=jax.tree.map(jnp.zeros_like, single.value_params))
+    zero, at = jnp.int32(0), jnp.float32(0.25)
+    hyper = Hyperparameters(learning_rate=3e-4, value_learning_rate=0.0, entropy=0.01, clip=0.2)
+    ours, _ = jax.jit(actor.update)(acting, experience, hyper.with_learner(actor).as_arrays(), zero, at)
+    theirs, _ = jax.jit(ppo.update)(single, of_a_monolith, hyper.as_arrays(), zero, at)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), ours.params, acting.params)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    return ours.params, theirs.params
+
+
+def chex_close(one, other):
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_the_update_of_one_module_is_that_of_ppo(epochs):
     """With equal advantages and normalisation, the policy's update equals that of the monolith's learner."""
@@ -254,21 +277,7 @@ def test_the_update_of_one_module_is_that_of_ppo(epochs):
         utility=advantage,
         choice=choice,
     )
-    actor = ActionPPO(policy, minibatch=16, epochs=epochs)
-    # A value network of zeros: the advantage of PPO is then the utility, too.
-    ppo = PPO(policy, ValueNetwork(mlp(4)), minibatch=16, epochs=epochs, max_norm=actor.max_norm, entropy=0.01)
-    acting = actor.init(jax.random.key(0), experience.obs[0])
-    single = ppo.init(jax.random.key(0), experience.obs[0])
-    single = single.replace(params=acting.params, value_params=jax.tree.map(jnp.zeros_like, single.value_params))
-    zero, at = jnp.int32(0), jnp.float32(0.25)
-    hyper = Hyperparameters(learning_rate=3e-4, value_learning_rate=0.0, entropy=0.01, clip=0.2)
-    ours, _ = jax.jit(actor.update)(acting, experience, hyper.with_learner(actor).as_arrays(), zero, at)
-    theirs, _ = jax.jit(ppo.update)(single, experience, hyper.as_arrays(), zero, at)
-    moved = 0.0
-    for a, b, start in zip(*map(jax.tree.leaves, (ours.params, theirs.params, acting.params)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-        moved = max(moved, float(jnp.abs(a - start).max()))
-    assert moved > 1e-4
+    chex_close(*_both_updates(policy, experience, experience, epochs))
 
 
 @pytest.mark.slow
@@ -277,6 +286,130 @@ def test_modules_learn_to_act():
     config = TrainConfig(Aim(), steps=40_000, instances=32, horizon=16, action_learning_rate=3e-3, learning_rate=3e-3)
     result = fit(config, jax.random.key(0), progress=False)
     assert result.summary["return_mean"] > 3.7
+
+
+# --- winners that keep the right to act
+
+
+@pytest.mark.parametrize("trace_decay", [None, 0.9])
+def test_a_winner_keeps_the_right_to_act(trace_decay):
+    """Sales at every third step of an episode; utilities of purchases are semi-MDP returns, written out in Python."""
+    society = settings(Aim(), modules=3, hold=3, exploration=0.0).society
+    params = society.init(jax.random.key(0))
+    kernel = params["bids"]["params"]["Affine_0"]["kernel"]
+    params["bids"]["params"]["Affine_0"]["kernel"] = kernel + jax.random.normal(jax.random.key(2), kernel.shape)
+    rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(society, jax.random.key(1), params, None, 32)
+    time = np.arange(32) % 4  # of an episode of four steps: a sale at steps 0 and 3
+    np.testing.assert_array_equal(rows.held, (time == 1) | (time == 2))
+    winner, owner, bids = (np.asarray(x) for x in (rows.outcome.winner, rows.owner, rows.outcome.bids))
+    np.testing.assert_array_equal(winner[rows.held], owner[rows.held])
+    assert len(set(winner)) >= 4
+    own = np.take_along_axis(bids, winner[:, None], 1)[:, 0]
+    for amount in (rows.price, rows.payout):
+        np.testing.assert_array_equal(amount[rows.held], own[rows.held])
+    np.testing.assert_array_equal((winner // 2)[~rows.held], (bids.argmax(1) // 2)[~rows.held])
+    opening = jax.tree.map(lambda x: jnp.zeros_like(x[0]), rows.accounts)
+    assert float(conservation_residual(rows, opening)) < 1e-5
+
+    reward, payout, price = (np.asarray(x, np.float64) for x in (rows.reward, rows.payout, rows.price))
+    decay, gamma = trace_decay or 0, 0.9
+    utility = np.asarray(settle(rows, gamma, trace_decay=trace_decay).utility)
+    for t in range(0, 32, 4):
+        last = reward[t + 3]
+        sold = (1 - decay) * payout[t + 3] + decay * last
+        purchase = reward[t] + gamma * reward[t + 1] + gamma**2 * reward[t + 2] + gamma**3 * sold
+        np.testing.assert_allclose(utility[[t, t + 3]], [purchase - price[t], last - price[t + 3]], atol=1e-5)
+        remaining = reward[t + 2] + gamma * sold - price[t + 2]
+        np.testing.assert_allclose(utility[t + 2], remaining, atol=1e-5)
+
+
+def test_bids_learn_from_sales_and_actions_from_every_step():
+    """A module's bids do not depend on the steps between sales, and its actions do."""
+    training = settings(Aim(), modules=2, hold=2).trainable
+    hyper = settings(Aim(), modules=2, hold=2).hyperparameters.as_arrays()
+    rng = np.random.default_rng(0)
+    experience, _ = rows_of(rng, modules=2, count=128)
+    held = jnp.asarray(rng.random(128) < 0.5)
+    own = jax.tree.map(lambda x: x[1], experience.replace(obs=None, choice=None))
+    own = own.replace(obs=experience.obs[:, :2], choice=experience.choice, held=held)
+    learner = jax.tree.map(lambda x: x[1], training.init(jax.random.key(0), None, hyper).learner)
+
+    @jax.jit
+    def learn(experience):
+        return training._learn(learner, experience, hyper, jnp.int32(0), jnp.float32(0))
+
+    after, other = learn(own), learn(own.replace(utility=jnp.where(held, 3 * own.utility, own.utility)))
+    chex_equal(after.bids, other.bids)
+    moved = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (after.actions, other.actions)), strict=True)]
+    assert any(moved)
+    chex_equal(after.bids.opt, learn(own.replace(won=own.won & ~held)).bids.opt)
+
+
+# --- one torso
+
+
+def test_bids_and_actions_share_a_torso():
+    """Both have the same torso after training, to which both learners contribute; output layers differ."""
+    config = TrainConfig("CartPole-v1", primitives="learned", share_torso=True, hidden=(8,), **SMALL)
+    society, training = config.settings.society, config.settings.trainable
+    hyper = config.settings.hyperparameters.as_arrays()
+    start = training.init(jax.random.key(0), society.env.default_params, hyper)
+    params = start.learner.params
+    chex_equal(params["bids"]["params"]["torso"], params["actions"]["params"]["torso"])
+    chex_equal(*(society.init(jax.random.key(0))[part]["params"]["torso"] for part in ("bids", "actions")))
+    after, _ = jax.jit(training.chunk)(start, society.env.default_params, hyper)
+    bids, actions = (after.learner.params[part]["params"] for part in ("bids", "actions"))
+    chex_equal(bids["torso"], actions["torso"])
+    assert bids["Affine_0"]["kernel"].shape != actions["Affine_0"]["kernel"].shape
+    moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), bids["torso"], params["bids"]["params"]["torso"])
+    assert min(jax.tree.leaves(moved)) > 0
+    frozen = start.learner.actions.opt.replace(
+        movable=jax.tree.map(lambda x: x.astype(bool) & False, start.learner.actions.params)
+    )
+    alone = start.replace(learner=start.learner.replace(actions=start.learner.actions.replace(opt=frozen)))
+    alone, _ = jax.jit(training.chunk)(alone, society.env.default_params, hyper)
+    alone = alone.learner.params["bids"]["params"]["torso"]
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (alone, bids["torso"])), strict=True))
+
+
+def test_torsos_add_up_the_changes_of_both_learners():
+    def state(bids, actions):
+        own = [
+            {"params": {"torso": {"w": jnp.asarray(w)}, "Affine_0": {"w": jnp.asarray(0.0)}}} for w in (bids, actions)
+        ]
+        return ActingState(bids=ActionState(own[0], None), actions=ActionState(own[1], None))
+
+    after = state(1.5, 0.75).with_one_torso(state(1.0, 1.0)).params
+    assert float(after["bids"]["params"]["torso"]["w"]) == 1.25
+    assert float(after["actions"]["params"]["torso"]["w"]) == 1.25
+
+
+# --- a single agent with continuous actions
+
+
+@pytest.mark.slow
+def test_a_monolith_learns_continuous_actions(tmp_path):
+    """As `test_modules_learn_to_act`; its policy is loaded and takes actions with two entries."""
+    config = TrainConfig(Aim(), agent="monolith", steps=40_000, instances=32, horizon=16, epochs=4)
+    result = fit(config, jax.random.key(0), tmp_path / "run", progress=False)
+    assert result.summary["return_mean"] > 3.7
+    policy = jaxmarket.load(tmp_path / "run", objects={"env": config.env})
+    obs = jnp.array([0.3, -0.4])
+    np.testing.assert_allclose(policy(obs), obs, atol=0.3)
+    assert policy(obs).dtype == jnp.float32
+
+
+def test_densities_of_actions_with_several_entries_are_those_of_ppo():
+    """The update of a monolith with two-entry actions equals the one written out with one module's action learner."""
+    rng = np.random.default_rng(1)
+    count, policy = 64, BidPolicy(mlp(8), BoxHead((-1.0, -1.0), (1.0, 1.0)))
+    experience, _ = rows_of(rng, modules=1, members=1, count=count)
+    everywhere = jnp.ones((1, count), bool)
+    utility = jnp.asarray(rng.normal(size=(1, count)), jnp.float32)
+    common = {"eligible": everywhere, "won": everywhere, "price": jnp.zeros((1, count)), "utility": utility}
+    one = experience.replace(bid=experience.bid[0], **common)
+    other = one.replace(bid=experience.choice.T[None], choice=None)
+    chex_close(*_both_updates(policy, one, other, epochs=2))
 
 
 # --- runs
@@ -328,10 +461,15 @@ def test_a_run_can_be_watched(run):
         (Aim(low=3.0), {}, "env"),
         (Aim(low=np.nan), {}, "env"),
         (Aim(), {"primitives": "actions"}, "env"),
-        (Aim(), {"agent": "monolith"}, "env"),
+        (Aim(), {"agent": "monolith", "learner": "valuation"}, "learner"),
+        (Aim(), {"agent": "monolith", "modules": 1}, "modules"),
         (Aim(), {"agent": "population"}, "env"),
         (Aim(), {"agent": "wide"}, "env"),
         ("Chain-v0", {"modules": 3}, "modules"),
+        ("Chain-v0", {"hold": 3}, "hold"),
+        ("Chain-v0", {"share_torso": True}, "share_torso"),
+        (Aim(), {"hold": 0}, "hold"),
+        (Aim(), {"share_torso": 2}, "share_torso"),
         ("Chain-v0", {"action_entropy": 0.1}, "action_entropy"),
         ("Chain-v0", {"primitives": "learnt"}, "primitives"),
         ("Chain-v0", {"primitives": "learned", "modules": 0}, "modules"),
