@@ -6,6 +6,8 @@ all agents takes the place of trained parameters. A step of B parallel instances
 every agent bids for the state of every instance, at most 1/B of its wealth → the auctions clear → winners pay and
 owners are paid → winners act and receive rewards → rent, wealth tax and compute tax (`Terms`).
 
+After every ``period`` steps, agents whose representation can learn do so from their own purchases (`purchases`).
+
 With one instance this is the published algorithm. As no agent bids more than 1/B of its wealth in any instance, no
 agent spends more than it has: while rewards are not negative, wealth falls below zero only by rounding (about 1e-7 of
 the payments). There is no discount; rent takes its place. After every ``period`` steps agents die and are born
@@ -29,7 +31,9 @@ from jaxmarket.checking import check, check_finite
 from jaxmarket.deep_market.demographics import Births, Population, Terms, random_population, turnover
 from jaxmarket.deep_market.representations import NO_BID, Representation
 from jaxmarket.environments.adapter import Adapter, Step, adapt, longer
+from jaxmarket.learners.protocol import Experience
 from jaxmarket.metrics import gini
+from jaxmarket.settlement import lambda_returns, per_bidder
 from jaxmarket.switches import entry_point, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
 from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
@@ -41,7 +45,9 @@ __all__ = [
     "DeepMarketState",
     "DeepMarketStep",
     "MarketStatistics",
+    "Purchases",
     "RoundSummary",
+    "experience",
     "forward",
     "init",
     "money",
@@ -222,6 +228,58 @@ def init(
     )
 
 
+class Purchases(struct.PyTreeNode):
+    """What was sold in one step, or with a leading axis in each step of a round, and what it brought."""
+
+    obs: Float[Array, "B ..."]
+    outcome: Outcome  # [B]
+    action: Int32[Array, " B"]  # of the winner
+    price: Float[Array, " B"]  # paid by the winner
+    payout: Float[Array, " B"]  # received by the owner
+    income: Float[Array, " B"]  # of the winner: the reward, or what consumers paid
+    kept: Bool[Array, " B"]  # whether the winner owns the state reached, and will receive the payout for it
+    terminated: Bool[Array, " B"]
+    truncated: Bool[Array, " B"]
+
+
+def experience(purchases: Purchases, discount: Array | float, trace_decay: Array | float, agents: int) -> Experience:
+    """The experience of each agent, in which its utility is its own profit: income + γ · next payout - price.
+
+    Purchases whose proceeds are not known yet, those of the last step and those before a truncation, teach nothing.
+
+    Args:
+        purchases: of a round, leaves [T, B, ...].
+        discount: γ of the agents, f []. Money is not discounted.
+        trace_decay: λ, f []: (1-λ) of the payout plus λ of what the buyer made of the state, as in
+            `jaxmarket.settlement.settle`.
+        agents: N.
+
+    Returns:
+        Observations and choices [T · B, ...], the rest [N, 1, T · B].
+    """
+    p, winner = purchases, purchases.outcome.winner
+    last = jnp.arange(winner.shape[0])[:, None] == winner.shape[0] - 1
+    known = p.terminated | ~(p.truncated | last)
+    proceeds = jnp.where(p.terminated | ~p.kept, 0, jnp.roll(p.payout, -1, 0))
+    chained = jnp.roll((p.outcome.winning_bid >= p.outcome.highest_other_bid) & (winner >= 0) & known, -1, 0)
+    decay = jnp.where(p.terminated | p.truncated | last | ~p.kept, 0, trace_decay * chained)
+    discounts = jnp.full_like(p.income, discount)
+    revenue = lambda_returns(p.income, discount=discounts, value=proceeds, trace_decay=decay)
+
+    def by_agent(value: Array) -> Array:
+        return value.reshape(-1, 1, agents).transpose(2, 1, 0)
+
+    return Experience(
+        obs=p.obs.reshape(-1, *p.obs.shape[2:]),
+        bid=by_agent(p.outcome.bids),
+        eligible=by_agent(p.outcome.eligible),
+        won=by_agent((winner[..., None] == jnp.arange(agents)) & known[..., None]),
+        price=by_agent(per_bidder(p.price, winner, agents)),
+        utility=by_agent(per_bidder(jnp.where(known, revenue - p.price, 0), winner, agents)),
+        choice=p.action.reshape(-1).astype(real()),
+    )
+
+
 class _Draws(struct.PyTreeNode):
     """Uniform random numbers of one auction of agents and one of consumers."""
 
@@ -244,6 +302,7 @@ class _Randomness(struct.PyTreeNode):
     draws: _Draws  # [B]
     env_keys: UInt32[Array, "B ..."]  # data of the environment's keys
     first: tuple[Array, PyTree]  # observations and states for instances whose episode ends: leaves [B, ...]
+    action: Float[Array, " B"] | None  # uniform, for the actions of agents that sample them
 
     @classmethod
     def of(cls, market: DeepMarket, key: Array, env_params: PyTree, steps: int) -> Self:
@@ -255,6 +314,9 @@ class _Randomness(struct.PyTreeNode):
             draws=_Draws.of(key_draws, shape),
             env_keys=jax.random.key_data(jax.random.split(key_env, shape)),
             first=reset(jax.random.split(key_reset, shape), env_params),
+            action=jax.random.uniform(jax.random.fold_in(key, 0), shape, real())
+            if hasattr(market.representation, "sample")
+            else None,
         )
 
 
@@ -306,15 +368,20 @@ def _sell(
     env_params: PyTree,
     terms: Terms,
     *,
+    noise: Float[Array, " B"] | None = None,
     frozen: bool = False,
 ) -> tuple[_Sale, Int[Array, " B"], Float[Array, " N"]]:
-    """Auctions of any number of states: sales [B], actions, and the fixed bids."""
-    p = population
+    """Auctions of any number of states: sales [B], actions, and the fixed bids; actions are sampled with ``noise``."""
+    p, representation = population, market.representation
+
+    def act(agent: PyTree, obs: Array, noise: Array | None) -> Array:
+        return representation.act(agent, obs) if noise is None else representation.sample(agent, obs, noise)  # type: ignore[attr-defined]
+
     bids, offer = _bids(market, p, obs, terms, frozen)
     eligible = bids > NO_BID
     if market.env.restricts_actions:
         legal = jax.vmap(market.env.legal, (0, None))(env_state, env_params)  # [B, P]
-        intended = jax.vmap(jax.vmap(market.representation.act, (0, None)), (None, 0))(p.agents, obs)  # [B, N]
+        intended = jax.vmap(jax.vmap(act, (0, None, None)), (None, 0, 0))(p.agents, obs, noise)  # [B, N]
         eligible = eligible & jnp.take_along_axis(legal, intended, axis=1)
 
     def clear(bids: Array, eligible: Array, draws: _Draws) -> _Sale:
@@ -327,7 +394,7 @@ def _sell(
     sale = jax.vmap(clear)(bids, eligible, draws)
     winner = sale.outcome.winner
     winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(winner, 0)], p.agents)
-    actions = jax.vmap(market.representation.act)(winners, obs)
+    actions = jax.vmap(act)(winners, obs, noise)
     idle = jnp.floor(draws.idle_action * market.env.num_actions).astype(actions.dtype)
     return sale, jnp.where(winner >= 0, actions, idle), offer
 
@@ -382,7 +449,7 @@ def step(
         The state after the step, and its record: money that moved, counts, and auctions won by each agent.
     """
     randomness = jax.tree.map(lambda leaf: leaf[0], _Randomness.of(market, key, env_params, 1))
-    return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), state, randomness)
+    return _step(market, jax.random.key_impl(key), env_params, terms or Terms(), state, randomness)[:2]
 
 
 class _Ledger(struct.PyTreeNode):
@@ -392,7 +459,8 @@ class _Ledger(struct.PyTreeNode):
     owner: Int32[Array, " B"]  # who owns the state that was reached
     subsidy: Float[Array, " B"]  # payout - price, of agents' and consumers' purchases
     rounding: Float[Array, ""]  # added to the accounts so that none rounds below 0
-    sales: Float[Array, ""]
+    price: Float[Array, " B"]  # paid for the states
+    income: Float[Array, " B"]  # of the winners, from consumers
     consumption: Float[Array, ""]
 
 
@@ -403,10 +471,12 @@ def _step(
     terms: Terms,
     state: DeepMarketState,
     randomness: _Randomness,
-) -> tuple[DeepMarketState, DeepMarketStep]:
-    """`step`, with its randomness drawn beforehand."""
+) -> tuple[DeepMarketState, DeepMarketStep, Purchases]:
+    """`step`, with its randomness drawn beforehand, and what was bought in it."""
     p, slots, draws = state.population, market.capacity, randomness.draws
-    sale, action, offer = _sell(market, draws, p, state.obs, state.env_state, env_params, terms)
+    sale, action, offer = _sell(
+        market, draws, p, state.obs, state.env_state, env_params, terms, noise=randomness.action
+    )
     keys = jax.random.wrap_key_data(randomness.env_keys, impl=key_impl)
     after = jax.vmap(market.env.step, (0, 0, 0, None))(keys, state.env_state, action, env_params)
     _check_step(market, state, sale, after)
@@ -437,7 +507,7 @@ def _step(
         auctioneer=ledger.rounding - accounts[-1],
         **charges,
         wealth_of_the_dead=-wealth_of_the_dead,
-        transfers={"sales": ledger.sales, "consumption": ledger.consumption},
+        transfers={"sales": ledger.price.sum(), "consumption": ledger.consumption},
     )
     done = after.terminated | after.truncated
     returns, lengths = state.episode_return + after.undiscounted, longer(state.episode_length, after.duration)
@@ -470,7 +540,18 @@ def _step(
         time=state.time + 1,
     )
     check_flows((p.wealth, state.consumers), (wealth, following.consumers), flows, step=state.time)
-    return following, DeepMarketStep(flows, statistics, wins)
+    purchases = Purchases(
+        obs=state.obs,
+        outcome=sale.outcome,
+        action=action,
+        price=ledger.price,
+        payout=ledger.price + sale.payout - sale.price,
+        income=reward + ledger.income,
+        kept=(owner == winner) & market.property_rights,
+        terminated=after.terminated,
+        truncated=after.truncated,
+    )
+    return following, DeepMarketStep(flows, statistics, wins), purchases
 
 
 def _check_step(market: DeepMarket, state: DeepMarketState, sale: _Sale, after: Step) -> None:
@@ -506,7 +587,8 @@ def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale
         owner=winner,
         subsidy=subsidy,
         rounding=rounding,
-        sales=price.sum(),
+        price=price,
+        income=jnp.zeros_like(price),
         consumption=jnp.zeros((), real()),
     )
 
@@ -532,6 +614,7 @@ def _sell_to_consumers(
         owner=owner,
         subsidy=ledger.subsidy + bought.payout - bought.price,
         rounding=ledger.rounding + rounding,
+        income=bought.payout,
         consumption=bought.price.sum(),
     )
 
@@ -635,20 +718,25 @@ def run(
     rounds, period = check_int("rounds", rounds), check_int("period", period)
     max_births = check_int("max_births", max_births, 0, market.capacity)
     key_impl = jax.random.key_impl(key)
+    learns = hasattr(market.representation, "learn")
 
     def one_step(
         carry: tuple[DeepMarketState, Array], randomness: _Randomness
-    ) -> tuple[tuple[DeepMarketState, Array], tuple[CashFlows, MarketStatistics]]:
+    ) -> tuple[tuple[DeepMarketState, Array], tuple[CashFlows, MarketStatistics, Purchases | None]]:
         state, wins = carry
-        state, happened = _step(market, key_impl, env_params, terms, state, randomness)
-        return (state, wins + happened.wins), (happened.flows, happened.statistics)
+        state, happened, purchases = _step(market, key_impl, env_params, terms, state, randomness)
+        history = happened.flows, happened.statistics, purchases if learns else None
+        return (state, wins + happened.wins), history
 
     def one_round(state: DeepMarketState, key: Array) -> tuple[DeepMarketState, RoundSummary]:
         key_steps, key_turnover, key_states = jax.random.split(key, 3)
         carry = state, jnp.zeros(market.capacity, jnp.int32)
         randomness = _Randomness.of(market, key_steps, env_params, period)
-        (state, wins), history = jax.lax.scan(one_step, carry, randomness)
-        flows, statistics = jax.tree.map(lambda x: x.sum(0), history)
+        (state, wins), (*sums, purchases) = jax.lax.scan(one_step, carry, randomness)
+        flows, statistics = jax.tree.map(lambda x: x.sum(0), tuple(sums))
+        if learns:
+            agents = market.representation.learn(state.population.agents, purchases)  # type: ignore[attr-defined]
+            state = state.replace(population=state.population.replace(agents=agents))
         births = Births.none()
         if max_births:
             # Random agents are born into unsold states first.

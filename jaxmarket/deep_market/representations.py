@@ -43,7 +43,13 @@ NO_BID = -jnp.inf
 
 
 class Representation(Protocol):
-    """The encoding of a market's agents. Compares and hashes by value, like a frozen dataclass."""
+    """The encoding of a market's agents. Compares and hashes by value, like a frozen dataclass.
+
+    Agents may learn while they live, as `jaxmarket.training.learning_agents.LearningNetworks` do. Such a representation
+    has two further methods: ``sample(agent, obs, noise)``, the action of an agent that explores, where ``noise`` is
+    uniform on [0, 1); and ``learn(agents, purchases)``, the agents [N] after they have learned from their own purchases
+    of a round (`jaxmarket.deep_market.Purchases`, leaves [T, B, ...]).
+    """
 
     def init(self, key: Array, obs: Float[Array, "..."]) -> PyTree:
         """A random agent, born into the state with observation ``obs``, which it may ignore."""

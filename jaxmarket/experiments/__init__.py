@@ -10,6 +10,7 @@ from jaxmarket.experiments import (
     capitalism,
     hayek,
     identities,
+    learning_populations,
     memory_market,
     mental_rotation,
     modularity,
@@ -75,6 +76,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         memory_market.EXPERIMENT,
         wide_vs_deep.EXPERIMENT,
         capitalism.EXPERIMENT,
+        learning_populations.EXPERIMENT,
     )
 }
 """The reproductions by name."""

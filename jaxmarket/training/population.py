@@ -1,8 +1,8 @@
 """Training a population: a deep market, in which agents are selected by wealth, as a run like any other.
 
-An update is a round of `deep_market.run`: ``horizon`` auctions of every instance, followed by deaths and births. There
-is no learner and no gradient. What is learned is the population: its agents, and the wealth that limits their bids. An
-evaluation plays with the population as it is.
+An update is a round of `deep_market.run`: ``horizon`` auctions of every instance, followed by deaths and births. What is
+learned is the population: its agents, and the wealth that limits their bids. Agents themselves learn only if their
+representation does (`jaxmarket.training.learning_agents`). An evaluation plays with the population as it is.
 """
 
 import dataclasses
