@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from jax.core import Tracer
@@ -161,8 +161,9 @@ class TrainConfig:
             or env (reward only).
         learner: valuation (the default, and the only choice of wide), ppo or reinforce.
         primitives: actions (every primitive is an action of the environment; the default where actions are discrete) or
-            learned (every module learns a policy over actions; the default where they are continuous).
-        modules: number of primitives that learn; 3 by default.
+            learned (every module learns a policy over actions; the default where they are continuous, or where the
+            environment is made for a number of modules).
+        modules: number of primitives that learn; that of the environment if it names one, else 3.
         clones: bidders per primitive; 2 by default.
         seeds: independent runs, trained in one vmapped call.
         steps: auctions per seed, rounded up to whole rollouts; 2,048,000 by default, population 1,024,000. Where
@@ -312,9 +313,9 @@ def _resolve(config: TrainConfig) -> Settings:
     ours = "learner" not in given or rule is not given["learner"]
     learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset=ours)
     learner_defaults = {k: v for k, v in getattr(learner, "defaults", {}).items() if k not in unused}
-    primitives = said.get("primitives", "actions" if adapter.box is None else "learned")
+    primitives = said.get("primitives", "actions" if adapter.box is None and adapter.modules is None else "learned")
     learns = "primitives" not in unused and primitives == "learned"
-    defaults = defaults | learner_defaults | (_LEARNED_DEFAULTS if learns else {}) | own_defaults
+    defaults = defaults | learner_defaults | (_learned_defaults(adapter) if learns else {}) | own_defaults
     if learns and ours and "minibatch" not in given:
         learner = dataclasses.replace(learner, minibatch=_LEARNED_MINIBATCH)
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
@@ -327,11 +328,11 @@ def _resolve(config: TrainConfig) -> Settings:
             f"{_label(_alias('bids', chosen['bids'], bounds))} bids; valuation takes "
             "value, ppo and reinforce take kumaraswamy or beta"
         )
-    torso, layers = _torso(config, adapter, hidden, table=bool(by_value))
+    torso, layers = _torso(config, adapter, unused, hidden, table=bool(by_value))
     learned, action_learner = None, None
     if learns:
         chosen["primitives"] = primitives
-        policy = BidPolicy(_torso(config, adapter, hidden, table=False)[0], action_head(adapter))
+        policy = BidPolicy(_torso(config, adapter, unused, hidden, table=False)[0], action_head(adapter))
         learned = LearnedPrimitives(policy, chosen["modules"])
         action_learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
         action_learner = dataclasses.replace(action_learner.bind(policy, UNBOUND), minibatch=learner.minibatch)
@@ -377,6 +378,11 @@ def _resolve(config: TrainConfig) -> Settings:
     )
     _check(settings)
     return settings
+
+
+def _learned_defaults(adapter: Adapter) -> dict[str, Any]:
+    """The defaults of primitives that learn; an environment may be made for a number of them."""
+    return _LEARNED_DEFAULTS if adapter.modules is None else _LEARNED_DEFAULTS | {"modules": adapter.modules}
 
 
 def _component(
@@ -462,17 +468,18 @@ def _label(value: Any) -> str:
 
 
 def _torso(
-    config: TrainConfig, adapter: Adapter, hidden: tuple[int, ...] | None, *, table: bool
+    config: TrainConfig, adapter: Adapter, unused: Container[str], hidden: tuple[int, ...] | None, *, table: bool
 ) -> tuple[Torso, dict[str, Any]]:
     """The layers below a bid or value head, and their effective settings.
 
     Args:
         config: the settings.
         adapter: the environment.
+        unused: settings that do not apply to the kind of agent; one without modules sees the whole observation.
         hidden: widths of dense layers that the user or the kind of agent chose; None for the defaults.
         table: whether the learner estimates values, for which a table is the default over one-hot observations.
     """
-    obs = adapter.observation
+    obs = adapter.observation if "primitives" in unused else adapter.observation_of_module
     image = len(obs.shape) == 3
     for field in ("convolutions", "stride"):
         if getattr(config, field) is not None and not image:
@@ -488,7 +495,7 @@ def _torso(
         stride, hidden = config.stride or (2 if large else 1), hidden or (128,)
         torso = cnn(*hidden, convolutions=convolutions, stride=stride, layer_norm=table)
         return torso, {"hidden": hidden, "convolutions": convolutions, "stride": stride}
-    if adapter.one_hot:
+    if adapter.one_hot and obs == adapter.observation:
         hidden = hidden if hidden is not None else () if table else (16,)
         return linear(*hidden), {"hidden": hidden}
     hidden = hidden if hidden is not None else (64, 64)

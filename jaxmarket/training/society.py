@@ -95,6 +95,7 @@ class SocietyTraining:
     def of(cls, settings: Settings) -> Self:
         """The training of the society that the settings describe."""
         society, action_learner = settings.society, settings.action_learner
+        society.check_modules()
         # Q* is of actions, and not of modules whose primitives learn.
         q = None if action_learner is not None else settings.adapter.optimal_q(settings.gamma)
         return cls(
@@ -215,13 +216,15 @@ class SocietyTraining:
         obs, choice, large = experience.obs, experience.choice, is_large(params, society.modules)
 
         update = one_at_a_time(self._learn) if large else self._learn
+        number = society.primitive_of_module if self.env.separates_observations else None
 
-        def learn(each: tuple[PyTree, Experience]) -> PyTree:
-            learner, experience = each
-            return update(learner, experience.replace(obs=obs, choice=choice), hyper, state.update, progress)
+        def learn(each: tuple[PyTree, Experience, Array | None]) -> PyTree:
+            learner, experience, number = each
+            seen = obs if number is None else jax.vmap(self.env.module_observation, (0, None))(obs, number)
+            return update(learner, experience.replace(obs=seen, choice=choice), hyper, state.update, progress)
 
         group = society.modules if large else modules_at_once(society.modules, experience.bid[0].size)
-        learner = in_groups(learn, (state.learner, experience.replace(obs=None, choice=None)), group)
+        learner = in_groups(learn, (state.learner, experience.replace(obs=None, choice=None), number), group)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:
