@@ -53,7 +53,7 @@ class Targets(environment.Environment[Any, Any]):
     The observation has three entries for each kind, f [3 · kinds]: how many rows down and columns right its target is,
     by the shorter way and relative to the longest one, and whether it is there; zeros if it is not.
     `module_observation` are the three entries of the module's own kind, and ``info["module_rewards"]`` what each kind
-    paid.
+    paid. The bidders of kinds that there are not (`TargetsParams.kinds`) do not take part in auctions.
 
     Args:
         kinds: number of kinds, which is also the number of modules.
@@ -161,6 +161,11 @@ class Targets(environment.Environment[Any, Any]):
     def module_observation(self, obs: Array, module: Array | int) -> Array:
         """What the observation says about the target of one kind: f [3]."""
         return obs.reshape(self.kinds, _FEATURES)[module]
+
+    def eligible_modules(self, state: TargetsState, params: TargetsParams) -> Array:
+        """The modules whose kinds there are: bool [kinds]; their targets may be there or not."""
+        del state
+        return params.kinds
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
         """The four moves."""

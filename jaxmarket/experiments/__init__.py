@@ -8,6 +8,7 @@ from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
     capitalism,
+    changing_objectives,
     hayek,
     identities,
     memory_market,
@@ -75,6 +76,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         memory_market.EXPERIMENT,
         wide_vs_deep.EXPERIMENT,
         capitalism.EXPERIMENT,
+        changing_objectives.EXPERIMENT,
     )
 }
 """The reproductions by name."""

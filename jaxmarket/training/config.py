@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from jax.core import Tracer
@@ -328,11 +328,11 @@ def _resolve(config: TrainConfig) -> Settings:
             f"{_label(_alias('bids', chosen['bids'], bounds))} bids; valuation takes "
             "value, ppo and reinforce take kumaraswamy or beta"
         )
-    torso, layers = _torso(config, adapter, unused, hidden, table=bool(by_value))
+    torso, layers = _torso(config, adapter, hidden, table=bool(by_value))
     learned, action_learner = None, None
     if learns:
         chosen["primitives"] = primitives
-        policy = BidPolicy(_torso(config, adapter, unused, hidden, table=False)[0], action_head(adapter))
+        policy = BidPolicy(_torso(config, adapter, hidden, table=False)[0], action_head(adapter))
         learned = LearnedPrimitives(policy, chosen["modules"])
         action_learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
         action_learner = dataclasses.replace(action_learner.bind(policy, UNBOUND), minibatch=learner.minibatch)
@@ -468,18 +468,18 @@ def _label(value: Any) -> str:
 
 
 def _torso(
-    config: TrainConfig, adapter: Adapter, unused: Container[str], hidden: tuple[int, ...] | None, *, table: bool
+    config: TrainConfig, adapter: Adapter, hidden: tuple[int, ...] | None, *, table: bool
 ) -> tuple[Torso, dict[str, Any]]:
     """The layers below a bid or value head, and their effective settings.
 
     Args:
         config: the settings.
         adapter: the environment.
-        unused: settings that do not apply to the kind of agent; one without modules sees the whole observation.
         hidden: widths of dense layers that the user or the kind of agent chose; None for the defaults.
         table: whether the learner estimates values, for which a table is the default over one-hot observations.
     """
-    obs = adapter.observation if "primitives" in unused else adapter.observation_of_module
+    alone = "primitives" in getattr(_made("agent", config.agent), "unused", ())  # an agent without modules
+    obs = adapter.observation if alone else adapter.observation_of_module
     image = len(obs.shape) == 3
     for field in ("convolutions", "stride"):
         if getattr(config, field) is not None and not image:

@@ -85,9 +85,11 @@ def test_kinds_come_and_go_with_the_parameters():
     obs, _ = jax.vmap(env.reset_env, (0, None))(jax.random.split(jax.random.key(0), 64), env.default_params)
     assert not obs[:, 9:].any() and obs[:, :9].any()
     every = env.default_params.replace(kinds=jnp.ones(4, bool))
-    obs, _ = jax.vmap(env.reset_env, (0, None))(jax.random.split(jax.random.key(0), 64), every)
+    obs, state = jax.vmap(env.reset_env, (0, None))(jax.random.split(jax.random.key(0), 64), every)
     share = obs.reshape(64, 4, 3)[..., 2].mean()
     assert abs(float(share) - 2 / 3) < 0.15
+    for params in (env.default_params, every):
+        np.testing.assert_array_equal(env.eligible_modules(state, params), params.kinds)
 
 
 def test_the_contract_is_kept():
