@@ -134,6 +134,7 @@ def pay_sale(
     price: Float[Array, ""],
     payout: Float[Array, ""],
     reward: Float[Array, ""],
+    windfalls: Float[Array, " A"] | None = None,
 ) -> Accounts:
     """Move the money of one sale and one reward.
 
@@ -146,6 +147,7 @@ def pay_sale(
         price: paid by the buyer.
         payout: received by the seller.
         reward: of the buyer's environment step.
+        windfalls: what the environment pays each bidder for a step that another one bought; None if nothing.
     """
     wealth, auctioneer = accounts.wealth, accounts.auctioneer
     ids = jnp.arange(wealth.shape[0])
@@ -159,9 +161,12 @@ def pay_sale(
         wealth=wealth + jnp.where(ids == buyer, reward - price, 0) + jnp.where(ids == seller, payout, 0),
         auctioneer=auctioneer + jnp.where(seller < 0, payout, 0) + jnp.where(buyer < 0, reward, 0),
     )
+    earned = reward
+    if windfalls is not None:
+        after, earned = after.replace(wealth=after.wealth + windfalls), reward + windfalls.sum()
     if checking():
         # Without a buyer the price is not paid.
-        check_flows(accounts, after, CashFlows.of(reward=reward, sale=payout, purchase=-jnp.where(buyer < 0, 0, price)))
+        check_flows(accounts, after, CashFlows.of(reward=earned, sale=payout, purchase=-jnp.where(buyer < 0, 0, price)))
     return after
 
 

@@ -144,8 +144,12 @@ def play_episodes(
 @standard_promotion
 def bids_by_state(society: Society, params: PyTree, states: int) -> Float[Array, "{states} M"]:
     """Mean (greedy) bid of every module in every one-hot state."""
-    distribution = jax.vmap(jax.vmap(society.policy.apply, (0, None)), (None, 0))(params, jnp.eye(states))
-    return distribution.mean()
+
+    def mean_bids(obs: Array) -> Array:
+        seen, axis = society.observed(obs)
+        return jax.vmap(society.policy.apply, (0, axis))(params, seen).mean()
+
+    return jax.vmap(mean_bids)(jnp.eye(states))
 
 
 @standard_promotion

@@ -91,6 +91,8 @@ def totals(rows: Any) -> Totals:
     def count(flags: Array) -> Array:
         return flags.sum().astype(rows.reward.dtype)
 
+    windfalls = getattr(rows, "windfalls", None)
+
     return Totals(
         steps=rows.duration.sum(),
         decisions=jnp.asarray(rows.reward.size, rows.reward.dtype),
@@ -98,7 +100,7 @@ def totals(rows: Any) -> Totals:
         returns=jnp.where(rows.done, rows.episode_return, 0).sum(),
         lengths=jnp.where(rows.done, rows.episode_length, 0).sum().astype(rows.reward.dtype),
         terminations=count(rows.terminated),
-        reward=rows.reward.sum(),
+        reward=rows.reward.sum() if windfalls is None else rows.reward.sum() + windfalls.sum(),
     )
 
 
@@ -227,6 +229,8 @@ def conservation_residual(trajectory: Transition, opening: Accounts | Array | fl
     held = sum(jnp.abs(x).sum() for x in jax.tree.leaves(closing))
     # Sums over accounts: cheaper than `settlement.flows`, and equal to them.
     named = CashFlows.of(purchase=-t.price, sale=t.payout, reward=t.reward)
+    if t.windfalls is not None:
+        named += CashFlows.of(windfall=t.windfalls.sum(-1))
     return named.residual(opening, closing, held)
 
 
@@ -250,6 +254,8 @@ def ledger(trajectory: Transition) -> Array:
     table = jnp.zeros((bidders + len(ACCOUNTS),) * 2, t.reward.dtype)
     table = table.at[buyer, seller].add(price)
     table = table.at[mint, seller].add(payout - price)
+    if t.windfalls is not None:
+        table = table.at[environment, :bidders].add(t.windfalls.reshape(-1, bidders).sum(0))
     return table.at[environment, buyer].add(reward)
 
 

@@ -51,17 +51,21 @@ def flows(trajectory: Transition) -> CashFlows:
 
     Returns:
         The flows ``purchase`` (minus the price that the winner paid), ``sale`` (the payout to the seller) and
-        ``reward``, f [T, A + 1]: an entry for each bidder, and the last one for the auctioneer. ``net`` is the change
-        of every account; over all accounts it adds up to the rewards and the subsidy, payout - price.
+        ``reward``, f [T, A + 1]: an entry for each bidder, and the last one for the auctioneer; and ``windfall``, where
+        modules have rewards of their own. ``net`` is the change of every account; over all accounts it adds up to the
+        rewards of all modules and the subsidy, payout - price.
     """
     t = trajectory
     buyer = t.outcome.winner[..., None]
     accounts = jnp.append(jnp.arange(t.accounts.wealth.shape[-1]), AUCTIONEER)
-    return CashFlows.of(
+    named = CashFlows.of(
         purchase=jnp.where((buyer == accounts) & (buyer >= 0), -t.price[..., None], 0),
         sale=jnp.where(t.owner[..., None] == accounts, t.payout[..., None], 0),
         reward=jnp.where(buyer == accounts, t.reward[..., None], 0),
     )
+    if t.windfalls is None:
+        return named
+    return named + CashFlows.of(windfall=jnp.append(t.windfalls, jnp.zeros_like(t.windfalls[..., :1]), -1))
 
 
 class Settlement(struct.PyTreeNode):

@@ -19,7 +19,7 @@ from jaxmarket import auctions
 from jaxmarket.accounts import pay_sale
 from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.checking import check_finite
-from jaxmarket.environments.adapter import Adapter, adapt, longer
+from jaxmarket.environments.adapter import Adapter, Step, adapt, longer
 from jaxmarket.policies import BidDistribution, BidPolicy, distribution_shape, with_torso_of
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import (
@@ -139,8 +139,33 @@ class Society:
 
     @property
     def observation(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one encoded observation."""
-        return self.env.observation
+        """Shape and dtype of what one module observes."""
+        return self.env.observation_of_module
+
+    def observed(self, obs: Array) -> tuple[Array, int | None]:
+        """What each module observes, f [M, ...], and its axis of modules; ``obs`` and None if all observe the same."""
+        if not self.env.separates_observations:
+            return obs, None
+        self.check_modules()
+        return jax.vmap(self.env.module_observation, (None, 0))(obs, self.primitive_of_module), 0
+
+    @property
+    def primitive_of_module(self) -> Int32[Array, " M"]:
+        """The number of each module's primitive."""
+        return jnp.arange(self.modules, dtype=jnp.int32) // (self.modules // self.primitives)
+
+    def check_modules(self) -> None:
+        """Check that the environment is made for this number of primitives.
+
+        Raises:
+            ValueError: it is made for another one.
+        """
+        made_for = self.env.modules
+        if made_for not in (None, self.primitives):
+            raise ValueError(
+                f"modules: {self.env.name} is made for {made_for} modules, got {self.primitives} primitives; use "
+                f"primitives='learned' with modules={made_for}"
+            )
 
     @functools.cached_property
     def _distribution(self) -> BidDistribution:
@@ -176,14 +201,15 @@ class Society:
     def bids(self, params: PyTree, draws: "Draws | None", obs: Array) -> Float[Array, " A"]:
         """Sealed bids of all bidders for one state.
 
-        Members of a module have the same observation and parameters, but draw their bids independently.
+        Members of a module have the same observation (`observed`) and parameters, but draw their bids independently.
 
         Args:
             params: leaves [M, ...].
             draws: the randomness; not used by a greedy society, and None makes bids greedy.
             obs: f [...], encoded observation.
         """
-        distribution = jax.vmap(self.policy.apply, (0, None))(self.bid_params(params), obs)
+        seen, axis = self.observed(obs)
+        distribution = jax.vmap(self.policy.apply, (0, axis))(self.bid_params(params), seen)
         if self.greedy or draws is None:
             return jnp.repeat(distribution.mean(), self.members)
         if not hasattr(distribution, "noise"):
@@ -217,12 +243,25 @@ class Society:
         # Parameters of one torso are the same arrays for bids and actions, so that XLA computes its features once.
         actions = with_torso_of(params["bids"], params["actions"]) if self.learned.share_torso else params["actions"]
         # Of all modules, and not of the winner's parameters: a gather of networks would copy them in every instance.
-        distributions = jax.vmap(self.learned.policy.apply, (0, None))(actions, obs)
+        seen, axis = self.observed(obs)
+        distributions = jax.vmap(self.learned.policy.apply, (0, axis))(actions, seen)
         own: Any = jax.tree.map(lambda x: x[jnp.maximum(winner, 0) // self.members], distributions)
         if self.greedy or draws is None:
             return own.mean()
         drawn = own.from_noise(draws.action)
         return drawn if rules.greedy is None else jnp.where(rules.greedy, own.mean(), drawn)
+
+    def earned(self, after: Step, winner: Int32[Array, ""]) -> tuple[Float[Array, ""], Float[Array, " A"] | None]:
+        """The reward of a purchase, and the windfalls of the other bidders; None unless modules have own rewards.
+
+        The buyer earns the reward of its own primitive. The clones of any other primitive share theirs equally.
+        """
+        if after.module_rewards is None:
+            return after.reward, None
+        self.check_modules()
+        own = self.primitive_of(winner) == jnp.arange(self.primitives)
+        reward = jnp.where(own, after.module_rewards, 0).sum()
+        return reward, jnp.repeat(jnp.where(own, 0, after.module_rewards) / self.clones, self.clones)
 
     def taken(self, row: Transition) -> Array:
         """The action that the winner of a row took in the environment."""
@@ -231,6 +270,9 @@ class Society:
 
     def eligible(self, active: Bool[Array, " A"], env_state: PyTree, env_params: PyTree) -> Bool[Array, " A"]:
         """Which bidders may win: those that take part in the episode and whose primitives are legal, bool [A]."""
+        if self.env.restricts_modules:
+            self.check_modules()
+            active = active & jnp.repeat(self.env.eligible_modules(env_state, env_params), self.clones)
         if self.learned is not None:
             return active
         return active & jnp.repeat(self.env.legal(env_state, env_params), self.clones)
@@ -416,13 +458,15 @@ def advance(
     after = society.env.step(draws.key("env"), state.env_state, society.env.to_action(choice), env_params)
     check_finite("reward", after.reward, f"a step of {society.env.name} must return a finite number", step=now)
     check_finite("observation", after.obs, f"a step of {society.env.name} must return finite numbers", step=now)
+    reward, windfalls = society.earned(after, outcome.winner)
     accounts = pay_sale(
         state.accounts,
         buyer=outcome.winner,
         seller=state.owner,
         price=price,
         payout=payout,
-        reward=after.reward,
+        reward=reward,
+        windfalls=windfalls,
     )
     transition = Transition(
         obs=state.obs,
@@ -430,7 +474,7 @@ def advance(
         owner=state.owner,
         price=price,
         payout=payout,
-        reward=after.reward,
+        reward=reward,
         duration=after.duration,
         terminated=after.terminated,
         truncated=after.truncated,
@@ -442,6 +486,7 @@ def advance(
         episode_length=longer(state.episode_length, after.duration),
         choice=None if society.learned is None else choice,
         held=held,
+        windfalls=windfalls,
     )
     following = State(
         env_state=after.env_state,

@@ -115,6 +115,9 @@ def check_environment(env: Any, params: PyTree = None, *, steps: int = 64, insta
     for field, values in (("observation", rows.obs), ("reward", rows.reward)):
         message = f"{name}: a NaN or infinite {field}; return finite numbers"
         _require_that(message, chex.assert_tree_all_finite, values)
+    if rows.module_rewards is not None:
+        parts = bool(jnp.allclose(rows.module_rewards.sum(-1), rows.reward, 1e-5, 1e-5))
+        _require(parts, f"{name}: info['module_rewards'] do not add up to the reward; return their sum as the reward")
     _require(bool((rows.duration >= 1).all()), f"{name}: a duration below 1; info['duration'] counts environment steps")
 
     alone = jax.jit(functools.partial(_first_step, adapter))(keys[0], params)

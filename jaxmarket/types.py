@@ -131,6 +131,7 @@ class Transition(struct.PyTreeNode):
     episode_length: Int32[Array, ""]  # of the episode so far, this row included
     choice: Float[Array, "..."] | None = None  # what the winner's policy chose, if primitives learn to act
     held: Bool[Array, ""] | None = None  # whether the owner kept the right to act, so that there was no sale
+    windfalls: Float[Array, " A"] | None = None  # credited to other bidders, where modules have rewards of their own
 
     @property
     def done(self) -> Array:

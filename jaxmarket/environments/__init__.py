@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxmarket.environments.rooms import TwoRooms
     from jaxmarket.environments.supply_chain import SupplyChain
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
+    from jaxmarket.environments.targets import Targets
 
 __all__ = [
     "OURS",
@@ -43,6 +44,7 @@ __all__ = [
     "Options",
     "Step",
     "SupplyChain",
+    "Targets",
     "TwoRooms",
     "Woods1",
     "Woods101",
@@ -61,6 +63,7 @@ _MODULES = {
     "Option": "options",
     "Options": "options",
     "SupplyChain": "supply_chain",
+    "Targets": "targets",
     "TwoRooms": "rooms",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
     **dict.fromkeys(("Maze", "Woods1", "Woods101"), "mazes"),
@@ -74,6 +77,7 @@ OURS = {
     "MentalRotation-v0": ("MentalRotation",),
     **{f"Multiplexer{address + 2**address}-v0": ("Multiplexer", address) for address in (2, 3, 4)},
     "SupplyChain2-v0": ("SupplyChain", 2),
+    "Targets-v0": ("Targets",),
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},
     "Woods1-v0": ("Woods1",),
     "Woods101-v0": ("Woods101",),

@@ -45,6 +45,7 @@ class Step(NamedTuple):
     truncated: Bool[Array, ""]
     duration: Float[Array, ""]  # environment steps taken (``info["duration"]``, else 1)
     undiscounted: Float[Array, ""]  # reward without discounting inside a primitive (``info["undiscounted"]``)
+    module_rewards: Float[Array, " P"] | None = None  # whose reward it is (``info["module_rewards"]``)
 
 
 class Box(NamedTuple):
@@ -136,6 +137,47 @@ class Adapter:
         """The environment's action for what a policy chose: the number of an action f [], or its entries f [D]."""
         return choice.reshape(self.action.shape).astype(self.action.dtype)
 
+    @property
+    def modules(self) -> int | None:
+        """The number of modules that the environment is made for (``num_modules``); None if any number is right."""
+        count = self._attribute("num_modules")
+        return None if count is None else check_int(f"env: num_modules of {self.name}", count)
+
+    @property
+    def separates_observations(self) -> bool:
+        """Whether each module has an observation of its own (`module_observation`)."""
+        return owns(self.env, "module_observation")
+
+    def module_observation(self, obs: Array, module: Array | int) -> Array:
+        """The part of an encoded observation that one module observes: f [...].
+
+        Args:
+            obs: f [...], encoded observation.
+            module: i32 [], number of the module's primitive.
+        """
+        return jnp.asarray(self.env.module_observation(obs, module)).astype(real())
+
+    @property
+    def restricts_modules(self) -> bool:
+        """Whether the environment says which modules take part in an auction (`eligible_modules`)."""
+        return owns(self.env, "eligible_modules")
+
+    def eligible_modules(self, env_state: PyTree, params: PyTree) -> Array:
+        """The modules that take part in the auction of a state: bool [P], as ``num_modules`` says."""
+        return jnp.asarray(self.env.eligible_modules(env_state, params), bool)
+
+    def _module_rewards(self, info: Mapping[str, Any]) -> Array | None:
+        rewards = info.get("module_rewards")
+        if rewards is None:
+            return None
+        rewards = jnp.asarray(rewards)
+        if self.modules is None or rewards.shape != (self.modules,) or not _is_real(rewards.dtype):
+            raise ValueError(
+                f"env: expected info['module_rewards'] of {self.name} with num_modules = {self.modules} numbers, got "
+                f"{rewards.dtype}{list(rewards.shape)}; define num_modules, and return a number for each module"
+            )
+        return rewards.astype(real())
+
     def _attribute(self, name: str) -> Any:
         """An optional attribute of the environment; None if it is missing."""
         try:
@@ -213,6 +255,7 @@ class Adapter:
             truncated=self._scalar("truncated", truncated).astype(bool),
             duration=self._scalar("info['duration']", info.get("duration", 1)).astype(real()),
             undiscounted=self._scalar("info['undiscounted']", info.get("undiscounted", reward)).astype(real()),
+            module_rewards=self._module_rewards(info),
         )
 
     def _scalar(self, what: str, value: Any) -> Array:
@@ -276,6 +319,14 @@ class Adapter:
         """Shape and dtype of one encoded observation."""
         obs, _ = jax.eval_shape(self.reset, _some_key(), self.default_params)
         return obs
+
+    @functools.cached_property
+    def observation_of_module(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of what one module observes."""
+        if not self.separates_observations:
+            return self.observation
+        module = jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.eval_shape(standard_promotion(self.module_observation), self.observation, module)
 
     def space(self, which: str) -> Any:
         """``action_space`` or ``observation_space`` of the environment; None if it has none."""
@@ -348,6 +399,19 @@ class Adapter:
         self._same("state", state, after.env_state)
         before, encoded = (self._shapes("encoding", self.encode, obs) for obs in (raw, after.obs))
         self._same("observation", before, encoded)
+        for member in ("module_observation", "eligible_modules"):
+            if owns(self.env, member) and self.modules is None:
+                raise ValueError(f"env: {self.name} has {member}; define num_modules, the number of modules, as well")
+        if self.separates_observations:
+            module = jax.ShapeDtypeStruct((), jnp.int32)
+            self._shapes("module_observation", self.module_observation, encoded, module)
+        if self.restricts_modules:
+            eligible = self._shapes("eligible_modules", with_params(self.eligible_modules), state, *args)
+            if eligible.shape != (self.modules,):
+                raise ValueError(
+                    f"env: expected eligible_modules of {self.name} of shape {(self.modules,)}, got {eligible.shape}; "
+                    "return one boolean per module"
+                )
         if self.box is not None:
             return
         legal = self._shapes("legal_actions", with_params(self.legal), state, *args)

@@ -177,6 +177,7 @@ class Options(environment.Environment[Any, Any]):
                 reward=before.reward + discount**before.duration * after.reward,
                 duration=before.duration + after.duration,
                 undiscounted=before.undiscounted + after.undiscounted,
+                module_rewards=None,  # an option belongs to no module
             )
             if not self.executes_done:
                 withheld = finished & (run.taken > 0)

@@ -8,6 +8,7 @@ from jaxmarket.experiments import (
     best_reply,
     bucket_brigade,
     capitalism,
+    changing_objectives,
     hayek,
     identities,
     learning_populations,
@@ -77,6 +78,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         wide_vs_deep.EXPERIMENT,
         capitalism.EXPERIMENT,
         learning_populations.EXPERIMENT,
+        changing_objectives.EXPERIMENT,
     )
 }
 """The reproductions by name."""

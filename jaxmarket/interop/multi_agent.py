@@ -44,8 +44,9 @@ class MarketEnv(MultiAgentEnv):
     environment steps, `settle` discounts by γᵏ). The last owner of a truncated episode receives no payout. JaxMARL's
     ``dones`` do not distinguish truncation from termination; ``infos`` do.
 
-    **Observations** are the society's, flattened, and a flag whether the bidder owns the state for sale, because the
-    owner receives the payout. Accounts are not observed: without budgets they have no effect on the auction.
+    **Observations** are those of the bidder's module, flattened, and a flag whether the bidder owns the state for sale,
+    because the owner receives the payout. Accounts are not observed: without budgets they have no effect on the
+    auction.
 
     **Episodes** end for all bidders at once; JaxMARL's ``step`` resets, and ``step_env`` does not. A reset sets all
     accounts to 0. ``infos`` have [A] entries each, as JaxMARL's baselines expect: ``purchase``, ``sale`` and
@@ -149,8 +150,8 @@ class MarketEnv(MultiAgentEnv):
     def get_obs(self, state: State) -> dict[str, Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Observations by bidder, f [n + 1] each: the society's, flattened, and whether the bidder is the owner."""
         owns = (jnp.arange(self.num_agents) == state.owner).astype(state.obs.dtype)
-        seen = state.obs.reshape(-1)
-        return self._named(jax.vmap(lambda own: jnp.append(seen, own))(owns))
+        seen, axis = self.society.observed(state.obs)
+        return self._named(jax.vmap(lambda seen, own: jnp.append(seen.reshape(-1), own), (axis, 0))(seen, owns))
 
     @functools.partial(jax.jit, static_argnums=0)
     def get_avail_actions(self, state: State) -> dict[str, Array]:

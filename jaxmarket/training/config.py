@@ -163,8 +163,9 @@ class TrainConfig:
             or env (reward only).
         learner: valuation (the default, and the only choice of wide), ppo or reinforce.
         primitives: actions (every primitive is an action of the environment; the default where actions are discrete) or
-            learned (every module learns a policy over actions; the default where they are continuous).
-        modules: number of primitives that learn; 3 by default.
+            learned (every module learns a policy over actions; the default where they are continuous, or where the
+            environment is made for a number of modules).
+        modules: number of primitives that learn; that of the environment if it names one, else 3.
         hold: steps for which the winner of an auction keeps the right to act, if primitives learn; 1 by default.
         share_torso: whether the policies over bids and actions of a module share all layers but the last; false by
             default.
@@ -319,9 +320,9 @@ def _resolve(config: TrainConfig) -> Settings:
     ours = "learner" not in given or rule is not given["learner"]
     learner, numbers = _component("learner", rule, given, OF_LEARNERS, preset=ours)
     learner_defaults = {k: v for k, v in getattr(learner, "defaults", {}).items() if k not in unused}
-    primitives = said.get("primitives", "actions" if adapter.box is None else "learned")
+    primitives = said.get("primitives", "actions" if adapter.box is None and adapter.modules is None else "learned")
     learns = "primitives" not in unused and primitives == "learned"
-    defaults = defaults | learner_defaults | (_LEARNED_DEFAULTS if learns else {}) | own_defaults
+    defaults = defaults | learner_defaults | (_learned_defaults(adapter) if learns else {}) | own_defaults
     if learns and ours and "minibatch" not in given:
         learner = dataclasses.replace(learner, minibatch=_LEARNED_MINIBATCH)
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
@@ -398,6 +399,11 @@ def _action_learner(given: Mapping[str, Any], policy: BidPolicy, minibatch: int)
     """The learner of actions with the settings that the user gave."""
     learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
     return dataclasses.replace(learner.bind(policy, UNBOUND), minibatch=minibatch)
+
+
+def _learned_defaults(adapter: Adapter) -> dict[str, Any]:
+    """The defaults of primitives that learn; an environment may be made for a number of them."""
+    return _LEARNED_DEFAULTS if adapter.modules is None else _LEARNED_DEFAULTS | {"modules": adapter.modules}
 
 
 def _component(
@@ -493,7 +499,8 @@ def _torso(
         hidden: widths of dense layers that the user or the kind of agent chose; None for the defaults.
         table: whether the learner estimates values, for which a table is the default over one-hot observations.
     """
-    obs = adapter.observation
+    alone = "primitives" in getattr(_made("agent", config.agent), "unused", ())  # an agent without modules
+    obs = adapter.observation if alone else adapter.observation_of_module
     image = len(obs.shape) == 3
     for field in ("convolutions", "stride"):
         if getattr(config, field) is not None and not image:
@@ -509,7 +516,7 @@ def _torso(
         stride, hidden = config.stride or (2 if large else 1), hidden or (128,)
         torso = cnn(*hidden, convolutions=convolutions, stride=stride, layer_norm=table)
         return torso, {"hidden": hidden, "convolutions": convolutions, "stride": stride}
-    if adapter.one_hot:
+    if adapter.one_hot and obs == adapter.observation:
         hidden = hidden if hidden is not None else () if table else (16,)
         return linear(*hidden), {"hidden": hidden}
     hidden = hidden if hidden is not None else (64, 64)

@@ -147,7 +147,7 @@ class PopulationAgents:
         Raises:
             ValueError: the default representation does not fit the environment.
         """
-        env, obs = settings.adapter, settings.society.observation
+        env, obs = settings.adapter, settings.adapter.observation
         representation = self.representation
         if representation is None:
             if len(obs.shape) != 1:

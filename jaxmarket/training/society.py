@@ -95,6 +95,7 @@ class SocietyTraining:
     def of(cls, settings: Settings) -> Self:
         """The training of the society that the settings describe."""
         society, action_learner = settings.society, settings.action_learner
+        society.check_modules()
         # Q* is of actions, and not of modules whose primitives learn.
         q = None if action_learner is not None else settings.adapter.optimal_q(settings.gamma)
         return cls(
@@ -219,13 +220,17 @@ class SocietyTraining:
         shared, large = experience.of_all(), is_large(params, society.modules)
 
         update = one_at_a_time(self._learn) if large else self._learn
+        number = society.primitive_of_module if self.env.separates_observations else None
 
-        def learn(each: tuple[PyTree, Experience]) -> PyTree:
-            learner, experience = each
-            return update(learner, experience.replace(**shared), hyper, state.update, progress)
+        def learn(each: tuple[PyTree, Experience, Array | None]) -> PyTree:
+            learner, experience, number = each
+            own = experience.replace(**shared)
+            if number is not None:
+                own = own.replace(obs=jax.vmap(self.env.module_observation, (0, None))(own.obs, number))
+            return update(learner, own, hyper, state.update, progress)
 
         group = society.modules if large else modules_at_once(society.modules, experience.bid[0].size)
-        learner = in_groups(learn, (state.learner, experience.replace(**dict.fromkeys(shared))), group)
+        learner = in_groups(learn, (state.learner, experience.replace(**dict.fromkeys(shared)), number), group)
         late = state.update >= jnp.floor((1 - _VISITED_FRACTION) * hyper.updates)
         visits = state.visits
         if self.states is not None:

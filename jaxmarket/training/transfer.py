@@ -22,6 +22,7 @@ __all__ = [
     "acting_params",
     "fingerprint",
     "freeze",
+    "join",
     "networks",
     "parts",
     "start_from",
@@ -51,6 +52,21 @@ def acting_params(nets: NetworkParams) -> PyTree:
 def fingerprint(nets: NetworkParams) -> str:
     """A short digest of all weights: equal networks have equal ones."""
     return digest(flatten(nets))[:16]
+
+
+def join(params: PyTree, module: int | jax.Array, like: int | jax.Array) -> PyTree:
+    """Parameters in which one module has those of another: how a module joins a society at run time.
+
+    A society has a fixed number of modules, of which `jaxmarket.types.Rules.present` says whose bidders take part in an
+    episode. A module that was absent joins with a copy of the parameters of a module with the same kind of objective.
+    Those of all other modules are unchanged.
+
+    Args:
+        params: leaves [M, ...].
+        module: the number of the module that joins.
+        like: the number of the module whose parameters it copies.
+    """
+    return jax.tree.map(lambda leaf: leaf.at[module].set(leaf[like]), params)
 
 
 def start_from(learner_state: PyTree, trained: NetworkParams) -> PyTree:

@@ -104,6 +104,7 @@ def society_episode(
     length = int(rows.done.argmax()) + 1 if rows.done.any() else steps
     names, bidders = bidder_names(society), society.bidders
     auctioneer, mint, environment = range(bidders, bidders + len(ACCOUNTS))
+    windfalls = np.zeros((steps, 0)) if rows.windfalls is None else rows.windfalls
 
     def wealth(t: int) -> np.ndarray:
         return np.append(rows.accounts.wealth[t], [rows.accounts.auctioneer[t], np.nan, np.nan])
@@ -118,6 +119,7 @@ def society_episode(
             Payment("price", buyer, seller, float(rows.price[t])),
             Payment("subsidy", mint, seller, float(rows.payout[t] - rows.price[t])),
             Payment("reward", environment, buyer, float(rows.reward[t])),
+            *(Payment("windfall", environment, a, float(paid)) for a, paid in enumerate(windfalls[t])),
         ]
         always = ("price",) if winner >= 0 else ()
         known = None
@@ -143,7 +145,7 @@ def society_episode(
             sales=(sale,),
             payments=tuple(p for p in payments if p.amount or p.kind in always),
             wealth=wealth(t),
-            reward=float(rows.reward[t]),
+            reward=float(rows.reward[t] + windfalls[t].sum()),
             utility=float(settlement.utility[t]) if winner >= 0 else math.nan,
             estimated=bool(settlement.estimated[t]),
             state=text,

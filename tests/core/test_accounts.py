@@ -31,6 +31,19 @@ def test_pay_sale_by_hand(buyer, seller, wealth, auctioneer):
     assert (got.wealth.tolist(), float(got.auctioneer)) == (wealth, auctioneer)
 
 
+def test_windfalls_are_paid_beside_the_sale():
+    got = pay_sale(
+        Accounts(jnp.array([0.0, 100.0, 0.0]), jnp.zeros(())),
+        buyer=jnp.int32(0),
+        seller=jnp.int32(1),
+        price=jnp.float32(4),
+        payout=jnp.float32(5),
+        reward=jnp.float32(1),
+        windfalls=jnp.array([0.0, 0.5, -2.0]),
+    )
+    assert (got.wealth.tolist(), float(got.auctioneer)) == ([-3.0, 105.5, -2.0], 0)
+
+
 def test_withdraw_never_rounds_below_zero():
     """Twelve payments of a twelfth each, which add up to more than the balance in float32."""
     balances = jnp.array([0.7, 3.0, -2.0])

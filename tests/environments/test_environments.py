@@ -325,6 +325,7 @@ VECTORS = {
     "Multiplexer11-v0": (2, (11,)),
     "Multiplexer20-v0": (2, (20,)),
     "SupplyChain2-v0": (8, (8,)),
+    "Targets-v0": (4, (12,)),
     "Woods1-v0": (8, (16,)),
     "Woods101-v0": (8, (16,)),
     "CartPole-v1": (2, (4,)),
@@ -359,7 +360,7 @@ def test_discrete_environments_adapt_and_step(env_id):
     adapter = adapt(env)
     actions, shape = (VECTORS | IMAGES)[env_id]
     assert adapter.num_actions == actions
-    assert TrainConfig(env_id).settings.society.observation.shape == shape
+    assert TrainConfig(env_id).settings.adapter.observation.shape == shape
 
     def once(key):
         obs, state = adapter.reset(key, params)
