@@ -1,7 +1,7 @@
 """Training a population: a deep market, in which agents are selected by wealth, as a run like any other.
 
-An update is a round of `deep_market.run`: ``horizon`` auctions of every instance, followed by deaths and births. What is
-learned is the population: its agents, and the wealth that limits their bids. Agents themselves learn only if their
+An update is a round of `deep_market.run`: ``horizon`` auctions of every instance, followed by deaths and births. What
+is learned is the population: its agents, and the wealth that limits their bids. Agents themselves learn only if their
 representation does (`jaxmarket.training.learning_agents`). An evaluation plays with the population as it is.
 """
 
