@@ -4,7 +4,8 @@ Targets of a kind appear and vanish, and whole kinds come and go with the parame
 its own kind, and is paid for it. An agent that is not a society observes all targets and is paid for all.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ class TargetsParams(struct.PyTreeNode):
     max_steps_in_episode: int = 50
 
 
+@dataclasses.dataclass(frozen=True)
 class Targets(environment.Environment[Any, Any]):
     """An agent on a torus collects targets, of which each kind has at most one at a time.
 
@@ -55,33 +57,28 @@ class Targets(environment.Environment[Any, Any]):
     `module_observation` are the three entries of the module's own kind, and ``info["module_rewards"]`` what each kind
     paid. The bidders of kinds that there are not (`TargetsParams.kinds`) do not take part in auctions.
 
-    Args:
+    Attributes:
         kinds: number of kinds, which is also the number of modules.
         size: rows and columns, an odd number.
         absent: kinds whose targets do not appear under the default parameters; other parameters may add them later.
-
-    Instances compare and hash by value.
 
     Raises:
         ValueError: ``size`` is even or below 3, or ``absent`` names an unknown kind.
     """
 
-    names = ("north", "east", "south", "west")
+    kinds: int = 4
+    size: int = 7
+    absent: tuple[int, ...] = ()
 
-    def __init__(self, kinds: int = 4, size: int = 7, absent: tuple[int, ...] = ()) -> None:
-        super().__init__()
-        self.kinds, self.size = check_int("kinds", kinds), check_int("size", size, 3)
-        if self.size % 2 == 0:
-            raise ValueError(f"size: expected an odd number, got {size}; use {size + 1}")
-        if not isinstance(absent, tuple) or not all(kind in range(self.kinds) for kind in absent):
-            raise ValueError(f"absent: expected a tuple of kinds from 0 to {self.kinds - 1}, got {short_repr(absent)}")
-        self.absent = tuple(sorted(set(absent)))
+    names: ClassVar = ("north", "east", "south", "west")
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((self.kinds, self.size, self.absent))
+    def __post_init__(self) -> None:
+        check_int("kinds", self.kinds)
+        if check_int("size", self.size, 3) % 2 == 0:
+            raise ValueError(f"size: expected an odd number, got {self.size}; use {self.size + 1}")
+        if not isinstance(self.absent, tuple) or not all(kind in range(self.kinds) for kind in self.absent):
+            known = f"kinds from 0 to {self.kinds - 1}"
+            raise ValueError(f"absent: expected a tuple of {known}, got {short_repr(self.absent)}")
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ _TUNING_SEED, _TUNING_SEEDS = 5, 4
 _KEPT = 0.95  # share of the return of an agent that was trained in the new situation
 
 
+@dataclasses.dataclass(frozen=True)
 class FirstKind(Targets):
     """Targets with fixed priorities: the module of the first kind whose target is there acts."""
 

@@ -38,6 +38,7 @@ from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.environments.memory import Memory
 from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.environments.tabular import Chain
+from jaxmarket.environments.targets import Targets
 from jaxmarket.learners import ppo, protocol
 from jaxmarket.policies import BetaHead, KumaraswamyHead, ValueHead, ValueNetwork, cnn, linear, mlp
 from jaxmarket.wide_market import welfare
@@ -506,5 +507,6 @@ STATIC = {
     "BlocksWorld": (BlocksWorld, lambda: BlocksWorld((1, 2))),
     "Memory": (lambda: Memory(Chain(), bits=1), lambda: Memory(Chain(), bits=2)),
     "SupplyChain": (lambda: SupplyChain(2), lambda: SupplyChain(3)),
+    "Targets": (Targets, lambda: Targets(absent=(3,))),
     "TwoRooms": (lambda: make_env("TwoRooms-GreenTask-v0")[0], lambda: make_env("TwoRooms-BlueTask-v0")[0]),
 }
