@@ -122,7 +122,7 @@ def _short(name: str) -> str:
 
 def _colour(episode: "ReplayEpisode", agent: int) -> str:
     groups = np.arange(episode.agents) if episode.groups is None else episode.groups
-    return f"C{int(groups[agent]) % 10}"
+    return plotting.COLORS[int(groups[agent]) % len(plotting.COLORS)]
 
 
 def _line(episode: "ReplayEpisode", agent: int) -> str:
