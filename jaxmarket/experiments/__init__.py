@@ -10,6 +10,7 @@ from jaxmarket.experiments import (
     capitalism,
     hayek,
     identities,
+    learned_primitives,
     memory_market,
     mental_rotation,
     modularity,
@@ -75,6 +76,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         memory_market.EXPERIMENT,
         wide_vs_deep.EXPERIMENT,
         capitalism.EXPERIMENT,
+        learned_primitives.EXPERIMENT,
     )
 }
 """The reproductions by name."""
