@@ -17,6 +17,7 @@ __all__ = ["Regimes", "RegimesParams", "RegimesState"]
 _DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # each is the previous one, turned by a right angle
 _COLOURS = ((63, 144, 218), (255, 169, 14), (189, 31, 1), (131, 45, 182))  # of the goal in each regime
 _PAPER, _POINT, _PIXELS = 244, 30, 16
+_MOST_RADIUS = 1000  # cells are numbered by an i32
 
 
 class RegimesState(struct.PyTreeNode):
@@ -47,7 +48,7 @@ class Regimes(environment.Environment[Any, Any]):
 
     Args:
         regimes: K, from 1 to 4.
-        radius: of the plane, at least 1.
+        radius: of the plane, from 1 to 1000.
 
     Instances compare and hash by value.
 
@@ -59,7 +60,8 @@ class Regimes(environment.Environment[Any, Any]):
 
     def __init__(self, regimes: int = 4, radius: int = 2) -> None:
         super().__init__()
-        self.regimes, self.radius = check_int("regimes", regimes, 1, len(_DIRECTIONS)), check_int("radius", radius)
+        self.regimes = check_int("regimes", regimes, 1, len(_DIRECTIONS))
+        self.radius = check_int("radius", radius, 1, _MOST_RADIUS)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Regimes) and (self.regimes, self.radius) == (other.regimes, other.radius)

@@ -21,7 +21,7 @@ from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import mutual_information
 from jaxmarket.runs.estimates import interquartile_mean
-from jaxmarket.runs.measures import final, while_learning
+from jaxmarket.runs.measures import final, steps_to, while_learning
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.runs.specialists import decisions
 from jaxmarket.runs.sweeps import combinations
@@ -32,6 +32,7 @@ from jaxmarket.view import plotting
 __all__ = ["ARMS", "EXPERIMENT", "config"]
 
 _ENV, _REGIMES = "Regimes-v0", 4
+_BEST = Regimes().optimal_return()
 _STEPS = 507_904  # 124 rollouts
 _BUDGET: dict[str, Any] = {"instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95, "log_every": 4}
 _SOCIETY: dict[str, Any] = {
@@ -40,10 +41,10 @@ _SOCIETY: dict[str, Any] = {
 }  # fmt: skip
 _PPO: dict[str, Any] = {"learner": "ppo", "epochs": 4, "value_learning_rate": 5e-3}
 TUNED: dict[str, dict[str, Any]] = {
-    "specialists": {"learning_rate": 3e-2, "action_learning_rate": 3e-2, "action_entropy": 0.01, "exploration": 1.0},
-    "one network": {"learning_rate": 3e-2, "entropy": 0.01},
-    "mixture": {"learning_rate": 3e-2, "entropy": 0.01},
-    "option-critic": {"learning_rate": 3e-2, "entropy": 0.01},
+    "specialists": {"learning_rate": 3e-2, "action_learning_rate": 3e-2, "action_entropy": 0.03, "exploration": 1.0},
+    "one network": {"learning_rate": 3e-2, "entropy": 0.003},
+    "mixture": {"learning_rate": 3e-2, "entropy": 0.003},
+    "option-critic": {"learning_rate": 3e-2, "entropy": 0.003},
 }
 """The best settings of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
 
@@ -60,7 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "specialists": _society(4, 4),
     "one network": _ppo("one network", 19, "monolith"),
     "mixture": _ppo("mixture", 4, MixtureOfExperts(4)),
-    "option-critic": _ppo("option-critic", 4, OptionCritic(4, value_hidden=(9,))),
+    "option-critic": _ppo("option-critic", 4, OptionCritic(4, value_hidden=(6,))),
     "no payments": _society(4, 4, auction="env"),
     "1 module": _society(1, 16),
     "2 modules": _society(2, 8),
@@ -68,7 +69,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "specialists, small": _society(4, 2),
     "one network, small": _ppo("one network", 10, "monolith"),
     "mixture, small": _ppo("mixture", 2, MixtureOfExperts(4)),
-    "option-critic, small": _ppo("option-critic", 2, OptionCritic(4, value_hidden=(5,))),
+    "option-critic, small": _ppo("option-critic", 2, OptionCritic(4, value_hidden=(3,))),
 }
 """What is compared. Widths are such that all agents have about 364 parameters, and those that are small about 196."""
 _QUICK = ("specialists", "one network", "mixture")
@@ -203,6 +204,7 @@ def _rows(results: Results) -> Iterator[dict[str, Any]]:
             "return": interquartile_mean(results.measure(arm, "return")),
             "lowest seed": float(results.measure(arm, "return").min()),
             "while learning": interquartile_mean(results.measure(arm, "while learning")),
+            "k steps": interquartile_mean(results.measure(arm, "steps to 90%") / 1000),
             "bits": interquartile_mean(results.measure(parts, "information")) if parts in results else None,
             "largest share": interquartile_mean(results.measure(parts, "largest share")) if parts in results else None,
         }
@@ -212,7 +214,8 @@ def _note(results: Results) -> str:
     untrained = interquartile_mean(results.measure("parts-untrained", "information"))
     return (
         "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
-        f"return: greedy, {Regimes().optimal_return():.2f} is optimal · while learning: sampled, in the last tenth\n"
+        f"return: greedy, {_BEST:.2f} is optimal · while learning: sampled, in the last tenth\n"
+        "k steps: until 90% of that while learning; other seeds count as the whole run\n"
         "bits: information that the regime gives about the part that acts, at most 2 (1 with two parts); "
         f"{untrained} in an untrained society\n"
         "largest share: of all decisions, of the part that acts most"
@@ -242,7 +245,7 @@ def _draw_curves(results: Results) -> Any:
     sizes = [[arm for arm in names if arm.endswith("small") == small] for small in (False, True)]
     sizes = [arms for arms in sizes if arms]
     fig, axes = plotting.figure(columns=len(sizes), width=5.2, height=3.4)
-    best = {"optimum": Regimes().optimal_return()}
+    best = {"optimum": _BEST}
     for ax, arms in zip(axes, sizes, strict=True):
         runs = {arm.partition(",")[0]: results[arm] for arm in arms}
         title = f"about {int(results.measure(arms[0], 'parameters')[0])} parameters"
@@ -257,7 +260,12 @@ EXPERIMENT = Experiment(
     shows="modules that learn to act: specialisation, against one network and mixtures with a gate",
     source="Chang et al. (2020), §3; Jacobs et al. (1991); Bacon et al. (2017)",
     conditions=_conditions,
-    measures={"return": final(), "while learning": while_learning(), "parameters": parameters},
+    measures={
+        "return": final(),
+        "while learning": while_learning(),
+        "steps to 90%": steps_to(0.9 * _BEST),
+        "parameters": parameters,
+    },
     claims=_claims,
     tables=[
         Table("arms", lambda results: f"four regimes, {_STEPS / 1000:.0f} k steps", _rows, _note),

@@ -36,7 +36,7 @@ def acting_parts(
     if isinstance(player, SocietyPlayer):
         society, env_params = player.society, player.env.default_params
         rows = fresh_rollout(society, key, params, env_params, steps, bootstrap=False)
-        return rows.obs, society.primitive_of(rows.outcome.winner)
+        return rows.obs, jax.vmap(society.primitive_of)(rows.outcome.winner)
     env, policy = player.env, player.policy
     if not isinstance(policy, MixturePolicy):
         raise ValueError(f"player: a {type(policy).__name__} has no parts; give a society or an agent made of experts")
