@@ -46,7 +46,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "mixture": {"learning_rate": 3e-2, "entropy": 0.003},
     "option-critic": {"learning_rate": 3e-2, "entropy": 0.003},
 }
-"""The best settings of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
+TUNED_SMALL = {"learning_rate": 1e-2, "action_learning_rate": 1e-2, "action_entropy": 0.03, "exploration": 1.0}
+"""Of small specialists. All are the best settings of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
 
 
 def _society(modules: int, width: int, **settings: Any) -> dict[str, Any]:
@@ -66,7 +67,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "1 module": _society(1, 16),
     "2 modules": _society(2, 8),
     "8 modules": _society(8, 2),
-    "specialists, small": _society(4, 2),
+    "specialists, small": _society(4, 2, **TUNED_SMALL),
     "one network, small": _ppo("one network", 10, "monolith"),
     "mixture, small": _ppo("mixture", 2, MixtureOfExperts(4)),
     "option-critic, small": _ppo("option-critic", 2, OptionCritic(4, value_hidden=(3,))),
@@ -75,14 +76,16 @@ ARMS: dict[str, dict[str, Any]] = {
 _QUICK = ("specialists", "one network", "mixture")
 _RATES = {"learning_rate": [3e-3, 1e-2, 3e-2]}
 _GRID = combinations(_RATES | {"entropy": [0.003, 0.01, 0.03]})
+_SOCIETY_GRID = [
+    each | {"action_learning_rate": each["learning_rate"]}
+    for each in combinations(_RATES | {"action_entropy": [0.003, 0.01, 0.03], "exploration": [0.0, 1.0]})
+]
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "specialists": [
-        each | {"action_learning_rate": each["learning_rate"]}
-        for each in combinations(_RATES | {"action_entropy": [0.003, 0.01, 0.03], "exploration": [0.0, 1.0]})
-    ],
+    **dict.fromkeys(("specialists", "specialists, small"), _SOCIETY_GRID),
     **dict.fromkeys(("one network", "mixture", "option-critic"), _GRID),
 }
-"""The same learning rates and entropy weights for all; exploration, twice as many settings, for societies only."""
+"""The same learning rates and entropy weights for all. Societies have more: exploration, and a grid of the small ones;
+the other small agents have the settings of the larger ones."""
 _TUNING_SEED, _TUNING_SEEDS = 5, 4
 _PLAYED, _INSTANCES = 256, 16  # decisions of each of several instances
 
@@ -112,11 +115,9 @@ def _specialise(scope: Scope) -> tuple[str, ...]:
 
 def _conditions(scope: Scope) -> list[Condition]:
     wanted: list[Condition] = [Train(arm, config(arm)) for arm in _arms(scope)]
-    still = {"learning_rate": 0.0, "action_learning_rate": 0.0, "steps": _STEPS // 10}  # it keeps its first networks
-    wanted.append(Train("untrained", config("specialists", **still)))
-    for arm in (*_specialise(scope), "untrained"):
-        parts = _REGIMES if arm == "untrained" else parts_of(arm)
-        wanted.append(Compute(f"parts-{arm}", functools.partial(acting, parts, scope.seed), inputs=(arm,)))
+    for arm in _specialise(scope):
+        wanted.append(Compute(f"parts-{arm}", functools.partial(acting, arm, scope.seed), inputs=(arm,)))
+    wanted.append(Compute("parts-untrained", functools.partial(acting, "specialists", scope.seed)))
     return wanted + (grid_conditions(GRIDS, _tried) if scope.full else [])
 
 
@@ -124,12 +125,23 @@ def _tried(name: str, arm: str, setting: Mapping[str, Any]) -> list[Condition]:
     return [Train(name, config(arm, **setting), seeds=_TUNING_SEEDS, seed=_TUNING_SEED)]
 
 
-def acting(parts: int, seed: int, keys: Any, run: SavedRun) -> Arrays:
-    """Who acts where: ``counts`` f [seeds, R, P], and its ``information`` in bits and most frequent part, f [seeds]."""
-    del keys
-    keys = jax.random.split(key_for(key_of(seed), "measurement"), (run.config.seeds, _INSTANCES))
-    player = run.config.settings.trainable.player(greedy=False)
-    counts = decisions(player, run.params, keys, Regimes().regime_of, (_REGIMES, parts), _PLAYED)
+def acting(arm: str, seed: int, keys: Any, run: SavedRun | None = None) -> Arrays:
+    """Who acts where: ``counts`` f [seeds, R, P], their ``information`` in bits and ``largest share``, f [seeds].
+
+    Args:
+        arm: the kind of agent.
+        seed: of all randomness.
+        keys: one for each seed, of new networks.
+        run: the trained networks; new ones by default.
+    """
+    trainable, hyper = config(arm).settings.trainable, config(arm).settings.hyperparameters.as_arrays()
+    if run is None:
+        params = jax.vmap(lambda key: trainable.init(key, trainable.env.default_params, hyper).learner.params)(keys)
+    else:
+        params = run.params
+    played = jax.random.split(key_for(key_of(seed), "measurement"), (len(keys), _INSTANCES))
+    shape = _REGIMES, parts_of(arm)
+    counts = decisions(trainable.player(greedy=False), params, played, Regimes().regime_of, shape, _PLAYED)
     information = jax.vmap(functools.partial(mutual_information, corrected=True))(counts)
     most = (counts.sum(1) / counts.sum((1, 2))[:, None]).max(1)
     return {"counts": np.asarray(counts), "information": np.asarray(information), "largest share": np.asarray(most)}
@@ -233,9 +245,11 @@ def _draw_winners(results: Results) -> Any:
         seed = 0 if arm == "untrained" else results[arm].best_seed
         counts = results[f"parts-{arm}"]["counts"][seed]
         counts = counts[:, np.argsort(-counts.sum(0))]
-        title = f"{arm}: {results.measure(f'parts-{arm}', 'information')[seed]:.2f} bits"
+        bits = max(0.0, results.measure(f"parts-{arm}", "information")[seed])
         regions = [f"regime {regime}" for regime in range(_REGIMES)]
-        plotting.draw_winners(ax, counts, regions, [f"part {i + 1}" for i in range(counts.shape[1])], title)
+        plotting.draw_winners(
+            ax, counts, regions, [f"part {i + 1}" for i in range(counts.shape[1])], f"{arm}: {bits:.2f} bits"
+        )
     plotting.legend_below(fig)
     return fig
 
@@ -250,7 +264,8 @@ def _draw_curves(results: Results) -> Any:
         runs = {arm.partition(",")[0]: results[arm] for arm in arms}
         title = f"about {int(results.measure(arms[0], 'parameters')[0])} parameters"
         plotting.draw_metric_curves(ax, runs, "return_mean", title=title, levels=best)
-        ax.set(ylabel="return during training", ylim=(0, None))
+        ax.set(xscale="linear", ylabel="return during training", ylim=(0, None))
+        plotting.step_axis(ax, "environment steps per seed")
     plotting.legend_below(fig)
     return fig
 

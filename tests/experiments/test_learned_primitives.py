@@ -9,7 +9,7 @@ import pytest
 
 from jaxmarket import experiments
 from jaxmarket.experiments import Scope
-from jaxmarket.experiments.learned_primitives import ARMS, EXPERIMENT, GRIDS, TUNED, config, parts_of
+from jaxmarket.experiments.learned_primitives import ARMS, EXPERIMENT, GRIDS, TUNED, TUNED_SMALL, config, parts_of
 from jaxmarket.experiments.results import Results
 from jaxmarket.training.monolith import parameters
 
@@ -52,9 +52,11 @@ def test_settings_are_those_of_equal_grids():
     for arm, tuned in TUNED.items():
         assert tuned in GRIDS[arm]
     sizes = {arm: len(grid) for arm, grid in GRIDS.items()}
+    assert sizes.pop("specialists, small") == 18 and TUNED_SMALL in GRIDS["specialists, small"]
     assert sizes == {"specialists": 18, "one network": 9, "mixture": 9, "option-critic": 9}
     for arm, settings in ARMS.items():
         own = TUNED.get(arm.partition(",")[0], TUNED["specialists"])
+        own = TUNED_SMALL if arm == "specialists, small" else own
         assert own.items() <= settings.items()
 
 
@@ -77,7 +79,7 @@ def test_a_claim_is_confirmed_by_what_it_says_and_nothing_else():
 
 def test_a_quick_run_has_few_conditions_and_a_full_one_the_grids():
     normal, quick, full = ({c.name for c in EXPERIMENT.planned(size)} for size in (NORMAL, QUICK, Scope(4, full=True)))
-    assert len(quick) == 7 and quick < normal < full
+    assert len(quick) == 6 and quick < normal < full
     assert {arm for arm in ARMS if parts_of(arm) == 1} == {"one network", "one network, small", "1 module"}
     assert len(confirmed(results(QUICK))) == 5
 

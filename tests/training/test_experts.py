@@ -102,6 +102,7 @@ def test_parameters_are_those_of_gate_experts_and_value_network():
     assert count(MixtureOfExperts(2, value_hidden=(5,))) == 2 * one + gate + 7 * 5 + 6
     # the value network of an option-critic also reads the running option
     assert count(OptionCritic(2)) == 2 * one + 2 * gate + 9 * 6 + 7
+    assert count(MixtureOfExperts(3)) == 3 * one + (7 * 3 + 4 * 3) + 7 * 9 + 10
 
 
 def test_a_running_option_is_shown_and_changes_nothing_else():
