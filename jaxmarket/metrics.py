@@ -26,17 +26,18 @@ episodes, ``return_mean`` is the reward of as many rounds as an episode has step
 | ``diverged`` | 1 if parameters or rewards of this chunk are not finite, else 0; see `jaxmarket.training.divergence` |
 """  # noqa: E501  a table row is a line
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxmarket.accounts import CashFlows
 from jaxmarket.settlement import Settlement
-from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, Transition
+from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, Transition, real
 
 __all__ = [
     "ACCOUNTS",
@@ -48,9 +49,11 @@ __all__ = [
     "env_steps",
     "gini",
     "ledger",
+    "mutual_information",
     "saturation",
     "summarize",
     "totals",
+    "wins_by_region",
 ]
 
 
@@ -283,3 +286,46 @@ def bid_error(
     worst = jnp.where(visited.any(), jnp.where(visited, error, 0).max(), jnp.nan)
     size = jnp.maximum(floor, jnp.abs(q).max())
     return worst / jnp.where(size > 0, size, 1)
+
+
+def wins_by_region(
+    primitive: Int[Array, "..."], region: Int[Array, "..."], regions: int, primitives: int
+) -> Float[Array, "R P"]:
+    """How many auctions each primitive won in each region of the state space.
+
+    A row divided by its sum is each primitive's share of the region.
+
+    Args:
+        primitive: the winner's, of each auction: ``Society.primitive_of(outcome.winner)``. Of an agent without
+            auctions: the number of the part that acted.
+        region: of the state that was sold, from 0 to R - 1. Auctions in other regions are not counted.
+        regions: R, static.
+        primitives: P, static.
+    """
+    where, who = region.reshape(-1, 1) == jnp.arange(regions), primitive.reshape(-1, 1) == jnp.arange(primitives)
+    return where.astype(real()).T @ who.astype(real())
+
+
+def mutual_information(counts: Float[Array, "R P"], *, corrected: bool = False) -> Float[Array, ""]:
+    """The information that the region of a state gives about the primitive that wins there, in bits.
+
+    It is 0 if all regions have the same winners, and at most log2 of the smaller of both numbers, which it is if every
+    primitive has regions of its own.
+
+    Args:
+        counts: auctions by region and primitive, as of `wins_by_region`. NaN if there are none.
+        corrected: the estimate from counts of n independent auctions is too high, by about (R - 1)(P - 1) / (2 n ln 2)
+            bits if all pairs occur. This subtracts the bias of each entropy (Miller 1955; occurring values are counted,
+            so that deterministic winners have none), and can be negative.
+    """
+    n = counts.sum()
+    joint = counts / n
+
+    def entropy(p: Array) -> tuple[Array, Array]:
+        """In bits, and the bias of its estimate."""
+        bits = -jnp.sum(jnp.where(p == 0, 0, p * jnp.log2(jnp.where(p == 0, 1, p))))
+        return bits, -(jnp.sum(p > 0) - 1) / (2 * n * math.log(2))
+
+    parts = [entropy(p) for p in (joint.sum(0), joint.sum(1), joint)]
+    primitive, region, both = (bits - bias if corrected else bits for bits, bias in parts)
+    return primitive + region - both

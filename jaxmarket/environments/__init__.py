@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxmarket.environments.mental_rotation import MentalRotation
     from jaxmarket.environments.multiplexer import Multiplexer
     from jaxmarket.environments.options import Option, Options
+    from jaxmarket.environments.regimes import Regimes
     from jaxmarket.environments.rooms import TwoRooms
     from jaxmarket.environments.supply_chain import SupplyChain
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
@@ -42,6 +43,7 @@ __all__ = [
     "Multiplexer",
     "Option",
     "Options",
+    "Regimes",
     "Step",
     "SupplyChain",
     "Targets",
@@ -62,6 +64,7 @@ _MODULES = {
     "Multiplexer": "multiplexer",
     "Option": "options",
     "Options": "options",
+    "Regimes": "regimes",
     "SupplyChain": "supply_chain",
     "Targets": "targets",
     "TwoRooms": "rooms",
@@ -76,6 +79,7 @@ OURS = {
     "Duality-v0": ("Duality",),
     "MentalRotation-v0": ("MentalRotation",),
     **{f"Multiplexer{address + 2**address}-v0": ("Multiplexer", address) for address in (2, 3, 4)},
+    "Regimes-v0": ("Regimes",),
     "SupplyChain2-v0": ("SupplyChain", 2),
     "Targets-v0": ("Targets",),
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},

@@ -11,6 +11,7 @@ from jaxmarket.experiments import (
     changing_objectives,
     hayek,
     identities,
+    learned_primitives,
     learning_populations,
     memory_market,
     mental_rotation,
@@ -77,8 +78,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         memory_market.EXPERIMENT,
         wide_vs_deep.EXPERIMENT,
         capitalism.EXPERIMENT,
-        learning_populations.EXPERIMENT,
+        learned_primitives.EXPERIMENT,
         changing_objectives.EXPERIMENT,
+        learning_populations.EXPERIMENT,
     )
 }
 """The reproductions by name."""

@@ -68,6 +68,7 @@ __all__ = [
     "draw_strategy",
     "draw_wealth",
     "draw_weight_changes",
+    "draw_winners",
     "figure",
     "image_element",
     "legend_below",
@@ -662,6 +663,26 @@ def draw_heat_map(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: 
     ax.set_xticks(range(len(columns)), [plain_text(name) for name in columns], fontsize=8)
     ax.set_yticks(range(len(rows)), [plain_text(name) for name in rows], fontsize=8)
     ax.grid(visible=False)
+
+
+def draw_winners(ax: "Axes", counts: np.ndarray, regions: Sequence[str], parts: Sequence[str], title: str = "") -> None:
+    """Who acts where: a bar for each region of the state space, divided by the share of each part in its decisions.
+
+    Args:
+        ax: the axes to draw on.
+        counts: f [R, P], as of `jaxmarket.metrics.wins_by_region`.
+        regions: their names, from top to bottom.
+        parts: names of the primitives, experts or options.
+        title: of the axes.
+    """
+    colors, left = series_colors(parts), np.zeros(len(regions))
+    for name, share in zip(parts, (counts / counts.sum(1, keepdims=True)).T, strict=True):
+        ax.barh(range(len(regions)), share, 0.8, left, color=colors[name], label=name)
+        left = left + share
+    ax.set_yticks(range(len(regions)), [plain_text(name) for name in regions], fontsize=8)
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    ax.set(xlim=(0, 1), xlabel="share of decisions", title=title)
 
 
 def draw_ledger(ax: "Axes", money: np.ndarray, accounts: Sequence[str], title: str = "") -> None:

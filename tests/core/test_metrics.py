@@ -185,3 +185,54 @@ def test_fit_returns_metrics_per_bidder_and_state(small):
     np.testing.assert_allclose(result.metrics["wins"].sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(0.8 - result.metrics["return_mean"], result.metrics["regret"], rtol=1e-4, atol=1e-5)
     assert np.isnan(result.metrics["state_price"][..., 5]).all()  # the last state is never for sale
+
+
+# --- specialisation
+
+
+def test_wins_by_region_are_those_of_a_plain_count():
+    rng = np.random.default_rng(0)
+    primitive, region = rng.integers(-1, 3, (4, 50)), rng.integers(0, 3, (4, 50))
+    expected = np.zeros((2, 3))
+    for p, r in zip(primitive.ravel(), region.ravel(), strict=True):
+        if p >= 0 and r < 2:
+            expected[r, p] += 1
+    np.testing.assert_array_equal(metrics.wins_by_region(jnp.asarray(primitive), jnp.asarray(region), 2, 3), expected)
+
+
+INFORMATION = jax.jit(metrics.mutual_information, static_argnames="corrected")
+
+
+@given(hnp.arrays(np.int64, (4, 5), elements=st.integers(0, 50)), st.integers(1, 4), st.integers(1, 5))
+@settings(deadline=None, max_examples=30)
+def test_mutual_information_is_its_definition_and_stays_within_its_bounds(counts, regions, primitives):
+    counts[regions:], counts[:, primitives:] = 0, 0
+    if counts.sum() == 0:
+        return
+    got = float(INFORMATION(jnp.asarray(counts, jnp.float32)))
+    joint, expected = counts / counts.sum(), 0.0
+    for (r, p), share in np.ndenumerate(joint):
+        expected += share * np.log2(share / (joint[r].sum() * joint[:, p].sum())) if share else 0
+    assert got == pytest.approx(expected, abs=1e-5)
+    assert -1e-5 <= got <= np.log2(min(regions, primitives)) + 1e-5
+
+
+def test_mutual_information_of_specialists_and_of_no_auctions():
+    assert INFORMATION(7 * jnp.eye(4)) == pytest.approx(2)
+    assert INFORMATION(7 * jnp.eye(4), corrected=True) == pytest.approx(2 + 3 / (2 * 28 * np.log(2)))
+    assert INFORMATION(jnp.ones((3, 4))) == pytest.approx(0, abs=1e-6)
+    assert INFORMATION(jnp.array([[5.0, 0.0], [9.0, 0.0]]), corrected=True) == pytest.approx(0, abs=1e-6)
+    assert np.isnan(INFORMATION(jnp.zeros((2, 2))))
+    assert np.isnan(INFORMATION(jnp.array([[1.0, np.nan], [2.0, 3.0]])))
+
+
+def test_the_correction_removes_the_bias_of_independent_counts():
+    """Sixty auctions without any relation, many times: the plain estimate is (4 - 1)(4 - 1) / (2 n ln 2) too high."""
+    rng, n = np.random.default_rng(1), 60
+    tables = rng.multinomial(n, np.full(16, 1 / 16), 4000).reshape(-1, 4, 4).astype(np.float32)
+    plain, corrected = (
+        np.mean(jax.jit(jax.vmap(lambda c, k=k: metrics.mutual_information(c, corrected=k)))(tables))
+        for k in (False, True)
+    )
+    assert plain == pytest.approx(9 / (2 * n * np.log(2)), rel=0.15)
+    assert abs(corrected) < 0.15 * plain

@@ -324,6 +324,7 @@ VECTORS = {
     "Multiplexer6-v0": (2, (6,)),
     "Multiplexer11-v0": (2, (11,)),
     "Multiplexer20-v0": (2, (20,)),
+    "Regimes-v0": (4, (6,)),
     "SupplyChain2-v0": (8, (8,)),
     "Targets-v0": (4, (12,)),
     "Woods1-v0": (8, (16,)),

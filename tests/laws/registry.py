@@ -32,7 +32,7 @@ from jaxmarket import (
     society,
     wide_market,
 )
-from jaxmarket.environments import FiniteMDP, Multiplexer, Woods1
+from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, Woods1
 from jaxmarket.environments import make as make_env
 from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.environments.memory import Memory
@@ -361,6 +361,15 @@ CASES = {
         lambda rows: metrics.saturation(rows.outcome, jnp.zeros(2), jnp.ones(2)), lambda rng: (rows_of(rng),)
     ),
     "metrics.ledger": plain(metrics.ledger, lambda rng: (rows_of(rng),)),
+    "metrics.wins_by_region": Case(
+        lambda shape, primitive, region: metrics.wins_by_region(primitive, region, *shape),
+        lambda rng, shape: (jnp.asarray(rng.integers(-1, shape[1], 9)), jnp.asarray(rng.integers(0, shape[0], 9))),
+        lambda: (3, 2),
+    ),
+    "metrics.mutual_information": plain(
+        lambda counts: (metrics.mutual_information(counts), metrics.mutual_information(counts, corrected=True)),
+        lambda rng: (rng.integers(0, 5, (3, 4)).astype(float),),
+    ),
     "metrics.bid_error": plain(
         metrics.bid_error, lambda rng: (money(rng, 3, 4), money(rng, 3, 4), rng.random(3) < 0.9)
     ),
@@ -508,5 +517,6 @@ STATIC = {
     "Memory": (lambda: Memory(Chain(), bits=1), lambda: Memory(Chain(), bits=2)),
     "SupplyChain": (lambda: SupplyChain(2), lambda: SupplyChain(3)),
     "Targets": (Targets, lambda: Targets(absent=(3,))),
+    "Regimes": (lambda: Regimes(2), lambda: Regimes(3)),
     "TwoRooms": (lambda: make_env("TwoRooms-GreenTask-v0")[0], lambda: make_env("TwoRooms-BlueTask-v0")[0]),
 }

@@ -1,0 +1,302 @@
+"""Learned primitives: do modules specialise, and is it the market that helps, or the mixture?
+
+In `Regimes` every action means something else in each of four regimes. A society whose modules learn to act is compared
+with agents of as many parameters: one network, a mixture of experts and an option-critic, all trained by PPO. The
+specialisation of the parts is the information that the regime gives about the part that acts.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmarket.environments import Regimes
+from jaxmarket.experiments.claims import Claim, at, separated
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
+from jaxmarket.experiments.experiment import Experiment, Quick, Table, column
+from jaxmarket.experiments.results import Results
+from jaxmarket.experiments.tuning import grid_conditions, tuning_table
+from jaxmarket.keys import key_for, key_of
+from jaxmarket.metrics import mutual_information
+from jaxmarket.runs.estimates import interquartile_mean
+from jaxmarket.runs.measures import final, steps_to, while_learning
+from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.runs.specialists import decisions
+from jaxmarket.runs.sweeps import combinations
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.experts import MixtureOfExperts, OptionCritic
+from jaxmarket.view import plotting
+
+__all__ = ["ARMS", "EXPERIMENT", "config"]
+
+_ENV, _REGIMES = "Regimes-v0", 4
+_BEST = Regimes().optimal_return()
+_STEPS = 507_904  # 124 rollouts
+_BUDGET: dict[str, Any] = {"instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95, "log_every": 4}
+_SOCIETY: dict[str, Any] = {
+    "learner": "valuation", "auction": "ccv", "clones": 2, "primitives": "learned", "action_epochs": 4,
+    "persistence": 0.0, "exploration_final": 0.0,
+}  # fmt: skip
+_PPO: dict[str, Any] = {"learner": "ppo", "epochs": 4, "value_learning_rate": 5e-3}
+TUNED: dict[str, dict[str, Any]] = {
+    "specialists": {"learning_rate": 3e-2, "action_learning_rate": 3e-2, "action_entropy": 0.03, "exploration": 1.0},
+    "one network": {"learning_rate": 3e-2, "entropy": 0.003},
+    "mixture": {"learning_rate": 3e-2, "entropy": 0.003},
+    "option-critic": {"learning_rate": 3e-2, "entropy": 0.003},
+}
+TUNED_SMALL = {"learning_rate": 1e-2, "action_learning_rate": 1e-2, "action_entropy": 0.03, "exploration": 1.0}
+"""Of small specialists. All are the best settings of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
+
+
+def _society(modules: int, width: int, **settings: Any) -> dict[str, Any]:
+    return _SOCIETY | TUNED["specialists"] | {"modules": modules, "hidden": (width,)} | settings
+
+
+def _ppo(arm: str, width: int, agent: Any) -> dict[str, Any]:
+    return _PPO | TUNED[arm] | {"hidden": (width,), "agent": agent}
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "specialists": _society(4, 4),
+    "one network": _ppo("one network", 19, "monolith"),
+    "mixture": _ppo("mixture", 4, MixtureOfExperts(4)),
+    "option-critic": _ppo("option-critic", 4, OptionCritic(4, value_hidden=(6,))),
+    "no payments": _society(4, 4, auction="env"),
+    "1 module": _society(1, 16),
+    "2 modules": _society(2, 8),
+    "8 modules": _society(8, 2),
+    "specialists, small": _society(4, 2, **TUNED_SMALL),
+    "one network, small": _ppo("one network", 10, "monolith"),
+    "mixture, small": _ppo("mixture", 2, MixtureOfExperts(4)),
+    "option-critic, small": _ppo("option-critic", 2, OptionCritic(4, value_hidden=(3,))),
+}
+"""What is compared. Widths are such that all agents have about 364 parameters, and those that are small about 196."""
+_QUICK = ("specialists", "one network", "mixture")
+_RATES = {"learning_rate": [3e-3, 1e-2, 3e-2]}
+_GRID = combinations(_RATES | {"entropy": [0.003, 0.01, 0.03]})
+_SOCIETY_GRID = [
+    each | {"action_learning_rate": each["learning_rate"]}
+    for each in combinations(_RATES | {"action_entropy": [0.003, 0.01, 0.03], "exploration": [0.0, 1.0]})
+]
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    **dict.fromkeys(("specialists", "specialists, small"), _SOCIETY_GRID),
+    **dict.fromkeys(("one network", "mixture", "option-critic"), _GRID),
+}
+"""The same learning rates and entropy weights for all. Societies have more: exploration, and a grid of the small ones;
+the other small agents have the settings of the larger ones."""
+_TUNING_SEED, _TUNING_SEEDS = 5, 4
+_PLAYED, _INSTANCES = 256, 16  # decisions of each of several instances
+
+
+# --- conditions
+
+
+def config(arm: str, **settings: Any) -> TrainConfig:
+    """The configuration of an arm; ``settings`` override its own."""
+    chosen: dict[str, Any] = {"steps": _STEPS, **_BUDGET, **ARMS[arm], **settings}
+    return TrainConfig(_ENV, **chosen)
+
+
+def _arms(scope: Scope) -> tuple[str, ...]:
+    return _QUICK if scope.quick else tuple(ARMS)
+
+
+def parts_of(arm: str) -> int:
+    """The number of primitives, experts or options; 1 of an agent that is one network."""
+    settings = ARMS[arm]
+    return settings.get("modules") or getattr(settings["agent"], "experts", 1)
+
+
+def _specialise(scope: Scope) -> tuple[str, ...]:
+    return tuple(arm for arm in _arms(scope) if parts_of(arm) > 1)
+
+
+def _conditions(scope: Scope) -> list[Condition]:
+    wanted: list[Condition] = [Train(arm, config(arm)) for arm in _arms(scope)]
+    for arm in _specialise(scope):
+        wanted.append(Compute(f"parts-{arm}", functools.partial(acting, arm, scope.seed), inputs=(arm,)))
+    wanted.append(Compute("parts-untrained", functools.partial(acting, "specialists", scope.seed)))
+    return wanted + (grid_conditions(GRIDS, _tried) if scope.full else [])
+
+
+def _tried(name: str, arm: str, setting: Mapping[str, Any]) -> list[Condition]:
+    return [Train(name, config(arm, **setting), seeds=_TUNING_SEEDS, seed=_TUNING_SEED)]
+
+
+def acting(arm: str, seed: int, keys: Any, run: SavedRun | None = None) -> Arrays:
+    """Who acts where: ``counts`` f [seeds, R, P], their ``information`` in bits and ``largest share``, f [seeds].
+
+    Args:
+        arm: the kind of agent.
+        seed: of all randomness.
+        keys: one for each seed, of new networks.
+        run: the trained networks; new ones by default.
+    """
+    trainable, hyper = config(arm).settings.trainable, config(arm).settings.hyperparameters.as_arrays()
+    if run is None:
+        params = jax.vmap(lambda key: trainable.init(key, trainable.env.default_params, hyper).learner.params)(keys)
+    else:
+        params = run.params
+    played = jax.random.split(key_for(key_of(seed), "measurement"), (len(keys), _INSTANCES))
+    shape = _REGIMES, parts_of(arm)
+    counts = decisions(trainable.player(greedy=False), params, played, Regimes().regime_of, shape, _PLAYED)
+    information = jax.vmap(functools.partial(mutual_information, corrected=True))(counts)
+    most = (counts.sum(1) / counts.sum((1, 2))[:, None]).max(1)
+    return {"counts": np.asarray(counts), "information": np.asarray(information), "largest share": np.asarray(most)}
+
+
+def parameters(run: SavedRun) -> np.ndarray:
+    """Numbers in all networks: f [seeds]."""
+    count = sum(leaf[0].size for leaf in jax.tree.leaves(run.networks))
+    return np.full(run.config.seeds, count, np.float64)
+
+
+# --- claims
+
+
+def _above(first: str, second: str, text: str) -> Claim:
+    return separated(text, at(first, "return"), at(second, "return"))
+
+
+def _claims(scope: Scope) -> list[Claim]:
+    claims = []
+    for size in ("",) if scope.quick else ("", ", small"):
+        label = f"[{196 if size else 364} parameters] "
+        others = {
+            "one network": "one network",
+            "mixture": "the mixture of experts",
+            "option-critic": "the option-critic",
+        }
+        claims += [
+            _above(f"specialists{size}", arm + size, f"{label}specialists have a higher return than {name}")
+            for arm, name in others.items()
+            if arm + size in _arms(scope)
+        ]
+        claims += [
+            _above(
+                f"mixture{size}",
+                f"one network{size}",
+                f"{label}the mixture of experts has a higher return than one network",
+            )
+        ]
+    claims.append(
+        separated(
+            "modules specialise: the regime tells more about the winner than in an untrained society",
+            at("parts-specialists", "information"),
+            at("parts-untrained", "information"),
+        )
+    )
+    claims.append(
+        separated(
+            "the regime tells more about the winner than about the expert that the mixture's gate draws",
+            at("parts-specialists", "information"),
+            at("parts-mixture", "information"),
+        )
+    )
+    if not scope.quick:
+        claims.append(_above("specialists", "no payments", "specialists have a higher return than without payments"))
+        claims.append(
+            _above("specialists", "1 module", "four modules have a higher return than one of their total size")
+        )
+    return claims
+
+
+# --- tables
+
+
+def _rows(results: Results) -> Iterator[dict[str, Any]]:
+    for arm in _arms(results.scope):
+        parts = f"parts-{arm}"
+        yield {
+            "arm": arm,
+            "parts": parts_of(arm),
+            "parameters": int(results.measure(arm, "parameters")[0]),
+            "return": interquartile_mean(results.measure(arm, "return")),
+            "lowest seed": float(results.measure(arm, "return").min()),
+            "while learning": interquartile_mean(results.measure(arm, "while learning")),
+            "k steps": interquartile_mean(results.measure(arm, "steps to 90%") / 1000),
+            "bits": interquartile_mean(results.measure(parts, "information")) if parts in results else None,
+            "largest share": interquartile_mean(results.measure(parts, "largest share")) if parts in results else None,
+        }
+
+
+def _note(results: Results) -> str:
+    untrained = interquartile_mean(results.measure("parts-untrained", "information"))
+    return (
+        "interquartile mean over seeds ± the larger side of its 95% bootstrap interval\n"
+        f"return: greedy, {_BEST:.2f} is optimal · while learning: sampled, in the last tenth\n"
+        "k steps: until 90% of that while learning; other seeds count as the whole run\n"
+        "bits: information that the regime gives about the part that acts, at most 2 (1 with two parts); "
+        f"{untrained} in an untrained society\n"
+        "largest share: of all decisions, of the part that acts most"
+    )
+
+
+# --- figures
+
+
+def _draw_winners(results: Results) -> Any:
+    """Of each agent with four parts, the seed with the highest return; parts are numbered by the share they have."""
+    shown = ["untrained", *(arm for arm in _specialise(results.scope) if arm in TUNED)]
+    fig, axes = plotting.figure(columns=len(shown), width=3.4, height=2.6)
+    for ax, arm in zip(axes, shown, strict=True):
+        seed = 0 if arm == "untrained" else results[arm].best_seed
+        counts = results[f"parts-{arm}"]["counts"][seed]
+        counts = counts[:, np.argsort(-counts.sum(0))]
+        bits = max(0.0, results.measure(f"parts-{arm}", "information")[seed])
+        regions = [f"regime {regime}" for regime in range(_REGIMES)]
+        plotting.draw_winners(
+            ax, counts, regions, [f"part {i + 1}" for i in range(counts.shape[1])], f"{arm}: {bits:.2f} bits"
+        )
+    plotting.legend_below(fig)
+    return fig
+
+
+def _draw_curves(results: Results) -> Any:
+    names = [arm for arm in _arms(results.scope) if arm.partition(",")[0] in TUNED]
+    sizes = [[arm for arm in names if arm.endswith("small") == small] for small in (False, True)]
+    sizes = [arms for arms in sizes if arms]
+    fig, axes = plotting.figure(columns=len(sizes), width=5.2, height=3.4)
+    best = {"optimum": _BEST}
+    for ax, arms in zip(axes, sizes, strict=True):
+        runs = {arm.partition(",")[0]: results[arm] for arm in arms}
+        title = f"about {int(results.measure(arms[0], 'parameters')[0])} parameters"
+        plotting.draw_metric_curves(ax, runs, "return_mean", title=title, levels=best)
+        ax.set(xscale="linear", ylabel="return during training", ylim=(0, None))
+        plotting.step_axis(ax, "environment steps per seed")
+    plotting.legend_below(fig)
+    return fig
+
+
+EXPERIMENT = Experiment(
+    name="learned-primitives",
+    shows="modules that learn to act: specialisation, against one network and mixtures with a gate",
+    source="Chang et al. (2020), §3; Jacobs et al. (1991); Bacon et al. (2017)",
+    conditions=_conditions,
+    measures={
+        "return": final(),
+        "while learning": while_learning(),
+        "steps to 90%": steps_to(0.9 * _BEST),
+        "parameters": parameters,
+    },
+    claims=_claims,
+    tables=[
+        Table("arms", lambda results: f"four regimes, {_STEPS / 1000:.0f} k steps", _rows, _note),
+        tuning_table(
+            f"grids, {_TUNING_SEEDS} separate seeds",
+            GRIDS,
+            {
+                "return": column("return", np.mean),
+                "lowest": column("return", np.min),
+                "while learning": column("while learning", np.mean),
+            },
+            lambda row: -row["while learning"],
+            "best: the highest mean return during the last tenth of training",
+        ),
+    ],
+    figures={"learning_curves": _draw_curves, "winners": _draw_winners},
+    seeds=8,
+    quick=Quick(seeds=2, steps=0.1),
+)
