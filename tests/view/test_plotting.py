@@ -243,3 +243,13 @@ def test_composed_images_have_the_choice_that_led_to_them(monkeypatch):
         "right (0.25)",
         "left (1.00)\nread: 3, is 5",
     ]
+
+
+def test_winners_are_bars_that_fill_the_width_of_each_region():
+    counts = np.array([[3.0, 1.0, 0.0], [0.0, 5.0, 5.0]])
+    _, (ax,) = plotting.figure()
+    plotting.draw_winners(ax, counts, ["left", "right"], ["a", "b", "c"], title="who")
+    bars = np.array([[(bar.get_x(), bar.get_width()) for bar in part] for part in ax.containers])  # [P, R, 2]
+    np.testing.assert_allclose(bars[..., 1].T, [[0.75, 0.25, 0], [0, 0.5, 0.5]])
+    np.testing.assert_allclose(bars[..., 0].T, [[0, 0.75, 1], [0, 0, 0.5]])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["left", "right"]
