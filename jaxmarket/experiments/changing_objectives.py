@@ -10,7 +10,7 @@ learned policies, whose objectives come and go, in arXiv:2604.02151.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,14 +40,17 @@ KINDS, NEW, LIKE = 4, 3, 1
 SITUATIONS = {"three kinds": (0, 1, 2), "a fourth joins": (0, 1, 2, 3), "one of three leaves": (1, 2)}
 """The kinds that there are in an evaluation; agents are trained with three, unless they say so."""
 _STEPS, _EPISODES = 300_000, 256
-_COMMON: dict[str, Any] = {"steps": _STEPS, "instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95}
+_COMMON: dict[str, Any] = {"steps": _STEPS, "instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95} | {
+    **{"log_every": 2, "time_limits": "bootstrap", "exploration": 0.0, "exploration_final": 0.0}
+}
 _SOCIETY: dict[str, Any] = _COMMON | {
     **{"auction": "ccv", "learner": "valuation", "bids": "value", "clones": 2, "hidden": (32, 32), "epochs": 1},
     **{"action_entropy": 0.01, "action_clip": 0.2, "action_epochs": 4, "persistence": 0.9},
-    **{"exploration": 0.0, "exploration_final": 0.0},
+    **{"share_clones": True, "ties": "random", "dropout": 0.0, "reserve": 0.0},
 }
 _PPO: dict[str, Any] = _COMMON | {
-    **{"agent": "monolith", "learner": "ppo", "hidden": (68, 68), "epochs": 4, "entropy": 0.01, "clip": 0.2}
+    **{"agent": "monolith", "learner": "ppo", "hidden": (68, 68), "epochs": 4, "entropy": 0.01, "clip": 0.2},
+    "persistence": 0.0,
 }
 _RATES = {
     "society": ("learning_rate", "action_learning_rate"),
@@ -144,16 +147,16 @@ class Arm:
     joins: bool = True
 
 
-RUNS: Mapping[str, TrainConfig] = {
-    "trained society": config("society"),
-    "trained PPO": config("PPO"),
-    "society with four": config("society", "a fourth joins"),
-    "PPO with four": config("PPO", "a fourth joins"),
-    "society with two": config("society", "one of three leaves"),
-    "PPO with two": config("PPO", "one of three leaves"),
-    "trained by priorities": config("society, priorities"),
-    "trained at random": config("society", exploration=1.0, exploration_final=1.0),
-    "trained PPO, longer": config("PPO", steps=4 * _STEPS),
+RUNS: Mapping[str, Callable[[], TrainConfig]] = {
+    "trained society": functools.partial(config, "society"),
+    "trained PPO": functools.partial(config, "PPO"),
+    "society with four": functools.partial(config, "society", "a fourth joins"),
+    "PPO with four": functools.partial(config, "PPO", "a fourth joins"),
+    "society with two": functools.partial(config, "society", "one of three leaves"),
+    "PPO with two": functools.partial(config, "PPO", "one of three leaves"),
+    "trained by priorities": functools.partial(config, "society, priorities"),
+    "trained at random": functools.partial(config, "society", exploration=1.0, exploration_final=1.0),
+    "trained PPO, longer": functools.partial(config, "PPO", steps=4 * _STEPS),
 }
 ARMS: Mapping[str, Arm] = {
     "society": Arm("trained society"),
@@ -185,7 +188,7 @@ def _conditions(scope: Scope) -> list[Condition]:
         for name in arms
     ]
     return [
-        *(Train(name, RUNS[name]) for name in runs),
+        *(Train(name, RUNS[name]()) for name in runs),
         *played,
         *(grid_conditions(GRIDS, tried) if scope.full else []),
     ]

@@ -99,7 +99,7 @@ def test_a_module_that_joins_changes_returns_only_where_its_kind_is(monkeypatch)
     keys = jax.random.split(jax.random.key(0), 2)
     params = jax.vmap(run.config.settings.society.init)(keys)
     run.params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(1), x.shape), params)
-    joined, alone = returns("auction", keys, run), returns("auction", keys, run, joins=False)
+    joined, alone = returns("random", keys, run), returns("random", keys, run, joins=False)
     for situation in (BEFORE, REMOVED):
         np.testing.assert_array_equal(joined[situation], alone[situation])
     assert (joined[ADDED] != alone[ADDED]).all() and joined[ADDED].shape == (2,)
