@@ -42,10 +42,10 @@ GRIDS = {f"{env}, {arm}": grid for env in ENVS for arm, grid in _GRID.items()}
 """Learning rates of both networks, and the noise on the weights of a child, for each task and kind of population."""
 ARMS: dict[str, dict[str, float]] = {
     "CartPole-v1, gradient": {"rate": 1e-3, "noise": 0.03},
-    "CartPole-v1, mutation": {"rate": 0.0, "noise": 0.1},
+    "CartPole-v1, mutation": {"rate": 0.0, "noise": 0.03},
     "CartPole-v1, mutation, first price": {"rate": 0.0, "noise": 0.1},
-    "BlocksWorld3-v0, gradient": {"rate": 1e-3, "noise": 0.03},
-    "BlocksWorld3-v0, mutation": {"rate": 0.0, "noise": 0.1},
+    "BlocksWorld3-v0, gradient": {"rate": 3e-3, "noise": 0.03},
+    "BlocksWorld3-v0, mutation": {"rate": 0.0, "noise": 0.3},
     "BlocksWorld3-v0, mutation, first price": {"rate": 0.0, "noise": 0.1},
 }
 """The best settings of the table ``tuning``."""

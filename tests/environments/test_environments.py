@@ -392,7 +392,7 @@ def test_continuous_environments_keep_the_contract(env_id):
     assert len(adapter.box.low) == len(adapter.box.high) == math.prod(adapter.action.shape)
     assert adapter.to_action(jnp.zeros(len(adapter.box.low))).shape == adapter.action.shape
     with pytest.raises(ValueError, match=rf"^env: {env_id} has the action space Box.*primitives='learned'"):
-        TrainConfig(env_id, agent="monolith")
+        TrainConfig(env_id, agent="population")
 
 
 @pytest.mark.parametrize("env_id", DOWNLOADS)

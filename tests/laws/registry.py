@@ -41,6 +41,7 @@ from jaxmarket.environments.tabular import Chain
 from jaxmarket.environments.targets import Targets
 from jaxmarket.learners import ppo, protocol
 from jaxmarket.policies import BetaHead, KumaraswamyHead, ValueHead, ValueNetwork, cnn, linear, mlp
+from jaxmarket.types import real
 from jaxmarket.wide_market import welfare
 
 MODULES = (
@@ -199,6 +200,23 @@ def money(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def rows_of(rng: np.random.Generator) -> Any:
     return opened(small_society(), key(rng))[3]
+
+
+def purchases_of(rng: np.random.Generator) -> deep_market.Purchases:
+    """Of four steps of two instances with the bids of three agents."""
+    outcome = jax.vmap(jax.vmap(auctions.clear))(jnp.asarray(rng.random((4, 2, 3)), real()))
+    price, ends = outcome.highest_other_bid, rng.random((4, 2))
+    return deep_market.Purchases(
+        obs=rng.random((4, 2, 5)),
+        outcome=outcome,
+        action=rng.integers(0, 2, (4, 2)),
+        price=price,
+        payout=price,
+        income=rng.random((4, 2)),
+        kept=rng.random((4, 2)) < 0.8,
+        terminated=ends < 0.2,
+        truncated=ends > 0.8,
+    )
 
 
 def a_sale(rng: np.random.Generator) -> tuple:
@@ -403,6 +421,9 @@ CASES = {
         lambda m, env, key, e: deep_market.turnover(m.representation, key, e.population, e.obs, e.time, TERMS, 2),
     ),
     "deep_market.step": of_deep_market(lambda m, env, key, state: deep_market.step(m, key, state, env, TERMS)),
+    "deep_market.experience": plain(
+        lambda *args: deep_market.experience(*args, 3), lambda rng: (purchases_of(rng), 0.9, 0.5)
+    ),
     "deep_market.run": of_deep_market(
         lambda m, env, key, state: deep_market.run(m, key, state, env, TERMS, rounds=2, period=2),
     ),
