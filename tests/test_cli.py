@@ -62,7 +62,7 @@ def test_list_names_everything(capsys):
     [
         (["train"], "env"),
         (["train", "Chain-v1"], "did you mean 'Chain-v0'"),
-        (["train", "Pendulum-v1", "--agent", "monolith"], "discrete"),
+        (["train", "Pendulum-v1", "--agent", "population"], "discrete"),
         (["train", "Chain-v0", "--auction", "dutch"], "bb, vickrey, ccv, env"),
         (["train", "Chain-v0", "--learner", "sarsa"], "ppo, valuation, reinforce"),
         (["train", "Chain-v0", "--clones", "0"], "clones"),
