@@ -6,7 +6,7 @@ all agents takes the place of trained parameters. A step of B parallel instances
 every agent bids for the state of every instance, at most 1/B of its wealth → the auctions clear → winners pay and
 owners are paid → winners act and receive rewards → rent, wealth tax and compute tax (`Terms`).
 
-After every ``period`` steps, agents whose representation can learn do so from their own purchases (`purchases`).
+After every ``period`` steps, agents whose representation can learn do so from their own `Purchases`.
 
 With one instance this is the published algorithm. As no agent bids more than 1/B of its wealth in any instance, no
 agent spends more than it has: while rewards are not negative, wealth falls below zero only by rounding (about 1e-7 of

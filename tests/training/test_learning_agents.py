@@ -155,17 +155,17 @@ def test_a_run_that_was_cut_short_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_a_population_that_learns_solves_what_mutation_does_not():
-    """CartPole after 200,000 steps: random play reaches 22, the limit is 500."""
+    """Blocks world after 20,000 steps, in which random play solves about a third of the instances."""
     returns = {}
-    for rate in (3e-3, 0.0):
+    for rate in (1e-3, 0.0):
         agent = PopulationAgents(
-            LearningNetworks(2, learning_rate=rate, action_learning_rate=rate),
+            LearningNetworks(6, learning_rate=rate, action_learning_rate=rate),
             capacity=32,
             terms=Terms(exploration=0.1, wealth_tax=1e-3, birth_rate=0.3, inheritance=0.1, replace_poorest=True),
         )
-        config = TrainConfig("CartPole-v1", agent=agent, auction="vickrey", steps=200_000, seeds=4)
-        returns[rate] = fit(config, jax.random.key(0), progress=False).summary["return_mean"]
-    assert returns[3e-3] > 100 > 2 * returns[0.0]
+        config = TrainConfig("BlocksWorld3-v0", agent=agent, auction="vickrey", horizon=64, steps=20_480, seeds=2)
+        returns[rate] = fit(config, jax.random.key(0), progress=False).summary["return_seeds"]
+    assert min(returns[1e-3]) > 0.5 > max(returns[0.0])
 
 
 @pytest.mark.parametrize(
