@@ -36,6 +36,7 @@ __all__ = [
     "GuardedPrograms",
     "NeuralNetworks",
     "Representation",
+    "with_noise",
 ]
 
 NO_BID = -jnp.inf
@@ -276,6 +277,14 @@ class GuardedPrograms:
         return f"if {' and '.join(guards) or 'anything'}: {int(agent.action)}"
 
 
+def with_noise(key: Array, weights: PyTree, scale: float) -> PyTree:
+    """Weights, leaves f [...], with independent Gaussian noise of standard deviation ``scale`` on each of them."""
+    leaves, structure = jax.tree.flatten(weights)
+    keys = jax.random.split(key, len(leaves))
+    noise = [scale * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, [x + e for x, e in zip(leaves, noise, strict=True)])
+
+
 @dataclasses.dataclass(frozen=True)
 class NeuralNetworks:
     """Linear agents (no hidden layer) and small networks: one output is the bid, the others choose the action.
@@ -333,10 +342,7 @@ class NeuralNetworks:
 
     def mutate(self, key: Array, agent: list[tuple[Array, Array]], mate: PyTree) -> list[tuple[Array, Array]]:
         """Noise on every weight. The mate is not used."""
-        leaves, structure = jax.tree.flatten(agent)
-        keys = jax.random.split(key, len(leaves))
-        noise = [self.mutation * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(structure, [x + e for x, e in zip(leaves, noise, strict=True)])
+        return with_noise(key, agent, self.mutation)
 
     def cost(self, agent: list[tuple[Array, Array]]) -> Float[Array, ""]:
         """Multiplications, in thousands."""

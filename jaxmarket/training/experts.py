@@ -226,5 +226,5 @@ class _OptionAgent(Monolith):
     """A monolithic agent whose choices depend on the option that runs."""
 
     def policy(self, params: PyTree, *, greedy: bool) -> ChoicePolicy:
-        """Raises a ValueError: the running option is no part of the environment's observations."""
+        """Raises a ValueError: the running option is not part of the environment's observations."""
         raise ValueError("agent: the actions of an option-critic depend on its running option; use `player`")

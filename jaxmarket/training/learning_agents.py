@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int32
 
 from jaxmarket.deep_market import Purchases, experience
+from jaxmarket.deep_market.representations import with_noise
 from jaxmarket.learners import ActionPPO, Experience, Hyperparameters, Valuation
 from jaxmarket.learners.actions import ActingState
 from jaxmarket.learners.protocol import EXPERIENCE_AXES, adam
@@ -104,11 +105,7 @@ class LearningNetworks:
         del mate
 
         def noisy(key: Array, params: PyTree) -> PyTree:
-            leaves, structure = jax.tree.flatten(params["params"])
-            keys = jax.random.split(key, len(leaves))
-            noise = [self.mutation * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-            leaves = [x + e for x, e in zip(leaves, noise, strict=True)]
-            return {**params, "params": jax.tree.unflatten(structure, leaves)}
+            return {**params, "params": with_noise(key, params["params"], self.mutation)}
 
         key_bids, key_actions = jax.random.split(key)
         bids, actions = noisy(key_bids, agent.bids.params), noisy(key_actions, agent.actions.params)
