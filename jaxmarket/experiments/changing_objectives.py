@@ -26,7 +26,7 @@ from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condit
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.runs.estimates import Estimate, interquartile_mean
-from jaxmarket.runs.measures import final
+from jaxmarket.runs.measures import final, parameters
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.transfer import join
@@ -250,9 +250,7 @@ def _relative(situation: str) -> Any:
 
 def _sizes(results: Results) -> dict[str, int]:
     """The number of parameters of each agent."""
-    return {
-        agent: sum(leaf[0].size for leaf in jax.tree.leaves(results[f"trained {agent}"].networks)) for agent in TUNED
-    }
+    return {agent: int(parameters(results[f"trained {agent}"])[0]) for agent in TUNED}
 
 
 def _note(results: Results) -> str:

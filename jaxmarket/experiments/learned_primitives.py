@@ -21,7 +21,7 @@ from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.metrics import mutual_information
 from jaxmarket.runs.estimates import interquartile_mean
-from jaxmarket.runs.measures import final, steps_to, while_learning
+from jaxmarket.runs.measures import final, parameters, steps_to, while_learning
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.runs.specialists import decisions
 from jaxmarket.runs.sweeps import combinations
@@ -145,12 +145,6 @@ def acting(arm: str, seed: int, keys: Any, run: SavedRun | None = None) -> Array
     information = jax.vmap(functools.partial(mutual_information, corrected=True))(counts)
     most = (counts.sum(1) / counts.sum((1, 2))[:, None]).max(1)
     return {"counts": np.asarray(counts), "information": np.asarray(information), "largest share": np.asarray(most)}
-
-
-def parameters(run: SavedRun) -> np.ndarray:
-    """Numbers in all networks: f [seeds]."""
-    count = sum(leaf[0].size for leaf in jax.tree.leaves(run.networks))
-    return np.full(run.config.seeds, count, np.float64)
 
 
 # --- claims

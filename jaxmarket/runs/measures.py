@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmarket.metrics import env_steps
@@ -16,6 +17,7 @@ __all__ = [
     "final",
     "learning_curve",
     "nearly",
+    "parameters",
     "reached",
     "solved",
     "steps_to",
@@ -32,6 +34,12 @@ TOLERANCE = 0.01
 def final(name: str = "return_seeds") -> Measure:
     """An entry of ``summary.json`` with one number per seed; by default the greedy return after training."""
     return lambda run: np.array(run.summary[name], np.float64)
+
+
+def parameters(run: SavedRun) -> np.ndarray:
+    """Numbers in all networks of a seed: f [seeds]."""
+    leaves = jax.tree.leaves(run.networks)
+    return np.full(len(leaves[0]), sum(leaf[0].size for leaf in leaves), np.float64)
 
 
 def while_learning(metric: str = "return_mean") -> Measure:
