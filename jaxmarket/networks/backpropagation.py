@@ -21,9 +21,7 @@ Jacobian of a round of flows, so quotes converge at x exactly if flows are stabl
 converge for all endowments under the same condition (that of Hawkins and Simon, if no entry is negative). If the radius
 is at least 1, the equations may have a solution, but quotes do not converge to it, and it is not reported as a price.
 
-Routing: the shares s_ij = softmax_j θ_ij have the gradient dW/dθ_ij = q_ij (a_j - ā_i), ā_i = Σ_j s_ij a_j: the
-advantage of selling to j. Replicator routing, ds_ij/dt = s_ij y_i (a_j - ā_i), raises welfare at the rate
-Σ_i y_i² Var_s(a); with fitness a_j alone at the rate Σ_i y_i Var_s(a). Gradient ascent on θ does neither.
+`jaxmarket.networks.routing` changes the shares.
 
 All functions are pure, work under `jit` and `vmap`, and can be differentiated to any order. Derivatives of a fixed
 point follow the implicit function theorem, not the rounds. Source: arXiv 2503.05828, section 2, and its author's price
@@ -55,9 +53,6 @@ __all__ = [
     "goods_prices",
     "graph_welfare",
     "quote_round",
-    "replicator",
-    "reroute",
-    "routing_gradient",
     "solve_prices",
     "spectral_radius",
 ]
@@ -285,64 +280,6 @@ def solve_prices(
 
 _goods_flows = jax.jit(goods_flows, static_argnames="graph")
 _goods_prices = jax.jit(goods_prices, static_argnames="graph")
-
-
-# --- Routing
-
-
-def routing_gradient(
-    shares: Float[Array, "n n G"], outputs: Float[Array, "n G"], a: Float[Array, "n G"]
-) -> Float[Array, "n n G"]:
-    """The gradient of welfare with respect to the logits of softmax routing, dW/dθ_ij = q_ij (a_j - ā_i).
-
-    For logits common to all goods, sum the result over goods. ā_i is the mean price over the buyers of i,
-    Σ_j s_ij a_j / Σ_j s_ij, so that the formula also holds for ``shares = kept * softmax(logits, axis=1)``.
-
-    Args:
-        shares: as in `goods_flows`.
-        outputs: y.
-        a: input prices.
-    """
-    total = shares.sum(1)
-    mean = jnp.einsum("ijg,jg->ig", shares, a) / jnp.where(total > 0, total, 1)
-    return shares * outputs[:, None] * (a - mean[:, None])
-
-
-def replicator(
-    shares: Float[Array, "n n G"], a: Float[Array, "n G"], outputs: Float[Array, "n G"] | None = None
-) -> Float[Array, "n n G"]:
-    """The velocity of shares under replicator routing; sums to 0 over buyers.
-
-    With ``outputs`` y, fitness is the money a good earns, y_i a_j, and dW/dt = Σ y² Var_s(a). Without, it is
-    the price a_j alone, and dW/dt = Σ y Var_s(a). (With outputs, the entries equal those of `routing_gradient`, but as
-    a velocity of shares and not of logits.)
-    """
-    return routing_gradient(shares, jnp.ones_like(a) if outputs is None else outputs, a)
-
-
-def reroute(
-    shares: Float[Array, "n n G"],
-    a: Float[Array, "n G"],
-    outputs: Float[Array, "n G"] | None = None,
-    rate: Float[Array, ""] | float = 0.1,
-) -> Float[Array, "n n G"]:
-    """One step of replicator routing that stays in the simplex: s_ij exp(rate · fitness), rescaled.
-
-    Shares stay at or above 0, every row keeps its sum, and shares of 0 stay 0. The derivative by ``rate`` at 0 is
-    `replicator`.
-
-    Args:
-        shares: as in `goods_flows`.
-        a: input prices.
-        outputs: y; fitness is y_i a_j, or a_j if None.
-        rate: not negative.
-    """
-    fitness = rate * (a if outputs is None else outputs[:, None] * a)
-    sold = shares > 0
-    best = jnp.max(jnp.broadcast_to(fitness, shares.shape), 1, keepdims=True, where=sold, initial=-jnp.inf)
-    weights = shares * jnp.exp(jnp.where(sold, fitness - best, 0))
-    total = weights.sum(1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1) * shares.sum(1, keepdims=True)
 
 
 # --- Fixed points

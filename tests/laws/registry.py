@@ -40,6 +40,7 @@ from jaxmarket.environments.supply_chain import SupplyChain
 from jaxmarket.environments.tabular import Chain
 from jaxmarket.environments.targets import Targets
 from jaxmarket.learners import ppo, protocol
+from jaxmarket.networks import routing
 from jaxmarket.policies import BetaHead, KumaraswamyHead, ValueHead, ValueNetwork, cnn, linear, mlp
 from jaxmarket.types import real
 from jaxmarket.wide_market import welfare
@@ -56,6 +57,7 @@ MODULES = (
     ppo,
     protocol,
     rollouts,
+    routing,
     settlement,
     society,
     welfare,
@@ -72,7 +74,11 @@ EXCEPTIONS = {
     "deep_market.random_population": "called by `init`",
     "evaluation.trace_episode": "a host loop over `step`",
     "metrics.env_steps": "NumPy, in 64-bit integers",
+    "networks.from_function": "traces a function, and builds a market from it: tests/networks/test_partition.py",
+    "networks.from_linen": "see from_function",
+    "networks.from_nnx": "see from_function",
     "networks.from_mlp": "builds a market from parameters on the host",
+    "routing.train_routing": "a loop over solutions of a graph: tests/networks/test_routing.py",
     "protocol.adam": "builds the state that `descend` carries",
     "learners.numeric": "declares a field of a learner",
     "protocol.is_large": "reads shapes only",
@@ -192,6 +198,11 @@ def bids(rng: np.random.Generator) -> np.ndarray:
 
 def sold(rng: np.random.Generator) -> auctions.Outcome:
     return auctions.award(jnp.asarray(bids(rng)), jnp.int32(rng.integers(-1, 5)), jnp.asarray(rng.random(5) < 0.7))
+
+
+def routed(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares of three agents in two goods, outputs and prices."""
+    return rng.dirichlet(np.ones(3), (3, 2)).transpose(0, 2, 1), money(rng, 3, 2), money(rng, 3, 2)
 
 
 def money(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -481,6 +492,16 @@ CASES = {
         lambda opening, rounds: welfare.wealth_history(opening, rounds[1]), wide_rounds, approximate=1e-3
     ),
     "networks.neuron_quote": plain(networks.neuron_quote, lambda rng: (money(rng), money(rng, 3), money(rng, 2))),
+    "routing.routing_gradient": plain(routing.routing_gradient, routed),
+    "routing.replicator": plain(routing.replicator, lambda rng: routed(rng)[::2]),
+    "routing.reroute": plain(routing.reroute, lambda rng: routed(rng)[::2]),
+    "routing.welfare_rate": plain(routing.welfare_rate, routed),
+    "routing.attention_gradient": plain(
+        routing.attention_gradient, lambda rng: (rng.dirichlet(np.ones(3), 2).T, money(rng, 3, 2), money(rng, 2, 2))
+    ),
+    "routing.settle_bets": plain(
+        routing.settle_bets, lambda rng: (rng.random(3), rng.dirichlet(np.ones(2), 3), jnp.int32(rng.integers(2)))
+    ),
 } | {
     f"Mechanism.{name}.{part}": plain(getattr(mechanism, part), lambda rng: (sold(rng),), approximate=0)
     for name, mechanism in MECHANISMS.items()

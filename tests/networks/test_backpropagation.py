@@ -19,12 +19,10 @@ from jaxmarket.networks.backpropagation import (
     goods_prices,
     graph_welfare,
     quote_round,
-    replicator,
-    reroute,
-    routing_gradient,
     solve_prices,
     spectral_radius,
 )
+from jaxmarket.networks.routing import replicator, reroute, routing_gradient
 
 N, G = 6, 2
 
