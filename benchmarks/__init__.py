@@ -8,6 +8,7 @@ SPEED = {
     "scale": "growth of time and memory with bidders, instances and width",
     "population": "births, deaths and auctions of up to thousands of agents in one population",
     "equilibrium": "equilibria of 1,024 agents and 64 goods, one and 256 at once, compared with independent solvers",
+    "firms": "networks trained by profit, compared with backpropagation",
     "compile": "import, tracing and compiling against the size of the program",
     "roofline": "training, compared with the device's arithmetic and memory limits",
 }

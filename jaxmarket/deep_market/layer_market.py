@@ -19,7 +19,7 @@ each at its own learning rate, while the market selects the structure: activatio
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +39,12 @@ from jaxmarket.types import NOBODY, Array, real
 
 __all__ = [
     "ACTIVATIONS",
+    "BACKPROPAGATION",
     "DEFAULT",
     "HIDDEN",
     "READOUT",
     "Examples",
+    "Gradient",
     "LayerAgent",
     "LayerAgents",
     "LayerMarket",
@@ -122,6 +124,12 @@ def cross_entropy(
     """The mean loss of a network with these weights on labelled examples."""
     logp = jax.nn.log_softmax(logits(weights[1], activations(weights[0], structure, x)))
     return -jnp.take_along_axis(logp, labels[:, None], 1).mean()
+
+
+Gradient = Callable[..., tuple[Array, Array]]
+"""``(weights, structure, x, labels) -> gradient by the weights``, of the loss of a network with one hidden layer."""
+BACKPROPAGATION: Gradient = jax.grad(cross_entropy)
+"""The gradient of `cross_entropy`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -479,10 +487,10 @@ def equal_parts(lots: int, count: int = 192, unit: int = 32) -> list[int]:
     return [part] * max(1, round(lots / part))
 
 
-@functools.partial(jax.jit, static_argnames=("lots", "batch"))
+@functools.partial(jax.jit, static_argnames=("lots", "batch", "gradient"))
 def sgd(
     key: Array, weights: tuple[Array, Array], structure: LayerStructure, second: Array, x: Array, labels: Array,
-    lots: int, batch: int,
+    lots: int, batch: int, gradient: Gradient = BACKPROPAGATION,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Train one network by SGD without momentum or weight decay on random lots.
 
@@ -495,13 +503,14 @@ def sgd(
         labels: i32 [n].
         lots: number of lots; static.
         batch: examples per lot; static.
+        gradient: of `cross_entropy`, with its arguments; static.
 
     Returns:
         The trained weights.
     """
 
     def step(weights: tuple[Array, Array], lot: Array) -> tuple[tuple[Array, Array], None]:
-        hidden, readout = jax.grad(cross_entropy)(weights, structure, x[lot], labels[lot])
+        hidden, readout = gradient(weights, structure, x[lot], labels[lot])
         return (weights[0] - structure.rate * hidden, weights[1] - second * readout), None
 
     return jax.lax.scan(step, weights, draw_lots(key, lots, batch, len(labels)))[0]
@@ -554,13 +563,13 @@ def _run_all(
     return jax.vmap(one)(keys, populations, times)
 
 
-@functools.partial(jax.jit, static_argnames=("lots", "batch"))
+@functools.partial(jax.jit, static_argnames=("lots", "batch", "gradient"))
 def _sgd_all(
     keys: Array, weights: tuple[Array, Array], structures: LayerStructure, seconds: Array, x: Array, labels: Array,
-    *, lots: int, batch: int,
+    *, lots: int, batch: int, gradient: Gradient,
 ) -> tuple[Array, Array]:  # fmt: skip
     """`sgd` for all seeds: leaves [seeds, ...]."""
-    train = functools.partial(sgd, x=x, labels=labels, lots=lots, batch=batch)
+    train = functools.partial(sgd, x=x, labels=labels, lots=lots, batch=batch, gradient=gradient)
     return jax.vmap(train)(keys, weights, structures, seconds)
 
 
@@ -631,6 +640,7 @@ def train_network(
     batch: int,
     structure: LayerStructure | None = None,
     readout_rate: Any = None,
+    gradient: Gradient = BACKPROPAGATION,
 ) -> LayerTraining:
     """Train one network per seed with `sgd`, and measure it after each part: a baseline without a market.
 
@@ -643,6 +653,7 @@ def train_network(
         batch: examples per lot.
         structure: of the hidden layers, leaves [seeds].
         readout_rate: learning rates of the readouts, f [seeds]; those of the hidden layers by default.
+        gradient: as in `sgd`.
     """
     x, labels, held_out, answers = map(jnp.asarray, examples)
     start, go = jax.random.split(key)
@@ -659,7 +670,8 @@ def train_network(
 
     ask, accuracy = jax.jit(jax.vmap(right)), []
     for part, key_part in zip(parts, jax.random.split(go, len(parts)), strict=True):
-        weights = _sgd_all(jax.random.split(key_part, seeds), weights, hidden, rate, x, labels, lots=part, batch=batch)
+        keys = jax.random.split(key_part, seeds)
+        weights = _sgd_all(keys, weights, hidden, rate, x, labels, lots=part, batch=batch, gradient=gradient)
         accuracy.append(np.asarray(ask(weights, hidden), np.float64))
     hidden, rate = jax.device_get((hidden, rate))
     return LayerTraining(np.cumsum(parts), np.stack(accuracy), hidden, rate, np.full(seeds, np.nan))

@@ -13,7 +13,9 @@ import numpy as np
 
 from jaxmarket.deep_market.demographics import Terms
 from jaxmarket.deep_market.layer_market import (
+    BACKPROPAGATION,
     Examples,
+    Gradient,
     LayerAgents,
     LayerMarket,
     LayerStructure,
@@ -59,7 +61,13 @@ METHODS = (*MARKETS, "SGD", "SGD, structure found", "SGD, random structure")
 
 
 def train(
-    method: str, key: Array, *, seeds: int, lots: int, found: tuple[LayerStructure, np.ndarray] | None = None
+    method: str,
+    key: Array,
+    *,
+    seeds: int,
+    lots: int,
+    found: tuple[LayerStructure, np.ndarray] | None = None,
+    gradient: Gradient = BACKPROPAGATION,
 ) -> LayerTraining:
     """Train with one of the `METHODS` on scikit-learn's 8 × 8 digits, and measure the accuracy on held-out ones.
 
@@ -70,6 +78,7 @@ def train(
         lots: approximate number of lots, of `BATCH` examples each.
         found: the structures that the hybrid found, leaves [seeds], and learning rates of the readouts f [seeds];
             only used, and required, by ``SGD, structure found``.
+        gradient: how the methods without a market compute the gradient of `layer_market.cross_entropy`.
 
     Raises:
         ValueError: the method is unknown, or ``found`` is missing.
@@ -84,6 +93,5 @@ def train(
         raise ValueError(f"found: {method} needs the structures that the hybrid found, got None; train it first")
     structure, rate = found if found and method == "SGD, structure found" else (None, None)
     agents = dataclasses.replace(_NETWORK, structured=method == "SGD, random structure")
-    return train_network(
-        agents, key, examples, seeds=seeds, parts=parts, batch=BATCH, structure=structure, readout_rate=rate
-    )
+    rules = {"structure": structure, "readout_rate": rate, "gradient": gradient}
+    return train_network(agents, key, examples, seeds=seeds, parts=parts, batch=BATCH, **rules)

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import benchmarks
-from benchmarks import equilibrium, roofline, step, timing, train
+from benchmarks import equilibrium, firms, roofline, step, timing, train
 from benchmarks.__main__ import main
 from jaxmarket import TrainConfig, cli
 from jaxmarket.training import monolith
@@ -295,6 +295,13 @@ def test_a_benchmark_runs_writes_and_leaves_the_process_as_it_was(tmp_path, monk
     assert not hasattr(os, "sched_getaffinity") or sorted(os.sched_getaffinity(0)) == cores
 
 
+def test_firms_and_backpropagation_are_timed_on_the_same_training():
+    timed = firms.programs("perceptron", steps=3, batch=8)
+    params = {name: jax.jit(function)(*arguments)[0] for name, (function, arguments) in timed.items()}
+    for name in ("firms", "firms with accounts"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params[name], params["backpropagation"])
+
+
 def test_without_a_name_all_benchmarks_of_speed_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pytest"])
     for name in benchmarks.SPEED:
@@ -360,6 +367,7 @@ FIELDS = {
         "worst_welfare_difference",
         "reference_over_ours_linear",
     },
+    "firms": {"ratio_firms", "ratio_accounts"},
     "compile": {"import_seconds", "main_job_compile_seconds"},
     "roofline": {"achieved", "gflops_limit", "gbytes_per_second_limit", "kernel_microseconds"},
 }
