@@ -86,8 +86,8 @@ class Plant:
         members = jax.vmap(self.produce, (0, *(None for _ in bought)), self.member_axis)
         return tuple(members(params, *bought))
 
-    def _value(self, prices: Array, good: Array) -> Array:
-        """The value of a good at these prices: f [], or f [members]."""
+    def value(self, prices: Array, good: Array) -> Array:
+        """The value of a good that it sells at these prices: f [], or f [members]."""
         if self.member_axis is None:
             return jnp.vdot(prices, good)
         return jnp.moveaxis(prices * good, self.member_axis, 0).reshape(good.shape[self.member_axis], -1).sum(1)
@@ -236,41 +236,40 @@ class FirmMarket:
         for good, bid in zip(self.sells, bids, strict=True):
             prices[good] = _plus(prices[good], bid)
         gradients: dict[str, PyTree] = {}
-        nothing = jnp.zeros_like(welfare)
-        sales, purchases = dict.fromkeys(self.firms, nothing), dict.fromkeys(self.firms, nothing)
-        to_suppliers = nothing
+        quotes = []
         for plant, pull in zip(reversed(self.plants), reversed(pulls), strict=True):
             received = tuple(prices[good] for good in plant.sells)
             gradient, *offers = pull(received)
-            firm = plant.firm
-            gradients[firm] = jax.tree.map(_plus, gradients[firm], gradient) if firm in gradients else gradient
             for good, offer in zip(plant.buys, offers, strict=True):
                 prices[good] = _plus(prices[good], offer)
-                if good in self.buys and _priced(goods[good]):
-                    to_suppliers += jnp.vdot(offer, goods[good])
-            bought = [goods[good] for good in plant.buys]
-            sales[firm] += _sum(
-                plant._value(price, goods[good])
-                for good, price in zip(plant.sells, received, strict=True)
-                if _priced(goods[good])
-            )
-            purchases[firm] -= self._cost(plant, params[firm], bought, offers, received)
-        marginal, accounts = {}, {}
+            known = gradients.get(plant.firm)
+            gradients[plant.firm] = gradient if known is None else jax.tree.map(jnp.add, known, gradient)
+            quotes.append((plant, received, offers))
+        marginal = {}
         for firm in self.firms:
-            rent, rent_gradient = self._rent(firm, params[firm])
-            marginal[firm] = jax.tree.map(jnp.subtract, gradients[firm], rent_gradient)
-            accounts[firm] = CashFlows.of(
-                sales=sales[firm], purchases=purchases[firm], rent=-jnp.broadcast_to(rent, sales[firm].shape)
-            )
+            marginal[firm] = jax.tree.map(jnp.subtract, gradients[firm], self._rent(firm, params[firm])[1])
         return Trade(
             welfare=welfare,
             goods=goods,
             prices={good: price for good, price in prices.items() if _priced(goods[good])},
             marginal_profits=marginal,
-            accounts=accounts,
-            paid_by_consumers=_sum(jnp.vdot(bid, good) for bid, good in zip(bids, sold, strict=True) if _priced(good)),
-            paid_to_suppliers=to_suppliers,
+            accounts=self._accounts(params, goods, quotes),
+            paid_by_consumers=_total(bids, sold),
+            paid_to_suppliers=_total([prices[good] for good in self.buys], [goods[good] for good in self.buys]),
         )
+
+    def _accounts(self, params: Mapping[str, PyTree], goods: Mapping[str, Array], quotes: list) -> dict[str, CashFlows]:
+        """The cash flows of every firm, f [] or f [members], given what each plant receives and offers per unit."""
+        nothing = jnp.zeros((), real())
+        sales, purchases = dict.fromkeys(self.firms, nothing), dict.fromkeys(self.firms, nothing)
+        for plant, received, offers in quotes:
+            bought, sold = ([goods[good] for good in names] for names in (plant.buys, plant.sells))
+            sales[plant.firm] += _sum(
+                plant.value(price, good) for price, good in zip(received, sold, strict=True) if _priced(good)
+            )
+            purchases[plant.firm] -= self._cost(plant, params[plant.firm], bought, offers, received)
+        rents = {firm: jnp.broadcast_to(self._rent(firm, params[firm])[0], sales[firm].shape) for firm in self.firms}
+        return {f: CashFlows.of(sales=sales[f], purchases=purchases[f], rent=-rents[f]) for f in self.firms}
 
     def revenue(
         self, firm: str, params: PyTree, goods: Mapping[str, Array], prices: Mapping[str, Array]
@@ -287,9 +286,8 @@ class FirmMarket:
         for plant in self.plants:
             if plant.firm == firm:
                 made = plant.run(params, *(goods[good] for good in plant.buys))
-                revenue += _sum(
-                    jnp.vdot(prices[good], y) for good, y in zip(plant.sells, made, strict=True) if _priced(y)
-                )
+                sold = [(prices[good], y) for good, y in zip(plant.sells, made, strict=True) if _priced(y)]
+                revenue += _sum(jnp.vdot(price, y) for price, y in sold)
         return revenue
 
     def profit(self, firm: str, params: PyTree, trade: Trade) -> Float[Array, ""]:
@@ -356,14 +354,14 @@ class FirmMarket:
     def _cost(plant: Plant, params: PyTree, bought: list[Array], offers: list[Array], received: tuple) -> Array:
         """What the plant (each member) pays for the goods it bought, a · x."""
         if plant.member_axis is None:
-            return _sum(jnp.vdot(a, x) for a, x in zip(offers, bought, strict=True) if _priced(x))
+            return _total(offers, bought)
         # The offers of one member are Jᵀ b, and (Jᵀ b) · x = b · (J x): one product for all members.
         made, moved = jax.jvp(
             lambda *goods: plant.run(params, *goods),
             tuple(bought),
             tuple(x if _priced(x) else _no_price(x) for x in bought),
         )
-        return _sum(plant._value(b, dy) for b, y, dy in zip(received, made, moved, strict=True) if _priced(y))
+        return _sum(plant.value(b, dy) for b, y, dy in zip(received, made, moved, strict=True) if _priced(y))
 
 
 def _priced(good: Array) -> bool:
@@ -378,6 +376,11 @@ def _no_price(good: Array) -> Any:
 
 def _plus(price: Any, other: Any) -> Any:
     return price if getattr(price, "dtype", None) == jax.dtypes.float0 else price + other
+
+
+def _total(prices: Iterable[Array], goods: Iterable[Array]) -> Array:
+    """The value of goods at these prices, f []."""
+    return _sum(jnp.vdot(price, good) for price, good in zip(prices, goods, strict=True) if _priced(good))
 
 
 def _sum(amounts: Iterable[Array]) -> Array:

@@ -140,6 +140,14 @@ def test_goods_of_integers_have_no_price():
     assert float(trade.residual()) == 0
 
 
+def test_consumers_may_buy_what_enters_the_market():
+    market = FirmMarket((Plant("a", lambda w, x: (w * x,), ("x",), ("y",)),), ("x",), ("y", "x"), optax.sgd(1.0))
+    trade = market.trade({"a": jnp.float32(2.0)}, (jnp.float32(3.0),), lambda y, x: y + 5 * x)
+    assert float(trade.prices["x"]) == 2 + 5
+    assert (float(trade.paid_by_consumers), float(trade.paid_to_suppliers)) == (6 + 15, 21)
+    assert float(trade.residual()) == 0
+
+
 @pytest.mark.parametrize(
     ("field", "build"),
     [
