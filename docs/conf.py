@@ -12,7 +12,7 @@ import os
 import pkgutil
 import re
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,37 +85,55 @@ def _write_api() -> None:
             path.write_text(text)
 
 
-def _execute(app: Any) -> None:
-    """Execute as many notebooks at a time as there are processors, and put them into the cache that MyST-NB reads.
+_EXECUTED: dict[str, tuple[Any, Future[Any]]] = {}  # notebooks and their results, by the name of the page
 
-    MyST-NB itself executes one after the other. It does so for one that fails here, and reports the error.
+
+def _cache(app: Any) -> Any:
+    from jupyter_cache import get_cache  # noqa: PLC0415
+
+    return get_cache(Path(app.outdir).parent / ".jupyter_cache")  # the default of MyST-NB
+
+
+def _execute(app: Any) -> None:
+    """Begin to execute the notebooks that changed, as many at a time as there are processors.
+
+    Other pages are read meanwhile. MyST-NB itself executes one notebook after the other.
     """
     import nbformat  # noqa: PLC0415
-    from jupyter_cache import get_cache  # noqa: PLC0415
-    from jupyter_cache.base import CacheBundleIn  # noqa: PLC0415
     from jupyter_cache.executors.utils import single_nb_execution  # noqa: PLC0415
 
     if app.config.nb_execution_mode != "cache":
         return
-    cache = get_cache(Path(app.outdir).parent / ".jupyter_cache")  # the default of MyST-NB
-    changed = {}
+    pool, timeout = ThreadPoolExecutor(os.cpu_count()), app.config.nb_execution_timeout
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True):  # the shortest last
         notebook = nbformat.read(path, as_version=4)
         try:
-            cache.match_cache_notebook(notebook)
+            _cache(app).match_cache_notebook(notebook)
         except KeyError:
-            changed[path] = notebook
+            result = pool.submit(
+                single_nb_execution, notebook, cwd=str(path.parent), timeout=timeout, allow_errors=False
+            )
+            _EXECUTED[f"notebooks/{path.stem}"] = notebook, result
+    pool.shutdown(wait=False)
 
-    def run(path: Path) -> Any:
-        return single_nb_execution(
-            changed[path], cwd=str(path.parent), timeout=app.config.nb_execution_timeout, allow_errors=False
-        )
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, result in zip(changed, pool.map(run, changed), strict=True):
-            if result.err is None:
-                bundle = CacheBundleIn(changed[path], str(path), data={"execution_seconds": result.time})
-                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+def _notebooks_last(app: Any, env: Any, names: list[str]) -> None:
+    names.sort(key=lambda name: name.startswith("notebooks/"))
+
+
+def _put_into_cache(app: Any, name: str, source: list[str]) -> None:
+    """Wait for a notebook before its page is read, and put it into the cache from which MyST-NB reads it.
+
+    MyST-NB executes one that failed again, and reports the error.
+    """
+    from jupyter_cache.base import CacheBundleIn  # noqa: PLC0415
+
+    if name in _EXECUTED:
+        notebook, executed = _EXECUTED.pop(name)
+        result = executed.result()
+        if result.err is None:
+            bundle = CacheBundleIn(notebook, str(ROOT / f"{name}.ipynb"), data={"execution_seconds": result.time})
+            _cache(app).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def _skip(app: Any, what: str, name: str, found: Any, skip: bool, options: Any) -> bool | None:
@@ -164,6 +182,8 @@ def setup(app: Any) -> None:
     """Called by Sphinx."""
     _write_api()
     app.connect("builder-inited", _execute)
+    app.connect("env-before-read-docs", _notebooks_last)
+    app.connect("source-read", _put_into_cache)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _tables, priority=300)  # before Napoleon
     app.connect("autodoc-process-docstring", _add_fields, priority=400)

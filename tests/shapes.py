@@ -24,6 +24,8 @@ def _has_shape(hint: Any) -> bool:
 def check(function: Callable) -> Callable:
     """Check the arguments and results that are annotated with shapes, and no others."""
     function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if _has_shape(hint)}
+    if not function.__annotations__:  # as of most inner functions, which are made again in each trace
+        return function
     return beartype(function, conf=BeartypeConf(is_pep484_tower=True))  # an int may stand for a float
 
 

@@ -126,7 +126,7 @@ def learn_arithmetic(
 ) -> tuple[Market, list[MarketEpisode]]:
     """Run the agents on ``episodes`` random tasks and return the market and its episodes."""
     rng = random.Random(seed)
-    market = Market(solvers(), reward=_reward, done=_done, legal=appends, log=log, seed=seed)
+    market = Market(solvers(), reward=_reward, done=_done, legal=appends, text=str, log=log, seed=seed)
     return market, [market.play(Thought().append("task", expression(rng)), steps=30) for _ in range(episodes)]
 
 

@@ -309,11 +309,11 @@ def _episode(episode: ReplayEpisode, shrunk: _Shrunk) -> dict[str, Any]:
         "seed": _text(episode.seed),
         "label": _text(episode.label),
         "unit": _text(episode.unit),
-        "steps": [_step(step, shrunk) for step in episode.steps],
+        "steps": [_step(step, episode.agents, shrunk) for step in episode.steps],
     }
 
 
-def _step(step: ReplayStep, shrunk: _Shrunk) -> dict[str, Any]:
+def _step(step: ReplayStep, agents: int, shrunk: _Shrunk) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "sales": [_sale(sale) for sale in step.sales],
         "pay": [[_text(p.kind), int(p.payer), int(p.payee), _number(p.amount)] for p in step.payments],
@@ -332,7 +332,7 @@ def _step(step: ReplayStep, shrunk: _Shrunk) -> dict[str, Any]:
         entry["picture"] = shrunk.picture(step.picture)
     elif step.numbers is not None and step.numbers.size <= shrunk.most_numbers:
         entry["numbers"] = _numbers(step.numbers, 3)
-    if step.charges is not None and (total := float(step.charges.sum())):
+    if step.charges is not None and (total := float(step.charges[:agents].sum())):
         entry["charges"] = _number(total)
     if step.end:
         entry["end"] = _text(step.end)

@@ -32,6 +32,7 @@ def test_budgets_and_tests_are_the_ones_promised():
         assert f"def {name}" in (ROOT / path).read_text(), test
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch, tmp_path):
     def out_of_memory(report, quick):
         report.headline["before"] = 1.0

@@ -95,6 +95,7 @@ def test_the_tax_case_is_the_one_promised():
     assert steps == 16
 
 
+@pytest.mark.slow
 def test_monolithic_agent_of_equal_size():
     config = TrainConfig("CartPole-v1")
     (width, again) = train.equal_width(config)

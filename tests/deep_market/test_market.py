@@ -195,6 +195,7 @@ def test_every_change_of_the_money_supply_has_a_name(longer, name, life):
     assert not dead[owners[owners >= 0]].any()
 
 
+@pytest.mark.slow
 def test_the_ledger_adds_up_over_a_long_run():
     """A hundred thousand auctions with births, deaths, rent, taxes."""
     market = DeepMarket(make("Chain-v0")[0], BidTables(6, 2), 32, instances=8)

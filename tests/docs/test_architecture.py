@@ -153,7 +153,7 @@ def test_tables_of_docstrings_become_tables(conf):
     assert lines == ["before", "", *table, "", "after"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_site_is_built_without_a_warning(tmp_path):
     """Without the notebooks' results; `.ci/full` executes them."""
     pytest.importorskip("sphinx")

@@ -1,10 +1,10 @@
 """The pages of docs/reproductions: one for each experiment, with the numbers of the stored reports."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+import pages
 import pytest
 
 from jaxmarket.experiments import EXPERIMENTS
@@ -13,20 +13,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "reproductions").glob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def pages():
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_has_the_numbers_of_the_stored_reports(pages, page):
+def test_a_page_has_the_numbers_of_the_stored_reports(page):
     assert pages.filled(page.read_text()) == page.read_text(), "run python docs/pages.py"
 
 
-def test_the_index_counts_the_stored_verdicts(pages):
+def test_the_index_counts_the_stored_verdicts():
     index = pages.INDEX.read_text()
     assert "<!-- verdicts -->" in index
     assert pages.counted(index) == index, "run python docs/pages.py"
@@ -47,7 +39,7 @@ def test_links_to_files_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-def test_a_stored_report_is_shown_as_it_is(pages, tmp_path, monkeypatch):
+def test_a_stored_report_is_shown_as_it_is(tmp_path, monkeypatch):
     described = [
         {"name": "arms", "title": "two arms", "note": "a\nb", "shown": True, "columns": ["arm", "x", "n", "p"]},
         {"name": "seeds", "title": "every seed", "note": "", "shown": False, "columns": ["seed"]},

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from jaxmarket.environments import base
 
 CODE = """
@@ -21,6 +23,7 @@ print(plt.gcf() is figure, pong.sns.color_palette is seaborn.color_palette, pong
 """
 
 
+@pytest.mark.slow
 def test_plotting_libraries_are_imported_when_gymnax_plots():
     run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["[]", "True True True"]

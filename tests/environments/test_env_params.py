@@ -39,6 +39,7 @@ def test_one_program_serves_all_values():
     assert fitting.compiles() == before
 
 
+@pytest.mark.slow
 def test_train_is_mapped_over_them():
     rewards = jnp.array([1.0, 2.0])[:, None, None] * jnp.ones((1, 1, 4))
     many = jax.vmap(lambda r: train(CONFIG, KEY, env_params=OTHER.replace(rewards=r))[1]["return_mean"])(rewards)

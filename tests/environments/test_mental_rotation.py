@@ -605,6 +605,7 @@ def test_equal_environments_observe_the_same(encoded, monkeypatch):
     np.testing.assert_array_equal(observe(twin, image), observe(encoded, image))
 
 
+@pytest.mark.slow
 def test_every_component_is_a_finite_number_of_moderate_size(fixed, known_reader):
     """Corners are always black: scaling must not amplify rounding errors in directions without variance."""
     everything = MentalRotation(RESOLUTION, source="small", components=RESOLUTION**2)

@@ -197,7 +197,7 @@ def test_every_ablation_takes_away_one_thing():
             assert (plan.rounds, plan.period, plan.wealth) == (market.rounds, market.period, market.wealth)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_where_sellers_are_paid_by_the_mint_the_subsidy_is_recorded():
     plan = plans("multiplexer", quick=True)["no conservation"]
     small = dataclasses.replace(plan.market, capacity=24, instances=4)

@@ -91,7 +91,7 @@ def test_the_first_kind_that_is_there_has_priority():
         assert found.tolist() == [bool(each) for each in wanted]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_module_that_joins_changes_returns_only_where_its_kind_is(monkeypatch):
     """Untrained modules with different networks; the keys are the same, so that all else is equal."""
     monkeypatch.setattr(experiment, "_EPISODES", 64)

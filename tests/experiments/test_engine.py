@@ -443,6 +443,7 @@ OTHER = 3
 """
 
 
+@pytest.mark.slow
 def test_a_users_experiment_from_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_auctions.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)

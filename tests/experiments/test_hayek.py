@@ -156,6 +156,7 @@ def grown():
     return {name: grow(each, evaluate, seeds=2, seed=0) for name, each in {"one": plan, "other": other}.items()}
 
 
+@pytest.mark.slow
 def test_plans_grow_on_the_same_seeds(grown):
     one, other = grown["one"], grown["other"]
     assert one.rounds.money.shape == (2, 40)

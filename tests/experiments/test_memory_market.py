@@ -45,7 +45,7 @@ def chain(name="memory"):
 CLEVER = ("1#1#:4", "###0:0", "###1:1")  # a context of 1 is written down; the bit is the answer
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_bit_solves_the_chain():
     market, population = play(chain(), rules(*CLEVER), [9.0, 1.0, 1.0])
     value = returns(market, jax.random.key(0), population, Terms())["return"]

@@ -257,6 +257,7 @@ def test_grids_are_of_one_size_and_hold_what_is_used():
         assert settings in modularity.GRIDS[kind_of(agent)]
 
 
+@pytest.mark.slow
 def test_a_full_run_adds_the_grid_and_a_normal_one_the_early_decisions():
     quick, normal, full = (
         {c.name: c for c in modularity.EXPERIMENT.planned(Scope(16, quick, full))}

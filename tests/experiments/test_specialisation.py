@@ -77,6 +77,7 @@ def test_a_claim_is_confirmed_by_what_it_says_and_nothing_else():
     assert not mixed["[364 parameters] specialists have a higher return than the mixture of experts"]
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_few_conditions_and_a_full_one_the_grids():
     normal, quick, full = ({c.name for c in EXPERIMENT.planned(size)} for size in (NORMAL, QUICK, Scope(4, full=True)))
     assert len(quick) == 6 and quick < normal < full

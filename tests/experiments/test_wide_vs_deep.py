@@ -197,6 +197,7 @@ def test_prices_and_quotes_are_judged_on_every_seed():
     assert quoted.verdict(made_up(known)).standing == "not confirmed"
 
 
+@pytest.mark.slow
 def test_the_report_is_made_of_curves(tmp_path):
     scope = Scope(seeds=8, quick=True)
     speed = {"deep": 400, "wide": 400, QUOTING: 3, "PPO, serial": 900, "PPO, joint": 5000, "PPO, factored": 2000}

@@ -1122,6 +1122,7 @@ print(market.play("x").end)
     assert ran.stdout == "unsold\n"
 
 
+@pytest.mark.slow
 def test_workers_of_stalled_agents_hold_no_process_and_those_of_the_user_do():
     code = """
 import asyncio, threading, time

@@ -351,6 +351,7 @@ def test_gradients_through_a_scanned_market_are_finite_differences():
     np.testing.assert_allclose(slope, (more - less) / (2 * eps), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_importing_the_interface_leaves_the_streams_as_they_are():
     """JaxMARL replaces both when it is imported."""
     program = (

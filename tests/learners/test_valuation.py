@@ -27,6 +27,7 @@ def process(scale=1.0, states=5, gamma=0.9, seed=0):
     return FiniteMDP(transitions, rewards, gamma, np.full(states, 1 / states), 20)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-1e3, 1e3), SIZES, st.floats(-1e3, 1e3), SIZES, st.booleans())
 def test_other_units_leave_bids_as_they_are(location, scale, new_location, new_scale, table):

@@ -165,6 +165,7 @@ def test_it_is_trimmed_when_a_process_starts(root, monkeypatch):
     assert not old.exists()
 
 
+@pytest.mark.slow
 def test_importing_switches_nothing_on(tmp_path):
     code = (
         "import jax, jaxmarket, jaxmarket.cli, jaxmarket.runs.compilation_cache; "

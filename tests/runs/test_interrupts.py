@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 from folders import contents, reseal
-from thinned import thinned
 
 import jaxmarket
 from jaxmarket import TrainConfig, experiments, fit
@@ -201,6 +200,7 @@ def later(seconds, number, times=1):
     return thread
 
 
+@pytest.mark.slow
 def test_fit_interrupted_at_random_moments_ends_with_the_same_files(tmp_path, whole):
     """Real signals, in this process, several times in one run: at a random moment of a random chunk, once or thrice."""
     rng, threads, stops = random.Random(0), [], 0
@@ -259,8 +259,9 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.bits
-@pytest.mark.parametrize("number", thinned(["SIGTERM", "SIGHUP"], lambda number: number == "SIGTERM"))
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_a_terminated_run_is_checkpointed_first_and_goes_on_to_the_same_bits(tmp_path, whole, number):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CHILD.replace("{number}", number)), str(tmp_path / "run")],
@@ -293,6 +294,7 @@ def test_a_folder_has_one_writer_and_the_lock_ends_with_it(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
         "import sys, time; from jaxmarket.runs.files import owned\n"
@@ -343,6 +345,7 @@ def test_an_interrupted_run_says_so_and_is_not_taken_for_a_finished_one(tmp_path
         assert "interrupted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_transfer_needs_nothing_but_its_own_folder(tmp_path, monkeypatch, whole):
     """It may be resumed from another directory, and when what it started from is gone."""
     first = fit(CONFIG, jax.random.key(5), tmp_path / "first", progress=False)

@@ -262,6 +262,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_processes_of_one_machine_listen_on_loopback_only(start):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route, socket.socket() as free:
         try:

@@ -152,6 +152,7 @@ def test_metrics_without_a_row_for_every_seed_are_one_clear_error(bandit_run, tm
         _ = run_folder.read(folder).metrics
 
 
+@pytest.mark.slow
 def test_a_run_compiles_few_programs():
     """Nine: whole functions are compiled, the host's arrays are NumPy's, and one program evaluates in both ways."""
     code = (

@@ -187,6 +187,7 @@ def test_comparisons_with_a_run_that_has_no_finite_seed(lost, sound):
     found.figure()
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_finite_is_the_cause():
     config = dataclasses.replace(CONFIG, env=Faulty())
     summary = jaxmarket.fit(config, jax.random.key(0), progress=False).summary

@@ -136,7 +136,7 @@ def test_a_run_is_saved_and_read_back(agent, tmp_path):
         assert 0 <= int(run.policy()(OBS)) < 4
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("agent", [MixtureOfExperts(2), OptionCritic(2)], ids=["mixture", "option-critic"])
 def test_both_learn_two_regimes(agent):
     env = Regimes(2, 1)

@@ -140,6 +140,7 @@ def config_of(**options):
     return TrainConfig("Acrobot-v1", agent=agent, auction="vickrey", instances=4, horizon=16, seeds=2, **options)
 
 
+@pytest.mark.full
 def test_a_run_that_was_cut_short_ends_with_the_same_bits(tmp_path):
     config = config_of(steps=512, log_every=2)
     whole = fit(config, jax.random.key(0), tmp_path / "whole", progress=False)
@@ -153,7 +154,7 @@ def test_a_run_that_was_cut_short_ends_with_the_same_bits(tmp_path):
     assert again.summary["params_sha256"] == whole.summary["params_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_population_that_learns_solves_what_mutation_does_not():
     """Blocks world after 20,000 steps, in which random play solves about a third of the instances."""
     returns = {}

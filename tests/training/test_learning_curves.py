@@ -33,13 +33,14 @@ def test_a_curve_is_that_of_training_chunk_by_chunk():
     returns, states = learning_curves(program, [1, 3], keys, tried)
     assert returns.shape == (2, 2, 2) and returns.dtype == np.float64
     env_params, player = program.env.default_params, program.player(greedy=True)
+    init, chunk = jax.jit(program.init), jax.jit(program.chunk)
     for h, values in enumerate(each.as_arrays() for each in tried):
         for s, key in enumerate(keys):
             key_init, key_play = jax.random.split(key)
-            state = jax.jit(program.init)(key_init, env_params, values)
+            state = init(key_init, env_params, values)
             for p, (chunks, key_look) in enumerate(zip((1, 2), jax.random.split(key_play, 2), strict=True)):
                 for _ in range(chunks):
-                    state, _ = jax.jit(program.chunk)(state, env_params, values)
+                    state, _ = chunk(state, env_params, values)
                 played = player.evaluate(state.learner.params, key_look, env_params, 1)
                 assert returns[h, s, p] == played.returns[0]
             found = jax.tree.map(lambda x: x[h, s], states.learner.params)  # noqa: B023

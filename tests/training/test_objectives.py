@@ -89,7 +89,7 @@ def test_bids_and_actions_are_functions_of_the_modules_own_observation(primitive
 
 @pytest.mark.parametrize(
     "learner",
-    ["valuation", pytest.param("ppo", marks=pytest.mark.slow), pytest.param("reinforce", marks=pytest.mark.slow)],
+    ["valuation", pytest.param("ppo", marks=pytest.mark.slow), pytest.param("reinforce", marks=pytest.mark.full)],
 )
 def test_a_module_learns_from_its_own_observation_only(learner):
     """Whatever another module observes, the update is the same to the bit: steps, settlement and learning.

@@ -109,7 +109,7 @@ def test_what_a_population_cannot_do_is_refused():
         fit(CONFIG, KEY, freeze=["policy/*"], progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_population_learns_chain():
     config = TrainConfig("Chain-v0", agent="population", steps=102_400, seeds=8)
     result = fit(config, KEY, progress=False)

@@ -27,9 +27,9 @@ def leaves_equal(a, b):
     return all(bool(jnp.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "learner", [pytest.param(name, marks=[pytest.mark.slow] * (name != "valuation")) for name in LEARNERS]
+    "learner",
+    [pytest.param(name, marks=pytest.mark.slow if name == "valuation" else pytest.mark.full) for name in LEARNERS],
 )
 def test_vmap_of_train_equals_fit(learner, small):
     """Same chunk, same keys: the parameters agree to the bit on CPU (1e-6 relative is what is promised)."""
@@ -41,6 +41,7 @@ def test_vmap_of_train_equals_fit(learner, small):
     np.testing.assert_allclose(metrics["return_mean"].T, result.metrics["return_mean"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 def test_same_seed_same_bits_and_other_seed_other_bits(small):
     config = TrainConfig("Bandit-v0", **small)
@@ -179,7 +180,10 @@ def test_experience_is_each_modules_own_view(small):
 
 @pytest.mark.parametrize(
     ("learner", "share"),
-    thinned(itertools.product(LEARNERS, [True, False]), lambda learner, share: share or learner == "valuation"),
+    thinned(
+        itertools.product(LEARNERS, [True, False]),
+        lambda learner, share: learner == "valuation" or (learner == "reinforce" and share),
+    ),
 )
 def test_locality_through_the_whole_update(learner, share, small):
     """A module's new parameters do not depend on the utility of any bidder outside it: exactly zero."""
@@ -364,7 +368,7 @@ def test_groups_of_modules_learn_what_all_learn_at_once(monkeypatch, small):
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_training_of_large_networks_can_be_differentiated(monkeypatch):
     """On a CPU they are trained one module after the other; with respect to the learning rate, say."""
     small = {"steps": 128, "instances": 4, "horizon": 16, "minibatch": 32}

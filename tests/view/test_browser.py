@@ -1,5 +1,6 @@
 """The replay page in a headless Chromium: buttons, keys, choices, and nothing that a hostile name could run."""
 
+import importlib.util
 import os
 import shutil
 import time
@@ -19,22 +20,14 @@ def _missing(reason):
 @pytest.fixture(scope="module")
 def chromium():
     """A driver of Chromium, for one page after another."""
-    try:
-        from selenium import webdriver  # noqa: PLC0415
-        from selenium.webdriver.chrome.service import Service  # noqa: PLC0415
-    except ImportError:
+    if importlib.util.find_spec("selenium") is None:
         _missing("selenium is not installed (pip install jaxmarket[browser])")
-    browser, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
-    if browser is None or driver is None:
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")) or not shutil.which("chromedriver"):
         _missing("there is no chromium with a chromedriver (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    yield started
-    started.quit()
+    import screenshots  # noqa: PLC0415
+
+    with screenshots.chromium() as driver:
+        yield driver
 
 
 class Page:
@@ -138,6 +131,13 @@ def test_no_page_is_wider_than_its_window(page, width):
             assert shown.js("return document.documentElement.scrollWidth") <= width
     finally:
         shown.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.full
+def test_a_label_that_is_cut_keeps_the_number_of_the_clone(page):
+    shown = page(replay(names=[f"a bidder with a very long name #{i}" for i in (1, 2)]))
+    labels = [text.text for text in shown.driver.find_elements("css selector", "#tracks svg .label")]
+    assert sorted(text[-4:] for text in labels if "#" in text) == ["… #1", "… #2"]
 
 
 @pytest.mark.full

@@ -57,6 +57,14 @@ def test_the_page_needs_no_network_and_permits_its_own_script_only():
         assert way not in script, way
 
 
+def test_the_page_shows_what_agents_pay_beside_the_sale():
+    made = episode(steps=1)
+    step, charges = made.steps[0], np.array([0.25, 0.125, -0.375, 0, 0])  # the third account is the auctioneer's
+    taxed = dataclasses.replace(step, charges=charges, wealth=step.wealth - charges)
+    document = data_of(Replay("taxes", "", (dataclasses.replace(made, steps=(taxed,)),)))
+    assert document["episodes"][0]["steps"][0]["charges"] == 0.375
+
+
 @pytest.mark.parametrize("agents", [14, 200])
 def test_two_hundred_auctions_are_less_than_a_megabyte(agents):
     rng = np.random.default_rng(0)
