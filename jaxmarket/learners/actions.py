@@ -8,19 +8,20 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.collectives import per_shard, psum
-from jaxmarket.learners.ppo import LARGEST_LOG_RATIO, clipped_gain
+from jaxmarket.learners.ppo import clipped_gain
 from jaxmarket.learners.protocol import (
     UNBOUND,
     Experience,
     Hyperparameters,
+    Learner,
     Optimizer,
     adam,
     clip,
     descend,
     in_blocks,
-    moments,
     numeric,
     over_minibatches,
+    standardized,
 )
 from jaxmarket.policies import TORSO, BidPolicy, ValueNetwork, with_torso_of
 from jaxmarket.types import Array, PyTree
@@ -47,6 +48,21 @@ class ActingState(struct.PyTreeNode):
     def params(self) -> dict[str, PyTree]:
         """The parameters of both networks, as `jaxmarket.society.Society` takes them."""
         return {"bids": self.bids.params, "actions": self.actions.params}
+
+    def learn(
+        self,
+        learners: "tuple[Learner, ActionPPO]",
+        experience: Experience,
+        hyper: Hyperparameters,
+        update: Array,
+        progress: Array,
+    ) -> Self:
+        """This state after an update of bids, from the sales, and of actions; arguments as in `Learner.update`."""
+        bids, actions = learners
+        return self.replace(
+            bids=bids.update(self.bids, experience.sales(), hyper, update, progress)[0],
+            actions=actions.update(self.actions, experience, hyper, update, progress)[0],
+        )
 
     def with_torso_of_bids(self) -> Self:
         """This state with one torso: the policy over actions has that of bids."""
@@ -123,7 +139,7 @@ class ActionPPO:
         own = hyper.own
         rate = own["action_learning_rate"] * (1 - progress if self.anneal else 1)
         won, utility = experience.won.any(0), experience.utility.sum(0)  # of the member that won
-        mean, std = moments(utility, won, self.axis)
+        advantage = standardized(utility, won, self.axis)
         # Auctions last, as `over_minibatches` takes them.
         choice = jnp.moveaxis(experience.choice, 0, -1)
 
@@ -134,8 +150,7 @@ class ActionPPO:
         def loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             choice, won, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, choice)
-            ratio = jnp.exp(jnp.minimum(log_prob - before, LARGEST_LOG_RATIO))
-            gain = clipped_gain(ratio, advantage, own["action_clip"]) + own["action_entropy"] * entropy
+            gain = clipped_gain(log_prob - before, advantage, own["action_clip"]) + own["action_entropy"] * entropy
             # A sum, so that a purchase has the same weight in every module, however few purchases a module makes.
             return -per_shard(jnp.sum(jnp.where(won, gain, 0)) / self.minibatch, self.axis)
 
@@ -150,6 +165,6 @@ class ActionPPO:
             choice,
             self.minibatch,
         )
-        rest = (choice, won, (utility - mean) / std, before)
+        rest = (choice, won, advantage, before)
         state, value = over_minibatches(step, state, experience.obs, rest, self.minibatch, self.epochs)
         return state, {"action_loss": value}

@@ -33,11 +33,11 @@ __all__ = [
     "is_large",
     "mean_where",
     "modules_at_once",
-    "moments",
     "numeric",
     "numeric_settings",
     "over_minibatches",
     "shard",
+    "standardized",
     "static_part",
 ]
 
@@ -283,12 +283,11 @@ def mean_where(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | 
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
-def moments(
-    values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation (plus 1e-8) of the masked values of the whole batch, over all shards."""
+def standardized(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None) -> Float[Array, "*n"]:
+    """The values, shifted and scaled so that the masked ones of all shards have mean 0 and standard deviation 1."""
     mean = psum(mean_where(values, mask, axis), axis)
-    return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
+    std = jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
+    return (values - mean) / std
 
 
 def is_large(params: PyTree, modules: int = 1) -> bool:

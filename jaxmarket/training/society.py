@@ -182,10 +182,7 @@ class SocietyTraining:
         """One module's update with its own experience."""
         if self.action_learner is None:
             return self.learner.update(state, experience, hyper, update, progress)[0]
-        after = ActingState(
-            bids=self.learner.update(state.bids, experience.sales(), hyper, update, progress)[0],
-            actions=self.action_learner.update(state.actions, experience, hyper, update, progress)[0],
-        )
+        after = state.learn((self.learner, self.action_learner), experience, hyper, update, progress)
         shared = self.society.learned is not None and self.society.learned.share_torso
         return after.with_one_torso(state) if shared else after
 
