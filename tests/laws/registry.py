@@ -538,6 +538,6 @@ STATIC = {
     "Memory": (lambda: Memory(Chain(), bits=1), lambda: Memory(Chain(), bits=2)),
     "SupplyChain": (lambda: SupplyChain(2), lambda: SupplyChain(3)),
     "Targets": (Targets, lambda: Targets(absent=(3,))),
-    "Regimes": (lambda: Regimes(2), lambda: Regimes(3)),
+    "Regimes": (lambda: Regimes(2), lambda: Regimes(2, lasting=3)),
     "TwoRooms": (lambda: make_env("TwoRooms-GreenTask-v0")[0], lambda: make_env("TwoRooms-BlueTask-v0")[0]),
 }
