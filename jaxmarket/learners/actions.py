@@ -24,7 +24,7 @@ from jaxmarket.learners.protocol import (
     standardized,
 )
 from jaxmarket.policies import TORSO, BidPolicy, ValueNetwork, with_torso_of
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, tree_select
 
 __all__ = ["ActingState", "ActionPPO", "ActionState"]
 
@@ -94,7 +94,8 @@ class ActionPPO:
     The advantage of an action is the utility of the purchase: revenue minus price. Under first price with deterministic
     bids, and under Vickrey auctions between clones with equal bids, the price is the module's own bid, its estimate of
     the revenue. The utility is then the TD error with the bid as critic, and with λ > 0 the generalised advantage
-    (Schulman et al. 2016), so that a society of one module is an actor–critic.
+    (Schulman et al. 2016), so that a society of one module is an actor–critic. A module that buys nothing does not
+    change, so that it forgets nothing.
 
     Attributes:
         policy: the policy over actions; set by training.
@@ -157,7 +158,9 @@ class ActionPPO:
         def step(state: ActionState, obs: Array, rest: _Rest) -> tuple[ActionState, Array]:
             value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, rest), self.axis)
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
-            return ActionState(params=params, opt=opt), value
+            # Without a purchase Adam would still move on, and then take a long step at the next one.
+            bought = psum(jnp.sum(rest[1]), self.axis) > 0
+            return tree_select(bought, ActionState(params=params, opt=opt), state), value
 
         before = in_blocks(
             lambda obs, choice: log_prob_and_entropy(state.params, obs, choice)[0],
