@@ -2,7 +2,8 @@
 
 In `Regimes` every action means something else in each of four regimes. A society whose modules learn to act is compared
 with agents of as many parameters: one network, a mixture of experts and an option-critic, all trained by PPO. The
-specialisation of the parts is the information that the regime gives about the part that acts.
+specialisation of the parts is the information that the regime gives about the part that acts. Where regimes are
+lasting, agents learn in one regime for a long time, and the return also measures what they forget of the others.
 """
 
 import functools
@@ -34,6 +35,9 @@ __all__ = ["ARMS", "EXPERIMENT", "config"]
 _ENV, _REGIMES = "Regimes-v0", 4
 _BEST = Regimes().optimal_return()
 _STEPS = 507_904  # 124 rollouts
+_LASTING = Regimes(lasting=1024)
+_MOST = _LASTING.optimal_return()
+_LASTING_STEPS = 524_288  # every regime four times, 8 rollouts each
 _BUDGET: dict[str, Any] = {"instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95, "log_every": 4}
 _SOCIETY: dict[str, Any] = {
     "learner": "valuation", "auction": "ccv", "clones": 2, "primitives": "learned", "action_epochs": 4,
@@ -48,6 +52,15 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 TUNED_SMALL = {"learning_rate": 1e-2, "action_learning_rate": 1e-2, "action_entropy": 0.03, "exploration": 1.0}
 """Of small specialists. All are the best settings of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
+
+_BY_PPO: dict[str, Any] = _PPO | {"learning_rate": 3e-2, "entropy": 0.003, "exploration": 0.0}
+TUNED_LASTING: dict[str, dict[str, Any]] = {
+    "specialists": {"learning_rate": 1e-2, "action_learning_rate": 1e-2, "action_entropy": 0.03, "exploration": 0.0},
+    "one network": {"learning_rate": 3e-2, "entropy": 0.003},
+    "mixture": {"learning_rate": 1e-2, "entropy": 0.003},
+    "option-critic": {"learning_rate": 3e-2, "entropy": 0.003},
+}
+"""Of all agents where regimes are lasting."""
 
 
 def _society(modules: int, width: int, **settings: Any) -> dict[str, Any]:
@@ -68,11 +81,28 @@ ARMS: dict[str, dict[str, Any]] = {
     "2 modules": _society(2, 8),
     "8 modules": _society(8, 2),
     "specialists, small": _society(4, 2, **TUNED_SMALL),
-    "one network, small": _ppo("one network", 10, "monolith"),
-    "mixture, small": _ppo("mixture", 2, MixtureOfExperts(4)),
-    "option-critic, small": _ppo("option-critic", 2, OptionCritic(4, value_hidden=(3,))),
+    "one network, small": _ppo("one network", 9, "monolith"),
+    "mixture, small": _ppo("mixture", 2, MixtureOfExperts(4, value_hidden=(6,))),
+    "option-critic, small": _ppo("option-critic", 2, OptionCritic(4, value_hidden=(2,))),
+    "bids by PPO, small": _society(4, 2, **_BY_PPO),
 }
-"""What is compared. Widths are such that all agents have about 364 parameters, and those that are small about 196."""
+"""What is compared. Widths are such that all agents have about 364 parameters, and those that are small about 178; but
+bids by PPO need value networks and have 260."""
+for _arm in (*TUNED, "no payments", "1 module"):
+    _tuned = TUNED_LASTING.get(_arm, TUNED_LASTING["specialists"])
+    ARMS[f"{_arm}, lasting"] = ARMS[_arm] | _tuned | {"env": _LASTING, "steps": _LASTING_STEPS}
+_CART_POLE = _society(3, 64, hidden=(64, 64), env="CartPole-v1", gamma=0.99, steps=262_144, persistence=0.9) | {
+    **{"learning_rate": 1e-3, "action_learning_rate": 3e-4, "action_entropy": 0.01, "exploration": 0.0},
+}
+_FORMS: dict[str, dict[str, Any]] = {"two networks": {}, "one torso": {"share_torso": True}} | {
+    f"hold {steps}": {"hold": steps} for steps in (2, 4, 8)
+}
+FORMS = {
+    f"{task}, {form}": settings | own
+    for task, settings in (("CartPole-v1", _CART_POLE), (_ENV, ARMS["specialists"]))
+    for form, own in _FORMS.items()
+}
+"""Societies whose modules hold the right to act, or have one torso for bids and actions."""
 _QUICK = ("specialists", "one network", "mixture")
 _RATES = {"learning_rate": [3e-3, 1e-2, 3e-2]}
 _GRID = combinations(_RATES | {"entropy": [0.003, 0.01, 0.03]})
@@ -81,8 +111,8 @@ _SOCIETY_GRID = [
     for each in combinations(_RATES | {"action_entropy": [0.003, 0.01, 0.03], "exploration": [0.0, 1.0]})
 ]
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    **dict.fromkeys(("specialists", "specialists, small"), _SOCIETY_GRID),
-    **dict.fromkeys(("one network", "mixture", "option-critic"), _GRID),
+    **dict.fromkeys(("specialists", "specialists, small", "specialists, lasting"), _SOCIETY_GRID),
+    **dict.fromkeys([arm + task for task in ("", ", lasting") for arm in TUNED if arm != "specialists"], _GRID),
 }
 """The same learning rates and entropy weights for all. Societies have more: exploration, and a grid of the small ones;
 the other small agents have the settings of the larger ones."""
@@ -95,8 +125,8 @@ _PLAYED, _INSTANCES = 256, 16  # decisions of each of several instances
 
 def config(arm: str, **settings: Any) -> TrainConfig:
     """The configuration of an arm; ``settings`` override its own."""
-    chosen: dict[str, Any] = {"steps": _STEPS, **_BUDGET, **ARMS[arm], **settings}
-    return TrainConfig(_ENV, **chosen)
+    chosen: dict[str, Any] = {"env": _ENV, "steps": _STEPS, **_BUDGET, **(ARMS | FORMS)[arm], **settings}
+    return TrainConfig(**chosen)
 
 
 def _arms(scope: Scope) -> tuple[str, ...]:
@@ -117,6 +147,7 @@ def _conditions(scope: Scope) -> list[Condition]:
     wanted: list[Condition] = [Train(arm, config(arm)) for arm in _arms(scope)]
     for arm in _specialise(scope):
         wanted.append(Compute(f"parts-{arm}", functools.partial(acting, arm, scope.seed), inputs=(arm,)))
+    wanted += [] if scope.quick else [Train(form, config(form)) for form in FORMS]
     wanted.append(Compute("parts-untrained", functools.partial(acting, "specialists", scope.seed)))
     return wanted + (grid_conditions(GRIDS, _tried) if scope.full else [])
 
@@ -134,7 +165,8 @@ def acting(arm: str, seed: int, keys: Any, run: SavedRun | None = None) -> Array
         keys: one for each seed, of new networks.
         run: the trained networks; new ones by default.
     """
-    trainable, hyper = config(arm).settings.trainable, config(arm).settings.hyperparameters.as_arrays()
+    settings = config(arm, env=_ENV).settings  # in which instances meet all regimes soon
+    trainable, hyper = settings.trainable, settings.hyperparameters.as_arrays()
     if run is None:
         params = jax.vmap(lambda key: trainable.init(key, trainable.env.default_params, hyper).learner.params)(keys)
     else:
@@ -149,6 +181,9 @@ def acting(arm: str, seed: int, keys: Any, run: SavedRun | None = None) -> Array
 
 # --- claims
 
+_TASKS = {"364 parameters": "", "178 parameters": ", small", "lasting regimes": ", lasting"}
+_OTHERS = {"one network": "one network", "mixture": "the mixture of experts", "option-critic": "the option-critic"}
+
 
 def _above(first: str, second: str, text: str) -> Claim:
     return separated(text, at(first, "return"), at(second, "return"))
@@ -156,25 +191,15 @@ def _above(first: str, second: str, text: str) -> Claim:
 
 def _claims(scope: Scope) -> list[Claim]:
     claims = []
-    for size in ("",) if scope.quick else ("", ", small"):
-        label = f"[{196 if size else 364} parameters] "
-        others = {
-            "one network": "one network",
-            "mixture": "the mixture of experts",
-            "option-critic": "the option-critic",
-        }
-        claims += [
-            _above(f"specialists{size}", arm + size, f"{label}specialists have a higher return than {name}")
-            for arm, name in others.items()
-            if arm + size in _arms(scope)
-        ]
-        claims += [
-            _above(
-                f"mixture{size}",
-                f"one network{size}",
-                f"{label}the mixture of experts has a higher return than one network",
-            )
-        ]
+    for label, task in _TASKS.items():
+        specialists, mixture = f"specialists{task}", f"mixture{task}"
+        if specialists not in _arms(scope):
+            continue
+        for arm, name in _OTHERS.items():
+            text = f"[{label}] specialists have a higher return than {name}"
+            claims += [_above(specialists, arm + task, text)] if arm + task in _arms(scope) else []
+        text = f"[{label}] the mixture of experts has a higher return than one network"
+        claims += [_above(mixture, f"one network{task}", text)]
     claims.append(
         separated(
             "modules specialise: the regime tells more about the winner than in an untrained society",
@@ -189,28 +214,30 @@ def _claims(scope: Scope) -> list[Claim]:
             at("parts-mixture", "information"),
         )
     )
-    if not scope.quick:
-        claims.append(_above("specialists", "no payments", "specialists have a higher return than without payments"))
-        claims.append(
-            _above("specialists", "1 module", "four modules have a higher return than one of their total size")
-        )
+    for label, task in (("", ""), ("[lasting regimes] ", ", lasting")) if not scope.quick else ():
+        first = f"specialists{task}"
+        text = f"{label}specialists have a higher return than without payments"
+        claims.append(_above(first, f"no payments{task}", text))
+        text = f"{label}four modules have a higher return than one of their total size"
+        claims.append(_above(first, f"1 module{task}", text))
     return claims
 
 
 # --- tables
 
 
-def _rows(results: Results) -> Iterator[dict[str, Any]]:
-    for arm in _arms(results.scope):
+def _rows(results: Results, *, lasting: bool = False) -> Iterator[dict[str, Any]]:
+    for arm in (arm for arm in _arms(results.scope) if arm.endswith("lasting") == lasting):
         parts = f"parts-{arm}"
+        steps = interquartile_mean(results.measure(arm, "steps to 90%") / 1000)
         yield {
-            "arm": arm,
+            "arm": arm.removesuffix(", lasting"),
             "parts": parts_of(arm),
             "parameters": int(results.measure(arm, "parameters")[0]),
             "return": interquartile_mean(results.measure(arm, "return")),
             "lowest seed": float(results.measure(arm, "return").min()),
             "while learning": interquartile_mean(results.measure(arm, "while learning")),
-            "k steps": interquartile_mean(results.measure(arm, "steps to 90%") / 1000),
+            **({} if lasting else {"k steps": steps}),
             "bits": interquartile_mean(results.measure(parts, "information")) if parts in results else None,
             "largest share": interquartile_mean(results.measure(parts, "largest share")) if parts in results else None,
         }
@@ -226,6 +253,27 @@ def _note(results: Results) -> str:
         f"{untrained} in an untrained society\n"
         "largest share: of all decisions, of the part that acts most"
     )
+
+
+def _form_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for name in () if results.scope.quick else FORMS:
+        task, _, form = name.partition(", ")
+        yield {
+            "task": task,
+            "form": form,
+            "parameters": int(results.measure(name, "parameters")[0]),
+            "return": interquartile_mean(results.measure(name, "return")),
+            "lowest seed": float(results.measure(name, "return").min()),
+            "while learning": interquartile_mean(results.measure(name, "while learning")),
+        }
+
+
+_NOTE_LASTING = (
+    "a regime lasts 1,024 steps of each of 32 instances; then comes the next one, and after four the first again\n"
+    f"return: greedy, after training, over an episode with all regimes; {_MOST:.0f} is optimal\n"
+    "while learning: sampled, in the last episode, in which every regime is learned once more\n"
+    "bits, largest share: where regimes change with every goal, as above"
+)
 
 
 # --- figures
@@ -249,7 +297,7 @@ def _draw_winners(results: Results) -> Any:
 
 
 def _draw_curves(results: Results) -> Any:
-    names = [arm for arm in _arms(results.scope) if arm.partition(",")[0] in TUNED]
+    names = [arm for arm in _arms(results.scope) if arm.partition(",")[0] in TUNED and not arm.endswith("lasting")]
     sizes = [[arm for arm in names if arm.endswith("small") == small] for small in (False, True)]
     sizes = [arms for arms in sizes if arms]
     fig, axes = plotting.figure(columns=len(sizes), width=5.2, height=3.4)
@@ -260,6 +308,21 @@ def _draw_curves(results: Results) -> Any:
         plotting.draw_metric_curves(ax, runs, "return_mean", title=title, levels=best)
         ax.set(xscale="linear", ylabel="return during training", ylim=(0, None))
         plotting.step_axis(ax, "environment steps per seed")
+    plotting.legend_below(fig)
+    return fig
+
+
+def _draw_forgetting(results: Results) -> Any:
+    """The rewards of all agents while one regime after the other lasts; not in a quick run."""
+    if results.scope.quick:
+        return None
+    fig, axes = plotting.figure(width=9.0, height=3.4)
+    runs = {arm: results[f"{arm}, lasting"] for arm in TUNED}
+    plotting.draw_metric_curves(axes[0], runs, "welfare", levels={"optimum": _MOST / (_REGIMES * 1024)})
+    axes[0].set(xscale="linear", ylabel="goals per step during training", ylim=(0, None))
+    for steps in range(0, _LASTING_STEPS, 1024 * _BUDGET["instances"]):
+        axes[0].axvline(steps, color="black", linewidth=0.3)
+    plotting.step_axis(axes[0], "environment steps per seed; vertical lines: the regime changes")
     plotting.legend_below(fig)
     return fig
 
@@ -278,6 +341,19 @@ EXPERIMENT = Experiment(
     claims=_claims,
     tables=[
         Table("arms", lambda results: f"four regimes, {_STEPS / 1000:.0f} k steps", _rows, _note),
+        Table(
+            "lasting",
+            f"four lasting regimes, {_LASTING_STEPS / 1000:.0f} k steps",
+            functools.partial(_rows, lasting=True),
+            _NOTE_LASTING,
+        ),
+        Table(
+            "forms",
+            "options that learn, and modules with one torso",
+            _form_rows,
+            "hold: steps for which a winner keeps the right to act · one torso: of bids and actions\n"
+            f"CartPole-v1: 3 modules with layers of 64 and 64 units, 262 k steps · {_ENV}: specialists, as above",
+        ),
         tuning_table(
             f"grids, {_TUNING_SEEDS} separate seeds",
             GRIDS,
@@ -286,11 +362,11 @@ EXPERIMENT = Experiment(
                 "lowest": column("return", np.min),
                 "while learning": column("while learning", np.mean),
             },
-            lambda row: -row["while learning"],
-            "best: the highest mean return during the last tenth of training",
+            lambda row: -row["return" if row["arm"].endswith("lasting") else "while learning"],
+            "best: the highest mean return during the last tenth of training; of lasting regimes, after training",
         ),
     ],
-    figures={"learning_curves": _draw_curves, "winners": _draw_winners},
+    figures={"learning_curves": _draw_curves, "winners": _draw_winners, "forgetting": _draw_forgetting},
     seeds=8,
     quick=Quick(seeds=2, steps=0.1),
 )

@@ -28,7 +28,9 @@ from jaxmarket.types import Array, PyTree, tree_select
 
 __all__ = ["ActingState", "ActionPPO", "ActionState"]
 
-_Rest = tuple[Array, Array, Array, Array]  # choice [D, n] or [n], won, advantage, log-probability before: [n] each
+# Choice [D, n] or [n] and legal actions [P, n] or None; won, advantage, log-probability before: [n] each.
+_Choice = tuple[Array, Array | None]
+_Rest = tuple[_Choice, Array, Array, Array]
 
 
 class ActionState(struct.PyTreeNode):
@@ -142,15 +144,17 @@ class ActionPPO:
         won, utility = experience.won.any(0), experience.utility.sum(0)  # of the member that won
         advantage = standardized(utility, won, self.axis)
         # Auctions last, as `over_minibatches` takes them.
-        choice = jnp.moveaxis(experience.choice, 0, -1)
+        chosen = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), (experience.choice, experience.legal))
 
-        def log_prob_and_entropy(params: PyTree, obs: Array, choice: Array) -> tuple[Array, Array]:
-            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
-            return distribution.log_prob(jnp.moveaxis(choice, -1, 0)), distribution.entropy()
+        def log_prob_and_entropy(params: PyTree, obs: Array, chosen: _Choice) -> tuple[Array, Array]:
+            choice, legal = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), chosen)
+            distribution: Any = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            distribution = distribution if legal is None else distribution.among(legal)
+            return distribution.log_prob(choice), distribution.entropy()
 
         def loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
-            choice, won, advantage, before = rest
-            log_prob, entropy = log_prob_and_entropy(params, obs, choice)
+            chosen, won, advantage, before = rest
+            log_prob, entropy = log_prob_and_entropy(params, obs, chosen)
             gain = clipped_gain(log_prob - before, advantage, own["action_clip"]) + own["action_entropy"] * entropy
             # A sum, so that a purchase has the same weight in every module, however few purchases a module makes.
             return -per_shard(jnp.sum(jnp.where(won, gain, 0)) / self.minibatch, self.axis)
@@ -163,11 +167,11 @@ class ActionPPO:
             return tree_select(bought, ActionState(params=params, opt=opt), state), value
 
         before = in_blocks(
-            lambda obs, choice: log_prob_and_entropy(state.params, obs, choice)[0],
+            lambda obs, chosen: log_prob_and_entropy(state.params, obs, chosen)[0],
             experience.obs,
-            choice,
+            chosen,
             self.minibatch,
         )
-        rest = (choice, won, advantage, before)
+        rest = (chosen, won, advantage, before)
         state, value = over_minibatches(step, state, experience.obs, rest, self.minibatch, self.epochs)
         return state, {"action_loss": value}

@@ -57,11 +57,12 @@ class Experience(struct.PyTreeNode):
     price: Float[Array, "R N"]  # price paid; 0 for losers
     utility: Float[Array, "R N"]  # 0 for losers
     choice: Float[Array, "N ..."] | None = None  # of the winners, if primitives learn; a module uses its purchases only
+    legal: Bool[Array, "N P"] | None = None  # the actions that could be chosen, where some are illegal
     held: Bool[Array, " N"] | None = None  # rows without a sale, in which the owner kept the right to act
 
     def of_all(self) -> dict[str, Array | None]:
         """The fields that are the same for all modules, and have no axis of modules."""
-        return {"obs": self.obs, "choice": self.choice, "held": self.held}
+        return {"obs": self.obs, "choice": self.choice, "legal": self.legal, "held": self.held}
 
     def sales(self) -> "Experience":
         """The data without the rows in which nothing was sold."""

@@ -280,7 +280,7 @@ def _without_prices(society: Society) -> Society:
 
 
 def module_experience(society: Society, trajectory: Transition, utility: Array) -> Experience:
-    """Each module's own view of rows [T, B]: obs, choice and held [N, ...], the rest [M, R, N], with N = T · B."""
+    """Each module's own view of rows [T, B], with N = T · B: what is the same for all [N, ...], the rest [M, R, N]."""
     t, winner = trajectory, trajectory.outcome.winner
 
     def by_module(value: Array) -> Array:
@@ -294,5 +294,6 @@ def module_experience(society: Society, trajectory: Transition, utility: Array) 
         price=by_module(per_bidder(t.price, winner, society.bidders)),
         utility=by_module(per_bidder(utility, winner, society.bidders)),
         choice=None if t.choice is None else t.choice.reshape(-1, *t.choice.shape[2:]),
+        legal=None if t.legal is None else t.legal.reshape(-1, t.legal.shape[-1]),
         held=None if t.held is None else t.held.reshape(-1),
     )
