@@ -28,6 +28,7 @@ from jaxmarket.runs.specialists import decisions
 from jaxmarket.runs.sweeps import combinations
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.experts import MixtureOfExperts, OptionCritic
+from jaxmarket.training.pinned import ANNEALED_MONOLITH, LEARNED_BY_PPO, LEARNED_SOCIETY, train_config
 from jaxmarket.view import plotting
 
 __all__ = ["ARMS", "EXPERIMENT", "config"]
@@ -39,11 +40,8 @@ _LASTING = Regimes(lasting=1024)
 _MOST = _LASTING.optimal_return()
 _LASTING_STEPS = 524_288  # every regime four times, 8 rollouts each
 _BUDGET: dict[str, Any] = {"instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95, "log_every": 4}
-_SOCIETY: dict[str, Any] = {
-    "learner": "valuation", "auction": "ccv", "clones": 2, "primitives": "learned", "action_epochs": 4,
-    "persistence": 0.0, "exploration_final": 0.0,
-}  # fmt: skip
-_PPO: dict[str, Any] = {"learner": "ppo", "epochs": 4, "value_learning_rate": 5e-3}
+_SOCIETY: dict[str, Any] = {"base": LEARNED_SOCIETY, "persistence": 0.0}
+_PPO: dict[str, Any] = {"base": ANNEALED_MONOLITH}
 TUNED: dict[str, dict[str, Any]] = {
     "specialists": {"learning_rate": 3e-2, "action_learning_rate": 3e-2, "action_entropy": 0.03, "exploration": 1.0},
     "one network": {"learning_rate": 3e-2, "entropy": 0.003},
@@ -53,7 +51,7 @@ TUNED: dict[str, dict[str, Any]] = {
 TUNED_SMALL = {"learning_rate": 1e-2, "action_learning_rate": 1e-2, "action_entropy": 0.03, "exploration": 1.0}
 """Of small specialists. All are the best settings of `GRIDS`; see the table ``tuning`` of a ``--full`` run."""
 
-_BY_PPO: dict[str, Any] = _PPO | {"learning_rate": 3e-2, "entropy": 0.003, "exploration": 0.0}
+_BY_PPO: dict[str, Any] = {"base": LEARNED_BY_PPO, "learning_rate": 3e-2, "entropy": 0.003, "exploration": 0.0}
 TUNED_LASTING: dict[str, dict[str, Any]] = {
     "specialists": {"learning_rate": 1e-2, "action_learning_rate": 1e-2, "action_entropy": 0.03, "exploration": 0.0},
     "one network": {"learning_rate": 3e-2, "entropy": 0.003},
@@ -126,7 +124,7 @@ _PLAYED, _INSTANCES = 256, 16  # decisions of each of several instances
 def config(arm: str, **settings: Any) -> TrainConfig:
     """The configuration of an arm; ``settings`` override its own."""
     chosen: dict[str, Any] = {"env": _ENV, "steps": _STEPS, **_BUDGET, **(ARMS | FORMS)[arm], **settings}
-    return TrainConfig(**chosen)
+    return train_config(**chosen)
 
 
 def _arms(scope: Scope) -> tuple[str, ...]:
