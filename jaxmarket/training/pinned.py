@@ -128,14 +128,14 @@ def train_config(env: Any, base: Mapping[str, Any] | None = None, **settings: An
         settings: as in `jaxmarket.TrainConfig`; without ``base``, ``learner`` is ppo (the default) or valuation.
     """
     chosen = {name: value for name, value in settings.items() if value is not None}
-    learner = None if base else chosen.pop("learner", "ppo")
     if base is None:
+        learner = chosen.pop("learner", "ppo")
         society = {"ppo": PPO_SOCIETY, "valuation": VALUATION_SOCIETY}[learner]
         base = {"monolith": MONOLITH, "wide": WIDE_MARKET}.get(chosen.get("agent", "society"), society)
+        if learner == "valuation" and chosen.get("hidden") == ():
+            chosen = {"learning_rate": 3e-2} | chosen  # of tables
     if chosen.get("bids") == "beta":
         chosen["bids"] = _PAPER["bids"]
-    if learner == "valuation" and chosen.get("hidden") == ():
-        chosen = {"learning_rate": 3e-2} | chosen  # of tables
     chosen = {**base, **chosen}
     updates = -(-chosen["steps"] // (chosen["instances"] * chosen["horizon"]))
     chosen.setdefault("log_every", -(-updates // 50))  # for 50 rows of metrics
