@@ -16,7 +16,7 @@ import numpy as np
 from jaxmarket.environments import Regimes
 from jaxmarket.experiments.claims import Claim, at, separated
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope, Train
-from jaxmarket.experiments.experiment import Experiment, Quick, Table, column
+from jaxmarket.experiments.experiment import Experiment, Quick, Table, by_condition, column
 from jaxmarket.experiments.results import Results
 from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.keys import key_for, key_of
@@ -36,12 +36,10 @@ __all__ = ["ARMS", "EXPERIMENT", "config"]
 _ENV, _REGIMES = "Regimes-v0", 4
 _BEST = Regimes().optimal_return()
 _STEPS = 507_904  # 124 rollouts
-_LASTING = Regimes(lasting=1024)
-_MOST = _LASTING.optimal_return()
-_LASTING_STEPS = 524_288  # every regime four times, 8 rollouts each
+_LASTING, _LASTING_STEPS = 1024, 524_288  # every regime four times, 8 rollouts each
+_MOST = Regimes(lasting=_LASTING).optimal_return()
 _BUDGET: dict[str, Any] = {"instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95, "log_every": 4}
 _SOCIETY: dict[str, Any] = {"base": LEARNED_SOCIETY, "persistence": 0.0}
-_PPO: dict[str, Any] = {"base": ANNEALED_MONOLITH}
 TUNED: dict[str, dict[str, Any]] = {
     "specialists": {"learning_rate": 3e-2, "action_learning_rate": 3e-2, "action_entropy": 0.03, "exploration": 1.0},
     "one network": {"learning_rate": 3e-2, "entropy": 0.003},
@@ -66,7 +64,7 @@ def _society(modules: int, width: int, **settings: Any) -> dict[str, Any]:
 
 
 def _ppo(arm: str, width: int, agent: Any) -> dict[str, Any]:
-    return _PPO | TUNED[arm] | {"hidden": (width,), "agent": agent}
+    return TUNED[arm] | {"base": ANNEALED_MONOLITH, "hidden": (width,), "agent": agent}
 
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -88,13 +86,11 @@ ARMS: dict[str, dict[str, Any]] = {
 bids by PPO need value networks and have 260."""
 for _arm in (*TUNED, "no payments", "1 module"):
     _tuned = TUNED_LASTING.get(_arm, TUNED_LASTING["specialists"])
-    ARMS[f"{_arm}, lasting"] = ARMS[_arm] | _tuned | {"env": _LASTING, "steps": _LASTING_STEPS}
+    ARMS[f"{_arm}, lasting"] = ARMS[_arm] | _tuned | {"env": Regimes(lasting=_LASTING), "steps": _LASTING_STEPS}
 _CART_POLE = _society(3, 64, hidden=(64, 64), env="CartPole-v1", gamma=0.99, steps=262_144, persistence=0.9) | {
     **{"learning_rate": 1e-3, "action_learning_rate": 3e-4, "action_entropy": 0.01, "exploration": 0.0},
 }
-_FORMS: dict[str, dict[str, Any]] = {"two networks": {}, "one torso": {"share_torso": True}} | {
-    f"hold {steps}": {"hold": steps} for steps in (2, 4, 8)
-}
+_FORMS: dict[str, dict[str, Any]] = {"two networks": {}, "one torso": {"share_torso": True}, "hold 4": {"hold": 4}}
 FORMS = {
     f"{task}, {form}": settings | own
     for task, settings in (("CartPole-v1", _CART_POLE), (_ENV, ARMS["specialists"]))
@@ -102,18 +98,21 @@ FORMS = {
 }
 """Societies whose modules hold the right to act, or have one torso for bids and actions."""
 _QUICK = ("specialists", "one network", "mixture")
-_RATES = {"learning_rate": [3e-3, 1e-2, 3e-2]}
-_GRID = combinations(_RATES | {"entropy": [0.003, 0.01, 0.03]})
-_SOCIETY_GRID = [
-    each | {"action_learning_rate": each["learning_rate"]}
-    for each in combinations(_RATES | {"action_entropy": [0.003, 0.01, 0.03], "exploration": [0.0, 1.0]})
-]
+
+
+def _grid(society: bool, entropies: list[float], exploration: list[float]) -> list[dict[str, Any]]:
+    """Learning rates and entropy weights, which are the same for all agents; societies have more of exploration."""
+    axes = {"learning_rate": [3e-3, 1e-2, 3e-2], ("action_entropy" if society else "entropy"): entropies}
+    tried = combinations(axes | ({"exploration": exploration} if society else {}))
+    return [each | {"action_learning_rate": each["learning_rate"]} for each in tried] if society else tried
+
+
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    **dict.fromkeys(("specialists", "specialists, small", "specialists, lasting"), _SOCIETY_GRID),
-    **dict.fromkeys([arm + task for task in ("", ", lasting") for arm in TUNED if arm != "specialists"], _GRID),
+    **dict.fromkeys(("specialists", "specialists, small"), _grid(True, [0.003, 0.01, 0.03], [0.0, 1.0])),
+    **dict.fromkeys(("one network", "mixture", "option-critic"), _grid(False, [0.003, 0.01, 0.03], [])),
+    **{f"{arm}, lasting": _grid(arm == "specialists", [0.003, 0.03, 0.1], [0.0]) for arm in TUNED},
 }
-"""The same learning rates and entropy weights for all. Societies have more: exploration, and a grid of the small ones;
-the other small agents have the settings of the larger ones."""
+"""Other small agents than specialists have the settings of the larger ones."""
 _TUNING_SEED, _TUNING_SEEDS = 5, 4
 _PLAYED, _INSTANCES = 256, 16  # decisions of each of several instances
 
@@ -198,20 +197,11 @@ def _claims(scope: Scope) -> list[Claim]:
             claims += [_above(specialists, arm + task, text)] if arm + task in _arms(scope) else []
         text = f"[{label}] the mixture of experts has a higher return than one network"
         claims += [_above(mixture, f"one network{task}", text)]
-    claims.append(
-        separated(
-            "modules specialise: the regime tells more about the winner than in an untrained society",
-            at("parts-specialists", "information"),
-            at("parts-untrained", "information"),
-        )
-    )
-    claims.append(
-        separated(
-            "the regime tells more about the winner than about the expert that the mixture's gate draws",
-            at("parts-specialists", "information"),
-            at("parts-mixture", "information"),
-        )
-    )
+    for other, text in (
+        ("untrained", "modules specialise: the regime tells more about the winner than in an untrained society"),
+        ("mixture", "the regime tells more about the winner than about the expert that the mixture's gate draws"),
+    ):
+        claims.append(separated(text, at("parts-specialists", "information"), at(f"parts-{other}", "information")))
     for label, task in (("", ""), ("[lasting regimes] ", ", lasting")) if not scope.quick else ():
         first = f"specialists{task}"
         text = f"{label}specialists have a higher return than without payments"
@@ -253,17 +243,10 @@ def _note(results: Results) -> str:
     )
 
 
-def _form_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for name in () if results.scope.quick else FORMS:
-        task, _, form = name.partition(", ")
-        yield {
-            "task": task,
-            "form": form,
-            "parameters": int(results.measure(name, "parameters")[0]),
-            "return": interquartile_mean(results.measure(name, "return")),
-            "lowest seed": float(results.measure(name, "return").min()),
-            "while learning": interquartile_mean(results.measure(name, "while learning")),
-        }
+def _form_rows(results: Results) -> Any:
+    columns: dict[str, Any] = {"parameters": column("parameters", lambda of_seeds: int(of_seeds[0]))}
+    columns |= {"return": "return", "lowest seed": column("return", np.min), "while learning": "while learning"}
+    return by_condition(columns, first="society", names=[] if results.scope.quick else list(FORMS))(results)
 
 
 _NOTE_LASTING = (
@@ -316,9 +299,9 @@ def _draw_forgetting(results: Results) -> Any:
         return None
     fig, axes = plotting.figure(width=9.0, height=3.4)
     runs = {arm: results[f"{arm}, lasting"] for arm in TUNED}
-    plotting.draw_metric_curves(axes[0], runs, "welfare", levels={"optimum": _MOST / (_REGIMES * 1024)})
+    plotting.draw_metric_curves(axes[0], runs, "welfare", levels={"optimum": _MOST / (_REGIMES * _LASTING)})
     axes[0].set(xscale="linear", ylabel="goals per step during training", ylim=(0, None))
-    for steps in range(0, _LASTING_STEPS, 1024 * _BUDGET["instances"]):
+    for steps in range(0, _LASTING_STEPS, _LASTING * _BUDGET["instances"]):
         axes[0].axvline(steps, color="black", linewidth=0.3)
     plotting.step_axis(axes[0], "environment steps per seed; vertical lines: the regime changes")
     plotting.legend_below(fig)
@@ -339,12 +322,7 @@ EXPERIMENT = Experiment(
     claims=_claims,
     tables=[
         Table("arms", lambda results: f"four regimes, {_STEPS / 1000:.0f} k steps", _rows, _note),
-        Table(
-            "lasting",
-            f"four lasting regimes, {_LASTING_STEPS / 1000:.0f} k steps",
-            functools.partial(_rows, lasting=True),
-            _NOTE_LASTING,
-        ),
+        Table("lasting", "four lasting regimes, 524 k steps", functools.partial(_rows, lasting=True), _NOTE_LASTING),
         Table(
             "forms",
             "options that learn, and modules with one torso",
