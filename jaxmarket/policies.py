@@ -580,7 +580,7 @@ class Torso(nn.Module):
     """Convolutions, then dense layers: maps one observation [...] to features [hidden[-1]].
 
     Without layers the features are the flattened observation; the network of a head over one-hot observations is then
-    a table.
+    a table. A layer of one or two units has no layer norm, which would leave no more than a sign of its inputs.
     """
 
     convolutions: tuple[int, ...] = ()
@@ -598,7 +598,7 @@ class Torso(nn.Module):
         x = x.reshape(-1)
         for width in self.hidden:
             x = Affine(width)(x)
-            if self.layer_norm:
+            if self.layer_norm and width > 2:
                 x = nn.LayerNorm(param_dtype=real())(x)
             if self.activation:
                 x = nn.relu(x)

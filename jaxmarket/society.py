@@ -111,10 +111,10 @@ class Society:
         object.__setattr__(self, "clones", check_int("clones", self.clones))
         _ = self.primitives  # raises if there are none
         check_choice("ties", self.ties, ("random", "lowest"))
-        if self.learned is not None and self.env.restricts_actions:
+        if self.learned is not None and self.env.restricts_actions and self.env.box is not None:
             raise ValueError(
-                f"env: {self.env.name} has illegal actions, which primitives that learn would take; use another "
-                "environment, or primitives='actions'"
+                f"env: {self.env.name} has legal_actions, but continuous actions; remove legal_actions, and give the "
+                "action space bounds"
             )
 
     @property
@@ -221,8 +221,20 @@ class Society:
         """The primitive of the winner of an auction; 0 without a winner."""
         return jnp.maximum(winner, 0) // self.clones
 
+    def legal_choices(self, env_state: PyTree, env_params: PyTree) -> Bool[Array, " N"] | None:
+        """The actions that are legal in a state, if primitives learn and the environment restricts them; else None."""
+        if self.learned is None or not self.env.restricts_actions:
+            return None
+        return self.env.legal(env_state, env_params)
+
     def choose(
-        self, params: PyTree, draws: "Draws | None", obs: Array, winner: Int32[Array, ""], rules: Rules
+        self,
+        params: PyTree,
+        draws: "Draws | None",
+        obs: Array,
+        winner: Int32[Array, ""],
+        rules: Rules,
+        legal: Bool[Array, " N"] | None = None,
     ) -> Float[Array, "..."] | Int32[Array, ""]:
         """The choice of the winner of an auction: its primitive, or what its policy chooses.
 
@@ -234,6 +246,7 @@ class Society:
             obs: encoded observation.
             winner: a bidder, or `NOBODY`.
             rules: only ``greedy`` is used.
+            legal: the actions that modules that learn may choose; None for all.
 
         Returns:
             The argument of `Adapter.to_action`.
@@ -246,6 +259,7 @@ class Society:
         seen, axis = self.observed(obs)
         distributions = jax.vmap(self.learned.policy.apply, (0, axis))(actions, seen)
         own: Any = jax.tree.map(lambda x: x[jnp.maximum(winner, 0) // self.members], distributions)
+        own = own if legal is None else own.among(legal)
         if self.greedy or draws is None:
             return own.mean()
         drawn = own.from_noise(draws.action)
@@ -454,7 +468,8 @@ def advance(
     check_finite("price", price, f"the mechanism {society.mechanism.name} must return a finite number", step=now)
     check_finite("payout", payout, f"the mechanism {society.mechanism.name} must return a finite number", step=now)
 
-    choice = society.choose(params, draws, state.obs, outcome.winner, rules)
+    legal = society.legal_choices(state.env_state, env_params)
+    choice = society.choose(params, draws, state.obs, outcome.winner, rules, legal)
     after = society.env.step(draws.key("env"), state.env_state, society.env.to_action(choice), env_params)
     check_finite("reward", after.reward, f"a step of {society.env.name} must return a finite number", step=now)
     check_finite("observation", after.obs, f"a step of {society.env.name} must return finite numbers", step=now)
@@ -485,6 +500,7 @@ def advance(
         episode_return=state.episode_return + after.undiscounted,
         episode_length=longer(state.episode_length, after.duration),
         choice=None if society.learned is None else choice,
+        legal=legal,
         held=held,
         windfalls=windfalls,
     )
@@ -529,13 +545,17 @@ class MarketPolicy(struct.PyTreeNode):
     society: Society = struct.field(pytree_node=False)
 
     @standard_promotion
-    def __call__(self, obs: PyTree, key: Array | None = None, legal: Array | None = None) -> Array:
+    def __call__(
+        self, obs: PyTree, key: Array | None = None, legal: Array | None = None, legal_actions: Array | None = None
+    ) -> Array:
         """The action of the bidder that wins the auction for the state behind ``obs``.
 
         Args:
             obs: one raw observation of the environment, as its ``reset`` and ``step`` return it.
             key: draws bids and breaks ties; optional for a greedy society (ties then go to the lowest id).
             legal: bool [P], legal primitives; all by default.
+            legal_actions: bool [N], the actions that primitives that learn may choose; all by default. Where every
+                primitive is an action, they are the legal primitives.
 
         Returns:
             An action: i32 [], or a float array if the environment's actions are continuous.
@@ -553,4 +573,5 @@ class MarketPolicy(struct.PyTreeNode):
         eligible = jnp.repeat(legal, self.society.clones)
         obs = self.society.env.encode(obs)
         winner = auction(self.society, draws, self.params, obs, eligible, Rules()).winner
-        return self.society.env.to_action(self.society.choose(self.params, draws, obs, winner, Rules()))
+        choice = self.society.choose(self.params, draws, obs, winner, Rules(), legal_actions)
+        return self.society.env.to_action(choice)

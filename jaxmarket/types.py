@@ -130,6 +130,7 @@ class Transition(struct.PyTreeNode):
     episode_return: Float[Array, ""]  # of the episode so far, this row included
     episode_length: Int32[Array, ""]  # of the episode so far, this row included
     choice: Float[Array, "..."] | None = None  # what the winner's policy chose, if primitives learn to act
+    legal: Bool[Array, " N"] | None = None  # the actions it could choose, where some are illegal
     held: Bool[Array, ""] | None = None  # whether the owner kept the right to act, so that there was no sale
     windfalls: Float[Array, " A"] | None = None  # credited to other bidders, where modules have rewards of their own
 

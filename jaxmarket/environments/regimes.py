@@ -1,6 +1,7 @@
 """A plane in which the actions change their meaning: tasks for agents with parts that can specialise."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ _DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # each is the previous one, tu
 _COLOURS = ((63, 144, 218), (255, 169, 14), (189, 31, 1), (131, 45, 182))  # of the goal in each regime
 _PAPER, _POINT, _PIXELS = 244, 30, 16
 _MOST_RADIUS = 1000  # cells are numbered by an i32
+_MOST_LASTING = 2**28
 
 
 class RegimesState(struct.PyTreeNode):
@@ -34,46 +36,50 @@ class RegimesParams(struct.PyTreeNode):
     max_steps_in_episode: int = 50
 
 
+@dataclasses.dataclass(frozen=True)
 class Regimes(environment.Environment[Any, Any]):
-    """A point looks for one goal after the other; each goal that it reaches turns the meaning of all actions.
+    """A point looks for one goal after the other, in regimes in which the actions have different meanings.
 
     The plane is a torus of (2 · radius + 1)² cells. In regime g, one of K, action a moves the point by one cell in
     direction (a + g) mod 4, so that what is right in one regime is wrong in all others: no action has the same meaning
-    in two regimes. The step that reaches the goal pays 1; then the next goal is on any other cell and the next regime
-    any other one, with equal probabilities. All other rewards are 0. An episode is truncated after 50 steps.
+    in two regimes. The step that reaches the goal pays 1; then the next goal is on any other cell with equal
+    probability. All other rewards are 0.
+
+    By default every goal that is reached changes the regime, to any other one with equal probability, and episodes are
+    truncated after 50 steps. Regimes that are ``lasting`` follow each other in the same order in every episode, and one
+    episode contains all of them. Instances that start together are then in the same regime at the same time, so that
+    an agent learns in one regime for a long time, and may forget the others.
 
     Observations are the offset to the goal, divided by the radius, and the regime, one-hot: f [2 + K]. The right
     actions of one regime are a linear classification of the offset. Those of two regimes are not one of the
     observation, because a linear function adds offset and regime where the task multiplies them.
 
-    Args:
+    Attributes:
         regimes: K, from 1 to 4.
         radius: of the plane, from 1 to 1000.
-
-    Instances compare and hash by value.
+        lasting: steps of a regime; None for regimes that last until the next goal.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    gamma = 0.95
+    regimes: int = 4
+    radius: int = 2
+    lasting: int | None = None
 
-    def __init__(self, regimes: int = 4, radius: int = 2) -> None:
-        super().__init__()
-        self.regimes = check_int("regimes", regimes, 1, len(_DIRECTIONS))
-        self.radius = check_int("radius", radius, 1, _MOST_RADIUS)
+    gamma: ClassVar[float] = 0.95
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Regimes) and (self.regimes, self.radius) == (other.regimes, other.radius)
-
-    def __hash__(self) -> int:
-        return hash((Regimes, self.regimes, self.radius))
+    def __post_init__(self) -> None:
+        check_int("regimes", self.regimes, 1, len(_DIRECTIONS))
+        check_int("radius", self.radius, 1, _MOST_RADIUS)
+        if self.lasting is not None:
+            check_int("lasting", self.lasting, 1, _MOST_LASTING)
 
     @property
     def name(self) -> str:
         """The environment's id; with other arguments, its class and these."""
-        default = (self.regimes, self.radius) == (4, 2)
-        return "Regimes-v0" if default else f"Regimes({self.regimes}, {self.radius})"
+        lasting = "" if self.lasting is None else f", lasting={self.lasting}"
+        return "Regimes-v0" if self == Regimes() else f"Regimes({self.regimes}, {self.radius}{lasting})"
 
     @property
     def num_actions(self) -> int:
@@ -82,13 +88,14 @@ class Regimes(environment.Environment[Any, Any]):
 
     @property
     def default_params(self) -> Any:
-        """The limit of 50 steps."""
-        return RegimesParams()
+        """The limit of 50 steps; of as many as all regimes last, if they are lasting."""
+        return RegimesParams() if self.lasting is None else RegimesParams(self.regimes * self.lasting)
 
     def reset_env(self, key: Array, params: RegimesParams) -> tuple[Array, RegimesState]:
-        """Draw a goal and a regime."""
+        """Draw a goal, and a regime; regimes that are lasting begin with the first one."""
         key_offset, key_regime = jax.random.split(key)
-        regime = jax.random.randint(key_regime, (), 0, self.regimes, jnp.int32)
+        first = self.regimes if self.lasting is None else 1
+        regime = jax.random.randint(key_regime, (), 0, first, jnp.int32)
         state = RegimesState(offset=self._draw_offset(key_offset), regime=regime, time=jnp.zeros((), jnp.int32))
         return self.get_obs(state), state
 
@@ -101,12 +108,13 @@ class Regimes(environment.Environment[Any, Any]):
         offset = (state.offset - move + self.radius) % size - self.radius
         reached = (offset == 0).all()
         key_offset, key_regime = jax.random.split(key)
-        turn = 0 if self.regimes == 1 else jax.random.randint(key_regime, (), 1, self.regimes, jnp.int32)
-        state = RegimesState(
-            offset=jnp.where(reached, self._draw_offset(key_offset), offset),
-            regime=jnp.where(reached, (state.regime + turn) % self.regimes, state.regime),
-            time=state.time + 1,
-        )
+        if self.lasting is not None:
+            regime = (state.time + 1) // self.lasting % self.regimes
+        else:
+            turn = 0 if self.regimes == 1 else jax.random.randint(key_regime, (), 1, self.regimes, jnp.int32)
+            regime = jnp.where(reached, (state.regime + turn) % self.regimes, state.regime)
+        offset = jnp.where(reached, self._draw_offset(key_offset), offset)
+        state = RegimesState(offset=offset, regime=regime, time=state.time + 1)
         return self.get_obs(state), state, reached.astype(real()), jnp.zeros((), bool), {}
 
     def _draw_offset(self, key: Array) -> Array:
@@ -145,8 +153,8 @@ class Regimes(environment.Environment[Any, Any]):
     def optimal_return(self, gamma: float | None = None) -> float:
         """The expected number of goals that shortest paths reach in an episode.
 
-        Shortest paths are optimal under every discount, because the next goal does not depend on the path. With V(0) =
-        0 and the length d of a random shortest path, V(t) = E[1 + V(t - d); d <= t].
+        Shortest paths are optimal under every discount, because neither the next goal nor its regime depends on the
+        path. With V(0) = 0 and the length d of a random shortest path, V(t) = E[1 + V(t - d); d <= t].
         """
         del gamma
         side = np.abs(np.arange(-self.radius, self.radius + 1))

@@ -29,6 +29,7 @@ from jaxmarket.runs.estimates import Estimate, interquartile_mean
 from jaxmarket.runs.measures import final, parameters
 from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.pinned import ANNEALED_MONOLITH, LEARNED_SOCIETY, train_config
 from jaxmarket.training.transfer import join
 from jaxmarket.types import Array, PyTree, Rules
 from jaxmarket.view import plotting
@@ -40,18 +41,9 @@ KINDS, NEW, LIKE = 4, 3, 1
 SITUATIONS = {"three kinds": (0, 1, 2), "a fourth joins": (0, 1, 2, 3), "one of three leaves": (1, 2)}
 """The kinds that there are in an evaluation; agents are trained with three, unless they say so."""
 _STEPS, _EPISODES = 300_000, 256
-_COMMON: dict[str, Any] = {"steps": _STEPS, "instances": 32, "horizon": 128, "minibatch": 512, "trace_decay": 0.95} | {
-    **{"log_every": 2, "time_limits": "bootstrap", "exploration": 0.0, "exploration_final": 0.0}
-}
-_SOCIETY: dict[str, Any] = _COMMON | {
-    **{"auction": "ccv", "learner": "valuation", "bids": "value", "clones": 2, "hidden": (32, 32), "epochs": 1},
-    **{"action_entropy": 0.01, "action_clip": 0.2, "action_epochs": 4, "persistence": 0.9},
-    **{"share_clones": True, "ties": "random", "dropout": 0.0, "reserve": 0.0},
-}
-_PPO: dict[str, Any] = _COMMON | {
-    **{"agent": "monolith", "learner": "ppo", "hidden": (68, 68), "epochs": 4, "entropy": 0.01, "clip": 0.2},
-    "persistence": 0.0,
-}
+_COMMON: dict[str, Any] = {"steps": _STEPS, "log_every": 2}
+_SOCIETY: dict[str, Any] = _COMMON | {"base": LEARNED_SOCIETY, "modules": KINDS, "hidden": (32, 32)}
+_PPO: dict[str, Any] = _COMMON | {"base": ANNEALED_MONOLITH, "hidden": (68, 68)}
 _RATES = {
     "society": ("learning_rate", "action_learning_rate"),
     "PPO": ("learning_rate", "value_learning_rate"),
@@ -91,7 +83,7 @@ def config(agent: str, situation: str = "three kinds", rate: float | None = None
     absent = tuple(k for k in range(KINDS) if k not in SITUATIONS[situation])
     env = (FirstKind if priorities else Targets)(KINDS, absent=absent)
     rates: dict[str, Any] = dict.fromkeys(_RATES[kind], TUNED[kind] if rate is None else rate)
-    return TrainConfig(env, **((_SOCIETY if kind == "society" else _PPO) | rates | changes))
+    return train_config(env, **((_SOCIETY if kind == "society" else _PPO) | rates | changes))
 
 
 def returns(arbitration: str, keys: Array, run: SavedRun, *, joins: bool = True) -> Arrays:

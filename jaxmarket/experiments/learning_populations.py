@@ -28,7 +28,19 @@ ENVS: dict[str, int] = {"CartPole-v1": 400_000, "BlocksWorld3-v0": 200_000}
 """The tasks, with the environment steps of a run."""
 _HIDDEN = (16,)
 _CAPACITY = 32
-_TERMS = Terms(wealth_tax=1e-3, birth_rate=0.3, inheritance=0.1, replace_poorest=True)
+_TERMS = Terms(
+    bankruptcy=0.0,
+    endowment=1.0,
+    child_endowment=0.0,
+    inheritance=0.1,
+    birth_rate=0.3,
+    min_parent_wealth=0.0,
+    p_offspring=0.5,
+    p_repair=0.0,
+    replace_poorest=True,
+    wealth_tax=1e-3,
+)
+_NETWORKS: dict[str, Any] = {"action_entropy": 0.01, "epochs": 4, "discount": 0.99, "trace_decay": 0.8}
 _BUDGET: dict[str, Any] = {"instances": 16, "horizon": 64, "log_every": 8}
 _TUNING_SEED, _TUNING_SEEDS = 5, 4
 
@@ -62,15 +74,15 @@ def config(name: str, rate: float, noise: float) -> TrainConfig:
     env, _, arm = name.partition(", ")
     adapter = adapt(make(env)[0])
     actions, features = adapter.num_actions, int(np.prod(adapter.observation.shape))
-    representation: Representation = NeuralNetworks(features, actions, _HIDDEN, mutation=noise)
+    representation: Representation = NeuralNetworks(features, actions, _HIDDEN, scale=1.0, mutation=noise)
     if arm != _REFLEX:
         representation = LearningNetworks(
-            actions, _HIDDEN, learning_rate=rate, action_learning_rate=rate, mutation=noise
+            actions, _HIDDEN, learning_rate=rate, action_learning_rate=rate, mutation=noise, **_NETWORKS
         )
     # A first price would leave no profit to agents that bid what a state is worth to them, and they need exploration:
     # a newcomer bids 0. Networks that only mutate bid at random from the beginning.
     auction, terms = ("bb", _TERMS) if arm == _REFLEX else ("vickrey", _TERMS.replace(exploration=0.1))
-    agent = PopulationAgents(representation, _CAPACITY, terms)
+    agent = PopulationAgents(representation, _CAPACITY, terms, max_births=1, wealth=1.0)
     return TrainConfig(env, agent=agent, auction=auction, steps=ENVS[env], **_BUDGET)
 
 

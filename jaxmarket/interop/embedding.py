@@ -45,6 +45,9 @@ def given_bids(society: Society) -> Society:
     Prices, wealth and utilities are differentiable in the bids, for a fixed winner. A bid that is NaN or infinite is
     not eligible.
 
+    Raises:
+        ValueError: primitives learn, and the environment has illegal actions.
+
     >>> import jax, jaxmarket
     >>> society = given_bids(jaxmarket.TrainConfig("Chain-v0", clones=1).settings.society)
     >>> env_params = society.env.default_params
@@ -57,6 +60,11 @@ def given_bids(society: Society) -> Society:
     """
     learned = society.learned
     if learned is not None:
+        if society.env.restricts_actions:
+            raise ValueError(
+                f"env: {society.env.name} has illegal actions, and given actions may be among them; use another "
+                "environment, or primitives='actions'"
+            )
         box = society.env.box
         learned = dataclasses.replace(learned, policy=Given(() if box is None else (len(box.low),)))
     return dataclasses.replace(society, policy=Given(), share=False, learned=learned)

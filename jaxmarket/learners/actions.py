@@ -8,26 +8,29 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxmarket.collectives import per_shard, psum
-from jaxmarket.learners.ppo import LARGEST_LOG_RATIO, clipped_gain
+from jaxmarket.learners.ppo import clipped_gain
 from jaxmarket.learners.protocol import (
     UNBOUND,
     Experience,
     Hyperparameters,
+    Learner,
     Optimizer,
     adam,
     clip,
     descend,
     in_blocks,
-    moments,
     numeric,
     over_minibatches,
+    standardized,
 )
 from jaxmarket.policies import TORSO, BidPolicy, ValueNetwork, with_torso_of
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, tree_select
 
 __all__ = ["ActingState", "ActionPPO", "ActionState"]
 
-_Rest = tuple[Array, Array, Array, Array]  # choice [D, n] or [n], won, advantage, log-probability before: [n] each
+# Choice [D, n] or [n] and legal actions [P, n] or None; won, advantage, log-probability before: [n] each.
+_Choice = tuple[Array, Array | None]
+_Rest = tuple[_Choice, Array, Array, Array]
 
 
 class ActionState(struct.PyTreeNode):
@@ -47,6 +50,21 @@ class ActingState(struct.PyTreeNode):
     def params(self) -> dict[str, PyTree]:
         """The parameters of both networks, as `jaxmarket.society.Society` takes them."""
         return {"bids": self.bids.params, "actions": self.actions.params}
+
+    def learn(
+        self,
+        learners: "tuple[Learner, ActionPPO]",
+        experience: Experience,
+        hyper: Hyperparameters,
+        update: Array,
+        progress: Array,
+    ) -> Self:
+        """This state after an update of bids, from the sales, and of actions; arguments as in `Learner.update`."""
+        bids, actions = learners
+        return self.replace(
+            bids=bids.update(self.bids, experience.sales(), hyper, update, progress)[0],
+            actions=actions.update(self.actions, experience, hyper, update, progress)[0],
+        )
 
     def with_torso_of_bids(self) -> Self:
         """This state with one torso: the policy over actions has that of bids."""
@@ -78,7 +96,8 @@ class ActionPPO:
     The advantage of an action is the utility of the purchase: revenue minus price. Under first price with deterministic
     bids, and under Vickrey auctions between clones with equal bids, the price is the module's own bid, its estimate of
     the revenue. The utility is then the TD error with the bid as critic, and with λ > 0 the generalised advantage
-    (Schulman et al. 2016), so that a society of one module is an actor–critic.
+    (Schulman et al. 2016), so that a society of one module is an actor–critic. A module that buys nothing does not
+    change, so that it forgets nothing.
 
     Attributes:
         policy: the policy over actions; set by training.
@@ -123,33 +142,36 @@ class ActionPPO:
         own = hyper.own
         rate = own["action_learning_rate"] * (1 - progress if self.anneal else 1)
         won, utility = experience.won.any(0), experience.utility.sum(0)  # of the member that won
-        mean, std = moments(utility, won, self.axis)
+        advantage = standardized(utility, won, self.axis)
         # Auctions last, as `over_minibatches` takes them.
-        choice = jnp.moveaxis(experience.choice, 0, -1)
+        chosen = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), (experience.choice, experience.legal))
 
-        def log_prob_and_entropy(params: PyTree, obs: Array, choice: Array) -> tuple[Array, Array]:
-            distribution = jax.vmap(self.policy.apply, (None, 0))(params, obs)
-            return distribution.log_prob(jnp.moveaxis(choice, -1, 0)), distribution.entropy()
+        def log_prob_and_entropy(params: PyTree, obs: Array, chosen: _Choice) -> tuple[Array, Array]:
+            choice, legal = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), chosen)
+            distribution: Any = jax.vmap(self.policy.apply, (None, 0))(params, obs)
+            distribution = distribution if legal is None else distribution.among(legal)
+            return distribution.log_prob(choice), distribution.entropy()
 
         def loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
-            choice, won, advantage, before = rest
-            log_prob, entropy = log_prob_and_entropy(params, obs, choice)
-            ratio = jnp.exp(jnp.minimum(log_prob - before, LARGEST_LOG_RATIO))
-            gain = clipped_gain(ratio, advantage, own["action_clip"]) + own["action_entropy"] * entropy
+            chosen, won, advantage, before = rest
+            log_prob, entropy = log_prob_and_entropy(params, obs, chosen)
+            gain = clipped_gain(log_prob - before, advantage, own["action_clip"]) + own["action_entropy"] * entropy
             # A sum, so that a purchase has the same weight in every module, however few purchases a module makes.
             return -per_shard(jnp.sum(jnp.where(won, gain, 0)) / self.minibatch, self.axis)
 
         def step(state: ActionState, obs: Array, rest: _Rest) -> tuple[ActionState, Array]:
             value, gradient = psum(jax.value_and_grad(loss)(state.params, obs, rest), self.axis)
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), rate)
-            return ActionState(params=params, opt=opt), value
+            # Without a purchase Adam would still move on, and then take a long step at the next one.
+            bought = psum(jnp.sum(rest[1]), self.axis) > 0
+            return tree_select(bought, ActionState(params=params, opt=opt), state), value
 
         before = in_blocks(
-            lambda obs, choice: log_prob_and_entropy(state.params, obs, choice)[0],
+            lambda obs, chosen: log_prob_and_entropy(state.params, obs, chosen)[0],
             experience.obs,
-            choice,
+            chosen,
             self.minibatch,
         )
-        rest = (choice, won, (utility - mean) / std, before)
+        rest = (chosen, won, advantage, before)
         state, value = over_minibatches(step, state, experience.obs, rest, self.minibatch, self.epochs)
         return state, {"action_loss": value}

@@ -20,34 +20,35 @@ from jaxmarket.learners.protocol import (
     descend,
     in_blocks,
     mean_where,
-    moments,
     numeric,
     over_minibatches,
+    standardized,
 )
 from jaxmarket.learners.ranges import adapted, in_units, without_range
 from jaxmarket.policies import BidPolicy, ValueNetwork
 from jaxmarket.types import Array, PyTree
 
-__all__ = ["LARGEST_LOG_RATIO", "PPO", "PPOState", "clipped_gain"]
+__all__ = ["PPO", "PPOState", "clipped_gain"]
 
 
-LARGEST_LOG_RATIO = 20.0
-"""Larger logarithms of probability ratios are cut: the density of a peaked distribution can change by more than float32
-can represent."""
+# Larger logarithms of probability ratios are cut: the density of a peaked distribution can change by more than float32
+# can represent.
+_LARGEST_LOG_RATIO = 20.0
 # Bid, eligible, utility, advantage, log-probability before the update: [R, N] each.
 _Rest = tuple[Array, Array, Array, Array, Array]
 
 
 def clipped_gain(
-    ratio: Float[Array, "*n"], advantage: Float[Array, "*n"], clip: Float[Array, ""] | float
+    log_ratio: Float[Array, "*n"], advantage: Float[Array, "*n"], clip: Float[Array, ""] | float
 ) -> Float[Array, "*n"]:
     """``min(ratio · advantage, clip(ratio) · advantage)`` (Schulman et al. 2017), with a gradient without division.
 
     Args:
-        ratio: ratio of the new to the old probability density of a bid.
-        advantage: advantage of the bid.
+        log_ratio: logarithm of the ratio of the new to the old probability density of a bid or an action.
+        advantage: of the bid or the action.
         clip: largest distance of the ratio from 1.
     """
+    ratio = jnp.exp(jnp.minimum(log_ratio, _LARGEST_LOG_RATIO))
     free = jnp.where(advantage > 0, ratio <= 1 + clip, ratio >= 1 - clip)
     bounded = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip, 1 + clip))
     return jnp.where(free, ratio, bounded) * advantage
@@ -134,8 +135,7 @@ class PPO:
         def policy_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
             bid, eligible, _, advantage, before = rest
             log_prob, entropy = log_prob_and_entropy(params, obs, bid)
-            ratio = jnp.exp(jnp.minimum(log_prob - before, LARGEST_LOG_RATIO))
-            gain = mean_where(clipped_gain(ratio, advantage, hyper.clip), eligible, self.axis)
+            gain = mean_where(clipped_gain(log_prob - before, advantage, hyper.clip), eligible, self.axis)
             return -gain - hyper.entropy * entropy
 
         def value_loss(params: PyTree, obs: Array, rest: _Rest) -> Array:
@@ -150,8 +150,7 @@ class PPO:
 
         e = in_units(state.params, experience)
         before, baseline = in_blocks(at_first, e.obs, e.bid, self.minibatch)
-        advantage = e.utility - baseline
-        mean, std = moments(advantage, e.eligible, self.axis)
+        advantage = standardized(e.utility - baseline, e.eligible, self.axis)
 
         def step(state: PPOState, obs: Array, rest: _Rest) -> tuple[PPOState, Array]:
             loss, gradient = jax.value_and_grad(policy_loss)(state.params, obs, rest)
@@ -165,6 +164,6 @@ class PPO:
             )
             return PPOState(params=params, value_params=value_params, opt=opt), loss
 
-        rest = (e.bid, e.eligible, e.utility, (advantage - mean) / std, before)
+        rest = (e.bid, e.eligible, e.utility, advantage, before)
         after, loss = over_minibatches(step, state, e.obs, rest, self.minibatch, self.epochs)
         return adapted(state, after, experience, self.axis), {"loss": loss}

@@ -33,11 +33,11 @@ __all__ = [
     "is_large",
     "mean_where",
     "modules_at_once",
-    "moments",
     "numeric",
     "numeric_settings",
     "over_minibatches",
     "shard",
+    "standardized",
     "static_part",
 ]
 
@@ -57,11 +57,12 @@ class Experience(struct.PyTreeNode):
     price: Float[Array, "R N"]  # price paid; 0 for losers
     utility: Float[Array, "R N"]  # 0 for losers
     choice: Float[Array, "N ..."] | None = None  # of the winners, if primitives learn; a module uses its purchases only
+    legal: Bool[Array, "N P"] | None = None  # the actions that could be chosen, where some are illegal
     held: Bool[Array, " N"] | None = None  # rows without a sale, in which the owner kept the right to act
 
     def of_all(self) -> dict[str, Array | None]:
         """The fields that are the same for all modules, and have no axis of modules."""
-        return {"obs": self.obs, "choice": self.choice, "held": self.held}
+        return {"obs": self.obs, "choice": self.choice, "legal": self.legal, "held": self.held}
 
     def sales(self) -> "Experience":
         """The data without the rows in which nothing was sold."""
@@ -283,12 +284,11 @@ def mean_where(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | 
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(1, psum(jnp.sum(mask, dtype=values.dtype), axis))
 
 
-def moments(
-    values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation (plus 1e-8) of the masked values of the whole batch, over all shards."""
+def standardized(values: Float[Array, "*n"], mask: Bool[Array, "*n"], axis: str | None = None) -> Float[Array, "*n"]:
+    """The values, shifted and scaled so that the masked ones of all shards have mean 0 and standard deviation 1."""
     mean = psum(mean_where(values, mask, axis), axis)
-    return mean, jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
+    std = jnp.sqrt(psum(mean_where((values - mean) ** 2, mask, axis), axis)) + 1e-8
+    return (values - mean) / std
 
 
 def is_large(params: PyTree, modules: int = 1) -> bool:

@@ -16,9 +16,9 @@ from jaxmarket.learners.protocol import (
     clip,
     descend,
     mean_where,
-    moments,
     numeric,
     over_minibatches,
+    standardized,
 )
 from jaxmarket.learners.ranges import adapted, in_units, without_range
 from jaxmarket.policies import BidPolicy, ValueNetwork
@@ -72,7 +72,6 @@ class Reinforce:
         """One pass over a rollout."""
         del update, progress
         e = in_units(state.params, experience)
-        mean, std = moments(e.utility, e.eligible, self.axis)
 
         def loss(params: PyTree, obs: Array, mini: tuple[Array, Array, Array]) -> Array:
             bid, eligible, advantage = mini
@@ -86,6 +85,6 @@ class Reinforce:
             params, opt = descend(state.params, state.opt, clip(gradient, self.max_norm), hyper.learning_rate)
             return ReinforceState(params=params, opt=opt), value
 
-        batch = (e.bid, e.eligible, (e.utility - mean) / std)
+        batch = (e.bid, e.eligible, standardized(e.utility, e.eligible, self.axis))
         after, value = over_minibatches(step, state, e.obs, batch, self.minibatch, epochs=1)
         return adapted(state, after, experience, self.axis), {"loss": value}

@@ -7,12 +7,12 @@ discrete choice is a float, like a bid, so that `PPO` trains it as it trains bid
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxmarket.environments.adapter import Adapter
 from jaxmarket.policies import HALF_LOG_2_PI, BetaHead, Head, Rescaled
@@ -37,6 +37,10 @@ class Categorical(struct.PyTreeNode):
     """The distribution over P choices of an agent that acts instead of bidding."""
 
     logits: Float[Array, "... P"]
+
+    def among(self, legal: Bool[Array, "... P"]) -> Self:
+        """The distribution of the legal choices, of which there is at least one."""
+        return self.replace(logits=jnp.where(legal, self.logits, jnp.finfo(self.logits.dtype).min))
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
         """Independent choices, as numbers: ``f [*shape, ...]``."""

@@ -1,6 +1,7 @@
 """Agents of a population that learn while they live: networks that follow their own profit by gradient."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -123,14 +124,11 @@ class LearningNetworks:
         """The agents, leaves [N, ...], after one update with their own purchases of a round."""
         count = purchases.outcome.bids.shape[-1]
         rows = experience(purchases, self.discount, self.trace_decay, count)
-        bids, actions = self._learners(rows.obs.shape[0])
-        hyper = Hyperparameters().with_learner(bids).with_learner(actions).as_arrays()
+        learners = self._learners(rows.obs.shape[0])
+        hyper = functools.reduce(Hyperparameters.with_learner, learners, Hyperparameters()).as_arrays()
         update, progress = jnp.zeros((), jnp.int32), jnp.zeros((), real())
 
         def one(agent: ActingState, own: Experience) -> ActingState:
-            return ActingState(
-                bids=bids.update(agent.bids, own, hyper, update, progress)[0],
-                actions=actions.update(agent.actions, own, hyper, update, progress)[0],
-            )
+            return agent.learn(learners, own, hyper, update, progress)
 
         return jax.vmap(one, (0, EXPERIENCE_AXES))(agents, rows)

@@ -182,10 +182,7 @@ class SocietyTraining:
         """One module's update with its own experience."""
         if self.action_learner is None:
             return self.learner.update(state, experience, hyper, update, progress)[0]
-        after = ActingState(
-            bids=self.learner.update(state.bids, experience.sales(), hyper, update, progress)[0],
-            actions=self.action_learner.update(state.actions, experience, hyper, update, progress)[0],
-        )
+        after = state.learn((self.learner, self.action_learner), experience, hyper, update, progress)
         shared = self.society.learned is not None and self.society.learned.share_torso
         return after.with_one_torso(state) if shared else after
 
@@ -283,7 +280,7 @@ def _without_prices(society: Society) -> Society:
 
 
 def module_experience(society: Society, trajectory: Transition, utility: Array) -> Experience:
-    """Each module's own view of rows [T, B]: obs, choice and held [N, ...], the rest [M, R, N], with N = T · B."""
+    """Each module's own view of rows [T, B], with N = T · B: what is the same for all [N, ...], the rest [M, R, N]."""
     t, winner = trajectory, trajectory.outcome.winner
 
     def by_module(value: Array) -> Array:
@@ -297,5 +294,6 @@ def module_experience(society: Society, trajectory: Transition, utility: Array) 
         price=by_module(per_bidder(t.price, winner, society.bidders)),
         utility=by_module(per_bidder(utility, winner, society.bidders)),
         choice=None if t.choice is None else t.choice.reshape(-1, *t.choice.shape[2:]),
+        legal=None if t.legal is None else t.legal.reshape(-1, t.legal.shape[-1]),
         held=None if t.held is None else t.held.reshape(-1),
     )

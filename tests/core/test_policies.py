@@ -238,6 +238,16 @@ def test_no_hidden_layer_makes_a_table():
     np.testing.assert_array_equal(bids, values)
 
 
+def test_a_layer_of_two_units_has_no_layer_norm():
+    """Of two units layer norm leaves the sign of their difference, so that two observations would look the same."""
+    obs = jnp.array([[1.0, 0.5], [2.0, 1.0]])
+    for width in (2, 3):
+        torso = mlp(width, layer_norm=True)
+        params = torso.init(jax.random.key(0), obs[0])
+        features = jax.vmap(torso.apply, (None, 0))(params, obs)
+        assert np.allclose(features[0], features[1], atol=1e-3) == (width == 3), width
+
+
 def test_an_affine_layer_is_a_dense_layer():
     """Same map and gradients as flax's, and weights of the same spread, under vmap over inputs and over modules."""
     layer, reference = Affine(3), nn.Dense(3)

@@ -98,11 +98,41 @@ def test_the_optimum_is_that_of_the_exact_solution(env):
     assert env.optimal_return() == adapt(env).optimal_return() == pytest.approx(process.optimal_return(), abs=1e-9)
 
 
+@pytest.mark.parametrize(("regimes", "lasting"), [(3, 5), (1, 4)])
+def test_the_optimum_of_lasting_regimes_is_that_of_backward_induction(regimes, lasting):
+    env, after = Regimes(regimes, 1, lasting), dict.fromkeys(offsets(1), 0.0)
+    for time in reversed(range(regimes * lasting)):
+        again = 1 + np.mean(list(after.values()))
+        worth = after | {(0, 0): again}
+        after = {place: max(worth[moved(place, time // lasting, action, 1)] for action in range(4)) for place in after}
+    assert env.optimal_return() == pytest.approx(np.mean(list(after.values())), abs=1e-5)
+
+
+def test_lasting_regimes_follow_the_clock_and_not_the_goals():
+    env = Regimes(3, 1, lasting=4)
+    assert env.default_params.max_steps_in_episode == 12
+    _, first = jax.vmap(env.reset_env, (0, None))(jax.random.split(KEY, 20), env.default_params)
+    assert not first.regime.any()
+    places = [(place, time) for place in offsets(1) for time in range(12)]
+    states = RegimesState(
+        offset=np.array([place for place, _ in places], np.int32),
+        regime=np.array([time // 4 for _, time in places], np.int32),
+        time=np.array([time for _, time in places], np.int32),
+    )
+    _, after, rewards, _, _ = jax.device_get(every_step(env, states, jax.random.split(KEY, 2)))
+    for i, (place, time) in enumerate(places):
+        assert (after.regime[i] == (time + 1) // 4 % 3).all()
+        for action in range(4):
+            np.testing.assert_array_equal(rewards[i, action], moved(place, time // 4, action, 1) == (0, 0))
+
+
 def test_the_environment_keeps_the_contract_and_its_id():
     env, params = make("Regimes-v0")
     assert env == Regimes() and env.name == "Regimes-v0" != Regimes(3).name
+    assert Regimes(3, 1, 9).name == "Regimes(3, 1, lasting=9)"
     assert adapt(env).longest_episode(params) == 50 and not adapt(env).one_hot
     check_environment(Regimes(2, 1))
+    check_environment(Regimes(2, 1, lasting=5))
 
 
 def test_a_first_state_is_any_offset_and_regime():
@@ -119,7 +149,8 @@ def test_the_picture_has_the_goal_in_its_place():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"), [((0,), "regimes"), ((5,), "regimes"), ((4, 0), "radius"), ((4, 1001), "radius")]
+    ("arguments", "field"),
+    [((0,), "regimes"), ((5,), "regimes"), ((4, 0), "radius"), ((4, 1001), "radius"), ((4, 2, 0), "lasting")],
 )
 def test_numbers_out_of_range_are_refused(arguments, field):
     with pytest.raises(ValueError, match=f"^{field}: "):

@@ -19,6 +19,9 @@ from jaxmarket.experiments import (
     Scope,
     Train,
     best_reply,
+    changing_objectives,
+    learned_primitives,
+    learning_populations,
     mental_rotation,
     modularity,
     numerical,
@@ -28,6 +31,7 @@ from jaxmarket.experiments import (
     wide_vs_deep,
 )
 from jaxmarket.learners import protocol
+from jaxmarket.runs.run_folder import config_to_dict
 from jaxmarket.society import Society
 from jaxmarket.training import config as configuration
 from jaxmarket.training import pinned
@@ -94,6 +98,23 @@ def resolved(config):
     if s.values["agent"] == "monolith":  # monolithic agents had no exploration
         values = {name: value for name, value in values.items() if value or not name.startswith("exploration")}
     return {name: value for name, value in values.items() if name not in unused}
+
+
+def in_full(config):
+    """Every setting of a configuration, and the fields of its learners and layers that no setting can change."""
+    s = config.settings
+    values = config_to_dict(config) | {"env": s.adapter.name}
+    if "learner" not in values:  # a population
+        return values
+    for name, learner in (("learner", s.learner), ("action_learner", s.action_learner)):
+        if learner is not None:
+            own = {f.name for f in dataclasses.fields(learner)} - {"policy", "value", "axis"} - values.keys()
+            own = {field: plain(getattr(learner, field)) for field in sorted(own)}
+            values[name] = {"object": type(learner).__name__, "torso": layers(learner.policy.torso)} | own
+    if "bids" in values:
+        head = s.society.policy.head
+        values["bids"] = {"object": type(head).__name__, "low": plain(head.low), "high": plain(head.high)}
+    return values
 
 
 def adam_step():
@@ -163,6 +184,13 @@ def experiment_configs():
     return found
 
 
+def newest_configs():
+    """Configurations of the experiments whose settings are stored in full, by experiment and condition."""
+    scope = Scope(4, full=True)  # the other modes have some of its conditions, with fewer steps or seeds
+    others = learned_primitives, changing_objectives, learning_populations
+    return {module.EXPERIMENT.name: planned(module.EXPERIMENT, scope) for module in others}
+
+
 def _wide_vs_deep(arms, lines, steps):
     return {f"{arm}, {n}": wide_vs_deep.config(arm, n, steps) for arm in arms for n in lines}
 
@@ -207,4 +235,8 @@ def all_settings():
     """All resolved settings, by group and condition."""
     with shared_environments():
         groups = {"preset paper": preset_configs(), "benchmarks": bench_configs(), **experiment_configs()}
-        return {group: {name: resolved(config) for name, config in found.items()} for group, found in groups.items()}
+        found = {group: {name: resolved(config) for name, config in each.items()} for group, each in groups.items()}
+        newest = newest_configs()
+        return found | {
+            group: {name: in_full(config) for name, config in each.items()} for group, each in newest.items()
+        }

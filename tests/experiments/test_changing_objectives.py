@@ -78,7 +78,7 @@ def test_conditions_name_what_they_train_with():
     assert trained["trained society"].env.absent == (3,) and trained["society with two"].env.absent == (0, 3)
     assert trained["trained at random"].settings.hyperparameters.exploration_final == 1
     assert isinstance(trained["trained by priorities"].env, FirstKind)
-    rates = [trained[f"tuning-PPO-{i}"].learning_rate for i in range(len(experiment.GRIDS["PPO"]))]
+    rates = [trained[f"tuning-PPO-{i}"].settings.values["learning_rate"] for i in range(len(experiment.GRIDS["PPO"]))]
     assert rates == [setting["rate"] for setting in experiment.GRIDS["PPO"]]
     assert trained["trained PPO, longer"].steps == 4 * trained["trained PPO"].steps
 

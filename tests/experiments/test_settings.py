@@ -1,8 +1,8 @@
 """Published numbers keep their settings, whatever the defaults are.
 
 ``settings.json`` holds the resolved settings of ``--preset paper``, of every condition of every experiment and of the
-benchmarks, as commit bf96c06 resolved them, with the names of today. Of each group it has what all conditions have in
-common, and what is different in each condition.
+benchmarks, as commit bf96c06 resolved them, with the names of today; of later experiments, as they were measured. Of
+each group it has what all conditions have in common, and what is different in each condition.
 """
 
 import json
@@ -21,7 +21,8 @@ OTHER_DEFAULTS = """
 import dataclasses, importlib
 
 from jaxmarket import learners, policies
-from jaxmarket.training import config, monolith
+from jaxmarket.deep_market import demographics, representations
+from jaxmarket.training import config, learning_agents, monolith, population
 
 def change(cls, values=None):
     init = cls.__init__
@@ -33,6 +34,10 @@ def change(cls, values=None):
 
 for learner in (learners.PPO, learners.Valuation, learners.Reinforce):
     change(learner)
+change(learners.ActionPPO, (None, 129, 9, 0.5, True, None, 7e-4, 0.03, 0.5))  # no setting changes the norm
+for kind in (learning_agents.LearningNetworks, representations.NeuralNetworks, demographics.Terms):
+    change(kind)
+change(population.PopulationAgents, (None, 129, demographics.Terms(), 3, None, 3.0))
 for head in (policies.KumaraswamyHead, policies.BetaHead, policies.ValueHead):
     change(head, (-7.0, 7.0))
 rules = {"trace_decay": 0.7, "exploration": 0.7, "exploration_final": 0.6, "persistence": 0.7}
@@ -47,11 +52,14 @@ config._DEFAULTS |= rules | {
     "bids": "beta", "clones": 7, "share_clones": False, "ties": "lowest", "time_limits": "terminal", "dropout": 0.7,
     "reserve": 0.7,
 }
+config._LEARNED_DEFAULTS |= rules | {"modules": 7, "hold": 7, "share_torso": True, "horizon": 7}
+config._LEARNED_MINIBATCH = 7
 layers_of = config._torso
 
 def torso(given, adapter, hidden, *, table):
     torso, layers = layers_of(given, adapter, hidden, table=table)
-    missing = [name for name in layers if getattr(given, name) is None]
+    unused = getattr(config._made("agent", given.agent), "unused", ())  # a population has layers of its own
+    missing = [name for name in layers if name not in unused and getattr(given, name) is None]
     assert given.preset or not missing, (adapter.name, missing)
     return torso, layers
 

@@ -9,10 +9,20 @@ import pytest
 
 from jaxmarket import experiments
 from jaxmarket.experiments import Scope
-from jaxmarket.experiments.learned_primitives import ARMS, EXPERIMENT, GRIDS, TUNED, TUNED_SMALL, config, parts_of
+from jaxmarket.experiments.learned_primitives import (
+    ARMS,
+    EXPERIMENT,
+    GRIDS,
+    TUNED,
+    TUNED_LASTING,
+    TUNED_SMALL,
+    config,
+    parts_of,
+)
 from jaxmarket.experiments.results import Results
 from jaxmarket.training.monolith import parameters
 
+OTHERS = ("one network", "the mixture of experts", "the option-critic")
 NORMAL, QUICK = Scope(4), Scope(4, quick=True)
 
 
@@ -34,7 +44,7 @@ def confirmed(found):
     return {claim.text: claim.verdict(found).standing == "confirmed" for claim in EXPERIMENT.claimed(found.scope)}
 
 
-@pytest.mark.parametrize(("size", "count"), [("", 364), (", small", 196)])
+@pytest.mark.parametrize(("size", "count"), [("", 364), (", small", 178), (", lasting", 364)])
 def test_agents_that_are_compared_have_as_many_parameters(size, count):
     for arm in TUNED:
         trainable = config(arm + size).settings.trainable
@@ -49,15 +59,22 @@ def test_agents_that_are_compared_have_as_many_parameters(size, count):
 
 
 def test_settings_are_those_of_equal_grids():
-    for arm, tuned in TUNED.items():
-        assert tuned in GRIDS[arm]
-    sizes = {arm: len(grid) for arm, grid in GRIDS.items()}
-    assert sizes.pop("specialists, small") == 18 and TUNED_SMALL in GRIDS["specialists, small"]
-    assert sizes == {"specialists": 18, "one network": 9, "mixture": 9, "option-critic": 9}
+    wanted = TUNED | {"specialists, small": TUNED_SMALL}
+    wanted |= {f"{arm}, lasting": tuned for arm, tuned in TUNED_LASTING.items()}
+    assert wanted.keys() == GRIDS.keys()
+    for arm, tuned in wanted.items():
+        assert tuned in GRIDS[arm] and len(GRIDS[arm]) == (
+            18 if arm.startswith("specialists") and "lasting" not in arm else 9
+        )
     for arm, settings in ARMS.items():
-        own = TUNED.get(arm.partition(",")[0], TUNED["specialists"])
-        own = TUNED_SMALL if arm == "specialists, small" else own
-        assert own.items() <= settings.items()
+        alone, _, task = arm.partition(", ")
+        society = "specialists, lasting" if task == "lasting" else "specialists"
+        own = wanted.get(arm, wanted.get(alone, wanted[society]))
+        if alone not in TUNED:
+            own = wanted[society]
+        if alone == "bids by PPO":
+            own = {"action_learning_rate": 3e-2, "entropy": 0.003}
+        assert own.items() <= settings.items(), arm
 
 
 def test_a_claim_is_confirmed_by_what_it_says_and_nothing_else():
@@ -65,13 +82,19 @@ def test_a_claim_is_confirmed_by_what_it_says_and_nothing_else():
     assert better["[364 parameters] specialists have a higher return than one network"]
     assert better["[364 parameters] specialists have a higher return than the mixture of experts"]
     assert better["[364 parameters] specialists have a higher return than the option-critic"]
-    assert not better["[196 parameters] specialists have a higher return than one network"]
+    assert not better["[178 parameters] specialists have a higher return than one network"]
     assert better["specialists have a higher return than without payments"]
     assert better["four modules have a higher return than one of their total size"]
     specialised = "modules specialise: the regime tells more about the winner than in an untrained society"
     assert better[specialised] and not confirmed(results(NORMAL, information=0.0))[specialised]
     gate = "the regime tells more about the winner than about the expert that the mixture's gate draws"
     assert better[gate] and not confirmed(results(NORMAL, information=0.3))[gate]
+    lasting = confirmed(results(NORMAL, **{"specialists, lasting": 12.0}))
+    assert {text for text, yes in lasting.items() if yes and text.startswith("[")} == {
+        *(f"[lasting regimes] specialists have a higher return than {other}" for other in OTHERS),
+        "[lasting regimes] specialists have a higher return than without payments",
+        "[lasting regimes] four modules have a higher return than one of their total size",
+    }
     mixed = confirmed(results(NORMAL, mixture=12.0))
     assert mixed["[364 parameters] the mixture of experts has a higher return than one network"]
     assert not mixed["[364 parameters] specialists have a higher return than the mixture of experts"]
@@ -81,7 +104,8 @@ def test_a_claim_is_confirmed_by_what_it_says_and_nothing_else():
 def test_a_quick_run_has_few_conditions_and_a_full_one_the_grids():
     normal, quick, full = ({c.name for c in EXPERIMENT.planned(size)} for size in (NORMAL, QUICK, Scope(4, full=True)))
     assert len(quick) == 6 and quick < normal < full
-    assert {arm for arm in ARMS if parts_of(arm) == 1} == {"one network", "one network, small", "1 module"}
+    alone = {"one network", "one network, small", "1 module", "one network, lasting", "1 module, lasting"}
+    assert {arm for arm in ARMS if parts_of(arm) == 1} == alone
     assert len(confirmed(results(QUICK))) == 5
 
 

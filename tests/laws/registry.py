@@ -402,11 +402,11 @@ CASES = {
     "metrics.bid_error": plain(
         metrics.bid_error, lambda rng: (money(rng, 3, 4), money(rng, 3, 4), rng.random(3) < 0.9)
     ),
-    "ppo.clipped_gain": plain(ppo.clipped_gain, lambda rng: (rng.uniform(0.5, 2, 4), money(rng, 4), 0.2)),
+    "ppo.clipped_gain": plain(ppo.clipped_gain, lambda rng: (money(rng, 4), money(rng, 4), 0.2)),
     "protocol.clip": plain(lambda g: protocol.clip(g, 0.5), lambda rng: ({"a": money(rng, 3), "b": money(rng, 2)},)),
     "protocol.descend": plain(_descend, lambda rng: (money(rng, 3), money(rng, 3))),
     "protocol.mean_where": plain(protocol.mean_where, lambda rng: (money(rng, 4), rng.random(4) < 0.5)),
-    "protocol.moments": plain(protocol.moments, lambda rng: (money(rng, 4), rng.random(4) < 0.9)),
+    "protocol.standardized": plain(protocol.standardized, lambda rng: (money(rng, 4), rng.random(4) < 0.9)),
     "protocol.in_blocks": plain(
         lambda obs, batch: protocol.in_blocks(lambda obs, batch: (obs.sum(1), obs[:, 0] * batch), obs, batch, 2, 17),
         lambda rng: (money(rng, 6, 3), money(rng, 4, 6)),
@@ -559,6 +559,6 @@ STATIC = {
     "Memory": (lambda: Memory(Chain(), bits=1), lambda: Memory(Chain(), bits=2)),
     "SupplyChain": (lambda: SupplyChain(2), lambda: SupplyChain(3)),
     "Targets": (Targets, lambda: Targets(absent=(3,))),
-    "Regimes": (lambda: Regimes(2), lambda: Regimes(3)),
+    "Regimes": (lambda: Regimes(2), lambda: Regimes(2, lasting=3)),
     "TwoRooms": (lambda: make_env("TwoRooms-GreenTask-v0")[0], lambda: make_env("TwoRooms-BlueTask-v0")[0]),
 }

@@ -21,8 +21,8 @@ from jaxmarket.metrics import conservation_residual
 from jaxmarket.policies import BidPolicy, ValueNetwork, mlp
 from jaxmarket.rollouts import fresh_rollout
 from jaxmarket.settlement import lambda_returns, settle
-from jaxmarket.society import reset, step
-from jaxmarket.training.actions import BoxHead, ChoiceHead
+from jaxmarket.society import MarketPolicy, reset, step
+from jaxmarket.training.actions import BoxHead, Categorical, ChoiceHead
 from jaxmarket.types import Rules
 from jaxmarket.validation import short_repr
 
@@ -53,14 +53,28 @@ class Aim:
         return spaces.Box(self.low, self.high, (self.entries,))
 
 
-class Picky(Aim):
-    """An environment with illegal actions."""
+class Picky:
+    """Of three actions the one with the number of the step is illegal; an observation shows the step, one-hot."""
 
-    num_actions = 2
-    action_space = None
+    num_actions, default_params = 3, None
+
+    def reset_env(self, key, params):
+        return jnp.eye(3)[0], jnp.int32(0)
+
+    def step_env(self, key, state, action, params):
+        return jnp.eye(3)[(state + 1) % 3], state + 1, 1.0 * (action == (state + 1) % 3), state == 5, False, {}
+
+    reset, step = reset_env, step_env
 
     def legal_actions(self, state, params):
-        return jnp.array([True, False])
+        return jnp.arange(3) != state % 3
+
+
+class PickyBox(Aim):
+    """Illegal actions among continuous ones."""
+
+    def legal_actions(self, state, params):
+        return jnp.array([True])
 
 
 def settings(env, **options):
@@ -105,6 +119,40 @@ def test_choices_are_those_of_the_winners_module(env):
     np.testing.assert_allclose(choice, wanted, atol=0.01 if env == "CartPole-v1" else 1.9)
     if env == "Pendulum-v1":  # the ends are distinct, and a middle lies between them
         assert choice[module == 0].max() < choice[module == 2].min()
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_illegal_actions_are_never_chosen(greedy):
+    """Policies that want one action everywhere take it where it is legal; the rows say which actions are."""
+    society = dataclasses.replace(settings(Picky(), primitives="learned", modules=2).society, greedy=greedy)
+    params = society.init(jax.random.key(0))
+    kernel = params["actions"]["params"]["Affine_0"]["kernel"]
+    params["actions"]["params"]["Affine_0"]["kernel"] = kernel.at[:, -1, 1].set(20)
+    rows = jax.jit(fresh_rollout, static_argnums=(0, 4))(society, jax.random.key(1), params, None, 60)
+    step = np.asarray(rows.obs).reshape(60, -1).argmax(1)
+    choice = np.asarray(rows.choice)
+    np.testing.assert_array_equal(rows.legal, np.arange(3) != step[:, None])
+    assert (choice[step != 1] == 1).all() and set(choice[step == 1]) == ({0} if greedy else {0, 2})
+    obs, policy = jnp.eye(3)[1], MarketPolicy(params, dataclasses.replace(society, greedy=True))
+    assert (int(policy(obs)), int(policy(obs, legal_actions=jnp.arange(3) != 1))) == (1, 0)
+    with pytest.raises(ValueError, match=r"^env: .* illegal actions"):
+        given_bids(society)
+
+
+def test_a_distribution_of_legal_choices_is_the_renormalised_one():
+    logits, legal = jnp.array([0.3, -1.0, 2.0, 9.0]), np.array([True, False, True, False])
+    shares = np.where(legal, np.exp(logits), 0) / np.exp(logits)[legal].sum()
+    restricted = Categorical(logits).among(jnp.asarray(legal))
+    np.testing.assert_allclose(restricted.log_prob(jnp.array([0.0, 2.0])), np.log(shares[[0, 2]]), rtol=1e-5)
+    np.testing.assert_allclose(restricted.entropy(), -(shares[legal] * np.log(shares[legal])).sum(), rtol=1e-5)
+    assert int(restricted.mean()) == 2 and set(np.asarray(restricted.from_noise(jnp.linspace(0, 0.999, 50)))) == {0, 2}
+
+    def gain(logits):
+        among = Categorical(logits).among(jnp.asarray(legal))
+        return among.log_prob(jnp.float32(0)) + among.entropy()
+
+    slopes = np.asarray(jax.grad(gain)(logits))
+    assert np.isfinite(slopes).all() and not slopes[~legal].any() and slopes[legal].all()
 
 
 def test_money_is_conserved_and_greedy_players_draw_nothing():
@@ -203,7 +251,24 @@ def test_a_module_learns_to_act_from_its_purchases_only():
     different = act_update(state, own.replace(choice=jnp.where(mine, -own.choice, own.choice)))
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (after, different)), strict=True))
     nothing = own.replace(won=own.won & False, utility=own.utility * 0)
-    chex_equal(act_update(state, nothing).params, state.params)
+    chex_equal(act_update(after, nothing), after)  # neither the policy nor its optimizer moves on
+
+
+def test_illegal_actions_have_no_part_in_the_update():
+    """The outputs for actions that were never legal keep their weights; those for the others move."""
+    rng = np.random.default_rng(0)
+    experience, _ = rows_of(rng)
+    own = jax.tree.map(lambda x: x[1], experience.replace(obs=None, choice=None)).replace(obs=experience.obs)
+    count = len(experience.obs)
+    own = own.replace(
+        choice=jnp.asarray(rng.integers(2, size=count), jnp.float32),
+        legal=jnp.tile(jnp.array([True, True, False]), (count, 1)),
+    )
+    learner = ActionPPO(BidPolicy(mlp(8), ChoiceHead(3)), minibatch=16)
+    state = learner.init(jax.random.key(0), own.obs[0])
+    after, _ = jax.jit(learner.update)(state, own, HYPER, jnp.int32(0), jnp.float32(0.25))
+    moved = np.abs(after.params["params"]["Affine_0"]["kernel"] - state.params["params"]["Affine_0"]["kernel"]).max(0)
+    assert moved[2] == 0 and moved[:2].min() > 1e-4
 
 
 def chex_equal(one, other):
@@ -481,7 +546,7 @@ def test_a_run_can_be_watched(run):
         ("Chain-v0", {"primitives": "learned", "action_epochs": 0}, "action_epochs"),
         ("Chain-v0", {"primitives": "learned", "action_learning_rate": -1.0}, "action_learning_rate"),
         ("Chain-v0", {"primitives": "learned", "agent": "monolith"}, "primitives"),
-        (Picky(), {"primitives": "learned"}, "env"),
+        (PickyBox(), {}, "env"),
     ],
     ids=short_repr,
 )
