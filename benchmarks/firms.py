@@ -24,7 +24,7 @@ def _value(logits: Array, labels: Array) -> Array:
 
 
 def programs(network: str, steps: int, batch: int = BATCH) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """So many training steps of a network, each on all of one batch, in three programs.
+    """Training steps of a network, each on all of one batch, in three programs.
 
     Args:
         network: of `NETWORKS`.

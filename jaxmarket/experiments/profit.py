@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import optax
 
-from jaxmarket.deep_market.layer_market import BACKPROPAGATION
+from jaxmarket.deep_market.layer_market import BACKPROPAGATION, LayerStructure, activations, logits
 from jaxmarket.deep_market.layer_methods import BATCH, train
 from jaxmarket.experiments.claims import Claim, at, every_seed, separated, within
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_of
+from jaxmarket.networks import FirmMarket, Plant
 from jaxmarket.networks import firm_methods as firms
 from jaxmarket.runs.curves import first_reach, reached_by
 from jaxmarket.runs.estimates import interquartile_mean, mean
@@ -81,9 +83,24 @@ def _conditions(scope: Scope) -> list[Condition]:
     return [*compared, *curves, *late, *apart, *priced, *routed]
 
 
+def profit_gradient(weights: tuple[Array, Array], structure: LayerStructure, x: Array, labels: Array) -> Any:
+    """The gradient of `layer_market.cross_entropy`, as two firms with the layers of that network find it."""
+    market = FirmMarket(
+        plants=(
+            Plant("hidden", lambda w, x: (activations(w, structure, x),), ("x",), ("h",)),
+            Plant("readout", lambda w, h: (logits(w, h),), ("h",), ("y",)),
+        ),
+        buys=("x",),
+        sells=("y",),
+        optimizers=optax.identity(),
+    )
+    trade = market.trade(dict(zip(market.firms, weights, strict=True)), (x,), lambda y: firms.value(y, labels))
+    return tuple(-trade.marginal_profits[firm] for firm in market.firms)
+
+
 def _curve(name: str, seed: int, lots: int, keys: Array) -> Arrays:
     """Held-out accuracy of a method of `capitalism`; ``firms`` is SGD whose gradients are marginal profits."""
-    gradient = firms.profit_gradient if name == "firms" else BACKPROPAGATION
+    gradient = profit_gradient if name == "firms" else BACKPROPAGATION
     trained = train(_CURVES[name], key_of(seed), seeds=len(keys), lots=lots, gradient=gradient)
     return {"examples": trained.lots * BATCH, "accuracy": trained.accuracy}
 

@@ -29,13 +29,13 @@ __all__ = [
     "NETWORKS",
     "OPTIMIZERS",
     "compare_with_backpropagation",
-    "profit_gradient",
     "route",
     "train_apart",
     "train_late",
     "train_narrow",
     "train_priced",
     "train_pruned",
+    "value",
 ]
 
 BATCH = 64
@@ -53,7 +53,7 @@ def _digits() -> tuple[np.ndarray, ...]:
     return x, labels, held_out, answers
 
 
-def _value(logits: Array, labels: Array) -> Array:
+def value(logits: Array, labels: Array) -> Array:
     """What consumers pay for: minus the mean cross-entropy."""
     return -optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -134,11 +134,11 @@ def compare_with_backpropagation(network: str, optimizer: str, keys: Array, step
         market = from_linen(module, {"params": start}, x[0], optimizers=tx)
 
         def trade(state: FirmState, batch: Any) -> tuple[FirmState, Array]:
-            state, done = market.step(state, (batch[0],), lambda logits: _value(logits, batch[1]))
+            state, done = market.step(state, (batch[0],), lambda logits: value(logits, batch[1]))
             return state, done.residual()
 
         def loss(params: PyTree, x: Array, labels: Array) -> Array:
-            return -_value(jnp.asarray(module.apply({"params": params}, x)), labels)
+            return -value(jnp.asarray(module.apply({"params": params}, x)), labels)
 
         def descend(carry: Any, batch: Any) -> tuple[Any, None]:
             params, state = carry
@@ -157,23 +157,6 @@ def compare_with_backpropagation(network: str, optimizer: str, keys: Array, step
         }
 
     return jax.device_get(jax.jit(lambda keys: jax.lax.map(train, keys))(keys))
-
-
-def profit_gradient(weights: tuple[Array, Array], structure: Any, x: Array, labels: Array) -> tuple[Array, Array]:
-    """The gradient of the loss of a network of `jaxmarket.deep_market.layer_market`, as two firms find it.
-
-    Args:
-        weights: of the hidden layer and the readout, each with the bias as last row.
-        structure: of the hidden layer; has to be a ReLU of the full width.
-        x: f [batch, d].
-        labels: i32 [batch].
-    """
-    del structure
-    market = FirmMarket((_layer("hidden", "x", "h"), _layer("readout", "h", "y", last=True)), ("x",), ("y",), _PLAIN)
-    params = {name: {"kernel": w[:-1], "bias": w[-1]} for name, w in zip(market.firms, weights, strict=True)}
-    gradient = market.trade(params, (x,), lambda y: _value(y, labels)).marginal_profits
-    hidden, readout = (-jnp.concatenate([g["kernel"], g["bias"][None]]) for g in (gradient[f] for f in market.firms))
-    return hidden, readout
 
 
 _PLAIN = optax.sgd(1.0)
@@ -232,13 +215,13 @@ def train_late(delay: int, aware: bool, rate: float, keys: Array, steps: int = 4
         x, labels = _batches(key_batches, steps)
 
         def step(state: Any, batch: Any) -> tuple[Any, None]:
-            return late.step(state, (batch[0],), lambda y: _value(y, batch[1]))[0], None
+            return late.step(state, (batch[0],), lambda y: value(y, batch[1]))[0], None
 
         def part(state: Any, batches: Any) -> tuple[Any, Array]:
             state, _ = jax.lax.scan(step, state, batches)
             return state, _accuracy(late.market, state.firms.params)
 
-        start = late.init(_deep_params(key_init), (x[0],), lambda y: _value(y, labels[0]))
+        start = late.init(_deep_params(key_init), (x[0],), lambda y: value(y, labels[0]))
         batches = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (x, labels))
         return jax.lax.scan(part, start, batches)[1]
 
@@ -255,7 +238,7 @@ def _division(data: tuple[int, ...], rate: float, steps: int) -> Division:
         upstream=_NAMES[:2],
         params=_deep_params(key_init),
         batch=lambda step: ((x[step],), labels[step]),
-        utility=lambda labels, logits: _value(logits, labels),
+        utility=lambda labels, logits: value(logits, labels),
     )
 
 
@@ -306,10 +289,10 @@ def _wide_params(key: Array) -> dict[str, PyTree]:
 
 
 def _train_wide(market: FirmMarket, params: PyTree, key: Array, steps: int) -> PyTree:
-    """Parameters after so many steps."""
+    """Parameters after this number of steps."""
 
     def step(state: FirmState, batch: Any) -> tuple[FirmState, None]:
-        return market.step(state, (batch[0],), lambda y: _value(y, batch[1]))[0], None
+        return market.step(state, (batch[0],), lambda y: value(y, batch[1]))[0], None
 
     return jax.lax.scan(step, market.init(params), _batches(key, steps))[0].params
 
@@ -348,7 +331,7 @@ def train_priced(rent: float, keys: Array, steps: int = 16_000, entry: bool = Fa
         def part(state: FirmState, keys: Array) -> tuple[FirmState, None]:
             x, labels = _batches(keys[0], period)
             state, _ = jax.lax.scan(
-                lambda state, batch: (market.step(state, (batch[0],), lambda y: _value(y, batch[1]))[0], None),
+                lambda state, batch: (market.step(state, (batch[0],), lambda y: value(y, batch[1]))[0], None),
                 state,
                 (x, labels),
             )

@@ -1,26 +1,12 @@
 """The training methods that the reproduction `profit` compares."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarket.deep_market.layer_market import ACTIVATIONS, BACKPROPAGATION, LayerStructure
 from jaxmarket.networks import firm_methods as methods
 
 KEYS = jax.random.split(jax.random.key(0), 2)
-
-
-def test_the_profit_gradient_is_that_of_the_layer_market():
-    rng = np.random.default_rng(0)
-    weights = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((65, 32), (33, 10)))
-    structure = LayerStructure(jnp.int32(0), jnp.int32(32), jnp.float32(0.1))
-    assert ACTIVATIONS[0][0] == "relu"
-    x, labels = jnp.asarray(rng.random((16, 64)), jnp.float32), jnp.asarray(rng.integers(0, 10, 16), jnp.int32)
-    ours = methods.profit_gradient(weights, structure, x, labels)
-    for a, b in zip(ours, BACKPROPAGATION(weights, structure, x, labels), strict=True):
-        assert abs(b).max() > 1e-3
-        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_two_processes_train_on_the_batches_of_one():
