@@ -287,7 +287,7 @@ def _draw_priced(results: Results) -> Any:
         units = [float(np.median(result["units"])) for result in found]
         plotting.draw_quartiles(ax, units, np.stack([_final(r) for r in found]), color=color, label=name, marker="o")
     ax.set(xlabel="neurons", ylabel="held-out accuracy")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     plotting.legend_below(ax, columns=2)
     return fig
 

@@ -87,7 +87,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
 
 def societies(scope: Scope) -> dict[str, TrainConfig]:
     """`vickrey` with decreasing noise in the bids, with contracts, and without noise; `ccv` for comparison."""
-    budget = {"auction": "vickrey"} | SETTINGS["published"] | (QUICK if scope.quick else {})
+    budget: dict[str, Any] = {"auction": "vickrey"} | SETTINGS["published"] | (QUICK if scope.quick else {})
     learned = {name: train_config("Chain-v0", **(budget | change)) for name, change in _CHANGES.items()}
     exact = train_config("Chain-v0", auction="vickrey", learner="valuation", hidden=(), steps=1_024_000)
     return learned | {_NOISELESS: exact}
