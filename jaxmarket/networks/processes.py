@@ -9,8 +9,10 @@ the two processes compute what one process computes.
 import dataclasses
 import functools
 import multiprocessing
+import sys
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -74,12 +76,12 @@ def divide(market: FirmMarket, upstream: Collection[str]) -> tuple[FirmMarket, F
         raise ValueError(f"upstream: {wrong[0][0]} buys {wrong[0][1]} from downstream; move one of the two firms")
     needed = dict.fromkeys([good for plant in second for good in plant.buys if good not in later])
     shipped = dict.fromkeys(good for good in (*needed, *market.sells) if good in made)
-    entered = tuple(good for good in needed if good in market.buys)
+    entered = tuple(dict.fromkeys(good for good in (*needed, *market.sells) if good in market.buys))
     parts = []
     for plants, buys, sells in ((first, market.buys, tuple(shipped)), (second, (*shipped, *entered), market.sells)):
         names = {plant.firm for plant in plants}
         optimizers = market.optimizers
-        if isinstance(optimizers, dict):
+        if isinstance(optimizers, Mapping):
             optimizers = {firm: optimizers[firm] for firm in names}
         rents = {firm: rent for firm, rent in market.rents.items() if firm in names}
         parts.append(FirmMarket(plants, buys, sells, optimizers, rents))
@@ -109,25 +111,28 @@ def train_in_two_processes(build: Callable[[], Division], steps: int, window: in
     process = context.Process(target=_downstream, args=(build, there), daemon=True)
     process.start()
     there.close()
+    # A thread ships, so that this one can always receive: two processes that both send large arrays would wait forever.
+    shipping = ThreadPoolExecutor(max_workers=1)
     under_way: deque[tuple[Array, ...]] = deque()
     welfare: list[float] = []
     try:
         for step in range(steps):
             inputs, _ = division.batch(step)
-            here.send((step, jax.tree.map(np.asarray, produce(state.params, inputs))))
+            shipping.submit(here.send, (step, jax.tree.map(np.asarray, produce(state.params, inputs))))
             under_way.append(inputs)
             while under_way and (len(under_way) >= window or step == steps - 1 or here.poll()):
                 prices, value = here.recv()
                 state = receive(state, under_way.popleft(), prices)
                 welfare.append(value)
-        here.send(None)
+        shipping.submit(here.send, None)
         downstream = here.recv()
     except (EOFError, ConnectionError) as error:
         raise RuntimeError("the downstream process failed") from error
     finally:
-        here.close()
-        process.join(timeout=10)
+        process.join(timeout=0 if sys.exc_info()[0] else 10)
         process.kill()
+        shipping.shutdown(cancel_futures=True)
+        here.close()
     joined = division.market.join or (lambda owned: owned)
     return TwoProcessRun(joined({**state.params, **downstream}), np.asarray(welfare))
 

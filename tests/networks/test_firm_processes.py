@@ -29,12 +29,16 @@ def utility(target, y, total):
     return -((y - target) ** 2).mean() + 0.01 * jnp.tanh(total)
 
 
-def build(upstream=("first", "second"), fails=False):
+def large(step):
+    return (jnp.ones((250_000, 3)),), jnp.zeros((250_000, 1))
+
+
+def build(upstream=("first", "second"), fails=False, data=batch):
     if fails and __import__("multiprocessing").parent_process() is not None:
         raise OSError("a fault in the other process")
     shapes = {"first": (3, 4), "second": (4, 4), "third": (4, 2)}
     params = {name: jax.random.normal(jax.random.key(k), shapes[name]) / 2 for k, name in enumerate(shapes)}
-    return Division(MARKET, upstream, params, batch, utility)
+    return Division(MARKET, upstream, params, data, utility)
 
 
 @functools.cache
@@ -64,6 +68,12 @@ def test_a_process_that_does_not_wait_learns_from_old_prices():
     assert len(run.welfare) == STEPS
     assert np.isfinite(run.welfare).all()
     assert run.welfare[-5:].mean() > run.welfare[:5].mean()
+
+
+@pytest.mark.slow
+def test_goods_that_do_not_fit_into_a_pipe_reach_the_other_process():
+    run = train_in_two_processes(functools.partial(build, data=large), steps=5, window=5)
+    assert np.isfinite(run.welfare).all()
 
 
 @pytest.mark.slow
