@@ -79,12 +79,27 @@ class Plant:
     sells: tuple[str, ...]
     member_axis: int | None = None
 
+    def __post_init__(self) -> None:
+        for field, names in (("buys", self.buys), ("sells", self.sells)):
+            if isinstance(names, str):
+                raise ValueError(f"{field}: expected a tuple of names, got {names!r}; write ({names!r},)")
+
     def run(self, params: PyTree, *bought: Array) -> tuple[Array, ...]:
-        """The goods that the plant makes of those it bought."""
-        if self.member_axis is None:
-            return tuple(self.produce(params, *bought))
-        members = jax.vmap(self.produce, (0, *(None for _ in bought)), self.member_axis)
-        return tuple(members(params, *bought))
+        """The goods that the plant makes of those it bought.
+
+        Raises:
+            ValueError: ``produce`` returns something else than a tuple of the goods that it sells.
+        """
+        produce = self.produce
+        if self.member_axis is not None:
+            produce = jax.vmap(produce, (0, *(None for _ in bought)), self.member_axis)
+        made = produce(params, *bought)
+        if not isinstance(made, tuple | list) or len(made) != len(self.sells):
+            raise ValueError(
+                f"produce: expected a tuple of {len(self.sells)} goods, {', '.join(self.sells)}, from {self.firm}, got "
+                f"{short_repr(made)}; return a tuple"
+            )
+        return tuple(made)
 
     def value(self, prices: Array, good: Array) -> Array:
         """The value of a good that it sells at these prices: f [], or f [members]."""
@@ -107,7 +122,9 @@ class Trade(struct.PyTreeNode):
     goods: dict[str, Array]  # by name: of the inputs, of all firms
     prices: dict[str, Array]  # money per unit of each good, in the shape of the good; of differentiable goods only
     marginal_profits: dict[str, PyTree]  # by firm: the gradient of its profit with respect to its parameters
-    accounts: dict[str, CashFlows]  # by firm, f [] or f [members]: sales, purchases and rent
+    accounts: dict[
+        str, CashFlows
+    ]  # by firm, f [] or f [members]: sales, purchases, rent; `CashFlows.net` is the profit
     paid_by_consumers: Float[Array, ""]  # for the goods that the market sells
     paid_to_suppliers: Float[Array, ""]  # for the goods that it buys
 
@@ -133,6 +150,7 @@ class FirmMarket:
             uses, such as its units. Other firms pay nothing.
         split: ``parameters of the network -> by firm``; None if the parameters are given by firm.
         join: its inverse.
+        shapes: of the inputs, if the market works for no others; None if it takes any.
     """
 
     plants: tuple[Plant, ...]
@@ -142,6 +160,7 @@ class FirmMarket:
     rents: Mapping[str, Callable[[PyTree], Array]] = dataclasses.field(default_factory=dict)
     split: Callable[[PyTree], dict[str, PyTree]] | None = None
     join: Callable[[dict[str, PyTree]], PyTree] | None = None
+    shapes: tuple[jax.ShapeDtypeStruct, ...] | None = None
 
     def __post_init__(self) -> None:
         made = set(self.buys)
@@ -205,7 +224,7 @@ class FirmMarket:
             inputs: the goods that the market buys, in the order of `buys`.
 
         Raises:
-            ValueError: the number of inputs does not match.
+            ValueError: the inputs do not match.
         """
         goods = self._inputs(inputs)
         for plant in self.plants:
@@ -222,7 +241,7 @@ class FirmMarket:
             consumers: the value of the goods sold, such as minus the mean loss of a batch.
 
         Raises:
-            ValueError: the number of inputs does not match.
+            ValueError: the inputs do not match, or consumers return something else than a number.
         """
         goods, pulls = self._inputs(inputs), []
         for plant in self.plants:
@@ -231,6 +250,8 @@ class FirmMarket:
             pulls.append(pull)
         sold = [goods[good] for good in self.sells]
         welfare, marginal_values = jax.vjp(consumers, *sold)
+        if jnp.shape(welfare):
+            raise ValueError(f"consumers: expected a number, got shape {jnp.shape(welfare)}; return a sum or a mean")
         bids = marginal_values(jnp.ones_like(welfare))
         prices = {good: _no_price(amount) for good, amount in goods.items()}
         for good, bid in zip(self.sells, bids, strict=True):
@@ -335,7 +356,16 @@ class FirmMarket:
             raise ValueError(
                 f"inputs: expected a tuple of {len(self.buys)} arrays, {', '.join(self.buys)}, got {short_repr(inputs)}"
             )
-        return {name: jnp.asarray(good) for name, good in zip(self.buys, inputs, strict=True)}
+        goods = {name: jnp.asarray(good) for name, good in zip(self.buys, inputs, strict=True)}
+        for (name, good), expected in zip(goods.items(), self.shapes or (), strict=bool(self.shapes)):
+            if (good.shape, good.dtype) != (expected.shape, expected.dtype):
+                raise ValueError(
+                    f"inputs: expected {name} {expected.dtype}{list(expected.shape)}, got "
+                    f"{good.dtype}{list(good.shape)}; "
+                    "a market of a function has the shapes for which it was built: build "
+                    "another one, or drop or fill up the last batch"
+                )
+        return goods
 
     def _optimizer(self, firm: str) -> optax.GradientTransformation:
         return self.optimizers[firm] if isinstance(self.optimizers, Mapping) else self.optimizers

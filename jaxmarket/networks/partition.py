@@ -54,7 +54,7 @@ def from_function(
     """The market of firms whose production is ``apply(params, *inputs)``.
 
     The market computes the same numbers, for inputs of these shapes. It has `FirmMarket.split` and `FirmMarket.join`,
-    so that `FirmMarket.init` takes parameters like ``params``.
+    so that `FirmMarket.init` takes parameters like ``params``; by firm they are ``{"path/of/parameter": array}``.
 
     Args:
         apply: a pure function that JAX can trace and differentiate.
@@ -91,13 +91,17 @@ def from_function(
     def join(owned: dict[str, PyTree]) -> PyTree:
         return structure.unflatten([owned[firm][label] for firm, label in zip(owners, labels, strict=True)])
 
+    if isinstance(optimizers, Mapping):
+        optimizers = {MERCHANT: optax.identity(), **optimizers} if division.has_merchant else optimizers
+    idle = [Plant(firm, lambda params: (), (), ()) for firm in dict.fromkeys(owners) if firm not in division.firms]
     return FirmMarket(
-        plants=division.plants(),
+        plants=(*division.plants(), *idle),
         buys=division.inputs,
         sells=division.outputs,
         optimizers=optimizers,
         split=split,
         join=join,
+        shapes=tuple(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in division.entered),
         **options,
     )
 
@@ -118,6 +122,10 @@ def from_linen(
         ValueError: there are no parameters, or there are other collections, such as statistics of batches; and as
             `from_function`.
     """
+    if isinstance(variables, Mapping) and "params" not in variables:
+        raise ValueError(
+            f'variables: expected {{"params": ...}}, got {sorted(variables)}; pass what module.init returns'
+        )
     if not isinstance(variables, Mapping) or set(variables) != {"params"}:
         held = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
         raise ValueError(
@@ -187,6 +195,16 @@ class _Division:
                 self.names[var] = f"{segment.firm}:{counts[segment.firm]}"
         self.inputs = tuple(self.names[var] for var in self.entered)
         self.outputs = tuple(self.names[var] for var in jaxpr.outvars)
+
+    @property
+    def firms(self) -> set[str]:
+        """The firms that produce something."""
+        return {segment.firm for segment in self.segments}
+
+    @property
+    def has_merchant(self) -> bool:
+        """Whether something is left to the merchant."""
+        return MERCHANT in self.firms
 
     def _segment(self, equations: list[core.JaxprEqn]) -> dict[core.Var, int]:
         """Assign every equation to a firm and to one of its plants; the plant of every variable."""

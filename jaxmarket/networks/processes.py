@@ -91,6 +91,8 @@ def divide(market: FirmMarket, upstream: Collection[str]) -> tuple[FirmMarket, F
 def train_in_two_processes(build: Callable[[], Division], steps: int, window: int = 1) -> TwoProcessRun:
     """Train the upstream firms in this process, and the downstream firms in a new one.
 
+    The new process imports the script that calls this: a script must call it below ``if __name__ == "__main__":``.
+
     Args:
         build: a function of a module (or a `functools.partial` of one), called in both processes.
         steps: number of steps.
@@ -127,7 +129,10 @@ def train_in_two_processes(build: Callable[[], Division], steps: int, window: in
         shipping.submit(here.send, None)
         downstream = here.recv()
     except (EOFError, ConnectionError) as error:
-        raise RuntimeError("the downstream process failed") from error
+        raise RuntimeError(
+            "the downstream process failed, and its error is shown above; a script must call train_in_two_processes "
+            'below if __name__ == "__main__":'
+        ) from error
     finally:
         process.join(timeout=0 if sys.exc_info()[0] else 10)
         process.kill()

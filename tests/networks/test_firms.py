@@ -148,6 +148,11 @@ def test_consumers_may_buy_what_enters_the_market():
     assert float(trade.residual()) == 0
 
 
+def trade_with(plants, consumers):
+    params = params_of(np.random.default_rng(0), jnp.float32)
+    return FirmMarket(plants, ("x",), ("h",), optax.sgd(1.0)).trade(params, (jnp.ones((2, 3)),), consumers)
+
+
 @pytest.mark.parametrize(
     ("field", "build"),
     [
@@ -158,6 +163,10 @@ def test_consumers_may_buy_what_enters_the_market():
         ("optimizers", lambda: FirmMarket(PLANTS, ("x",), ("y",), {"layer": optax.sgd(1.0)})),
         ("rents", lambda: FirmMarket(PLANTS, ("x",), ("y",), optax.sgd(1.0), {"unknown": jnp.sum})),
         ("params", lambda: MARKET.init({"unknown": jnp.zeros(2)})),
+        ("buys", lambda: Plant("a", dense, "x", ("y",))),
+        ("sells", lambda: Plant("a", dense, ("x",), "y")),
+        ("consumers", lambda: trade_with(PLANTS[:1], lambda h: h)),
+        ("produce", lambda: trade_with((Plant("layer", lambda w, x: x, ("x",), ("h",)),), jnp.sum)),
         ("inputs", lambda: MARKET.trade(MARKET.init(params_of(np.random.default_rng(0))).params, (), consumers)),
         (
             "member_axis",

@@ -68,7 +68,7 @@ def combinations():
                 yield pytest.param(*case, marks=[] if case in DEFAULT else [mark])
 
 
-@pytest.mark.parametrize(("network", "optimizer", "x64"), combinations())
+@pytest.mark.parametrize(("network", "optimizer", "x64"), list(combinations()))
 def test_training_by_profit_equals_backpropagation_and_money_is_conserved(network, optimizer, x64):
     with jax.enable_x64(x64):
         dtype, exact = (jnp.float64, 1e-12) if x64 else (jnp.float32, 1e-6)
@@ -143,6 +143,21 @@ def test_a_table_used_at_both_ends_is_one_firm_and_tokens_have_no_price():
     assert "input" not in trade.prices
 
 
+def test_parameters_without_use_are_kept():
+    params = {"a": jnp.float32(2.0), "unused": {"b": jnp.float32(3.0)}}
+    market = from_function(
+        lambda p, x: p["a"] * x, params, 1.0, optimizers={"a": optax.sgd(1.0), "unused": optax.sgd(1.0)}
+    )
+    state, trade = market.step(market.init(params), (1.0,), lambda y: y)
+    assert market.params(state) == {"a": 3.0, "unused": {"b": 3.0}}
+    assert float(trade.accounts["unused"].net) == 0
+
+
+def test_the_merchant_needs_no_optimizer():
+    market = from_function(lambda p, x: x + p["a"] * x**2, {"a": 2.0}, 1.0, optimizers={"a": optax.sgd(1.0)})
+    assert set(market.firms) == {"a", MERCHANT}
+
+
 def test_an_nnx_module_is_split_by_its_attributes():
     class Network(nnx.Module):
         def __init__(self, rngs):
@@ -159,6 +174,13 @@ def test_an_nnx_module_is_split_by_its_attributes():
     gradient = nnx.grad(lambda network: (network(x) ** 2).sum())(network)
     expected = jax.tree.map(lambda w, g: w - 0.1 * g, params, nnx.to_pure_dict(gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), market.params(state), expected)
+
+
+def stepped(x):
+    """A step of a market that was built for f32 [3]."""
+    params = {"a": jnp.float32(1.0)}
+    market = from_function(lambda p, x: p["a"] * x, params, jnp.ones(3), optimizers=optax.sgd(1.0))
+    return market.step(market.init(params), (x,), jnp.sum)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +210,9 @@ def test_an_nnx_module_is_split_by_its_attributes():
                 optimizers=optax.sgd(1.0),
             ),
         ),
+        ("variables", lambda: from_linen(nn.Dense(2), {"kernel": 1.0}, jnp.ones(3), optimizers=optax.sgd(1.0))),
+        ("inputs", lambda: stepped(jnp.ones((2, 3)))),
+        ("inputs", lambda: stepped(jnp.ones(3, jnp.int32))),
         (
             "params",
             lambda: from_function(lambda p, x: p["a"] * x, {"a": 1.0}, 1.0, optimizers=optax.sgd(1.0)).init({"b": 1.0}),
