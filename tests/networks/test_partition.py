@@ -73,8 +73,9 @@ def test_training_by_profit_equals_backpropagation_and_money_is_conserved(networ
     with jax.enable_x64(x64):
         dtype, exact = (jnp.float64, 1e-12) if x64 else (jnp.float32, 1e-6)
         (module, shape), tx = NETWORKS[network], OPTIMIZERS[optimizer]
-        x = jax.random.normal(jax.random.key(0), (STEPS, *shape), dtype)
-        labels = jnp.argmax(x.reshape(STEPS, shape[0], -1)[..., :4], -1)
+        labels = jax.random.randint(jax.random.key(1), (STEPS, shape[0]), 0, 4)
+        marks = jax.nn.one_hot(labels, 8).reshape(STEPS, shape[0], *(1,) * (len(shape) - 2), 8)
+        x = jax.random.normal(jax.random.key(0), (STEPS, *shape), dtype) + 2 * marks.astype(dtype)
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), module.init(jax.random.key(2), x[0])["params"])
         market = from_linen(module, {"params": params}, x[0], optimizers=tx)
 
