@@ -51,6 +51,10 @@ class DelayedMarket:
     delays: Mapping[str, int]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.delays, Mapping):
+            raise ValueError(
+                f"delays: expected the delay of each firm by name, got {self.delays!r}; write {{firm: delay}}"
+            )
         if unknown := sorted(set(self.delays) - set(self.market.firms)):
             raise ValueError(f"delays: unknown firm {unknown[0]!r}; choose from {', '.join(self.market.firms)}")
         for firm, delay in self.delays.items():

@@ -60,7 +60,7 @@ def neurons(
 
 
 def neuron_params(dense: PyTree, capacity: float | None = None) -> dict[str, Array]:
-    """The parameters of `neurons`, of those of a Flax ``Dense`` layer: kernel f [in, out], bias f [out].
+    """The parameters of `neurons`, of those of a Flax ``Dense`` layer; biases of 0 if it has none.
 
     Args:
         dense: ``{"kernel": f [in, out], "bias": f [out]}``.
@@ -68,9 +68,15 @@ def neuron_params(dense: PyTree, capacity: float | None = None) -> dict[str, Arr
 
     Returns:
         ``{"kernel": f [out, in], "bias": f [out]}``, and ``"capacity"`` f [out].
+
+    Raises:
+        ValueError: ``capacity`` is negative.
     """
-    params = {"kernel": jnp.asarray(dense["kernel"]).T, "bias": jnp.asarray(dense["bias"])}
+    kernel = jnp.asarray(dense["kernel"]).T
+    params = {"kernel": kernel, "bias": jnp.asarray(dense.get("bias", jnp.zeros_like(kernel[:, 0])))}
     if capacity is not None:
+        if not capacity >= 0:
+            raise ValueError(f"capacity: expected a number >= 0, got {capacity}")
         params["capacity"] = jnp.full_like(params["bias"], capacity)
     return params
 

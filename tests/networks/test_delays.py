@@ -69,7 +69,7 @@ def test_delay_aware_steps_are_shorter():
     np.testing.assert_allclose(tx.update(gradient, tx.init(gradient))[0], -0.04, rtol=1e-6)
 
 
-@pytest.mark.parametrize("delays", ({"unknown": 1}, {"lower": -1}, {"lower": 0.5}))
+@pytest.mark.parametrize("delays", ({"unknown": 1}, {"lower": -1}, {"lower": 0.5}, 3))
 def test_wrong_delays_are_refused(delays):
     with pytest.raises(ValueError, match=r"^delays"):
         DelayedMarket(MARKET, delays)

@@ -107,6 +107,14 @@ def test_a_neuron_whose_activation_is_not_worth_the_rent_leaves():
     assert float(state.params["layer"]["capacity"][0]) > 2
 
 
+def test_neurons_of_a_layer_without_biases_and_wrong_capacities():
+    params = neuron_params({"kernel": jnp.ones((5, 3))}, capacity=2.0)
+    np.testing.assert_array_equal(params["bias"], np.zeros(3))
+    np.testing.assert_array_equal(params["capacity"], np.full(3, 2.0))
+    with pytest.raises(ValueError, match=r"^capacity:"):
+        neuron_params({"kernel": jnp.ones((5, 3))}, capacity=-1.0)
+
+
 def test_entrants_replace_neurons_and_begin_with_a_new_optimizer():
     market = FirmMarket((neurons("layer", "x", "y", capacity=True),), ("x",), ("y",), optax.adam(0.1))
     dense = {"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3)}
