@@ -9,7 +9,7 @@ import optax
 
 from benchmarks.timing import Report, measure
 from jaxmarket.networks import FirmMarket, from_linen
-from jaxmarket.networks.firm_methods import NETWORKS
+from jaxmarket.networks.firm_methods import NETWORKS, value
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.tables import progress
 
@@ -17,10 +17,6 @@ __all__ = ["programs", "run"]
 
 BATCH = 256
 _OPTIMIZER = optax.adam(1e-3)
-
-
-def _value(logits: Array, labels: Array) -> Array:
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def programs(network: str, steps: int, batch: int = BATCH) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
@@ -42,14 +38,14 @@ def programs(network: str, steps: int, batch: int = BATCH) -> dict[str, tuple[Ca
     market = from_linen(module, {"params": params}, x, optimizers=_OPTIMIZER)
 
     def loss(params: PyTree, x: Array, labels: Array) -> Array:
-        return -_value(jnp.asarray(module.apply({"params": params}, x)), labels)
+        return -value(jnp.asarray(module.apply({"params": params}, x)), labels)
 
     def descend(params: PyTree, x: Array, labels: Array) -> tuple[PyTree, Array]:
         def step(carry: Any, _: None) -> tuple[Any, Array]:
             params, state = carry
-            value, gradient = jax.value_and_grad(loss)(params, x, labels)
+            lost, gradient = jax.value_and_grad(loss)(params, x, labels)
             updates, state = _OPTIMIZER.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), value
+            return (optax.apply_updates(params, updates), state), lost
 
         carry, values = jax.lax.scan(step, (params, _OPTIMIZER.init(params)), length=steps)
         return carry[0], values
@@ -57,7 +53,7 @@ def programs(network: str, steps: int, batch: int = BATCH) -> dict[str, tuple[Ca
     def trade(accounts: bool, market: FirmMarket = market) -> Callable[..., Any]:
         def call(params: PyTree, x: Array, labels: Array) -> tuple[PyTree, Any]:
             def step(state: Any, _: None) -> tuple[Any, Any]:
-                state, done = market.step(state, (x,), lambda logits: _value(logits, labels))
+                state, done = market.step(state, (x,), lambda logits: value(logits, labels))
                 money = (done.accounts, done.paid_by_consumers, done.paid_to_suppliers) if accounts else ()
                 return state, (done.welfare, money)
 

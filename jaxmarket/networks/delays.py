@@ -74,9 +74,8 @@ class DelayedMarket:
         """
         firms = self.market.init(params)
         trade = jax.eval_shape(lambda params: self.market.trade(params, inputs, consumers), firms.params)
-        rows = max(self.late.values(), default=0) + 1
         goods, prices = self._kept(trade)
-        goods, prices = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), (goods, prices))
+        goods, prices = jax.tree.map(lambda x: jnp.zeros((self._rows, *x.shape), x.dtype), (goods, prices))
         return DelayedState(firms, goods, prices, jnp.zeros((), jnp.int32))
 
     def params(self, state: DelayedState) -> PyTree:
@@ -89,7 +88,7 @@ class DelayedMarket:
         Arguments are those of `FirmMarket.step`. A firm whose delay is d does not change in the first d steps.
         """
         trade = self.market.trade(state.firms.params, inputs, consumers)
-        rows = max(self.late.values(), default=0) + 1
+        rows = self._rows
         goods, prices = jax.tree.map(
             lambda old, new: old.at[state.step % rows].set(new), (state.goods, state.prices), self._kept(trade)
         )
@@ -105,6 +104,11 @@ class DelayedMarket:
             )
             firms = FirmState(firms.params | {firm: here[0]}, firms.optimizer | {firm: here[1]})
         return DelayedState(firms, goods, prices, state.step + 1), trade
+
+    @property
+    def _rows(self) -> int:
+        """The number of trades that are kept."""
+        return max(self.late.values(), default=0) + 1
 
     def _kept(self, trade: Trade) -> tuple[dict[str, Array], dict[str, Array]]:
         """The goods that late firms buy, and the prices of those that they sell."""

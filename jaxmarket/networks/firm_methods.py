@@ -288,13 +288,18 @@ def _wide_params(key: Array) -> dict[str, PyTree]:
     return {"hidden": {**hidden, "kernel": hidden["kernel"].T, "capacity": jnp.ones(CELLS)}, "readout": readout}
 
 
-def _train_wide(market: FirmMarket, params: PyTree, key: Array, steps: int) -> PyTree:
-    """Parameters after this number of steps."""
+def _run(market: FirmMarket, state: FirmState, key: Array, steps: int) -> FirmState:
+    """The state after this number of steps."""
 
     def step(state: FirmState, batch: Any) -> tuple[FirmState, None]:
         return market.step(state, (batch[0],), lambda y: value(y, batch[1]))[0], None
 
-    return jax.lax.scan(step, market.init(params), _batches(key, steps))[0].params
+    return jax.lax.scan(step, state, _batches(key, steps))[0]
+
+
+def _train_wide(market: FirmMarket, params: PyTree, key: Array, steps: int) -> PyTree:
+    """Parameters after this number of steps with new optimizers."""
+    return _run(market, market.init(params), key, steps).params
 
 
 def _measured(market: FirmMarket, params: PyTree) -> dict[str, Array]:
@@ -329,12 +334,7 @@ def train_priced(rent: float, keys: Array, steps: int = 16_000, entry: bool = Fa
             return _measured(market, _train_wide(market, params, key_batches, steps))
 
         def part(state: FirmState, keys: Array) -> tuple[FirmState, None]:
-            x, labels = _batches(keys[0], period)
-            state, _ = jax.lax.scan(
-                lambda state, batch: (market.step(state, (batch[0],), lambda y: value(y, batch[1]))[0], None),
-                state,
-                (x, labels),
-            )
+            state = _run(market, state, keys[0], period)
             fresh = _wide_params(keys[1])["hidden"]
             new = market.init({"hidden": {**fresh, "capacity": jnp.full(CELLS, 0.1)}, "readout": params["readout"]})
             free = state.params["hidden"]["capacity"] == 0

@@ -266,20 +266,20 @@ class FirmMarket:
             known = gradients.get(plant.firm)
             gradients[plant.firm] = gradient if known is None else jax.tree.map(jnp.add, known, gradient)
             quotes.append((plant, received, offers))
-        marginal = {}
-        for firm in self.firms:
-            marginal[firm] = jax.tree.map(jnp.subtract, gradients[firm], self._rent(firm, params[firm])[1])
+        rents = {firm: self._rent(firm, params[firm]) for firm in self.firms}
         return Trade(
             welfare=welfare,
             goods=goods,
             prices={good: price for good, price in prices.items() if _priced(goods[good])},
-            marginal_profits=marginal,
-            accounts=self._accounts(params, goods, quotes),
+            marginal_profits={f: jax.tree.map(jnp.subtract, gradients[f], rents[f][1]) for f in self.firms},
+            accounts=self._accounts(params, goods, quotes, {firm: rent for firm, (rent, _) in rents.items()}),
             paid_by_consumers=_total(bids, sold),
             paid_to_suppliers=_total([prices[good] for good in self.buys], [goods[good] for good in self.buys]),
         )
 
-    def _accounts(self, params: Mapping[str, PyTree], goods: Mapping[str, Array], quotes: list) -> dict[str, CashFlows]:
+    def _accounts(
+        self, params: Mapping[str, PyTree], goods: Mapping[str, Array], quotes: list, rents: Mapping[str, Array]
+    ) -> dict[str, CashFlows]:
         """The cash flows of every firm, f [] or f [members], given what each plant receives and offers per unit."""
         nothing = jnp.zeros((), real())
         sales, purchases = dict.fromkeys(self.firms, nothing), dict.fromkeys(self.firms, nothing)
@@ -289,8 +289,8 @@ class FirmMarket:
                 plant.value(price, good) for price, good in zip(received, sold, strict=True) if _priced(good)
             )
             purchases[plant.firm] -= self._cost(plant, params[plant.firm], bought, offers, received)
-        rents = {firm: jnp.broadcast_to(self._rent(firm, params[firm])[0], sales[firm].shape) for firm in self.firms}
-        return {f: CashFlows.of(sales=sales[f], purchases=purchases[f], rent=-rents[f]) for f in self.firms}
+        paid = {firm: -jnp.broadcast_to(rents[firm], sales[firm].shape) for firm in self.firms}
+        return {f: CashFlows.of(sales=sales[f], purchases=purchases[f], rent=paid[f]) for f in self.firms}
 
     def revenue(
         self, firm: str, params: PyTree, goods: Mapping[str, Array], prices: Mapping[str, Array]

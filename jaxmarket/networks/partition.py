@@ -91,8 +91,8 @@ def from_function(
     def join(owned: dict[str, PyTree]) -> PyTree:
         return structure.unflatten([owned[firm][label] for firm, label in zip(owners, labels, strict=True)])
 
-    if isinstance(optimizers, Mapping):
-        optimizers = {MERCHANT: optax.identity(), **optimizers} if division.has_merchant else optimizers
+    if isinstance(optimizers, Mapping) and MERCHANT in division.firms:
+        optimizers = {MERCHANT: optax.identity(), **optimizers}
     idle = [Plant(firm, lambda params: (), (), ()) for firm in dict.fromkeys(owners) if firm not in division.firms]
     return FirmMarket(
         plants=(*division.plants(), *idle),
@@ -189,7 +189,8 @@ class _Division:
                 )
         self.names = {var: "input" if len(self.entered) == 1 else f"input{k}" for k, var in enumerate(self.entered)}
         counts: dict[str, int] = {}
-        for segment, sold in zip(self.segments, self._sold(), strict=True):
+        self.sold = self._sold()
+        for segment, sold in zip(self.segments, self.sold, strict=True):
             for var in sold:
                 counts[segment.firm] = counts.get(segment.firm, 0) + 1
                 self.names[var] = f"{segment.firm}:{counts[segment.firm]}"
@@ -200,11 +201,6 @@ class _Division:
     def firms(self) -> set[str]:
         """The firms that produce something."""
         return {segment.firm for segment in self.segments}
-
-    @property
-    def has_merchant(self) -> bool:
-        """Whether something is left to the merchant."""
-        return MERCHANT in self.firms
 
     def _segment(self, equations: list[core.JaxprEqn]) -> dict[core.Var, int]:
         """Assign every equation to a firm and to one of its plants; the plant of every variable."""
@@ -257,7 +253,7 @@ class _Division:
         """The plants, in the order of production."""
         constants = dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
         made = []
-        for segment, sold in zip(self.segments, self._sold(), strict=True):
+        for segment, sold in zip(self.segments, self.sold, strict=True):
             inside = {var for equation in segment.equations for var in equation.outvars}
             used = dict.fromkeys(
                 var

@@ -65,8 +65,7 @@ def routing_gradient(
         outputs: y of the senders.
         a: input prices of the receivers.
     """
-    total = shares.sum(1)
-    mean = jnp.einsum("ijg,jg->ig", shares, a) / jnp.where(total > 0, total, 1)
+    mean = _mean_price(shares, a)
     return shares * outputs[:, None] * (a - mean[:, None])
 
 
@@ -114,8 +113,7 @@ def welfare_rate(
         outputs: y.
         a: input prices.
     """
-    total = shares.sum(1)
-    mean = jnp.einsum("ijg,jg->ig", shares, a) / jnp.where(total > 0, total, 1)
+    mean = _mean_price(shares, a)
     return (outputs**2 * (shares * (a - mean[:, None]) ** 2).sum(1)).sum()
 
 
@@ -210,6 +208,12 @@ def train_routing(
     last, (welfare, rate) = jax.lax.scan(advance, shares, length=steps)
     change = jnp.diff(welfare, append=solved(last)[2])
     return RoutingRun(last, welfare, rate, change / step_size)
+
+
+def _mean_price(shares: Float[Array, "n m G"], a: Float[Array, "m G"]) -> Float[Array, "n G"]:
+    """ā: the mean price over the buyers of each sender, 0 without buyers."""
+    total = shares.sum(1)
+    return jnp.einsum("ijg,jg->ig", shares, a) / jnp.where(total > 0, total, 1)
 
 
 def _rescaled(shares: Float[Array, "n n G"], fitness: Float[Array, "_ n G"]) -> Float[Array, "n n G"]:
