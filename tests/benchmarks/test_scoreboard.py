@@ -23,6 +23,7 @@ def test_arms_have_equal_steps_and_at_most_six_settings():
     assert {scoreboard.ARMS[arm].settings["agent"] for arm in scoreboard.SINGLE} == {"monolith"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", thinned(scoreboard.MINATAR, lambda row: row == "Freeway-MinAtar"))
 def test_all_agents_on_minatar_have_as_many_parameters_as_the_society(row):
     counts = {}

@@ -85,6 +85,7 @@ def test_conservation_residual_sees_lost_money(mechanism):
     assert metrics.conservation_residual(late, opening.replace(auctioneer=opening.auctioneer + 1)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_the_ledger_is_that_of_a_plain_loop(mechanism):
     society, rows = play(mechanism, rules=Rules(exploration=0.4))

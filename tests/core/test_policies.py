@@ -106,6 +106,7 @@ def test_samples_follow_the_distribution(family):
     assert np.abs(off_diagonal).max() < 5 / math.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tries", thinned([1, 4], lambda tries: tries == 4))
 def test_beta_samples_are_distributed_like_jaxs(monkeypatch, tries):
     monkeypatch.setattr(policies, "_TRIES", tries)  # with one try, no bid has both variates before the loop

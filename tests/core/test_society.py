@@ -19,6 +19,7 @@ def chain():
     return society, society.init(jax.random.key(0)), env_params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [None, 0.6])
 def test_the_absent_never_bid_again(chain, dropout):
     """A bidder that is not present wins no auction of any episode, and dropout chooses among the others."""

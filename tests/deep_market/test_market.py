@@ -175,6 +175,7 @@ def longer():
     return {name: compiled(market) for name, market in MARKETS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MARKETS)
 @given(life=lives())
 @settings(max_examples=20, deadline=None)

@@ -273,6 +273,7 @@ def test_a_bit_is_enough():
 @settings(max_examples=60, deadline=None)
 @given(mazes(limit=2), st.integers(0, 2**32 - 1))
 def test_no_policy_beats_the_bound(maze, seed):
+    assume(maze.num_actions ** len(classes(maze)) <= 4096)  # the search can try every deterministic policy
     rng = np.random.default_rng(seed)
     group = {cell: i for i, cells in enumerate(classes(maze)) for cell in cells}
     bound = maze.memoryless_return()

@@ -101,6 +101,7 @@ def by_grid_sample(image, source):
     return top * (1 - fy) + bottom * fy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "index"), thinned(itertools.product([8, 15], range(6)), lambda side, index: (side == 8) == (index % 2))
 )

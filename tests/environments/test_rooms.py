@@ -389,6 +389,7 @@ def sees_the_goal(obs):
     return (obs[..., 0] == 8).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executes_done", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_an_episode_with_options_is_that_of_stepping_them(executes_done, seed):

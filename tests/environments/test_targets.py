@@ -30,6 +30,7 @@ def seen(env, agent, target, present):
     return np.ravel(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "size", "absent"), thinned([(4, 7, ()), (3, 5, (1,))], lambda kinds, size, absent: bool(absent))
 )

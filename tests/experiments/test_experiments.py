@@ -109,6 +109,7 @@ def test_on_chain_vickrey_pays_for_overbidding():
     assert left.best_gain(0, 1) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("clones", [1, 2])
 def test_a_seat_is_worth_what_a_plain_simulation_earns(mechanism, clones):

@@ -105,6 +105,7 @@ def test_expected_payout_is_the_mean_over_who_wins(mechanism):
     assert backups.expected_payout(mechanism, bids, epsilon) == pytest.approx(float(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bucket_brigade_with_tax_is_td_zero(seed):
     """At every one of 2,000 random steps, self-transitions included, and in its fixed point."""
@@ -125,6 +126,7 @@ def test_td_zero_by_hand():
     np.testing.assert_allclose(values, [[0.5 * (2 + 0.9), 1.0], [1.45, 0.5 + 0.5 * 0.9 * 1.45]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("identity", IDENTITIES, ids=name)
 def test_the_sampled_market_stays_within_its_stated_bound(identity):
     """The real society, in phases: within the Hoeffding radius of its own rule, which is far tighter than a guess."""

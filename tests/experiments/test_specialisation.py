@@ -77,6 +77,7 @@ def test_settings_are_those_of_equal_grids():
         assert own.items() <= settings.items(), arm
 
 
+@pytest.mark.slow
 def test_a_claim_is_confirmed_by_what_it_says_and_nothing_else():
     better = confirmed(results(NORMAL, specialists=12.0, **{"specialists, small": 5.0}))
     assert better["[364 parameters] specialists have a higher return than one network"]

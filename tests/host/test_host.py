@@ -76,7 +76,8 @@ def world(seed):
     return successors, rewards, env
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("bb", "ccv")), "vickrey"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bb", "ccv", "vickrey"])
 def test_the_same_winners_prices_wealth_and_flows_as_a_deep_market(name):
     episodes, capped, winners = 0, 0, set()
     with jax.enable_x64(True):
@@ -977,6 +978,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 def test_endpoints_that_fail_lose_the_auction_and_nothing_else(stub):
     agents = [chat(stub, f"bot {i}", model) for i, model in enumerate(FAILURES)]
     market = counting([*agents, constant("ann", 0.125)], bid_seconds=20.0, done=lambda state: True)
@@ -1000,6 +1002,7 @@ def test_replies_that_are_no_bids(reply):
         read_bid(reply)
 
 
+@pytest.mark.slow
 def test_slow_endpoint_is_late_and_retries_are_limited(stub):
     agents = [
         chat(stub, "slow", "slow 1"),

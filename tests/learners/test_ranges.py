@@ -60,6 +60,7 @@ def short(learner, **given):
 trained = functools.cache(lambda config: fit(config, jax.random.key(0), progress=False))  # for several tests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", thinned(["ppo", "reinforce"], lambda learner: learner == "ppo"))
 def test_a_given_range_is_kept(learner):
     config = short(learner, bid_low=-3.0)
@@ -67,6 +68,7 @@ def test_a_given_range_is_kept(learner):
     assert UNITS not in trained(config).networks["policy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "frozen", "adapts"),
     thinned(
@@ -93,6 +95,7 @@ def test_a_range_is_frozen_with_the_output_layer_and_with_nothing_else(learner, 
     assert np.all(after > 2 * before) if adapts else np.all(after == before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "given"),
     thinned([("ppo", {"bid_low": -3.0}), ("reinforce", {"bid_high": 2.0})], lambda learner, given: learner == "ppo"),

@@ -67,7 +67,8 @@ def close(got, want, tolerance):
     np.testing.assert_array_less(np.abs(got - want) / np.maximum(1, np.abs(want)), tolerance)
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [4, 50])
 def test_networks_pass_forward_by_auction(count):
     """The forward pass is bit-identical for all depths and numbers of decoys."""
     for i, (rng, widths, linear_last, use_bias, decoys) in enumerate(architectures(count)):

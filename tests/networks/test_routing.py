@@ -88,6 +88,7 @@ def test_an_outcome_that_nobody_bet_on_moves_no_money():
     np.testing.assert_array_equal(settle_bets(wealth, jnp.asarray([[1.0, 0], [1, 0]]), 1), wealth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ("mirror", "replicator"))
 def test_welfare_rises_at_the_variance_of_prices_as_steps_become_small(x64, rule):
     agents, shares, endowments = economy(0)

@@ -233,6 +233,7 @@ def test_fit_interrupted_at_random_moments_ends_with_the_same_files(tmp_path, wh
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_folder_keeps_state_and_metrics_together(whole):
     def interrupt(record):
         if record.chunk == 3:
@@ -478,6 +479,7 @@ def test_environment_objects_of_one_name_are_distinguished(tmp_path):
     assert run_folder.config_to_dict(TrainConfig(same, **made)) == run_folder.config_to_dict(TrainConfig(one, **made))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["interrupted", "frozen", "unfinished"])
 def test_a_sweep_takes_only_its_own_finished_runs(tmp_path, how):
     config = TrainConfig("Bandit-v0", learner="valuation", learning_rate=0.1, **SMALL)

@@ -42,6 +42,7 @@ def one_regime_each(agent, params):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_part_has_its_own_regime(agent):
     config = TrainConfig(ENV, **SMALL, **AGENTS[agent])

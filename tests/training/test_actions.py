@@ -24,6 +24,7 @@ def test_categorical_agrees_with_its_own_samples():
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / drawn.size, probability, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factors", "base"), [(1, 3), (3, 4)])
 def test_a_product_is_the_categorical_of_all_its_choices(factors, base):
     """Against the flat distribution, whose logits are sums: the same numbers, entropies, shares and gradients."""

@@ -96,6 +96,7 @@ def test_statistics_are_over_finite_values():
 # --- a run
 
 
+@pytest.mark.slow
 def test_a_diverged_seed_is_named_and_left_out(partly, sound):
     result, whole = partly[0], sound[0].summary
     s = result.summary

@@ -98,6 +98,7 @@ def test_the_winners_own_action_is_taken():
     assert float(row.price) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", thinned(["CartPole-v1", "Pendulum-v1"], lambda env: env == "Pendulum-v1"))
 def test_choices_are_those_of_the_winners_module(env):
     """Modules whose policies are far apart: each choice in a rollout is near that of the winner's module."""
@@ -389,6 +390,7 @@ def test_a_winner_keeps_the_right_to_act(trace_decay):
         np.testing.assert_allclose(utility[t + 2], remaining, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bids_learn_from_sales_and_actions_from_every_step():
     """A module's bids do not depend on the steps between sales, and its actions do."""
     training = settings(Aim(), modules=2, hold=2).trainable

@@ -118,6 +118,7 @@ def test_children_inherit_weights_and_new_optimizers():
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (with_rate_0.params, parent.params)), strict=True))
 
 
+@pytest.mark.slow
 def test_money_is_conserved_while_agents_learn():
     env, env_params = make("CartPole-v1")
     market = DeepMarket(env, NETWORKS, capacity=6, instances=4, mechanism=VICKREY)

@@ -216,6 +216,7 @@ def test_the_environment_may_say_which_modules_take_part():
     np.testing.assert_array_equal(winner[there.any(1)], there.argmax(1)[there.any(1)])
 
 
+@pytest.mark.slow
 def test_a_module_that_is_absent_never_wins_and_joins_with_copied_weights(run):
     """Module 3 sits out, joins with the weights of module 1, and leaves again; the others keep their weights."""
     society = run.config.settings.society
@@ -262,6 +263,7 @@ def test_a_replay_shows_the_windfalls():
     assert len(episode.steps) == 4 and kinds == {"price", "reward", "windfall"}
 
 
+@pytest.mark.slow
 def test_a_run_with_modules_of_its_own_is_watched_and_embedded(run):
     assert "Targets-v0" in str(run.watch(episodes=1, steps=8)._repr_html_())
     society = given_bids(run.config.settings.society)

@@ -45,6 +45,7 @@ def half_bid(outcome):
 half = Mechanism("half", price=half_bid, payout=half_bid)
 
 
+@pytest.mark.slow
 def test_numeric_settings_of_a_learner_share_one_program():
     """Sweeping over them compiles once, and gives what the flat setting gives."""
     before, found = fitting.compiles(), {}

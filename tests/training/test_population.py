@@ -17,6 +17,7 @@ AGENTS = PopulationAgents(BidTables(6, 2), capacity=8, terms=TERMS, max_births=2
 CONFIG = TrainConfig("Chain-v0", agent=AGENTS, instances=4, horizon=8, steps=4 * 8 * 3, log_every=3)
 
 
+@pytest.mark.slow
 def test_a_chunk_is_a_run_of_the_deep_market():
     """With the same keys: the same population, and metrics that are sums over its rounds."""
     training, hyper = CONFIG.settings.trainable, CONFIG.settings.hyperparameters.as_arrays()

@@ -51,6 +51,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(small):
     assert first.summary["return_seeds"] == again.summary["return_seeds"]
 
 
+@pytest.mark.slow
 def test_equal_settings_compile_once(small):
     """Floats are traced: another discount or learning rate is the same program."""
     fit(TrainConfig("Bandit-v0", **small), jax.random.key(0))
@@ -67,6 +68,7 @@ def test_equal_settings_compile_once(small):
     assert fitting.compiles() == before + 1
 
 
+@pytest.mark.slow
 def test_a_sweep_over_traced_settings_is_one_vmap(small):
     config = TrainConfig("Bandit-v0", learner="valuation", **small)
 

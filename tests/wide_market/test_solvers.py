@@ -85,6 +85,7 @@ def worth(valuations, agent, bundles):
 
 @pytest.mark.parametrize(("solver", "kind"), [*TWO, *REST, CAPPED[4]])
 # The same examples in every run, and two on which L-BFGS does not converge.
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), tight=st.sampled_from([0.05, 0.5, 1.0, 3.0, 30.0]), absent=st.booleans())
 @example(seed=2524, tight=3.0, absent=False)
@@ -308,6 +309,7 @@ def test_one_agent(solver, kind):
         np.testing.assert_allclose(found.prices, exact, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "kind"),
     [
@@ -438,6 +440,7 @@ def test_closed_forms_of_capped_demand_are_what_a_search_finds(kind):
         assert 0.2 < float((capped_values(valuations, wealth, demands(valuations, *arguments)) >= wealth).mean()) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Quadratic, Logarithmic])
 def test_the_hessian_of_the_dual_is_the_jacobian_of_demand(kind):
     with jax.enable_x64(True):
@@ -463,6 +466,7 @@ def test_user_defined_valuations_have_the_same_equilibrium(kind):
         np.testing.assert_allclose(ours.prices, theirs.prices, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), TWO + REST)
 def test_a_warm_start_reaches_the_same_equilibrium(solver, kind):
     """From the prices of the equilibrium, from others, and from unknown ones, which are negative."""
@@ -582,6 +586,7 @@ def test_proportional_response_by_hand():
 # --- derivatives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), [TWO[0], slow(TWO[1]), *REST])
 def test_derivatives_are_those_of_the_equilibrium(solver, kind):
     """Against central differences, in double precision; some wealth binds and some does not."""
@@ -611,6 +616,7 @@ def test_derivatives_are_those_of_the_equilibrium(solver, kind):
             assert inner == pytest.approx(float(ahead - back) / 2e-5, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), TWO + REST)
 def test_derivative_of_welfare_by_supply_is_the_price(solver, kind):
     """The envelope theorem: d welfare / d supply = p, also where goods are free."""
@@ -686,6 +692,7 @@ def test_many_markets_at_once(solver, kind):
         assert together.certificate.iterations.dtype == jnp.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), TWO)
 def test_the_result_of_a_market_does_not_depend_on_its_neighbours(solver, kind):
     """Bit for bit, whether its neighbours take fewer or more iterations, or never converge."""
@@ -813,6 +820,7 @@ def test_refusals():
         SealedBids(exploration=0.5)(additive, wealth, holdings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Quadratic, Logarithmic, Linear])
 def test_many_agents_in_many_markets(kind):
     """40 markets of 1,024 agents with shared valuations, for which XLA on CPUs computes some expressions wrongly."""

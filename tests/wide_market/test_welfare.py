@@ -141,6 +141,7 @@ def interior(agents, seed=0):
     return valuations, jnp.full(agents, 100.0), jnp.asarray(stock)[:, None]
 
 
+@pytest.mark.slow
 def test_prices_of_those_present_in_closed_form():
     valuations, wealth, holdings = interior(8)
     present = jnp.array([[1] * 8, [1, 1, 1, 0, 0, 0, 1, 1], [0, 1, 0, 0, 1, 1, 0, 0]], bool)
@@ -184,6 +185,7 @@ def test_absent_agents_win_no_auction():
 # --- the way to an equilibrium
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", thinned([Quadratic, Logarithmic], lambda kind: kind is Quadratic))
 def test_the_path_leads_where_the_solver_ends(kind):
     solver = Tatonnement(max_iterations=200)

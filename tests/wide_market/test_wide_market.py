@@ -62,6 +62,7 @@ _deep_step = jax.jit(deep_market.step, static_argnums=0)
 _wide_step = jax.jit(wide_market.step, static_argnums=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mechanism", "rent"),
     thinned(
@@ -232,6 +233,7 @@ def test_consumers_use_up_what_they_buy_and_live_on_their_income():
     np.testing.assert_allclose(economy.wealth, [5 + bread * (2 - bread), 7 - bread * (2 - bread)], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Tatonnement(), ConvexProgram()])
 def test_bakery_that_runs_out_of_grain_goes_on_without_an_error(solver):
     """The example of the README for 20 rounds; after the second there is almost no trade."""
@@ -326,6 +328,7 @@ def test_derivatives_go_through_rounds_of_trade_and_production():
         assert abs(inner) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_round_starts_from_the_prices_of_the_last():
     """In an economy that stands still, the second round needs fewer iterations than the first."""
     valuations, _, holdings = equilibrium.market(equilibrium.CASES["Quadratic"], 20, 4, 0)
@@ -357,6 +360,7 @@ def test_twenty_economies_stay_in_equilibrium_for_a_hundred_rounds(solver, kind)
     assert float(found.complementary_slackness.max()) < 1e-2
 
 
+@pytest.mark.slow
 def test_many_instances():
     economies = [makers(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *economies)
