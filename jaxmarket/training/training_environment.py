@@ -7,14 +7,14 @@ run is an environment like any other, and a society, a population or a monolith 
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32
 
 from jaxmarket.environments.base import environment, spaces
 from jaxmarket.evaluation import Episodes
@@ -166,7 +166,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         stop: whether an action ends the run.
         metrics: names of the observed metrics; by default all that are single numbers, in alphabetical order.
         task: ``(env_params, period) -> env_params`` for a task whose parameters change during a run; None for one that
-            stays the same. A function of a module, so that equal environments share programs.
+            stays the same. A global function or a frozen dataclass, so that equal environments share programs; a run
+            folder is read back without ``objects`` if it is an object that is a global of its module.
 
     Raises:
         ValueError: a field is invalid, a knob names a setting that the configuration does not have, or a metric is
@@ -186,6 +187,12 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
     stop: bool = False
     metrics: tuple[str, ...] | None = None
     task: Callable[[PyTree, Array], PyTree] | None = None
+
+    parts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        "config": lambda found: found is TrainConfig,
+        "knobs": lambda found: found is Knob,
+    }
+    """The objects that a run folder may name as fields, as in `jaxmarket.training.settings.AgentKind`."""
 
     def __post_init__(self) -> None:
         check_config(self.config)
@@ -284,6 +291,14 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         given = self._trainable.env.default_params if params.env_params is None else params.env_params
         return given if self.task is None else self.task(given, time)
 
+    def values(self, state: TrainingRunState) -> Float[Array, " knobs"]:
+        """The present setting of each knob."""
+        return jnp.stack(self._read(state.hyper))
+
+    def with_values(self, state: TrainingRunState, values: Float[Array, " knobs"]) -> TrainingRunState:
+        """The run with a setting for each knob."""
+        return state.replace(hyper=self._write(state.hyper, values, jnp.ones(len(self.knobs), bool)))
+
     def _read(self, hyper: Hyperparameters) -> list[Array]:
         """The setting of each knob, f [] each."""
         names = [knob.setting for knob in self.knobs]
@@ -312,7 +327,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
                 action += len(amounts)
         return factors, values
 
-    def change(self, hyper: Hyperparameters, action: Int[Array, ""]) -> Hyperparameters:
+    def change(self, hyper: Hyperparameters, action: Array | int) -> Hyperparameters:
         """The settings after an action; those that it does not change keep their bits."""
         factor, value = (jnp.asarray(table, real())[action] for table in self._changes)
         before = jnp.stack(self._read(hyper))
