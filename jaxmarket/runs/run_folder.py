@@ -498,6 +498,7 @@ _NUMBERS = (
     "termination_rate_seeds",
     "sampled_termination_rate_seeds",
     "saturation",
+    "best_reply_gain",
 )
 
 

@@ -98,9 +98,9 @@ def test_cdf(x64, family):
     mine, wanted = stretched(family).cdf(jnp.asarray(bids)), cdf(family, *SHAPES.T, bids)
     np.testing.assert_allclose(mine, wanted, atol=1e-12)
     np.testing.assert_array_equal(stretched(family).cdf(jnp.array([[LOW - 1], [HIGH + 1]])), [[0] * 5, [1] * 5])
-    unit = family(*jnp.asarray(SHAPES.T))
-    np.testing.assert_allclose(Rescaled(unit, LOW, WIDTH).cdf(jnp.asarray(bids)), wanted, atol=1e-12)
-    np.testing.assert_array_equal(Rescaled(unit, 1.0, 0.0).cdf(jnp.array([[0.5], [1.5]])), [[0] * 5, [1] * 5])
+    unit, five = family(*jnp.asarray(SHAPES.T)), jnp.ones(5)
+    np.testing.assert_allclose(Rescaled(unit, LOW * five, WIDTH * five).cdf(jnp.asarray(bids)), wanted, atol=1e-12)
+    np.testing.assert_array_equal(Rescaled(unit, five, 0 * five).cdf(jnp.array([[0.5], [1.5]])), [[0] * 5, [1] * 5])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,6 +17,7 @@ from jaxmarket.environments import Bandit, FiniteMDP, Memory, adapt, garnet
 from jaxmarket.interop.bidder import BidderEnv, Exact, truthful
 from jaxmarket.interop.deviations import best_replies, episode_gain, optimal_value
 from jaxmarket.policies import UNITS, BetaHead, BidPolicy, KumaraswamyHead, linear
+from jaxmarket.runs.best_replies import trained
 from jaxmarket.settlement import TimeLimits
 
 HIGH = 3.0
@@ -309,3 +310,19 @@ def test_adaptive_ranges_are_part_of_the_distribution():
     )
     np.testing.assert_allclose(free.best, fixed.best, rtol=1e-6)
     np.testing.assert_allclose(free.present, fixed.present, rtol=1e-6)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(5))
+def test_trained_best_replies_reach_the_exact_gain(seed):
+    """At least 95% of an exact gain of more than 5% of the episode's value, by the best of four trained bidders."""
+    society, params = drawing(seed, "bb", 2, horizon=10)
+    found = trained(
+        society, params, 0, np.linspace(0, HIGH, 16).tolist(), jax.random.key(seed), time_limits="terminal", seeds=4
+    )  # fmt: skip
+    solved = Exact(found.env)
+    strategies = solved.learned(found.config.settings.trainable.player(greedy=True), found.params)
+    gains, best = np.array([solved.gain(bids) for bids in strategies]), solved.best_gain()
+    assert best > 0.05 * optimal_value(solved.mdp, 10)
+    assert gains.max() >= 0.95 * best
+    assert (np.abs(found.gains - gains) < 4 * found.errors + 1e-5).all()
