@@ -157,29 +157,32 @@ def _rows(results: Results) -> Iterator[dict[str, Any]]:
             yield case._asdict() | found
 
 
-def _draw(learner: str, results: Results) -> Any:
-    shown = [case for case in cases(results.scope) if case.learner == learner and case.name in results]
-    envs = list(dict.fromkeys(case.env for case in shown))
-    fig, axes = plotting.figure(columns=max(1, len(envs)), rows=2, width=5.0, height=3.4)
+def _draw(results: Results) -> Any:
+    """Gains (first row) and returns (second row) of each learner."""
+    shown = [case for case in cases(results.scope) if case.name in results]
+    learners, envs = (list(dict.fromkeys(each)) for each in zip(*((c.learner, c.env) for c in shown), strict=True))
+    fig, axes = plotting.figure(columns=len(envs), rows=2 * len(learners), width=5.0, height=3.4)
+    panels = np.array(axes, object).reshape(len(learners), 2, len(envs))
     for case in shown:
-        run, column = results[case.name], envs.index(case.env)
+        run, (gain, earned) = results[case.name], panels[learners.index(case.learner), :, envs.index(case.env)]
         steps, returns = learning_curve(run)
         style = {
             "color": plotting.NAMED_COLORS[case.auction],
             "label": f"{case.auction}, {case.society}",
             "linestyle": "-" if case.society == "cloned" else ":",
         }
-        plotting.draw_quartiles(axes[column], np.median(steps, 1), _shares(run), **style)
-        plotting.draw_quartiles(axes[len(envs) + column], np.median(steps, 1), returns, **style)
-    for column, env in enumerate(envs):
-        axes[column].set(title=f"{env}, {learner}", ylabel="gain of the best reply / episode's value")
-        axes[column].set_yscale("symlog", linthresh=_NEAR)
-        axes[column].axhline(_NEAR, color="black", linewidth=0.8, linestyle=":")
-        axes[column].set_ylim(bottom=0)
-        axes[len(envs) + column].set(ylabel="return while learning")
-        axes[len(envs) + column].axhline(make(env)[0].optimal_return(), color="black", linewidth=0.8)
-    for ax in axes:
-        plotting.step_axis(ax, "environment steps per seed")
+        plotting.draw_quartiles(gain, np.median(steps, 1), _shares(run), **style)
+        plotting.draw_quartiles(earned, np.median(steps, 1), returns, **style)
+    for (row, learner), (column, env) in itertools.product(enumerate(learners), enumerate(envs)):
+        gain, earned = panels[row, :, column]
+        gain.set(title=f"{env}, {learner}", ylabel="gain of the best reply / value")
+        gain.set_yscale("symlog", linthresh=_NEAR)
+        gain.set_ylim(bottom=0)
+        gain.axhline(_NEAR, color="black", linewidth=0.8)
+        earned.set(ylabel="return while learning")
+        earned.axhline(make(env)[0].optimal_return(), color="black", linewidth=0.8)
+        for ax in (gain, earned):
+            plotting.step_axis(ax, "environment steps per seed")
     plotting.legend_below(fig)
     return fig
 
@@ -210,7 +213,7 @@ EXPERIMENT = Experiment(
             below=("gain at", "return at"),
         )
     ],
-    figures={learner: functools.partial(_draw, learner) for learner in _LEARNERS},
+    figures={"equilibrium": _draw},
     seeds=8,
     quick=Quick(seeds=2, steps=0.1),
 )
