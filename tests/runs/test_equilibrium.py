@@ -1,6 +1,7 @@
 """The distance from equilibrium of trained societies: the metric along training, `evaluate`, trained best replies."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,15 @@ from jaxmarket.interop.deviations import best_replies
 from jaxmarket.runs import best_replies as measured
 from jaxmarket.runs import run_folder
 
-SMALL = {"learner": "ppo", "hidden": (4,), "instances": 8, "horizon": 16, "minibatch": 32, "seeds": 2, "log_every": 1}
+SMALL: dict[str, Any] = {
+    "learner": "ppo",
+    "hidden": (4,),
+    "instances": 8,
+    "horizon": 16,
+    "minibatch": 32,
+    "seeds": 2,
+    "log_every": 1,
+}
 CONFIG = TrainConfig("Bandit-v0", auction="bb", steps=5 * 128, **SMALL)
 NAME = "best_reply_gain"
 
@@ -68,6 +77,7 @@ def test_a_resumed_run_may_begin_and_cease_to_measure(folder, tmp_path):
 def test_the_figure_has_a_curve_of_the_gain(folder):
     fig = run_folder.read(folder).plot()
     assert [ax.get_title() for ax in fig.axes][1] == "distance from equilibrium"
+    assert (folder / "best_reply_gain.png").exists()
 
 
 @pytest.mark.parametrize(
