@@ -22,7 +22,7 @@ from jaxmarket.environments import OURS, environment_ids, make
 from jaxmarket.evaluation import trace_episode as watch_episode
 from jaxmarket.keys import from_words, key_for, key_of
 from jaxmarket.learners import LEARNERS
-from jaxmarket.runs import compilation_cache, files, run_folder
+from jaxmarket.runs import best_replies, compilation_cache, files, run_folder
 from jaxmarket.runs import processes as multi
 from jaxmarket.runs.fitting import evaluate_both, fit
 from jaxmarket.runs.interrupts import retained
@@ -83,6 +83,7 @@ def train(
     log: tuple[str, ...] = (),
     check: Annotated[bool, Parameter(negative=())] = False,
     other_versions: Annotated[bool, Parameter(negative=())] = False,
+    best_reply_every: int | None = None,
     json: Json = False,
 ) -> None:
     """Train a society, evaluate it, and show the bids that it learned.
@@ -103,6 +104,8 @@ def train(
         check: stop with an error at the first bid, price or reward that is not finite, and if money is not conserved;
             slower.
         other_versions: with --resume, continue a run of other library versions; results may differ.
+        best_reply_every: updates between two values of the metric best_reply_gain, the distance from equilibrium; only
+            for societies on finite processes.
         json: print one JSON object as the last line of standard output.
     """
     unknown = set(log) - set(LOGGERS)
@@ -134,6 +137,7 @@ def train(
         loggers=loggers,
         check=check,
         other_versions=other_versions,
+        best_reply_every=best_reply_every,
     )
     screen = Screen()
     screen.print(tables.returns_table(result))
@@ -219,6 +223,8 @@ def launch(
 def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     """Evaluate a trained society in new episodes, with greedy and with sampled bids.
 
+    On a finite process, also show how far each bidder is from its best reply to the others.
+
     Args:
         folder: run folder (--out) of a finished run.
         seed: random seed of the episodes.
@@ -253,6 +259,14 @@ def evaluate(folder: Path, *, seed: int = 0, json: Json = False) -> None:
     if not kept.all():
         table.caption = f"excludes diverged seeds: {', '.join(map(str, summary['diverged']))}"
     Screen().print(table)
+    if best_replies.solvable(trainable) and run.env_params is None and kept.any():
+        params = jax.tree.map(lambda leaf: leaf[kept], run.params)
+        how = {"greedy": True, "sampled": False}
+        found = {bids: best_replies.of_seeds(trainable, params, greedy=greedy) for bids, greedy in how.items()}
+        Screen().print(tables.best_replies_table(found))
+        for bids, replies in found.items():
+            summary[f"{bids}_best_reply_gain"] = float(np.mean([each.gains.max() for each in replies]))
+            summary[f"{bids}_best_reply_gains"] = np.mean([each.gains for each in replies], 0).tolist()
     _say_if_interrupted(run)
     if json:
         emit(run_folder.to_json(summary))

@@ -23,6 +23,7 @@ episodes, ``return_mean`` is the reward of as many rounds as an episode has step
 | ``bid_gap`` [S] | mean of winning bid - Q*(s, winner's primitive) over the state's sales: above 0 where winners bid more than the value of winning under the optimal continuation (Chang et al. 2020, theorem 1: 0) |
 | ``gini`` | inequality of the bidders' wealth, see `gini` |
 | ``conservation_residual`` | change of the accounts that no named flow explains, see `conservation_residual` |
+| ``best_reply_gain`` | distance from equilibrium: the largest gain of any bidder's best reply, in units of reward; of a society on a finite process, every ``best_reply_every`` updates, else NaN; see `jaxmarket.interop.deviations.best_replies` |
 | ``diverged`` | 1 if parameters or rewards of this chunk are not finite, else 0; see `jaxmarket.training.divergence` |
 """  # noqa: E501  a table row is a line
 

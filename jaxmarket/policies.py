@@ -149,6 +149,9 @@ class BidDistribution(Protocol):
     with leaves ``[*shape, ...]``; and ``from_noise(noise)``, the bids, where shape ends with the batch shape. ``noise``
     does not read the distribution's arrays. A society then draws the noise of a whole rollout in one call, which is
     much faster than one call per step.
+
+    A continuous distribution may define ``cdf(bid)``, the probability of a lower bid, f [...] with the shape of
+    ``bid``. `jaxmarket.interop.deviations` needs it.
     """
 
     def sample(self, key: Array, shape: Sequence[int] = ()) -> Array:
@@ -179,8 +182,11 @@ class _Bounded(struct.PyTreeNode):
     def _stretch(self, unit: Array) -> Array:
         return self.low + (self.high - self.low) * unit
 
+    def _position(self, bid: Array) -> Array:
+        return jnp.clip((bid - self.low) / (self.high - self.low), 0, 1)
+
     def _unit(self, bid: Array) -> Array:
-        return jnp.clip((bid - self.low) / (self.high - self.low), _EDGE, 1 - _EDGE)
+        return jnp.clip(self._position(bid), _EDGE, 1 - _EDGE)
 
     @property
     def _log_width(self) -> float:
@@ -212,6 +218,10 @@ class Kumaraswamy(_Bounded):
         tail = -jnp.expm1(jnp.log(u) / self.b)
         unit = jnp.exp(jnp.log(tail) / self.a)
         return self._stretch(jnp.clip(unit, _EDGE, 1 - _EDGE))
+
+    def cdf(self, bid: Array) -> Array:
+        """``1 - (1 - x^a)^b``: f with the shape of ``bid``."""
+        return -jnp.expm1(self.b * jnp.log1p(-(self._position(bid) ** self.a)))
 
     def mean(self) -> Array:
         """``b B(1 + 1/a, b)``, not a/(a+b): f [...]."""
@@ -275,6 +285,10 @@ class Beta(_Bounded):
         """Bids, ``f [*shape]``."""
         x, y = _log_gamma_variates(jax.lax.stop_gradient((self.a, self.b)), noise)
         return self._stretch(jnp.clip(jax.nn.sigmoid(x - y), _EDGE, 1 - _EDGE))
+
+    def cdf(self, bid: Array) -> Array:
+        """The regularised incomplete beta function: f with the shape of ``bid``."""
+        return special.betainc(self.a, self.b, self._position(bid))
 
     def mean(self) -> Array:
         """``a / (a + b)``: f [...]."""
@@ -360,6 +374,12 @@ class Rescaled(struct.PyTreeNode):
     def from_noise(self, noise: PyTree) -> Array:
         """Bids, ``f [*shape]``."""
         return self.low + self.width * self.unit.from_noise(noise)
+
+    @property
+    def cdf(self) -> Callable[[Array], Array]:
+        """The probability of a lower bid, if x has that method."""
+        of_unit = self.unit.cdf
+        return lambda bid: jnp.where(self.width > 0, of_unit((bid - self.low) / divisor(self.width)), bid > self.low)
 
     def mean(self) -> Array:
         """The greedy bid: f [...]."""

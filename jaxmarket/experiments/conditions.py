@@ -64,6 +64,7 @@ class Train:
         start: the condition, a training run, from whose networks it starts; None for new networks.
         seeds: independent seeds; by default those of the experiment.
         seed: of all randomness; by default that of the experiment.
+        best_reply_every: as in `jaxmarket.fit`.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Train:
     start: str | None = None
     seeds: int | None = None
     seed: int | None = None
+    best_reply_every: int | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -88,7 +90,7 @@ class Train:
             changes["steps"] = max(1, round(scope.steps * config.settings.steps))
         seed = scope.seed if self.seed is None else self.seed
         start = None if self.start is None else results[self.start]
-        return FitJob(dataclasses.replace(config, **changes), seed, start)
+        return FitJob(dataclasses.replace(config, **changes), seed, start, self.best_reply_every)
 
 
 @dataclasses.dataclass(frozen=True)

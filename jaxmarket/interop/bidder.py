@@ -21,11 +21,13 @@ from jaxmarket.auctions import CREDIT_CONSERVING_VICKREY, Mechanism
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.base import environment, spaces
 from jaxmarket.environments.tabular import FiniteMDP
+from jaxmarket.interop.deviations import solve
 from jaxmarket.interop.embedding import given_bids
+from jaxmarket.interop.rivals import Rivals, check_finite_process, rivals_of
 from jaxmarket.policies import BidPolicy, ValueHead, bid_table, linear
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society, advance, draw
-from jaxmarket.types import AUCTIONEER, Accounts, Array, Outcome, PyTree, Rules, State, real
+from jaxmarket.types import AUCTIONEER, Accounts, Array, PyTree, Rules, State, real
 from jaxmarket.validation import check_int
 
 __all__ = ["BidderEnv", "BidderParams", "BidderState", "Exact", "truthful"]
@@ -283,26 +285,17 @@ class Exact:
     strategy is an array of bids f [H, S, 2]: [..., 0] where the bidder does not own the state, [..., 1] where it does.
 
     Attributes:
-        env: a `BidderEnv` of a greedy society over a `FiniteMDP`.
+        env: a `BidderEnv` of a society over a `FiniteMDP`. If the society draws its bids, values are expectations over
+            the draws of all others.
 
     Raises:
-        ValueError: the environment is not a `FiniteMDP`, or the society samples its bids.
+        ValueError: as `jaxmarket.interop.rivals.rivals_of`.
     """
 
     env: BidderEnv
 
     def __post_init__(self) -> None:
-        society = self.env.society
-        if not isinstance(society.env.env, FiniteMDP):
-            raise ValueError(
-                f"env: expected a FiniteMDP, whose transitions are known, got {society.env.name}; estimate values from "
-                "episodes instead"
-            )
-        if not society.greedy:
-            raise ValueError(
-                "env: expected a greedy society, got one that samples bids; use dataclasses.replace(society, "
-                "greedy=True)"
-            )
+        check_finite_process(self.env.society)
 
     @property
     def mdp(self) -> FiniteMDP:
@@ -315,6 +308,12 @@ class Exact:
         return self.mdp.horizon if self.env.time_limits == "terminal" else 1
 
     @functools.cached_property
+    def rivals(self) -> Rivals:
+        """The bids of the society, from the position of the bidder."""
+        found = rivals_of(self.env.society, self.env.default_params.others, np.array(self.env.levels))
+        return dataclasses.replace(found, me=self.env.bidder)
+
+    @functools.cached_property
     def others(self) -> np.ndarray:
         """The greedy bids of all bidders of the society: f [S, A]."""
         society, params = self.env.society, self.env.default_params.others
@@ -323,7 +322,7 @@ class Exact:
 
     @functools.cached_property
     def truth(self) -> np.ndarray:
-        """The society's bids for the strategic bidder, f [H, S, 2]: Q* if the society is `truthful`."""
+        """The society's greedy bids for the strategic bidder, f [H, S, 2]: Q* if the society is `truthful`."""
         return np.broadcast_to(self.others[:, self.env.bidder, None], (self.horizon, self.mdp.num_states, 2))
 
     def value(self, bids: Any, gamma: float | None = None) -> float:
@@ -343,8 +342,12 @@ class Exact:
         return self._solve(bids[..., None], gamma)[0]
 
     def gain(self, bids: Any, gamma: float | None = None) -> float:
-        """The `value` of a strategy minus that of `truth`."""
-        return self.value(bids, gamma) - self.value(self.truth, gamma)
+        """The `value` of a strategy minus `present`."""
+        return self.value(bids, gamma) - self.present(gamma)
+
+    def present(self, gamma: float | None = None) -> float:
+        """The value of the bids that the society makes for the bidder."""
+        return self._solve(None, gamma)[0]
 
     def best(self, gamma: float | None = None) -> np.ndarray:
         """The optimal strategy with bids from ``levels``, f [H, S, 2]; among equal bids the one closest to `truth`.
@@ -356,11 +359,21 @@ class Exact:
             ValueError: ``gamma`` is not in [0, 1), or [0, 1] with ``time_limits="terminal"``.
         """
         levels = np.asarray(self.env.levels, np.float64)
-        _, q = self._solve(np.broadcast_to(levels, (1, self.mdp.num_states, 2, len(levels))), gamma)
-        # Prices are float32 numbers: values that differ by less than their rounding error count as equal.
+        _, q = self._solve(self._grid, gamma)
+        # Bids are float32 numbers: values that differ by less than their rounding error count as equal.
         good = q >= q.max(-1, keepdims=True) - 1e-5 * np.maximum(1, np.abs(q).max())
         distance = np.where(good, np.abs(levels - self.truth[..., None]), np.inf)
         return levels[distance.argmin(-1)]
+
+    def best_gain(self, gamma: float | None = None) -> float:
+        """The largest `gain` of a strategy with bids from ``levels``; below 0 if the society's own bids are better."""
+        return self._solve(self._grid, gamma)[0] - self.present(gamma)
+
+    @property
+    def _grid(self) -> np.ndarray:
+        """The possible bids, f [1, S, 1, K]."""
+        levels = np.array(self.env.levels)
+        return np.broadcast_to(levels, (1, self.mdp.num_states, 1, len(levels)))
 
     def learned(self, player: Any, params: PyTree) -> np.ndarray:
         """The bids that trained agents choose for every observation of the bidder: f [seeds, H, S, 2].
@@ -431,69 +444,18 @@ class Exact:
             }
         return found
 
-    def _solve(self, choices: np.ndarray, gamma: float | None) -> tuple[float, np.ndarray]:
-        """The optimal value with K possible bids, f [H or 1, S, 2, K], and the value of each bid, f [H, S, 2, K]."""
-        mdp, closes = self.mdp, self.env.time_limits == "terminal"
-        gamma = mdp.gamma if gamma is None else float(gamma)
+    def _solve(self, choices: np.ndarray | None, gamma: float | None) -> tuple[float, np.ndarray]:
+        """`deviations.solve` with K possible bids, f [H or 1, S, 2, K]; with the society's own bids if None."""
+        closes = self.env.time_limits == "terminal"
+        gamma = self.mdp.gamma if gamma is None else float(gamma)
         if not 0 <= gamma <= 1 or (gamma == 1 and not closes):
             raise ValueError(
                 f"gamma: expected a discount in [0, 1{']' if closes else ')'}, got {gamma}"
                 + ("" if closes else "; an episode's undiscounted value needs time_limits='terminal'")
             )
-        rewards, transitions = self._auctions(choices)
-
-        def backup(t: int, value: np.ndarray) -> np.ndarray:
-            return rewards[t] + gamma * np.einsum("sokwt,tw->sok", transitions[t], value)
-
-        value, q = np.zeros((mdp.num_states, 2)), []
-        if closes:
-            for t in reversed(range(self.horizon)):
-                q.insert(0, backup(t % len(rewards), value))
-                value = q[0].max(-1)
-        else:
-            converged = False
-            while not converged:
-                q = [backup(0, value)]
-                new = q[0].max(-1)
-                converged = bool(np.abs(new - value).max() <= 1e-10 * max(1.0, np.abs(new).max()))
-                value = new
-        return float(mdp.start @ value[:, 0]), np.stack(q)
-
-    def _auctions(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Expected cash flow f [T, S, 2, K] and transition probabilities f [T, S, 2, K, 2, S'], averaged over ties."""
-        mdp, society, me = self.mdp, self.env.society, self.env.bidder
-        odds, price, payout = self._outcomes(choices)
-        owns = np.array([0.0, 1.0])[:, None]
-        won = odds[..., me] * (mdp.rewards[:, self.env.primitive, None, None] - price[..., me])
-        rewards = owns * (odds * payout).sum(-1) + won
-        successors = np.repeat(mdp.transitions * ~mdp.terminal, society.clones, axis=1)  # [S, A, S']
-        mine = np.arange(society.bidders) == me
-        by_winner = [np.einsum("zsoka,sat->zsokt", odds * who, successors) for who in (~mine, mine)]
-        return rewards, np.stack(by_winner, -2)
-
-    def _outcomes(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per bidder, f [T, S, 2, K, A]: its probability of winning, and its price and payout if it wins."""
-        society, ids = self.env.society, np.arange(self.env.society.bidders)
         # In the working precision, so that ties are those of the market.
-        own = choices.astype(self.others.dtype)[..., None]
-        bids = np.where(ids == self.env.bidder, own, self.others[:, None, None])
-        tied = bids == bids.max(-1, keepdims=True)
-        odds = tied / tied.sum(-1, keepdims=True)
-        if society.ties == "lowest":
-            odds = (ids == tied.argmax(-1)[..., None]).astype(np.float64)
-        everyone = np.broadcast_to(bids[..., None, :], (*bids.shape, len(ids)))  # [..., winner, bidder]
-        highest_other = np.where(np.eye(len(ids), dtype=bool), -np.inf, everyone).max(-1)
-        outcomes = Outcome(
-            winner=np.broadcast_to(ids, bids.shape),  # type: ignore[arg-type]
-            winning_bid=bids,  # type: ignore[arg-type]
-            highest_other_bid=np.where(np.isfinite(highest_other), highest_other, 0).astype(bids.dtype),  # type: ignore[arg-type]
-            bids=everyone,  # type: ignore[arg-type]
-            eligible=np.ones(everyone.shape, bool),  # type: ignore[arg-type]
-        )
-        rows = jax.tree.map(lambda x: jnp.asarray(x.reshape(-1, *x.shape[bids.ndim :])), outcomes)
-        mechanism = society.mechanism
-        price, payout = (np.asarray(jax.vmap(rule)(rows), float) for rule in (mechanism.price, mechanism.payout))
-        return odds, price.reshape(bids.shape), payout.reshape(bids.shape)
+        sale = self.rivals.present() if choices is None else self.rivals.sale(choices.astype(real()).astype(float))
+        return solve(self.mdp, self.env.primitive, sale, gamma, self.horizon if closes else None)
 
 
 @functools.partial(jax.jit, static_argnums=0)

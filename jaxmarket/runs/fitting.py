@@ -22,7 +22,7 @@ from jaxmarket.evaluation import Episodes
 from jaxmarket.keys import from_words, key_for
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.metrics import Oracle, bid_error, env_steps
-from jaxmarket.runs import compilation_cache
+from jaxmarket.runs import best_replies, compilation_cache
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
 from jaxmarket.runs.devices import Devices, gather, over_seeds, put
 from jaxmarket.runs.devices import mesh as devices_mesh
@@ -38,12 +38,13 @@ from jaxmarket.training.result import RunResult
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.trainable import Player, Trainable
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import check_bool, check_float, check_key, check_path, short_repr
+from jaxmarket.validation import check_bool, check_float, check_int, check_key, check_path, short_repr
 from jaxmarket.view import tables
 
 __all__ = ["Repeated", "compiles", "evaluate_both", "fit", "init_seeds", "repeat"]
 
 _EPISODES = 128
+_GAIN = "best_reply_gain"
 _MOST_METRICS = 2**30  # bytes of metrics in a checkpoint
 
 
@@ -169,6 +170,7 @@ def fit(
     loggers: Sequence[Logger] = (),
     check: bool = False,
     other_versions: bool = False,
+    best_reply_every: int | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Train ``config.seeds`` seeds, evaluate them, and write the results.
@@ -202,6 +204,9 @@ def fit(
             error at the first number that is not finite, or if money is not conserved. It is slower, the results are
             the same, and it needs a single device.
         other_versions: whether to resume a run of other library versions, whose results may differ.
+        best_reply_every: updates between two values of the metric ``best_reply_gain``, how far the society is from
+            equilibrium (`jaxmarket.interop.deviations.best_replies`): a multiple of ``log_every``. There is one after
+            the last chunk, too. It needs a society over a `FiniteMDP`.
         progress: whether to show the phase, rate, ETA and return: on standard error, where a terminal also shows the
             curve of the return as a line of blocks, or in a notebook as one output with the curve as a figure.
 
@@ -226,6 +231,8 @@ def fit(
             f"loggers: expected a sequence of functions of a Record, got {short_repr(loggers)}; write [logger]"
         )
     resume, check = check_bool("resume", resume), check_bool("check", check)
+    if best_reply_every is not None:
+        best_reply_every = _chunks_between(best_reply_every, settings, env_params)
     if start is not None and not isinstance(start, SavedRun | FitResult | str | Path):
         raise ValueError(
             f"start: expected a finished run or its folder, got {short_repr(start)}; give the result of fit, or a path"
@@ -241,7 +248,7 @@ def fit(
     if check and mesh is not None:
         raise ValueError("check: checked runs use one device; omit devices")
     env_params = None if env_params is None else settings.adapter.parameters(env_params)
-    run = _Run(config, settings, key, mesh, env_params, check=check)
+    run = _Run(config, settings, key, mesh, env_params, check=check, best_reply_every=best_reply_every)
     begun = read(start) if isinstance(start, str | Path) else start
     if isinstance(begun, SavedRun):
         warn_if_interrupted(begun)
@@ -264,6 +271,24 @@ def fit(
             Checkpoints(folder.path / "checkpoints") as checkpoints,
         ):
             return _fit_in(folder, checkpoints, run, show, loggers, checkpoint_every, started=trained is not None)
+
+
+def _chunks_between(updates: int, settings: Settings, env_params: PyTree) -> int:
+    """The chunks between two values of ``best_reply_gain``.
+
+    Raises:
+        ValueError: the updates are no multiple of a chunk's, or best replies cannot be solved.
+    """
+    updates, each = check_int("best_reply_every", updates), settings.updates_per_chunk
+    if updates % each:
+        raise ValueError(f"best_reply_every: expected a multiple of log_every, {each} updates, got {updates}")
+    if not best_replies.solvable(settings.trainable) or env_params is not None:
+        raise ValueError(
+            "best_reply_every: expected a society over a FiniteMDP with its own parameters and actions as primitives, "
+            f"got {settings.trainable} on {settings.adapter.name}; train a best reply afterwards, a lower bound "
+            "(jaxmarket.runs.best_replies.trained)"
+        )
+    return updates // each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,7 +418,9 @@ class _Run:
         env_params: PyTree,
         *,
         check: bool,
+        best_reply_every: int | None = None,
     ) -> None:
+        self.best_reply_every = best_reply_every  # chunks
         self.config, self.settings, self.trainable = config, settings, settings.trainable
         self.key, self.mesh, self.env_params, self.check = key, mesh, env_params, check
         self.hyper = settings.hyperparameters.as_arrays()
@@ -436,8 +463,20 @@ class _Run:
         for metrics in rows:
             self._record(metrics, loggers, earlier=True)
 
+    def _best_reply_gain(self) -> dict[str, np.ndarray]:
+        """The metric of the chunk that was just trained; nothing where none is due."""
+        every, chunk = self.best_reply_every, self.done + 1
+        if every is None or (chunk % every and chunk < self.trainable.chunks):
+            return {}
+        params = gather(self.state.learner.params, self.mesh)
+        found = best_replies.of_seeds(self.trainable, params)
+        return {_GAIN: np.array([each.gains.max() for each in found], real())}
+
     def _record(self, metrics: dict[str, np.ndarray], loggers: Sequence[Logger], *, earlier: bool = False) -> None:
         """Store the metrics of a chunk, and pass them to the loggers."""
+        if self.best_reply_every is not None or (self.rows and _GAIN in self.rows[0]):
+            # All chunks have the same columns, in the order of restored ones.
+            metrics = dict(sorted(({_GAIN: np.full(self.settings.seeds, np.nan, real())} | metrics).items()))
         auctions = self.settings.auctions_per_chunk
         self.rows.append(metrics)
         self.spent = self.spent + env_steps(metrics["duration"][None], auctions)[0]
@@ -491,7 +530,7 @@ class _Run:
 
         def run_chunk() -> None:
             self.state, metrics = compiled(self.state, *arguments)
-            metrics = jax.device_get(metrics)
+            metrics = jax.device_get(metrics) | self._best_reply_gain()
             self.run_seconds = before + time.perf_counter() - began
             self._record(metrics, loggers)
             show(self.done * auctions, chunks * auctions, tables.return_note(metrics))
@@ -590,8 +629,9 @@ class _Run:
             "bid_error": None,
             "bid_error_relative": None,
         }
-        if "saturation" in self.metrics:
-            summary["saturation"] = divergence.spread(per_seed(self.metrics["saturation"][-1])).mean
+        for name in ("saturation", _GAIN):
+            if name in self.metrics:
+                summary[name] = divergence.spread(per_seed(self.metrics[name][-1])).mean
         if bids is not None and visited is not None and len(lost) < settings.seeds:
             kept = np.delete(bids, lost, axis=0), np.asarray(exact, real()), np.delete(visited, lost, axis=0)
             errors = {name: float(error) for name, error in _worst_errors(*kept).items()}

@@ -125,11 +125,13 @@ class FitJob:
         config: the settings.
         seed: of all randomness.
         start: the run from whose networks it starts; None for new networks.
+        best_reply_every: as in `jaxmarket.fit`.
     """
 
     config: TrainConfig
     seed: int
     start: SavedRun | None = None
+    best_reply_every: int | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -138,11 +140,14 @@ class FitJob:
         # Objects that are globals of a module are saved by their names only, so the source of that module counts too.
         modules = [objects.name_of(each).partition(":")[0] for each in sweeps.given_objects(self.config).values()]
         sources = addresses.source_digest(self.config.settings.trainable, fitting.fit, modules=modules)
-        return {"run": run_folder.described(self.config, origin), "sources": sources}
+        identity = {"run": run_folder.described(self.config, origin), "sources": sources}
+        return identity if self.best_reply_every is None else identity | {"best_reply_every": self.best_reply_every}
 
     def run(self, running: Running) -> Any:
         """Train."""
-        return sweeps.fit_as_task(running, self.config, key_of(self.seed), start=self.start)
+        return sweeps.fit_as_task(
+            running, self.config, key_of(self.seed), start=self.start, best_reply_every=self.best_reply_every
+        )
 
     def write(self, folder: Path, result: Any) -> str:
         """Write the run's folder."""

@@ -43,7 +43,9 @@ class ShownRun:
         return pd.DataFrame([row for record in found for row in record.rows()], columns=names)
 
     def plot(self: RunResult) -> "Figure":
-        """A figure of the learning curve and, where Q* is known, of the greedy bids beside it.
+        """A figure of the learning curve; of the distance from equilibrium, where it was measured; and of the bids.
+
+        Greedy bids are shown where Q* is known.
 
         Raises:
             ValueError: the run was interrupted before its first row of metrics.
@@ -51,10 +53,13 @@ class ShownRun:
         if not self.metrics:
             raise ValueError("metrics: expected one row or more, got none: the run was interrupted; resume it")
         bids = self.bids is not None and self.visited is not None and bool(self.visited.any())
-        fig, axes = plotting.figure(columns=1 + bids)
+        gains = "best_reply_gain" in self.metrics
+        fig, axes = plotting.figure(columns=1 + gains + bids)
         plotting.draw_learning_curve(axes[0], self)
+        if gains:
+            plotting.draw_best_reply_gain(axes[1], self)
         if bids:
-            plotting.draw_bids(axes[1], self)
+            plotting.draw_bids(axes[-1], self)
         return fig
 
     def watch(self: RunResult, **options: Any) -> "Replay":

@@ -2,8 +2,8 @@
 
 ``config.json`` exact settings · ``metrics.csv`` a row per chunk and seed, written as they come ·
 ``checkpoints/`` the whole state of training, the last two · ``networks.safetensors`` parameters of every seed ·
-``summary.json`` · ``learning_curve.png`` · ``bids.csv`` and ``bids.png`` where Q* is known · ``SHA256SUMS`` checksums
-of the files that `read` uses.
+``summary.json`` · ``learning_curve.png`` · ``best_reply_gain.png`` where it was measured · ``bids.csv`` and
+``bids.png`` where Q* is known · ``SHA256SUMS`` checksums of the files that `read` uses.
 """
 
 import contextlib
@@ -373,10 +373,14 @@ class RunFolder:
         checkpoint.save(self.path / NETWORKS, result.networks)
         if self._rows:  # whole and synced, which appending to it was not
             files.write_rows(self.path / "metrics.csv", self._names, self._rows)
-        if result.metrics:
+        curves = {
+            "return_mean": ("learning_curve.png", plotting.draw_learning_curve),
+            "best_reply_gain": ("best_reply_gain.png", plotting.draw_best_reply_gain),
+        }
+        for name, draw in (curves[metric] for metric in curves if metric in result.metrics):
             fig, (ax,) = plotting.figure()
-            plotting.draw_learning_curve(ax, result)
-            plotting.save(fig, self.path / "learning_curve.png")
+            draw(ax, result)
+            plotting.save(fig, self.path / name)
         if result.bids is not None and result.visited is not None and result.q is not None:
             rows = [
                 (seed, s, p, bid, result.q[s, p], int(result.visited[seed, s]))
@@ -498,6 +502,7 @@ _NUMBERS = (
     "termination_rate_seeds",
     "sampled_termination_rate_seeds",
     "saturation",
+    "best_reply_gain",
 )
 
 

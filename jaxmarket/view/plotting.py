@@ -40,6 +40,7 @@ __all__ = [
     "composed_images",
     "draw_accuracy",
     "draw_band",
+    "draw_best_reply_gain",
     "draw_bids",
     "draw_cash_flows",
     "draw_convergence",
@@ -393,6 +394,18 @@ def draw_learning_curve(ax: "Axes", result: RunResult) -> None:
             label="greedy, after training",
         )
     ax.set(ylabel="undiscounted return", title=_name(result))
+    step_axis(ax, "environment steps per seed")
+    legend_below(ax)
+
+
+def draw_best_reply_gain(ax: "Axes", result: RunResult) -> None:
+    """The metric ``best_reply_gain`` against environment steps: seeds as thin lines, and their mean."""
+    gains = result.metrics["best_reply_gain"]
+    known = np.isfinite(gains).any(1)
+    steps = env_steps(result.metrics["duration"], result.config.settings.auctions_per_chunk).mean(1)[known]
+    ax.plot(steps, gains[known], color=COLORS[1], alpha=0.3, linewidth=1)
+    ax.plot(steps, gains[known].mean(1), color=COLORS[1], linewidth=2, label="largest gain of a best reply")
+    ax.set(ylabel="gain, units of reward", title="distance from equilibrium", ylim=(0, None))
     step_axis(ax, "environment steps per seed")
     legend_below(ax)
 

@@ -4,8 +4,8 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -33,7 +33,19 @@ from jaxmarket.validation import escaped
 from jaxmarket.view.live import CellOutput, LiveCurve
 from jaxmarket.view.text import DataTable, Screen, cell, notebook_text
 
-__all__ = ["Show", "bids_table", "number", "progress", "return_note", "returns_table", "trace_table"]
+if TYPE_CHECKING:
+    from jaxmarket.interop.deviations import BestReplies
+
+__all__ = [
+    "Show",
+    "best_replies_table",
+    "bids_table",
+    "number",
+    "progress",
+    "return_note",
+    "returns_table",
+    "trace_table",
+]
 
 _SATURATED = 0.1  # smallest share of winning bids at an end of their range that a table shows
 
@@ -261,6 +273,30 @@ def returns_table(result: RunResult) -> DataTable:
         *("–" if error is None else f"{error:.4f}" for error in errors.values()),
         *(shown[column] for column in extra),
     )
+    return table
+
+
+def best_replies_table(found: "Mapping[str, Sequence[BestReplies]]") -> DataTable:
+    """What each bidder gains by its best reply to the others, mean over seeds, and the largest gain of any bidder.
+
+    Args:
+        found: `BestReplies` of each seed, by how bids are made.
+    """
+    table = DataTable(
+        title="distance from equilibrium: gain of the best reply",
+        caption="in expectation over an episode, discounted; all: the largest of each seed\n"
+        "share: of the value of an episode of the optimal policy",
+    )
+    for column in ("bids", "bidder", "earns", "best reply", "gain", "share"):
+        table.add_column(column, justify="right")
+    for bids, replies in found.items():
+        present, best, gains, shares = (
+            np.mean([getattr(each, name) for each in replies], 0) for name in ("present", "best", "gains", "relative")
+        )
+        for bidder, row in enumerate(zip(present, best, gains, strict=True)):
+            table.add_row(bids, str(bidder), *map(number, row), f"{shares[bidder]:.1%}")
+        largest, share = (np.mean([getattr(each, name).max() for each in replies]) for name in ("gains", "relative"))
+        table.add_row(bids, "all", "", "", number(largest), f"{share:.1%}")
     return table
 
 

@@ -21,6 +21,7 @@ from jaxmarket.policies import (
     Kumaraswamy,
     KumaraswamyHead,
     Point,
+    Rescaled,
     ValueHead,
     ValueNetwork,
     bid_table,
@@ -89,6 +90,17 @@ def test_kumaraswamy_is_its_formula(x64):
     harmonic = scipy.special.digamma(b + 1) + np.euler_gamma
     entropy = 1 - 1 / b + (1 - 1 / a) * harmonic - np.log(a * b) + np.log(WIDTH)
     np.testing.assert_allclose(distribution.entropy(), entropy, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cdf(x64, family):
+    bids = np.linspace(LOW, HIGH, 50)[:, None]
+    mine, wanted = stretched(family).cdf(jnp.asarray(bids)), cdf(family, *SHAPES.T, bids)
+    np.testing.assert_allclose(mine, wanted, atol=1e-12)
+    np.testing.assert_array_equal(stretched(family).cdf(jnp.array([[LOW - 1], [HIGH + 1]])), [[0] * 5, [1] * 5])
+    unit, five = family(*jnp.asarray(SHAPES.T)), jnp.ones(5)
+    np.testing.assert_allclose(Rescaled(unit, LOW * five, WIDTH * five).cdf(jnp.asarray(bids)), wanted, atol=1e-12)
+    np.testing.assert_array_equal(Rescaled(unit, five, 0 * five).cdf(jnp.array([[0.5], [1.5]])), [[0] * 5, [1] * 5])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,6 +20,7 @@ from jaxmarket.experiments import (
     Train,
     best_reply,
     changing_objectives,
+    equilibrium,
     learned_primitives,
     learning_populations,
     mental_rotation,
@@ -187,7 +188,7 @@ def experiment_configs():
 def newest_configs():
     """Configurations of the experiments whose settings are stored in full, by experiment and condition."""
     scope = Scope(4, full=True)  # the other modes have some of its conditions, with fewer steps or seeds
-    others = learned_primitives, changing_objectives, learning_populations
+    others = learned_primitives, changing_objectives, learning_populations, equilibrium
     return {module.EXPERIMENT.name: planned(module.EXPERIMENT, scope) for module in others}
 
 

@@ -138,7 +138,7 @@ def test_a_seat_is_worth_what_a_plain_simulation_earns(mechanism, clones):
         return total
 
     earned = np.array([episode() for _ in range(1500)])
-    exact = seat._value(bids[..., None])
+    exact = seat.value(bids[..., None])
     assert abs(earned.mean() - exact) < 5 * earned.std() / np.sqrt(len(earned)) + 1e-9
 
 
