@@ -11,6 +11,7 @@ from jaxmarket.experiments import (
     changing_objectives,
     hayek,
     identities,
+    language_market,
     learned_primitives,
     learning_populations,
     memory_market,
@@ -83,6 +84,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         learned_primitives.EXPERIMENT,
         changing_objectives.EXPERIMENT,
         learning_populations.EXPERIMENT,
+        language_market.EXPERIMENT,
     )
 }
 """The reproductions by name."""

@@ -6,7 +6,7 @@ receipts.
 
 import dataclasses
 import functools
-import random
+import math
 import re
 import threading
 import zlib
@@ -82,20 +82,26 @@ class RevenueEstimate:
         self._obs, self._revenue = np.zeros((memory, features), np.float32), np.zeros((1, memory), np.float32)
         self._state = _begin(self._learner, jax.random.key(seed), self._obs[0])
         self.receipts = 0
+        self._lock = threading.Lock()  # clones share an estimate
 
     def __call__(self, features: np.ndarray) -> float:
         """The estimate, a number without a unit of its own: that of the revenues."""
         return float(_estimate(self._learner, self._state, features))
 
+    def familiarity(self, features: np.ndarray) -> float:
+        """The sum of the squared cosines between these features and those of the receipts, for features of length 1."""
+        return float(np.sum((self._obs @ features) ** 2))
+
     def add(self, features: np.ndarray, revenue: float) -> None:
         """Learn from the revenue of one purchase."""
-        memory = len(self._obs)
-        place = self.receipts % memory
-        self._obs[place], self._revenue[0, place] = features, revenue
-        self.receipts += 1
-        known = np.arange(memory)[None] < self.receipts
-        # Copies, because the arrays change while a program may still read them.
-        self._state = _learn(self._learner, self._state, self._obs.copy(), self._revenue.copy(), known, self._rate)
+        with self._lock:
+            memory = len(self._obs)
+            place = self.receipts % memory
+            self._obs[place], self._revenue[0, place] = features, revenue
+            self.receipts += 1
+            known = np.arange(memory)[None] < self.receipts
+            # Copies, because the arrays change while a program may still read them.
+            self._state = _learn(self._learner, self._state, self._obs.copy(), self._revenue.copy(), known, self._rate)
 
 
 @functools.cache
@@ -125,9 +131,10 @@ def _learn(learner: Valuation, state: Any, obs: Array, revenue: Array, known: Ar
 class LearnedBids:
     """An agent that acts as another one and learns its bids from its own receipts.
 
-    Its bid is the estimated revenue of the step in states like this one: the reward and the payout of the next sale,
-    minus what the step costs. It does not take part where the estimate is negative. ``exploration`` is the probability
-    that it bids a random number instead, uniform up to its largest revenue so far, at least ``optimism``.
+    Its bid is the estimated revenue of the step in states like this one, the reward and the payout of the next sale
+    minus what the step costs, and a bonus for states that it knows little about, ``optimism / √(1 + n)``: n is the sum
+    of the squared cosines between the features of this state and those of its receipts. It does not take part where
+    that is negative.
 
     Args:
         agent: what acts.
@@ -135,10 +142,8 @@ class LearnedBids:
         text: ``state -> text``, what the bid depends on.
         features: of that text.
         applies: ``state -> bool``, where the agent takes part; everywhere by default.
-        exploration: probability of a random bid; an attribute that may be changed between episodes.
-        optimism: the largest random bid at first.
-        estimate: of the revenue.
-        seed: of random bids.
+        optimism: the bonus without receipts; an attribute that may be changed between episodes.
+        estimate: of the revenue; clones may share one.
 
     Attributes:
         learning: whether it learns; may be changed between episodes.
@@ -153,18 +158,15 @@ class LearnedBids:
         text: Callable[[Any], str] = str,
         features: HashedText | None = None,
         applies: Callable[[Any], bool] | None = None,
-        exploration: float = 0.1,
-        optimism: float = 0.2,
+        optimism: float = 0.5,
         estimate: RevenueEstimate | None = None,
-        seed: int = 0,
     ) -> None:
         self.agent = agent
         self.name = agent.name if name is None else name
         self.wealth = agent.wealth if wealth is None else wealth
         self.text, self.features, self.applies = text, features or HashedText(), applies
-        self.exploration, self.learning = exploration, True
-        self.estimate = estimate or RevenueEstimate(self.features.size, seed=seed)
-        self._largest, self._random = optimism, random.Random(f"{seed} {self.name}")
+        self.optimism, self.learning = optimism, True
+        self.estimate = estimate or RevenueEstimate(self.features.size)
         self._lock = threading.Lock()
         self._acting: np.ndarray | None = None
         self._bought: tuple[np.ndarray, float, int] | None = None  # features, revenue so far, episode
@@ -175,14 +177,15 @@ class LearnedBids:
         return getattr(self.agent, "usage", None)
 
     def bid(self, state: Any, budget: float) -> float | None:
-        """The estimate, a random number while it explores, or None."""
+        """The estimate with the bonus, or None."""
         del budget
         if self.applies is not None and not self.applies(state):
             return None
-        if self._random.random() < self.exploration:
-            return self._random.uniform(0.0, self._largest)
-        estimate = self.estimate(self.features(self.text(state)))
-        return estimate if estimate >= 0 else None
+        known = self.features(self.text(state))
+        bid = self.estimate(known)
+        if self.optimism:
+            bid += self.optimism / math.sqrt(1 + self.estimate.familiarity(known))
+        return bid if bid >= 0 else None
 
     def act(self, state: Any) -> Any:
         """What the agent makes of the state."""
@@ -204,6 +207,5 @@ class LearnedBids:
         assert self._bought is not None
         features, revenue, _ = self._bought
         self._bought = None
-        self._largest = max(self._largest, revenue + proceeds)
         if self.learning:
             self.estimate.add(features, revenue + proceeds)

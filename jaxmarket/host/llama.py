@@ -137,29 +137,29 @@ class StoredAnswers:
         path: the file, one JSON array per line; it need not exist.
         model: what is asked; None to read only.
         identity: of the model whose answers are read; that of ``model`` by default.
+        shipped: another file, which is only read.
+
+    Attributes:
+        missing: prompts without an answer so far.
 
     Raises:
         ValueError: neither ``model`` nor ``identity`` is given, or the file contains something else.
     """
 
     def __init__(
-        self, path: str | PathLike[str], model: LanguageModel | None = None, *, identity: str | None = None
+        self,
+        path: str | PathLike[str],
+        model: LanguageModel | None = None,
+        *,
+        identity: str | None = None,
+        shipped: str | PathLike[str] | None = None,
     ) -> None:
         if model is None and identity is None:
             raise ValueError("identity: expected the name of a model, got None; give the model or its identity")
         self.path, self._model, self._lock = Path(path), model, threading.Lock()
-        self.identity = identity if model is None or identity is not None else model.identity
-        self._known: dict[str, Answer] = {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                key, text, tokens, seconds, chance = json.loads(line)
-                answer = Answer(str(text), check_int("tokens", tokens, 0), check_float("seconds", seconds), chance)
-            except (ValueError, TypeError) as error:
-                if number == len(lines):  # the last line of a killed process
-                    break
-                raise ValueError(f"path: line {number} of {path} is not an answer; delete the file") from error
-            self._known[key] = answer
+        self.identity = model.identity if model is not None and identity is None else str(identity)
+        self.missing = 0
+        self._known = _read(self.path) if shipped is None else {**_read(Path(shipped)), **_read(self.path)}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -175,17 +175,31 @@ class StoredAnswers:
         if (known := self._known.get(key)) is not None:
             return known
         if self._model is None:
+            self.missing += 1
             raise ValueError(f"answers: {self.path.name} has no answer to this prompt; give the model")
         answer = self._model.answer(messages, options)
         stored = [key, answer.text, answer.tokens, round(answer.seconds, 3), answer.log_probability]
         with self._lock:
-            self._known[key] = dataclasses.replace(answer, seconds=round(answer.seconds, 3))
+            answer = self._known[key] = dataclasses.replace(answer, seconds=round(answer.seconds, 3))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
                 if file.tell() and _last_byte(file) != b"\n":
                     file.write(b"\n")
                 file.write(json.dumps(stored).encode() + b"\n")
         return answer
+
+
+def _read(path: Path) -> dict[str, Answer]:
+    lines, known = path.read_text(encoding="utf-8").splitlines() if path.exists() else [], {}
+    for number, line in enumerate(lines, 1):
+        try:
+            key, text, tokens, seconds, chance = json.loads(line)
+            known[key] = Answer(str(text), check_int("tokens", tokens, 0), check_float("seconds", seconds), chance)
+        except (ValueError, TypeError) as error:
+            if number == len(lines):  # of a killed process
+                break
+            raise ValueError(f"path: line {number} of {path} is not an answer; delete the file") from error
+    return known
 
 
 def _last_byte(file: Any) -> bytes:
@@ -222,7 +236,9 @@ class LocalAgent(PromptedAgent):
     options: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"temperature": 0, "seed": 0, "max_tokens": 64}
     )
-    bid_options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"response_format": BID_SCHEMA})
+    bid_options: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"response_format": BID_SCHEMA, "max_tokens": 16}
+    )
 
     def __post_init__(self) -> None:
         self._meter = Meter()

@@ -332,7 +332,9 @@ class Market:
         for name, budget in budgets.items():
             reply = replies.get(name, Reply(None, "bankrupt", 0.0))
             offer = None if reply.reason else min(reply.value, budget)
-            bid = Bid(self.episode, self.steps, name, reply.value, offer, reply.reason, reply.seconds, reply.used.tokens)
+            bid = Bid(
+                self.episode, self.steps, name, reply.value, offer, reply.reason, reply.seconds, reply.used.tokens
+            )
             self._log(bid)
             bids.append(bid)
             costs[name] = self._cost(reply)
