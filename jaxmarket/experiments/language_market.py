@@ -23,7 +23,7 @@ from jaxmarket.experiments.claims import Claim, Values, at, every_seed, separate
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
 from jaxmarket.experiments.results import Results
-from jaxmarket.host import WORLD, CallableAgent, Entry, Market, Thought
+from jaxmarket.host import WORLD, Entry, Market, Thought
 from jaxmarket.host.calls import Usage
 from jaxmarket.host.learning import HashedText, LearnedBids, RevenueEstimate
 from jaxmarket.host.llama import LocalModel, StoredAnswers
@@ -118,7 +118,8 @@ def market(arm: _Arm, model: StoredAnswers, task: Callable[[], lt.Task], seed: i
     """
     agents: list[Any] = []
     if arm.bluffer:
-        agents.append(CallableAgent(lt.BLUFFER, lambda s, b: 0.95, lt.bluff, _ENDOWMENT))
+        bad = lt.actor(lt.BLUFFER, model, lt.BLUFFER, _ENDOWMENT)
+        agents.append(_Bidding(bad, None, 0.95, lambda state: True))
     estimates = {name: _estimate() for name in (*lt.MODEL_AGENTS, *lt.TOOLS)}
     for name, clone in itertools.product(estimates, (1, 2)):
         author, fixed = f"{name} {clone}", _FIXED.get(name, 0.4)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmarket.host import CallableAgent, Thought
+from jaxmarket.host.calls import Usage
 from jaxmarket.host.llama import LanguageModel, LocalAgent
 
 __all__ = [
@@ -254,6 +255,12 @@ TOOLS: dict[str, Callable[[Thought], str]] = {"calculator": _product, "table": _
 """Tools in plain Python, which read the last note: number × price, inhabitants of a city, the note as an answer."""
 
 
+class _Tool(CallableAgent):
+    """A callable that counts no tokens and no seconds, so that its costs do not depend on the clock."""
+
+    usage = Usage()
+
+
 def bluff(state: Thought) -> Thought:
     """What the bad agent does."""
     return state.append(BLUFFER, "answer: 7")
@@ -272,7 +279,7 @@ def actor(name: str, model: LanguageModel, author: str, wealth: float) -> Any:
         return dataclasses.replace(reader(name, model, author), wealth=wealth)
     tool = TOOLS.get(name)
     act = bluff if tool is None else lambda state: state.append(author, tool(state))
-    return CallableAgent(author, lambda state, budget: None, act, wealth)
+    return _Tool(author, lambda state, budget: None, act, wealth)
 
 
 def applies(name: str, state: Thought) -> bool:
