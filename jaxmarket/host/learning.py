@@ -33,7 +33,7 @@ __all__ = ["HashedText", "LearnedBids", "RevenueEstimate"]
 class HashedText:
     """Features of a text by hashing: its words, and pairs of a word with the author of the last line.
 
-    The author is the last line's first word: a `Thought` is a text with lines ``author: content``. Numbers are one word.
+    The author is the last line's first word: a `Thought` is a text of lines ``author: content``. Numbers are one word.
 
     Attributes:
         size: number of features; words that share a feature cannot be told apart.

@@ -6,8 +6,8 @@ a model file, which the user supplies. `StoredAnswers` keeps a model's answers i
 
 import dataclasses
 import hashlib
+import importlib
 import json
-import os
 import secrets
 import threading
 import time
@@ -68,7 +68,7 @@ class LocalModel:
 
     def __init__(self, path: str | PathLike[str], *, context: int = 2048, threads: int = 1, slots: int = 1) -> None:
         try:
-            import xllamacpp  # noqa: PLC0415  an extra
+            xllamacpp: Any = importlib.import_module("xllamacpp")  # an extra, without types
         except ImportError as error:
             raise ImportError(
                 "LocalModel: the xllamacpp package is not installed; run pip install 'jaxmarket[lm]'"
@@ -183,8 +183,8 @@ class StoredAnswers:
             answer = self._known[key] = dataclasses.replace(answer, seconds=round(answer.seconds, 3))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
-                if file.tell() and _last_byte(file) != b"\n":
-                    file.write(b"\n")
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)  # the last line of a killed process
                 file.write(json.dumps(stored).encode() + b"\n")
         return answer
 
@@ -200,11 +200,6 @@ def _read(path: Path) -> dict[str, Answer]:
                 break
             raise ValueError(f"path: line {number} of {path} is not an answer; delete the file") from error
     return known
-
-
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read()
 
 
 @dataclasses.dataclass

@@ -1,8 +1,8 @@
 """The deep market (Sudhir and Tran-Thanh 2025, Algorithm 1) in Python, for agents that are not JAX functions.
 
 A step: every agent bids for the state, at most its budget → the auction clears → the winner acts → it pays, the owner
-is paid → the winner receives its reward → costs → rent. This is `jaxmarket.deep_market.step` with one instance, except that an
-agent may fail:
+is paid → the winner receives its reward → costs → rent. This is `jaxmarket.deep_market.step` with one instance and
+costs, except that an agent may fail:
 
 - An agent whose bid raises an exception, is late, or is not a finite number >= 0 is not eligible in this auction.
 - If the winner fails to act, the sale is void, and the auction is repeated with the bids of the other agents until an
@@ -296,18 +296,14 @@ class Market:
                 book("mint", MINT, seller, subsidy)
             if reward:
                 book("reward", WORLD, winner, reward)
-        paid = {name: min(cost, self.ledger.budget(name)) for name, cost in costs.items()}
-        for name, cost in paid.items():
-            if cost:
-                book("cost", name, WORLD, cost)
+        paid = self._charge(costs, book)
         if winner is not None:
             rent = self.rent * self.ledger.budget(winner)
             if rent:
                 book("rent", winner, AUCTIONEER, rent)
             self.state, self.owner = after, winner
         auction = Auction(self.episode, self.steps, winner, seller, price, price + subsidy, reward, rent, done)
-        if winner is not None:
-            auction = dataclasses.replace(auction, cost=paid.get(winner, 0.0))
+        auction = dataclasses.replace(auction, cost=paid.get(str(winner), 0.0))
         for entry in entries:
             self._log(entry)
         self._log(auction)
@@ -339,6 +335,14 @@ class Market:
             bids.append(bid)
             costs[name] = self._cost(reply)
         return bids, costs
+
+    def _charge(self, costs: dict[str, float], book: Callable[[str, str, str, float], None]) -> dict[str, float]:
+        """Let every agent pay its costs, at most what it owns, and return what each paid."""
+        paid = {name: min(cost, self.ledger.budget(name)) for name, cost in costs.items()}
+        for name, cost in paid.items():
+            if cost:
+                book("cost", name, WORLD, cost)
+        return paid
 
     def _cost(self, reply: Reply) -> float:
         return self.token_price * reply.used.tokens + self.second_price * reply.used.seconds
