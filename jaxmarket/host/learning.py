@@ -196,7 +196,7 @@ class LearnedBids:
         """Learn when the state is sold again, when it is not, or when the episode ends; remember a new purchase."""
         with self._lock:
             if self._bought is not None and (auction.seller == self.name or auction.episode != self._bought[2]):
-                # A state that nobody bought, or that an unfinished episode left behind, brings nothing more.
+                # A state without a buyer, or one that an unfinished episode left behind, brings nothing more.
                 self._receive(auction.payout if auction.episode == self._bought[2] else 0.0)
             if auction.winner == self.name and self._acting is not None:
                 self._bought = (self._acting, auction.reward - auction.cost - auction.rent, auction.episode)
