@@ -351,6 +351,10 @@ def test_the_real_model_has_log_probabilities_limits_and_seeds(model):
     with pytest.raises(ValueError, match="exceeds the available context"):
         model.answer(long, {})
     assert re.fullmatch(r"\S+\.gguf [0-9a-f]{16}", model.identity)
+    stranger = ChatAgent("stranger", "any", base_url=model.base_url, api_key="guessed", retries=0)
+    with pytest.raises(Exception, match="Invalid API Key"):
+        stranger.act(TASK)
+    assert model.base_url.startswith("http://127.0.0.1:")
 
 
 SERVER = """
