@@ -159,6 +159,7 @@ class StoredAnswers:
         self.path, self._model, self._lock = Path(path), model, threading.Lock()
         self.identity = model.identity if model is not None and identity is None else str(identity)
         self.missing = 0
+        self._asking: dict[str, threading.Lock] = {}
         self._known = _read(self.path) if shipped is None else {**_read(Path(shipped)), **_read(self.path)}
 
     def __len__(self) -> int:
@@ -172,20 +173,25 @@ class StoredAnswers:
         """
         content = json.dumps([self.identity, list(messages), dict(options)], sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        if (known := self._known.get(key)) is not None:
-            return known
+        with self._lock:
+            asking = self._asking.setdefault(key, threading.Lock())
+        with asking:  # agents that ask the same at once wait for one answer
+            known = self._known.get(key)
+            return self._ask(key, messages, options) if known is None else known
+
+    def _ask(self, key: str, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> Answer:
         if self._model is None:
             self.missing += 1
             raise ValueError(f"answers: {self.path.name} has no answer to this prompt; give the model")
         answer = self._model.answer(messages, options)
-        stored = [key, answer.text, answer.tokens, round(answer.seconds, 3), answer.log_probability]
+        answer = dataclasses.replace(answer, seconds=round(answer.seconds, 3))
         with self._lock:
-            answer = self._known[key] = dataclasses.replace(answer, seconds=round(answer.seconds, 3))
+            self._known[key] = answer
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)  # the last line of a killed process
-                file.write(json.dumps(stored).encode() + b"\n")
+                file.write(json.dumps([key, *dataclasses.astuple(answer)]).encode() + b"\n")
         return answer
 
 

@@ -217,6 +217,23 @@ def test_answers_are_stored_by_content_and_survive_a_kill(tmp_path):
         StoredAnswers(path)
 
 
+def test_agents_that_ask_the_same_at_once_share_an_answer(tmp_path):
+    class Slow(Scripted):
+        def answer(self, messages, options):
+            time.sleep(0.05)
+            return super().answer(messages, options)
+
+    model = Slow()
+    stored, messages, found = StoredAnswers(tmp_path / "answers", model), [{"role": "user", "content": "x"}], []
+    threads = [threading.Thread(target=lambda: found.append(stored.answer(messages, {}))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(model.asked) == 1
+
+
 def test_shipped_answers_are_only_read(tmp_path):
     shipped, path = tmp_path / "shipped.jsonl", tmp_path / "new" / "answers.jsonl"
     messages = [{"role": "user", "content": "x"}]
