@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.society import SocietyTraining
 from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import check_int
+from jaxmarket.validation import check_int, short_repr
 
 __all__ = ["TrainedReply", "of_seeds", "solvable", "trained"]
 
 _LEARNER = {"hidden": (64, 64), "horizon": 64, "epochs": 2, "learning_rate": 1e-3, "entropy": 0.01, "steps": 120_000}
 
 
-def solvable(trainable: Trainable) -> bool:
+def solvable(trainable: Trainable) -> TypeGuard[SocietyTraining]:
     """Whether the best replies of its bidders can be solved: a society over a finite process, whose actions it buys."""
     return (
         isinstance(trainable, SocietyTraining)
@@ -36,14 +36,21 @@ def solvable(trainable: Trainable) -> bool:
     )
 
 
-def of_seeds(trainable: SocietyTraining, params: PyTree, *, greedy: bool = False) -> list[BestReplies]:
+def of_seeds(trainable: Trainable, params: PyTree, *, greedy: bool = False) -> list[BestReplies]:
     """`best_replies` of every seed, under the time limits of its training.
 
     Args:
         trainable: what was trained; `solvable`.
         params: bid-network parameters, leaves [seeds, M, ...].
         greedy: whether bids are greedy; otherwise they are drawn.
+
+    Raises:
+        ValueError: it is not `solvable`.
     """
+    if not solvable(trainable):
+        raise ValueError(
+            f"trainable: expected a society over a finite process, got {short_repr(trainable)}; use trained"
+        )
     society = dataclasses.replace(trainable.society, greedy=greedy)
     params = jax.device_get(params)
     seeds = len(jax.tree.leaves(params)[0])
@@ -118,7 +125,7 @@ def trained(
     def play(params: PyTree, key: Array) -> Array:
         """The discounted return of an episode; without parameters that of the society's own bids."""
 
-        def step(carry: tuple[BidderState, Bool[Array, ""], Array], key: Array) -> tuple[Any, None]:
+        def step(carry: tuple[BidderState, Bool[Array, ""], Array, Array], key: Array) -> tuple[Any, None]:
             state, running, discount, total = carry
             key_own, key = jax.random.split(key)
             if params is None:
@@ -126,9 +133,9 @@ def trained(
                 bid = society.bids(env.default_params.others, draws, state.obs)[bidder]
             else:
                 bid = jnp.asarray(env.levels)[player.choose(params, None, env.get_obs(state))]
-            _, state, money, ended, _ = env.offer(key, state, bid, env.default_params)
+            _, after, money, ended, _ = env.offer(key, state, bid, env.default_params)
             total = total + jnp.where(running, discount * money, 0)
-            return (state, running & ~ended & ~state.truncated, discount * gamma, total), None
+            return (after, running & ~ended & ~after.truncated, discount * gamma, total), None
 
         key_reset, key = jax.random.split(key)
         start = env.reset_env(key_reset, env.default_params)[1], jnp.asarray(True), jnp.ones(()), jnp.zeros(())
