@@ -189,8 +189,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
     task: Callable[[PyTree, Array], PyTree] | None = None
 
     parts: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
-        "config": lambda found: found is TrainConfig,
-        "knobs": lambda found: found is Knob,
+        "config": lambda found: found is TrainConfig or isinstance(found, TrainConfig),
+        "knobs": lambda found: found is Knob or isinstance(found, Knob),
     }
     """The objects that a run folder may name as fields, as in `jaxmarket.training.settings.AgentKind`."""
 

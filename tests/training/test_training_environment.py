@@ -88,7 +88,7 @@ def test_runs_side_by_side_are_those_of_train():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["society", "population"])
+@pytest.mark.parametrize("kind", ["society", pytest.param("population", marks=pytest.mark.full)])
 def test_a_schedule_is_that_of_a_loop_over_chunks(kind):
     config, setting = KINDS[kind]
     env = TrainingEnvironment(config, (Knob(setting, to=(0.05, 0.2)),), 2, 3, episodes=2, start="config")
@@ -122,7 +122,7 @@ def test_rewards_are_changes_of_what_the_learner_earns_in_new_episodes():
     assert sum(rewards) - sum(priced) == pytest.approx(steps / 100, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_is_paid_for():
     _, training = play(bandit(pay="training"), KEY, [0, 0, 0])
     alone = jax.jit(train, static_argnums=0)(bandit().training, KEY)[1]["return_mean"]
@@ -212,7 +212,7 @@ def test_the_contract_is_kept():
     assert make("TrainingChain-v0")[0] == TrainingEnvironment() and TrainingEnvironment().name == "TrainingChain-v0"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_society_is_trained_on_it_saved_and_read_back(tmp_path):
     env = bandit(episodes=2, metrics=("return_mean",))
     config = TrainConfig(env, seeds=2, steps=96, instances=2, horizon=8, minibatch=16)
