@@ -18,7 +18,7 @@ import numpy as np
 from jaxmarket import auctions
 from jaxmarket.auctions import Mechanism
 from jaxmarket.environments.tabular import FiniteMDP
-from jaxmarket.interop.rivals import QuotedBids, Sale, check_finite_process, rivals_of
+from jaxmarket.interop.rivals import FixedBids, Sale, check_finite_process, rivals_of
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.society import Society
 from jaxmarket.types import Array, PyTree
@@ -152,7 +152,7 @@ class Seat:
     def value(self, choices: np.ndarray) -> float:
         """Discounted utility from the start under the best of the given bids f [S, 2, K]."""
         bids = np.repeat(self.mdp.optimal_q(), self.clones, axis=1)
-        sale = QuotedBids(bids, self.mechanism, self.clones, self.primitive * self.clones).sale(choices[None])
+        sale = FixedBids(bids, self.mechanism, self.clones, self.primitive * self.clones).sale(choices[None])
         return solve(self.mdp, self.primitive, sale, self.mdp.gamma, self.horizon)[0]
 
 

@@ -1,6 +1,6 @@
 """What an auction brings to one bidder whose rivals bid as a society does: win probability, price, payout, next owner.
 
-`rivals_of` tabulates the bids of a society in every state of a finite process. `QuotedBids` are fixed bids, of greedy
+`rivals_of` tabulates the bids of a society in every state of a finite process. `FixedBids` are fixed bids, of greedy
 or truthful rivals: outcomes are exact, ties included, under any mechanism. `DrawnBids` are independent draws from
 distributions with a cdf: outcomes are expectations over all rivals' draws, under mechanisms that are linear in the
 winner's own bid and the highest other bid, as the four of Chang et al. (2020) are.
@@ -24,7 +24,7 @@ from jaxmarket.society import Society
 from jaxmarket.switches import standard_promotion
 from jaxmarket.types import Array, Outcome, PyTree, real
 
-__all__ = ["NODES", "DrawnBids", "QuotedBids", "Rivals", "Sale", "check_finite_process", "rivals_of"]
+__all__ = ["NODES", "DrawnBids", "FixedBids", "Rivals", "Sale", "check_finite_process", "rivals_of"]
 
 NODES = 2048
 """Bids between which `DrawnBids` integrates."""
@@ -40,7 +40,7 @@ class Sale(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuotedBids:
+class FixedBids:
     """Rivals that bid fixed amounts.
 
     Attributes:
@@ -117,7 +117,7 @@ class DrawnBids:
     me: int = 0
 
     def sale(self, bids: np.ndarray) -> Sale:
-        """As `QuotedBids.sale`; between nodes by linear interpolation."""
+        """As `FixedBids.sale`; between nodes by linear interpolation."""
         table = self._table
 
         def at(column: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ class DrawnBids:
         return Sale(at(table.wins), others, at(table.paid), at(table.received))
 
     def present(self) -> Sale:
-        """As `QuotedBids.present`: the expectation over the bidder's own draw."""
+        """As `FixedBids.present`: the expectation over the bidder's own draw."""
         drawn = np.diff(self.cdfs[:, self.me // self.members, ::2])  # [S, N - 1]
 
         def expected(column: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ class DrawnBids:
         return Sale(wins, others, paid, received)
 
 
-Rivals = QuotedBids | DrawnBids
+Rivals = FixedBids | DrawnBids
 """The bids of a society in every state, from the position of one bidder, ``me``, which may deviate."""
 
 
@@ -237,7 +237,7 @@ def rivals_of(society: Society, params: PyTree, levels: np.ndarray) -> Rivals:
     if society.greedy or isinstance(distribution, Point):
         # Greedy bids have the working precision, so that ties are those of the market.
         bids = np.repeat(np.asarray(_means(distribution)), society.members, axis=1).astype(np.float64)
-        return QuotedBids(bids, society.mechanism, society.clones, ties=society.ties)
+        return FixedBids(bids, society.mechanism, society.clones, ties=society.ties)
     if not hasattr(distribution, "cdf") or not np.isfinite([low, high]).all():
         raise ValueError(
             f"bids: expected bids drawn from a distribution with a cdf, within limits, got those of "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmarket.experiments import EXPERIMENTS, Scope
-from jaxmarket.experiments.equilibrium import EXPERIMENT, Case, cases
+from jaxmarket.experiments.equilibrium import EXPERIMENT, Compared, cases
 from jaxmarket.experiments.experiment import report
 from jaxmarket.experiments.results import Results
 
@@ -50,12 +50,12 @@ def test_every_auction_with_and_without_clones_is_compared():
 
 
 def test_measures_by_hand():
-    found, name = results(), Case("ppo", "Duality-v0", "ccv", "cloned").name
+    found, name = results(), Compared("ppo", "Duality-v0", "ccv", "cloned").name
     chunk = CONFIGS[name].settings.auctions_per_chunk
     wanted = {"gain at first": 0.5, "gain": 0.01, "gain at": 4 * chunk, "return at": 2 * chunk}
     for measure, value in wanted.items():
         np.testing.assert_allclose(found.measure(name, measure), [value] * 2)
-    far = Case("ppo", "Duality-v0", "bb", "cloned").name
+    far = Compared("ppo", "Duality-v0", "bb", "cloned").name
     np.testing.assert_allclose(found.measure(far, "gain at"), 4 * chunk)  # never: a lower bound
 
 
