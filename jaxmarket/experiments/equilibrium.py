@@ -171,7 +171,7 @@ def _draw(results: Results) -> Any:
     for case in shown:
         run, (gain, earned) = results[case.name], panels[learners.index(case.learner), :, envs.index(case.env)]
         steps, returns = learning_curve(run)
-        style = {
+        style: dict[str, Any] = {
             "color": plotting.NAMED_COLORS[case.auction],
             "label": f"{case.auction}, {case.society}",
             "linestyle": "-" if case.society == "cloned" else ":",

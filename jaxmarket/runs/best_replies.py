@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
 
 from jaxmarket.environments.tabular import FiniteMDP
-from jaxmarket.interop.bidder import BidderEnv, BidderState
+from jaxmarket.interop.bidder import BidderEnv
 from jaxmarket.interop.deviations import BestReplies, best_replies
 from jaxmarket.keys import key_for
 from jaxmarket.settlement import TimeLimits
@@ -27,7 +26,7 @@ __all__ = ["TrainedReply", "of_seeds", "solvable", "trained"]
 _LEARNER = {"hidden": (64, 64), "horizon": 64, "epochs": 2, "learning_rate": 1e-3, "entropy": 0.01, "steps": 120_000}
 
 
-def solvable(trainable: Trainable) -> bool:
+def solvable(trainable: Trainable) -> TypeGuard[SocietyTraining]:
     """Whether the best replies of its bidders can be solved: a society over a finite process, whose actions it buys."""
     return (
         isinstance(trainable, SocietyTraining)
@@ -36,14 +35,22 @@ def solvable(trainable: Trainable) -> bool:
     )
 
 
-def of_seeds(trainable: SocietyTraining, params: PyTree, *, greedy: bool = False) -> list[BestReplies]:
+def of_seeds(trainable: Trainable, params: PyTree, *, greedy: bool = False) -> list[BestReplies]:
     """`best_replies` of every seed, under the time limits of its training.
 
     Args:
         trainable: what was trained; `solvable`.
         params: bid-network parameters, leaves [seeds, M, ...].
         greedy: whether bids are greedy; otherwise they are drawn.
+
+    Raises:
+        ValueError: best replies cannot be solved.
     """
+    if not solvable(trainable):
+        raise ValueError(
+            f"trainable: expected a society over a FiniteMDP with actions as primitives, got {trainable} on "
+            f"{trainable.env.name}; train a best reply instead, a lower bound (jaxmarket.runs.best_replies.trained)"
+        )
     society = dataclasses.replace(trainable.society, greedy=greedy)
     params = jax.device_get(params)
     seeds = len(jax.tree.leaves(params)[0])
@@ -118,7 +125,7 @@ def trained(
     def play(params: PyTree, key: Array) -> Array:
         """The discounted return of an episode; without parameters that of the society's own bids."""
 
-        def step(carry: tuple[BidderState, Bool[Array, ""], Array], key: Array) -> tuple[Any, None]:
+        def step(carry: tuple[Any, Array, Array, Array], key: Array) -> tuple[Any, None]:
             state, running, discount, total = carry
             key_own, key = jax.random.split(key)
             if params is None:

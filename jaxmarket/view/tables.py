@@ -295,7 +295,9 @@ def best_replies_table(found: "Mapping[str, Sequence[BestReplies]]") -> DataTabl
         )
         for bidder, row in enumerate(zip(present, best, gains, strict=True)):
             table.add_row(bids, str(bidder), *map(number, row), f"{shares[bidder]:.1%}")
-        largest, share = (np.mean([getattr(each, name).max() for each in replies]) for name in ("gains", "relative"))
+        largest, share = (
+            float(np.mean([getattr(each, name).max() for each in replies])) for name in ("gains", "relative")
+        )
         table.add_row(bids, "all", "", "", number(largest), f"{share:.1%}")
     return table
 

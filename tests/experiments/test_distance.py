@@ -1,6 +1,7 @@
 """The experiment on the distance from equilibrium: its measures by hand, and what denies its claims."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from jaxmarket.experiments.experiment import report
 from jaxmarket.experiments.results import Results
 
 SCOPE = Scope(2)
-CONFIGS = {each.name: each.config for each in EXPERIMENT.planned(SCOPE)}
+PLANNED: list[Any] = EXPERIMENT.planned(SCOPE)
+CONFIGS = {each.name: each.config for each in PLANNED}
 
 
 def run(name, gain, returns):
@@ -46,7 +48,7 @@ def results(**changed):
 def test_every_auction_with_and_without_clones_is_compared():
     assert EXPERIMENTS["equilibrium"] is EXPERIMENT
     assert len(cases(SCOPE)) == 2 * 3 * 4 * 2
-    assert {each.best_reply_every for each in EXPERIMENT.planned(SCOPE)} == {5, 20}
+    assert {each.best_reply_every for each in PLANNED} == {5, 20}
 
 
 def test_measures_by_hand():
