@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxmarket.environments.supply_chain import SupplyChain
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
     from jaxmarket.environments.targets import Targets
+    from jaxmarket.training.training_environment import Knob, TrainingEnvironment
 
 __all__ = [
     "OURS",
@@ -37,6 +38,7 @@ __all__ = [
     "Duality",
     "FiniteMDP",
     "Functions",
+    "Knob",
     "Maze",
     "Memory",
     "MentalRotation",
@@ -47,6 +49,7 @@ __all__ = [
     "Step",
     "SupplyChain",
     "Targets",
+    "TrainingEnvironment",
     "TwoRooms",
     "Woods1",
     "Woods101",
@@ -70,6 +73,8 @@ _MODULES = {
     "TwoRooms": "rooms",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
     **dict.fromkeys(("Maze", "Woods1", "Woods101"), "mazes"),
+    # By name only: training imports the environments.
+    **dict.fromkeys(("Knob", "TrainingEnvironment"), ".training.training_environment"),
 }
 _TWO_ROOMS = ("Red", "Green", "Blue", "GreenTask", "BlueTask")
 OURS = {
@@ -82,6 +87,7 @@ OURS = {
     "Regimes-v0": ("Regimes",),
     "SupplyChain2-v0": ("SupplyChain", 2),
     "Targets-v0": ("Targets",),
+    "TrainingChain-v0": ("TrainingEnvironment",),
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},
     "Woods1-v0": ("Woods1",),
     "Woods101-v0": ("Woods101",),
@@ -91,7 +97,7 @@ OURS = {
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(importlib.import_module(f"jaxmarket.environments.{_MODULES[name]}"), name)
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,6 +12,7 @@ from jaxmarket.experiments import (
     equilibrium,
     hayek,
     identities,
+    language_market,
     learned_primitives,
     learning_populations,
     memory_market,
@@ -85,6 +86,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         learned_primitives.EXPERIMENT,
         changing_objectives.EXPERIMENT,
         learning_populations.EXPERIMENT,
+        language_market.EXPERIMENT,
     )
 }
 """The reproductions by name."""

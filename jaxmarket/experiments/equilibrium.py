@@ -32,7 +32,7 @@ from jaxmarket.runs.run_folder import SavedRun
 from jaxmarket.training.pinned import train_config
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "Compared", "cases"]
+__all__ = ["EXPERIMENT", "Trained", "cases"]
 
 _ENVS = ("Bandit-v0", "Chain-v0", "Duality-v0")
 _LEARNERS: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ _NEAR = 0.05
 """The share of an episode's value by which a gain may exceed 0, and a return miss the optimum, once they converged."""
 
 
-class Compared(NamedTuple):
+class Trained(NamedTuple):
     """One society."""
 
     learner: str
@@ -64,15 +64,15 @@ class Compared(NamedTuple):
         return "-".join(self)
 
 
-def cases(scope: Scope) -> list[Compared]:
+def cases(scope: Scope) -> list[Trained]:
     """The societies that are compared."""
     auctions = ("ccv", "vickrey") if scope.quick else tuple(MECHANISMS)
     envs, learners = (_ENVS[:1], ("ppo",)) if scope.quick else (_ENVS, tuple(_LEARNERS))
-    return [Compared(*each) for each in itertools.product(learners, envs, auctions, CLONES)]
+    return [Trained(*each) for each in itertools.product(learners, envs, auctions, CLONES)]
 
 
 def _conditions(scope: Scope) -> list[Train]:
-    def train(case: Compared) -> Train:
+    def train(case: Trained) -> Train:
         settings = _LEARNERS[case.learner]
         config = train_config(case.env, auction=case.auction, clones=CLONES[case.society], **settings)
         return Train(case.name, config, best_reply_every=settings["log_every"])

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures.thread
 import dataclasses
+import functools
 import inspect
 import threading
 import time
@@ -12,19 +13,31 @@ from typing import Any
 
 from jaxmarket.validation import escaped
 
-__all__ = ["Calls", "Reply", "describe"]
+__all__ = ["Calls", "Reply", "Usage", "describe"]
 
 
 _MAX_REASON = 300  # characters of a reason
 
 
 @dataclasses.dataclass(frozen=True)
+class Usage:
+    """What an agent, or a call of it, has used: tokens of a language model, and seconds."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Reply:
-    """The result of a call: its value, the reason if the call failed (empty otherwise), and its duration in seconds."""
+    """The result of a call: its value, the reason if the call failed (empty otherwise), and its duration in seconds.
+
+    ``used`` is what a call that did not fail has used.
+    """
 
     value: Any
     reason: str
     seconds: float
+    used: Usage = Usage()
 
 
 class Calls:
@@ -44,6 +57,7 @@ class Calls:
         calls: Mapping[str, Callable[[], Any]],
         seconds: float,
         read: Callable[[Any], tuple[Any, str]] = lambda value: (value, ""),
+        usage: Callable[[str], Usage | None] = lambda agent: None,
     ) -> dict[str, Reply]:
         """Start all calls at once and return their replies.
 
@@ -53,6 +67,8 @@ class Calls:
             seconds: time-out of all calls together.
             read: converts an answer to ``(value, reason)``. It runs in the thread of the call, because methods of the
                 answer may stall, too.
+            usage: what an agent has used so far, by its name; None if it does not count, and its calls then use the
+                seconds that they take. It runs in the thread of the call.
 
         Returns:
             A `Reply` by agent, in the order of ``calls``.
@@ -69,7 +85,10 @@ class Calls:
             asked[agent] = future = Future()
             self._running[agent] = (what, future)
             thread = threading.Thread(
-                target=_answer, args=(future, call, read, seconds), name=f"{agent}: {what}", daemon=True
+                target=_answer,
+                args=(future, call, read, seconds, functools.partial(usage, agent)),
+                name=f"{agent}: {what}",
+                daemon=True,
             )
             try:
                 thread.start()
@@ -83,20 +102,30 @@ class Calls:
 
 
 def _answer(
-    future: "Future[Reply]", call: Callable[[], Any], read: Callable[[Any], tuple[Any, str]], seconds: float
+    future: "Future[Reply]",
+    call: Callable[[], Any],
+    read: Callable[[Any], tuple[Any, str]],
+    seconds: float,
+    usage: Callable[[], Usage | None],
 ) -> None:
     start = time.perf_counter()
-    value, reason = None, ""
+    value, reason, used = None, "", None
     try:
+        before = usage()
         answer = call()
         if inspect.isawaitable(answer):
             answer = asyncio.run(_within(answer, seconds))
         value, reason = read(answer)
+        after = None if reason else usage()
+        if before is not None and after is not None:
+            # A count that falls would be a payment to the agent.
+            used = Usage(max(0, after.tokens - before.tokens), max(0.0, after.seconds - before.seconds))
     except _LateError:
         reason = "late"
     except BaseException as error:  # including SystemExit, which must not end the process
         reason = describe(error)
-    future.set_result(Reply(value, reason, time.perf_counter() - start))
+    took = time.perf_counter() - start
+    future.set_result(Reply(value, reason, took, used or Usage(0, 0.0 if reason else took)))
 
 
 class _LateError(Exception):

@@ -18,7 +18,7 @@ MINT = "mint"
 """The account that pays payout - price to sellers, e.g. under Vickrey; its balance is minus the money created."""
 
 WORLD = "world"
-"""The account that pays endowments and rewards; its balance is minus their sum."""
+"""The account that pays endowments and rewards, and receives costs; its balance is costs minus the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Entry:
 
     Attributes:
         episode, step: the time; both 0 for endowments.
-        kind: ``endowment``, ``sale``, ``mint``, ``reward`` or ``rent``.
+        kind: ``endowment``, ``sale``, ``mint``, ``reward``, ``cost`` or ``rent``.
         payer, payee: agents' names, `AUCTIONEER`, `MINT` or `WORLD`; equal where an owner buys its own state.
         amount: negative amounts flow backwards, such as a negative reward.
     """

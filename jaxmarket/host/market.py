@@ -1,8 +1,8 @@
 """The deep market (Sudhir and Tran-Thanh 2025, Algorithm 1) in Python, for agents that are not JAX functions.
 
 A step: every agent bids for the state, at most its budget → the auction clears → the winner acts → it pays, the owner
-is paid → the winner receives its reward → rent. This is `jaxmarket.deep_market.step` with one instance, except that an
-agent may fail:
+is paid → the winner receives its reward → costs → rent. This is `jaxmarket.deep_market.step` with one instance and
+costs, except that an agent may fail:
 
 - An agent whose bid raises an exception, is late, or is not a finite number >= 0 is not eligible in this auction.
 - If the winner fails to act, the sale is void, and the auction is repeated with the bids of the other agents until an
@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxmarket import auctions
 from jaxmarket.auctions import BUCKET_BRIGADE, Mechanism
-from jaxmarket.host.calls import Calls, Reply, describe
+from jaxmarket.host.calls import Calls, Reply, Usage, describe
 from jaxmarket.host.ledger import AUCTIONEER, MINT, WORLD, Entry, Ledger, exact_sum
 from jaxmarket.host.records import Auction, Bid, Call, Record, StateText
 from jaxmarket.types import Array
@@ -138,6 +138,9 @@ class Market:
         done: ``state -> bool``, whether the episode ends in that state; by default never.
         mechanism: a `Mechanism` or its short name; first price by default.
         rent: fraction of its wealth that the winner pays to the auctioneer after each sale, in [0, 1].
+        token_price, second_price: what agents pay to the world for each token and each second of the calls of ``bid``
+            and ``act`` that did not fail, if they own as much. An agent counts what it uses itself, in an attribute
+            ``usage`` (`Usage`); without it a call uses no tokens, and the seconds that it takes.
         bankruptcy: an agent whose wealth is this or less at the end of an episode is removed permanently; its account
             is kept. None: agents are never removed.
         owner: the owner of the first state of every episode: the auctioneer or an agent.
@@ -182,6 +185,8 @@ class Market:
         done: Callable[[Any], bool] | None = None,
         mechanism: Mechanism | str = BUCKET_BRIGADE,
         rent: float = 0.0,
+        token_price: float = 0.0,
+        second_price: float = 0.0,
         bankruptcy: float | None = 0.0,
         owner: str = AUCTIONEER,
         bid_seconds: float = 10.0,
@@ -205,6 +210,10 @@ class Market:
         self.rent = _number("rent", rent)
         if not 0 <= self.rent <= 1:
             raise ValueError(f"rent: expected a fraction of wealth in [0, 1], got {short_repr(rent)}")
+        self.token_price, self.second_price = _number("token_price", token_price), _number("second_price", second_price)
+        for field in ("token_price", "second_price"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: expected a price of at least 0, got {getattr(self, field)!r}")
         self.bankruptcy = None if bankruptcy is None else _number("bankruptcy", bankruptcy)
         self.bid_seconds, self.act_seconds = _number("bid_seconds", bid_seconds), _number("act_seconds", act_seconds)
         for field in ("bid_seconds", "act_seconds"):
@@ -270,8 +279,8 @@ class Market:
             raise ValueError("state: no state is for sale; begin an episode with open(state)")
         self.steps += 1
         state, seller = self.state, self.owner
-        bids = self._bids(state)
-        winner, after, price, subsidy, acts = self._sell(state, bids)
+        bids, costs = self._bids(state)
+        winner, after, price, subsidy, acts = self._sell(state, bids, costs)
         reward, done = 0.0, False
         if winner is not None:
             reward = self.reward(after)
@@ -280,19 +289,21 @@ class Market:
 
         # Payments are made last, so that an exception above leaves all accounts unchanged.
         entries: list[Entry] = []
-        rent = 0.0
+        rent, book = 0.0, functools.partial(self._enter, entries)
         if winner is not None:
-            book = functools.partial(self._enter, entries)
             book("sale", winner, seller, price)
             if subsidy:
                 book("mint", MINT, seller, subsidy)
             if reward:
                 book("reward", WORLD, winner, reward)
+        paid = self._charge(costs, book)
+        if winner is not None:
             rent = self.rent * self.ledger.budget(winner)
             if rent:
                 book("rent", winner, AUCTIONEER, rent)
             self.state, self.owner = after, winner
         auction = Auction(self.episode, self.steps, winner, seller, price, price + subsidy, reward, rent, done)
+        auction = dataclasses.replace(auction, cost=paid.get(str(winner), 0.0))
         for entry in entries:
             self._log(entry)
         self._log(auction)
@@ -303,8 +314,8 @@ class Market:
             self._close()
         return MarketStep(state, after, tuple(bids), (*acts, *learn_calls), auction, tuple(entries))
 
-    def _bids(self, state: Any) -> list[Bid]:
-        """Request bids from all agents at once, and return a record for each, in the order of the agents."""
+    def _bids(self, state: Any) -> tuple[list[Bid], dict[str, float]]:
+        """Request bids from all agents at once: a record for each, in the order of the agents, and their costs."""
         budgets = {name: self.ledger.budget(name) for name in self.agents}
         # Attributes of agents may run code, so they are looked up in the agent's thread.
         asked = {
@@ -312,18 +323,44 @@ class Market:
             for name, agent in self.agents.items()
             if name not in self.bankrupt
         }
-        replies = self._calls.ask("bid", asked, self.bid_seconds, _amount)
-        bids = []
+        replies = self._calls.ask("bid", asked, self.bid_seconds, _amount, self._usage)
+        bids, costs = [], {}
         for name, budget in budgets.items():
             reply = replies.get(name, Reply(None, "bankrupt", 0.0))
             offer = None if reply.reason else min(reply.value, budget)
-            bid = Bid(self.episode, self.steps, name, reply.value, offer, reply.reason, reply.seconds)
+            bid = Bid(
+                self.episode, self.steps, name, reply.value, offer, reply.reason, reply.seconds, reply.used.tokens
+            )
             self._log(bid)
             bids.append(bid)
-        return bids
+            costs[name] = self._cost(reply)
+        return bids, costs
 
-    def _sell(self, state: Any, bids: list[Bid]) -> tuple[str | None, Any, float, float, list[Call]]:
-        """Sell to the highest bidder that acts: its name, the next state, price, subsidy, and all calls of ``act``."""
+    def _charge(self, costs: dict[str, float], book: Callable[[str, str, str, float], None]) -> dict[str, float]:
+        """Let every agent pay its costs, at most what it owns, and return what each paid."""
+        paid = {name: min(cost, self.ledger.budget(name)) for name, cost in costs.items()}
+        for name, cost in paid.items():
+            if cost:
+                book("cost", name, WORLD, cost)
+        return paid
+
+    def _cost(self, reply: Reply) -> float:
+        return self.token_price * reply.used.tokens + self.second_price * reply.used.seconds
+
+    def _usage(self, name: str) -> Usage | None:
+        """What an agent has used so far, by its own count; None without one. It runs in the agent's thread."""
+        used = getattr(self.agents[name], "usage", None)
+        if used is None:
+            return None
+        return Usage(check_int("usage.tokens", used.tokens, 0), _number("usage.seconds", used.seconds))
+
+    def _sell(
+        self, state: Any, bids: list[Bid], costs: dict[str, float]
+    ) -> tuple[str | None, Any, float, float, list[Call]]:
+        """Sell to the highest bidder that acts: its name, the next state, price, subsidy, and all calls of ``act``.
+
+        The cost of the winner's action is added to ``costs``.
+        """
         draw, acts = self._random.random(), []
         offers = np.array([0.0 if bid.offer is None else bid.offer for bid in bids])
         eligible = np.array([bid.offer is not None for bid in bids])
@@ -336,13 +373,14 @@ class Market:
                 if not math.isfinite(value):
                     raise ValueError(f"mechanism: the {field} of {self.mechanism.name!r} is {value}; it must be finite")
             act = functools.partial(_act, self.agents[winner], self._shown(state))
-            reply = self._calls.ask("act", {winner: act}, self.act_seconds, _something)[winner]
+            reply = self._calls.ask("act", {winner: act}, self.act_seconds, _something, self._usage)[winner]
             reason = reply.reason
             if not reason and self.legal is not None and not self.legal(winner, state, reply.value):
                 reason = "not legal"
-            acts.append(Call(self.episode, self.steps, winner, "act", reason, reply.seconds))
+            acts.append(Call(self.episode, self.steps, winner, "act", reason, reply.seconds, reply.used.tokens))
             self._log(acts[-1])
             if not reason:
+                costs[winner] += self._cost(reply)
                 # A user's mechanism may price above the bid; the winner pays at most its budget.
                 return winner, reply.value, min(price, self.ledger.budget(winner)), payout - price, acts
             eligible[int(place)] = False

@@ -8,60 +8,21 @@ import dataclasses
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from jaxmarket.host.thoughts import Thought
+from jaxmarket.host.prompting import ACT_PROMPT, BID_PROMPT, Answer, Meter, PromptedAgent, read_bid
 
 __all__ = ["ACT_PROMPT", "BID_PROMPT", "ChatAgent", "read_bid"]
-
-BID_PROMPT = """You take part in auctions. Whoever bids most pays its bid, does the next step of the work below, and \
-is paid for it by whoever buys the work after that, or by the customer when it is done. Bid less than you expect to be \
-paid; bid 0 if you cannot help. You own {budget}. Reply with a JSON object and nothing else, such as {"bid": 0.25}."""
-"""The system message for a bid. ``{budget}`` is replaced by the agent's budget; other braces are not changed."""
-
-ACT_PROMPT = (
-    """You have bought the right to do the next step of the work below. Reply with that step and nothing else."""
-)
-"""The system message for an act."""
-
 
 _HIDDEN = "***"
 _MIN_SECRET = 4  # characters; local servers accept any key, and a key such as "-" occurs in every text
 
 
-def read_bid(reply: str) -> float | None:
-    """Parse the bid in a reply: a number, or a JSON object whose ``bid`` is a number or null (no bid).
-
-    Raises:
-        ValueError: the reply is anything else, such as prose, a code fence, NaN, a quoted number or true.
-
-    >>> read_bid(' {"bid": 0.25, "because": "I can add"} '), read_bid("3e-1"), read_bid('{"bid": null}')
-    (0.25, 0.3, None)
-    """
-    shown = f"{reply[:60]!r}"
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"reply: expected a finite bid, got {constant} in {shown}")
-
-    try:
-        value = json.loads(reply, parse_constant=refuse, parse_int=float)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f'reply: expected a number or {{"bid": number}}, got {shown}') from error
-    if isinstance(value, dict):
-        if "bid" not in value:
-            raise ValueError(f'reply: expected a JSON object with "bid", got {shown}')
-        value = value["bid"]
-        if value is None:
-            return None
-    if not isinstance(value, float):
-        raise ValueError(f'reply: expected a number or {{"bid": number}}, got {shown}')
-    return value
-
-
 @dataclasses.dataclass
-class ChatAgent:
+class ChatAgent(PromptedAgent):
     """A chat model as an agent (a `Trader`): one request for a bid, and one for its action if it wins.
 
     The state is sent to the model as one message of text, after the prompt. The reply is appended to a `Thought` under
@@ -82,6 +43,7 @@ class ChatAgent:
         retries: number of retries after a failed connection, a time-out, or the status 408, 409, 429 or 500 to 599.
         options: further request parameters: ``temperature``, ``max_tokens``, ``seed``, ``response_format``, … The
             values of ``extra_headers`` and ``extra_query`` are sent, but not stored in this attribute.
+        examples: pairs (message, reply) that precede the state in a request to act.
 
     The key, the password and these values are secrets: ``***`` replaces them in replies and errors. Requests,
     responses, traces and causes of errors are removed.
@@ -104,6 +66,7 @@ class ChatAgent:
     seconds: float = 30.0
     retries: int = 2
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    examples: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self, api_key: str | None) -> None:
         try:
@@ -124,35 +87,11 @@ class ChatAgent:
             max_retries=self.retries,
             default_headers=None if login is None else {"Authorization": f"Basic {login[-1]}"},
         )
-        self._secrets = _Secrets(self._client, private, login or ())
+        self._secrets, self._meter = _Secrets(self._client, private, login or ()), Meter()
 
-    def bid(self, state: Any, budget: float) -> float | None:
-        """Ask the model for a bid.
-
-        Raises:
-            ValueError: the reply is not a bid.
-        """
-        return read_bid(self._ask(self.bid_prompt.replace("{budget}", f"{budget:.6g}"), state))
-
-    def act(self, state: Any) -> Any:
-        """Ask the model for its action, and return the next state.
-
-        Raises:
-            ValueError: the reply is empty, or the state is not a `Thought` and ``write`` is None.
-        """
-        if self.write is None and not isinstance(state, Thought):
-            raise ValueError(
-                f"write: expected a function for states of type {type(state).__name__}, got None; or use Thought"
-            )
-        text = self._ask(self.act_prompt, state)
-        return state.append(self.name, text) if self.write is None else self.write(state, text)
-
-    def _ask(self, prompt: str, state: Any) -> str:
-        messages: Any = [
-            {"role": "system", "content": prompt},
-            {"role": "user", "content": _encodable(self.render(state))},
-        ]
-        secrets = self._secrets
+    def _request(self, messages: Any, bid: bool) -> Answer:
+        del bid
+        secrets, start = self._secrets, time.perf_counter()
         completion, failure = None, None
         try:
             options = {**self.options, **secrets.options}
@@ -165,9 +104,10 @@ class ChatAgent:
             text = completion.choices[0].message.content  # type: ignore[union-attr]
         except (AttributeError, IndexError, TypeError):  # the endpoint returned an incompatible object
             raise ValueError(f"reply: expected a message, got {secrets.hide(repr(completion))[:100]}") from None
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
             raise ValueError(f"reply: expected text, got {text!r}")
-        return secrets.hide(text.strip())
+        tokens = getattr(getattr(completion, "usage", None), "total_tokens", None)
+        return Answer(secrets.hide(text), tokens if isinstance(tokens, int) else 0, time.perf_counter() - start)
 
 
 class _Secrets:
@@ -205,11 +145,6 @@ class _Secrets:
         if isinstance(value, dict):
             return {self._purged(name): self._purged(entry) for name, entry in value.items()}
         return value
-
-
-def _encodable(text: Any) -> Any:
-    """Escape lone surrogates, which other agents' text may contain, and which cannot be encoded as UTF-8."""
-    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
 
 
 def _split_login(url: str | None) -> tuple[str | None, list[str] | None]:

@@ -27,6 +27,7 @@ class Bid:
         reason: empty for an eligible bid. Otherwise ``silent`` (the agent bid None), ``late``, ``busy`` (an earlier
             call is still running), ``bankrupt``, ``not finite``, ``negative``, ``not a number: …`` or the exception.
         seconds: time until the answer, or the time limit.
+        tokens: that the call used, by the agent's own count; 0 if it failed.
     """
 
     episode: int
@@ -36,6 +37,7 @@ class Bid:
     offer: float | None
     reason: str
     seconds: float
+    tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Call:
         what: ``act`` or ``learn``.
         reason: empty on success. Otherwise ``late``, ``busy`` (an earlier call is still running), ``returned nothing``,
             ``not legal`` or the exception. The sale to an agent that failed to act is void.
-        seconds: as for a `Bid`.
+        seconds, tokens: as for a `Bid`.
     """
 
     episode: int
@@ -57,6 +59,7 @@ class Call:
     what: str
     reason: str
     seconds: float
+    tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +68,14 @@ class Auction:
 
     Attributes:
         episode, step: number of the episode and of the auction in it, from 1.
-        winner: the agent that bought the state and acted; None if no agent did, and then no payments were made.
+        winner: the agent that bought the state and acted; None if no agent did, and then nothing but costs was paid.
         seller: the owner of the state.
         price: the amount that the winner paid.
         payout: the amount that the seller received; ``payout - price`` is minted.
         reward: the winner's reward for the next state.
         rent: the amount that the winner paid to the auctioneer.
         done: whether the episode ended; then the next state is not sold.
+        cost: the amount that the winner paid for the tokens and seconds of its bid and its action.
     """
 
     episode: int
@@ -83,6 +87,7 @@ class Auction:
     reward: float
     rent: float
     done: bool
+    cost: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +193,12 @@ def read_log(path: str | PathLike[str]) -> list[Record]:
 
 def _record(entry: Any) -> Record:
     kind = _KINDS[entry.pop("record")]
-    fields = dataclasses.fields(kind)
-    if set(entry) != {field.name for field in fields}:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if not needed <= set(entry) <= set(fields):
         raise ValueError(f"{kind.__name__} has other fields")
     values = {}
-    for field in fields:
+    for field in (fields[name] for name in entry):
         value, (name, *optional) = entry[field.name], str(getattr(field.type, "__name__", field.type)).split(" | ")
         if field.name == "bid":  # any number or none; those that JSON lacks are strings
             value = None if value is None else float(value)

@@ -140,7 +140,7 @@ def _episode(
         utility = math.nan
         if auction.winner is not None and (auction.done or (following is not None and following.winner is not None)):
             proceeds = 0.0 if auction.done or following is None else following.payout
-            utility = auction.reward + proceeds - auction.price
+            utility = auction.reward + proceeds - auction.price - auction.cost
         end = "done" if auction.done else "unsold" if auction.winner is None else "cut" if last else ""
         sale = ReplaySale(
             good="the state",

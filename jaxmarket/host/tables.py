@@ -82,7 +82,8 @@ def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
         title=title or "",
         caption="sales: payouts received; purchases: prices paid; wins: number of auctions",
     )
-    for column in ("agent", "endowment", "rewards", "sales", "purchases", "rent", "wealth", "wins", ""):
+    costs = ["costs"] * bool(market.ledger.total("cost"))
+    for column in ("agent", "endowment", "rewards", "sales", "purchases", *costs, "rent", "wealth", "wins", ""):
         table.add_column(column, justify="left" if column in ("agent", "") else "right")
     entries = [e for e in market.ledger if e.payer != e.payee]
     for name in (*market.agents, AUCTIONEER):
@@ -93,6 +94,7 @@ def wealth_table(market: Market, *, title: str | None = None) -> DataTable:
             exact_sum(e.amount for e in got if e.kind == "reward"),
             exact_sum(e.amount for e in got if e.kind in ("sale", "mint")),
             0.0 - exact_sum(e.amount for e in paid if e.kind == "sale"),
+            *[0.0 - exact_sum(e.amount for e in paid if e.kind == "cost") for _ in costs],
             exact_sum(rent),
             market.ledger.balance(name),
         )

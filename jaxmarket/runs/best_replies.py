@@ -7,9 +7,10 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from jaxmarket.environments.tabular import FiniteMDP
-from jaxmarket.interop.bidder import BidderEnv
+from jaxmarket.interop.bidder import BidderEnv, BidderState
 from jaxmarket.interop.deviations import BestReplies, best_replies
 from jaxmarket.keys import key_for
 from jaxmarket.settlement import TimeLimits
@@ -19,7 +20,7 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.society import SocietyTraining
 from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array, PyTree
-from jaxmarket.validation import check_int
+from jaxmarket.validation import check_int, short_repr
 
 __all__ = ["TrainedReply", "of_seeds", "solvable", "trained"]
 
@@ -44,12 +45,11 @@ def of_seeds(trainable: Trainable, params: PyTree, *, greedy: bool = False) -> l
         greedy: whether bids are greedy; otherwise they are drawn.
 
     Raises:
-        ValueError: best replies cannot be solved.
+        ValueError: it is not `solvable`.
     """
     if not solvable(trainable):
         raise ValueError(
-            f"trainable: expected a society over a FiniteMDP with actions as primitives, got {trainable} on "
-            f"{trainable.env.name}; train a best reply instead, a lower bound (jaxmarket.runs.best_replies.trained)"
+            f"trainable: expected a society over a finite process, got {short_repr(trainable)}; use trained"
         )
     society = dataclasses.replace(trainable.society, greedy=greedy)
     params = jax.device_get(params)
@@ -125,7 +125,7 @@ def trained(
     def play(params: PyTree, key: Array) -> Array:
         """The discounted return of an episode; without parameters that of the society's own bids."""
 
-        def step(carry: tuple[Any, Array, Array, Array], key: Array) -> tuple[Any, None]:
+        def step(carry: tuple[BidderState, Bool[Array, ""], Array, Array], key: Array) -> tuple[Any, None]:
             state, running, discount, total = carry
             key_own, key = jax.random.split(key)
             if params is None:
@@ -133,9 +133,9 @@ def trained(
                 bid = society.bids(env.default_params.others, draws, state.obs)[bidder]
             else:
                 bid = jnp.asarray(env.levels)[player.choose(params, None, env.get_obs(state))]
-            _, state, money, ended, _ = env.offer(key, state, bid, env.default_params)
+            _, after, money, ended, _ = env.offer(key, state, bid, env.default_params)
             total = total + jnp.where(running, discount * money, 0)
-            return (state, running & ~ended & ~state.truncated, discount * gamma, total), None
+            return (after, running & ~ended & ~after.truncated, discount * gamma, total), None
 
         key_reset, key = jax.random.split(key)
         start = env.reset_env(key_reset, env.default_params)[1], jnp.asarray(True), jnp.ones(()), jnp.zeros(())

@@ -347,7 +347,10 @@ VECTORS = {
 VARIED = ("Chain-v0", "CartPole-v1", "Breakout-MinAtar", "UmbrellaChain-bsuite", "FourRooms-misc", "FrozenLake-misc")
 CONTINUOUS = ["Pendulum-v1", "MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc"]
 DOWNLOADS = ["MNISTBandit-bsuite"]
-TRAINED = ["MentalRotation-v0"]  # building it trains a classifier: see test_mental_rotation.py
+TRAINED = [
+    "MentalRotation-v0",  # building it trains a classifier: see test_mental_rotation.py
+    "TrainingChain-v0",  # a step trains a society: see tests/training/test_training_environment.py
+]
 
 
 def test_every_id_is_accounted_for():

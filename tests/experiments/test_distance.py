@@ -1,19 +1,17 @@
 """The experiment on the distance from equilibrium: its measures by hand, and what denies its claims."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxmarket.experiments import EXPERIMENTS, Scope
-from jaxmarket.experiments.equilibrium import EXPERIMENT, Compared, cases
+from jaxmarket.experiments.equilibrium import EXPERIMENT, Trained, cases
 from jaxmarket.experiments.experiment import report
 from jaxmarket.experiments.results import Results
 
 SCOPE = Scope(2)
-PLANNED: list[Any] = EXPERIMENT.planned(SCOPE)
-CONFIGS = {each.name: each.config for each in PLANNED}
+CONFIGS = {each.name: each.config for each in EXPERIMENT.planned(SCOPE)}
 
 
 def run(name, gain, returns):
@@ -48,16 +46,16 @@ def results(**changed):
 def test_every_auction_with_and_without_clones_is_compared():
     assert EXPERIMENTS["equilibrium"] is EXPERIMENT
     assert len(cases(SCOPE)) == 2 * 3 * 4 * 2
-    assert {each.best_reply_every for each in PLANNED} == {5, 20}
+    assert {each.best_reply_every for each in EXPERIMENT.planned(SCOPE)} == {5, 20}
 
 
 def test_measures_by_hand():
-    found, name = results(), Compared("ppo", "Duality-v0", "ccv", "cloned").name
+    found, name = results(), Trained("ppo", "Duality-v0", "ccv", "cloned").name
     chunk = CONFIGS[name].settings.auctions_per_chunk
     wanted = {"gain at first": 0.5, "gain": 0.01, "gain at": 4 * chunk, "return at": 2 * chunk}
     for measure, value in wanted.items():
         np.testing.assert_allclose(found.measure(name, measure), [value] * 2)
-    far = Compared("ppo", "Duality-v0", "bb", "cloned").name
+    far = Trained("ppo", "Duality-v0", "bb", "cloned").name
     np.testing.assert_allclose(found.measure(far, "gain at"), 4 * chunk)  # never: a lower bound
 
 

@@ -32,7 +32,7 @@ from jaxmarket import (
     society,
     wide_market,
 )
-from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, Woods1
+from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, TrainingEnvironment, Woods1
 from jaxmarket.environments import make as make_env
 from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.environments.memory import Memory
@@ -560,5 +560,6 @@ STATIC = {
     "SupplyChain": (lambda: SupplyChain(2), lambda: SupplyChain(3)),
     "Targets": (Targets, lambda: Targets(absent=(3,))),
     "Regimes": (lambda: Regimes(2), lambda: Regimes(2, lasting=3)),
+    "TrainingEnvironment": (TrainingEnvironment, lambda: TrainingEnvironment(period=2)),
     "TwoRooms": (lambda: make_env("TwoRooms-GreenTask-v0")[0], lambda: make_env("TwoRooms-BlueTask-v0")[0]),
 }
