@@ -84,7 +84,7 @@ def test_the_figure_has_a_curve_of_the_gain(folder):
     ("config", "every", "says"),
     [
         (CONFIG, 0, "best_reply_every"),
-        (TrainConfig("Bandit-v0", **(SMALL | {"log_every": 2}), steps=512), 3, "best_reply_every: .* multiple"),
+        (TrainConfig("Bandit-v0", **dict(SMALL, log_every=2), steps=512), 3, "best_reply_every: .* multiple"),
         (TrainConfig("CartPole-v1", **SMALL, steps=512), 1, "best_reply_every: expected a society over a FiniteMDP"),
         (TrainConfig("Bandit-v0", agent="monolith", steps=512), 1, "best_reply_every"),
     ],
