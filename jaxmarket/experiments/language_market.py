@@ -111,15 +111,22 @@ def _facts(results: Results) -> Mapping[str, Any]:
 
 
 def _draw(results: Results) -> Any:
-    fig, (ax,) = plotting.figure(width=8.0, height=5.0)
+    fig, (ax,) = plotting.figure(width=9.0, height=5.5)
     names = [name for name in _ARMS if name not in results.failed]
-    for name, color in zip(names, plotting.series_colors(names).values(), strict=True):
-        accuracy, tokens = (results.measure(name, measure) for measure in ("accuracy", "tokens"))
-        found, shape = interquartile_mean(accuracy), "o" if name in arms.MARKETS else "s"
-        error = [[found.value - found.low], [found.high - found.value]]
-        ax.errorbar(np.mean(tokens), found.value, yerr=error, fmt=shape, color=color, label=name)
-    ax.set(xlabel="tokens per task", ylabel="held-out accuracy", ylim=(0, 1.02), xlim=(0, None))
-    plotting.legend_below(ax, columns=3)
+    points: dict[tuple[float, float], list[str]] = {}
+    for name in names:
+        found = interquartile_mean(results.measure(name, "accuracy"))
+        place = float(np.mean(results.measure(name, "tokens"))), found.value
+        if place not in points:
+            error = [[found.value - found.low], [found.high - found.value]]
+            color = plotting.series_colors(("market", "router"))["market" if name in arms.MARKETS else "router"]
+            ax.errorbar(*place, yerr=error, fmt="o" if name in arms.MARKETS else "s", color=color)
+        points.setdefault(place, []).append(name)
+    for place, (tokens, accuracy) in enumerate(sorted(points, key=lambda point: -point[1])):
+        label, right = " = ".join(points[tokens, accuracy]), place % 2 == 0 or tokens < 10
+        offset, side = ((6, 4), "left") if right else ((-6, -4), "right")
+        ax.annotate(label, (tokens, accuracy), offset, textcoords="offset points", ha=side, va="center", fontsize=8)
+    ax.set(xlabel="tokens per task", ylabel="held-out accuracy", ylim=(-0.02, 1.04), xlim=(-2, 160))
     return fig
 
 
