@@ -111,22 +111,20 @@ def _facts(results: Results) -> Mapping[str, Any]:
 
 
 def _draw(results: Results) -> Any:
-    fig, (ax,) = plotting.figure(width=9.0, height=5.5)
-    names = [name for name in _ARMS if name not in results.failed]
-    points: dict[tuple[float, float], list[str]] = {}
-    for name in names:
-        found = interquartile_mean(results.measure(name, "accuracy"))
-        place = float(np.mean(results.measure(name, "tokens"))), found.value
-        if place not in points:
-            error = [[found.value - found.low], [found.high - found.value]]
-            color = plotting.series_colors(("market", "router"))["market" if name in arms.MARKETS else "router"]
-            ax.errorbar(*place, yerr=error, fmt="o" if name in arms.MARKETS else "s", color=color)
-        points.setdefault(place, []).append(name)
-    for place, (tokens, accuracy) in enumerate(sorted(points, key=lambda point: -point[1])):
-        label, right = " = ".join(points[tokens, accuracy]), place % 2 == 0 or tokens < 10
-        offset, side = ((6, 4), "left") if right else ((-6, -4), "right")
-        ax.annotate(label, (tokens, accuracy), offset, textcoords="offset points", ha=side, va="center", fontsize=8)
-    ax.set(xlabel="tokens per task", ylabel="held-out accuracy", ylim=(-0.02, 1.04), xlim=(-2, 160))
+    fig, axes = plotting.figure(columns=2, width=4.5, height=4.8)
+    names = [name for name in _ARMS if name not in results.failed][::-1]
+    colors = plotting.series_colors(("markets", "routers"))
+    for ax, measure, label in zip(axes, ("accuracy", "tokens"), ("held-out accuracy", "tokens per task"), strict=True):
+        for group, shape in (("markets", "o"), ("routers", "s")):
+            rows = [row for row, name in enumerate(names) if (name in arms.MARKETS) == (group == "markets")]
+            found = [interquartile_mean(results.measure(names[row], measure)) for row in rows]
+            error = np.transpose([(each.value - each.low, each.high - each.value) for each in found])
+            values = [each.value for each in found]
+            ax.errorbar(values, rows, xerr=error, fmt=shape, color=colors[group], label=group)
+        ax.set(xlabel=label, xlim=(-0.02 if measure == "accuracy" else -3, None))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[1].set_yticks(range(len(names)), [""] * len(names))
+    plotting.legend_below(fig, columns=2)
     return fig
 
 
