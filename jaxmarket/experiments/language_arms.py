@@ -143,7 +143,7 @@ def play(arm: MarketArm, episodes: int, keys: Any, show: Callable[[float, str], 
         rng, model, current = random.Random(number), lt.answers(), [train[0]]
         trading = market(arm, model, lambda current=current: current[0], number)
         learners = [agent for agent in trading.agents.values() if isinstance(agent, LearnedBids)]
-        for episode in range(episodes if learners or arm.bids == "fixed" else 0):
+        for episode in range(episodes):
             for agent in learners:
                 agent.optimism = _OPTIMISM * (1 - episode / episodes)
             current[0] = rng.choice(train)

@@ -111,15 +111,20 @@ def _facts(results: Results) -> Mapping[str, Any]:
 
 
 def _draw(results: Results) -> Any:
-    fig, (ax,) = plotting.figure(width=8.0, height=5.0)
-    names = [name for name in _ARMS if name not in results.failed]
-    for name, color in zip(names, plotting.series_colors(names).values(), strict=True):
-        accuracy, tokens = (results.measure(name, measure) for measure in ("accuracy", "tokens"))
-        found, shape = interquartile_mean(accuracy), "o" if name in arms.MARKETS else "s"
-        error = [[found.value - found.low], [found.high - found.value]]
-        ax.errorbar(np.mean(tokens), found.value, yerr=error, fmt=shape, color=color, label=name)
-    ax.set(xlabel="tokens per task", ylabel="held-out accuracy", ylim=(0, 1.02), xlim=(0, None))
-    plotting.legend_below(ax, columns=3)
+    fig, axes = plotting.figure(columns=2, width=4.5, height=4.8)
+    names = [name for name in _ARMS if name not in results.failed][::-1]
+    colors = plotting.series_colors(("markets", "routers"))
+    for ax, measure, label in zip(axes, ("accuracy", "tokens"), ("held-out accuracy", "tokens per task"), strict=True):
+        for group, shape in (("markets", "o"), ("routers", "s")):
+            rows = [row for row, name in enumerate(names) if (name in arms.MARKETS) == (group == "markets")]
+            found = [interquartile_mean(results.measure(names[row], measure)) for row in rows]
+            error = np.transpose([(each.value - each.low, each.high - each.value) for each in found])
+            values = [each.value for each in found]
+            ax.errorbar(values, rows, xerr=error, fmt=shape, color=colors[group], label=group)
+        ax.set(xlabel=label, xlim=(-0.02 if measure == "accuracy" else -3, None))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[1].set_yticks(range(len(names)), [""] * len(names))
+    plotting.legend_below(fig, columns=2)
     return fig
 
 
