@@ -60,7 +60,6 @@ MARKETS: dict[str, MarketArm] = {
 
 
 def _estimate() -> RevenueEstimate:
-    """A new estimate, with the settings of all arms."""
     return RevenueEstimate(_FEATURES, memory=_MEMORY, learning_rate=_RATE)
 
 
@@ -163,7 +162,6 @@ def play(arm: MarketArm, episodes: int, keys: Any, show: Callable[[float, str], 
                 "seconds": seconds,
                 "bluffer's wealth": trading.wealth.get(lt.BLUFFER, np.nan),
                 "bankrupt": len(trading.bankrupt - {lt.BLUFFER}),
-                "minted": trading.ledger.total("mint"),
                 "cost": trading.ledger.total("cost"),
                 "residual": _residual(trading),
             }
@@ -200,9 +198,8 @@ def _one(trading: Market, task: lt.TextTask, arm: MarketArm, learn: bool) -> boo
 
 def _residual(trading: Market) -> float:
     """What appears or vanishes: the agents' money against the flows into and out of their accounts."""
-    total = trading.ledger.total
+    total, kept = trading.ledger.total, trading.ledger.balance("auctioneer")
     inward = total("endowment") + total("reward") + total("mint") - total("cost")
-    kept = trading.ledger.balance("auctioneer")
     return abs(math.fsum([*trading.wealth.values(), kept]) - inward)
 
 
