@@ -2,16 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from jaxmarket.environments.tabular import FiniteMDP
-from jaxmarket.interop.bidder import BidderEnv, BidderState
-from jaxmarket.interop.deviations import BestReplies, best_replies
 from jaxmarket.keys import key_for
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.society import Society, draw
@@ -22,6 +19,10 @@ from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array, PyTree
 from jaxmarket.validation import check_int, short_repr
 
+if TYPE_CHECKING:
+    from jaxmarket.interop.bidder import BidderEnv
+    from jaxmarket.interop.deviations import BestReplies
+
 __all__ = ["TrainedReply", "of_seeds", "solvable", "trained"]
 
 _LEARNER = {"hidden": (64, 64), "horizon": 64, "epochs": 2, "learning_rate": 1e-3, "entropy": 0.01, "steps": 120_000}
@@ -29,14 +30,14 @@ _LEARNER = {"hidden": (64, 64), "horizon": 64, "epochs": 2, "learning_rate": 1e-
 
 def solvable(trainable: Trainable) -> TypeGuard[SocietyTraining]:
     """Whether the best replies of its bidders can be solved: a society over a finite process, whose actions it buys."""
-    return (
-        isinstance(trainable, SocietyTraining)
-        and trainable.society.learned is None
-        and isinstance(trainable.env.env, FiniteMDP)
-    )
+    if not isinstance(trainable, SocietyTraining) or trainable.society.learned is not None:
+        return False
+    from jaxmarket.environments.tabular import FiniteMDP  # noqa: PLC0415  imports gymnax
+
+    return isinstance(trainable.env.env, FiniteMDP)
 
 
-def of_seeds(trainable: Trainable, params: PyTree, *, greedy: bool = False) -> list[BestReplies]:
+def of_seeds(trainable: Trainable, params: PyTree, *, greedy: bool = False) -> "list[BestReplies]":
     """`best_replies` of every seed, under the time limits of its training.
 
     Args:
@@ -51,6 +52,8 @@ def of_seeds(trainable: Trainable, params: PyTree, *, greedy: bool = False) -> l
         raise ValueError(
             f"trainable: expected a society over a finite process, got {short_repr(trainable)}; use trained"
         )
+    from jaxmarket.interop.deviations import best_replies  # noqa: PLC0415  imports gymnax
+
     society = dataclasses.replace(trainable.society, greedy=greedy)
     params = jax.device_get(params)
     seeds = len(jax.tree.leaves(params)[0])
@@ -74,7 +77,7 @@ class TrainedReply:
     gains: np.ndarray
     errors: np.ndarray
     params: PyTree
-    env: BidderEnv
+    env: "BidderEnv"
     config: TrainConfig
 
 
@@ -109,6 +112,7 @@ def trained(
     Raises:
         ValueError: an argument is invalid, or ``max_steps`` is needed.
     """
+    from jaxmarket.interop.bidder import BidderEnv  # noqa: PLC0415  imports gymnax
     from jaxmarket.runs.fitting import fit  # noqa: PLC0415  which imports this module
 
     env = BidderEnv(society, params, bidder, levels, time_limits=time_limits)
@@ -125,7 +129,7 @@ def trained(
     def play(params: PyTree, key: Array) -> Array:
         """The discounted return of an episode; without parameters that of the society's own bids."""
 
-        def step(carry: tuple[BidderState, Bool[Array, ""], Array, Array], key: Array) -> tuple[Any, None]:
+        def step(carry: "tuple[BidderState, Bool[Array, ], Array, Array]", key: Array) -> tuple[Any, None]:
             state, running, discount, total = carry
             key_own, key = jax.random.split(key)
             if params is None:
