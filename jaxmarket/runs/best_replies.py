@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
 
 from jaxmarket.keys import key_for
 from jaxmarket.settlement import TimeLimits
@@ -129,7 +128,7 @@ def trained(
     def play(params: PyTree, key: Array) -> Array:
         """The discounted return of an episode; without parameters that of the society's own bids."""
 
-        def step(carry: "tuple[BidderState, Bool[Array, ], Array, Array]", key: Array) -> tuple[Any, None]:
+        def step(carry: tuple[Any, Array, Array, Array], key: Array) -> tuple[Any, None]:
             state, running, discount, total = carry
             key_own, key = jax.random.split(key)
             if params is None:

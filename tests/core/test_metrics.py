@@ -68,6 +68,7 @@ def test_bid_error_by_hand():
     assert metrics.bid_error(bids, 0 * q, jnp.array([True, False]), floor=0.0) == pytest.approx(bids[0].max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_conservation_residual_sees_lost_money(mechanism):
     _, rows = play(mechanism)

@@ -136,6 +136,7 @@ def test_a_wrapper_that_resets_as_gymnax_does_passes():
     check_environment(Wrapper(make("Chain-v0")[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -245,6 +245,7 @@ class Faulty:
         return jnp.ones(1), state, jnp.where(action == 1, self.fault, 1.0), jnp.asarray(False), {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_births", (0, 2))
 @pytest.mark.parametrize("fault", (np.nan, np.inf))
 def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, max_births):

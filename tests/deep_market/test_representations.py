@@ -73,6 +73,7 @@ def test_contract(name):
     assert len({representation, type(representation)(**representation.__dict__)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_types_survive_x64(name):
     with jax.enable_x64(True):

@@ -387,6 +387,7 @@ def test_discrete_environments_adapt_and_step(env_id):
         assert jnp.isfinite(after.obs).all() and jnp.isfinite(after.reward) and after.duration == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", CONTINUOUS)
 def test_continuous_environments_keep_the_contract(env_id):
     env, _ = make(env_id)

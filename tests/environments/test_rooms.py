@@ -298,6 +298,7 @@ def test_places_and_states_are_one_to_one():
         assert env.place_of(state) == place and int(state.time) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_contract(task):
     check_environment(TwoRooms(task))

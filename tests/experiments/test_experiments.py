@@ -188,6 +188,7 @@ def finished(tmp_path_factory):
     return folder, wanted, sweeps.train(wanted, folder, progress=False)
 
 
+@pytest.mark.slow
 def test_finished_conditions_are_read_back_and_not_trained_again(finished, monkeypatch):
     folder, wanted, first = finished
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: pytest.fail("trained again"))

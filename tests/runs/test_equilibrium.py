@@ -35,6 +35,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_metric_is_that_of_the_society_at_that_time(folder):
     run = run_folder.read(folder)
     gains = run.metrics[NAME]

@@ -97,6 +97,7 @@ def test_a_finished_run_is_read_back_and_nothing_is_written(whole):
         np.testing.assert_array_equal(getattr(again, field), getattr(result, field))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["checkpoints", "summary.json", "metrics.csv", "networks.safetensors"])
 def test_whatever_is_missing_is_made_again(stopped, whole, lost, capsys):
     """Without checkpoints it begins at the beginning; from the command line, without an environment."""
@@ -154,6 +155,7 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(stopped, tmp_pat
         fit(other, KEY, tmp_path / "other", resume=True, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 3, 8], ids=["first", "middle", "last"])
 def test_on_a_full_disk_a_run_ends_with_one_error_and_goes_on_where_there_is_room(tmp_path, whole, chunk):
     """From some chunk on no file may grow beyond 100 bytes, as if the disk were full."""

@@ -156,6 +156,7 @@ def test_a_distribution_of_legal_choices_is_the_renormalised_one():
     assert np.isfinite(slopes).all() and not slopes[~legal].any() and slopes[legal].all()
 
 
+@pytest.mark.slow
 def test_money_is_conserved_and_greedy_players_draw_nothing():
     society = settings(Aim(), auction="ccv").society
     params = society.init(jax.random.key(0))
@@ -277,6 +278,7 @@ def chex_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace_decay", thinned([0.0, 0.9], lambda trace_decay: trace_decay > 0))
 def test_utilities_of_one_module_are_generalised_advantages(trace_decay):
     """With one bidder, first price and deterministic bids: r + γ b' - b, and with λ the generalised advantage."""

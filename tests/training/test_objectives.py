@@ -68,6 +68,7 @@ def moved(one, other, module):
 # --- observations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("primitives", ["learned", "actions"])
 @pytest.mark.parametrize("share", [True, False])
 def test_bids_and_actions_are_functions_of_the_modules_own_observation(primitives, share):
@@ -87,9 +88,10 @@ def test_bids_and_actions_are_functions_of_the_modules_own_observation(primitive
             assert society.choose(params, None, obs, jnp.int32(bidder), Rules()) == acts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner",
-    ["valuation", pytest.param("ppo", marks=pytest.mark.slow), pytest.param("reinforce", marks=pytest.mark.full)],
+    ["valuation", "ppo", pytest.param("reinforce", marks=pytest.mark.full)],
 )
 def test_a_module_learns_from_its_own_observation_only(learner):
     """Whatever another module observes, the update is the same to the bit: steps, settlement and learning.
@@ -126,6 +128,7 @@ def test_agents_of_a_market_observe_what_their_modules_do():
 # --- rewards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clones", "auction"), [(1, "bb"), (2, "ccv"), (3, "vickrey")])
 def test_rewards_of_modules_are_those_of_a_loop_in_python(clones, auction):
     """Accounts, utilities, flows, ledger and returns against plain Python; some auctions have no bidder."""

@@ -70,6 +70,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path):
         np.testing.assert_array_equal(resumed.metrics[name], values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     thinned(["society", "monolith", "wide", "population", "sampled bids"], lambda kind: kind != "sampled bids"),
@@ -158,6 +159,7 @@ def forms(finished):
     return result, run_folder.read(folder), folder, str(folder)
 
 
+@pytest.mark.slow
 def test_every_form_of_a_result_is_a_policy(finished):
     config, result, _ = finished
     adapter = config.adapter

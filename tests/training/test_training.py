@@ -356,6 +356,7 @@ def test_many_modules_are_trained_in_groups_of_equal_size():
     assert {case: modules_at_once(*case) for case in cases} == cases
 
 
+@pytest.mark.slow
 def test_groups_of_modules_learn_what_all_learn_at_once(monkeypatch, small):
     config, groups = TrainConfig("Chain-v0", learner="valuation", **small), []
 

@@ -187,6 +187,7 @@ def in_units(valuations, wealth, holdings, money, unit):
     return valuations, wealth * money, holdings * unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), UNITS)
 def test_units_do_not_matter(solver, kind):
     """In other units of money and goods, the solver takes the same iterations to the same equilibrium."""
@@ -296,6 +297,7 @@ def test_empty_markets_are_in_equilibrium(solver, kind, absent):
         np.testing.assert_allclose(found.prices, 0, atol=1e-30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "kind"), [UNITS[0], *map(slow, UNITS[1:3]), UNITS[3], slow(UNITS[4]), *UNITS[5:]])
 def test_one_agent(solver, kind):
     """A single agent keeps its holdings, at prices at which its demand equals them."""
@@ -672,6 +674,7 @@ def test_derivatives_do_not_depend_on_units():
 # --- batches and types
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "kind"),
     [
