@@ -288,7 +288,7 @@ def watch(
     steps: int = 60,
     html: Path | None = None,
     gif: Path | None = None,
-    episodes: int = 3,
+    episodes: int | None = None,
     training: bool = False,
 ) -> None:
     """Show the auctions of one episode: bids, winners, payments; or write a page that replays several, or a picture.
@@ -301,7 +301,7 @@ def watch(
         steps: largest number of auctions of an episode.
         html: HTML file for a page that replays the auctions in a browser, without a network.
         gif: GIF file for an animated picture of the auctions of one seed, with one frame per auction.
-        episodes: only --html and --gif: episodes of each seed.
+        episodes: only --html and --gif: episodes of each seed, 3 by default; of a log 20, evenly spread over it.
         training: only --html: repeat the training and show the bids in every state at fifty moments of it.
     """
     if training and html is None:
@@ -312,6 +312,10 @@ def watch(
         made = _replay(folder, seed, run_seed, sampled=sampled, steps=steps, episodes=episodes, training=training)
         _write_replay(made, html, gif)
         return
+    if folder.is_file():
+        raise ValueError(
+            f"folder: expected a run folder, got the file {folder}; add --html FILE to show a log on a page"
+        )
     key = key_for(key_of(seed), "watch")
     run = run_folder.read(folder)
     if steps < 1:
@@ -333,17 +337,23 @@ def watch(
 
 
 def _replay(
-    source: Path, seed: int, run_seed: int | None, *, sampled: bool, steps: int, episodes: int, training: bool
+    source: Path, seed: int, run_seed: int | None, *, sampled: bool, steps: int, episodes: int | None, training: bool
 ) -> "Replay":
     if source.is_file():
         from jaxmarket.host.replay import replay  # noqa: PLC0415  host markets, only where they are used
 
-        return replay(source, title=source.name)
+        return replay(source, title=source.name, episodes=20 if episodes is None else episodes)
     from jaxmarket.runs.watching import watch as watch_run  # noqa: PLC0415  environments and their pictures
 
     run = run_folder.read(source)
     made = watch_run(
-        run, seed=seed, run_seed=run_seed, episodes=episodes, steps=steps, sampled=sampled, training=training
+        run,
+        seed=seed,
+        run_seed=run_seed,
+        episodes=3 if episodes is None else episodes,
+        steps=steps,
+        sampled=sampled,
+        training=training,
     )
     _say_if_interrupted(run)
     return made

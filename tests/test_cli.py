@@ -11,6 +11,7 @@ import pytest
 
 from jaxmarket import cli
 from jaxmarket.cli import main
+from jaxmarket.host import CallableAgent, Market, json_lines
 
 QUICK = ["--steps", "4096", "--instances", "8", "--horizon", "16", "--minibatch", "32"]
 
@@ -37,6 +38,21 @@ def test_evaluate_and_watch_a_saved_run(capsys, bandit_run):
     assert "auctioneer" in printed
     assert "terminated" in printed
     assert "0.800" in printed
+
+
+def test_as_many_episodes_of_a_log_are_shown_as_the_user_says(tmp_path, capsys):
+    path, page = tmp_path / "market.jsonl", tmp_path / "page.html"
+    agent = CallableAgent("adder", bid=lambda state, budget: 0.5, act=lambda state: state + 1, wealth=2.0)
+    with json_lines(path) as log:
+        market = Market([agent], reward=float, done=lambda state: True, log=log)
+        for _ in range(5):
+            market.play(0)
+    for words, episodes in (([], 5), (["--episodes", "2"], 2)):
+        main(["watch", str(path), "--html", str(page), *words])
+        assert f"{episodes} episodes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["watch", str(path)])
+    assert "add --html FILE" in capsys.readouterr().err
 
 
 def test_whole_floats_are_counts(monkeypatch):
