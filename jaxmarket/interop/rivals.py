@@ -248,8 +248,8 @@ def rivals_of(society: Society, params: PyTree, levels: np.ndarray) -> Rivals:
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), distribution)
         ends = np.array([min(low.min(), levels.min()), max(high.max(), levels.max())], np.float64)
-        nodes, cdfs = _tabulated(exact, jnp.asarray(ends), jnp.asarray(levels, float))
-        return DrawnBids(np.asarray(nodes), np.asarray(cdfs), society.mechanism, society.clones, society.members)
+        nodes, cdfs = _tabulated(exact, ends, np.asarray(levels, np.float64))
+        return DrawnBids(nodes, cdfs, society.mechanism, society.clones, society.members)
 
 
 def check_finite_process(society: Society) -> None:
@@ -265,7 +265,6 @@ def check_finite_process(society: Society) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _distributions(society: Society, params: PyTree) -> tuple[Any, Array, Array]:
     """The distributions of all modules' bids in all states, leaves [S, M], and their limits, f [M] each."""
     params, states = society.bid_params(params), jnp.eye(society.observation.shape[0], dtype=real())
@@ -278,23 +277,18 @@ def _means(distribution: Any) -> Array:
     return distribution.mean()
 
 
-@jax.jit
-def _tabulated(distribution: Any, ends: Array, levels: Array) -> tuple[Array, Array]:
+def _tabulated(distribution: Any, ends: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nodes f [S, N], the levels among them, between which all cdfs grow little; `DrawnBids.cdfs` f [S, M, 2 N - 1]."""
     each = jax.tree.map(lambda leaf: leaf[..., None], distribution)
     low, high = ends
-    share = jnp.linspace(0, 1, NODES)
-
-    def closer(nodes: Array, _: None) -> tuple[Array, None]:
+    share = np.linspace(0, 1, NODES)
+    nodes = np.broadcast_to(low + (high - low) * share, (jax.tree.leaves(distribution)[0].shape[0], NODES))
+    for _ in range(3):
         # Equal steps of the mean of all cdfs and of a uniform one, as known from the nodes so far.
-        growth = 0.8 * each.cdf(nodes[:, None]).mean(1) + 0.2 * (nodes - low) / (high - low)
-        return jax.vmap(jnp.interp, (None, 0, 0))(share, growth, nodes), None
-
-    states = jax.tree.leaves(distribution)[0].shape[0]
-    start = jnp.broadcast_to(low + (high - low) * share, (states, NODES))
-    nodes, _ = jax.lax.scan(closer, start, None, length=3)
-    nodes = jnp.sort(jnp.concatenate([nodes, jnp.broadcast_to(levels, (states, *levels.shape))], 1), 1)
-    nodes = nodes.at[:, 0].set(low).at[:, -1].set(high)
-    finer = jnp.zeros((states, 2 * nodes.shape[1] - 1)).at[:, ::2].set(nodes)
-    finer = finer.at[:, 1::2].set((nodes[:, 1:] + nodes[:, :-1]) / 2)
-    return nodes, each.cdf(finer[:, None])
+        growth = 0.8 * np.asarray(each.cdf(jnp.asarray(nodes[:, None]))).mean(1) + 0.2 * (nodes - low) / (high - low)
+        nodes = np.stack([np.interp(share, *pair) for pair in zip(growth, nodes, strict=True)])
+    nodes = np.sort(np.concatenate([nodes, np.broadcast_to(levels, (len(nodes), len(levels)))], 1), 1)
+    nodes[:, 0], nodes[:, -1] = low, high
+    finer = np.zeros((len(nodes), 2 * nodes.shape[1] - 1))
+    finer[:, ::2], finer[:, 1::2] = nodes, (nodes[:, 1:] + nodes[:, :-1]) / 2
+    return nodes, np.asarray(each.cdf(jnp.asarray(finer[:, None])))
