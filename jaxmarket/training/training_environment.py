@@ -151,7 +151,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
     whether the run is new, the position of each knob between its bounds, and K metrics x of the last period as
     x / (1 + |x|), 0 where they are not finite or unknown.
 
-    With a key k and no change, the run is that of ``train(env.training, k)``, to the last bit on a CPU.
+    With a key k, ``start="config"`` and no change, the run is that of ``train(env.training, k)``, to the last bit on a
+    CPU.
 
     Attributes:
         config: of the run; its ``steps``, ``seeds`` and ``log_every`` follow from the fields below.
