@@ -339,22 +339,15 @@ def watch(
 def _replay(
     source: Path, seed: int, run_seed: int | None, *, sampled: bool, steps: int, episodes: int | None, training: bool
 ) -> "Replay":
+    number = {} if episodes is None else {"episodes": episodes}  # else the default of what is shown
     if source.is_file():
         from jaxmarket.host.replay import replay  # noqa: PLC0415  host markets, only where they are used
 
-        return replay(source, title=source.name, episodes=20 if episodes is None else episodes)
+        return replay(source, title=source.name, **number)
     from jaxmarket.runs.watching import watch as watch_run  # noqa: PLC0415  environments and their pictures
 
     run = run_folder.read(source)
-    made = watch_run(
-        run,
-        seed=seed,
-        run_seed=run_seed,
-        episodes=3 if episodes is None else episodes,
-        steps=steps,
-        sampled=sampled,
-        training=training,
-    )
+    made = watch_run(run, seed=seed, run_seed=run_seed, steps=steps, sampled=sampled, training=training, **number)
     _say_if_interrupted(run)
     return made
 

@@ -258,8 +258,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         """Names of the K metrics in an observation."""
         return self._scalars if self.metrics is None else self.metrics
 
-    @property
-    def name(self) -> str:
+    @functools.cached_property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Its id; with other fields, that of the task in brackets."""
         return "TrainingChain-v0" if self == TrainingEnvironment() else f"Training({self._trainable.env.name})"
 
@@ -296,6 +296,14 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         """The present setting of each knob."""
         return jnp.stack(self._read(state.hyper))
 
+    def positions(self, values: Float[Array, "... knobs"]) -> Float[Array, "... knobs"]:
+        """The positions of settings between the bounds of their knobs, from -1 to 1."""
+        return jnp.stack([knob.position(values[..., k]) for k, knob in enumerate(self.knobs)], -1)
+
+    def values_at(self, positions: Float[Array, "... knobs"]) -> Float[Array, "... knobs"]:
+        """The settings at positions of the knobs between their bounds, from -1 to 1."""
+        return jnp.stack([knob.value(positions[..., k]) for k, knob in enumerate(self.knobs)], -1)
+
     def with_values(self, state: TrainingRunState, values: Float[Array, " knobs"]) -> TrainingRunState:
         """The run with a setting for each knob."""
         return state.replace(hyper=self._write(state.hyper, values, jnp.ones(len(self.knobs), bool)))
@@ -309,9 +317,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         """Settings with the values f [knobs] of the knobs that are changed, bool [knobs]; others keep their bits."""
         listed: dict[str, Array] = {}
         own = dict(hyper.own)
-        for knob, value, new in zip(self.knobs, values, changed, strict=True):
+        for knob, before, value, new in zip(self.knobs, self._read(hyper), values, changed, strict=True):
             into = own if self._settings[knob.setting] else listed
-            before = own[knob.setting] if self._settings[knob.setting] else getattr(hyper, knob.setting)
             into[knob.setting] = jnp.where(new, value, before)
             if knob.setting == "exploration" and hyper.exploration_final is not None:
                 listed["exploration_final"] = jnp.where(new, value, hyper.exploration_final)
@@ -341,9 +348,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         hyper = params.hyper
         if self.start == "random":
             key_start = jax.random.fold_in(key, len(self.knobs))
-            positions = jax.random.uniform(key_start, (len(self.knobs),), real(), -1, 1)
-            values = [knob.value(position) for knob, position in zip(self.knobs, positions, strict=True)]
-            hyper = self._write(hyper, jnp.stack(values), jnp.ones(len(values), bool))
+            values = self.values_at(jax.random.uniform(key_start, (len(self.knobs),), real(), -1, 1))
+            hyper = self._write(hyper, values, jnp.ones(len(self.knobs), bool))
         zero, time = jnp.zeros((), real()), jnp.zeros((), jnp.int32)
         state = TrainingRunState(
             run=self._trainable.init(key, self._env_params(params, time), hyper),
@@ -405,8 +411,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
             jnp.clip(state.change, -_MOST, _MOST),
             (state.time == 0).astype(real()),
         ]
-        positions = [knob.position(value) for knob, value in zip(self.knobs, self._read(state.hyper), strict=True)]
-        return jnp.concatenate([jnp.stack([*clock, *positions]).astype(real()), state.metrics])
+        return jnp.concatenate([jnp.stack(clock).astype(real()), self.positions(self.values(state)), state.metrics])
 
     def action_space(self, params: Any = None) -> spaces.Discrete:
         """The changes."""

@@ -101,15 +101,13 @@ def best_of(
 def random_settings(env: TrainingEnvironment, key: Array, count: int) -> Float[Array, "candidates horizon knobs"]:
     """Fixed settings at random positions of every knob, with a uniform distribution."""
     positions = jax.random.uniform(key, (count, len(env.knobs)), real(), -1, 1)
-    values = jnp.stack([knob.value(positions[:, k]) for k, knob in enumerate(env.knobs)], -1)
-    return jnp.repeat(values[:, None], env.horizon, axis=1)
+    return jnp.repeat(env.values_at(positions)[:, None], env.horizon, axis=1)
 
 
 def _moved(env: TrainingEnvironment, key: Array, values: Float[Array, "members knobs"], spread: float) -> Array:
     """Values after a move up or down by ``spread`` of the range of each knob."""
     up = jnp.where(jax.random.bernoulli(key, 0.5, values.shape), 2 * spread, -2 * spread)
-    columns = enumerate(env.knobs)
-    return jnp.stack([knob.value(jnp.clip(knob.position(values[:, k]) + up[:, k], -1, 1)) for k, knob in columns], -1)
+    return env.values_at(jnp.clip(env.positions(values) + up, -1, 1))
 
 
 def population_based(
