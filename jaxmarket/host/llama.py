@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
         ...
 
     def answer(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> Answer:
-        """The reply to chat messages; an exception if there is none."""
+        """The reply to chat messages. Raises an exception if the model cannot answer."""
         ...
 
 
@@ -63,7 +63,7 @@ class LocalModel:
 
     Raises:
         ImportError: the xllamacpp package is not installed.
-        ValueError: there is no such file, or it is not a model.
+        ValueError: the file does not exist, or is not a model.
     """
 
     def __init__(self, path: str | PathLike[str], *, context: int = 2048, threads: int = 1, slots: int = 1) -> None:
@@ -169,7 +169,7 @@ class StoredAnswers:
         """The stored reply to chat messages, or a new one.
 
         Raises:
-            ValueError: there is none, and no model; or as the model does.
+            ValueError: no answer is stored and there is no model to ask, or the model raises it.
         """
         content = json.dumps([self.identity, list(messages), dict(options)], sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()[:16]
