@@ -9,6 +9,7 @@ from jaxmarket.experiments import (
     bucket_brigade,
     capitalism,
     changing_objectives,
+    complete_feedback,
     equilibrium,
     hayek,
     identities,
@@ -86,6 +87,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         learned_primitives.EXPERIMENT,
         changing_objectives.EXPERIMENT,
         learning_populations.EXPERIMENT,
+        complete_feedback.EXPERIMENT,
         language_market.EXPERIMENT,
     )
 }
