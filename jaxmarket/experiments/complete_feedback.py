@@ -112,7 +112,7 @@ def _deep_market(env: TrainingEnvironment, runs: int) -> Choose:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class Tuner:
     """A way to choose learning rates.
 
     Attributes:
@@ -131,15 +131,15 @@ def _sabotaged() -> Mapping[str, Any]:
 
 
 ARMS = {
-    "valuation_traders": Arm(_society),
-    "deep_market": Arm(_deep_market),
-    "grid": Arm(_grid),
-    "random_search": Arm(_random_search),
-    "population_based": Arm(_population_based),
-    "unpaid": Arm(_society, True, lambda: {"pay": "nothing"}),
-    "untrained": Arm(_untrained, True),
-    "saboteur": Arm(_deep_market, True, _sabotaged),
-    "training_return": Arm(_society, True, lambda: {"pay": "training"}),
+    "valuation_traders": Tuner(_society),
+    "deep_market": Tuner(_deep_market),
+    "grid": Tuner(_grid),
+    "random_search": Tuner(_random_search),
+    "population_based": Tuner(_population_based),
+    "unpaid": Tuner(_society, True, lambda: {"pay": "nothing"}),
+    "untrained": Tuner(_untrained, True),
+    "saboteur": Tuner(_deep_market, True, _sabotaged),
+    "training_return": Tuner(_society, True, lambda: {"pay": "training"}),
 }
 """``unpaid`` and ``training_return`` are traders that are paid for nothing or for the return while learning; in
 ``saboteur`` the agents of a deep market may also destroy the network."""

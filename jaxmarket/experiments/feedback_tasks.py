@@ -21,7 +21,7 @@ __all__ = [
     "BanditParams",
     "BanditState",
     "ContextualBandit",
-    "Task",
+    "TrainingTask",
     "knobs",
     "noisy_later",
 ]
@@ -151,7 +151,7 @@ def _breakout() -> TrainingEnvironment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """A kind of training run.
 
     Attributes:
@@ -165,7 +165,11 @@ class Task:
     tested: int
 
 
-TASKS = {"changing": Task(_changing, 960, 64), "Chain": Task(_chain, 960, 64), "CartPole": Task(_cart_pole, 80, 8)}
+TASKS = {
+    "changing": TrainingTask(_changing, 960, 64),
+    "Chain": TrainingTask(_chain, 960, 64),
+    "CartPole": TrainingTask(_cart_pole, 80, 8),
+}
 """A bandit whose rewards become noisy in the middle of a run, 128 steps of Chain and 98,304 steps of CartPole."""
-TRANSFER = Task(_breakout, 0, 4)
+TRANSFER = TrainingTask(_breakout, 0, 4)
 """Breakout of MinAtar, for traders that were trained on CartPole."""
