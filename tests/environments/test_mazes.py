@@ -244,7 +244,7 @@ def test_coins_and_clocks_do_not_help(seed, concentration, clock):
 def test_a_bit_is_enough():
     """With one bit, a policy that writes its side in the first step and reads it later succeeds from every start."""
     maze = Woods101()
-    env = Memory(maze, bits=1)
+    env = Memory(maze, registers=1)
     params = env.default_params
     write_right = 8 * 2  # the bit becomes 1
     table = {(1, 1): E, (2, 1): NE, (1, 5): W + write_right, (2, 5): NW + write_right, (1, 3): S, (2, 3): S}

@@ -15,8 +15,10 @@ from jaxmarket.environments import Memory, Option, Options, TwoRooms, Woods101, 
 from jaxmarket.testing import check_environment
 
 KEY = jax.random.key(0)
-TWO_BITS = Memory(Woods101(), bits=2)
+TWO_BITS = Memory(Woods101(), registers=2)
 STEP = jax.jit(TWO_BITS.step_env)
+THREE_SYMBOLS = Memory(Woods101(), 2, symbols=3, write_price=0.25)
+STEP_OF_THREE = jax.jit(THREE_SYMBOLS.step_env)
 INNER_STEP = jax.jit(Woods101().step_env)
 
 
@@ -40,17 +42,35 @@ def test_against_a_list_of_bits(actions):
         seen, inner, *rest = INNER_STEP(KEY, inner, move, params.env)
         obs, state, reward, terminated, info = STEP(KEY, state, action, params)
         np.testing.assert_array_equal(obs, [*seen, *memory])
-        assert state.bits.tolist() == memory and obs.dtype == jnp.float32
+        assert state.registers.tolist() == memory and obs.dtype == jnp.float32
         assert state.env_state.index == inner.index and state.env_state.time == inner.time
         assert (reward, terminated) == (rest[0], rest[1])
         assert bool(TWO_BITS.is_truncated(state, params)) == bool(maze.is_truncated(inner, params.env))
         assert float(info["duration"]) == 1 and info["undiscounted"] == reward
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 8 * 7 - 1), min_size=1, max_size=8))
+def test_registers_of_three_symbols_and_the_price_of_writing(actions):
+    """Write operations: none, then symbols 0, 1 and 2 of the first register and of the second one."""
+    obs, state = THREE_SYMBOLS.reset_env(KEY, THREE_SYMBOLS.default_params)
+    _, inner = Woods101().reset_env(KEY, THREE_SYMBOLS.default_params.env)
+    memory = [0, 0]
+    for action in actions:
+        write, move = divmod(action, 8)
+        if write:
+            memory[(write - 1) // 3] = (write - 1) % 3
+        _, inner, reward, *_ = INNER_STEP(KEY, inner, move, THREE_SYMBOLS.default_params.env)
+        obs, state, paid, _, info = STEP_OF_THREE(KEY, state, action, THREE_SYMBOLS.default_params)
+        assert state.registers.tolist() == memory
+        np.testing.assert_array_equal(obs[-4:], [float(m == symbol) for m in memory for symbol in (1, 2)])
+        np.testing.assert_allclose([paid, info["undiscounted"]], float(reward) - 0.25 * (write > 0))
+
+
 def test_durations_and_discounts_pass():
     """An option of two steps: its reward is discounted within, and the record says so."""
     options = Options(Woods101(), [Option(lambda obs, key: jnp.asarray(4), length=2)], discount=0.5)
-    env = adapt(Memory(options, bits=1))
+    env = adapt(Memory(options, registers=1))
     params = env.default_params
     _, state = env.reset(KEY, params)
     inside = state.env_state.replace(env_state=Woods101().state_at((1, 3)))
@@ -82,7 +102,7 @@ class Picky:
 
 
 def test_legal_actions_and_cuts_pass():
-    env = Memory(Picky(), bits=2)
+    env = Memory(Picky(), registers=2)
     obs, state = env.reset_env(KEY, env.default_params)
     assert obs.tolist() == [0] * 6
     assert env.legal_actions(state, env.default_params).tolist() == [True] * 10
@@ -184,13 +204,13 @@ def test_without_memory_it_is_a_coin():
 # --- the contract of an environment
 
 
-@pytest.mark.parametrize("env", [Memory(Woods101()), Memory(make("MemoryChain-bsuite")[0], bits=2)])
+@pytest.mark.parametrize("env", [Memory(Woods101()), Memory(make("MemoryChain-bsuite")[0], registers=2)])
 def test_contract(env):
     check_environment(env)
 
 
 def test_images_and_indices_become_vectors():
-    env = Memory(TwoRooms(), bits=3)
+    env = Memory(TwoRooms(), registers=3)
     obs, _ = jax.eval_shape(env.reset_env, KEY, env.default_params)
     assert obs.shape == env.observation_space().shape == (7 * 7 * 3 + 3,)
     frozen, _ = make("FrozenLake-misc")
@@ -203,22 +223,27 @@ def test_dtypes_under_x64():
         obs, state = jax.eval_shape(TWO_BITS.reset_env, KEY, TWO_BITS.default_params)
         after = jax.eval_shape(TWO_BITS.step_env, KEY, state, 0, TWO_BITS.default_params)
         assert obs.dtype == after[0].dtype == after[2].dtype == jnp.float64
-        assert state == after[1] and state.bits.dtype == jnp.int32
+        assert state == after[1] and state.registers.dtype == jnp.int32
 
 
 def test_instances_compare_by_value():
-    assert Memory(Woods101()) == Memory(adapt(Woods101()), bits=1) and hash(Memory(Woods101())) == hash(
+    assert Memory(Woods101()) == Memory(adapt(Woods101()), registers=1) and hash(Memory(Woods101())) == hash(
         Memory(Woods101())
     )
-    assert len({Memory(Woods101()), TWO_BITS, Memory(TwoRooms())}) == 3 and Woods101() != TWO_BITS
+    assert THREE_SYMBOLS.name == "Woods101-v0 with 2 registers of 3 symbols, 0.25 for a write"
+    assert len({Memory(Woods101()), TWO_BITS, THREE_SYMBOLS, Memory(TwoRooms())}) == 4 and Woods101() != TWO_BITS
     assert TWO_BITS.name == "Woods101-v0 with 2 bits" and Memory(Woods101()).name == "Woods101-v0 with 1 bit"
     assert TWO_BITS.num_actions == adapt(TWO_BITS).num_actions == 40 and TWO_BITS.optimal_return() == 1
     assert not adapt(Memory(make("Chain-v0")[0])).one_hot and TWO_BITS.gamma is None
 
 
-@pytest.mark.parametrize("bits", [0, 1.5, True])
-def test_bad_input_is_refused(bits):
-    with pytest.raises(ValueError, match="bits: expected an integer >= 1, got"):
-        Memory(Woods101(), bits)
+@pytest.mark.parametrize("registers", [0, 1.5, True])
+def test_bad_input_is_refused(registers):
+    with pytest.raises(ValueError, match="registers: expected an integer >= 1, got"):
+        Memory(Woods101(), registers)
+    with pytest.raises(ValueError, match="symbols: expected an integer >= 2, got 1"):
+        Memory(Woods101(), symbols=1)
+    with pytest.raises(ValueError, match="write_price: "):
+        Memory(Woods101(), write_price=-1.0)
     with pytest.raises(ValueError, match=r"env: .* is not a gymnax-style environment"):
         Memory(object())

@@ -556,7 +556,7 @@ STATIC = {
     "Multiplexer": (lambda: Multiplexer(2), lambda: Multiplexer(3)),
     "Maze": (Woods1, lambda: make_env("Woods101-v0")[0]),
     "BlocksWorld": (BlocksWorld, lambda: BlocksWorld((1, 2))),
-    "Memory": (lambda: Memory(Chain(), bits=1), lambda: Memory(Chain(), bits=2)),
+    "Memory": (lambda: Memory(Chain(), registers=1), lambda: Memory(Chain(), registers=2)),
     "SupplyChain": (lambda: SupplyChain(2), lambda: SupplyChain(3)),
     "Targets": (Targets, lambda: Targets(absent=(3,))),
     "Regimes": (lambda: Regimes(2), lambda: Regimes(2, lasting=3)),

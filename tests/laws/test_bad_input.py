@@ -53,7 +53,7 @@ BAD = [
     ("gamma", lambda: FiniteMDP(**MDP | {"gamma": 1.5})),
     ("address", lambda: Multiplexer(0)),
     ("sizes", lambda: BlocksWorld(())),
-    ("bits", lambda: Memory(make("Chain-v0")[0], 0)),
+    ("registers", lambda: Memory(make("Chain-v0")[0], 0)),
     ("learner", lambda: TrainConfig("Chain-v0", learner="sarsa")),
     ("steps", lambda: TrainConfig("Chain-v0", steps=0)),
     ("seed", lambda: key_of(-1)),
