@@ -45,7 +45,7 @@ _SOCIETY: dict[str, Any] = {
     "gamma": 1.0,
 }
 _THRESHOLDS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
-_TERMS = Terms(wealth_tax=1e-2, endowment=0.2, birth_rate=0.05, inheritance=0.3, replace_poorest=True)
+_TERMS = Terms(wealth_tax=1e-2, endowment=0.2, birth_rate=0.02, inheritance=0.3, replace_poorest=True)
 _SELECTED = 8  # members of a population of population-based training
 _RUNS_EACH = 4  # of a setting of random search
 

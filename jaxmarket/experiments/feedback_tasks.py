@@ -168,7 +168,7 @@ class TrainingTask:
 TASKS = {
     "changing": TrainingTask(_changing, 960, 64),
     "Chain": TrainingTask(_chain, 960, 64),
-    "CartPole": TrainingTask(_cart_pole, 80, 8),
+    "CartPole": TrainingTask(_cart_pole, 160, 16),
 }
 """A bandit whose rewards become noisy in the middle of a run, 128 steps of Chain and 98,304 steps of CartPole."""
 TRANSFER = TrainingTask(_breakout, 0, 4)

@@ -367,7 +367,8 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
     ) -> tuple[Array, TrainingRunState, Array, Array, dict[Any, Any]]:
         """Change a setting, train for a period, and evaluate.
 
-        ``info`` has ``return_mean`` (held-out), ``env_steps`` of this period and ``duration`` 1.
+        ``info`` has ``return_mean`` and ``performance``, held-out whatever is paid, ``env_steps`` of this period and
+        ``duration`` 1.
         """
         trainable, env_params = self._trainable, self._env_params(params, state.time)
         hyper = self.change(state.hyper, jnp.asarray(action))
@@ -375,12 +376,16 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         player = trainable.player(greedy=True)
         played: Episodes = player.evaluate(run.learner.params, key, env_params, self.episodes)
         held_out = played.returns.mean()
-        performance = (held_out - self.worst) / (self.best - self.worst)
+        diverged = metrics.get("diverged", jnp.zeros(())) > 0
+
+        def performance_of(returned: Array) -> Array:
+            performance = (returned - self.worst) / (self.best - self.worst)
+            return jnp.where(diverged | ~jnp.isfinite(performance), 0, performance).astype(real())
+
+        performance = tested = performance_of(held_out)
         if self.pay == "training":
-            measured = (metrics["return_mean"] - self.worst) / (self.best - self.worst)
-            performance = jnp.where(metrics["episodes"] > 0, measured, state.performance)
-        failed = (metrics.get("diverged", jnp.zeros(())) > 0) | ~jnp.isfinite(performance)
-        performance = jnp.where(failed, 0, performance).astype(real())
+            known = diverged | (metrics["episodes"] > 0)
+            performance = jnp.where(known, performance_of(metrics["return_mean"]), state.performance)
         env_steps = metrics["duration"] * self._steps_per_period + played.lengths.sum()
         seen = [metrics[name].astype(real()) for name in self.observed_metrics]
         after = TrainingRunState(
@@ -400,7 +405,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
             after = tree_select(stopped, state.replace(change=jnp.zeros((), real())), after)
             reward, ended = jnp.where(stopped, 0, reward), ended | stopped
             env_steps = jnp.where(stopped, 0, env_steps)
-        info = {"return_mean": held_out, "env_steps": env_steps, "duration": 1}
+        info = {"return_mean": held_out, "performance": tested, "env_steps": env_steps, "duration": 1}
         return self.get_obs(after), after, reward.astype(real()), ended, info
 
     def get_obs(self, state: TrainingRunState, params: Any = None, key: Any = None) -> Array:

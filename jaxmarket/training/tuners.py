@@ -20,7 +20,7 @@ __all__ = ["Runs", "Tuned", "best_of", "drive", "follow", "population_based", "r
 class Runs(struct.PyTreeNode):
     """Training runs of an environment, one for each key."""
 
-    performance: Float[Array, "runs horizon"]  # after each period
+    performance: Float[Array, "runs horizon"]  # after each period, in new episodes
     settings: Float[Array, "runs horizon knobs"]  # with which each period was trained
     actions: Int[Array, "runs horizon"]
     env_steps: Float[Array, " runs"]
@@ -42,9 +42,9 @@ def _run(
 
     def period(carry: tuple[Array, TrainingRunState], key: Array) -> tuple[tuple[Array, TrainingRunState], Runs]:
         state, action = choose(*carry)
-        obs, state, *_ = env.step_env(key, state, action, params)
+        obs, state, _, _, info = env.step_env(key, state, action, params)
         return (obs, state), Runs(
-            performance=state.performance, settings=env.values(state), actions=action, env_steps=state.env_steps
+            performance=info["performance"], settings=env.values(state), actions=action, env_steps=state.env_steps
         )
 
     _, rows = jax.lax.scan(period, env.reset_env(key_reset, params), jax.random.split(key_steps, env.horizon))

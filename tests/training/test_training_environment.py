@@ -128,6 +128,9 @@ def test_what_is_paid_for():
     alone = jax.jit(train, static_argnums=0)(bandit().training, KEY)[1]["return_mean"]
     np.testing.assert_allclose(np.cumsum(training), alone, rtol=1e-6)
     assert play(bandit(pay="nothing"), KEY, [0, 1, 2])[1] == [0, 0, 0]
+    keys, settings = jax.random.split(KEY, 2), jnp.full((2, 3, 1), 0.03)
+    paid, tested = (tuners.follow(bandit(pay=pay), keys, settings) for pay in ("training", "held_out"))
+    np.testing.assert_array_equal(paid.performance, tested.performance)
 
 
 def test_actions_change_one_setting_within_its_bounds():
