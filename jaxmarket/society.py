@@ -6,7 +6,6 @@ many.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from jaxmarket.types import (
     Rules,
     State,
     Transition,
+    cached_property,
     real,
     tree_select,
 )
@@ -167,7 +167,7 @@ class Society:
                 f"primitives='learned' with modules={made_for}"
             )
 
-    @functools.cached_property
+    @cached_property
     def _distribution(self) -> BidDistribution:
         """Shapes and dtypes of one bidder's distribution of bids."""
         return distribution_shape(self.policy, self.observation)

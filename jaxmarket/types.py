@@ -8,7 +8,9 @@ unbatched, so the shape of a field is its shape in one market instance at one mo
 ``B`` and ``T`` in front.
 """
 
-from typing import Any
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ __all__ = [
     "Rules",
     "State",
     "Transition",
+    "cached_property",
     "real",
     "tree_select",
 ]
@@ -40,6 +43,26 @@ AUCTIONEER = -1
 
 As an index it means the last account: an array of accounts holds the bidders' first and the auctioneer's last.
 """
+
+
+if TYPE_CHECKING or sys.version_info >= (3, 12):
+    cached_property = functools.cached_property
+else:
+
+    class cached_property(functools.cached_property):  # noqa: N801  as in functools
+        """`functools.cached_property` as it is from Python 3.12 on, without a lock.
+
+        Before, all instances of a class share a lock for each property. Two threads can then wait for each other
+        forever, because configurations contain environments, which may contain configurations.
+        """
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            if instance is None:
+                return self
+            values = instance.__dict__
+            if self.attrname not in values:
+                values[self.attrname] = self.func(instance)
+            return values[self.attrname]
 
 
 def real() -> jnp.dtype:

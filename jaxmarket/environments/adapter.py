@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import math
 import weakref
@@ -19,7 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float
 
 from jaxmarket.switches import check_backend, standard_promotion
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, cached_property, real
 from jaxmarket.validation import check_float, check_int, short_repr, shorten
 
 __all__ = ["Adapter", "Box", "Step", "adapt", "longer", "mismatch", "owns"]
@@ -101,7 +100,7 @@ class Adapter:
         gamma = self._attribute("gamma")
         return None if gamma is None or callable(gamma) else check_float(f"env: gamma of {self.name}", gamma, 0, 1)
 
-    @functools.cached_property
+    @cached_property
     def num_actions(self) -> int:
         """P, the number of discrete actions."""
         space = self.space("action_space")
@@ -116,7 +115,7 @@ class Adapter:
             )
         return check_int(f"env: the number of actions of {self.name}", count)
 
-    @functools.cached_property
+    @cached_property
     def box(self) -> Box | None:
         """The bounds of continuous actions; None if actions are discrete."""
         space = self.space("action_space")
@@ -314,13 +313,13 @@ class Adapter:
             return leaves[0]
         return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
 
-    @functools.cached_property
+    @cached_property
     def observation(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one encoded observation."""
         obs, _ = jax.eval_shape(self.reset, _some_key(), self.default_params)
         return obs
 
-    @functools.cached_property
+    @cached_property
     def observation_of_module(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of what one module observes."""
         if not self.separates_observations:
@@ -338,7 +337,7 @@ class Adapter:
         except Exception as error:
             raise ValueError(f"env: {which} of {self.name} failed with {_reason(error)}; correct the method") from error
 
-    @functools.cached_property
+    @cached_property
     def _codes(self) -> tuple["_Code", ...]:
         """How each leaf of an observation is encoded."""
         obs, _ = self._shapes("reset", self.raw_reset, _some_key(), self.default_params)
@@ -435,7 +434,7 @@ class Adapter:
                 raise
             raise ValueError(f"env: {what} of {self.name} failed under jit with {_reason(error)}; {_PURE}") from error
 
-    @functools.cached_property
+    @cached_property
     def one_hot(self) -> bool:
         """Whether an encoded observation is one-hot: a state index, or the state of a known finite process."""
         space = self.space("observation_space")

@@ -17,7 +17,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.environments.base import environment, spaces
-from jaxmarket.types import Array, real
+from jaxmarket.types import Array, cached_property, real
 from jaxmarket.validation import check_bool, check_int, short_repr
 
 __all__ = ["COMPASS", "DIRECTIONS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
@@ -149,12 +149,12 @@ class Maze(environment.Environment[Any, Any]):
         index = self.default_params.starts
         return MazeState(index=index, time=jnp.zeros(index.shape, jnp.int32))
 
-    @functools.cached_property
+    @cached_property
     def successors(self) -> np.ndarray:
         """The cell after each move from each cell, as an index of `places`: i64 [S, moves]."""
         return np.array([[self._index[self.move(cell, a)] for a in range(self.num_actions)] for cell in self.places])
 
-    @functools.cached_property
+    @cached_property
     def distances(self) -> np.ndarray:
         """Length of the shortest path from each cell to food: f64 [S]."""
         steps = np.array([0.0 if self._at(place) == _FOOD else np.inf for place in self.places])

@@ -27,7 +27,7 @@ from jaxmarket.interop.rivals import Rivals, check_finite_process, rivals_of
 from jaxmarket.policies import BidPolicy, ValueHead, bid_table, linear
 from jaxmarket.settlement import TIME_LIMITS, TimeLimits
 from jaxmarket.society import Society, advance, draw
-from jaxmarket.types import AUCTIONEER, Accounts, Array, PyTree, Rules, State, real
+from jaxmarket.types import AUCTIONEER, Accounts, Array, PyTree, Rules, State, cached_property, real
 from jaxmarket.validation import check_int
 
 __all__ = ["BidderEnv", "BidderParams", "BidderState", "Exact", "truthful"]
@@ -307,20 +307,20 @@ class Exact:
         """H, the number of time steps of a strategy."""
         return self.mdp.horizon if self.env.time_limits == "terminal" else 1
 
-    @functools.cached_property
+    @cached_property
     def rivals(self) -> Rivals:
         """The bids of the society, from the position of the bidder."""
         found = rivals_of(self.env.society, self.env.default_params.others, np.array(self.env.levels))
         return dataclasses.replace(found, me=self.env.bidder)
 
-    @functools.cached_property
+    @cached_property
     def others(self) -> np.ndarray:
         """The greedy bids of all bidders of the society: f [S, A]."""
         society, params = self.env.society, self.env.default_params.others
         states = jnp.eye(self.mdp.num_states, dtype=real())
         return np.asarray(jax.vmap(lambda obs: society.bids(params, None, obs))(states))
 
-    @functools.cached_property
+    @cached_property
     def truth(self) -> np.ndarray:
         """The society's greedy bids for the strategic bidder, f [H, S, 2]: Q* if the society is `truthful`."""
         return np.broadcast_to(self.others[:, self.env.bidder, None], (self.horizon, self.mdp.num_states, 2))

@@ -8,7 +8,6 @@ environment of one bidder.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.interop.rivals import FixedBids, Sale, check_finite_process, rivals_of
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.society import Society
-from jaxmarket.types import Array, PyTree
+from jaxmarket.types import Array, PyTree, cached_property
 
 __all__ = [
     "LEVELS",
@@ -135,7 +134,7 @@ class Seat:
     primitive: int
     horizon: int | None = None
 
-    @functools.cached_property
+    @cached_property
     def truth(self) -> np.ndarray:
         """The truthful strategy, bids by state and ownership: f64 [S, 2]."""
         return np.repeat(self.mdp.optimal_q()[:, self.primitive, None], 2, axis=1)

@@ -22,7 +22,7 @@ from jaxmarket.environments.tabular import FiniteMDP
 from jaxmarket.policies import Point
 from jaxmarket.society import Society
 from jaxmarket.switches import standard_promotion
-from jaxmarket.types import Array, Outcome, PyTree, real
+from jaxmarket.types import Array, Outcome, PyTree, cached_property, real
 
 __all__ = ["NODES", "DrawnBids", "FixedBids", "Rivals", "Sale", "check_finite_process", "rivals_of"]
 
@@ -137,7 +137,7 @@ class DrawnBids:
 
         return Sale(*(expected(column) for column in self._table))
 
-    @functools.cached_property
+    @cached_property
     def _table(self) -> Sale:
         """The auction if the bidder bids each node: [S, N]."""
         x, cdfs, modules = self.nodes, self.cdfs, self.cdfs.shape[1]

@@ -42,7 +42,7 @@ from jaxmarket.training.config import ALIASES, OF_HEADS, OF_LEARNERS, TrainConfi
 from jaxmarket.training.result import RunResult, summary_line
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.transfer import NetworkParams, acting_params, networks
-from jaxmarket.types import Array, PyTree, real
+from jaxmarket.types import Array, PyTree, cached_property, real
 from jaxmarket.validation import check_bool, check_int, escaped, short_repr
 from jaxmarket.view import plotting
 
@@ -597,7 +597,7 @@ class SavedRun(ShownRun):
         """``metrics.csv`` as `FitResult.metrics`: [chunks, seeds], or [chunks, seeds, n] per bidder or state."""
         return self._metrics
 
-    @functools.cached_property
+    @cached_property
     def _metrics(self) -> dict[str, np.ndarray]:
         seeds = self.config.seeds
         rows = _columns(self.folder / "metrics.csv")
@@ -620,7 +620,7 @@ class SavedRun(ShownRun):
         """See `FitResult.q`."""
         return self._q
 
-    @functools.cached_property
+    @cached_property
     def _q(self) -> np.ndarray | None:
         settings = self.config.settings
         known = settings.trainable.states is not None and self.summary.get("env_params") is None
@@ -638,7 +638,7 @@ class SavedRun(ShownRun):
             return None
         return self._bids["visited"].reshape(self.config.seeds, *self.q.shape)[..., 0] > 0
 
-    @functools.cached_property
+    @cached_property
     def _bids(self) -> dict[str, np.ndarray]:
         return _columns(self.folder / "bids.csv")
 

@@ -36,6 +36,7 @@ from jaxmarket.training.population import PopulationAgents
 from jaxmarket.training.settings import AgentKind, Settings
 from jaxmarket.training.society import SocietyTraining
 from jaxmarket.training.wide import WideMarketTraining
+from jaxmarket.types import cached_property
 from jaxmarket.validation import check_bool, check_choice, check_float, check_int, check_widths, short_repr
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ class TrainConfig:
             self, agent="monolith", **dict.fromkeys(("auction", "clones", "share_clones", "bids", "ties"))
         )
 
-    @functools.cached_property
+    @cached_property
     def adapter(self) -> Adapter:
         """The environment as the society sees it."""
         env = self.env
@@ -291,7 +292,7 @@ class TrainConfig:
             env = env() if isinstance(env, type) else env
         return adapt(env)
 
-    @functools.cached_property
+    @cached_property
     def settings(self) -> Settings:
         """These settings resolved: defaults filled in, objects built from their aliases and bound.
 

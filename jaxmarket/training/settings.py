@@ -1,7 +1,6 @@
 """The resolved settings of a training run."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from jaxmarket.metrics import Oracle
 from jaxmarket.settlement import TimeLimits
 from jaxmarket.society import Society
 from jaxmarket.training.trainable import Trainable
-from jaxmarket.types import real
+from jaxmarket.types import cached_property, real
 
 __all__ = ["OF_PRIMITIVES", "AgentKind", "Settings"]
 
@@ -124,7 +123,7 @@ class Settings:
         ).with_learner(self.learner)
         return hyper if self.action_learner is None else hyper.with_learner(self.action_learner)
 
-    @functools.cached_property
+    @cached_property
     def trainable(self) -> Trainable:
         """The static part of the run."""
         return self.agent.of(self)

@@ -6,7 +6,6 @@ run is an environment like any other, and a society, a population or a monolith 
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,7 @@ from jaxmarket.evaluation import Episodes
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.training.config import TrainConfig, check_config
 from jaxmarket.training.trainable import Trainable
-from jaxmarket.types import Array, PyTree, real, tree_select
+from jaxmarket.types import Array, PyTree, cached_property, real, tree_select
 from jaxmarket.validation import check_bool, check_choice, check_float, check_int, short_repr
 
 __all__ = ["Knob", "TrainingEnvironment", "TrainingParams", "TrainingRunState"]
@@ -222,7 +221,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
             known = ", ".join(self._scalars)
             raise ValueError(f"metrics: this run has no metric {short_repr(unknown[0])}; choose from {known}")
 
-    @functools.cached_property
+    @cached_property
     def training(self) -> TrainConfig:
         """The configuration of a whole run without changes."""
         settings = self.config.settings
@@ -233,7 +232,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
     def _trainable(self) -> Trainable:
         return self.training.settings.trainable
 
-    @functools.cached_property
+    @cached_property
     def _settings(self) -> dict[str, bool]:
         """Names of the settings that a knob can change, and whether each is one of ``hyper.own``."""
         settings = self.training.settings
@@ -241,7 +240,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         used = [name for name in names if {"discount": "gamma"}.get(name, name) in settings.values]
         return dict.fromkeys(used, False) | dict.fromkeys(settings.hyperparameters.own, True)
 
-    @functools.cached_property
+    @cached_property
     def _scalars(self) -> tuple[str, ...]:
         """Names of the metrics that are single numbers."""
         _, metrics = jax.eval_shape(self._first_period, jax.random.key(0))
@@ -258,7 +257,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         """Names of the K metrics in an observation."""
         return self._scalars if self.metrics is None else self.metrics
 
-    @functools.cached_property
+    @cached_property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Its id; with other fields, that of the task in brackets."""
         return "TrainingChain-v0" if self == TrainingEnvironment() else f"Training({self._trainable.env.name})"
@@ -274,7 +273,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
         """One for no change, one for each change, and one that stops the run, where that is possible."""
         return len(self.names)
 
-    @functools.cached_property
+    @cached_property
     def _steps_per_period(self) -> int:
         settings = self.training.settings
         return settings.instances * settings.horizon * self.period
@@ -324,7 +323,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
                 listed["exploration_final"] = jnp.where(new, value, hyper.exploration_final)
         return hyper.replace(**listed, own=own)
 
-    @functools.cached_property
+    @cached_property
     def _changes(self) -> tuple[np.ndarray, np.ndarray]:
         """The factor and the new value of each knob under each action, [P, knobs]; NaN where it has none."""
         factors, values = np.full((2, self.num_actions, len(self.knobs)), np.nan)

@@ -10,7 +10,6 @@ Every `ReplayEpisode` is checked when it is made: its payments explain every cha
 
 import base64
 import dataclasses
-import functools
 import hashlib
 import html
 import io
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmarket.types import cached_property
 from jaxmarket.validation import check_path
 from jaxmarket.view import animation
 
@@ -204,7 +204,7 @@ class Replay:
     episodes: tuple[ReplayEpisode, ...]
     training: tuple[ReplayTraining, ...] = ()
 
-    @functools.cached_property
+    @cached_property
     def html(self) -> str:
         """The page."""
         return _page(self)

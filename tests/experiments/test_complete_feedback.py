@@ -97,8 +97,10 @@ def test_the_report_has_an_entry_for_every_arm():
     assert low < 0.87 < high and arms["grid"]["env_steps"] == 1e6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arm", ARMS)
+_MARKS = {"grid": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=_MARKS.get(arm, pytest.mark.full)) for arm in ARMS])
 def test_every_arm_chooses_and_is_tested(arm):
     found = experiment._compute("changing", arm, 16, 2, jax.random.split(jax.random.key(0), 2))
     env = TASKS["changing"].make()
