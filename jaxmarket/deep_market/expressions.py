@@ -16,6 +16,7 @@ all items at once, and loops reduce over them; so no evaluation depends on contr
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,9 @@ class Expressions:
     highest: float = 1.0
     progress: str | None = None
     draws: int = 8
+
+    in_turn: ClassVar[bool] = True
+    """A CPU evaluates one state after the other. Otherwise XLA computes expressions again for each use of a bid."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.vocabulary, Vocabulary):

@@ -34,7 +34,7 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt, longer
 from jaxmarket.learners.protocol import Experience
 from jaxmarket.metrics import gini
 from jaxmarket.settlement import lambda_returns, per_bidder
-from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.switches import entry_point, in_groups, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
 from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
 
@@ -351,7 +351,7 @@ def _bids(
         if not frozen:
             admitted = admitted | (jnp.arange(market.instances) < terms.probation)[:, None]
     each_agent = jax.vmap(market.representation.bid, (0, None, 0))
-    bids = jax.vmap(each_agent, (None, 0, None))(p.agents, obs, budget)
+    bids = in_groups(lambda obs: each_agent(p.agents, obs, budget), obs, _group(market, obs))
     check_finite("bids", bids, "a representation returns a finite bid or NO_BID", p.alive & (bids != NO_BID))
     bids = jnp.where(p.alive & jnp.isfinite(bids) & admitted, bids, NO_BID)
     offer = p.offer
@@ -365,6 +365,11 @@ def _bids(
             offer = jnp.where(willing.any(0) & ~fixed, entry, offer)
         bids = jnp.where(willing & ~jnp.isnan(offer), offer * worth, NO_BID)
     return jnp.minimum(bids, budget), offer
+
+
+def _group(market: DeepMarket, obs: Float[Array, "B ..."]) -> int:
+    """How many states are evaluated at once on a CPU, see `Representation`."""
+    return 1 if getattr(market.representation, "in_turn", False) else obs.shape[0]
 
 
 def _worth(market: DeepMarket, population: Population, obs: Float[Array, "B ..."]) -> Float[Array, "B N"]:
@@ -420,7 +425,7 @@ def _sell(
     sale = jax.vmap(clear)(bids, eligible, draws)
     winner = sale.outcome.winner
     winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(winner, 0)], p.agents)
-    actions = jax.vmap(act)(winners, obs, noise)
+    actions = in_groups(lambda sold: act(*sold), (winners, obs, noise), _group(market, obs))
     idle = jnp.floor(draws.idle_action * market.env.num_actions).astype(actions.dtype)
     return sale, jnp.where(winner >= 0, actions, idle), offer
 

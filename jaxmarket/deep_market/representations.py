@@ -55,6 +55,9 @@ class Representation(Protocol):
     With a method ``worth(agent, obs)``, f [], a positive number, a bid that is fixed at entry (`Terms.markup`) is a
     multiple of it, so that bids may grow with the progress that an agent observes, as in `Expressions`. Otherwise such
     a bid is constant.
+
+    With a true attribute ``in_turn``, a CPU computes the bids for one state after the other. This is faster for bids
+    that are costly to compute, which XLA would otherwise compute again for each of their uses.
     """
 
     def init(self, key: Array, obs: Float[Array, "..."]) -> PyTree:

@@ -15,6 +15,7 @@ from jaxmarket.deep_market.evaluation import actor, success_by_size
 from jaxmarket.environments import Vocabulary, adapt
 from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.environments.tabular import Chain
+from jaxmarket.runs.populations import MarketPlan, grow
 
 SENSORS = ("correct", "surplus", "needed", *(f"{name}{i}" for name in ("top", "height", "distance") for i in (1, 2, 3)))
 BLOCKS = Expressions(BlocksWorld(sensors=SENSORS).vocabulary)
@@ -259,7 +260,7 @@ def test_agents_on_probation_bid_in_the_first_instances_only():
     population = make_population(agents, jnp.array([3.0, 8.0]))
     opened = deep_market.init(market, jax.random.key(0), market.env.default_params, population)
     terms = Terms(proof=5.0, probation=2)
-    after, happened = jax.jit(deep_market.step, static_argnums=0)(
+    _, happened = jax.jit(deep_market.step, static_argnums=0)(
         market, jax.random.key(1), opened, market.env.default_params, terms
     )
     assert happened.wins.tolist() == [2, 2]  # the first agent is poor and outbids the second in two instances
@@ -268,4 +269,28 @@ def test_agents_on_probation_bid_in_the_first_instances_only():
         market, jax.random.key(1), population, opened.obs, opened.env_state, market.env.default_params, terms
     )
     assert outcome.winner.tolist() == [1] * 4, "a frozen market is without agents on probation"
-    del after
+
+
+@pytest.mark.slow
+@pytest.mark.bits
+def test_an_interrupted_market_of_expressions_resumes_with_the_same_bits(tmp_path):
+    env = BlocksWorld((1,), sensors=("surplus", "needed"), reward="size")
+    programs = Expressions(Vocabulary(env.sensors, actions=6), depth=4, progress="surplus")
+    terms = Terms(markup=0.1, rent=0.01, birth_rate=0.5, replace_poorest=True, endowment=8.0, proof=4.0, probation=1)
+    market = DeepMarket(adapt(env), programs, 12, instances=2)
+    plan = MarketPlan(market, terms, 20, 3, max_births=2, num_agents=8, wealth=8.0, chunks=2)
+
+    def evaluate(market, key, population, terms):
+        return {"wealth": population.wealth.sum()}
+
+    def interrupt(chunk, measured):
+        raise KeyboardInterrupt
+
+    whole = grow(plan, evaluate, seeds=2, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        grow(plan, evaluate, seeds=2, seed=0, folder=tmp_path, on_chunk=interrupt)
+    resumed = grow(plan, evaluate, seeds=2, seed=0, folder=tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, resumed.economy, whole.economy)
+    jax.tree.map(np.testing.assert_array_equal, resumed.rounds, whole.rounds)
+    assert whole.residual < 1e-5
+    assert (whole.rounds.births.ident >= 0).any() and whole.rounds.flows["sales"].sum() > 0
