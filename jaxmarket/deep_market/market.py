@@ -351,7 +351,8 @@ def _bids(
         if not frozen:
             admitted = admitted | (jnp.arange(market.instances) < terms.probation)[:, None]
     each_agent = jax.vmap(market.representation.bid, (0, None, 0))
-    bids = in_groups(lambda obs: each_agent(p.agents, obs, budget), obs, _group(market, obs))
+    group = 1 if getattr(market.representation, "in_turn", False) else len(obs)
+    bids = in_groups(lambda obs: each_agent(p.agents, obs, budget), obs, group)
     check_finite("bids", bids, "a representation returns a finite bid or NO_BID", p.alive & (bids != NO_BID))
     bids = jnp.where(p.alive & jnp.isfinite(bids) & admitted, bids, NO_BID)
     offer = p.offer
@@ -365,11 +366,6 @@ def _bids(
             offer = jnp.where(willing.any(0) & ~fixed, entry, offer)
         bids = jnp.where(willing & ~jnp.isnan(offer), offer * worth, NO_BID)
     return jnp.minimum(bids, budget), offer
-
-
-def _group(market: DeepMarket, obs: Float[Array, "B ..."]) -> int:
-    """How many states are evaluated at once on a CPU, see `Representation`."""
-    return 1 if getattr(market.representation, "in_turn", False) else obs.shape[0]
 
 
 def _worth(market: DeepMarket, population: Population, obs: Float[Array, "B ..."]) -> Float[Array, "B N"]:
@@ -425,7 +421,7 @@ def _sell(
     sale = jax.vmap(clear)(bids, eligible, draws)
     winner = sale.outcome.winner
     winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(winner, 0)], p.agents)
-    actions = in_groups(lambda sold: act(*sold), (winners, obs, noise), _group(market, obs))
+    actions = jax.vmap(act)(winners, obs, noise)
     idle = jnp.floor(draws.idle_action * market.env.num_actions).astype(actions.dtype)
     return sale, jnp.where(winner >= 0, actions, idle), offer
 
