@@ -13,6 +13,7 @@ from jaxmarket.deep_market.demographics import (
     random_population,
     turnover,
 )
+from jaxmarket.deep_market.expressions import Expression, Expressions
 from jaxmarket.deep_market.market import (
     UNPAID,
     DeepMarket,
@@ -52,6 +53,8 @@ __all__ = [
     "DeepMarket",
     "DeepMarketState",
     "DeepMarketStep",
+    "Expression",
+    "Expressions",
     "GuardedProgram",
     "GuardedPrograms",
     "Lineage",

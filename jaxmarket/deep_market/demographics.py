@@ -67,6 +67,10 @@ class Terms(struct.PyTreeNode):
     p_repair: Float[Array, ""] | float = 0.0  # probability that a birth mutates and endows a bankrupt agent in place
     bankruptcy: Float[Array, ""] | float = 0.0  # an agent with at most this much money dies
     max_idle_steps: Float[Array, ""] | float | None = None  # an agent that won no auction for more steps than this dies
+    proof: Float[Array, ""] | float | None = None  # agents with less wealth are on probation
+    probation: Int32[Array, ""] | int = (
+        1  # with a proof, agents on probation bid only in this many instances, the first
+    )
     replace_poorest: Bool[Array, ""] | bool | None = None  # whether newborns replace the poorest if no slot is free
 
 

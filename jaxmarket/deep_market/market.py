@@ -34,7 +34,7 @@ from jaxmarket.environments.adapter import Adapter, Step, adapt, longer
 from jaxmarket.learners.protocol import Experience
 from jaxmarket.metrics import gini
 from jaxmarket.settlement import lambda_returns, per_bidder
-from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.switches import entry_point, in_groups, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
 from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
 
@@ -328,25 +328,52 @@ class _Sale(struct.PyTreeNode):
     payout: Float[Array, ""]  # what the owner receives
 
 
+def _budget(market: DeepMarket, population: Population, terms: Terms) -> Float[Array, " N"]:
+    """The most that each agent can bid: an equal share of its wealth for every instance in which it may bid."""
+    instances: Any = market.instances
+    if terms.proof is not None:
+        probation = jnp.clip(terms.probation, 1, market.instances)
+        instances = jnp.where(population.wealth >= terms.proof, market.instances, probation)
+    return jnp.maximum(population.wealth, 0) / instances
+
+
 def _bids(
     market: DeepMarket, population: Population, obs: Float[Array, "B ..."], terms: Terms, frozen: bool
 ) -> tuple[Float[Array, "B N"], Float[Array, " N"]]:
-    """Bids, at most the budgets, `NO_BID` of dead agents; and the fixed bids (`Terms.markup`)."""
+    """Bids, at most the budgets, `NO_BID` of dead agents; and the fixed bids (`Terms.markup`).
+
+    Agents on probation (`Terms.proof`) bid in the first instances only, and not at all if ``frozen``.
+    """
     p = population
-    budget = jnp.maximum(p.wealth, 0) / market.instances
+    budget, admitted = _budget(market, p, terms), True
+    if terms.proof is not None:
+        admitted = p.wealth >= terms.proof
+        if not frozen:
+            admitted = admitted | (jnp.arange(market.instances) < terms.probation)[:, None]
     each_agent = jax.vmap(market.representation.bid, (0, None, 0))
-    bids = jax.vmap(each_agent, (None, 0, None))(p.agents, obs, budget)
+    group = 1 if getattr(market.representation, "in_turn", False) else len(obs)
+    bids = in_groups(lambda obs: each_agent(p.agents, obs, budget), obs, group)
     check_finite("bids", bids, "a representation returns a finite bid or NO_BID", p.alive & (bids != NO_BID))
-    bids = jnp.where(p.alive & jnp.isfinite(bids), bids, NO_BID)
+    bids = jnp.where(p.alive & jnp.isfinite(bids) & admitted, bids, NO_BID)
     offer = p.offer
     if terms.markup is not None:
         willing, fixed = bids > NO_BID, ~jnp.isnan(offer)
+        worth = _worth(market, p, obs)  # [B, N]
         if not frozen:
-            best = jnp.max(jnp.where(willing & fixed, jnp.minimum(offer, budget), 0), axis=1)  # [B]
-            entry = best[jnp.argmax(willing, axis=0)] + terms.markup  # in the first instance that the agent bids in
+            best = jnp.max(jnp.where(willing & fixed, jnp.minimum(offer * worth, budget), 0), axis=1)  # [B]
+            first = jnp.argmax(willing, axis=0)  # the first instance that the agent bids in
+            entry = best[first] / worth[first, jnp.arange(p.capacity)] + terms.markup
             offer = jnp.where(willing.any(0) & ~fixed, entry, offer)
-        bids = jnp.where(willing & ~jnp.isnan(offer), offer, NO_BID)
+        bids = jnp.where(willing & ~jnp.isnan(offer), offer * worth, NO_BID)
     return jnp.minimum(bids, budget), offer
+
+
+def _worth(market: DeepMarket, population: Population, obs: Float[Array, "B ..."]) -> Float[Array, "B N"]:
+    """What fixed bids are multiples of: the representation's ``worth``, or 1."""
+    worth = getattr(market.representation, "worth", None)
+    if worth is None:
+        return jnp.ones((obs.shape[0], population.capacity), real())
+    return jax.vmap(jax.vmap(worth, (0, None)), (None, 0))(population.agents, obs)
 
 
 def _award(
@@ -412,7 +439,7 @@ def forward(
     """The forward pass of Algorithm 1: the winner of each state, the price and the action.
 
     No money moves, no instance changes, and there is no exploration. With ``Terms.markup``, agents that do not have a
-    fixed bid yet do not bid.
+    fixed bid yet do not bid; with ``Terms.proof``, agents on probation do not.
 
     Args:
         market, population, terms: as in `step`.
@@ -481,7 +508,7 @@ def _step(
     after = jax.vmap(market.env.step, (0, 0, 0, None))(keys, state.env_state, action, env_params)
     _check_step(market, state, sale, after)
 
-    ledger = _pay_sellers(market, draws, state, sale)
+    ledger = _pay_sellers(market, draws, state, sale, terms)
     income = jnp.zeros((), real())
     if market.consumers:
         ledger = _sell_to_consumers(market, draws, after.obs, sale, ledger)
@@ -569,12 +596,11 @@ def _check_step(market: DeepMarket, state: DeepMarketState, sale: _Sale, after: 
     )
 
 
-def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale: _Sale) -> _Ledger:
+def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale: _Sale, terms: Terms) -> _Ledger:
     """Winners pay for the states, and their owners are paid."""
     p, winner = state.population, sale.outcome.winner
     # A winner by exploration may be unable to pay the price: it pays its budget, and the seller receives less.
-    budget = jnp.maximum(p.wealth, 0)[jnp.maximum(winner, 0)] / market.instances
-    price = jnp.minimum(sale.price, budget)
+    price = jnp.minimum(sale.price, _budget(market, p, terms)[jnp.maximum(winner, 0)])
     subsidy = sale.payout - sale.price
     seller = state.owner
     if not market.property_rights:

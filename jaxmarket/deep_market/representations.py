@@ -8,6 +8,7 @@ frozen dataclass with these five methods; nothing has to be registered.
 |---|---|---|
 | `ClassifierRules` | a condition of 0, 1 and # and an action (Holland 1985) | a share of its budget, by specificity |
 | `GuardedPrograms` | guards over what it observes, and an action (after Baum and Durdanovic 2000) | a number |
+| `Expressions` | a typed S-expression over named sensors (after Hayek 3), in `expressions` | a number, times progress |
 | `NeuralNetworks` | the weights of a linear map or a small network | an output of the network |
 | `BidTables` | a bid for every state, and an action | looked up |
 """
@@ -50,6 +51,13 @@ class Representation(Protocol):
     has two further methods: ``sample(agent, obs, noise)``, the action of an agent that explores, where ``noise`` is
     uniform on [0, 1); and ``learn(agents, purchases)``, the agents [N] after they have learned from their own purchases
     of a round (`jaxmarket.deep_market.Purchases`, leaves [T, B, ...]).
+
+    With a method ``worth(agent, obs)``, f [], a positive number, a bid that is fixed at entry (`Terms.markup`) is a
+    multiple of it, so that bids may grow with the progress that an agent observes, as in `Expressions`. Otherwise such
+    a bid is constant.
+
+    With a true attribute ``in_turn``, a CPU computes the bids for one state after the other. This is faster for bids
+    that are costly to compute, which XLA would otherwise compute again for each of their uses.
     """
 
     def init(self, key: Array, obs: Float[Array, "..."]) -> PyTree:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxmarket.environments.supply_chain import SupplyChain
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
     from jaxmarket.environments.targets import Targets
+    from jaxmarket.environments.vocabulary import Vocabulary
     from jaxmarket.training.training_environment import Knob, TrainingEnvironment
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Targets",
     "TrainingEnvironment",
     "TwoRooms",
+    "Vocabulary",
     "Woods1",
     "Woods101",
     "adapt",
@@ -71,6 +73,7 @@ _MODULES = {
     "SupplyChain": "supply_chain",
     "Targets": "targets",
     "TwoRooms": "rooms",
+    "Vocabulary": "vocabulary",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
     **dict.fromkeys(("Maze", "Woods1", "Woods101"), "mazes"),
     # By name only: training imports the environments.

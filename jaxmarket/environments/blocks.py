@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Int32
 
 from jaxmarket.environments.base import environment, spaces
+from jaxmarket.environments.vocabulary import Vocabulary
 from jaxmarket.types import Array, real
 from jaxmarket.validation import check_bool, check_int, short_repr
 
@@ -41,6 +42,9 @@ SENSORS = (
     "depth2",
     "depth3",
     "size",  # blocks in the template
+    "distance1",  # the depth, or the number of blocks in the template without such a block
+    "distance2",
+    "distance3",
 )
 """The entries of an observation, in order."""
 
@@ -81,7 +85,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
         done: whether a seventh action claims success; a wrong claim terminates the episode without a reward. If
             False, the episode ends as soon as stack 1 equals the template.
         reward: reward of success: "one" (1), or the paper's "size" (n).
-        sensors: the observed `SENSORS`, in this order.
+        sensors: the observed `SENSORS`, in this order; all but the distances by default.
 
     Instances compare and hash by value.
 
@@ -98,7 +102,7 @@ class BlocksWorld(environment.Environment[Any, Any]):
         limit: int | None = None,
         done: bool = False,
         reward: Literal["one", "size"] = "one",
-        sensors: Sequence[str] = SENSORS,
+        sensors: Sequence[str] = SENSORS[:-3],
     ) -> None:
         super().__init__()
         if not isinstance(sizes, Sequence) or not sizes:
@@ -138,6 +142,26 @@ class BlocksWorld(environment.Environment[Any, Any]):
     def num_actions(self) -> int:
         """Six moves, and ``done``."""
         return len(MOVES) + self.done
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The sensors by stack, for `jaxmarket.deep_market.Expressions`.
+
+        Raises:
+            ValueError: ``sensors`` are not numbers followed by sensors of all stacks in order, or there is ``done``.
+        """
+        numbers = tuple(itertools.takewhile(lambda name: name[-1] not in "123", self.sensors))
+        by_stack = self.sensors[len(numbers) :]
+        features = tuple(name[:-1] for name in by_stack[::3])
+        if by_stack != tuple(f"{name}{stack}" for name in features for stack in (1, 2, 3)):
+            raise ValueError(
+                f"sensors: expected numbers, then each sensor of stacks 1, 2 and 3, got {', '.join(self.sensors)}; "
+                "reorder them"
+            )
+        if self.done:
+            raise ValueError("done: expected False, got True; done applies to no stack")
+        pairs = [[MOVES.index((i, j)) if i != j else -1 for j in (1, 2, 3)] for i in (1, 2, 3)]
+        return Vocabulary(numbers, ("s1", "s2", "s3"), features, tuple(map(tuple, pairs)))
 
     @property
     def default_params(self) -> Any:
@@ -227,7 +251,8 @@ class BlocksWorld(environment.Environment[Any, Any]):
         uppermost = jnp.where(wanted, place, -1).max(1)
         depths = jnp.where(uppermost >= 0, heights[1:] - 1 - uppermost, -1)
         head = jnp.stack([correct, heights[1] - correct, needed])
-        everything = jnp.concatenate([head, tops, heights[1:], depths, heights[:1]])
+        distances = jnp.where(depths < 0, heights[0], depths)
+        everything = jnp.concatenate([head, tops, heights[1:], depths, heights[:1], distances])
         chosen = [SENSORS.index(name) for name in self.sensors]
         return everything[jnp.asarray(chosen)].astype(real())
 

@@ -210,6 +210,15 @@ def _draw(results: Results) -> Any:
     return fig
 
 
+def _facts(results: Results) -> dict[str, Any]:
+    reliable = results.measure(_exam_of("hayek"), "reliable")
+    return market_facts(results) | {
+        "env_steps": int(results["hayek"].plan.steps[-1]),
+        "reliable_mean": float(reliable.mean()),
+        "reliable_best": int(reliable.max()),
+    }
+
+
 EXPERIMENT = Experiment(
     name="hayek",
     shows="programs with wealth, trained with three blocks, tested with twelve; ablations of money, ownership, rent",
@@ -248,5 +257,5 @@ EXPERIMENT = Experiment(
     ],
     figures={"hayek": _draw, "life": life("hayek", _best)},
     seeds=8,
-    facts=lambda results: market_facts(results) | {"env_steps": int(results["hayek"].plan.steps[-1])},
+    facts=_facts,
 )

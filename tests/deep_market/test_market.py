@@ -146,6 +146,8 @@ def lives(draw):
         "bankruptcy": draw(some),
         "replace_poorest": draw(st.booleans()),
         "max_idle_steps": draw(st.integers(1, 30)),
+        "proof": draw(st.floats(0, 4)),
+        "probation": draw(st.integers(1, 3)),
     }
 
 
@@ -221,12 +223,17 @@ def test_the_ledger_adds_up_over_a_long_run():
     assert int(rounds.births.deaths.sum()) > 100
 
 
-@given(seed=st.integers(0, 2**16), wealth=st.lists(st.floats(0, 3), min_size=AGENTS, max_size=AGENTS))
+@given(
+    seed=st.integers(0, 2**16),
+    wealth=st.lists(st.floats(0, 3), min_size=AGENTS, max_size=AGENTS),
+    proof=st.floats(0, 3),
+    probation=st.integers(1, 5),
+)
 @settings(max_examples=25, deadline=None)
-def test_wealth_is_never_below_zero_while_rewards_are_not(seed, wealth):
+def test_wealth_is_never_below_zero_while_rewards_are_not(seed, wealth, proof, probation):
     """Five instances may each spend a fifth of the wealth; five rounded fifths may exceed the wealth."""
     economy = init(CROWDED, jax.random.key(seed), WORLD.default_params, make_population(tables(1), jnp.asarray(wealth)))
-    economy, _ = _crowded(jax.random.key(seed + 1), economy)
+    economy, _ = _crowded(jax.random.key(seed + 1), economy, proof, probation)
     assert float(economy.population.wealth.min()) >= 0
 
 
@@ -284,8 +291,8 @@ CROWDED = DeepMarket(WORLD, REPRESENTATION, AGENTS, instances=5, mechanism=CREDI
 
 
 @jax.jit
-def _crowded(key, economy):
-    terms = Terms(rent=0.1, wealth_tax=0.01, compute_tax=0.05, exploration=0.3)
+def _crowded(key, economy, proof, probation):
+    terms = Terms(rent=0.1, wealth_tax=0.01, compute_tax=0.05, exploration=0.3, proof=proof, probation=probation)
     return run(CROWDED, key, economy, WORLD.default_params, terms, rounds=1, period=40, max_births=0)
 
 

@@ -18,8 +18,8 @@ from jaxmarket.testing import check_environment
 KEY = jax.random.key(0)
 CAPACITY = 5
 # One shape for all tests on single states: few compilations.
-ENV = BlocksWorld((1, 2, 3, 4, 5), colours=3)
-CLAIM = BlocksWorld((1, 2, 3, 4, 5), colours=3, done=True, reward="size")
+ENV = BlocksWorld((1, 2, 3, 4, 5), colours=3, sensors=SENSORS)
+CLAIM = BlocksWorld((1, 2, 3, 4, 5), colours=3, done=True, reward="size", sensors=SENSORS)
 STEP = {env: jax.jit(env.step_env) for env in (ENV, CLAIM)}
 OBS = jax.jit(ENV.get_obs)
 
@@ -49,7 +49,8 @@ def reference_sensors(stacks):
         depths.append(colours.index(needed) if needed in colours else -1)
     tops = [stack[-1] if stack else 0 for stack in (one, two, three)]
     heights = [len(one), len(two), len(three)]
-    return [correct, len(one) - correct, needed, *tops, *heights, *depths, len(template)]
+    distances = [len(template) if depth < 0 else depth for depth in depths]
+    return [correct, len(one) - correct, needed, *tops, *heights, *depths, len(template), *distances]
 
 
 # --- the rules
@@ -99,13 +100,16 @@ def test_sensors_by_hand():
         "depth2": 1,
         "depth3": -1,
         "size": 4,
+        "distance1": 4,
+        "distance2": 1,
+        "distance3": 4,
     }
 
 
 @settings(max_examples=30, deadline=None)
 @given(instances())
 def test_sensors_do_not_depend_on_the_capacity(stacks):
-    wide = BlocksWorld(capacity=9)
+    wide = BlocksWorld(capacity=9, sensors=SENSORS)
     np.testing.assert_array_equal(wide.get_obs(wide.instance(stacks)), OBS(ENV.instance(stacks)))
 
 
@@ -264,7 +268,7 @@ def test_one_policy_solves_every_size(stacks):
 
 def test_the_policy_in_the_environment():
     """The sensors of many sizes at once, from the environment itself."""
-    env = BlocksWorld((1, 6, 12), colours=3)
+    env = BlocksWorld((1, 6, 12), colours=3, sensors=SENSORS)
     index = np.zeros((4, 4), np.int32)
     for action, pair in enumerate(MOVES):
         index[pair] = action
@@ -328,6 +332,30 @@ def test_instances_compare_by_value():
     assert env != "BlocksWorld3-v0"
     assert adapt(env).num_actions == 6 and adapt(BlocksWorld(done=True)).num_actions == 7
     np.testing.assert_array_equal(adapt(env).encode(jnp.arange(13.0)), jnp.arange(13.0))
+
+
+def test_a_vocabulary_names_sensors_by_stack():
+    sensors = ("needed", "surplus", "top1", "top2", "top3", "depth1", "depth2", "depth3")
+    vocabulary = BlocksWorld(sensors=sensors).vocabulary
+    assert (vocabulary.numbers, vocabulary.features) == (("needed", "surplus"), ("top", "depth"))
+    assert vocabulary.size == len(sensors) and vocabulary.num_actions == len(MOVES)
+    for source, row in enumerate(vocabulary.actions, 1):
+        for target, action in enumerate(row, 1):
+            assert MOVES[action] == (source, target) if source != target else action == -1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"sensors": ("surplus", "top1", "top3", "top2")}, "sensors"),
+        ({"sensors": ("top1", "top2", "top3", "surplus")}, "sensors"),
+        ({"sensors": ("surplus", "top1", "top2")}, "sensors"),
+        ({"sensors": ("surplus", "top1", "top2", "top3"), "done": True}, "done"),
+    ],
+)
+def test_sensors_without_order_have_no_vocabulary(arguments, field):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        _ = BlocksWorld(**arguments).vocabulary
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,7 @@ def test_hayek_generalises(tmp_path):
     result = json.loads(report.to_json())
     assert result["conservation_residual"] < 1e-5
     rows = {row["who"]: row for row in result["table"]}
+    assert (result["reliable_mean"], result["reliable_best"]) == (rows["hayek"]["reliable"], rows["hayek"]["best"])
     assert rows["hayek"]["3"] > rows["random programs"]["3"] + 0.3
     assert rows["hayek"]["4"] > rows["random programs"]["4"] + 0.1
     assert (tmp_path / "life.png").exists()

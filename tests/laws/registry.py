@@ -32,7 +32,7 @@ from jaxmarket import (
     society,
     wide_market,
 )
-from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, TrainingEnvironment, Woods1
+from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, TrainingEnvironment, Vocabulary, Woods1
 from jaxmarket.environments import make as make_env
 from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.environments.memory import Memory
@@ -547,6 +547,11 @@ STATIC = {
         lambda: deep_market.ClassifierRules(bits=4, actions=2),
         lambda: deep_market.ClassifierRules(bits=5, actions=2),
     ),
+    "Expressions": (
+        lambda: deep_market.Expressions(Vocabulary(("x",))),
+        lambda: deep_market.Expressions(Vocabulary(("x",)), depth=4),
+    ),
+    "Vocabulary": (lambda: Vocabulary(("x",)), lambda: Vocabulary(("y",))),
     "DeepMarket, mechanism": (deep, lambda: dataclasses.replace(deep(), mechanism=MECHANISMS["vickrey"])),
     "WideMarket": (wide, lambda: dataclasses.replace(wide(), solver=wide_market.ConvexProgram())),
     "Tatonnement": (wide_market.Tatonnement, wide_market.ConvexProgram),
