@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.deep_market.representations import NO_BID
 from jaxmarket.environments.vocabulary import Vocabulary
-from jaxmarket.types import Array, real
+from jaxmarket.types import Array, cached_property, real
 from jaxmarket.validation import check_float, check_int, short_repr
 
 __all__ = ["Expression", "Expressions"]
@@ -130,18 +130,21 @@ class Expressions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.vocabulary, Vocabulary):
-            raise ValueError(f"vocabulary: expected a Vocabulary, got {short_repr(self.vocabulary)}")
+            raise ValueError(
+                f"vocabulary: expected a Vocabulary, got {short_repr(self.vocabulary)}; give that of an environment"
+            )
         object.__setattr__(self, "depth", check_int("depth", self.depth, 3, 8))
         object.__setattr__(self, "draws", check_int("draws", self.draws))
         for field in ("leaf", "crossover"):
             object.__setattr__(self, field, check_float(field, getattr(self, field), 0, 1))
         object.__setattr__(self, "highest", check_float("highest", self.highest, 0))
         if not isinstance(self.constants, tuple) or not self.constants:
-            raise ValueError(f"constants: expected a tuple of numbers, got {short_repr(self.constants)}")
+            raise ValueError(f"constants: expected a tuple of numbers, got {short_repr(self.constants)}; write (0, 1)")
         object.__setattr__(self, "constants", tuple(check_float("constants", c) for c in self.constants))
         v = self.vocabulary
         if self.progress is not None and self.progress not in v.numbers:
-            raise ValueError(f"progress: expected one of {', '.join(v.numbers)}, got {short_repr(self.progress)}")
+            known = ", ".join(v.numbers)
+            raise ValueError(f"progress: expected one of {known}, got {short_repr(self.progress)}; name a sensor")
         taken = set(_LOOPS) | set(_PAIRS) | {"true", "not", "other", "do", "if", *(f"{c:g}" for c in self.constants)}
         if clash := taken & {*v.numbers, *v.items, *v.features}:
             raise ValueError(f"vocabulary: {min(clash)!r} is an operator; rename it")
@@ -151,7 +154,7 @@ class Expressions:
         """Nodes of the tree."""
         return 2**self.depth - 1
 
-    @functools.cached_property
+    @cached_property
     def _grammar(self) -> dict[str, dict[int, tuple[int, ...]]]:
         """For each operator, the types of its operands by the type of its result. Leaves come first."""
         v = self.vocabulary
@@ -181,12 +184,12 @@ class Expressions:
         grammar["if"] = {PROGRAM: (CONDITION, ACTION)}
         return grammar
 
-    @functools.cached_property
+    @cached_property
     def operators(self) -> tuple[str, ...]:
         """The names of operators, in the order of their codes."""
         return tuple(self._grammar)
 
-    @functools.cached_property
+    @cached_property
     def _operands(self) -> np.ndarray:
         """Types of operands: i32 [types, operators, 2]."""
         table = np.full((UNUSED + 1, len(self._grammar), 2), UNUSED, np.int32)
@@ -195,7 +198,7 @@ class Expressions:
                 table[result, code, : len(operands)] = operands
         return table
 
-    @functools.cached_property
+    @cached_property
     def _log_probability(self) -> np.ndarray:
         """Log-probability of each operator at each level, given the type of the node: f [levels, types, operators]."""
         needs = dict.fromkeys(range(UNUSED), self.depth + 1)  # levels that an expression of each type needs at least
@@ -256,7 +259,7 @@ class Expressions:
         bids, _ = jax.vmap(self.evaluate, (0, None))(drawn, obs)
         return Expression(drawn[jnp.argmax(bids)], self.highest * jax.random.uniform(key_price, (), real()))
 
-    @functools.cached_property
+    @cached_property
     def _below(self) -> np.ndarray:
         """Whether each node is in the subtree of each node: bool [nodes, nodes]."""
         below = np.eye(self.size, dtype=bool)
@@ -275,7 +278,7 @@ class Expressions:
         nodes = jnp.where(cross, jnp.where(inside, mate.nodes, agent.nodes), self._grow(key_grow, agent.nodes, inside))
         return Expression(nodes, agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())))
 
-    @functools.cached_property
+    @cached_property
     def _possible(self) -> tuple[frozenset[int], ...]:
         """The types that each node can have; `evaluate` leaves out what is impossible."""
         possible: list[set[int]] = [set() for _ in range(2 * self.size + 1)]

@@ -192,7 +192,7 @@ _PARTITION = PopulationTrainState(learner=P(SEEDS), market=P(SEEDS), key=P(SEEDS
 
 @dataclasses.dataclass(frozen=True)
 class PopulationPlayer:
-    """A population in an evaluation: no money moves, and agents bid as their wealth allows.
+    """A population in an evaluation: no money moves, and agents bid as their wealth allows, also those on probation.
 
     Attributes:
         market: the market, of which only the environment, the representation and the number of instances matter.
