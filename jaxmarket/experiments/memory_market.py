@@ -60,7 +60,7 @@ def _bound(condition: str) -> float:
 
 def plans(world: str, quick: bool) -> dict[str, MarketPlan]:
     """The market with one bit of memory, and the same market with ``no memory``."""
-    rates: dict[str, float]
+    rates: dict[str, Any]
     if world == "MemoryChain":
         bare, width, capacity, living, wealth, wildcards = adapt(_CHAIN), 3, 64, 8, 5.0, 0.3
         rates = {"birth_rate": 0.3, "p_offspring": 0.5}
