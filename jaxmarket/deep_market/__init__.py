@@ -37,6 +37,8 @@ from jaxmarket.deep_market.representations import (
     GuardedPrograms,
     NeuralNetworks,
     Representation,
+    RiskAverseRule,
+    RiskAverseRules,
 )
 
 __all__ = [
@@ -60,6 +62,8 @@ __all__ = [
     "Population",
     "Purchases",
     "Representation",
+    "RiskAverseRule",
+    "RiskAverseRules",
     "RoundSummary",
     "Terms",
     "Turnover",
