@@ -713,18 +713,13 @@ def _credit(
     """
     slots = population.capacity
     before = accounts[:slots]
-    if stakes is None:
-        after = accounts.at[winner].add(reward)
-    else:
-        parts = jnp.where(stakes > 0, stakes * reward[:, None], 0).sum(0)  # 0 · NaN would be NaN
-        after = accounts.at[:slots].add(parts)
+    # 0 · NaN would be NaN.
+    parts = None if stakes is None else jnp.where(stakes > 0, stakes * reward[:, None], 0).sum(0)
+    after = accounts.at[winner].add(reward) if parts is None else accounts.at[:slots].add(parts)
     died = population.alive & ~jnp.isfinite(after[:slots])
     wealth_of_the_dead = jnp.where(died & jnp.isfinite(before), before, 0).sum()
-    if stakes is None:
-        paid = jnp.where((winner >= 0) & died[winner], 0, reward).sum()
-    else:
-        paid = jnp.where(died, 0, parts).sum()
-    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, wealth_of_the_dead, paid
+    paid = jnp.where((winner >= 0) & died[winner], 0, reward) if parts is None else jnp.where(died, 0, parts)
+    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, wealth_of_the_dead, paid.sum()
 
 
 def _charge(

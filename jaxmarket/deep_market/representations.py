@@ -181,7 +181,7 @@ class RiskAverseRules(ClassifierRules):
     expected revenue, ``error`` the expected absolute deviation from it, and both are means until ``1 / rate`` revenues
     are known and recent averages from then on. Revenues are public: a rule learns from every purchase of a state that
     it bids for if the buyer does what the rule would do, whoever buys. All rules begin with the same prior, children
-    too, so a mutation must prove itself before it outbids anybody.
+    too, so a mutation must prove itself before it outbids another rule.
 
     Such rules take part in purchases before their bids are high if the market has `DeepMarket.joint_purchases` and
     explores (`Terms.exploration`). The margin is their profit, and acts as a discount of 1 - margin per sale.
@@ -213,14 +213,14 @@ class RiskAverseRules(ClassifierRules):
         """A rule that matches ``obs``, with a random action and the prior."""
         return self._new(super().init(key, obs))
 
-    def bid(self, agent: RiskAverseRule, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
+    def bid(self, agent: PyTree, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
         """The expected revenue less margin and risk, 0 if it is not positive, where the condition matches."""
         value = jnp.maximum(agent.value, 0)
         risk = agent.error / jnp.where(value > 0, value, 1)
         bid = (1 - self.margin) * value * jnp.exp(-self.risk_aversion * risk)
         return jnp.where(self.matches(agent, obs), jnp.minimum(bid, budget), NO_BID)
 
-    def mutate(self, key: Array, agent: RiskAverseRule, mate: RiskAverseRule) -> RiskAverseRule:
+    def mutate(self, key: Array, agent: ClassifierRule, mate: ClassifierRule) -> RiskAverseRule:
         """As other classifier rules; the child has the prior."""
         return self._new(super().mutate(key, agent, mate))
 
