@@ -5,16 +5,17 @@ fee per auction; and a random bidder wins a share of the auctions (`plans`). A g
 than a special one and pays the same fee. A rule that is wrong somewhere has an uncertain revenue and bids little. Each
 of these parts is removed in turn, on the same seeds; *local parents* adds one, the genetic algorithm of XCS.
 
-One problem is one auction of one instance. All measurements are of frozen populations, and exact but for 20 bits, where
-random inputs are asked. A state without bids counts as wrong. XCS is scikit-XCS (extra ``rivals``), which has the same
-kind of problems: inputs drawn uniformly, one at a time, by random numbers of its own.
+One problem is one auction of one instance. All measurements are of frozen populations, and exact but for 20 bits, which
+take hours and belong to ``--full`` runs: there, random inputs are asked. A state without bids counts as wrong. XCS is
+scikit-XCS (extra ``rivals``), which has the same kind of problems: inputs drawn uniformly, one at a time, by random
+numbers of its own.
 """
 
 import dataclasses
 import functools
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -174,7 +175,7 @@ def _conditions(scope: Scope) -> list[Condition]:
     grown = [
         Grow(f"{task}: {name}", plan, mean_steps if task == "woods1" else accuracy)
         for task in TASKS
-        if task != "20 bits" or not scope.quick
+        if task != "20 bits" or scope.full
         for name, plan in plans(task, scope.quick).items()
     ]
     return [*grown, *_xcs_conditions(scope)]
@@ -203,10 +204,10 @@ def _halfway(grown: GrownMarket) -> np.ndarray:
 
 
 MEASURES = {
-    "right": lambda result: result["right"][-1] if isinstance(result, dict) else measured("right")(result),
+    "right": lambda result: result["right"][-1] if isinstance(result, Mapping) else measured("right")(result),
     "right halfway": _halfway,
     "problems": lambda grown: first_reach(grown.measured["right"], 1, grown.plan.steps, lasting=True),
-    "optimal": lambda result: result["optimal"] if isinstance(result, dict) else _optimal(result),
+    "optimal": lambda result: result["optimal"] if isinstance(result, Mapping) else _optimal(result),
     "rules": lambda grown: [len(richest_rules(grown.population(i), 10**9)) for i in range(len(grown.opened))],
     "steps": measured("steps"),
     "fed": measured("fed"),
@@ -229,9 +230,7 @@ def _claims(scope: Scope) -> list[Claim]:
                 right,
                 share=_MOST,
                 at_least=1,
-                evidence=lambda r, name=name: (
-                    f"{tally(r.measure(name, 'right halfway') == 1)} seeds after half of them"
-                ),
+                evidence=functools.partial(_all_halfway, name),
             ),
             share_of_seeds(
                 f"[{task}] half of the {2 * half} optimal rules are among the {_RICHEST} richest rules",
@@ -250,10 +249,9 @@ def _claims(scope: Scope) -> list[Claim]:
         )
     )
     for name in CONDITIONS[1:]:
-        measure = "optimal" if name in ("no fee", "local parents") else "right halfway"
-        shown = {"optimal": "fewer optimal rules among the richest", "right halfway": "fewer correct after half"}[
-            measure
-        ]
+        measure, shown = "right halfway", "fewer correct answers after half of the problems"
+        if name in ("no fee", "local parents"):
+            measure, shown = "optimal", "fewer optimal rules among the richest"
         claims.append(
             share_of_seeds(
                 f"[6 bits] {name}: {shown}, on most seeds",
@@ -274,13 +272,13 @@ def _claims(scope: Scope) -> list[Claim]:
 
 def _of_markets(show: Callable[[Results, str], Any]) -> Callable[[Results, str], Any]:
     """A column that XCS does not have."""
-    return lambda results, name: None if isinstance(results[name], dict) else show(results, name)
+    return lambda results, name: None if isinstance(results[name], Mapping) else show(results, name)
 
 
 def _parts(results: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The problems after which a condition was measured i [parts], and the share of right inputs f [parts, seeds]."""
     result = results[name]
-    if isinstance(result, dict):
+    if isinstance(result, Mapping):
         return result["problems"], result["right"]
     return result.plan.steps, result.measured["right"].astype(np.float64)
 
@@ -298,7 +296,7 @@ def _at_half(results: Results, name: str) -> str:
 
 def _count(results: Results, name: str) -> float:
     result = results[name]
-    return float(result["rules"][-1].mean() if isinstance(result, dict) else results.measure(name, "rules").mean())
+    return float(result["rules"][-1].mean() if isinstance(result, Mapping) else results.measure(name, "rules").mean())
 
 
 _COLUMNS = {
@@ -323,7 +321,7 @@ _WOODS_COLUMNS = {
 
 def _table(task: str) -> Table:
     def title(results: Results) -> str:
-        problems = results[f"{task}: market"].plan.steps[-1]
+        problems = plans(task, results.scope.quick)["market"].steps[-1]
         return f"{task}, {results.scope.seeds} seeds, {problems:,} {'auctions' if task == 'woods1' else 'problems'}"
 
     def rows(results: Results) -> Any:

@@ -95,7 +95,7 @@ def test_xcs_learns_and_is_measured_after_every_part():
 
 def test_without_scikit_xcs_its_conditions_are_left_out(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    names = [condition.name for condition in EXPERIMENT.planned(Scope(4))]
+    names = [condition.name for condition in EXPERIMENT.planned(Scope(4, full=True))]
     assert not any("XCS" in name for name in names)
     assert [name for name in names if name.endswith("market")] == [f"{task}: market" for task in generality.TASKS]
 
