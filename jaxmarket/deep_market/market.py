@@ -249,6 +249,7 @@ class Purchases(struct.PyTreeNode):
     kept: Bool[Array, " B"]  # whether the winner owns the state reached, and will receive the payout for it
     terminated: Bool[Array, " B"]
     truncated: Bool[Array, " B"]
+    stakes: Float[Array, "B N"] | None = None  # of the buyers, with joint purchases
 
     @property
     def known(self) -> Bool[Array, "T B"]:
@@ -599,6 +600,7 @@ def _step(
         kept=(owner == winner) & market.property_rights,
         terminated=after.terminated,
         truncated=after.truncated,
+        stakes=sale.stakes,
     )
     return following, DeepMarketStep(flows, statistics, wins), purchases
 

@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import check_float, check_int, short_repr
+from jaxmarket.validation import check_bool, check_float, check_int, short_repr
 
 if TYPE_CHECKING:
     from jaxmarket.deep_market.market import Purchases
@@ -179,9 +179,9 @@ class RiskAverseRules(ClassifierRules):
     A rule that matches bids ``(1 - margin) · value · exp(-risk_aversion · error / value)``, at most its budget; its
     specificity does not matter. As in Wilson's XCS (1995, "Classifier Fitness Based on Accuracy"), ``value`` is the
     expected revenue, ``error`` the expected absolute deviation from it, and both are means until ``1 / rate`` revenues
-    are known and recent averages from then on. Revenues are public: a rule learns from every purchase of a state that
-    it bids for if the buyer does what the rule would do, whoever buys. All rules begin with the same prior, children
-    too, so a mutation must prove itself before it outbids another rule.
+    are known and recent averages from then on. If revenues are ``public``, a rule learns from every purchase of a state
+    that it bids for if the buyer does what the rule would do, otherwise from its own purchases only. All rules begin
+    with the same prior, children too, so a mutation must prove itself before it outbids another rule.
 
     Such rules take part in purchases before their bids are high if the market has `DeepMarket.joint_purchases` and
     explores (`Terms.exploration`). The margin is their profit, and acts as a discount of 1 - margin per sale.
@@ -191,6 +191,7 @@ class RiskAverseRules(ClassifierRules):
         risk_aversion: with 0, only the value matters.
         rate: the least weight of a new revenue in the averages, in (0, 1].
         prior_value, prior_error: of a new rule; they count as one revenue.
+        public: whether rules learn from the revenues of others.
     """
 
     margin: float = 0.5
@@ -198,10 +199,12 @@ class RiskAverseRules(ClassifierRules):
     rate: float = 0.1
     prior_value: float = 0.3
     prior_error: float = 0.4
+    public: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_shares(self, "margin", "rate")
+        check_bool("public", self.public)
         for field in ("risk_aversion", "prior_value", "prior_error"):
             object.__setattr__(self, field, check_float(field, getattr(self, field), 0))
 
@@ -227,8 +230,13 @@ class RiskAverseRules(ClassifierRules):
     def learn(self, agents: RiskAverseRule, purchases: "Purchases") -> RiskAverseRule:
         """The rules [N] after the revenues of a round, one after the other in the order of the steps."""
         revenue, rows = purchases.income + purchases.proceeds, purchases.price.size
-        agrees = agents.action == purchases.action[..., None]
-        taught = purchases.outcome.eligible & agrees & (purchases.outcome.winner >= 0)[..., None]
+        winner = purchases.outcome.winner[..., None]
+        if self.public:
+            taught = purchases.outcome.eligible & (agents.action == purchases.action[..., None]) & (winner >= 0)
+        elif purchases.stakes is None:
+            taught = winner == jnp.arange(agents.action.shape[0])
+        else:
+            taught = purchases.stakes > 0
         taught = (taught & purchases.known[..., None]).reshape(rows, -1)
 
         def one(agents: RiskAverseRule, row: tuple[Array, Array]) -> tuple[RiskAverseRule, None]:

@@ -3,7 +3,8 @@
 Rules bid what they expect to earn, less a margin and less its risk; those that agree buy a state together; each pays a
 fee per auction; and a random bidder wins a share of the auctions (`plans`). A general rule takes part in more purchases
 than a special one and pays the same fee. A rule that is wrong somewhere has an uncertain revenue and bids little. Each
-of these parts is removed in turn, on the same seeds; *local parents* adds one, the genetic algorithm of XCS.
+of these parts is removed in turn, on the same seeds. With *private revenues* rules learn from their own purchases only,
+and *local parents* adds a part, the genetic algorithm of XCS.
 
 One problem is one auction of one instance. All measurements are of frozen populations, and exact but for 20 bits, which
 take hours and belong to ``--full`` runs: there, random inputs are asked. A state without bids counts as wrong. XCS is
@@ -40,7 +41,15 @@ from jaxmarket.view import plotting
 
 __all__ = ["ADDRESSES", "CONDITIONS", "EXPERIMENT", "plans", "xcs"]
 
-CONDITIONS = ("market", "no fee", "no joint purchases", "no risk aversion", "no exploration", "local parents")
+CONDITIONS = (
+    "market",
+    "no fee",
+    "no joint purchases",
+    "no risk aversion",
+    "no exploration",
+    "private revenues",
+    "local parents",
+)
 """The market, and what is changed in it."""
 
 ADDRESSES = {"6 bits": 2, "11 bits": 3, "20 bits": 4}
@@ -103,6 +112,7 @@ def plans(task: str, quick: bool) -> dict[str, MarketPlan]:
         "no joint purchases": plan.with_market(joint_purchases=None),
         "no risk aversion": plan.with_market(representation=dataclasses.replace(representation, risk_aversion=0.0)),
         "no exploration": plan.with_terms(exploration=0.0),
+        "private revenues": plan.with_market(representation=dataclasses.replace(representation, public=False)),
         "local parents": plan.with_terms(p_local=1.0),
     }
     return changed if task in _ABLATED else {"market": plan}

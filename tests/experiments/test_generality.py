@@ -146,7 +146,7 @@ def test_tables_have_rows_of_xcs_beside_the_markets():
     results = made_up()
     rows = {table.name: list(table.rows(results)) for table in EXPERIMENT.tables if table.name != "rules"}
     assert [row["condition"] for row in rows["6-bits"]] == [f"6 bits: {name}" for name in (*CONDITIONS, "scikit-XCS")]
-    assert [row["problems to all"] for row in rows["6-bits"]][::6] == [500, 500]
+    assert [row["problems to all"] for row in rows["6-bits"]][::7] == [500, 500]
     assert rows["6-bits"][-1] | {"condition": ""} == {
         "condition": "",
         "right": 1.0,
