@@ -127,7 +127,7 @@ def made_up(right=1.0, optimal=8, steps=1.75, seeds=8):
     counts = {
         id(each): np.full(seeds, optimal - (name.split(": ")[1] in CONDITIONS[1:])) for name, each in found.items()
     }
-    own = {"optimal": lambda grown: counts[id(grown)], "rules": lambda grown: np.full(seeds, 100)}
+    own = {"optimal": lambda grown: counts[id(grown)], "rules": lambda grown: 100 - counts[id(grown)]}
     return Results(Scope(seeds), found, {}, EXPERIMENT.measures | own)
 
 
@@ -146,7 +146,7 @@ def test_tables_have_rows_of_xcs_beside_the_markets():
     results = made_up()
     rows = {table.name: list(table.rows(results)) for table in EXPERIMENT.tables if table.name != "rules"}
     assert [row["condition"] for row in rows["6-bits"]] == [f"6 bits: {name}" for name in (*CONDITIONS, "scikit-XCS")]
-    assert [row["problems to all"] for row in rows["6-bits"]][::7] == [500, 500]
+    assert [row["problems to all"] for row in rows["6-bits"]][::8] == [500, 500]
     assert rows["6-bits"][-1] | {"condition": ""} == {
         "condition": "",
         "right": 1.0,
