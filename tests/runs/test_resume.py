@@ -247,8 +247,8 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path, kind):
             jax.tree.map(np.testing.assert_array_equal, one, other)
     assert [path.name for path in folder.iterdir()] == ["4.safetensors"]
     with pytest.raises(ValueError, match="a market with other settings"):
-        grow(dataclasses.replace(plan, wealth=1.0), accuracy, **told, folder=tmp_path / "alone")
-    other = Experiment("small", "", "", [Grow("market", dataclasses.replace(plan, wealth=1.0), accuracy)])
+        grow(dataclasses.replace(plan, wealth=3.0), accuracy, **told, folder=tmp_path / "alone")
+    other = Experiment("small", "", "", [Grow("market", dataclasses.replace(plan, wealth=3.0), accuracy)])
     engine.run(other, Scope(2), tmp_path / "conditions", progress=False)
     assert len(list((tmp_path / "conditions").iterdir())) == 2
 
