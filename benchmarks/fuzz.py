@@ -48,7 +48,14 @@ from numpy.random import Generator
 
 import jaxmarket
 from jaxmarket import TrainConfig, auctions, cli, deep_market, environments, fit, wide_market
-from jaxmarket.deep_market import BidTables, ClassifierRules, GuardedPrograms, NeuralNetworks, demographics
+from jaxmarket.deep_market import (
+    BidTables,
+    ClassifierRules,
+    GuardedPrograms,
+    NeuralNetworks,
+    RiskAverseRules,
+    demographics,
+)
 from jaxmarket.networks.backpropagation import MarketGraph, goods_flows, solve_prices
 from jaxmarket.policies import BetaHead, BidPolicy, KumaraswamyHead, ValueHead, cnn, linear, mlp
 from jaxmarket.runs import checkpoint, files, run_folder, sweeps
@@ -821,6 +828,7 @@ _CONSTRUCTORS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
     ),
     "BidTables": (BidTables, lambda: {"states": 3, "actions": 2}),
     "ClassifierRules": (ClassifierRules, lambda: {"bits": 3, "actions": 2}),
+    "RiskAverseRules": (RiskAverseRules, lambda: {"bits": 3, "actions": 2, "margin": 0.5, "risk_aversion": 1.0}),
     "GuardedPrograms": (
         GuardedPrograms,
         lambda: {"sensors": 3, "actions": 2, "length": 2, "constants": (0.0, 1.0), "names": ("a",) * 3},

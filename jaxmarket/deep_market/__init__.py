@@ -38,6 +38,8 @@ from jaxmarket.deep_market.representations import (
     GuardedPrograms,
     NeuralNetworks,
     Representation,
+    RiskAverseRule,
+    RiskAverseRules,
 )
 
 __all__ = [
@@ -63,6 +65,8 @@ __all__ = [
     "Population",
     "Purchases",
     "Representation",
+    "RiskAverseRule",
+    "RiskAverseRules",
     "RoundSummary",
     "Terms",
     "Turnover",

@@ -62,6 +62,7 @@ class Terms(struct.PyTreeNode):
     child_endowment: Float[Array, ""] | float = 0.0  # money created for a child, in addition to its parent's gift
     birth_rate: Float[Array, ""] | float = 1.0  # probability that each of the possible births of a turnover happens
     p_offspring: Float[Array, ""] | float = 0.5  # probability that a newborn is a child of a rich agent
+    p_local: Float[Array, ""] | float | None = None  # probability that parents are agents that bid for a child's state
     min_parent_wealth: Float[Array, ""] | float = 0.0  # richer agents may have children, in proportion to their wealth
     inheritance: Float[Array, ""] | float = 0.5  # share of wealth that a parent gives to all its new children together
     p_repair: Float[Array, ""] | float = 0.0  # probability that a birth mutates and endows a bankrupt agent in place
@@ -183,14 +184,15 @@ def turnover(
 
     - `REPAIRED`: a mutation of the agent that just died in the slot, with ``terms.endowment``;
     - `OFFSPRING`: the child of an agent with more wealth than ``terms.min_parent_wealth``, drawn in proportion to
-      wealth, with its parent's gift and ``terms.child_endowment``;
+      wealth, with its parent's gift and ``terms.child_endowment``; with probability ``terms.p_local`` from the agents
+      that bid for its state, if there are any, as in the genetic algorithm of Wilson's XCS;
     - `RANDOM`: a random agent with ``terms.endowment``.
 
     Args:
         representation: of the agents.
         key: consumed.
         population: the population before.
-        observations: states that random agents are born into.
+        observations: states that agents are born into.
         step: the time.
         terms: rates and amounts of money.
         max_births: K, static, at most N.
@@ -203,7 +205,13 @@ def turnover(
     died = dying | jnp.zeros(p.capacity, bool).at[newborns.slot].set(newborns.used & (p.alive & ~dying)[newborns.slot])
     alive = p.alive & ~died
     wealth = jnp.where(alive, p.wealth, 0)
-    newborns = _choose_parents((key_kind, key_parent, key_mate), wealth, newborns, terms)
+    local = None
+    if terms.p_local is not None:
+        each_agent = jax.vmap(representation.bid, (0, None, 0))
+        bids = jax.vmap(each_agent, (None, 0, None))(p.agents, observations, jnp.maximum(wealth, 0))
+        here = jax.random.uniform(jax.random.fold_in(key, 0), (max_births, 1)) < terms.p_local
+        local = here & jnp.isfinite(bids)
+    newborns = _choose_parents((key_kind, key_parent, key_mate), wealth, local, newborns, terms)
     wealth, gift, endowment, rounding = _endow(wealth, newborns, terms)
 
     def gather(slot: Array) -> PyTree:
@@ -287,12 +295,19 @@ def _plan_births(
 
 
 def _choose_parents(
-    keys: tuple[Array, Array, Array], wealth: Float[Array, " N"], newborns: _Newborns, terms: Terms
+    keys: tuple[Array, Array, Array],
+    wealth: Float[Array, " N"],
+    local: Bool[Array, "K N"] | None,
+    newborns: _Newborns,
+    terms: Terms,
 ) -> _Newborns:
-    """Which newborns are children, and parents and mates, drawn in proportion to wealth."""
+    """Which newborns are children, and parents and mates, drawn in proportion to wealth; ``local`` ones if possible."""
     n, count, (key_kind, key_parent, key_mate) = newborns, newborns.slot.shape, keys
     weight = jnp.where(wealth > terms.min_parent_wealth, jnp.maximum(wealth, 0), 0)
     log_weight = jnp.log(weight)  # -inf is never drawn, unless all are
+    if local is not None:
+        among = jnp.where(local & (weight > 0), log_weight, -jnp.inf)
+        log_weight = jnp.where(jnp.isfinite(among).any(1, keepdims=True), among, log_weight)
     parent = jax.random.categorical(key_parent, log_weight, shape=count)
     mate = jax.random.categorical(key_mate, log_weight, shape=count)
     child = (weight.sum() > 0) & (jax.random.uniform(key_kind, count) < terms.p_offspring)

@@ -35,16 +35,26 @@ __all__ = [
     "optimal_rules",
     "policy",
     "reliable_size",
+    "richest_rules",
     "rule_string",
     "success_by_size",
     "walk",
 ]
 
+_LISTED = 11  # bits of which `accuracy` asks all inputs
+
 
 def accuracy(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
-    """Share of all 2^n inputs that the frozen population answers correctly, and share that it answers: f [] each."""
+    """Share of inputs that the frozen population answers correctly, and share that it answers: f [] each.
+
+    Of up to `_LISTED` bits all 2^n inputs are asked, of more bits 2^`_LISTED` random ones.
+    """
     env: Multiplexer = market.env.env
-    bits = jnp.asarray(list(itertools.product((0, 1), repeat=env.bits)), jnp.int32)
+    if env.bits <= _LISTED:
+        bits = jnp.asarray(list(itertools.product((0, 1), repeat=env.bits)), jnp.int32)
+    else:
+        key, key_bits = jax.random.split(key)
+        bits = jax.random.bernoulli(key_bits, shape=(2**_LISTED, env.bits)).astype(jnp.int32)
     states = MultiplexerState(bits=bits, time=jnp.zeros(len(bits), jnp.int32))
     params = market.env.default_params
     outcome, _, action = forward(market, key, population, bits.astype(real()), states, params, terms)
@@ -246,6 +256,22 @@ def is_optimal(condition: Any, action: Any, address: int) -> bool:
     where = functools.reduce(lambda number, bit: 2 * number + bit, head, 0)
     others = data[:where] + data[where + 1 :]
     return data[where] == int(action) and all(c == WILDCARD for c in others)
+
+
+def richest_rules(population: Population, most: int) -> list[tuple[tuple[int, ...], int, float, int]]:
+    """The distinct classifier rules with the most wealth, the richest first; wealth is that of all living copies.
+
+    Returns:
+        Condition, action, wealth and number of copies of each.
+    """
+    wealth: dict[tuple[tuple[int, ...], int], float] = {}
+    copies: dict[tuple[tuple[int, ...], int], int] = {}
+    agents = population.agents
+    for slot in np.flatnonzero(population.alive):
+        rule = tuple(int(symbol) for symbol in agents.condition[slot]), int(agents.action[slot])
+        wealth[rule] = wealth.get(rule, 0.0) + float(population.wealth[slot])
+        copies[rule] = copies.get(rule, 0) + 1
+    return [(*rule, wealth[rule], copies[rule]) for rule in sorted(wealth, key=lambda rule: -wealth[rule])[:most]]
 
 
 def optimal_rules(population: Population, address: int) -> set[str]:

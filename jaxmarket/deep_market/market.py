@@ -36,7 +36,7 @@ from jaxmarket.metrics import gini
 from jaxmarket.settlement import lambda_returns, per_bidder
 from jaxmarket.switches import entry_point, in_groups, standard_promotion
 from jaxmarket.types import AUCTIONEER, Array, Outcome, PyTree, real
-from jaxmarket.validation import as_float_array, check_int, check_no_nan, short_repr
+from jaxmarket.validation import as_float_array, check_float, check_int, check_no_nan, short_repr
 
 __all__ = [
     "FLOWS",
@@ -88,10 +88,13 @@ class DeepMarket:
             buys a state pays the agent and owns it from then on. With consumers the environment's reward is not paid.
         property_rights: whether the owner of a state receives the money of its sale; otherwise a random living agent
             does (ablation).
+        joint_purchases: agents that would do what the winner does, and bid at least this share of its bid, buy the
+            state together with it: in proportion to their bids they pay the price, earn the income and own the state
+            reached. From 0 (all that agree) to 1 (only equal bids); with None the winner buys alone.
 
     Raises:
-        ValueError: ``env`` is not an environment, ``capacity`` or ``instances`` is less than 1, or ``mechanism`` is not
-            a `Mechanism`.
+        ValueError: ``env`` is not an environment, ``capacity`` or ``instances`` is less than 1, ``mechanism`` is not
+            a `Mechanism`, or ``joint_purchases`` is not in [0, 1].
     """
 
     env: Adapter
@@ -101,6 +104,7 @@ class DeepMarket:
     mechanism: Mechanism = BUCKET_BRIGADE
     consumers: tuple[Callable[[Array], Array], ...] = ()
     property_rights: bool = True
+    joint_purchases: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", adapt(self.env))
@@ -110,6 +114,9 @@ class DeepMarket:
             raise ValueError(
                 f"mechanism: expected a Mechanism, got {short_repr(self.mechanism)}; take one of jaxmarket.MECHANISMS"
             )
+        if self.joint_purchases is not None:
+            share = check_float("joint_purchases", self.joint_purchases, 0, 1)
+            object.__setattr__(self, "joint_purchases", share)
 
 
 class DeepMarketState(struct.PyTreeNode):
@@ -119,6 +126,7 @@ class DeepMarketState(struct.PyTreeNode):
     env_state: PyTree  # leaves [B, ...]
     obs: Float[Array, "B ..."]  # encoded observations of the states for sale
     owner: Int32[Array, " B"]  # account that sells the state: an agent's slot, N + c for consumer c, or AUCTIONEER
+    stakes: Float[Array, "B N"] | None  # share of each agent in the state, with joint purchases; `owner` bought it
     original_owner: Int32[Array, ""]  # account that owns the first state of every episode
     consumers: Float[Array, " C"]  # wealth of the consumers
     sold: Bool[Array, " B"]  # whether the last auction had a winner
@@ -157,7 +165,7 @@ class DeepMarketStep(struct.PyTreeNode):
 
     flows: CashFlows
     statistics: MarketStatistics
-    wins: Int32[Array, " N"]  # auctions won by each agent
+    wins: Int32[Array, " N"]  # states bought by each agent, alone or with others
 
 
 def money(state: DeepMarketState) -> Float[Array, ""]:
@@ -219,6 +227,7 @@ def init(
         env_state=env_state,
         obs=obs,
         owner=jnp.full(instances, original_owner, jnp.int32),
+        stakes=None if market.joint_purchases is None else _sole(market, jnp.full(instances, original_owner)),
         original_owner=jnp.asarray(original_owner, jnp.int32),
         consumers=jnp.broadcast_to(consumer_wealth, (count,)),
         sold=jnp.ones(instances, bool),
@@ -240,6 +249,22 @@ class Purchases(struct.PyTreeNode):
     kept: Bool[Array, " B"]  # whether the winner owns the state reached, and will receive the payout for it
     terminated: Bool[Array, " B"]
     truncated: Bool[Array, " B"]
+    stakes: Float[Array, "B N"] | None = None  # of the buyers, with joint purchases
+
+    @property
+    def known(self) -> Bool[Array, "T B"]:
+        """Of a round: whether the proceeds are known, so not in its last step and not before a truncation."""
+        return self.terminated | ~(self.truncated | self._last)
+
+    @property
+    def proceeds(self) -> Float[Array, "T B"]:
+        """Of a round: what the next buyer of the state paid for it, where that is known."""
+        return jnp.where(self.terminated | ~self.kept, 0, jnp.roll(self.payout, -1, 0))
+
+    @property
+    def _last(self) -> Bool[Array, "T 1"]:
+        steps = self.price.shape[0]
+        return jnp.arange(steps)[:, None] == steps - 1
 
 
 def experience(purchases: Purchases, discount: Array | float, trace_decay: Array | float, agents: int) -> Experience:
@@ -258,11 +283,9 @@ def experience(purchases: Purchases, discount: Array | float, trace_decay: Array
         Observations and choices [T · B, ...], the rest [N, 1, T · B].
     """
     p, winner = purchases, purchases.outcome.winner
-    last = jnp.arange(winner.shape[0])[:, None] == winner.shape[0] - 1
-    known = p.terminated | ~(p.truncated | last)
-    proceeds = jnp.where(p.terminated | ~p.kept, 0, jnp.roll(p.payout, -1, 0))
+    known, proceeds = p.known, p.proceeds
     chained = jnp.roll((p.outcome.winning_bid >= p.outcome.highest_other_bid) & (winner >= 0) & known, -1, 0)
-    decay = jnp.where(p.terminated | p.truncated | last | ~p.kept, 0, trace_decay * chained)
+    decay = jnp.where(p.terminated | p.truncated | p._last | ~p.kept, 0, trace_decay * chained)
     discounts = jnp.full_like(p.income, discount)
     revenue = lambda_returns(p.income, discount=discounts, value=proceeds, trace_decay=decay)
 
@@ -326,6 +349,22 @@ class _Sale(struct.PyTreeNode):
     outcome: Outcome
     price: Float[Array, ""]  # what the winner pays
     payout: Float[Array, ""]  # what the owner receives
+    stakes: Float[Array, " N"] | None = None  # share of each agent in a joint purchase
+
+
+def _sole(market: DeepMarket, owner: Int[Array, "*B"]) -> Float[Array, "*B N"]:
+    """The stakes in states that agents own alone; none where the owner is not an agent."""
+    return jax.nn.one_hot(owner, market.capacity, dtype=real())
+
+
+def _join(market: DeepMarket, outcome: Outcome, agrees: Bool[Array, "B N"]) -> Float[Array, "B N"]:
+    """The stakes of joint purchases: bids in proportion, of the agents that agree and bid enough."""
+    assert market.joint_purchases is not None
+    winner, bids = outcome.winner[:, None], jnp.maximum(outcome.bids, 0)
+    enough = outcome.bids >= market.joint_purchases * outcome.winning_bid[:, None]
+    weight = jnp.where(outcome.eligible & agrees & enough & (winner >= 0), bids, 0)
+    total = weight.sum(1, keepdims=True)
+    return jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), _sole(market, outcome.winner))
 
 
 def _budget(market: DeepMarket, population: Population, terms: Terms) -> Float[Array, " N"]:
@@ -404,12 +443,14 @@ def _sell(
     def act(agent: PyTree, obs: Array, noise: Array | None) -> Array:
         return representation.act(agent, obs) if noise is None else representation.sample(agent, obs, noise)  # type: ignore[attr-defined]
 
+    def intended() -> Int[Array, "B N"]:
+        return jax.vmap(jax.vmap(act, (0, None, None)), (None, 0, 0))(p.agents, obs, noise)
+
     bids, offer = _bids(market, p, obs, terms, frozen)
     eligible = bids > NO_BID
     if market.env.restricts_actions:
         legal = jax.vmap(market.env.legal, (0, None))(env_state, env_params)  # [B, P]
-        intended = jax.vmap(jax.vmap(act, (0, None, None)), (None, 0, 0))(p.agents, obs, noise)  # [B, N]
-        eligible = eligible & jnp.take_along_axis(legal, intended, axis=1)
+        eligible = eligible & jnp.take_along_axis(legal, intended(), axis=1)
 
     def clear(bids: Array, eligible: Array, draws: _Draws) -> _Sale:
         winner = auctions.choose(bids, draws.tie, eligible)
@@ -422,6 +463,8 @@ def _sell(
     winner = sale.outcome.winner
     winners = jax.tree.map(lambda leaf: leaf[jnp.maximum(winner, 0)], p.agents)
     actions = jax.vmap(act)(winners, obs, noise)
+    if market.joint_purchases is not None:
+        sale = sale.replace(stakes=_join(market, sale.outcome, intended() == actions[:, None]))
     idle = jnp.floor(draws.idle_action * market.env.num_actions).astype(actions.dtype)
     return sale, jnp.where(winner >= 0, actions, idle), offer
 
@@ -484,6 +527,7 @@ class _Ledger(struct.PyTreeNode):
 
     accounts: Float[Array, " N+C+1"]  # agents, consumers, auctioneer (whose number -1 is the last one)
     owner: Int32[Array, " B"]  # who owns the state that was reached
+    stakes: Float[Array, "B N"] | None  # and the shares of agents in it, with joint purchases
     subsidy: Float[Array, " B"]  # payout - price, of agents' and consumers' purchases
     rounding: Float[Array, ""]  # added to the accounts so that none rounds below 0
     price: Float[Array, " B"]  # paid for the states
@@ -518,16 +562,19 @@ def _step(
 
     winner, sold = sale.outcome.winner, sale.outcome.winner >= 0
     reward = jnp.where(sold & (not market.consumers), after.reward, 0)
-    accounts, killed, wealth_of_the_dead = _credit(p, ledger.accounts, winner, reward)
+    accounts, killed, wealth_of_the_dead, reward_paid = _credit(p, ledger.accounts, winner, sale.stakes, reward)
     lost = sold & killed[winner]
     owner = jnp.where(lost & (ledger.owner == winner), AUCTIONEER, ledger.owner)
     original = state.original_owner
     original = jnp.where(killed[original] & (original < slots), AUCTIONEER, original)
 
-    wins = jnp.zeros(slots, jnp.int32).at[jnp.where(sold, winner, slots)].add(1, mode="drop")
-    wealth, charges = _charge(market, p, accounts[:slots], wins, terms)
+    if sale.stakes is None:
+        wins = bought = jnp.zeros(slots, jnp.int32).at[jnp.where(sold, winner, slots)].add(1, mode="drop")
+    else:
+        wins, bought = (sale.stakes > 0).sum(0, dtype=jnp.int32), sale.stakes.sum(0)
+    wealth, charges = _charge(market, p, accounts[:slots], bought, terms)
     flows = CashFlows.of(
-        reward=jnp.where(lost, 0, reward).sum(),
+        reward=reward_paid,
         subsidy=ledger.subsidy.sum(),
         consumer_income=income,
         endowment=jnp.zeros((), real()),
@@ -559,6 +606,9 @@ def _step(
         env_state=jax.tree.map(reset, randomness.first[1], after.env_state),
         obs=reset(randomness.first[0], after.obs),
         owner=jnp.where(done, original, owner),
+        stakes=None
+        if ledger.stakes is None
+        else jnp.where(done[:, None], _sole(market, original), jnp.where(killed, 0, ledger.stakes)),
         original_owner=original,
         consumers=accounts[slots:-1],
         sold=sold,
@@ -577,6 +627,7 @@ def _step(
         kept=(owner == winner) & market.property_rights,
         terminated=after.terminated,
         truncated=after.truncated,
+        stakes=sale.stakes,
     )
     return following, DeepMarketStep(flows, statistics, wins), purchases
 
@@ -600,23 +651,44 @@ def _pay_sellers(market: DeepMarket, draws: _Draws, state: DeepMarketState, sale
     """Winners pay for the states, and their owners are paid."""
     p, winner = state.population, sale.outcome.winner
     # A winner by exploration may be unable to pay the price: it pays its budget, and the seller receives less.
-    price = jnp.minimum(sale.price, _budget(market, p, terms)[jnp.maximum(winner, 0)])
+    budget = _budget(market, p, terms)
     subsidy = sale.payout - sale.price
-    seller = state.owner
+    seller, sellers = state.owner, state.stakes
     if not market.property_rights:
         payee = jax.vmap(auctions.pick, (0, None))(draws.payee, p.alive)
-        seller = jnp.where(seller == AUCTIONEER, AUCTIONEER, payee)
+        seller, sellers = jnp.where(seller == AUCTIONEER, AUCTIONEER, payee), None
     accounts = jnp.concatenate([p.wealth, state.consumers, jnp.zeros(1, real())])
-    accounts, rounding = _withdraw(market, accounts, winner, price)
+    if sale.stakes is None:
+        price = jnp.minimum(sale.price, budget[jnp.maximum(winner, 0)])
+        accounts, rounding = _withdraw(market, accounts, winner, price)
+    else:
+        parts = jnp.minimum(sale.stakes * sale.price[:, None], budget)
+        price = parts.sum(1)
+        accounts, rounding = withdraw(accounts, jnp.arange(market.capacity), parts.sum(0))
     return _Ledger(
-        accounts=accounts.at[seller].add(price + subsidy),
+        accounts=_pay(accounts, seller, sellers, price + subsidy),
         owner=winner,
+        stakes=sale.stakes,
         subsidy=subsidy,
         rounding=rounding,
         price=price,
         income=jnp.zeros_like(price),
         consumption=jnp.zeros((), real()),
     )
+
+
+def _pay(
+    accounts: Float[Array, " accounts"],
+    payee: Int32[Array, " B"],
+    stakes: Float[Array, "B N"] | None,
+    amounts: Float[Array, " B"],
+) -> Float[Array, " accounts"]:
+    """Pay one account per instance or, where agents have stakes, these agents; the auctioneer receives the rest."""
+    if stakes is None:
+        return accounts.at[payee].add(amounts)
+    slots, parts = stakes.shape[1], stakes * amounts[:, None]
+    other = jnp.where((payee >= 0) & (payee < slots), AUCTIONEER, payee)
+    return accounts.at[:slots].add(parts.sum(0)).at[other].add(amounts - parts.sum(1))
 
 
 def _sell_to_consumers(
@@ -636,8 +708,9 @@ def _sell_to_consumers(
     owner = jnp.where(consumer >= 0, slots + consumer, winner)
     accounts, rounding = _withdraw(market, accounts, owner, bought.price)
     return ledger.replace(
-        accounts=accounts.at[winner].add(bought.payout),
+        accounts=_pay(accounts, winner, sale.stakes, bought.payout),
         owner=owner,
+        stakes=None if sale.stakes is None else jnp.where(consumer[:, None] >= 0, 0, sale.stakes),
         subsidy=ledger.subsidy + bought.payout - bought.price,
         rounding=ledger.rounding + rounding,
         income=bought.payout,
@@ -655,28 +728,39 @@ def _withdraw(
 
 
 def _credit(
-    population: Population, accounts: Float[Array, " accounts"], winner: Int32[Array, " B"], reward: Float[Array, " B"]
-) -> tuple[Float[Array, " accounts"], Bool[Array, " N"], Float[Array, ""]]:
+    population: Population,
+    accounts: Float[Array, " accounts"],
+    winner: Int32[Array, " B"],
+    stakes: Float[Array, "B N"] | None,
+    reward: Float[Array, " B"],
+) -> tuple[Float[Array, " accounts"], Bool[Array, " N"], Float[Array, ""], Float[Array, ""]]:
     """Pay rewards. Agents whose accounts are not finite afterwards die.
 
     Returns:
-        The accounts, 0 for dead agents; whether each agent died; and the finite wealth of dead agents before
-        the reward.
+        The accounts, 0 for dead agents; whether each agent died; the finite wealth of dead agents before the reward;
+        and the rewards of the others.
     """
     slots = population.capacity
-    before, after = accounts[:slots], accounts.at[winner].add(reward)
+    before = accounts[:slots]
+    # 0 · NaN would be NaN.
+    parts = None if stakes is None else jnp.where(stakes > 0, stakes * reward[:, None], 0).sum(0)
+    after = accounts.at[winner].add(reward) if parts is None else accounts.at[:slots].add(parts)
     died = population.alive & ~jnp.isfinite(after[:slots])
     wealth_of_the_dead = jnp.where(died & jnp.isfinite(before), before, 0).sum()
-    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, wealth_of_the_dead
+    paid = jnp.where((winner >= 0) & died[winner], 0, reward) if parts is None else jnp.where(died, 0, parts)
+    return after.at[:slots].set(jnp.where(died, 0, after[:slots])), died, wealth_of_the_dead, paid.sum()
 
 
 def _charge(
-    market: DeepMarket, population: Population, wealth: Float[Array, " N"], wins: Int32[Array, " N"], terms: Terms
+    market: DeepMarket, population: Population, wealth: Float[Array, " N"], bought: Array, terms: Terms
 ) -> tuple[Float[Array, " N"], dict[str, Float[Array, ""]]]:
-    """Rent and taxes, none of which puts an agent into debt: the wealth that remains, and the flows."""
+    """Rent and taxes, none of which puts an agent into debt: the wealth that remains, and the flows.
+
+    ``bought`` [N] is the number of states that each agent bought, in joint purchases its share of them.
+    """
     due: dict[str, Callable[[Array], Array]] = {}
     if (rent := terms.rent) is not None:
-        due["rent"] = lambda own: rent * wins / market.instances * own
+        due["rent"] = lambda own: rent * bought / market.instances * own
     if (share := terms.wealth_tax) is not None:
         due["wealth_tax"] = lambda own: share * own
     if (price := terms.compute_tax) is not None:
@@ -699,7 +783,7 @@ class RoundSummary(struct.PyTreeNode):
     births: Births
     gini: Float[Array, ""]  # of the living agents' wealth
     wealth: Float[Array, "5"]  # minimum, quartiles and maximum of the living agents' wealth
-    top_share: Float[Array, ""]  # share of the round's auctions that the most successful agent won
+    top_share: Float[Array, ""]  # share of the round's auctions that the most successful agent won, alone or not
 
     def residual(self, opened: Any) -> Any:
         """The change of money in all rounds that no flow explains, relative to the money that moved: f [].
@@ -778,7 +862,10 @@ def run(
             owner, original_owner = (
                 jnp.where(died[account], AUCTIONEER, account) for account in (state.owner, state.original_owner)
             )
-            state = state.replace(population=changes.population, owner=owner, original_owner=original_owner)
+            stakes = None if state.stakes is None else jnp.where(changes.died, 0, state.stakes)
+            state = state.replace(
+                population=changes.population, owner=owner, stakes=stakes, original_owner=original_owner
+            )
         return state, summarize(state.population, money(state), flows, statistics, births, wins)
 
     return jax.lax.scan(one_round, state, jax.random.split(key, rounds))

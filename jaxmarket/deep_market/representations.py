@@ -7,6 +7,7 @@ frozen dataclass with these five methods; nothing has to be registered.
 | representation | an agent is | its bid |
 |---|---|---|
 | `ClassifierRules` | a condition of 0, 1 and # and an action (Holland 1985) | a share of its budget, by specificity |
+| `RiskAverseRules` | such a rule that learns what it earns | its expected revenue, less a margin and its risk |
 | `GuardedPrograms` | guards over what it observes, and an action (after Baum and Durdanovic 2000) | a number |
 | `Expressions` | a typed S-expression over named sensors (after Hayek 3), in `expressions` | a number, times progress |
 | `NeuralNetworks` | the weights of a linear map or a small network | an output of the network |
@@ -16,7 +17,7 @@ frozen dataclass with these five methods; nothing has to be registered.
 import dataclasses
 import itertools
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,10 @@ from flax import struct
 from jaxtyping import Bool, Float, Int32
 
 from jaxmarket.types import Array, PyTree, real
-from jaxmarket.validation import check_float, check_int, short_repr
+from jaxmarket.validation import check_bool, check_float, check_int, short_repr
+
+if TYPE_CHECKING:
+    from jaxmarket.deep_market.market import Purchases
 
 __all__ = [
     "NO_BID",
@@ -37,6 +41,8 @@ __all__ = [
     "GuardedPrograms",
     "NeuralNetworks",
     "Representation",
+    "RiskAverseRule",
+    "RiskAverseRules",
     "with_noise",
 ]
 
@@ -164,6 +170,94 @@ class ClassifierRules:
     def cost(self, agent: ClassifierRule) -> Float[Array, ""]:
         """1 for every agent."""
         return jnp.ones((), real())
+
+
+class RiskAverseRule(ClassifierRule):
+    """A classifier that estimates what its action brings where its condition matches."""
+
+    value: Float[Array, ""]  # expected revenue of a purchase
+    error: Float[Array, ""]  # expected absolute difference between the revenue and `value`
+    count: Int32[Array, ""]  # revenues that it has learned from
+
+
+@dataclasses.dataclass(frozen=True)
+class RiskAverseRules(ClassifierRules):
+    """Classifier rules that bid what they expect to earn, less a margin, and less the more uncertain it is.
+
+    A rule that matches bids ``(1 - margin) · value · exp(-risk_aversion · error / value)``, at most its budget; its
+    specificity does not matter. As in Wilson's XCS (1995, "Classifier Fitness Based on Accuracy"), ``value`` is the
+    expected revenue, ``error`` the expected absolute deviation from it, and both are means until ``1 / rate`` revenues
+    are known and recent averages from then on. If revenues are ``public``, a rule learns from every purchase of a state
+    that it bids for if the buyer does what the rule would do, otherwise from its own purchases only. All rules begin
+    with the same prior, children too, so a mutation must prove itself before it outbids another rule.
+
+    Such rules take part in purchases before their bids are high if the market has `DeepMarket.joint_purchases` and
+    explores (`Terms.exploration`). The margin is their profit, and acts as a discount of 1 - margin per sale.
+
+    Attributes:
+        margin: the share of the value that it does not bid.
+        risk_aversion: with 0, only the value matters.
+        rate: the least weight of a new revenue in the averages, in (0, 1].
+        prior_value, prior_error: of a new rule; they count as one revenue.
+        public: whether rules learn from the revenues of others.
+    """
+
+    margin: float = 0.5
+    risk_aversion: float = 8.0
+    rate: float = 0.1
+    prior_value: float = 0.3
+    prior_error: float = 0.4
+    public: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_shares(self, "margin", "rate")
+        check_bool("public", self.public)
+        for field in ("risk_aversion", "prior_value", "prior_error"):
+            object.__setattr__(self, field, check_float(field, getattr(self, field), 0))
+
+    def _new(self, rule: ClassifierRule) -> RiskAverseRule:
+        value, error = jnp.asarray(self.prior_value, real()), jnp.asarray(self.prior_error, real())
+        return RiskAverseRule(rule.condition, rule.action, value, error, jnp.zeros((), jnp.int32))
+
+    def init(self, key: Array, obs: Float[Array, " n"]) -> RiskAverseRule:
+        """A rule that matches ``obs``, with a random action and the prior."""
+        return self._new(super().init(key, obs))
+
+    def bid(self, agent: PyTree, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
+        """The expected revenue less margin and risk, 0 if it is not positive, where the condition matches."""
+        value = jnp.maximum(agent.value, 0)
+        risk = agent.error / jnp.where(value > 0, value, 1)
+        bid = (1 - self.margin) * value * jnp.exp(-self.risk_aversion * risk)
+        return jnp.where(self.matches(agent, obs), jnp.minimum(bid, budget), NO_BID)
+
+    def mutate(self, key: Array, agent: ClassifierRule, mate: ClassifierRule) -> RiskAverseRule:
+        """As other classifier rules; the child has the prior."""
+        return self._new(super().mutate(key, agent, mate))
+
+    def learn(self, agents: RiskAverseRule, purchases: "Purchases") -> RiskAverseRule:
+        """The rules [N] after the revenues of a round, one after the other in the order of the steps."""
+        revenue, rows = purchases.income + purchases.proceeds, purchases.price.size
+        winner = purchases.outcome.winner[..., None]
+        if self.public:
+            taught = purchases.outcome.eligible & (agents.action == purchases.action[..., None]) & (winner >= 0)
+        elif purchases.stakes is None:
+            taught = winner == jnp.arange(agents.action.shape[0])
+        else:
+            taught = purchases.stakes > 0
+        taught = (taught & purchases.known[..., None]).reshape(rows, -1)
+
+        def one(agents: RiskAverseRule, row: tuple[Array, Array]) -> tuple[RiskAverseRule, None]:
+            revenue, taught = row
+            weight = taught * jnp.maximum(self.rate, 1 / (agents.count + 2))
+            difference = revenue - agents.value
+            return agents.replace(
+                value=agents.value + weight * difference,
+                error=agents.error + weight * (abs(difference) - agents.error),
+                count=agents.count + taught,
+            ), None
+
+        return jax.lax.scan(one, agents, (revenue.reshape(rows), taught))[0]
 
 
 class GuardedProgram(struct.PyTreeNode):

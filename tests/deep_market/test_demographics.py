@@ -14,6 +14,7 @@ from jaxmarket.deep_market import (
     BidTable,
     BidTables,
     Births,
+    ClassifierRule,
     ClassifierRules,
     Lineage,
     Terms,
@@ -237,6 +238,27 @@ def test_newborns_match_the_state_they_are_born_into():
     for i in range(6):
         agent = jax.tree.map(lambda leaf, i=i: leaf[i], p.agents)
         assert bool(representation.matches(agent, states[i % 2]))
+
+
+def test_local_parents_bid_for_the_state_of_their_child():
+    """Two rules of equal wealth, of which one bids for the state that the children are born into."""
+    representation = ClassifierRules(4, 2, crossover=0.0, mutation=0.0)
+    conditions = jnp.array([[0, 2, 2, 2], [1, 2, 2, 2]], jnp.int32)
+    agents = ClassifierRule(jnp.resize(conditions, (SLOTS, 4)), jnp.zeros(SLOTS, jnp.int32))
+    p = make_population(agents, jnp.ones(SLOTS), jnp.arange(SLOTS) < 2)
+
+    @jax.jit
+    def children(key, p_local, state):
+        terms = Terms(p_offspring=1.0, inheritance=0.0, p_local=p_local, child_endowment=1.0)
+        states = jnp.resize(state, (BIRTHS, 4))
+        t = turnover(representation, key, p, states, jnp.asarray(1), terms, BIRTHS)
+        return t.population.agents.condition[2 : 2 + BIRTHS, 0]
+
+    keys = jax.random.split(jax.random.key(0), 40)
+    born = jax.vmap(children, (0, None, None))
+    assert (born(keys, 1.0, jnp.array([0.0, 0, 1, 1])) == 0).all()
+    assert (born(keys, 1.0, jnp.array([1.0, 0, 1, 1])) == 1).all()
+    assert 0.35 < float(born(keys, 0.0, jnp.array([0.0, 0, 1, 1])).mean()) < 0.65
 
 
 def test_lineage():

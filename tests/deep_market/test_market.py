@@ -126,6 +126,99 @@ def test_instances_share_one_table_of_wealth(mechanism):
     np.testing.assert_array_equal(happened.wins, won)
 
 
+def joint_purchases(agents, wealth, owners, states, steps, threshold, mechanism, rent):
+    """Agents that do the same and bid enough buy together, in plain Python: the wealth and the stakes after each step.
+
+    Args:
+        owners: for each instance, the stake of each agent in its state; the auctioneer has the rest.
+    """
+    transitions, rewards = np.asarray(WORLD.transitions).argmax(-1), np.asarray(WORLD.rewards)
+    bids, actions = np.asarray(agents.bids, float), np.asarray(agents.action)
+    wealth, states, owners, history = wealth.copy(), list(states), [dict(o) for o in owners], []
+    for _ in range(steps):
+        before, bought = wealth.copy(), np.zeros(len(wealth))
+        for i, state in enumerate(states):
+            offers = {a: min(bids[a, state], before[a] / len(states)) for a in range(len(before))}
+            offers = {a: bid for a, bid in offers.items() if np.isfinite(bid)}
+            winner = max(offers, key=lambda a: offers[a])
+            second = max([bid for a, bid in offers.items() if a != winner], default=0.0)
+            price = offers[winner] if mechanism is BUCKET_BRIGADE else second
+            payout = second if mechanism is CREDIT_CONSERVING_VICKREY else offers[winner]
+            partners = [
+                a
+                for a in offers
+                if actions[a] == actions[winner] and offers[a] >= threshold * offers[winner] and offers[a] > 0
+            ]
+            together = sum(offers[a] for a in partners)
+            stakes = {a: offers[a] / together for a in partners}
+            for a, stake in owners[i].items():
+                wealth[a] += stake * payout
+            for a, stake in stakes.items():
+                wealth[a] += stake * (rewards[state, actions[winner]] - price)
+                bought[a] += stake
+            owners[i], states[i] = stakes, transitions[state, actions[winner]]
+        wealth *= 1 - rent * bought / len(states)
+        history.append(np.concatenate([wealth, *([o.get(a, 0.0) for a in range(len(wealth))] for o in owners)]))
+    return np.array(history)
+
+
+JOINT = {
+    "all that agree": (0.0, BUCKET_BRIGADE),
+    "half of the bid": (0.5, BUCKET_BRIGADE),
+    "second price": (0.5, CREDIT_CONSERVING_VICKREY),
+    "mint": (0.5, VICKREY),
+}
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_purchases_against_plain_python(name):
+    """Three instances: price, income and ownership are shared in proportion to the bids."""
+    threshold, mechanism = JOINT[name]
+    agents, wealth = tables(8, silent=0.3), np.random.default_rng(4).random(AGENTS) * 4 + 0.5
+    agents = agents.replace(action=agents.action % 2)
+    market = DeepMarket(WORLD, REPRESENTATION, AGENTS, instances=3, mechanism=mechanism, joint_purchases=threshold)
+    economy = init(market, jax.random.key(2), WORLD.default_params, make_population(agents, wealth))
+    states, steps = np.asarray(economy.env_state.index), 12
+    theirs = joint_purchases(agents, wealth, [{}] * 3, states, steps, threshold, mechanism, 0.05)
+    ours, wins = [], 0
+    for key in jax.random.split(jax.random.key(7), steps):
+        economy, happened = step(market, key, economy, WORLD.default_params, Terms(rent=0.05))
+        ours.append(np.concatenate([economy.population.wealth, *economy.stakes]))
+        wins = wins + happened.wins
+    np.testing.assert_allclose(np.array(ours), theirs, rtol=2e-5, atol=1e-5)
+    np.testing.assert_array_equal(wins, (theirs[:, AGENTS:].reshape(steps, 3, AGENTS) > 0).sum((0, 1)))
+    assert int(wins.sum()) > 3 * steps, "no state was bought by several agents"
+
+
+def test_a_stake_of_a_dead_agent_is_paid_to_the_auctioneer():
+    """Of two agents that own a state together, one dies before it is sold."""
+    market = DeepMarket(FiniteMDP([[[1.0]]], [[0.0]], 0.9, [1.0]), BidTables(1, 1), 2, joint_purchases=0.0)
+    agents, params = BidTable(jnp.array([[0.5], [0.25]]), jnp.zeros(2, jnp.int32)), market.env.default_params
+    economy = init(market, jax.random.key(0), params, make_population(agents, jnp.array([0.5, 2.0])))
+    terms = Terms(birth_rate=0.0, bankruptcy=0.2)
+    sold = []
+    for rounds in range(2):
+        economy, history = run(market, jax.random.key(rounds), economy, params, terms, rounds=1, period=1)
+        sold.append(float(-history.flows["auctioneer"][0]))
+    # First .5 in proportion 2 : 1, which leaves 1/6 and 11/6; then the second agent pays .25 for its own third.
+    assert np.asarray(economy.population.alive).tolist() == [False, True]
+    np.testing.assert_allclose(sold, [0.5, 0.25 * 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(economy.population.wealth, [0, 11 / 6 - 0.25 * 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(economy.stakes, [[0, 1]])
+
+
+def test_agents_that_own_a_state_together_sell_it_to_a_consumer():
+    market = DeepMarket(WORLD, REPRESENTATION, 2, consumers=(lambda obs: jnp.ones(()),), joint_purchases=0.0)
+    agents = BidTable(jnp.array([[0.3] * STATES, [0.1] * STATES]), jnp.zeros(2, jnp.int32))
+    economy = init(market, jax.random.key(0), WORLD.default_params, make_population(agents, jnp.ones(2)), consumers=10)
+    for key in jax.random.split(jax.random.key(1), 2):
+        economy, _ = step(market, key, economy, WORLD.default_params)
+    assert not economy.stakes.any() and economy.owner.tolist() == [2]
+    # Both pay .3 twice, in proportion 3 : 1, and are paid 1 twice; the consumer is paid .3 once.
+    np.testing.assert_allclose(economy.population.wealth, [1 + 2 * 0.7 * 0.75, 1 + 2 * 0.7 * 0.25], rtol=1e-6)
+    np.testing.assert_allclose(economy.consumers, [10 - 2 + 0.3], rtol=1e-6)
+
+
 # --- money
 
 
@@ -142,6 +235,7 @@ def lives(draw):
         "birth_rate": draw(st.floats(0.2, 1)),
         "p_offspring": draw(st.floats(0, 1)),
         "p_repair": draw(st.floats(0, 1)),
+        "p_local": draw(st.floats(0, 1)),
         "child_endowment": draw(some),
         "bankruptcy": draw(some),
         "replace_poorest": draw(st.booleans()),
@@ -156,6 +250,8 @@ MARKETS = {
     "first price": MORTAL,
     "mint": dataclasses.replace(MORTAL, mechanism=VICKREY),
     "theft": dataclasses.replace(MORTAL, property_rights=False),
+    "joint": dataclasses.replace(MORTAL, joint_purchases=0.3),
+    "joint theft": dataclasses.replace(MORTAL, joint_purchases=0.3, property_rights=False),
 }
 
 
@@ -196,6 +292,8 @@ def test_every_change_of_the_money_supply_has_a_name(longer, name, life):
     assert not np.asarray(end.population.wealth)[dead].any()
     owners = np.asarray(end.owner)
     assert not dead[owners[owners >= 0]].any()
+    if end.stakes is not None:
+        assert not np.asarray(end.stakes)[:, dead].any()
 
 
 @pytest.mark.slow
@@ -255,8 +353,9 @@ class Faulty:
 @pytest.mark.slow
 @pytest.mark.parametrize("max_births", (0, 2))
 @pytest.mark.parametrize("fault", (np.nan, np.inf))
-def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(fault, max_births):
-    market = DeepMarket(Faulty(fault), BidTables(1, 2), 4, instances=2)
+@pytest.mark.parametrize("joint", (None, 0.5))
+def test_a_reward_that_is_not_finite_ends_its_agent_and_the_flows_add_up(joint, fault, max_births):
+    market = DeepMarket(Faulty(fault), BidTables(1, 2), 4, instances=2, joint_purchases=joint)
     agents = BidTable(jnp.array([[0.5], [0.4], [0.3], [0.2]]), jnp.array([1, 0, 0, 0], jnp.int32))
     population = make_population(agents, jnp.array([3.0, 2.0, 2.0, 2.0]))
     start, end, rounds = lived(market, Terms(birth_rate=0.0), rounds=3, max_births=max_births, population=population)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmarket.auctions import clear
+from jaxmarket.deep_market import Purchases
 from jaxmarket.deep_market.representations import (
     TESTS,
     WILDCARD,
@@ -19,10 +21,12 @@ from jaxmarket.deep_market.representations import (
     GuardedProgram,
     GuardedPrograms,
     NeuralNetworks,
+    RiskAverseRules,
 )
 
 REPRESENTATIONS = {
     "rules": ClassifierRules(6, 3),
+    "risk averse": RiskAverseRules(6, 3),
     "programs": GuardedPrograms(6, 3),
     "linear": NeuralNetworks(6, 3),
     "networks": NeuralNetworks(6, 3, (4,)),
@@ -133,6 +137,74 @@ def test_mutation_changes_symbols_into_others():
     values, counts = np.unique(np.asarray(child.condition), return_counts=True)
     assert values.tolist() == [0, 1, 2]
     assert counts[2] / 200 == pytest.approx(0.75, abs=0.1)
+
+
+# --- rules that learn what they earn
+
+
+def test_a_risk_averse_rule_bids_its_value_less_margin_and_risk():
+    representation = RiskAverseRules(4, 2, margin=0.25, risk_aversion=2.0, prior_value=0.8, prior_error=0.4)
+    obs, budget = jnp.ones(4), jnp.asarray(5.0)
+    new = representation.init(jax.random.key(0), obs)
+    assert float(representation.bid(new, obs, budget)) == pytest.approx(0.75 * 0.8 * np.exp(-2 * 0.4 / 0.8))
+    assert float(representation.bid(new, obs, jnp.asarray(0.1))) == pytest.approx(0.1)
+    assert float(representation.bid(new.replace(value=jnp.asarray(-0.3)), obs, budget)) == 0
+    assert float(representation.bid(new.replace(condition=jnp.zeros(4, jnp.int32)), obs, budget)) == -np.inf
+    proven = new.replace(value=jnp.asarray(0.9), error=jnp.asarray(0.0), count=jnp.asarray(9))
+    assert float(representation.bid(proven, obs, budget)) == pytest.approx(0.75 * 0.9)
+    child = representation.mutate(jax.random.key(1), proven, proven)
+    assert [float(x) for x in (child.value, child.error, child.count)] == pytest.approx([0.8, 0.4, 0])
+
+
+@pytest.mark.parametrize("whose", ("public", "own", "shared"))
+def test_risk_averse_rules_learn_from_every_known_purchase(whose):
+    """Means at first, recent averages later, in plain Python; the deviation is from the value before.
+
+    Of all purchases that agree, of its own, or of those in which it has a stake.
+    """
+    draw, (steps, instances, rules) = np.random.default_rng(0), (24, 2, 5)
+    representation = RiskAverseRules(3, 2, rate=0.2, public=whose == "public")
+    obs = jnp.asarray(draw.integers(0, 2, (steps, instances, 3)), jnp.float32)
+    agents = jax.vmap(representation.init, (0, None))(jax.random.split(jax.random.key(3), rules), obs[0, 0])
+    agents = agents.replace(action=jnp.array([0, 1, 0, 1, 0], jnp.int32))
+    bids = jax.vmap(jax.vmap(jax.vmap(representation.bid, (0, None, None)), (None, 0, None)), (None, 0, None))(
+        agents, obs, jnp.asarray(9.0)
+    )
+    outcome, ends = jax.vmap(jax.vmap(clear))(bids), draw.random((steps, instances))
+    stakes = draw.random((steps, instances, rules)).round().astype(np.float32)
+    purchases = Purchases(
+        obs=obs,
+        outcome=outcome,
+        action=jnp.asarray(draw.integers(0, 2, (steps, instances)), jnp.int32),
+        price=outcome.winning_bid,
+        payout=outcome.winning_bid + 0.1,
+        income=jnp.asarray(draw.random((steps, instances)), jnp.float32),
+        kept=jnp.asarray(draw.random((steps, instances)) < 0.8),
+        terminated=jnp.asarray(ends < 0.2),
+        truncated=jnp.asarray(ends > 0.8),
+        stakes=jnp.asarray(stakes * (np.asarray(outcome.winner)[..., None] >= 0)) if whose == "shared" else None,
+    )
+    p = jax.tree.map(np.asarray, purchases)
+    expected = [[0.3, 0.4, 0] for _ in range(rules)]
+    for t, i in itertools.product(range(steps), range(instances)):
+        if p.outcome.winner[t, i] < 0 or not (p.terminated[t, i] or (t < steps - 1 and not p.truncated[t, i])):
+            continue
+        sold_on = p.kept[t, i] and not p.terminated[t, i]
+        revenue = p.income[t, i] + (p.payout[t + 1, i] if sold_on else 0)
+        for a in range(rules):
+            learns = {
+                "public": np.isfinite(bids[t, i, a]) and agents.action[a] == p.action[t, i],
+                "own": p.outcome.winner[t, i] == a,
+                "shared": whose == "shared" and p.stakes[t, i, a] > 0,
+            }
+            if learns[whose]:
+                value, error, count = expected[a]
+                weight = max(0.2, 1 / (count + 2))
+                change = revenue - value
+                expected[a] = [value + weight * change, error + weight * (abs(change) - error), count + 1]
+    learned = jax.jit(representation.learn)(agents, purchases)
+    np.testing.assert_allclose(np.stack([learned.value, learned.error, learned.count], 1), expected, rtol=1e-5)
+    assert max(count for _, _, count in expected) > 5
 
 
 # --- programs

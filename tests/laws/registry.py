@@ -552,6 +552,10 @@ STATIC = {
         lambda: deep_market.Expressions(Vocabulary(("x",)), depth=4),
     ),
     "Vocabulary": (lambda: Vocabulary(("x",)), lambda: Vocabulary(("y",))),
+    "RiskAverseRules": (
+        lambda: deep_market.RiskAverseRules(bits=4, actions=2),
+        lambda: deep_market.RiskAverseRules(bits=4, actions=2, margin=0.1),
+    ),
     "DeepMarket, mechanism": (deep, lambda: dataclasses.replace(deep(), mechanism=MECHANISMS["vickrey"])),
     "WideMarket": (wide, lambda: dataclasses.replace(wide(), solver=wide_market.ConvexProgram())),
     "Tatonnement": (wide_market.Tatonnement, wide_market.ConvexProgram),

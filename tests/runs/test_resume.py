@@ -18,7 +18,7 @@ import jaxmarket
 from jaxmarket import TrainConfig, fit
 from jaxmarket.cli import main
 from jaxmarket.deep_market.evaluation import accuracy
-from jaxmarket.experiments import Experiment, Scope
+from jaxmarket.experiments import Experiment, Scope, generality
 from jaxmarket.experiments import experiment as engine
 from jaxmarket.experiments.bucket_brigade import plans
 from jaxmarket.experiments.conditions import Grow
@@ -202,8 +202,10 @@ def test_every_learner_goes_on_to_the_same_bits(tmp_path, settings):
 
 @pytest.mark.bits
 @pytest.mark.slow
-def test_a_population_goes_on_to_the_same_bits(tmp_path):
-    plan = plans("multiplexer", quick=True)["market"]
+@pytest.mark.parametrize("kind", ("one buyer", "joint purchases"))
+def test_a_population_goes_on_to_the_same_bits(tmp_path, kind):
+    given = plans("multiplexer", quick=True) if kind == "one buyer" else generality.plans("6 bits", quick=True)
+    plan = given["market"]
     market = dataclasses.replace(plan.market, capacity=24, instances=4)
     plan = dataclasses.replace(plan, market=market, rounds=8, num_agents=12, chunks=4, settling=1)
     told = {"seeds": 2, "seed": 0}
@@ -245,8 +247,8 @@ def test_a_population_goes_on_to_the_same_bits(tmp_path):
             jax.tree.map(np.testing.assert_array_equal, one, other)
     assert [path.name for path in folder.iterdir()] == ["4.safetensors"]
     with pytest.raises(ValueError, match="a market with other settings"):
-        grow(dataclasses.replace(plan, wealth=1.0), accuracy, **told, folder=tmp_path / "alone")
-    other = Experiment("small", "", "", [Grow("market", dataclasses.replace(plan, wealth=1.0), accuracy)])
+        grow(dataclasses.replace(plan, wealth=3.0), accuracy, **told, folder=tmp_path / "alone")
+    other = Experiment("small", "", "", [Grow("market", dataclasses.replace(plan, wealth=3.0), accuracy)])
     engine.run(other, Scope(2), tmp_path / "conditions", progress=False)
     assert len(list((tmp_path / "conditions").iterdir())) == 2
 
