@@ -69,7 +69,7 @@ class Terms(struct.PyTreeNode):
     bankruptcy: Float[Array, ""] | float = 0.0  # an agent with at most this much money dies
     max_idle_steps: Float[Array, ""] | float | None = None  # an agent that won no auction for more steps than this dies
     proof: Float[Array, ""] | float | None = None  # agents with less wealth are on probation
-    probation: Int32[Array, ""] | int = 1  # the number of instances, the first ones, in which agents on probation bid
+    probation: Int32[Array, ""] | int | None = None  # instances, the first ones, in which they bid; 1 if None
     replace_poorest: Bool[Array, ""] | bool | None = None  # whether newborns replace the poorest if no slot is free
 
 

@@ -371,9 +371,13 @@ def _budget(market: DeepMarket, population: Population, terms: Terms) -> Float[A
     """The most that each agent can bid: an equal share of its wealth for every instance in which it may bid."""
     instances: Any = market.instances
     if terms.proof is not None:
-        probation = jnp.clip(terms.probation, 1, market.instances)
-        instances = jnp.where(population.wealth >= terms.proof, market.instances, probation)
+        instances = jnp.where(population.wealth >= terms.proof, market.instances, _probation(market, terms))
     return jnp.maximum(population.wealth, 0) / instances
+
+
+def _probation(market: DeepMarket, terms: Terms) -> Array | int:
+    """The number of instances in which agents on probation bid."""
+    return 1 if terms.probation is None else jnp.clip(terms.probation, 1, market.instances)
 
 
 def _bids(
@@ -388,7 +392,7 @@ def _bids(
     if terms.proof is not None:
         admitted = p.wealth >= terms.proof
         if not frozen:
-            admitted = admitted | (jnp.arange(market.instances) < terms.probation)[:, None]
+            admitted = admitted | (jnp.arange(market.instances) < _probation(market, terms))[:, None]
     each_agent = jax.vmap(market.representation.bid, (0, None, 0))
     group = 1 if getattr(market.representation, "in_turn", False) else len(obs)
     bids = in_groups(lambda obs: each_agent(p.agents, obs, budget), obs, group)
