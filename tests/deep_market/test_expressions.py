@@ -22,6 +22,7 @@ BLOCKS = Expressions(BlocksWorld(sensors=SENSORS).vocabulary)
 ARMS = Expressions(Vocabulary(("time",), ("left", "right"), ("width",), (0, 1)), constants=(0.5,))
 PLAIN = Expressions(Vocabulary(("x", "y"), actions=3), depth=4)
 ALL = {"blocks": BLOCKS, "arms": ARMS, "plain": PLAIN}
+EACH = ["arms", *(pytest.param(name, marks=pytest.mark.slow) for name in ("blocks", "plain"))]
 BY_HAND = (
     "(if (> surplus 0) (do s1 s2))",
     "(if (and (= surplus 0) (= (min distance(it)) 0)) (do (argmin distance(it)) s1))",
@@ -105,7 +106,7 @@ def one(agents, i):
     return jax.tree.map(lambda leaf: leaf[i], agents)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_expressions_against_plain_python(name):
     representation = dataclasses.replace(ALL[name], leaf=0.3)
     _, agents, obs = agents_of(representation, 300)
@@ -123,7 +124,7 @@ def test_expressions_against_plain_python(name):
     assert 0.1 < np.mean(holds) < 0.9
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_children_keep_types_and_differ_in_one_subtree(name):
     representation = dataclasses.replace(ALL[name], crossover=0.0)
     new, children, _ = agents_of(representation, 200)
@@ -141,6 +142,7 @@ def test_children_keep_types_and_differ_in_one_subtree(name):
     assert (new.price != children.price).all()
 
 
+@pytest.mark.slow
 def test_crossover_takes_a_subtree_of_the_same_type_from_the_mate():
     representation = dataclasses.replace(BLOCKS, crossover=1.0)
     new, children, _ = agents_of(representation, 200)
@@ -237,6 +239,7 @@ def test_three_expressions_solve_instances_of_every_size():
         assert solved(jnp.arange(3) != missing)[-1] < 0.8
 
 
+@pytest.mark.slow
 def test_bids_that_are_fixed_at_entry_grow_with_progress():
     representation = dataclasses.replace(BLOCKS, progress="correct")
     env = BlocksWorld(sensors=SENSORS)
