@@ -258,8 +258,12 @@ def is_optimal(condition: Any, action: Any, address: int) -> bool:
     return data[where] == int(action) and all(c == WILDCARD for c in others)
 
 
-def richest_rules(population: Population, most: int) -> list[tuple[tuple[int, ...], int, float, int]]:
-    """The distinct classifier rules with the most wealth, the richest first; wealth is that of all living copies.
+def richest_rules(population: Population, most: int | None = None) -> list[tuple[tuple[int, ...], int, float, int]]:
+    """The distinct classifier rules of living agents, the richest first; wealth is that of all copies.
+
+    Args:
+        population: of one seed, with NumPy leaves.
+        most: number of rules; all by default.
 
     Returns:
         Condition, action, wealth and number of copies of each.
@@ -276,9 +280,8 @@ def richest_rules(population: Population, most: int) -> list[tuple[tuple[int, ..
 
 def optimal_rules(population: Population, address: int) -> set[str]:
     """The optimal rules of the multiplexer that living agents have."""
-    agents = population.agents
     return {
         rule_string(condition, action, (address, 2**address))
-        for condition, action, alive in zip(agents.condition, agents.action, population.alive, strict=True)
-        if alive and is_optimal(condition, action, address)
+        for condition, action, *_ in richest_rules(population)
+        if is_optimal(condition, action, address)
     }

@@ -171,13 +171,12 @@ class Expressions:
             grammar |= {name: {result: (operand,)} for name, (result, operand, _) in _LOOPS.items()}
             grammar["other"] = {ITEM: (ITEM, ITEM)}
         grammar["not"] = {CONDITION: (CONDITION,)}
-        about_it = bool(v.items)
         for name in _PAIRS:
             logic = name in ("and", "or")
             results = (NUMBER, NUMBER_OF_IT) if name in ("+", "-") else (CONDITION, CONDITION_OF_IT)
             plain, of_it = (CONDITION, CONDITION_OF_IT) if logic else (NUMBER, NUMBER_OF_IT)
             grammar[name] = {results[0]: (plain, plain)}
-            if about_it:
+            if v.items:
                 grammar[name][results[1]] = (of_it, of_it if logic else plain)
         if v.operands:
             grammar["do"] = {ACTION: (ITEM,) * v.operands}
@@ -215,10 +214,10 @@ class Expressions:
                 inner = [code for code, o in rules if o and max(needs[each] for each in o) < self.depth - level]
                 share = 0.0 if not leaves else self._share(level, result) if inner else 1.0
                 # Sensors and constants have equal shares, so that comparisons with a constant are frequent.
-                kinds = [leaves[: len(self.vocabulary.numbers)], leaves[len(self.vocabulary.numbers) :]]
-                for part in kinds if result == NUMBER and all(kinds) else [leaves]:
-                    probability[level, result, part] = share / (2 if result == NUMBER and all(kinds) else 1)
-                    probability[level, result, part] /= max(len(part), 1)
+                sensors = len(self.vocabulary.numbers) if result == NUMBER else 0
+                kinds = [part for part in (leaves[:sensors], leaves[sensors:]) if part]
+                for part in kinds:
+                    probability[level, result, part] = share / len(kinds) / len(part)
                 probability[level, result, inner] = (1 - share) / max(len(inner), 1)
         with np.errstate(divide="ignore"):
             return np.log(probability)

@@ -37,7 +37,6 @@ Choose = Callable[[Array], tuple[Any, Array]]
 _HARMFUL = 30.0  # a learning rate that destroys a network
 _SOCIETY: dict[str, Any] = {
     "learner": "valuation",
-    "instances": 8,
     "minibatch": 16,
     "epochs": 4,
     "learning_rate": 3e-3,
@@ -50,13 +49,20 @@ _SELECTED = 8  # members of a population of population-based training
 _RUNS_EACH = 4  # of a setting of random search
 
 
+_QUICK_RUNS = 40
+
+
 # --- methods: what they choose with a budget of runs
+
+
+def _fixed_rates(env: TrainingEnvironment) -> Array:
+    """Every rate as settings of all periods: f [rates, horizon, 1]."""
+    return jnp.broadcast_to(jnp.asarray(RATES, real())[:, None, None], (len(RATES), env.horizon, 1))
 
 
 def _grid(env: TrainingEnvironment, runs: int) -> Choose:
     def choose(key: Array) -> tuple[Any, Array]:
-        settings = jnp.broadcast_to(jnp.asarray(RATES, real())[:, None, None], (len(RATES), env.horizon, 1))
-        chosen = tuners.best_of(env, key, settings, max(1, runs // len(RATES)))
+        chosen = tuners.best_of(env, key, _fixed_rates(env), max(1, runs // len(RATES)))
         return chosen.settings, chosen.env_steps
 
     return choose
@@ -90,12 +96,17 @@ def _traders(config: TrainConfig) -> Choose:
     return choose
 
 
+def _config(env: TrainingEnvironment, runs: int, **settings: Any) -> TrainConfig:
+    """Traders whose episodes are that many runs, eight at a time."""
+    return TrainConfig(env, steps=runs * env.horizon, instances=8, horizon=env.horizon, **settings)
+
+
 def _society(env: TrainingEnvironment, runs: int) -> Choose:
-    return _traders(TrainConfig(env, steps=runs * env.horizon, horizon=env.horizon, **_SOCIETY))
+    return _traders(_config(env, runs, **_SOCIETY))
 
 
 def _untrained(env: TrainingEnvironment, runs: int) -> Choose:
-    config = TrainConfig(env, steps=runs * env.horizon, horizon=env.horizon, **_SOCIETY)
+    config = _config(env, runs, **_SOCIETY)
     trainable, hyper = config.settings.trainable, config.settings.hyperparameters
 
     def choose(key: Array) -> tuple[Any, Array]:
@@ -108,7 +119,7 @@ def _untrained(env: TrainingEnvironment, runs: int) -> Choose:
 def _deep_market(env: TrainingEnvironment, runs: int) -> Choose:
     rules = GuardedPrograms(env.observation_space().shape[0], env.num_actions, length=2, constants=_THRESHOLDS)
     agent = PopulationAgents(rules, 32, _TERMS, max_births=2)
-    return _traders(TrainConfig(env, agent=agent, steps=runs * env.horizon, instances=8, horizon=env.horizon))
+    return _traders(_config(env, runs, agent=agent))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +202,7 @@ def _transfer(runs: int, keys: Array) -> Arrays:
         key_choose, key_test = jax.random.split(key)
         policy, _ = choose(key_choose)
         driven = tuners.drive(env, key_test[None], policy)
-        rates = jnp.broadcast_to(jnp.asarray(RATES, real())[:, None, None], (len(RATES), env.horizon, 1))
-        fixed = tuners.follow(env, jnp.broadcast_to(key_test, (len(RATES),)), rates)
+        fixed = tuners.follow(env, jnp.broadcast_to(key_test, (len(RATES),)), _fixed_rates(env))
         curves = jnp.concatenate([driven.performance, fixed.performance])
         found = {"curves": curves, "rates": driven.settings[0, :, 0], "performance": curves[0, -1]}
         return found | {f"rate {rate:g}": curve[-1] for rate, curve in zip(RATES, curves[1:], strict=True)}
@@ -219,9 +229,6 @@ def _conditions(scope: Scope) -> list[Compute]:
         transfer = functools.partial(_transfer, TASKS["CartPole"].runs)
         found.append(Compute("transfer to Breakout", transfer, seeds=TRANSFER.tested))
     return found
-
-
-_QUICK_RUNS = 40
 
 
 # --- claims

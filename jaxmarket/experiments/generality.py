@@ -221,7 +221,7 @@ MEASURES = {
     "right halfway": _halfway,
     "problems": lambda grown: first_reach(grown.measured["right"], 1, grown.plan.steps, lasting=True),
     "optimal": lambda result: result["optimal"] if isinstance(result, Mapping) else _optimal(result),
-    "rules": lambda grown: [len(richest_rules(grown.population(i), 10**9)) for i in range(len(grown.opened))],
+    "rules": lambda grown: [len(richest_rules(grown.population(i))) for i in range(len(grown.opened))],
     "steps": measured("steps"),
     "fed": measured("fed"),
     "while learning": lambda grown: grown.per_episode("returns" if "right" in grown.measured else "lengths")[-1],

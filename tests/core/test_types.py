@@ -5,27 +5,26 @@ import threading
 from jaxmarket.types import cached_property
 
 
+def computed(self):
+    self.calls += 1
+    if self.meet is not None:
+        self.meet.wait(timeout=10)
+    return self.amount + (0 if self.inner is None else self.inner.value)
+
+
 class Outer:
     """Its property takes that of another object, as a configuration does with its environment."""
+
+    amount = 1
+    value = cached_property(computed)
 
     def __init__(self, inner=None, meet=None):
         self.inner, self.meet, self.calls = inner, meet, 0
 
-    @cached_property
-    def value(self):
-        self.calls += 1
-        if self.meet is not None:
-            self.meet.wait(timeout=10)
-        return 1 if self.inner is None else 1 + self.inner.value
-
 
 class Inner(Outer):
-    @cached_property
-    def value(self):
-        self.calls += 1
-        if self.meet is not None:
-            self.meet.wait(timeout=10)
-        return 10 if self.inner is None else 10 + self.inner.value
+    amount = 10
+    value = cached_property(computed)
 
 
 def test_a_property_is_computed_once_for_each_object():
