@@ -296,6 +296,7 @@ def test_a_benchmark_runs_writes_and_leaves_the_process_as_it_was(tmp_path, monk
     assert not hasattr(os, "sched_getaffinity") or sorted(os.sched_getaffinity(0)) == cores
 
 
+@pytest.mark.slow
 def test_firms_and_backpropagation_are_timed_on_the_same_training():
     timed = firms.programs("perceptron", steps=3, batch=8)
     params = {name: jax.jit(function)(*arguments)[0] for name, (function, arguments) in timed.items()}

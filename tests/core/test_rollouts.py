@@ -1,5 +1,7 @@
 """Rollouts: against stepping by hand, memory, first states made beforehand or in their step, and cuts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,7 @@ def wander(env, steps):
     return jax.jit(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("play", [roll, wander])
 def test_temporary_memory_does_not_grow_with_the_horizon(play):
     def temporary(steps):
@@ -62,14 +65,14 @@ def test_temporary_memory_does_not_grow_with_the_horizon(play):
     assert temporary(64) < temporary(256) + 2**20 < 2**22  # 256 first states are 16 MB
 
 
-@pytest.mark.bits
 @pytest.mark.parametrize("play", [roll, wander])
 @pytest.mark.parametrize("env", ["Chain-v0", "CartPole-v1"])
 def test_first_states_are_the_same_beforehand_and_in_their_step(play, env, monkeypatch):
     env = make(env)[0]
     before = play(env, 64)(KEY)
     monkeypatch.setattr(adapter, "_MOST_AHEAD", 0)
-    jax.tree.map(np.testing.assert_array_equal, before, play(env, 64)(KEY))
+    # Two programs may round the dynamics of CartPole differently; any other first state shows in every digit.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), before, play(env, 64)(KEY))
 
 
 def test_a_rollout_of_a_policy_is_stepping_by_hand():

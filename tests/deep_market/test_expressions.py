@@ -124,6 +124,7 @@ def test_expressions_against_plain_python(name):
     assert 0.1 < np.mean(holds) < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_children_keep_types_and_differ_in_one_subtree(name):
     representation = dataclasses.replace(ALL[name], crossover=0.0)
@@ -154,6 +155,7 @@ def test_crossover_takes_a_subtree_of_the_same_type_from_the_mate():
         np.testing.assert_array_equal(representation.parse(representation.show(child)).nodes, child.nodes)
 
 
+@pytest.mark.slow
 def test_new_agents_bid_where_they_are_born():
     for draws, least, most in ((1, 0.0, 0.75), (16, 0.95, 1.0)):
         representation = dataclasses.replace(PLAIN, draws=draws)

@@ -170,6 +170,7 @@ def test_resets_are_uniform():
         assert abs(share - 0.5) < bound
 
 
+@pytest.mark.slow
 def test_instances_of_a_size():
     env = BlocksWorld((1,), colours=4, capacity=12)
     sizes = jnp.arange(1, 13)

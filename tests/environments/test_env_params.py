@@ -18,6 +18,7 @@ CONFIG = TrainConfig("Bandit-v0", **SETTINGS)
 OTHER = Bandit().default_params.replace(rewards=jnp.array([[9.0, 9.0, 9.0, 9.0]]))
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_take_them():
     result = fit(CONFIG, KEY, env_params=OTHER, progress=False)
     assert result.summary["return_seeds"] == [9.0, 9.0]

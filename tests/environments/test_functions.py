@@ -248,6 +248,7 @@ def test_search_finds_every_program():
 # --- parameters of an episode
 
 
+@pytest.mark.slow
 def test_nothing_is_ever_cut():
     """A rollout needs no bootstrap auction but the one at its end."""
     env = arithmetic(stop=True)

@@ -572,6 +572,7 @@ def stages(env, count):
     return jnp.concatenate([first, then]).reshape(2 * count, -1)
 
 
+@pytest.mark.slow
 def test_components_do_not_depend_on_eigenvector_signs(encoded, monkeypatch):
     """Signs of eigenvectors differ between machines; the features must not depend on them."""
     eigh = mental_rotation.linalg.eigh

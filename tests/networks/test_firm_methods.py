@@ -9,6 +9,7 @@ from jaxmarket.networks import firm_methods as methods
 KEYS = jax.random.split(jax.random.key(0), 2)
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_the_batches_of_one():
     late = methods.train_late(0, False, 0.1, KEYS[:1], steps=3, parts=1)
     division = methods._division(tuple(int(x) for x in jax.random.key_data(KEYS[0])), 0.1, 3)

@@ -89,6 +89,7 @@ def test_heads_train_as_their_layer_does():
     assert float(trade.residual()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_neuron_whose_activation_is_not_worth_the_rent_leaves():
     # The consumer pays 1 for a unit of the first neuron's good, 0.1 for one of the second.
     plant = neurons("layer", "x", "y", activation=lambda z: z, capacity=True)

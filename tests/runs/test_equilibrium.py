@@ -50,6 +50,7 @@ def test_the_metric_is_that_of_the_society_at_that_time(folder):
     np.testing.assert_array_equal(without.metrics["return_mean"], run.metrics["return_mean"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_metrics(folder, tmp_path):
     def stop(record):
         if record.chunk == 3:

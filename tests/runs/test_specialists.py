@@ -57,6 +57,7 @@ def test_every_part_has_its_own_regime(agent):
     assert mutual_information(counts[0]) > 0.8
 
 
+@pytest.mark.slow
 def test_the_mixture_draws_experts_as_often_as_its_gate_says():
     config = TrainConfig(ENV, **SMALL, **AGENTS["mixture"])
     policy = config.settings.trainable.learner.policy

@@ -118,6 +118,7 @@ def test_a_diverged_seed_is_named_and_left_out(partly, sound):
     assert "1 of 3 seeds diverged" in tables.return_note({k: v[-1] for k, v in result.metrics.items()})
 
 
+@pytest.mark.slow
 def test_the_best_seed_did_not_diverge_even_read_from_disk(partly):
     result, folder = partly
     run = run_folder.read(folder)

@@ -360,6 +360,7 @@ def test_modules_learn_to_act():
 # --- winners that keep the right to act
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace_decay", [None, 0.9])
 def test_a_winner_keeps_the_right_to_act(trace_decay):
     """Sales at every third step of an episode; utilities of purchases are semi-MDP returns, written out in Python."""
@@ -470,6 +471,7 @@ def test_a_monolith_learns_continuous_actions(tmp_path):
     assert policy(obs).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_densities_of_actions_with_several_entries_are_those_of_ppo():
     """The update of a monolith with two-entry actions equals the one written out with one module's action learner."""
     rng = np.random.default_rng(1)

@@ -55,6 +55,7 @@ def test_a_frame_shows_the_bids_the_winner_the_price_and_the_wealth_so_far(drawn
         assert frame["names"] == ["left", "right"]
 
 
+@pytest.mark.slow
 def test_the_file_has_a_frame_for_every_sale_of_the_first_seed(tmp_path):
     made = replay()  # episodes of 6 and 3 steps of one seed, and one of another seed
     assert made.save_gif(tmp_path / "a.gif") == tmp_path / "a.gif"
