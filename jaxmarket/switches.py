@@ -9,16 +9,30 @@ such as the return of an episode that has not ended, so its programs raise an er
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+from jax.core import Tracer
 
 from jaxmarket.types import PyTree
 
-__all__ = ["check_backend", "entry_point", "in_groups", "one_at_a_time", "standard_promotion"]
+__all__ = [
+    "check_backend",
+    "compiler_options",
+    "entry_point",
+    "in_groups",
+    "one_at_a_time",
+    "standard_promotion",
+    "whole_program",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# A CPU compiles the library's programs with these in half the time, and runs them as fast or faster
+# (docs/speed.md, "Compilation").
+_CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
 
 
 def standard_promotion(function: Function) -> Function:
@@ -69,6 +83,50 @@ def check_backend() -> None:
             f"JAX_PLATFORMS: JAX cannot start ({reason}); unset JAX_PLATFORMS, or name a platform of this machine, "
             "such as cpu"
         ) from error
+
+
+def compiler_options() -> dict[str, Any]:
+    """The options with which the library compiles whole programs, as ``compiler_options`` of `jax.jit`.
+
+    There are none on an accelerator, and none that ``XLA_FLAGS`` sets or that this version of XLA does not know.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    options = {name: value for name, value in _CPU_OPTIONS.items() if f"--{name}" not in flags}
+    return options if _knows(frozenset(options.items())) else {}
+
+
+@functools.cache
+def _knows(options: frozenset[tuple[str, Any]]) -> bool:
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
+    except RuntimeError:
+        return False
+    return True
+
+
+def whole_program(function: Callable[..., Any], **jit: Any) -> Callable[..., Any]:
+    """`jax.jit` with `compiler_options`, for functions that take long to compile.
+
+    Called with tracers, as inside another program, the function is part of that program: options of its own would be an
+    error.
+
+    Args:
+        function: a pure function of arrays.
+        **jit: other arguments of `jax.jit`.
+    """
+
+    @functools.cache
+    def compiled(options: frozenset[tuple[str, Any]]) -> Callable[..., Any]:
+        return jax.jit(function, compiler_options=dict(options) or None, **jit)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+        return compiled(frozenset() if inside else frozenset(compiler_options().items()))(*args, **kwargs)
+
+    return call
 
 
 def in_groups(function: Callable[[PyTree], PyTree], tree: PyTree, size: int) -> PyTree:

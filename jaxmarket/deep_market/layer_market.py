@@ -35,6 +35,7 @@ from jaxmarket.deep_market.demographics import Population, Terms, random_populat
 from jaxmarket.deep_market.market import DeepMarketStep, MarketStatistics, RoundSummary, summarize
 from jaxmarket.deep_market.representations import NO_BID
 from jaxmarket.keys import key_for
+from jaxmarket.switches import whole_program
 from jaxmarket.types import NOBODY, Array, real
 
 __all__ = [
@@ -389,7 +390,7 @@ def step(
     return population, DeepMarketStep(flows, statistics, wins)
 
 
-@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"))
+@functools.partial(whole_program, static_argnames=("market", "rounds", "period", "max_births"))
 def run(
     market: LayerMarket,
     key: Array,
@@ -487,7 +488,7 @@ def equal_parts(lots: int, count: int = 192, unit: int = 32) -> list[int]:
     return [part] * max(1, round(lots / part))
 
 
-@functools.partial(jax.jit, static_argnames=("lots", "batch", "gradient"))
+@functools.partial(whole_program, static_argnames=("lots", "batch", "gradient"))
 def sgd(
     key: Array, weights: tuple[Array, Array], structure: LayerStructure, second: Array, x: Array, labels: Array,
     lots: int, batch: int, gradient: Gradient = BACKPROPAGATION,
@@ -547,7 +548,7 @@ class LayerTraining(NamedTuple):
     population: Population | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"))
+@functools.partial(whole_program, static_argnames=("market", "rounds", "period", "max_births"))
 def _run_all(
     market: LayerMarket, keys: Array, populations: Population, times: Array, x: Array, labels: Array, terms: Terms,
     informed: Array | bool, *, rounds: int, period: int, max_births: int,
@@ -563,7 +564,7 @@ def _run_all(
     return jax.vmap(one)(keys, populations, times)
 
 
-@functools.partial(jax.jit, static_argnames=("lots", "batch", "gradient"))
+@functools.partial(whole_program, static_argnames=("lots", "batch", "gradient"))
 def _sgd_all(
     keys: Array, weights: tuple[Array, Array], structures: LayerStructure, seconds: Array, x: Array, labels: Array,
     *, lots: int, batch: int, gradient: Gradient,

@@ -28,6 +28,7 @@ from jaxmarket.experiments.tuning import grid_conditions, tuning_table
 from jaxmarket.runs.estimates import Estimate, interquartile_mean
 from jaxmarket.runs.measures import final, parameters
 from jaxmarket.runs.run_folder import SavedRun
+from jaxmarket.switches import whole_program
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.pinned import ANNEALED_MONOLITH, LEARNED_SOCIETY, train_config
 from jaxmarket.training.transfer import join
@@ -110,7 +111,7 @@ def returns(arbitration: str, keys: Array, run: SavedRun, *, joins: bool = True)
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(whole_program, static_argnums=0)
 def _play(player: Any, params: PyTree, keys: Array, env_params: TargetsParams, rules: Rules | None) -> Array:
     """The mean return of greedy episodes of every seed: f [seeds]. A society follows the rules, PPO has none."""
 

@@ -26,6 +26,7 @@ from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.runs.populations import SUMS, GrownMarket, MarketPlan
+from jaxmarket.switches import whole_program
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
@@ -83,7 +84,7 @@ def _exam(keys: Array, grown: GrownMarket, *, instances: int) -> Arrays:
     return grown.measure(success, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("budget", "instances"))
+@functools.partial(whole_program, static_argnames=("budget", "instances"))
 def teams(keys: Array, *, budget: int, instances: int) -> Arrays:
     """Selection of teams of programs (`TeamSelection`) on training instances, within a budget of environment steps.
 
@@ -100,7 +101,7 @@ def teams(keys: Array, *, budget: int, instances: int) -> Arrays:
     return {"success": success, "env_steps": spent}
 
 
-@functools.partial(jax.jit, static_argnames=("instances",))
+@functools.partial(whole_program, static_argnames=("instances",))
 def random_programs(keys: Array, *, instances: int) -> Arrays:
     """``success`` of random programs, of which the highest bidder acts, f [seeds, sizes]."""
 

@@ -41,6 +41,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Int, Int32
 
+from jaxmarket.switches import whole_program
 from jaxmarket.types import Array, real
 
 __all__ = [
@@ -256,7 +257,7 @@ def light(ticks: int, cells: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return patterns, np.repeat([[0], [1]], ticks, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "chunks", "chunk", "last"))
+@functools.partial(whole_program, static_argnames=("network", "chunks", "chunk", "last"))
 def train(
     network: Network, chunks: int, chunk: int, last: int, patterns: Array, targets: Array, keys: Array, rates: Rates
 ) -> tuple[Array, Array, WeightFlows]:

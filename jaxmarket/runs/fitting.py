@@ -30,7 +30,7 @@ from jaxmarket.runs.interrupts import Deferred, raise_dropped, retained
 from jaxmarket.runs.result import FitResult
 from jaxmarket.runs.run_folder import Origin, RunFolder, SavedRun, read, versions, warn_if_interrupted
 from jaxmarket.runs.sinks import Logger, Record
-from jaxmarket.switches import entry_point, standard_promotion
+from jaxmarket.switches import compiler_options, entry_point, standard_promotion, whole_program
 from jaxmarket.training import divergence, transfer
 from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.training.config import TrainConfig, check_config
@@ -63,7 +63,7 @@ _PROGRAMS = 16
 @functools.lru_cache(maxsize=_PROGRAMS)
 def _jitted(function: Callable[..., Any], static: Any) -> Callable[..., Any]:
     """``function``, compiled for one first argument; this cache frees it when evicted, unlike jit's own caches."""
-    return jax.jit(functools.partial(function, static))
+    return whole_program(functools.partial(function, static))
 
 
 def _init_seeds(trainable: Trainable, keys: Array, hyper: Hyperparameters, env_params: PyTree) -> PyTree:
@@ -111,7 +111,7 @@ def _chunk_seeds(
 def _compiled(trainable: Trainable, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
     """The executable of `_chunk_seeds`, compiled before it runs, so that compile time is measured by itself."""
     chunk = jax.jit(functools.partial(_chunk_seeds, trainable, mesh), donate_argnums=0)
-    return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile()
+    return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile(compiler_options=compiler_options() or None)
 
 
 def compiles() -> int:

@@ -26,6 +26,7 @@ from jaxmarket.runs.checkpoint import Checkpoints
 from jaxmarket.runs.curves import last_part, ratio
 from jaxmarket.runs.interrupts import Deferred
 from jaxmarket.runs.run_folder import environment_digest, versions
+from jaxmarket.switches import whole_program
 from jaxmarket.training import objects
 from jaxmarket.training.arrays import digest, flatten, unflatten
 from jaxmarket.types import Array, PyTree
@@ -268,7 +269,7 @@ def finished(plan: MarketPlan, evaluate: Evaluate, folder: str | Path, *, seeds:
     return _result(plan, _history(kept, plan, evaluate, seeds, seed))
 
 
-@functools.partial(jax.jit, static_argnames=("market", "num_agents"))
+@functools.partial(whole_program, static_argnames=("market", "num_agents"))
 def _open(
     market: DeepMarket, keys: Array, env_params: PyTree, num_agents: int, wealth: float
 ) -> tuple[DeepMarketState, Array]:
@@ -279,7 +280,9 @@ def _open(
     return jax.vmap(open_market)(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("market", "rounds", "period", "max_births"), donate_argnames="economies")
+@functools.partial(
+    whole_program, static_argnames=("market", "rounds", "period", "max_births"), donate_argnames="economies"
+)
 def _chunk(
     market: DeepMarket,
     keys: Array,
@@ -298,7 +301,7 @@ def _chunk(
     return jax.vmap(run)(keys, economies)
 
 
-@functools.partial(jax.jit, static_argnames=("evaluate", "market"))
+@functools.partial(whole_program, static_argnames=("evaluate", "market"))
 def _measure(
     evaluate: Evaluate, market: DeepMarket, keys: Array, populations: Population, terms: Terms
 ) -> dict[str, Array]:

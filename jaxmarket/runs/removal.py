@@ -13,6 +13,7 @@ from jaxmarket.keys import key_for, key_of
 from jaxmarket.learners import Hyperparameters
 from jaxmarket.runs import fitting
 from jaxmarket.society import Society
+from jaxmarket.switches import whole_program
 from jaxmarket.training import divergence
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.society import SocietyTraining, TrainState
@@ -91,7 +92,7 @@ def returns_after_removal(
     return measured
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(whole_program, static_argnums=0)
 def _chunk(
     program: SocietyTraining, states: TrainState, hyper: Hyperparameters, present: Array
 ) -> tuple[TrainState, Array]:
@@ -105,7 +106,7 @@ def _chunk(
     return jax.vmap(update)(states, present)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(whole_program, static_argnums=0)
 def _returns(society: Society, params: PyTree, keys: Array, present: Array) -> Array:
     """Mean return of new episodes with greedy bids of the present bidders: f [seeds]."""
     society = dataclasses.replace(society, greedy=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.learners import Hyperparameters
+from jaxmarket.switches import whole_program
 from jaxmarket.training import divergence
 from jaxmarket.training.trainable import Trainable
 from jaxmarket.types import Array
@@ -46,7 +47,7 @@ def learning_curves(
     return np.asarray(returns, np.float64), states
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(whole_program, static_argnums=0)
 def _trained(program: Trainable, chunks: Array, keys: Array, hyper: Hyperparameters) -> tuple[Array, Any]:
     player, env_params = program.player(greedy=True), program.env.default_params
 

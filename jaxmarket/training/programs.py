@@ -9,13 +9,14 @@ import numpy as np
 
 from jaxmarket.environments.functions import STOP, Composition, Functions, compose, search
 from jaxmarket.society import MarketPolicy
+from jaxmarket.switches import whole_program
 from jaxmarket.training.monolith import ChoicePolicy
 from jaxmarket.types import Array, PyTree
 
 __all__ = ["Bounds", "bids_along", "bounds", "choices_of", "compose_all", "search_all"]
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="keep")
+@functools.partial(whole_program, static_argnums=0, static_argnames="keep")
 def compose_all(
     env: Functions, policy: MarketPolicy | ChoicePolicy, examples: PyTree, *, keep: bool = False
 ) -> tuple[Composition, Any]:
@@ -44,7 +45,7 @@ def compose_all(
     return jax.lax.map(compose_and_bid, examples, batch_size=256)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(whole_program, static_argnums=(0, 2))
 def search_all(env: Functions, examples: PyTree, depth: int) -> dict[tuple[int, ...], Array]:
     """The reward of every program of at most ``depth`` functions for every example, f [N] by program, as `search`.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from thinned import thinned
 
-from jaxmarket import TrainConfig, clear, deep_market, environments, fit, train, wide_market
+from jaxmarket import TrainConfig, clear, deep_market, environments, fit, switches, train, wide_market
 from jaxmarket.deep_market import BidTables
 from jaxmarket.wide_market import Additive, Quadratic
 
@@ -119,3 +119,31 @@ def test_a_platform_that_is_not_there(words):
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert run.stderr.startswith("jaxmarket: JAX_PLATFORMS: ")
+
+
+def test_compiler_options_leave_what_xla_flags_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert switches.compiler_options() == {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    assert switches.compiler_options() == {"xla_cpu_use_fusion_emitters": False}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert switches.compiler_options() == {}
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(switches, "_CPU_OPTIONS", {"xla_removed_option": True})
+    assert switches.compiler_options() == {}
+    assert switches.whole_program(lambda x: x + 1)(1) == 2
+
+
+def test_a_whole_program_has_the_options_unless_it_is_part_of_another(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    given, jit = [], jax.jit
+    monkeypatch.setattr(jax, "jit", lambda f, **kw: given.append(kw.get("compiler_options")) or jit(f, **kw))
+    square = switches.whole_program(lambda n, x: n * x**2, static_argnums=0)
+    assert square(3, 2.0) == square(3, 2.0) == 12
+    assert given == [switches.compiler_options()]
+    assert jit(lambda x: square(3, x) + 1)(2.0) == 13
+    assert jax.grad(lambda x: square(3, x))(2.0) == 12
+    assert jax.vmap(lambda x: square(3, x))(jnp.arange(3.0)).tolist() == [0, 3, 12]
+    assert given == [switches.compiler_options(), None]
