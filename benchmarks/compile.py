@@ -14,6 +14,7 @@ from benchmarks.scale import market
 from benchmarks.timing import ROOT, Report, allowed_cores, every_core
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import reset
+from jaxmarket.switches import compiler_options
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.pinned import train_config
 from jaxmarket.view.tables import progress
@@ -74,7 +75,7 @@ def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
         began = time.perf_counter()
         lowered = jax.jit(function).lower(*arguments)
         traced = time.perf_counter()
-        lowered.compile()
+        lowered.compile(compiler_options=compiler_options() or None)
         return traced - began, time.perf_counter() - traced
 
 

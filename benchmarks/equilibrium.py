@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, sparse
 
-from benchmarks.timing import REPEATS, Report, Timing, every_core, measure
+from benchmarks.timing import REPEATS, Report, Timing, executable, measure
 from jaxmarket import wide_market
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.plotting import COLORS, figure
@@ -311,8 +311,7 @@ def _compile(solver: EquilibriumSolver, markets: Market, way: str = "one") -> tu
     function = {"one": solve, "vmap": jax.vmap(solve), "map": in_turn}[way]
 
     began = time.perf_counter()
-    with every_core():
-        program = jax.jit(function).lower(*markets).compile()
+    program = executable(function, *markets)
     return program, time.perf_counter() - began  # pyright: ignore[reportReturnType]
 
 

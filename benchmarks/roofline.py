@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.step import market_rollout
-from benchmarks.timing import Report, every_core, measure
+from benchmarks.timing import Report, executable, measure
 from jaxmarket.learners.protocol import EXPERIENCE_AXES
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
@@ -85,7 +85,7 @@ def _in_sequence(operation: Callable[..., Array], *arguments: Array) -> tuple[Ca
 
         return jax.lax.fori_loop(0, 500, body, x)
 
-    count = operations(_compiled(loop, *arguments).as_text() or "")
+    count = operations(executable(loop, *arguments).as_text() or "")
     return (loop, arguments), sum(count.values())
 
 
@@ -175,14 +175,9 @@ class Cost:
         return Cost(*(times * each for each in dataclasses.astuple(self)))
 
 
-def _compiled(function: Any, *arguments: Any) -> Any:
-    with every_core():
-        return jax.jit(function).lower(*arguments).compile()
-
-
 def _cost(function: Any, *arguments: Any) -> Cost:
     """The cost of one call."""
-    analysis = _compiled(function, *arguments).cost_analysis() or {}
+    analysis = executable(function, *arguments).cost_analysis() or {}
     return Cost(*(float(analysis.get(name, 0)) for name in ("flops", "transcendentals", "bytes accessed")))
 
 
@@ -278,7 +273,7 @@ def run(quick: bool = False) -> Report:
             seconds = min(timings[name].seconds) / updates
             cost = sum(costs.values(), Cost(0, 0, 0))
             function, arguments = programs[name]
-            started = operations(_compiled(function, *arguments).as_text() or "")
+            started = operations(executable(function, *arguments).as_text() or "")
             working_set = timings[name].memory_bytes or _MEMORY
             level = next(level.name for level in levels() if working_set <= level.size)
             bounds = {

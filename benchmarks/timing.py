@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Group
 
 from jaxmarket.runs.files import write_text
+from jaxmarket.switches import compiler_options
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.plotting import save
 from jaxmarket.view.text import DataTable
@@ -35,6 +36,7 @@ __all__ = [
     "Timing",
     "allowed_cores",
     "every_core",
+    "executable",
     "exponent",
     "in_a_row",
     "machine",
@@ -106,8 +108,7 @@ def measure(
             return function(*arguments)
 
         began = time.perf_counter()
-        with every_core():
-            program = jax.jit(counted).lower(*arguments).compile()
+        program = executable(counted, *arguments)
         compile_seconds[name] = time.perf_counter() - began
         result = jax.block_until_ready(program(*arguments))
         if results is not None:
@@ -207,6 +208,12 @@ def every_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, confined)
+
+
+def executable(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The compiled program of a function for these arguments, with the options with which `fit` compiles."""
+    with every_core():
+        return jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options() or None)
 
 
 def machine() -> dict[str, Any]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.step import market_rollout
-from benchmarks.timing import REPEATS, ROOT, Report, allowed_cores, in_a_row, measure
+from benchmarks.timing import REPEATS, ROOT, Report, allowed_cores, executable, in_a_row, measure
 from jaxmarket.evaluation import evaluate
 from jaxmarket.runs.devices import over_seeds
 from jaxmarket.training import monolith as baselines
@@ -111,7 +111,7 @@ def worker(seed: int) -> None:
     """Train Chain when a line arrives on standard input; print the seconds of each chunk."""
     step, start = training(CHAIN)
     state = jax.jit(start)(jax.random.key(seed))
-    program = jax.jit(step).lower(state).compile()
+    program = executable(step, state)
     jax.block_until_ready(program(state))
     print("ready", flush=True)
     sys.stdin.readline()
@@ -266,7 +266,7 @@ def _solve(report: Report, seeds: int, show: Callable[[str], None]) -> None:
             step, start, score = candidate.build()
             began = time.perf_counter()
             state = jax.jit(start)(jax.random.key(0))
-            program = jax.jit(step).lower(state).compile()
+            program = executable(step, state)
             compiled = time.perf_counter() - began
             jax.block_until_ready(program(state))  # warm-up
             grade = jax.jit(score)
