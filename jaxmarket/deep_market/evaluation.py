@@ -21,6 +21,7 @@ from jaxmarket.environments.adapter import Adapter
 from jaxmarket.environments.mazes import Maze, MazeState
 from jaxmarket.environments.memory import Memory
 from jaxmarket.environments.multiplexer import Multiplexer, MultiplexerState
+from jaxmarket.environments.tmaze import TMaze
 from jaxmarket.types import Array, PyTree, real
 
 __all__ = [
@@ -207,7 +208,7 @@ def episodes(
 
 
 def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
-    """All states in which episodes begin, of a `Maze` or of gymnax's ``MemoryChain`` with one bit of context.
+    """All states in which episodes begin, of a `Maze`, a `TMaze` or gymnax's ``MemoryChain`` with one bit of context.
 
     Args:
         env: one of these environments, or one in `Memory`.
@@ -222,6 +223,8 @@ def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
         return states, obs, names
     if isinstance(world, Maze):
         states, names = world.first_states(), tuple(f"from {cell}" for cell in world.starts)
+    elif isinstance(world, TMaze):
+        states, names = world.first_states(), world.starts
     else:
         _, state = world.reset_env(jax.random.key(0), world.default_params)
         contexts, names = jnp.asarray([[0], [1]], jnp.int32), ("context -1", "context 1")
@@ -233,7 +236,7 @@ def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
 def every_episode(market: DeepMarket, key: Array, population: Population, terms: Terms) -> Trace:
     """`episodes` of the frozen population from all `first_states`, until their time limit."""
     env = market.env.env.adapter if isinstance(market.env.env, Memory) else market.env
-    steps = env.env.limit if isinstance(env.env, Maze) else env.default_params.memory_length + 1
+    steps = env.env.limit if isinstance(env.env, Maze | TMaze) else env.default_params.memory_length + 1
     states, obs, _ = first_states(market.env)
     return episodes(market, key, population, terms, states, obs, steps)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxmarket.environments.supply_chain import SupplyChain
     from jaxmarket.environments.tabular import Bandit, Chain, Duality, FiniteMDP, garnet
     from jaxmarket.environments.targets import Targets
+    from jaxmarket.environments.tmaze import TMaze
     from jaxmarket.environments.vocabulary import Vocabulary
     from jaxmarket.training.training_environment import Knob, TrainingEnvironment
 
@@ -49,6 +50,7 @@ __all__ = [
     "Regimes",
     "Step",
     "SupplyChain",
+    "TMaze",
     "Targets",
     "TrainingEnvironment",
     "TwoRooms",
@@ -71,6 +73,7 @@ _MODULES = {
     "Options": "options",
     "Regimes": "regimes",
     "SupplyChain": "supply_chain",
+    "TMaze": "tmaze",
     "Targets": "targets",
     "TwoRooms": "rooms",
     "Vocabulary": "vocabulary",
@@ -89,6 +92,7 @@ OURS = {
     **{f"Multiplexer{address + 2**address}-v0": ("Multiplexer", address) for address in (2, 3, 4)},
     "Regimes-v0": ("Regimes",),
     "SupplyChain2-v0": ("SupplyChain", 2),
+    "TMaze10-v0": ("TMaze", 10),
     "Targets-v0": ("Targets",),
     "TrainingChain-v0": ("TrainingEnvironment",),
     **{f"TwoRooms-{task}-v0": ("TwoRooms", f"TwoRooms-{task}-v0") for task in _TWO_ROOMS},

@@ -321,6 +321,7 @@ VECTORS = {
     "Chain-v0": (2, (6,)),
     "Duality-v0": (2, (3,)),
     "BlocksWorld3-v0": (6, (13,)),
+    "TMaze10-v0": (4, (3,)),
     "Multiplexer6-v0": (2, (6,)),
     "Multiplexer11-v0": (2, (11,)),
     "Multiplexer20-v0": (2, (20,)),

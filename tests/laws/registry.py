@@ -32,7 +32,7 @@ from jaxmarket import (
     society,
     wide_market,
 )
-from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, TrainingEnvironment, Vocabulary, Woods1
+from jaxmarket.environments import FiniteMDP, Multiplexer, Regimes, TMaze, TrainingEnvironment, Vocabulary, Woods1
 from jaxmarket.environments import make as make_env
 from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.environments.memory import Memory
@@ -563,6 +563,7 @@ STATIC = {
     "FiniteMDP": (other_mdp, lambda: other_mdp(0.8)),
     "Chain": (Chain, other_mdp),
     "Multiplexer": (lambda: Multiplexer(2), lambda: Multiplexer(3)),
+    "TMaze": (lambda: TMaze(5), lambda: TMaze(6)),
     "Maze": (Woods1, lambda: make_env("Woods101-v0")[0]),
     "BlocksWorld": (BlocksWorld, lambda: BlocksWorld((1, 2))),
     "Memory": (lambda: Memory(Chain(), registers=1), lambda: Memory(Chain(), registers=2)),

@@ -9,7 +9,7 @@ from laws.registry import deep, small_society
 
 from jaxmarket import TrainConfig, clear, deep_market, make
 from jaxmarket.auctions import mechanism
-from jaxmarket.environments import FiniteMDP, Memory, Multiplexer
+from jaxmarket.environments import FiniteMDP, Memory, Multiplexer, TMaze
 from jaxmarket.environments.blocks import BlocksWorld
 from jaxmarket.keys import key_of
 from jaxmarket.policies import KumaraswamyHead, cnn, linear
@@ -52,6 +52,8 @@ BAD = [
     ("env", lambda: make("Chain-v1")),
     ("gamma", lambda: FiniteMDP(**MDP | {"gamma": 1.5})),
     ("address", lambda: Multiplexer(0)),
+    ("length", lambda: TMaze(0)),
+    ("limit", lambda: TMaze(10, limit=10)),
     ("sizes", lambda: BlocksWorld(())),
     ("registers", lambda: Memory(make("Chain-v0")[0], 0)),
     ("learner", lambda: TrainConfig("Chain-v0", learner="sarsa")),
