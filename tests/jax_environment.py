@@ -11,10 +11,11 @@ def set_defaults():
     """Set the variables that the environment does not define."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Tests compile much and run little: without the backend's optimisations they take half the time, and without its
-    # emitters of fused kernels half of that.
-    if "XLA_FLAGS" not in os.environ:
+    # emitters of fused kernels half of that. XLA_FLAGS="" asks for optimised programs, as `fit` has them on a CPU.
+    if not os.environ.get("XLA_FLAGS"):
+        level = 0 if "XLA_FLAGS" not in os.environ else 2
         emitters = " --xla_cpu_use_fusion_emitters=false" if _known("xla_cpu_use_fusion_emitters") else ""
-        os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0{emitters}"
+        os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level={level}{emitters}"
     # Lowering is slightly faster without source locations of instructions, which tests do not use.
     os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
     # Most of what they compile is the same every time: keep it, in a folder for each version of jax.
