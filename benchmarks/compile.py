@@ -75,7 +75,7 @@ def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
         began = time.perf_counter()
         lowered = jax.jit(function).lower(*arguments)
         traced = time.perf_counter()
-        lowered.compile(compiler_options=compiler_options() or None)
+        lowered.compile(compiler_options=compiler_options())
         return traced - began, time.perf_counter() - traced
 
 

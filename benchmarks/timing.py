@@ -213,7 +213,7 @@ def every_core() -> Iterator[None]:
 def executable(function: Callable[..., Any], *arguments: Any) -> Any:
     """The compiled program of a function for these arguments, with the options with which `fit` compiles."""
     with every_core():
-        return jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options() or None)
+        return jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options())
 
 
 def machine() -> dict[str, Any]:

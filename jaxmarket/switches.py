@@ -20,6 +20,7 @@ from jaxmarket.types import PyTree
 
 __all__ = [
     "check_backend",
+    "compiled_map",
     "compiler_options",
     "entry_point",
     "in_groups",
@@ -30,7 +31,7 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# A CPU compiles the library's programs with these in half the time, and runs them as fast or faster
+# A CPU compiles the library's programs with these in half the time, and most of them run as fast or faster
 # (docs/speed.md, "Compilation").
 _CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
 
@@ -88,7 +89,8 @@ def check_backend() -> None:
 def compiler_options() -> dict[str, Any]:
     """The options with which the library compiles whole programs, as ``compiler_options`` of `jax.jit`.
 
-    There are none on an accelerator, and none that ``XLA_FLAGS`` sets or that this version of XLA does not know.
+    Empty on an accelerator. Options that ``XLA_FLAGS`` sets keep the user's values and are left out, and so are options
+    that this version of XLA does not know.
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -127,6 +129,16 @@ def whole_program(function: Callable[..., Any], **jit: Any) -> Callable[..., Any
         return compiled(frozenset() if inside else frozenset(compiler_options().items()))(*args, **kwargs)
 
     return call
+
+
+def compiled_map(function: Callable[[PyTree], PyTree], rows: PyTree) -> PyTree:
+    """`jax.lax.map` as a `whole_program`, for example over the keys of seeds; results are NumPy arrays.
+
+    Args:
+        function: a pure function of one row.
+        rows: leaves [n, ...].
+    """
+    return jax.device_get(whole_program(functools.partial(jax.lax.map, function))(rows))
 
 
 def in_groups(function: Callable[[PyTree], PyTree], tree: PyTree, size: int) -> PyTree:

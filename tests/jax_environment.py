@@ -13,7 +13,7 @@ def set_defaults():
     # Tests compile much and run little: without the backend's optimisations they take half the time, and without its
     # emitters of fused kernels half of that. XLA_FLAGS="" asks for optimised programs, as `fit` has them on a CPU.
     if not os.environ.get("XLA_FLAGS"):
-        level = 0 if "XLA_FLAGS" not in os.environ else 2
+        level = 2 if "XLA_FLAGS" in os.environ else 0
         emitters = " --xla_cpu_use_fusion_emitters=false" if _known("xla_cpu_use_fusion_emitters") else ""
         os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level={level}{emitters}"
     # Lowering is slightly faster without source locations of instructions, which tests do not use.
@@ -27,7 +27,7 @@ def set_defaults():
 
 
 def _known(flag):
-    """Whether this version of XLA has a flag; a process with one that it has not is aborted."""
+    """Whether this version of XLA has a flag; XLA aborts a process whose XLA_FLAGS contain an unknown one."""
     folder = Path(importlib.util.find_spec("jaxlib").origin).parent
     for library in folder.glob("*jax*.so"):
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -21,7 +21,7 @@ from jaxmarket.experiments.experiment import Experiment, Quick, Table
 from jaxmarket.experiments.feedback_tasks import RATES, TASKS, TRANSFER, knobs
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.estimates import mean
-from jaxmarket.switches import whole_program
+from jaxmarket.switches import compiled_map
 from jaxmarket.training import tuners
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.loop import train
@@ -191,7 +191,7 @@ def _compute(task: str, arm: str, runs: int, tested: int, keys: Array) -> Arrays
             found["share"] = _share_of_wealth(choice.params, env.num_actions - 1)
         return found
 
-    return jax.device_get(whole_program(lambda keys: jax.lax.map(one, keys))(keys))
+    return compiled_map(one, keys)
 
 
 def _transfer(runs: int, keys: Array) -> Arrays:
@@ -208,7 +208,7 @@ def _transfer(runs: int, keys: Array) -> Arrays:
         found = {"curves": curves, "rates": driven.settings[0, :, 0], "performance": curves[0, -1]}
         return found | {f"rate {rate:g}": curve[-1] for rate, curve in zip(RATES, curves[1:], strict=True)}
 
-    return jax.device_get(whole_program(lambda keys: jax.lax.map(one, keys))(keys))
+    return compiled_map(one, keys)
 
 
 def _arms(task: str) -> list[str]:

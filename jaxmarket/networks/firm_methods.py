@@ -21,7 +21,7 @@ from jaxmarket.networks.members import enter, neurons, nonnegative_capacity, ren
 from jaxmarket.networks.partition import from_linen
 from jaxmarket.networks.processes import Division, train_in_two_processes
 from jaxmarket.networks.routing import train_routing
-from jaxmarket.switches import whole_program
+from jaxmarket.switches import compiled_map
 from jaxmarket.types import Array, PyTree
 
 __all__ = [
@@ -157,7 +157,7 @@ def compare_with_backpropagation(network: str, optimizer: str, keys: Array, step
             "residual": residual.max(),
         }
 
-    return jax.device_get(whole_program(lambda keys: jax.lax.map(train, keys))(keys))
+    return compiled_map(train, keys)
 
 
 _PLAIN = optax.sgd(1.0)
@@ -226,8 +226,8 @@ def train_late(delay: int, aware: bool, rate: float, keys: Array, steps: int = 4
         batches = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (x, labels))
         return jax.lax.scan(part, start, batches)[1]
 
-    accuracy = whole_program(lambda keys: jax.lax.map(train, keys))(keys)
-    return {"steps": steps // parts * np.arange(1, parts + 1), "accuracy": np.asarray(accuracy).T}
+    accuracy = compiled_map(train, keys)
+    return {"steps": steps // parts * np.arange(1, parts + 1), "accuracy": accuracy.T}
 
 
 def _division(data: tuple[int, ...], rate: float, steps: int) -> Division:
@@ -351,7 +351,7 @@ def train_priced(rent: float, keys: Array, steps: int = 16_000, entry: bool = Fa
         state, _ = jax.lax.scan(part, start, keys_part)
         return _measured(market, _train_wide(market, state.params, key_batches, steps // 2))
 
-    return jax.device_get(whole_program(lambda keys: jax.lax.map(train, keys))(keys))
+    return compiled_map(train, keys)
 
 
 def train_pruned(keys: Array, priced: Arrays, steps: int = 16_000) -> Arrays:
@@ -371,7 +371,7 @@ def train_pruned(keys: Array, priced: Arrays, steps: int = 16_000) -> Arrays:
         params = _with_capacity(params, jnp.argsort(jnp.argsort(-size)) < units)
         return _measured(market, _train_wide(market, params, halves[1], steps // 2))
 
-    return jax.device_get(whole_program(lambda *args: jax.lax.map(train, args))(keys, jnp.asarray(priced["units"])))
+    return compiled_map(train, (keys, jnp.asarray(priced["units"])))
 
 
 def train_narrow(keys: Array, priced: Arrays, steps: int = 16_000) -> Arrays:
@@ -384,7 +384,7 @@ def train_narrow(keys: Array, priced: Arrays, steps: int = 16_000) -> Arrays:
         params = _with_capacity(_wide_params(key_init), jnp.arange(CELLS) < units)
         return _measured(market, _train_wide(market, params, key_batches, steps))
 
-    return jax.device_get(whole_program(lambda *args: jax.lax.map(train, args))(keys, jnp.asarray(priced["units"])))
+    return compiled_map(train, (keys, jnp.asarray(priced["units"])))
 
 
 # --- routing
@@ -415,4 +415,4 @@ def route(step_size: float, keys: Array, steps: int = 50) -> Arrays:
         return {"error": abs(run.change / run.rate - 1).max(), "welfare": run.welfare}
 
     with jax.enable_x64(True):
-        return jax.device_get(whole_program(lambda keys: jax.lax.map(train, keys))(keys))
+        return compiled_map(train, keys)

@@ -111,7 +111,7 @@ def _chunk_seeds(
 def _compiled(trainable: Trainable, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
     """The executable of `_chunk_seeds`, compiled before it runs, so that compile time is measured by itself."""
     chunk = jax.jit(functools.partial(_chunk_seeds, trainable, mesh), donate_argnums=0)
-    return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile(compiler_options=compiler_options() or None)
+    return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile(compiler_options=compiler_options())
 
 
 def compiles() -> int:

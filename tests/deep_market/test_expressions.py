@@ -125,7 +125,7 @@ def test_expressions_against_plain_python(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ALL)
 def test_children_keep_types_and_differ_in_one_subtree(name):
     representation = dataclasses.replace(ALL[name], crossover=0.0)
     new, children, _ = agents_of(representation, 200)
