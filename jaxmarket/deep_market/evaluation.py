@@ -28,6 +28,7 @@ __all__ = [
     "Trace",
     "accuracy",
     "actor",
+    "episode_limit",
     "episodes",
     "every_episode",
     "first_states",
@@ -233,12 +234,16 @@ def first_states(env: Adapter) -> tuple[PyTree, Array, tuple[str, ...]]:
     return states, obs.astype(real()), names
 
 
+def episode_limit(env: Adapter) -> int:
+    """The length of the longest episode of an environment that `first_states` accepts."""
+    world: Any = env.env.adapter.env if isinstance(env.env, Memory) else env.env
+    return world.limit if isinstance(world, Maze | TMaze) else int(world.default_params.memory_length) + 1
+
+
 def every_episode(market: DeepMarket, key: Array, population: Population, terms: Terms) -> Trace:
     """`episodes` of the frozen population from all `first_states`, until their time limit."""
-    env = market.env.env.adapter if isinstance(market.env.env, Memory) else market.env
-    steps = env.env.limit if isinstance(env.env, Maze | TMaze) else env.default_params.memory_length + 1
     states, obs, _ = first_states(market.env)
-    return episodes(market, key, population, terms, states, obs, steps)
+    return episodes(market, key, population, terms, states, obs, episode_limit(market.env))
 
 
 def rule_string(condition: Any, action: Any, groups: tuple[int, ...]) -> str:

@@ -1,9 +1,11 @@
 """A market with memory: agents read and write one bit (after Kwee, Hutter and Schmidhuber 2001).
 
-The baseline is the same market without the bit, on the same seeds; its best possible return is known exactly.
+The baselines are the same market without the bit, on the same seeds, whose best possible return is known exactly, and a
+single agent with a recurrent network (`experiments.recurrent`), which needs no bit, with as many steps.
 
-- MemoryChain (bsuite): a context of -1 or 1 is observed in the first two of six steps, and the last action must name
-  it. A correct answer earns 1, a wrong one -1.
+- MemoryChain n (bsuite): a context of -1 or 1 is observed in the first two of n + 1 steps, and the last action must
+  name it. A correct answer earns 1, a wrong one -1.
+- TMaze 10 (Bakker 2002): the first cell shows on which side of the end of a corridor the goal is.
 - Woods101: food is three steps away from each of six cells, two of which look alike.
 
 All evaluations are exact, from every first state of frozen populations (`deep_market.evaluation.every_episode`), so the
@@ -16,31 +18,60 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.bsuite.memory_chain import MemoryChain
+from gymnax.environments.bsuite.memory_chain import EnvParams, MemoryChain
 
-from jaxmarket.deep_market import ClassifierRules, DeepMarket, Population, Terms
+from jaxmarket.deep_market import ClassifierRules, DeepMarket, Population, RiskAverseRules, Terms
 from jaxmarket.deep_market.evaluation import every_episode, first_states
 from jaxmarket.environments.adapter import Adapter, adapt
 from jaxmarket.environments.mazes import COMPASS, DIRECTIONS, Maze, Woods101
 from jaxmarket.environments.memory import Memory
-from jaxmarket.experiments.claims import Claim, at, every_seed, majority, share_of_seeds, tally, within
-from jaxmarket.experiments.conditions import Condition, Grow, Scope
+from jaxmarket.environments.tmaze import TMaze
+from jaxmarket.experiments.claims import Claim, at, every_seed, majority, separated, share_of_seeds, tally
+from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
-from jaxmarket.experiments.populations import life, market_facts, measured
+from jaxmarket.experiments.populations import life, market_facts
+from jaxmarket.experiments.recurrent import RecurrentAgent, train
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.curves import first_reach
-from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.populations import GrownMarket, MarketPlan
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "WORLDS", "plans", "returns", "solved"]
+__all__ = ["EXPERIMENT", "LENGTHS", "WORLDS", "LongMemoryChain", "bare", "plans", "returns", "solved"]
 
-WORLDS = ("MemoryChain", "Woods101")
-_CONDITIONS = tuple(f"{world}: {name}" for world in WORLDS for name in ("memory", "no memory"))
-_CHAIN = MemoryChain()  # one object, so that markets with it are equal
-_ROUNDING = 1e-6  # of a mean return
+LENGTHS = {"MemoryChain 5": 5, "MemoryChain 10": 10, "MemoryChain 20": 20, "MemoryChain 50": 50}
+WORLDS = (*LENGTHS, "TMaze 10", "Woods101")
+_WITHOUT = ("MemoryChain 10", "TMaze 10", "Woods101")  # where the market without the bit is run
+_TRACED = ("MemoryChain 10", "Woods101")
+_RECURRENT_SEEDS = 4
+_ROUNDING = 1e-6  # of a mean return, relative to the highest
+
+
+class LongMemoryChain(MemoryChain):
+    """gymnax's MemoryChain with another length; compared by value."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LongMemoryChain) and other.length == self.length
+
+    def __hash__(self) -> int:
+        return hash((LongMemoryChain, self.length))
+
+    @property
+    def default_params(self) -> EnvParams:
+        """The length, and no other time limit."""
+        return EnvParams(memory_length=self.length)
+
+
+def bare(world: str) -> Adapter:
+    """The environment of one of `WORLDS`, without memory."""
+    if world in LENGTHS:
+        return adapt(LongMemoryChain(LENGTHS[world]))
+    return adapt(TMaze(10) if world == "TMaze 10" else Woods101())
 
 
 def returns(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
@@ -48,50 +79,105 @@ def returns(market: DeepMarket, key: Array, population: Population, terms: Terms
     return {"return": every_episode(market, key, population, terms).reward.sum(0).mean()}
 
 
-def solved(values: np.ndarray) -> np.ndarray:
+def _highest(world: str) -> float:
+    """The optimal return with memory."""
+    return TMaze(10).optimal_return() if world == "TMaze 10" else 1.0
+
+
+def solved(world: str, values: np.ndarray) -> np.ndarray:
     """Which seeds are correct from every first state: bool [...], of mean returns f [...]."""
-    return values > 1 - _ROUNDING
+    return values > _highest(world) * (1 - _ROUNDING)
 
 
-def _bound(condition: str) -> float:
-    """The highest mean return of a policy without memory in the environment of a condition."""
-    return 0.0 if condition.startswith("MemoryChain") else Woods101().memoryless_return()
+def _bound(world: str) -> float:
+    """The highest mean return of a policy without memory."""
+    return 0.0 if world in LENGTHS else bare(world).env.memoryless_return()
+
+
+def _world(condition: str) -> str:
+    return condition.partition(":")[0]
 
 
 def plans(world: str, quick: bool) -> dict[str, MarketPlan]:
-    """The market with one bit of memory, and the same market with ``no memory``."""
-    rates: dict[str, Any]
-    if world == "MemoryChain":
-        bare, width, capacity, living, wealth, wildcards = adapt(_CHAIN), 3, 64, 8, 5.0, 0.3
-        rates = {"birth_rate": 0.3, "p_offspring": 0.5}
-    else:
-        bare, width, capacity, living, wealth, wildcards = adapt(Woods101()), 2 * len(COMPASS), 128, 64, 8.0, 0.1
-        rates = {"birth_rate": 0.5, "p_offspring": 0.3, "exploration": 0.02}
-    terms = Terms(wealth_tax=1e-3, endowment=wealth, inheritance=0.1, replace_poorest=True, **rates)
-    rounds = 3000 if quick else 16000
+    """The market with one bit of memory, and the same market with ``no memory``.
 
-    def plan(env: Adapter, bits: int) -> MarketPlan:
-        rules = ClassifierRules(bits, env.num_actions, coefficient=0.4, wildcards=wildcards)
-        market = DeepMarket(env, rules, capacity, 8)
-        return MarketPlan(
-            market, terms, rounds, period=4, max_births=2, num_agents=living, wealth=wealth, chunks=20, settling=2
+    In Woods101 rules are `RiskAverseRules`, which begin without agents, as in the experiment ``generality``; elsewhere
+    they are Holland's, because a wrong answer to MemoryChain costs as much as a right one earns, and agents that expect
+    nothing would not bid.
+    """
+    env, rules = bare(world), ClassifierRules
+    settings: dict[str, Any] = {"coefficient": 0.2, "wildcards": 0.3}
+    capacity, living, wealth, joint, rounds, period = 64, 8, 5.0, None, 32_000, 4
+    terms = Terms(
+        wealth_tax=1e-3, endowment=wealth, inheritance=0.1, birth_rate=1.0, p_offspring=0.5, replace_poorest=True
+    )
+    if world == "Woods101":
+        rules, settings = RiskAverseRules, {"wildcards": 0.33, "margin": 0.2, "public": False}
+        capacity, living, wealth, joint, rounds, period = 400, 0, 1.0, 0.9, 12_800, 8
+        terms = terms.replace(
+            endowment=wealth,
+            child_endowment=wealth,
+            inheritance=0.0,
+            p_offspring=0.8,
+            compute_tax=0.002,
+            exploration=0.1,
         )
 
-    return {"memory": plan(adapt(Memory(bare, 1)), width + 1), "no memory": plan(bare, width)}
+    def plan(env: Adapter, bits: int) -> MarketPlan:
+        market = DeepMarket(env, rules(bits, env.num_actions, **settings), capacity, instances=8, joint_purchases=joint)
+        return MarketPlan(
+            market,
+            terms,
+            rounds // 10 if quick else rounds,
+            period,
+            max_births=2,
+            num_agents=living,
+            wealth=wealth,
+            chunks=20,
+            settling=2,
+        )
+
+    bits = 2 * len(COMPASS) if world == "Woods101" else 3
+    return {"memory": plan(adapt(Memory(env, 1)), bits + 1), "no memory": plan(env, bits)}
+
+
+def _recurrent(world: str, steps: int, keys: Array) -> Arrays:
+    """The returns of a recurrent agent."""
+    return train(keys, agent=RecurrentAgent(bare(world)), steps=steps, parts=20)
 
 
 def _conditions(scope: Scope) -> list[Condition]:
-    return [
-        Grow(f"{world}: {name}", plan, returns) for world in WORLDS for name, plan in plans(world, scope.quick).items()
-    ]
+    conditions: list[Condition] = []
+    for world in WORLDS:
+        chosen = plans(world, scope.quick)
+        kept = ("memory", "no memory") if world in _WITHOUT else ("memory",)
+        conditions += [Grow(f"{world}: {name}", chosen[name], returns) for name in kept]
+        rival = functools.partial(_recurrent, world, int(chosen["memory"].steps[-1]))
+        conditions.append(Compute(f"{world}: recurrent", rival, seeds=min(scope.seeds, _RECURRENT_SEEDS)))
+    return conditions
+
+
+# --- measures and claims
+
+
+def _history(result: GrownMarket | Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Mean returns f [parts, seeds] and the environment steps so far i [parts], of a market or a recurrent agent."""
+    if isinstance(result, GrownMarket):
+        return result.measured["return"], result.plan.steps
+    return result["return"], result["steps"]
 
 
 MEASURES = {
-    "return": measured("return"),
-    "highest": lambda grown: grown.measured["return"].max(0),
-    "first solved": lambda grown: first_reach(grown.measured["return"], 1 - _ROUNDING, grown.plan.steps),
+    "return": lambda result: _history(result)[0][-1].astype(np.float64),
+    "highest": lambda result: _history(result)[0].max(0),
     "while learning": GrownMarket.late_returns,
 }
+
+
+def _first_solved(results: Results, name: str) -> np.ndarray:
+    """Environment steps until all first states are solved, infinite where that never happens: f [seeds]."""
+    measured, steps = _history(results[name])
+    return first_reach(measured, _highest(_world(name)) * (1 - _ROUNDING), steps)
 
 
 def _claims(scope: Scope) -> list[Claim]:
@@ -99,23 +185,27 @@ def _claims(scope: Scope) -> list[Claim]:
         return lambda results: results.measure(name, "return").round(5)  # equal returns are ties
 
     def solved_seeds(results: Results, name: str) -> str:
-        end, ever = solved(results.measure(name, "return")), np.isfinite(results.measure(name, "first solved"))
+        end = solved(_world(name), results.measure(name, "return"))
+        ever = np.isfinite(_first_solved(results, name))
         return f"all first states are solved on {tally(end)} seeds at the end, at any measurement on {tally(ever)}"
 
-    claims, most = [], majority(scope.seeds)
+    claims = []
     for world in WORLDS:
         memory, without, bound = f"{world}: memory", f"{world}: no memory", _bound(world)
         evidence = functools.partial(solved_seeds, name=memory)
-        if world == "MemoryChain":
-            text = "[MemoryChain] with one bit the mean return is at least .9"
-            claims.append(within(text, at(memory, "return"), at_least=0.9, estimate=mean, evidence=evidence))
+        if world in LENGTHS:
+            text, least, share = f"[{world}] with one bit the mean return is at least .95", 0.95, 15 / 16
         else:
-            text, least = f"[Woods101] with one bit the return is above {bound:.4f}, on most seeds", bound + _ROUNDING
-            claims.append(share_of_seeds(text, at(memory, "return"), at_least=least, share=most, evidence=evidence))
-        text = f"[{world}] without memory the return never exceeds {bound:.4f}"
-        claims.append(every_seed(text, at(without, "highest"), at_most=bound + _ROUNDING))
-        text = f"[{world}] the market with a bit has a higher return than without, on most seeds"
-        claims.append(share_of_seeds(text, rounded(memory), above=rounded(without), share=most))
+            text, least, share = f"[{world}] with one bit the return is above {bound:.4f}", bound + _ROUNDING, 14 / 16
+        claims.append(share_of_seeds(text, at(memory, "return"), at_least=least, share=share, evidence=evidence))
+        if world in _WITHOUT:
+            text = f"[{world}] without memory the return never exceeds {bound:.4f}"
+            claims.append(every_seed(text, at(without, "highest"), at_most=bound + _ROUNDING))
+            text, most = f"[{world}] the market with a bit has a higher return than without", majority(scope.seeds)
+            claims.append(share_of_seeds(text, rounded(memory), above=rounded(without), share=most))
+        if world not in ("MemoryChain 5", "MemoryChain 10"):  # which both solve
+            text = f"[{world}] the market has a higher return than a recurrent agent"
+            claims.append(separated(text, at(memory, "return"), at(f"{world}: recurrent", "return")))
     return claims
 
 
@@ -131,18 +221,17 @@ _COLUMNS = {
     "return": column("return", np.mean),
     "least": column("return", np.min),
     "most": column("return", np.max),
-    "bound": lambda _, name: _bound(name) if name.endswith("no memory") else 1.0,
-    "solved": column("return", lambda final: tally(solved(final))),
-    "above bound": lambda results, name: tally(results.measure(name, "return") > _bound(name) + _ROUNDING),
-    "ever solved": column("first solved", lambda first: tally(np.isfinite(first))),
-    "auctions till then": column("first solved", _median),
-    "while learning": column("while learning", np.mean),
+    "bound": lambda _, name: _bound(_world(name)) if name.endswith("no memory") else _highest(_world(name)),
+    "solved": lambda results, name: tally(solved(_world(name), results.measure(name, "return"))),
+    "above": lambda results, name: tally(results.measure(name, "return") > _bound(_world(name)) + _ROUNDING),
+    "ever solved": lambda results, name: tally(np.isfinite(_first_solved(results, name))),
+    "steps till then": lambda results, name: _median(_first_solved(results, name)),
 }
 
 
 def _shown(world: str, obs: np.ndarray, action: int) -> dict[str, Any]:
     """What an agent with memory observes, and what it does with the environment and the bit."""
-    if world == "MemoryChain":
+    if world in LENGTHS:
         sees, names = f"time left {obs[0]:.1f}, context {obs[2]:+.0f}", ("0", "1")
     else:
         sees, names = Maze.describe(obs[:16]), DIRECTIONS
@@ -183,21 +272,23 @@ def _trace(world: str) -> Table:
         return _trace_rows(world, results[f"{world}: memory"], _best(world, results), key)
 
     note = "price: of the state · agent: ident of the buyer · writes: new value of the bit"
-    return Table(f"trace-{world.lower()}", title, rows, note)
+    return Table(f"trace-{world.lower().replace(' ', '-')}", title, rows, note)
 
 
 def _figure(results: Results) -> Any:
     """Return of the frozen population against auctions: thin lines are seeds with memory, thick lines are means."""
-    fig, axes = plotting.figure(columns=2, width=5.6, height=4.0)
+    fig, axes = plotting.figure(columns=3, rows=2, width=4.2, height=3.2)
     for ax, world in zip(axes, WORLDS, strict=True):
-        memory, without = results[f"{world}: memory"], results[f"{world}: no memory"].measured["return"].mean(1)
-        plotting.draw_seeds(
-            ax, memory.plan.steps, memory.measured["return"], color=plotting.COLORS[0], label="one bit, mean"
-        )
-        ax.plot(memory.plan.steps, without, color=plotting.COLORS[1], linewidth=2, label="no memory, mean")
+        memory, steps = _history(results[f"{world}: memory"])
+        plotting.draw_seeds(ax, steps, memory, color=plotting.COLORS[0], label="market with one bit, mean")
+        for name, color in (("recurrent", plotting.COLORS[2]), ("no memory", plotting.COLORS[1])):
+            if f"{world}: {name}" in results:
+                other, steps = _history(results[f"{world}: {name}"])
+                label = {"recurrent": "recurrent agent, mean", "no memory": "market without memory, mean"}[name]
+                ax.plot(steps, other.mean(1), color=color, linewidth=2, label=label)
         ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="bound without memory")
-        ax.set(ylabel="mean return, frozen", title=world, ylim=(None, 1.05))
-        plotting.step_axis(ax, "auctions")
+        ax.set(ylabel="mean return, frozen", title=world, ylim=(None, 1.05 * _highest(world)))
+        plotting.step_axis(ax, "environment steps")
     plotting.legend_below(fig)
     return fig
 
@@ -213,13 +304,17 @@ EXPERIMENT = Experiment(
         Table(
             "memory-market",
             lambda results: f"one bit of memory, {results.scope.seeds} seeds",
-            by_condition(_COLUMNS, names=_CONDITIONS),
-            "return: frozen population, mean over all first states and seeds; bound: the highest possible return\n"
-            "solved: correct from every first state at the end · ever: at any of 20 measurements",
+            by_condition(_COLUMNS),
+            "return: frozen, mean over all first states and seeds · bound: the highest possible return\n"
+            "solved: correct from every first state at the end · ever: at any of 20 measurements\n"
+            "above: seeds above the highest return without memory",
         ),
-        *(_trace(world) for world in WORLDS),
+        *(_trace(world) for world in _TRACED),
     ],
     figures={"learning": _figure}
-    | {f"life-{world.lower()}": life(f"{world}: memory", functools.partial(_best, world)) for world in WORLDS},
+    | {
+        f"life-{world.lower().replace(' ', '-')}": life(f"{world}: memory", functools.partial(_best, world))
+        for world in _TRACED
+    },
     facts=market_facts,
 )
