@@ -875,7 +875,8 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
     for i, place in enumerate(maze.places):
         if place in maze.free and sold[i]:
             prices[place] = price[i]
-    image = ax.imshow(prices, cmap="YlGn", vmin=0, vmax=max(1e-3, float(np.nanmax(prices))))
+    highest = max(1e-3, float(np.nanmax(prices)))
+    image = ax.imshow(prices, cmap="YlGn", vmin=0, vmax=highest)
     ax.figure.colorbar(image, label="price", shrink=0.85)
     for row, column in np.ndindex(rows, columns):
         what = maze.layout[row][column]
@@ -885,11 +886,12 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
     for i, (row, column) in enumerate(maze.places):
         if (row, column) not in maze.free:
             continue
-        ax.text(column, row + 0.38, f"{prices[row, column]:.2f}", ha="center", va="center", fontsize=8)
+        ink = "white" if prices[row, column] > 0.6 * highest else "black"
+        ax.text(column, row + 0.38, f"{prices[row, column]:.2f}", ha="center", va="center", fontsize=8, color=ink)
         if sold[i]:
             down, right = 0.2 * np.array(maze.moves[int(moves[i])])
             start, end = (column - right, row - 0.08 - down), (column + right, row - 0.08 + down)
-            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "black"})
+            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": ink})
     ax.grid(visible=False)
     ax.set_xticks([])
     ax.set_yticks([])
