@@ -35,6 +35,7 @@ __all__ = [
     "is_optimal",
     "mean_steps",
     "optimal_rules",
+    "place_prices",
     "policy",
     "reliable_size",
     "richest_rules",
@@ -75,6 +76,13 @@ def policy(market: DeepMarket, key: Array, population: Population, terms: Terms)
     states = MazeState(index=jnp.arange(places, dtype=jnp.int32), time=jnp.zeros(places, jnp.int32))
     outcome, price, action = forward(market, key, population, params.views, states, params, terms)
     return outcome.winner >= 0, price, action
+
+
+def place_prices(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
+    """`policy` as measurements by name, bool, f and i32 [S], and the ``steps`` to food of `mean_steps`, f []."""
+    sold, price, moves = policy(market, key, population, terms)
+    steps = mean_steps(market, key, population, terms)["steps"]
+    return {"sold": sold, "price": price, "moves": moves, "steps": steps}
 
 
 def walk(successors: Array, food: Array, starts: Array, moves: Array, limit: int) -> Array:

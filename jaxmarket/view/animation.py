@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from jaxmarket.runs.populations import GrownMarket
     from jaxmarket.view.replay import ReplayEpisode, ReplaySale, ReplayStep
 
-__all__ = ["save_episodes", "save_gif"]
+__all__ = ["save_episodes", "save_gif", "save_life"]
 
 _SHORT = 24  # characters of a name, or of a line beside the bids
 _CELLS = 64  # the most numbers that are drawn as cells
@@ -113,6 +114,67 @@ def save_episodes(
             fig.set_layout_engine("none")
 
     save_gif(path, fig, draw, len(frames), seconds_per_frame=seconds_per_frame, colours=64)
+
+
+def save_life(path: str | Path, grown: "GrownMarket", seed: int, *, seconds_per_frame: float = 0.25) -> None:
+    """Write an animation of an economy's life in a `Maze`, with one frame per measurement.
+
+    The price of every place and the move of its buyer are shown beside the steps to food, the wealth of the living
+    agents and their births and deaths until then.
+
+    Args:
+        path: file name, ``.gif``.
+        grown: a market in a `Maze`, measured by `deep_market.evaluation.place_prices`.
+        seed: index of the seed.
+        seconds_per_frame: as in `save_gif`.
+
+    Raises:
+        ValueError: the market was measured by another function, or as in `save_gif`.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    if "moves" not in grown.measured:
+        names = ", ".join(grown.measured)
+        raise ValueError(
+            f"grown: expected measurements by deep_market.evaluation.place_prices, got {names}; give it to `grow`"
+        )
+    sold, price, moves, steps = (
+        np.asarray(grown.measured[name])[:, seed] for name in ("sold", "price", "moves", "steps")
+    )
+    maze, rounds, auctions = grown.plan.market.env.env, grown.seed(seed), grown.plan.steps
+    free = [i for i, place in enumerate(maze.places) if place in maze.free]
+    highest, most = float(price[:, free][sold[:, free]].max(initial=1e-3)), float(np.nanmax(rounds.wealth))
+    each = len(rounds.money) // grown.plan.chunks
+    ticks = [tick for tick in (2, 5, 10, 20, 50, 100, 200, 500) if maze.mean_shortest() <= tick <= maze.limit]
+    fig = Figure(figsize=(7.4, 3.8), layout="constrained", dpi=plotting.DPI)
+
+    def draw(frame: int) -> None:
+        fig.clear()
+        panels = fig.subplot_mosaic([["maze", "steps"], ["maze", "wealth"]], width_ratios=[1.35, 1])
+        fig.suptitle(
+            f"{auctions[frame]:,} auctions · {int(rounds.num_agents[(frame + 1) * each - 1])} agents", fontsize=10
+        )
+        plotting.draw_maze_policy(panels["maze"], maze, sold[frame], price[frame], moves[frame], highest=highest)
+        panels["steps"].plot(auctions[: frame + 1], steps[: frame + 1], color=plotting.COLORS[0])
+        panels["steps"].axhline(maze.mean_shortest(), color="0.15", linestyle="--", linewidth=1)
+        panels["steps"].set(yscale="log", ylim=(0.9 * maze.mean_shortest(), 1.1 * maze.limit))
+        panels["steps"].set_yticks(ticks, [str(tick) for tick in ticks])
+        panels["steps"].minorticks_off()
+        panels["steps"].set_title("steps to food, frozen · dashed: the optimum", fontsize=8)
+        wealth = rounds.wealth[each - 1 : (frame + 1) * each : each]
+        panels["wealth"].fill_between(
+            auctions[: frame + 1], wealth[:, 1], wealth[:, 3], color=plotting.COLORS[0], alpha=0.3
+        )
+        panels["wealth"].plot(auctions[: frame + 1], wealth[:, 2], color=plotting.COLORS[0])
+        panels["wealth"].plot(auctions[: frame + 1], wealth[:, 4], color=plotting.COLORS[1])
+        panels["wealth"].set(ylim=(0, 1.05 * most))
+        panels["wealth"].set_title("wealth: the richest, the middle half", fontsize=8)
+        for ax in (panels["steps"], panels["wealth"]):
+            ax.set_xlim(0, auctions[-1])
+            plotting.step_axis(ax, "auctions")
+            _small(ax, "auctions")
+
+    save_gif(path, fig, draw, len(auctions), seconds_per_frame=seconds_per_frame, colours=96)
 
 
 def _short(name: str) -> str:

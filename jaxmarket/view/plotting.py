@@ -860,7 +860,7 @@ def market_history(grown: "GrownMarket", seed: int, title: str) -> "Figure":
     return fig
 
 
-def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any) -> None:
+def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any, highest: float | None = None) -> None:
     """A maze with the price of every free place and the move of its buyer, as `deep_market.evaluation.policy` returns.
 
     Args:
@@ -869,13 +869,15 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
         sold: whether any agent bids for a place, bool [S].
         price: f [S].
         moves: i [S].
+        highest: the price with the darkest colour; that of the most expensive place by default.
     """
     rows, columns = len(maze.layout), len(maze.layout[0])
     prices = np.full((rows, columns), np.nan)
     for i, place in enumerate(maze.places):
         if place in maze.free and sold[i]:
             prices[place] = price[i]
-    highest = max(1e-3, float(np.nanmax(prices)))
+    if highest is None:
+        highest = max(1e-3, float(np.nanmax(prices)))
     image = ax.imshow(prices, cmap="YlGn", vmin=0, vmax=highest)
     ax.figure.colorbar(image, label="price", shrink=0.85)
     for row, column in np.ndindex(rows, columns):
@@ -887,8 +889,8 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
         if (row, column) not in maze.free:
             continue
         ink = "white" if prices[row, column] > 0.6 * highest else "black"
-        ax.text(column, row + 0.38, f"{prices[row, column]:.2f}", ha="center", va="center", fontsize=8, color=ink)
         if sold[i]:
+            ax.text(column, row + 0.38, f"{prices[row, column]:.2f}", ha="center", va="center", fontsize=8, color=ink)
             down, right = 0.2 * np.array(maze.moves[int(moves[i])])
             start, end = (column - right, row - 0.08 - down), (column + right, row - 0.08 + down)
             ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": ink})

@@ -1,6 +1,8 @@
 """Animated pictures of replays: a frame for every sale, drawn from the recorded numbers."""
 
 import dataclasses
+import types
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from replays import HOSTILE, episode, replay
 
-from jaxmarket.view import animation
+from jaxmarket.environments.mazes import Woods1
+from jaxmarket.view import animation, plotting
 from jaxmarket.view.replay import Replay, ReplaySale
 
 
@@ -102,3 +105,51 @@ def test_the_agents_without_room_have_one_bar(drawn):
 def test_a_wrong_argument_is_named(tmp_path, path, seconds, says):
     with pytest.raises(ValueError, match=says):
         animation.save_gif(tmp_path / path, Figure(figsize=(1, 1)), lambda t: None, 1, seconds_per_frame=seconds)
+
+
+def lived(parts=3, measured=("sold", "price", "moves", "steps")):
+    """A made-up market in Woods1, two seeds: prices rise from part to part."""
+    maze = Woods1()
+    places, rounds = len(maze.places), 2 * parts
+    found = {
+        "sold": np.ones((parts, 2, places), bool),
+        "price": np.arange(1, parts + 1)[:, None, None] * np.full((parts, 2, places), 0.1),
+        "moves": np.zeros((parts, 2, places), np.int32),
+        "steps": np.full((parts, 2), 2.0),
+    }
+    summary = types.SimpleNamespace(
+        num_agents=np.arange(rounds), money=np.ones(rounds), wealth=np.tile(np.arange(5.0), (rounds, 1))
+    )
+    plan = types.SimpleNamespace(
+        chunks=parts,
+        steps=100 * np.arange(1, parts + 1),
+        market=types.SimpleNamespace(env=types.SimpleNamespace(env=maze)),
+    )
+    return types.SimpleNamespace(
+        plan=plan, measured={name: found[name] for name in measured}, seed=lambda seed: summary
+    )
+
+
+def test_a_life_has_a_frame_for_each_measurement(tmp_path, monkeypatch):
+    texts, draw_policy = [], plotting.draw_maze_policy
+
+    def drawn(ax, *given, **options):
+        draw_policy(ax, *given, **options)
+        texts.append(([text.get_text() for text in ax.texts], ax.figure.get_suptitle(), options["highest"]))
+
+    monkeypatch.setattr(plotting, "draw_maze_policy", drawn)
+    animation.save_life(tmp_path / "life.gif", lived(), 1)
+    assert [Counter(found)[price] for (found, _, _), price in zip(texts, ("0.10", "0.20", "0.30"), strict=True)] == [
+        16
+    ] * 3
+    assert [title for _, title, _ in texts] == [
+        "100 auctions · 1 agents", "200 auctions · 3 agents", "300 auctions · 5 agents"
+    ]  # fmt: skip
+    np.testing.assert_allclose([highest for *_, highest in texts], 0.3)  # one scale in all frames
+    with Image.open(tmp_path / "life.gif") as picture:
+        assert picture.n_frames == 3
+
+
+def test_a_life_needs_its_measurements(tmp_path):
+    with pytest.raises(ValueError, match=r"grown: expected measurements by .*place_prices, got steps; give it to"):
+        animation.save_life(tmp_path / "life.gif", lived(measured=["steps"]), 0)
