@@ -249,21 +249,25 @@ def test_the_market_learns_to_remember_and_cannot_without():
 
 
 def test_a_recurrent_agent_is_measured_as_plain_python_acts():
-    agent = RecurrentAgent(adapt(TMaze(1, limit=3)), units=4)
-    hidden = jnp.zeros(4)
-    params = agent.network.init(jax.random.key(3), hidden, jnp.zeros(3))
-    params = jax.tree.map(lambda leaf: 3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    total = 0.0
-    states, observations, _ = first_states(agent.env)
-    for i in range(2):
-        state, obs, kept = jax.tree.map(lambda leaf, i=i: leaf[i], states), observations[i], hidden
-        for _ in range(3):
-            kept, (logits, _) = agent.network.apply(params, kept, obs)
-            after = agent.env.step(jax.random.key(9), state, jnp.argmax(logits), agent.env.default_params)
-            total, state, obs = total + float(after.reward), after.env_state, after.obs
-            if after.terminated | after.truncated:
-                break
-    np.testing.assert_allclose(agent.returns(params), total / 2, rtol=1e-6)
+    agent = RecurrentAgent(adapt(TMaze(1, limit=4)), units=4)
+    first = agent.network.init(jax.random.key(3), jnp.zeros(4), jnp.zeros(3))
+    measured, ended_early = jax.jit(agent.returns), 0
+    for seed in range(6):
+        keys = iter(jax.random.split(jax.random.key(seed), 32))
+        params = jax.tree.map(lambda leaf, keys=keys: 2 * jax.random.normal(next(keys), leaf.shape), first)
+        total = 0.0
+        states, observations, _ = first_states(agent.env)
+        for i in range(2):
+            state, obs, hidden = jax.tree.map(lambda leaf, i=i: leaf[i], states), observations[i], jnp.zeros(4)
+            for t in range(4):
+                hidden, (logits, _) = agent.act(params, hidden, obs)
+                after = agent.env.step(jax.random.key(9), state, jnp.argmax(logits), agent.env.default_params)
+                total, state, obs = total + float(after.reward), after.env_state, after.obs
+                if after.terminated:
+                    ended_early += t < 3
+                    break
+        np.testing.assert_allclose(measured(params), total / 2, rtol=1e-5)
+    assert ended_early
 
 
 @pytest.mark.slow
