@@ -252,7 +252,7 @@ def test_a_recurrent_agent_is_measured_as_plain_python_acts():
     agent = RecurrentAgent(adapt(TMaze(1, limit=4)), units=4)
     first = agent.network.init(jax.random.key(3), jnp.zeros(4), jnp.zeros(3))
     measured, ended_early = jax.jit(agent.returns), 0
-    for seed in range(6):
+    for seed in (0, 72, 98):  # with 72 and 98 it happens to find a goal
         keys = iter(jax.random.split(jax.random.key(seed), 32))
         params = jax.tree.map(lambda leaf, keys=keys: 2 * jax.random.normal(next(keys), leaf.shape), first)
         total = 0.0
