@@ -23,7 +23,7 @@ from jaxmarket.experiments.results import Results
 from jaxmarket.runs.populations import Evaluate, GrownMarket, MarketPlan
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "TASKS", "Task", "plans"]
+__all__ = ["EXPERIMENT", "TASKS", "StabilityTask", "plans"]
 
 TIMES = 10
 _PARTS = 20
@@ -33,7 +33,7 @@ _LONG = [("MemoryChain 10", change) for change in ("rare births", "no taxes", "n
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class StabilityTask:
     """A task and the measure by which its economies are judged.
 
     Attributes:
@@ -59,13 +59,15 @@ class Task:
         return "mean return" if self.field == "returns" else "steps to food"
 
 
-TASKS: Mapping[str, Task] = MappingProxyType(
+TASKS: Mapping[str, StabilityTask] = MappingProxyType(
     {
-        "MemoryChain 10": Task(memory_market.returns, "return", "returns", 0.5),  # 0 without memory, 1 is the optimum
-        "6 bits": Task(
+        "MemoryChain 10": StabilityTask(
+            memory_market.returns, "return", "returns", 0.5
+        ),  # 0 without memory, 1 is the optimum
+        "6 bits": StabilityTask(
             accuracy, "right", "returns", 0.7
         ),  # .5 by chance, and .89 with explorers that win half of the auctions
-        "Woods1": Task(mean_steps, "steps", "lengths", 5.0),  # 1.69 is the optimum, 27 by chance
+        "Woods1": StabilityTask(mean_steps, "steps", "lengths", 5.0),  # 1.69 is the optimum, 27 by chance
     }
 )
 
@@ -108,7 +110,7 @@ def _conditions(scope: Scope) -> list[Condition]:
 # --- measures and claims
 
 
-def _task(grown: GrownMarket) -> Task:
+def _task(grown: GrownMarket) -> StabilityTask:
     return next(task for task in TASKS.values() if task.frozen in grown.measured)
 
 
