@@ -26,6 +26,7 @@ from jaxmarket.types import Array, PyTree, real
 __all__ = ["RecurrentAgent", "train"]
 
 _DISCOUNT, _TRACE_DECAY, _CLIP, _LARGEST_GRADIENT, _VALUE_WEIGHT = 0.99, 0.95, 0.2, 0.5, 0.5
+_SMALL = 1e-6  # added to the standard deviation of advantages
 
 
 class _Recurrent(nn.Module):
@@ -110,28 +111,35 @@ class _Learning:
 
     def rollout(
         self, params: PyTree, key: Array, running: EnvCarry, hidden: Array
-    ) -> tuple[EnvCarry, Array, tuple[EnvTransition, Array, Array]]:
-        """Steps of one environment: where it is, the hidden state, and rows, log-probabilities and values reached."""
+    ) -> tuple[EnvCarry, Array, tuple[EnvTransition, Array, Array, Array]]:
+        """Steps of one environment.
+
+        Returns:
+            Where it is, the hidden state, and the rows, the log-probabilities of the actions, the values of the states
+            and those of the states reached, [T] each.
+        """
         env, act = self.agent.env, self.agent.act
         env_params = env.default_params
 
         def step(
             carry: tuple[EnvCarry, Array], key: Array
-        ) -> tuple[tuple[EnvCarry, Array], tuple[EnvTransition, Array, Array]]:
+        ) -> tuple[tuple[EnvCarry, Array], tuple[EnvTransition, Array, Array, Array]]:
             running, hidden = carry
             key_act, key_step, key_reset = jax.random.split(key, 3)
-            hidden, (logits, _) = act(params, hidden, running.obs)
+            hidden, (logits, value) = act(params, hidden, running.obs)
             action = jax.random.categorical(key_act, logits).astype(jnp.int32)
             after = env.step(key_step, running.env_state, action, env_params)
             _, (_, reached) = act(params, hidden, after.obs)
             running, row = advance(running, action, after, start(env, key_reset, env_params))
             hidden = jnp.where(row.done, 0, hidden)
-            return (running, hidden), (row, jax.nn.log_softmax(logits)[action], reached)
+            return (running, hidden), (row, jax.nn.log_softmax(logits)[action], value, reached)
 
         (running, hidden), rows = jax.lax.scan(step, (running, hidden), jax.random.split(key, self.agent.horizon))
         return running, hidden, rows
 
-    def loss(self, params: PyTree, hidden: Array, rows: EnvTransition, before: Array, target: Array) -> Array:
+    def loss(
+        self, params: PyTree, hidden: Array, rows: EnvTransition, before: Array, target: Array, advantage: Array
+    ) -> Array:
         """Of one environment's rows, which began in the state ``hidden``: f []."""
 
         def step(hidden: Array, row: EnvTransition) -> tuple[Array, tuple[Array, Array]]:
@@ -141,8 +149,7 @@ class _Learning:
         _, (logits, value) = jax.lax.scan(step, hidden, rows)
         log_probs = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_probs, rows.choice[:, None], 1)[:, 0]
-        advantage = target - jax.lax.stop_gradient(value)
-        gain = clipped_gain(chosen - before, advantage / (jnp.abs(advantage).mean() + 1e-6), _CLIP).mean()
+        gain = clipped_gain(chosen - before, advantage, _CLIP).mean()
         entropy = -(jnp.exp(log_probs) * log_probs).sum(1).mean()
         return _VALUE_WEIGHT * ((value - target) ** 2).mean() - gain - self.agent.entropy * entropy
 
@@ -152,7 +159,7 @@ class _Learning:
         """A rollout of every environment and the gradient steps on it."""
         params, state, running, hidden = carry
         keys = jax.random.split(key, self.agent.instances)
-        running, hidden_after, (rows, before, reached) = jax.vmap(self.rollout, (None, 0, 0, 0))(
+        running, hidden_after, (rows, before, value, reached) = jax.vmap(self.rollout, (None, 0, 0, 0))(
             params, keys, running, hidden
         )
 
@@ -160,18 +167,21 @@ class _Learning:
             last = jnp.arange(self.agent.horizon) == self.agent.horizon - 1
             return lambda_returns(
                 rows.reward,
-                discount=_DISCOUNT * ~rows.terminated,
+                discount=_DISCOUNT * ~rows.done,  # a network with memory sees a time limit coming
                 value=reached,
                 trace_decay=jnp.where(rows.done | last, 0, _TRACE_DECAY),
             )
 
         target = jax.vmap(targets)(rows, reached)
+        advantage = target - value
+        advantage = (advantage - advantage.mean()) / (advantage.std() + _SMALL)
+        experience = hidden, rows, before, target, advantage
 
         def descend(learned: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
             params, state = learned
-            gradient = jax.grad(
-                lambda params: jax.vmap(self.loss, (None, 0, 0, 0, 0))(params, hidden, rows, before, target).mean()
-            )(params)
+            gradient = jax.grad(lambda params: jax.vmap(self.loss, (None, 0, 0, 0, 0, 0))(params, *experience).mean())(
+                params
+            )
             changes, state = self.optimizer.update(gradient, state)
             return (optax.apply_updates(params, changes), state), None
 

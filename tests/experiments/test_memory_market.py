@@ -214,13 +214,13 @@ def made_up(returns, without=None, recurrent=0.0):
         ({"returns": {}, "without": {"MemoryChain 10": 0.5}}, ["[MemoryChain 10] without memory the return never"]),
         (
             {"returns": {}, "recurrent": 1.0},
-            [f"[{world}] the market has a higher" for world in ("MemoryChain 20", "MemoryChain 50", "Woods101")],
+            [f"[{world}] the market has a higher" for world in ("MemoryChain 20", "MemoryChain 50")],
         ),
     ],
 )
 def test_claims_are_decided_by_shares_bounds_and_the_recurrent_agent(given, denied):
     verdicts = made_up(**given)
-    assert len(verdicts) == 6 + 2 * 3 + 4
+    assert len(verdicts) == 6 + 2 * 3 + 3
     found = [text for text, verdict in verdicts.items() if verdict.standing != "confirmed"]
     assert len(found) == len(denied)
     assert all(text.startswith(start) for text, start in zip(found, denied, strict=True))
