@@ -9,7 +9,8 @@ README, QUICKSTART = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
 SNIPPETS = python(README) + python(QUICKSTART)
 ELSEWHERE = {README, QUICKSTART, ROOT / "docs" / "architecture.md", ROOT / "docs" / "extending.md"}
 LONG = {
-    f"docs/{stem}" for stem in ("embedding", "experiments", "options", "functions", "transfer")
+    f"docs/{stem}"
+    for stem in ("embedding", "experiments", "options", "functions", "transfer", "tuning", "learned_primitives")
 }  # several trainings
 
 RUN = {"python"}  # by this file, test_architecture.py and test_extending.py

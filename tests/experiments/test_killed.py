@@ -11,7 +11,7 @@ import pytest
 
 from jaxmarket.experiments import EXPERIMENTS
 
-QUICKEST = ("neural-bucket-brigade", "identities")
+QUICKEST = ("neural-bucket-brigade",)
 
 
 def reproduction(name, folder):

@@ -75,7 +75,7 @@ def test_workers_end_when_the_launcher_is_killed(start, seconds):
     until(lambda: not running(), 10)
 
 
-@pytest.mark.slow
+@pytest.mark.full  # .ci/run has each half of it in a smaller test
 def test_workers_end_in_training_and_listen_on_loopback(start, tmp_path):
     launcher, running = start(
         "-P", "-m", "jaxmarket", "launch", "--processes=2", *TRAIN, "--checkpoint-every=0", "--out=[a] run"
