@@ -81,8 +81,7 @@ def policy(market: DeepMarket, key: Array, population: Population, terms: Terms)
 def place_prices(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
     """`policy` as measurements by name, bool, f and i32 [S], and the ``steps`` to food of `mean_steps`, f []."""
     sold, price, moves = policy(market, key, population, terms)
-    steps = mean_steps(market, key, population, terms)["steps"]
-    return {"sold": sold, "price": price, "moves": moves, "steps": steps}
+    return {"sold": sold, "price": price, "moves": moves, "steps": _steps_to_food(market, sold, moves).mean()}
 
 
 def walk(successors: Array, food: Array, starts: Array, moves: Array, limit: int) -> Array:
@@ -110,13 +109,18 @@ def mean_steps(market: DeepMarket, key: Array, population: Population, terms: Te
 
     A start that does not reach food counts as the limit. A place without bids leads to itself.
     """
+    sold, _, moves = policy(market, key, population, terms)
+    steps = _steps_to_food(market, sold, moves)
+    return {"steps": steps.mean(), "fed": (steps < market.env.env.limit).mean()}
+
+
+def _steps_to_food(market: DeepMarket, sold: Array, moves: Array) -> Array:
+    """Steps to food from every start: f [starts]; a place without bids leads to itself."""
     maze: Maze = market.env.env
     params = maze.default_params
-    sold, _, moves = policy(market, key, population, terms)
     stay = jnp.arange(len(maze.places), dtype=jnp.int32)[:, None]
     successors = jnp.where(sold[:, None], params.successors, stay)
-    steps = walk(successors, params.food, params.starts, moves, maze.limit)
-    return {"steps": steps.mean(), "fed": (steps < maze.limit).mean()}
+    return walk(successors, params.food, params.starts, moves, maze.limit)
 
 
 def actor(market: DeepMarket, population: Population, terms: Terms) -> Callable[[Array, Array], Array]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.deep_market import DeepMarket, Population, RiskAverseRules, Terms
+from jaxmarket.deep_market import DeepMarket, Population, RiskAverseRules
 from jaxmarket.deep_market.evaluation import accuracy, is_optimal, mean_steps, richest_rules, rule_string
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Woods1
@@ -31,7 +31,7 @@ from jaxmarket.environments.multiplexer import Multiplexer
 from jaxmarket.experiments.claims import Claim, at, majority, share_of_seeds, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
-from jaxmarket.experiments.populations import life, market_facts, measured
+from jaxmarket.experiments.populations import estimating_terms, life, market_facts, measured
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.curves import first_reach, reached_by
 from jaxmarket.runs.estimates import mean
@@ -85,20 +85,9 @@ def plans(task: str, quick: bool) -> dict[str, MarketPlan]:
     width = env.observation_space(env.default_params).shape[0]
     representation = RiskAverseRules(width, env.num_actions, **rules)
     market = DeepMarket(adapt(env), representation, capacity, joint_purchases=0.9)
-    terms = Terms(
-        compute_tax=fee,
-        wealth_tax=tax,
-        exploration=exploration,
-        endowment=1.0,
-        child_endowment=1.0,
-        inheritance=0.0,
-        birth_rate=1.0,
-        p_offspring=0.8,
-        replace_poorest=True,
-    )
     plan = MarketPlan(
         market,
-        terms,
+        estimating_terms(fee, tax, exploration),
         rounds // 10 if quick else rounds,
         period,
         births,

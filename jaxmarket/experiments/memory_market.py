@@ -29,11 +29,12 @@ from jaxmarket.environments.tmaze import TMaze
 from jaxmarket.experiments.claims import Claim, at, every_seed, majority, separated, share_of_seeds, tally
 from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
-from jaxmarket.experiments.populations import life, market_facts
+from jaxmarket.experiments.populations import estimating_terms, life, market_facts
 from jaxmarket.experiments.recurrent import RecurrentAgent, train
 from jaxmarket.experiments.results import Results
 from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.curves import first_reach
+from jaxmarket.runs.jobs import slug
 from jaxmarket.runs.populations import GrownMarket, MarketPlan
 from jaxmarket.types import Array
 from jaxmarket.view import plotting
@@ -63,7 +64,7 @@ class LongMemoryChain(MemoryChain):
 
     @property
     def default_params(self) -> EnvParams:
-        """The length, and no other time limit."""
+        """gymnax's, with this length."""
         return EnvParams(memory_length=self.length)
 
 
@@ -114,14 +115,7 @@ def plans(world: str, quick: bool) -> dict[str, MarketPlan]:
     if world == "Woods101":
         rules, settings = RiskAverseRules, {"wildcards": 0.33, "margin": 0.2, "public": False}
         capacity, living, wealth, joint, rounds, period = 400, 0, 1.0, 0.9, 12_800, 8
-        terms = terms.replace(
-            endowment=wealth,
-            child_endowment=wealth,
-            inheritance=0.0,
-            p_offspring=0.8,
-            compute_tax=0.002,
-            exploration=0.1,
-        )
+        terms = estimating_terms(fee=0.002, tax=1e-3, exploration=0.1)
 
     def plan(env: Adapter, bits: int) -> MarketPlan:
         market = DeepMarket(env, rules(bits, env.num_actions, **settings), capacity, instances=8, joint_purchases=joint)
@@ -273,7 +267,13 @@ def _trace(world: str) -> Table:
         return _trace_rows(world, results[f"{world}: memory"], _best(world, results), key)
 
     note = "price: of the state · agent: ident of the buyer · writes: new value of the bit"
-    return Table(f"trace-{world.lower().replace(' ', '-')}", title, rows, note)
+    return Table(f"trace-{slug(world).lower()}", title, rows, note)
+
+
+_BASELINES = (
+    ("recurrent", "recurrent agent", plotting.COLORS[2]),
+    ("no memory", "market without memory", plotting.COLORS[1]),
+)
 
 
 def _figure(results: Results) -> Any:
@@ -282,11 +282,10 @@ def _figure(results: Results) -> Any:
     for ax, world in zip(axes, WORLDS, strict=True):
         memory, steps = _history(results[f"{world}: memory"])
         plotting.draw_seeds(ax, steps, memory, color=plotting.COLORS[0], label="market with one bit, mean")
-        for name, color in (("recurrent", plotting.COLORS[2]), ("no memory", plotting.COLORS[1])):
+        for name, label, color in _BASELINES:
             if f"{world}: {name}" in results:
                 other, steps = _history(results[f"{world}: {name}"])
-                label = {"recurrent": "recurrent agent, mean", "no memory": "market without memory, mean"}[name]
-                ax.plot(steps, other.mean(1), color=color, linewidth=2, label=label)
+                ax.plot(steps, other.mean(1), color=color, linewidth=2, label=f"{label}, mean")
         ax.axhline(_bound(world), color="black", linestyle="--", linewidth=1, label="bound without memory")
         ax.set(ylabel="mean return, frozen", title=world, ylim=(None, 1.05 * _highest(world)))
         plotting.step_axis(ax, "environment steps")
@@ -313,9 +312,6 @@ EXPERIMENT = Experiment(
         *(_trace(world) for world in _TRACED),
     ],
     figures={"learning": _figure}
-    | {
-        f"life-{world.lower().replace(' ', '-')}": life(f"{world}: memory", functools.partial(_best, world))
-        for world in _TRACED
-    },
+    | {f"life-{slug(world).lower()}": life(f"{world}: memory", functools.partial(_best, world)) for world in _TRACED},
     facts=market_facts,
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmarket.deep_market import Terms
 from jaxmarket.experiments.results import Measure, Results
 from jaxmarket.runs.populations import GrownMarket, terms_of
 from jaxmarket.view import plotting
@@ -12,7 +13,28 @@ from jaxmarket.view import plotting
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["life", "market_facts", "measured"]
+__all__ = ["estimating_terms", "life", "market_facts", "measured"]
+
+
+def estimating_terms(fee: float, tax: float, exploration: float) -> Terms:
+    """The terms of markets of `RiskAverseRules`: every new rule has a wealth of 1, and children inherit nothing.
+
+    Args:
+        fee: paid by every rule per step.
+        tax: share of wealth that every rule pays per step.
+        exploration: share of auctions that a random bidder wins.
+    """
+    return Terms(
+        compute_tax=fee,
+        wealth_tax=tax,
+        exploration=exploration,
+        endowment=1.0,
+        child_endowment=1.0,
+        inheritance=0.0,
+        birth_rate=1.0,
+        p_offspring=0.8,
+        replace_poorest=True,
+    )
 
 
 def measured(name: str) -> Measure:

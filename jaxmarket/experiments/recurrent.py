@@ -123,19 +123,21 @@ class _Learning:
 
         def step(
             carry: tuple[EnvCarry, Array], key: Array
-        ) -> tuple[tuple[EnvCarry, Array], tuple[EnvTransition, Array, Array, Array]]:
+        ) -> tuple[tuple[EnvCarry, Array], tuple[EnvTransition, Array, Array]]:
             running, hidden = carry
             key_act, key_step, key_reset = jax.random.split(key, 3)
             hidden, (logits, value) = act(params, hidden, running.obs)
             action = jax.random.categorical(key_act, logits).astype(jnp.int32)
             after = env.step(key_step, running.env_state, action, env_params)
-            _, (_, reached) = act(params, hidden, after.obs)
             running, row = advance(running, action, after, start(env, key_reset, env_params))
             hidden = jnp.where(row.done, 0, hidden)
-            return (running, hidden), (row, jax.nn.log_softmax(logits)[action], value, reached)
+            return (running, hidden), (row, jax.nn.log_softmax(logits)[action], value)
 
-        (running, hidden), rows = jax.lax.scan(step, (running, hidden), jax.random.split(key, self.agent.horizon))
-        return running, hidden, rows
+        keys = jax.random.split(key, self.agent.horizon)
+        (running, hidden), (rows, log_probs, values) = jax.lax.scan(step, (running, hidden), keys)
+        _, (_, last) = act(params, hidden, running.obs)
+        # Where an episode ended, no target uses the next row's value.
+        return running, hidden, (rows, log_probs, values, jnp.append(values[1:], last))
 
     def loss(
         self, params: PyTree, hidden: Array, rows: EnvTransition, before: Array, target: Array, advantage: Array

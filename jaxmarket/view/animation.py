@@ -119,8 +119,8 @@ def save_episodes(
 def save_life(path: str | Path, grown: "GrownMarket", seed: int, *, seconds_per_frame: float = 0.25) -> None:
     """Write an animation of an economy's life in a `Maze`, with one frame per measurement.
 
-    The price of every place and the move of its buyer are shown beside the steps to food, the wealth of the living
-    agents and their births and deaths until then.
+    The price of every place and the move of its buyer are shown, and beside them the steps to food and the wealth of
+    the living agents so far.
 
     Args:
         path: file name, ``.gif``.
