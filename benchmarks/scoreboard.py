@@ -117,22 +117,29 @@ _BY_VALUE: tuple[dict[str, Any], ...] = (
 )
 _BY_GRADIENT: tuple[dict[str, Any], ...] = (
     {},
-    {"epochs": 4},
-    {"learning_rate": 3e-4, "epochs": 4},
+    {"epochs": 1},
+    {"learning_rate": 3e-4},
     {"entropy": 0.03},
-    {"entropy": 0.03, "epochs": 4},
+    {"learning_rate": 3e-4, "entropy": 0.03},
+)
+_BIDS_BY_GRADIENT: tuple[dict[str, Any], ...] = (
+    {},
+    {"epochs": 4},
+    {"epochs": 4, "learning_rate": 3e-4},
+    {"entropy": 0.01},
+    {"epochs": 4, "entropy": 0.01},
 )
 _IMAGES_BY_VALUE: tuple[dict[str, Any], ...] = (
     {},
-    {"epochs": 2},
-    {"learning_rate": 3e-4},
+    {"epochs": 1},
+    {"epochs": 4},
     {"persistence": 0.0},
 )
 _IMAGES_BY_GRADIENT: tuple[dict[str, Any], ...] = (
     {},
-    {"epochs": 4},
-    {"learning_rate": 3e-4, "epochs": 4},
-    {"learning_rate": 3e-4, "epochs": 4, "entropy": 0.03},
+    {"epochs": 1},
+    {"learning_rate": 3e-4},
+    {"learning_rate": 3e-4, "entropy": 0.03},
 )
 _WIDTH = 128  # of a module's dense layer over images
 _AUCTIONS = ("Bandit-v0", "Chain-v0", "Duality-v0", "CostlyChain", "CartPole-v1", "Catch-bsuite")
@@ -172,7 +179,7 @@ class Arm:
 ARMS: Mapping[str, Arm] = MappingProxyType(
     {
         "society": Arm({}, _BY_VALUE, images=_IMAGES_BY_VALUE),
-        "society PPO": Arm({"learner": "ppo"}, _BY_GRADIENT),
+        "society PPO": Arm({"learner": "ppo"}, _BIDS_BY_GRADIENT),
         "society, first price": Arm({"auction": "bb"}, rows=_AUCTIONS),
         "society, Vickrey": Arm({"auction": "vickrey"}, rows=_AUCTIONS),
         "society, no payments": Arm({"auction": "env"}, rows=_AUCTIONS),

@@ -153,7 +153,7 @@ class Monolith(TrainableDefaults):
     )
     continuous: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"learner": "ppo"}
-    learners: ClassVar[Mapping[str, Any]] = {"ppo": PPO(entropy=0.01)}
+    learners: ClassVar[Mapping[str, Any]] = {"ppo": PPO(epochs=4, entropy=0.01)}
 
     @classmethod
     def of(

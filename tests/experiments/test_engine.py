@@ -280,7 +280,8 @@ def test_an_interrupted_experiment_keeps_what_is_finished(tmp_path, monkeypatch)
     )
     with pytest.raises(KeyboardInterrupt):
         engine.run(stopping, Scope(3), tmp_path, progress=False)
-    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["a"]
+    kept = {path.name.split("-")[0] for path in tmp_path.iterdir()}
+    assert kept in ({"a"}, {"a", "b"})  # b may have finished before the interruption was noticed
     CALLS.clear()
     results = engine.run(EXPERIMENT, Scope(3), tmp_path, progress=False)
     assert "a" not in CALLS
