@@ -110,6 +110,7 @@ QUICK_ROWS = ("CostlyChain", "Chain-v0")
 
 _BY_VALUE: tuple[dict[str, Any], ...] = (
     {},
+    {"epochs": 4},
     {"learning_rate": 3e-3},
     {"trace_decay": 0.9},
     {"persistence": 0.0},
@@ -131,8 +132,8 @@ _BIDS_BY_GRADIENT: tuple[dict[str, Any], ...] = (
 )
 _IMAGES_BY_VALUE: tuple[dict[str, Any], ...] = (
     {},
-    {"epochs": 1},
-    {"epochs": 4},
+    {"epochs": 2},
+    {"learning_rate": 3e-4},
     {"persistence": 0.0},
 )
 _IMAGES_BY_GRADIENT: tuple[dict[str, Any], ...] = (

@@ -17,7 +17,7 @@ from jaxmarket.validation import short_repr
 if TYPE_CHECKING:
     from jaxmarket.environments.blocks import BlocksWorld
     from jaxmarket.environments.functions import Functions
-    from jaxmarket.environments.mazes import Maze, Woods1, Woods101
+    from jaxmarket.environments.mazes import Maze, Maze4, Maze5, Maze6, Woods1, Woods101
     from jaxmarket.environments.memory import Memory
     from jaxmarket.environments.mental_rotation import MentalRotation
     from jaxmarket.environments.multiplexer import Multiplexer
@@ -42,6 +42,9 @@ __all__ = [
     "Functions",
     "Knob",
     "Maze",
+    "Maze4",
+    "Maze5",
+    "Maze6",
     "Memory",
     "MentalRotation",
     "Multiplexer",
@@ -78,7 +81,7 @@ _MODULES = {
     "TwoRooms": "rooms",
     "Vocabulary": "vocabulary",
     **dict.fromkeys(("Bandit", "Chain", "Duality", "FiniteMDP", "garnet"), "tabular"),
-    **dict.fromkeys(("Maze", "Woods1", "Woods101"), "mazes"),
+    **dict.fromkeys(("Maze", "Maze4", "Maze5", "Maze6", "Woods1", "Woods101"), "mazes"),
     # By name only: training imports the environments.
     **dict.fromkeys(("Knob", "TrainingEnvironment"), ".training.training_environment"),
 }
@@ -88,6 +91,7 @@ OURS = {
     "BlocksWorld3-v0": ("BlocksWorld",),
     "Chain-v0": ("Chain",),
     "Duality-v0": ("Duality",),
+    **{f"Maze{n}-v0": (f"Maze{n}",) for n in (4, 5, 6)},
     "MentalRotation-v0": ("MentalRotation",),
     **{f"Multiplexer{address + 2**address}-v0": ("Multiplexer", address) for address in (2, 3, 4)},
     "Regimes-v0": ("Regimes",),

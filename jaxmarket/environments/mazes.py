@@ -1,7 +1,8 @@
-"""Mazes with local observations: Woods1 (Wilson 1994), and Woods101, which is partially observable.
+"""Mazes with local observations: Woods1 (Wilson 1994), Maze4 to Maze6, and Woods101, which is partially observable.
 
-Woods1 is from "ZCS: A Zeroth Level Classifier System". Woods101 is McCallum's maze as described by Cliff and Ross
-(1994, "Adding Temporary Memory to ZCS"). Mazes have few cells, so their rules are plain Python functions, tabulated for
+Woods1 is from "ZCS: A Zeroth Level Classifier System", Maze4 to Maze6 from work on XCS and anticipatory classifier
+systems (Lanzi 1999; Butz 2001). Woods101 is McCallum's maze as described by Cliff and Ross (1994, "Adding Temporary
+Memory to ZCS"). Mazes have few cells, so their rules are plain Python functions, tabulated for
 all cells and moves at construction; a step is two table look-ups.
 """
 
@@ -20,7 +21,18 @@ from jaxmarket.environments.base import environment, spaces
 from jaxmarket.types import Array, cached_property, real
 from jaxmarket.validation import check_bool, check_int, short_repr
 
-__all__ = ["COMPASS", "DIRECTIONS", "Maze", "MazeParams", "MazeState", "Woods1", "Woods101"]
+__all__ = [
+    "COMPASS",
+    "DIRECTIONS",
+    "Maze",
+    "Maze4",
+    "Maze5",
+    "Maze6",
+    "MazeParams",
+    "MazeState",
+    "Woods1",
+    "Woods101",
+]
 
 COMPASS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 """(Row, column) of the eight neighbours and of the eight moves: clockwise from north."""
@@ -279,6 +291,38 @@ def Woods1() -> Maze:  # noqa: N802
     Its 16 free cells have distinct observations. The mean shortest path to food has 27/16 ≈ 1.7 steps.
     """
     return Maze((".....", ".OOF.", ".OOO.", ".OOO.", "....."), wrap=True, name="Woods1-v0")
+
+
+@functools.cache
+def Maze4() -> Maze:  # noqa: N802
+    """Maze4 (Butz, Goldberg and Stolzmann 2000): 26 starts, no two of whose cells look alike.
+
+    The mean shortest path to food has 3.5 steps.
+    """
+    rows = ("OOOOOOOO", "O..O..FO", "OO..O..O", "OO.O..OO", "O......O", "OO.O...O", "O....O.O", "OOOOOOOO")
+    return Maze(rows, name="Maze4-v0")
+
+
+_MAZE5 = ("O......FO", "O..O.OO.O", "O.O.....O", "O...OO..O", "O.O.O..OO", "O.O..O..O", "O.....O.O")
+
+
+@functools.cache
+def Maze5() -> Maze:  # noqa: N802
+    """Maze5 (Lanzi 1999): 36 starts, no two of whose cells look alike.
+
+    The mean shortest path to food has 166/36 ≈ 4.61 steps.
+    """
+    return Maze(("O" * 9, *_MAZE5, "O" * 9), name="Maze5-v0")
+
+
+@functools.cache
+def Maze6() -> Maze:  # noqa: N802
+    """Maze6 (Lanzi 1999): Maze5 with a rock beside the food, so that food is reached from the south only.
+
+    The mean shortest path to food has 188/36 ≈ 5.22 steps. Two pairs of cells look alike, with the same best move.
+    """
+    rows = ("O.....OFO", *_MAZE5[1:-1], "O.......O")
+    return Maze(("O" * 9, *rows, "O" * 9), name="Maze6-v0")
 
 
 @functools.cache

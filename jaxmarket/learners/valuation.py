@@ -54,7 +54,7 @@ class Valuation:
     Attributes:
         policy: bidding policy with a value head; bound by training.
         minibatch: auctions per gradient step.
-        epochs: passes over a rollout; by default 1 without hidden layers, 2 with convolutions, else 4.
+        epochs: passes over a rollout.
         normalize: whether revenues are normalised.
         max_norm: largest global norm of the gradient; None for no limit. A limit that is often reached makes the
             estimates differ from the mean revenue.
@@ -64,7 +64,7 @@ class Valuation:
 
     policy: BidPolicy = UNBOUND
     minibatch: int = 128
-    epochs: int | None = None
+    epochs: int = 1
     normalize: bool = True
     max_norm: float | None = None
     axis: str | None = None
@@ -84,14 +84,11 @@ class Valuation:
         """Return this learner with its policy, and the defaults for that policy; it has no value network."""
         del value
         torso = policy.torso
-        images = isinstance(torso, Torso) and bool(torso.convolutions)
         shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)
-        epochs = 1 if shallow else 2 if images else 4
         rate = 3e-2 if shallow and not torso.activation else 1e-3  # a table has no activation
         return dataclasses.replace(
             self,
             policy=policy,
-            epochs=epochs if self.epochs is None else self.epochs,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
         )
 
@@ -132,7 +129,7 @@ class Valuation:
             return state.replace(params=params, opt=opt), value
 
         batch = (experience.bid, experience.won, (revenue - units["location"]) / divisor(units["scale"]))
-        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs or 1)
+        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs)
         return state, {"loss": value}
 
     def _normalized(self, state: ValuationState, won: Array, revenue: Array) -> ValuationState:

@@ -144,7 +144,7 @@ _LEARNED_DEFAULTS: dict[str, Any] = {
     "exploration_final": 0.0,
 }
 """Where primitives learn, their sampled actions explore."""
-_LEARNED_BIDS = {"minibatch": 512, "epochs": 1}
+_LEARNED_MINIBATCH = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +182,7 @@ class TrainConfig:
             population: auctions per instance between two turnovers, 16 by default.
         log_every: updates per row of metrics; a fiftieth of the run by default.
         minibatch: auctions per gradient step; 128 by default, 512 if primitives learn.
-        epochs: passes over each rollout (ppo, valuation). By default 4 for networks trained by valuation, 2 where they
-            have convolutions, 1 where they have no hidden layers; ppo 1, and 4 for a monolith; 1 if primitives learn.
+        epochs: passes over each rollout (ppo, valuation); 1 by default, 4 for a monolith by ppo.
         learning_rate: of the bidding policies; 1e-3 by default, 3e-2 for tables trained by valuation.
         value_learning_rate: of the value networks (ppo); 5e-3 by default.
         entropy: weight of the bids' entropy; 0.05 by default (ppo), 0.01 for a monolith, 0.1 (reinforce).
@@ -325,8 +324,8 @@ def _resolve(config: TrainConfig) -> Settings:
     primitives = said.get("primitives", "actions" if adapter.box is None and adapter.modules is None else "learned")
     learns = "primitives" not in unused and primitives == "learned"
     defaults = defaults | learner_defaults | (_learned_defaults(adapter) if learns else {}) | own_defaults
-    if learns and ours:
-        learner = _of_learned(learner, given)
+    if learns and ours and "minibatch" not in given:
+        learner = dataclasses.replace(learner, minibatch=_LEARNED_MINIBATCH)
     chosen = {name: said.get(name, value) for name, value in defaults.items()}
     chosen.setdefault("exploration_final", said.get("exploration_final", chosen["exploration"]))
     head, bounds = _component("bids", chosen["bids"], given, OF_HEADS, preset="bids" not in given)
@@ -401,12 +400,6 @@ def _action_learner(given: Mapping[str, Any], policy: BidPolicy, minibatch: int)
     """The learner of actions with the settings that the user gave."""
     learner = ActionPPO(**{own: given[name] for name, own in OF_ACTIONS.items() if name in given})
     return dataclasses.replace(learner.bind(policy, UNBOUND), minibatch=minibatch)
-
-
-def _of_learned(learner: Any, given: Mapping[str, Any]) -> Any:
-    """The learner of bids where primitives learn, with its defaults there."""
-    own = {k: v for k, v in _LEARNED_BIDS.items() if k not in given and hasattr(learner, k)}
-    return dataclasses.replace(learner, **own)
 
 
 def _learned_defaults(adapter: Adapter) -> dict[str, Any]:

@@ -328,6 +328,7 @@ VECTORS = {
     "Regimes-v0": (4, (6,)),
     "SupplyChain2-v0": (8, (8,)),
     "Targets-v0": (4, (12,)),
+    **dict.fromkeys(("Maze4-v0", "Maze5-v0", "Maze6-v0"), (8, (16,))),
     "Woods1-v0": (8, (16,)),
     "Woods101-v0": (8, (16,)),
     "CartPole-v1": (2, (4,)),

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxmarket import make
-from jaxmarket.environments import Maze, Memory, Woods1, Woods101, adapt
+from jaxmarket.environments import Maze, Maze4, Maze5, Maze6, Memory, Woods1, Woods101, adapt
 from jaxmarket.environments.mazes import COMPASS
 from jaxmarket.testing import check_environment
 
@@ -124,6 +124,15 @@ def test_woods1():
     wrapped = [max(min(abs(r - 1), 5 - abs(r - 1)), min(abs(c - 3), 5 - abs(c - 3))) for r, c in maze.free]
     assert maze.mean_shortest() == np.mean(wrapped) == 27 / 16, "no rock is in the way"
     assert maze.optimal_return() == maze.memoryless_return() == 1
+
+
+@pytest.mark.parametrize(("make_maze", "starts", "steps"), [(Maze4, 26, 91), (Maze5, 36, 166), (Maze6, 36, 188)])
+def test_mazes_of_classifier_systems(make_maze, starts, steps):
+    """The published means of Maze4 and Maze5 are 3.5 and 4.61 steps."""
+    maze = make_maze()
+    assert len(maze.starts) == starts and maze.mean_shortest() == pytest.approx(steps / starts)
+    assert maze.memoryless_return() == 1, "equal observations share a best move"
+    assert sum(len(group) > 1 for group in classes(maze)) == (2 if make_maze is Maze6 else 0)
 
 
 # --- what takes memory
