@@ -299,11 +299,17 @@ def Maze4() -> Maze:  # noqa: N802
 
     The mean shortest path to food has 3.5 steps.
     """
-    rows = ("OOOOOOOO", "O..O..FO", "OO..O..O", "OO.O..OO", "O......O", "OO.O...O", "O....O.O", "OOOOOOOO")
+    rows = (
+        "OOOOOOOO",
+        "O..O..FO",
+        "OO..O..O",
+        "OO.O..OO",
+        "O......O",
+        "OO.O...O",
+        "O....O.O",
+        "OOOOOOOO",
+    )
     return Maze(rows, name="Maze4-v0")
-
-
-_MAZE5 = ("O......FO", "O..O.OO.O", "O.O.....O", "O...OO..O", "O.O.O..OO", "O.O..O..O", "O.....O.O")
 
 
 @functools.cache
@@ -312,17 +318,38 @@ def Maze5() -> Maze:  # noqa: N802
 
     The mean shortest path to food has 166/36 ≈ 4.61 steps.
     """
-    return Maze(("O" * 9, *_MAZE5, "O" * 9), name="Maze5-v0")
+    rows = (
+        "OOOOOOOOO",
+        "O......FO",
+        "O..O.OO.O",
+        "O.O.....O",
+        "O...OO..O",
+        "O.O.O..OO",
+        "O.O..O..O",
+        "O.....O.O",
+        "OOOOOOOOO",
+    )
+    return Maze(rows, name="Maze5-v0")
 
 
 @functools.cache
 def Maze6() -> Maze:  # noqa: N802
-    """Maze6 (Lanzi 1999): Maze5 with a rock beside the food, so that food is reached from the south only.
+    """Maze6 (Lanzi 1999): Maze5 with a rock west of the food, so that food is reached from the south only.
 
     The mean shortest path to food has 188/36 ≈ 5.22 steps. Two pairs of cells look alike, with the same best move.
     """
-    rows = ("O.....OFO", *_MAZE5[1:-1], "O.......O")
-    return Maze(("O" * 9, *rows, "O" * 9), name="Maze6-v0")
+    rows = (
+        "OOOOOOOOO",
+        "O.....OFO",
+        "O..O.OO.O",
+        "O.O.....O",
+        "O...OO..O",
+        "O.O.O..OO",
+        "O.O..O..O",
+        "O.......O",
+        "OOOOOOOOO",
+    )
+    return Maze(rows, name="Maze6-v0")
 
 
 @functools.cache
