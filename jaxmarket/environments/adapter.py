@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Bool, Float
 
 from jaxmarket.switches import check_backend, standard_promotion
 from jaxmarket.types import Array, PyTree, cached_property, real
-from jaxmarket.validation import check_float, check_int, short_repr, shorten
+from jaxmarket.validation import check_bool, check_float, check_int, short_repr, shorten
 
 __all__ = ["Adapter", "Box", "Step", "adapt", "longer", "mismatch", "owns"]
 
@@ -246,12 +247,16 @@ class Adapter:
             # A `step` without `step_env` may reset automatically; gymnax then puts the last observation here.
             obs = info.get("final_observation", obs)
         reward = self._scalar("reward", reward).astype(real())
+        terminated = self._scalar("terminated", terminated).astype(bool)
+        truncated = self._scalar("truncated", truncated).astype(bool)
+        if self.observes_time:
+            terminated, truncated = terminated | truncated, jnp.zeros_like(truncated)
         return Step(
             obs=obs,
             env_state=state,
             reward=reward,
-            terminated=self._scalar("terminated", terminated).astype(bool),
-            truncated=self._scalar("truncated", truncated).astype(bool),
+            terminated=terminated,
+            truncated=truncated,
             duration=self._scalar("info['duration']", info.get("duration", 1)).astype(real()),
             undiscounted=self._scalar("info['undiscounted']", info.get("undiscounted", reward)).astype(real()),
             module_rewards=self._module_rewards(info),
@@ -281,8 +286,37 @@ class Adapter:
             return jnp.asarray(self.env.legal_actions(env_state, params), bool)
         return jnp.ones(self.num_actions if self.box is None else 1, bool)
 
+    @cached_property
+    def observes_time(self) -> bool:
+        """Whether observations show the time since the reset; a time limit then terminates episodes.
+
+        Such a limit is a part of the task. The value of the observation at the limit could not be estimated either: it
+        is never acted on, and looks like no other.
+
+        An environment may state it (``observes_time``). Otherwise, it is whether the result of ``get_obs`` depends on
+        ``time``, a field of the state, as gymnax's environments call it.
+        """
+        stated = self._attribute("observes_time")
+        if stated is not None:
+            return check_bool(f"env: observes_time of {self.name}", stated)
+        _, state = self._shapes("reset", self.raw_reset, _some_key(), self.default_params)
+        if not (owns(self.env, "get_obs") and hasattr(state, "time") and hasattr(state, "replace")):
+            return False
+
+        def observation(time: Array, state: Any, key: Array) -> PyTree:
+            more = {"params": self.default_params, "key": key}
+            taken = inspect.signature(self.env.get_obs).parameters
+            return self.env.get_obs(state.replace(time=time), **{name: more[name] for name in taken if name in more})
+
+        try:
+            program = jax.make_jaxpr(standard_promotion(observation))(state.time, state, _some_key()).jaxpr
+        except (TypeError, NotImplementedError):  # another signature, or gymnax's base class
+            return False
+        _, used = dce_jaxpr(program, [True] * len(program.outvars))
+        return used[0]
+
     def longest_episode(self, params: PyTree) -> int | None:
-        """Environment steps after which an episode is truncated.
+        """Environment steps after which a time limit ends an episode.
 
         None if that is traced or unknown, or if something else than the time limit may truncate an episode.
         """
@@ -572,7 +606,7 @@ def adapt(env: Any) -> Adapter:
         with contextlib.suppress(TypeError):
             _checked[env] = None
     # Evaluated here, because inside jit the bounds of a space would be tracers.
-    _ = adapter.box or adapter.num_actions, adapter._codes
+    _ = adapter.box or adapter.num_actions, adapter._codes, adapter.observes_time
     return adapter
 
 

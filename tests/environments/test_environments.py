@@ -25,6 +25,7 @@ from jaxmarket.environments import (
     Duality,
     FiniteMDP,
     Maze,
+    Memory,
     SupplyChain,
     adapt,
     environment_ids,
@@ -577,6 +578,79 @@ def test_step_env_and_is_truncated_are_preferred():
     _, rows = play(env, [0, 0, 1, 1])
     np.testing.assert_array_equal(rows.terminated, [False, False, False, True])
     np.testing.assert_array_equal(rows.truncated, [False, True, True, True])
+
+
+class Clock(Environment):
+    """Episodes of three steps, in gymnax's style; ``seen`` maps the time to the observation."""
+
+    def __init__(self, seen, observes_time=None):
+        super().__init__()
+        self.seen = seen
+        if observes_time is not None:
+            self.observes_time = observes_time
+
+    @property
+    def num_actions(self):
+        return 1
+
+    def action_space(self, params=None):
+        return spaces.Discrete(1)
+
+    def get_obs(self, state, params=None, key=None):
+        return self.seen(state.time)[None].astype(jnp.float32)
+
+    def reset_env(self, key, params):
+        state = MDPState(index=jnp.int32(0), time=jnp.int32(0))
+        return self.get_obs(state), state
+
+    def step_env(self, key, state, action, params):
+        state = state.replace(time=state.time + 1)
+        return self.get_obs(state), state, jnp.ones(()), jnp.zeros((), bool), {}
+
+    def is_truncated(self, state, params):
+        return state.time >= 3
+
+    @property
+    def default_params(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("env", "observed"),
+    [
+        (Clock(lambda time: time / 3), True),
+        (Clock(lambda time: jnp.where(time == 0, 1, 0)), True),
+        (Clock(lambda time: jnp.ones(())), False),
+        (Clock(lambda time: time / 3, observes_time=False), False),  # a clock of something else, say
+        (Clock(lambda time: jnp.ones(()), observes_time=True), True),
+    ],
+)
+def test_a_limit_whose_time_is_observed_terminates(env, observed):
+    adapter = adapt(env)
+    assert adapter.observes_time is observed
+    for wrapped in (env, Memory(env)):
+        _, rows = play(wrapped, [0, 0, 0])
+        np.testing.assert_array_equal(rows.terminated, [False, False, observed])
+        np.testing.assert_array_equal(rows.truncated, [False, False, not observed])
+
+
+def test_whether_time_is_observed_must_be_a_boolean():
+    with pytest.raises(ValueError, match="observes_time of Clock: expected True or False, got 1"):
+        adapt(Clock(lambda time: time, observes_time=1))
+
+
+def test_which_environments_observe_the_time():
+    made = (adapt(make(name)[0]) for name in environment_ids() if name != "MNISTBandit-bsuite")
+    assert {adapter.name for adapter in made if adapter.observes_time} == {
+        "TrainingChain-v0",
+        "MemoryChain-bsuite",
+        "UmbrellaChain-bsuite",
+        "DiscountingChain-v0",
+        "MetaMaze-misc",
+        "PointRobot-misc",
+        "BernoulliBandit-misc",
+        "GaussianBandit-misc",
+    }
 
 
 def test_a_step_of_another_length_is_refused():
