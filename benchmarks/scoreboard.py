@@ -132,9 +132,9 @@ _BIDS_BY_GRADIENT: tuple[dict[str, Any], ...] = (
 )
 _IMAGES_BY_VALUE: tuple[dict[str, Any], ...] = (
     {},
-    {"epochs": 2},
-    {"learning_rate": 3e-4},
     {"persistence": 0.0},
+    {"epochs": 1},
+    {"epochs": 1, "persistence": 0.0},
 )
 _IMAGES_BY_GRADIENT: tuple[dict[str, Any], ...] = (
     {},

@@ -54,7 +54,7 @@ class Valuation:
     Attributes:
         policy: bidding policy with a value head; bound by training.
         minibatch: auctions per gradient step.
-        epochs: passes over a rollout.
+        epochs: passes over a rollout; by default 1 for tables over one-hot states, else 2.
         normalize: whether revenues are normalised.
         max_norm: largest global norm of the gradient; None for no limit. A limit that is often reached makes the
             estimates differ from the mean revenue.
@@ -64,7 +64,7 @@ class Valuation:
 
     policy: BidPolicy = UNBOUND
     minibatch: int = 128
-    epochs: int = 1
+    epochs: int | None = None
     normalize: bool = True
     max_norm: float | None = None
     axis: str | None = None
@@ -85,10 +85,11 @@ class Valuation:
         del value
         torso = policy.torso
         shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)
-        rate = 3e-2 if shallow and not torso.activation else 1e-3  # a table has no activation
+        rate, epochs = (3e-2, 1) if shallow and not torso.activation else (1e-3, 2)  # a table has no activation
         return dataclasses.replace(
             self,
             policy=policy,
+            epochs=epochs if self.epochs is None else self.epochs,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
         )
 
@@ -129,7 +130,8 @@ class Valuation:
             return state.replace(params=params, opt=opt), value
 
         batch = (experience.bid, experience.won, (revenue - units["location"]) / divisor(units["scale"]))
-        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.epochs)
+        epochs = cast(int, self.epochs)  # known since `bind`
+        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, epochs)
         return state, {"loss": value}
 
     def _normalized(self, state: ValuationState, won: Array, revenue: Array) -> ValuationState:

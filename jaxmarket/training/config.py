@@ -182,7 +182,8 @@ class TrainConfig:
             population: auctions per instance between two turnovers, 16 by default.
         log_every: updates per row of metrics; a fiftieth of the run by default.
         minibatch: auctions per gradient step; 128 by default, 512 if primitives learn.
-        epochs: passes over each rollout (ppo, valuation); 1 by default, 4 for a monolith trained by ppo.
+        epochs: passes over each rollout (ppo, valuation); by default 1 for ppo and tables, 2 for networks of valuation,
+            4 for a monolith trained by ppo.
         learning_rate: of the bidding policies; 1e-3 by default, 3e-2 for tables trained by valuation.
         value_learning_rate: of the value networks (ppo); 5e-3 by default.
         entropy: weight of the bids' entropy; 0.05 by default (ppo), 0.01 for a monolith, 0.1 (reinforce).

@@ -107,7 +107,16 @@ def test_replacing_a_setting_derives_the_others_again():
     assert valuation.settings == TrainConfig("Chain-v0", learner="valuation").settings
     assert (config.settings.values["bids"], valuation.settings.values["bids"]) == ("kumaraswamy", "value")
     deep = dataclasses.replace(valuation, hidden=(8,))
-    assert (valuation.settings.values["learning_rate"], deep.settings.values["learning_rate"]) == (3e-2, 1e-3)
+    assert [each.settings.values["learning_rate"] for each in (valuation, deep)] == [3e-2, 1e-3]
+    assert [each.settings.values["epochs"] for each in (valuation, deep)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("agent", "learner", "epochs"),
+    [("society", "ppo", 1), ("society", "valuation", 2), ("monolith", "ppo", 4), ("monolith", "valuation", 2)],
+)
+def test_passes_over_a_rollout(agent, learner, epochs):
+    assert TrainConfig("CartPole-v1", agent=agent, learner=learner).settings.values["epochs"] == epochs
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
