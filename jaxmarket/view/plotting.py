@@ -877,7 +877,7 @@ def draw_maze_policy(ax: "Axes", maze: "Maze", sold: Any, price: Any, moves: Any
         if place in maze.free and sold[i]:
             prices[place] = price[i]
     if highest is None:
-        highest = max(1e-3, float(np.nanmax(prices)))
+        highest = float(prices[np.isfinite(prices)].max(initial=1e-3))
     image = ax.imshow(prices, cmap="YlGn", vmin=0, vmax=highest)
     ax.figure.colorbar(image, label="price", shrink=0.85)
     for row, column in np.ndindex(rows, columns):
