@@ -107,7 +107,7 @@ class RevenueEstimate:
 @functools.cache
 def _learner(hidden: tuple[int, ...]) -> Valuation:
     policy = BidPolicy(mlp(*hidden) if hidden else linear(), ValueHead())
-    return Valuation(policy=policy, minibatch=64, learning_rate=0.0)
+    return Valuation(policy=policy, minibatch=64, epochs=1, learning_rate=0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -83,15 +83,20 @@ class Valuation:
     def bind(self, policy: BidPolicy, value: ValueNetwork) -> Self:
         """Return this learner with its policy, and the defaults for that policy; it has no value network."""
         del value
-        torso = policy.torso
-        shallow = isinstance(torso, Torso) and not (torso.hidden or torso.convolutions)
-        rate, epochs = (3e-2, 1) if shallow and not torso.activation else (1e-3, 2)  # a table has no activation
+        learner = dataclasses.replace(self, policy=policy)
+        rate = 3e-2 if _is_table(policy) else 1e-3
         return dataclasses.replace(
-            self,
-            policy=policy,
-            epochs=epochs if self.epochs is None else self.epochs,
+            learner,
+            epochs=learner.passes,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
         )
+
+    @property
+    def passes(self) -> int:
+        """``epochs``, or their default for the policy."""
+        if self.epochs is None:
+            return 1 if _is_table(self.policy) else 2
+        return self.epochs
 
     def init(self, key: Array, obs: Array) -> ValuationState:
         """Initial network and optimizer state."""
@@ -130,8 +135,7 @@ class Valuation:
             return state.replace(params=params, opt=opt), value
 
         batch = (experience.bid, experience.won, (revenue - units["location"]) / divisor(units["scale"]))
-        epochs = cast(int, self.epochs)  # known since `bind`
-        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, epochs)
+        state, value = over_minibatches(step, state, experience.obs, batch, self.minibatch, self.passes)
         return state, {"loss": value}
 
     def _normalized(self, state: ValuationState, won: Array, revenue: Array) -> ValuationState:
@@ -140,6 +144,12 @@ class Valuation:
         low, high = units["location"] - units["scale"], units["location"] + units["scale"]
         params = self.policy.rescaled(state.params, *revenue_range(low, high, won, revenue, self.axis))
         return state.replace(params=tree_select(units_move(state.opt), params, state.params))
+
+
+def _is_table(policy: BidPolicy) -> bool:
+    """Whether the policy is a table over one-hot observations: one layer without activation."""
+    torso = policy.torso
+    return isinstance(torso, Torso) and not (torso.hidden or torso.convolutions or torso.activation)
 
 
 def _of_purchases(

@@ -99,7 +99,7 @@ def updated(learner, state, revenue, won=None, progress=0.0):
     return learner.update(state, experience(revenue, won), hyper, jnp.int32(0), jnp.float32(progress))[0]
 
 
-LEARNER = Valuation(BidPolicy(linear(), ValueHead()), minibatch=4, epochs=1, learning_rate=0.03)
+LEARNER = Valuation(BidPolicy(linear(), ValueHead()), minibatch=4, learning_rate=0.03)
 
 
 def limits(state):
