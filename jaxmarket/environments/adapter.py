@@ -313,7 +313,7 @@ class Adapter:
         except (TypeError, NotImplementedError):  # another signature, or gymnax's base class
             return False
         _, used = dce_jaxpr(program, [True] * len(program.outvars))
-        return used[0]
+        return any(used[: len(jax.tree.leaves(state.time))])
 
     def longest_episode(self, params: PyTree) -> int | None:
         """Environment steps after which a time limit ends an episode.
