@@ -148,7 +148,7 @@ class TrainingEnvironment(environment.Environment[Any, Any]):
 
     Observations are f [4 + number of knobs + K]: the share of the run that is left, the performance, its last change,
     whether the run is new, the position of each knob between its bounds, and K metrics x of the last period as
-    x / (1 + |x|), 0 where they are not finite or unknown.
+    ``x / (1 + |x|)``, 0 where they are not finite or unknown.
 
     With a key k, ``start="config"`` and no change, the run is that of ``train(env.training, k)``, to the last bit on a
     CPU.
