@@ -299,7 +299,7 @@ class Adapter:
         stated = self._attribute("observes_time")
         if stated is not None:
             return check_bool(f"env: observes_time of {self.name}", stated)
-        _, state = self._shapes("reset", self.raw_reset, _some_key(), self.default_params)
+        _, state = self._after_reset
         if not (owns(self.env, "get_obs") and hasattr(state, "time") and hasattr(state, "replace")):
             return False
 
@@ -372,9 +372,14 @@ class Adapter:
             raise ValueError(f"env: {which} of {self.name} failed with {_reason(error)}; correct the method") from error
 
     @cached_property
+    def _after_reset(self) -> tuple[PyTree, PyTree]:
+        """Shapes of the raw observation and of the state after a reset, with the default parameters."""
+        return self._shapes("reset", self.raw_reset, _some_key(), self.default_params)
+
+    @cached_property
     def _codes(self) -> tuple["_Code", ...]:
         """How each leaf of an observation is encoded."""
-        obs, _ = self._shapes("reset", self.raw_reset, _some_key(), self.default_params)
+        obs, _ = self._after_reset
         leaves = jax.tree_util.tree_leaves_with_path(obs)
         if not leaves:
             raise ValueError(f"env: expected an observation from {self.name}, got {short_repr(obs)}; return an array")

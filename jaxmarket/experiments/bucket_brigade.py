@@ -13,21 +13,18 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.deep_market import UNPAID, ClassifierRule, ClassifierRules, DeepMarket, Terms
-from jaxmarket.deep_market.evaluation import accuracy, is_optimal, mean_steps, optimal_rules, policy, rule_string
+from jaxmarket.deep_market.evaluation import accuracy, is_optimal, mean_steps, optimal_rules, rule_string
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Woods1
 from jaxmarket.environments.multiplexer import Multiplexer
 from jaxmarket.experiments.claims import Claim, Evidence, at, majority, share_of_seeds, tally, within
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
-from jaxmarket.experiments.populations import life, market_facts, measured
+from jaxmarket.experiments.populations import draw_frozen_policy, life, market_facts, measured
 from jaxmarket.experiments.results import Results
-from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.curves import first_reach, reached_by
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.populations import MarketPlan
@@ -198,27 +195,23 @@ def _curves(results: Results) -> Any:
     for name, color in plotting.series_colors(CONDITIONS).items():
         one, other = results[f"multiplexer: {name}"], results[f"woods1: {name}"]
         for ax, grown, values in ((mux, one, one.measured["right"]), (woods, other, other.per_episode("lengths"))):
-            low, high = np.quantile(values, (0.25, 0.75), axis=1)
             line = {"color": color, "label": name, "linewidth": 2 if name == "market" else 1.2}
-            plotting.draw_band(ax, grown.plan.steps, values.mean(1), low, high, **line)
+            plotting.draw_quartiles(ax, grown.plan.steps, values, middle=np.nanmean, **line)
     for ax, target in ((mux, _SOLVED), (woods, Woods1().mean_shortest())):
         ax.axhline(target, color="black", linewidth=0.8, linestyle="--")
         plotting.step_axis(ax, "auctions")
     mux.set(ylabel="share of inputs answered correctly, frozen", ylim=(0, 1.02), title="6-multiplexer")
-    woods.set(ylabel="steps to food during training", title="Woods1 (dashed: 27/16, the optimum)", yscale="log")
-    woods.set_yticks([2, 3, 5, 10, 20, 50], ["2", "3", "5", "10", "20", "50"])
-    woods.minorticks_off()
+    woods.set(ylabel="steps to food during training", title="Woods1 (dashed: 27/16, the optimum)")
+    plotting.log_y_axis(woods, [2, 3, 5, 10, 20, 50])
     plotting.legend_below(fig)
     return fig
 
 
 def _map(results: Results) -> Any:
     """The price of every cell of Woods1 and the move of its buyer, in the best population."""
-    grown, seed = results["woods1: market"], _best("woods1", results)
-    market, population = grown.plan.market, jax.tree.map(jnp.asarray, grown.population(seed))
-    key = key_for(key_of(results.scope.seed), "measurement")
+    seed = _best("woods1", results)
     fig, (ax,) = plotting.figure(width=5.6, height=4.8)
-    plotting.draw_maze_policy(ax, market.env.env, *jax.device_get(policy(market, key, population, grown.plan.terms)))
+    draw_frozen_policy(ax, results, "woods1: market", seed)
     ax.set_title(f"Woods1, seed {seed}: price of each cell and move of its buyer", fontsize=9)
     return fig
 

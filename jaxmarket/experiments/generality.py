@@ -376,14 +376,12 @@ def _curves(results: Results) -> Any:
                 problems, values = result.plan.steps, result.measured["steps"].astype(np.float64)
             else:
                 problems, values = _parts(results, name)
-            low, high = np.quantile(values, (0.25, 0.75), axis=1)
-            plotting.draw_band(ax, problems, values.mean(1), low, high, **line)
+            plotting.draw_quartiles(ax, problems, values, middle=np.nanmean, **line)
         ax.set_title(task if task != "woods1" else "Woods1")
         if task == "woods1":
             ax.axhline(Woods1().mean_shortest(), color="black", linewidth=0.8, linestyle="--")
-            ax.set(ylabel="steps to food, frozen", yscale="log")
-            ax.set_yticks([2, 3, 5, 10, 20, 50], ["2", "3", "5", "10", "20", "50"])
-            ax.minorticks_off()
+            ax.set_ylabel("steps to food, frozen")
+            plotting.log_y_axis(ax, [2, 3, 5, 10, 20, 50])
         else:
             ax.set(ylabel="share of inputs answered correctly, frozen", ylim=(0.4, 1.02))
         plotting.step_axis(ax, "auctions" if task == "woods1" else "problems")

@@ -12,20 +12,17 @@ Frozen populations are measured exactly, from every free cell.
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.deep_market import DeepMarket, RiskAverseRules
-from jaxmarket.deep_market.evaluation import mean_steps, policy
+from jaxmarket.deep_market.evaluation import mean_steps
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.mazes import Maze, Maze4, Maze5, Maze6
 from jaxmarket.experiments.claims import Claim, at, majority, share_of_seeds, tally
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table, by_condition, column
-from jaxmarket.experiments.populations import estimating_terms, life, market_facts, measured
+from jaxmarket.experiments.populations import draw_frozen_policy, estimating_terms, life, market_facts, measured
 from jaxmarket.experiments.results import Results
-from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.curves import first_reach, reached_by
 from jaxmarket.runs.estimates import mean
 from jaxmarket.runs.populations import GrownMarket, MarketPlan
@@ -153,12 +150,10 @@ def _prices(results: Results) -> Any:
     """The prices and moves of the median seed in every maze."""
     fig, axes = plotting.figure(columns=len(MAZES), width=4.2, height=4.2)
     for ax, (name, maze) in zip(axes, MAZES.items(), strict=True):
-        grown, seed = results[f"{name}: market"], _middle(results, f"{name}: market")
-        population = jax.tree.map(jnp.asarray, grown.population(seed))
-        key = key_for(key_of(results.scope.seed), "watch")
-        sold, price, moves = map(np.asarray, policy(grown.plan.market, key, population, grown.plan.terms))
-        plotting.draw_maze_policy(ax, maze, sold, price, moves)
-        steps = results.measure(f"{name}: market", "steps")[seed]
+        market = f"{name}: market"
+        seed = _middle(results, market)
+        draw_frozen_policy(ax, results, market, seed)
+        steps = results.measure(market, "steps")[seed]
         ax.set_title(f"{name}: {steps:.2f} steps, shortest {maze.mean_shortest():.2f}")
     return fig
 
@@ -173,14 +168,12 @@ def _curves(results: Results) -> Any:
             auctions, steps = grown.plan.steps, grown.measured["steps"].astype(np.float64)
             line = {"color": colors[kind], "label": kind}
             if kind == "market":
-                low, high = np.quantile(steps, (0.25, 0.75), axis=1)
-                plotting.draw_band(ax, auctions, steps.mean(1), low, high, linewidth=2, **line)
+                plotting.draw_quartiles(ax, auctions, steps, middle=np.nanmean, linewidth=2, **line)
             else:
                 ax.plot(auctions, steps.mean(1), linewidth=1.2, **line)
         ax.axhline(maze.mean_shortest(), color="black", linewidth=0.8, linestyle="--")
-        ax.set(title=maze_name, ylabel="steps to food, frozen", yscale="log")
-        ax.set_yticks([4, 5, 10, 20, 50], ["4", "5", "10", "20", "50"])
-        ax.minorticks_off()
+        ax.set(title=maze_name, ylabel="steps to food, frozen")
+        plotting.log_y_axis(ax, [4, 5, 10, 20, 50])
         plotting.step_axis(ax, "auctions")
     plotting.legend_below(fig)
     return fig

@@ -3,17 +3,22 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.deep_market import Terms
+from jaxmarket.deep_market.evaluation import policy
 from jaxmarket.experiments.results import Measure, Results
+from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.populations import GrownMarket, terms_of
 from jaxmarket.view import plotting
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["estimating_terms", "life", "market_facts", "measured"]
+__all__ = ["draw_frozen_policy", "estimating_terms", "life", "market_facts", "measured"]
 
 
 def estimating_terms(fee: float, tax: float, exploration: float) -> Terms:
@@ -45,6 +50,14 @@ def measured(name: str) -> Measure:
 def life(condition: str, best: Callable[[Results], int]) -> "Callable[[Results], Figure]":
     """A figure (`plotting.market_history`) of the seed of a condition that ``best`` selects."""
     return lambda results: plotting.market_history(results[condition], best(results), condition)
+
+
+def draw_frozen_policy(ax: "Axes", results: Results, condition: str, seed: int) -> None:
+    """The price of every cell of a `Maze` and the move of its buyer, in the frozen population of one seed."""
+    grown = results[condition]
+    market, population = grown.plan.market, jax.tree.map(jnp.asarray, grown.population(seed))
+    key = key_for(key_of(results.scope.seed), "measurement")
+    plotting.draw_maze_policy(ax, market.env.env, *jax.device_get(policy(market, key, population, grown.plan.terms)))
 
 
 def market_facts(results: Results) -> dict[str, Any]:

@@ -180,9 +180,7 @@ def _draw(results: Results) -> Any:
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set(title=task_name, ylabel=f"{task.unit}, while learning", xlabel="training times")
         if task.sign < 0:
-            ax.set_yscale("log")
-            ax.set_yticks([2, 3, 5, 10, 20], ["2", "3", "5", "10", "20"])
-            ax.minorticks_off()
+            plotting.log_y_axis(ax, [2, 3, 5, 10, 20])
     plotting.legend_below(fig)
     return fig
 

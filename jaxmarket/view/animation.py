@@ -157,9 +157,8 @@ def save_life(path: str | Path, grown: "GrownMarket", seed: int, *, seconds_per_
         plotting.draw_maze_policy(panels["maze"], maze, sold[frame], price[frame], moves[frame], highest=highest)
         panels["steps"].plot(auctions[: frame + 1], steps[: frame + 1], color=plotting.COLORS[0])
         panels["steps"].axhline(maze.mean_shortest(), color="0.15", linestyle="--", linewidth=1)
-        panels["steps"].set(yscale="log", ylim=(0.9 * maze.mean_shortest(), 1.1 * maze.limit))
-        panels["steps"].set_yticks(ticks, [str(tick) for tick in ticks])
-        panels["steps"].minorticks_off()
+        plotting.log_y_axis(panels["steps"], ticks)
+        panels["steps"].set_ylim(0.9 * maze.mean_shortest(), 1.1 * maze.limit)
         panels["steps"].set_title("steps to food, frozen · dashed: the optimum", fontsize=8)
         wealth = rounds.wealth[each - 1 : (frame + 1) * each : each]
         panels["wealth"].fill_between(

@@ -73,6 +73,7 @@ __all__ = [
     "figure",
     "image_element",
     "legend_below",
+    "log_y_axis",
     "market_history",
     "plain_text",
     "png",
@@ -317,6 +318,13 @@ def step_axis(ax: "Axes", label: str = "environment steps") -> None:
     if ax.get_xscale() == "linear":
         ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def log_y_axis(ax: "Axes", ticks: Sequence[float]) -> None:
+    """A logarithmic y-axis with these ticks only, as plain numbers."""
+    ax.set_yscale("log")
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
 
 
 def legend_below(where: "Figure | Axes", columns: int = 4) -> None:
