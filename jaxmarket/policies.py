@@ -548,12 +548,17 @@ class ValueHead:
         return Point(value)
 
 
+# Numbers in the matrix of a dense layer from which it is the right factor of a product.
+_LARGE_KERNEL = 1 << 14
+
+
 class Affine(nn.Module):
     """A dense layer as one matrix [inputs + 1, width]; its last row, the bias, multiplies a constant input of 1.
 
-    The matrix is the left factor. Under ``vmap`` over inputs, activations then have the layout [features, batch] in all
-    layers, which is fastest on CPUs and GPUs, and every gradient of the layer is one matrix product. With a separate
-    bias ``vmap`` would insert transpositions.
+    The matrix is the left factor where it is small. Under ``vmap`` over inputs, activations then have the layout
+    [features, batch], and every gradient of the layer is one matrix product. With a separate bias ``vmap`` would insert
+    transpositions. A large matrix is the right factor: the products then take half of the time on a CPU
+    (``benchmarks/NOTES.md``).
     """
 
     width: int
@@ -568,7 +573,8 @@ class Affine(nn.Module):
 
         kernel = self.param("kernel", init, (x.shape[0], self.width))
         x = jax.lax.pad(x, jnp.ones((), x.dtype), [(0, 1, 0)])
-        return jax.lax.dot_general(kernel, x, (((0,), (0,)), ((), ())))
+        factors = (kernel, x) if kernel.size < _LARGE_KERNEL else (x, kernel)
+        return jax.lax.dot_general(*factors, (((0,), (0,)), ((), ())))
 
 
 class Convolution(nn.Module):

@@ -33,7 +33,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # A CPU compiles the library's programs with these in half the time, and most of them run as fast or faster
 # (docs/speed.md, "Compilation").
-_CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+_CPU_OPTIONS = {_EMITTERS: False, "xla_backend_optimization_level": 2}
 
 
 def standard_promotion(function: Function) -> Function:
@@ -86,16 +87,21 @@ def check_backend() -> None:
         ) from error
 
 
-def compiler_options() -> dict[str, Any]:
+def compiler_options(*, large: bool = False) -> dict[str, Any]:
     """The options with which the library compiles whole programs, as ``compiler_options`` of `jax.jit`.
 
     Empty on an accelerator. Options that ``XLA_FLAGS`` sets keep the user's values and are left out, and so are options
     that this version of XLA does not know.
+
+    Args:
+        large: whether the program trains large networks. Kernels that XLA's emitters of fused kernels write take twice
+            as long to compile, and update a large array in place up to six times as fast.
     """
     if jax.default_backend() != "cpu":
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
-    options = {name: value for name, value in _CPU_OPTIONS.items() if f"--{name}" not in flags}
+    wanted = {name: value for name, value in _CPU_OPTIONS.items() if not (large and name == _EMITTERS)}
+    options = {name: value for name, value in wanted.items() if f"--{name}" not in flags}
     return options if _knows(frozenset(options.items())) else {}
 
 

@@ -205,13 +205,13 @@ class Learner(Protocol):
 # Numbers in the observations of a rollout above which networks are applied to one minibatch after the other.
 _AT_ONCE = 1 << 18
 
-# Parameters above which one module is trained after the other on a CPU.
+# Parameters above which a network is large: a CPU trains one module after the other, Adam one array after the other.
 _LARGE = 1 << 13
 
 # Bids of a rollout above which a CPU trains modules in groups, and the bids of a group.
 _MANY, _TOGETHER = 1 << 17, 1 << 15
 
-_ADAM = optax.flatten(optax.scale_by_adam(eps=1e-8, eps_root=1e-16))
+_ADAM = optax.scale_by_adam(eps=1e-8, eps_root=1e-16)
 
 
 class Optimizer(struct.PyTreeNode):
@@ -222,8 +222,20 @@ class Optimizer(struct.PyTreeNode):
 
 
 def adam(params: PyTree) -> Optimizer:
-    """State of Adam for these parameters. Its moments are two flat vectors, which makes a step faster."""
-    return Optimizer(_ADAM.init(params))
+    """State of Adam for these parameters."""
+    return Optimizer(_adam_for(params).init(params))
+
+
+def _adam_for(params: PyTree) -> optax.GradientTransformation:
+    """Adam, with moments that are two flat vectors for a small network: one operation for all of its arrays.
+
+    A large network's arrays take longer to concatenate than to update.
+    """
+    return _ADAM if _size(params) > _LARGE else optax.flatten(_ADAM)
+
+
+def _size(params: PyTree) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def clip(gradient: PyTree, max_norm: float) -> PyTree:
@@ -240,7 +252,7 @@ def descend(params: PyTree, opt: Optimizer, gradient: PyTree, learning_rate: PyT
         gradient: like ``params``.
         learning_rate: f [], or a tuple with one per network.
     """
-    updates, state = _ADAM.update(gradient, opt.adam, params)
+    updates, state = _adam_for(params).update(gradient, opt.adam, params)
     if opt.movable is not None:
         updates = jax.tree.map(lambda u, may: jnp.where(may, u, 0), updates, opt.movable)
 
@@ -300,7 +312,7 @@ def is_large(params: PyTree, modules: int = 1) -> bool:
         params: of the bid networks.
         modules: number of networks.
     """
-    return jax.default_backend() == "cpu" and sum(x.size for x in jax.tree.leaves(params)) > modules * _LARGE
+    return jax.default_backend() == "cpu" and _size(params) > modules * _LARGE
 
 
 def modules_at_once(modules: int, bids: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxmarket.environments.adapter import Adapter
 from jaxmarket.evaluation import Episodes
 from jaxmarket.keys import from_words, key_for
 from jaxmarket.learners import Hyperparameters
+from jaxmarket.learners.protocol import is_large
 from jaxmarket.metrics import Oracle, bid_error, env_steps
 from jaxmarket.runs import best_replies, compilation_cache
 from jaxmarket.runs.checkpoint import Checkpoints, Saved
@@ -111,7 +113,11 @@ def _chunk_seeds(
 def _compiled(trainable: Trainable, mesh: Mesh | None, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
     """The executable of `_chunk_seeds`, compiled before it runs, so that compile time is measured by itself."""
     chunk = jax.jit(functools.partial(_chunk_seeds, trainable, mesh), donate_argnums=0)
-    return chunk.lower(*jax.tree.unflatten(tree, leaves)).compile(compiler_options=compiler_options())
+    arguments = jax.tree.unflatten(tree, leaves)
+    params = jax.tree.leaves(arguments[0].learner.params)
+    networks = math.prod(params[0].shape[: 1 + trainable.module_axis]) if params else 0
+    options = compiler_options(large=is_large(params, networks))
+    return chunk.lower(*arguments).compile(compiler_options=options)
 
 
 def compiles() -> int:
