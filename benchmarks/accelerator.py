@@ -180,7 +180,7 @@ def images(report: Report, quick: bool) -> None:
         steps = shape["instances"] * shape["horizon"]
         config = train_config("Breakout-MinAtar", learner=learner, steps=steps, log_every=1, **shape)
         chunk, start = train.training(config)
-        timing = measure({learner: (chunk, (jax.jit(start)(jax.random.key(0)),))}, 2 if quick else 10)
+        timing = measure({learner: (chunk, (jax.jit(start)(jax.random.key(0)),))}, 2 if quick else 10, large=(learner,))
         report.keep("Breakout", timing)
         rows.append({"learner": learner, "steps/s": steps / timing[learner].median})
         report.headline[f"breakout_{learner}_steps_per_second"] = rows[-1]["steps/s"]

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -84,6 +84,7 @@ def measure(
     repeats: int = REPEATS,
     others: Mapping[str, Callable[[], Any]] | None = None,
     results: dict[str, Any] | None = None,
+    large: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Compile each function for its arguments, warm it up, and time it alternately with the others.
 
@@ -94,6 +95,7 @@ def measure(
             first call.
         results: receives what each of the candidates returned in its warm-up, by name, if it is given. Results are not
             kept otherwise, because they may be large.
+        large: names of the candidates that train large networks (`jaxmarket.switches.compiler_options`).
 
     Raises:
         RuntimeError: a function was traced more than once.
@@ -108,7 +110,7 @@ def measure(
             return function(*arguments)
 
         began = time.perf_counter()
-        program = executable(counted, *arguments)
+        program = executable(counted, *arguments, large=name in large)
         compile_seconds[name] = time.perf_counter() - began
         result = jax.block_until_ready(program(*arguments))
         if results is not None:
@@ -210,10 +212,16 @@ def every_core() -> Iterator[None]:
         os.sched_setaffinity(0, confined)
 
 
-def executable(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The compiled program of a function for these arguments, with the options with which `fit` compiles."""
+def executable(function: Callable[..., Any], *arguments: Any, large: bool = False) -> Any:
+    """The compiled program of a function for these arguments, with the options with which `fit` compiles.
+
+    Args:
+        function: a pure function.
+        *arguments: its arguments.
+        large: whether it trains large networks.
+    """
     with every_core():
-        return jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options())
+        return jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options(large=large))
 
 
 def machine() -> dict[str, Any]:

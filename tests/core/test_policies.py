@@ -261,28 +261,33 @@ def test_a_layer_of_two_units_has_no_layer_norm():
         assert np.allclose(features[0], features[1], atol=1e-3) == (width == 3), width
 
 
-def test_an_affine_layer_is_a_dense_layer():
-    """Same map and gradients as flax's, and weights of the same spread, under vmap over inputs and over modules."""
-    layer, reference = Affine(3), nn.Dense(3)
-    x = jax.random.normal(jax.random.key(0), (5, 4))
+@pytest.mark.parametrize(("inputs", "width"), [(4, 3), (180, 100)], ids=str)
+def test_an_affine_layer_is_a_dense_layer(inputs, width):
+    """Same map and gradients as flax's, and weights of the same spread, under vmap over inputs and over modules.
+
+    A small matrix is the left factor of the product, a large one the right factor.
+    """
+    layer, reference = Affine(width), nn.Dense(width, precision="highest")
+    assert ((inputs + 1) * width >= policies._LARGE_KERNEL) == (width == 100)
+    x, biases = jax.random.normal(jax.random.key(0), (5, inputs)), jax.random.normal(jax.random.key(2), (2, width))
     params = jax.vmap(layer.init, (0, None))(jax.random.split(jax.random.key(1), 2), x[0])
     kernel = params["params"]["kernel"]
-    assert kernel.shape == (2, 5, 3)
+    assert kernel.shape == (2, inputs + 1, width)
     assert not kernel[:, -1].any()
     expected = jax.vmap(reference.init, (0, None))(jax.random.split(jax.random.key(1), 2), x[0])["params"]["kernel"]
     np.testing.assert_allclose(kernel[:, :-1].std(), expected.std(), rtol=0.5)
-    kernel = kernel.at[:, -1].set(jnp.array([[1.0, -2.0, 3.0], [0.5, 0.0, -0.5]]))
+    kernel = kernel.at[:, -1].set(biases)
 
-    def ours(kernel):
+    def ours(kernel, x):
         return jax.vmap(jax.vmap(layer.apply, (None, 0)), (0, None))({"params": {"kernel": kernel}}, x)
 
-    def theirs(kernel):
+    def theirs(kernel, x):
         dense = {"params": {"kernel": kernel[:, :-1], "bias": kernel[:, -1]}}
         return jax.vmap(reference.apply, (0, None))(dense, x)
 
-    np.testing.assert_allclose(ours(kernel), theirs(kernel), rtol=1e-5, atol=1e-6)
-    gradients = [jax.grad(lambda k, f=f: jnp.sum(jnp.sin(f(k))))(kernel) for f in (ours, theirs)]
-    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours(kernel, x), theirs(kernel, x), rtol=1e-5, atol=1e-5)
+    gradients = [jax.grad(lambda k, x, f=f: jnp.sum(jnp.sin(f(k, x))), (0, 1))(kernel, x) for f in (ours, theirs)]
+    chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("torso", "is_linear"), [(linear(4), True), (mlp(4), False)])

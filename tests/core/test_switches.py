@@ -130,6 +130,11 @@ def test_compiler_options_leave_what_xla_flags_set(monkeypatch):
     assert switches.compiler_options() == {}
 
 
+def test_programs_that_train_large_networks_keep_the_fused_kernels(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert switches.compiler_options(large=True) == {"xla_backend_optimization_level": 2}
+
+
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(switches, "_CPU_OPTIONS", {"xla_removed_option": True})
     assert switches.compiler_options() == {}

@@ -179,7 +179,7 @@ LARGE = Valuation(BidPolicy(mlp(1300), ValueHead()), minibatch=AUCTIONS, epochs=
 
 @functools.cache
 def first_moments(at_once):
-    """Adam's first moments [M, parameters] after one gradient step, a tenth of the gradients, and the losses [M]."""
+    """Adam's first moments [M, ...] after one gradient step, a tenth of the gradients, and the losses [M]."""
 
     def moments(obs, winner, target):
         won = (winner == jnp.arange(MODULES * CLONES)[:, None]).reshape(MODULES, CLONES, -1)

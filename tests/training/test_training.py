@@ -374,6 +374,20 @@ def test_groups_of_modules_learn_what_all_learn_at_once(monkeypatch, small):
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("agent", "hidden", "large"),
+    [("society", (64, 64), False), ("society", (96, 96), True), ("monolith", (96, 96), True)],
+)
+def test_programs_of_large_networks_are_compiled_for_them(monkeypatch, agent, hidden, large):
+    def options(*, large):
+        raise RuntimeError(f"{large=}")
+
+    monkeypatch.setattr(fitting, "compiler_options", options)
+    config = TrainConfig("CartPole-v1", agent=agent, hidden=hidden, seeds=3, steps=128, horizon=16, minibatch=32)
+    with pytest.raises(RuntimeError, match=f"^{large=}$"):
+        fit(config, jax.random.key(0))
+
+
 @pytest.mark.full
 def test_training_of_large_networks_can_be_differentiated(monkeypatch):
     """On a CPU they are trained one module after the other; with respect to the learning rate, say."""
