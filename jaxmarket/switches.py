@@ -158,6 +158,8 @@ def in_groups(function: Callable[[PyTree], PyTree], tree: PyTree, size: int) -> 
     count = jax.tree.leaves(tree)[0].shape[0]
     if size == count or jax.default_backend() != "cpu":
         return jax.vmap(function)(tree)
+    if size == 1:
+        return jax.lax.map(function, tree)
     groups = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), tree)
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(jax.vmap(function), groups))
 

@@ -26,7 +26,7 @@ _GROUP = range(8, 3, -1)  # seeds
 Devices = int | Literal["all"] | Sequence[jax.Device]
 
 
-def over_seeds(function: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
+def over_seeds(function: Callable[[PyTree], PyTree], state: PyTree, *, large: bool = False) -> PyTree:
     """``jax.vmap(function)(state)``, for a function that takes a state of one seed.
 
     CPUs run many seeds in groups of 4 to 8, one group after the other, if the number of seeds can be divided into such
@@ -35,9 +35,10 @@ def over_seeds(function: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
     Args:
         function: a pure function.
         state: leaves [seeds, ...].
+        large: whether a state contains large networks. CPUs then run one seed after the other.
     """
     seeds = jax.tree.leaves(state)[0].shape[0]
-    return in_groups(function, state, next((size for size in _GROUP if seeds % size == 0), seeds))
+    return in_groups(function, state, 1 if large else next((size for size in _GROUP if seeds % size == 0), seeds))
 
 
 def mesh(devices: Devices, seeds: int, instances: int, minibatch: int | None) -> Mesh | None:

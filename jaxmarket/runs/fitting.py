@@ -98,7 +98,8 @@ def _chunk_seeds(
         state: PyTree, hyper: Hyperparameters, oracle: Oracle | None, env_params: PyTree
     ) -> tuple[PyTree, dict[str, Array]]:
         env_params = _params_of(trainable.env, env_params)
-        return over_seeds(lambda state: local.chunk(state, env_params, hyper, oracle), state)
+        large = _has_large_networks(trainable, state)
+        return over_seeds(lambda state: local.chunk(state, env_params, hyper, oracle), state, large=large)
 
     if mesh is None:
         return chunk(state, hyper, oracle, env_params)
@@ -114,10 +115,15 @@ def _compiled(trainable: Trainable, mesh: Mesh | None, tree: Any, leaves: tuple[
     """The executable of `_chunk_seeds`, compiled before it runs, so that compile time is measured by itself."""
     chunk = jax.jit(functools.partial(_chunk_seeds, trainable, mesh), donate_argnums=0)
     arguments = jax.tree.unflatten(tree, leaves)
-    params = jax.tree.leaves(arguments[0].learner.params)
-    networks = math.prod(params[0].shape[: 1 + trainable.module_axis]) if params else 0
-    options = compiler_options(large=is_large(params, networks))
+    options = compiler_options(large=_has_large_networks(trainable, arguments[0]))
     return chunk.lower(*arguments).compile(compiler_options=options)
+
+
+def _has_large_networks(trainable: Trainable, state: PyTree) -> bool:
+    """Whether training should treat the networks of a state, leaves [seeds, ...], as large ones (`is_large`)."""
+    params = jax.tree.leaves(state.learner.params)
+    networks = math.prod(params[0].shape[: 1 + trainable.module_axis]) if params else 0
+    return is_large(params, networks)
 
 
 def compiles() -> int:

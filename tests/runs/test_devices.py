@@ -52,15 +52,26 @@ def test_work_that_cannot_be_shared_is_refused(given, message):
         devices.mesh(*given)
 
 
-@pytest.mark.parametrize(("seeds", "groups"), [(8, None), (11, None), (12, 2), (64, 8), (20, 4)])
-def test_many_seeds_run_in_groups_on_a_cpu(seeds, groups):
+@pytest.mark.parametrize(
+    ("seeds", "large", "groups"),
+    [
+        (8, False, None),
+        (11, False, None),
+        (12, False, 2),
+        (64, False, 8),
+        (20, False, 4),
+        (1, True, None),
+        (3, True, 3),
+    ],
+)
+def test_many_seeds_run_in_groups_on_a_cpu(seeds, large, groups):
     state = {"key": jax.random.split(jax.random.key(0), seeds), "x": jnp.arange(2.0 * seeds).reshape(-1, 2)}
     state["visits"] = jnp.zeros((seeds, 0))  # of environments with unknown states
 
     def function(state):
         return state | {"x": state["x"] * 2 + jax.random.uniform(state["key"])}
 
-    made = jax.make_jaxpr(lambda state: devices.over_seeds(function, state))(state)
+    made = jax.make_jaxpr(lambda state: devices.over_seeds(function, state, large=large))(state)
     lengths = [equation.params["length"] for equation in made.eqns if equation.primitive.name == "scan"]
     assert lengths == ([] if groups is None else [groups])
     jax.tree.map(
@@ -69,7 +80,7 @@ def test_many_seeds_run_in_groups_on_a_cpu(seeds, groups):
             if jnp.issubdtype(one.dtype, jax.dtypes.prng_key)
             else np.testing.assert_allclose(one, other, rtol=1e-6)
         ),
-        devices.over_seeds(function, state),
+        devices.over_seeds(function, state, large=large),
         jax.vmap(function)(state),
     )
 
