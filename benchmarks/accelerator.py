@@ -36,6 +36,7 @@ import jax
 
 from benchmarks import command, equilibrium, population, scale, step, train
 from benchmarks.timing import ROOT, Report, measure
+from jaxmarket.learners.protocol import is_large
 from jaxmarket.runs.devices import over_seeds
 from jaxmarket.training.pinned import train_config
 from jaxmarket.view.plotting import figure
@@ -180,7 +181,9 @@ def images(report: Report, quick: bool) -> None:
         steps = shape["instances"] * shape["horizon"]
         config = train_config("Breakout-MinAtar", learner=learner, steps=steps, log_every=1, **shape)
         chunk, start = train.training(config)
-        timing = measure({learner: (chunk, (jax.jit(start)(jax.random.key(0)),))}, 2 if quick else 10, large=(learner,))
+        state = jax.jit(start)(jax.random.key(0))
+        large = [learner] if is_large(state.learner.params, config.settings.society.modules) else []
+        timing = measure({learner: (chunk, (state,))}, 2 if quick else 10, large=large)
         report.keep("Breakout", timing)
         rows.append({"learner": learner, "steps/s": steps / timing[learner].median})
         report.headline[f"breakout_{learner}_steps_per_second"] = rows[-1]["steps/s"]

@@ -12,6 +12,7 @@ import jax
 
 from benchmarks.scale import market
 from benchmarks.timing import ROOT, Report, allowed_cores, every_core
+from jaxmarket.learners.protocol import is_large
 from jaxmarket.rollouts import rollout
 from jaxmarket.society import reset
 from jaxmarket.switches import compiler_options
@@ -66,16 +67,21 @@ def seconds_to_compile(config: TrainConfig) -> tuple[float, float]:
     program, env_params = config.settings.trainable, config.adapter.default_params
     hyper, oracle = config.settings.hyperparameters.as_arrays(), config.settings.oracle
     state = jax.eval_shape(lambda key: program.init(key, env_params, hyper), jax.random.key(0))
-    return _seconds(lambda state, hyper, oracle: program.chunk(state, env_params, hyper, oracle), state, hyper, oracle)
+    large = is_large(state.learner.params, config.settings.society.modules)
+
+    def chunk(state: Any, hyper: Any, oracle: Any) -> Any:
+        return program.chunk(state, env_params, hyper, oracle)
+
+    return _seconds(chunk, state, hyper, oracle, large=large)
 
 
-def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
+def _seconds(function: Any, *arguments: Any, large: bool = False) -> tuple[float, float]:
     jax.clear_caches()  # otherwise tracing would reuse results of an earlier repetition
     with every_core():
         began = time.perf_counter()
         lowered = jax.jit(function).lower(*arguments)
         traced = time.perf_counter()
-        lowered.compile(compiler_options=compiler_options())
+        lowered.compile(compiler_options=compiler_options(large=large))
         return traced - began, time.perf_counter() - traced
 
 

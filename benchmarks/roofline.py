@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from benchmarks.step import market_rollout
 from benchmarks.timing import Report, executable, measure
-from jaxmarket.learners.protocol import EXPERIENCE_AXES
+from jaxmarket.learners.protocol import EXPERIENCE_AXES, is_large
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
 from jaxmarket.training.config import TrainConfig
@@ -224,9 +224,6 @@ def update_costs(config: TrainConfig) -> dict[str, Cost]:
     return {name: cost * times for name, (cost, times) in parts.items()}
 
 
-_LARGEST = "CartPole-v1, 2 × 256"
-
-
 def configs() -> dict[str, TrainConfig]:
     """The configurations that are measured; a quick run leaves out the last."""
     # Short calls, a few milliseconds, so that the fastest of many is one that nothing interrupted.
@@ -235,7 +232,7 @@ def configs() -> dict[str, TrainConfig]:
     return {
         "Chain-v0": train_config("Chain-v0", hidden=(16,), **small),
         "CartPole-v1": train_config("CartPole-v1", hidden=(64, 64), **small),
-        _LARGEST: train_config("CartPole-v1", hidden=(256, 256), **large),
+        "CartPole-v1, 2 × 256": train_config("CartPole-v1", hidden=(256, 256), **large),
     }
 
 
@@ -257,13 +254,16 @@ def run(quick: bool = False) -> Report:
             **{level.name: _passes(level.measured_at) for level in levels()},
         }
         programs: dict[str, Call] = {}
+        large: set[str] = set()
         for name, config in measured.items():
             program, env_params = SocietyTraining.of(config.settings), config.adapter.default_params
             hyper = config.settings.hyperparameters.as_arrays()
             state = jax.jit(program.init)(jax.random.key(0), env_params, hyper)
+            if is_large(state.learner.params, config.settings.society.modules):
+                large.add(name)
             programs[name] = (lambda state, p=program, e=env_params, h=hyper: p.chunk(state, e, h), (state,))
         # All in turns, so that changes of the machine's speed affect the limits and the programs alike.
-        timings = measure({name: call for name, (call, _) in work.items()} | programs, _REPEATS, large=(_LARGEST,))
+        timings = measure({name: call for name, (call, _) in work.items()} | programs, _REPEATS, large=large)
         report.keep("fastest counts", timings)
         rates = {name: amount / min(timings[name].seconds) for name, (_, amount) in work.items()}
         show(1, 2, "counting")
@@ -276,7 +276,7 @@ def run(quick: bool = False) -> Report:
             seconds = min(timings[name].seconds) / updates
             cost = sum(costs.values(), Cost(0, 0, 0))
             function, arguments = programs[name]
-            started = operations(executable(function, *arguments, large=name == _LARGEST).as_text() or "")
+            started = operations(executable(function, *arguments, large=name in large).as_text() or "")
             working_set = timings[name].memory_bytes or _MEMORY
             level = next(level.name for level in levels() if working_set <= level.size)
             bounds = {

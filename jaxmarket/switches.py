@@ -100,8 +100,9 @@ def compiler_options(*, large: bool = False) -> dict[str, Any]:
     if jax.default_backend() != "cpu":
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
-    wanted = {name: value for name, value in _CPU_OPTIONS.items() if not (large and name == _EMITTERS)}
-    options = {name: value for name, value in wanted.items() if f"--{name}" not in flags}
+    options = {name: value for name, value in _CPU_OPTIONS.items() if f"--{name}" not in flags}
+    if large:
+        options.pop(_EMITTERS, None)
     return options if _knows(frozenset(options.items())) else {}
 
 

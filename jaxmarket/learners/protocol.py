@@ -231,11 +231,13 @@ def _adam_for(params: PyTree) -> optax.GradientTransformation:
 
     A large network's arrays take longer to concatenate than to update.
     """
-    return _ADAM if _size(params) > _LARGE else optax.flatten(_ADAM)
+    networks = len(params) if isinstance(params, tuple) else 1
+    return _ADAM if _are_large(params, networks) else optax.flatten(_ADAM)
 
 
-def _size(params: PyTree) -> int:
-    return sum(x.size for x in jax.tree.leaves(params))
+def _are_large(params: PyTree, networks: int) -> bool:
+    """Whether networks have more than `_LARGE` parameters each, on average."""
+    return sum(x.size for x in jax.tree.leaves(params)) > networks * _LARGE
 
 
 def clip(gradient: PyTree, max_norm: float) -> PyTree:
@@ -312,7 +314,7 @@ def is_large(params: PyTree, modules: int = 1) -> bool:
         params: of the bid networks.
         modules: number of networks.
     """
-    return jax.default_backend() == "cpu" and _size(params) > modules * _LARGE
+    return jax.default_backend() == "cpu" and _are_large(params, modules)
 
 
 def modules_at_once(modules: int, bids: int) -> int:

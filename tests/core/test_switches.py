@@ -143,6 +143,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 def test_a_whole_program_has_the_options_unless_it_is_part_of_another(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
+    switches.compiler_options()  # compiles a program the first time, to see whether XLA knows the options
     given, jit = [], jax.jit
     monkeypatch.setattr(jax, "jit", lambda f, **kw: given.append(kw.get("compiler_options")) or jit(f, **kw))
     square = switches.whole_program(lambda n, x: n * x**2, static_argnums=0)

@@ -29,3 +29,11 @@ def test_a_step_is_that_of_adam(monkeypatch, largest):
         updates, their_state = reference.update(gradient, their_state)
         theirs = optax.apply_updates(theirs, updates)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "arrays"), [(8192, 3), (8193, 5)])
+def test_each_of_two_networks_may_be_as_large_as_one(size, arrays):
+    """A policy and a value network have one optimizer."""
+    network = jnp.zeros(size)
+    assert len(jax.tree.leaves(protocol.adam({"one": network[1:], "rest": network[:1]}).adam)) == arrays
+    assert len(jax.tree.leaves(protocol.adam((network, network)).adam)) == arrays
