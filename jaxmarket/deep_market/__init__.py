@@ -13,7 +13,7 @@ from jaxmarket.deep_market.demographics import (
     random_population,
     turnover,
 )
-from jaxmarket.deep_market.expressions import Expression, Expressions
+from jaxmarket.deep_market.expressions import EstimatingExpression, EstimatingExpressions, Expression, Expressions
 from jaxmarket.deep_market.market import (
     UNPAID,
     DeepMarket,
@@ -55,6 +55,8 @@ __all__ = [
     "DeepMarket",
     "DeepMarketState",
     "DeepMarketStep",
+    "EstimatingExpression",
+    "EstimatingExpressions",
     "Expression",
     "Expressions",
     "GuardedProgram",

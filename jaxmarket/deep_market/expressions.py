@@ -16,7 +16,7 @@ all items at once, and loops reduce over them; so no evaluation depends on contr
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,15 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Int32
 
-from jaxmarket.deep_market.representations import NO_BID
+from jaxmarket.deep_market.representations import NO_BID, taught
 from jaxmarket.environments.vocabulary import Vocabulary
-from jaxmarket.types import Array, cached_property, real
-from jaxmarket.validation import check_float, check_int, short_repr
+from jaxmarket.types import Array, PyTree, cached_property, real
+from jaxmarket.validation import check_bool, check_float, check_int, short_repr
 
-__all__ = ["Expression", "Expressions"]
+if TYPE_CHECKING:
+    from jaxmarket.deep_market.market import Purchases
+
+__all__ = ["EstimatingExpression", "EstimatingExpressions", "Expression", "Expressions"]
 
 NUMBER, CONDITION, ITEM, NUMBER_OF_IT, CONDITION_OF_IT, ACTION, PROGRAM, UNUSED = range(8)
 """Types of nodes. Only a loop has an operand about ``it``."""
@@ -81,6 +84,10 @@ _PAIRS: dict[str, Callable[[Array, Array], Array]] = {
     "or": jnp.maximum,
 }
 """Operators of two numbers or two conditions."""
+
+
+_LEAST = 1e-3
+"""Expectations fall no further than about this share of the prior."""
 
 
 class Expression(struct.PyTreeNode):
@@ -250,13 +257,16 @@ class Expressions:
             types.append(operands[types[-1], nodes[self._level(level)]].reshape(-1))
         return jnp.concatenate(types)
 
-    def init(self, key: Array, obs: Float[Array, " n"]) -> Expression:
+    def init(self, key: Array, obs: Float[Array, " n"]) -> PyTree:
         """The first of ``draws`` random expressions that bids for ``obs``, the first one if none does."""
         key_nodes, key_price = jax.random.split(key)
+        return Expression(self._draw(key_nodes, obs), self.highest * jax.random.uniform(key_price, (), real()))
+
+    def _draw(self, key: Array, obs: Float[Array, " n"]) -> Int32[Array, " nodes"]:
         empty, fresh = jnp.zeros(self.size, jnp.int32), jnp.ones(self.size, bool)
-        drawn = jax.vmap(self._grow, (0, None, None))(jax.random.split(key_nodes, self.draws), empty, fresh)
+        drawn = jax.vmap(self._grow, (0, None, None))(jax.random.split(key, self.draws), empty, fresh)
         bids, _ = jax.vmap(self.evaluate, (0, None))(drawn, obs)
-        return Expression(drawn[jnp.argmax(bids)], self.highest * jax.random.uniform(key_price, (), real()))
+        return drawn[jnp.argmax(bids)]
 
     @cached_property
     def _below(self) -> np.ndarray:
@@ -266,16 +276,21 @@ class Expressions:
             below[:, node] |= below[:, (node - 1) // 2]
         return below
 
-    def mutate(self, key: Array, agent: Expression, mate: Expression) -> Expression:
+    def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> PyTree:
         """Draw one subtree again, or take it from the mate; and change the price by about a tenth."""
-        key_cross, key_where, key_grow, key_price = jax.random.split(key, 4)
-        types = self.types(agent.nodes)
+        *keys, key_price = jax.random.split(key, 4)
+        nodes = self._vary(jnp.stack(keys), agent.nodes, mate.nodes)
+        return Expression(nodes, agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())))
+
+    def _vary(self, keys: Array, nodes: Int32[Array, " n"], mates: Int32[Array, " n"]) -> Int32[Array, " n"]:
+        """Draw one subtree again, or take it from the mate."""
+        key_cross, key_where, key_grow = keys
+        types = self.types(nodes)
         cross = jax.random.bernoulli(key_cross, self.crossover)
-        possible = (types != UNUSED) & (~cross | (types == self.types(mate.nodes)))
+        possible = (types != UNUSED) & (~cross | (types == self.types(mates)))
         possible = possible.at[_ROOT].set(False)
         inside = jnp.asarray(self._below)[jax.random.categorical(key_where, jnp.where(possible, 0.0, -jnp.inf))]
-        nodes = jnp.where(cross, jnp.where(inside, mate.nodes, agent.nodes), self._grow(key_grow, agent.nodes, inside))
-        return Expression(nodes, agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())))
+        return jnp.where(cross, jnp.where(inside, mates, nodes), self._grow(key_grow, nodes, inside))
 
     @cached_property
     def _possible(self) -> tuple[frozenset[int], ...]:
@@ -347,25 +362,25 @@ class Expressions:
             return [1 - x for x in a]
         return [_PAIRS[name](x, y) for x, y in zip(a, b, strict=True)]
 
-    def worth(self, agent: Expression, obs: Float[Array, " n"]) -> Float[Array, ""]:
+    def worth(self, agent: PyTree, obs: Float[Array, " n"]) -> Float[Array, ""]:
         """What the bid is a multiple of: 1 + ``progress``, at least 1; 1 by default."""
         if self.progress is None:
             return jnp.ones((), real())
         return 1 + jnp.maximum(obs[self.vocabulary.numbers.index(self.progress)], 0).astype(real())
 
-    def bid(self, agent: Expression, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
+    def bid(self, agent: PyTree, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
         """The agent's price times the state's `worth`, if the condition holds."""
         return jnp.where(self.evaluate(agent.nodes, obs)[0], agent.price * self.worth(agent, obs), NO_BID)
 
-    def act(self, agent: Expression, obs: Float[Array, " n"]) -> Int32[Array, ""]:
+    def act(self, agent: PyTree, obs: Float[Array, " n"]) -> Int32[Array, ""]:
         """The action; 0 where it does not exist, and the agent does not bid."""
         return jnp.maximum(self.evaluate(agent.nodes, obs)[1], 0)
 
-    def cost(self, agent: Expression) -> Float[Array, ""]:
+    def cost(self, agent: PyTree) -> Float[Array, ""]:
         """Nodes of the expression."""
         return (self.types(agent.nodes) != UNUSED).sum(dtype=real())
 
-    def show(self, agent: Expression) -> str:
+    def show(self, agent: PyTree) -> str:
         """The expression as text; ``agent`` is one agent with NumPy leaves."""
 
         def text(node: int, result: int) -> str:
@@ -407,3 +422,105 @@ class Expressions:
         if words:
             raise ValueError(f"text: expected one expression, got {short_repr(text)}")
         return Expression(jnp.asarray(nodes), jnp.asarray(price, real()))
+
+
+class EstimatingExpression(struct.PyTreeNode):
+    """An expression, and what it expects to earn."""
+
+    nodes: Int32[Array, " nodes"]  # as in `Expression`
+    weights: Float[Array, " F"]  # of the logarithm of the expected revenue
+    count: Int32[Array, ""]  # revenues that it has learned from
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatingExpressions(Expressions):
+    """Expressions that bid what they expect to earn, less a margin; how much depends on some of the sensors.
+
+    An agent bids ``(1 - margin) · exp(w · f)`` where its condition holds, at most its budget. For every one of
+    ``bid_sensors``, ``f`` has the number itself, from 0 to ``cap`` and divided by ``cap``, and whether it is 0; of the
+    feature of an item, the smallest over the items. Sales at a margin make the value of a state fall geometrically with
+    the number of sales until the reward, so that its logarithm is about linear in what is left to do. As numbers beyond
+    ``cap`` do not matter, agents bid for larger instances as for the largest ones that they know.
+
+    Agents learn from the revenue r of a purchase of a state that they bid for, if the buyer did what they would have
+    done: ``w`` changes by *(n + 2)^-decay · (r - v) / v · f / |f|²*, where v = exp(w · f), the relative error is
+    limited to [-1, 2], and n is the number of revenues before. A new agent expects ``prior`` everywhere, children too,
+    so that it outbids others only after it has learned. It learns from their purchases, and from its own if the market
+    explores (`Terms.exploration`).
+
+    ``highest`` and ``progress`` of `Expressions` do not matter, and `Terms.markup` should be None.
+
+    Attributes:
+        bid_sensors: numbers and features of the vocabulary.
+        cap: the largest number that bids distinguish.
+        margin: the share of the expected revenue that agents do not bid. It acts as a discount of 1 - margin per sale.
+        prior: the revenue that a new agent expects, in the environment's reward units.
+        decay: how fast new revenues lose weight, in [0, 1]; with 1 all have about the same.
+        public: whether agents learn from the revenues of others, or from their own purchases only.
+    """
+
+    bid_sensors: tuple[str, ...] = ()
+    cap: float = 2.0
+    margin: float = 0.1
+    prior: float = 0.1
+    decay: float = 0.5
+    public: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        v = self.vocabulary
+        if not isinstance(self.bid_sensors, tuple) or not {*v.numbers, *v.features}.issuperset(self.bid_sensors):
+            known = ", ".join((*v.numbers, *v.features))
+            raise ValueError(f"bid_sensors: expected a tuple of some of {known}, got {short_repr(self.bid_sensors)}")
+        for field in ("margin", "decay"):
+            object.__setattr__(self, field, check_float(field, getattr(self, field), 0, 1))
+        for field in ("cap", "prior"):
+            object.__setattr__(self, field, check_float(field, getattr(self, field), 1e-6))
+        check_bool("public", self.public)
+
+    def inputs(self, obs: Float[Array, "*rows n"]) -> Float[Array, "*rows F"]:
+        """What bids depend on, f."""
+        v, obs = self.vocabulary, obs.astype(real())
+        features = obs[..., len(v.numbers) :].reshape(*obs.shape[:-1], len(v.features), len(v.items)).min(-1)
+        numbers = dict(zip(v.numbers, jnp.moveaxis(obs, -1, 0), strict=False))
+        numbers |= dict(zip(v.features, jnp.moveaxis(features, -1, 0), strict=True))
+        seen = [numbers[name] for name in self.bid_sensors]
+        of_each = [jnp.clip(x, 0, self.cap) / self.cap for x in seen] + [(x == 0).astype(real()) for x in seen]
+        return jnp.stack([jnp.ones(obs.shape[:-1], real()), *of_each], -1)
+
+    def _new(self, nodes: Int32[Array, " nodes"]) -> EstimatingExpression:
+        weights = jnp.zeros(1 + 2 * len(self.bid_sensors), real()).at[0].set(jnp.log(self.prior))
+        return EstimatingExpression(nodes, weights, jnp.zeros((), jnp.int32))
+
+    def init(self, key: Array, obs: Float[Array, " n"]) -> EstimatingExpression:
+        """The first of ``draws`` random expressions that bids for ``obs``, with the prior."""
+        return self._new(self._draw(key, obs))
+
+    def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> EstimatingExpression:
+        """Draw one subtree again, or take it from the mate; the child has the prior."""
+        return self._new(self._vary(jax.random.split(key, 3), agent.nodes, mate.nodes))
+
+    def bid(self, agent: PyTree, obs: Float[Array, " n"], budget: Float[Array, ""] | float) -> Float[Array, ""]:
+        """The expected revenue less the margin, if the condition holds."""
+        bid = (1 - self.margin) * jnp.exp(self.inputs(obs) @ agent.weights)
+        return jnp.where(self.evaluate(agent.nodes, obs)[0], jnp.minimum(bid, budget), NO_BID)
+
+    def learn(self, agents: EstimatingExpression, purchases: "Purchases") -> EstimatingExpression:
+        """The agents [N] after the revenues of a round, one after the other in the order of the steps."""
+        revenue = (purchases.income + purchases.proceeds).reshape(-1)
+        obs = purchases.obs.reshape(len(revenue), -1)
+        intended = None
+        if self.public:
+            intended = jax.lax.map(lambda obs: jax.vmap(self.act, (0, None))(agents, obs), obs)
+            intended = intended.reshape(*purchases.price.shape, -1)
+        learns = taught(purchases, intended)
+
+        def one(agents: EstimatingExpression, row: tuple[Array, Array, Array]) -> tuple[EstimatingExpression, None]:
+            f, revenue, learns = row
+            expected = jnp.exp(agents.weights @ f)
+            error = jnp.clip((revenue - expected) / (expected + _LEAST * self.prior), -1, 2)
+            rate = learns * (agents.count + 2.0) ** -self.decay
+            change = (rate * error)[:, None] * f / (f @ f)
+            return agents.replace(weights=agents.weights + change, count=agents.count + learns), None
+
+        return jax.lax.scan(one, agents, (self.inputs(obs), revenue, learns))[0]

@@ -10,6 +10,7 @@ frozen dataclass with these five methods; nothing has to be registered.
 | `RiskAverseRules` | such a rule that learns what it earns | its expected revenue, less a margin and its risk |
 | `GuardedPrograms` | guards over what it observes, and an action (after Baum and Durdanovic 2000) | a number |
 | `Expressions` | a typed S-expression over named sensors (after Hayek 3), in `expressions` | a number, times progress |
+| `EstimatingExpressions` | such an expression that learns what it earns | its expected revenue, less a margin |
 | `NeuralNetworks` | the weights of a linear map or a small network | an output of the network |
 | `BidTables` | a bid for every state, and an action | looked up |
 """
@@ -43,6 +44,7 @@ __all__ = [
     "Representation",
     "RiskAverseRule",
     "RiskAverseRules",
+    "taught",
     "with_noise",
 ]
 
@@ -55,8 +57,8 @@ class Representation(Protocol):
 
     Agents may learn while they live, as `jaxmarket.training.learning_agents.LearningNetworks` do. Such a representation
     has two further methods: ``sample(agent, obs, noise)``, the action of an agent that explores, where ``noise`` is
-    uniform on [0, 1); and ``learn(agents, purchases)``, the agents [N] after they have learned from their own purchases
-    of a round (`jaxmarket.deep_market.Purchases`, leaves [T, B, ...]).
+    uniform on [0, 1); and ``learn(agents, purchases)``, the agents [N] after they have learned from the purchases of a
+    round (`jaxmarket.deep_market.Purchases`, leaves [T, B, ...]), their own or those that `taught` selects.
 
     With a method ``worth(agent, obs)``, f [], a positive number, a bid that is fixed at entry (`Terms.markup`) is a
     multiple of it, so that bids may grow with the progress that an agent observes, as in `Expressions`. Otherwise such
@@ -237,27 +239,41 @@ class RiskAverseRules(ClassifierRules):
 
     def learn(self, agents: RiskAverseRule, purchases: "Purchases") -> RiskAverseRule:
         """The rules [N] after the revenues of a round, one after the other in the order of the steps."""
-        revenue, rows = purchases.income + purchases.proceeds, purchases.price.size
-        winner = purchases.outcome.winner[..., None]
-        if self.public:
-            taught = purchases.outcome.eligible & (agents.action == purchases.action[..., None]) & (winner >= 0)
-        elif purchases.stakes is None:
-            taught = winner == jnp.arange(agents.action.shape[0])
-        else:
-            taught = purchases.stakes > 0
-        taught = (taught & purchases.known[..., None]).reshape(rows, -1)
+        revenue = (purchases.income + purchases.proceeds).reshape(-1)
+        learns = taught(purchases, agents.action if self.public else None)
 
         def one(agents: RiskAverseRule, row: tuple[Array, Array]) -> tuple[RiskAverseRule, None]:
-            revenue, taught = row
-            weight = taught * jnp.maximum(self.rate, 1 / (agents.count + 2))
+            revenue, learns = row
+            weight = learns * jnp.maximum(self.rate, 1 / (agents.count + 2))
             difference = revenue - agents.value
             return agents.replace(
                 value=agents.value + weight * difference,
                 error=agents.error + weight * (abs(difference) - agents.error),
-                count=agents.count + taught,
+                count=agents.count + learns,
             ), None
 
-        return jax.lax.scan(one, agents, (revenue.reshape(rows), taught))[0]
+        return jax.lax.scan(one, agents, (revenue, learns))[0]
+
+
+def taught(purchases: "Purchases", intended: Int32[Array, "*TB N"] | None) -> Bool[Array, "TB N"]:
+    """Which agents learn from each purchase of a round whose revenue is known.
+
+    If revenues are public, every agent that bid for the state and would have done what the buyer did; otherwise the
+    buyers.
+
+    Args:
+        purchases: leaves [T, B, ...].
+        intended: the action of each agent in each of these states, or in all of them; None if agents do not see the
+            revenues of others.
+    """
+    winner = purchases.outcome.winner[..., None]
+    if intended is not None:
+        learns = purchases.outcome.eligible & (intended == purchases.action[..., None]) & (winner >= 0)
+    elif purchases.stakes is None:
+        learns = winner == jnp.arange(purchases.outcome.bids.shape[-1])
+    else:
+        learns = purchases.stakes > 0
+    return (learns & purchases.known[..., None]).reshape(purchases.price.size, -1)
 
 
 class GuardedProgram(struct.PyTreeNode):

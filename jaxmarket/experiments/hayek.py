@@ -6,31 +6,27 @@ instances of at most three blocks, frozen, and tested on larger instances, as ar
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmarket.deep_market import UNPAID, DeepMarket, GuardedPrograms, Population, Terms, random_population
+from jaxmarket.deep_market import UNPAID, DeepMarket, GuardedPrograms, Population, Terms
 from jaxmarket.deep_market.evaluation import actor, reliable_size, success_by_size
-from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
+from jaxmarket.experiments.block_exams import RELIABLE, Exam, of_population, of_random_agents, of_selection
 from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
-from jaxmarket.experiments.conditions import Arrays, Compute, Condition, Grow, Scope
+from jaxmarket.experiments.conditions import Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
 from jaxmarket.experiments.populations import life, market_facts
 from jaxmarket.experiments.results import Results
-from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import interquartile_mean, mean
-from jaxmarket.runs.populations import SUMS, GrownMarket, MarketPlan
-from jaxmarket.switches import whole_program
+from jaxmarket.runs.populations import SUMS, MarketPlan
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
-__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TESTS", "TRAINED", "plans", "teams"]
+__all__ = ["EXPERIMENT", "PROGRAMS", "SENSORS", "SIZES", "TESTS", "TRAINED", "plans"]
 
 TRAINED = 3
 """Maximum number of blocks of an instance in training."""
@@ -44,7 +40,6 @@ TESTS = adapt(BlocksWorld((1,), sensors=SENSORS, capacity=max(SIZES)))
 """Test instances, of a size that is a parameter."""
 
 _AGENTS = 128
-_RELIABLE = 0.9  # success rate from which a size counts as solved
 
 
 def _market() -> DeepMarket:
@@ -75,44 +70,6 @@ def _progress(market: DeepMarket, key: Array, population: Population, terms: Ter
     return {f"{n} blocks": found[i] for i, n in enumerate(sizes)}
 
 
-def _exam(keys: Array, grown: GrownMarket, *, instances: int) -> Arrays:
-    """``success`` of the frozen populations, f [seeds, sizes]."""
-
-    def success(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
-        return {"success": success_by_size(actor(market, population, terms), key, TESTS, SIZES, instances)}
-
-    return grown.measure(success, keys)
-
-
-@functools.partial(whole_program, static_argnames=("budget", "instances"))
-def teams(keys: Array, *, budget: int, instances: int) -> Arrays:
-    """Selection of teams of programs (`TeamSelection`) on training instances, within a budget of environment steps.
-
-    ``success`` of the best team at the end, f [seeds, sizes], and ``env_steps`` used, i32 [seeds].
-    """
-    selection = TeamSelection(_market().env, PROGRAMS)
-
-    def evolve(key: Array) -> tuple[Array, Array]:
-        key_init, key_run, key_exam = jax.random.split(key, 3)
-        team, spent = selection.evolve(key_init, key_run, jnp.zeros(len(SENSORS)), budget, shortest=3)
-        return success_by_size(functools.partial(selection.act, team), key_exam, TESTS, SIZES, instances), spent
-
-    success, spent = jax.vmap(evolve)(keys)
-    return {"success": success, "env_steps": spent}
-
-
-@functools.partial(whole_program, static_argnames=("instances",))
-def random_programs(keys: Array, *, instances: int) -> Arrays:
-    """``success`` of random programs, of which the highest bidder acts, f [seeds, sizes]."""
-
-    def success(key: Array) -> Array:
-        key_agents, key_exam = jax.random.split(key)
-        population = random_population(PROGRAMS, key_agents, jnp.zeros((1, len(SENSORS))), _AGENTS, _AGENTS, 1.0)
-        return success_by_size(actor(_market(), population, Terms()), key_exam, TESTS, SIZES, instances)
-
-    return {"success": jax.vmap(success)(keys)}
-
-
 # --- conditions
 
 _BASELINES = ("selection only", "random programs")
@@ -122,22 +79,16 @@ def _exam_of(name: str) -> str:
     return name if name in _BASELINES else f"{name}: exam"
 
 
-def _on_test_keys(function: Callable[..., Arrays], seed: int, keys: Array, *results: GrownMarket) -> Arrays:
-    return function(jax.random.split(key_for(key_of(seed), "measurement"), len(keys)), *results)
-
-
 def _conditions(scope: Scope) -> list[Condition]:
-    chosen, instances = plans(scope.quick), 64 if scope.quick else 200
-
-    def test(name: str, function: Callable[..., Arrays], *inputs: str) -> Compute:
-        function = functools.partial(function, instances=instances)
-        return Compute(name, functools.partial(_on_test_keys, function, scope.seed), inputs)
-
+    chosen, exam = plans(scope.quick), Exam(SENSORS, SIZES, 64 if scope.quick else 200)
+    sizes, budget = tuple(range(1, TRAINED + 1)), int(chosen["hayek"].steps[-1])
+    selection = functools.partial(of_selection, agents=PROGRAMS, trained=sizes, budget=budget, shortest=3)
+    random_agents = functools.partial(of_random_agents, agents=PROGRAMS, count=_AGENTS)
     return [
         *(Grow(name, plan, _progress) for name, plan in chosen.items()),
-        *(test(_exam_of(name), _exam, name) for name in chosen),
-        test("selection only", functools.partial(teams, budget=int(chosen["hayek"].steps[-1]))),
-        test("random programs", random_programs),
+        *(exam.condition(scope.seed, _exam_of(name), of_population, name) for name in chosen),
+        exam.condition(scope.seed, "selection only", selection),
+        exam.condition(scope.seed, "random programs", random_agents),
     ]
 
 
@@ -151,10 +102,10 @@ def _means(*names: str) -> Evidence:
 def _claims(scope: Scope) -> list[Claim]:
     exam = _exam_of("hayek")
     hayek, sizes = at(exam, _NEXT), at(exam, "reliable")
-    text = f"a market solves {_NEXT} reliably (≥ {_RELIABLE:.0%}), trained with at most {TRAINED}"
+    text = f"a market solves {_NEXT} reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}"
     claims = [
-        share_of_seeds(text, hayek, at_least=_RELIABLE, share=1 / scope.seeds),
-        within(f"on average, markets solve {_NEXT} reliably", hayek, at_least=_RELIABLE, estimate=mean),
+        share_of_seeds(text, hayek, at_least=RELIABLE, share=1 / scope.seeds),
+        within(f"on average, markets solve {_NEXT} reliably", hayek, at_least=RELIABLE, estimate=mean),
     ]
     for name, more in (("random programs", ""), ("selection only", ", with as many steps")):
         text = f"markets solve larger instances than {name}{more}"
@@ -227,7 +178,7 @@ EXPERIMENT = Experiment(
     conditions=_conditions,
     measures={
         _NEXT: lambda exam: exam["success"][:, SIZES.index(TRAINED + 1)],
-        "reliable": lambda exam: reliable_size(exam["success"], SIZES, _RELIABLE),
+        "reliable": lambda exam: reliable_size(exam["success"], SIZES, RELIABLE),
     },
     claims=_claims,
     tables=[
@@ -237,7 +188,7 @@ EXPERIMENT = Experiment(
             _success_rows,
             "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its "
             f"95% bootstrap interval; trained with at most {TRAINED}\nreliable: the size up to which all sizes are "
-            f"solved in {_RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size "
+            f"solved in {RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size "
             "tested",
             aside=tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8)),
         ),

@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lessons import lessons, random_purchases
 
 from jaxmarket import deep_market
-from jaxmarket.deep_market import DeepMarket, Expressions, Terms, make_population
+from jaxmarket.deep_market import (
+    DeepMarket,
+    EstimatingExpression,
+    EstimatingExpressions,
+    Expressions,
+    Terms,
+    make_population,
+)
 from jaxmarket.deep_market.evaluation import actor, success_by_size
 from jaxmarket.environments import Vocabulary, adapt
 from jaxmarket.environments.blocks import BlocksWorld
@@ -209,11 +217,109 @@ def test_an_action_that_does_not_exist_is_no_bid():
         ("constants", lambda: dataclasses.replace(BLOCKS, constants=())),
         ("leaf", lambda: dataclasses.replace(BLOCKS, leaf=2.0)),
         ("progress", lambda: dataclasses.replace(BLOCKS, progress="top")),
+        ("bid_sensors", lambda: EstimatingExpressions(BLOCKS.vocabulary, bid_sensors=("top", "colour"))),
+        ("bid_sensors", lambda: EstimatingExpressions(BLOCKS.vocabulary, bid_sensors="surplus")),
+        ("margin", lambda: EstimatingExpressions(BLOCKS.vocabulary, margin=1.5)),
+        ("decay", lambda: EstimatingExpressions(BLOCKS.vocabulary, decay=-0.1)),
+        ("cap", lambda: EstimatingExpressions(BLOCKS.vocabulary, cap=0)),
+        ("prior", lambda: EstimatingExpressions(BLOCKS.vocabulary, prior=0.0)),
     ],
 )
 def test_bad_settings_are_refused(field, make):
     with pytest.raises(ValueError, match=rf"^{field}: "):
         make()
+
+
+# --- estimates
+
+ESTIMATING = EstimatingExpressions(ARMS.vocabulary, depth=4, bid_sensors=("time", "width"), cap=4, margin=0.25)
+
+
+def estimating(text, weights):
+    nodes = ESTIMATING.parse(text).nodes
+    return EstimatingExpression(nodes, jnp.asarray(weights, jnp.float32), jnp.asarray(0))
+
+
+def test_estimates_are_exponential_in_capped_sensors():
+    obs = jnp.array([6.0, 3.0, 0.0])  # the time, and the widths of both arms, of which the smaller one counts
+    assert ESTIMATING.inputs(obs).tolist() == [1, 1, 0, 0, 1]
+    assert ESTIMATING.inputs(jnp.array([0.0, 3.0, 1.0])).tolist() == [1, 0, 0.25, 1, 0]
+    agent = estimating("(if (> time 0) (do left))", [-0.5, 0.2, 9.0, 9.0, -0.1])
+    assert float(ESTIMATING.bid(agent, obs, 5.0)) == pytest.approx(0.75 * np.exp(-0.5 + 0.2 - 0.1))
+    assert float(ESTIMATING.bid(agent, obs, 0.1)) == pytest.approx(0.1)
+    assert float(ESTIMATING.bid(agent, obs.at[0].set(0), 5.0)) == -np.inf
+    constant = dataclasses.replace(ESTIMATING, bid_sensors=())
+    assert constant.inputs(obs).tolist() == [1]
+
+
+def test_new_agents_and_children_expect_the_prior():
+    obs = jnp.array([6.0, 3.0, 0.0])
+    new = ESTIMATING.init(jax.random.key(0), obs)
+    assert float(ESTIMATING.bid(new, obs, 5.0)) == pytest.approx(0.75 * 0.1)
+    child = ESTIMATING.mutate(jax.random.key(1), new.replace(weights=new.weights + 1, count=jnp.asarray(7)), new)
+    np.testing.assert_array_equal(child.weights, new.weights)
+    assert int(child.count) == 0 and ESTIMATING.show(jax.device_get(child)) != ESTIMATING.show(jax.device_get(new))
+
+
+@pytest.mark.parametrize("whose", ("public", "own", "shared"))
+def test_estimates_against_plain_python(whose):
+    draw, (steps, instances, count) = np.random.default_rng(0), (24, 2, 5)
+    representation = dataclasses.replace(ESTIMATING, public=whose == "public", decay=0.6)
+    obs = jnp.asarray(draw.integers(0, 4, (steps, instances, 3)), jnp.float32)
+    agents = jax.vmap(representation.init)(jax.random.split(jax.random.key(3), count), obs[:count, 0])
+    each_agent = jax.vmap(representation.bid, (0, None, None))
+    bids = jax.vmap(jax.vmap(each_agent, (None, 0, None)), (None, 0, None))(agents, obs, 9.0)
+    intended = jax.vmap(jax.vmap(jax.vmap(representation.act, (0, None)), (None, 0)), (None, 0))(agents, obs)
+    purchases = random_purchases(draw, bids, obs, shared=whose == "shared")
+    weights, counts = np.asarray(agents.weights, np.float64), np.zeros(count)
+    for t, i, a, revenue in lessons(purchases, np.asarray(intended), whose):
+        time, width = float(obs[t, i, 0]), float(obs[t, i, 1:].min())
+        f = np.array([1, time / 4, width / 4, time == 0, width == 0])
+        expected = np.exp(weights[a] @ f)
+        error = np.clip((revenue - expected) / (expected + 1e-3 * 0.1), -1, 2)
+        weights[a] += (counts[a] + 2) ** -0.6 * error * f / (f @ f)
+        counts[a] += 1
+    learned = jax.jit(representation.learn)(agents, purchases)
+    np.testing.assert_allclose(learned.weights, weights, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(learned.count, counts)
+    assert counts.max() > 5
+
+
+@pytest.mark.slow
+def test_estimates_become_the_revenues():
+    """Revenues that are exponential in the sensors are learned; where nothing is ever earned, the estimate vanishes."""
+    draw, steps = np.random.default_rng(1), 2000
+    representation = dataclasses.replace(ESTIMATING, decay=0.3)
+    obs = jnp.asarray(draw.integers(0, 5, (steps, 1, 3)), jnp.float32)
+    agents = jax.tree.map(lambda x: x[None], estimating("(if true (do left))", jnp.zeros(5)))
+    truth = jnp.array([0.3, -1.0, 0.8, 0.4, -0.2])
+    purchases = random_purchases(draw, jnp.ones((steps, 1, 1)), obs, shared=False)
+    revenue = jnp.exp(representation.inputs(obs) @ truth)
+    for scale in (1.0, 0.0):
+        bought = purchases.replace(
+            action=jnp.zeros((steps, 1), jnp.int32), income=scale * revenue, terminated=jnp.ones((steps, 1), bool)
+        )
+        learned = jax.jit(representation.learn)(agents, bought)
+        found = jnp.exp(representation.inputs(obs) @ learned.weights[0])
+        np.testing.assert_allclose(found, scale * revenue, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_market_of_estimating_expressions_solves_blocks_that_it_has_not_seen():
+    env = BlocksWorld((1, 2, 3), sensors=("correct", "surplus", "distance1", "distance2", "distance3"))
+    agents = EstimatingExpressions(env.vocabulary, depth=4, bid_sensors=("surplus", "distance"))
+    terms = Terms(exploration=0.05, child_endowment=1.0, inheritance=0.0, replace_poorest=True)
+    market = DeepMarket(adapt(env), agents, 32, joint_purchases=0.9)
+    plan = MarketPlan(market, terms, 600, 32, max_births=2, num_agents=0, wealth=1.0, chunks=1)
+    tests = adapt(BlocksWorld((1,), sensors=env.sensors, capacity=4))
+
+    def evaluate(market, key, population, terms):
+        return {"solved": success_by_size(actor(market, population, terms), key, tests, (1, 4), 32)[1]}
+
+    grown = grow(plan, evaluate, seeds=4, seed=0)
+    assert grown.summary()["solved"] > 0.9
+    assert np.mean(grown.measured["solved"]) > 0.6
+    assert grown.residual < 1e-5
 
 
 # --- in a market

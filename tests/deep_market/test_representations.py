@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lessons import lessons, random_purchases
 
-from jaxmarket.auctions import clear
-from jaxmarket.deep_market import Purchases
 from jaxmarket.deep_market.representations import (
     TESTS,
     WILDCARD,
@@ -170,38 +169,14 @@ def test_risk_averse_rules_learn_from_every_known_purchase(whose):
     bids = jax.vmap(jax.vmap(jax.vmap(representation.bid, (0, None, None)), (None, 0, None)), (None, 0, None))(
         agents, obs, jnp.asarray(9.0)
     )
-    outcome, ends = jax.vmap(jax.vmap(clear))(bids), draw.random((steps, instances))
-    stakes = draw.random((steps, instances, rules)).round().astype(np.float32)
-    purchases = Purchases(
-        obs=obs,
-        outcome=outcome,
-        action=jnp.asarray(draw.integers(0, 2, (steps, instances)), jnp.int32),
-        price=outcome.winning_bid,
-        payout=outcome.winning_bid + 0.1,
-        income=jnp.asarray(draw.random((steps, instances)), jnp.float32),
-        kept=jnp.asarray(draw.random((steps, instances)) < 0.8),
-        terminated=jnp.asarray(ends < 0.2),
-        truncated=jnp.asarray(ends > 0.8),
-        stakes=jnp.asarray(stakes * (np.asarray(outcome.winner)[..., None] >= 0)) if whose == "shared" else None,
-    )
-    p = jax.tree.map(np.asarray, purchases)
+    purchases = random_purchases(draw, bids, obs, shared=whose == "shared")
     expected = [[0.3, 0.4, 0] for _ in range(rules)]
-    for t, i in itertools.product(range(steps), range(instances)):
-        if p.outcome.winner[t, i] < 0 or not (p.terminated[t, i] or (t < steps - 1 and not p.truncated[t, i])):
-            continue
-        sold_on = p.kept[t, i] and not p.terminated[t, i]
-        revenue = p.income[t, i] + (p.payout[t + 1, i] if sold_on else 0)
-        for a in range(rules):
-            learns = {
-                "public": np.isfinite(bids[t, i, a]) and agents.action[a] == p.action[t, i],
-                "own": p.outcome.winner[t, i] == a,
-                "shared": whose == "shared" and p.stakes[t, i, a] > 0,
-            }
-            if learns[whose]:
-                value, error, count = expected[a]
-                weight = max(0.2, 1 / (count + 2))
-                change = revenue - value
-                expected[a] = [value + weight * change, error + weight * (abs(change) - error), count + 1]
+    intended = np.broadcast_to(agents.action, bids.shape)
+    for _, _, a, revenue in lessons(purchases, intended, whose):
+        value, error, count = expected[a]
+        weight = max(0.2, 1 / (count + 2))
+        change = revenue - value
+        expected[a] = [value + weight * change, error + weight * (abs(change) - error), count + 1]
     learned = jax.jit(representation.learn)(agents, purchases)
     np.testing.assert_allclose(np.stack([learned.value, learned.error, learned.count], 1), expected, rtol=1e-5)
     assert max(count for _, _, count in expected) > 5

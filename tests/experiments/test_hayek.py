@@ -17,7 +17,8 @@ from jaxmarket.deep_market.representations import BidTables, GuardedProgram
 from jaxmarket.deep_market.teams import TeamSelection
 from jaxmarket.environments import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
-from jaxmarket.experiments import EXPERIMENTS, Scope, hayek, reproduce
+from jaxmarket.experiments import EXPERIMENTS, Scope, reproduce
+from jaxmarket.experiments.block_exams import Exam, of_selection
 from jaxmarket.experiments.hayek import EXPERIMENT, PROGRAMS, SENSORS, SIZES, TESTS, plans
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.populations import SUMS, MarketPlan, grow, terms_of
@@ -93,7 +94,8 @@ def test_the_reliable_size_is_the_one_up_to_which_all_are_solved():
 
 @pytest.mark.slow
 def test_selection_spends_its_budget():
-    found = hayek.teams(jax.random.split(jax.random.key(0), 2), budget=12_000, instances=8)
+    keys, exam = jax.random.split(jax.random.key(0), 2), Exam(SENSORS, SIZES, 8)
+    found = of_selection(keys, exam=exam, agents=PROGRAMS, trained=(1, 2, 3), budget=12_000, shortest=3)
     assert found["success"].shape == (2, len(SIZES))
     assert (np.asarray(found["env_steps"]) <= 12_000).all()
     assert (np.asarray(found["env_steps"]) > 4_000).all()

@@ -551,6 +551,10 @@ STATIC = {
         lambda: deep_market.Expressions(Vocabulary(("x",))),
         lambda: deep_market.Expressions(Vocabulary(("x",)), depth=4),
     ),
+    "EstimatingExpressions": (
+        lambda: deep_market.EstimatingExpressions(Vocabulary(("x",))),
+        lambda: deep_market.EstimatingExpressions(Vocabulary(("x",)), cap=3),
+    ),
     "Vocabulary": (lambda: Vocabulary(("x",)), lambda: Vocabulary(("y",))),
     "RiskAverseRules": (
         lambda: deep_market.RiskAverseRules(bits=4, actions=2),
