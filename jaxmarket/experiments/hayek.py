@@ -6,23 +6,20 @@ instances of at most three blocks, frozen, and tested on larger instances, as ar
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from jaxmarket.deep_market import UNPAID, DeepMarket, GuardedPrograms, Population, Terms
-from jaxmarket.deep_market.evaluation import actor, reliable_size, success_by_size
+from jaxmarket.deep_market.evaluation import actor, success_by_size
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
-from jaxmarket.experiments.block_exams import RELIABLE, Exam, of_population, of_random_agents, of_selection
+from jaxmarket.experiments.block_exams import RELIABLE, Exam, Examined, of_population, of_random_agents, of_selection
 from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
-from jaxmarket.experiments.populations import life, market_facts
+from jaxmarket.experiments.populations import life
 from jaxmarket.experiments.results import Results
-from jaxmarket.runs.estimates import interquartile_mean, mean
-from jaxmarket.runs.populations import SUMS, MarketPlan
+from jaxmarket.runs.estimates import mean
+from jaxmarket.runs.populations import MarketPlan
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view import plotting
 
@@ -72,11 +69,14 @@ def _progress(market: DeepMarket, key: Array, population: Population, terms: Ter
 
 # --- conditions
 
-_BASELINES = ("selection only", "random programs")
-
-
-def _exam_of(name: str) -> str:
-    return name if name in _BASELINES else f"{name}: exam"
+_EXAMINED = Examined(
+    "hayek",
+    lambda scope: tuple(plans(scope.quick)),
+    baselines=("selection only", "random programs"),
+    sizes=SIZES,
+    trained=TRAINED,
+    shown=(TRAINED, TRAINED + 1, 6, 8),
+)
 
 
 def _conditions(scope: Scope) -> list[Condition]:
@@ -86,7 +86,7 @@ def _conditions(scope: Scope) -> list[Condition]:
     random_agents = functools.partial(of_random_agents, agents=PROGRAMS, count=_AGENTS)
     return [
         *(Grow(name, plan, _progress) for name, plan in chosen.items()),
-        *(exam.condition(scope.seed, _exam_of(name), of_population, name) for name in chosen),
+        *(exam.condition(scope.seed, _EXAMINED.exam_of(name), of_population, name) for name in chosen),
         exam.condition(scope.seed, "selection only", selection),
         exam.condition(scope.seed, "random programs", random_agents),
     ]
@@ -100,7 +100,7 @@ def _means(*names: str) -> Evidence:
 
 
 def _claims(scope: Scope) -> list[Claim]:
-    exam = _exam_of("hayek")
+    exam = _EXAMINED.exam_of("hayek")
     hayek, sizes = at(exam, _NEXT), at(exam, "reliable")
     text = f"a market solves {_NEXT} reliably (≥ {RELIABLE:.0%}), trained with at most {TRAINED}"
     claims = [
@@ -111,28 +111,13 @@ def _claims(scope: Scope) -> list[Claim]:
         text = f"markets solve larger instances than {name}{more}"
         claims.append(separated(text, sizes, at(name, "reliable"), evidence=_means(exam, name)))
     for name in list(plans(scope.quick))[1:]:
-        text, other = f"{name}: fewer instances of {_NEXT} are solved", _exam_of(name)
+        text, other = f"{name}: fewer instances of {_NEXT} are solved", _EXAMINED.exam_of(name)
         evidence = _means(other, exam)
         claims.append(share_of_seeds(text, at(other, _NEXT), below=hayek, share=0.75, evidence=evidence))
     return claims
 
 
 # --- tables and figures
-
-
-def _tested(results: Results) -> dict[str, np.ndarray]:
-    return {name: results[_exam_of(name)]["success"] for name in (*plans(results.scope.quick), *_BASELINES)}
-
-
-def _success_rows(results: Results) -> Iterator[dict[str, Any]]:
-    for name, success in _tested(results).items():
-        by_size = {str(n): interquartile_mean(success[:, i]) for i, n in enumerate(SIZES)}
-        largest = results.measure(_exam_of(name), "reliable")
-        yield {"who": name, **by_size, "reliable": largest.mean(), "best": largest.max()}
-
-
-def _best(results: Results) -> int:
-    return int(np.argmax(results[_exam_of("hayek")]["success"].sum(1)))
 
 
 def _program(agent: PyTree) -> str:
@@ -143,32 +128,17 @@ def _program(agent: PyTree) -> str:
 
 def _draw(results: Results) -> Any:
     fig, (left, right) = plotting.figure(2)
-    colors = plotting.series_colors(_tested(results))
-    for name, success in _tested(results).items():
-        width = 2.5 if name == "hayek" else 1.2
-        left.plot(SIZES, success.mean(0), color=colors[name], marker="o", markersize=4, linewidth=width, label=name)
-        if name == "hayek":
-            left.fill_between(SIZES, success.min(0), success.max(0), color=colors[name], alpha=0.12)
-        if name not in _BASELINES:
-            right.plot(results[name].plan.steps, results[name].measured[_NEXT].mean(1), color=colors[name], label=name)
-    left.axvline(TRAINED + 0.5, color="gray", linestyle=":")
-    left.text(TRAINED + 0.6, 1.03, "larger than in training", fontsize=7, color="gray")
-    left.set(xlabel="blocks", ylabel="instances solved", title="frozen, mean over seeds (band: range)")
+    success = _EXAMINED.success(results)
+    colors = plotting.series_colors(success)
+    _EXAMINED.draw(left, success, colors)
+    for name in plans(results.scope.quick):
+        right.plot(results[name].plan.steps, results[name].measured[_NEXT].mean(1), color=colors[name], label=name)
     right.set(ylabel=f"instances of {_NEXT} solved", title="during training")
     plotting.step_axis(right)
     for ax in (left, right):
         ax.set_ylim(-0.02, 1.08)
     plotting.legend_below(fig)
     return fig
-
-
-def _facts(results: Results) -> dict[str, Any]:
-    reliable = results.measure(_exam_of("hayek"), "reliable")
-    return market_facts(results) | {
-        "env_steps": int(results["hayek"].plan.steps[-1]),
-        "reliable_mean": float(reliable.mean()),
-        "reliable_best": int(reliable.max()),
-    }
 
 
 EXPERIMENT = Experiment(
@@ -178,36 +148,21 @@ EXPERIMENT = Experiment(
     conditions=_conditions,
     measures={
         _NEXT: lambda exam: exam["success"][:, SIZES.index(TRAINED + 1)],
-        "reliable": lambda exam: reliable_size(exam["success"], SIZES, RELIABLE),
+        "reliable": _EXAMINED.reliable,
     },
     claims=_claims,
     tables=[
-        Table(
-            "hayek",
-            "blocks world: share of instances solved, by size",
-            _success_rows,
-            "success on new instances of each number of blocks, interquartile mean over seeds ± the larger side of its "
-            f"95% bootstrap interval; trained with at most {TRAINED}\nreliable: the size up to which all sizes are "
-            f"solved in {RELIABLE:.0%} of instances, mean and maximum over seeds; {max(SIZES)} is the largest size "
-            "tested",
-            aside=tuple(str(n) for n in SIZES if n not in (TRAINED, TRAINED + 1, 6, 8)),
-        ),
-        Table(
-            "economies",
-            "markets",
-            lambda results: [{"economy": name, **results[name].summary()} for name in plans(results.scope.quick)],
-            "means over seeds in the last tenth of training; solved: training instances, price: per sale, "
-            "living: agents\nsums of cash flows over all of training are in economies.csv and in the figure",
-            aside=SUMS,
-        ),
+        *_EXAMINED.tables("hayek"),
         Table(
             "programs",
-            lambda results: f"the richest agents of the market with the highest success (seed {_best(results)})",
-            lambda results: results["hayek"].richest_agents(_best(results), 12, _program),
+            lambda results: (
+                f"the richest agents of the market with the highest success (seed {_EXAMINED.best(results)})"
+            ),
+            lambda results: results["hayek"].richest_agents(_EXAMINED.best(results), 12, _program),
             "bid: fixed at entry, nan before the first bid · line: generations of ancestors, including the agent",
         ),
     ],
-    figures={"hayek": _draw, "life": life("hayek", _best)},
+    figures={"hayek": _draw, "life": life("hayek", _EXAMINED.best)},
     seeds=8,
-    facts=_facts,
+    facts=_EXAMINED.facts,
 )
