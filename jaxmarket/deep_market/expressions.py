@@ -455,7 +455,7 @@ class EstimatingExpressions(Expressions):
         cap: the largest number that bids distinguish.
         margin: the share of the expected revenue that agents do not bid. It acts as a discount of 1 - margin per sale.
         prior: the revenue that a new agent expects, in the environment's reward units.
-        decay: how fast new revenues lose weight, in [0, 1]; with 1 all have about the same.
+        decay: how fast the weight of new revenues falls, in [0, 1]; with 0 only recent ones matter, with 1 all of them.
         public: whether agents learn from the revenues of others, or from their own purchases only.
     """
 
@@ -481,10 +481,11 @@ class EstimatingExpressions(Expressions):
     def inputs(self, obs: Float[Array, "*rows n"]) -> Float[Array, "*rows F"]:
         """What bids depend on, f."""
         v, obs = self.vocabulary, obs.astype(real())
-        features = obs[..., len(v.numbers) :].reshape(*obs.shape[:-1], len(v.features), len(v.items)).min(-1)
-        numbers = dict(zip(v.numbers, jnp.moveaxis(obs, -1, 0), strict=False))
-        numbers |= dict(zip(v.features, jnp.moveaxis(features, -1, 0), strict=True))
-        seen = [numbers[name] for name in self.bid_sensors]
+        values = dict(zip(v.numbers, jnp.moveaxis(obs, -1, 0), strict=False))
+        for k, name in enumerate(v.features):
+            first = len(v.numbers) + k * len(v.items)
+            values[name] = obs[..., first : first + len(v.items)].min(-1)
+        seen = [values[name] for name in self.bid_sensors]
         of_each = [jnp.clip(x, 0, self.cap) / self.cap for x in seen] + [(x == 0).astype(real()) for x in seen]
         return jnp.stack([jnp.ones(obs.shape[:-1], real()), *of_each], -1)
 

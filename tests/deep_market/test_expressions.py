@@ -248,8 +248,9 @@ def test_estimates_are_exponential_in_capped_sensors():
     assert float(ESTIMATING.bid(agent, obs, 5.0)) == pytest.approx(0.75 * np.exp(-0.5 + 0.2 - 0.1))
     assert float(ESTIMATING.bid(agent, obs, 0.1)) == pytest.approx(0.1)
     assert float(ESTIMATING.bid(agent, obs.at[0].set(0), 5.0)) == -np.inf
-    constant = dataclasses.replace(ESTIMATING, bid_sensors=())
-    assert constant.inputs(obs).tolist() == [1]
+    assert dataclasses.replace(ESTIMATING, bid_sensors=()).inputs(obs).tolist() == [1]
+    plain = EstimatingExpressions(PLAIN.vocabulary, depth=4, bid_sensors=("y",))
+    assert plain.inputs(jnp.array([[9.0, 1.0], [9.0, -3.0]])).tolist() == [[1, 0.5, 0], [1, 0, 0]]
 
 
 def test_new_agents_and_children_expect_the_prior():
