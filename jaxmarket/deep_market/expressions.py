@@ -442,11 +442,11 @@ class EstimatingExpressions(Expressions):
     the number of sales until the reward, so that its logarithm is about linear in what is left to do. As numbers beyond
     ``cap`` do not matter, agents bid for larger instances as for the largest ones that they know.
 
-    Agents learn from the revenue r of a purchase of a state that they bid for, if the buyer did what they would have
-    done: ``w`` changes by *(n + 2)^-decay · (r - v) / v · f / |f|²*, where v = exp(w · f), the relative error is
-    limited to [-1, 2], and n is the number of revenues before. A new agent expects ``prior`` everywhere, children too,
-    so that it outbids others only after it has learned. It learns from their purchases, and from its own if the market
-    explores (`Terms.exploration`).
+    Agents learn from the revenue r of their purchases: ``w`` changes by *(n + 2)^-decay · (r - v) / v · f / |f|²*, where
+    v = exp(w · f), the relative error is limited to [-1, 2], and n is the number of revenues before. A new agent
+    expects ``prior`` everywhere, children too, so that it outbids others only after it has learned. It makes its first
+    purchases where the market explores (`Terms.exploration`), and where it joins those of agents that do the same
+    (`DeepMarket.joint_purchases`).
 
     ``highest`` and ``progress`` of `Expressions` do not matter, and `Terms.markup` should be None.
 
@@ -456,7 +456,8 @@ class EstimatingExpressions(Expressions):
         margin: the share of the expected revenue that agents do not bid. It acts as a discount of 1 - margin per sale.
         prior: the revenue that a new agent expects, in the environment's reward units.
         decay: how fast the weight of new revenues falls, in [0, 1]; with 0 only recent ones matter, with 1 all of them.
-        public: whether agents learn from the revenues of others, or from their own purchases only.
+        public: whether agents also learn from the revenues of others: of purchases of the states that they bid for, if
+            the buyer did what they would have done.
     """
 
     bid_sensors: tuple[str, ...] = ()
@@ -464,7 +465,7 @@ class EstimatingExpressions(Expressions):
     margin: float = 0.1
     prior: float = 0.1
     decay: float = 0.5
-    public: bool = True
+    public: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

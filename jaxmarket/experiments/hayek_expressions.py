@@ -75,7 +75,7 @@ def plans(quick: bool) -> dict[str, MarketPlan]:
         "no mutation": market.with_terms(p_offspring=0.0),
         "all sizes from the start": dataclasses.replace(market, stages=()),
         "bids without sensors": agents(bid_sensors=()),
-        "own revenues only": agents(public=False),
+        "revenues of others": agents(public=True),
         "bids fixed at entry": _fixed_bids(market),
     }
     return {"market": market} | changed
