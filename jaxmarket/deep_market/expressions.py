@@ -442,8 +442,8 @@ class EstimatingExpressions(Expressions):
     the number of sales until the reward, so that its logarithm is about linear in what is left to do. As numbers beyond
     ``cap`` do not matter, agents bid for larger instances as for the largest ones that they know.
 
-    Agents learn from the revenue r of their purchases: ``w`` changes by *(n + 2)^-decay · (r - v) / v · f / |f|²*, where
-    v = exp(w · f), the relative error is limited to [-1, 2], and n is the number of revenues before. A new agent
+    Agents learn from the revenue r of their purchases: ``w`` changes by *(n + 2)^-decay · (r - v) / v · f / |f|²*,
+    where v = exp(w · f), the relative error is limited to [-1, 2], and n is the number of revenues before. A new agent
     expects ``prior`` everywhere, children too, so that it outbids others only after it has learned. It makes its first
     purchases where the market explores (`Terms.exploration`), and where it joins those of agents that do the same
     (`DeepMarket.joint_purchases`).
