@@ -309,9 +309,9 @@ def test_estimates_become_the_revenues():
 def test_a_market_of_estimating_expressions_solves_blocks_that_it_has_not_seen():
     env = BlocksWorld((1, 2, 3), sensors=("correct", "surplus", "distance1", "distance2", "distance3"))
     agents = EstimatingExpressions(env.vocabulary, depth=4, bid_sensors=("surplus", "distance"))
-    terms = Terms(exploration=0.05, child_endowment=1.0, inheritance=0.0, replace_poorest=True)
-    market = DeepMarket(adapt(env), agents, 32, joint_purchases=0.9)
-    plan = MarketPlan(market, terms, 600, 32, max_births=2, num_agents=0, wealth=1.0, chunks=1)
+    terms = Terms(exploration=0.02, child_endowment=1.0, inheritance=0.0, replace_poorest=True)
+    market = DeepMarket(adapt(env), agents, 64, joint_purchases=0.9)
+    plan = MarketPlan(market, terms, 1000, 32, max_births=1, num_agents=0, wealth=1.0, chunks=1)
     tests = adapt(BlocksWorld((1,), sensors=env.sensors, capacity=4))
 
     def evaluate(market, key, population, terms):
@@ -319,7 +319,7 @@ def test_a_market_of_estimating_expressions_solves_blocks_that_it_has_not_seen()
 
     grown = grow(plan, evaluate, seeds=4, seed=0)
     assert grown.summary()["solved"] > 0.9
-    assert np.mean(grown.measured["solved"]) > 0.6
+    assert np.mean(grown.measured["solved"]) > 0.75
     assert grown.residual < 1e-5
 
 
