@@ -278,9 +278,9 @@ class Expressions:
 
     def mutate(self, key: Array, agent: PyTree, mate: PyTree) -> PyTree:
         """Draw one subtree again, or take it from the mate; and change the price by about a tenth."""
-        *keys, key_price = jax.random.split(key, 4)
-        nodes = self._vary(jnp.stack(keys), agent.nodes, mate.nodes)
-        return Expression(nodes, agent.price * jnp.exp(0.1 * jax.random.normal(key_price, (), real())))
+        keys = jax.random.split(key, 4)
+        nodes = self._vary(keys[:3], agent.nodes, mate.nodes)
+        return Expression(nodes, agent.price * jnp.exp(0.1 * jax.random.normal(keys[3], (), real())))
 
     def _vary(self, keys: Array, nodes: Int32[Array, " n"], mates: Int32[Array, " n"]) -> Int32[Array, " n"]:
         """Draw one subtree again, or take it from the mate."""

@@ -9,10 +9,18 @@ import functools
 from typing import Any
 
 from jaxmarket.deep_market import UNPAID, DeepMarket, GuardedPrograms, Population, Terms
-from jaxmarket.deep_market.evaluation import actor, success_by_size
+from jaxmarket.deep_market.evaluation import actor
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.blocks import MOVES, BlocksWorld
-from jaxmarket.experiments.block_exams import RELIABLE, Exam, Examined, of_population, of_random_agents, of_selection
+from jaxmarket.experiments.block_exams import (
+    RELIABLE,
+    Exam,
+    Examined,
+    of_population,
+    of_random_agents,
+    of_selection,
+    shares_solved,
+)
 from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
@@ -62,9 +70,7 @@ def plans(quick: bool) -> dict[str, MarketPlan]:
 
 
 def _progress(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
-    sizes = (TRAINED, TRAINED + 1, 6)
-    found = success_by_size(actor(market, population, terms), key, TESTS, sizes, 32)
-    return {f"{n} blocks": found[i] for i, n in enumerate(sizes)}
+    return shares_solved(actor(market, population, terms), key, TESTS, (TRAINED, TRAINED + 1, 6))
 
 
 # --- conditions

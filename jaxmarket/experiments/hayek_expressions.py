@@ -15,10 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarket.deep_market import UNPAID, DeepMarket, EstimatingExpressions, Expressions, Population, Terms
-from jaxmarket.deep_market.evaluation import actor, success_by_size
+from jaxmarket.deep_market.evaluation import actor
 from jaxmarket.environments.adapter import adapt
 from jaxmarket.environments.blocks import BlocksWorld
-from jaxmarket.experiments.block_exams import Exam, Examined, of_population, of_random_agents, of_selection
+from jaxmarket.experiments.block_exams import (
+    Exam,
+    Examined,
+    of_population,
+    of_random_agents,
+    of_selection,
+    shares_solved,
+)
 from jaxmarket.experiments.claims import Claim, at, majority, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
 from jaxmarket.experiments.experiment import Experiment, Table
@@ -104,8 +111,7 @@ _EXAMINED = Examined(
 
 
 def _progress(market: DeepMarket, key: Array, population: Population, terms: Terms) -> dict[str, Array]:
-    found = success_by_size(actor(market, population, terms), key, TESTS, _SHOWN, 32)
-    return {f"{n} blocks": found[i] for i, n in enumerate(_SHOWN)}
+    return shares_solved(actor(market, population, terms), key, TESTS, _SHOWN)
 
 
 def _conditions(scope: Scope) -> list[Condition]:
