@@ -315,34 +315,6 @@ def test_images_are_convolved():
     assert kernel.shape == (society.modules, 9 * 4, 16)
 
 
-@pytest.mark.parametrize(
-    ("size", "stride"),
-    [((6, 6), 1), ((5, 8), 1), ((6, 6), 2), ((7, 7), 2), ((5, 8), 2), ((6, 7), 3), ((8, 5), 3), ((1, 2), 3)],
-    ids=str,
-)
-def test_a_convolution_is_that_of_flax(size, stride):
-    """Same map, and gradients for weights and inputs, under vmap over inputs and over modules."""
-    layer, reference = Convolution(4, stride), nn.Conv(4, (3, 3), strides=stride, padding=((1, 1), (1, 1)))
-    keys = jax.random.split(jax.random.key(0), 3)
-    shapes = [(5, *size, 3), (2, 3, 3, 3, 4), (2, 4)]
-    x, kernel, bias = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
-    ours, theirs = {"kernel": kernel.reshape(2, 9 * 3, 4), "bias": bias}, {"kernel": kernel, "bias": bias}
-
-    def loss(network, params, x):
-        maps = jax.vmap(jax.vmap(network.apply, (None, 0)), (0, None))({"params": params}, x)
-        return jnp.sin(maps).sum(), maps
-
-    slope = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
-    (gradients, maps), (their_gradients, their_maps) = slope(layer, ours, x), slope(reference, theirs, x)
-    assert maps.shape == (2, 5, -(-size[0] // stride), -(-size[1] // stride), 4)
-    np.testing.assert_allclose(maps, their_maps, atol=1e-4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, np.reshape(b, a.shape), rtol=1e-3, atol=1e-3),
-        gradients,
-        their_gradients,
-    )
-
-
 def test_fresh_convolutions_are_scaled_like_flaxs():
     fresh = Convolution(4, 2).init(jax.random.key(0), jnp.zeros((5, 5, 30)))["params"]
     assert jax.tree.map(jnp.shape, fresh) == {"kernel": (9 * 30, 4), "bias": (4,)}
