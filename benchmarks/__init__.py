@@ -5,6 +5,7 @@ __all__ = ["PROGRAMS", "SPEED"]
 SPEED = {
     "step": "rollouts, compared with the same environment and networks without a market",
     "train": "complete training, compared with a monolithic agent and Stable-Baselines3; many seeds",
+    "images": "training on images, compared with single agents with as many parameters",
     "scale": "growth of time and memory with bidders, instances and width",
     "population": "births, deaths and auctions of up to thousands of agents in one population",
     "equilibrium": "equilibria of 1,024 agents and 64 goods, one and 256 at once, compared with independent solvers",

@@ -1,15 +1,17 @@
-"""Growth of time and memory per step with bidders, instances and network width."""
+"""Growth of time and memory per step with bidders, instances and network width, and of training with bidders."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
+from benchmarks import train
 from benchmarks.step import market_rollout, scrambled
 from benchmarks.timing import Report, exponent, in_a_row, measure
 from jaxmarket.environments import adapt, garnet
 from jaxmarket.policies import BidPolicy, KumaraswamyHead, linear
 from jaxmarket.society import Society, reset
+from jaxmarket.training.pinned import train_config
 from jaxmarket.types import Array, PyTree
 from jaxmarket.view.plotting import COLORS, figure, legend_below
 from jaxmarket.view.tables import progress
@@ -17,9 +19,10 @@ from jaxmarket.view.tables import progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "exponents", "market", "run", "sweep"]
+__all__ = ["draw", "exponents", "market", "run", "sweep", "training"]
 
 _HORIZON = 16
+_TRAINING, _LEARNERS = "training", ("valuation", "ppo")
 
 
 def market(bidders: int, width: int = 16) -> Society:
@@ -69,6 +72,28 @@ def sweep(
         rows.append({what: size, "µs per step": 1e6 * seconds, "bytes per step": memory})
 
 
+def training(report: Report, sizes: Iterable[int], repeats: int = 10) -> Iterator[int]:
+    """Measure complete training with several numbers of bidders, of which two share a table; yields each size before.
+
+    Args:
+        report: the report to extend.
+        sizes: numbers of bidders in ascending order.
+        repeats: of each measurement.
+    """
+    rows = report.tables.setdefault(_TRAINING, [])
+    for size in sizes:
+        yield size
+        row: dict[str, float] = {"bidders": size}
+        for learner in _LEARNERS:
+            shape: dict[str, Any] = {"instances": 32, "horizon": 32, "hidden": (), "steps": 1024, "log_every": 1}
+            config = train_config(garnet(0, 8, size // 2, 0.9, branching=1), learner=learner, clones=2, **shape)
+            step, start = train.training(config)
+            timing = measure({learner: (step, (jax.jit(start)(jax.random.key(0)),))}, repeats)[learner]
+            report.timings[f"training {size} bidders by {learner}"] = timing.raw()
+            row[f"{learner}, µs per step"] = 1e6 * timing.median / config.settings.auctions_per_chunk
+        rows.append(row)
+
+
 def run(quick: bool = False) -> Report:
     """Measure several values of one size at a time and fit exponents."""
     report = Report("scale")
@@ -79,15 +104,23 @@ def run(quick: bool = False) -> Report:
         "width": (16, 32, 64, 128, 256, 512),
     }
     sweeps = few if quick else all_of_them
-    todo, done = sum(map(len, sweeps.values())), 0
+    trained = (2, 64) if quick else all_of_them["bidders"]
+    todo, done = sum(map(len, sweeps.values())) + len(trained), 0
     with progress("scale", unit="sizes") as show:
         for what, sizes in sweeps.items():
             for size in sweep(report, what, sizes, 400_000 if quick else 1_000_000):
                 show(done, todo, f"{size} {what}")
                 done += 1
+        report.headline = exponents(report)
+        report.figure = draw(report)
+        for size in training(report, trained):
+            show(done, todo, f"training of {size} bidders")
+            done += 1
         show(todo, todo)
-    report.headline = exponents(report)
-    report.figure = draw(report)
+    rows = report.tables[_TRAINING]
+    for learner in _LEARNERS:
+        times = [row[f"{learner}, µs per step"] for row in rows]
+        report.headline[f"exponent_training_{learner}"] = exponent([row["bidders"] for row in rows], times)
     report.notes.append("exponents: of growth with bidders, 64 instances, fitted over all sizes")
     report.notes.append("bytes: memory that XLA plans for arguments, results and temporaries of a call, per step")
     return report

@@ -27,10 +27,21 @@ from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.pinned import train_config
 from jaxmarket.training.settings import Settings
 from jaxmarket.training.society import TrainState
-from jaxmarket.types import Array
+from jaxmarket.types import Array, PyTree
 from jaxmarket.view.tables import progress
 
-__all__ = ["CHAIN", "beside_rollouts", "equal_width", "run", "training", "worker"]
+__all__ = [
+    "CHAIN",
+    "agent",
+    "beside_rollouts",
+    "equal_width",
+    "monolithic",
+    "parameters_of_agent",
+    "parameters_of_society",
+    "run",
+    "training",
+    "worker",
+]
 
 CHAIN = train_config("Chain-v0", hidden=(16,), instances=128, horizon=32, steps=163_840, log_every=40)
 """Chain with the paper's networks and PPO settings: 4,096 steps per update as published, from 128 instances."""
@@ -52,26 +63,45 @@ def _alone(config: TrainConfig) -> Settings:
     return dataclasses.replace(config, **dict.fromkeys(rules)).as_monolith().settings
 
 
-def _monolithic(config: TrainConfig, hidden: tuple[int, ...]) -> tuple[Callable, Callable]:
+def agent(config: TrainConfig, hidden: tuple[int, ...] | None = None) -> baselines.Monolith:
+    """The monolithic agent with the settings of a society; ``hidden``: its dense layers, if they are others."""
+    return baselines.Monolith.of(_alone(config), hidden)
+
+
+def monolithic(config: TrainConfig, hidden: tuple[int, ...] | None = None) -> tuple[Callable, Callable]:
     """`training` of a monolithic agent."""
-    monolith, env_params = baselines.Monolith.of(_alone(config), hidden), config.adapter.default_params
+    program, env_params = agent(config, hidden), config.adapter.default_params
     hyper = config.settings.hyperparameters.as_arrays()
     return (
-        lambda state: monolith.chunk(state, env_params, hyper),
-        lambda key: monolith.init(key, env_params),
+        lambda state: program.chunk(state, env_params, hyper),
+        lambda key: program.init(key, env_params),
     )
+
+
+def _parameters(learner: Any, config: TrainConfig) -> int:
+    """The number of parameters of a learner's networks."""
+    seen = config.settings.society.observation
+    obs = jnp.zeros(seen.shape, seen.dtype)
+    return baselines.parameters(jax.eval_shape(learner.init, jax.random.key(0), obs))
+
+
+def parameters_of_society(config: TrainConfig) -> int:
+    """The number of parameters of a society's networks."""
+    return config.settings.society.modules * _parameters(config.settings.learner, config)
+
+
+def parameters_of_agent(config: TrainConfig, hidden: tuple[int, ...] | None = None) -> int:
+    """The number of parameters of `agent`."""
+    return _parameters(agent(config, hidden).learner, config)
 
 
 def equal_width(config: TrainConfig) -> tuple[int, ...]:
     """Hidden widths for which the number of parameters of a monolithic agent is closest to that of the society."""
-    society = config.settings.society
-    key, obs = jax.random.key(0), jnp.zeros(society.observation.shape, society.observation.dtype)
-    layers = len(society.policy.torso.hidden)  # type: ignore[attr-defined]
-    wanted = society.modules * baselines.parameters(jax.eval_shape(config.settings.learner.init, key, obs))
+    layers = len(config.settings.society.policy.torso.hidden)  # type: ignore[attr-defined]
+    wanted = parameters_of_society(config)
 
     def missing(width: int) -> int:
-        learner = baselines.Monolith.of(_alone(config), (width,) * layers).learner
-        return wanted - baselines.parameters(jax.eval_shape(learner.init, key, obs))
+        return wanted - parameters_of_agent(config, (width,) * layers)
 
     # Bisection: the number of parameters increases with the width.
     low, high = 1, wanted
@@ -81,15 +111,37 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
     return (min((low, high), key=lambda width: abs(missing(width))),) * layers
 
 
+@dataclasses.dataclass(frozen=True)
+class _Idle:
+    """A learner that does not change its state."""
+
+    learner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learner, name)
+
+    def update(self, state: PyTree, *_: Any) -> tuple[PyTree, dict[str, Array]]:
+        return state, {}
+
+
 def beside_rollouts(report: Report, label: str, config: TrainConfig, repeats: int = REPEATS) -> dict[str, float]:
-    """Measure complete training, and rollouts without learning, in turns: steps/s of ``training`` and ``rollouts``."""
-    step, start = training(config)
-    state, settings = jax.jit(start)(jax.random.key(0)), config.settings
+    """Measure complete training and parts of it, in turns: steps/s.
+
+    Returns:
+        The rates of ``training``, of ``rollouts``, and of ``rollouts, settlement, metrics``: training by learners that
+        change nothing.
+    """
+    (step, start), settings = training(config), config.settings
+    program: Any = settings.trainable
+    idle = dataclasses.replace(program, learner=_Idle(program.learner))
+    given = config.adapter.default_params, settings.hyperparameters.as_arrays(), settings.oracle
+    state = jax.jit(start)(jax.random.key(0))
     roll = market_rollout(settings.society, state.learner.params, settings.instances, settings.horizon)
     timings = measure(
         {
             "training": (step, (state,)),
             "rollouts": (in_a_row(roll, settings.updates_per_chunk), (jax.random.key(1), state.market)),
+            "rollouts, settlement, metrics": (lambda state: idle.chunk(state, *given), (state,)),
         },
         repeats,
     )
@@ -100,6 +152,10 @@ def beside_rollouts(report: Report, label: str, config: TrainConfig, repeats: in
 def _chain(report: Report) -> None:
     """Measure complete training on Chain on one core, and rollouts without learning."""
     rates = beside_rollouts(report, "Chain", CHAIN, 2 * REPEATS)
+    parts = [1e9 / rates[name] for name in ("rollouts", "rollouts, settlement, metrics", "training")]
+    report.tables["training on Chain, ns per step"] = [
+        {"rollouts": parts[0], "settlement and metrics": parts[1] - parts[0], "learning": parts[2] - parts[1]}
+    ]
     report.headline |= {
         "chain_steps_per_second": rates["training"],
         "chain_rollout_steps_per_second": rates["rollouts"],
@@ -156,7 +212,7 @@ def _against_monolithic(report: Report) -> None:
     """Compare a society on CartPole with one agent with as many parameters and the same settings."""
     config = cart_pole()
     hidden = equal_width(config)
-    programs = {"society": training(config), "monolithic": _monolithic(config, hidden)}
+    programs = {"society": training(config), "monolithic": monolithic(config, hidden)}
     states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
     timings = measure({name: (step, (states[name],)) for name, (step, _) in programs.items()}, 2 * REPEATS)
     report.keep("CartPole", timings)
@@ -205,9 +261,8 @@ class _Candidate:
         env_params = self.config.adapter.default_params
         if self.monolithic:
             hidden = equal_width(self.config)
-            monolith = baselines.Monolith.of(_alone(self.config), hidden)
-            step, start = _monolithic(self.config, hidden)
-            alone = monolith.player(greedy=True)
+            step, start = monolithic(self.config, hidden)
+            alone = agent(self.config, hidden).player(greedy=True)
             score = lambda s, key: alone.evaluate(s.learner.params, key, env_params, 64).returns.mean()  # noqa: E731
         else:
             step, start = training(self.config)

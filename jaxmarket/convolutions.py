@@ -1,10 +1,10 @@
 """A 3 × 3 convolution with ReLU that is fast on a CPU, under `jax.vmap` over images and over networks.
 
-A convolution is the matrix product of a kernel and the patches of an image. `jax.vmap` puts images along the first axis.
-In that layout patches are copied in pieces of c numbers, and both factors of the product for the gradient of the kernel
-are transposed, which makes it slow. With images along the last axis, patches are copied in long pieces, and every
-product has a layout that a CPU multiplies fast (``benchmarks/NOTES.md``). So the convolution is a JAX primitive with a
-rule of its own for batches of images. Its derivatives, and all other rules, are those of ordinary functions.
+A convolution is the matrix product of a kernel and the patches of an image. `jax.vmap` puts images along the first
+axis. In that layout patches are copied in pieces of c numbers, and both factors of the product for the gradient of the
+kernel are transposed, which makes it slow. With images along the last axis, patches are copied in long pieces, and
+every product has a layout that a CPU multiplies fast (``benchmarks/NOTES.md``). So the convolution is a JAX primitive
+with a rule of its own for batches of images. Its derivatives, and all other rules, are those of ordinary functions.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float
@@ -39,7 +40,8 @@ def relu_convolution(
         kernel: for 3 × 3 places and c channels, in this order: K = 9 c.
         bias: of the channels of the result.
         image: channels last.
-        stride: distance of the places at which the kernel is applied; down is ⌈height / stride⌉, right ⌈width / stride⌉.
+        stride: distance of the places at which the kernel is applied. Down is ⌈height / stride⌉, and right
+            ⌈width / stride⌉.
         flat: whether the result has one axis, of down · right · C numbers. `jax.numpy.reshape` would put a batch of
             images along the first axis.
     """
@@ -83,10 +85,12 @@ def _batch(
     operands: Sequence[Array], axes: Sequence[int | None], *, networks: _Axes | None, **parameters: Any
 ) -> tuple[Array, int]:
     """The rule for `jax.vmap`: over images, over networks, or over both or anything else."""
-    if axes[0] is axes[1] is None:
-        kernel, bias, images = *operands[:2], jnp.moveaxis(operands[2], axes[2], -1)
+    (kernel, bias, image), (_, _, of_image) = operands, axes
+    if axes[0] is axes[1] is None and of_image is not None:
         of_images = functools.partial(_of_images, **parameters)
-        result = (of_images if networks is None else jax.vmap(of_images, networks))(kernel, bias, images)
+        if networks is not None:
+            of_images = jax.vmap(of_images, networks)
+        result = of_images(kernel, bias, jnp.moveaxis(image, of_image, -1))
         return result, result.ndim - 1
     operands = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True)]
     mapped: Any = tuple(None if axis is None else 0 for axis in axes)
@@ -100,10 +104,10 @@ def _differentiate(primals: Sequence[Array], tangents: Sequence[Any], **paramete
     return jax.jvp(evaluate, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
 
 
-def _shape(*operands: Array, **parameters: Any) -> jax.core.ShapedArray:
+def _shape(*operands: Array, **parameters: Any) -> ShapedArray:
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
     result = jax.eval_shape(functools.partial(_evaluate, **parameters), *shapes)
-    return jax.core.ShapedArray(result.shape, result.dtype)
+    return ShapedArray(result.shape, result.dtype)
 
 
 _convolution = Primitive("relu_convolution")

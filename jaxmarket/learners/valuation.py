@@ -152,8 +152,8 @@ def _is_table(policy: BidPolicy) -> bool:
     return isinstance(torso, Torso) and not (torso.hidden or torso.convolutions or torso.activation)
 
 
-# Numbers of rows for which there is a program that computes gradients, in eighths of a minibatch. Each takes a tenth of a
-# second to compile. Three eighths serve three modules with a third of the purchases each.
+# Numbers of rows for which there is a program that computes gradients, in eighths of a minibatch. Each takes a fifth of
+# a second to compile. Three eighths serve three modules with a third of the purchases each.
 _EIGHTHS = (2, 3, 4, 6, 8)
 
 

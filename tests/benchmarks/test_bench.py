@@ -360,7 +360,8 @@ def test_jaxmarket_bench_forwards_to_the_folder(monkeypatch, tmp_path, capsys):
 FIELDS = {
     "step": {"market_tax"},
     "train": {"train_over_rollout", "society_over_monolithic", "chain_steps_per_second", "seeds64_over_single"},
-    "scale": {"exponent_time", "exponent_memory"},
+    "images": {"Breakout-MinAtar valuation over_wider", "Breakout-MinAtar ppo over_wider_dense"},
+    "scale": {"exponent_time", "exponent_memory", "exponent_training_valuation", "exponent_training_ppo"},
     "population": {"exponent_rules", "rules_4096_agents_steps_per_second"},
     "equilibrium": {
         "single_markets_that_meet",

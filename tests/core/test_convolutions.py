@@ -27,10 +27,12 @@ def of_flax(kernel, bias, image, stride):
 
 def one_by_one(kernels, biases, images, stride):
     """[networks, images, ...], without `jax.vmap`."""
-    return jnp.stack([
-        jnp.stack([of_flax(kernel, bias, image, stride) for image in images])
-        for kernel, bias in zip(kernels, biases, strict=True)
-    ])
+    return jnp.stack(
+        [
+            jnp.stack([of_flax(kernel, bias, image, stride) for image in images])
+            for kernel, bias in zip(kernels, biases, strict=True)
+        ]
+    )
 
 
 def all_pairs(order, stride, flat=False):

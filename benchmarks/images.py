@@ -1,0 +1,102 @@
+"""Speed of training on images: societies, and single agents with as many parameters.
+
+With the same convolutions, one agent has as many parameters as M bidders if its dense layer is about M times as wide.
+It then convolves an image once where the society does so M times, and takes fewer floating-point operations. An agent
+whose layers are all wider by the same factor, about √M, takes as many operations as the society. Both are measured, in
+turns with the society, with the operations that one forward pass of the bid or policy networks takes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import train
+from benchmarks.timing import Report, executable, measure
+from jaxmarket.training.config import TrainConfig
+from jaxmarket.training.monolith import parameters
+from jaxmarket.view.tables import progress
+
+__all__ = ["TASKS", "run"]
+
+TASKS = ("Breakout-MinAtar", "TwoRooms-Red-v0", "MentalRotation-v0")
+"""Three, seven and six modules; images of 10 × 10 × 4, 7 × 7 × 3 and 32 × 32."""
+
+_AUCTIONS = 1024  # per call
+_LEARNERS = ("valuation", "ppo")
+
+
+def _config(env: str, learner: str) -> TrainConfig:
+    shape: dict[str, Any] = {"instances": 32, "horizon": 32, "steps": _AUCTIONS, "log_every": 1}
+    return TrainConfig(env, learner=learner, epochs=1, **shape)
+
+
+def _wider(config: TrainConfig) -> TrainConfig:
+    """The settings with all layers wider by the factor for which one agent has as many parameters as the society."""
+    torso: Any = config.settings.society.policy.torso
+
+    def scaled(factor: float) -> TrainConfig:
+        widths = {name: tuple(round(factor * w) for w in getattr(torso, name)) for name in ("convolutions", "hidden")}
+        return dataclasses.replace(config, **widths)
+
+    wanted, low, high = train.parameters_of_society(config), 1.0, 64.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        few = train.parameters_of_agent(scaled(middle)) < wanted
+        low, high = (middle, high) if few else (low, middle)
+    return scaled(low)
+
+
+def _megaflops(policy: Any, obs: jax.ShapeDtypeStruct, times: int = 1) -> float:
+    """Floating-point operations of ``times`` forward passes of one image, in millions."""
+    params = policy.init(jax.random.key(0), jnp.zeros(obs.shape, obs.dtype))
+    analysis = executable(policy.output, params, jnp.zeros(obs.shape, obs.dtype)).cost_analysis() or {}
+    return times * float(analysis["flops"]) / 1e6
+
+
+def _compare(report: Report, env: str, learner: str, repeats: int) -> None:
+    """Measure a society and two agents in turns."""
+    config = _config(env, learner)
+    society, wider = config.settings.society, _wider(config)
+    programs: dict[str, tuple[Callable, Callable]] = {"society": train.training(config)}
+    policies = {"society": (society.policy, society.modules)}
+    agents = {"wider dense layer": (config, train.equal_width(config)), "wider layers": (wider, None)}
+    for name, (settings, hidden) in agents.items():
+        programs[name] = train.monolithic(settings, hidden)
+        policies[name] = (train.agent(settings, hidden).learner.policy, 1)
+    states = {name: jax.jit(start)(jax.random.key(0)) for name, (_, start) in programs.items()}
+    calls = {name: (step, (states[name],)) for name, (step, _) in programs.items()}
+    timings = measure(calls, repeats, large=calls)
+    report.keep(f"{env}, {learner}", timings)
+    rates = {name: _AUCTIONS / timing.median for name, timing in timings.items()}
+    rows = report.tables.setdefault(f"{env}, {learner}: {society.modules} modules", [])
+    for name, rate in rates.items():
+        rows.append(
+            {
+                "trained": name,
+                "parameters": parameters(states[name].learner),
+                "Mflop, forward": _megaflops(policies[name][0], society.observation, policies[name][1]),
+                "steps/s": rate,
+                "society's speed / its": rates["society"] / rate,
+            }
+        )
+    report.headline |= {
+        f"{env} {learner} steps_per_second": rates["society"],
+        f"{env} {learner} over_wider_dense": rates["society"] / rates["wider dense layer"],
+        f"{env} {learner} over_wider": rates["society"] / rates["wider layers"],
+    }
+
+
+def run(quick: bool = False) -> Report:
+    """Measure training on images; a quick run measures Breakout alone."""
+    report = Report("images")
+    tasks = [(env, learner) for env in TASKS[: 1 if quick else None] for learner in _LEARNERS]
+    with progress("images", unit="tasks") as show:
+        for done, (env, learner) in enumerate(tasks):
+            show(done, len(tasks), f"{env}, {learner}")
+            _compare(report, env, learner, 3 if quick else 10)
+        show(len(tasks), len(tasks))
+    report.notes.append("one pass over a rollout of 32 instances × 32 steps, minibatches of 128 auctions")
+    return report
