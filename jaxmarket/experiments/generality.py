@@ -7,9 +7,9 @@ of these parts is removed in turn, on the same seeds. With *private revenues* ru
 which *alone* are not joint ones either; *local parents* adds a part, the genetic algorithm of XCS.
 
 One problem is one auction of one instance. All measurements are of frozen populations, and exact but for 20 bits, which
-take hours and belong to ``--full`` runs: there, random inputs are asked. A state without bids counts as wrong. XCS is
-scikit-XCS (extra ``rivals``), which has the same kind of problems: inputs drawn uniformly, one at a time, by random
-numbers of its own.
+belong to ``--full`` runs: there, random inputs are asked. A state without bids counts as wrong. XCS is scikit-XCS
+(extra ``rivals``), which has the same kind of problems: inputs drawn uniformly, one at a time, by random numbers of its
+own.
 """
 
 import dataclasses
@@ -75,13 +75,16 @@ def plans(task: str, quick: bool) -> dict[str, MarketPlan]:
     if task == "woods1":
         env, capacity, rounds, period, births = Woods1(), 400, 5000, 8, 2
         rules, fee, tax, exploration, settling = {"wildcards": 0.33}, 0.002, 1e-3, 0.3, 2
+    elif task == "6 bits":
+        env, capacity, rounds, period, births = Multiplexer(ADDRESSES[task]), 400, 2500, 4, 2
+        rules, fee, tax, exploration, settling = {"margin": 0.3, "wildcards": 0.33}, 0.002, 3e-3, 0.5, 0
     else:
-        env, period, exploration, settling = Multiplexer(ADDRESSES[task]), 4, 0.5, 0
-        capacity, rounds, births, fee, tax, rules = {
-            "6 bits": (400, 2500, 2, 0.002, 3e-3, {"margin": 0.3, "wildcards": 0.33}),
-            "11 bits": (1000, 10_000, 4, 0.001, 3e-3, {"margin": 0.3, "wildcards": 0.5, "mutation": 0.02}),
-            "20 bits": (3000, 40_000, 4, 0.0005, 1e-3, {"margin": 0.3, "wildcards": 0.75, "mutation": 0.02}),
+        env, period, births, tax, exploration, settling = Multiplexer(ADDRESSES[task]), 4, 8, 1e-3, 0.7, 2
+        capacity, rounds, fee, wildcards = {
+            "11 bits": (1500, 10_000, 0.0005, 0.5),
+            "20 bits": (3000, 30_000, 0.00025, 0.75),
         }[task]
+        rules = {"margin": 0.5, "wildcards": wildcards, "mutation": 0.02}
     width = env.observation_space(env.default_params).shape[0]
     representation = RiskAverseRules(width, env.num_actions, **rules)
     market = DeepMarket(adapt(env), representation, capacity, joint_purchases=0.9)
@@ -223,7 +226,7 @@ def _all_halfway(name: str, results: Results) -> str:
 
 def _claims(scope: Scope) -> list[Claim]:
     claims, most = [], majority(scope.seeds)
-    for task in _WITH_XCS:
+    for task in ADDRESSES if scope.full else _WITH_XCS:
         name, half = f"{task}: market", 2 ** ADDRESSES[task]
         right, problems = at(name, "right"), f"{plans(task, scope.quick)['market'].steps[-1]:,} problems"
         claims += [
