@@ -178,12 +178,17 @@ class GrownMarket:
         """The lineage of one seed."""
         return Lineage(self.seed(seed).births, self.plan.num_agents)
 
-    def per_episode(self, field: str) -> np.ndarray:
-        """Mean of ``returns`` or ``lengths`` of the episodes that ended in a chunk: f [chunks, seeds], NaN if none."""
+    def per_episode(self, field: str, parts: int | None = None) -> np.ndarray:
+        """Mean of ``returns`` or ``lengths`` of the episodes that ended in a part of the run: f [parts, seeds].
+
+        Args:
+            field: the name.
+            parts: equal parts of the rounds; the chunks of the plan by default. Without episodes a part has NaN.
+        """
         statistics = self.rounds.statistics
 
         def sums(values: Any) -> np.ndarray:
-            return values.reshape(len(values), self.plan.chunks, -1).sum(-1).T
+            return values.reshape(len(values), parts or self.plan.chunks, -1).sum(-1).T
 
         return ratio(sums(getattr(statistics, field)), sums(statistics.episodes))
 

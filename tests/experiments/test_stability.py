@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,7 +17,11 @@ def test_runs_are_ten_times_as_long_with_births_to_the_end():
         for plan in plans(name, quick=False).values():
             longer = stability._longer(plan)
             assert longer.steps[-1] == 10 * plan.steps[-1]
-            assert longer.steps[stability._TRAINED - 1] == plan.steps[-1]
+            trained = longer.chunks // 10
+            assert longer.steps[trained - 1] == plan.steps[-1]
+            for i in range(trained):
+                stages = longer.env_params(i), plan.env_params(i * plan.chunks // trained)
+                jax.tree.map(np.testing.assert_array_equal, *stages)
             assert (longer.settling, longer.market, longer.terms) == (0, plan.market, plan.terms)
 
 
@@ -34,10 +39,10 @@ def test_one_thing_is_changed_at_a_time():
 def test_slow_changes_are_run_in_full_only():
     normal, full = ({c.name for c in EXPERIMENT.planned(Scope(4, full=full))} for full in (False, True))
     assert normal < full
-    assert "MemoryChain 10: rare births" in full - normal
+    assert {"MemoryChain 10: rare births", "Woods101: market", "blocks world: market"} <= full - normal
 
 
-def made_up(returns=0.9, right=0.9, steps=2.0):
+def made_up(returns=0.9, right=0.9, steps=2.0, solved=0.9, full=True):
     """Results of four seeds; a value, or f [parts, seeds] while learning, for every task."""
     parts = stability._PARTS
 
@@ -47,9 +52,10 @@ def made_up(returns=0.9, right=0.9, steps=2.0):
         plan = types.SimpleNamespace(chunks=parts, steps=np.arange(1, parts + 1))
         return GrownMarket(plan, None, types.SimpleNamespace(statistics=statistics), {task.frozen: values.T}, None)
 
-    given = dict(zip(TASKS, (returns, right, steps), strict=True))
-    found = {f"{name}: {kind}": market(name, given[name]) for name in TASKS for kind in plans(name, quick=True)}
-    return Results(Scope(4), found, {}, EXPERIMENT.measures)
+    given = dict(zip(TASKS, (returns, right, steps, 0.9, solved), strict=True))
+    names = [condition.name for condition in EXPERIMENT.planned(Scope(4, full=full))]
+    found = {name: market(name.partition(": ")[0], given[name.partition(": ")[0]]) for name in names}
+    return Results(Scope(4, full=full), found, {}, EXPERIMENT.measures)
 
 
 def late(value, usual, part=12):
@@ -62,12 +68,14 @@ def late(value, usual, part=12):
 @pytest.mark.parametrize(
     ("given", "standing"),
     [
-        ({}, [True, True, True]),
-        ({"returns": late(0.2, 0.9)}, [False, True, True]),
-        ({"right": late(0.6, 0.9)}, [True, False, True]),
-        ({"steps": late(9, 2)}, [True, True, False]),
-        ({"returns": late(0.2, 0.9, part=1)}, [True, True, True]),  # before it is trained
-        ({"steps": late(np.nan, 2)}, [True, True, False]),  # no episode ended
+        ({}, [True, True, True, True, True]),
+        ({"returns": late(0.2, 0.9)}, [False, True, True, True, True]),
+        ({"right": late(0.6, 0.9)}, [True, False, True, True, True]),
+        ({"steps": late(9, 2)}, [True, True, False, True, True]),
+        ({"solved": late(0.4, 0.9)}, [True, True, True, True, False]),
+        ({"returns": late(0.2, 0.9, part=1)}, [True, True, True, True, True]),  # before it is trained
+        ({"steps": late(np.nan, 2)}, [True, True, False, True, True]),  # no episode ended
+        ({"solved": 0.1, "full": False}, [True, True, True]),
     ],
 )
 def test_a_collapse_is_one_bad_part_after_training(given, standing):
@@ -83,7 +91,8 @@ def test_the_table_counts_collapses_and_the_figure_is_drawn():
     assert (woods["collapsed once"], woods["collapsed then"], woods["after training"]) == ("1/4", "0/4", 2)
     assert (chain["collapsed once"], chain["collapsed then"]) == ("1/4", "1/4")
     assert woods["worst part, mean"] == pytest.approx((3 * 2 + 9) / 4)
-    assert stability._draw(results) is not None
+    assert len(stability._draw(results).axes) == len(TASKS)
+    assert len(stability._draw(made_up(full=False)).axes) == 3
 
 
 def test_it_is_registered():
