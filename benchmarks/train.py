@@ -277,7 +277,7 @@ def comparisons() -> list[tuple[str, float, list[_Candidate]]]:
     # All algorithms are evaluated every 4,096 steps on Chain, and every 16,384 on CartPole.
     chain: dict[str, Any] = {"hidden": (16,), "instances": 128, "horizon": 32, "steps": 4_096_000, "log_every": 1}
     tuned: dict[str, Any] = {"learning_rate": 4e-4, "entropy": 0.05, "trace_decay": 0.8}
-    alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01}
+    alone: dict[str, Any] = {"learning_rate": 1e-3, "entropy": 0.01, "trace_decay": 0.95}
     return [
         (
             "Chain-v0",
@@ -303,6 +303,7 @@ def comparisons() -> list[tuple[str, float, list[_Candidate]]]:
                         learning_rate=3e-4,
                         value_learning_rate=1e-3,
                         entropy=0.01,
+                        trace_decay=0.95,
                         epochs=4,
                         log_every=4,
                     ),
