@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxmarket.convolutions import relu_convolution
-from jaxmarket.policies import Convolution, Torso, cnn
+from jaxmarket.policies import Convolution, Torso, cnn, relu_convolution
 
 NETWORKS, IMAGES = 2, 5
 SHAPES = [((6, 6), 1), ((5, 8), 1), ((6, 6), 2), ((7, 7), 2), ((5, 8), 2), ((6, 7), 3), ((8, 5), 3), ((1, 2), 3)]
