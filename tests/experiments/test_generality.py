@@ -36,7 +36,7 @@ def test_a_problem_is_one_auction():
     assert {task: int(at[-1]) for task, at in steps.items()} == {
         "6 bits": 10_000,
         "11 bits": 40_000,
-        "20 bits": 160_000,
+        "20 bits": 120_000,
         "woods1": 40_000,
     }
     assert all(len(at) == 20 for at in steps.values())
