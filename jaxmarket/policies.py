@@ -635,11 +635,12 @@ def _convolve_image(kernel: Array, bias: Array, image: Array, *, stride: int, fl
 def _convolve_images(kernel: Array, bias: Array, images: Array, *, stride: int, flat: bool) -> Array:
     """[height, width, c, n] -> [down, right, C, n], computed as [c, height, width, n] -> [C, down, right, n]."""
     patches = jnp.concatenate(_windows(images.transpose(2, 0, 1, 3), stride, axis=1), 0)
+    k, *places, n = patches.shape
     # One axis of places and images: a contraction of several axes would be preceded by a transposition. Sum and ReLU
     # have an axis for each, since XLA would divide to find the place of every number.
-    product = (kernel.T @ patches.reshape(patches.shape[0], -1)).reshape(-1, *patches.shape[1:])
+    product = (kernel.T @ patches.reshape(k, math.prod(places) * n)).reshape(bias.size, *places, n)
     result = jax.nn.relu(product + bias[:, None, None, None]).transpose(1, 2, 0, 3)
-    return result.reshape(-1, result.shape[-1]) if flat else result
+    return result.reshape(math.prod(places) * bias.size, n) if flat else result
 
 
 def _convolve(kernel: Array, bias: Array, image: Array, *, networks: _Axes | None, **parameters: Any) -> Array:

@@ -109,6 +109,12 @@ def test_derivatives_inside_a_batch_and_of_one_image():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
+def test_there_may_be_no_images():
+    kernels, biases, images = drawn((5, 4), images=0)
+    for flat, shape in ((False, (3, 2, 4)), (True, (24,))):
+        assert all_pairs("images inside", 2, flat)(kernels, biases, images).shape == (NETWORKS, 0, *shape)
+
+
 def test_double_precision_is_kept():
     with jax.enable_x64(True):
         given = [x.astype(jnp.float64) for x in drawn((5, 4))]
