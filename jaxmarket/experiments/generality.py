@@ -386,7 +386,7 @@ def _curves(results: Results) -> Any:
             ax.set_ylabel("steps to food, frozen")
             plotting.log_y_axis(ax, [2, 3, 5, 10, 20, 50])
         else:
-            ax.set(ylabel="share of inputs answered correctly, frozen", ylim=(0.4, 1.02))
+            ax.set(ylabel="right inputs, frozen", ylim=(0.4, 1.02))
         plotting.step_axis(ax, "auctions" if task == "woods1" else "problems")
     plotting.legend_below(fig)
     return fig
