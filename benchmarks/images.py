@@ -7,7 +7,8 @@ turns with the society, with the operations that one forward pass of the bid or 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,31 +18,40 @@ from benchmarks import train
 from benchmarks.timing import Report, executable, measure
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import parameters
+from jaxmarket.training.pinned import train_config
 from jaxmarket.view.tables import progress
 
-__all__ = ["TASKS", "run"]
+__all__ = ["LEARNERS", "TASKS", "config", "run"]
 
-TASKS = ("Breakout-MinAtar", "TwoRooms-Red-v0", "MentalRotation-v0")
-"""Three, seven and six modules; images of 10 × 10 × 4, 7 × 7 × 3 and 32 × 32."""
+_ONE: Mapping[str, Any] = MappingProxyType({"convolutions": (16,), "stride": 1, "hidden": (128,)})
+TASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "Breakout-MinAtar": _ONE,
+        "TwoRooms-Red-v0": _ONE,
+        "MentalRotation-v0": MappingProxyType({"convolutions": (16, 32), "stride": 2, "hidden": (128,)}),
+    }
+)
+"""Layers by environment: of three, seven and six modules, with images of 10 × 10 × 4, 7 × 7 × 3 and 32 × 32 × 1."""
+LEARNERS = ("valuation", "ppo")
 
 _AUCTIONS = 1024  # per call
-_LEARNERS = ("valuation", "ppo")
 
 
-def _config(env: str, learner: str) -> TrainConfig:
-    shape: dict[str, Any] = {"instances": 32, "horizon": 32, "steps": _AUCTIONS, "log_every": 1}
-    return TrainConfig(env, learner=learner, epochs=1, **shape)
+def config(env: str, learner: str) -> TrainConfig:
+    """The society that is measured."""
+    shape: dict[str, Any] = {"instances": 32, "horizon": 32, "steps": _AUCTIONS, "log_every": 1, "minibatch": 128}
+    return train_config(env, learner=learner, epochs=1, **shape, **TASKS[env])
 
 
-def _wider(config: TrainConfig) -> TrainConfig:
+def _wider(society: TrainConfig) -> TrainConfig:
     """The settings with all layers wider by the factor for which one agent has as many parameters as the society."""
-    torso: Any = config.settings.society.policy.torso
+    torso: Any = society.settings.society.policy.torso
 
     def scaled(factor: float) -> TrainConfig:
         widths = {name: tuple(round(factor * w) for w in getattr(torso, name)) for name in ("convolutions", "hidden")}
-        return dataclasses.replace(config, **widths)
+        return dataclasses.replace(society, **widths)
 
-    wanted, low, high = train.parameters_of_society(config), 1.0, 64.0
+    wanted, low, high = train.parameters_of_society(society), 1.0, 64.0
     while high - low > 1e-3:
         middle = (low + high) / 2
         few = train.parameters_of_agent(scaled(middle)) < wanted
@@ -58,11 +68,11 @@ def _megaflops(policy: Any, obs: jax.ShapeDtypeStruct, times: int = 1) -> float:
 
 def _compare(report: Report, env: str, learner: str, repeats: int) -> None:
     """Measure a society and two agents in turns."""
-    config = _config(env, learner)
-    society, wider = config.settings.society, _wider(config)
-    programs: dict[str, tuple[Callable, Callable]] = {"society": train.training(config)}
+    given = config(env, learner)
+    society, wider = given.settings.society, _wider(given)
+    programs: dict[str, tuple[Callable, Callable]] = {"society": train.training(given)}
     policies = {"society": (society.policy, society.modules)}
-    agents = {"wider dense layer": (config, train.equal_width(config)), "wider layers": (wider, None)}
+    agents = {"wider dense layer": (given, train.equal_width(given)), "wider layers": (wider, None)}
     for name, (settings, hidden) in agents.items():
         programs[name] = train.monolithic(settings, hidden)
         policies[name] = (train.agent(settings, hidden).learner.policy, 1)
@@ -92,7 +102,7 @@ def _compare(report: Report, env: str, learner: str, repeats: int) -> None:
 def run(quick: bool = False) -> Report:
     """Measure training on images; a quick run measures Breakout alone."""
     report = Report("images")
-    tasks = [(env, learner) for env in TASKS[: 1 if quick else None] for learner in _LEARNERS]
+    tasks = [(env, learner) for env in list(TASKS)[: 1 if quick else None] for learner in LEARNERS]
     with progress("images", unit="tasks") as show:
         for done, (env, learner) in enumerate(tasks):
             show(done, len(tasks), f"{env}, {learner}")

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import images
 from benchmarks.step import market_rollout
 from benchmarks.timing import Report, executable, measure
 from jaxmarket.learners.protocol import EXPERIENCE_AXES, is_large
@@ -229,13 +230,12 @@ def configs(quick: bool = False) -> dict[str, TrainConfig]:
     # Short calls, a few milliseconds, so that the fastest of many is one that nothing interrupted.
     small: dict[str, Any] = {"instances": 128, "horizon": 32, "steps": 16_384, "log_every": 4}
     large: dict[str, Any] = {"instances": 1024, "horizon": 32, "minibatch": 1024, "steps": 32_768, "log_every": 1}
-    images: dict[str, Any] = {"learner": "ppo", "epochs": 1, "horizon": 32, "steps": 1024, "log_every": 1}
     found = {
         "Chain-v0": train_config("Chain-v0", hidden=(16,), **small),
         "CartPole-v1": train_config("CartPole-v1", hidden=(64, 64), **small),
     }
     if not quick:
-        found |= {name: TrainConfig(name, **images) for name in ("TwoRooms-Red-v0", "MentalRotation-v0")}
+        found |= {name: images.config(name, "ppo") for name in ("TwoRooms-Red-v0", "MentalRotation-v0")}
         found["CartPole-v1, 2 × 256"] = train_config("CartPole-v1", hidden=(256, 256), **large)
     return found
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import compile as compiling
-from benchmarks import roofline, step, train
+from benchmarks import images, roofline, step, train
 from jaxmarket import environments
 from jaxmarket.experiments import (
     Scope,
@@ -205,6 +205,7 @@ def bench_configs():
     found = {"train: Chain": train.CHAIN, "train: CartPole": train.cart_pole()}
     found |= {f"train: {env} {c.name}": c.config for env, _, candidates in train.comparisons() for c in candidates}
     found |= {f"roofline: {name}": config for name, config in roofline.configs().items()}
+    found |= {f"images: {env}, {kind}": images.config(env, kind) for env in images.TASKS for kind in images.LEARNERS}
     found |= {"compile: Chain": compiling.chain(), "compile: CartPole, 2 layers": compiling.cart_pole(2)}
     return found | {f"step: {case}": case.config for case in step.cases(quick=False)}
 
