@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import train
-from benchmarks.timing import Report, executable, measure
+from benchmarks.timing import Report, counts, measure
 from jaxmarket.training.config import TrainConfig
 from jaxmarket.training.monolith import parameters
 from jaxmarket.training.pinned import train_config
@@ -47,23 +47,20 @@ def _wider(society: TrainConfig) -> TrainConfig:
     """The settings with all layers wider by the factor for which one agent has as many parameters as the society."""
     torso: Any = society.settings.society.policy.torso
 
-    def scaled(factor: float) -> TrainConfig:
-        widths = {name: tuple(round(factor * w) for w in getattr(torso, name)) for name in ("convolutions", "hidden")}
-        return dataclasses.replace(society, **widths)
+    def scaled(thousandths: int) -> TrainConfig:
+        def wider(layers: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(round(thousandths * width / 1000) for width in layers)
 
-    wanted, low, high = train.parameters_of_society(society), 1.0, 64.0
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        few = train.parameters_of_agent(scaled(middle)) < wanted
-        low, high = (middle, high) if few else (low, middle)
-    return scaled(low)
+        return dataclasses.replace(society, convolutions=wider(torso.convolutions), hidden=wider(torso.hidden))
+
+    wanted = train.parameters_of_society(society)
+    return scaled(train.largest(lambda n: train.parameters_of_agent(scaled(n)) < wanted, 1000, 64_000))
 
 
 def _megaflops(policy: Any, obs: jax.ShapeDtypeStruct, times: int = 1) -> float:
     """Floating-point operations of ``times`` forward passes of one image, in millions."""
-    params = policy.init(jax.random.key(0), jnp.zeros(obs.shape, obs.dtype))
-    analysis = executable(policy.output, params, jnp.zeros(obs.shape, obs.dtype)).cost_analysis() or {}
-    return times * float(analysis["flops"]) / 1e6
+    image = jnp.zeros(obs.shape, obs.dtype)
+    return times * counts(policy.output, policy.init(jax.random.key(0), image), image)["flops"] / 1e6
 
 
 def _compare(report: Report, env: str, learner: str, repeats: int) -> None:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from benchmarks import images
 from benchmarks.step import market_rollout
-from benchmarks.timing import Report, executable, measure
+from benchmarks.timing import Report, counts, executable, measure
 from jaxmarket.learners.protocol import EXPERIENCE_AXES, is_large
 from jaxmarket.settlement import settle
 from jaxmarket.society import draw, reset, step_with
@@ -178,7 +178,7 @@ class Cost:
 
 def _cost(function: Any, *arguments: Any) -> Cost:
     """The cost of one call."""
-    analysis = executable(function, *arguments).cost_analysis() or {}
+    analysis = counts(function, *arguments)
     return Cost(*(float(analysis.get(name, 0)) for name in ("flops", "transcendentals", "bytes accessed")))
 
 

@@ -73,7 +73,7 @@ def sweep(
 
 
 def training(report: Report, sizes: Iterable[int], repeats: int = 10) -> Iterator[int]:
-    """Measure complete training with several numbers of bidders, of which two share a table; yields each size before.
+    """Measure complete training with several numbers of bidders, two to a table; yields a size before it is measured.
 
     Args:
         report: the report to extend.

@@ -224,6 +224,11 @@ def executable(function: Callable[..., Any], *arguments: Any, large: bool = Fals
         return jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options(large=large))
 
 
+def counts(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
+    """What XLA counts in one call of a function, such as ``flops``; loop bodies once."""
+    return executable(function, *arguments).cost_analysis() or {}
+
+
 def machine() -> dict[str, Any]:
     """The device, machine, versions and commit of a measurement."""
     device = jax.devices()[0]

@@ -35,6 +35,7 @@ __all__ = [
     "agent",
     "beside_rollouts",
     "equal_width",
+    "largest",
     "monolithic",
     "parameters_of_agent",
     "parameters_of_society",
@@ -103,12 +104,16 @@ def equal_width(config: TrainConfig) -> tuple[int, ...]:
     def missing(width: int) -> int:
         return wanted - parameters_of_agent(config, (width,) * layers)
 
-    # Bisection: the number of parameters increases with the width.
-    low, high = 1, wanted
+    below = largest(lambda width: missing(width) >= 0, 1, wanted)
+    return (min((below, below + 1), key=lambda width: abs(missing(width))),) * layers
+
+
+def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest integer from ``low`` to ``high - 1`` that fits, if all smaller ones do: by bisection."""
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if missing(middle) >= 0 else (low, middle)
-    return (min((low, high), key=lambda width: abs(missing(width))),) * layers
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @dataclasses.dataclass(frozen=True)

@@ -615,26 +615,13 @@ def relu_convolution(
     return _convolution.bind(kernel, bias, image, stride=stride, flat=flat, networks=None)
 
 
-def _windows(image: Array, stride: int, axis: int) -> list[Array]:
-    """What each of the nine places of a kernel sees; height and width are ``axis`` and the axis after it."""
-    height, width = image.shape[axis : axis + 2]
-    padded = jnp.pad(image, [(1, 1) if each in (axis, axis + 1) else (0, 0) for each in range(image.ndim)])
-    before = (slice(None),) * axis
-    return [
-        padded[(*before, slice(i, i + height, stride), slice(j, j + width, stride))] for i in range(3) for j in range(3)
-    ]
-
-
-def _convolve_image(kernel: Array, bias: Array, image: Array, *, stride: int, flat: bool) -> Array:
-    """[height, width, c] -> [down, right, C]."""
-    patches = jnp.concatenate(_windows(image, stride, axis=0), -1)
-    result = jax.nn.relu(patches.reshape(-1, patches.shape[-1]) @ kernel + bias)
-    return result.reshape(-1) if flat else result.reshape(*patches.shape[:2], -1)
-
-
 def _convolve_images(kernel: Array, bias: Array, images: Array, *, stride: int, flat: bool) -> Array:
     """[height, width, c, n] -> [down, right, C, n], computed as [c, height, width, n] -> [C, down, right, n]."""
-    patches = jnp.concatenate(_windows(images.transpose(2, 0, 1, 3), stride, axis=1), 0)
+    height, width = images.shape[:2]
+    padded = jnp.pad(images.transpose(2, 0, 1, 3), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = jnp.concatenate(
+        [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)], 0
+    )
     k, *places, n = patches.shape
     # One axis of places and images: a contraction of several axes would be preceded by a transposition. Sum and ReLU
     # have an axis for each, since XLA would divide to find the place of every number.
@@ -643,10 +630,18 @@ def _convolve_images(kernel: Array, bias: Array, images: Array, *, stride: int, 
     return result.reshape(math.prod(places) * bias.size, n) if flat else result
 
 
+def _by_networks(function: Callable[..., Array], networks: _Axes | None) -> Callable[..., Array]:
+    """The function, mapped over networks if there are several."""
+    return function if networks is None else jax.vmap(function, networks)
+
+
 def _convolve(kernel: Array, bias: Array, image: Array, *, networks: _Axes | None, **parameters: Any) -> Array:
     """The convolution of one image, by one network or by several."""
-    of_image = functools.partial(_convolve_image, **parameters)
-    return (of_image if networks is None else jax.vmap(of_image, networks))(kernel, bias, image)
+
+    def of_image(kernel: Array, bias: Array, image: Array) -> Array:
+        return _convolve_images(kernel, bias, image[..., None], **parameters)[..., 0]
+
+    return _by_networks(of_image, networks)(kernel, bias, image)
 
 
 def _batch_of_convolutions(
@@ -655,9 +650,7 @@ def _batch_of_convolutions(
     """The rule for `jax.vmap`: over images, over networks, or over both or anything else."""
     (kernel, bias, image), image_axis = operands, axes[2]
     if axes[0] is axes[1] is None and image_axis is not None:
-        of_images = functools.partial(_convolve_images, **parameters)
-        if networks is not None:
-            of_images = jax.vmap(of_images, networks)
+        of_images = _by_networks(functools.partial(_convolve_images, **parameters), networks)
         result = of_images(kernel, bias, jnp.moveaxis(image, image_axis, -1))
         return result, result.ndim - 1
     operands = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True)]

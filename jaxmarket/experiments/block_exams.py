@@ -25,7 +25,7 @@ from jaxmarket.keys import key_for, key_of
 from jaxmarket.runs.estimates import interquartile_mean, mean
 from jaxmarket.runs.populations import SUMS, GrownMarket
 from jaxmarket.switches import whole_program
-from jaxmarket.types import Array, real
+from jaxmarket.types import Array, PyTree, real
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -196,6 +196,15 @@ class Examined:
                 aside=SUMS,
             ),
         ]
+
+    def richest_agents(self, name: str, show: Callable[[PyTree], str], note: str) -> Table:
+        """The table ``name`` of the richest agents of the market that solves most instances, each as text."""
+        return Table(
+            name,
+            lambda results: f"the richest agents of the market with the highest success (seed {self.best(results)})",
+            lambda results: results[self.market].richest_agents(self.best(results), 12, show),
+            note,
+        )
 
     def draw(self, ax: "Axes", success: dict[str, np.ndarray], colors: dict[str, Any]) -> None:
         """Success by size, mean over seeds, of the market with its range."""

@@ -23,7 +23,7 @@ from jaxmarket.experiments.block_exams import (
 )
 from jaxmarket.experiments.claims import Claim, Evidence, at, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
-from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.experiment import Experiment
 from jaxmarket.experiments.populations import life
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.estimates import mean
@@ -159,12 +159,9 @@ EXPERIMENT = Experiment(
     claims=_claims,
     tables=[
         *_EXAMINED.tables("hayek"),
-        Table(
+        _EXAMINED.richest_agents(
             "programs",
-            lambda results: (
-                f"the richest agents of the market with the highest success (seed {_EXAMINED.best(results)})"
-            ),
-            lambda results: results["hayek"].richest_agents(_EXAMINED.best(results), 12, _program),
+            _program,
             "bid: fixed at entry, nan before the first bid · line: generations of ancestors, including the agent",
         ),
     ],

@@ -28,7 +28,7 @@ from jaxmarket.experiments.block_exams import (
 )
 from jaxmarket.experiments.claims import Claim, at, majority, separated, share_of_seeds, within
 from jaxmarket.experiments.conditions import Condition, Grow, Scope
-from jaxmarket.experiments.experiment import Experiment, Table
+from jaxmarket.experiments.experiment import Experiment
 from jaxmarket.experiments.populations import estimating_terms, life
 from jaxmarket.experiments.results import Results
 from jaxmarket.runs.estimates import mean
@@ -176,12 +176,9 @@ EXPERIMENT = Experiment(
     claims=_claims,
     tables=[
         *_EXAMINED.tables("hayek-expressions"),
-        Table(
+        _EXAMINED.richest_agents(
             "agents",
-            lambda results: (
-                f"the richest agents of the market with the highest success (seed {_EXAMINED.best(results)})"
-            ),
-            lambda results: results["market"].richest_agents(_EXAMINED.best(results), 12, EXPRESSIONS.show),
+            EXPRESSIONS.show,
             "line: generations of ancestors, including the agent",
         ),
     ],

@@ -111,12 +111,17 @@ def _longer(plan: MarketPlan) -> MarketPlan:
     return dataclasses.replace(plan, rounds=TIMES * plan.rounds, chunks=chunks, settling=0)
 
 
+def _included(scope: Scope, task: str, change: str) -> bool:
+    """Whether a run has this condition."""
+    return scope.full or (task, change) not in _LONG
+
+
 def _conditions(scope: Scope) -> list[Condition]:
     return [
         Grow(f"{name}: {change}", _longer(plan), task.measures)
         for name, task in TASKS.items()
         for change, plan in plans(name, scope.quick).items()
-        if scope.full or (name, change) not in _LONG
+        if _included(scope, name, change)
     ]
 
 
@@ -163,7 +168,7 @@ def _claims(scope: Scope) -> list[Claim]:
             **{"at_least" if task.sign > 0 else "at_most": task.level},  # type: ignore[arg-type]
         )
         for name, task in TASKS.items()
-        if scope.full or (name, "market") not in _LONG
+        if _included(scope, name, "market")
     ]
 
 
